@@ -1,0 +1,155 @@
+"""What stands beside an export: dataset.json for programs, a data card for people, Croissant.
+
+A summary is {name, format, seed, counts, columns: [[name, type]], files: [{file, rows, bytes,
+sha256}]}: all of it is known when the last file is written, and none of it is a time or a machine.
+"""
+
+import json
+from typing import Any
+
+from metadata import schema
+
+DOCS = {c.name: c.doc for c in vars(schema).values() if isinstance(c, schema.Column)}
+HOW_TO_READ = {
+    "parquet": "Every file stands alone; rows are shuffled within a file and files by their number"
+    ": a loader that reads files in any order and mixes a few of them needs no other shuffle.",
+    "webdataset": "img2dataset's layout: KEY.jpg (or the suffix of its format), KEY.txt and"
+    " KEY.json; a Parquet file beside each tar repeats the JSON.",
+    "uid_list": "DataComp's subset file: 128-bit ids as two big-endian halves, `u8,u8`, sorted; an"
+    " id that stands k times is to be seen k times. `numpy.load(..., mmap_mode='r')` reads it.",
+}
+CROISSANT_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    **{
+        term: f"cr:{term}"
+        for term in (
+            "column",
+            "extract",
+            "field",
+            "fileSet",
+            "includes",
+            "jsonPath",
+            "recordSet",
+            "repeated",
+            "source",
+            "transform",
+        )
+    },
+}
+CROISSANT_TYPES = {  # by how Arrow's name for a type begins; text where none fits
+    "bool": "sc:Boolean",
+    "int": "sc:Integer",
+    "uint": "sc:Integer",
+    "float": "sc:Float",
+    "double": "sc:Float",
+}
+
+
+def documents(summary: dict[str, Any]) -> dict[str, str]:
+    """File name to text; dataset.json last, so that its presence says that all is there."""
+    texts = {"README.md": data_card(summary)}
+    if summary["format"] == "parquet":
+        texts["croissant.json"] = _json(croissant(summary))
+    return texts | {"dataset.json": _json(summary | {"rows": _rows(summary)})}
+
+
+def data_card(summary: dict[str, Any]) -> str:
+    """Markdown: what is in it, how it came to be, how to read it, what to mind."""
+    counts = dict(summary["counts"])
+    seen, exported = counts.pop("rows"), counts.pop("exported")
+    size_bytes = sum(file["bytes"] for file in summary["files"])
+    fields = "\n".join(
+        f"| `{name}` | `{dtype}` | {_doc(name)} |" for name, dtype in summary["columns"]
+    )
+    left = "\n".join(f"| left out: {reason} | {n:,} |" for reason, n in counts.items())
+    return f"""# {summary["name"]}
+
+Image-text pairs, curated by clipmill: {_rows(summary):,} rows, {size_bytes:,} bytes,
+{len(summary["files"]):,} files. Seed {summary["seed"]}.
+
+| rows | |
+|---|---|
+| seen | {seen:,} |
+| exported | {exported:,} |
+{left}
+
+## Columns
+
+| name | type | |
+|---|---|---|
+{fields}
+
+## Reading it
+
+{HOW_TO_READ[summary["format"]]} `dataset.json` lists the files with rows, bytes and SHA-256.
+
+## Before you use or share it
+
+Images and captions belong to their authors: the licences are those of the pool, and none is
+granted here. Captions are as found on the web. Every filter keeps some groups of people, languages
+and places more than others: compare the keep rates before a model is trained for use on people.
+"""
+
+
+def croissant(summary: dict[str, Any]) -> dict[str, Any]:
+    """Croissant 1.0 of an export to Parquet, its files found beside it."""
+    return {
+        "@context": CROISSANT_CONTEXT,
+        "@type": "sc:Dataset",
+        "name": summary["name"],
+        "description": f"Image-text pairs, curated by clipmill: {_rows(summary)} rows.",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "distribution": [
+            {
+                "@type": "cr:FileSet",
+                "@id": "shards",
+                "name": "shards",
+                "encodingFormat": "application/x-parquet",
+                "includes": "*.parquet",
+            }
+        ],
+        "recordSet": [
+            {
+                "@type": "cr:RecordSet",
+                "@id": "rows",
+                "name": "rows",
+                "field": [_field(name, dtype) for name, dtype in summary["columns"]],
+            }
+        ],
+    }
+
+
+def _field(name: str, dtype: str) -> dict[str, Any]:
+    source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": name}}
+    if name == schema.TEXTS.name:
+        source["transform"] = {"jsonPath": "text"}  # of each caption only what it says
+    item = dtype.partition("list<")[2].partition(": ")[2] or dtype  # list<item: float>: float
+    known = (kind for start, kind in CROISSANT_TYPES.items() if item.startswith(start))
+    return {
+        "@type": "cr:Field",
+        "@id": f"rows/{name}",
+        "name": name,
+        "description": _doc(name),
+        "dataType": "sc:ImageObject" if name == schema.IMAGE.name else next(known, "sc:Text"),
+        "source": source,
+        **({"repeated": True} if item != dtype else {}),
+    }
+
+
+def _doc(name: str) -> str:
+    """What is known of a column, whichever stage it is taken from."""
+    return DOCS.get(name.rpartition(".")[2], "")
+
+
+def _rows(summary: dict[str, Any]) -> int:
+    return sum(file["rows"] for file in summary["files"])
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,37 @@
+"""Kill points: where a crash would hurt, so that tests can die there and nowhere else.
+
+`CLIPMILL_FAULT=record:3` with `CLIPMILL_FAULT_DIR=DIR` kills the process group with SIGKILL the
+third time any process of the run reaches a point named `record`; `any` counts all points, and
+`any:0` only counts. `CLIPMILL_FAULT_SCOPE=process` kills the one process that got there. Each
+reach leaves a file in DIR, so a test sees which points were reached, and how often.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+
+def reached(point: str, name: str) -> None:
+    """Nothing, unless a test has asked to die here."""
+    fault = os.environ.get("CLIPMILL_FAULT")
+    if not fault:
+        return
+    wanted, _, count = fault.partition(":")
+    folder = Path(os.environ["CLIPMILL_FAULT_DIR"])
+    number = _next(folder, "any" if wanted == "any" else point, f"{point} {name}")
+    if wanted in ("any", point) and number == int(count):
+        if os.environ.get("CLIPMILL_FAULT_SCOPE") == "process":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _next(folder: Path, point: str, text: str) -> int:
+    """1, 2, 3 … across all processes: an exclusive create is the counter."""
+    number = sum(1 for _ in folder.glob(f"{point}-*")) + 1
+    while True:
+        try:
+            with (folder / f"{point}-{number:05d}").open("x") as file:
+                file.write(text)
+            return number
+        except FileExistsError:
+            number += 1

@@ -1,0 +1,45 @@
+"""What a stage's results depend on, as one short digest.
+
+Stage, version, settings and the parents' fingerprints; never masks, the bytes at a path, or how
+many workers there were. A setting declared with `location()` says where or how fast, and stays out.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """First 128 bits of the SHA-256 of a JSON value in canonical form, as 32 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def settings_of(stage: Any) -> dict[str, Any]:
+    """The fingerprinted settings of a stage, as JSON."""
+    return {
+        field.name: plain(getattr(stage, field.name))
+        for field in dataclasses.fields(stage)
+        if field.metadata.get("fingerprint", True)
+    }
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON: tuples become lists, nested settings become objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return settings_of(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def fingerprint(
+    uses: str, version: int, settings: Mapping[str, Any], parents: Mapping[str, Any]
+) -> str:
+    """12 hex digits that name a stage's folder. Parents: edge or bound column to fingerprint."""
+    whole = {"uses": uses, "version": version, "settings": settings, "parents": parents}
+    return digest(whole)[:12]

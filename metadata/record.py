@@ -1,0 +1,205 @@
+"""The record of one finished shard, and how a folder of them is read back.
+
+A stage's folder holds `000123-<digest>.parquet` (data, named by its content) and `000123.json` (its
+record, which names one data file, so that two attempts cannot mix). `000123.p1.json` is a later
+pass over rows that the first left out. Records are folded into `records.parquet` as a run goes, so
+that a resume reads one object, and only those records that are newer.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metadata.storage import Entry, Storage
+
+RECORD_NAME = re.compile(r"(\d{6,})(?:\.p(\d+))?\.json")
+FOLDED = "records.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one shard of a stage holds, and of what it was made."""
+
+    shard: int
+    number: int = 0  # of the pass
+    data: str | None  # object name; None for a pass that found nothing to do
+    size_bytes: int
+    sha256: str  # of the data file
+    rows: int  # of the shard
+    computed: int  # rows this pass computed
+    uid_sha256: str
+    parents: dict[str, str]  # stage to the digest of its shard
+    mask: str | None = None  # digest of the `only:` shard
+    counts: dict[str, int] = field(default_factory=dict)  # reason to rows; "" counts the fine ones
+    source: dict[str, Any] | None = None  # of a root's shard
+    seconds: float = 0.0
+    attempts: int = 1
+
+    @property
+    def name(self) -> str:
+        return record_name(self.shard, self.number)
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Record":
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardState:
+    """A finished shard as its readers see it: its files by pass, and one digest of them all."""
+
+    rows: int
+    files: tuple[str, ...]
+    digest: str
+    mask: "ShardState | None" = None  # rows outside it read as null, `not_selected`
+    source: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a shard was set aside: `<shard>.failed.json`."""
+
+    shard: int
+    parents: dict[str, str]
+    crashed: bool  # ended its worker each time: left alone until asked
+    found: str
+    where: str
+    do: str
+
+
+@dataclass
+class Scan:
+    """What a stage's folder holds: records by shard and pass, failures, and the manifest."""
+
+    records: dict[int, list[Record]]
+    failures: dict[int, Failure]
+    manifest: dict[str, Any] | None
+    attempts: tuple[str, ...] = ()  # objects that a run left which was killed
+    folded: bool = False  # whether the fold holds every record
+
+
+def record_name(shard: int, number: int = 0) -> str:
+    return f"{shard:06d}.json" if number == 0 else f"{shard:06d}.p{number}.json"
+
+
+def data_name(shard: int, number: int, sha256: str) -> str:
+    stem = f"{shard:06d}" if number == 0 else f"{shard:06d}.p{number}"
+    return f"{stem}-{sha256[:16]}.parquet"
+
+
+def state_of(records: list[Record], mask: ShardState | None) -> ShardState:
+    """How readers see the passes of one shard under today's mask."""
+    files = tuple(record.data for record in records if record.data)
+    parts = [record.sha256 for record in records if record.data]
+    if mask is not None:
+        parts.append(mask.digest)
+    joined = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+    return ShardState(
+        rows=records[0].rows,
+        files=files,
+        digest=joined[:32],
+        mask=mask,
+        source=records[0].source,
+    )
+
+
+def scan(folder: Storage) -> Scan:
+    """Everything known about a stage's shards: one listing, the fold, and what is newer than it.
+
+    A record counts only if its data file is listed with the size it states.
+    """
+    entries = {entry.name: entry for entry in folder.entries()}
+    known = _read_fold(folder) if FOLDED in entries else {}
+    texts: dict[str, str] = {}
+    newer: list[str] = []
+    for name, entry in entries.items():
+        if not RECORD_NAME.fullmatch(name):
+            continue
+        folded = known.get(name)
+        if folded and folded[:2] == (entry.size, entry.mtime_ns):
+            texts[name] = folded[2]
+        else:
+            newer.append(name)
+    with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
+        texts.update(
+            (name, data.decode("utf-8", "replace"))
+            for name, data in zip(newer, pool.map(folder.read_if_there, newer), strict=True)
+            if data is not None
+        )
+    passes: dict[int, dict[int, Record]] = {}
+    for text in texts.values():
+        record = _parse(text, entries)
+        if record is not None:
+            passes.setdefault(record.shard, {})[record.number] = record
+    records = {shard: _unbroken(found) for shard, found in passes.items() if 0 in found}
+    failures = {
+        failure.shard: failure
+        for name in entries
+        if name.endswith(".failed.json") and (held := folder.read_json(name))
+        for failure in [Failure(**held)]
+    }
+    manifest = folder.read_json("manifest.json") if "manifest.json" in entries else None
+    attempts = tuple(name for name in entries if name.endswith(".attempt"))
+    return Scan(records, failures, manifest, attempts, folded=not newer)
+
+
+def fold(folder: Storage, records: Iterable[Record]) -> None:
+    """Writes `records.parquet`: these records, with the size and time their objects are listed."""
+    entries = {entry.name: entry for entry in folder.entries()}
+    rows = [(record.name, record.to_json()) for record in records if record.name in entries]
+    table = pa.table(
+        {
+            "name": pa.array([name for name, _ in rows], pa.string()),
+            "size": pa.array([entries[name].size for name, _ in rows], pa.int64()),
+            "mtime_ns": pa.array([entries[name].mtime_ns for name, _ in rows], pa.int64()),
+            "json": pa.array([text for _, text in rows], pa.string()),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    folder.put(FOLDED, sink.getvalue(), point="fold")
+
+
+def _read_fold(folder: Storage) -> dict[str, tuple[int, int, str]]:
+    try:
+        # Not read_table: it imports datasets and starts threads, for one small file.
+        table = pq.ParquetFile(pa.BufferReader(folder.read(FOLDED))).read(use_threads=False)
+    except (
+        pa.ArrowInvalid,
+        OSError,
+    ):  # a torn fold costs reading the records one by one
+        return {}
+    columns = [table[name].to_pylist() for name in ("name", "size", "mtime_ns", "json")]
+    return {name: (size, time, text) for name, size, time, text in zip(*columns, strict=True)}
+
+
+def _parse(text: str, entries: dict[str, Entry]) -> Record | None:
+    """The record, or None where it is torn or its data is not as it says."""
+    try:
+        record = Record.from_json(text)
+    except (ValueError, TypeError):
+        return None
+    if record.data is not None:
+        entry = entries.get(record.data)
+        if entry is None or entry.size != record.size_bytes:
+            return None
+    return record
+
+
+def _unbroken(found: dict[int, Record]) -> list[Record]:
+    """Passes 0, 1, 2 … up to the first that is missing."""
+    records: list[Record] = []
+    while len(records) in found:
+        records.append(found[len(records)])
+    return records

@@ -1,0 +1,112 @@
+"""The columns that more than one kind of stage reads or writes.
+
+Names follow DataComp and img2dataset. A column that only one stage writes and no other kind reads
+is declared in that stage's file.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Column:
+    """A named column: its Arrow type, its unit or range, and what it says."""
+
+    name: str
+    dtype: pa.DataType
+    unit: str
+    doc: str
+
+    def accepts(self, dtype: pa.DataType) -> bool:
+        """Whether a stored column of this type can be read as this one.
+
+        A list without a width stands for a list of any width: a reader of embeddings does not
+        know which model made them.
+        """
+        if pa.types.is_list(self.dtype) and pa.types.is_fixed_size_list(dtype):
+            return bool(dtype.value_type == self.dtype.value_type)
+        return bool(dtype == self.dtype)
+
+
+REASON_TYPE = pa.dictionary(pa.int32(), pa.string())
+
+UID = Column("uid", pa.binary(16), "128 bits", "The sample's id: the pool's own, or a hash.")
+SHARD = Column("shard", pa.int32(), "0 up", "Number of the shard a row lives in.")
+POSITION = Column("position", pa.int32(), "0 up", "Row number inside its shard.")
+REASON = Column("reason", REASON_TYPE, "code", "Why this stage gave no value; null where it did.")
+
+URL = Column("url", pa.string(), "URL", "Where the image was found.")
+TEXT = Column("text", pa.string(), "caption", "The caption as found: never overwritten.")
+ORIGINAL_WIDTH = Column("original_width", pa.int32(), "pixels", "Width as the pool states it.")
+ORIGINAL_HEIGHT = Column("original_height", pa.int32(), "pixels", "Height as the pool states it.")
+CLIP_B32_SIMILARITY_SCORE = Column(
+    "clip_b32_similarity_score",
+    pa.float32(),
+    "cosine",
+    "DataComp's ViT-B/32 CLIP score.",
+)
+CLIP_L14_SIMILARITY_SCORE = Column(
+    "clip_l14_similarity_score",
+    pa.float32(),
+    "cosine",
+    "DataComp's ViT-L/14 CLIP score.",
+)
+
+# A stage that writes IMAGE writes IMAGE_BYTES too: whether there is one costs no read of it.
+IMAGE = Column("image", pa.binary(), "encoded bytes", "The image, encoded as stored.")
+IMAGE_BYTES = Column("image_bytes", pa.int64(), "bytes", "Size of `image`; null without one.")
+WIDTH = Column("width", pa.int32(), "pixels", "Width of the stored image.")
+HEIGHT = Column("height", pa.int32(), "pixels", "Height of the stored image.")
+SHA256 = Column("sha256", pa.string(), "hex", "SHA-256 of the raw bytes, before any resizing.")
+HTTP_STATUS = Column("http_status", pa.int16(), "code", "Last HTTP status; null without an answer.")
+
+PIXELS = Column(
+    "pixels",
+    pa.struct([("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.binary())]),
+    "8-bit RGB, row-major",
+    "The decoded image, shrunk to 2^20 pixels where larger: never stored; shared by a chain.",
+)
+
+LANGUAGE = Column("language", pa.string(), "ISO 639 code", "Most likely language of the caption.")
+LANGUAGE_CONFIDENCE = Column(
+    "language_confidence",
+    pa.float32(),
+    "0 to 1",
+    "Probability the language model gives it.",
+)
+IMAGE_EMBEDDING = Column(
+    "image_embedding", pa.list_(pa.float32()), "model space", "Embedding of the image."
+)
+TEXT_EMBEDDING = Column(
+    "text_embedding", pa.list_(pa.float32()), "model space", "Embedding of the caption."
+)
+IMAGE_FEATURES = Column(
+    "image_features", pa.list_(pa.float32()), "model space", "What a frozen network sees of it."
+)
+TEXT_FEATURES = Column(
+    "text_features", pa.list_(pa.float32()), "model space", "What a frozen network reads in it."
+)
+DUPLICATE_OF = Column("duplicate_of", pa.binary(16), "uid", "The equal row that stays; else null.")
+CLUSTER_ID = Column("cluster_id", pa.int32(), "0 up", "Nearest cluster centre.")
+CENTROID_COSINE = Column("centroid_cosine", pa.float32(), "cosine", "Cosine to that centre.")
+KEEP = Column("keep", pa.bool_(), "verdict", "Whether a select stage keeps the row.")
+
+TEXTS = Column(
+    "texts",
+    pa.list_(
+        pa.struct(
+            [
+                ("text", pa.string()),
+                ("source", pa.string()),  # `original`, or how it was made
+                ("model", pa.string()),
+                ("prompt_id", pa.string()),
+                ("score", pa.float32()),
+            ]
+        )
+    ),
+    "captions",
+    "Every caption of the image, with where it comes from.",
+)
+REPEATS = Column("repeats", pa.int32(), "times", "How often a row counts; null is once.")
+LOSS_WEIGHT = Column("loss_weight", pa.float32(), "factor", "Weight of the row in the loss.")

@@ -1,0 +1,259 @@
+"""A folder anywhere pyarrow.fs can open, where an object is whole or not there.
+
+Local: written beside its place under a hidden name, then renamed. Object storage: written to
+scratch disk, then put; an object store shows an upload when it is complete. Nothing is fsynced:
+a killed process loses nothing, and after a power cut a record disagrees with the size of its data,
+which the scan notices.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from metadata.faults import reached
+
+T = TypeVar("T")
+
+
+RETRY_S = (0.1, 0.3, 1.0, 3.0)  # a store that answers 503 is asked five times
+
+
+class UriError(FileNotFoundError):
+    """A URI that names no place; its words hold no keys."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system and path of a URI, or of a plain local path.
+
+    Keys of an object store come from the environment, or as `s3://KEY:SECRET@bucket/path`.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    whole = uri
+    if uri.startswith("s3://"):  # one request a small object, not a multipart upload of three
+        whole += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
+    try:
+        filesystem, path = fs.FileSystem.from_uri(whole)
+    except (ValueError, NotImplementedError) as error:
+        said = str(error).replace(whole, redacted(uri))
+        raise UriError(f"cannot open {redacted(uri)}: {said}") from None  # whose text has the keys
+    return filesystem, path
+
+
+def redacted(uri: str) -> str:
+    """The URI without keys and query: what a log or an error may show."""
+    if "://" not in uri:
+        return uri
+    scheme, _, rest = uri.partition("?")[0].partition("://")
+    before, _, after = rest.rpartition("@")
+    # A key may hold a slash that nobody encoded, and so may a path hold an @.
+    has_keys = ":" in before or "/" not in before
+    return f"{scheme}://{after if has_keys else rest}"
+
+
+class Storage:
+    """One folder. Picklable: a worker opens it again from its URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+        self.fs, self.path = open_uri(uri)
+        self.is_local = isinstance(self.fs, fs.LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+        return Storage, (self.uri,)
+
+    def __str__(self) -> str:
+        return redacted(self.uri)
+
+    def child(self, name: str) -> "Storage":
+        """The folder below."""
+        if "://" not in self.uri:
+            return Storage(f"{self.uri}/{name}")
+        parts = urlsplit(self.uri)
+        below = f"{parts.path.rstrip('/')}/{quote(name)}"
+        return Storage(urlunsplit((parts.scheme, parts.netloc, below, parts.query, "")))
+
+    def locate(self, name: str) -> str:
+        """Path of an object, for self.fs."""
+        return f"{self.path}/{name}"
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A local file to write into; stored under a name by `commit`, else removed.
+
+        Local folders get it in place, so that the rename is atomic.
+        """
+        if self.is_local:
+            target = Path(self.locate(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path = target.parent / f".tmp-{uuid.uuid4().hex}"
+        else:
+            handle, text = tempfile.mkstemp(prefix="clipmill-")
+            os.close(handle)
+            path = Path(text)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def commit(self, path: Path, name: str, point: str = "rename") -> None:
+        """Puts a scratch file under its name: whole, or not at all."""
+        reached("write", name)
+        if self.is_local:
+            target = Path(self.locate(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        else:
+            self._again(lambda: self._upload(path, name))
+        reached(point, name)
+
+    def put(self, name: str, data: bytes, point: str) -> None:
+        """Stores bytes under a name: whole, or not at all."""
+        with self.scratch(name) as path:
+            path.write_bytes(data)
+            self.commit(path, name, point)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an object."""
+
+        def get() -> bytes:
+            with self.fs.open_input_file(self.locate(name)) as file:
+                return bytes(file.read())
+
+        if self.is_local:
+            return Path(self.locate(name)).read_bytes()
+        return self._again(get)
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """The bytes of an object, or None."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
+
+    def read_json(self, name: str) -> Any:
+        """What a JSON object holds; None where there is none, or a power cut tore it."""
+        try:
+            return json.loads(self.read_if_there(name) or b"null")
+        except ValueError:
+            return None
+
+    def open(self, name: str) -> pa.NativeFile:
+        """The object, for random access."""
+        return self._again(lambda: self.fs.open_input_file(self.locate(name)))
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        """The objects in a folder, not below it; empty where there is no folder."""
+        path = f"{self.path}/{folder}" if folder else self.path
+        if self.is_local:
+            return _list_local(path)
+        selector = fs.FileSelector(path, allow_not_found=True)
+        infos = self._again(lambda: self.fs.get_file_info(selector))
+        return [
+            Entry(info.base_name, info.size, info.mtime_ns)
+            for info in infos
+            if info.type == fs.FileType.File
+        ]
+
+    def folders(self, folder: str = "") -> list[str]:
+        """The names of the folders in a folder."""
+        path = f"{self.path}/{folder}" if folder else self.path
+        selector = fs.FileSelector(path, allow_not_found=True)
+        infos = self._again(lambda: self.fs.get_file_info(selector))
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+    def delete(self, name: str) -> None:
+        """Removes an object; nothing where there is none."""
+        if self.is_local:
+            Path(self.locate(name)).unlink(missing_ok=True)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._again(lambda: self.fs.delete_file(self.locate(name)))
+
+    def delete_folder(self, name: str) -> None:
+        """Removes a folder and all below; nothing where there is none."""
+        if self.is_local:
+            shutil.rmtree(self.locate(name), ignore_errors=True)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._again(lambda: self.fs.delete_dir(self.locate(name)))
+
+    def sweep(self, folder: str = "") -> None:
+        """Removes what writers that died left behind. Only the holder of the run's lock may."""
+        if self.is_local:
+            for path in Path(self.path, folder).glob("**/.tmp-*"):
+                path.unlink(missing_ok=True)
+
+    def _upload(self, path: Path, name: str) -> None:
+        with (
+            open(path, "rb") as source,
+            self.fs.open_output_stream(self.locate(name)) as sink,
+        ):
+            shutil.copyfileobj(source, sink, 8 << 20)
+
+    def _again(self, call: Callable[[], T]) -> T:
+        """The call's result, asking again where a remote store fails for a moment."""
+        for wait_s in (*RETRY_S, None):
+            try:
+                return call()
+            except (
+                FileNotFoundError,
+                PermissionError,
+                IsADirectoryError,
+                NotADirectoryError,
+            ):
+                raise
+            except OSError as error:
+                if self.is_local or wait_s is None or _is_final(error):
+                    raise
+                time.sleep(wait_s)
+        raise AssertionError("unreachable")
+
+
+def _is_final(error: OSError) -> bool:
+    """Whether the store said no, rather than failed to answer."""
+    return bool(re.search(r"ACCESS_DENIED|NO_SUCH_BUCKET|InvalidAccessKey", str(error)))
+
+
+def _list_local(path: str) -> list[Entry]:
+    """scandir: six times as fast as pyarrow's selector on a folder of 20,000."""
+    try:
+        with os.scandir(path) as entries:
+            found = []
+            for entry in entries:
+                if entry.is_file() and not entry.name.startswith(".tmp-"):
+                    stat = entry.stat()
+                    found.append(Entry(entry.name, stat.st_size, stat.st_mtime_ns))
+            return found
+    except FileNotFoundError:
+        return []
+
+
+def local_path(uri: str) -> Path | None:
+    """The path of a local URI; None where it is not local."""
+    if "://" not in uri:
+        return Path(uri)
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None

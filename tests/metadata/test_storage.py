@@ -1,0 +1,148 @@
+"""A folder of whole objects on a local disk; on an object store: tests/chaos/test_s3.py."""
+
+import pickle
+
+import pytest
+
+from metadata import storage
+from metadata.storage import Storage, UriError, local_path, redacted
+
+SECRET = "s3://KEY:SECRET@bucket/run?endpoint_override=127.0.0.1:1&scheme=http"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Storage:
+    return Storage(str(tmp_path / "folder"))
+
+
+def test_what_is_put_is_read_back(folder):
+    folder.put("a/b.json", b"[1]", point="rename")
+    assert folder.read("a/b.json") == b"[1]"
+    assert folder.read_json("a/b.json") == [1]
+    assert folder.open("a/b.json").read() == b"[1]"
+
+
+def test_what_is_not_there_is_none_or_an_error(folder):
+    assert folder.read_if_there("none") is None
+    assert folder.read_json("none") is None
+    with pytest.raises(FileNotFoundError):
+        folder.read("none")
+    folder.delete("none")
+    folder.delete_folder("none")
+
+
+def test_torn_json_is_none(folder):
+    for torn in (b"", b'{"a": ', b"\xff\xfe"):
+        folder.put("torn.json", torn, point="rename")
+        assert folder.read_json("torn.json") is None
+
+
+def test_a_listing_names_objects_and_folders_apart_and_goes_no_deeper(folder):
+    for name in ("b", "a", "x/c", "x/y/d"):
+        folder.put(name, name.encode(), point="rename")
+    assert sorted((entry.name, entry.size) for entry in folder.entries()) == [("a", 1), ("b", 1)]
+    assert [entry.name for entry in folder.entries("x")] == ["c"]
+    assert folder.folders() == ["x"]
+    assert folder.folders("x") == ["y"]
+    assert folder.entries("none") == []
+    assert folder.folders("none") == []
+
+
+def test_a_writer_that_fails_leaves_nothing(folder):
+    def fail(path):
+        path.write_bytes(b"half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), folder.scratch("a") as path:
+        fail(path)
+    assert folder.read_if_there("a") is None
+    assert list((folder_path(folder)).iterdir()) == []
+
+
+def test_what_a_dead_writer_left_is_not_listed_and_swept_at_any_depth(folder):
+    folder.put("a/b", b"1", point="rename")
+    for place in (folder_path(folder), folder_path(folder) / "a"):
+        (place / ".tmp-1").write_bytes(b"half")
+    assert folder.entries() == []
+    assert [entry.name for entry in folder.entries("a")] == ["b"]
+    folder.sweep()
+    assert sorted(path.name for path in folder_path(folder).rglob("*")) == ["a", "b"]
+
+
+def test_an_object_is_replaced_as_a_whole(folder):
+    folder.put("a", b"long and old", point="rename")
+    with folder.open("a") as reader:
+        folder.put("a", b"new", point="rename")
+        assert reader.read() == b"long and old"
+    assert folder.read("a") == b"new"
+
+
+def test_a_child_lies_below(folder):
+    folder.child("a").child("b").put("c", b"1", point="rename")
+    assert folder.read("a/b/c") == b"1"
+
+
+def test_a_storage_survives_pickling(folder):
+    folder.put("a", b"1", point="rename")
+    assert pickle.loads(pickle.dumps(folder)).read("a") == b"1"
+
+
+def test_keys_are_never_shown():
+    assert redacted(SECRET) == "s3://bucket/run"
+    assert redacted("s3://KEY:SEC/RET+@bucket/run") == "s3://bucket/run"
+    assert redacted("s3://bucket/a@b/run?x=SECRET") == "s3://bucket/a@b/run"
+    folder = Storage(SECRET)
+    for said in (str(folder), repr(folder), str(folder.child("stages")), f"{folder}"):
+        assert "SECRET" not in said
+        assert "KEY" not in said
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:SECRET@bucket/run?no_such_option=1",
+        "s3://KEY:SEC RET@bucket/run",
+        "nofs://KEY:SECRET@bucket/run",
+    ],
+)
+def test_a_uri_that_cannot_be_opened_is_said_without_its_keys(uri):
+    with pytest.raises(UriError, match="bucket/run") as refused:
+        Storage(uri)
+    assert "SEC" not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again_and_one_that_refuses_is_not(monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_S", (0.0, 0.0))
+    asked = []
+
+    def answer(*errors: Exception | None):
+        asked.append(errors)
+        error = errors[min(len(asked), len(errors)) - 1]
+        if error is not None:
+            raise error
+        return "there"
+
+    busy = OSError("AWS Error SLOW_DOWN during PutObject")
+    assert Storage(SECRET)._again(lambda: answer(busy, busy, None)) == "there"
+    assert len(asked) == 3
+    for error, times in ((busy, 3), (OSError("AWS Error ACCESS_DENIED"), 1), (KeyError(), 1)):
+        asked.clear()
+        with pytest.raises(type(error)):
+            Storage(SECRET)._again(lambda error=error: answer(error))
+        assert len(asked) == times
+
+
+def test_a_file_uri_is_a_local_folder(tmp_path):
+    uri = (tmp_path / "with space").as_uri()
+    Storage(uri).put("a", b"1", point="rename")
+    assert (tmp_path / "with space" / "a").read_bytes() == b"1"
+    assert local_path(uri) == tmp_path / "with space"
+    assert local_path("s3://bucket/run") is None
+    Storage(uri).child("below").put("b", b"2", point="rename")
+    assert (tmp_path / "with space" / "below" / "b").read_bytes() == b"2"
+
+
+def folder_path(folder: Storage):
+    return local_path(folder.uri)
