@@ -1,0 +1,59 @@
+"""Attempts, counted in storage before the work starts, so that what kills its worker is found.
+
+A crash leaves the count behind; success or a clean error takes it away. Within a run a shard that
+ends its worker three times is set aside. A run that was killed as a whole says less: it takes ten
+of those, with the same shard in hand each time.
+"""
+
+import json
+from dataclasses import asdict
+
+from metadata.record import Failure
+from metadata.storage import Storage
+from pipeline.errors import ClipmillError
+
+MAX_ATTEMPTS = 3
+MAX_RUNS = 10
+
+
+def begin(folder: Storage, name: str, inputs: str, run: str) -> int:
+    """How many attempts are left, this one among them; it is counted. `run` tells runs apart.
+
+    A changed digest of the inputs starts the count again.
+    """
+    held = folder.read_json(f"{name}.attempt") or {}
+    if held.get("inputs") != inputs:
+        held = {"inputs": inputs, "run": run, "attempts": 0, "runs": 1}
+    if held["run"] != run:
+        held |= {"run": run, "attempts": 0, "runs": held["runs"] + 1}
+    held["attempts"] += 1
+    if held["attempts"] > MAX_ATTEMPTS or held["runs"] > MAX_RUNS:
+        return 0
+    folder.put(f"{name}.attempt", json.dumps(held).encode(), point="attempt")
+    return MAX_ATTEMPTS + 1 - int(held["attempts"])
+
+
+def end(folder: Storage, name: str) -> None:
+    """Takes the count away: the work is done, or failed in a way that says why."""
+    folder.delete(f"{name}.attempt")
+
+
+def fail(
+    folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError, crashed: bool
+) -> Failure:
+    """Sets a shard aside with its reason: `<shard>.failed.json`."""
+    found, where, do = error.args
+    failure = Failure(shard, parents, crashed, found, where, do)
+    text = json.dumps(asdict(failure), sort_keys=True)
+    folder.put(f"{shard:06d}.failed.json", text.encode(), point="failed")
+    return failure
+
+
+def crash_error(what: str, folder: Storage) -> ClipmillError:
+    """The words for work that ended its worker each time."""
+    return ClipmillError(
+        f"{what} ended its worker {MAX_ATTEMPTS} times",
+        str(folder),
+        "look for a crash in its native code or for too little memory,"
+        " then run again with --retry crashed",
+    )

@@ -1,0 +1,452 @@
+"""A segment of row stages over one shard: read once, computed by batches, stored by stages.
+
+This is what a worker runs. It decides from digests what is already done, so a repaired parent
+redoes its own shard and no other; stages in one segment hand batches on in memory.
+"""
+
+import errno
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.fingerprint import digest
+from metadata.record import Failure, Record, ShardState, state_of
+from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, REASON_TYPE, UID
+from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
+from pipeline import attempts
+from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
+from pipeline.executors import Item
+from pipeline.plan import Binding, PlannedStage
+from pipeline.rows import Part, read_rows
+from pipeline.stage import RowFunction, RowStage, Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Row stages that run together, and where the rest of their shards' columns are found."""
+
+    seed: int
+    run_id: str
+    stages: tuple[PlannedStage, ...]
+    parts: Mapping[str, Part]
+    retry: tuple[str, ...] = ()  # reasons whose rows are tried again
+
+    def __call__(self) -> "SegmentRun":
+        return SegmentRun(self)
+
+
+class SegmentRun:
+    """A segment opened in a worker: its functions are loaded when first needed, and kept."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.scratch = tempfile.TemporaryDirectory(prefix="clipmill-")
+        self._opened: dict[str, RowFunction] = {}
+
+    def __call__(self, item: Item) -> Item:
+        """The item with each stage's state, or why it failed. Only a StageError is raised."""
+        todo = list(self.segment.stages)
+        while todo:
+            group, todo = self._split(todo, item)
+            if group:
+                self._attempt(group, item)
+        return item
+
+    def _split(
+        self, todo: list[PlannedStage], item: Item
+    ) -> tuple[list[PlannedStage], list[PlannedStage]]:
+        """Stages to compute now, together; and stages to look at again after that."""
+        group: list[PlannedStage] = []
+        later: list[PlannedStage] = []
+        for planned in todo:
+            name = planned.name
+            open_needs = set(planned.needs) & {other.name for other in (*group, *later)}
+            if any(need in item["failed"] for need in planned.needs):
+                item["failed"][name] = None  # not its own fault: an earlier stage's
+            elif group and self._alone(group[0], item):
+                later.append(planned)
+            elif open_needs:
+                # With a record of its own it may still be good once its parent is done.
+                fits = open_needs <= {other.name for other in group}
+                fresh = fits and not self._alone(planned, item)
+                (group if fresh else later).append(planned)
+            elif not self._done(planned, item):
+                (later if group and self._alone(planned, item) else group).append(planned)
+        return group, later
+
+    def _alone(self, planned: PlannedStage, item: Item) -> bool:
+        """Whether the stage computes some rows only, which cannot be fused."""
+        return bool(planned.only or item["records"].get(planned.name))
+
+    def _done(self, planned: PlannedStage, item: Item) -> bool:
+        """Whether the shard is stored, made of the parents as they are now, under today's mask."""
+        name = planned.name
+        parents = parents_of(planned, item["states"])
+        records: list[Record] = item["records"].get(name, [])
+        mask = item["states"][planned.only] if planned.only else None
+        if not records or any(record.parents != parents for record in records):
+            for record in records[:0:-1]:  # passes over rows that are no more
+                self.segment.parts[name].folder.delete(record.name)
+            item["records"][name] = []
+            failure: Failure | None = item["set_aside"].get(name)
+            if failure and failure.crashed and failure.parents == parents:
+                item["failed"][name] = failure
+                return True
+            return False
+        wanted = mask.digest if mask else None
+        if not any(record.mask in (None, wanted) for record in records):
+            return False
+        if self.segment.retry and name not in item["retried"]:
+            item["retried"].append(name)
+            if any(reason in record.counts for record in records for reason in self.segment.retry):
+                return False
+        item["states"][name] = state_of(records, mask)
+        return True
+
+    def _attempt(self, group: list[PlannedStage], item: Item) -> None:
+        """Computes a group, counting attempts in storage; a failure is written down.
+
+        A chain that fails, or has ended its worker, is done stage by stage: that tells whose
+        fault it is, and what the others made stays.
+        """
+        first = group[0]
+        folder = self.segment.parts[first.name].folder
+        shard: int = item["shard"]
+        parents = parents_of(first, item["states"])
+        name = f"{shard:06d}" if len(group) == 1 else f"{shard:06d}.chain"
+        left = attempts.begin(folder, name, digest(parents), self.segment.run_id)
+        crashed = left < (1 if len(group) == 1 else attempts.MAX_ATTEMPTS)
+        error: ClipmillError | None = None
+        if crashed:
+            error = attempts.crash_error(f"shard {shard} of stage {first.name}", folder)
+        number = 1
+        while error is None:
+            try:
+                self._compute(group, item, number)
+                break
+            except StageError:
+                attempts.end(folder, name)
+                raise
+            except RetryableError as failed:
+                number += 1
+                if number > attempts.MAX_ATTEMPTS:
+                    error = failed
+            except ShardError as failed:
+                error = failed
+        if error is not None and len(group) > 1:
+            for planned in group:
+                if any(need in item["failed"] for need in planned.needs):
+                    item["failed"][planned.name] = None
+                else:
+                    self._attempt([planned], item)
+        elif error is not None:
+            item["failed"][first.name] = attempts.fail(folder, shard, parents, error, crashed)
+        else:
+            for planned in group:
+                if planned.name in item["set_aside"]:
+                    self.segment.parts[planned.name].folder.delete(f"{shard:06d}.failed.json")
+        attempts.end(folder, name)
+
+    def _compute(self, group: list[PlannedStage], item: Item, number: int) -> None:
+        try:
+            if len(group) == 1:
+                self._compute_rows(group[0], item, number)
+            else:
+                self._compute_shard(group, item, number)
+        except ClipmillError:
+            raise
+        except OSError as error:
+            raise storage_error(error, where(group, item["shard"])) from error
+        except Exception as error:
+            do = "a stage answers for its bad rows with a reason: mend the stage"
+            raise ShardError(*raised(error, where(group, item["shard"])), do) from error
+
+    def _compute_shard(self, group: list[PlannedStage], item: Item, number: int) -> None:
+        """A fused group over the whole shard."""
+        began = time.monotonic()
+        item["records"].update({planned.name: [] for planned in group})  # of a broken attempt
+        shard: int = item["shard"]
+        inside = {planned.name for planned in group}
+        outside = {
+            f"{stage}.{column}": (stage, column)
+            for planned in group
+            for stage, column in planned.bindings[0].values()
+            if stage not in inside
+        }
+        with ExitStack() as stack:
+            writers = [self._writer(stack, planned, sparse=False) for planned in group]
+            for batch in self._read(group[0], item, outside):
+                made: dict[str, pa.Table] = {}
+                pixels: dict[Binding, pa.Array] = {}
+                for planned, (_, writer) in zip(group, writers, strict=True):
+                    columns = {UID.name: batch[UID.name]}
+                    for read, (stage, column) in planned.bindings[0].items():
+                        source = made[stage][column] if stage in made else None
+                        whole = batch[f"{stage}.{column}"] if source is None else source
+                        if read == PIXELS.name:
+                            if (stage, column) not in pixels:
+                                pixels[stage, column] = decode(whole)
+                            whole = pixels[stage, column]
+                        columns[read] = whole
+                    made[planned.name] = self._call(planned, pa.table(columns), shard)
+                    writer.add(made[planned.name])
+            for planned, (path, writer) in zip(group, writers, strict=True):
+                self._store(planned, item, writer, path, began, number, mask=None)
+
+    def _compute_rows(self, planned: PlannedStage, item: Item, number: int) -> None:
+        """One stage over the rows that today's mask or `--retry` asks for: a pass."""
+        began = time.monotonic()
+        records: list[Record] = item["records"].get(planned.name, [])
+        mask = item["states"][planned.only] if planned.only else None
+        sparse = bool(records)
+        chosen = self._chosen(planned, records, mask, item) if sparse or mask else None
+        if sparse and chosen is not None and not chosen.any():
+            self._store_nothing(planned, item, mask)
+            return
+        bindings = planned.bindings[0]
+        reading = {
+            IMAGE.name if read == PIXELS.name else read: bound for read, bound in bindings.items()
+        }
+        start = 0
+        with ExitStack() as stack:
+            path, writer = self._writer(stack, planned, sparse)
+            for batch in self._read(planned, item, reading):
+                rows, uids = len(batch), batch[UID.name]
+                picked = None if chosen is None else np.flatnonzero(chosen[start : start + rows])
+                if picked is not None and len(picked) == rows:
+                    picked = None
+                if picked is not None:
+                    batch = batch.take(pa.array(picked))
+                columns = {UID.name: batch[UID.name]}
+                for read in bindings:
+                    columns[read] = (
+                        decode(batch[IMAGE.name]) if read == PIXELS.name else batch[read]
+                    )
+                if sparse and not len(batch):
+                    start += rows
+                    continue
+                out = self._call(planned, pa.table(columns), item["shard"])
+                if sparse:
+                    at = np.arange(rows) if picked is None else picked
+                    position = pa.array((at + start).astype(np.int32))
+                    out = out.add_column(1, POSITION.name, position)
+                elif picked is not None and chosen is not None:
+                    out = self._spread(planned, out, picked, uids)
+                writer.add(out)
+                start += rows
+            self._store(planned, item, writer, path, began, number, mask)
+
+    def _chosen(
+        self,
+        planned: PlannedStage,
+        records: list[Record],
+        mask: ShardState | None,
+        item: Item,
+    ) -> Any:
+        """(N,) whether each row is to be computed: in the mask and not yet, or up for retry."""
+        part = self.segment.parts[planned.name]
+        rows = records[0].rows if records else mask.rows if mask else 0
+        inside = np.ones(rows, bool)
+        if mask is not None and part.mask_folder is not None:
+            keep = [
+                pc.fill_null(table[KEEP.name], False).to_numpy(zero_copy_only=False)
+                for table in read_stage(part.mask_folder, mask, [KEEP.name], 65_536)
+            ]
+            inside = np.concatenate(keep)
+        if not records:
+            return inside
+        state = state_of(records, None)
+        reason = pa.concat_tables(read_stage(part.folder, state, [REASON.name], 65_536))[
+            REASON.name
+        ].cast(pa.string())
+        again = (NOT_SELECTED, *self.segment.retry)
+        missing = pc.fill_null(pc.is_in(reason, pa.array(again)), False)
+        return inside & missing.to_numpy(zero_copy_only=False)
+
+    def _spread(
+        self, planned: PlannedStage, out: pa.Table, picked: Any, uids: pa.ChunkedArray
+    ) -> pa.Table:
+        """Computed rows among all rows of the batch; the others null, `not_selected`."""
+        index = np.zeros(len(uids), np.int64)
+        outside = np.ones(len(uids), bool)
+        index[picked] = np.arange(len(picked))
+        outside[picked] = False
+        spread = out.take(pa.array(index, mask=outside))
+        columns: dict[str, Any] = {UID.name: uids}
+        for column in planned.stage.writes:
+            columns[column.name] = spread[column.name]
+        columns[REASON.name] = reason_where(outside, NOT_SELECTED, spread[REASON.name])
+        return pa.table(columns, schema=_schema(planned, sparse=False))
+
+    def _read(self, planned: PlannedStage, item: Item, bindings: Mapping[str, Binding]) -> Any:
+        assert planned.root is not None
+        assert isinstance(planned.stage, RowStage)
+        rows = planned.stage.batch_rows
+        return read_rows(self.segment.parts, item["states"], bindings, planned.root, rows)
+
+    def _call(self, planned: PlannedStage, batch: pa.Table, shard: int) -> pa.Table:
+        """The stage's answer for a batch, held to what the stage declares."""
+        if planned.name not in self._opened:
+            assert isinstance(planned.stage, RowStage)
+            worker = worker_of(planned, self.segment.seed, Path(self.scratch.name))
+            if planned.model is not None:
+                model = self.segment.parts[planned.model].folder.uri
+                worker = replace(worker, model=model)
+            self._opened[planned.name] = planned.stage.open(worker)
+        out = self._opened[planned.name](batch)
+        return checked(planned, out, batch, shard)
+
+    def _writer(
+        self, stack: ExitStack, planned: PlannedStage, sparse: bool
+    ) -> tuple[Path, ShardWriter]:
+        folder = self.segment.parts[planned.name].folder
+        path = stack.enter_context(folder.scratch(planned.name))
+        return path, stack.enter_context(ShardWriter(path, _schema(planned, sparse)))
+
+    def _store(
+        self,
+        planned: PlannedStage,
+        item: Item,
+        writer: ShardWriter,
+        path: Path,
+        began: float,
+        number: int,
+        mask: ShardState | None,
+    ) -> None:
+        """Data, then its record; the item learns the shard's state."""
+        records: list[Record] = item["records"].setdefault(planned.name, [])
+        record = store(
+            self.segment.parts[planned.name].folder,
+            writer,
+            path,
+            {
+                "shard": item["shard"],
+                "number": len(records),
+                "rows": records[0].rows if records else writer.rows,
+                "parents": parents_of(planned, item["states"]),
+                "mask": mask.digest if mask else None,
+                "seconds": round(time.monotonic() - began, 3),
+                "attempts": number,
+            },
+        )
+        self._note(planned, item, record, mask)
+
+    def _store_nothing(self, planned: PlannedStage, item: Item, mask: ShardState | None) -> None:
+        """A pass that found nothing to do: a record, so that it isn't looked for again."""
+        records: list[Record] = item["records"][planned.name]
+        if mask is not None and all(record.mask != mask.digest for record in records):
+            record = Record(
+                shard=item["shard"],
+                number=len(records),
+                data=None,
+                size_bytes=0,
+                sha256="",
+                rows=records[0].rows,
+                computed=0,
+                uid_sha256="",
+                parents=records[0].parents,
+                mask=mask.digest,
+            )
+            folder = self.segment.parts[planned.name].folder
+            folder.put(record.name, record.to_json().encode(), point="record")
+            self._note(planned, item, record, mask)
+        else:
+            item["states"][planned.name] = state_of(records, mask)
+
+    def _note(
+        self, planned: PlannedStage, item: Item, record: Record, mask: ShardState | None
+    ) -> None:
+        item["records"][planned.name].append(record)
+        item["made"].append((planned.name, record))
+        item["states"][planned.name] = state_of(item["records"][planned.name], mask)
+
+
+def parents_of(planned: PlannedStage, states: Mapping[str, ShardState]) -> dict[str, str]:
+    """The digest of each shard that this stage's shard is made of."""
+    edges = (*planned.sources, *([planned.model] if planned.model else []))
+    return {edge: states[edge].digest for edge in edges}
+
+
+def worker_of(planned: PlannedStage, seed: int, scratch: Path) -> Worker:
+    """What a stage is told of the place where it runs."""
+    resources = planned.stage.resources
+    return Worker(
+        seed=seed,
+        stage=planned.name,
+        device="cuda" if resources.gpus else "cpu",
+        threads=resources.cpus,
+        scratch=scratch,
+    )
+
+
+def decode(image: pa.ChunkedArray) -> pa.Array:
+    """The virtual PIXELS column of a batch; the kernel is named, as the engine knows no image."""
+    return import_module("stages.ops.images").pixels_column(image)
+
+
+def checked(planned: PlannedStage, out: pa.Table, batch: pa.Table, shard: int) -> pa.Table:
+    """The result with uid first and every column as declared; StageError where it is not."""
+    place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
+    if len(out) != len(batch):
+        raise StageError(
+            f"{len(out)} rows came back for {len(batch)}",
+            place,
+            "a row stage keeps its rows",
+        )
+    columns: dict[str, Any] = {UID.name: batch[UID.name]}
+    for column in (*planned.stage.writes, REASON):
+        if column.name not in out.column_names:
+            raise StageError(f"no column '{column.name}' came back", place, "mend the stage")
+        made = out[column.name]
+        if column is REASON and made.type != REASON_TYPE:
+            made = made.cast(REASON_TYPE)
+        if made.type != column.dtype:
+            raise StageError(
+                f"'{column.name}' came back as {made.type}",
+                place,
+                f"declare or return {column.dtype}",
+            )
+        columns[column.name] = made
+    allowed = set(planned.stage.reasons)
+    for chunk in columns[REASON.name].chunks:
+        unknown = set(chunk.dictionary.to_pylist()) - allowed
+        if unknown:
+            raise StageError(
+                f"reason {unknown.pop()!r} is not declared",
+                place,
+                f"one of {sorted(allowed)}",
+            )
+    return pa.table(columns)
+
+
+def _schema(planned: PlannedStage, sparse: bool) -> pa.Schema:
+    columns = [UID, *([POSITION] if sparse else []), *planned.stage.writes, REASON]
+    return pa.schema([(column.name, column.dtype) for column in columns])
+
+
+def where(group: list[PlannedStage], shard: int) -> str:
+    names = " + ".join(planned.name for planned in group)
+    return f"stage '{names}', shard {shard}"
+
+
+def raised(error: Exception, place: str) -> tuple[str, str]:
+    """What a stage's own mistake says, and where it stands."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}", f"{place}, {Path(last.filename).name}:{last.lineno}"
+
+
+def storage_error(error: OSError, place: str) -> ClipmillError:
+    """A full disk stops the stage; anything else of storage fails the attempt."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageError(f"the disk is full: {error}", place, "free space, then run again")
+    return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")

@@ -1,0 +1,132 @@
+"""From `uses` and YAML keys to a stage: the class found by its file's name, the settings typed."""
+
+import dataclasses
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe, nearest
+from pipeline.stage import Stage
+
+ENGINE_KEYS = ("uses", "from", "data", "only", "read")
+
+
+def known_uses() -> list[str]:
+    """Every `kind.name` on the path, a user's own directories included."""
+    import stages
+
+    found = {
+        f"{file.parent.name}.{file.stem}"
+        for path in stages.__path__  # one folder may stand there twice
+        for file in Path(path).glob("*/*.py")
+        if file.parent.name not in ("ops", "models", "clip") and not file.stem.startswith("_")
+    }
+    return sorted(found)
+
+
+def stage_class(uses: str, where: str) -> type[Stage]:
+    """The one stage class of `stages/<kind>/<name>.py`."""
+    module_name = f"stages.{uses}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise RecipeError(
+                f"'{uses}' needs the package '{error.name}'",
+                where,
+                "install it; see `doctor`",
+            ) from error
+        raise RecipeError(
+            found=f"no stage '{uses}'",
+            where=where,
+            do=f"did you mean '{nearest(uses, known_uses())}'?"
+            "  A stage is a file stages/<kind>/<name>.py on the Python path",
+        ) from None
+    except Exception as error:  # a user's file may hold anything
+        raise RecipeError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
+            where,
+            "mend the stage's file",
+        ) from error
+    found = [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, Stage) and cls.__module__ == module_name
+    ]
+    if len(found) != 1:
+        raise RecipeError(
+            f"{len(found)} stage classes in {module_name}",
+            where,
+            "one file holds one stage",
+        )
+    if "__dataclass_params__" not in vars(found[0]):
+        raise RecipeError(
+            f"{module_name}.{found[0].__name__} is no dataclass of its own",
+            where,
+            "write @dataclass(frozen=True, kw_only=True) above it",
+        )
+    missing = [name for name in ("version", "determinism") if not hasattr(found[0], name)]
+    if missing:
+        raise RecipeError(
+            f"{module_name}.{found[0].__name__} declares no {' and no '.join(missing)}",
+            where,
+            'write version = 1 and determinism = "exact", "close" or "recorded"',
+        )
+    return found[0]
+
+
+def typed_settings(recipe: Recipe, name: str) -> Stage:
+    """The stage's settings, typed; an error names the key, its line and the nearest name."""
+    keys = recipe.stages[name]
+    uses = keys.get("uses")
+    if not isinstance(uses, str) or "." not in uses:
+        raise RecipeError(
+            f"`uses` is {uses!r}", recipe.where(name, "uses"), "write `uses: kind.name`"
+        )
+    cls = stage_class(uses, recipe.where(name, "uses"))
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given = {key: value for key, value in keys.items() if key not in ENGINE_KEYS}
+    for key in given:
+        if key not in known:
+            raise RecipeError(
+                found=f"unknown key '{key}'",
+                where=recipe.where(name, key),
+                do=f"did you mean '{nearest(key, (*known, *ENGINE_KEYS))}'?"
+                f"  {uses} knows: {', '.join(sorted(known)) or 'no settings'}",
+            )
+    try:
+        made: Stage = msgspec.convert(given, cls)
+    except msgspec.ValidationError as error:
+        text, _, at = str(error).partition(" - at `$")
+        key = at.strip("`.").split(".")[0].split("[")[0]
+        raise RecipeError(
+            found=text if not key else f"{key}: {text}, found {given.get(key)!r}",
+            where=recipe.where(name, *([key] if key else [])),
+            do=f"the settings of {uses} stand in stages/{uses.replace('.', '/')}.py",
+        ) from None
+    except RecipeError as error:  # of the stage's own, which knows no file
+        found, at, do = error.args
+        raise RecipeError(found, f"{recipe.where(name)}: {at}", do) from None
+    except ValueError as error:
+        raise RecipeError(str(error), recipe.where(name), f"mend the settings of {uses}") from None
+    _check_nested(recipe, name, given, made)
+    return made
+
+
+def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage) -> None:
+    """Unknown keys inside nested settings: msgspec lets them pass."""
+    for key, value in given.items():
+        nested = getattr(made, key)
+        if isinstance(value, dict) and dataclasses.is_dataclass(nested):
+            known = {field.name for field in dataclasses.fields(nested)}
+            for inner in value:
+                if inner not in known:
+                    raise RecipeError(
+                        found=f"unknown key '{key}.{inner}'",
+                        where=recipe.where(name, key, inner),
+                        do=f"did you mean '{nearest(inner, known)}'?",
+                    )

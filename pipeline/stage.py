@@ -1,0 +1,99 @@
+"""What a stage is: settings and declarations in a frozen dataclass, work in plain functions.
+
+`uses: score.clip_score` in a recipe is the file `stages/score/clip_score.py`: the one class in it
+that is a RowStage or a DatasetStage. Its fields are its YAML keys.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pyarrow as pa
+
+from metadata.schema import Column
+
+if TYPE_CHECKING:
+    from pipeline.dataset import Context, Inputs
+
+Determinism = Literal["exact", "close", "recorded"]
+Edge = Literal["rows", "data", "model"]
+RowFunction = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one worker of a stage needs; declared, never guessed from whoever plans."""
+
+    cpus: int = 1
+    gpus: float = 0
+    memory_gb: float = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Where a stage's function runs: seed and recipe name for its coins, threads, scratch disk.
+
+    `model` is the URI of the folder of the stage that `model: "stage:x"` names, else None.
+    """
+
+    seed: int
+    stage: str
+    device: str
+    threads: int
+    scratch: Path
+    model: str | None = None
+
+
+def location(default: Any = MISSING) -> Any:
+    """A setting that says where or how fast, never what: it stays out of the fingerprint."""
+    return field(default=default, metadata={"fingerprint": False})
+
+
+class Stage:
+    """What both kinds declare. `reads`, `writes`, `reasons`, `resources` may be properties."""
+
+    version: ClassVar[int]  # raised when a stored value may change, by a last bit even
+    determinism: ClassVar[Determinism]
+    takes: ClassVar[tuple[Edge, ...]] = ("rows",)
+    gives: ClassVar[Edge] = "rows"
+    # A str in `reads` is a column of any type, `name` or `stage.name`, known by the settings only.
+    reads: tuple[Column | str, ...] = ()
+    optional_reads: tuple[Column | str, ...] = ()  # given when an ancestor has them
+    writes: tuple[Column, ...] = ()
+    reasons: tuple[str, ...] = ()
+    transient: tuple[str, ...] = ()  # reasons that pass: `--retry REASON` tries these rows again
+    resources: Resources = Resources()
+
+
+class RowStage(Stage):
+    """One shard in, one shard out: same rows, same order, new columns."""
+
+    batch_rows: ClassVar[int] = 1024  # rows a call gets, cut by position in the shard
+
+    def open(self, worker: Worker) -> RowFunction:
+        """Loads what the work needs, once per worker; returns the function of one batch.
+
+        The batch holds `uid` and the columns read; the result holds the columns written and
+        `reason`, dictionary-encoded, null where the row is fine.
+        """
+        raise NotImplementedError
+
+
+class DatasetStage(Stage):
+    """Sees all shards; works through `ctx`, so that a killed stage resumes at the call it was in.
+
+    A root stage (`takes = ()`) may keep columns where its source has them: those named in
+    `virtual` are read by `load_virtual` when a later stage asks, and never copied.
+    """
+
+    joins_roots: ClassVar[bool] = False  # its shards are its own: two roots may meet in it
+    virtual: tuple[Column, ...] = ()
+
+    def run(self, inputs: "Inputs", ctx: "Context") -> None:
+        """Ends in a call that stores this stage's shards, files or model."""
+        raise NotImplementedError
+
+    def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
+        """The named virtual columns of every row of the shard that was made from `source`."""
+        raise NotImplementedError

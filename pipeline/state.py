@@ -1,0 +1,231 @@
+"""What of a plan is done in a run folder: one scan a stage, checked against its parents."""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from metadata.fingerprint import digest
+from metadata.record import Failure, Record, Scan, ShardState, scan, state_of
+from metadata.schema import UID
+from metadata.shard import read_stage
+from metadata.storage import Storage
+from pipeline.chain import parents_of
+from pipeline.errors import RecipeError
+from pipeline.plan import Plan, PlannedStage, make_plan
+from pipeline.recipe import Recipe
+from pipeline.rows import JoinedShards, Part, PoolShards, parts_of
+
+
+@dataclass
+class StageState:
+    """A stage's shards that are good today, its failures, and whether all of it is there."""
+
+    planned: PlannedStage
+    folder: Storage
+    scan: Scan
+    total: int | None = None  # shards there should be; None while its root is unknown
+    shards: dict[int, ShardState] = field(default_factory=dict)
+    failures: dict[int, Failure | None] = field(default_factory=dict)  # None: an earlier stage's
+    manifest: dict[str, Any] | None = None  # good today
+
+    @property
+    def complete(self) -> bool:
+        """All of it is there and good."""
+        if self.planned.is_row or self.planned.is_root:
+            return self.total is not None and len(self.shards) == self.total
+        return self.manifest is not None
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of the good shards, every pass of them."""
+        return [record for shard in sorted(self.shards) for record in self.scan.records[shard]]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Rows by reason, as first computed; "" counts the fine ones."""
+        total: Counter[str] = Counter()
+        for shard in self.shards:
+            total.update(self.scan.records[shard][0].counts)
+        return total
+
+
+class RunState:
+    """The stages of a plan in a run folder."""
+
+    def __init__(self, plan: Plan, run: Storage) -> None:
+        self.plan = plan
+        self.run = run
+        self.parts: dict[str, Part] = parts_of(plan, run)
+        names = list(plan.stages)
+        with ThreadPoolExecutor(8) as pool:
+            scans = pool.map(lambda name: scan(self.parts[name].folder), names)
+            self.stages = {
+                name: StageState(plan.stages[name], self.parts[name].folder, found)
+                for name, found in zip(names, scans, strict=True)
+            }
+        for name in names:
+            self.resolve(name)
+
+    def rescan(self, name: str) -> None:
+        """Reads a stage's folder again, and what of it is good."""
+        held = self.stages[name]
+        self.stages[name] = StageState(held.planned, held.folder, scan(held.folder))
+        self.resolve(name)
+
+    def resolve(self, name: str) -> None:
+        """Which of a stage's shards are good today; stages before it are resolved."""
+        state = self.stages[name]
+        planned, records = state.planned, state.scan.records
+        state.shards, state.failures, state.manifest = {}, {}, None
+        manifest = state.scan.manifest
+        if planned.is_root:
+            state.total = manifest["shards"] if manifest else None
+            for shard, found in records.items():
+                if state.total is None or shard < state.total:
+                    state.shards[shard] = state_of(found, None)
+            state.failures = {s: f for s, f in state.scan.failures.items() if s not in state.shards}
+            if manifest and state.complete:
+                state.manifest = manifest
+            return
+        if planned.is_row:
+            self._resolve_rows(state)
+            return
+        inputs = self.inputs_digest(planned)
+        state.total = self.stages[planned.root].total if planned.root else None
+        if inputs is None or manifest is None or manifest["inputs"] != inputs:
+            return
+        wanted = manifest["shards"]
+        good = {s: r for s, r in records.items() if r[0].parents == {"inputs": inputs}}
+        if len(good) == wanted:
+            state.manifest = manifest
+            state.shards = {shard: state_of(found, None) for shard, found in good.items()}
+
+    def _resolve_rows(self, state: StageState) -> None:
+        planned = state.planned
+        assert planned.root is not None
+        state.total = self.stages[planned.root].total
+        for shard in self.stages[planned.root].shards:
+            states = self.shard_states(planned, shard)
+            if states is None:
+                if any(shard in self.stages[need].failures for need in planned.needs):
+                    state.failures[shard] = None
+                continue
+            parents = parents_of(planned, states)
+            mask = states[planned.only] if planned.only else None
+            found = state.scan.records.get(shard, [])
+            wanted = mask.digest if mask else None
+            good = found and all(record.parents == parents for record in found)
+            if good and any(record.mask in (None, wanted) for record in found):
+                state.shards[shard] = state_of(found, mask)
+            elif shard in state.scan.failures:
+                failure = state.scan.failures[shard]
+                if failure.parents == parents:
+                    state.failures[shard] = failure
+
+    def shard_states(self, planned: PlannedStage, shard: int) -> dict[str, ShardState] | None:
+        """The state of each shard that this one is made of; None where one is missing."""
+        found = {}
+        for need in dict.fromkeys((*planned.needs, *([planned.root] if planned.root else []))):
+            if need == planned.name:
+                continue
+            state = self.shard_state(need, shard)
+            if state is None:
+                return None
+            found[need] = state
+        return found
+
+    def shard_state(self, name: str, shard: int) -> ShardState | None:
+        """The state of a stage's shard; a model is the same whole for every shard."""
+        state = self.stages[name]
+        if state.planned.stage.gives == "rows":
+            return state.shards.get(shard)
+        if state.manifest is None:
+            return None
+        return ShardState(rows=0, files=(), digest=state.manifest["digest"])
+
+    def inputs_digest(self, planned: PlannedStage) -> str | None:
+        """One digest of everything a dataset stage reads; None while some of it is missing."""
+        parts: list[Any] = []
+        for need in planned.needs:
+            state = self.stages[need]
+            if not state.complete:
+                return None
+            if state.planned.is_row or state.planned.stage.gives == "rows":
+                shards = [state.shards[shard].digest for shard in sorted(state.shards)]
+                parts.append([need, shards])
+            else:
+                parts.append([need, (state.manifest or {})["digest"]])
+        return digest(parts)
+
+    def inputs(self, planned: PlannedStage) -> PoolShards | JoinedShards | None:
+        """The rows a dataset stage reads; all its parents are complete."""
+        if not planned.bindings and planned.is_root:
+            return None
+        members = []
+        for parent, bound in zip(planned.parents, planned.bindings, strict=False):
+            root = self.plan.stages[parent].root
+            assert root is not None
+            used = dict.fromkeys([root, *(stage for stage, _ in bound.values())])
+            count = self.stages[root].total or 0
+            members.append(
+                PoolShards(
+                    parts={stage: self.parts[stage] for stage in used},
+                    states=tuple(
+                        {stage: self.stages[stage].shards[shard] for stage in used}
+                        for shard in range(count)
+                    ),
+                    bindings=bound,
+                    root=root,
+                )
+            )
+        if planned.is_root:
+            return JoinedShards(tuple(members))
+        return members[0] if members else None
+
+    def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
+        """The columns of a stage at one row: one row group is read where the shard has one file."""
+        part, shard_state = self.parts[name], self.stages[name].shards[shard]
+        start = 0
+        if len(shard_state.files) == 1 and shard_state.mask is None:
+            with part.folder.open(shard_state.files[0]) as source, pq.ParquetFile(source) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    if position < start + rows:
+                        table = file.read_row_group(group, columns=columns, use_threads=False)
+                        return dict(table.slice(position - start, 1).to_pylist()[0])
+                    start += rows
+        for table in read_stage(part.folder, shard_state, columns, 4096, part.mask_folder):
+            if position < start + len(table):
+                return dict(table.slice(position - start, 1).to_pylist()[0])
+            start += len(table)
+        raise IndexError(f"position {position} of {start} rows of shard {shard}")
+
+    def uid(self, root: str, shard: int, position: int) -> str:
+        """The uid of a row, in hex."""
+        return str(self.cell(root, shard, position, [UID.name])[UID.name].hex())
+
+
+def summary(state: StageState) -> str:
+    """`done`, `3 of 12 shards`, `nothing yet`: what is there, in words."""
+    if state.complete:
+        return "done"
+    if not state.shards and not state.failures:
+        return "nothing yet"
+    total = "?" if state.total is None else state.total
+    failed = sum(1 for failure in state.failures.values() if failure is not None)
+    return f"{len(state.shards)} of {total} shards" + (f", {failed} failed" if failed else "")
+
+
+def latest(uri: str) -> RunState:
+    """The run folder seen through the recipe that ran there last."""
+    run = Storage(uri)
+    newest = max((entry.name for entry in run.entries("recipes")), default=None)
+    if newest is None:
+        raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
+    held = json.loads(run.read(f"recipes/{newest}"))
+    recipe = Recipe(name=held["name"], path=held["path"], seed=held["seed"], stages=held["stages"])
+    return RunState(make_plan(recipe), run)

@@ -1,0 +1,318 @@
+"""The units of work that a dataset stage's calls are made of: what a worker runs.
+
+Each unit counts its attempt in storage, works, and leaves a small result in the journal.
+"""
+
+import io
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, UID
+from metadata.shard import ShardWriter, store
+from metadata.storage import Storage
+from pipeline import attempts
+from pipeline.chain import raised, storage_error, worker_of
+from pipeline.dataset import State, Task
+from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
+from pipeline.executors import Item
+from pipeline.plan import PlannedStage
+from pipeline.rows import Partitions, PoolShards
+from pipeline.stage import DatasetStage, Worker
+
+Work = Callable[[Any, "UnitTask"], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """Where one unit of work runs. Implements `Task`."""
+
+    worker: Worker
+    folder: Storage
+    journal: str
+    key: str
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Stores a scratch file as `out/<name>` in the stage's folder."""
+        with self.folder.scratch(f"out/{name}") as held:
+            shutil.move(path, held)  # scratch may be another disk
+            self.folder.commit(held, f"out/{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """A call's work, opened once per worker: what the executor carries."""
+
+    planned: PlannedStage
+    seed: int
+    run_id: str
+    folder: Storage
+    journal: str
+    work: Work
+    journalled: bool  # false where the work stores records: they are its journal
+
+    def __call__(self) -> "UnitsRun":
+        return UnitsRun(self)
+
+
+class UnitsRun:
+    """Does one unit: counts the attempt, works, and leaves the result in the journal."""
+
+    def __init__(self, units: Units) -> None:
+        self.units = units
+        self.scratch = tempfile.TemporaryDirectory(prefix="clipmill-")
+
+    def __call__(self, item: Item) -> Item:
+        units = self.units
+        name = f"{units.journal}/{item['key']}"
+        if not attempts.begin(units.folder, name, item["key"], units.run_id):
+            what = f"unit {item['key']} of stage {units.planned.name}"
+            error = attempts.crash_error(what, units.folder)
+            return item | {"error": error, "crashed": True}
+        worker = worker_of(units.planned, units.seed, Path(self.scratch.name))
+        task = UnitTask(worker, units.folder, units.journal, item["key"])
+        where = f"stage '{units.planned.name}', {item['key']}"
+        number = 1
+        while True:
+            try:
+                result = self._work(item["unit"], task, where)
+                break
+            except StageError:
+                attempts.end(units.folder, name)
+                raise
+            except RetryableError as error:
+                number += 1
+                if number > attempts.MAX_ATTEMPTS:
+                    attempts.end(units.folder, name)
+                    return item | {"error": error, "crashed": False}
+            except ShardError as error:
+                attempts.end(units.folder, name)
+                return item | {"error": error, "crashed": False}
+        if units.journalled:
+            units.folder.put(f"{name}.json", json.dumps(result).encode(), point="journal")
+        attempts.end(units.folder, name)
+        return item | {"result": result}
+
+    def _work(self, unit: Any, task: UnitTask, where: str) -> dict[str, Any]:
+        try:
+            return self.units.work(unit, task)
+        except ClipmillError:
+            raise
+        except OSError as error:
+            raise storage_error(error, where) from error
+        except Exception as error:
+            raise ShardError(*raised(error, where), "mend the stage") from error
+
+
+def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], unit: Any, task: UnitTask) -> Any:
+    return dict(fn(unit, task))
+
+
+def launched(fn: Callable[[int, int, Task], Any], task: UnitTask, rank: int, of: int) -> Any:
+    with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
+        worker = replace(task.worker, scratch=Path(scratch))
+        return fn(rank, of, replace(task, worker=worker))
+
+
+def create_shard(
+    fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
+    planned: PlannedStage,
+    unit: dict[str, Any],
+    task: UnitTask,
+) -> dict[str, Any]:
+    tables = fn(unit["source"], task)
+    return store_unit(planned, unit, unit["shard"], tables, task, unit["source"])
+
+
+def restore_shard(
+    over: PoolShards, planned: PlannedStage, unit: dict[str, Any], task: UnitTask
+) -> dict[str, Any]:
+    shard = unit["shard"]
+    table = at_home(over.table(shard), shard, over.rows(shard), planned)
+    return store_unit(planned, unit, shard, iter([table]), task, None)
+
+
+def restore_group(
+    homeward: Partitions, planned: PlannedStage, unit: dict[str, Any], task: UnitTask
+) -> dict[str, Any]:
+    whole = homeward.table(unit["group"])
+    whole = whole.sort_by([(SHARD.name, "ascending"), (POSITION.name, "ascending")])
+    shards = whole[SHARD.name].to_numpy()
+    records = []
+    for number, rows in enumerate(unit["rows"]):
+        shard = unit["start"] + number
+        start, stop = np.searchsorted(shards, [shard, shard + 1])
+        table = at_home(whole.slice(start, stop - start), shard, rows, planned)
+        stored = store_unit(planned, unit, shard, iter([table]), task, None)
+        records.append(stored["record"])
+    return {"records": records}
+
+
+def at_home(table: pa.Table, shard: int, rows: int, planned: PlannedStage) -> pa.Table:
+    """The table, if it is the shard's rows in their order; StageError where one is not."""
+    place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
+    positions = table[POSITION.name].to_numpy()
+    if len(table) != rows or not np.array_equal(positions, np.arange(rows)):
+        raise StageError(
+            f"{len(table)} rows came home to a shard of {rows}, each due once",
+            place,
+            "a dataset stage keeps shard and position of every row",
+        )
+    return table
+
+
+def store_unit(
+    planned: PlannedStage,
+    unit: dict[str, Any],
+    shard: int,
+    tables: Iterator[pa.Table],
+    task: UnitTask,
+    source: dict[str, Any] | None,
+) -> dict[str, Any]:
+    began = time.monotonic()
+    stage = planned.stage
+    virtual = {v.name for v in stage.virtual} if isinstance(stage, DatasetStage) else set()
+    stored = [
+        UID,
+        *(column for column in stage.writes if column.name not in virtual),
+        REASON,
+    ]
+    schema = pa.schema([(column.name, column.dtype) for column in stored])
+    with task.folder.scratch(planned.name) as path, ShardWriter(path, schema) as writer:
+        for table in tables:
+            writer.add(declared(table, schema, planned, shard))
+        record = store(
+            task.folder,
+            writer,
+            path,
+            {
+                "shard": shard,
+                "rows": writer.rows,
+                "parents": unit["parents"],
+                "source": source,
+                "seconds": round(time.monotonic() - began, 3),
+            },
+        )
+    return {"record": asdict(record)}
+
+
+def declared(table: pa.Table, schema: pa.Schema, planned: PlannedStage, shard: int) -> pa.Table:
+    """The table in the stage's declared columns and types; reasons as the stage lists them."""
+    place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
+    columns: dict[str, Any] = {}
+    for field in schema:
+        if field.name not in table.column_names:
+            raise StageError(f"no column '{field.name}' came back", place, "mend the stage")
+        column = table[field.name]
+        if column.type != field.type:
+            if field.name == REASON.name:
+                column = column.cast(pa.string()).cast(REASON_TYPE)
+            else:
+                column = column.cast(field.type)
+        columns[field.name] = column
+    unknown = set(pc.unique(columns[REASON.name].cast(pa.string())).to_pylist()) - {
+        None,
+        *planned.stage.reasons,
+    }
+    if unknown:
+        raise StageError(
+            f"reason {unknown.pop()!r} is not declared",
+            place,
+            f"one of {planned.stage.reasons}",
+        )
+    return pa.table(columns, schema=schema)
+
+
+def split_shard(
+    over: Any,
+    key: Callable[[pa.Table], Any],
+    count: int,
+    data: str,
+    index: int,
+    task: UnitTask,
+) -> dict[str, Any]:
+    """One shard's rows by partition, as one file of `count` Arrow streams."""
+    table = over.table(index)
+    partition = key(table)
+    order = np.argsort(partition, kind="stable")
+    bounds = np.searchsorted(partition[order], np.arange(count + 1))
+    table = table.take(pa.array(order)).unify_dictionaries().combine_chunks()
+    options = pa.ipc.IpcWriteOptions(compression="lz4", unify_dictionaries=True)
+    offsets = [0]
+    name = f"{data}/{task.key}.arrows"
+    with task.folder.scratch(name) as path:
+        with path.open("wb") as file:
+            for start, stop in itertools.pairwise(bounds):
+                with pa.ipc.new_stream(file, table.schema, options=options) as writer:
+                    writer.write_table(table.slice(start, stop - start))
+                offsets.append(file.tell())
+        task.folder.commit(path, name)
+    return {"file": name, "offsets": offsets}
+
+
+def by_hash(key: str, count: int, table: pa.Table) -> Any:
+    """The partition of each row: equal keys get the same one, and so do all nulls."""
+    import polars as pl  # late, as in stages: a plan needs none
+
+    hashes = pl.DataFrame(table.select([key])).to_series().hash(seed=0)
+    return (hashes % count).to_numpy().astype(np.int64)
+
+
+def by_home(starts: Any, table: pa.Table) -> Any:
+    """The group of shards each row goes home to."""
+    return np.searchsorted(starts, table[SHARD.name].to_numpy(), side="right") - 1
+
+
+def reduce_some(
+    fn: Callable[[pa.Table], State],
+    over: Any,
+    merge: Callable[[State, State], State],
+    data: str,
+    span: list[int],
+    task: UnitTask,
+) -> dict[str, Any]:
+    state: State | None = None
+    for index in range(*span):
+        part = fn(over.table(index))
+        state = part if state is None else merge(state, part)
+    assert state is not None
+    name = f"{data}/{task.key}.npz"
+    task.folder.put(name, dump_state(state), point="rename")
+    return {"file": name}
+
+
+def groups_of_shards(sizes: list[int], rows: int, least: int) -> list[tuple[int, int]]:
+    """Runs of neighbouring shards of about `rows` rows, at least `least` runs where they allow."""
+    most = max(1, min(rows, -(-sum(sizes) // least)))
+    groups: list[tuple[int, int]] = []
+    start, held = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and held + size > most:
+            groups.append((start, index))
+            start, held = index, 0
+        held += size
+    if sizes:
+        groups.append((start, len(sizes)))
+    return groups
+
+
+def dump_state(state: State) -> bytes:
+    """Named arrays as the bytes of an .npz, the same each time; no pickle inside."""
+    sink = io.BytesIO()
+    np.savez(sink, **{name: np.asarray(state[name]) for name in sorted(state)})  # type: ignore[arg-type]
+    return sink.getvalue()
+
+
+def load_state(data: bytes) -> State:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

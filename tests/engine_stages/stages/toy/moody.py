@@ -1,0 +1,77 @@
+"""The number again, with the trouble that a script asks for."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import REASON, REASON_TYPE, Column
+from pipeline.errors import RetryableError
+from pipeline.stage import RowFunction, RowStage, Worker, location
+
+COPY = Column("copy", pa.int64(), "", "The number.")
+NUMBER = Column("number", pa.int64(), "", "Any number.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moody(RowStage):
+    """The number; null where the script says `timeout`.
+
+    The script is a JSON object. `kill`, `raise`, `timeout`: lists of numbers. `busy`: numbers, each
+    with how often it fails before it succeeds. `answer`: what is wrong with every answer. Beside
+    the script lies a log of every number seen, in the order they were.
+    """
+
+    script: str = location()
+    threads: int = location(1)
+
+    version = 1
+    determinism = "exact"
+    reads = (NUMBER,)
+    writes = (COPY,)
+    reasons = ("timeout",)
+    transient = ("timeout",)
+    batch_rows = 8
+
+    def open(self, worker: Worker) -> RowFunction:
+        return partial(copy, Path(self.script))
+
+
+def copy(script: Path, batch: pa.Table) -> pa.Table:
+    mood: dict[str, Any] = json.loads(script.read_text())
+    number = batch[NUMBER.name]
+    seen = set(number.to_pylist())
+    log = script.with_suffix(".log")
+    with log.open("a") as file:
+        file.writelines(f"{n}\n" for n in number.to_pylist())
+    if seen & set(mood.get("kill", [])):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if seen & set(mood.get("raise", [])):
+        raise ZeroDivisionError("in a bad mood")
+    for busy, times in mood.get("busy", {}).items():
+        if int(busy) in seen and log.read_text().splitlines().count(busy) <= times:
+            raise RetryableError("busy", f"number {busy}", "wait")
+    late = pc.is_in(number, pa.array(mood.get("timeout", []), pa.int64()))
+    out = pa.table(
+        {
+            COPY.name: pc.if_else(late, None, number),
+            REASON.name: pc.if_else(late, "timeout", None).cast(REASON_TYPE),
+        }
+    )
+    return WRONG.get(mood.get("answer"), lambda out: out)(out)
+
+
+WRONG = {
+    "short": lambda out: out.slice(1),
+    "typed": lambda out: out.set_column(0, COPY.name, out[COPY.name].cast(pa.float64())),
+    "bare": lambda out: out.select([REASON.name]),
+    "undeclared": lambda out: out.set_column(
+        1, REASON.name, pa.array(["whim"] * len(out)).dictionary_encode()
+    ),
+}

@@ -1,0 +1,108 @@
+"""Small runs of the toy stages in this process: a recipe as text in, what is stored out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metadata.record import Record
+from metadata.shard import read_stage
+from metadata.storage import Storage
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import Plan, make_plan
+from pipeline.progress import Lines
+from pipeline.recipe import load_recipe
+from pipeline.run import Outcome, run_plan
+from tests.engine_stages.harness import toy_stages, write_pool
+
+
+@dataclass
+class Ran:
+    """What a run left: the state of every stage, by name."""
+
+    outcome: Outcome
+    folder: Path
+    listed: dict[str, dict[str, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        stages = self.outcome.state.stages.items()
+        self.listed = {
+            name: {entry.name: entry.mtime_ns for entry in stage.folder.entries()}
+            for name, stage in stages
+        }
+
+    @property
+    def complete(self) -> bool:
+        return self.outcome.complete
+
+    def records(self, stage: str) -> dict[int, list[Record]]:
+        return self.outcome.state.stages[stage].scan.records
+
+    def error(self, stage: str) -> str:
+        """Why the stage stopped."""
+        return str(self.outcome.stopped[stage])
+
+    def failures(self, stage: str) -> dict[int, Any]:
+        """Its own failures, by shard."""
+        failures = self.outcome.state.stages[stage].failures
+        return {shard: failure for shard, failure in failures.items() if failure is not None}
+
+    def column(self, stage: str, column: str, shard: int | None = None) -> list[Any]:
+        """The stage's values in the pool's order, as its readers see them today."""
+        state = self.outcome.state.stages[stage]
+        part = self.outcome.state.parts[stage]
+        shards = sorted(state.shards) if shard is None else [shard]
+        return [
+            value
+            for number in shards
+            for table in read_stage(
+                part.folder, state.shards[number], ["uid", column], 5, part.mask_folder
+            )
+            for value in table[column].to_pylist()
+        ]
+
+    def written(self, stage: str) -> dict[str, int]:
+        """Each object of the stage's folder and when it was written, at the end of the run."""
+        return self.listed[stage]
+
+
+@dataclass
+class Engine:
+    """Runs recipes over one pool of numbers, in run folders below one folder."""
+
+    folder: Path
+    pool: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pool = write_pool(self.folder / "pool", [20, 0, 11])
+
+    def plan(self, stages: str, *overrides: str, until: str | None = None) -> Plan:
+        recipe = self.folder / "recipe.yaml"
+        root = f"  numbers: {{uses: toy.numbers, path: {self.pool}, shard_rows: 12}}\n"
+        recipe.write_text("stages:\n" + root + stages)
+        return make_plan(load_recipe(str(recipe), overrides), until)
+
+    def run(
+        self,
+        stages: str,
+        *overrides: str,
+        out: str = "run",
+        workers: int = 0,
+        retry: tuple[str, ...] = (),
+        until: str | None = None,
+    ) -> Ran:
+        plan = self.plan(stages, *overrides, until=until)
+        executor = LocalExecutor(workers)
+        try:
+            outcome = run_plan(plan, Storage(str(self.folder / out)), executor, Lines(), retry)
+        finally:
+            executor.close()
+        return Ran(outcome, self.folder / out)
+
+
+@pytest.fixture
+def engine(tmp_path) -> Iterator[Engine]:
+    with toy_stages():
+        yield Engine(tmp_path)

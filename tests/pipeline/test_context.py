@@ -1,0 +1,276 @@
+"""The calls of a dataset stage: what each gives, what is journalled, what a mistake says."""
+
+import json
+import os
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from metadata.schema import REASON_TYPE
+from pipeline.errors import RetryableError, ShardError
+from pipeline.stage import Worker
+from pipeline.units import dump_state, groups_of_shards, load_state
+
+CALLED: list[object] = []  # what the functions below did, in this process
+
+
+@pytest.fixture
+def program(engine):
+    """Runs one of the functions below as a dataset stage."""
+
+    def run(function, **more):
+        CALLED.clear()
+        stages = f"  it: {{uses: toy.program, from: numbers, function: '{__name__}:{function}'}}\n"
+        return engine.run(stages, **more)
+
+    return run
+
+
+def with_value(value, rows: pa.Table) -> pa.Table:
+    number = rows["number"].to_numpy()
+    made = rows.append_column("value", pa.array(value(number), pa.int64()))
+    return made.append_column("reason", pa.nulls(len(rows), REASON_TYPE))
+
+
+def store(rows, ctx, value=lambda n: n) -> None:
+    ctx.restore(ctx.map_shards(partial(with_value, value), rows))
+
+
+# map
+
+
+def squares(inputs, ctx):
+    found = ctx.map(square, [3, 1, 2, 3])
+    store(inputs.rows, ctx, lambda n: n * 0 + sum(r["square"] for r in found))
+
+
+def square(item, task):
+    CALLED.append(item)
+    assert isinstance(task.worker, Worker)
+    assert task.worker.stage == "it"
+    return {"square": item * item}
+
+
+def test_map_gives_results_in_the_order_of_its_items(program):
+    ran = program("squares")
+    assert CALLED == [3, 1, 2, 3]
+    assert ran.column("it", "value") == [23] * 31
+
+
+def map_that_fails_once(inputs, ctx):
+    ctx.map(fail_at_two, [0, 1, 2, 3])
+    store(inputs.rows, ctx)
+
+
+def fail_at_two(item, task):
+    CALLED.append(item)
+    if item == 2 and not os.environ.get("CLIPMILL_TEST_MENDED"):
+        raise ShardError("two", "the item", "mend it")
+    return {}
+
+
+def test_a_failed_unit_stops_the_stage_and_finished_units_are_not_done_again(program, monkeypatch):
+    ran = program("map_that_fails_once")
+    assert "two" in ran.error("it")
+    assert CALLED == [0, 1, 2]
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    assert program("map_that_fails_once").complete
+    assert CALLED == [2, 3]
+
+
+def map_that_is_busy(inputs, ctx):
+    ctx.map(busy_twice, [0])
+    store(inputs.rows, ctx)
+
+
+def busy_twice(item, task):
+    CALLED.append(item)
+    if len(CALLED) < 3:
+        raise RetryableError("busy", "the item", "wait")
+    return {}
+
+
+def test_a_unit_that_fails_for_now_is_tried_three_times(program):
+    assert program("map_that_is_busy").complete
+    assert CALLED == [0, 0, 0]
+
+
+# shuffle and restore
+
+
+def shuffle_with_nulls(inputs, ctx):
+    rows = ctx.map_shards(third, inputs.rows)
+    parts = ctx.shuffle(rows, "third", 3)
+    CALLED.extend(parts.table(i) for i in range(len(parts)))
+    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), parts))
+
+
+def third(rows: pa.Table) -> pa.Table:
+    number = rows["number"].to_numpy()
+    return rows.append_column("third", pa.array(number // 3, mask=number % 2 == 0))
+
+
+def test_equal_keys_meet_nulls_meet_and_every_row_comes_home(program):
+    ran = program("shuffle_with_nulls")
+    keys = [set(table["third"].to_pylist()) for table in CALLED]
+    assert len(keys) == 3
+    for key in set().union(*keys):
+        assert sum(key in found for found in keys) == 1
+    assert sum(map(len, CALLED)) == 31
+    assert ran.column("it", "value") == list(range(31))
+    assert [record.rows for _, [record] in sorted(ran.records("it").items())] == [12, 8, 0, 11]
+
+
+def loses_a_row(inputs, ctx):
+    parts = ctx.shuffle(inputs.rows, "number", 2)
+    less = ctx.map_shards(lambda rows: rows.filter(pc.not_equal(rows["number"], 3)), parts)
+    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), less))
+
+
+def doubles_a_row(inputs, ctx):
+    double = ctx.map_shards(lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]), inputs.rows)
+    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), double))
+
+
+@pytest.mark.parametrize(
+    ("function", "rows"), [("loses_a_row", "11 rows"), ("doubles_a_row", "13 rows")]
+)
+def test_a_row_lost_or_doubled_is_an_error(program, function, rows):
+    ran = program(function)
+    assert f"{rows} came home to a shard of 12" in ran.error("it")
+    assert "stage 'it' (toy.program), shard 0" in ran.error("it")
+
+
+def undeclared(inputs, ctx):
+    reason = pa.array(["whim"]).dictionary_encode()
+    rows = ctx.map_shards(partial(with_value, lambda n: n), inputs.rows)
+    ctx.restore(
+        ctx.map_shards(
+            lambda t: t.set_column(
+                t.schema.get_field_index("reason"), "reason", reason.take(pa.array([0] * len(t)))
+            ),
+            rows,
+        )
+    )
+
+
+def bare(inputs, ctx):
+    ctx.restore(inputs.rows)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [("undeclared", "reason 'whim' is not declared"), ("bare", "no column 'value' came back")],
+)
+def test_what_is_stored_is_held_to_what_is_declared(program, function, said):
+    assert said in program(function).error("it")
+
+
+# reduce, iterate, launch
+
+
+def summed(inputs, ctx):
+    sums = ctx.reduce(lambda t: {"sum": t["number"].to_numpy().sum()}, inputs.rows, added)
+    store(inputs.rows, ctx, lambda n: n * 0 + sums["sum"])
+
+
+def added(one, other):
+    return {"sum": one["sum"] + other["sum"]}
+
+
+def test_reduce_merges_every_shard(program):
+    assert program("summed").column("it", "value") == [sum(range(31))] * 31
+
+
+def until_ten(inputs, ctx):
+    end = ctx.iterate({"n": np.int64(0)}, add_four, 100, until=lambda state: state["n"] > 10)
+    store(inputs.rows, ctx, lambda n: n * 0 + end["n"])
+
+
+def add_four(state, number):
+    CALLED.append(number)
+    return {"n": state["n"] + 4}
+
+
+def test_iterate_ends_when_it_is_told_to(program):
+    assert program("until_ten").column("it", "value") == [12] * 31
+    assert CALLED == [0, 1, 2]
+
+
+def steps_then_trouble(inputs, ctx):
+    end = ctx.iterate({"n": np.int64(0)}, add_four, 3)
+    again = ctx.iterate(end, add_four, 2)
+    ctx.map(fail_at_two, [2])
+    store(inputs.rows, ctx, lambda n: n * 0 + again["n"])
+
+
+def test_finished_steps_are_not_taken_again(program, monkeypatch):
+    assert not program("steps_then_trouble").complete
+    assert CALLED == [0, 1, 2, 0, 1, 2]
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    assert program("steps_then_trouble").column("it", "value") == [20] * 31
+    assert CALLED == [2]
+
+
+def launched(inputs, ctx):
+    result = ctx.launch(one_rank, 2)
+    store(inputs.rows, ctx, lambda n: n * 0 + result["of"])
+    ctx.map(fail_at_two, [2])
+
+
+def one_rank(rank, of, task):
+    if rank == 0:
+        path = task.worker.scratch / f"launched-{os.getpid()}"
+        path.write_text(task.worker.stage)
+        task.put_file("said", path)
+    return {"rank": rank, "of": of, "pid": os.getpid()}
+
+
+def test_launch_gives_the_first_ranks_result_and_is_journalled(program, engine, monkeypatch):
+    ran = program("launched")
+    assert "two" in ran.error("it")
+    [journal] = (engine.folder / "run").glob("stages/it-*/calls-*/01-launch.json")
+    result = json.loads(journal.read_text())
+    assert (result["rank"], result["of"]) == (0, 2)
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    written = journal.stat().st_mtime_ns
+    monkeypatch.setattr("pipeline.executors.local.LocalExecutor.launch", None)
+    assert written
+    ran = program("launched")
+    assert ran.complete
+    assert ran.column("it", "value") == [2] * 31
+    out = engine.folder / "run" / ran.outcome.state.plan.stages["it"].folder / "out" / "said"
+    assert out.read_text() == "it"
+
+
+# Small parts
+
+
+def test_groups_cover_every_shard_once_in_order():
+    for sizes, rows, least in [
+        ([], 10, 4),
+        ([5], 10, 4),
+        ([0, 0], 10, 4),
+        ([5, 5, 5, 5], 10, 2),
+        ([50, 1, 1, 50], 10, 4),
+    ]:
+        groups = groups_of_shards(sizes, rows, least)
+        assert [shard for a, b in groups for shard in range(a, b)] == list(range(len(sizes)))
+        assert all(b - a == 1 or sum(sizes[a:b]) <= rows for a, b in groups)
+
+
+def test_a_state_is_stored_to_the_same_bytes_and_read_back():
+    state = {"b": np.arange(3), "a": np.float32(1.5)}
+    data = dump_state(state)
+    assert data == dump_state(dict(reversed(state.items())))
+    back = load_state(data)
+    assert back["a"] == state["a"]
+    assert back["b"].tolist() == [0, 1, 2]
+
+
+def test_a_state_holds_no_pickle():
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load_state(dump_state({"a": np.array([object()])}))

@@ -1,0 +1,177 @@
+"""Passes: what a wider mask or a retry adds to a shard, and how readers see all of it as one."""
+
+import json
+
+import pytest
+
+MASKED = """
+  chosen: {uses: select.where, from: numbers, where: number < 3 OR number > 27}
+  cube:   {uses: toy.power, from: numbers, only: chosen, exponent: 3}
+  after:  {uses: toy.power, from: cube, read: {number: cube.power}, exponent: 1}
+"""
+
+
+def masked(rule: str) -> str:
+    return f"chosen.where={rule}"
+
+
+def cubes(*numbers: int) -> list[int | None]:
+    return [n**3 if n in numbers and n % 7 else None for n in range(31)]
+
+
+def test_rows_outside_the_mask_are_not_computed_and_say_so(engine):
+    ran = engine.run(MASKED)
+    assert ran.complete
+    assert ran.column("cube", "power") == cubes(1, 2, 29, 30)
+    reasons = ran.column("cube", "reason")
+    assert reasons[:4] == ["sevenfold", None, None, "not_selected"]
+    assert [r.counts["not_selected"] for [r] in ran.records("cube").values() if r.rows] == [9, 8, 8]
+    assert ran.column("after", "power") == cubes(1, 2, 29, 30)
+
+
+def test_a_wider_mask_computes_only_the_new_rows_and_keeps_the_old(engine):
+    narrow = engine.run(MASKED)
+    wide = engine.run(MASKED, masked("number < 5"))
+    assert wide.complete
+    first, second = wide.records("cube")[0]
+    assert (first.computed, second.computed) == (12, 2)
+    assert second.name == "000000.p1.json"
+    assert wide.written("cube")[first.data] == narrow.written("cube")[first.data]
+    assert wide.column("cube", "power") == cubes(1, 2, 3, 4)
+    assert wide.column("after", "power") == cubes(1, 2, 3, 4)
+
+
+def test_a_narrower_mask_computes_nothing_and_reads_null(engine):
+    engine.run(MASKED, masked("number < 20"))
+    narrow = engine.run(MASKED, masked("number < 3"))
+    assert narrow.complete
+    assert narrow.column("cube", "power") == cubes(1, 2)
+    assert narrow.column("cube", "reason")[12:] == ["not_selected"] * 19
+    assert narrow.column("after", "power") == cubes(1, 2)
+    assert all(
+        record.computed == 0
+        for records in narrow.records("cube").values()
+        for record in records[1:]
+    )
+
+
+def test_masks_one_after_another_end_where_one_would(engine):
+    for rule in ("number < 3", "number > 8", "number < 20 AND number > 4", "number < 25"):
+        ran = engine.run(MASKED, masked(rule))
+        assert ran.complete
+    fresh = engine.run(MASKED, masked("number < 25"), out="fresh")
+    for stage, column in (("cube", "power"), ("cube", "reason"), ("after", "power")):
+        assert ran.column(stage, column) == fresh.column(stage, column)
+
+
+def test_a_mask_once_answered_for_is_not_looked_at_again(engine):
+    for rule in ("number < 9", "number < 3", "number < 9"):
+        engine.run(MASKED, masked(rule))
+    before = engine.run(MASKED, masked("number < 3")).written("cube")
+    assert engine.run(MASKED, masked("number < 3")).written("cube") == before
+
+
+def test_taking_the_mask_away_computes_the_rest(engine):
+    engine.run(MASKED)
+    whole = engine.run(MASKED.replace(", only: chosen", ""))
+    assert whole.complete
+    assert whole.column("cube", "power") == cubes(*range(31))
+    masked_again = engine.run(MASKED)  # all is there already
+    assert masked_again.records("cube") == whole.records("cube")
+    assert masked_again.column("cube", "power") == cubes(1, 2, 29, 30)
+
+
+def test_a_changed_shard_forgets_its_passes(engine):
+    engine.run(MASKED)
+    engine.run(MASKED, masked("number < 9"))
+    kept = (engine.pool / "0.txt").read_text()
+    (engine.pool / "0.txt").write_text("\n".join(map(str, range(100, 120))))
+    engine.run(MASKED, masked("number > 110"))
+    changed = engine.run(MASKED, masked("number > 110"))
+    assert len(changed.records("cube")[0]) == 1
+    before = changed.written("cube")
+    assert engine.run(MASKED, masked("number > 110")).written("cube") == before
+    (engine.pool / "0.txt").write_text(kept)
+    again = engine.run(MASKED, masked("number < 7"))
+    assert again.column("cube", "power") == cubes(*range(7))
+
+
+# Retries
+
+
+@pytest.fixture
+def moody(engine):
+    """Runs toy.moody over the pool; the script lists the numbers that time out."""
+    script = engine.folder / "mood.json"
+
+    def run(timeout: list[int], retry: tuple[str, ...] = (), more: str = ""):
+        script.write_text(json.dumps({"timeout": timeout}))
+        (engine.folder / "mood.log").unlink(missing_ok=True)
+        stages = f"  copy: {{uses: toy.moody, from: numbers, script: {script}}}\n{more}"
+        return engine.run(stages, retry=retry)
+
+    return run
+
+
+def seen(engine) -> list[int]:
+    log = engine.folder / "mood.log"
+    return list(map(int, log.read_text().split())) if log.exists() else []
+
+
+def test_rows_that_failed_for_now_stay_until_they_are_retried(engine, moody):
+    first = moody([5, 13])
+    assert first.complete
+    assert first.column("copy", "reason").count("timeout") == 2
+    moody([])
+    assert seen(engine) == []
+    third = moody([], retry=("timeout",))
+    assert seen(engine) == [5, 13]
+    assert third.column("copy", "copy") == list(range(31))
+    assert set(third.column("copy", "reason")) == {None}
+
+
+def test_a_retry_that_fails_again_may_be_retried(engine, moody):
+    moody([5, 6])
+    moody([5], retry=("timeout",))
+    third = moody([], retry=("timeout",))
+    assert seen(engine) == [5]
+    assert [record.computed for record in third.records("copy")[0]] == [12, 2, 1]
+    assert third.column("copy", "copy") == list(range(31))
+
+
+def test_a_retry_without_anything_to_retry_writes_nothing(engine, moody):
+    more = MASKED.replace("cube:   {", "cube: {")
+    moody([5], more=more)
+    before = moody([], retry=("timeout",), more=more)
+    after = moody([], retry=("timeout",), more=more)
+    assert seen(engine) == []
+    for stage in ("copy", "cube"):
+        assert after.written(stage) == before.written(stage)
+
+
+def test_what_stands_after_a_retried_row_is_computed_again_in_its_shard_alone(engine, moody):
+    more = "  after: {uses: toy.power, from: copy, read: {number: copy.copy}}\n"
+    first = moody([5], more=more)
+    assert first.column("after", "reason")[5] == "no_number"
+    after = moody([], retry=("timeout",), more=more)
+    assert after.column("after", "power")[5] == 25
+    assert [
+        first.written("after")[r.data] == after.written("after")[r.data]
+        for shard, [r] in sorted(after.records("after").items())
+        if shard
+    ] == [True] * 3
+
+
+def test_a_retry_under_a_mask_leaves_the_rows_outside_alone(engine, moody):
+    script = engine.folder / "mood.json"
+    stages = f"""
+  chosen: {{uses: select.where, from: numbers, where: number < 10}}
+  copy: {{uses: toy.moody, from: numbers, only: chosen, script: {script}}}
+"""
+    script.write_text(json.dumps({"timeout": [5, 13]}))
+    engine.run(stages)
+    script.write_text(json.dumps({}))
+    (engine.folder / "mood.log").unlink()
+    ran = engine.run(stages, retry=("timeout",))
+    assert seen(engine) == [5]
+    assert ran.column("copy", "copy") == [n if n < 10 else None for n in range(31)]
