@@ -1,0 +1,164 @@
+"""DataComp's pool: metadata in Parquet, CLIP embeddings in .npz files beside it."""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    CLIP_B32_SIMILARITY_SCORE,
+    CLIP_L14_SIMILARITY_SCORE,
+    ORIGINAL_HEIGHT,
+    ORIGINAL_WIDTH,
+    REASON,
+    SHA256,
+    TEXT,
+    UID,
+    URL,
+    Column,
+)
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.errors import ShardError
+from pipeline.stage import DatasetStage, location
+from stages.ops.tables import (
+    any_of,
+    check_shard_rows,
+    failing_its_shard,
+    first_reason,
+    fit,
+    list_files,
+    open_pool,
+    parquet_rows,
+    scan_parquet,
+    uid_column,
+    uid_values,
+)
+
+FACE_BBOXES = Column(
+    "face_bboxes",
+    pa.list_(pa.list_(pa.float64())),
+    "x0, y0, x1, y1 as fractions of the original",
+    "Faces as the pool states them.",
+)
+SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE, FACE_BBOXES)
+WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataComp(DatasetStage):
+    """DataComp's columns, as published; null where the pool says nothing.
+
+    `scores: true` adds the published CLIP scores, as the float32 they are, and the face boxes.
+    The embeddings b32_img, b32_txt (512 wide), l14_img, l14_txt (768) are columns too: float16 in
+    the .npz, exact in float32, read only when a stage asks. A uid that is not 32 hex digits is the
+    hash of url and text (`bad_uid`). A file without rows is a shard without rows.
+
+    Source: the pool of DataComp (Gadre et al. 2023), files as its downloader leaves them.
+    Error: a file is known by name, size and time of change.
+    """
+
+    version = 1
+    determinism = "exact"
+    takes = ()
+    reasons = ("bad_uid", "no_url", "bad_value")
+    virtual = tuple(
+        Column(name, pa.list_(pa.float32(), width), "model space", "DataComp's CLIP embedding.")
+        for name, width in WIDTHS.items()
+    )
+
+    path: str = location()
+    scores: bool = False
+    shard_rows: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_shard_rows(self.shard_rows)
+
+    @property
+    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # declared by settings
+        columns = (URL, TEXT, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, SHA256)
+        return (*columns, *SCORES) if self.scores else columns
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        folder = open_pool(self.path)[0].uri  # embeddings need not match a glob of metadata
+        every = list_files(folder, (".parquet", ".npz"), ctx.worker.stage)
+        digest = {file["path"]: file["digest"] for file in every}
+        files = [
+            # New embeddings make new rows of what is computed from them.
+            {**file, "digest": f"{file['digest']} {digest.get(npz_of(file['path']), '')}".strip()}
+            for file in list_files(self.path, (".parquet",), ctx.worker.stage)
+        ]
+        scanned = ctx.map(partial(scan, self), files)
+        ctx.create_shards(partial(read, self), [s for file in scanned for s in file["sources"]])
+
+    def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
+        storage, _ = open_pool(self.path)
+        path = npz_of(source["path"])
+        where = f"{storage}/{path}"
+        with (
+            failing_its_shard(where, zipfile.BadZipFile, ValueError),
+            storage.open(path) as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            return pa.table({name: _rows_of(arrays[name], name, source, where) for name in names})
+
+
+def npz_of(path: str) -> str:
+    """The embeddings' file beside a Parquet file."""
+    return path.removesuffix(".parquet") + ".npz"
+
+
+def scan(stage: DataComp, file: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The file's sources."""
+    storage, _ = open_pool(stage.path)
+    needed = [UID.name, URL.name, TEXT.name, *(c.name for c in SCORES if stage.scores)]
+    do = "give a DataComp pool (scores: true needs its score columns), or use ingest.url_list"
+    return {"sources": scan_parquet(storage, file, needed, stage.shard_rows, do)}
+
+
+def read(stage: DataComp, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
+    """The source's rows in the stage's columns; one empty table of none."""
+    storage, _ = open_pool(stage.path)
+    names = [UID.name, *(column.name for column in stage.writes)]
+    none = pa.table({name: pa.array([], pa.string()) for name in (UID.name, URL.name, TEXT.name)})
+    with failing_its_shard(f"{storage}/{source['path']}"):
+        for rows in chain([none], parquet_rows(storage, source, names)):
+            yield fitted(stage, rows)
+
+
+def fitted(stage: DataComp, rows: pa.Table) -> pa.Table:
+    """Rows of a file, as the columns the stage writes."""
+    missing = pa.nulls(len(rows))
+    fits = {
+        column.name: fit(
+            rows[column.name] if column.name in rows.column_names else missing, column.dtype
+        )
+        for column in stage.writes
+    }
+    values = {name: column for name, (column, _) in fits.items()}
+    uid = uid_values(rows[UID.name])
+    masks = {
+        "bad_uid": uid.is_null(),
+        "no_url": pc.fill_null(pc.equal(values[URL.name], ""), True),
+        "bad_value": any_of([misfit for _, misfit in fits.values()], len(rows)),
+    }
+    known = uid_column(uid, values[URL.name], values[TEXT.name])
+    return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
+
+
+def _rows_of(array_ND: Any, name: str, source: Mapping[str, Any], where: str) -> pa.Array:
+    """The source's rows of an array that has one for each row of the Parquet file."""
+    expected = (source["rows"], WIDTHS[name])
+    if array_ND.shape != expected:
+        raise ShardError(
+            found=f"{name} of shape {array_ND.shape}, not {expected}",
+            where=where,
+            do="put the .npz that belongs to the Parquet file beside it",
+        )
+    part_ND = array_ND[source["start"] : source["stop"]].astype(np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(part_ND.reshape(-1)), expected[1])

@@ -1,0 +1,178 @@
+"""A pool that is a folder of images, with captions beside them."""
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from metadata.schema import IMAGE, IMAGE_BYTES, REASON, SHA256, TEXT, UID, URL
+from metadata.storage import Storage
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.errors import ShardError
+from pipeline.stage import DatasetStage, location
+from stages.ops.tables import (
+    IMAGE_SUFFIXES,
+    check_shard_rows,
+    failing_its_shard,
+    first_reason,
+    fit,
+    in_batches,
+    list_files,
+    open_pool,
+    uid_column,
+)
+from stages.ops.text_rows import csv_rows, json_rows
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(DatasetStage):
+    """Every image below a folder, by name, and its caption; null where there is none.
+
+    url is the path below the folder, and uid the hash of that and the caption. Caption: `text`
+    in the metadata.jsonl or metadata.csv nearest above the image, whose `file_name` is relative
+    to it; else the .txt of the image's stem, without white space at its ends. An image that is
+    gone, may not be read (`unreadable`) or is above `max_image_bytes` (`too_large`) is null.
+
+    Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
+    Error: a file is known by name, size and time of change. Each shard reads the metadata files
+        above its images whole. Names that begin with a dot are passed over.
+    """
+
+    version = 1
+    determinism = "exact"
+    takes = ()
+    writes = (URL, TEXT, IMAGE, IMAGE_BYTES, SHA256)
+    reasons = ("too_large", "unreadable", "bad_caption")
+
+    path: str = location()
+    max_image_bytes: int = 100 << 20
+    shard_rows: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_shard_rows(self.shard_rows)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        images = list_files(self.path, IMAGE_SUFFIXES, ctx.worker.stage)
+        folder = open_pool(self.path)[0].uri  # captions need not match a glob of images
+        beside = (*IMAGE_SUFFIXES, ".txt", *METADATA)
+        every = {file["path"]: file for file in list_files(folder, beside, ctx.worker.stage)}
+        shards = range(0, len(images), self.shard_rows)
+        sources = [source_of(images[i : i + self.shard_rows], every) for i in shards]
+        ctx.create_shards(partial(read, self), sources)
+
+
+def source_of(images: list[dict[str, Any]], every: Mapping[str, Any]) -> dict[str, Any]:
+    """One shard's source: its images, and the files that hold their captions."""
+    names = [image["path"] for image in images]
+    texts = [text for text in (f"{stem_of(name)}.txt" for name in names) if text in every]
+    folders = sorted({folder for name in names for folder in folders_above(name)})
+    metadata = [
+        path for folder in folders for path in (folder + name for name in METADATA) if path in every
+    ]
+    digests = [every[path]["digest"] for path in (*names, *texts, *metadata)]
+    return {
+        "digest": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        "images": [[image["path"], image["size"]] for image in images],
+        "texts": texts,
+        "metadata": metadata,  # sorted, so that a nearer one comes later
+    }
+
+
+def read(stage: ImageFolder, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
+    """The source's images and captions, streamed."""
+    storage, _ = open_pool(stage.path)
+    captions: dict[str, Any] = {}
+    wanted = {name for name, _ in source["images"]}
+    for path in source["metadata"]:
+        with failing_its_shard(f"{storage}/{path}"):
+            captions |= {name: text for name, text in told(storage, path) if name in wanted}
+    texts = set(source["texts"])
+    with failing_its_shard(str(storage)):
+        found = (
+            row_of(storage, name, size <= stage.max_image_bytes, captions, texts)
+            for name, size in source["images"]
+        )
+        for batch in in_batches(found, lambda row: len(row[IMAGE.name] or b"")):
+            yield fitted(batch)
+
+
+def told(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
+    """Name below the pool's folder, and caption, of each row of a metadata file."""
+    folder = path[: path.rfind("/") + 1]
+    columns = ["file_name", "text"]
+    with io.BufferedReader(storage.open(path), 1 << 20) as file:
+        found = (
+            json_rows(file, columns)
+            if path.endswith(".jsonl")
+            else csv_rows(file, [], columns, ",", quoted=True)
+        )
+        for rows, unparsed in found:
+            if unparsed.null_count < len(unparsed):
+                raise ShardError(
+                    found=f"a row that no parser reads: {unparsed.drop_null()[0]}",
+                    where=f"{storage}/{path}",
+                    do="mend the row: it is not known whose caption it holds",
+                )
+            names, _ = fit(rows["file_name"], pa.string())
+            texts = rows["text"]
+            texts = texts if isinstance(texts, list) else texts.to_pylist()
+            for name, text in zip(names.to_pylist(), texts, strict=True):
+                yield f"{folder}{name}", text
+
+
+def row_of(
+    storage: Storage, name: str, is_small: bool, captions: Mapping[str, Any], texts: set[str]
+) -> dict[str, Any]:
+    """One image and what is known of it, as plain values."""
+    image = read_if_allowed(storage, name) if is_small else None
+    text = captions.get(name)
+    beside = f"{stem_of(name)}.txt"
+    if text is None and beside in texts:
+        text = (read_if_allowed(storage, beside) or b"").strip()
+    return {
+        URL.name: name,
+        TEXT.name: text,
+        IMAGE.name: image,
+        IMAGE_BYTES.name: len(image) if image is not None else None,
+        SHA256.name: hashlib.sha256(image).hexdigest() if image is not None else None,
+        "too_large": not is_small,
+        "unreadable": image is None,
+    }
+
+
+def read_if_allowed(storage: Storage, name: str) -> bytes | None:
+    """The bytes of a file; None where it is gone or forbidden."""
+    try:
+        return storage.read(name)
+    except (FileNotFoundError, PermissionError):
+        return None
+
+
+def fitted(rows: list[dict[str, Any]]) -> pa.Table:
+    """Images as the columns the stage writes."""
+    fits = {it.name: fit([row[it.name] for row in rows], it.dtype) for it in ImageFolder.writes}
+    values = {name: column for name, (column, _) in fits.items()}
+    masks = {
+        code: pa.array([row[code] for row in rows], pa.bool_())
+        for code in ("too_large", "unreadable")
+    }
+    masks["bad_caption"] = fits[TEXT.name][1]
+    known = uid_column(None, values[URL.name], values[TEXT.name])
+    return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
+
+
+def stem_of(name: str) -> str:
+    """The name without its suffix."""
+    return name[: name.rindex(".")]
+
+
+def folders_above(name: str) -> list[str]:
+    """Every folder above a file, from the pool's own, each with its slash."""
+    parts = name.split("/")[:-1]
+    return ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts) + 1)]

@@ -1,0 +1,97 @@
+"""Several pools as one: the only place where two roots meet."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, cast
+
+import pyarrow as pa
+
+from metadata.schema import (
+    HEIGHT,
+    IMAGE,
+    IMAGE_BYTES,
+    ORIGINAL_HEIGHT,
+    ORIGINAL_WIDTH,
+    REASON,
+    REASON_TYPE,
+    SHA256,
+    TEXT,
+    UID,
+    URL,
+    WIDTH,
+    Column,
+)
+from pipeline.dataset import Context, Inputs, Shards, Task
+from pipeline.stage import DatasetStage
+
+SOURCE = Column(
+    "source", pa.string(), "stage name", "Which ingest stage of the recipe a row is of."
+)
+SIZES = (ORIGINAL_WIDTH, ORIGINAL_HEIGHT)
+IMAGES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Union(DatasetStage):
+    """The rows of all its parents in the order of `from`, shard by shard, as one new root.
+
+    A column that a parent lacks is null for its rows. `images: true` takes the stored images and
+    what is said of them along. A uid that two parents share stays in both places, for (shard,
+    position) is a row's identity; dedup.exact finds them.
+
+    Error: none. What a parent said of a row that it could not read stays with the parent.
+    """
+
+    version = 1
+    determinism = "exact"
+    joins_roots = True
+    reads = (URL, TEXT)
+
+    images: bool = False
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]
+        return (*SIZES, *IMAGES) if self.images else SIZES
+
+    @property
+    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # declared by settings
+        return (URL, TEXT, *SIZES, SOURCE, *(IMAGES if self.images else ()))
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        rows = cast(Joined, inputs.rows)
+        sources = [
+            {"shard": i, "source": rows.source(i), "digest": rows.digest(i)}
+            for i in range(len(rows))
+        ]
+        ctx.create_shards(partial(read, self, rows), sources)
+
+
+class Joined(Shards, Protocol):
+    """What the engine gives a stage that joins roots: the parents' shards, one after another."""
+
+    def source(self, index: int) -> str:
+        """Name of the ingest stage that the shard comes from."""
+        ...
+
+    def digest(self, index: int) -> str:
+        """Changes when the shard does."""
+        ...
+
+
+def read(stage: Union, shards: Shards, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
+    """One parent's shard in the stage's columns."""
+    for batch in shards.batches(source["shard"]):
+        yield joined(stage, batch, source["source"])
+
+
+def joined(stage: Union, batch: pa.Table, source: str) -> pa.Table:
+    """A parent's rows, with nulls where it lacks a column."""
+    given = {name: batch[name] for name in batch.column_names}
+    given[SOURCE.name] = pa.array([source] * len(batch), SOURCE.dtype)
+    values = {
+        column.name: given.get(column.name, pa.nulls(len(batch), column.dtype))
+        for column in stage.writes
+    }
+    reason = pa.nulls(len(batch), REASON_TYPE)
+    return pa.table({UID.name: batch[UID.name], **values, REASON.name: reason})

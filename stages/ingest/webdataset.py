@@ -1,0 +1,167 @@
+"""A pool already downloaded: the tar files that img2dataset writes."""
+
+import hashlib
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    HEIGHT,
+    IMAGE,
+    IMAGE_BYTES,
+    ORIGINAL_HEIGHT,
+    ORIGINAL_WIDTH,
+    REASON,
+    SHA256,
+    TEXT,
+    UID,
+    URL,
+    WIDTH,
+)
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.errors import ShardError
+from pipeline.stage import DatasetStage, location
+from stages.ops.tables import (
+    IMAGE_SUFFIXES,
+    any_of,
+    failing_its_shard,
+    first_reason,
+    fit,
+    in_batches,
+    list_files,
+    open_pool,
+    uid_column,
+    uid_values,
+)
+from stages.ops.text_rows import json_object
+
+IMAGES = (*IMAGE_SUFFIXES, ".bin")  # as export.webdataset calls what no decoder knows
+FROM_JSON = (URL, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, WIDTH, HEIGHT)
+BLOCK = 512  # bytes of a tar's header, and of each of the two blocks of zeros that end it
+
+Members = Mapping[str, bytes | None]  # suffix: data, None where the member is too large
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDataset(DatasetStage):
+    """Image and caption of every sample of a tar, one shard a tar; null, with a reason, without.
+
+    A sample is a run of members that share their path up to the first dot of the name; it ends
+    too where a suffix repeats, for the next tar may begin with the key that this one ends with,
+    and tars are joined. Caption: the .txt, else `caption` of the .json. url, sizes and sha256:
+    the .json; sha256 is that of the stored bytes without it. uid: 32 hex digits `uid` in the
+    .json (else `bad_uid`), or the hash of url and caption; where there is no url, that of the
+    place in the pool, `00000.tar/KEY`, and the caption. No member is written to disk.
+
+    Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
+        repeats the .json and lists the downloads that failed, which are no rows here.
+    Error: a file is known by name, size and time of change.
+    """
+
+    version = 1
+    determinism = "exact"
+    takes = ()
+    writes = (IMAGE, IMAGE_BYTES, TEXT, *FROM_JSON, SHA256)
+    reasons = ("too_large", "no_image", "unparsable_json", "bad_uid", "bad_value")
+
+    path: str = location()
+    max_member_bytes: int = 100 << 20
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        tars = list_files(self.path, (".tar",), ctx.worker.stage)
+        ctx.create_shards(partial(read, self), tars)
+
+
+def read(stage: WebDataset, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
+    """The tar's samples, streamed; one empty table of none."""
+    storage, _ = open_pool(stage.path)
+    where = f"{storage}/{source['path']}"
+    with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
+        yield fitted(source["path"], [])
+        found = samples(members(file, stage.max_member_bytes, where))
+        for batch in in_batches(found, size_of):
+            yield fitted(source["path"], batch)
+
+
+def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, bytes | None]]:
+    """Name and data of each file in the tar; no data above `max_bytes`."""
+    with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20) as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            if member.isfile():
+                data = tar.extractfile(member) if member.size <= max_bytes else None
+                yield member.name, data.read() if data else None
+        file.seek(tar.offset)
+    # tarfile takes a broken header, and the end of a cut file, for the end of the archive.
+    rest = file.read(1 << 20)
+    if len(rest) < BLOCK or any(rest):
+        raise ShardError(
+            found="a tar that ends early, or goes on after its end",
+            where=f"{where}, byte {tar.offset}",
+            do="put the whole tar in its place, or unite tars with `tar --concatenate`, not `cat`",
+        )
+
+
+def samples(found: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, Members]]:
+    """Key and members of each sample: a new one where the key changes or a suffix repeats."""
+    key = ""
+    parts: dict[str, bytes | None] = {}
+    for name, data in found:
+        folder, slash, base = name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        suffix = suffix.lower()
+        if parts and (folder + slash + stem != key or suffix in parts):
+            yield key, parts
+            parts = {}
+        key = folder + slash + stem
+        parts[suffix] = data
+    if parts:
+        yield key, parts
+
+
+def size_of(sample: tuple[str, Members]) -> int:
+    """Bytes of a sample's members."""
+    return sum(len(data) for data in sample[1].values() if data)
+
+
+def row_of(place: str, parts: Members) -> dict[str, Any]:
+    """What a sample's members say, and what is wrong with them, as plain values."""
+    image = next((parts[suffix] for suffix in parts if f".{suffix}" in IMAGES), None)
+    stated = json_object(parts.get("json") or b"{}")
+    info = stated or {}
+    hashed = hashlib.sha256(image).hexdigest() if image is not None else None
+    return {
+        **{column.name: info.get(column.name) for column in FROM_JSON},
+        IMAGE.name: image,
+        IMAGE_BYTES.name: len(image) if image is not None else None,
+        TEXT.name: parts["txt"] if "txt" in parts else info.get("caption"),
+        SHA256.name: info.get("sha256") or hashed,
+        UID.name: info.get("uid"),
+        "place": info.get("url") or place,
+        "too_large": None in parts.values(),
+        "no_image": image is None,
+        "unparsable_json": stated is None,
+    }
+
+
+def fitted(tar: str, batch: list[tuple[str, Members]]) -> pa.Table:
+    """Samples as the columns the stage writes."""
+    rows = [row_of(f"{tar}/{key}", parts) for key, parts in batch]
+    column = {name: [row[name] for row in rows] for name in row_of("", {})}
+    fits = {it.name: fit(column[it.name], it.dtype) for it in WebDataset.writes}
+    values = {name: fitted for name, (fitted, _) in fits.items()}
+    uid = uid_values(column[UID.name])
+    place, _ = fit(column["place"], pa.string())
+    stated = pa.array([it is not None for it in column[UID.name]], pa.bool_())
+    masks = {
+        **{code: pa.array(column[code], pa.bool_()) for code in WebDataset.reasons[:3]},
+        "bad_uid": pc.and_(stated, uid.is_null()),
+        "bad_value": any_of([misfit for _, misfit in fits.values()], len(rows)),
+    }
+    known = uid_column(uid, place, values[TEXT.name])
+    return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})

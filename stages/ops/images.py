@@ -1,0 +1,253 @@
+"""Encoded images: what they say of themselves, and their pixels.
+
+Bytes come from the web: the format is told by the first bytes, never by a name or a content type,
+and pixels are counted before any are decoded.
+"""
+
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from metadata.schema import PIXELS
+from pipeline.errors import ShardError
+
+# Shapes: H height, W width, 3 or 4 channels; N rows of a batch.
+RGB = NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_484  # LAION's bomb guard, which was Pillow's default
+# A batch of decoded images must fit in memory, whatever a pool holds: 64 of these are 200 MB.
+MAX_COLUMN_PIXELS = 1024 * 1024
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # they tell the terminal of odd EXIF
+cv2.setNumThreads(1)  # workers run side by side; a resize must not take all their cores
+
+# Plugins, not Image.open: that one warns about sizes through a global, and MAX_PIXELS is ours.
+PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "avif": AvifImagePlugin.AvifImageFile,
+}
+LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
+DECLARED = {"webp": (4, 8), "bmp": (2, 0)}  # where the file's size stands, and what it leaves out
+ORIENTATION_TAG = 0x0112
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageError(ValueError):
+    """Bytes that give no pixels; `code` is not_an_image, undecodable, truncated, too_many_pixels.
+
+    not_an_image: the first bytes belong to no format read here (HTML, SVG, HEIC, nothing at all).
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an encoded image says of itself; sides as shown, after its EXIF orientation."""
+
+    format: str
+    width: int
+    height: int
+    frames: int
+    is_plain: bool  # one upright opaque frame in grey or RGB: any reader sees these pixels
+
+
+def probe(body: bytes) -> Header:
+    """The header, without decoding a pixel."""
+    name, image = _opened(body)
+    turn = _orientation(name, image)
+    width, height = image.size if turn < 5 else image.size[::-1]
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except Exception:  # a bad later frame, while the first may be fine
+        frames = 1
+    plain = turn == 1 and frames == 1 and image.mode in ("L", "RGB") and not _has_alpha(image)
+    return Header(format=name, width=width, height=height, frames=frames, is_plain=plain)
+
+
+def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
+    """(H, W, 3) the first frame, upright, in 8-bit RGB, transparency composited on white.
+
+    Error: colour profiles are ignored; CMYK is read as Adobe writes it, inverted, as Pillow and
+    OpenCV do; 16 bits are cut to the upper 8; a corrupt file may still decode, one in seven of
+    those in the demo pool does.
+    """
+    name, image = _opened(body)
+    if image.width * image.height > max_pixels:
+        raise ImageError("too_many_pixels")
+    turn = _orientation(name, image)
+    try:
+        image.load()
+        return _upright(_rgb(image), turn)
+    except MemoryError:
+        raise
+    except Exception as error:  # see _opened
+        raise ImageError(_failure(name, body)) from error
+
+
+def _opened(body: bytes) -> tuple[str, ImageFile.ImageFile]:
+    name = _format(body)
+    if name is None:
+        raise ImageError("not_an_image")
+    try:
+        return name, PLUGINS[name](BytesIO(body))
+    except Exception as error:  # on hostile bytes decoders raise anything, KeyError to OSError
+        raise ImageError(_failure(name, body)) from error
+
+
+def _format(body: bytes) -> str | None:
+    head = body[:16]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "webp"
+    if head.startswith(b"BM"):
+        return "bmp"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "tiff"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif"
+    return None
+
+
+def _failure(name: str, body: bytes) -> str:
+    """truncated where the file's own end is missing, else undecodable."""
+    if name in DECLARED:
+        at, beyond = DECLARED[name]
+        whole = (
+            len(body) >= at + 4
+            and len(body) >= int.from_bytes(body[at : at + 4], "little") + beyond
+        )
+    else:
+        whole = body.rstrip(b"\0\r\n").endswith(LAST_BYTES.get(name, b""))
+    return "undecodable" if whole else "truncated"
+
+
+def _orientation(name: str, image: ImageFile.ImageFile) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or it can't be read."""
+    if name == "tiff" or (name == "png" and "exif" not in image.info):
+        return 1  # TIFF is turned as it loads; a PNG would be decoded in search of a late chunk
+    try:
+        turn = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # bad EXIF is no bad image
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ALPHA
+
+
+def _rgb(image: Image.Image) -> RGB:
+    if image.mode in SIXTEEN_BIT:
+        grey_HW = np.clip(np.asarray(image, np.int32), 0, 0xFFFF) >> 8
+        return np.repeat(grey_HW.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating point: no agreed range")
+    if not _has_alpha(image):
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    rgba_HW4 = np.asarray(image.convert("RGBA"))
+    alpha_HW1 = rgba_HW4[:, :, 3:].astype(np.uint16)
+    white_HW3 = rgba_HW4[:, :, :3] * alpha_HW1  # with what follows, at most 255 * 255 + 127
+    white_HW3 += 255 * (255 - alpha_HW1) + 127
+    white_HW3 //= 255
+    return white_HW3.astype(np.uint8)
+
+
+def _upright(rgb: RGB, turn: int) -> RGB:
+    """The picture as EXIF wants it shown: transposed from 5 on, then mirrored."""
+    if turn >= 5:
+        rgb = rgb.transpose(1, 0, 2)
+    if turn in (2, 3, 6, 7):
+        rgb = rgb[:, ::-1]
+    if turn in (3, 4, 7, 8):
+        rgb = rgb[::-1]
+    return np.ascontiguousarray(rgb)
+
+
+def pixels_column(images: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """PIXELS of a column of encoded images; null where there is none or it can't be decoded.
+
+    Images past MAX_COLUMN_PIXELS are shrunk to it, so that memory is bounded by the batch.
+    """
+    pixels = [_column_pixels(body) for body in images.to_pylist()]  # a decoder takes one at a time
+    size_N = np.array([0 if rgb is None else rgb.size for rgb in pixels], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(size_N)])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ShardError(
+            found=f"{len(pixels)} decoded images take {offsets[-1]:,} bytes, an array holds 2 GiB",
+            where="the pixels of one batch",
+            do="lower the `batch_rows` of the stage that reads pixels",
+        )
+    data = np.concatenate(
+        [np.empty(0, np.uint8), *(r.reshape(-1) for r in pixels if r is not None)]
+    )
+    rgb = pa.Array.from_buffers(
+        pa.binary(),
+        len(pixels),
+        [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)],
+    )
+    height, width = (
+        pa.array([0 if rgb is None else rgb.shape[axis] for rgb in pixels], pa.int32())
+        for axis in (0, 1)
+    )
+    missing = pa.array([rgb is None for rgb in pixels], pa.bool_())
+    return pa.StructArray.from_arrays([height, width, rgb], fields=list(PIXELS.dtype), mask=missing)
+
+
+def _column_pixels(body: bytes | None) -> RGB | None:
+    if body is None:
+        return None
+    try:
+        rgb = decode(body)
+    except ImageError:
+        return None
+    height, width = rgb.shape[:2]
+    scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
+    if scale >= 1:
+        return rgb
+    shape = max(1, int(width * scale)), max(1, int(height * scale))
+    return cv2.resize(rgb, shape, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def rows_of(pixels: pa.ChunkedArray | pa.Array) -> list[RGB | None]:
+    """(H, W, 3) of each row of a PIXELS column, read-only and without a copy; None where null."""
+    rows: list[RGB | None] = []
+    for chunk in pixels.chunks if isinstance(pixels, pa.ChunkedArray) else [pixels]:
+        height, width, rgb = chunk.flatten()  # nulls and offset of the struct reach its fields
+        _, offsets, data = rgb.buffers()
+        ends = np.frombuffer(offsets, np.int32)[rgb.offset : rgb.offset + len(rgb) + 1]
+        bytes_ = np.frombuffer(data or b"", np.uint8)
+        bytes_.flags.writeable = False  # other stages of the chain read the same decode
+        for row, (h, w) in enumerate(zip(height.to_pylist(), width.to_pylist(), strict=True)):
+            view = bytes_[ends[row] : ends[row + 1]]
+            rows.append(None if h is None else view.reshape(h, w, 3))
+    return rows

@@ -1,0 +1,246 @@
+"""A pool's files: found, opened, cut into ranges of rows, and fitted to declared columns."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from math import isnan
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from metadata.storage import Storage, redacted
+from metadata.uid import from_hex, uid_of
+from pipeline.errors import RecipeError, RetryableError, ShardError, StageError
+
+T = TypeVar("T")
+Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+BATCH_ROWS = 1024
+BATCH_BYTES = 32 << 20
+
+
+def open_pool(path: str) -> tuple[Storage, str]:
+    """The folder that names are relative to, and the glob they match.
+
+    `*` stands for any part of a name, `**/` for any folders; without a star, a folder means all
+    that lies below it, and a file means itself.
+    """
+    # Behind a URI's `?` stand options, such as the address of an S3 server.
+    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    head = head.rstrip("/") or "/"
+    if "*" in head:
+        folder = head[: head.index("*")].rpartition("/")[0]
+        pattern = head[len(folder) :].lstrip("/")
+    elif _is_file(Storage(head + mark + query)):
+        folder, _, pattern = head.rpartition("/")
+    else:
+        folder, pattern = head, "**"
+    return Storage(folder + mark + query), pattern
+
+
+def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str, Any]]:
+    """The pool's files with these suffixes, by name: path, digest and size of each.
+
+    The digest is name, size and time of change: reading all bytes would cost as much as the work.
+    Names that begin with a dot are passed over.
+    """
+    storage, pattern = open_pool(path)
+    selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
+    wanted = _glob(pattern)
+    found = []
+    for info in storage.fs.get_file_info(selector):
+        name = info.path[len(storage.path) :].lstrip("/")
+        if (
+            info.type == fs.FileType.File
+            and name.lower().endswith(tuple(suffixes))
+            and wanted.fullmatch(name)
+            and not re.search(r"(^|/)\.", name)
+        ):
+            digest = f"{name} {info.size} {info.mtime_ns}"
+            found.append({"path": name, "digest": digest, "size": info.size})
+    if not found:
+        raise StageError(
+            found=f"no file that ends in {', '.join(suffixes)}",
+            where=f"stage '{stage}', key `path`: {redacted(path)}",
+            do="give a file, a folder or a glob that holds the pool",
+        )
+    return sorted(found, key=lambda file: file["path"])
+
+
+@contextmanager
+def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
+    """What goes wrong in reading a file fails the file's shard, by name.
+
+    A corrupt page and a store that does not answer are both an OSError: it is tried again.
+    """
+    try:
+        yield
+    except (pa.ArrowException, KeyError, EOFError, *also) as error:
+        raise ShardError(f"a file that cannot be read: {error}", where, _MEND) from error
+    except OSError as error:
+        raise RetryableError(f"a file that cannot be read: {error}", where, _MEND) from error
+
+
+_MEND = "put the whole file in its place and run again: only its shards are redone"
+
+
+def check_shard_rows(shard_rows: int) -> None:
+    """Refuses a shard without rows, before anything runs."""
+    if shard_rows < 1:
+        raise RecipeError(str(shard_rows), "key `shard_rows`", "write 1 or more")
+
+
+def require(columns: Iterable[str], there: Sequence[str], where: str, do: str) -> None:
+    """Refuses a file that lacks a column, or has it twice."""
+    for column in columns:
+        if there.count(column) != 1:
+            raise StageError(
+                found=f"{there.count(column)} columns named '{column}' among {', '.join(there)}",
+                where=where,
+                do=do,
+            )
+
+
+def scan_parquet(
+    storage: Storage, file: Mapping[str, Any], columns: Iterable[str], shard_rows: int, do: str
+) -> list[dict[str, Any]]:
+    """One source per `shard_rows` rows; one without an end where the file cannot be opened.
+
+    A file without rows is a shard without rows, so that its place in the pool is seen.
+    """
+    source = {"path": file["path"], "digest": file["digest"]}
+    try:
+        with storage.open(file["path"]) as opened, pq.ParquetFile(opened) as parquet:
+            rows, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+    except (pa.ArrowException, OSError):
+        return [{**source, "start": 0, "stop": None}]  # reading it fails its shard, not the pool
+    require(columns, names, f"{storage}/{file['path']}", do)
+    return [
+        {**source, "start": start, "stop": min(start + shard_rows, rows), "rows": rows}
+        for start in range(0, max(rows, 1), shard_rows)
+    ]
+
+
+def parquet_rows(
+    storage: Storage, source: Mapping[str, Any], columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Rows start to stop of those columns that the file has, streamed.
+
+    Only the row groups that overlap are read, but each from its first row: Parquet has no other
+    way in, so row groups far larger than a shard are decoded once per shard.
+    """
+    with storage.open(source["path"]) as opened, pq.ParquetFile(opened) as parquet:
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        start, stop = source["start"], source["stop"]
+        end_G = np.cumsum(sizes, dtype=np.int64)
+        stop = sum(sizes) if stop is None else stop
+        groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
+        skip = start - sum(sizes[: groups[0]]) if groups else 0
+        left = stop - start
+        there = [name for name in columns if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(
+            BATCH_ROWS, row_groups=groups, columns=there, use_threads=False
+        ):
+            part = batch.slice(skip, left)
+            skip = max(0, skip - len(batch))
+            left -= len(part)
+            if len(part):
+                yield pa.Table.from_batches([part])
+            if not left:
+                return
+
+
+def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """The items in lists of at most 1,024 items, cut after 32 MB."""
+    held: list[T] = []
+    size = 0
+    for item in items:
+        held.append(item)
+        size += size_bytes(item)
+        if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """The values as this type, and which of them cannot be: those are null.
+
+    NaN, pandas' missing integer, is null in an integer column and no fault of it.
+    """
+    try:
+        array = _whole(pa.array(values) if isinstance(values, list) else values)
+        return _cast(array, dtype), pa.array(np.zeros(len(array), bool))
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        pass  # one value is bad, or all are: only a look at each can tell
+    python = values if isinstance(values, list) else values.to_pylist()
+    fitted = pa.array([_one(value, dtype) for value in python], dtype)
+    missing = [it is None or (isinstance(it, float) and isnan(it)) for it in python]
+    there = pc.invert(pa.array(missing, pa.bool_()))
+    return fitted, pc.and_(there, fitted.is_null())
+
+
+def uid_values(values: Values) -> pa.Array:
+    """Uids out of 16 bytes or 32 hex digits; null where a value is neither."""
+    if not isinstance(values, list) and values.type == pa.binary(16):
+        return _whole(values)
+    return from_hex(fit(values, pa.string())[0])
+
+
+def uid_column(uid: pa.Array | None, url: pa.Array, text: pa.Array) -> pa.Array:
+    """The given uids; where there is none, the hash of url and text."""
+    if uid is not None and not uid.null_count:
+        return uid
+    pairs = zip(url.to_pylist(), text.to_pylist(), strict=True)
+    hashed = pa.array([uid_of(*pair) for pair in pairs], pa.binary(16))  # one at a time
+    return hashed if uid is None else pc.coalesce(uid, hashed)
+
+
+def first_reason(masks: Mapping[str, pa.Array]) -> pa.Array:
+    """A reason column: the first code whose mask is true."""
+    return pc.case_when(pc.make_struct(*masks.values()), *masks).dictionary_encode()
+
+
+def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
+    """Which rows at least one of the masks marks."""
+    return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *map(np.asarray, masks)]))
+
+
+def _is_file(storage: Storage) -> bool:
+    return bool(storage.fs.get_file_info(storage.path).type == fs.FileType.File)
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    any_of_them = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
+    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
+    return re.compile("".join(any_of_them.get(part) or re.escape(part) for part in parts))
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
+    if pa.types.is_floating(array.type) and pa.types.is_integer(dtype):
+        array = pc.if_else(pc.is_nan(array), None, array)
+    if pa.types.is_binary(array.type) and not pa.types.is_binary(dtype):
+        array = array.cast(pa.string())  # checks UTF-8
+    return array.cast(dtype)
+
+
+def _one(value: Any, dtype: pa.DataType) -> Any:
+    """The value as this type, a number that is written as text too; None where it is neither."""
+    errors = (pa.ArrowException, ValueError, TypeError, OverflowError)
+    with suppress(*errors):
+        if isinstance(value, bytes) and not pa.types.is_binary(dtype):
+            value = value.decode()
+        return pa.scalar(value).cast(dtype).as_py()
+    with suppress(*errors):
+        return pa.scalar(float(value)).cast(dtype).as_py()  # "512.0", as pandas writes integers
+    return None

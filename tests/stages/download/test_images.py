@@ -1,0 +1,475 @@
+"""Downloads from a real server on loopback that does all a bad one does."""
+
+import asyncio
+import gzip
+import hashlib
+import io
+import socket
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from aiohttp import web
+from PIL import Image
+
+import stages.ops.web
+from pipeline.errors import RecipeError
+from pipeline.stage import Worker
+from stages.download.images import DownloadImages
+from stages.ops.images import decode
+from stages.ops.web import Client, Rules
+
+
+def picture(name: str, height: int = 40, width: int = 60, **options) -> bytes:
+    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, name, **options)
+    return out.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+FILES = {
+    "ok.jpg": picture("jpeg"),
+    "ok.png": picture("png"),
+    "ok.gif": picture("gif"),
+    "large.jpg": picture("jpeg", 300, 600),
+    "turned.jpg": picture("jpeg", exif=turned()),
+    "tiny.png": picture("png", 2, 2),
+    "line.png": picture("png", 2, 90),
+    "page.html": b"<html><body>not here</body></html>",
+    "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "empty": b"",
+    "cut.jpg": picture("jpeg")[:900],
+    "corrupt.png": picture("png")[:60] + b"\xa5" * 400 + picture("png")[460:],
+}
+
+
+class Site:
+    """What the server does, by path, and what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked, self.times, self.agents = Counter(), [], set()
+        self.now = self.most_at_once = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        name, _, argument = request.path.strip("/").partition("/")
+        self.asked[request.path] += 1
+        self.times.append(time.monotonic())
+        self.agents.add(request.headers["User-Agent"])
+        self.now += 1
+        self.most_at_once = max(self.most_at_once, self.now)
+        try:
+            return await getattr(self, name)(request, argument)
+        finally:
+            self.now -= 1
+
+    async def file(self, request, name):
+        # The type is a lie for all but one of them: nobody is to trust it.
+        return web.Response(body=FILES[name], content_type="image/webp")
+
+    async def zipped(self, request, name):
+        body = gzip.compress(FILES[name])
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    async def noai(self, request, name):
+        return web.Response(body=FILES["ok.jpg"], headers={"X-Robots-Tag": "noai"})
+
+    async def status(self, request, code):
+        return web.Response(status=int(code))
+
+    async def once(self, request, code):
+        if self.asked[request.path] > 1:
+            return await self.file(request, "ok.jpg")
+        return web.Response(status=int(code), headers={"Retry-After": request.query.get("s", "")})
+
+    async def slow(self, request, number):
+        await asyncio.sleep(0.05)
+        return await self.file(request, "ok.jpg")
+
+    async def hang(self, request, _):
+        await asyncio.sleep(1)
+
+    async def drip(self, request, _):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(20):
+            await response.write(b"\xff")
+            await asyncio.sleep(0.05)
+        return response
+
+    async def endless(self, request, _):
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        for _ in range(100):
+            await response.write(bytes(1000))
+        return response
+
+    async def vast(self, request, _):
+        response = web.StreamResponse(headers={"Content-Length": "1000000000"})
+        await response.prepare(request)
+        await asyncio.sleep(1)
+
+    async def half(self, request, _):
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(bytes(10))
+        request.transport.close()
+        return response
+
+    async def drop(self, request, _):
+        request.transport.abort()
+
+    async def garbage(self, request, _):
+        request.transport.write(b"good day\r\n\r\n")
+        request.transport.close()
+
+    async def to(self, request, target):
+        raise web.HTTPFound(request.query["url"])
+
+    async def loop(self, request, number):
+        raise web.HTTPFound(f"/loop/{int(number) + 1}")
+
+    async def hops(self, request, number):
+        raise web.HTTPFound(f"/hops/{int(number) - 1}" if int(number) else "/file/ok.jpg")
+
+
+@pytest.fixture
+def server():
+    """The site, with its `port`, served from a thread."""
+    site, loop, ready = Site(), asyncio.new_event_loop(), threading.Event()
+
+    async def start():
+        app = web.Application()
+        app.router.add_route("*", "/{tail:.*}", site.answer)
+        site.runner = web.AppRunner(app, shutdown_timeout=0)
+        await site.runner.setup()
+        tcp = web.TCPSite(site.runner, "127.0.0.1", 0)
+        await tcp.start()
+        site.port = tcp._server.sockets[0].getsockname()[1]
+        ready.set()
+
+    def serve():
+        loop.run_until_complete(start())
+        loop.run_forever()
+        loop.run_until_complete(site.runner.cleanup())
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    ready.wait()
+    yield site
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def opened(tmp_path, **settings):
+    """The stage's function; loopback allowed and impatient unless told otherwise."""
+    impatient = {"timeout_s": 5.0, "retries": 0, "allow_private_addresses": True}
+    worker = Worker(seed=0, stage="images", device="cpu", threads=1, scratch=tmp_path)
+    return DownloadImages(**{**impatient, **settings}).open(worker)
+
+
+@pytest.fixture
+def download(server, tmp_path):
+    """Rows of the given paths or URLs, downloaded in one batch."""
+
+    def rows(*paths, sha256=None, **settings):
+        base = f"http://127.0.0.1:{server.port}"
+        urls = [base + path if path and path[0] == "/" else path for path in paths]
+        columns = {"url": pa.array(urls, pa.string())}
+        if sha256:
+            columns["sha256"] = pa.array(sha256, pa.string())
+        return opened(tmp_path, **settings)(pa.table(columns)).to_pylist()
+
+    return rows
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        yield taken.getsockname()[1]
+
+
+CASES = [  # path or URL, settings, HTTP status, reason
+    ("", {}, None, "no_url"),
+    (" ", {}, None, "no_url"),
+    (None, {}, None, "no_url"),
+    ("just words", {}, None, "bad_url"),
+    ("http://", {}, None, "bad_url"),
+    ("http://[::1/x", {}, None, "bad_url"),
+    ("http://host:99999/", {}, None, "bad_url"),
+    ("http://" + "a" * 70 + ".test/", {}, None, "bad_url"),
+    ("ftp://127.0.0.1/x", {}, None, "bad_url"),
+    ("file:///etc/hostname", {}, None, "bad_url"),
+    ("javascript:alert()", {}, None, "bad_url"),
+    ("/to/?url=file:///etc/hostname", {}, 302, "bad_url"),
+    ("http://nobody.invalid/x", {}, None, "unresolvable"),
+    ("http://127.0.0.1:CLOSED/x", {}, None, "refused"),
+    ("https://127.0.0.1:OPEN/file/ok.jpg", {}, None, "tls"),
+    ("/hang", {"timeout_s": 0.2}, None, "timeout"),
+    ("/drip", {"timeout_s": 0.2}, 200, "timeout"),
+    ("/half", {}, 200, "connection_lost"),
+    ("/drop", {}, None, "connection_lost"),
+    ("/garbage", {}, None, "bad_response"),
+    ("/status/999", {}, 999, "bad_response"),
+    ("/loop/0", {"max_redirects": 3}, 302, "redirect_loop"),
+    ("/noai", {}, 200, "opt_out"),
+    ("/file/ok.jpg", {"max_body_bytes": 1000}, 200, "too_large"),
+    ("/vast", {"timeout_s": 0.2}, 200, "too_large"),  # as its header says: nothing is awaited
+    ("/endless", {"max_body_bytes": 5000}, 200, "too_large"),  # found on the way
+    ("/status/304", {}, 304, "http_3xx"),
+    ("/status/302", {}, 302, "http_3xx"),  # to nowhere
+    ("/status/401", {}, 401, "http_4xx"),
+    ("/status/403", {}, 403, "http_403"),
+    ("/status/404", {}, 404, "http_404"),
+    ("/status/410", {}, 410, "http_410"),
+    ("/status/429", {}, 429, "http_429"),
+    ("/status/500", {}, 500, "http_500"),
+    ("/status/503", {}, 503, "http_5xx"),
+    ("/file/page.html", {}, 200, "not_an_image"),
+    ("/file/drawing.svg", {}, 200, "not_an_image"),
+    ("/file/empty", {}, 200, "not_an_image"),
+    ("/status/204", {}, 204, "not_an_image"),
+    ("/zipped/ok.jpg", {}, 200, "not_an_image"),  # nobody asked for it, and it could be a bomb
+    ("/file/corrupt.png", {}, 200, "undecodable"),
+    ("/file/cut.jpg", {}, 200, "truncated"),
+    ("/file/ok.jpg", {"max_pixels": 2399}, 200, "too_many_pixels"),
+    ("/file/tiny.png", {"min_image_size": 3}, 200, "too_small"),
+    ("/file/line.png", {"max_aspect_ratio": 44.9}, 200, "extreme_aspect"),
+]
+ELSEWHERE = {"private_address", "no_sha256", "hash_mismatch"}  # have their own tests below
+
+
+@pytest.mark.parametrize(("url", "settings", "status", "reason"), CASES)
+def test_each_way_to_fail_has_a_status_and_a_reason(
+    download, server, closed_port, url, settings, status, reason
+):
+    url = url and url.replace("CLOSED", str(closed_port)).replace("OPEN", str(server.port))
+    bad, good = download(url, "/file/ok.png", **settings)
+    empty = dict.fromkeys(("image", "image_bytes", "width", "height", "sha256"))
+    assert bad == {**empty, "http_status": status, "reason": reason}
+    if set(settings) <= {"timeout_s", "max_redirects"}:
+        assert good["reason"] is None  # a neighbour is spared
+
+
+def test_every_declared_reason_is_exercised():
+    assert {reason for *_, reason in CASES} | ELSEWHERE == set(DownloadImages.reasons)
+    assert set(stages.ops.web.RETRIED) < set(DownloadImages.transient)
+    assert set(DownloadImages.transient) < set(DownloadImages.reasons)
+
+
+def test_what_fits_keeps_its_bytes(download):
+    (row,) = download("/file/ok.jpg")
+    body = FILES["ok.jpg"]
+    assert row == {
+        "image": body,
+        "image_bytes": len(body),
+        "width": 60,
+        "height": 40,
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "http_status": 200,
+        "reason": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "size"),
+    [
+        ("ok.png", {}, (60, 40)),  # another format
+        ("turned.jpg", {}, (40, 60)),  # upright
+        ("large.jpg", {}, (512, 256)),  # smaller
+        ("ok.jpg", {"skip_reencode": False}, (60, 40)),
+        ("ok.jpg", {"resize_only_if_bigger": False}, (512, 341)),
+        ("large.jpg", {"resize": "border", "image_size": 64}, (64, 64)),
+        ("large.jpg", {"resize": "keep_ratio", "image_size": 64}, (128, 64)),
+        ("large.jpg", {"resize": "center_crop", "image_size": 64}, (64, 64)),
+    ],
+)
+def test_what_does_not_fit_is_encoded_again(download, name, settings, size):
+    (row,) = download(f"/file/{name}", **settings)
+    assert (row["width"], row["height"]) == size
+    assert decode(row["image"]).shape == (*size[::-1], 3)
+    assert row["image"][:3] == b"\xff\xd8\xff"
+    assert row["image"] != FILES[name]
+    assert row["image_bytes"] == len(row["image"])
+    assert row["sha256"] == hashlib.sha256(FILES[name]).hexdigest()  # of the body as it came
+
+
+@pytest.mark.parametrize("name", ["ok.gif", "large.jpg", "turned.jpg"])
+def test_resize_no_stores_the_body_as_it_came(download, name):
+    (row,) = download(f"/file/{name}", resize="no")
+    assert row["image"] == FILES[name]
+    assert (row["height"], row["width"], 3) == decode(FILES[name]).shape
+
+
+def test_a_known_digest_admits_only_the_bytes_of_the_crawl(download, server):
+    known = hashlib.sha256(FILES["ok.jpg"]).hexdigest().upper()
+    paths = ["/file/ok.jpg", "/file/ok.png", "/file/page.html", "/file/ok.gif", "/file/ok.jpg"]
+    digests = [known, known, known, None, None]
+    rows = download(*paths, sha256=digests, verify_sha256=True)
+    mismatch, unknown = "hash_mismatch", "no_sha256"
+    assert [r["reason"] for r in rows] == [None, mismatch, mismatch, unknown, unknown]
+    assert server.asked["/file/ok.gif"] == 0
+
+
+def test_digests_are_read_only_where_they_are_verified():
+    assert [c.name for c in DownloadImages().reads] == ["url"]
+    assert [c.name for c in DownloadImages(verify_sha256=True).reads] == ["url", "sha256"]
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        *((host, "private_address") for host in ("127.0.0.1", "[::1]", "0.0.0.0", "localhost")),
+        *((host, "private_address") for host in ("10.0.0.1", "169.254.169.254", "[::ffff:7f00:1]")),
+        ("0x7f.1", "private_address"),  # a name to all but the system's resolver
+        ("2130706433", "bad_url"),  # the client library takes it for no address
+        ("127.1", "bad_url"),
+    ],
+)
+def test_private_addresses_are_refused_however_written(download, server, host, reason):
+    (row,) = download(f"http://{host}:{server.port}/file/ok.jpg", allow_private_addresses=False)
+    assert (row["reason"], row["http_status"]) == (reason, None)
+    assert not server.asked
+
+
+def test_a_redirect_to_a_private_address_is_refused(download, server, monkeypatch):
+    monkeypatch.setattr(stages.ops.web, "is_public", lambda host: host == "127.0.0.1")
+    private = f"http://127.0.0.2:{server.port}/file/ok.jpg"
+    fine, refused = download(
+        "/to/?url=/file/ok.jpg", f"/to/?url={private}", allow_private_addresses=False
+    )
+    assert fine["reason"] is None
+    assert (refused["reason"], refused["http_status"]) == ("private_address", None)
+
+
+def test_redirects_are_followed_up_to_the_limit(download):
+    within, beyond = download("/hops/2", "/hops/3", max_redirects=3)
+    assert (within["reason"], within["http_status"]) == (None, 200)
+    assert beyond["reason"] == "redirect_loop"
+
+
+def test_a_passing_fault_is_tried_again_after_a_pause(download, server):
+    (row,) = download("/once/503", retries=1)
+    assert (row["reason"], row["http_status"]) == (None, 200)
+    first, second = server.times
+    assert second - first >= 0.5
+
+
+def test_retry_after_is_waited_for(download, server):
+    (row,) = download("/once/429?s=1", retries=1)
+    assert row["reason"] is None
+    assert server.times[1] - server.times[0] >= 1
+
+
+def test_a_wait_past_the_deadline_is_not_begun(download, server):
+    started = time.monotonic()
+    (row,) = download("/once/429?s=3600", retries=5)
+    assert row["reason"] == "http_429"
+    assert time.monotonic() - started < 1
+    assert server.asked["/once/429"] == 1
+
+
+@pytest.mark.parametrize("path", ["/status/404", "/file/cut.jpg", "/status/304"])
+def test_a_lasting_fault_is_not_tried_again(download, server, path):
+    download(path, retries=3)
+    assert server.asked[path] == 1
+
+
+def test_a_dripping_server_is_left_at_the_deadline(download, server):
+    started = time.monotonic()
+    (row,) = download("/drip", retries=50, timeout_s=0.2, deadline_s=1.0)
+    assert row["reason"] == "timeout"
+    assert time.monotonic() - started < 2
+    assert server.asked["/drip"] == 2  # 0.2 s, a pause of 0.5 s, 0.2 s again
+
+
+def test_a_url_that_repeats_is_fetched_once(download, server):
+    rows = download("/file/ok.jpg", "/file/ok.png", "/file/ok.jpg", "/file/ok.jpg")
+    assert server.asked["/file/ok.jpg"] == 1
+    assert rows[0] == rows[2] == rows[3] != rows[1]
+
+
+def test_one_host_gets_no_more_requests_at_once_than_allowed(download, server):
+    rows = download(*(f"/slow/{n}" for n in range(9)), max_per_host=3)
+    assert {row["reason"] for row in rows} == {None}
+    assert server.most_at_once == 3
+
+
+def test_redirects_do_not_get_around_the_limit_of_a_host(download, server):
+    target = f"http://localhost:{server.port}/slow"
+    rows = download(*(f"/to/{n}?url={target}/{n}" for n in range(9)), max_per_host=2)
+    assert {row["reason"] for row in rows} == {None}
+    assert server.most_at_once <= 2 + 2
+
+
+def test_requests_at_once_are_limited_over_all_hosts(download, server):
+    hosts = [f"http://{host}:{server.port}/slow" for host in ("127.0.0.1", "localhost")]
+    rows = download(*(f"{host}/{n}" for host in hosts for n in range(5)), concurrency=3)
+    assert {row["reason"] for row in rows} == {None}
+    assert server.most_at_once == 3
+
+
+def test_bodies_in_memory_are_limited_too(server):
+    fields = Rules.__dataclass_fields__
+    settings = DownloadImages(concurrency=2, allow_private_addresses=True)
+    rules = Rules(**{name: getattr(settings, name) for name in fields})
+    held, most = set(), []
+
+    def keep(body):
+        held.add(threading.get_ident())
+        most.append(len(held))
+        time.sleep(0.02)
+        held.remove(threading.get_ident())
+
+    urls = [f"http://127.0.0.1:{server.port}/slow/{n}" for n in range(8)]
+    answers = Client(rules, threads=8).fetch_all(urls, keep)
+    assert {answer.reason for answer in answers} == {None}
+    assert max(most) <= 2
+
+
+def test_waiting_for_a_turn_costs_a_url_none_of_its_time(download):
+    rows = download(*(f"/slow/{n}" for n in range(12)), max_per_host=1, timeout_s=0.3)
+    assert {row["reason"] for row in rows} == {None}  # 0.6 s in all
+
+
+def test_requests_are_signed(download, server):
+    download("/file/ok.jpg", user_agent_token="someone")
+    assert server.agents == {"Mozilla/5.0 (compatible; clipmill; someone)"}
+
+
+def test_one_function_serves_many_batches(server, tmp_path):
+    run = opened(tmp_path)
+    for path in ("/file/ok.jpg", "/status/404", "/file/ok.png"):
+        url = f"http://127.0.0.1:{server.port}{path}"
+        assert run(pa.table({"url": [url]}))["http_status"].to_pylist() == [
+            200 if "ok" in path else 404
+        ]
+
+
+def test_an_empty_batch_keeps_its_types(tmp_path):
+    out = opened(tmp_path)(pa.table({"url": pa.array([], pa.string())}))
+    assert out.schema.types[:-1] == [column.dtype for column in DownloadImages.writes]
+    assert out.schema.field("reason").type == pa.dictionary(pa.int32(), pa.string())
+
+
+def test_limits_of_speed_are_no_part_of_the_fingerprint():
+    fields = DownloadImages.__dataclass_fields__.values()
+    free = {f.name for f in fields if f.metadata.get("fingerprint") is False}
+    assert free == {"timeout_s", "deadline_s", "retries", "concurrency", "max_per_host"}
+
+
+@pytest.mark.parametrize(("name", "quality"), [("png", 95), ("jpg", 101), ("webp", -1)])
+def test_a_quality_the_format_does_not_have_is_refused(name, quality):
+    with pytest.raises(RecipeError, match=f"encode_quality is {quality}"):
+        DownloadImages(encode_format=name, encode_quality=quality)

@@ -1,0 +1,65 @@
+"""A context in memory: what a root stage does with `ctx`, without the engine."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from metadata.schema import REASON, UID
+from pipeline.dataset import Inputs
+from pipeline.errors import ShardError
+from pipeline.stage import Worker
+
+
+class Ctx:
+    """Runs map and create_shards at once; what crosses a process is pickled or JSON, as there."""
+
+    folder = "memory"
+    worker = Worker(seed=0, stage="pool", device="cpu", threads=1, scratch=Path())
+
+    def __init__(self, stage) -> None:
+        self.schema = pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)])
+        self.shards: list[pa.Table | ShardError] = []
+        self.sources: list[dict] = []
+
+    def map(self, fn, items):
+        fn = pickle.loads(pickle.dumps(fn))
+        return [json.loads(json.dumps(fn(json.loads(json.dumps(item)), None))) for item in items]
+
+    def create_shards(self, fn, sources):
+        fn = pickle.loads(pickle.dumps(fn))
+        self.sources = json.loads(json.dumps(sources))
+        self.shards = [self.shard(fn, source) for source in self.sources]
+
+    def shard(self, fn, source):
+        try:
+            tables = list(fn(source, None))
+        except ShardError as error:
+            return error
+        assert all(table.schema == self.schema for table in tables)
+        assert all(table["uid"].null_count == 0 for table in tables)
+        return pa.concat_tables([self.schema.empty_table(), *tables]).unify_dictionaries()
+
+
+@pytest.fixture
+def run():
+    """The context after a stage has run."""
+
+    def run(stage, rows=None) -> Ctx:
+        ctx = Ctx(stage)
+        stage.run(Inputs(rows=rows), ctx)
+        return ctx
+
+    return run
+
+
+@pytest.fixture
+def pool_of(run):
+    """All rows of a stage whose shards all succeed."""
+
+    def pool_of(stage) -> pa.Table:
+        return pa.concat_tables(run(stage).shards)
+
+    return pool_of

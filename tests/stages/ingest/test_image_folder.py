@@ -1,0 +1,110 @@
+"""ImageFolder: order, captions from three places, files that cannot be read."""
+
+import hashlib
+import json
+
+import pytest
+
+from metadata.uid import uid_of
+from pipeline.errors import ShardError, StageError
+from stages.ingest.image_folder import ImageFolder, read
+
+
+@pytest.fixture
+def folder(tmp_path):
+    files = {
+        "b/2.png": b"two",
+        "b/2.txt": b" two's caption\n",
+        "a.JPG": b"a",
+        "b/10.webp": b"ten",
+        ".hidden.jpg": b"no",
+        "notes.md": b"no",
+    }
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def captions(rows) -> dict:
+    return dict(zip(rows["url"].to_pylist(), rows["text"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("shard_rows", [1, 2, 100])
+def test_images_come_by_name_with_the_caption_beside_them(folder, pool_of, shard_rows):
+    rows = pool_of(ImageFolder(path=str(folder), shard_rows=shard_rows))
+    urls, texts = ["a.JPG", "b/10.webp", "b/2.png"], [None, None, "two's caption"]
+    assert rows.to_pydict() == {
+        "uid": list(map(uid_of, urls, texts)),
+        "url": urls,
+        "text": texts,
+        "image": [b"a", b"ten", b"two"],
+        "image_bytes": [1, 3, 3],
+        "sha256": [hashlib.sha256(data).hexdigest() for data in (b"a", b"ten", b"two")],
+        "reason": [None] * 3,
+    }
+
+
+@pytest.mark.parametrize("shard_rows", [1, 100])
+def test_the_nearest_metadata_file_tells_the_caption(folder, pool_of, shard_rows):
+    lines = [{"file_name": "a.JPG", "text": "far"}, {"file_name": "b/2.png", "text": "far"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "b" / "metadata.csv").write_text(f'text,file_name\n"near, {"x" * 200_000}",2.png\n')
+    rows = pool_of(ImageFolder(path=str(folder), shard_rows=shard_rows))
+    assert captions(rows) == {
+        "a.JPG": "far",
+        "b/10.webp": None,
+        "b/2.png": "near, " + "x" * 200_000,
+    }
+
+
+def test_captions_need_not_match_a_glob_of_images(folder, pool_of):
+    rows = pool_of(ImageFolder(path=f"{folder}/b/*.png"))
+    assert captions(rows) == {"2.png": "two's caption"}
+
+
+def test_what_cannot_be_read_is_null_with_a_reason(folder, run):
+    (folder / "b" / "2.txt").write_bytes(b"\xff")
+    (folder / "c.png").write_bytes(b"large")
+    stage = ImageFolder(path=str(folder), max_image_bytes=4)
+    ctx = run(stage)
+    assert ctx.shards[0]["reason"].to_pylist() == [None, None, "bad_caption", "too_large"]
+    assert ctx.shards[0]["image"].to_pylist() == [b"a", b"ten", b"two", None]
+
+
+def test_an_image_that_is_gone_since_the_listing_is_unreadable(folder, run):
+    stage = ImageFolder(path=str(folder))
+    (source,) = run(stage).sources
+    (folder / "a.JPG").unlink()
+    (rows,) = read(stage, source, task=None)  # type: ignore[arg-type]  # it needs none
+    assert rows["reason"].to_pylist() == ["unreadable", None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.JPG"}\n{"file'),
+        ("metadata.csv", "file_name,text\na.JPG,c,c\n"),
+        ("metadata.csv", "file_name,label\na.JPG,c\n"),
+    ],
+)
+def test_a_broken_metadata_file_fails_the_shards_it_speaks_of_by_name(folder, run, name, data):
+    (folder / "b" / name).write_text(data)
+    shards = run(ImageFolder(path=str(folder), shard_rows=1)).shards
+    assert [isinstance(shard, ShardError) for shard in shards] == [False, True, True]
+    assert name in shards[1].args[1]
+
+
+@pytest.mark.parametrize("name", ["b/2.png", "b/2.txt", "metadata.jsonl"])
+def test_a_changed_file_changes_the_digest_of_its_shard(folder, run, name):
+    (folder / "metadata.jsonl").write_text("")
+    before = run(ImageFolder(path=str(folder), shard_rows=2)).sources
+    (folder / name).write_text('{"file_name": "other"}')
+    after = run(ImageFolder(path=str(folder), shard_rows=2)).sources
+    assert before[1]["digest"] != after[1]["digest"]
+    assert (before[0]["digest"] != after[0]["digest"]) == (name == "metadata.jsonl")
+
+
+def test_a_folder_without_images_stops_the_stage(tmp_path, run):
+    with pytest.raises(StageError, match="no file"):
+        run(ImageFolder(path=str(tmp_path)))

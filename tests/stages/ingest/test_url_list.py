@@ -1,0 +1,317 @@
+"""UrlList: formats, columns, uids, cuts, rows and files that are broken."""
+
+import gzip
+import json
+import os
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.uid import uid_of
+from pipeline.errors import RecipeError, ShardError, StageError
+from stages.ingest.url_list import UrlList
+
+ROWS: dict[str, list] = {
+    "url": [f"http://a/{i}" for i in range(7)],
+    "text": ["plain", None, "", 'say "hi", you', "two\nlines", "ünï\u2028cödé", "x" * (1 << 20)],
+}
+COMMAS = "\n".join(
+    [
+        "url,text",
+        "http://a/0,plain",
+        "http://a/1,",
+        'http://a/2,""',
+        'http://a/3,"say ""hi"", you"',
+        'http://a/4,"two\nlines"',
+        "http://a/5,ünï\u2028cödé",
+        f"http://a/6,{'x' * (1 << 20)}\n",
+    ]
+)
+LINES = "".join(
+    json.dumps({"text": text, "url": url}) + "\n"
+    for url, text in zip(ROWS["url"], ROWS["text"], strict=True)
+)
+
+
+def write(folder, name: str, data) -> str:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    if isinstance(data, dict):
+        pq.write_table(pa.table(data), path, row_group_size=3)
+    else:
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("0.parquet", ROWS),
+        ("0.csv", COMMAS),
+        ("0.csv", "\ufeff" + COMMAS.rstrip("\n")),
+        ("0.tsv", re.sub(r"(?m)^(url|http://a/.),", r"\1\t", COMMAS)),
+        ("0.csv.gz", gzip.compress(COMMAS.encode(), mtime=0)),
+        ("0.jsonl", LINES),
+        ("0.ndjson", LINES.rstrip("\n")),
+        ("0.json.gz", gzip.compress(LINES.encode(), mtime=0)),
+    ],
+    ids=["parquet", "csv", "csv with BOM", "tsv", "csv.gz", "jsonl", "ndjson", "json.gz"],
+)
+@pytest.mark.parametrize("shard_rows", [1, 3, 10_000])
+def test_every_format_gives_the_same_rows_whatever_the_shards(
+    tmp_path, pool_of, name, data, shard_rows
+):
+    write(tmp_path, name, data)
+    rows = pool_of(UrlList(path=str(tmp_path), shard_rows=shard_rows))
+    assert rows.select(["url", "text"]).to_pydict() == ROWS
+    assert rows["reason"].null_count == 7
+    assert rows["uid"].to_pylist() == list(map(uid_of, ROWS["url"], ROWS["text"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("0.parquet", ROWS), ("0.csv", COMMAS), ("0.jsonl", LINES)]
+)
+def test_a_shard_holds_at_most_shard_rows(tmp_path, run, name, data):
+    write(tmp_path, name, data)
+    assert list(map(len, run(UrlList(path=str(tmp_path), shard_rows=3)).shards)) == [3, 3, 1]
+
+
+def test_a_packed_file_is_one_shard_for_it_cannot_be_entered_midway(tmp_path, run):
+    write(tmp_path, "0.csv.gz", gzip.compress(COMMAS.encode(), mtime=0))
+    assert list(map(len, run(UrlList(path=str(tmp_path), shard_rows=3)).shards)) == [7]
+
+
+def test_files_come_by_name_from_a_folder_a_glob_or_alone(tmp_path, pool_of):
+    for name in ("b/1.csv", "a/2.csv", "a/10.csv", ".hidden/3.csv", "a/.4.csv", "a/5.txt"):
+        write(tmp_path, name, f"url,text\n{name},\n")
+
+    def urls(path: str) -> list[str]:
+        return pool_of(UrlList(path=path))["url"].to_pylist()
+
+    assert urls(str(tmp_path)) == ["a/10.csv", "a/2.csv", "b/1.csv"]
+    assert urls(f"{tmp_path}/") == ["a/10.csv", "a/2.csv", "b/1.csv"]
+    assert urls(f"file://{tmp_path}/a") == ["a/10.csv", "a/2.csv"]
+    assert urls(f"{tmp_path}/a/2.csv") == ["a/2.csv"]
+    assert urls(f"{tmp_path}/*/*.csv") == ["a/10.csv", "a/2.csv", "b/1.csv"]
+    assert urls(f"{tmp_path}/a/1*.csv") == ["a/10.csv"]
+    assert urls(f"{tmp_path}/**/*1.csv") == ["b/1.csv"]
+
+
+def test_sources_survive_a_move_of_the_pool_and_notice_a_change(tmp_path, run):
+    path = write(tmp_path / "old", "0.csv", COMMAS)
+    before = run(UrlList(path=str(tmp_path / "old"))).sources
+    os.rename(tmp_path / "old", tmp_path / "new")
+    assert run(UrlList(path=str(tmp_path / "new"))).sources == before
+    path = tmp_path / "new" / "0.csv"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert run(UrlList(path=str(tmp_path / "new"))).sources[0]["digest"] != before[0]["digest"]
+
+
+def test_columns_have_the_names_that_the_settings_give_them(tmp_path, pool_of):
+    write(
+        tmp_path,
+        "0.parquet",
+        {
+            "URL": ["u"],
+            "TEXT": pa.array(["t"], pa.large_string()),
+            "W": [512.0],
+            "H": pa.array([256], pa.int64()),
+            "hash": ["00112233445566778899AABBCCDDEEFF"],
+            "license": ["cc"],
+            "similarity": pa.array([0.25], pa.float64()),
+        },
+    )
+    stage = UrlList(
+        path=str(tmp_path),
+        url_col="URL",
+        caption_col="TEXT",
+        width_col="W",
+        height_col="H",
+        uid_col="hash",
+        extra={"license": "string", "similarity": "float32"},
+    )
+    assert pool_of(stage).to_pylist() == [
+        {
+            "uid": bytes.fromhex("00112233445566778899aabbccddeeff"),
+            "url": "u",
+            "text": "t",
+            "original_width": 512,
+            "original_height": 256,
+            "license": "cc",
+            "similarity": 0.25,
+            "reason": None,
+        }
+    ]
+
+
+def test_a_pool_without_captions_has_no_text_column(tmp_path, pool_of):
+    write(tmp_path, "0.csv", "url\na\n")
+    rows = pool_of(UrlList(path=str(tmp_path), caption_col=None))
+    assert rows.column_names == ["uid", "url", "reason"]
+    assert rows["uid"].to_pylist() == [uid_of("a", None)]
+
+
+def test_a_row_that_no_csv_parser_reads_keeps_its_place(tmp_path, pool_of):
+    rows = ["url,text", "x,y,z", "a,1", "", "short", "b,2", "c,3", "l,o,n,g", "l,o,n,g"]
+    write(tmp_path, "0.csv", "\n".join(rows))
+    for shard_rows in (1, 2, 10_000):
+        found = pool_of(UrlList(path=str(tmp_path), shard_rows=shard_rows))
+        assert found["url"].to_pylist() == [None, "a", None, "b", "c", None, None]
+        assert found["text"].to_pylist() == [None, "1", None, "2", "3", None, None]
+        bad = "unparsable"
+        assert found["reason"].to_pylist() == [bad, None, bad, None, None, bad, bad]
+        assert found["uid"][0] != found["uid"][2]
+
+
+def test_a_line_that_is_no_json_object_keeps_its_place(tmp_path, pool_of):
+    lines = ['{"url": "a", "text": "1"}', "{", "[1]", '{"text": "2"}', "\xff{}", '{"url": "b"}']
+    write(tmp_path, "0.jsonl", "\n".join(lines).encode("latin-1") + b"\n" + b"[" * 100_000)
+    rows = pool_of(UrlList(path=str(tmp_path)))
+    assert rows["url"].to_pylist() == ["a", None, None, None, None, "b", None]
+    bad = "unparsable"
+    assert rows["reason"].to_pylist() == [None, bad, bad, "no_url", bad, None, bad]
+
+
+def test_a_bad_value_is_null_with_a_reason_and_spares_its_neighbours(tmp_path, pool_of):
+    data = 'url,text,w\na,\xff,1\nb,t,wide\nc,t,2.0\n"",t,3\ne,t,\nf,t,99999999999\n'
+    write(tmp_path, "0.csv", data.encode("latin-1"))
+    rows = pool_of(UrlList(path=str(tmp_path), width_col="w"))
+    assert rows.drop_columns("uid").to_pydict() == {
+        "url": ["a", "b", "c", "", "e", "f"],
+        "text": [None, "t", "t", "t", "t", "t"],
+        "original_width": [1, None, 2, 3, None, None],
+        "reason": ["bad_value", "bad_value", None, "no_url", None, "bad_value"],
+    }
+
+
+def test_json_values_of_another_type_are_read_where_they_can_be(tmp_path, pool_of):
+    values = [{"url": "a", "text": 5, "w": "7"}, {"url": "b", "text": ["x"], "w": 1.5}]
+    values += [{"url": "c", "text": "\ud800", "w": 3}]
+    write(tmp_path, "0.jsonl", "\n".join(map(json.dumps, values)))
+    rows = pool_of(UrlList(path=str(tmp_path), width_col="w"))
+    assert rows["text"].to_pylist() == ["5", None, None]
+    assert rows["original_width"].to_pylist() == [7, None, 3]
+    assert rows["reason"].to_pylist() == [None, "bad_value", "bad_value"]
+
+
+def test_a_missing_size_that_pandas_wrote_as_nan_is_no_fault(tmp_path, pool_of):
+    write(tmp_path, "0.parquet", {"url": ["a", "b"], "text": ["", ""], "w": [5.0, float("nan")]})
+    rows = pool_of(UrlList(path=str(tmp_path), width_col="w"))
+    assert rows["original_width"].to_pylist() == [5, None]
+    assert rows["reason"].to_pylist() == [None, None]
+
+
+def test_a_uid_that_is_no_uid_is_hashed_and_said(tmp_path, pool_of):
+    write(tmp_path, "0.csv", f"url,text,id\na,t,{'0f' * 16}\nb,t,nope\nc,t,\n")
+    rows = pool_of(UrlList(path=str(tmp_path), uid_col="id"))
+    assert rows["uid"].to_pylist() == [b"\x0f" * 16, uid_of("b", "t"), uid_of("c", "t")]
+    assert rows["reason"].to_pylist() == [None, "bad_uid", "bad_uid"]
+    assert rows["url"].to_pylist() == ["a", "b", "c"]
+
+
+def test_raw_tsv_keeps_its_stray_quotes(tmp_path, run):
+    write(tmp_path, "0.tsv", 'text\turl\n"unclosed\ta\n5" nail\tb\n"\tc\n')
+    ctx = run(UrlList(path=str(tmp_path), quoted=False, shard_rows=1))
+    rows = [row for shard in ctx.shards for row in shard.select(["url", "text"]).to_pylist()]
+    assert rows == [
+        {"url": "a", "text": '"unclosed'},
+        {"url": "b", "text": '5" nail'},
+        {"url": "c", "text": '"'},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("0.parquet", {"url": pa.array([], pa.string()), "text": pa.array([], pa.string())}),
+        ("0.csv", "url,text\n"),
+        ("0.csv", "url,text"),
+        ("0.csv", ""),
+        ("0.jsonl", ""),
+        ("0.jsonl", "\n\n"),
+        ("0.csv.gz", gzip.compress(b"url,text\n", mtime=0)),
+    ],
+)
+def test_a_file_without_rows_is_a_shard_without_rows(tmp_path, run, name, data):
+    write(tmp_path, name, data)
+    assert list(map(len, run(UrlList(path=str(tmp_path))).shards)) == [0]
+
+
+@pytest.mark.parametrize(
+    "data", [{"URL": ["a"], "text": ["t"]}, "URL,text\na,t\n", "url,url,text\na,b,t\n"]
+)
+def test_a_file_without_the_url_column_names_itself_and_its_columns(tmp_path, run, data):
+    name = write(tmp_path, "0.parquet" if isinstance(data, dict) else "0.csv", data)
+    with pytest.raises(StageError) as error:
+        run(UrlList(path=str(tmp_path)))
+    found, where, do = error.value.args
+    assert "'url'" in found
+    assert "text" in found
+    assert where == name
+    assert "url_col" in do
+
+
+def test_a_parquet_without_the_uid_asked_for_stops_the_stage(tmp_path, run):
+    write(tmp_path, "0.parquet", ROWS)
+    with pytest.raises(StageError, match="'uid'"):
+        run(UrlList(path=str(tmp_path), uid_col="uid"))
+
+
+@pytest.mark.parametrize("cut", [0, 100, 400])
+def test_a_truncated_parquet_fails_its_shard_alone_by_name(tmp_path, run, cut):
+    for name in "abc":
+        path = write(tmp_path, f"{name}.parquet", ROWS)
+    broken = tmp_path / "b.parquet"
+    broken.write_bytes(broken.read_bytes()[:cut])
+    ctx = run(UrlList(path=str(tmp_path)))
+    assert isinstance(ctx.shards[1], ShardError)
+    assert ctx.shards[1].args[1] == str(broken)
+    assert [len(ctx.shards[i]) for i in (0, 2)] == [7, 7]
+    broken.write_bytes(Path(path).read_bytes())
+    mended = run(UrlList(path=str(tmp_path)))
+    assert list(map(len, mended.shards)) == [7, 7, 7]
+    changed = [a != b for a, b in zip(ctx.sources, mended.sources, strict=True)]
+    assert changed == [False, True, False]
+
+
+def test_a_parquet_with_a_broken_page_fails_its_shard_alone(tmp_path, run):
+    path = Path(write(tmp_path, "0.parquet", ROWS))
+    data = bytearray(path.read_bytes())
+    data[4:40] = b"\xff" * 36
+    path.write_bytes(data)
+    write(tmp_path, "1.parquet", ROWS)
+    ctx = run(UrlList(path=str(tmp_path)))
+    assert isinstance(ctx.shards[0], ShardError)
+    assert len(ctx.shards[1]) == 7
+
+
+def test_a_broken_gzip_fails_its_shard_alone(tmp_path, run):
+    write(tmp_path, "0.csv.gz", b"no gzip at all")
+    write(tmp_path, "1.csv.gz", gzip.compress(COMMAS.encode(), mtime=0)[:-20])
+    write(tmp_path, "2.csv.gz", gzip.compress(COMMAS.encode(), mtime=0))
+    shards = run(UrlList(path=str(tmp_path))).shards
+    assert [isinstance(shard, ShardError) for shard in shards] == [True, True, False]
+
+
+def test_a_json_array_is_refused_with_what_to_do(tmp_path, run):
+    write(tmp_path, "0.json", ' [{"url": "a"}]')
+    with pytest.raises(StageError, match="one JSON object a line"):
+        run(UrlList(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "*.csv", "readme.txt"])
+def test_an_empty_pool_stops_the_stage(tmp_path, run, path):
+    write(tmp_path, "readme.txt", "")
+    with pytest.raises(StageError, match=r"no file that ends in \.parquet"):
+        run(UrlList(path=f"{tmp_path}/{path}"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"shard_rows": 0}, {"extra": {"text": "string"}}, {"extra": {"license": "words"}}]
+)
+def test_settings_that_cannot_be_are_refused_before_anything_runs(settings):
+    with pytest.raises(RecipeError):
+        UrlList(path="x", **settings)

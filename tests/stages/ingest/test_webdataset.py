@@ -1,0 +1,182 @@
+"""WebDataset: grouping, members, ids, and tars that are broken."""
+
+import hashlib
+import io
+import json
+import tarfile
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metadata.uid import uid_of
+from pipeline.errors import ShardError, StageError
+from stages.ingest.webdataset import WebDataset, samples
+
+
+def tar_of(*members: tuple[str, bytes | str | dict]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
+            if isinstance(data, dict):
+                data = json.dumps(data)
+            if isinstance(data, str):
+                data = data.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def rows_of(tmp_path, pool_of):
+    """Rows of one tar, 00000.tar."""
+
+    def rows_of(*members, **settings) -> list[dict]:
+        (tmp_path / "00000.tar").write_bytes(tar_of(*members))
+        return pool_of(WebDataset(path=str(tmp_path), **settings)).to_pylist()
+
+    return rows_of
+
+
+def test_a_sample_of_img2dataset_keeps_all_that_its_json_says(rows_of):
+    info = {
+        "uid": "0f" * 16,
+        "url": "http://a",
+        "caption": "json's",
+        "width": 5,
+        "height": 6,
+        "original_width": 50,
+        "original_height": 60,
+        "sha256": "cd" * 32,
+    }
+    rows = rows_of(("000.jpg", b"jpeg"), ("000.json", info), ("000.txt", "ünï"))
+    assert rows == [
+        {
+            "uid": b"\x0f" * 16,
+            "image": b"jpeg",
+            "image_bytes": 4,
+            "text": "ünï",
+            "url": "http://a",
+            "original_width": 50,
+            "original_height": 60,
+            "width": 5,
+            "height": 6,
+            "sha256": "cd" * 32,
+            "reason": None,
+        }
+    ]
+
+
+def test_without_a_json_the_bytes_are_hashed_and_the_place_stands_for_the_url(rows_of):
+    (row,) = rows_of(("a/7.png", b"png"), ("a/7.txt", "t"))
+    assert row["sha256"] == hashlib.sha256(b"png").hexdigest()
+    assert row["uid"] == uid_of("00000.tar/a/7", "t")
+    assert row["url"] is None
+
+
+def test_an_image_of_no_known_format_stays_as_export_wrote_it(rows_of):
+    (row,) = rows_of(("0.bin", b"<html>"), ("0.json", {}), ("0.txt", "t"))
+    assert row["image"] == b"<html>"
+
+
+def test_without_a_txt_the_caption_is_the_jsons(rows_of):
+    (row,) = rows_of(("0.jpg", b"x"), ("0.json", {"url": "u", "caption": "c"}))
+    assert row["text"] == "c"
+    assert row["uid"] == uid_of("u", "c")
+
+
+def test_a_sample_that_lacks_something_keeps_its_place_with_a_reason(rows_of):
+    rows = rows_of(
+        ("0.txt", "no image"),
+        ("1.jpg", b"x" * 100),
+        ("1.txt", "too large"),
+        ("2.jpg", b"x"),
+        ("2.json", "{"),
+        ("3.jpg", b"x"),
+        ("3.json", {"uid": "short"}),
+        ("4.jpg", b"x"),
+        ("4.json", {"width": "wide"}),
+        ("5.jpg", b"x"),
+        ("5.txt", b"\xff"),
+        ("6.jpg", b""),
+        max_member_bytes=99,
+    )
+    assert [row["reason"] for row in rows] == [
+        *("no_image", "too_large", "unparsable_json", "bad_uid", "bad_value", "bad_value", None)
+    ]
+    assert [row["image"] is None for row in rows] == [True, True] + [False] * 5
+    assert [row["text"] for row in rows][:2] == ["no image", "too large"]
+
+
+def test_names_that_would_leave_the_folder_stay_names(rows_of, tmp_path):
+    name = str(tmp_path / "evil")
+    rows = rows_of(("../../evil.jpg", b"a"), (f"{name}.jpg", b"b"), ("./x.y.jpg", b"c"))
+    assert [row["image"] for row in rows] == [b"a", b"b", None]
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
+
+
+def test_folders_and_links_are_no_members(tmp_path, pool_of):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, kind in (("0", tarfile.DIRTYPE), ("0.jpg", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    assert len(pool_of(WebDataset(path=str(tmp_path)))) == 0
+
+
+def test_one_tar_is_one_shard_in_the_order_of_names(tmp_path, run):
+    for number in (2, 0, 1):
+        members = [(f"{i}.jpg", b"x") for i in range(number)]
+        (tmp_path / f"{number}.tar").write_bytes(tar_of(*members))
+    assert list(map(len, run(WebDataset(path=str(tmp_path))).shards)) == [0, 1, 2]
+
+
+def test_more_samples_than_a_batch_come_in_order(rows_of):
+    rows = rows_of(*((f"{i:05}.jpg", str(i).encode()) for i in range(2500)))
+    assert [int(row["image"]) for row in rows] == list(range(2500))
+
+
+WHOLE = tar_of(*((f"{i}.jpg", b"x" * 700) for i in range(9)))
+BROKEN = bytearray(WHOLE)
+BROKEN[3 * 1536 + 100 : 3 * 1536 + 200] = b"\xff" * 100  # the fourth member's header
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", WHOLE[:100], WHOLE[:1000], WHOLE[: 4 * 1536], WHOLE[: 9 * 1536], BROKEN, WHOLE + WHOLE],
+    ids=["empty", "header", "data", "boundary", "no end", "broken header", "cat"],
+)
+def test_a_tar_that_is_not_whole_fails_its_shard_by_name(tmp_path, run, data):
+    (tmp_path / "0.tar").write_bytes(data)
+    (tmp_path / "1.tar").write_bytes(WHOLE)
+    broken, good = run(WebDataset(path=str(tmp_path))).shards
+    assert isinstance(broken, ShardError)
+    assert "0.tar" in broken.args[1]
+    assert len(good) == 9
+
+
+def test_a_folder_without_tars_stops_the_stage(tmp_path, run):
+    with pytest.raises(StageError, match="no file"):
+        run(WebDataset(path=str(tmp_path)))
+
+
+NAMES = st.tuples(st.sampled_from(["0", "1", "a/0"]), st.sampled_from(["jpg", "txt", "a.json"]))
+
+
+@settings(deadline=None)
+@given(st.lists(NAMES))
+def test_samples_keep_every_member_in_order_and_none_holds_a_suffix_twice(names):
+    found = list(samples((f"{key}.{suffix}", bytes([i])) for i, (key, suffix) in enumerate(names)))
+    flat = [(key, suffix) for key, parts in found for suffix in parts]
+    assert flat == names  # no member is lost, moved, or in a sample of another key
+    data = [it for _, parts in found for it in parts.values()]
+    assert data == [bytes([i]) for i in range(len(names))]
+    for (key, parts), (next_key, next_parts) in pairwise(found):
+        assert key != next_key or next(iter(next_parts)) in parts  # and no sample ends early
+
+
+def test_a_repeated_suffix_starts_a_new_sample_of_the_same_key():
+    found = samples([("0.jpg", b"1"), ("0.txt", b"2"), ("0.JPG", b"3"), ("0.txt", b"4")])
+    assert list(found) == [("0", {"jpg": b"1", "txt": b"2"}), ("0", {"jpg": b"3", "txt": b"4"})]

@@ -1,0 +1,226 @@
+"""Headers, pixels and failures of encoded images, each format and each oddity made by Pillow."""
+
+import contextlib
+import io
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image, ImageOps
+
+from metadata.schema import PIXELS
+from stages.ops.images import (
+    MAX_COLUMN_PIXELS,
+    ImageError,
+    decode,
+    pixels_column,
+    probe,
+    rows_of,
+)
+
+FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
+
+
+def noise(height: int, width: int) -> Image.Image:
+    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(rgb)
+
+
+def encoded(image: Image.Image, name: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, name, **options)
+    return out.getvalue()
+
+
+def one_pixel(mode: str, value, name: str = "png", **options) -> list[int]:
+    """What a picture of one colour decodes to."""
+    rgb = decode(encoded(Image.new(mode, (4, 3), value), name, **options))
+    assert rgb.shape == (3, 4, 3)
+    assert (rgb == rgb[0, 0]).all()
+    return rgb[0, 0].tolist()
+
+
+def bomb() -> bytes:
+    return encoded(Image.new("1", (30_000, 30_000)), "png")
+
+
+def failure(body: bytes, **options) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode(body, **options)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_header_tells_format_and_sides(name):
+    header = probe(encoded(noise(48, 64), name))
+    assert (header.format, header.width, header.height, header.frames) == (name, 64, 48, 1)
+
+
+@pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
+def test_an_animation_has_frames_and_decodes_to_its_first(name):
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    body = encoded(red, name, save_all=True, append_images=[blue, red])
+    assert probe(body).frames == 3
+    assert not probe(body).is_plain
+    assert np.abs(decode(body).astype(int) - [255, 0, 0]).max() <= 2  # WebP is lossy
+
+
+@pytest.mark.parametrize(
+    ("image", "plain"),
+    [
+        (Image.new("RGB", (4, 4)), True),
+        (Image.new("L", (4, 4)), True),
+        (Image.new("RGBA", (4, 4)), False),
+        (Image.new("P", (4, 4)), False),
+        (Image.new("I;16", (4, 4)), False),
+    ],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_only_grey_and_rgb_are_plain(image, plain):
+    assert probe(encoded(image, "png")).is_plain == plain
+
+
+def test_a_bomb_is_measured_but_never_decoded():
+    body = bomb()
+    assert probe(body).width == 30_000
+    assert failure(body) == "too_many_pixels"
+    assert decode(encoded(noise(10, 10), "png"), max_pixels=100).shape == (10, 10, 3)
+    assert failure(encoded(noise(10, 10), "png"), max_pixels=99) == "too_many_pixels"
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "rgb"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("L", 7, [7, 7, 7]),
+        ("LA", (0, 0), [255, 255, 255]),
+        ("LA", (0, 255), [0, 0, 0]),
+        ("RGBA", (0, 0, 0, 0), [255, 255, 255]),
+        ("RGBA", (255, 0, 0, 51), [255, 204, 204]),
+        ("I;16", 0x12FF, [0x12, 0x12, 0x12]),
+    ],
+)
+def test_every_mode_becomes_rgb_on_white(mode, value, rgb):
+    assert one_pixel(mode, value) == rgb
+
+
+def test_the_transparent_colour_of_a_palette_grey_or_rgb_image_is_white():
+    palette = Image.new("P", (4, 3), 1)
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    assert decode(encoded(palette, "png"))[0, 0].tolist() == [9, 9, 9]
+    assert decode(encoded(palette, "png", transparency=1))[0, 0].tolist() == [255, 255, 255]
+    assert decode(encoded(palette, "gif", transparency=1))[0, 0].tolist() == [255, 255, 255]
+    assert one_pixel("L", 7, transparency=7) == [255, 255, 255]
+    assert one_pixel("RGB", (1, 2, 3), transparency=(1, 2, 3)) == [255, 255, 255]
+
+
+def test_compositing_rounds_as_real_numbers_do():
+    value, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    rgba = np.stack([value, value, value, alpha], axis=2)
+    exact = np.rint(value * (alpha / 255) + 255 - alpha.astype(float))
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(rgba), "png"))[:, :, 0], exact)
+
+
+def test_cmyk_jpeg_is_shown_as_it_was_meant():
+    no_cyan_no_black = (0, 255, 255, 0)  # written inverted, as Adobe does
+    assert one_pixel("CMYK", no_cyan_no_black, "jpeg", quality=100) == [255, 0, 0]
+
+
+def test_floating_point_has_no_agreed_range():
+    assert failure(encoded(Image.new("F", (4, 4)), "tiff")) == "undecodable"
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_orientation_is_applied_to_pixels_and_sides(name, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    options = {"lossless": True} if name == "webp" else {}
+    body = encoded(noise(5, 9), name, exif=exif, **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(body))).convert("RGB"))
+    np.testing.assert_array_equal(decode(body), upright)
+    header = probe(body)
+    assert (header.height, header.width) == upright.shape[:2]
+
+
+def test_broken_exif_is_no_broken_image():
+    body = encoded(noise(5, 9), "jpeg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode(body).shape == (5, 9, 3)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\n<html>", b'<svg xmlns="http://www.w3.org/2000/svg"/>', b"\0\0\0\x18ftypheic"]
+)
+def test_what_begins_like_no_known_format_is_not_an_image(body):
+    assert failure(body) == "not_an_image"
+
+
+@pytest.mark.parametrize("part", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize("name", ["jpeg", "png", "gif", "webp", "bmp"])
+def test_a_file_cut_short_is_truncated(name, part):
+    body = encoded(noise(64, 64), name)
+    assert failure(body[: int(len(body) * part)]) == "truncated"
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"])
+def test_a_whole_file_with_a_ruined_head_is_undecodable(name):
+    body = encoded(noise(64, 64), name)
+    keep = 16 if name in ("webp", "avif") else 8
+    assert failure(body[:keep] + b"\xa5" * 40 + body[keep + 40 :]) == "undecodable"
+
+
+def test_an_image_without_area_is_undecodable():
+    body = bytearray(encoded(noise(4, 4), "png"))
+    body[16:20] = bytes(4)  # its width, under a checksum of its own
+    body[29:33] = zlib.crc32(body[12:29]).to_bytes(4, "big")
+    assert failure(bytes(body)) == "undecodable"
+
+
+def test_random_damage_never_raises_anything_else():
+    generator = np.random.default_rng(0)
+    for name in FORMATS:
+        whole = np.frombuffer(encoded(noise(24, 24), name), np.uint8)
+        for _ in range(40):
+            body = whole.copy()
+            at = generator.integers(0, len(body), 6)
+            body[at] = generator.integers(0, 256, 6)
+            with contextlib.suppress(ImageError):  # any other error fails the test
+                probe(body.tobytes())
+                assert decode(body.tobytes(), max_pixels=10_000).dtype == np.uint8
+
+
+def test_pixels_of_a_column_and_back():
+    small, wide = encoded(noise(2, 3), "png"), encoded(noise(4, 1), "png")
+    images = pa.chunked_array([[small, None], [], [b"<html>", wide]], pa.binary())
+    pixels = pixels_column(images)
+    assert pixels.type == PIXELS.dtype
+    assert pixels.is_null().to_pylist() == [False, True, True, False]
+    first, null, bad, last = rows_of(pixels)
+    assert null is bad is None
+    np.testing.assert_array_equal(first, decode(small))
+    np.testing.assert_array_equal(last, decode(wide))
+    assert not first.flags.writeable
+    assert np.shares_memory(last, np.frombuffer(pixels.buffers()[-1], np.uint8))  # no copy
+
+
+def test_a_slice_and_chunks_of_pixels_give_their_own_rows():
+    bodies = [encoded(noise(n, 2), "png") for n in (1, 2, 3)]
+    pixels = pixels_column(pa.array([bodies[0], None, bodies[1], bodies[2]]))
+    chunked = pa.chunked_array([pixels[1:3], pixels[3:]])
+    assert [rgb is None or len(rgb) for rgb in rows_of(chunked)] == [True, 2, 3]
+    assert rows_of(pixels[2:])[1].tolist() == decode(bodies[2]).tolist()
+
+
+def test_an_empty_column_keeps_its_type():
+    pixels = pixels_column(pa.chunked_array([], pa.binary()))
+    assert pixels.type == PIXELS.dtype
+    assert rows_of(pixels) == []
+
+
+def test_a_column_of_large_images_is_bounded_and_keeps_their_shape():
+    body = encoded(Image.new("RGB", (4000, 1000), (10, 20, 30)), "png")
+    (rgb,) = rows_of(pixels_column(pa.array([body])))
+    assert rgb.shape == (512, 2048, 3)
+    assert rgb.shape[0] * rgb.shape[1] <= MAX_COLUMN_PIXELS
+    assert (rgb == [10, 20, 30]).all()

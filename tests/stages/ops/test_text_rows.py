@@ -1,0 +1,78 @@
+"""Cuts of text files against Python's csv module, whatever the fields hold."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.ops.text_rows import csv_rows, read_header, row_starts
+
+FIELD = st.text(st.sampled_from('a,"\n\t é'), max_size=6)
+TABLE = st.lists(st.lists(FIELD, min_size=2, max_size=2), min_size=1, max_size=8)
+
+
+def written(rows: list[list[str]], delimiter: str = ",") -> bytes:
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+@settings(deadline=None)
+@given(rows=TABLE, every=st.integers(1, 4), block=st.integers(1, 9))
+def test_cuts_fall_where_the_csv_module_ends_every_nth_row(rows, every, block):
+    data = written(rows)
+    starts, size = row_starts(io.BytesIO(data), every, quoted=True, block_bytes=block)
+    assert size == len(data)
+    parts = [data[a:b].decode() for a, b in zip(starts, [*starts[1:], size], strict=True)]
+    read = [list(csv.reader(io.StringIO(part, newline=""))) for part in parts]
+    assert read == [rows[i : i + every] for i in range(0, len(rows), every)]
+
+
+def read_all(data: bytes, delimiter: str = ",", **settings) -> list[list[str] | None]:
+    """Every row as text, null as the empty string; None for a row that could not be parsed."""
+    names = ["a", "b"]
+    stream: Any = io.BufferedReader(io.BytesIO(data))
+    rows: list[list[str] | None] = []
+    for table, unparsed in csv_rows(stream, names, names, delimiter, quoted=True, **settings):
+        fields = zip(*(table[name].to_pylist() for name in names), strict=True)  # type: ignore[union-attr]  # CSV gives Arrow
+        parsed = [[(field or b"").decode() for field in row] for row in fields]
+        rows += [
+            None if bad else row for row, bad in zip(parsed, unparsed.to_pylist(), strict=True)
+        ]
+    return rows
+
+
+@settings(deadline=None)
+@given(rows=TABLE, delimiter=st.sampled_from(",\t"))
+def test_rows_are_those_of_the_csv_module(rows, delimiter):
+    assert read_all(written(rows, delimiter), delimiter) == rows
+
+
+ANY_WIDTH = st.lists(
+    st.text(st.sampled_from('a"é'), min_size=1, max_size=4), min_size=1, max_size=4
+)
+
+
+@settings(deadline=None)
+@given(rows=st.lists(ANY_WIDTH))
+def test_a_row_of_any_width_keeps_its_place_however_the_blocks_fall(rows):
+    found = read_all(written(rows), block_bytes=64)
+    assert found == [row if len(row) == 2 else None for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "size"),
+    [
+        (b"", [], 0),
+        (b"url,text\na,b\n", ["url", "text"], 9),
+        (b'"u,rl","te\nxt"\n', ["u,rl", "te\nxt"], 15),
+        (b"\xef\xbb\xbfurl,text", ["url", "text"], 11),
+        (b'"' + b"x" * (1 << 18), [], (1 << 18) + 1),
+        (b"url,text\r\na,b\r\n", ["url", "text"], 10),
+    ],
+)
+def test_the_header_is_the_first_row(data, names, size):
+    assert read_header(io.BytesIO(data), ",", quoted=True) == (names, size)
