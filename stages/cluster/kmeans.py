@@ -1,0 +1,176 @@
+"""Clusters of embeddings by direction, over the whole pool."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IMAGE_EMBEDDING,
+    POSITION,
+    REASON,
+    REASON_TYPE,
+    SHARD,
+    UID,
+    Column,
+)
+from metadata.uid import coin_hash, halves
+from pipeline.dataset import Context, Inputs, State
+from pipeline.stage import DatasetStage
+from stages.ops.vectors import as_matrix, from_matrix, nearest, unit_rows
+
+# Shapes: N rows, D width of a vector, K centres (fewer than `clusters` in a smaller pool).
+
+FIXED = 2.0**30  # a sum over 2^33 rows still fits into 64 bits
+TILT = 2.0**-10  # how far the halves of a split cluster start apart, as in faiss
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans(DatasetStage):
+    """Nearest of `clusters` directions and the cosine to it, in [-1, 1]; null without a direction.
+
+    Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it. Departs: starts from the
+    rows whose uids hash lowest; an empty cluster takes half of the largest one (as faiss does), so
+    with fewer distinct vectors than clusters some stay empty.
+    Error: sums are in fixed point, 2^-31 a value, so no order of rows or shards changes a bit.
+    """
+
+    clusters: int
+    rounds: int = 20  # fewer when no centre moves any more
+    column: str = IMAGE_EMBEDDING.name
+    train_fraction: float = 1.0  # of the rows, by hash; all rows get their cluster in any case
+
+    version = 1
+    determinism = "exact"
+    writes = (CLUSTER_ID, CENTROID_COSINE)
+    reasons = ("no_embedding", "zero_or_nan_embedding")
+
+    def __post_init__(self) -> None:
+        if self.clusters < 1 or self.rounds < 1 or not 0 < self.train_fraction <= 1:
+            raise ValueError("clusters and rounds are at least 1, train_fraction in (0, 1]")
+
+    @property
+    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+        return (replace(IMAGE_EMBEDDING, name=self.column),)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        coins = partial(coin_hash, seed=ctx.worker.seed, stage=ctx.worker.stage, purpose="train")
+        rows = ctx.map_shards(partial(directions, self.column, coins), inputs.rows)
+        lowest = ctx.reduce(
+            partial(lowest_coins, self.clusters),
+            rows,
+            partial(merge_lowest, self.clusters),
+        )
+        start = {
+            "centre_KD": lowest["unit_KD"],
+            "moved": np.array(len(lowest["unit_KD"])),
+        }
+
+        def step(state: State, number: int) -> State:
+            sums = partial(cell_sums, state["centre_KD"], self.train_fraction)
+            return moved_centres(state["centre_KD"], ctx.reduce(sums, rows, merge_sums))
+
+        end = ctx.iterate(start, step, self.rounds, until=lambda state: not state["moved"])
+        ctx.restore(ctx.map_shards(partial(assigned, self.column, end["centre_KD"]), inputs.rows))
+
+
+def directions(column: str, coins: Callable, shard: pa.Table) -> pa.Table:
+    """The rows that have a direction: who they are, their coin, and the unit vector."""
+    unit_ND = unit_rows(as_matrix(shard[column]))
+    rows = shard.select([UID.name, SHARD.name, POSITION.name])
+    rows = rows.append_column("coin", pa.array(coins(shard[UID.name])))
+    rows = rows.append_column("unit", from_matrix(unit_ND))
+    return rows.filter(pc.is_valid(rows["unit"]))
+
+
+def lowest_coins(clusters: int, rows: pa.Table) -> State:
+    """The rows with the lowest coins, as many as there are clusters, and lowest first."""
+    identity = {
+        "coin_K": rows["coin"].to_numpy(),
+        "uid_K2": halves(rows[UID.name]),
+        "shard_K": rows[SHARD.name].to_numpy(),
+        "position_K": rows[POSITION.name].to_numpy(),
+    }
+    return _lowest(clusters, {**identity, "unit_KD": as_matrix(rows["unit"])})
+
+
+def merge_lowest(clusters: int, a: State, b: State) -> State:
+    return _lowest(clusters, {name: np.concatenate([a[name], b[name]]) for name in a})
+
+
+def _lowest(clusters: int, rows: State) -> State:
+    uid_K2 = rows["uid_K2"]  # decides among equal coins; then the row's place, if uids repeat
+    keys = (
+        rows["position_K"],
+        rows["shard_K"],
+        uid_K2[:, 1],
+        uid_K2[:, 0],
+        rows["coin_K"],
+    )
+    first_K = np.lexsort(keys)[:clusters]
+    return {name: values[first_K] for name, values in rows.items()}
+
+
+def cell_sums(centre_KD: NDArray, train_fraction: float, rows: pa.Table) -> State:
+    """Of each centre's rows: the sum of their vectors in fixed point, and their number."""
+    coin_N = (rows["coin"].to_numpy() >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    unit_ND = as_matrix(rows["unit"])[coin_N < train_fraction]
+    index_N, _ = nearest(unit_ND, centre_KD)
+    order_N = np.argsort(index_N, kind="stable")
+    fixed_ND = np.rint(unit_ND[order_N].astype(np.float64) * FIXED).astype(np.int64)
+    count_K = np.bincount(index_N, minlength=len(centre_KD))
+    filled = np.flatnonzero(count_K)
+    sum_KD = np.zeros(centre_KD.shape, np.int64)
+    if len(filled):
+        first = (np.cumsum(count_K) - count_K)[filled]
+        sum_KD[filled] = np.add.reduceat(fixed_ND, first, axis=0)
+    return {"sum_KD": sum_KD, "count_K": count_K}
+
+
+def merge_sums(a: State, b: State) -> State:
+    return {name: np.add(a[name], b[name]) for name in a}
+
+
+def moved_centres(centre_KD: NDArray, sums: State) -> State:
+    """The mean direction of each centre's rows, and how many centres it moved."""
+    mean_KD = unit_rows(sums["sum_KD"].astype(np.float64))
+    undefined_K = np.isnan(mean_KD).any(axis=1)  # no rows, or rows that cancel out
+    mean_KD[undefined_K] = centre_KD[undefined_K]
+    count_K = sums["count_K"].copy()
+    tilt_D = np.where(np.arange(centre_KD.shape[1]) % 2, TILT, -TILT).astype(np.float32)
+    for empty in np.flatnonzero(count_K == 0):
+        largest = count_K.argmax()
+        mean_KD[[empty, largest]] = unit_rows(mean_KD[largest] * np.stack([1 + tilt_D, 1 - tilt_D]))
+        count_K[empty] = count_K[largest] // 2
+        count_K[largest] -= count_K[empty]
+    return {
+        "centre_KD": mean_KD,
+        "moved": np.array((mean_KD != centre_KD).any(axis=1).sum()),
+    }
+
+
+def assigned(column: str, centre_KD: NDArray, shard: pa.Table) -> pa.Table:
+    """Nearest centre and cosine of every row, and a reason wherever there is none."""
+    unit_ND = unit_rows(as_matrix(shard[column]))
+    defined_N = ~np.isnan(unit_ND).any(axis=1)
+    index_N, cosine_N = (
+        np.zeros(len(unit_ND), np.int32),
+        np.zeros(len(unit_ND), np.float32),
+    )
+    index_N[defined_N], cosine_N[defined_N] = nearest(unit_ND[defined_N], centre_KD)
+    undefined = pc.make_struct(shard[column].is_null(), pa.array(~defined_N))
+    return pa.table(
+        {
+            **{c.name: shard[c.name] for c in (UID, SHARD, POSITION)},
+            CLUSTER_ID.name: pa.array(index_N, mask=~defined_N),
+            CENTROID_COSINE.name: pa.array(np.clip(cosine_N, -1, 1), mask=~defined_N),
+            REASON.name: pc.case_when(undefined, *KMeans.reasons).cast(REASON_TYPE),
+        }
+    )

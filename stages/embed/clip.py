@@ -1,0 +1,77 @@
+"""Embeddings of images and captions by one model, in one space."""
+
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from metadata.schema import IMAGE_EMBEDDING, PIXELS, TEXT, TEXT_EMBEDDING, Column
+from pipeline.errors import StageError
+from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
+from stages.embed._pair import pair, vectors
+from stages.models.image_text import ImageTextModel, load, width_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipEmbedding(RowStage):
+    """Unit vectors of image and caption, of the model's width; each null where its input is.
+
+    Source: the two towers of CLIP (Radford et al. 2021); the recipe names the model.
+    Error: none for `reference`, whose sums are of whole numbers; else float32's on one processor.
+    """
+
+    model: str  # open_clip:NAME/TAG, open_clip:NAME@FILE, checkpoint:URI, stage:NAME, reference
+    width: int | None = (
+        None  # needed for stage: and checkpoint:, whose weights a plan does not read
+    )
+    gpus: float = location(0)
+    memory_gb: float = location(4)
+
+    version = 1
+    determinism = "exact"
+    takes = ("rows", "model")
+    reads = (PIXELS, TEXT)
+    reasons = ("no_image", "no_text")
+    batch_rows = 64
+
+    def __post_init__(self) -> None:
+        known = width_of(self.model)  # an unknown scheme stops the plan, not the run
+        if known is None and self.width is None:
+            raise ValueError(f"the width of {self.model!r} is not known: write `width: <number>`")
+        if None not in (known, self.width) and known != self.width:
+            raise ValueError(f"width: {self.width}, and {self.model!r} is {known} wide")
+
+    @property
+    def _width(self) -> int:
+        return self.width or width_of(self.model) or 0
+
+    @property
+    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # as wide as the model
+        vector = pa.list_(pa.float32(), self._width)
+        return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
+
+    @property
+    def resources(self) -> Resources:  # type: ignore[override]  # `reference` needs little
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def open(self, worker: Worker) -> RowFunction:
+        name = f"checkpoint:{worker.model}" if worker.model else self.model
+        model = load(name, worker.device, worker.threads)
+        if model.width != self._width:
+            raise StageError(
+                found=f"a model that is {model.width} wide, where {self._width} was planned",
+                where=f"stage '{worker.stage}', key `width`",
+                do=f"write width: {model.width}",
+            )
+        return lambda batch: embeddings(batch, model)
+
+
+def embeddings(batch: pa.Table, model: ImageTextModel) -> pa.Table:
+    """Both vectors of every row, and the first input that is missing as the reason."""
+    from stages.ops.images import rows_of  # decoders: not while a recipe is planned
+
+    images, texts = rows_of(batch[PIXELS.name]), batch[TEXT.name].to_pylist()
+    columns = {
+        IMAGE_EMBEDDING.name: vectors(images, model.embed_images, model.width),
+        TEXT_EMBEDDING.name: vectors(texts, model.embed_texts, model.width),
+    }
+    return pair(columns, ClipEmbedding.reasons)

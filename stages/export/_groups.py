@@ -1,0 +1,211 @@
+"""What the exports share: which rows leave, into which file, and in which order.
+
+A group reads whole source shards, chosen by hash, and orders its rows by hash, so each byte is
+moved once. Its kept rows lie on scratch disk meanwhile: memory is bounded by a batch of images.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.datacard import documents
+from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, POSITION, SHARD, TEXT, UID, Column
+from metadata.uid import coin_hash, halves
+from pipeline.dataset import Context, Shards, Task
+from pipeline.errors import StageError
+from pipeline.stage import Worker
+
+# Shapes: N rows, S source shards, B batches.
+
+REASONS = ("not_kept", "no_image", "no_text")
+TALLIED = (KEEP.name, TEXT.name, IMAGE_BYTES.name)  # enough to count: no image is read for it
+BATCH_ROWS = 64  # encoded images are held this many at a time
+
+Group = dict[str, Any]  # shards: source shards; first: number of its first file; rows: of each file
+# Name without suffix, rows in order, an empty table of their schema: writes one file; returns its
+# name, bytes and sha256, and the schema it has.
+WriteFile = Callable[[str, Iterator[pa.Table], pa.Table, Task], tuple[dict[str, Any], pa.Schema]]
+
+
+def export_files(
+    rows: Shards, ctx: Context, layout: str, rows_per_file: int, write: WriteFile
+) -> None:
+    """The rows that leave, shuffled into files, and what stands beside them."""
+    tallies = ctx.map(partial(tally, rows.select(TALLIED), BATCH_ROWS), list(range(len(rows))))
+    exported = [counts["exported"] for counts in tallies]
+    groups = groups_of(exported, rows_per_file, ctx.worker)
+    total = sum(len(group["rows"]) for group in groups)
+    written = ctx.map(partial(write_group, rows, write, total), groups)
+    summary = {
+        "name": ctx.worker.stage,
+        "format": layout,
+        "seed": ctx.worker.seed,
+        "counts": summed(tallies),
+        "columns": written[0]["columns"] if written else [],
+        "files": [file for group in written for file in group["files"]],
+    }
+    ctx.map(put_documents, [summary])
+
+
+def leaving(batch: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:
+    """(N,) the rows that an export takes, and how many it leaves, each by its first reason."""
+    fine = {
+        "not_kept": [batch[n].fill_null(False) for n in _there(batch, KEEP)],
+        "no_image": [batch[n].is_valid() for n in _there(batch, IMAGE, IMAGE_BYTES)],
+        "no_text": [batch[n].is_valid() for n in _there(batch, TEXT)],
+    }
+    left_N = np.zeros(len(batch), bool)
+    counts = dict.fromkeys(REASONS, 0)
+    for reason, columns in fine.items():
+        for column in columns:
+            now_N = ~column.to_numpy(zero_copy_only=False) & ~left_N
+            counts[reason] += int(np.count_nonzero(now_N))
+            left_N |= now_N
+    return ~left_N, counts
+
+
+def tally(rows: Shards, batch_rows: int, shard: int, task: Task) -> dict[str, int]:
+    """Rows of a shard, those that leave, and those left by reason."""
+    total = dict.fromkeys(("rows", "exported", *REASONS), 0)
+    for batch in rows.batches(shard, batch_rows):
+        leaving_N, counts = leaving(batch)
+        counts |= {"rows": len(batch), "exported": int(np.count_nonzero(leaving_N))}
+        total = {name: number + counts[name] for name, number in total.items()}
+    return total
+
+
+def summed(tallies: Sequence[dict[str, int]]) -> dict[str, int]:
+    """The tallies of all shards as one."""
+    names = ("rows", "exported", *REASONS)
+    return {name: sum(tally[name] for tally in tallies) for name in names}
+
+
+def groups_of(exported_S: Sequence[int], rows_per_file: int, worker: Worker) -> list[Group]:
+    """Source shards in the order of their hashes, as many a group as fill one file.
+
+    A shard that fills more than one is a group of several files of equal size.
+    """
+    numbers = pa.array([shard.to_bytes(16, "big") for shard in range(len(exported_S))], UID.dtype)
+    order_S = np.argsort(
+        coin_hash(numbers, seed=worker.seed, stage=worker.stage, purpose="group"), kind="stable"
+    )
+    together: list[list[int]] = []
+    room = 0
+    for shard in (int(s) for s in order_S if exported_S[s]):
+        if exported_S[shard] > room:
+            together.append([])
+            room = rows_per_file
+        together[-1].append(shard)
+        room -= exported_S[shard]
+    groups: list[Group] = []
+    first = 0
+    for shards in together:
+        rows = sum(exported_S[shard] for shard in shards)
+        files = -(-rows // rows_per_file)
+        sizes = [rows // files + (number < rows % files) for number in range(files)]
+        groups.append({"shards": shards, "first": first, "rows": sizes})
+        first += files
+    return groups
+
+
+def write_group(
+    rows: Shards, write: WriteFile, total: int, group: Group, task: Task
+) -> dict[str, Any]:
+    """The files of one group, and the columns they hold."""
+    files, columns = [], []
+    with shuffled(rows, group, task.worker) as shuffle:
+        start = 0
+        for number, size in enumerate(group["rows"], group["first"]):
+            stem = f"{number:0{max(5, len(str(total - 1)))}d}"  # img2dataset's digits, or more
+            tables = shuffle.tables(start, start + size)
+            file, schema = write(stem, tables, shuffle.schema.empty_table(), task)
+            files.append({**file, "rows": size})
+            columns = [[field.name, str(field.type)] for field in schema]
+            start += size
+    return {"files": files, "columns": columns}
+
+
+def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
+    """What a person and a program read first; dataset.json last, when all it names is there."""
+    for name, text in documents(summary).items():
+        path = task.worker.scratch / name
+        path.write_text(text, encoding="utf-8")
+        task.put_file(path.name, path)
+    return summary["counts"]
+
+
+@contextmanager
+def shuffled(rows: Shards, group: Group, worker: Worker) -> Iterator["Shuffled"]:
+    """The group's leaving rows in the order of their hashes, to be read file by file."""
+    path = worker.scratch / f"group-{group['first']}.arrow"
+    uids: list[pa.Array] = []
+    places: list[NDArray[np.int32]] = []
+    writer: pa.ipc.RecordBatchFileWriter | None = None
+    try:
+        for shard in group["shards"]:
+            for batch in rows.batches(shard, BATCH_ROWS):
+                leaving_N, _ = leaving(batch)
+                kept = _plain(batch.filter(pa.array(leaving_N)))
+                writer = writer or pa.ipc.new_file(str(path), kept.schema)
+                writer.write_table(kept)
+                uids += kept[UID.name].chunks
+                places.append(np.stack([kept[SHARD.name], kept[POSITION.name]]))
+        assert writer is not None  # a group has rows
+        writer.close()
+        uid = pa.chunked_array(uids, UID.dtype)
+        coin_N = coin_hash(uid, seed=worker.seed, stage=worker.stage, purpose="order")
+        shard_N, position_N = np.concatenate(places, axis=1)
+        order_N = np.lexsort((position_N, shard_N, *halves(uid).T[::-1], coin_N))
+        if len(order_N) != sum(group["rows"]):
+            raise StageError(
+                found=f"{len(order_N)} rows to export, {sum(group['rows'])} when they were counted",
+                where=f"source shards {group['shards']}",
+                do="run again; the shards changed while they were read",
+            )
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            yield Shuffled(reader, order_N)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class Shuffled:
+    """Rows on scratch disk, read in any order."""
+
+    def __init__(self, reader: pa.ipc.RecordBatchFileReader, order_N: NDArray[np.int64]) -> None:
+        self.schema = reader.schema
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._end_B = np.cumsum([len(batch) for batch in self._batches])
+        self._order_N = order_N
+
+    def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """Rows from start to stop of the order, a batch at a time."""
+        for first in range(start, stop, BATCH_ROWS):
+            row_N = self._order_N[first : min(first + BATCH_ROWS, stop)]
+            batch_N = np.searchsorted(self._end_B, row_N, side="right")
+            parts, place = [], np.empty(len(row_N), np.int64)
+            taken = 0
+            for number in np.unique(batch_N):
+                wanted = np.flatnonzero(batch_N == number)
+                batch = self._batches[number]
+                start_of_batch = self._end_B[number] - len(batch)
+                parts.append(batch.take(pa.array(row_N[wanted] - start_of_batch)))
+                place[wanted] = taken + np.arange(len(wanted))
+                taken += len(wanted)
+            yield pa.Table.from_batches(parts).take(pa.array(place)).combine_chunks()
+
+
+def _there(batch: pa.Table, *columns: Column) -> list[str]:
+    return [column.name for column in columns if column.name in batch.column_names]
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Dictionaries as their values: those of two batches need not agree."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table[i].cast(field.type.value_type))
+    return table

@@ -1,0 +1,161 @@
+"""The training set as tar files, for loaders that read img2dataset's output."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from metadata.schema import (
+    HEIGHT,
+    IMAGE,
+    IMAGE_BYTES,
+    KEEP,
+    LOSS_WEIGHT,
+    ORIGINAL_HEIGHT,
+    ORIGINAL_WIDTH,
+    REPEATS,
+    SHA256,
+    TEXT,
+    UID,
+    URL,
+    WIDTH,
+    Column,
+)
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.stage import DatasetStage
+from stages.export._groups import REASONS, export_files
+
+SAMPLES = 10_000  # a key is the tar's number and four digits
+SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
+WHERE_THERE = (
+    URL,
+    WIDTH,
+    HEIGHT,
+    ORIGINAL_WIDTH,
+    ORIGINAL_HEIGHT,
+    SHA256,
+    REPEATS,
+    LOSS_WEIGHT,
+)  # img2dataset's fields, and what a loader needs of ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDataset(DatasetStage):
+    """Tars of KEY.jpg, KEY.txt and KEY.json, each with a Parquet of the JSON and its counts.
+
+    Takes the rows that `export.parquet` takes, in the same order. The suffix is that of the
+    format the image really has, `bin` where it has none. The JSON holds uid (32 hex digits), key,
+    caption, status and what the pool knows of url, sizes, sha256, repeats and loss_weight, and the
+    chosen columns. A row is one sample, whatever its `repeats`.
+
+    Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
+    """
+
+    rows_per_shard: int = SAMPLES
+    columns: tuple[str, ...] = ()  # `name` or `stage.name`
+
+    version = 1
+    determinism = "exact"
+    gives = "data"
+    optional_reads = (KEEP, IMAGE_BYTES, *WHERE_THERE)
+    reasons = REASONS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows_per_shard <= SAMPLES:
+            raise ValueError(f"rows_per_shard is {self.rows_per_shard}, not in 1 to {SAMPLES:,}")
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+        return IMAGE, TEXT, *self.columns
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        write = partial(write_file, self.columns)
+        export_files(inputs.rows, ctx, "webdataset", self.rows_per_shard, write)
+
+
+def write_file(
+    columns: tuple[str, ...], stem: str, tables: Iterator[pa.Table], empty: pa.Table, task: Task
+) -> tuple[dict[str, Any], pa.Schema]:
+    """One tar with the two files beside it, and the schema of the Parquet file."""
+    path = task.worker.scratch / f"{stem}.tar"
+    metas = [meta(empty, columns, stem, 0)]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for table in tables:
+            metas.append(meta(table, columns, stem, sum(map(len, metas))))
+            add_samples(tar, table[IMAGE.name], metas[-1])
+    whole = pa.concat_tables(metas)
+    beside = path.with_suffix(".parquet")
+    pq.write_table(whole, beside)
+    stats = path.with_name(f"{stem}_stats.json")
+    stats.write_text(json.dumps(counts(len(whole)), indent=4))
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    written = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+    for made in (beside, stats, path):
+        task.put_file(made.name, made)
+    return written, whole.schema
+
+
+def meta(table: pa.Table, columns: tuple[str, ...], stem: str, first: int) -> pa.Table:
+    """What the JSON of each sample says; NaN as null, for JSON has none."""
+    keys = [f"{stem}{first + i:04d}" for i in range(len(table))]
+    known = [c.name for c in WHERE_THERE if c.name in table.column_names]
+    out = {name: table[name] for name in (*known, *columns)}
+    for name, values in out.items():
+        if pa.types.is_floating(values.type):
+            out[name] = pc.if_else(pc.is_nan(values), None, values)
+    return pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            UID.name: pa.array([uid.hex() for uid in table[UID.name].to_pylist()], pa.string()),
+            "caption": table[TEXT.name],
+            "status": pa.array(["success"] * len(table), pa.string()),
+            "error_message": pa.nulls(len(table), pa.string()),
+            **out,
+        }
+    )
+
+
+def add_samples(tar: tarfile.TarFile, images: pa.ChunkedArray, metas: pa.Table) -> None:
+    """Three members a sample; headers say nothing of when and by whom."""
+    for image, row in zip(images, metas.to_pylist(), strict=True):  # a tar is written one by one
+        body = image.as_py()
+        members = {
+            suffix_of(body): body,
+            "json": json.dumps(row, indent=4, default=_as_json).encode(),
+            "txt": row["caption"].encode(),
+        }
+        for suffix, data in members.items():
+            header = tarfile.TarInfo(f"{row['key']}.{suffix}")
+            header.size, header.mode = len(data), 0o644
+            tar.addfile(header, BytesIO(data))
+
+
+def suffix_of(image: bytes) -> str:
+    """Of the format that the bytes are in; `bin` where no decoder knows it."""
+    from stages.ops.images import ImageError, probe  # decoders: not while a recipe is planned
+
+    try:
+        name = probe(image).format
+    except ImageError:
+        return "bin"
+    return SUFFIXES.get(name, name)
+
+
+def counts(samples: int) -> dict[str, Any]:
+    """img2dataset's counts; rows that failed stayed behind with their reasons."""
+    failed = {"failed_to_download": 0, "failed_to_resize": 0}
+    return {"count": samples, "successes": samples, **failed, "status_dict": {"success": samples}}
+
+
+def _as_json(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)  # uids; times and decimals

@@ -1,0 +1,108 @@
+"""`reference`: embeddings without weights, the same on every machine, for tests and first runs.
+
+Equal images are equal, resized or recompressed ones near; so are texts that share words. Image and
+text spaces have nothing to do with each other: a cosine between them says nothing.
+"""
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.ops.vectors import unit_rows
+
+# Shapes: N images or texts, D = WIDTH, F features of an image, H x W pixels, G = GRID.
+
+WIDTH = 64
+GRID = 16  # cells a side of the luma layout
+COLOURS = 4  # cells a side of the colour layout, and levels a channel of the histogram
+GRAM = 4  # characters
+
+
+def width(name: str) -> int:
+    if name:
+        raise ValueError(f"model 'reference:{name}': the reference has no variants; 'reference'")
+    return WIDTH
+
+
+def load(name: str, device: str, threads: int) -> "Reference":
+    width(name)
+    return Reference()
+
+
+class Reference:
+    """Signed random projections of hand-made features, the signs drawn by hash."""
+
+    width = WIDTH
+
+    def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(N, D) projections of where an image is light and which colours it has."""
+        F = GRID**2 + 3 * COLOURS**2 + COLOURS**3
+        feature_NF = np.zeros((len(image_HW3), F))
+        for i, image in enumerate(image_HW3):  # sizes differ
+            feature_NF[i] = image_features(image)
+        sign_FD = np.where(_mix(np.arange(F * WIDTH)) >> np.uint64(63), 1.0, -1.0).reshape(F, WIDTH)
+        return unit_rows(feature_NF @ sign_FD)  # of whole numbers: exact, whatever the batch
+
+    def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """(N, D) signed counts of hashed words and 4-grams of characters, whatever the case."""
+        embedding_ND = np.zeros((len(texts), WIDTH))
+        embedding_ND[:, 0] = 1  # never zero: every text, empty ones too, has a direction
+        for i, text in enumerate(texts):  # lengths differ
+            words = text.lower().split()
+            spaced = f" {' '.join(words)} "
+            grams = [spaced[j : j + GRAM] for j in range(max(1, len(spaced) - GRAM + 1))]
+            hash_T = np.array([zlib.crc32(t.encode("utf-8", "replace")) for t in words + grams])
+            bits_T = _mix(hash_T)
+            column_T = 1 + (bits_T % np.uint64(WIDTH - 1)).astype(np.int64)
+            sign_T = np.where(bits_T >> np.uint64(63), 1, -1)
+            sign_T[: len(words)] *= 2  # a whole word says more than a piece of one
+            embedding_ND[i] += np.bincount(column_T, sign_T, WIDTH)
+        return unit_rows(embedding_ND)
+
+
+def image_features(image_HW3: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(F,) luma layout, colour layout and colour histogram, each of equal weight; whole numbers."""
+    cell_GG3 = area_means(image_HW3, GRID)
+    luma_GG = cell_GG3 @ np.array([2, 5, 1])
+    quarter = GRID // COLOURS
+    colour_CC3 = cell_GG3.reshape(COLOURS, quarter, COLOURS, quarter, 3).sum(axis=(1, 3))
+    level_GG3 = cell_GG3 * COLOURS // (256 * 16)
+    bin_GG = level_GG3 @ np.array([COLOURS**2, COLOURS, 1])
+    count = np.bincount(bin_GG.reshape(-1), minlength=COLOURS**3)
+    return np.concatenate(
+        [
+            _centred_unit(luma_GG),
+            _centred_unit(colour_CC3),
+            np.rint(4096 / GRID * np.sqrt(count)),
+        ]
+    )
+
+
+def area_means(image_HW3: NDArray[np.uint8], grid: int) -> NDArray[np.int64]:
+    """(grid, grid, 3) mean colour of each cell, in sixteenths of a level."""
+    for axis in (0, 1):
+        size = image_HW3.shape[axis]
+        if size < grid:  # fewer pixels than cells: repeat them
+            image_HW3 = np.take(image_HW3, np.arange(grid) * size // grid, axis)
+    H, W, _ = image_HW3.shape
+    top_G, left_G = np.arange(grid) * H // grid, np.arange(grid) * W // grid
+    rows_GW3 = np.add.reduceat(image_HW3, top_G, axis=0, dtype=np.int64)
+    sum_GG3 = np.add.reduceat(rows_GW3, left_G, axis=1)
+    area_GG = np.outer(np.diff(top_G, append=H), np.diff(left_G, append=W))
+    return sum_GG3 * 16 // area_GG[..., None]
+
+
+def _centred_unit(block: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(F,) the block without its mean, at length 4096, rounded: sums of whole numbers are exact."""
+    centred_F = (block * block.size - block.sum()).reshape(-1)
+    return np.rint(centred_F * (4096 / max(np.sqrt(centred_F @ centred_F), 1)))
+
+
+def _mix(x_N: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """splitmix64: well-spread bits of small numbers."""
+    with np.errstate(over="ignore"):
+        z_N = (x_N.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z_N = (z_N ^ (z_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z_N = (z_N ^ (z_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z_N ^ (z_N >> np.uint64(31))

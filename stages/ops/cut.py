@@ -1,0 +1,69 @@
+"""The n-th largest of a column that no machine holds whole: exact, by radix over histograms.
+
+A rank is a number in 16-bit digits, most significant first: the row's value, then what breaks
+ties (the smaller uid ranks higher, then the earlier place in the pool). One survey of the rows
+gives one digit of the n-th largest rank, from counts that add up in any order.
+"""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.uid import halves
+
+# Shapes: N rows, D digits of a rank.
+
+BINS = 1 << 16
+Cut = tuple[int, ...]  # the first digits of a rank; rows at or above it stay
+EVERYTHING: Cut = ()
+NOTHING: Cut = (BINS,)
+
+
+def value_digits(value: pa.ChunkedArray) -> NDArray[np.uint16]:
+    """(N, 1, 2 or 4) digits that order as the values do; 0 for a null, which nothing may count."""
+    number_N = value.fill_null(0).to_numpy()
+    if number_N.dtype.itemsize == 1:
+        number_N = number_N.astype(np.int16)
+    bits = np.dtype(f"u{number_N.dtype.itemsize}").type
+    key_N = (number_N + number_N.dtype.type(0)).view(bits)  # -0.0 + 0.0 is 0.0: they are equal
+    sign = bits(1) << bits(8 * key_N.itemsize - 1)
+    if number_N.dtype.kind == "i":
+        key_N ^= sign
+    if number_N.dtype.kind == "f":  # negative floats grow downwards
+        key_N = np.where(key_N & sign, ~key_N, key_N | sign)
+    return as_digits(key_N[:, None])
+
+
+def tie_digits(rows: pa.Table) -> NDArray[np.uint16]:
+    """(N, 12) digits of uid, shard and position, the least of them ranking highest."""
+    place_N2 = np.stack([rows["shard"].to_numpy(), rows["position"].to_numpy()], axis=1)
+    return ~np.hstack([as_digits(halves(rows["uid"])), as_digits(place_N2.astype(np.uint32))])
+
+
+def as_digits(number_ND: NDArray[np.unsignedinteger]) -> NDArray[np.uint16]:
+    """The same numbers in 16-bit digits, most significant first."""
+    big_endian = np.ascontiguousarray(number_ND, number_ND.dtype.newbyteorder(">"))
+    return big_endian.view(">u2").astype(np.uint16)
+
+
+def next_digit(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.int64]:
+    """(BINS,) how many of the ranks that begin with `cut` go on with each digit."""
+    level_N = (rank_ND[:, : len(cut)] == np.array(cut, np.uint16)).all(axis=1)
+    return np.bincount(rank_ND[level_N, len(cut)], minlength=BINS)
+
+
+def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
+    """(N,) whether each rank reaches the cut."""
+    above_N, level_N = np.zeros(len(rank_ND), bool), np.ones(len(rank_ND), bool)
+    for place, digit in enumerate(cut):
+        above_N |= level_N & (rank_ND[:, place] > digit)
+        level_N &= rank_ND[:, place] == digit
+    return above_N | level_N
+
+
+def extend(cut: Cut, nth: int, rows_by_digit: NDArray) -> tuple[Cut, int]:
+    """The cut one digit longer, and which of the rows that begin with it is the n-th, from 1."""
+    down_to = np.cumsum(rows_by_digit[::-1])
+    step = int(np.searchsorted(down_to, nth))
+    digit = BINS - 1 - step
+    return (*cut, digit), int(nth - (down_to[step] - rows_by_digit[digit]))

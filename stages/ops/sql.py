@@ -1,0 +1,177 @@
+"""Row-wise SQL: a predicate cut into its top-level conjuncts, each evaluated by polars.
+
+Null is SQL's: a comparison with it is null. Where polars would surprise, the tree is mended first:
+
+- NaN counts as null, in a column and out of arithmetic (polars ranks it above infinity);
+- a float32 column meets a literal in float32, as in NumPy, in every form of comparison;
+- integers are 64 bits wide, so that width * height and LENGTH(a) - LENGTH(b) don't wrap;
+- a CAST that fails gives null: one bad row doesn't stop the others.
+
+`/` is true division, of integers too. GREATEST and LEAST pass over nulls.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import polars as pl
+import polars.selectors as cs
+import pyarrow as pa
+import sqlglot
+from sqlglot import exp
+from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of polars
+
+from pipeline.errors import StageError
+
+COMPARISONS = (
+    *(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.NullSafeEQ, exp.NullSafeNEQ),
+    *(exp.Between, exp.In, exp.Is, exp.Like, exp.ILike, exp.RegexpLike, exp.RegexpILike),
+)
+ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Pow, exp.Sqrt, exp.Ln)
+ROW_WISE = (
+    *COMPARISONS,
+    *ARITHMETIC,
+    *(exp.Abs, exp.Ceil, exp.Floor, exp.Round, exp.Sign, exp.Exp),
+    *(exp.Length, exp.Lower, exp.Upper, exp.Trim, exp.Left, exp.Right, exp.Substring),
+    *(exp.StartsWith, exp.EndsWith, exp.Replace, exp.Concat, exp.DPipe),
+    *(exp.Coalesce, exp.Nullif, exp.Greatest, exp.Least, exp.Case, exp.If, exp.Cast),
+    *(exp.And, exp.Or, exp.Not, exp.Paren, exp.Neg, exp.Column, exp.Identifier),
+    *(exp.Literal, exp.Boolean, exp.Null, exp.DataType, exp.DataTypeParam),
+)
+Tree = Any  # a node of sqlglot: exp.Expr since version 30, exp.Expression before
+NAN = exp.cast(exp.Literal.string("nan"), "REAL", dialect=Postgres)
+
+
+class PolarsSQL(Postgres):
+    class Generator(Postgres.Generator):  # type: ignore[misc, valid-type]  # set at load
+        TRANSFORMS: ClassVar = {
+            **Postgres.Generator.TRANSFORMS,
+            exp.Cast: lambda self, e: f"TRY_CAST({self.sql(e, 'this')} AS {self.sql(e, 'to')})",
+            exp.Length: lambda self, e: f"TRY_CAST(LENGTH({self.sql(e, 'this')}) AS BIGINT)",
+        }
+
+
+@dataclass(frozen=True)
+class Conjunct:
+    """One of the conditions that AND joins: its text, and its columns in order of appearance."""
+
+    text: str
+    columns: tuple[str, ...]  # `name`, or `stage.name`
+    tree: Tree
+
+
+@cache
+def conjuncts(where: str) -> tuple[Conjunct, ...]:
+    """The top-level conjuncts, each once, in order; ValueError for what is not row-wise SQL."""
+    try:
+        trees = sqlglot.parse(where, dialect=Postgres)
+    except sqlglot.errors.SqlglotError as error:
+        plain = re.sub(r"\x1b\[\d+m|<class 'sqlglot\.[\w.]*\.|(?<=\w)'>", "", str(error))
+        raise ValueError(f"not SQL: {plain}") from None
+    if len(trees) != 1 or trees[0] is None:
+        raise ValueError(f"{where!r} is not one condition; AND joins several")
+    _refuse_unless_row_wise(trees[0])
+    by_text = {_text(tree): tree for tree in _operands_of_and(trees[0])}
+    return tuple(_conjunct(text, tree) for text, tree in by_text.items())
+
+
+def as_frame(table: pa.Table) -> pl.DataFrame:
+    """The table as `truth` reads it: NaN null, dictionaries as text, integers 64 bits wide."""
+    return pl.DataFrame(table).with_columns(
+        cs.float().fill_nan(None),
+        cs.categorical().cast(pl.String),
+        (cs.integer() - cs.by_dtype(pl.UInt64)).cast(pl.Int64),
+    )
+
+
+def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:
+    """(N,) true, false or null, for every row of a frame that `as_frame` made."""
+    try:
+        sql = _polars_sql(conjunct.tree, frame.schema)
+        verdict = frame.with_columns(pl.sql_expr(sql).alias("")).get_column("")
+        if verdict.dtype not in (pl.Boolean, pl.Null):
+            raise pl.exceptions.SchemaError(f"it is {verdict.dtype}, neither true nor false")
+    except pl.exceptions.PolarsError as error:
+        types = ", ".join(f"{name} {frame.schema[name]}" for name in conjunct.columns)
+        raise StageError(
+            found=f"`{conjunct.text}` has no answer: {str(error).splitlines()[0]}",
+            where=f"columns {types}",
+            do="compare numbers with numbers and text with text; CAST where they differ",
+        ) from error
+    return verdict.cast(pl.Boolean)
+
+
+def _refuse_unless_row_wise(tree: Tree) -> None:
+    """ValueError that names the first thing which one row cannot answer, or polars cannot."""
+    if node := tree.find(exp.Query, exp.Exists):
+        raise ValueError(f"a subquery is not row-wise: {_text(node)}")
+    if node := tree.find(exp.AggFunc, exp.Window):
+        raise ValueError(
+            f"an aggregate is not row-wise: {_text(node)}; `top` keeps a share of the rows"
+        )
+    for node in tree.walk():
+        if not isinstance(node, ROW_WISE):
+            raise ValueError(
+                f"`where` does not know {_text(node)}; docs/select.md lists what it does"
+            )
+        if isinstance(node, exp.Case) and node.this:
+            raise ValueError(f"write CASE WHEN {_text(node.this)} = ..., not {_text(node)}")
+        if isinstance(node, exp.Column) and len(node.parts) > 2:
+            raise ValueError(f"a column is `name` or `stage.name`, not {_text(node)}")
+
+
+def _operands_of_and(tree: Tree) -> Iterator[Tree]:
+    tree = tree.unnest()
+    if isinstance(tree, exp.And):
+        yield from _operands_of_and(tree.left)
+        yield from _operands_of_and(tree.right)
+    else:
+        yield tree
+
+
+def _conjunct(text: str, tree: Tree) -> Conjunct:
+    names = dict.fromkeys(_name(column) for column in tree.find_all(exp.Column, bfs=False))
+    try:
+        pl.sql_expr(_polars_sql(tree, {}))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"polars cannot evaluate {text}: {error}") from None
+    return Conjunct(text=text, columns=tuple(names), tree=tree)
+
+
+def _text(tree: Tree) -> str:
+    return tree.sql(dialect=Postgres, comments=False)
+
+
+def _name(column: exp.Column) -> str:
+    return ".".join(part.name for part in column.parts)
+
+
+def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
+    """The mended tree, as SQL of polars."""
+    root = exp.Paren(this=tree.copy())  # so that every node has a parent to be replaced in
+    for node in list(root.find_all(*COMPARISONS)):
+        inside = _inside(node)
+        dtypes = [schema.get(_name(n)) for n in inside if isinstance(n, exp.Column)]
+        numeric = {dtype for dtype in dtypes if dtype is not None and dtype.is_numeric()}
+        if numeric == {pl.Float32} and not any(isinstance(n, exp.Cast) for n in inside):
+            for n in inside:
+                if isinstance(n, exp.Literal) and not n.is_string and not n.is_int:
+                    n.replace(exp.cast(n.copy(), "REAL", dialect=Postgres))
+    for node in reversed(list(root.find_all(*ARITHMETIC, exp.Cast))):  # the innermost first
+        if _may_be_nan(node) and not _may_be_nan(node.parent):
+            node.replace(exp.Nullif(this=node.copy(), expression=NAN.copy()))
+    for node in list(root.find_all(exp.Column)):
+        node.replace(exp.column(_name(node)))
+    return root.sql(dialect=PolarsSQL, identify=True, comments=False)
+
+
+def _inside(comparison: Tree) -> list[Tree]:
+    """Its nodes, but for those inside another comparison."""
+    return list(comparison.walk(prune=lambda n: n is not comparison and isinstance(n, COMPARISONS)))
+
+
+def _may_be_nan(node: Tree) -> bool:
+    cast_to_float = isinstance(node, exp.Cast) and node.to.is_type("float", "double")
+    return isinstance(node, ARITHMETIC) or (cast_to_float and not node.this.is_number)

@@ -1,0 +1,116 @@
+"""Vectors in Arrow columns and NumPy matrices, and which of K directions each is nearest to."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+# Shapes: N rows, D width of a vector, K centres.
+
+SCORES = 2**23  # (rows, K) float32 scores held at a time: 32 MB
+PAIRS = 2**14  # (row, centre) pairs decided in float64 at a time: 256 MB at D = 1024
+
+
+def as_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
+    """(N, D) the vectors of a list column, NaN where null; a view where Arrow's layout allows."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+        parts = [_fixed_rows(chunk, width) for chunk in chunks if len(chunk)]
+    else:  # a list without a width: every vector must still have the same one
+        lengths = pc.unique(pc.list_value_length(column)).drop_null().to_pylist()
+        if len(lengths) > 1:
+            raise ValueError(f"vectors of {len(lengths)} widths in one column: {sorted(lengths)}")
+        width = lengths[0] if lengths else 0
+        parts = [_varying_rows(chunk, width) for chunk in chunks if len(chunk)]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+
+
+def from_matrix(
+    row_ND: NDArray[np.floating], null_N: NDArray[np.bool_] | None = None
+) -> pa.FixedSizeListArray:
+    """Vectors as a column of fixed width; null where `null_N` says, else where a value is NaN."""
+    if null_N is None:
+        null_N = np.isnan(row_ND).any(axis=1)
+    values = pa.array(np.ascontiguousarray(row_ND, np.float32).reshape(-1))
+    mask = pa.array(null_N, pa.bool_())
+    return pa.FixedSizeListArray.from_arrays(values, row_ND.shape[1], mask=mask)
+
+
+def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(N, D) each row at length 1; NaN where it is zero or not finite."""
+    wide_ND = row_ND.astype(np.float64)  # squares of large float32 overflow in their own type
+    length_N1 = np.sqrt(np.vecdot(wide_ND, wide_ND))[:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit_ND = wide_ND / length_N1
+    unit_ND[~((length_N1[:, 0] > 0) & np.isfinite(length_N1[:, 0]))] = np.nan
+    return unit_ND.astype(np.float32)
+
+
+def nearest(
+    unit_ND: NDArray[np.float32], centre_KD: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """(N,) index of the centre with the greatest dot product, and (N,) that product.
+
+    Equal to the argmax in float64, ties to the smaller index, however rows are batched and the
+    matrix product is blocked: float32 only rules out centres that rounding cannot make nearest.
+    """
+    N, D = unit_ND.shape
+    index_N = np.empty(N, np.int32)
+    # A float32 dot product of unit vectors is off by at most D * 2^-24 in any order of summing;
+    # two of them make the gap. 1.01 covers rows whose length is 1 up to rounding.
+    gap = np.float32(2 * 1.01 * D * 2.0**-24)
+    step = max(1, SCORES // max(1, len(centre_KD)))
+    for start in range(0, N, step):
+        score_BK = unit_ND[start : start + step] @ centre_KD.T
+        best_B = score_BK.max(axis=1)
+        near_BK = score_BK >= (best_B - gap)[:, None]
+        index_B = near_BK.argmax(axis=1)  # right where only one is near; the rest follow
+        count_B = np.count_nonzero(near_BK, axis=1)
+        tied_T = np.flatnonzero(count_B > 1)
+        part_T = np.cumsum(count_B[tied_T]) // PAIRS  # copies of a centre tie with every row
+        for row in np.split(tied_T, np.flatnonzero(np.diff(part_T)) + 1):
+            index_B[row] = _nearest_in_float64(unit_ND[start + row], centre_KD, near_BK[row])
+        index_N[start : start + step] = index_B
+    return index_N, row_dot(unit_ND, centre_KD[index_N])
+
+
+def row_dot(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,) dot product of each row of a with the same row of b, summed in float64."""
+    return _wide_dot(a_ND, b_ND).astype(np.float32)
+
+
+def _nearest_in_float64(unit_TD, centre_KD, near_TK):
+    """(T,) argmax over each row's near centres, the smaller index where float64 ties."""
+    row_P, centre_P = np.nonzero(near_TK)  # pairs by row, then by centre
+    score_P = _wide_dot(unit_TD[row_P], centre_KD[centre_P])
+    best_T = np.maximum.reduceat(score_P, np.searchsorted(row_P, np.arange(len(unit_TD))))
+    wins_W = np.flatnonzero(score_P == best_T[row_P])
+    _, first_T = np.unique(row_P[wins_W], return_index=True)
+    return centre_P[wins_W[first_T]]
+
+
+def _wide_dot(a_ND, b_ND):
+    return np.vecdot(a_ND.astype(np.float64), b_ND.astype(np.float64))
+
+
+def _fixed_rows(chunk: pa.FixedSizeListArray, width: int) -> NDArray[np.float32]:
+    values = chunk.values.slice(chunk.offset * width, len(chunk) * width)
+    row_ND = _floats(values).reshape(len(chunk), width)
+    if chunk.null_count:
+        row_ND = row_ND.copy()
+        row_ND[chunk.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return row_ND
+
+
+def _varying_rows(chunk: pa.ListArray, width: int) -> NDArray[np.float32]:
+    row_ND = np.full((len(chunk), width), np.nan, np.float32)
+    valid_N = chunk.is_valid().to_numpy(zero_copy_only=False)
+    row_ND[valid_N] = _floats(chunk.flatten()).reshape(-1, width)
+    return row_ND
+
+
+def _floats(values: pa.Array) -> NDArray[np.float32]:
+    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)  # null is NaN

@@ -1,0 +1,192 @@
+"""KMeans: blobs found, faiss matched, and nothing that depends on shards, order or a restart."""
+
+from functools import partial, reduce
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from metadata.uid import coin_hash
+from pipeline.dataset import Inputs
+from stages.cluster.kmeans import FIXED, KMeans, cell_sums, merge_sums, moved_centres
+from stages.ops.vectors import as_matrix, from_matrix, nearest, unit_rows
+
+D = 8
+
+
+def table(row_ND: np.ndarray, first: int = 0) -> pa.Table:
+    uids = [(first + i).to_bytes(16, "big") for i in range(len(row_ND))]
+    return pa.table({"uid": pa.array(uids, pa.binary(16)), "image_embedding": from_matrix(row_ND)})
+
+
+def blobs(rows: int, centres: int, spread: float) -> np.ndarray:
+    """Vectors around random directions, of random lengths."""
+    rng = np.random.default_rng(0)
+    near_ND = unit_rows(rng.standard_normal((centres, D)))[rng.integers(0, centres, rows)]
+    row_ND = near_ND + spread * rng.standard_normal((rows, D))
+    return (row_ND * rng.uniform(0.1, 10, (rows, 1))).astype(np.float32)
+
+
+def clustered(ctx, shards, **settings) -> pa.Table:
+    KMeans(**settings).run(Inputs(rows=shards), ctx)
+    return pa.concat_tables(ctx.stored).sort_by("uid")
+
+
+VALUES = ["uid", "cluster_id", "centroid_cosine"]
+
+
+def test_separated_blobs_are_the_clusters(memory_shards, memory_context):
+    uid = table(np.ones((600, D), np.float32))["uid"]
+    coin_N = coin_hash(uid, seed=0, stage="it", purpose="train")
+    blob_N = coin_N.argsort().argsort() % 5  # so that the five lowest coins are one of each
+    noise_ND = 0.05 * np.random.default_rng(0).standard_normal((600, D))
+    row_ND = (np.eye(5, D)[blob_N] + noise_ND).astype(np.float32)
+    out = clustered(memory_context(seed=0), memory_shards(table(row_ND)), clusters=5)
+    assert out["cluster_id"].to_pylist() == blob_N.tolist()
+    assert min(out["centroid_cosine"].to_pylist()) > 0.9
+
+
+def test_every_row_has_its_nearest_final_centre(memory_shards, memory_context):
+    row_ND = blobs(2_000, centres=30, spread=0.5)
+    ctx = memory_context()
+    out = clustered(ctx, memory_shards(table(row_ND)), clusters=20, rounds=3)
+    centre_KD = ctx.states[-1]["centre_KD"].astype(np.float64)
+    cosine_NK = unit_rows(row_ND).astype(np.float64) @ centre_KD.T
+    assert out["cluster_id"].to_pylist() == cosine_NK.argmax(axis=1).tolist()
+    np.testing.assert_allclose(out["centroid_cosine"], cosine_NK.max(axis=1), atol=1e-7)
+
+
+def test_the_objective_is_within_two_percent_of_faiss(memory_shards, memory_context):
+    row_ND = blobs(4_000, centres=40, spread=0.4)
+    out = clustered(memory_context(), memory_shards(table(row_ND)), clusters=32)
+    kmeans = faiss.Kmeans(D, 32, niter=20, spherical=True, seed=0, max_points_per_centroid=4_000)
+    kmeans.train(unit_rows(row_ND))
+    theirs = kmeans.index.search(unit_rows(row_ND), 1)[0].mean()
+    ours = np.mean(out["centroid_cosine"].to_numpy())
+    assert 1 - ours < 1.02 * (1 - theirs)
+
+
+def test_values_are_equal_whatever_the_shards_and_their_order(memory_shards, memory_context):
+    row_ND = blobs(900, centres=12, spread=0.4)
+    row_ND[::97] = np.nan
+    whole = table(row_ND)
+    settings = {"clusters": 10, "rounds": 6, "train_fraction": 0.7}
+    expected = clustered(memory_context(), memory_shards(whole), **settings).select(VALUES)
+    for size in (1, 100, 899):
+        cut = [whole[start : start + size] for start in range(0, 900, size)]
+        for parts in (cut, cut[::-1]):
+            out = clustered(memory_context(), memory_shards(*parts), **settings)
+            assert out.select(VALUES).equals(expected)
+
+
+def test_sums_of_parts_are_the_sum_of_the_whole_to_the_bit():
+    unit_ND = unit_rows(blobs(1_000, centres=12, spread=0.5))
+    coin = pa.array(np.zeros(1_000, np.uint64))
+    rows = pa.table({"coin": coin, "unit": from_matrix(unit_ND)})
+    sums = partial(cell_sums, unit_ND[:3], 1.0)
+    whole = sums(rows)
+    parts = reduce(merge_sums, [sums(rows[start : start + 7]) for start in range(0, 1_000, 7)])
+    for name in ("sum_KD", "count_K"):
+        assert whole[name].dtype == np.int64
+        np.testing.assert_array_equal(whole[name], parts[name])
+    index_N, _ = nearest(unit_ND, unit_ND[:3])
+    first_D = unit_ND[index_N == 0].sum(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(whole["sum_KD"][0] / FIXED, first_D, atol=1e-6)
+
+
+def test_the_seed_chooses_the_start(memory_shards, memory_context):
+    row_ND = blobs(300, centres=12, spread=0.5)
+    first, again, other = (
+        clustered(memory_context(seed), memory_shards(table(row_ND)), clusters=8)
+        for seed in (0, 0, 1)
+    )
+    assert first.equals(again)
+    assert not first["cluster_id"].equals(other["cluster_id"])
+
+
+def test_a_run_stopped_after_any_round_ends_as_an_unbroken_one(memory_shards, memory_context):
+    shards = memory_shards(table(blobs(500, centres=12, spread=0.5)))
+    unbroken = memory_context()
+    expected = clustered(unbroken, shards, clusters=10, rounds=5)
+    for kept in range(1, 6):
+        resumed = memory_context()
+        resumed.states = unbroken.states[:kept]
+        assert clustered(resumed, shards, clusters=10, rounds=5).equals(expected)
+        assert len(resumed.states) == 6
+
+
+def test_rows_without_a_direction_are_null_with_a_reason(memory_shards, memory_context):
+    row_ND = np.eye(4, D, dtype=np.float32)
+    column = from_matrix(row_ND, np.array([0, 1, 0, 0], bool)).to_pylist()
+    column[2], column[3] = [0.0] * D, [np.nan] * D
+    shard = table(row_ND).set_column(
+        1, "image_embedding", pa.array(column, pa.list_(pa.float32(), D))
+    )
+    out = clustered(memory_context(), memory_shards(shard), clusters=3).to_pydict()
+    assert out["cluster_id"] == [0, None, None, None]
+    assert out["centroid_cosine"] == [1.0, None, None, None]
+    assert out["reason"] == [None, "no_embedding", *["zero_or_nan_embedding"] * 2]
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_pool_without_a_single_direction_has_no_clusters(rows, memory_shards, memory_context):
+    shard = table(np.full((rows, D), np.nan, np.float32))
+    ctx = memory_context()
+    KMeans(clusters=3).run(Inputs(rows=memory_shards(shard, shard[:0])), ctx)
+    assert [c for t in ctx.stored for c in t["cluster_id"].to_pylist()] == [None] * rows
+
+
+def test_a_cluster_left_empty_takes_half_of_the_largest():
+    group = np.repeat(np.eye(3, D), [50, 40, 10], axis=0)
+    row_ND = (group + 0.01 * np.random.default_rng(0).standard_normal((100, D))).astype(np.float32)
+    centre_KD = unit_rows(np.eye(3, D))
+    centre_KD[2] = -unit_rows(group.sum(axis=0, keepdims=True))  # nobody's nearest
+    rows = pa.table(
+        {
+            "coin": pa.array([0] * 100, pa.uint64()),
+            "unit": from_matrix(unit_rows(row_ND)),
+        }
+    )
+    counts = []
+    for _ in range(2):
+        sums = cell_sums(centre_KD, 1.0, rows)
+        counts.append(sums["count_K"].tolist())
+        centre_KD = moved_centres(centre_KD, sums)["centre_KD"]
+    assert counts[0][2] == 0
+    assert min(counts[1]) > 0
+
+
+def test_copies_of_one_vector_do_not_fail(memory_shards, memory_context):
+    same = np.ones((20, D), np.float32)
+    out = clustered(memory_context(), memory_shards(table(same)), clusters=4)
+    assert len(set(out["cluster_id"].to_pylist())) == 1
+
+
+def test_train_fraction_leaves_rows_out_of_the_sums_only(memory_shards, memory_context):
+    row_ND = blobs(400, centres=6, spread=0.5)
+    part = clustered(memory_context(), memory_shards(table(row_ND)), clusters=6, train_fraction=0.2)
+    full = clustered(memory_context(), memory_shards(table(row_ND)), clusters=6)
+    assert part["cluster_id"].null_count == 0
+    assert not part["centroid_cosine"].equals(full["centroid_cosine"])
+
+
+def test_another_column_can_be_clustered(memory_shards, memory_context):
+    shard = table(blobs(50, centres=3, spread=0.1))
+    renamed = shard.rename_columns(["uid", "text_embedding"])
+    assert [c.name for c in KMeans(clusters=3, column="text_embedding").reads] == ["text_embedding"]
+    assert clustered(
+        memory_context(), memory_shards(renamed), clusters=3, column="text_embedding"
+    ).equals(clustered(memory_context(), memory_shards(shard), clusters=3))
+
+
+@pytest.mark.parametrize("bad", [{"clusters": 0}, {"clusters": 1, "train_fraction": 0.0}])
+def test_settings_that_make_no_clusters_are_refused(bad):
+    with pytest.raises(ValueError, match="at least 1"):
+        KMeans(**bad)
+
+
+def test_the_column_read_may_be_of_any_width():
+    (column,) = KMeans(clusters=2).reads
+    assert column.accepts(from_matrix(np.ones((1, D))).type)
+    assert as_matrix(from_matrix(np.ones((1, D)))).shape == (1, D)

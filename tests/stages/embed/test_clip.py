@@ -1,0 +1,106 @@
+"""ClipEmbedding: each modality on its own, fixed widths, models refused while planning."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from metadata.schema import PIXELS
+from pipeline.errors import StageError
+from pipeline.stage import Worker
+from stages.clip.checkpoint import save_model
+from stages.clip.towers import Clip
+from stages.embed.clip import ClipEmbedding, embeddings
+from stages.models.image_text import load
+from tests.stages.clip.exported import TINY
+
+MODEL = load("reference")
+RED = {"height": 2, "width": 1, "rgb": bytes([255, 0, 0] * 2)}
+BLUE = {"height": 1, "width": 1, "rgb": bytes([0, 0, 255])}
+
+
+def batch(pixels: list, texts: list) -> pa.Table:
+    return pa.table(
+        {"pixels": pa.array(pixels, PIXELS.dtype), "text": pa.array(texts, pa.string())}
+    )
+
+
+def test_a_missing_image_or_text_is_null_and_the_other_still_has_its_vector():
+    out = embeddings(batch([RED, None, BLUE, None], ["a", "b", None, None]), MODEL)
+    assert out["image_embedding"].is_null().to_pylist() == [False, True, False, True]
+    assert out["text_embedding"].is_null().to_pylist() == [False, False, True, True]
+    assert out["reason"].to_pylist() == [None, "no_image", "no_text", "no_image"]
+
+
+def test_vectors_are_the_models():
+    out = embeddings(batch([RED, None, BLUE], ["a", "b", "c"]), MODEL)
+    pixels = [np.array(image, np.uint8) for image in ([[[255, 0, 0]]] * 2, [[[0, 0, 255]]])]
+    np.testing.assert_array_equal(
+        np.array(out["image_embedding"].drop_null().to_pylist(), np.float32),
+        MODEL.embed_images(pixels),
+    )
+    np.testing.assert_array_equal(
+        np.array(out["text_embedding"].to_pylist(), np.float32),
+        MODEL.embed_texts(["a", "b", "c"]),
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_types_are_those_declared_even_without_a_single_value(rows):
+    out = embeddings(batch([None] * rows, [None] * rows), MODEL)
+    declared = {column.name: column.dtype for column in ClipEmbedding(model="reference").writes}
+    assert declared["image_embedding"] == pa.list_(pa.float32(), MODEL.width)
+    assert out.schema.types == [
+        *declared.values(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ]
+    assert out.num_rows == rows
+
+
+def test_an_unknown_model_is_refused_with_the_settings():
+    with pytest.raises(ValueError, match=r"known: .*reference"):
+        ClipEmbedding(model="resnet50")
+
+
+def test_the_width_of_our_own_models_is_a_setting():
+    with pytest.raises(ValueError, match="'stage:clip' is not known: write `width: <number>`"):
+        ClipEmbedding(model="stage:clip")
+    stage = ClipEmbedding(model="stage:clip", width=128)
+    assert [column.dtype.list_size for column in stage.writes] == [128, 128]
+
+
+def test_a_width_that_is_not_the_models_is_refused():
+    with pytest.raises(ValueError, match="width: 5, and 'reference' is 64 wide"):
+        ClipEmbedding(model="reference", width=5)
+    assert ClipEmbedding(model="reference", width=64).writes
+
+
+@pytest.fixture
+def stored(tmp_path) -> Worker:
+    """A worker that is told of a stage's folder with a tiny model of random weights."""
+    (tmp_path / "out").mkdir()
+    worker = Worker(
+        seed=0, stage="emb", device="cpu", threads=1, scratch=tmp_path, model=str(tmp_path)
+    )
+    task = SimpleNamespace(
+        worker=worker, put_file=lambda name, path: path.rename(tmp_path / "out" / name)
+    )
+    save_model(Clip(TINY), {}, task)
+    return worker
+
+
+def test_a_stages_model_embeds_as_it_does_by_itself(stored):
+    out = ClipEmbedding(model="stage:clip", width=TINY.width).open(stored)(batch([RED], ["a"]))
+    model = load(f"checkpoint:{stored.model}")
+    wanted = model.embed_images([np.array([[[255, 0, 0]]] * 2, np.uint8)])
+    np.testing.assert_array_equal(out["image_embedding"].to_pylist(), wanted)
+
+
+def test_a_stages_model_of_another_width_or_kind_is_refused(stored):
+    with pytest.raises(StageError, match=rf"{TINY.width} wide, where 5 was(.|\n)*`width`"):
+        ClipEmbedding(model="stage:clip", width=5).open(stored)
+    card = stored.scratch / "out" / "model.json"
+    card.write_text(card.read_text().replace('"clip"', '"filter_network"'))
+    with pytest.raises(StageError, match="kind 'filter_network'"):
+        ClipEmbedding(model="stage:clip", width=TINY.width).open(stored)

@@ -1,0 +1,133 @@
+"""export.parquet: the rows that leave, what they carry, and files that no worker changes."""
+
+import hashlib
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.schema import LOSS_WEIGHT, REPEATS, TEXTS
+from pipeline.dataset import Inputs
+from stages.export.parquet import Parquet
+
+
+def export(ctx, shards, **settings) -> pa.Table:
+    Parquet(**settings).run(Inputs(rows=shards), ctx)
+    files = json.loads((ctx.out / "dataset.json").read_text())["files"]
+    return pa.concat_tables(pq.read_table(ctx.out / file["file"]) for file in files)
+
+
+def test_kept_rows_leave_with_their_images_captions_and_columns(
+    pool, leaving, memory_shards, memory_context
+):
+    shards = memory_shards(pool[:50], pool[50:50], pool[50:])
+    out = export(memory_context(), shards, columns=("language", "score"), rows_per_shard=60)
+    names = ["uid", "image", "texts", "repeats", "loss_weight", "language", "score"]
+    assert out.column_names == names
+    out, leaving = out.sort_by("uid"), leaving.sort_by("uid")
+    for name in ("uid", "image"):
+        assert out[name].to_pylist() == leaving[name].to_pylist()
+    assert out["language"].to_pylist() == leaving["language"].to_pylist()
+    assert out["score"].type == pa.float32()
+    caption = {"source": "original", "model": None, "prompt_id": None, "score": None}
+    assert out["texts"].to_pylist() == [
+        [{"text": t, **caption}] for t in leaving["text"].to_pylist()
+    ]
+    assert [out.schema.field(c.name).type for c in (TEXTS, REPEATS, LOSS_WEIGHT)] == [
+        c.dtype for c in (TEXTS, REPEATS, LOSS_WEIGHT)
+    ]
+    assert set(out["repeats"].to_pylist()) == set(out["loss_weight"].to_pylist()) == {1}
+
+
+def test_repeats_and_weights_go_through(pool, memory_shards, memory_context):
+    given = pool.append_column("repeats", pa.array([3] * 239 + [None], pa.int32()))
+    given = given.append_column("loss_weight", pa.array([0.5] * 240, pa.float32()))
+    out = export(memory_context(), memory_shards(given))
+    assert sorted(set(out["repeats"].to_pylist())) == [1, 3]
+    assert set(out["loss_weight"].to_pylist()) == {0.5}
+
+
+def test_a_row_in_a_file_does_not_depend_on_which_task_or_run_wrote_it(
+    pool, memory_shards, memory_context
+):
+    shards = memory_shards(*(pool[start : start + 24] for start in range(0, 240, 24)))
+    once, again, other = memory_context(), memory_context(), memory_context(seed=1)
+    in_order = again.map
+    again.map = lambda fn, items: in_order(fn, items[::-1])[::-1]  # the last worker is the first
+    for ctx in (once, again, other):
+        export(ctx, shards, rows_per_shard=40)
+    files = {path.name: path.read_bytes() for path in once.out.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in again.out.iterdir()}
+    assert files != {path.name: path.read_bytes() for path in other.out.iterdir()}
+    assert len(files) > 5
+
+
+def test_rows_are_shuffled_beyond_their_shard(pool, memory_shards, memory_context):
+    shards = memory_shards(*(pool[start : start + 24] for start in range(0, 240, 24)))
+    ctx = memory_context()
+    export(ctx, shards, rows_per_shard=40)
+    number = {uid: i for i, uid in enumerate(pool["uid"].to_pylist())}
+    first = [number[u] for u in pq.read_table(ctx.out / "00000.parquet")["uid"].to_pylist()]
+    assert len({n // 24 for n in first}) >= 2
+    assert first != sorted(first)
+
+
+def test_dataset_json_names_every_file_and_every_row_that_stayed(
+    pool, leaving, memory_shards, memory_context
+):
+    ctx = memory_context()
+    export(ctx, memory_shards(pool), rows_per_shard=50)
+    summary = json.loads((ctx.out / "dataset.json").read_text())
+    assert summary["counts"] == {
+        "rows": 240,
+        "exported": len(leaving),
+        "not_kept": 80,
+        "no_image": 8,
+        "no_text": 8,
+    }
+    assert sum(summary["counts"].values()) == 2 * 240
+    assert summary["rows"] == len(leaving)
+    for file in summary["files"]:
+        body = (ctx.out / file["file"]).read_bytes()
+        assert (len(body), hashlib.sha256(body).hexdigest()) == (file["bytes"], file["sha256"])
+        assert pq.read_metadata(ctx.out / file["file"]).num_rows == file["rows"] <= 50
+    assert {path.name for path in ctx.out.iterdir()} == {
+        "README.md",
+        "croissant.json",
+        "dataset.json",
+        *(f["file"] for f in summary["files"]),
+    }
+
+
+def test_row_groups_are_small_enough_to_stream(pool, memory_shards, memory_context):
+    large = pool.set_column(1, "image", pa.array([bytes(400_000)] * 240))
+    ctx = memory_context()
+    export(ctx, memory_shards(large))
+    assert pq.read_metadata(ctx.out / "00000.parquet").num_row_groups > 1
+
+
+def test_nothing_kept_is_an_empty_set_with_its_counts(pool, memory_shards, memory_context):
+    ctx = memory_context()
+    nothing = pool.set_column(4, "keep", pa.array([False] * 240))
+    Parquet().run(Inputs(rows=memory_shards(nothing)), ctx)
+    summary = json.loads((ctx.out / "dataset.json").read_text())
+    assert (summary["files"], summary["counts"]["not_kept"]) == ([], 240)
+
+
+def test_scratch_disk_is_left_empty(pool, memory_shards, memory_context):
+    ctx = memory_context()
+    export(ctx, memory_shards(pool))
+    assert list(ctx.worker.scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "bad", [{"columns": ("image",)}, {"columns": ("a", "a")}, {"rows_per_shard": 0}]
+)
+def test_settings_that_cannot_be_written_are_refused(bad):
+    with pytest.raises(ValueError, match=r"twice|at least 1"):
+        Parquet(**bad)
+
+
+def test_chosen_columns_are_read_by_name_whatever_their_type():
+    assert Parquet(columns=("score.clip_score",)).reads[-1] == "score.clip_score"

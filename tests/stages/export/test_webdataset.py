@@ -1,0 +1,101 @@
+"""export.webdataset: read back by webdataset itself, named as img2dataset names."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from pipeline.dataset import Inputs
+from stages.export.webdataset import WebDataset, suffix_of
+
+
+def export(ctx, shards, **settings) -> list:
+    WebDataset(**settings).run(Inputs(rows=shards), ctx)
+    return sorted(ctx.out.glob("*.tar"))
+
+
+def read(tars: list) -> list[dict]:
+    return list(webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False))
+
+
+def test_webdataset_reads_every_sample_back(pool, leaving, memory_shards, memory_context):
+    tars = export(memory_context(), memory_shards(pool), rows_per_shard=60)
+    samples = {json.loads(s["json"])["uid"]: s for s in read(tars)}
+    assert len(samples) == len(leaving)
+    for row in leaving.to_pylist():
+        sample = samples[row["uid"].hex()]
+        (image,) = (sample[s] for s in ("jpg", "png", "webp") if s in sample)
+        assert image == row["image"]
+        assert sample["txt"].decode() == row["text"]
+
+
+def test_keys_are_the_tars_number_and_four_digits_and_never_cross_tars(
+    pool, memory_shards, memory_context
+):
+    tars = export(memory_context(), memory_shards(pool), rows_per_shard=100)
+    assert len(tars) == 2
+    assert [tar.name for tar in tars] == [f"{n:05d}.tar" for n in range(len(tars))]
+    for tar in tars:
+        samples = read([tar])
+        assert [s["__key__"] for s in samples] == [
+            f"{tar.stem}{i:04d}" for i in range(len(samples))
+        ]
+
+
+def test_the_parquet_beside_a_tar_repeats_its_json_and_the_stats_count_it(
+    pool, memory_shards, memory_context
+):
+    (tar,) = export(memory_context(), memory_shards(pool), columns=("score", "language"))
+    beside = pq.read_table(tar.with_suffix(".parquet"))
+    assert [json.loads(s["json"]) for s in read([tar])] == beside.to_pylist()
+    assert {"key", "uid", "caption", "url", "status", "score", "language"} <= set(
+        beside.column_names
+    )
+    stats = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text())
+    assert stats["successes"] == stats["count"] == len(beside)
+    assert stats["status_dict"] == {"success": len(beside)}
+
+
+def test_nan_is_null_in_the_json(pool, memory_shards, memory_context):
+    (tar,) = export(memory_context(), memory_shards(pool[2:3]), columns=("score",))
+    (sample,) = read([tar])
+    assert json.loads(sample["json"])["score"] is None
+
+
+def test_equal_rows_are_equal_bytes_with_no_time_or_user(pool, memory_shards, memory_context):
+    (first,), (again,) = (export(memory_context(), memory_shards(pool)) for _ in range(2))
+    assert first.read_bytes() == again.read_bytes()
+    with tarfile.open(first) as tar:
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in tar} == {(0, 0, 0, "", 0o644)}
+
+
+def test_the_suffix_is_that_of_the_bytes(pool):
+    bodies = pool["image"].drop_null().to_pylist()
+    assert {suffix_of(body) for body in bodies} == {"jpg", "png", "webp"}
+    assert suffix_of(b"<html>") == "bin"
+
+
+def test_values_that_json_has_not_are_text(pool, memory_shards, memory_context):
+    when = pa.array([0] * 240, pa.timestamp("s"))
+    given = pool.append_column("when", when).append_column("other", pool["uid"])
+    (tar,) = export(memory_context(), memory_shards(given), columns=("when", "other"))
+    first = json.loads(read([tar])[0]["json"])
+    assert first["when"].startswith("1970-01-01")
+    assert first["other"] == first["uid"]
+
+
+def test_more_samples_than_four_digits_can_count_are_refused():
+    with pytest.raises(ValueError, match="10001"):
+        WebDataset(rows_per_shard=10_001)
+
+
+def test_a_long_caption_and_a_large_image_survive(pool, memory_shards, memory_context):
+    long = pa.array(["é" * 500_000] * 240)
+    (tar,) = export(memory_context(), memory_shards(pool.set_column(3, "text", long)[1:3]))
+    with tarfile.open(fileobj=io.BytesIO(tar.read_bytes())) as opened:
+        (name,) = (n for n in opened.getnames() if n.endswith(".txt"))
+        assert opened.extractfile(name).read().decode() == "é" * 500_000
