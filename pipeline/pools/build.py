@@ -1,0 +1,273 @@
+"""Builds a pool: plans its rows, draws them in worker processes, writes metadata and truth.
+
+DIR/metadata  DIR/www  DIR/truth.parquet  DIR/trusted/metadata  DIR/eval, and pool.json last: a
+folder without it is unfinished, and the next build starts over. Bytes depend on kind, seed, port,
+rows and library versions only.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pipeline.errors import RecipeError
+from pipeline.pools.drawing import Drawing
+from pipeline.pools.evaluation import EvaluationSet, evaluation_captions, write_set
+from pipeline.pools.faults import UNLISTENED_PORT, behaviour
+from pipeline.pools.generated import (
+    SOURCE,
+    generated_drawings,
+    generated_evaluation,
+    generated_sets,
+)
+from pipeline.pools.plan import Row, pool_rows
+from pipeline.pools.render import Made, make_files
+from pipeline.pools.server import BEHAVIOUR
+from pipeline.pools.trusted import trusted_pairs, without, write_trusted
+from pipeline.pools.truth import write_metadata, write_truth
+
+Kind = Literal["demo", "full", "generated"]
+Progress = Callable[[str, int, int], None]  # what is being done, how many of it, of how many
+T = TypeVar("T")
+R = TypeVar("R")
+
+LAYOUT = 1  # raised when the same kind and seed would give other bytes
+UNFINISHED = "unfinished"  # marks a folder as ours before pool.json does
+FOLDERS = ("metadata", "trusted", "eval", "www")
+GENERATED_ROWS = 600
+PARALLEL_FROM = 3_000  # rows; below it, starting workers costs more than it saves
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a pool is made of."""
+
+    drawings: Sequence[Drawing]
+    evaluation: Sequence[Drawing]
+    sets: Sequence[EvaluationSet]
+    trusted_sources: frozenset[str]
+    trusted: int
+    oversized: int
+    bombs: int
+    rows: int | None = None
+    packages: Sequence[str] = ()
+
+
+def build_pool(
+    kind: Kind,
+    out: Path,
+    seed: int = 0,
+    workers: int | None = None,
+    port: int = 8765,
+    rows: int | None = None,
+) -> None:
+    """Builds the pool into `out`; returns at once if that very pool stands there complete."""
+    facts: dict[str, Any] = {"kind": kind, "seed": seed, "port": port, "layout": LAYOUT}
+    if rows is not None and kind != "generated":
+        raise RecipeError(
+            found=f"rows={rows} for the {kind} pool, whose size its packages fix",
+            where="clipmill pool",
+            do="leave it out, or build the generated pool",
+        )
+    if kind == "generated":
+        facts["rows"] = rows or GENERATED_ROWS
+    if _is_complete(out, facts):
+        return
+    _clear(out)
+    with _shown_progress() as progress:
+        material = _material(kind, seed, facts.get("rows"), progress)
+        counts = _build(material, out, seed, workers, port, progress)
+    facts |= {"packages": list(material.packages), "counts": counts}
+    (out / "pool.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (out / UNFINISHED).unlink()
+
+
+def _material(kind: Kind, seed: int, rows: int | None, progress: Progress) -> Material:
+    if kind == "generated":
+        count = rows or GENERATED_ROWS
+        evaluation = generated_evaluation(max(60, count // 10), seed)
+        return Material(
+            drawings=generated_drawings(int(count * 1.4) + 40, seed),
+            evaluation=evaluation,
+            sets=generated_sets(evaluation),
+            trusted_sources=frozenset({SOURCE}),
+            trusted=count // 6,
+            oversized=1,
+            bombs=1,
+            rows=count,
+        )
+    from pipeline.pools.sources import (
+        noto,
+        packages,
+    )  # late: a test pool needs no package
+
+    published = packages.drawings(kind, progress)
+    vendor = noto.evaluation()
+    return Material(
+        drawings=published.drawings,
+        evaluation=vendor.drawings,
+        sets=vendor.sets,
+        trusted_sources=packages.TRUSTED,
+        trusted=2_000,
+        oversized=2,
+        bombs=4 if kind == "demo" else 8,
+        packages=published.packages,
+    )
+
+
+def _build(
+    material: Material,
+    out: Path,
+    seed: int,
+    workers: int | None,
+    port: int,
+    progress: Progress,
+) -> dict[str, int]:
+    """Writes all but pool.json, and returns the counts that go into it."""
+    www = out / "www"
+    forbidden = frozenset(
+        caption for drawing in material.evaluation for caption in evaluation_captions(drawing)
+    )
+    pairs = trusted_pairs(
+        material.drawings, material.trusted_sources, material.trusted, forbidden, seed
+    )
+    drawings = without(material.drawings, [pair.drawing for pair in pairs])
+    groups = pool_rows(
+        drawings,
+        material.evaluation,
+        seed,
+        material.oversized,
+        material.bombs,
+        material.rows,
+    )
+    planned = sum(map(len, groups))
+    workers = workers or (_own_processors() if planned >= PARALLEL_FROM else 1)
+    with _mapper(workers) as spread:
+        files: dict[str, Made] = {}
+        light = [_without_translations(group) for group in groups]
+        for number, made in enumerate(spread(partial(make_files, www=www), light), 1):
+            files |= {file.uid: file for file in made}
+            progress("drawing pictures", number, len(groups))
+        trusted = list(spread(partial(write_trusted, www=www, port=port), pairs))
+    rows = [row for group in groups for row in group if row.uid in files]
+    write_metadata([_metadata(row, files[row.uid], port) for row in rows], out / "metadata")
+    write_metadata([pair for pair in trusted if pair], out / "trusted" / "metadata")
+    truth = write_truth(rows, files, out / "truth.parquet")
+    _write_behaviour(rows, files, www)
+    for evaluation in material.sets:
+        write_set(evaluation, out / "eval")
+    return {
+        "rows": len(rows),
+        "good": sum(truth["is_good"].to_pylist()),
+        "trusted": sum(pair is not None for pair in trusted),
+        "undrawable": planned - len(rows),
+    }
+
+
+def _without_translations(group: Sequence[Row]) -> list[Row]:
+    """The rows as a worker needs them: 26 languages would be most of what is sent to it."""
+    drawing = group[0].drawing
+    english = {lang: words for lang, words in drawing.words.items() if lang == "en"}
+    return [replace(row, drawing=replace(drawing, words=english)) for row in group]
+
+
+def _metadata(row: Row, made: Made, port: int) -> dict[str, object]:
+    host = f"127.0.0.1:{port}"
+    if row.link_issue == "unresolvable":
+        host = f"{row.site}.invalid"  # reserved: no resolver may ever know it
+    elif row.link_issue == "refused":
+        host = f"127.0.0.1:{UNLISTENED_PORT}"
+    return {
+        "uid": row.uid,
+        "url": f"http://{host}/{made.path}",
+        "text": row.text,
+        "original_width": made.width,
+        "original_height": made.height,
+        "sha256": made.sha256,
+    }
+
+
+def _write_behaviour(rows: Iterable[Row], files: dict[str, Made], www: Path) -> None:
+    acts: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        acts |= behaviour(row.link_issue, files[row.uid].path, row.chance)
+    (www / BEHAVIOUR).write_text(json.dumps(acts, indent=0, sort_keys=True) + "\n")
+
+
+def _is_complete(out: Path, facts: dict[str, Any]) -> bool:
+    try:
+        found = json.loads((out / "pool.json").read_text())
+    except (OSError, ValueError):
+        return False
+    if {key: found.get(key) for key in facts} == facts:
+        return True
+    named = ", ".join(f"{key} {found.get(key)}" for key in facts)
+    raise RecipeError(
+        found=f"another pool stands there ({named})",
+        where=str(out),
+        do="choose another --out, or delete that folder",
+    )
+
+
+def _clear(out: Path) -> None:
+    """Makes `out` an empty folder that is marked as ours; refuses a stranger's."""
+    if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
+        raise RecipeError(
+            found="the folder is not empty and is no unfinished pool",
+            where=str(out),
+            do="choose an --out that does not exist yet",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).touch()
+    for folder in FOLDERS:
+        shutil.rmtree(out / folder, ignore_errors=True)
+    (out / "www").mkdir()
+
+
+def _own_processors() -> int:
+    """How many processors this process may use."""
+    count = getattr(os, "sched_getaffinity", None)
+    return len(count(0)) if count else os.cpu_count() or 1
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` that keeps the order: over spawned processes, or right here for one."""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+        yield partial(processes.map, chunksize=16)
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Progress]:
+    """A bar for each kind of work on a terminal; elsewhere a line when it is done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+
+        def tell(what: str, done: int, total: int) -> None:
+            if done == total:
+                console.print(f"{what}: {total:,}", highlight=False)
+
+        yield tell
+        return
+    with Bars(console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,72 @@
+"""Evaluation sets in CLIP_benchmark's webdataset layout: one tar, one picture and label an item."""
+
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.pools.captions import with_tags
+from pipeline.pools.drawing import Drawing
+
+TEMPLATES = ("{c}", "{c} emoji", "a picture of {c}", "a drawing of {c}")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """PNG pictures by key, and by key a class number, or captions for retrieval."""
+
+    name: str
+    images: Mapping[str, bytes]
+    classes: Mapping[str, int] = field(default_factory=dict)
+    classnames: Sequence[str] = ()
+    captions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def retrieval(cls, name: str, drawings: Sequence[Drawing]) -> "EvaluationSet":
+        """Each picture with its label, and its label and tags."""
+        return cls(
+            name,
+            {drawing.key: drawing.image for drawing in drawings},
+            captions={drawing.key: evaluation_captions(drawing) for drawing in drawings},
+        )
+
+    @classmethod
+    def one_each(cls, name: str, drawings: Sequence[Drawing]) -> "EvaluationSet":
+        """Every picture a class of its own, named by its English label."""
+        return cls(
+            name,
+            {drawing.key: drawing.image for drawing in drawings},
+            {drawing.key: number for number, drawing in enumerate(drawings)},
+            [drawing.words["en"].label for drawing in drawings],
+        )
+
+
+def evaluation_captions(drawing: Drawing) -> list[str]:
+    """The captions that retrieval asks for; no trusted pair may say one of them."""
+    english = drawing.words["en"]
+    return list(dict.fromkeys((english.label, with_tags(english))))
+
+
+def write_set(evaluation: EvaluationSet, folder: Path) -> None:
+    """Writes FOLDER/NAME: class names and templates if it has classes, and test/0.tar."""
+    home = folder / evaluation.name
+    (home / "test").mkdir(parents=True, exist_ok=True)
+    if evaluation.classes:
+        (home / "classnames.txt").write_text("\n".join(evaluation.classnames) + "\n")
+        templates = home / "zeroshot_classification_templates.txt"
+        templates.write_text("\n".join(TEMPLATES) + "\n")
+    (home / "test" / "nshards.txt").write_text("1\n")
+    with tarfile.open(home / "test" / "0.tar", "w") as tar:
+        for key, image in sorted(evaluation.images.items()):
+            _add(tar, f"{key}.png", image)
+            if evaluation.classes:
+                _add(tar, f"{key}.cls", str(evaluation.classes[key]).encode())
+            else:
+                _add(tar, f"{key}.txt", "\n".join(evaluation.captions[key]).encode())
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no time, no owner: equal bytes wherever it is built
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

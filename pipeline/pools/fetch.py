@@ -1,0 +1,111 @@
+"""Published packages by their own clients, and their files in memory: nothing is unpacked to disk.
+
+Packages stay in a cache, $CLIPMILL_CACHE or ~/.cache/clipmill/packages.
+"""
+
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.errors import StageError
+
+Wanted = Callable[[str], bool]
+
+
+def npm_files(name: str, version: str, wanted: Wanted) -> dict[str, bytes]:
+    """The wanted files of a package by path below its root, by `npm pack`."""
+    file = _cached(
+        f"{name.strip('@').replace('/', '-')}-{version}.tgz",
+        ["npm", "pack", f"{name}@{version}", "--silent", "--ignore-scripts"],
+        if_missing="install Node.js, which brings npm; or build the generated pool, which needs "
+        "no package",
+    )
+    with tarfile.open(file, "r:gz") as tar:
+        return _members(tar, lambda path: path.partition("/")[2], wanted)
+
+
+def debian_files(name: str, wanted: Wanted) -> dict[str, bytes]:
+    """The wanted files of a Debian package by path below the root, by `apt-get download`.
+
+    The version is the distribution's; nothing is installed.
+    """
+    file = _cached(
+        f"{name}_*.deb",
+        ["apt-get", "download", name],
+        if_missing="build the full pool on Debian or Ubuntu, or build the demo pool",
+    )
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE
+    ) as unpacked:
+        assert unpacked.stdout is not None
+        with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
+            members = _members(tar, lambda path: path.removeprefix("./"), wanted)
+        while unpacked.stdout.read(1 << 20):  # dpkg-deb complains when its padding is not read
+            pass
+    return members
+
+
+def cached_versions(names: Sequence[str]) -> list[str]:
+    """File names of these packages in the cache, versions and all."""
+    flat = [name.strip("@").replace("/", "-") for name in names]
+    found = {
+        file.name
+        for name in flat
+        for pattern in (f"{name}_*.deb", f"{name}-[0-9]*.tgz")
+        for file in cache_folder().glob(pattern)
+    }
+    return sorted(found)
+
+
+def cache_folder() -> Path:
+    """Where packages are kept between builds."""
+    chosen = os.environ.get("CLIPMILL_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "clipmill" / "packages"
+
+
+def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
+    """The cached file of this name; fetched by the command, which puts it where it runs."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    found = sorted(cache.glob(pattern))
+    if found:
+        return found[-1]
+    shown = " ".join(command)
+    if shutil.which(command[0]) is None:
+        raise StageError(
+            found=f"{command[0]} is not installed",
+            where=f"clipmill pool, before `{shown}`",
+            do=if_missing,
+        )
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        ran = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+        fetched = list(Path(scratch).iterdir())
+        if ran.returncode != 0 or len(fetched) != 1:
+            said = ran.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise StageError(
+                found=f"`{shown}` ended with {ran.returncode}: {said[0]}",
+                where="clipmill pool, fetching packages",
+                do="run `apt-get update` first, then build again"
+                if command[0] == "apt-get"
+                else "check that npm reaches its registry, then build again",
+            )
+        # Renamed when whole: an interrupted download leaves nothing that looks like a package.
+        return fetched[0].replace(cache / fetched[0].name)
+
+
+def _members(
+    tar: tarfile.TarFile, relative: Callable[[str], str], wanted: Wanted
+) -> dict[str, bytes]:
+    """Regular files only: a link could name a file outside the package."""
+    members: dict[str, bytes] = {}
+    for entry in tar:
+        path = relative(entry.name)
+        if entry.isreg() and wanted(path):
+            stream = tar.extractfile(entry)
+            assert stream is not None
+            members[path] = stream.read()
+    return members

@@ -1,0 +1,151 @@
+"""A loopback web server for a pool, with the faults that `www/_behaviour.json` asks for.
+
+Behaviour of a path, all keys optional:
+  status (int)        answered instead of the file
+  times (int)         only so often; afterwards the file is served
+  redirect (str)      where a 302 points
+  delay, drip (s)     wait before the answer; spread the body over so many seconds
+  hang (bool)         never answer
+  content_type (str), headers (object)
+"""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from pipeline.errors import RecipeError, StageError
+
+HOST = "127.0.0.1"  # never another: a pool holds hostile files on purpose
+BEHAVIOUR = "_behaviour.json"
+MAX_OPEN_FILES = 64
+MAX_HANG_S = 3600.0  # a forgotten client must not hold its socket for ever
+DRIP_PIECES = 8
+CONTENT_TYPES = {  # our own: the system's table differs from machine to machine
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+}
+
+
+def serve(directory: Path, port: int = 8765) -> None:
+    """Serves the pool until Ctrl-C; refuses a port that the pool's URLs do not name."""
+    built_for = _pool_facts(directory).get("port", port)
+    if built_for != port:
+        raise RecipeError(
+            found=f"the pool's URLs name port {built_for}, not {port}",
+            where=str(directory / "pool.json"),
+            do=f"serve it with --port {built_for}, or build it again with --port {port}",
+        )
+    with start_server(directory, port) as url, contextlib.suppress(KeyboardInterrupt):
+        print(f"serving {directory} at {url} (Ctrl-C stops)")
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def start_server(directory: Path, port: int = 0) -> Iterator[str]:
+    """The server's URL, while a thread serves; port 0 takes a free one."""
+    app = web_app(directory)
+    loop = asyncio.new_event_loop()
+    # Hanging requests end when the server does: no grace for them.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    try:
+        loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, HOST, port, backlog=1024)
+        loop.run_until_complete(site.start())
+    except OSError as error:
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+        raise StageError(
+            found=f"port {port} cannot be opened ({error.strerror or error})",
+            where=f"the pool server of {directory}",
+            do="stop the program that listens there, or choose another port",
+        ) from error
+    thread = threading.Thread(target=loop.run_forever, name="pool-server", daemon=True)
+    thread.start()
+    try:
+        yield f"http://{HOST}:{runner.addresses[0][1]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(runner.cleanup())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def web_app(directory: Path) -> web.Application:
+    """The application that answers as `_behaviour.json` says, else with the file or 404."""
+    www = (directory / "www").resolve()
+    try:
+        behaviour: dict[str, dict[str, Any]] = json.loads((www / BEHAVIOUR).read_text())
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            found=f"no pool that can be served ({type(error).__name__}: {error})",
+            where=str(www / BEHAVIOUR),
+            do=f"build one first: clipmill pool demo --out {directory}",
+        ) from error
+    served: Counter[str] = Counter()
+    open_files = asyncio.Semaphore(MAX_OPEN_FILES)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        path = request.path.lstrip("/")
+        act = behaviour.get(path, {})
+        served[path] += 1
+        if act.get("hang"):
+            await asyncio.sleep(MAX_HANG_S)
+        await asyncio.sleep(act.get("delay", 0))
+        headers = dict(act.get("headers", {}))
+        if "redirect" in act:
+            return web.Response(status=302, headers={**headers, "Location": act["redirect"]})
+        if "status" in act and served[path] <= act.get("times", served[path]):
+            return web.Response(status=act["status"], headers=headers, text=str(act["status"]))
+        file = (www / path).resolve()
+        if path == BEHAVIOUR or not file.is_relative_to(www) or not file.is_file():
+            return web.Response(status=404, text="404")
+        async with open_files:
+            body = await asyncio.to_thread(file.read_bytes)
+        headers["Content-Type"] = act.get("content_type") or _content_type(path)
+        if "drip" in act:
+            return await _drip(request, body, headers, float(act["drip"]))
+        return web.Response(body=body, headers=headers)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    return app
+
+
+async def _drip(
+    request: web.Request, body: bytes, headers: dict[str, str], seconds: float
+) -> web.StreamResponse:
+    """The body in a few pieces with pauses between them."""
+    response = web.StreamResponse(headers=headers)
+    response.content_length = len(body)
+    await response.prepare(request)
+    step = max(1, len(body) // DRIP_PIECES)
+    starts = range(0, len(body), step)
+    with contextlib.suppress(ConnectionResetError):  # a client that had enough
+        for start in starts:
+            await asyncio.sleep(seconds / len(starts))
+            await response.write(body[start : start + step])
+    return response
+
+
+def _content_type(path: str) -> str:
+    return CONTENT_TYPES.get(Path(path).suffix.lower(), "application/octet-stream")
+
+
+def _pool_facts(directory: Path) -> dict[str, Any]:
+    """pool.json; empty for a folder that has none."""
+    try:
+        facts: dict[str, Any] = json.loads((directory / "pool.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts

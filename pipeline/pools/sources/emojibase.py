@@ -1,0 +1,129 @@
+"""What 26 languages call each emoji: emojibase-data (MIT), English keywords by emojilib (MIT)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pipeline.pools.drawing import Words
+from pipeline.pools.fetch import npm_files
+
+PACKAGES = (("emojibase-data", "17.0.0"), ("emojilib", "4.0.3"))
+DIALECTS = frozenset({"en-gb", "es-mx"})  # nearly every label equals the main language's
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One emoji or skin-tone variant; concept is the label without a skin tone."""
+
+    hexcode: str
+    concept: str
+    group: str
+    subgroup: str
+    words: Mapping[str, Words]
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether this is a skin-tone variant of another emoji."""
+        return self.words["en"].label != self.concept
+
+
+@dataclass(frozen=True)
+class Emojibase:
+    """Emoji by `normal_hex`, and hex codes by squashed name."""
+
+    by_hex: Mapping[str, Emoji]
+    hex_by_name: Mapping[str, str]
+
+
+def normal_hex(spelling: str) -> str:
+    """One spelling for a code sequence: packages differ in case, padding, and FE0F."""
+    codes = spelling.upper().replace("_", "-").split("-")
+    return "-".join(code.lstrip("0") for code in codes if code != "FE0F")
+
+
+def squashed(name: str) -> str:
+    """Letters and digits only: "Waving Hand: light" and waving-hand-light become one."""
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+@lru_cache(maxsize=1)
+def emojibase() -> Emojibase:
+    """All emojis of both packages."""
+    (data_name, data_version), (lib_name, lib_version) = PACKAGES
+    files = npm_files(
+        data_name,
+        data_version,
+        lambda path: (
+            path.endswith("/data.json")
+            or (path.startswith("en/shortcodes/") and path.endswith(".json"))
+            or path in ("meta/groups.json", "meta/unicode-names.json")
+        ),
+    )
+    keywords = _json(npm_files(lib_name, lib_version, lambda path: path.endswith(".json")))
+    read = {path: json.loads(data) for path, data in files.items()}
+    languages = sorted(
+        {path.removesuffix("/data.json") for path in read if path.endswith("/data.json")} - DIALECTS
+    )
+    words: dict[str, dict[str, Words]] = {}
+    for language in languages:
+        for base in read[f"{language}/data.json"]:
+            for entry in (base, *base.get("skins", ())):
+                names = _words(entry, base, keywords if language == "en" else {})
+                words.setdefault(normal_hex(entry["hexcode"]), {})[language] = names
+    by_hex = {
+        emoji.hexcode: emoji
+        for base in read["en/data.json"]
+        for entry in (base, *base.get("skins", ()))
+        for emoji in [_emoji(entry, base, words, read["meta/groups.json"])]
+    }
+    return Emojibase(by_hex, _names(by_hex, read))
+
+
+def _words(entry: dict[str, Any], base: dict[str, Any], keywords: Mapping[str, list[str]]) -> Words:
+    own = keywords.get(base["emoji"], ())
+    return Words(
+        label=entry["label"],
+        tags=tuple(entry.get("tags", base.get("tags", ()))),
+        character=entry["emoji"],
+        keywords=tuple(word.replace("_", " ") for word in own),
+        noun="emoji",
+    )
+
+
+def _emoji(
+    entry: dict[str, Any],
+    base: dict[str, Any],
+    words: dict[str, dict[str, Words]],
+    groups: dict[str, dict[str, str]],
+) -> Emoji:
+    hexcode = normal_hex(entry["hexcode"])
+    return Emoji(
+        hexcode=hexcode,
+        concept=base["label"],
+        group=groups["groups"].get(str(base.get("group")), "symbols"),
+        subgroup=groups["subgroups"].get(str(base.get("subgroup")), "alphanum"),
+        words=words[hexcode],
+    )
+
+
+def _names(by_hex: Mapping[str, Emoji], read: dict[str, Any]) -> dict[str, str]:
+    """Hex codes by squashed English label, then Unicode name, then shortcode."""
+    names: dict[str, str] = {}
+    for hexcode, emoji in by_hex.items():
+        names.setdefault(squashed(emoji.words["en"].label), hexcode)
+    for spelling, name in read["meta/unicode-names.json"].items():
+        names.setdefault(squashed(name), normal_hex(spelling))
+    for path in sorted(path for path in read if path.startswith("en/shortcodes/")):
+        for spelling, codes in read[path].items():
+            for code in [codes] if isinstance(codes, str) else codes:
+                names.setdefault(squashed(code), normal_hex(spelling))
+    return {name: hexcode for name, hexcode in names.items() if hexcode in by_hex}
+
+
+def _json(files: dict[str, bytes]) -> dict[str, list[str]]:
+    """The one JSON file among these."""
+    (data,) = (data for path, data in files.items() if not path.endswith("package.json"))
+    loaded: dict[str, list[str]] = json.loads(data)
+    return loaded

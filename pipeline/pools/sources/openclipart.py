@@ -1,0 +1,56 @@
+"""Openclipart (public domain): bitmaps in one Debian package, their titles in another's SVG."""
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from pipeline.pools.chance import keep
+from pipeline.pools.drawing import Drawing, Words
+from pipeline.pools.fetch import debian_files
+from pipeline.pools.sources.texts import name_words, one_line
+
+SOURCE = "openclipart-png"
+TITLES = "openclipart-svg"
+MIN_KEEP = 0.10
+PNG, SVG = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
+# Titles of a collection, given to each of its pictures; and a keyword that a script left behind.
+GENERIC = re.compile(r"collection|theme|cliparts?\b|icons$|symbols$|signs$|maps$", re.IGNORECASE)
+NO_KEYWORD = "hash"
+
+# Tolerant on purpose: many of these files are no well-formed XML.
+FIELDS = {
+    "title": re.compile(r"<dc:title[^>]*>(.*?)</dc:title>", re.DOTALL),
+    "description": re.compile(r"<dc:description[^>]*>(.*?)</dc:description>", re.DOTALL),
+    "keyword": re.compile(r"<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL),
+}
+
+
+def openclipart() -> Iterator[Drawing]:
+    """One picture a title; a few are decompression bombs, and stay what they are."""
+    svgs = debian_files(TITLES, lambda path: path.startswith(SVG) and path.endswith(".svg"))
+    read = {path.removeprefix(SVG).removesuffix(".svg"): _read(svg) for path, svg in svgs.items()}
+    pngs = debian_files(SOURCE, lambda path: path.startswith(PNG) and path.endswith(".png"))
+    for path, png in sorted(pngs.items()):
+        below = path.removeprefix(PNG)
+        name = below.removesuffix(".png")
+        if keep(SOURCE, below) < MIN_KEEP or name not in read:
+            continue
+        fields, place = read[name], PurePosixPath(name)
+        titles = [title for title in fields["title"][:1] if not GENERIC.search(title)]
+        label = titles[0] if titles else name_words(place.name)
+        if label:
+            keywords = tuple(word for word in fields["keyword"] if word != NO_KEYWORD)
+            words = Words(label, keywords, keywords=tuple(fields["description"][:1]))
+            concept = name_words(label) or label
+            yield Drawing(SOURCE, below, concept, str(place.parent), {"en": words}, png)
+
+
+def _read(svg: bytes) -> dict[str, list[str]]:
+    """Titles, descriptions and keywords, the picture's own first; none is empty or a lifetime."""
+    head = svg[:200_000].decode("utf-8", "replace")
+    found = {
+        name: [one_line(text)[:300] for text in pattern.findall(head)]
+        for name, pattern in FIELDS.items()
+    }
+    # The creator's and the publisher's names are titles too: only the first is the picture's.
+    return {name: [text for text in texts if text] for name, texts in found.items()}

@@ -1,0 +1,45 @@
+"""Reading what old packages wrote: file names as words, locale names, HTML image tags."""
+
+import re
+from collections.abc import Iterator
+from html import unescape
+
+IMAGE_TAG = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
+ATTRIBUTE = re.compile(r"""\b(src|alt)\s*=\s*"([^"]*)\"""", re.IGNORECASE)
+MARKUP = re.compile(r"<style\b.*?(?:</style>|$)|<[^>]*>", re.IGNORECASE | re.DOTALL)
+FILE_NAME = re.compile(r"^\S*\.(png|jpe?g|gif|svg)$", re.IGNORECASE)
+
+
+def name_words(name: str) -> str:
+    """A file name as words: "DreadKnight-old_02" becomes "dread knight old"."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"[^a-z]+", " ", spaced.lower()).split()
+    return " ".join(words)
+
+
+def language_of(locale: str) -> str:
+    """A locale as a language tag: pt_BR becomes pt-br; variants behind @ are dropped."""
+    return locale.partition("@")[0].replace("_", "-").lower()
+
+
+def one_line(text: str) -> str:
+    """The text without tags, style sheets, entities and line breaks.
+
+    Twice: descriptions hold HTML pages as escaped text.
+    """
+    for _ in range(2):
+        text = unescape(MARKUP.sub(" ", text))
+    return " ".join(text.split())
+
+
+def image_tags(html: str) -> Iterator[tuple[str, str]]:
+    """Source and alt of every image; a missing alt is empty."""
+    for tag in IMAGE_TAG.findall(html):
+        found = {name.lower(): unescape(value) for name, value in ATTRIBUTE.findall(tag)}
+        if "src" in found:
+            yield found["src"], " ".join(found.get("alt", "").split())
+
+
+def is_file_name(text: str) -> bool:
+    """Whether the text is no caption but a file's name."""
+    return bool(FILE_NAME.match(text))

@@ -1,0 +1,71 @@
+import io
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+
+from pipeline.errors import StageError
+from pipeline.pools.fetch import cached_versions, debian_files, npm_files
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPMILL_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def write_npm_package(file, files, links=()):
+    with tarfile.open(file, "w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name in links:
+            member = tarfile.TarInfo(f"package/{name}")
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            tar.addfile(member)
+
+
+def test_a_cached_package_needs_no_client(cache, monkeypatch):
+    write_npm_package(cache / "scope-icons-1.0.0.tgz", {"a.svg": b"<svg/>", "b.txt": b"no"})
+    monkeypatch.setenv("PATH", "")
+    files = npm_files("@scope/icons", "1.0.0", lambda path: path.endswith(".svg"))
+    assert files == {"a.svg": b"<svg/>"}
+    assert cached_versions(["@scope/icons", "absent"]) == ["scope-icons-1.0.0.tgz"]
+
+
+def test_links_inside_a_package_are_not_followed(cache):
+    write_npm_package(cache / "icons-1.0.0.tgz", {"a": b"1"}, links=["b"])
+    assert npm_files("icons", "1.0.0", lambda path: True) == {"a": b"1"}
+
+
+def test_a_missing_client_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(StageError, match=r"(?s)npm is not installed.*do:.*generated pool"):
+        npm_files("icons", "1.0.0", lambda path: True)
+
+
+def test_a_failing_client_is_quoted_and_leaves_nothing_behind(cache, monkeypatch):
+    client = cache / "bin" / "npm"
+    client.parent.mkdir()
+    client.write_text("#!/bin/sh\necho half > half.tgz\necho no route >&2\nexit 7\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:/usr/bin:/bin")
+    with pytest.raises(StageError, match="ended with 7: no route"):
+        npm_files("icons", "1.0.0", lambda path: True)
+    assert [entry.name for entry in cache.iterdir()] == ["bin"]
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not on Debian")
+def test_a_debian_package_is_read_without_installing_it(cache, tmp_path_factory):
+    root = tmp_path_factory.mktemp("deb")
+    (root / "DEBIAN").mkdir()
+    control = "Package: stamps\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.example>\n"
+    (root / "DEBIAN" / "control").write_text(control + "Description: test\n")
+    (root / "usr").mkdir()
+    (root / "usr" / "a.txt").write_text("A fox.")
+    (root / "usr" / "link.txt").symlink_to("a.txt")
+    built = cache / "stamps_1_all.deb"
+    subprocess.run(["dpkg-deb", "--build", root, built], check=True, capture_output=True)
+    assert debian_files("stamps", lambda path: path.endswith(".txt")) == {"usr/a.txt": b"A fox."}
