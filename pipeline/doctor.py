@@ -1,0 +1,137 @@
+"""`clipmill doctor`: what on this machine would stop a run, and what to do about it."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from importlib import import_module
+from typing import Any
+
+from metadata.storage import Storage
+from pipeline.errors import ClipmillError
+
+PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
+EXTRAS = {"gpu": ("open_clip",), "llm": ("vllm",)}
+LEAST_FILES = 4096
+LEAST_DISK_GB = 10.0
+
+
+def examine(models: list[str], out: str | None) -> list[dict[str, Any]]:
+    """Findings, each with name, verdict (`good`, `note`, `bad`), what was found, and what to do."""
+    return [
+        _python(),
+        *map(_package, PACKAGES),
+        *(_extra(extra, modules) for extra, modules in EXTRAS.items()),
+        _gpu(),
+        _memory(),
+        _disk(out or "."),
+        _files(),
+        *map(_model, models),
+    ]
+
+
+def _finding(name: str, verdict: str, found: str, do: str = "") -> dict[str, Any]:
+    return {"name": name, "verdict": verdict, "found": found, "do": do}
+
+
+def _python() -> dict[str, Any]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = sys.version_info >= (3, 11)
+    return _finding("python", "good" if good else "bad", version, "" if good else "use 3.11 or up")
+
+
+def _package(name: str) -> dict[str, Any]:
+    try:
+        return _finding(name, "good", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return _finding(name, "bad", "not installed", f"pip install {name}")
+
+
+def _extra(extra: str, modules: tuple[str, ...]) -> dict[str, Any]:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not missing:
+        return _finding(f"extra {extra}", "good", "installed")
+    do = f"pip install 'clipmill[{extra}]' where a recipe needs it"
+    return _finding(f"extra {extra}", "note", f"without {', '.join(missing)}", do)
+
+
+def _gpu() -> dict[str, Any]:
+    if shutil.which("nvidia-smi") is None:
+        return _finding("gpu", "note", "no NVIDIA driver", "stages run on the CPU")
+    if importlib.util.find_spec("torch") is None:
+        return _finding("gpu", "note", "a driver, and no torch", "pip install torch")
+    torch = import_module("torch")
+    count = torch.cuda.device_count()
+    if not count:
+        return _finding("gpu", "bad", "torch sees no GPU", "install a CUDA build of torch")
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    return _finding("gpu", "good", names)
+
+
+def _memory() -> dict[str, Any]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = os.cpu_count() or 1
+    found = f"{total:.0f} GiB, {cores} cores"
+    if total / cores >= 2:
+        return _finding("memory", "good", found)
+    return _finding("memory", "note", found, f"run with --workers {max(1, int(total // 2))}")
+
+
+def _disk(uri: str) -> dict[str, Any]:
+    storage = Storage(uri)
+    if not storage.is_local:
+        try:
+            storage.put("doctor.txt", b"clipmill was here", point="doctor")
+            storage.delete("doctor.txt")
+        except OSError as error:
+            return _finding("storage", "bad", f"{storage}: {error}", "check keys and bucket")
+        return _finding("storage", "good", f"{storage} can be written")
+    path = storage.path
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    free = shutil.disk_usage(path).free / 1e9
+    good = free >= LEAST_DISK_GB and os.access(path, os.W_OK)
+    do = "" if good else f"a run wants {LEAST_DISK_GB:.0f} GB free and writable, or s3://…"
+    return _finding("disk", "good" if good else "note", f"{free:,.0f} GB free at {path}", do)
+
+
+def _files() -> dict[str, Any]:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    good = soft >= LEAST_FILES
+    do = "" if good else f"ulimit -n {min(hard, 65_536)} before a run that downloads"
+    return _finding("open files", "good" if good else "note", f"{soft:,} allowed", do)
+
+
+def _model(scheme: str) -> dict[str, Any]:
+    try:
+        model = import_module("stages.models.image_text").load(scheme)
+    except ClipmillError as error:
+        return _finding(f"model {scheme}", "bad", error.args[0], error.args[2])
+    except (ValueError, OSError, ImportError) as error:
+        return _finding(f"model {scheme}", "bad", str(error), "check the scheme and its package")
+    return _finding(f"model {scheme}", "good", f"loads; embeddings are {model.width} wide")
+
+
+def examine_tasks(folder: str) -> list[dict[str, Any]]:
+    """What is wrong with a folder of evaluation tasks, in the same form."""
+    found = import_module("stages.evaluate._tasks").check(folder)
+    if not found:
+        return [_finding("tasks", "good", f"every task in {folder} can be scored")]
+    return [
+        _finding(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
+        for wrong in found
+    ]
+
+
+def text(findings: list[dict[str, Any]]) -> str:
+    """One line a finding; what to do below it."""
+    marks = {"good": "ok  ", "note": "note", "bad": "BAD "}
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding['verdict']]}  {finding['name']:<24} {finding['found']}")
+        if finding["do"]:
+            lines.append(f"{'':<6}{finding['do']}")
+    return "\n".join(lines)

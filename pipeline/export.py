@@ -1,0 +1,49 @@
+"""`clipmill export`: a finished stage's rows to a folder, by a stage added to the recipe."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from metadata.storage import Storage
+from pipeline.errors import RecipeError
+from pipeline.plan import make_plan
+from pipeline.recipe import nearest
+from pipeline.run import run_plan
+from pipeline.state import RunState
+
+if TYPE_CHECKING:
+    from pipeline.executors import Executor
+    from pipeline.run import Watcher
+
+
+def export(
+    state: RunState, stage: str, to: str, path: str, executor: "Executor", watcher: "Watcher"
+) -> list[str]:
+    """The names of the files written to `path`; the export itself stays in the run folder."""
+    if stage not in state.plan.stages:
+        raise RecipeError(
+            f"no stage '{stage}'", "--stage", f"did you mean '{nearest(stage, state.plan.stages)}'?"
+        )
+    name = f"export_{stage}_{to}"
+    stages = {**state.plan.recipe.stages, name: {"uses": f"export.{to}", "from": stage}}
+    recipe = dataclasses.replace(state.plan.recipe, stages=stages)
+    outcome = run_plan(make_plan(recipe, until=name), state.run, executor, watcher)
+    made = outcome.state.stages[name]
+    if not made.complete:
+        error = next((error for error in outcome.stopped.values() if error), None)
+        raise error or RecipeError(
+            f"stage '{stage}' is not complete", str(state.run), "run the recipe to its end first"
+        )
+    target = Storage(path)
+    files = [file for file, _ in (made.manifest or {})["outputs"]]
+    others = {entry.name for entry in target.entries()} - set(files)
+    if others:  # a loader would read both
+        raise RecipeError(
+            f"the folder holds other files: {min(others)}", str(target), "export to an empty folder"
+        )
+    for file in files:
+        with target.scratch(file) as scratch:
+            with made.folder.open(f"out/{file}") as source, scratch.open("wb") as sink:
+                while block := source.read(8 << 20):
+                    sink.write(block)
+            target.commit(scratch, file)
+    return files

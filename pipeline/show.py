@@ -1,0 +1,182 @@
+"""Plans, outcomes and states in words and as JSON."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from metadata.fingerprint import plain
+from metadata.record import Failure
+from metadata.schema import UID
+from pipeline.plan import Plan, PlannedStage
+from pipeline.state import RunState, StageState, summary
+
+if TYPE_CHECKING:
+    from pipeline.run import Outcome  # and with it all that runs
+
+
+def plan_json(plan: Plan, state: RunState | None) -> dict[str, Any]:
+    """Every stage: settings, bindings, resources, and what of it is done."""
+    return {
+        "recipe": plan.recipe.path,
+        "seed": plan.seed,
+        "stages": [_stage_json(planned, state) for planned in plan.stages.values()],
+    }
+
+
+def plan_text(plan: Plan, state: RunState | None) -> str:
+    """The same as a page: one paragraph a stage."""
+    lines = [f"{plan.recipe.path}, seed {plan.seed}: {len(plan.stages)} stages", ""]
+    for planned in plan.stages.values():
+        made = _stage_json(planned, state)
+        done = f"  [{made['done']}]" if "done" in made else ""
+        lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
+        for edge in ("from", "data", "model", "only"):
+            if made.get(edge):
+                value = made[edge]
+                lines.append(
+                    f"  {edge:<9} {', '.join(value) if isinstance(value, list) else value}"
+                )
+        default = {f.name: plain(f.default) for f in dataclasses.fields(planned.stage)}  # type: ignore[arg-type]
+        settings = ", ".join(
+            f"{key}={' '.join(str(value).split())}"
+            for key, value in made["settings"].items()
+            if value != default[key]
+        )
+        if settings:
+            lines.append(f"  settings  {settings}")
+        if made["reads"]:
+            lines.append(f"  reads     {', '.join(made['reads'])}")
+        if made["writes"]:
+            lines.append(f"  writes    {', '.join(made['writes'])}")
+        needs = made["resources"]
+        gpus = f", {needs['gpus']} GPUs" if needs["gpus"] else ""
+        lines.append(
+            f"  needs     {needs['cpus']} CPU{gpus}, {needs['memory_gb']} GB a worker;"
+            f" {planned.stage.determinism}; folder {planned.folder}"
+        )
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _stage_json(planned: PlannedStage, state: RunState | None) -> dict[str, Any]:
+    stage = planned.stage
+    made: dict[str, Any] = {
+        "name": planned.name,
+        "uses": planned.uses,
+        "version": stage.version,
+        "determinism": stage.determinism,
+        "from": list(planned.parents),
+        "data": planned.data,
+        "model": planned.model,
+        "only": planned.only,
+        "settings": {
+            field.name: plain(getattr(stage, field.name))
+            for field in dataclasses.fields(stage)  # type: ignore[arg-type]
+        },
+        "reads": [
+            f"{read} = {source}.{column}" if read != column else f"{source}.{column}"
+            for bound in planned.bindings
+            for read, (source, column) in bound.items()
+        ],
+        "writes": [column.name for column in stage.writes if column is not UID],
+        "resources": dataclasses.asdict(stage.resources),
+        "folder": planned.folder,
+    }
+    if state is not None:
+        made["done"] = summary(state.stages[planned.name])
+    return made
+
+
+def status_json(state: RunState) -> dict[str, Any]:
+    """Every stage: shards and rows done, seconds, rows by reason, failures."""
+    return {
+        "run": str(state.run),
+        "recipe": state.plan.recipe.path,
+        "stages": [_status_of(name, stage) for name, stage in state.stages.items()],
+    }
+
+
+def _status_of(name: str, stage: StageState) -> dict[str, Any]:
+    return {
+        "name": name,
+        "uses": stage.planned.uses,
+        "complete": stage.complete,
+        "shards": len(stage.shards),
+        "total": stage.total,
+        "rows": sum(shard.rows for shard in stage.shards.values()),
+        "seconds": round(sum(record.seconds for record in stage.records), 1),
+        "reasons": {code: n for code, n in sorted(stage.counts.items()) if code},
+        "failures": [_failure_json(f) for f in stage.failures.values() if f is not None],
+    }
+
+
+def _failure_json(failure: Failure) -> dict[str, Any]:
+    return {
+        "shard": failure.shard,
+        "crashed": failure.crashed,
+        "found": failure.found,
+        "where": failure.where,
+        "do": failure.do,
+    }
+
+
+def status_text(state: RunState) -> str:
+    """The same as a table, failures below."""
+    lines = [f"{state.run}: {state.plan.recipe.path}", ""]
+    width = max(map(len, state.stages))
+    for name, stage in state.stages.items():
+        made = _status_of(name, stage)
+        missing = sum(made["reasons"].values())
+        lines.append(
+            f"{name:<{width}}  {summary(stage):<24} {made['rows']:>10,} rows"
+            f"  {missing:>9,} without a value  {made['seconds']:>8,.1f} s of work"
+        )
+    lines += _failures(state)
+    return "\n".join(lines)
+
+
+def _failures(state: RunState) -> list[str]:
+    lines = []
+    for name, stage in state.stages.items():
+        for failure in stage.failures.values():
+            if failure is not None:
+                lines += [
+                    "",
+                    f"{name}, shard {failure.shard}: {failure.found}",
+                    f"  where: {failure.where}",
+                    f"  do:    {failure.do}",
+                ]
+    return lines
+
+
+def outcome_json(outcome: "Outcome") -> dict[str, Any]:
+    """How the run ended: the status, and why what is not complete is not."""
+    return {
+        **status_json(outcome.state),
+        "complete": outcome.complete,
+        "stopped": {
+            name: dict(zip(("found", "where", "do"), error.args, strict=True)) if error else None
+            for name, error in outcome.stopped.items()
+        },
+    }
+
+
+def outcome_text(outcome: "Outcome") -> str:
+    """How the run ended, in a few lines."""
+    state = outcome.state
+    lines = []
+    for name, error in outcome.stopped.items():
+        if error is not None:
+            lines += [f"{name}: {error}", ""]
+    waiting = [name for name, error in outcome.stopped.items() if error is None]
+    if waiting:
+        lines.append(f"not complete: {', '.join(waiting)}")
+    lines += _failures(state)
+    if outcome.complete:
+        lines.append(f"done: {len(state.stages)} stages in {state.run}")
+        for name, stage in state.stages.items():
+            if stage.planned.stage.gives == "data":
+                lines.append(f"  {name}: {stage.folder}/out")
+        lines.append(f"next: clipmill funnel --run {state.run}")
+    else:
+        lines += ["", "finished shards are kept: mend the cause and run the same command again"]
+    return "\n".join(lines)

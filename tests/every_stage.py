@@ -1,0 +1,245 @@
+"""A finished run of every stage, and what its stages read and wrote.
+
+uids and captions are the generated pool's; images are drawn here, byte by byte, and the links and
+their faults are few and fast: what is stored depends on the stages, and on no encoder's version.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metadata.schema import PIXELS, REASON, UID
+from metadata.shard import read_stage
+from metadata.storage import Storage
+from pipeline.chain import decode
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import Plan, PlannedStage, make_plan
+from pipeline.pools.server import BEHAVIOUR, start_server
+from pipeline.progress import Lines
+from pipeline.recipe import load_recipe
+from pipeline.run import run_plan
+from pipeline.state import RunState
+
+RECIPE = Path(__file__).parent / "every_stage.yaml"
+SOURCES = ("pool", "list", "folder", "tars")
+ON_TORCH = ("embed.features", "embed.filter_network")  # exact on one kind of processor only
+WHOLE = 1 << 30  # rows: a shard in one batch
+FAULTS: dict[int, dict[str, Any]] = {  # by the row's number in the pool
+    3: {"status": 404},
+    8: {"status": 403},
+    14: {"status": 500},
+    21: {"redirect": "/022.bmp"},
+    33: {"redirect": "/nowhere.bmp"},
+    40: {"headers": {"X-Robots-Tag": "noai"}},
+}
+PAGE, CUT, NO_IMAGE, NO_CAPTION = 27, 44, 50, 61  # rows whose file or caption is not as it should
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done, and the port that its links name."""
+
+    state: RunState
+    port: int
+
+    @property
+    def plan(self) -> Plan:
+        return self.state.plan
+
+    def stage_of(self, uses: str) -> PlannedStage:
+        """The recipe's stage of this kind; a message for whoever adds one, where it has none."""
+        for planned in self.plan.stages.values():
+            if planned.uses == uses:
+                return planned
+        raise LookupError(f"add a line for {uses} to {RECIPE.name}")
+
+    def read(self, planned: PlannedStage) -> pa.Table:
+        """All rows of a stage's input, as its function gets them."""
+        rows = self.state.inputs(planned)
+        assert rows is not None
+        table = pa.concat_tables(rows.table(shard) for shard in range(len(rows)))
+        if PIXELS.name in table.column_names:
+            at = table.column_names.index(PIXELS.name)
+            table = table.set_column(at, PIXELS.name, decode(table[PIXELS.name]))
+        return table.select([UID.name, *planned.bindings[0]])
+
+    def written(self, planned: PlannedStage) -> pa.Table:
+        """All rows of a stage: uid, its own columns, its reason."""
+        stage, folder = self.state.stages[planned.name], self.state.parts[planned.name].folder
+        names = [UID.name, *(column.name for column in planned.stage.writes), REASON.name]
+        shards = [
+            table
+            for shard in sorted(stage.shards)
+            for table in read_stage(folder, stage.shards[shard], names, WHOLE)
+        ]
+        return pa.concat_tables(shards).unify_dictionaries()
+
+    def values(self, planned: PlannedStage) -> list[dict[str, Any]]:
+        """A stage's rows as plain values: what it stands for, whatever file they lie in."""
+        if planned.stage.gives == "model" or planned.uses == "evaluate.zero_shot":
+            outputs = self.state.stages[planned.name].manifest["outputs"]
+            return [{"file": name} for name, _ in outputs]  # their values are their processor's
+        if planned.stage.gives == "data":
+            rows = list(exported(Path(self.state.stages[planned.name].folder.path, "out")))
+        else:
+            rows = self.written(planned).to_pylist()
+        if planned.uses in ON_TORCH:
+            rows = [
+                {n: v if n in ("uid", "reason") else v is None for n, v in row.items()}
+                for row in rows
+            ]
+        if planned.stage.determinism == "recorded":
+            rows = [{name: row.get(name) for name in ("uid", "reason", "sha256")} for row in rows]
+        text = json.dumps(rows, default=plain).replace(f":{self.port}/", ":8765/")
+        return json.loads(text)
+
+
+@contextmanager
+def served(generated: Path, folder: Path) -> Iterator[int]:
+    """The port at which the rows' images are served."""
+    write_site(rows_of(generated), folder)
+    with start_server(folder) as url:
+        yield int(url.rpartition(":")[2])
+
+
+def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -> Finished:
+    """Every stage over the rows, in so many source files, in another order for each number."""
+    rows = sorted(rows_of(generated), key=lambda row: (row["number"] * 7) % (13 * files))
+    rows = [{**row, "url": row["url"].format(port=port)} for row in rows]
+    write_sources(rows, folder, files)
+    overrides = [f"{name}.path={folder / name}" for name in SOURCES]
+    overrides += [f"{name}.shard_rows={shard_rows}" for name in SOURCES if name != "tars"]
+    overrides += [f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples")]
+    overrides.append(f"zero.tasks={generated / 'eval'}")
+    if files > 1:
+        overrides.append("both.from=[tars, folder]")
+    plan = make_plan(load_recipe(str(RECIPE), overrides))
+    outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
+    assert outcome.complete, outcome.stopped
+    return Finished(outcome.state, port)
+
+
+def rows_of(generated: Path) -> list[dict[str, Any]]:
+    """The generated pool's uids and captions, with an image and a link of ours."""
+    rows = pq.read_table(generated / "metadata", columns=["uid", "text"]).to_pylist()
+    return [
+        {
+            "number": number,
+            "uid": row["uid"],
+            "url": f"http://127.0.0.1:{{port}}/{number:03d}.bmp",
+            "text": None if number == NO_CAPTION else row["text"],
+            "image": (image := image_of(number)),
+            "sha256": hashlib.sha256(image).hexdigest(),
+        }
+        for number, row in enumerate(rows)
+    ]
+
+
+def image_of(number: int) -> bytes:
+    """The file of a row: mostly a picture."""
+    if number == PAGE:
+        return b"<!doctype html><title>Sign in</title>"
+    return bitmap(number)[: 99 if number == CUT else None]
+
+
+def bitmap(number: int) -> bytes:
+    """A 24-bit BMP, by integers alone: bands and discs in a few colours."""
+    height, width = 16 + number * 37 % 60, 16 + number * 53 % 90
+    y_H1, x_1W = np.arange(height)[:, None], np.arange(width)[None]
+    disc_HW = (y_H1 * 2 - height) ** 2 + (x_1W * 2 - width) ** 2 < (8 + number % 23) ** 2
+    band_HW = (y_H1 * (1 + number % 3) + x_1W * (1 + number % 4)) // (5 + number % 11) % 4
+    level_HW = np.where(disc_HW, 3, band_HW) * 71
+    bgr_HW3 = (level_HW[..., None] + np.array([11, 29, 53]) * number) % 256
+    padded = np.zeros((height, (width * 3 + 3) // 4 * 4), np.uint8)
+    padded[:, : width * 3] = bgr_HW3.reshape(height, -1)
+    size = 54 + padded.size
+    header = struct.pack("<2sIII", b"BM", size, 0, 54)
+    return header + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6) + bytes(padded)
+
+
+def write_site(rows: list[dict[str, Any]], folder: Path) -> None:
+    """www/, with the faults."""
+    www = folder / "www"
+    www.mkdir(parents=True)
+    for row in rows:
+        (www / f"{row['number']:03d}.bmp").write_bytes(row["image"])
+    acts = {f"{number:03d}.bmp": act for number, act in FAULTS.items()}
+    (www / BEHAVIOUR).write_text(json.dumps(acts))
+
+
+def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
+    """pool/*.parquet, list/*.csv, folder/*.bmp with captions, tars/*.tar: the same rows each."""
+    for name in SOURCES:
+        (folder / name).mkdir(parents=True)
+    size = -(-len(rows) // files)
+    for number in range(files):
+        part = rows[number * size : (number + 1) * size]
+        columns = {name: [row[name] for row in part] for name in ("uid", "url", "text", "sha256")}
+        pq.write_table(pa.table(columns), folder / "pool" / f"{number}.parquet")
+        with (folder / "list" / f"{number}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
+        with tarfile.open(folder / "tars" / f"{number}.tar", "w") as tar:
+            for row in part:
+                add_sample(tar, row)
+    for row in rows:
+        path = folder / "folder" / f"{row['number']:03d}.bmp"
+        path.write_bytes(row["image"])
+        if row["text"] is not None:
+            path.with_suffix(".txt").write_text(row["text"], encoding="utf-8")
+
+
+def add_sample(tar: tarfile.TarFile, row: dict[str, Any]) -> None:
+    members = {
+        "bmp": row["image"],
+        "json": json.dumps({k: row[k] for k in ("uid", "url")}).encode(),
+    }
+    if row["number"] == NO_IMAGE:
+        members.pop("bmp")
+    if row["text"] is not None:
+        members["txt"] = row["text"].encode()
+    for suffix, data in members.items():
+        header = tarfile.TarInfo(f"{row['number']:03d}.{suffix}")
+        header.size = len(data)
+        tar.addfile(header, io.BytesIO(data))
+
+
+def exported(out: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an export's files, in their order; its cards are no rows."""
+    for path in sorted(out.iterdir()):
+        if path.suffix == ".tar":
+            yield from samples_of(path)
+        elif path.suffix == ".parquet" and not path.with_suffix(".tar").exists():
+            yield from pq.read_table(path).to_pylist()
+        elif path.suffix == ".npy":
+            for high, low in np.load(path).tolist():
+                yield {"uid": f"{high:016x}{low:016x}"}
+
+
+def samples_of(path: Path) -> Iterator[dict[str, Any]]:
+    """What a tar says of each sample, whatever the sample's key is."""
+    samples: dict[str, dict[str, Any]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            samples.setdefault(key, {})[suffix] = tar.extractfile(member).read()  # type: ignore[union-attr]
+    for key, members in samples.items():
+        told = json.loads(members.pop("json"))
+        assert told.pop("key") == key
+        yield {**told, **members}
+
+
+def plain(value: bytes) -> str:
+    """Bytes for JSON: ids as hex, images as their digest."""
+    return value.hex() if len(value) <= 16 else hashlib.sha256(value).hexdigest()

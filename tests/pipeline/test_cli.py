@@ -1,0 +1,223 @@
+"""The command line: verbs, JSON, exit codes, and what happens when it is stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import numbered
+
+ROOT = Path(__file__).parents[2]
+CLIPMILL = [sys.executable, "-m", "pipeline.cli"]
+RECIPE = """
+stages:
+  pool:    {{uses: ingest.datacomp, path: {pool}/metadata, shard_rows: 30}}
+  caption: {{uses: annotate.caption, from: pool}}
+  subset:  {{uses: select.where, from: caption, where: caption_words >= 4}}
+  uids:    {{uses: export.uid_list, from: subset}}
+"""
+
+
+@pytest.fixture
+def recipe(generated, tmp_path) -> Path:
+    path = tmp_path / "it.yaml"
+    path.write_text(RECIPE.format(pool=generated))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(generated, tmp_path_factory) -> Path:
+    """A finished run."""
+    from pipeline.cli import main
+
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "it.yaml").write_text(RECIPE.format(pool=generated))
+    path = list(sys.path)
+    arguments = ["run", str(folder / "it.yaml"), "--out", str(folder / "run"), "--workers", "0"]
+    assert main(arguments) == 0
+    sys.path[:] = path
+    return folder / "run"
+
+
+def test_help_needs_none_of_the_libraries():
+    program = (
+        "import sys\nfrom pipeline.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'pyarrow', 'polars', 'numpy', 'ray', 'torch', 'aiohttp', 'yaml', 'rich'}\n"
+        "sys.exit(f'imports {heavy & sys.modules.keys()}' if heavy & sys.modules.keys() else 0)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    for verb in ("plan", "run", "status", "funnel", "why", "sweep", "report", "export", "pool"):
+        assert f"\n    {verb} " in ran.stdout
+
+
+# Every verb
+
+
+def test_a_plan_shows_what_is_bound_and_what_is_done(recipe, done, clipmill):
+    before = clipmill("plan", recipe).out
+    assert "subset: select.where v1\n  from      caption\n" in before
+    assert "reads     caption.caption_words" in before
+    assert "needs     1 CPU, 2 GB a worker; exact; folder stages/subset-" in before
+    after = clipmill("plan", recipe, "--out", done).out
+    assert after.count("[done]") == 4
+
+
+def test_a_run_says_what_it_did_and_what_to_ask_next(recipe, tmp_path, clipmill):
+    said = clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+    assert said.code == 0
+    assert f"done: 4 stages in {tmp_path}/run" in said.out
+    assert f"next: clipmill funnel --run {tmp_path}/run" in said.out
+    assert "caption: shard 3 of 4: 30 rows" in said.err
+    again = clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+    assert (again.code, again.out) == (0, said.out)
+    assert "caption: shard" not in again.err
+
+
+@pytest.mark.parametrize("verb", ["status", "funnel"])
+def test_a_page_and_its_json_say_the_same_numbers(verb, done, clipmill):
+    page, found = clipmill(verb, "--run", done).out, clipmill(verb, "--run", done, "--json").json
+    assert {stage.get("name", stage.get("stage")) for stage in found["stages"]} >= {
+        "pool",
+        "subset",
+    }
+    assert all(f"{stage['rows']:,} rows" in page for stage in found["stages"])
+
+
+def test_json_of_the_other_verbs_can_be_read(recipe, done, tmp_path, clipmill):
+    plan = clipmill("plan", recipe, "--json", "--out", done).json
+    assert [stage["done"] for stage in plan["stages"]] == ["done"] * 4
+    cause = clipmill("funnel", "--run", done, "--json").json["ends"][0]["causes"][0]
+    why = clipmill("why", cause["example"], "--run", done, "--json").json
+    assert why["ends"][0]["reason"] == "caption_words >= 4"
+    outcome = clipmill("run", recipe, "--out", done, "--workers", 0, "--json").json
+    assert outcome["complete"]
+    assert outcome["stopped"] == {}
+    to = ("--to", "uid_list", tmp_path / "uids", "--workers", 0, "--json")
+    files = clipmill("export", "--run", done, "--stage", "subset", *to).json
+    assert "uids.npy" in files
+    assert clipmill("doctor", "--json").json
+
+
+def test_until_runs_a_stage_and_what_it_needs(recipe, tmp_path, clipmill):
+    out = tmp_path / "run"
+    assert clipmill("run", recipe, "--out", out, "--workers", 0, "--until", "caption").code == 0
+    assert {path.name.partition("-")[0] for path in (out / "stages").iterdir()} == {
+        "pool",
+        "caption",
+    }
+    assert clipmill("status", "--run", out, "--json").json["stages"][2]["shards"] == 0
+    assert clipmill("run", recipe, "--out", out, "--workers", 0).code == 0
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("run quickstrat --out R", "did you mean 'quickstart'"),
+        ("run", "required"),
+        ("run quickstart", "--out"),
+        ("frobnicate", "invalid choice"),
+        ("plan quickstart --until shard", "did you mean 'shards'"),
+        ("run quickstart --out R --retry timeuot", "did you mean 'timeout'"),
+        ("run quickstart --out R --workers -1", "give 0 or more"),
+        ("run quickstart --out R --address x:1", "add --executor ray"),
+        ("export X --run R --stage a --to csv", "invalid choice"),
+    ],
+)
+def test_wrong_arguments_end_with_2(arguments, said, clipmill, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = clipmill(*arguments.split())
+    assert ended.code == 2
+    assert said in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_fails_ends_with_1_and_says_what_waits_for_it(recipe, tmp_path, clipmill):
+    sets = ("--set", f"pool.path={tmp_path}/nothing", "--workers", 0)
+    said = clipmill("run", recipe, "--out", tmp_path / "run", *sets)
+    assert said.code == 1
+    assert "pool: no file that ends in .parquet" in said.out
+    assert f"where: stage 'pool', key `path`: {tmp_path}/nothing" in said.out
+    assert "not complete: caption, subset, uids" in said.out
+    assert "mend the cause and run the same command again" in said.out
+    found = clipmill("run", recipe, "--out", tmp_path / "run", *sets, "--json").json
+    assert not found["complete"]
+    assert found["stopped"]["pool"]["do"]
+    assert found["stopped"]["caption"] is None
+
+
+# A user's own stages
+
+
+def test_a_stages_folder_where_the_command_runs_adds_stages(tmp_path, monkeypatch, clipmill):
+    (tmp_path / "stages").symlink_to(ROOT / "tests" / "own_stages" / "stages")
+    numbered.write_pool(tmp_path)
+    stages = "".join(f"  {line}\n" for line in numbered.STAGES.strip().splitlines())
+    (tmp_path / "mine.yaml").write_text("stages:\n" + stages)
+    run = ("mine.yaml", "--out", "run", "--workers", 0, "--set", "pool.path=pool.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert clipmill("run", *run).code == 0
+    assert "         4  kept by 'last'" in clipmill("funnel", "--run", "run").out
+    monkeypatch.chdir(ROOT)
+    for name in [name for name in sys.modules if name.startswith("stages.probe")]:
+        monkeypatch.delitem(sys.modules, name)
+    said = clipmill("status", "--run", tmp_path / "run")
+    assert said.code == 2
+    assert "no stage 'probe.copy'" in said.err
+
+
+# Stopped
+
+
+def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 1"))
+    command = [*CLIPMILL, "run", str(recipe), "--out", str(tmp_path / "run"), "--workers", "1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("caption: shard"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.stderr.read()
+    assert process.wait(30) == 130
+    assert said.endswith("stopped; run the same command again to go on\n")
+    assert "Traceback" not in said
+    records = list(tmp_path.glob("run/stages/caption-*/0?????.json"))
+    assert 1 <= len(records) < 120
+    before = {path: path.stat().st_mtime_ns for path in records}
+    assert not (tmp_path / "run" / "lock.json").exists()
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_two_commands_in_one_folder_do_not_mix(recipe, tmp_path, clipmill):
+    recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 1"))
+    command = ["run", str(recipe), "--out", str(tmp_path / "run"), "--workers", "1"]
+    first = subprocess.Popen([*CLIPMILL, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    first.stderr.readline()  # it is at work
+    second = clipmill(*command)
+    assert second.code == 2
+    assert f"another run works here: process {first.pid}" in second.err
+    first.stderr.read()
+    assert first.wait(60) == 0
+    assert clipmill(*command).code == 0
+
+
+def test_a_reader_that_leaves_is_no_failure(done):
+    shell = f"{' '.join(CLIPMILL)} status --run {done} --json | true; exit ${{PIPESTATUS[0]}}"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ran = subprocess.run(
+        ["bash", "-c", shell], cwd=ROOT, env=buffered, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")

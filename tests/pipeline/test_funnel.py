@@ -1,0 +1,172 @@
+"""The funnel: known answers on numbered rows, and causes that add up whatever happened."""
+
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metadata.shard import NOT_SELECTED
+from metadata.storage import Storage
+from pipeline.errors import RecipeError
+from pipeline.funnel import BEFORE, UNDEFINED, funnel, text, trace
+from pipeline.state import RunState
+from tests import numbered
+
+pytestmark = pytest.mark.usefixtures("own_stages")
+
+
+@pytest.fixture(scope="module")
+def found(own_stages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("numbered")
+    numbered.write_pool(folder)
+    return funnel(numbered.run(folder))
+
+
+def counts(found, stage: str) -> tuple:
+    (it,) = (s for s in found["stages"] if s["stage"] == stage)
+    return it["fine"], it["failed"], it["upstream"], it["dropped"], it["not_selected"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "known"),
+    [
+        ("pool", (20, {}, {}, {}, 0)),
+        ("one", (16, {"unlucky": 3, "no_number": 1}, {}, {}, 0)),
+        ("two", (14, {"unlucky": 2}, {"no_number": 4}, {}, 0)),
+        ("first", (11, {}, {}, {"c > 3": 3, "undefined:c": 6}, 0)),
+        ("late", (7, {"unlucky": 4}, {}, {}, 9)),
+        ("last", (4, {}, {}, {BEFORE: 9, "undefined:e": 4, "e <> 9": 1, "b < 18": 2}, 0)),
+    ],
+)
+def test_each_stage_counts_its_rows_by_reason(stage, known, found):
+    assert counts(found, stage) == known
+
+
+def test_rows_are_fine_failed_upstream_dropped_or_not_selected_at_every_stage(found):
+    for stage in found["stages"]:
+        kinds = (stage["failed"], stage["upstream"], stage["dropped"])
+        lost = sum(sum(kind.values()) for kind in kinds)
+        assert stage["fine"] + stage["not_selected"] + lost == stage["rows"] == len(numbered.ROWS)
+
+
+def test_each_lost_row_is_counted_once_at_the_stage_that_lost_it_first(found):
+    (end,) = found["ends"]
+    assert (end["stage"], end["rows"], end["kept"]) == ("last", 20, 4)
+    causes = {(cause["stage"], cause["reason"]): cause["rows"] for cause in end["causes"]}
+    assert causes == {cause: len(rows) for cause, rows in numbered.CAUSES.items()}
+
+
+def test_causes_stand_in_the_order_of_the_stages_the_larger_first(found):
+    (end,) = found["ends"]
+    assert [(cause["stage"], cause["reason"]) for cause in end["causes"]] == list(numbered.CAUSES)
+
+
+def test_a_cause_names_one_of_its_rows(found):
+    (end,) = found["ends"]
+    for cause in end["causes"]:
+        rows = numbered.CAUSES[cause["stage"], cause["reason"]]
+        assert cause["example"] in map(numbered.uid, rows)
+
+
+def test_the_page_says_the_same(found):
+    page = text(found)
+    assert "        20  rows in the pool\n        -3  one: unlucky  (17 left" in page
+    assert "         4  kept by 'last' (20.0%)" in page
+    assert "uids: " in page
+
+
+def test_a_select_stage_that_no_other_builds_on_is_an_end_of_its_own(tmp_path):
+    numbered.write_pool(tmp_path)
+    more = numbered.STAGES + "other: {uses: select.where, from: one, where: b > 18}\n"
+    ends = {end["stage"]: end for end in funnel(numbered.run(tmp_path, more))["ends"]}
+    assert ends.keys() == {"last", "other"}
+    assert ends["other"]["kept"] == 1
+    causes = {(c["stage"], c["reason"]): c["rows"] for c in ends["other"]["causes"]}
+    assert causes == {("one", "unlucky"): 3, ("one", "no_number"): 1, ("other", "b > 18"): 15}
+
+
+def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
+    numbered.write_pool(tmp_path)
+    pool = (tmp_path / "pool.jsonl").read_text().replace('"a":', '"size": "large", "a":')
+    (tmp_path / "pool.jsonl").write_text(pool)
+    sized = numbered.STAGES.replace("a: int64}", "a: int64, size: int64}")
+    found = funnel(numbered.run(tmp_path, sized))
+    assert counts(found, "pool") == (0, {"bad_value": 20}, {}, {}, 0)
+    assert counts(found, "one") == (16, {"unlucky": 3}, {"no_number": 1}, {}, 0)
+    (end,) = found["ends"]
+    causes = {(cause["stage"], cause["reason"]): cause["rows"] for cause in end["causes"]}
+    known = {cause: len(rows) for cause, rows in numbered.CAUSES.items()}
+    assert known.pop(("one", "no_number")) == causes.pop(("pool", "bad_value")) == 1
+    assert causes == known
+
+
+def test_what_is_not_complete_is_not_counted_yet(tmp_path):
+    numbered.write_pool(tmp_path)
+    whole = numbered.plan_of(tmp_path)
+    with pytest.raises(RecipeError, match="no stage is complete"):
+        funnel(RunState(whole, Storage(str(tmp_path / "run"))))
+    numbered.run(tmp_path, numbered.STAGES.partition("late:")[0])
+    found = funnel(RunState(whole, Storage(str(tmp_path / "run"))))
+    assert [stage["stage"] for stage in found["stages"]] == ["pool", "one", "two", "first"]
+    assert [end["stage"] for end in found["ends"]] == ["first"]
+
+
+# Every row one cause, whatever the reasons
+
+
+@cache
+def plan():
+    from pathlib import Path
+
+    return numbered.plan_of(Path("nowhere"))
+
+
+def reasons_of(rows: int):
+    """Reasons of every stage that could be: an undefined value need not have a cause."""
+    codes = {
+        "pool": [None, "no_url"],
+        "one": [None, None, "unlucky", "no_number"],
+        "two": [None, None, "unlucky"],
+        "first": [None, None, "c > 3", f"{UNDEFINED}c"],
+        "late": [None, "unlucky", NOT_SELECTED],
+        "last": [None, "e <> 9", f"{UNDEFINED}e", f"{UNDEFINED}b", "undefined", BEFORE],
+    }
+    stages = {
+        name: st.lists(st.sampled_from(c), min_size=rows, max_size=rows)
+        for name, c in codes.items()
+    }
+    return st.fixed_dictionaries(stages)
+
+
+def first_cause(reasons: dict[str, str | None], end: str) -> tuple[str, str]:
+    """The rule in words, for one row: back through the selects, then the earliest that failed."""
+    code = reasons[end]
+    if code == BEFORE:
+        return first_cause(reasons, "first")
+    lines = {"c": ["pool", "one", "two"], "e": ["pool", "late"], "b": ["pool", "one"]}
+    for stage in lines.get(code.removeprefix(UNDEFINED), []) if code.startswith(UNDEFINED) else []:
+        if reasons[stage] is not None:
+            return stage, reasons[stage]
+    return end, code
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 12).flatmap(reasons_of))
+def test_each_row_that_is_lost_has_one_cause_the_first(columns):
+    # Whoever was dropped before was dropped by the select before.
+    for i, code in enumerate(columns["first"]):
+        if columns["last"][i] == BEFORE and code is None:
+            columns["last"][i] = "e <> 9"
+    arrays = {name: pa.array(codes, pa.string()) for name, codes in columns.items()}
+    lost = pc.is_valid(arrays["last"])
+    found = list(trace(plan(), "last", arrays, lost, lambda *_: None))
+    masks = np.array([np.asarray(rows) for *_, rows in found], bool).reshape(len(found), len(lost))
+    assert (masks.sum(axis=0) == np.asarray(lost)).all()
+    for i in np.flatnonzero(lost):
+        row = {name: codes[i] for name, codes in columns.items()}
+        (which,) = np.flatnonzero(masks[:, i])
+        assert found[which][:2] == first_cause(row, "last")

@@ -1,0 +1,169 @@
+"""Why a sample is where it is: every row of the numbered run, and what else can be asked."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.why import text, why
+from tests import numbered
+
+pytestmark = pytest.mark.usefixtures("own_stages")
+CAUSE_OF = {row: cause for cause, rows in numbered.CAUSES.items() for row in rows}
+
+
+@pytest.fixture(scope="module")
+def state(own_stages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("numbered")
+    numbered.write_pool(folder)
+    return numbered.run(folder)
+
+
+def said(found, stage: str) -> tuple:
+    (it,) = (s for s in found["stages"] if s["stage"] == stage)
+    return it["values"], it["reason"]
+
+
+@pytest.mark.parametrize("row", numbered.ROWS)
+def test_every_row_has_the_cause_that_the_funnel_counts_it_under(row, state):
+    *_, end = why(state, numbered.uid(row))["ends"]
+    assert end["kept"] == (row in numbered.KEPT)
+    assert (end.get("cause"), end.get("reason")) == CAUSE_OF.get(row, (None, None))
+
+
+def test_every_stage_says_its_value_and_its_reason(state):
+    found = why(state, numbered.uid(12))
+    assert (found["shard"], found["position"], found["copies"]) == (1, 4, 1)
+    pool = {"url": "http://a.test/12", "text": "row 12", "a": 12}
+    assert said(found, "pool") == (pool, None)
+    assert said(found, "two") == ({"c": 12}, None)
+    assert said(found, "first") == ({"keep": True}, None)
+    assert said(found, "late") == ({"e": None}, "unlucky")
+    assert said(found, "last") == ({"keep": False}, "undefined:e")
+    assert said(why(state, numbered.uid(1)), "late") == ({"e": None}, "not_selected")
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (6, "kept by 'last'"),
+        (9, "dropped by 'last': e <> 9; e is 9"),
+        (18, "dropped by 'last': b < 18; b is 18"),
+        (2, "dropped by 'first', before 'last': c > 3; c is 2"),
+        (10, "dropped by 'last', since 'one' gave no value: unlucky"),
+        (16, "dropped by 'last', since 'late' gave no value: unlucky"),
+    ],
+)
+def test_a_sentence_says_who_dropped_it_by_which_rule_and_value(row, sentence, state):
+    found = why(state, numbered.uid(row))
+    assert found["ends"][-1]["sentence"] == sentence
+    assert sentence in text(found)
+
+
+def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
+    numbered.write_pool(tmp_path)
+    pool = (tmp_path / "pool.jsonl").read_text().replace('"a":', '"size": "large", "a":')
+    (tmp_path / "pool.jsonl").write_text(pool)
+    state = numbered.run(tmp_path, numbered.STAGES.replace("a: int64}", "a: int64, size: int64}"))
+    end = why(state, numbered.uid(10))["ends"][-1]
+    assert (end["cause"], end["reason"]) == ("one", "unlucky")
+    assert said(why(state, numbered.uid(10)), "pool")[1] == "bad_value"
+
+
+def test_a_row_outside_a_mask_is_told_so(tmp_path):
+    numbered.write_pool(tmp_path)
+    wide = numbered.STAGES.replace("from: [first, late, one]", "from: [late, one]")
+    state = numbered.run(tmp_path, wide)
+    end = why(state, numbered.uid(2))["ends"][-1]
+    assert (end["cause"], end["reason"]) == ("late", "not_selected")
+    assert end["sentence"] == "dropped by 'last': 'first' did not select it for 'late'"
+
+
+@pytest.mark.parametrize("change", [str, str.upper, lambda uid: uid[:8], lambda uid: f" {uid}\n"])
+def test_a_uid_may_be_cut_to_8_digits_and_written_in_capitals(change, state):
+    assert why(state, change(numbered.uid(7)))["uid"] == numbered.uid(7)
+
+
+@pytest.mark.parametrize("wrong", ["", "1234567", "not a uid at all", "0" * 33])
+def test_what_is_no_uid_is_refused(wrong, state):
+    with pytest.raises(RecipeError, match="is no uid"):
+        why(state, wrong)
+
+
+def test_a_uid_that_is_not_there_is_refused(state):
+    with pytest.raises(RecipeError, match="no sample 00000000"):
+        why(state, "0" * 32)
+
+
+def pool_with_uids(folder, uids: list[str]) -> str:
+    lines = [
+        json.dumps({"url": u[:9], "text": u, "a": 30 + i, "id": u}) for i, u in enumerate(uids)
+    ]
+    (folder / "pool.jsonl").write_text("\n".join(lines))
+    return numbered.STAGES.replace("shard_rows: 7", "shard_rows: 2, uid_col: id")
+
+
+def test_an_ambiguous_beginning_lists_the_samples_it_could_be(tmp_path):
+    uids = ["ab" * 16, "ab" * 15 + "cd", "ef" * 16]
+    state = numbered.run(tmp_path, pool_with_uids(tmp_path, uids))
+    with pytest.raises(RecipeError) as error:
+        why(state, "abababab")
+    assert "2 samples begin with abababab" in str(error.value)
+    assert all(uid in str(error.value) for uid in uids[:2])
+    assert why(state, uids[1])["uid"] == uids[1]
+    assert why(state, "efefefef")["position"] == 0
+
+
+def test_a_uid_that_repeats_shows_its_first_row_and_how_many_there_are(tmp_path):
+    uids = ["ab" * 16, "ef" * 16, "ab" * 16]
+    found = why(numbered.run(tmp_path, pool_with_uids(tmp_path, uids)), "abababab")
+    assert (found["copies"], found["shard"], found["position"]) == (2, 0, 0)
+    assert said(found, "pool")[0]["a"] == 30
+    assert "this uid stands in 2 rows" in text(found)
+
+
+# In the run of every stage: two roots meet, images are exported
+
+
+def test_a_row_of_two_roots_is_followed_through_the_union(every_stage):
+    (row, *_) = every_stage.values(every_stage.stage_of("export.parquet"))
+    found = why(every_stage.state, row["uid"])
+    stages = [it["stage"] for it in found["stages"]]
+    assert {"both", "look", "near", "subset"} <= set(stages), "what the union's rows went through"
+    assert {"tars", "folder"} & set(stages), "and where they come from"
+    assert [end["sentence"] for end in found["ends"]] == ["kept by 'subset'"]
+    assert found["copies"] == 1
+
+
+def test_a_larger_root_beside_a_smaller_one_can_be_asked_to_its_end(tmp_path):
+    numbered.write_pool(tmp_path)
+    (tmp_path / "more.jsonl").write_text('{"url": "http://b.test", "text": "alone", "a": 1}')
+    more = f"more: {{uses: ingest.url_list, path: {tmp_path / 'more.jsonl'}}}\n"
+    state = numbered.run(
+        tmp_path, numbered.STAGES.replace("shard_rows: 7", "shard_rows: 20") + more
+    )
+    for row in numbered.ROWS:
+        assert why(state, numbered.uid(row))["ends"][-1]["kept"] == (row in numbered.KEPT)
+
+
+def test_an_exported_row_names_its_file(every_stage):
+    (row, *_) = every_stage.values(every_stage.stage_of("export.parquet"))
+    places = why(every_stage.state, row["uid"])["exported"]
+    assert "shards" in [place["stage"] for place in places]
+    for place in places:
+        uids = pq.read_table(place["file"], columns=["uid"])["uid"].to_pylist()
+        assert bytes.fromhex(row["uid"]) in uids or row["uid"] in uids
+    dropped = next(
+        r for r in every_stage.values(every_stage.stage_of("select.where")) if not r["keep"]
+    )
+    assert why(every_stage.state, dropped["uid"])["exported"] == []
+
+
+def test_values_are_shown_short_and_images_not_at_all(every_stage):
+    (row, *_) = every_stage.values(every_stage.stage_of("export.parquet"))
+    found = why(every_stage.state, row["uid"])
+    assert found["stages"]
+    assert all("image" not in it["values"] for it in found["stages"])
+    assert said(found, "emb")[0]["image_embedding"].endswith("… 64 values]")
+    json.dumps(found, allow_nan=False)

@@ -1,0 +1,203 @@
+"""What a wrong recipe or argument gets: exit code 2, a message of three parts, nothing written."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+
+POOL = "  pool: {uses: ingest.url_list, path: pool.csv}\n"
+TEXTS = POOL + "  lang: {uses: annotate.language, from: pool}\n"
+TWICE = (
+    TEXTS
+    + "  again: {uses: annotate.language, from: pool}\n"
+    + "  both: {uses: select.where, from: [lang, again], where: WHERE}\n"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, and what its error says."""
+
+    stages: str
+    found: str
+    where: str
+    do: str
+    head: str = "stages:\n"
+    arguments: tuple[str, ...] = ()
+
+
+def select(where: str) -> str:
+    return TEXTS + f'  keep: {{uses: select.where, from: lang, where: "{where}"}}\n'
+
+
+CASES = {
+    # The file
+    "not YAML": Case("  pool: {uses: [\n", "not YAML", "mine.yaml:", "mend the file"),
+    "a tab": Case("\tpool: {}\n", "not YAML", "mine.yaml:2", "spaces"),
+    "a list": Case("- a\n", "list", "mine.yaml", "`stages:`", head=""),
+    "a word": Case("word", "str", "mine.yaml", "`stages:`", head=""),
+    "an empty file": Case("", "no stages", "mine.yaml", "at least one stage", head=""),
+    "a key that is a list": Case("? [a, b]\n: 1\n", "key", "mine.yaml:1", "word", head=""),
+    "no stages": Case("", "no stages", "mine.yaml", "at least one stage"),
+    "an unknown top key": Case(POOL, "'stagse'", "mine.yaml:1", "'stages'", head="stagse:\n"),
+    "a key twice": Case(POOL + POOL, "'pool' stands twice", "mine.yaml:3", "keep one"),
+    "a setting twice": Case(
+        "  pool:\n    uses: ingest.url_list\n    path: a\n    path: b\n",
+        *("'path' stands twice", "mine.yaml:5", "keep one"),
+    ),
+    "a tagged value": Case("  pool: {uses: !x a}\n", "cannot read the value", "mine.yaml:2", "str"),
+    "a seed of words": Case(POOL, "seed is 'one'", "mine.yaml:1", "whole", "seed: one\nstages:\n"),
+    "a stage of one word": Case("  pool: here\n", "'here'", "mine.yaml:2, stage 'pool'", "uses:"),
+    "a name for a path": Case("  ../x: {uses: ingest.url_list, path: a}\n", "'../x'", ":2", "name"),
+    # Stages and their settings
+    "no uses": Case("  pool: {path: a}\n", "`uses` is None", "mine.yaml:2", "kind.name"),
+    "an unknown stage": Case(
+        "  pool: {uses: ingest.urllist, path: a}\n",
+        *("no stage 'ingest.urllist'", "mine.yaml:2, stage 'pool', key 'uses'", "ingest.url_list"),
+    ),
+    "a file that is no stage": Case(
+        "  pool: {uses: ops.sql}\n", "0 stage classes", "mine.yaml:2", "one file holds one stage"
+    ),
+    "a mistyped key": Case(
+        POOL + "  lang:\n    uses: annotate.language\n    form: pool\n",
+        *("unknown key 'form'", "mine.yaml:5, stage 'lang', key 'form'", "'from'"),
+    ),
+    "a mistyped setting": Case(
+        "  pool: {uses: ingest.url_list, path: a, shard_row: 5}\n",
+        *("unknown key 'shard_row'", "mine.yaml:2, stage 'pool'", "'shard_rows'"),
+    ),
+    "a mistyped inner key": Case(
+        TEXTS
+        + "  keep:\n    uses: select.where\n    from: lang\n    top:\n"
+        + "      column: language_confidence\n      fractoin: 0.5\n      fraction: 0.5\n",
+        *("unknown key 'top.fractoin'", "mine.yaml:9", "'fraction'"),
+    ),
+    "a missing setting": Case(
+        "  pool: {uses: ingest.url_list}\n", "`path`", "mine.yaml:2", "url_list.py"
+    ),
+    "a wrong type": Case(
+        "  pool: {uses: ingest.url_list, path: a, shard_rows: many}\n",
+        *(
+            "shard_rows: Expected `int`, got `str`, found 'many'",
+            "mine.yaml:2",
+            "stages/ingest/url_list.py",
+        ),
+    ),
+    "a value out of range": Case(
+        "  pool: {uses: ingest.url_list, path: a, shard_rows: 0}\n", "0", "mine.yaml:2", "1 or more"
+    ),
+    "a wrong choice": Case(
+        TEXTS.replace("from: pool", "from: pool, model: lid"), "'lid'", "mine.yaml:3", "language.py"
+    ),
+    "an unknown model": Case(
+        POOL + "  emb: {uses: embed.clip, from: pool, model: refrence}\n",
+        *("'refrence'", "mine.yaml:3", "reference"),
+    ),
+    # Edges
+    "an edge to nothing": Case(
+        TEXTS.replace("from: pool", "from: pol"),
+        *("no stage 'pol'", "mine.yaml:3, stage 'lang', key 'from'", "'pool'"),
+    ),
+    "no edge": Case(
+        TEXTS.replace(", from: pool", ""), "needs rows", "mine.yaml:3", "from: <stage>"
+    ),
+    "an edge into a root": Case(
+        TEXTS + "  more: {uses: ingest.url_list, path: a, from: lang}\n",
+        *("takes no `from`", "mine.yaml:4", "nothing; it is a root"),
+    ),
+    "a cycle": Case(
+        POOL
+        + "  one: {uses: annotate.language, from: two}\n"
+        + "  two: {uses: annotate.caption, from: one}\n",
+        *("a cycle: one -> two -> one", "mine.yaml:3", "break it"),
+    ),
+    "an edge of the wrong kind": Case(
+        TEXTS
+        + "  uids: {uses: export.uid_list, from: lang}\n"
+        + "  more: {uses: annotate.caption, from: uids}\n",
+        *("'uids' gives data, and `from` takes rows", "mine.yaml:5", "`data`"),
+    ),
+    "rows as data": Case(
+        TEXTS.replace("from: pool", "data: pool"),
+        *("'pool' gives rows, and `data` takes data", "mine.yaml:3", "`from`"),
+    ),
+    "two roots": Case(
+        TEXTS.replace("from: pool", "from: [pool, other]")
+        + "  other: {uses: ingest.url_list, path: b}\n",
+        *("rows of two roots meet: pool, other", "mine.yaml:3", "ingest.union"),
+    ),
+    "only on what selects nothing": Case(
+        TEXTS.replace("from: pool", "from: pool, only: pool"),
+        *("'pool' writes no `keep`", "mine.yaml:3", "a select stage"),
+    ),
+    "only for the whole pool": Case(
+        select("language = 'en'") + "  uids: {uses: export.uid_list, from: pool, only: keep}\n",
+        *("takes no `only`", "mine.yaml:5", "row stages"),
+    ),
+    # Columns
+    "a column of no ancestor": Case(
+        select("langage = 'en'"),
+        *("no ancestor writes column 'langage'", "mine.yaml:4, stage 'keep'", "'language'"),
+    ),
+    "a column of two ancestors": Case(
+        TWICE.replace("WHERE", "language = 'en'"),
+        *("'again' and 'lang'", "mine.yaml:5", "again.language or lang.language"),
+    ),
+    "a column of no such stage": Case(
+        TWICE.replace("WHERE", "lnag.language = 'en'"), "'lnag'", "mine.yaml:5", "again, lang, pool"
+    ),
+    "a column its stage does not write": Case(
+        TWICE.replace("WHERE", "lang.languages = 'en'"), "'languages'", ":5", "'lang.language'"
+    ),
+    "a binding of nothing read": Case(
+        TEXTS.replace("from: pool", "from: pool, read: {image: pool.url}"),
+        *("the stage reads no 'image'", "mine.yaml:3", "it reads: text"),
+    ),
+    "a binding that is no column": Case(
+        TEXTS.replace("from: pool", "from: pool, read: {text: 3}"), "3", "mine.yaml:3", "stage.col"
+    ),
+    "a binding of another type": Case(
+        select("language = 'en'")
+        + "  more: {uses: annotate.caption, from: keep, read: {text: keep}}",
+        *("keep.keep is bool, and 'text' is string", "mine.yaml:5", "bind another column"),
+    ),
+    # Conditions
+    "an aggregate": Case(select("url = MAX(url)"), "aggregate", "mine.yaml:4", "`top`"),
+    "a subquery": Case(select("url IN (SELECT 1)"), "subquery", "mine.yaml:4", "where.py"),
+    "no SQL": Case(select("url = = 3"), "not SQL", "mine.yaml:4, stage 'keep'", "where.py"),
+    "two conditions": Case(select("true; false"), "not one condition", "mine.yaml:4", "AND"),
+    # Arguments
+    "--set without a value": Case(
+        POOL, "no '='", "--set pool.path", "key=value", arguments=("pool.path",)
+    ),
+    "--set of no stage": Case(
+        POOL, "no stage 'pol'", "--set pol.path=b", "'pool'", arguments=("pol.path=b",)
+    ),
+    "--set of a stage alone": Case(
+        POOL, "no key", "--set pool=b", "pool.key", arguments=("pool=b",)
+    ),
+    "--set of no key": Case(POOL, "'pth'", "mine.yaml:2", "'path'", arguments=("pool.pth=b",)),
+    "--set of no YAML": Case(
+        POOL, "not YAML", "--set pool.path={", "quote", arguments=("pool.path={",)
+    ),
+    "--set of a bad seed": Case(
+        POOL, "seed is 'x'", "--set seed=x", "whole", arguments=("seed=x",)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_wrong_recipe_is_refused_before_anything_is_written(case, clipmill, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(case.head + case.stages)
+    sets = [part for text in case.arguments for part in ("--set", text)]
+    said = clipmill("run", recipe, "--out", tmp_path / "run", *sets)
+    assert said.code == 2
+    assert said.out == ""
+    parts = re.fullmatch(r"clipmill: (.*)\n  where: (.*)\n  do:    (.*)\n", said.err, re.DOTALL)
+    assert parts, said.err
+    found, where, do = parts.groups()
+    assert case.found in found
+    assert case.where in where
+    assert case.do in found + do
+    assert sorted(tmp_path.iterdir()) == [recipe]

@@ -1,0 +1,57 @@
+"""`make demo` from packages to funnel, and again: all found done. Minutes; npm is needed."""
+
+import json
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.chaos
+def test_demo_from_packages_to_funnel_and_again_finds_all_done(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    demo = tmp_path / "demo"
+    command = ["make", "demo", f"DEMO={demo}", f"PORT={port}"]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    funnel = run("funnel", "--run", demo / "run")
+    (end,) = funnel["ends"]
+    assert end["kept"] + sum(cause["rows"] for cause in end["causes"]) == end["rows"]
+    stored = {
+        path: path.stat().st_mtime_ns for path in (demo / "run" / "stages").rglob("*.parquet")
+    }
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert stored == {path: path.stat().st_mtime_ns for path in stored}
+
+    # The README quotes this pool and this run; a busy machine times a few links out.
+    readme = (ROOT / "README.md").read_text()
+    rows, kept = (
+        int(n.replace(",", "")) for n in re.findall(r"([\d,]+)  (?:rows in|kept by)", readme)
+    )
+    assert rows == end["rows"]
+    assert abs(kept - end["kept"]) <= 0.005 * rows
+
+    planted = {
+        row["kind"]: row
+        for row in run("pool", "score", demo / "pool", "--run", demo / "run")["planted"]
+    }
+    for kind in ("404", "410", "403", "changed", "corrupt", "truncated", "html", "redirect_loop"):
+        assert planted[f"link_issue: {kind}"]["kept"] == 0
+    for kind in ("bomb", "tiny", "aspect", "oversized"):
+        assert planted[f"image_issue: {kind}"]["kept"] == 0
+    exact = planted["duplicate: exact"]
+    assert exact["kept"] <= 0.05 * exact["rows"]
+    good = planted["good, English"]
+    assert good["kept"] >= 0.7 * good["rows"]
+
+
+def run(*arguments: object) -> dict:
+    command = [str(ROOT / ".venv/bin/clipmill"), *map(str, arguments), "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)

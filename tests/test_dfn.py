@@ -1,0 +1,90 @@
+"""The dfn recipe whole: trusted pairs to a network, the network to scores, scores to a subset."""
+
+import hashlib
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.pools.build import build_pool
+from pipeline.pools.server import start_server
+
+SLOW = ("hang", "slow", "timeout")  # answers may differ on a busy machine
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """A served pool of 120 rows, 20 of them trusted, those with a slow link left out."""
+    folder = tmp_path_factory.mktemp("pool")
+    build_pool("generated", folder, rows=120, workers=1)
+    truth = pl.read_parquet(folder / "truth.parquet")
+    slow = truth.filter(pl.col("link_issue").is_in(SLOW))["uid"].to_list()
+    with start_server(folder) as address:
+        for path in folder.rglob("metadata/*.parquet"):
+            url = pl.col("url").str.replace("http://127.0.0.1:8765", address, literal=True)
+            rows = pl.read_parquet(path).filter(~pl.col("uid").is_in(slow)).with_columns(url)
+            rows.write_parquet(path)
+        yield folder
+
+
+def run(clipmill, pool: Path, out: Path, *more: str, until: str = "shards"):
+    settings = [
+        f"trusted.path={pool}/trusted/metadata",
+        f"pool.path={pool}/metadata",
+        "pool.shard_rows=50",
+        "dfn.train_batch=16",
+        "dfn.train_steps=20",
+        *more,
+    ]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    return clipmill("run", "dfn", "--out", out, "--workers", 0, "--until", until, *overrides)
+
+
+def stored(out: Path, stage: str) -> pl.DataFrame:
+    files = sorted(out.glob(f"stages/{stage}-*/??????-*.parquet"))
+    return pl.concat([pl.read_parquet(file) for file in files])
+
+
+def outputs(out: Path, stage: str) -> dict[str, str]:
+    """The digest of each file below the stage's `out`."""
+    (folder,) = out.glob(f"stages/{stage}-*/out")
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+
+
+@pytest.fixture
+def ran(clipmill, pool, tmp_path):
+    said = run(clipmill, pool, tmp_path / "run")
+    assert said.code == 0, said.out + said.err
+    return tmp_path / "run"
+
+
+def test_every_row_gets_a_score_or_a_reason_and_the_best_are_exported(
+    ran, clipmill, pool, tmp_path
+):
+    assert outputs(ran, "dfn").keys() == {"log.parquet", "model.json", "model.safetensors"}
+    score = stored(ran, "score")
+    assert (score["clip_score"].is_null() == score["reason"].is_not_null()).all()
+    assert score["clip_score"].drop_nulls().is_between(-1, 1).all()
+    assert score["clip_score"].n_unique() > 50
+    subset = stored(ran, "subset").join(score, on="uid")
+    kept, left = (subset.filter(pl.col("keep") == keep)["clip_score"] for keep in (True, False))
+    assert kept.min() >= left.drop_nulls().max()
+    assert len(kept) == int(0.45 * score["clip_score"].count())
+
+    again = run(clipmill, pool, tmp_path / "again", "pool.shard_rows=200")
+    assert again.code == 0
+    for stage in ("features", "emb", "score"):
+        assert stored(tmp_path / "again", stage).sort("uid").equals(stored(ran, stage).sort("uid"))
+    assert outputs(tmp_path / "again", "dfn") == outputs(ran, "dfn")
+
+
+def test_a_trusted_slice_smaller_than_a_batch_stops_the_stage_and_says_both_numbers(
+    clipmill, pool, tmp_path
+):
+    said = run(clipmill, pool, tmp_path / "run", "dfn.train_batch=512", until="dfn")
+    assert said.code == 1
+    assert "a batch takes 512" in said.err + said.out
+    assert "20 rows" in said.err + said.out

@@ -1,0 +1,152 @@
+"""What the documents say is done, word for word.
+
+In a document that is followed, blocks are taken in order, in one empty folder:
+
+- a block whose fence names a file after its language is written to that file;
+- ```sh is run line by line, `clipmill` and `python` being those of this environment; a line that
+  ends in & goes on beside the others once it has said its first word;
+- ```text right after ```sh is what it prints: each line must be there, but for a lone `…`;
+- a block under `<!-- not run: reason -->` is passed over.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(
+    r"(?P<skip><!-- not run[^>]*-->\n)?"
+    r"^```(?P<language>\w+)(?: (?P<file>\S+))?\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLLOWED = [ROOT / "README.md", ROOT / "docs" / "adding-a-stage.md"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    language: str
+    file: str | None
+    text: str
+    line: int
+    is_next: bool  # nothing but empty lines since the block before
+
+
+def blocks(document: str) -> Iterator[Block]:
+    """The blocks that are followed, in order."""
+    end = 0
+    for found in BLOCK.finditer(document):
+        is_next = not document[end : found.start()].strip()
+        end = found.end()
+        if not found["skip"]:
+            line = document.count("\n", 0, found.start("language")) + 1
+            yield Block(found["language"], found["file"], found["text"], line, is_next)
+
+
+class Follower:
+    """Does what a document says, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.beside: list[subprocess.Popen] = []
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": "",  # nothing but what is installed, and the folder itself
+        }
+
+    def follow(self, document: str, name: str) -> None:
+        printed = ""
+        for block in blocks(document):
+            if block.file:
+                path = self.folder / block.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text, encoding="utf-8")
+            elif block.language == "sh":
+                lines = block.text.replace("\\\n", "").splitlines()
+                printed = "".join(self.run(line, f"{name}:{block.line}") for line in lines)
+            elif block.language == "text" and block.is_next:
+                for line in block.text.splitlines():
+                    assert line == "…" or line in printed, f"{name}:{block.line}\n{printed}"
+
+    def run(self, line: str, place: str) -> str:
+        """What a command prints; it must end well."""
+        command = line.partition(" #")[0].strip()
+        if command.endswith("&"):
+            process = subprocess.Popen(
+                ["bash", "-c", command.rstrip("&")],
+                start_new_session=True,
+                cwd=self.folder,
+                env=self.environment | {"PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            self.beside.append(process)
+            assert process.stdout is not None
+            return process.stdout.readline()
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{place}: {line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def end(self) -> None:
+        for process in self.beside:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+@pytest.fixture
+def follower(tmp_path):
+    follower = Follower(tmp_path)
+    yield follower
+    follower.end()
+
+
+@pytest.mark.chaos  # minutes: the README runs on Ray too
+@pytest.mark.parametrize("path", FOLLOWED, ids=lambda path: path.name)
+def test_a_document_is_true(path, follower):
+    follower.follow(path.read_text(encoding="utf-8"), path.name)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_a_document_is_followed_as_this_file_says(follower, tmp_path):
+    document = (
+        "```python a/it.py\nprint('one')\nprint('two')\n```\n"
+        "```sh\npython a/it.py\necho \\\n  three\n```\n"
+        "```text\none\n…\nthree\n```\n"
+        "<!-- not run: it would fail -->\n```sh\nfalse\n```\n"
+        "```sh\n(echo ready; sleep 60) &   # beside\ntest -f a/it.py\n```\n"
+        "```yaml\nnot: a file\n```\n"
+        "Nor is this what anything printed:\n```text\nfour\n```\n"
+    )
+    follower.follow(document, "it.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert follower.beside[0].poll() is None
+
+
+@pytest.mark.parametrize(
+    "document", ["```sh\nfalse\n```\n", "```sh\necho one\n```\n\n```text\ntwo\n```\n"]
+)
+def test_a_document_that_is_not_true_fails(document, follower):
+    with pytest.raises(AssertionError, match=r"it\.md:1|it\.md:5"):
+        follower.follow(document, "it.md")

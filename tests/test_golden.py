@@ -1,0 +1,78 @@
+"""A digest of every stage's values, so that none changes under an unchanged `version`.
+
+    python -m tests.test_golden     writes tests/golden.json anew
+
+Values, not files: rows with their floats to the last bit, exports as the rows in them. The class
+`recorded` is held to uid, reason and sha256. Inputs are drawn by integers (tests/every_stage.py);
+a digest that differs on one machine only has found a library that is not `exact`.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import PlannedStage
+from pipeline.pools.build import build_pool
+from pipeline.settings import known_uses
+from tests.every_stage import Finished, run, served
+
+GOLDEN = Path(__file__).parent / "golden.json"
+USES = known_uses()  # now: tests that bring stages of their own add to the path
+
+
+def key_of(planned: PlannedStage) -> str:
+    return f"{planned.uses} v{planned.stage.version}"
+
+
+def digest_of(finished: Finished, planned: PlannedStage) -> str:
+    text = json.dumps(finished.values(planned), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@pytest.mark.parametrize("uses", USES)
+def test_values_are_those_of_the_version(uses, every_stage):
+    planned = every_stage.stage_of(uses)
+    golden = json.loads(GOLDEN.read_text())
+    assert key_of(planned) in golden, "new or raised: python -m tests.test_golden, and commit it"
+    assert digest_of(every_stage, planned) == golden[key_of(planned)], (
+        f"{uses} gives other values under version {planned.stage.version}. Meant: raise `version` "
+        f"in stages/{uses.replace('.', '/')}.py, then python -m tests.test_golden. Else mend it"
+    )
+
+
+def test_no_digest_is_left_of_a_stage_or_version_that_is_gone(every_stage):
+    known = {key_of(every_stage.stage_of(uses)) for uses in USES}
+    assert json.loads(GOLDEN.read_text()).keys() == known
+
+
+def test_a_changed_value_changes_the_digest(every_stage, monkeypatch):
+    planned = every_stage.stage_of("cluster.kmeans")
+    before = digest_of(every_stage, planned)
+    rows = every_stage.values(planned)
+    rows[0]["centroid_cosine"] += 2.0**-24
+    monkeypatch.setattr(Finished, "values", lambda *_: rows)
+    assert digest_of(every_stage, planned) != before
+
+
+def refresh() -> None:
+    """Writes the digests of today's values; says which of them changed under their version."""
+    before = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build_pool("generated", folder / "pool", rows=120)
+        with served(folder / "pool", folder / "links") as port:
+            finished = run(folder / "pool", folder / "whole", port, files=1, shard_rows=120)
+        stages = [finished.stage_of(uses) for uses in known_uses()]
+        now = {key_of(planned): digest_of(finished, planned) for planned in stages}
+    GOLDEN.write_text(json.dumps(now, indent=1) + "\n")
+    changed = [key for key in now if before.get(key, now[key]) != now[key]]
+    if changed:
+        sys.exit(f"changed under an unchanged version: {', '.join(changed)}; raise `version`")
+
+
+if __name__ == "__main__":
+    refresh()

@@ -1,0 +1,135 @@
+"""Who may import whom, read from the source: DESIGN.md's table.
+
+python -m tests.test_layers     lists the files past 300 lines
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for layer in ("metadata", "pipeline", "stages")
+    for path in (ROOT / layer).rglob("*.py")
+)
+TABLES = {"numpy", "pyarrow", "polars"}
+CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "aiohttp", "jinja2"}  # and templates
+DRAWING = {"PIL", "resvg_py", "fontTools"}  # of the pools
+FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
+NO_KINDS = ("ops", "models", "clip")  # what stages share
+DOORS = {"pipeline.stage", "pipeline.dataset", "pipeline.errors"}
+RAY = {"pipeline/executors/ray.py", "pipeline/submit.py"}
+
+
+def imports(file: str) -> Iterator[tuple[str, bool]]:
+    """Every module that a file imports, by full name, and whether at its top level."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) not in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import hides its layer"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            for name in names if _is_folder(module) else [module]:
+                yield name, id(node) not in inside
+
+
+def _is_folder(module: str) -> bool:
+    return (ROOT / module.replace(".", "/")).is_dir()
+
+
+def allowed(file: str, module: str, is_top: bool) -> bool:
+    """DESIGN.md's table of layers, as a rule."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or module.startswith(
+        file.rpartition("/")[0].replace("/", ".")
+    ):
+        return True
+    if top == "ray":
+        return file in RAY
+    if file.startswith("metadata/"):
+        return top in TABLES | {"metadata"}
+    if file.startswith("pipeline/"):
+        drawing = DRAWING if file.startswith(("pipeline/pools/", "pipeline/report/")) else set()
+        by_name = module == "stages"  # where the folders of stages are; never what is in them
+        return by_name or top in TABLES | CONFIG_CLI_HTTP | drawing | {"metadata", "pipeline"}
+    kind = file.split("/")[1]
+    if top == "stages":
+        return module.split(".")[1] in NO_KINDS
+    if top == "pipeline":
+        return ".".join(module.split(".")[:2]) in DOORS
+    if top in FRAMEWORKS and is_top:
+        return kind in NO_KINDS
+    return True
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_what_its_layer_may(file):
+    for module, is_top in imports(file):
+        place = "at its top level" if is_top else "in a function"
+        assert allowed(file, module, is_top), f"{file} imports {module} {place}"
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "is_top", "verdict"),
+    [
+        ("metadata/uid.py", "numpy", True, True),
+        ("metadata/uid.py", "yaml", True, False),
+        ("metadata/uid.py", "pipeline.errors", True, False),
+        ("pipeline/plan.py", "msgspec", True, True),
+        ("pipeline/plan.py", "torch", False, False),
+        ("pipeline/plan.py", "stages", False, True),
+        ("pipeline/plan.py", "stages.ops.sql", False, False),
+        ("pipeline/plan.py", "PIL", False, False),
+        ("pipeline/pools/picture.py", "PIL", True, True),
+        ("pipeline/run.py", "ray", False, False),
+        ("pipeline/executors/ray.py", "ray.data", True, True),
+        ("stages/embed/clip.py", "pipeline.stage", True, True),
+        ("stages/embed/clip.py", "pipeline.run", True, False),
+        ("stages/embed/clip.py", "stages.models.reference", True, True),
+        ("stages/embed/clip.py", "stages.annotate.image", False, False),
+        ("stages/export/parquet.py", "stages.export._groups", True, True),
+        ("stages/embed/clip.py", "torch", True, False),
+        ("stages/embed/clip.py", "torch", False, True),
+        ("stages/embed/clip.py", "ray", False, False),
+        ("stages/ops/images.py", "cv2", True, True),
+    ],
+)
+def test_the_rule_says_what_the_table_says(file, module, is_top, verdict):
+    assert allowed(file, module, is_top) is verdict
+
+
+def test_stages_stay_a_namespace_that_a_users_folder_can_join():
+    assert not list((ROOT / "stages").rglob("__init__.py"))
+
+
+def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text(
+        "import x.y, z\nfrom p import q\ndef f():\n    import late\n    from stages import ops\n"
+        "if TYPE_CHECKING:\n    import typed\n"
+    )
+    (tmp_path / "stages").mkdir()
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert set(imports("a.py")) == {
+        *(("x.y", True), ("z", True), ("p", True), ("typed", True)),
+        *(("late", False), ("stages.ops", False)),
+    }
+
+
+if __name__ == "__main__":  # a reminder, no limit
+    for file in FILES:
+        lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
+        if lines > 300:
+            print(f"{lines:5}  {file}")

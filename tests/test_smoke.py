@@ -1,0 +1,137 @@
+"""The smoke recipe, every kind of stage: equal bytes wherever it runs, equal values at any size.
+
+The pool's server answers alike each time, but for its slow faults: rows that hang or drip are left
+out here, as a busy machine may cut them short (tests/stages/download covers them).
+"""
+
+import hashlib
+import socket
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.pools.build import build_pool
+from pipeline.pools.server import start_server
+
+SLOW = ("hang", "slow", "timeout")
+STAGES = ("pool", "lang", "caption", "worth", "images", "look", "same", "emb", "near", "subset")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """A served pool of some 300 rows, those with a slow link left out."""
+    folder = tmp_path_factory.mktemp("pool")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    build_pool("generated", folder, rows=300, workers=1, port=port)
+    truth = pl.read_parquet(folder / "truth.parquet")
+    slow = truth.filter(pl.col("link_issue").is_in(SLOW))["uid"]
+    for path in (folder / "metadata").glob("*.parquet"):
+        pl.read_parquet(path).filter(~pl.col("uid").is_in(slow.to_list())).write_parquet(path)
+    with start_server(folder, port):
+        yield folder
+
+
+def run(clipmill, pool: Path, out: Path, *more: str) -> Path:
+    said = clipmill(
+        *("run", "smoke", "--out", out, "--set", f"pool.path={pool}/metadata"),
+        *("--set", "images.timeout_s=20", "--set", "images.deadline_s=30"),
+        *more,
+    )
+    assert said.code == 0, said.out + said.err
+    return out
+
+
+def data(out: Path) -> dict[str, str]:
+    """Every stored file but the records, which hold seconds: its digest by name."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((out / "stages").rglob("*"))
+        if path.is_file() and (path.suffix == ".parquet" or "/out/" in str(path))
+        if path.name != "records.parquet"
+    }
+
+
+def values(out: Path, stage: str) -> pl.DataFrame:
+    """All rows of a stage by uid."""
+    files = sorted((out / "stages").glob(f"{stage}-*/??????-*.parquet"))
+    return pl.concat([pl.read_parquet(file) for file in files], how="vertical_relaxed").sort("uid")
+
+
+@pytest.fixture(scope="module")
+def plain(pool, tmp_path_factory):
+    """The run that the others are held against: in this process, with the recipe's shard size."""
+    from pipeline.cli import main
+
+    out = tmp_path_factory.mktemp("plain")
+    arguments = ["--set", "images.timeout_s=20", "--set", "images.deadline_s=30"]
+    where = ["--out", str(out), "--set", f"pool.path={pool}/metadata", "--workers", "0"]
+    assert main(["run", "smoke", *where, *arguments]) == 0
+    return out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_stores_the_same_bytes(clipmill, pool, plain, tmp_path, workers):
+    out = run(clipmill, pool, tmp_path / "run", "--workers", str(workers))
+    assert data(out) == data(plain)
+
+
+@pytest.mark.chaos
+def test_ray_stores_the_same_bytes(clipmill, pool, plain, tmp_path):
+    out = run(clipmill, pool, tmp_path / "run", "--executor", "ray", "--workers", "2")
+    assert data(out) == data(plain)
+
+
+def test_values_do_not_depend_on_the_size_of_shards(clipmill, pool, plain, tmp_path):
+    out = run(clipmill, pool, tmp_path / "run", "--workers", "0", "--set", "pool.shard_rows=64")
+    assert len(list((out / "stages").glob("pool-*/??????-*.parquet"))) > 3
+    for stage in STAGES:
+        assert values(out, stage).equals(values(plain, stage)), stage
+
+
+def test_run_again_does_nothing(clipmill, pool, plain):
+    before = {path: path.stat().st_mtime_ns for path in (plain / "stages").rglob("*.parquet")}
+    run(clipmill, pool, plain, "--workers", "0")
+    assert before == {p: p.stat().st_mtime_ns for p in (plain / "stages").rglob("*.parquet")}
+
+
+def test_funnel_adds_up_and_why_speaks_of_every_kind_of_end(clipmill, plain):
+    found = clipmill("funnel", "--run", plain, "--json").json
+    (end,) = found["ends"]
+    assert end["kept"] + sum(cause["rows"] for cause in end["causes"]) == end["rows"] > 250
+    assert {cause["stage"] for cause in end["causes"]} >= {"worth", "images", "subset"}
+    subset = values(plain, "subset")
+    for row in subset.group_by("reason").first().iter_rows(named=True):
+        said = clipmill("why", row["uid"].hex(), "--run", plain)
+        assert said.code == 0
+        wanted = "kept by 'subset'" if row["keep"] else "dropped by '"
+        assert wanted in said.out
+
+
+def test_score_says_what_became_of_every_planted_row(clipmill, pool, plain):
+    found = clipmill("pool", "score", pool, "--run", plain, "--json").json
+    truth = pl.read_parquet(pool / "truth.parquet")
+    assert found["rows"] + found["absent"] == len(truth)
+    planted = {row["kind"]: row for row in found["planted"]}
+    for row in planted.values():
+        assert row["kept"] + sum(row["caught"].values()) == row["rows"]
+    dead = planted["link_issue: 404"]
+    assert dead["kept"] == 0
+    assert {cause.partition(":")[0] for cause in dead["caught"]} <= {"images", "worth"}
+    for harmless in ("redirect", "503_once", "wrong_content_type"):  # none is lost to its link
+        assert not any("images" in cause for cause in planted[f"link_issue: {harmless}"]["caught"])
+    assert planted["text_issue: swapped"]["kept"] > 0  # no stage here looks for it
+    good = planted["good, English"]
+    assert good["kept"] > good["rows"] / 2
+
+    # A copy whose original went stands in for it: no cluster counts more than it has to spare.
+    kept = values(plain, "subset").filter("keep")["uid"].to_list()
+    usable = truth.filter(pl.col("usable") & pl.col("uid").is_in([uid.hex() for uid in kept]))
+    spare = len(usable) - usable["dup_cluster"].n_unique()
+    copies = [row for kind, row in planted.items() if kind.startswith("duplicate")]
+    originals = usable.filter(pl.col("dup_kind").is_null())
+    assert sum(row["kept"] for row in copies) == spare - (
+        len(originals) - originals["dup_cluster"].n_unique()
+    )
