@@ -1,0 +1,93 @@
+"""Runs of toy stages, for benchmarks of the engine: cheap work, so that what is left is engine."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metadata.storage import Storage
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import Plan, make_plan
+from pipeline.recipe import Recipe
+from pipeline.run import run_plan
+from pipeline.state import RunState
+
+OWN_STAGES = Path(__file__).parent / "own_stages"
+sys.path.insert(0, str(OWN_STAGES))  # workers inherit it
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def stage(self, name, total, done): ...
+    def shard(self, name, record, total): ...
+    def unit(self, name, call, done, total): ...
+    def failed(self, name, failure): ...
+    def finished(self, name, state): ...
+
+
+def plan_of(stages: Mapping[str, dict[str, Any]]) -> Plan:
+    """The plan of a recipe that stands in the code."""
+    return make_plan(Recipe(name="toy", path="toy.yaml", seed=0, stages=dict(stages)))
+
+
+def run_toy(plan: Plan, folder: Path, workers: int) -> RunState:
+    """The finished run."""
+    executor = LocalExecutor(workers)
+    try:
+        outcome = run_plan(plan, Storage(str(folder)), executor, Silent())
+    finally:
+        executor.close()
+    assert outcome.complete, outcome.stopped
+    return outcome.state
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for one benchmark, gone after it."""
+    with tempfile.TemporaryDirectory(prefix="clipmill-benchmark-") as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one child process took."""
+
+    wall_s: float
+    cpu_s: float  # its children's too, once it has waited for them
+    out: str
+
+
+def spend(*arguments: str) -> Spent:
+    """Runs a whole process that sees the toy stages, and fails if it does."""
+    path = os.pathsep.join((str(OWN_STAGES), str(Path.cwd())))
+    environment = os.environ | {"PYTHONPATH": path}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode
+    begun = time.perf_counter()
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment, text=True)
+    assert child.stdout is not None
+    out = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    wall_s = time.perf_counter() - begun
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"{arguments} ended with {child.returncode}: {out}")
+    return Spent(wall_s, usage.ru_utime + usage.ru_stime, out)
+
+
+def clipmill(*arguments: str) -> Spent:
+    """One command of the CLI as a process of its own."""
+    return spend(sys.executable, "-m", "pipeline.cli", *arguments)
+
+
+def module(name: str, *arguments: object) -> Any:
+    """What `python -m name …` prints last, as JSON."""
+    out = spend(sys.executable, "-m", name, *map(str, arguments)).out
+    return json.loads(out.splitlines()[-1])

@@ -1,0 +1,70 @@
+"""kill -9 on Ray: of a worker, whose item another one takes, and of the driver, which is run again.
+
+A point is reached by whoever writes there: data and records by workers, steps, folds and manifests
+by the driver. Workers are killed at the first and the last of each kind, the driver in the middle;
+the result is that of a local run which nothing disturbed.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from metadata.storage import Storage
+from tests.engine_stages.harness import Ended, clipmill_run, meaning, write_pool
+
+pytestmark = pytest.mark.chaos
+
+BY_WORKERS = ("attempt", "write", "rename", "record", "journal")
+BY_DRIVER = ("run", "recipe", "step", "fold", "manifest")
+REDONE = 4  # units at most: two workers, each with a chain of two
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Path:
+    return write_pool(tmp_path_factory.mktemp("pool"), [30, 0, 25])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, pool, tmp_path_factory) -> tuple[Ended, dict]:
+    """How a local run ends, and what is there then."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    more = ("--set", f"numbers.path={pool}")
+    ended = clipmill_run(recipe, folder / "run", folder / "faults", *more, workers=2)
+    assert ended.code == 0, ended.output
+    return ended, meaning(Storage(str(folder / "run")))
+
+
+def on_ray(recipe, pool, folder: Path, name: str, fault: str = "any:0") -> Ended:
+    more = ("--set", f"numbers.path={pool}", "--executor", "ray")
+    return clipmill_run(
+        recipe, folder / "run", folder / name, *more, workers=2, fault=fault, scope="process"
+    )
+
+
+def test_every_kind_of_point_is_killed_here(undisturbed):
+    whole, _ = undisturbed
+    assert whole.kinds - {"lock", "lease"} == {*BY_WORKERS, *BY_DRIVER}
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [*((kind, part) for kind in BY_WORKERS for part in (0, 2)), *((kind, 1) for kind in BY_DRIVER)],
+)
+def test_killed_at_a_point_on_ray_the_result_is_that_of_a_local_run(
+    kind, part, recipe, pool, undisturbed, tmp_path
+):
+    whole, expected = undisturbed
+    reached = sum(point.split()[0] == kind for point in whole.points)
+    number = 1 + part * (reached - 1) // 2
+    first = on_ray(recipe, pool, tmp_path, "first", f"{kind}:{number}")
+    assert sum(point.split()[0] == kind for point in first.points) >= number, first.output
+    units = first.units
+    if first.killed:  # it was the driver's point
+        again = on_ray(recipe, pool, tmp_path, "again")
+        assert again.code == 0, again.output
+        units += again.units
+    else:
+        assert kind in BY_WORKERS
+        assert first.code == 0, first.output
+    assert meaning(Storage(str(tmp_path / "run"))) == expected
+    assert units <= whole.units + REDONE

@@ -1,0 +1,199 @@
+"""An S3-compatible store: the same results as on a disk, kills, and a store that fails."""
+
+import math
+
+import pytest
+
+from metadata import storage
+from metadata.storage import Storage, redacted
+from pipeline import attempts
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import make_plan
+from pipeline.progress import Lines
+from pipeline.recipe import load_recipe
+from pipeline.run import Outcome, run_plan
+from tests.chaos.flaky import Trouble
+from tests.engine_stages.harness import meaning, toy_stages
+
+KINDS = (
+    "run",
+    "recipe",
+    "lock",
+    "attempt",
+    "write",
+    "rename",
+    "record",
+    "journal",
+    "step",
+    "fold",
+    "manifest",
+)
+REDONE = 2  # units at most, as on a disk
+
+
+@pytest.fixture(scope="session")
+def undisturbed(nursery, bucket, tmp_path_factory):
+    """How a run ends that nothing disturbs, and what is there then: on a disk and here."""
+    local = tmp_path_factory.mktemp("local") / "run"
+    assert nursery.run(local).code == 0
+    uri = bucket.uri("undisturbed")
+    ended = nursery.run(uri)
+    assert ended.code == 0, ended.output
+    return ended, meaning(Storage(uri)), meaning(Storage(str(local)))
+
+
+# Storage
+
+
+def test_what_is_put_is_read_back_listed_and_deleted(bucket):
+    folder = Storage(bucket.uri("storage"))
+    for name in ("b", "x/c", "x/y/d"):
+        folder.put(name, name.encode(), point="rename")
+    assert folder.read("x/y/d") == b"x/y/d"
+    assert folder.open("b").read() == b"b"
+    assert [(entry.name, entry.size) for entry in folder.entries()] == [("b", 1)]
+    assert folder.folders() == ["x"]
+    assert folder.child("x").read("c") == b"x/c"
+    assert folder.read_if_there("none") is None
+    assert folder.entries("none") == []
+    folder.delete("b")
+    folder.delete("b")
+    folder.delete_folder("x")
+    folder.delete_folder("x")
+    assert folder.entries() == []
+    assert folder.read_if_there("x/y/d") is None
+
+
+def test_a_large_object_is_whole(bucket):
+    folder = Storage(bucket.uri("large"))
+    data = bytes(range(256)) * (25 << 12)  # 25 MiB: several parts of an upload
+    folder.put("large", data, point="rename")
+    assert folder.read("large") == data
+    with folder.open("large") as file:
+        file.seek(20 << 20)
+        assert file.read(3) == b"\x00\x01\x02"
+
+
+# Runs
+
+
+def test_objects_are_those_of_a_local_run(undisturbed):
+    _, here, local = undisturbed
+    assert here == local
+
+
+def test_a_second_run_does_nothing_again(undisturbed, nursery, bucket):
+    again = nursery.run(bucket.uri("undisturbed"))
+    assert again.code == 0
+    assert again.units == 0
+    assert meaning(Storage(bucket.uri("undisturbed"))) == undisturbed[1]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_a_point_and_run_again_the_result_is_the_same(kind, undisturbed, nursery, bucket):
+    whole, expected, _ = undisturbed
+    reached = sum(point.split()[0] == kind for point in whole.points)
+    assert reached
+    for number in sorted({1, math.ceil(reached / 2), reached}):
+        uri = bucket.uri(f"killed-{kind}-{number}")
+        killed = nursery.run(uri, fault=f"{kind}:{number}")
+        assert killed.killed, killed.output
+        again = nursery.run(uri)
+        assert again.code == 0, again.output
+        assert meaning(Storage(uri)) == expected
+        assert killed.units + again.units <= whole.units + REDONE
+
+
+def test_kinds_of_points_are_those_of_the_run(undisturbed):
+    assert undisturbed[0].kinds == set(KINDS)
+
+
+# A store that fails
+
+
+@pytest.fixture
+def run_flaky(proxy, bucket, recipe, pool, monkeypatch):
+    """Runs the recipe in this process through the proxy, under troubles."""
+    monkeypatch.setattr(storage, "RETRY_S", (0.0, 0.0))
+
+    def run(name: str, *troubles: Trouble) -> tuple[Outcome, str]:
+        proxy.troubles[:] = troubles
+        uri = bucket.uri(name).replace(f":{bucket.port}", f":{proxy.port}")
+        plan = make_plan(load_recipe(str(recipe), [f"numbers.path={pool}"]))
+        try:
+            return run_plan(plan, Storage(uri), LocalExecutor(0), Lines()), uri
+        finally:
+            proxy.troubles.clear()
+
+    with toy_stages():
+        yield run
+
+
+@pytest.mark.parametrize("kind", ["503", "cut"])
+def test_a_store_that_fails_for_a_moment_is_asked_again(kind, run_flaky, undisturbed):
+    troubles = [
+        Trouble("PUT .*/square.*parquet", kind, 3),
+        Trouble("PUT .*json", kind, 4),
+        Trouble("GET .*parquet", kind, 2),
+        Trouble("HEAD ", kind, 2),
+        Trouble("DELETE |POST ", kind, 2),
+    ]
+    outcome, uri = run_flaky(f"moment-{kind}", *troubles)
+    assert outcome.complete
+    assert all(trouble.met for trouble in troubles[:4])
+    assert meaning(Storage(uri)) == undisturbed[1]
+
+
+@pytest.mark.chaos  # pyarrow itself asks for six seconds before it gives up
+@pytest.mark.parametrize(
+    ("match", "kind"),
+    [
+        ("PUT .*/square.*/000000-.*parquet", "cut"),
+        ("PUT .*/square.*/000000.json", "503"),
+        ("PUT .*/fourth.*/000000-.*parquet", "503"),
+        ("PUT .*/fourth.*/000000.json", "cut"),
+    ],
+    ids=["data", "record", "second data", "second record"],
+)
+def test_a_shard_that_cannot_be_stored_fails_by_name_and_nothing_half_is_there(
+    match, kind, run_flaky, undisturbed, monkeypatch
+):
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(storage, "RETRY_S", ())
+    name = "fails-" + "".join(filter(str.isalnum, match))
+    outcome, uri = run_flaky(name, Trouble(match, kind))
+    failed = "square" if "square" in match else "fourth"
+    stages = outcome.state.stages
+    assert not outcome.complete
+    [failure] = [failure for failure in stages[failed].failures.values() if failure]
+    assert f"stage '{failed}', shard 0" in failure.where
+    assert list(stages[failed].shards) == [1]
+    assert stages["shared"].complete
+    found = meaning(Storage(uri))
+    data = {name: digest for name, digest in found.items() if name.endswith("0.parquet")}
+    assert data.items() <= undisturbed[1].items()
+    again, _ = run_flaky(name)
+    assert again.complete
+    assert meaning(Storage(uri)) == undisturbed[1]
+
+
+def test_a_store_that_is_not_there_is_said_without_keys(clipmill, bucket, recipe, monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_S", ())
+    nowhere = bucket.uri("run").replace(f":{bucket.port}", ":9")
+    with toy_stages():
+        said = clipmill("run", recipe, "--out", nowhere, "--workers", 0)
+    assert said.code == 1
+    assert "lock.json" in said.err
+    assert "SECRET" not in said.out + said.err
+
+
+def test_keys_are_in_no_output_and_no_object(undisturbed, bucket):
+    assert "bucket/undisturbed" in undisturbed[0].output
+    assert redacted(bucket.uri("undisturbed")) == "s3://bucket/undisturbed"
+    folder = Storage(bucket.uri("undisturbed"))
+    names = [name for name in undisturbed[1] if name.endswith("json")]
+    texts = [folder.read(name).decode() for name in names] + undisturbed[1]["recipes"]
+    for text in (undisturbed[0].output, *texts):
+        assert "SECRET" not in text
+        assert "KEY" not in text
