@@ -1,0 +1,125 @@
+"""`clipmill report`: a run as one HTML page that needs nothing beside it.
+
+Every figure and picture is read from the run folder, so the same folder gives the same bytes.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import yaml
+
+from pipeline.funnel import funnel
+from pipeline.report.charts import histogram, lines
+from pipeline.report.groups import keep_rates
+from pipeline.report.page import render
+from pipeline.report.results import losses, results
+from pipeline.report.survey import KEPT, Scores, survey
+from pipeline.state import RunState, StageState, summary
+
+
+def report(state: RunState, baselines: Sequence[str] = ()) -> str:
+    """The page, as HTML."""
+    found = funnel(state)
+    return render(
+        "report.html",
+        title=state.plan.recipe.name,
+        run=_run(state),
+        funnel=found,
+        results=results(state, baselines),
+        losses=[_loss(curve) for curve in losses(state)],
+        ends=[_end(state, end) for end in found["ends"]],
+        work=[_work(name, stage) for name, stage in state.stages.items()],
+    )
+
+
+def _run(state: RunState) -> dict[str, Any]:
+    """What ran: recipe, seed, when it was started, and its stages as YAML."""
+    newest = max(entry.name for entry in state.run.entries("recipes"))
+    held = json.loads(state.run.read(f"recipes/{newest}"))
+    began = datetime.strptime(newest[:15], "%Y%m%dT%H%M%S")
+    return {
+        "folder": str(state.run),
+        "recipe": state.plan.recipe.name,
+        "seed": state.plan.seed,
+        "began": began.strftime("%Y-%m-%d %H:%M UTC"),
+        "overrides": held.get("overrides", []),
+        "stages": yaml.safe_dump(
+            held["stages"], sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+        ),
+    }
+
+
+def _end(state: RunState, end: dict[str, Any]) -> dict[str, Any]:
+    """One last select stage: its waterfall, scores, groups, and samples by cause."""
+    found = survey(state, end["stage"])
+    samples = found["samples"]
+    left, falls = end["rows"], []
+    for cause in end["causes"]:
+        left -= cause["rows"]
+        falls.append({**cause, "left": left})
+    causes = [
+        {**cause, "samples": samples.get((cause["stage"], cause["reason"]), [])}
+        for cause in end["causes"]
+    ]
+    reads = state.plan.stages[end["stage"]].bindings[0]
+    columns = {column for _, column in reads.values()}
+    return {
+        **end,
+        "share": end["kept"] / end["rows"] if end["rows"] else 0.0,
+        "falls": falls,
+        "scores": [_score(score) for score in found["scores"]],
+        "groups": [
+            {"by": name, "is_asked_for": name in columns, **keep_rates(tally)}
+            for name, tally in found["groups"].items()
+        ],
+        "samples": [{"reason": "", "rows": end["kept"], "samples": samples.get(KEPT, [])}, *causes],
+    }
+
+
+def _score(score: Scores) -> dict[str, Any]:
+    kept, dropped = score.kept.tolist(), score.dropped.tolist()
+    return {
+        "name": score.name,
+        "stage": score.where[0],
+        "cuts": score.cuts,
+        "undefined": score.undefined,
+        "kept": sum(kept),
+        "dropped": sum(dropped),
+        "chart": histogram(score.edges.tolist(), kept, dropped, score.cuts, score.is_whole),
+    }
+
+
+def _loss(curve: dict[str, Any]) -> dict[str, Any]:
+    """The curve, thinned to what a screen can show; its last steps as one mean."""
+    step, loss = curve["step"], curve["loss"]
+    every = max(1, len(step) // 400)
+    tail = loss[-max(1, len(loss) // 20) :]
+    chart = lines([("loss", step[::every], loss[::every])])
+    last = sum(tail) / len(tail) if tail else None
+    return {"stage": curve["stage"], "steps": len(step), "last": last, "chart": chart}
+
+
+def _work(name: str, stage: StageState) -> dict[str, Any]:
+    """A stage's rows, seconds of work, bytes and faults, from its records."""
+    records = stage.records
+    seconds = sum(record.seconds for record in records)
+    rows = sum(record.computed for record in records)
+    outputs = sum(size for _, size in (stage.manifest or {}).get("outputs", []))
+    return {
+        "stage": name,
+        "uses": stage.planned.uses,
+        "done": summary(stage),
+        "shards": len(stage.shards),
+        "rows": rows,
+        "seconds": seconds,
+        "rows_per_s": rows / seconds if seconds else None,
+        "bytes": sum(record.size_bytes for record in records) + outputs,
+        "retries": sum(record.attempts - 1 for record in records),
+        "failures": [
+            {"shard": failure.shard, "found": failure.found, "do": failure.do}
+            for failure in stage.failures.values()
+            if failure is not None
+        ],
+    }

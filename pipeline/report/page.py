@@ -1,0 +1,51 @@
+"""Templates to HTML: everything escaped but what the templates themselves write."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.report.charts import short
+
+TEMPLATES = Path(__file__).parent / "templates"
+MINUS = "\N{MINUS SIGN}"
+LONG = 180  # characters of a caption that are shown
+
+
+def render(template: str, **found: Any) -> str:
+    """The page. A value that a template lacks is an error, never a blank."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": "{:,}".format,
+        "percent": "{:.1%}".format,
+        "points": lambda share: f"{100 * share:.1f}".replace("-", MINUS),
+        "signed": lambda share: f"{100 * share:+.1f}".replace("-", MINUS),
+        "short": short,
+        "size": size,
+        "value": value,
+        "cut": lambda text: text if len(text) <= LONG else f"{text[:LONG]}…",
+    }
+    return environment.get_template(template).render(found)
+
+
+def size(size_bytes: int) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def value(found: Any) -> str:
+    """A stored value in few characters."""
+    if found is None:
+        return "none"
+    if isinstance(found, bytes):
+        return found.hex()[:8]
+    return short(found) if isinstance(found, float) else str(found)

@@ -1,0 +1,149 @@
+"""What models trained on the run's exports can do, arm against arm, and how their losses fell.
+
+An arm is the dataset that models were trained on; its models differ in their seed. With two seeds
+or more the interval is Student's over seeds, of differences that of pairs with equal seed: it holds
+the noise of training. With one it is the evaluation's own, over its pictures, and a difference has
+none.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import nearest
+from pipeline.state import RunState
+
+RESULTS, LOSS = "results.json", "loss.parquet"
+STUDENT = (  # two-sided 95 %, by degrees of freedom from 1
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+Metric = tuple[str, str]  # task and metric
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated model: its arm, its seed, and every metric with its interval."""
+
+    stages: tuple[str, ...]  # evaluation, model, export, what is exported
+    arm: str
+    seed: int
+    metrics: dict[Metric, dict[str, float]]
+
+
+def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
+    """Every metric of every arm, with its difference to each baseline; None without an evaluation.
+
+    Without a name, the first arm of the recipe is the baseline.
+    """
+    trials = [trial for name in state.stages for trial in _trials(state, name)]
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
+    if baselines or trials:
+        chosen = [_arm_of(name, trials) for name in baselines] or arms[:1]
+    else:
+        return None
+    by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in arms}
+    rows = []
+    for task, metric in dict.fromkeys(key for trial in trials for key in trial.metrics):
+        values = {arm: _values(of, (task, metric)) for arm, of in by_arm.items()}
+        cells = []
+        for arm, of in by_arm.items():
+            spread = over_seeds(list(values[arm].values()))
+            if spread and len(values[arm]) == 1:
+                spread = next(t.metrics[task, metric] for t in of if (task, metric) in t.metrics)
+            differences = [
+                over_seeds(
+                    [values[arm][s] - values[base][s] for s in values[arm] if s in values[base]]
+                )
+                for base in chosen
+            ]
+            cells.append(
+                {
+                    "arm": arm,
+                    "seeds": len(values[arm]),
+                    "found": spread,
+                    "against": [
+                        None if arm == base else difference
+                        for base, difference in zip(chosen, differences, strict=True)
+                    ],
+                }
+            )
+        rows.append({"task": task, "metric": metric, "cells": cells})
+    return {"arms": arms, "baselines": chosen, "rows": rows}
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean, and the 95 % interval of the mean where there are two values or more."""
+    if not values:
+        return None
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return {"value": mean}
+    student = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 2.09
+    half = student * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def losses(state: RunState) -> list[dict[str, Any]]:
+    """Step and loss of every training whose curve is stored."""
+    found = []
+    for name, stage in state.stages.items():
+        data = _output(state, name, LOSS)
+        if data is None:
+            continue
+        table = pq.read_table(io.BytesIO(data))
+        if {"step", "loss"} <= set(table.column_names):
+            columns = {column: table[column].to_pylist() for column in ("step", "loss")}
+            found.append({"stage": name, "uses": stage.planned.uses, **columns})
+    return found
+
+
+def _trials(state: RunState, name: str) -> list[Trial]:
+    data = _output(state, name, RESULTS)
+    if data is None:
+        return []
+    held = state.stages[name].folder.read_json(f"out/{RESULTS}") or {}
+    metrics = {
+        (task, metric): interval
+        for task, said in held.get("tasks", {}).items()
+        for metric, interval in said.get("metrics", {}).items()
+        if isinstance(interval, dict) and "value" in interval
+    }
+    stages, seed = [name], 0
+    model = state.plan.stages[name].model
+    if model:
+        stages.append(model)
+        seed = int(getattr(state.plan.stages[model].stage, "seed", 0))
+        if exported := state.plan.stages[model].data:
+            stages += [exported, *state.plan.stages[exported].parents]
+    arm = stages[2] if len(stages) > 2 else stages[-1]
+    return [Trial(tuple(stages), arm, seed, metrics)]
+
+
+def _output(state: RunState, name: str, file: str) -> bytes | None:
+    """A file of a complete stage's out/; None where it has none."""
+    stage = state.stages[name]
+    files = [output for output, _ in (stage.manifest or {}).get("outputs", [])]
+    return stage.folder.read_if_there(f"out/{file}") if file in files else None
+
+
+def _values(trials: list[Trial], key: Metric) -> dict[int, float]:
+    return {trial.seed: trial.metrics[key]["value"] for trial in trials if key in trial.metrics}
+
+
+def _arm_of(name: str, trials: list[Trial]) -> str:
+    for trial in trials:
+        if name in trial.stages:
+            return trial.arm
+    known = list(dict.fromkeys(stage for trial in trials for stage in trial.stages))
+    raise RecipeError(
+        f"no evaluated model comes from '{name}'",
+        "--baseline",
+        f"did you mean '{nearest(name, known)}'?" if known else "run an evaluate stage first",
+    )

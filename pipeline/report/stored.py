@@ -1,0 +1,163 @@
+"""What a run has stored of its rows, as a reader of results wants it: columns, and chosen rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from metadata.record import ShardState
+from metadata.schema import KEEP, LANGUAGE, UID, URL
+from metadata.shard import read_stage
+from pipeline.plan import Binding, PlannedStage
+from pipeline.rows import WHOLE, Part, PoolShards
+from pipeline.state import RunState
+
+# Shapes: N rows.
+
+GROUPS = 20  # that are told apart by name
+SHOWN = 12  # rows of each kind that are looked at
+HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)"
+Place = tuple[int, int]  # shard and position: a row's identity
+
+
+def binding(state: RunState, stage: str, column: str) -> Binding | None:
+    """Where a stage reads the column; else the last complete stage over the same rows that stores
+    it; None where none does."""
+    planned = state.plan.stages[stage]
+    if planned.bindings and column in planned.bindings[0]:
+        return planned.bindings[0][column]
+    found = None
+    for name, other in state.plan.stages.items():
+        stores = column in {written.name for written in other.stage.writes}
+        if stores and other.root == planned.root and state.stages[name].complete:
+            found = (name, column)
+    return found
+
+
+def groupings(state: RunState, stage: str) -> dict[str, Binding]:
+    """What rows are told apart by: language, source of a union, domain; those that are stored."""
+    columns = {"language": LANGUAGE.name, "source": "source", "domain": URL.name}
+    found = {name: binding(state, stage, column) for name, column in columns.items()}
+    return {name: bound for name, bound in found.items() if bound is not None}
+
+
+def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The group of each row, dictionary-encoded; of a URL, its host. Null without one."""
+    if name != "domain":
+        return column.cast(pa.string()).dictionary_encode()
+    host = pl.Series(values=column).str.extract(HOST, 1).str.to_lowercase()
+    return pa.chunked_array([host.to_arrow().cast(pa.string())]).dictionary_encode()
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The group of every row: the largest of the pool by name, all others together."""
+
+    names: list[str]
+    codes: NDArray[np.int8]  # (N,)
+
+    def counts(self, rows_N: NDArray[np.bool_]) -> dict[str, int]:
+        """Of some rows those in each group, the largest first."""
+        count = np.bincount(self.codes[rows_N], minlength=len(self.names))
+        return {self.names[i]: int(count[i]) for i in np.argsort(-count, kind="stable") if count[i]}
+
+
+def largest(column: pa.ChunkedArray) -> Groups:
+    """The groups of a dictionary-encoded column, the largest of them by name."""
+    codes = column.combine_chunks()
+    codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
+    code_N = codes.indices.fill_null(len(codes.dictionary)).to_numpy()
+    rows = np.bincount(code_N, minlength=len(codes.dictionary) + 1)
+    ranked = np.argsort(-rows[:-1], kind="stable")
+    named = ranked[:GROUPS]
+    short = np.full(len(rows), len(named), np.int8)
+    short[named] = np.arange(len(named))
+    short[-1] = len(named) + 1
+    names = [*codes.dictionary.take(pa.array(named)).to_pylist(), "(others)", "(none)"]
+    return Groups(names, short[code_N])
+
+
+def is_select(planned: PlannedStage) -> bool:
+    return KEEP.name in {column.name for column in planned.stage.writes}
+
+
+def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShards:
+    """The bound columns, each under the name it is given here, over every shard of a root."""
+    used = dict.fromkeys([root, *(stage for stage, _ in bound.values())])
+    return PoolShards(
+        parts={stage: state.parts[stage] for stage in used},
+        states=tuple(
+            {stage: state.stages[stage].shards[shard] for stage in used}
+            for shard in sorted(state.stages[root].shards)
+        ),
+        bindings=dict(bound),
+        root=root,
+    )
+
+
+def least(bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The indices of the few rows, of those that are true, whose hashes are least; least first."""
+    index = np.flatnonzero(rows_N)
+    if len(index) > SHOWN:
+        index = index[np.argpartition(bits_N[index], SHOWN)[:SHOWN]]
+    return index[np.argsort(bits_N[index], kind="stable")]
+
+
+def rows_at(
+    state: RunState, bound: Mapping[str, Binding], places: Sequence[Place]
+) -> list[dict[str, Any]]:
+    """The bound columns at each place; what a stage never copies (virtual columns) is None."""
+    found: list[dict[str, Any]] = [dict.fromkeys(bound) for _ in places]
+    wanted: dict[str, dict[str, str]] = {}
+    for name, (stage, column) in bound.items():
+        written = {column.name for column in state.plan.stages[stage].stage.writes}
+        if column in {UID.name, *written}:
+            wanted.setdefault(stage, {})[name] = column
+    for stage, columns in wanted.items():
+        for shard in sorted({shard for shard, _ in places}):
+            here = [index for index, place in enumerate(places) if place[0] == shard]
+            position = np.array([places[index][1] for index in here])
+            unique, back = np.unique(position, return_inverse=True)
+            table = _at(
+                state.parts[stage],
+                state.stages[stage].shards[shard],
+                list(dict.fromkeys(columns.values())),
+                unique,
+            )
+            for index, row in zip(here, table.take(pa.array(back)).to_pylist(), strict=True):
+                found[index].update({name: row[column] for name, column in columns.items()})
+    return found
+
+
+def _at(part: Part, shard: ShardState, columns: list[str], position: NDArray[np.int64]) -> pa.Table:
+    """Columns at rising positions; where the shard is one file, only their row groups are read."""
+    if len(shard.files) > 1:
+        tables, start = [], 0
+        for table in read_stage(part.folder, shard, columns, 4096, part.mask_folder):
+            tables.append(_inside(table, start, position))
+            start += len(table)
+        return pa.concat_tables(tables)
+    with part.folder.open(shard.files[0]) as source, pq.ParquetFile(source) as file:
+        tables, start = [file.schema_arrow.empty_table().select(columns)], 0
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            if ((position >= start) & (position < stop)).any():
+                table = file.read_row_group(group, columns=columns, use_threads=False)
+                tables.append(_inside(table, start, position))
+            start = stop
+    found = pa.concat_tables(tables)
+    if shard.mask is None or part.mask_folder is None:
+        return found
+    (mask,) = read_stage(part.mask_folder, shard.mask, [KEEP.name], WHOLE)
+    selected = mask[KEEP.name].fill_null(False).to_numpy()[position]
+    return found.take(pa.array(np.arange(len(found)), mask=~selected))
+
+
+def _inside(table: pa.Table, start: int, position: NDArray[np.int64]) -> pa.Table:
+    here = position[(position >= start) & (position < start + len(table))] - start
+    return table.take(pa.array(here, pa.int64()))

@@ -1,0 +1,282 @@
+"""`clipmill sweep`: what a select stage would keep at other thresholds, no model rerun."""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.schema import KEEP, POSITION, SHARD, TEXT, UID
+from metadata.uid import coin_hash
+from pipeline.errors import RecipeError
+from pipeline.plan import PlannedStage
+from pipeline.recipe import nearest
+from pipeline.report.selection import (
+    Bools,
+    Comparison,
+    Verdicts,
+    by_number,
+    by_top,
+    comparisons,
+    tops,
+)
+from pipeline.report.stored import (
+    Groups,
+    binding,
+    group_of,
+    groupings,
+    largest,
+    least,
+    rows_at,
+    stored,
+)
+from pipeline.report.sweep_page import every_sample
+from pipeline.state import RunState
+
+# Shapes: N rows of the pool.
+
+FORM = re.compile(
+    r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"
+)
+TOP = ("top.fraction", "top.rows")
+MAX_VALUES = 1000
+NAMED = 3  # groups whose share stands in the table
+
+
+@dataclass(frozen=True)
+class Vary:
+    """What is varied, `=` or the sign that tells one comparison from another, and the values."""
+
+    name: str
+    sign: str
+    values: tuple[Decimal, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The stored columns that the stage reads, the groups of each row, and today's verdict."""
+
+    table: pa.Table
+    groups: dict[str, Groups]
+    today: Bools  # (N,)
+
+
+def sweep(state: RunState, stage: str, vary: str) -> dict[str, Any]:
+    """Rows kept at each value beside those kept today, with examples of the rows won and lost."""
+    planned = _select_stage(state, stage)
+    wanted = parse(vary)
+    today, value, column, verdicts = _verdicts(planned, wanted)
+    rows = _read(state, planned)
+    bits_N = coin_hash(rows.table[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
+    points = [_point(found, column, rows, bits_N) for found in verdicts(rows.table)]
+    _add_captions(state, planned, points)
+    return {
+        "run": str(state.run),
+        "stage": stage,
+        "vary": wanted.name,
+        "column": column,
+        "today": today,
+        "today_value": value,
+        "rows": len(rows.table),
+        "kept": int(rows.today.sum()),
+        "groups": {name: group.counts(rows.today) for name, group in rows.groups.items()},
+        "points": points,
+    }
+
+
+def parse(vary: str) -> Vary:
+    """`clip_score=0.10:0.40:0.02`; RecipeError where it names no range."""
+    where = f"--vary {vary}"
+    match = FORM.fullmatch(vary)
+    if not match:
+        raise RecipeError(
+            "it is not NAME=START:STOP:STEP", where, "write it as in clip_score=0.10:0.40:0.02"
+        )
+    name, sign, *texts = match.groups()
+    try:
+        start, stop, step = map(Decimal, texts)
+    except InvalidOperation:
+        raise RecipeError("a range is three numbers", where, "write START:STOP:STEP") from None
+    if not all(number.is_finite() for number in (start, stop, step)):
+        raise RecipeError("a range is finite", where, "write three plain numbers")
+    if step <= 0 or stop < start:
+        raise RecipeError("the range is empty", where, "START is at most STOP, STEP is above 0")
+    count = int((stop - start) / step) + 1
+    if count > MAX_VALUES:
+        raise RecipeError(f"{count:,} values", where, f"take a wider STEP: at most {MAX_VALUES:,}")
+    return Vary(name, sign, tuple(start + step * i for i in range(count)))
+
+
+def _select_stage(state: RunState, stage: str) -> PlannedStage:
+    stages = state.plan.stages
+    if stage not in stages:
+        do = f"did you mean '{nearest(stage, stages)}'?"
+        raise RecipeError(f"no stage '{stage}'", "--stage", do)
+    if stages[stage].uses != "select.where":
+        selects = [name for name, other in stages.items() if other.uses == "select.where"]
+        raise RecipeError(
+            f"'{stage}' is {stages[stage].uses}, which has no threshold",
+            "--stage",
+            f"name a select.where stage; here: {', '.join(selects) or 'none'}",
+        )
+    if not state.stages[stage].complete:
+        raise RecipeError(f"'{stage}' is not complete", str(state.run), "run the recipe first")
+    return stages[stage]
+
+
+def _verdicts(planned: PlannedStage, vary: Vary) -> tuple[str, float, str, Any]:
+    """Today's rule and value, the column it is about, and the function that varies it."""
+    stage: Any = planned.stage
+    if vary.name not in TOP:
+        at = _comparison(planned, vary)
+        vary_it = partial(by_number, stage, at, vary.values)
+        return at.text, float(at.number), at.column, vary_it
+    key = vary.name.removeprefix("top.")
+    today = getattr(stage.top, key, None)
+    if today is None or vary.sign != "=":
+        raise RecipeError(
+            f"'{planned.name}' has no `{vary.name}`" if today is None else f"'{vary.sign}'",
+            planned.where,
+            f"write one of: {_known(planned)}, then =START:STOP:STEP",
+        )
+    try:
+        varied = tops(stage, key, vary.values)
+    except ValueError as error:
+        raise RecipeError(str(error), "--vary", "change the range") from None
+    vary_it = partial(by_top, stage, key, varied)
+    return f"{vary.name} = {today}", float(today), stage.top.column, vary_it
+
+
+def _comparison(planned: PlannedStage, vary: Vary) -> Comparison:
+    """The one comparison that is varied."""
+    named = [at for at in comparisons(planned.stage) if at.column == vary.name]
+    hits = {at.text: at for at in named if vary.sign in ("=", at.sign)}
+    if len(hits) == 1:
+        return next(iter(hits.values()))
+    if hits:
+        raise RecipeError(
+            f"'{vary.name}' is compared {len(hits)} times: {', '.join(hits)}",
+            f"{planned.where}, key `where`",
+            "name the one by its sign: " + " or ".join(f"{vary.name}{at.sign}…" for at in named),
+        )
+    raise RecipeError(
+        f"'{vary.name}' is compared with no number" + f" by {vary.sign}" * (vary.sign != "="),
+        f"{planned.where}, key `where`",
+        f"vary one of: {_known(planned)}",
+    )
+
+
+def _known(planned: PlannedStage) -> str:
+    stage: Any = planned.stage
+    names = [at.column for at in comparisons(stage)]
+    names += [name for name in TOP if getattr(stage.top, name.removeprefix("top."), None)]
+    return ", ".join(dict.fromkeys(names)) or "none; no number decides here"
+
+
+def _read(state: RunState, planned: PlannedStage) -> Rows:
+    assert planned.root is not None
+    groups = groupings(state, planned.name)
+    bound = {
+        **planned.bindings[0],
+        **{f"group {name}": where for name, where in groups.items()},
+        "kept today": (planned.name, KEEP.name),
+    }
+    shards = stored(state, planned.root, bound)
+    if not len(shards):
+        raise RecipeError("the pool has no rows", str(state.run), "check the pool's path")
+    tables = []
+    for shard in range(len(shards)):
+        table = shards.table(shard)
+        for name in groups:  # a host is short where a URL is long, and repeats
+            codes = group_of(name, table[f"group {name}"])
+            place = table.column_names.index(f"group {name}")
+            table = table.set_column(place, f"group {name}", codes)
+        tables.append(table)
+    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    return Rows(
+        table=whole,
+        groups={name: largest(whole[f"group {name}"]) for name in groups},
+        today=whole["kept today"].to_numpy(),
+    )
+
+
+def _point(found: Verdicts, column: str, rows: Rows, bits_N: NDArray[np.uint64]) -> dict[str, Any]:
+    won_N, lost_N = found.keep & ~rows.today, rows.today & ~found.keep
+    kept, won = int(found.keep.sum()), int(won_N.sum())
+    return {
+        "value": found.value,
+        "rule": found.rule,
+        "kept": kept,
+        "share": kept / len(rows.table) if len(rows.table) else 0.0,
+        "common": kept - won,
+        "won": won,
+        "lost": int(lost_N.sum()),
+        "groups": {name: group.counts(found.keep) for name, group in rows.groups.items()},
+        "samples": {
+            "won": _samples(rows.table, column, least(bits_N, won_N)),
+            "lost": _samples(rows.table, column, least(bits_N, lost_N)),
+        },
+    }
+
+
+def _samples(table: pa.Table, column: str, index: NDArray[np.int64]) -> list[dict[str, Any]]:
+    rows = table.select([UID.name, SHARD.name, POSITION.name, column]).take(pa.array(index))
+    return [
+        {
+            "uid": row[UID.name].hex(),
+            "shard": row[SHARD.name],
+            "position": row[POSITION.name],
+            "value": row[column] if _is_json(row[column]) else str(row[column]),
+        }
+        for row in rows.to_pylist()
+    ]
+
+
+def _is_json(value: Any) -> bool:
+    return not isinstance(value, float) or isfinite(value)
+
+
+def _add_captions(state: RunState, planned: PlannedStage, points: list[dict[str, Any]]) -> None:
+    bound = binding(state, planned.name, TEXT.name)
+    places = sorted({(s["shard"], s["position"]) for s in every_sample(points)})
+    texts = rows_at(state, {"text": bound}, places) if bound else [{"text": None}] * len(places)
+    by_place = dict(zip(places, texts, strict=True))
+    for sample in every_sample(points):
+        sample["text"] = by_place[sample["shard"], sample["position"]]["text"]
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same as a table: a line a value, with the shares of the largest groups."""
+    share = found["kept"] / found["rows"] if found["rows"] else 0.0
+    lines = [
+        f"{found['run']}: '{found['stage']}' keeps {found['kept']:,} of {found['rows']:,} rows"
+        f" ({share:.1%}) with {found['today']}",
+        "",
+    ]
+    named = [
+        (group, name)
+        for group, counts in found["groups"].items()
+        for name in list(counts)[:NAMED]
+        if any(len(point["groups"][group]) > 1 for point in found["points"])
+    ]
+    heads = "".join(f"  {name[-14:]:>14}" for _, name in named)
+    lines.append(
+        f"{found['vary']:>14}{'kept':>12}{'share':>8}{'common':>12}{'won':>10}{'lost':>10}{heads}"
+    )
+    for point in found["points"]:
+        shares = "".join(
+            f"  {point['groups'][group].get(name, 0) / max(1, point['kept']):>14.1%}"
+            for group, name in named
+        )
+        lines.append(
+            f"{point['value']:>14g}{point['kept']:>12,}{point['share']:>8.1%}"
+            f"{point['common']:>12,}{point['won']:>10,}{point['lost']:>10,}{shares}"
+        )
+    if named:
+        lines += ["", "the last columns: share of the kept rows, of the groups largest today"]
+    return "\n".join(lines)

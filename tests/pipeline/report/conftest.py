@@ -1,0 +1,84 @@
+"""A finished run over a folder of drawn pictures: selects, exports, models, an evaluation."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from metadata.storage import Storage
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import make_plan
+from pipeline.progress import Lines
+from pipeline.recipe import Recipe
+from pipeline.run import run_plan
+from pipeline.state import RunState
+
+OWN_STAGES = Path(__file__).parent / "own_stages"
+HOSTILE = """"><img src=x onerror=alert(1)> a tale of <script>alert(2)</script> & 'quotes'"""
+ROWS = 60
+STAGES = """
+pool:    {uses: ingest.image_folder, path: "", shard_rows: 25}
+caption: {uses: annotate.caption, from: pool}
+worth:   {uses: select.where, from: caption, where: caption_words >= 2}
+look:    {uses: annotate.image, from: pool, only: worth}
+subset:
+  uses: select.where
+  from: [worth, look]
+  where: min_side >= 30 AND aspect_ratio <= 3
+  top: {column: luma_std, fraction: 0.8}
+raw:     {uses: export.parquet, from: pool}
+shards:  {uses: export.parquet, from: subset}
+raw_0:   {uses: proof.learn, from: pool, data: raw, seed: 0}
+raw_1:   {uses: proof.learn, from: pool, data: raw, seed: 1}
+best_0:  {uses: proof.learn, from: pool, data: shards, seed: 0}
+best_1:  {uses: proof.learn, from: pool, data: shards, seed: 1}
+raw_0_eval:  {uses: proof.grade, from: pool, model: "stage:raw_0", acc1: 0.2}
+raw_1_eval:  {uses: proof.grade, from: pool, model: "stage:raw_1", acc1: 0.3}
+best_0_eval: {uses: proof.grade, from: pool, model: "stage:best_0", acc1: 0.4}
+best_1_eval: {uses: proof.grade, from: pool, model: "stage:best_1", acc1: 0.52}
+"""
+
+
+def caption(row: int) -> str:
+    """One word for every tenth; the rest a sentence, every fourth hostile."""
+    if row % 10 == 0:
+        return "word"
+    return HOSTILE if row % 4 == 1 else f"drawing number {row}"
+
+
+def draw(path: Path, row: int) -> None:
+    """A disc on white; each 7th small, each 11th a banner, each 13th broken."""
+    width, height = (20, 20) if row % 7 == 3 else (400, 60) if row % 11 == 5 else (80, 64)
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((2, 2, height - 4, height - 4), fill=(5 * row % 256, 4 * row % 256, 90))
+    picture.save(path)
+    if row % 13 == 6:
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.fixture(scope="package")
+def state(tmp_path_factory) -> Iterator[RunState]:
+    """The state of the finished run."""
+    folder = tmp_path_factory.mktemp("reported")
+    (folder / "pool").mkdir()
+    lines = []
+    for row in range(ROWS):
+        draw(folder / "pool" / f"{row:03}.png", row)
+        lines.append(json.dumps({"file_name": f"{row:03}.png", "text": caption(row)}))
+    (folder / "pool" / "metadata.jsonl").write_text("\n".join(lines))
+    before = list(sys.path)
+    sys.path.insert(0, str(OWN_STAGES))
+    try:
+        stages = yaml.safe_load(STAGES)
+        stages["pool"]["path"] = str(folder / "pool")
+        plan = make_plan(Recipe(name="drawn", path="drawn.yaml", seed=0, stages=stages))
+        outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
+        assert outcome.complete, outcome.stopped
+        yield outcome.state
+    finally:
+        sys.path[:] = before

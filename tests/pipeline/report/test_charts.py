@@ -1,0 +1,53 @@
+"""Charts: round ticks, bars that fill their bins, marks where the values are."""
+
+import pytest
+
+from pipeline.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, histogram, lines, ticks
+from pipeline.report.charts import short as shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "known"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.10, 0.40, [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]),
+        (-3, 7, [-2, 0, 2, 4, 6]),
+        (0, 12_000, [0, 2000, 4000, 6000, 8000, 10_000, 12_000]),
+    ],
+)
+def test_ticks_are_round_and_inside(low, high, known):
+    assert ticks(low, high) == pytest.approx(known)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (9999, "9999"), (12_345, "12.35k"), (4e6, "4M"), (-2e9, "-2G")],
+)
+def test_numbers_are_short(value, text):
+    assert shown(value) == text
+
+
+def test_bars_stack_and_the_highest_reaches_the_top():
+    chart = histogram([0, 1, 2], [3, 0], [1, 2], [{"value": 1.0, "text": "x > 1"}])
+    kept, dropped, other = chart["bars"]
+    assert (kept["kind"], dropped["kind"], other["kind"]) == ("kept", "dropped", "dropped")
+    assert dropped["y"] == TOP
+    assert dropped["y"] + dropped["height"] == pytest.approx(kept["y"], abs=0.02)
+    assert kept["y"] + kept["height"] == pytest.approx(HEIGHT - BOTTOM)
+    assert other["height"] == pytest.approx(kept["height"] * 2 / 3, abs=0.02)
+    assert chart["cuts"] == [{"x": (LEFT + WIDTH - RIGHT) / 2, "text": "x > 1"}]
+
+
+def test_whole_numbers_get_whole_ticks():
+    chart = histogram([-0.5, 0.5], [1], [0], [], is_whole=True)
+    assert [tick["text"] for tick in chart["x_ticks"]] == ["0"]
+
+
+def test_lines_go_through_their_points_and_nothing_is_still_a_chart():
+    (line,) = lines([("kept", [0, 10], [0, 5])])["lines"]
+    assert line["dots"] == [
+        {"x": LEFT, "y": HEIGHT - BOTTOM},
+        {"x": WIDTH - RIGHT, "y": TOP},
+    ]
+    assert lines([("one", [3], [2])])["lines"][0]["dots"][0]["y"] == TOP
+    assert lines([("none", [], [])])["lines"][0]["dots"] == []

@@ -1,0 +1,63 @@
+"""Results by arm: means and paired differences worked out by hand, and what names an arm."""
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.report.results import losses, over_seeds, results
+
+
+def cells(found) -> dict:
+    (row,) = found["rows"]
+    assert (row["task"], row["metric"]) == ("flags", "acc1")  # acc5 has no value there
+    return {cell["arm"]: cell for cell in row["cells"]}
+
+
+def test_arms_are_the_exports_and_differences_pair_equal_seeds(state):
+    found = results(state, []) or {}
+    assert (found["arms"], found["baselines"]) == (["raw", "shards"], ["raw"])
+    raw, best = cells(found)["raw"], cells(found)["shards"]
+    assert (raw["seeds"], best["seeds"]) == (2, 2)
+    assert raw["found"]["value"] == pytest.approx(0.25)
+    assert best["found"]["value"] == pytest.approx(0.46)
+    assert raw["against"] == [None]
+    # differences 0.20 and 0.22: mean 0.21, their deviation 0.01 * sqrt(2), over sqrt(2) seeds
+    (against,) = best["against"]
+    assert against["value"] == pytest.approx(0.21)
+    assert against["low"] == pytest.approx(0.21 - 12.706 * 0.01)
+    assert against["high"] == pytest.approx(0.21 + 12.706 * 0.01)
+
+
+@pytest.mark.parametrize("name", ["shards", "best_1", "best_0_eval", "subset"])
+def test_an_arm_is_named_by_any_stage_that_is_its_own(name, state):
+    found = results(state, [name]) or {}
+    assert found["baselines"] == ["shards"]
+    assert cells(found)["raw"]["against"][0]["value"] == pytest.approx(-0.21)
+
+
+def test_several_baselines_give_a_difference_each(state):
+    found = results(state, ["raw", "shards"])
+    assert cells(found)["raw"]["against"][0] is None
+    assert cells(found)["shards"]["against"][1] is None
+
+
+def test_an_unknown_baseline_is_refused(state):
+    with pytest.raises(RecipeError, match=r"no evaluated model comes from 'rwa'\n.*\n.*'raw'"):
+        results(state, ["rwa"])
+
+
+@pytest.mark.parametrize(
+    ("values", "known"),
+    [
+        ([], None),
+        ([0.3], {"value": 0.3}),
+        ([1.0, 2.0, 3.0], {"value": 2.0, "low": 2 - 4.303 / 3**0.5, "high": 2 + 4.303 / 3**0.5}),
+    ],
+)
+def test_the_interval_is_students_and_one_seed_has_none(values, known):
+    assert over_seeds(values) == (known and pytest.approx(known))
+
+
+def test_losses_are_those_stored(state):
+    found = losses(state)
+    assert [curve["stage"] for curve in found] == ["raw_0", "raw_1", "best_0", "best_1"]
+    assert (found[0]["step"][-1], found[0]["loss"][0]) == (99, 5.0)

@@ -1,0 +1,82 @@
+"""What is surveyed of a select stage, against the rows of the drawn pool."""
+
+import numpy as np
+import pytest
+
+from pipeline.funnel import funnel
+from pipeline.report.stored import SHOWN, least, rows_at, stored
+from pipeline.report.survey import KEPT, scores_of, survey
+from tests.pipeline.report.conftest import ROWS
+
+
+@pytest.fixture(scope="module")
+def found(state):
+    return survey(state, "subset")
+
+
+def scores(found) -> dict:
+    return {score.name: score for score in found["scores"]}
+
+
+def test_every_row_is_in_a_bin_or_without_a_value(found):
+    for score in found["scores"]:
+        assert score.kept.sum() + score.dropped.sum() + score.undefined == ROWS, score.name
+    assert scores(found)["caption_words"].undefined == 0
+    assert scores(found)["min_side"].undefined > 0  # outside the mask, or broken
+
+
+def test_kept_rows_are_the_subsets(found, state):
+    kept = state.stages["subset"].counts[""]
+    assert {score.kept.sum() for score in found["scores"]} == {kept}
+
+
+def test_cuts_are_the_conditions_those_of_earlier_selects_and_of_top(found, state):
+    cuts = {name: [cut["text"] for cut in score.cuts] for name, score in scores(found).items()}
+    assert cuts["min_side"] == ["min_side >= 30"]
+    assert cuts["aspect_ratio"] == ["aspect_ratio <= 3"]
+    assert cuts["caption_words"] == ["caption_words >= 2"]
+    (cut,) = scores(found)["luma_std"].cuts
+    table = stored(state, "pool", {"v": ("look", "luma_std"), "keep": ("subset", "keep")})
+    rows = [row for i in range(len(table)) for row in table.table(i).to_pylist()]
+    assert cut["value"] == min(row["v"] for row in rows if row["keep"])
+    assert cut["text"].startswith("top 80 %: from ")
+
+
+def test_a_cut_between_whole_numbers_stands_between_their_bins(state):
+    (words,) = (score for score in scores_of(state, "subset") if score.name == "caption_words")
+    assert [cut["value"] for cut in words.cuts] == [1.5]
+
+
+def test_samples_stand_under_the_cause_that_the_funnel_counts_them_under(found, state):
+    (end,) = funnel(state)["ends"]
+    causes = {(c["stage"], c["reason"]): c["rows"] for c in end["causes"]} | {KEPT: end["kept"]}
+    assert {at: len(few) for at, few in found["samples"].items()} == {
+        at: min(rows, SHOWN) for at, rows in causes.items()
+    }
+    short = found["samples"]["worth", "caption_words >= 2"]
+    assert [sample["values"] for sample in short] == [{"caption_words": 1}] * len(short)
+    assert {sample["text"] for sample in short} == {"word"}
+    small = found["samples"]["subset", "min_side >= 30"]
+    assert all(sample["picture"]["height"] == 20 for sample in small)
+    assert all(sample["values"] == {"min_side": 20} for sample in small)
+    broken = next(few for (stage, _), few in found["samples"].items() if stage == "look")
+    assert all(sample["picture"] is None for sample in broken)
+
+
+def test_the_few_are_those_with_the_least_hashes():
+    bits = np.random.default_rng(0).permutation(100).astype(np.uint64)
+    rows = np.arange(100) % 2 == 0
+    assert bits[least(bits, rows)].tolist() == sorted(bits[rows].tolist())[:SHOWN]
+    assert least(bits, np.zeros(100, bool)).tolist() == []
+
+
+def test_chosen_rows_are_read_as_all_rows_are_in_any_order(state):
+    bound = {"text": ("pool", "text"), "side": ("look", "min_side"), "uid": ("pool", "uid")}
+    shards = stored(state, "pool", bound)
+    places = [(1, 24), (0, 3), (2, 0), (0, 3), (0, 20)]
+    tables = [shards.table(i).to_pylist() for i in range(len(shards))]
+    known = [{name: tables[shard][at][name] for name in bound} for shard, at in places]
+    assert rows_at(state, bound, places) == known
+    assert known[4]["side"] is None  # row 20 has one word: outside the mask of `look`
+    assert rows_at(state, {}, places) == [{}] * 5
+    assert rows_at(state, bound, []) == []

@@ -1,0 +1,302 @@
+"""sweep: equal to running the selection again, for every form of threshold; and what it refuses."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.schema import KEEP
+from metadata.storage import Storage
+from metadata.uid import uid_of
+from pipeline.errors import RecipeError
+from pipeline.plan import make_plan
+from pipeline.recipe import load_recipe
+from pipeline.report.stored import GROUPS, largest, stored
+from pipeline.report.sweep_page import sweep_page
+from pipeline.state import RunState
+from pipeline.sweep import parse, sweep, text
+from tests.pipeline.report.parsed import Page
+
+ROWS = 400
+NAN = float("nan")
+RECIPE = """
+seed: 7
+stages:
+  pool:
+    uses: ingest.url_list
+    path: {folder}/pool.parquet
+    shard_rows: 150
+    extra: {{language: string, score: float32, words: int64, size: float64}}
+  first: {{uses: select.where, from: pool, where: words > 1}}
+  subset:
+    uses: select.where
+    from: first
+    where: "{where}"
+    top: {top}
+"""
+WHERE = "language = 'en' AND score >= 0.3 AND 2 < words AND words <= 9"
+PASSING = "{column: size, fraction: 0.5}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pool with ties, nulls, NaN, infinities and a float32 on every cut."""
+    folder = tmp_path_factory.mktemp("swept")
+    random = np.random.default_rng(3)
+    score = np.round(random.random(ROWS), 1).astype(np.float32)
+    score[::17], score[5], score[6] = NAN, np.inf, -0.0
+    size = np.floor(random.random(ROWS) * 30) - 10
+    host = [None if i % 50 == 0 else f"https://{'abc'[i % 3]}.test/{i}" for i in range(ROWS)]
+    pool = {
+        "url": host,
+        "text": [f"caption {i}" for i in range(ROWS)],
+        "language": [["en", "en", "de", None][i % 4] for i in range(ROWS)],
+        "score": pa.array(score, mask=np.arange(ROWS) % 23 == 0),
+        "words": pa.array(random.integers(0, 12, ROWS), mask=np.arange(ROWS) % 31 == 0),
+        "size": pa.array(size, mask=np.arange(ROWS) % 19 == 0),
+    }
+    pq.write_table(pa.table(pool), folder / "pool.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def states():
+    """What was run before, by its settings."""
+    return {}
+
+
+@pytest.fixture
+def ran(folder, states, clipmill):
+    """Runs the recipe through the command line; the state it leaves."""
+
+    def run(where: str = WHERE, top: str = "null", *sets: str) -> RunState:
+        if (where, top, *sets) not in states:
+            states[where, top, *sets] = run_now(where, top, *sets)
+        return states[where, top, *sets]
+
+    def run_now(where: str, top: str, *sets: str) -> RunState:
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(RECIPE.format(folder=folder, where=where, top=top))
+        arguments = ["run", recipe, "--out", folder / "run", "--workers", "0"]
+        for change in sets:
+            arguments += ["--set", change]
+        said = clipmill(*arguments)
+        assert said.code == 0, said.err
+        return RunState(make_plan(load_recipe(str(recipe), sets)), Storage(str(folder / "run")))
+
+    return run
+
+
+def kept(state: RunState) -> set[int]:
+    """The rows that the run's subset holds, by their number in the pool."""
+    rows = stored(state, "pool", {"keep": ("subset", KEEP.name)})
+    table = pa.concat_tables(rows.table(i) for i in range(len(rows)))
+    return set(np.flatnonzero(table["keep"].to_numpy()).tolist())
+
+
+@cache
+def number_of() -> dict[str, int]:
+    urls = [None if i % 50 == 0 else f"https://{'abc'[i % 3]}.test/{i}" for i in range(ROWS)]
+    return {uid_of(url, f"caption {i}").hex(): i for i, url in enumerate(urls)}
+
+
+COMPAT = "{column: size, fraction: 0.4, datacomp_compat: true}"
+POOL = "{column: size, fraction: 0.4, over: pool}"
+POOL_COMPAT = "{column: score, fraction: 0.4, over: pool, datacomp_compat: true}"
+
+
+SCORE = ("score=-0.1:0.9:0.5", "score >= 0.3", ["score >= -0.1", "score >= 0.4", "score >= 0.9"])
+ABOVE = ("words>0:8:4", "2 < words", ["0 < words", "4 < words", "8 < words"])
+BELOW = ("words<=0:12:6", "words <= 9", ["words <= 0", "words <= 6", "words <= 12"])
+
+
+@pytest.mark.parametrize(
+    ("vary", "today", "others", "top"),
+    [
+        *((*how, "null") for how in (SCORE, ABOVE, BELOW)),
+        *((*ABOVE, top) for top in (PASSING, COMPAT, POOL, POOL_COMPAT)),
+    ],
+)
+def test_a_threshold_keeps_what_a_run_with_it_keeps(vary, today, others, top, ran):
+    state = ran(WHERE, top)
+    found = sweep(state, "subset", vary)
+    reruns = [kept(ran(WHERE.replace(today, other), top)) for other in others]
+    check(found, kept(state), reruns)
+
+
+def check(found: dict, today: set[int], reruns: list[set[int]]) -> None:
+    """Every figure of a sweep against the rows that the runs kept."""
+    assert found["kept"] == len(today)
+    assert len(found["points"]) == len(reruns)
+    for point, rows in zip(found["points"], reruns, strict=True):
+        won, lost = rows - today, today - rows
+        assert (point["kept"], point["common"]) == (len(rows), len(rows & today)), point["rule"]
+        assert (point["won"], point["lost"]) == (len(won), len(lost))
+        for kind, there in (("won", won), ("lost", lost)):
+            samples = [number_of()[s["uid"]] for s in point["samples"][kind]]
+            assert len(samples) == min(12, len(there))
+            assert set(samples) <= there
+        languages = [["en", "en", "de", None][i % 4] or "(none)" for i in rows]
+        assert point["groups"]["language"] == {x: languages.count(x) for x in set(languages)}
+        hosts = ["(none)" if i % 50 == 0 else f"{'abc'[i % 3]}.test" for i in rows]
+        assert point["groups"]["domain"] == {x: hosts.count(x) for x in set(hosts)}
+
+
+@pytest.mark.parametrize("rest", ["", ", over: pool", ", datacomp_compat: true"])
+def test_a_share_keeps_what_a_run_with_it_keeps(rest, ran):
+    top = f"{{column: score, fraction: 0.3{rest}}}"
+    state = ran(WHERE, top)
+    found = sweep(state, "subset", "top.fraction=0.1:1:0.3")
+    assert [point["value"] for point in found["points"]] == [0.1, 0.4, 0.7, 1.0]
+    runs = [ran(WHERE, top, f"subset.top.fraction={f}") for f in (0.1, 0.4, 0.7, 1.0)]
+    check(found, kept(state), [kept(run) for run in runs])
+
+
+def test_a_number_of_rows_keeps_what_a_run_with_it_keeps(ran):
+    state = ran(WHERE, "{column: size, rows: 20}")
+    found = sweep(state, "subset", "top.rows=1:1001:500")
+    runs = [ran(WHERE, "{column: size, rows: 20}", f"subset.top.rows={n}") for n in (1, 501, 1001)]
+    check(found, kept(state), [kept(run) for run in runs])
+
+
+def test_a_comparison_inside_or_and_not_is_varied_where_it_stands(ran):
+    where = "(score > 0.5 OR size < 3) AND NOT words = 4"
+    state = ran(where)
+    runs = [ran(where.replace("0.5", value)) for value in ("0.2", "0.6")]
+    check(sweep(state, "subset", "score=0.2:0.6:0.4"), kept(state), [kept(run) for run in runs])
+    runs = [ran(where.replace("4", value)) for value in ("3", "5")]
+    check(sweep(state, "subset", "words=3:5:2"), kept(state), [kept(run) for run in runs])
+
+
+def test_no_row_that_an_earlier_select_dropped_comes_back(ran):
+    state = ran("words >= 5")
+    (point, *_) = sweep(state, "subset", "words=0:5:5")["points"]
+    assert kept(ran("words >= 0")) == kept(ran("words > 1"))
+    assert point["kept"] == len(kept(ran("words > 1")))
+
+
+def test_no_row_without_an_image_is_won(tmp_path, clipmill):
+    (tmp_path / "pool").mkdir()
+    for name, size in (("small", 10), ("fine", 50), ("too_large", 101)):
+        (tmp_path / "pool" / f"{name}.png").write_bytes(b"x" * size)
+        (tmp_path / "pool" / f"{name}.txt").write_text("a caption")
+    recipe = tmp_path / "images.yaml"
+    recipe.write_text(
+        f"stages:\n  pool: {{uses: ingest.image_folder, path: {tmp_path / 'pool'}, "
+        "max_image_bytes: 100}"
+        "\n  subset: {uses: select.where, from: pool, where: NOT image_bytes < 40 OR text <> ''}"
+    )
+    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", "0").code == 0
+    state = RunState(make_plan(load_recipe(str(recipe))), Storage(str(tmp_path / "run")))
+    found = sweep(state, "subset", "image_bytes=0:200:100")
+    assert found["kept"] == 2
+    assert [point["kept"] for point in found["points"]] == [2, 2, 2]
+
+
+# What is said of it
+
+
+def test_samples_are_the_same_each_time_and_carry_value_and_caption(ran):
+    state = ran()
+    found = sweep(state, "subset", "score=0.1:0.5:0.2")
+    assert found == sweep(state, "subset", "score=0.1:0.5:0.2")
+    sample = found["points"][0]["samples"]["won"][0]
+    assert sample["text"] == f"caption {number_of()[sample['uid']]}"
+    assert 0.1 <= sample["value"] < 0.3
+    assert json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_an_infinite_value_is_a_word_which_json_has(ran):
+    found = sweep(
+        ran("score > 5", "{column: score, fraction: 1.0}"), "subset", "top.fraction=0.5:1:0.5"
+    )
+    (sample,) = found["points"][0]["samples"]["lost"]  # half of one row is none
+    assert (number_of()[sample["uid"]], sample["value"]) == (5, "inf")
+
+
+def test_the_table_has_a_line_a_value_and_says_what_is_kept_today(ran):
+    state = ran()
+    page = text(sweep(state, "subset", "score=0.1:0.5:0.2")).splitlines()
+    assert f"keeps {len(kept(state))} of 400 rows" in page[0]
+    assert page[0].endswith("with score >= 0.3")
+    assert [line.split()[0] for line in page[3:6]] == ["0.1", "0.3", "0.5"]
+
+
+def test_the_page_draws_every_value_and_escapes_captions(ran):
+    state = ran()
+    found = sweep(state, "subset", "score=0.1:0.5:0.2")
+    found["points"][0]["samples"]["won"][0]["text"] = "<script>alert(1)</script>"
+    page = sweep_page(state, found)
+    assert page.count('<circle class="dot s1"') == 3 * 3  # three plots of three values
+    assert Page(page).asks_for_nothing()
+    assert "<script>alert(1)</script>" in Page(page).text
+    assert page == sweep_page(state, found)
+
+
+def test_groups_past_the_largest_are_counted_together():
+    names = [f"g{i:02}" for i in range(GROUPS + 3) for _ in range(100 - i)] + [None] * 7
+    column = pa.chunked_array([names]).dictionary_encode()
+    counts = largest(column).counts(np.ones(len(names), bool))
+    assert list(counts)[1] == "g00"
+    assert len(counts) == GROUPS + 2
+    assert (counts["(others)"], counts["(none)"]) == (80 + 79 + 78, 7)
+    assert largest(column.slice(0, 0)).counts(np.ones(0, bool)) == {}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("vary", "found"),
+    [
+        ("score", "it is not NAME=START:STOP:STEP"),
+        ("score=0.1:0.4", "it is not NAME"),
+        ("score=a:b:c", "three numbers"),
+        ("score=0:nan:1", "finite"),
+        ("score=0.4:0.1:0.1", "empty"),
+        ("score=0.1:0.4:0", "empty"),
+        ("score=0:1:0.0001", "10,001 values"),
+    ],
+)
+def test_what_is_no_range_is_refused(vary, found):
+    with pytest.raises(RecipeError, match=found):
+        parse(vary)
+
+
+def test_decimal_steps_do_not_drift():
+    values = parse("clip_score=0.10:0.40:0.02").values
+    assert [str(value) for value in values][:3] == ["0.10", "0.12", "0.14"]
+    assert len(values) == 16
+    assert str(values[-1]) == "0.40"
+
+
+@pytest.mark.parametrize(
+    ("stage", "vary", "found"),
+    [
+        ("subst", "score=0:1:1", "no stage 'subst'"),
+        ("pool", "score=0:1:1", "which has no threshold"),
+        ("subset", "scoer=0:1:1", "compared with no number\n.*\n.*score, words"),
+        ("subset", "language=0:1:1", "compared with no number"),
+        ("subset", "words=0:1:1", "compared 2 times: words > 2, words <= 9"),
+        ("subset", "top.rows=1:5:1", "has no `top.rows`\n.*\n.*top.fraction"),
+        ("subset", "top.fraction=0.5:1.5:0.5", "fraction is 1.5"),
+        ("subset", "top.fraction=0:1:0.5", "fraction is 0"),
+        ("subset", "top.fraction>0.1:1:0.5", "'>'"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_with_what_can(stage, vary, found, ran):
+    with pytest.raises(RecipeError, match=found):
+        sweep(ran(WHERE, PASSING), stage, vary)
+
+
+def test_half_a_row_is_refused(ran):
+    with pytest.raises(RecipeError, match=r"rows is 1\.5, no whole number"):
+        sweep(ran(WHERE, "{column: size, rows: 20}"), "subset", "top.rows=1:2:0.5")
+
+
+def test_a_stage_without_top_says_what_it_has(ran):
+    with pytest.raises(RecipeError, match="score, words"):
+        sweep(ran(), "subset", "top.fraction=0.1:0.5:0.1")
