@@ -1,0 +1,130 @@
+"""An exported shard as the trainer reads it: images at one size in one array, captions hashed.
+
+Decoding costs more than a small training step, so it is done once; see tests/benchmarks/loader.py.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
+from metadata.storage import Storage
+from pipeline.dataset import Task
+from stages.clip.texts import token_bags
+from stages.ops.images import RGB, ImageError, decode
+from stages.ops.resize import resize
+
+# Shapes: N rows, S pixels a side, K captions, T tokens.
+
+BATCH_ROWS = 256  # encoded images held at a time
+COLUMNS = [column.name for column in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)]
+LEFT_OUT = ("no_image", "undecodable", "no_text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One exported shard: its usable rows in their order."""
+
+    file: str
+    images: NDArray[np.uint8]  # (N, S, S, 3)
+    uids: NDArray[np.uint8]  # (N, 16)
+    repeats: NDArray[np.int32]  # (N,)
+    weights: NDArray[np.float32]  # (N,)
+    text_starts: NDArray[np.int64]  # (N + 1,) first caption of each row
+    token_starts: NDArray[np.int64]  # (K + 1,) first token of each caption
+    tokens: NDArray[np.int32]  # (T,)
+
+
+def square(rgb: RGB, size: int) -> RGB:
+    """(size, size, 3) the whole picture, its longer side at `size`, centred on white."""
+    return resize(rgb, "border", size, upscale="cubic")
+
+
+def cache_shard(
+    data: str, folder: str, size: int, buckets: int, tokens: int, file: str, task: Task
+) -> dict[str, Any]:
+    """Stores one shard of an export below `cache/`; its rows, and those left out by reason."""
+    source, target = Storage(data), Storage(folder)
+    counts: Counter[str] = Counter()
+    with (
+        target.scratch(f"cache/{file}.npy") as path,
+        source.open(f"out/{file}") as opened,
+        pq.ParquetFile(opened) as parquet,
+    ):
+        shape = (max(1, parquet.metadata.num_rows), size, size, 3)  # no file can map no byte
+        image_NSS3 = open_memmap(path, "w+", np.uint8, shape)
+        kept: list[pa.Table] = []
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=COLUMNS):
+            start = sum(map(len, kept))
+            kept.append(_store_images(pa.Table.from_batches([batch]), image_NSS3[start:], counts))
+        image_NSS3.flush()
+        del image_NSS3
+        target.commit(path, f"cache/{file}.npy")
+    rows = pa.concat_tables(kept) if kept else parquet.schema_arrow.empty_table()
+    sink = BytesIO()
+    np.savez(sink, **_arrays(rows, buckets, tokens))  # type: ignore[arg-type]  # as in numpy's docs
+    target.put(f"cache/{file}.npz", sink.getvalue(), point="rename")
+    return {"file": file, "rows": len(rows), "left_out": {k: counts[k] for k in LEFT_OUT}}
+
+
+def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counter[str]) -> pa.Table:
+    """The usable rows without their images, which go into the array."""
+    size = image_NSS3.shape[1]
+    usable, done = [], 0
+    texts = batch[TEXTS.name].to_pylist()
+    for body, captions in zip(batch[IMAGE.name].to_pylist(), texts, strict=True):
+        reason = None
+        if body is None:
+            reason = "no_image"
+        elif not any(caption["text"] is not None for caption in captions or ()):
+            reason = "no_text"
+        else:
+            try:  # a decoder takes one at a time
+                image_NSS3[done] = square(decode(body), size)
+            except ImageError:
+                reason = "undecodable"
+        usable.append(reason is None)
+        done += reason is None
+        if reason is not None:
+            counts[reason] += 1
+    return batch.drop_columns([IMAGE.name]).filter(pa.array(usable, pa.bool_()))
+
+
+def _arrays(rows: pa.Table, buckets: int, tokens: int) -> dict[str, NDArray[Any]]:
+    captions = [
+        [caption["text"] for caption in texts if caption["text"] is not None]
+        for texts in rows[TEXTS.name].to_pylist()
+    ]
+    flat = [text for texts in captions for text in texts]
+    token_T, token_start_K = token_bags(flat, buckets, tokens)
+    uid = b"".join(rows[UID.name].to_pylist())
+    return {
+        "uids": np.frombuffer(uid, np.uint8).reshape(-1, 16),
+        "repeats": rows[REPEATS.name].fill_null(1).to_numpy(),
+        "weights": rows[LOSS_WEIGHT.name].fill_null(1).to_numpy(),
+        "text_starts": np.cumsum([0, *map(len, captions)], dtype=np.int64),
+        "token_starts": token_start_K,
+        "tokens": token_T,
+    }
+
+
+def read_parts(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
+    """The shards that `cache_shard` stored; images stay on disk where the disk is this one."""
+    storage = Storage(folder)
+    for shard in cached:
+        name = f"cache/{shard['file']}"
+        if storage.is_local:
+            image_NSS3 = np.load(Path(storage.locate(f"{name}.npy")), mmap_mode="r")
+        else:
+            image_NSS3 = np.load(BytesIO(storage.read(f"{name}.npy")))
+        with np.load(BytesIO(storage.read(f"{name}.npz"))) as arrays:
+            yield Part(file=shard["file"], images=image_NSS3[: shard["rows"]], **arrays)

@@ -1,0 +1,110 @@
+"""Batch number n, as a pure function of the seed, n and the exported shards.
+
+An epoch holds each row `repeats` times, ordered by hash; epochs follow each other without a gap,
+so every subset is asked for the same number of samples, whatever its size. Hashes hang on the seed
+and not on the stage's name: two subsets trained under one seed differ by their rows alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from metadata.schema import UID
+from metadata.uid import coin_hash
+from stages.clip.cache import Part
+
+# Shapes: B rows of the batch, N rows in all, E samples of an epoch, S pixels a side, T tokens.
+
+SHIFT = 4  # pixels, either way
+STAGE = "train.clip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step learns from."""
+
+    pixels: NDArray[np.uint8]  # (B, 3, S, S)
+    tokens: NDArray[np.int32]  # (T,)
+    starts: NDArray[np.int64]  # (B,) first token of each caption
+    weights: NDArray[np.float32]  # (B,)
+    rows: NDArray[np.int64]  # (B,) among all rows
+
+
+class Batches:
+    """Batches of `size` rows: `batches[n]`, for any n from 0 up."""
+
+    def __init__(self, parts: Sequence[Part], *, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.parts = [part for part in parts if len(part.uids)]
+        self.first = np.cumsum([0, *(len(part.uids) for part in self.parts)])
+        uid_N16 = np.concatenate([part.uids for part in self.parts])
+        self.uid = pa.FixedSizeBinaryArray.from_buffers(
+            UID.dtype, len(uid_N16), [None, pa.py_buffer(np.ascontiguousarray(uid_N16))]
+        )
+        repeats_N = np.concatenate([part.repeats for part in self.parts])
+        self.row_E = np.repeat(np.arange(len(repeats_N)), repeats_N)
+        ends_N = np.cumsum(repeats_N)
+        self.copy_E = np.arange(len(self.row_E)) - np.repeat(ends_N - repeats_N, repeats_N)
+        self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, but tiny epochs
+        texts = [np.diff(part.text_starts) for part in self.parts]
+        self.weight_N = np.concatenate([part.weights for part in self.parts])
+        self.texts_N = np.concatenate(texts)
+
+    def __getitem__(self, n: int) -> Batch:
+        row_B = self._rows(n)
+        coin_B = self._coins(row_B, f"batch {n}")
+        caption_B = ((coin_B >> np.uint64(32)) % self.texts_N[row_B].astype(np.uint64)).astype(int)
+        shifts = np.uint64(2 * SHIFT + 1)
+        down_B, right_B = coin_B % shifts, coin_B // shifts % shifts
+        S = self.parts[0].images.shape[1]
+        canvas_BSS3 = np.full((len(row_B), S + 2 * SHIFT, S + 2 * SHIFT, 3), 255, np.uint8)
+        bags: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(row_B)
+        part_B = np.searchsorted(self.first, row_B, side="right") - 1
+        for number in np.unique(part_B):
+            part = self.parts[number]
+            here = np.flatnonzero(part_B == number)
+            local = row_B[here] - self.first[number]
+            canvas_BSS3[here, SHIFT:-SHIFT, SHIFT:-SHIFT] = part.images[local]
+            text = part.text_starts[local] + caption_B[here]
+            spans = zip(part.token_starts[text], part.token_starts[text + 1], strict=True)
+            for place, (start, stop) in zip(here, spans, strict=True):  # lengths differ
+                bags[place] = part.tokens[start:stop]
+        windows = sliding_window_view(canvas_BSS3, (S, S), axis=(1, 2))
+        return Batch(
+            pixels=windows[np.arange(len(row_B)), down_B.astype(int), right_B.astype(int)],
+            tokens=np.concatenate(bags),
+            starts=np.cumsum([0, *map(len, bags[:-1])], dtype=np.int64),
+            weights=self.weight_N[row_B],
+            rows=row_B,
+        )
+
+    def files(self, row_B: NDArray[np.int64]) -> list[str]:
+        """The exported shards that rows are from, in order."""
+        numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)
+        return [self.parts[number].file for number in numbers]
+
+    def _rows(self, n: int) -> NDArray[np.int64]:
+        sample_B = np.arange(n * self.size, (n + 1) * self.size)
+        epoch_B, place_B = np.divmod(sample_B, len(self.row_E))
+        row_B = np.empty(self.size, np.int64)
+        for epoch in np.unique(epoch_B):
+            here = epoch_B == epoch
+            row_B[here] = self._order(int(epoch))[place_B[here]]
+        return row_B
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        """(E,) rows in the order of one epoch."""
+        coin_E = np.empty(len(self.row_E), np.uint64)
+        for copy in range(int(self.copy_E.max()) + 1):
+            here = self.copy_E == copy
+            coin_E[here] = self._coins(self.row_E[here], f"epoch {epoch} copy {copy}")
+        return self.row_E[np.lexsort((self.row_E, self.copy_E, coin_E))]
+
+    def _coins(self, row_B: NDArray[np.int64], purpose: str) -> NDArray[np.uint64]:
+        uid = self.uid.take(pa.array(row_B))
+        return coin_hash(uid, seed=self.seed, stage=STAGE, purpose=purpose)

@@ -1,0 +1,58 @@
+"""What two frozen networks see in an image and read in its caption, to learn from and to embed."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+
+from metadata.schema import IMAGE_FEATURES, PIXELS, TEXT, TEXT_FEATURES
+from pipeline.stage import Resources, RowFunction, RowStage, Worker
+from stages.embed._pair import pair, vectors
+
+if TYPE_CHECKING:
+    from stages.models.features import ImageFeatures, TextFeatures
+
+IMAGE_WIDTH, TEXT_WIDTH = 1280, 384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(RowStage):
+    """EfficientNet-Lite0's 1280 image features and MiniLM's unit vector of the caption, 384 wide.
+
+    Each is null where its input is. Images are seen at 128 pixels, in a white square; captions are
+    read up to 128 tokens, and English ones best.
+    Source: EfficientNet-Lite (Tan et al. 2020), all-MiniLM-L6-v2 (Reimers and Gurevych 2019).
+    Error: bfloat16 against float32, 300 rows of the demo pool: cosine of image features 0.9886 at
+    least, 0.9989 in the middle; of captions 0.9998 at least.
+    """
+
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+
+    version = 1
+    determinism = "exact"
+    reads = (PIXELS, TEXT)
+    writes = (
+        replace(IMAGE_FEATURES, dtype=pa.list_(pa.float32(), IMAGE_WIDTH)),
+        replace(TEXT_FEATURES, dtype=pa.list_(pa.float32(), TEXT_WIDTH)),
+    )
+    reasons = ("no_image", "no_text")
+    resources = Resources(cpus=1, memory_gb=3)
+    batch_rows = 128
+
+    def open(self, worker: Worker) -> RowFunction:
+        from stages.models import features as models
+
+        images = models.ImageFeatures(self.precision, worker.device, worker.threads)
+        texts = models.TextFeatures(self.precision, worker.device, worker.threads)
+        return lambda batch: features(batch, images, texts)
+
+
+def features(batch: pa.Table, images: "ImageFeatures", texts: "TextFeatures") -> pa.Table:
+    """Both vectors of every row, and the first input that is missing as the reason."""
+    from stages.ops.images import rows_of  # decoders: not while a recipe is planned
+
+    columns = {
+        IMAGE_FEATURES.name: vectors(rows_of(batch[PIXELS.name]), images, IMAGE_WIDTH),
+        TEXT_FEATURES.name: vectors(batch[TEXT.name].to_pylist(), texts, TEXT_WIDTH),
+    }
+    return pair(columns, Features.reasons)

@@ -1,0 +1,65 @@
+"""Embeddings of images and captions by a trained filter network, from features already on disk."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from metadata.schema import IMAGE_EMBEDDING, IMAGE_FEATURES, TEXT_EMBEDDING, TEXT_FEATURES, Column
+from pipeline.errors import StageError
+from pipeline.stage import RowFunction, RowStage, Worker
+from stages.embed._pair import pair
+from stages.ops.vectors import as_matrix, from_matrix
+
+if TYPE_CHECKING:
+    from stages.models.filter_network import Embedder
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterNetworkEmbedding(RowStage):
+    """Unit vectors of image and caption in the network's space; each null where its features are.
+
+    Source: Data Filtering Networks (Fang et al. 2023); train.filter_network says where it departs.
+    Error: none beyond float32's; features of another model than in training give noise.
+    """
+
+    model: str  # stage:<name> or checkpoint:<URI>, of train.filter_network
+    width: int = 256  # as it was trained
+
+    version = 1
+    determinism = "exact"
+    takes = ("rows", "model")
+    reads = (IMAGE_FEATURES, TEXT_FEATURES)
+    reasons = ("no_image_features", "no_text_features")
+
+    def __post_init__(self) -> None:
+        if self.model.partition(":")[0] not in ("stage", "checkpoint"):
+            raise ValueError(f"model {self.model!r}: write stage:<name> or checkpoint:<URI>")
+
+    @property
+    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # as wide as the network
+        vector = pa.list_(pa.float32(), self.width)
+        return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
+
+    def open(self, worker: Worker) -> RowFunction:
+        from stages.models.filter_network import Embedder
+
+        uri = worker.model or self.model.removeprefix("checkpoint:")
+        network = Embedder(uri, worker.device, worker.threads)
+        if network.width != self.width:
+            raise StageError(
+                found=f"a network that is {network.width} wide, where {self.width} was planned",
+                where=f"stage '{worker.stage}', key `width`",
+                do=f"write width: {network.width}",
+            )
+        return lambda batch: embeddings(batch, network)
+
+
+def embeddings(batch: pa.Table, network: "Embedder") -> pa.Table:
+    """Both vectors of every row; features that are null or NaN come out as null, with a reason."""
+    image_NI, text_NT = (as_matrix(batch[column.name]) for column in FilterNetworkEmbedding.reads)
+    columns = {
+        IMAGE_EMBEDDING.name: from_matrix(network.embed_images(image_NI)),
+        TEXT_EMBEDDING.name: from_matrix(network.embed_texts(text_NT)),
+    }
+    return pair(columns, FilterNetworkEmbedding.reasons)

@@ -1,0 +1,236 @@
+"""Evaluation tasks on storage, in CLIP_benchmark's webdataset layout, and what is wrong with them.
+
+NAME/classnames.txt, NAME/zeroshot_classification_templates.txt (`{c}` is the class),
+NAME/test/nshards.txt, NAME/test/0.tar …: KEY.png (jpg, jpeg, webp) beside KEY.cls, a class number.
+A retrieval task has KEY.txt, one caption a line, and no class names.
+"""
+
+import hashlib
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metadata.storage import Storage
+
+CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+NSHARDS, TYPE = "test/nshards.txt", "dataset_type.txt"
+IMAGES = ("png", "jpg", "jpeg", "webp")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a task; a fatal one would make its figures wrong or missing."""
+
+    found: str
+    where: str
+    do: str
+    is_fatal: bool = True
+
+
+@dataclass(frozen=True)
+class TaskFolder:
+    """What a task's text files say."""
+
+    name: str
+    is_retrieval: bool
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    shards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, and what is right about it."""
+
+    key: str
+    rgb: NDArray[np.uint8]
+    label: int = -1
+    captions: tuple[str, ...] = ()
+
+
+def names(folder: Storage) -> list[str]:
+    """The tasks of a folder: its subfolders, by name; hidden ones are passed over."""
+    return [name for name in folder.folders() if not name.startswith(".")]
+
+
+def content_digest(folder: Storage, name: str) -> str:
+    """SHA-256 over name and bytes of every file of a task that is read."""
+    total = hashlib.sha256()
+    for below in ("", "test"):
+        for entry in sorted(folder.entries(f"{name}/{below}".rstrip("/")), key=lambda e: e.name):
+            with folder.open(f"{name}/{below}/{entry.name}".replace("//", "/")) as file:
+                hashed = hashlib.sha256()
+                while chunk := file.read(1 << 20):
+                    hashed.update(chunk)
+            total.update(f"{below}/{entry.name} {hashed.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
+    """A task by its text files and the names of its shards; no picture is read."""
+    classnames, templates = _lines(folder, name, CLASSNAMES), _lines(folder, name, TEMPLATES)
+    said = _lines(folder, name, TYPE)
+    is_retrieval = said[0] == "retrieval" if said else classnames is None and templates is None
+    shards, findings = _shards(folder, name)
+    if not is_retrieval:
+        findings += _name_findings(name, classnames, templates)
+    task = TaskFolder(
+        name=name,
+        is_retrieval=is_retrieval,
+        classnames=tuple(classnames or ()),
+        templates=tuple(templates or ()),
+        shards=shards,
+    )
+    return task, findings
+
+
+def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
+    """Every sample of a task's shards in their order, and in the place of a bad one, why."""
+    from stages.ops.images import ImageError, decode
+
+    for shard in task.shards:
+        where = f"{task.name}/test/{shard}"
+        try:
+            for key, members in _groups(folder, where):
+                body = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+                truth = members.get("txt" if task.is_retrieval else "cls")
+                place = f"{where}, key {key}"
+                try:
+                    if body is None or truth is None:
+                        lacks = "picture" if body is None else "KEY.cls or KEY.txt"
+                        yield Finding(f"a sample without a {lacks}", place, "add it, or drop it")
+                    elif task.is_retrieval:
+                        captions = tuple(filter(None, map(str.strip, _text(truth).splitlines())))
+                        if captions:
+                            yield Sample(key, decode(body), captions=captions)
+                        else:
+                            yield Finding("no caption", place, "write one a line")
+                    else:
+                        yield _labelled(key, body, truth, task, place)
+                except ImageError as error:
+                    yield Finding(f"a picture that is {error.code}", place, "replace it")
+                except ValueError:
+                    label = truth[:20] if truth else b""
+                    yield Finding(f"KEY.cls holds {label!r}", place, "write a class number")
+        except (OSError, tarfile.TarError) as error:
+            yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
+
+
+def check(uri: str) -> list[Finding]:
+    """All that is wrong with a folder of tasks; every picture is decoded."""
+    folder = Storage(uri)
+    found = [] if names(folder) else [Finding("no task", str(folder), "one subfolder is one task")]
+    for name in names(folder):
+        task, findings = describe(folder, name)
+        found += findings
+        labels: Counter[int] = Counter()
+        for sample in samples(folder, task):
+            if isinstance(sample, Finding):
+                found.append(sample)
+            else:
+                labels[sample.label] += 1
+        if task.shards and not labels:
+            found.append(Finding("no sample", name, "put pictures into the shards of test/"))
+        unseen = [c for i, c in enumerate(task.classnames) if i not in labels]
+        if not task.is_retrieval and unseen and labels:
+            text = f"{len(unseen)} of {len(task.classnames)} classes have no picture: {unseen[0]!r}"
+            found.append(Finding(text, f"{name}/{CLASSNAMES}", "check the names' order", False))
+    return found
+
+
+def _labelled(
+    key: str, body: bytes, truth: bytes, task: TaskFolder, place: str
+) -> Sample | Finding:
+    from stages.ops.images import decode
+
+    label = int(_text(truth))
+    if 0 <= label < len(task.classnames):
+        return Sample(key, decode(body), label)
+    return Finding(
+        f"class {label}, and {CLASSNAMES} names {len(task.classnames)}",
+        place,
+        f"name class n in line n + 1 of {CLASSNAMES}",
+    )
+
+
+def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]:
+    said = _lines(folder, name, NSHARDS)
+    where = f"{name}/{NSHARDS}"
+    if said is None:
+        return (), [Finding("no such file", where, "write the number of shards into it")]
+    if not said or not said[0].isdecimal() or not int(said[0]):
+        return (), [Finding(f"holds {' '.join(said)!r}", where, "write the number of shards")]
+    shards = tuple(f"{number}.tar" for number in range(int(said[0])))
+    there = {e.name for e in folder.entries(f"{name}/test") if e.name.endswith(".tar")}
+    findings = []
+    if missing := [shard for shard in shards if shard not in there]:
+        findings.append(
+            Finding(f"says {said[0]}, and {missing[0]} is missing", where, "mend it or add shards")
+        )
+    if unread := sorted(there - set(shards)):
+        text = f"says {said[0]}, so {unread[0]} is never read"
+        findings.append(Finding(text, where, "mend the number, or remove the shard"))
+    return tuple(shard for shard in shards if shard in there), findings
+
+
+def _name_findings(
+    name: str, classnames: list[str] | None, templates: list[str] | None
+) -> list[Finding]:
+    found = []
+    for file, lines, what in (
+        (CLASSNAMES, classnames, "a class"),
+        (TEMPLATES, templates, "a template"),
+    ):
+        if not lines:
+            text = "no such file" if lines is None else "an empty file"
+            found.append(Finding(text, f"{name}/{file}", f"write {what} a line"))
+    for number, template in enumerate(templates or (), 1):
+        where = f"{name}/{TEMPLATES}, line {number}"
+        try:
+            same = template.format(c="one") == template.format(c="two")
+        except (ValueError, LookupError):  # a stray brace, another name
+            same = True
+        if same:
+            found.append(
+                Finding(f"{template!r} has no {{c}}", where, "put {c} where the class goes")
+            )
+    for number, text in enumerate(classnames or (), 1):
+        if not text:
+            where = f"{name}/{CLASSNAMES}, line {number}"
+            found.append(Finding("a class without a name", where, "name it"))
+    for text, count in Counter(classnames or ()).items():
+        if text and count > 1:
+            what = f"{count} classes are named {text!r}: no model can tell them apart"
+            found.append(Finding(what, f"{name}/{CLASSNAMES}", "give each its own name", False))
+    return found
+
+
+def _groups(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Samples of a tar: neighbours of one key; a suffix that repeats begins another."""
+    key, members = "", {}  # type: str, dict[str, bytes]
+    with folder.open(shard) as source, tarfile.open(fileobj=source, mode="r:") as tar:
+        for member in tar:
+            stem, _, suffix = member.name.rpartition("/")[2].partition(".")
+            if not member.isfile() or not stem:
+                continue
+            if members and (stem != key or suffix in members):
+                yield key, members
+                members = {}
+            key = stem
+            file = tar.extractfile(member)
+            members[suffix.lower()] = file.read() if file else b""
+    if members:
+        yield key, members
+
+
+def _lines(folder: Storage, name: str, file: str) -> list[str] | None:
+    data = folder.read_if_there(f"{name}/{file}")
+    return None if data is None else [line.strip() for line in _text(data).splitlines()]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace").strip("\ufeff\n\r ")

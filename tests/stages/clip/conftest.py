@@ -1,0 +1,38 @@
+"""One thread, a tiny architecture, and the parts of small exports."""
+
+import pytest
+import torch
+
+from stages.clip.cache import cache_shard, read_parts
+from stages.clip.loader import Batches
+from tests.stages.clip.exported import TINY, row, write_export
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """The parts of an export of these shards, and what was said of each."""
+
+    def make(*shards):
+        data, folder = write_export(tmp_path / "export", *shards), str(tmp_path / "stage")
+        names = [f"{number:05d}.parquet" for number in range(len(shards))]
+        size, buckets, tokens = TINY.image_size, TINY.buckets, TINY.tokens
+        said = [cache_shard(data, folder, size, buckets, tokens, name, None) for name in names]
+        return list(read_parts(folder, said)), said
+
+    return make
+
+
+@pytest.fixture
+def batches(cached):
+    """Batches over 24 rows in two shards."""
+
+    def make(size=8, seed=0):
+        parts, _ = cached([row(i) for i in range(10)], [row(i) for i in range(10, 24)])
+        return Batches(parts, size=size, seed=seed)
+
+    return make

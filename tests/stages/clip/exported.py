@@ -1,0 +1,78 @@
+"""A small export and a small model, as export.parquet and train.clip leave them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
+from pipeline.stage import Worker
+from stages.clip.checkpoint import save_model
+from stages.clip.towers import Architecture, new_model
+
+COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
+SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)])
+TINY = Architecture(
+    image_size=16,
+    channels=(4, 8),
+    strides=(1, 2),
+    buckets=512,
+    tokens=12,
+    bag_width=16,
+    hidden=16,
+    width=8,
+)
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    """One row of an export."""
+    name = list(COLOURS)[number % len(COLOURS)]
+    image = np.full((8 + number % 5, 8 + number % 7, 3), COLOURS[name], np.uint8)
+    return {
+        "uid": hashlib.md5(str(number).encode()).digest(),
+        "image": cv2.imencode(".png", image)[1].tobytes(),
+        "texts": [caption(f"a {name} thing number {number}")],
+        "repeats": 1,
+        "loss_weight": 1.0,
+        **changes,
+    }
+
+
+def caption(text: str | None) -> dict[str, Any]:
+    return {"text": text, "source": "original"}
+
+
+def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
+    """FOLDER/out as the export stage leaves it; returns the folder."""
+    (folder / "out").mkdir(parents=True)
+    files = []
+    for number, rows in enumerate(shards):
+        name = f"{number:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), folder / "out" / name)
+        data = (folder / "out" / name).read_bytes()
+        files.append({"file": name, "rows": len(rows), "sha256": hashlib.sha256(data).hexdigest()})
+    dataset = {"format": "parquet", "files": files}
+    (folder / "out" / "dataset.json").write_text(json.dumps(dataset))
+    return str(folder)
+
+
+def write_model(folder: Path, architecture: Architecture, seed: int) -> Path:
+    """FOLDER/out as a training stage leaves it, with the weights of the start."""
+    (folder / "out").mkdir(parents=True)
+    (folder / "scratch").mkdir()
+    worker = Worker(seed=0, stage="it", device="cpu", threads=1, scratch=folder / "scratch")
+
+    def put_file(name: str, path: Path) -> None:
+        shutil.move(path, folder / "out" / name)
+
+    task: Any = SimpleNamespace(worker=worker, put_file=put_file)
+    save_model(new_model(architecture, seed), {"seed": seed}, task)
+    return folder

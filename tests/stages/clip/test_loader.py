@@ -1,0 +1,130 @@
+"""Batches: epochs, repeats, shifts, captions, and that only seed, n and rows decide."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stages.clip.loader import SHIFT, Batches
+from stages.clip.texts import token_bags
+from tests.stages.clip.exported import TINY, caption, row
+
+
+def rows_of(batches, count):
+    return np.concatenate([batches[n].rows for n in range(count)])
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+
+
+def test_batch_n_is_the_same_whatever_was_asked_for_before(batches):
+    forwards = batches()
+    held = [forwards[n] for n in range(7)]
+    backwards = Batches(forwards.parts, size=8, seed=0)
+    for n in reversed(range(7)):
+        assert same(backwards[n], held[n])
+
+
+def test_an_epoch_has_every_row_once_and_the_next_another_order(batches):
+    rows = rows_of(batches(), 6)
+    assert sorted(rows[:24]) == sorted(rows[24:]) == list(range(24))
+    assert rows[:24].tolist() != rows[24:].tolist()
+
+
+def test_epochs_follow_each_other_without_a_gap(batches):
+    rows = rows_of(batches(size=10), 12)
+    assert Counter(rows) == dict.fromkeys(range(24), 5)
+
+
+def test_another_seed_gives_another_order(batches):
+    first = batches()
+    assert rows_of(first, 3).tolist() != rows_of(Batches(first.parts, size=8, seed=1), 3).tolist()
+
+
+def test_the_order_hangs_on_uids_and_not_on_shards(cached, batches):
+    def uids(made):
+        return [bytes(made.uid[int(i)].as_py()) for i in rows_of(made, 3)]
+
+    one = batches()
+    halves = [_cut(one.parts[1], 0, 6), _cut(one.parts[1], 6, 14)]
+    assert uids(one) == uids(Batches([*halves, one.parts[0]], size=8, seed=0))
+
+
+def test_a_row_is_seen_as_often_as_it_repeats_and_not_in_one_heap(cached):
+    parts, _ = cached([row(i, repeats=3 if i == 2 else 1) for i in range(10)])
+    batches = Batches(parts, size=4, seed=0)
+    epochs = rows_of(batches, 30).reshape(10, 12)
+    for rows in epochs:
+        assert Counter(rows) == {**dict.fromkeys(range(10), 1), 2: 3}
+    spreads = [np.ptp(np.flatnonzero(rows == 2)) for rows in epochs]
+    assert np.mean(spreads) > 4  # 2 where copies stay together, 6.5 by chance
+
+
+def test_pictures_are_shifted_by_up_to_four_pixels_into_white(batches):
+    made = batches()
+    shifts = set()
+    for n in range(9):
+        batch = made[n]
+        assert batch.pixels.shape == (8, 3, 16, 16)
+        for pixels, number in zip(batch.pixels, batch.rows, strict=True):
+            part = made.parts[int(number >= 10)]
+            image = part.images[number - 10 * (number >= 10)]
+            padded = np.pad(image, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), constant_values=255)
+            fits = {
+                (y, x)
+                for y in range(2 * SHIFT + 1)
+                for x in range(2 * SHIFT + 1)
+                if np.array_equal(pixels.transpose(1, 2, 0), padded[y : y + 16, x : x + 16])
+            }
+            assert fits
+            shifts |= fits
+    assert len(shifts) > 30
+
+
+def test_captions_are_those_of_the_row_and_take_turns_by_hash(cached):
+    texts = ["one", "two words", "and three words"]
+    parts, _ = cached([row(i, texts=[caption(f"{t} {i}") for t in texts]) for i in range(8)])
+    batches = Batches(parts, size=8, seed=0)
+    seen = Counter()
+    for n in range(30):
+        batch = batches[n]
+        for bag, number in zip(np.split(batch.tokens, batch.starts[1:]), batch.rows, strict=True):
+            own = [f"{text} {number}" for text in texts]
+            bags = [token_bags([t], TINY.buckets, TINY.tokens)[0].tolist() for t in own]
+            seen[bags.index(bag.tolist())] += 1
+    assert min(seen[i] for i in range(3)) > 50
+
+
+def test_weights_and_files_are_those_of_the_rows(cached):
+    parts, _ = cached([row(0)], [row(1, image=None)], [row(i, loss_weight=i) for i in (2, 3)])
+    batches = Batches(parts, size=3, seed=0)
+    batch = batches[0]
+    assert dict(zip(batch.rows.tolist(), batch.weights.tolist(), strict=True)) == {
+        0: 1,
+        1: 2,
+        2: 3,
+    }
+    assert batches.files(np.array([2, 1])) == ["00002.parquet"]
+    assert batches.files(batch.rows) == ["00000.parquet", "00002.parquet"]
+
+
+@pytest.mark.parametrize("size", [1, 24, 100])
+def test_any_size_of_batch_works(batches, size):
+    assert len(batches(size=size)[2].rows) == size
+
+
+def _cut(part, start, stop):
+    text = part.text_starts[start : stop + 1]
+    tokens = part.token_starts[text[0] : text[-1] + 1]
+    return replace(
+        part,
+        images=part.images[start:stop],
+        uids=part.uids[start:stop],
+        repeats=part.repeats[start:stop],
+        weights=part.weights[start:stop],
+        text_starts=text - text[0],
+        token_starts=tokens - tokens[0],
+        tokens=part.tokens[tokens[0] : tokens[-1]],
+    )

@@ -1,0 +1,142 @@
+"""Trainer and train: the plain loop, learning, a stop and a resume bit for bit, NaN."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import StageError
+from stages.clip.checkpoint import Checkpoints
+from stages.clip.loader import Batches
+from stages.clip.loop import Plan, Trainer, train
+from stages.clip.losses import info_nce
+from stages.clip.schedule import learning_rate
+from stages.clip.towers import new_model
+from tests.stages.clip.exported import TINY, row
+
+
+def trainer(precision="bf16", steps=12, **changes) -> Trainer:
+    plan = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, **changes}
+    return Trainer(new_model(TINY, 0), Plan(steps=steps, precision=precision, **plan))
+
+
+class StopError(Exception):
+    """A process that ends here."""
+
+
+def test_a_step_is_that_of_a_plain_loop_in_float32(batches):
+    ours, made = trainer("float32"), batches()
+    model = copy.deepcopy(ours.model)
+    matrices = [w for w in model.parameters() if w.ndim > 1]
+    others = [w for w in model.parameters() if w.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+    for n in range(5):
+        batch = made[n]
+        ours.learn(batch)
+        model.train()
+        image_BD = model.embed_images(torch.from_numpy(batch.pixels))
+        text_BD = model.embed_texts(*map(torch.from_numpy, (batch.tokens, batch.starts)))
+        loss = info_nce(image_BD, text_BD, model.log_scale.exp()).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(n, peak=5e-3, warmup_steps=3, steps=12)
+        optimiser.step()
+        assert ours.losses[n] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_bf16_stays_near_float32(batches):
+    made = batches()
+    half, full = trainer("bf16"), trainer("float32")
+    for n in range(12):
+        half.learn(made[n])
+        full.learn(made[n])
+    np.testing.assert_allclose(half.losses, full.losses, rtol=0.05)
+
+
+def test_it_learns(batches):
+    made = batches()
+    learner = trainer(steps=90)
+    train(learner, made, "it", 1000, lambda _: None)
+    assert np.mean(learner.losses[-12:]) < 0.75 * np.mean(learner.losses[:12])
+
+
+def test_a_row_counts_by_its_weight(batches):
+    batch = batches()[0]
+    learner = trainer()
+    loss_B = learner.loss(batch).detach().numpy()
+    batch.weights[:] = [0, 0, 3, 0, 0, 0, 1, 0]
+    learner.learn(batch)
+    assert learner.losses[0] == pytest.approx((3 * loss_B[2] + loss_B[6]) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_stopped_anywhere_and_resumed_it_ends_at_the_same_bits(batches, tmp_path, precision):
+    made = batches()
+    whole = trainer(precision)
+    train(whole, made, "it", 1000, lambda _: None)
+    checkpoints = Checkpoints(str(tmp_path / "stage"), "inputs")
+
+    def store_and_stop(learner):
+        checkpoints.store(learner)
+        raise StopError
+
+    resumes = 0
+    while True:
+        learner = trainer(precision)  # as a new process would have it
+        fresh = Batches(made.parts, size=8, seed=0)
+        checkpoints.restore(learner)
+        try:
+            train(learner, fresh, "it", 5, store_and_stop)
+            break
+        except StopError:
+            resumes += 1
+    assert resumes == 2
+    state, expected = learner.state(), whole.state()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_steps_after_a_checkpoint_was_stored_are_done_again(batches, tmp_path):
+    made = batches()
+    checkpoints = Checkpoints(str(tmp_path / "stage"), "inputs")
+    train(first := trainer(steps=7), made, "it", 5, checkpoints.store)
+    checkpoints.restore(second := trainer(steps=7))
+    assert second.step == 5
+    train(second, made, "it", 5, checkpoints.store)
+    assert second.losses == first.losses
+
+
+@pytest.mark.parametrize(("start", "end"), [(9.0, np.log(100)), (-1.0, 0.0)])
+def test_the_scale_is_brought_back_between_1_and_100(batches, start, end):
+    learner = trainer()
+    learner.model.log_scale.data.fill_(start)
+    learner.learn(batches()[0])
+    assert learner.model.log_scale.item() == pytest.approx(end)
+
+
+def test_a_loss_that_is_nan_stops_with_step_and_shard(cached):
+    parts, _ = cached([row(i) for i in range(20)], [row(20, loss_weight=float("nan")), row(21)])
+    made = Batches(parts, size=4, seed=0)
+    step = next(n for n in range(9) if 20 in made[n].rows)
+    learner = trainer()
+    before = learner.state()
+    with pytest.raises(StageError) as error:
+        train(learner, made, "nano", 1000, lambda _: None)
+    found, where, do = error.value.args
+    assert found == "the loss of 1 of 4 rows is NaN or infinite"
+    assert where == f"stage 'nano', step {step}, shard 00001.parquet"
+    assert "loss_weight" in do
+    assert learner.step == step
+    assert all(torch.isfinite(value).all() for value in before.values())
+
+
+def test_a_model_that_diverges_blames_no_row(batches):
+    learner = trainer(learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(StageError, match="every row") as error:
+        train(learner, batches(), "nano", 1000, lambda _: None)
+    assert "00000.parquet, 00001.parquet" in error.value.args[1]
+    assert "learning_rate" in error.value.args[2]

@@ -1,0 +1,28 @@
+"""learning_rate: the corners, and open_clip's own formula between."""
+
+import math
+
+import pytest
+
+from stages.clip.schedule import learning_rate
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 0.5), (85, (1 - math.sqrt(0.5)) / 2)],
+    ids=["first", "halfway up", "peak", "cosine begins", "halfway down", "three quarters"],
+)
+def test_known_steps(step, rate):
+    assert learning_rate(step, peak=1.0, warmup_steps=10, steps=110) == pytest.approx(rate)
+
+
+def test_no_step_stands_still_and_the_way_down_is_only_down():
+    rates = [learning_rate(step, peak=2e-3, warmup_steps=20, steps=235) for step in range(235)]
+    assert min(rates) > 0
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert max(rates) == 2e-3
+
+
+def test_without_a_warm_up_the_peak_is_first():
+    assert learning_rate(0, peak=3.0, warmup_steps=0, steps=5) == 3.0

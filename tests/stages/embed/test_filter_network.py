@@ -1,0 +1,104 @@
+"""FilterNetworkEmbedding: nulls with reasons, batches that do not matter, misfits refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.errors import StageError
+from pipeline.stage import Worker
+from stages.embed.filter_network import FilterNetworkEmbedding
+from stages.models.filter_network import KIND, ROWS, FilterNetwork
+from stages.models.saved import put_model
+from stages.ops.vectors import as_matrix, from_matrix
+
+IMAGE_WIDTH, TEXT_WIDTH, WIDTH = 64, 32, 16  # BLAS sums tiny matrices by their own rules
+
+
+@pytest.fixture
+def worker(tmp_path) -> Worker:
+    """One that is told of a stage's folder with a network of random weights."""
+    (tmp_path / "out").mkdir()
+    task = SimpleNamespace(
+        worker=SimpleNamespace(scratch=tmp_path),
+        put_file=lambda name, path: path.rename(tmp_path / "out" / name),
+    )
+    torch.manual_seed(0)
+    sizes = {"image_width": IMAGE_WIDTH, "text_width": TEXT_WIDTH, "width": WIDTH}
+    put_model(task, KIND, sizes, FilterNetwork(**sizes).state_dict())
+    return Worker(
+        seed=0, stage="emb", device="cpu", threads=1, scratch=tmp_path, model=str(tmp_path)
+    )
+
+
+def batch(rows: int) -> pa.Table:
+    rng = np.random.default_rng(0)
+    return pa.table(
+        {
+            "image_features": from_matrix(rng.standard_normal((rows, IMAGE_WIDTH))),
+            "text_features": from_matrix(rng.standard_normal((rows, TEXT_WIDTH))),
+        }
+    )
+
+
+def test_vectors_have_length_one_and_do_not_depend_on_the_batch(worker):
+    embed = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
+    rows = batch(ROWS + 3)
+    out = embed(rows)
+    for name in ("image_embedding", "text_embedding"):
+        row_ND = as_matrix(out[name])
+        np.testing.assert_allclose(np.linalg.norm(row_ND, axis=1), 1, atol=1e-6)
+        parts = [as_matrix(embed(rows.slice(start, 7))[name]) for start in range(0, ROWS + 3, 7)]
+        np.testing.assert_array_equal(np.concatenate(parts), row_ND)
+
+
+def test_missing_features_give_null_with_a_reason_and_spare_the_other(worker):
+    embed = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
+    rows = batch(4)
+    image, text = (rows[name].to_pylist() for name in rows.column_names)
+    image[1] = image[3] = text[2] = text[3] = None
+    out = embed(
+        pa.table(
+            {
+                "image_features": pa.array(image, rows["image_features"].type),
+                "text_features": pa.array(text, rows["text_features"].type),
+            }
+        )
+    )
+    assert out["image_embedding"].is_null().to_pylist() == [False, True, False, True]
+    assert out["text_embedding"].is_null().to_pylist() == [False, False, True, True]
+    assert out["reason"].to_pylist() == [None, *FilterNetworkEmbedding.reasons, "no_image_features"]
+    np.testing.assert_array_equal(
+        as_matrix(out["image_embedding"])[0], as_matrix(embed(rows)["image_embedding"])[0]
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_types_are_those_declared_even_without_a_single_value(worker, rows):
+    stage = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH)
+    given = {name: pa.nulls(rows, batch(1)[name].type) for name in batch(1).column_names}
+    out = stage.open(worker)(pa.table(given))
+    declared = [column.dtype for column in stage.writes]
+    assert out.schema.types == [*declared, pa.dictionary(pa.int32(), pa.string())]
+    assert out.num_rows == rows
+
+
+def test_a_checkpoint_elsewhere_is_the_same_network(worker):
+    from dataclasses import replace
+
+    model = f"checkpoint:{worker.model}/out"
+    elsewhere = FilterNetworkEmbedding(model=model, width=WIDTH).open(replace(worker, model=None))
+    here = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
+    assert elsewhere(batch(3)).equals(here(batch(3)))
+
+
+def test_a_network_of_another_width_is_refused(worker):
+    with pytest.raises(StageError, match=r"16 wide, where 256 was planned(.|\n)*width: 16"):
+        FilterNetworkEmbedding(model="stage:dfn").open(worker)
+
+
+def test_models_that_are_no_filter_network_are_refused_with_the_settings():
+    with pytest.raises(ValueError, match=r"'reference': write stage:<name> or checkpoint:<URI>"):
+        FilterNetworkEmbedding(model="reference")

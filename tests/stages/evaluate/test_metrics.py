@@ -1,0 +1,136 @@
+"""Metrics: known answers, and CLIP_benchmark's definitions written out by hand beside them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stages.evaluate import _metrics
+from stages.evaluate._metrics import best_ranks, classification, interval, retrieval
+from stages.ops.vectors import unit_rows
+
+
+def vectors(count: int, width: int = 6, seed: int = 0) -> np.ndarray:
+    return unit_rows(np.random.default_rng(seed).standard_normal((count, width)))
+
+
+# What CLIP_benchmark's metric code computes, from its definitions, not from its text.
+
+
+def benchmark_accuracy(score_NC, label_N, k):
+    best = torch.from_numpy(score_NC).topk(k).indices.numpy()
+    return np.mean([label in row for label, row in zip(label_N, best, strict=True)])
+
+
+def balanced_accuracy(score_NC, label_N):
+    predicted = score_NC.argmax(axis=1)
+    return np.mean([np.mean(predicted[label_N == c] == c) for c in np.unique(label_N)])
+
+
+def benchmark_recall(score_QA, positive_QA, k):
+    """Share of queries with a positive among their k best answers."""
+    best = torch.from_numpy(score_QA).topk(k).indices.numpy()
+    return np.mean([positive_QA[q, best[q]].any() for q in range(len(score_QA))])
+
+
+@pytest.mark.parametrize("classes", [5, 9])
+def test_classification_is_clip_benchmarks(classes):
+    image_ND, class_CD = vectors(200), vectors(classes, seed=1)
+    label_N = np.random.default_rng(2).integers(0, classes - 1, 200) ** 2 % classes
+    rank_N, first_N = best_ranks(image_ND, class_CD, label_N, np.arange(classes))
+    score_NC = image_ND.astype(np.float64) @ class_CD.T.astype(np.float64)
+    found = {name: m["value"] for name, m in classification(rank_N, label_N, classes).items()}
+    assert found == {
+        "acc1": pytest.approx(benchmark_accuracy(score_NC, label_N, 1)),
+        "acc5": pytest.approx(benchmark_accuracy(score_NC, label_N, 5)),
+        "mean_per_class_recall": pytest.approx(balanced_accuracy(score_NC, label_N)),
+    }
+    np.testing.assert_array_equal(first_N, score_NC.argmax(axis=1))
+
+
+def test_retrieval_is_clip_benchmarks_with_several_captions_an_image():
+    image_ND, text_KD = vectors(40), vectors(97, seed=1)
+    owner_K = np.sort(np.concatenate([np.arange(40), np.random.default_rng(3).integers(0, 40, 57)]))
+    text_KD += 0.6 * image_ND[owner_K]  # somewhat better than chance
+    text_KD = unit_rows(text_KD)
+    text_rank_N, _ = best_ranks(image_ND, text_KD, np.arange(40), owner_K)
+    image_rank_K, _ = best_ranks(text_KD, image_ND, owner_K, np.arange(40))
+    found = {name: m["value"] for name, m in retrieval(text_rank_N, image_rank_K).items()}
+    score_KN = text_KD.astype(np.float64) @ image_ND.T.astype(np.float64)
+    positive_KN = owner_K[:, None] == np.arange(40)
+    for k in (1, 5, 10):
+        expected = benchmark_recall(score_KN, positive_KN, k)
+        assert found.pop(f"image_retrieval_recall@{k}") == pytest.approx(expected)
+        expected = benchmark_recall(score_KN.T, positive_KN.T, k)
+        assert found.pop(f"text_retrieval_recall@{k}") == pytest.approx(expected)
+    assert found == {}
+
+
+def test_ranks_by_hand():
+    """Query 0 beside its own answer; query 1 has two, the better of which comes second."""
+    query = np.array([[1.0, 0], [0, 1]])
+    answer = np.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
+    rank, first = best_ranks(query, answer, np.array([0, 1]), np.array([0, 1, 5, 1]))
+    assert (rank.tolist(), first.tolist()) == ([0, 1], [0, 2])
+
+
+def test_ties_go_to_the_answer_that_stands_first():
+    same = np.ones((1, 1))
+    rank, first = best_ranks(same, np.ones((4, 1)), np.array([2]), np.array([0, 1, 2, 2]))
+    assert (rank.tolist(), first.tolist()) == ([2], [0])
+
+
+def test_blocks_change_nothing(monkeypatch):
+    query, answer = vectors(50), vectors(20, seed=1)
+    groups = np.arange(50) % 20, np.arange(20)
+    whole = best_ranks(query, answer, *groups)
+    monkeypatch.setattr(_metrics, "SCORES", 61)
+    for expected, found in zip(whole, best_ranks(query, answer, *groups), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_accuracy_at_5_of_fewer_than_5_classes_is_null():
+    assert classification(np.array([0, 3]), np.array([0, 1]), 4)["acc5"] is None
+
+
+def test_recall_at_10_of_fewer_than_10_images_is_all():
+    found = retrieval(np.array([2, 1, 0]), np.array([2, 2, 2]))
+    assert found["image_retrieval_recall@10"]["value"] == 1
+    assert found["image_retrieval_recall@1"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "trials", "low", "high"),
+    [(0.5, 100, 0.4038315, 0.5961685), (0.0, 10, 0.0, 0.2775328), (1.0, 10, 0.7224672, 1.0)],
+)
+def test_intervals_are_wilsons(share, trials, low, high):
+    """The middle one is the textbook's; at 0 and 1 it is z² / (n + z²) wide."""
+    found = interval(share, trials)
+    assert found == {"value": share, "low": pytest.approx(low), "high": pytest.approx(high)}
+
+
+def test_intervals_cover_what_they_say():
+    rng = np.random.default_rng(0)
+    for share in (0.05, 0.3, 0.9):
+        hits = rng.binomial(60, share, 4000)
+        covered = [
+            (found := interval(hit / 60, 60))["low"] <= share <= found["high"] for hit in hits
+        ]
+        assert 0.93 < np.mean(covered) < 0.975
+
+
+def test_classes_of_few_images_widen_the_interval_of_the_mean_recall():
+    label = np.array([0] * 90 + [1] * 10)
+    rank = np.arange(100) % 2
+    uneven = classification(rank, label, 2)["mean_per_class_recall"]
+    even = classification(rank, np.arange(100) // 50, 2)["mean_per_class_recall"]
+    expected = interval(0.5, 2**2 / (1 / 90 + 1 / 10))
+    assert (uneven["low"], uneven["high"]) == (expected["low"], expected["high"])
+    assert even == pytest.approx(interval(0.5, 100))
+
+
+def test_captions_of_one_image_are_one_trial():
+    found = retrieval(np.zeros(10, int), np.arange(50) % 2)["image_retrieval_recall@1"]
+    assert found["high"] == interval(0.5, 10)["high"]
+    assert math.isclose(found["value"], 0.5)

@@ -1,0 +1,160 @@
+"""evaluate.zero_shot: what it stores, of which model, and the tasks that it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import Inputs
+from pipeline.errors import StageError
+from stages.evaluate import zero_shot
+from stages.evaluate._tasks import CLASSNAMES
+from stages.evaluate.zero_shot import ZeroShot
+from stages.ops.vectors import unit_rows
+from tests.stages.evaluate.conftest import COLOURS, NAMES
+
+
+class Colours:
+    """A model that knows colours by sight and by name, and nothing else."""
+
+    width = 3
+
+    def embed_images(self, image_HW3):
+        return unit_rows(np.array([np.median(image, axis=(0, 1)) - 120 for image in image_HW3]))
+
+    def embed_texts(self, texts):
+        known = {
+            name: np.array(bgr[::-1]) - 120.0 for name, bgr in zip(NAMES, COLOURS, strict=True)
+        }
+        other = np.array([1.0, -2, 1])
+        found = [next((known[w] for w in text.split() if w in known), other) for text in texts]
+        return unit_rows(np.array(found))
+
+
+@pytest.fixture
+def evaluated(memory_context, tasks, monkeypatch):
+    """Results and context of an evaluation of the tasks."""
+
+    def make(model=None):
+        if model is not None:
+            monkeypatch.setattr(zero_shot, "load", lambda *_: model)
+        ctx = memory_context()
+        ZeroShot(model="reference", tasks=str(tasks)).run(Inputs(rows=None), ctx)
+        return json.loads((ctx.out / "results.json").read_text()), ctx.out
+
+    return make
+
+
+def test_a_model_that_knows_the_answer_is_right(evaluated):
+    results, out = evaluated(Colours())
+    colours = results["tasks"]["colours"]
+    assert (colours["kind"], colours["pictures"], colours["classes"]) == ("classification", 20, 5)
+    assert {m["value"] for m in colours["metrics"].values()} == {1.0}
+    assert colours["metrics"]["acc1"]["low"] == pytest.approx(0.839, abs=1e-3)
+    ranks = pq.read_table(out / "colours.parquet").to_pydict()
+    assert ranks["predicted"] == ranks["label"] == [i % 5 for i in range(20)]
+
+
+def test_retrieval_counts_captions_and_images_each_its_own_way(evaluated):
+    """Images 0 and 5 are red, 1 and 6 green: captions of the earlier one win the ties."""
+    results, out = evaluated(Colours())
+    words = results["tasks"]["words"]
+    assert (words["kind"], words["pictures"], words["captions"]) == ("retrieval", 7, 14)
+    assert words["metrics"]["image_retrieval_recall@10"]["value"] == 1
+    ranks = pq.read_table(out / "words.parquet")
+    assert ranks["text_rank"].to_pylist() == [0, 0, 0, 0, 0, 1, 1]
+    assert [first for first, _ in ranks["image_ranks"].to_pylist()] == [0, 0, 0, 0, 0, 1, 1]
+    assert words["metrics"]["text_retrieval_recall@1"]["value"] == pytest.approx(5 / 7)
+
+
+def test_prompts_of_a_class_are_averaged(evaluated, tasks):
+    """Three templates, one of which leads astray: the mean still points to the class."""
+    (tasks / "colours" / "zeroshot_classification_templates.txt").write_text(
+        "{c}\na {c} thing\nthing_{c}\n"
+    )
+    results, _ = evaluated(Colours())
+    assert results["tasks"]["colours"]["metrics"]["acc1"]["value"] == 1
+
+
+def test_the_reference_model_runs_and_results_repeat(evaluated):
+    first, _ = evaluated()
+    second, _ = evaluated()
+    assert first == second
+    assert first["model"] == "reference"
+    assert 0 <= first["tasks"]["colours"]["metrics"]["acc1"]["value"] <= 1
+
+
+def test_results_name_the_bytes_they_are_of(evaluated, tasks):
+    before, _ = evaluated()
+    (tasks / "colours" / CLASSNAMES).write_text("blue\nred\ngreen\ngrey\nwhite\n")
+    after, _ = evaluated()
+    digests = [{name: task["sha256"] for name, task in r["tasks"].items()} for r in (before, after)]
+    assert digests[0]["colours"] != digests[1]["colours"]
+    assert digests[0]["words"] == digests[1]["words"]
+
+
+def test_a_task_or_a_model_that_changes_is_another_item(memory_context, tasks, tmp_path):
+    items = []
+    ctx = memory_context()
+    ctx.map = lambda fn, given: items.append(given) or [{} for _ in given]
+    for sha256 in ("a", "b"):
+        (tmp_path / "model" / "out").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / "out" / "model.json").write_text(json.dumps({"sha256": sha256}))
+        inputs = Inputs(rows=None, model=str(tmp_path / "model"))
+        ZeroShot(model="stage:clip", tasks=str(tasks)).run(inputs, ctx)
+    first, _, second, _ = items
+    assert [item["task"] for item in first] == ["colours", "words"]
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "found"),
+    [
+        (CLASSNAMES, None, "no such file"),
+        (CLASSNAMES, "red\ngreen\n", "class 2, and classnames.txt names 2"),
+        ("test/nshards.txt", "3", "1.tar is missing"),
+    ],
+    ids=["no class names", "too few class names", "a missing shard"],
+)
+def test_a_task_that_is_not_right_is_refused_with_the_way_to_see_it_all(
+    evaluated, tasks, file, text, found
+):
+    path: Path = tasks / "colours" / file
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(StageError) as error:
+        evaluated()
+    assert found in error.value.args[0]
+    assert error.value.args[1].startswith("stage 'it', key `tasks`: colours/")
+    assert "clipmill doctor tasks" in error.value.args[2]
+
+
+def test_an_unknown_scheme_is_refused_at_plan():
+    with pytest.raises(ValueError, match="unknown scheme 'hub'"):
+        ZeroShot(model="hub:clip", tasks="tasks")
+
+
+def test_a_stages_model_is_read_from_the_folder_that_the_engine_names(
+    memory_context, tasks, tmp_path, trained_model
+):
+    ctx = memory_context()
+    inputs = Inputs(rows=None, model=str(trained_model))
+    ZeroShot(model="stage:clip", tasks=str(tasks)).run(inputs, ctx)
+    results = json.loads((ctx.out / "results.json").read_text())
+    card = json.loads((trained_model / "out" / "model.json").read_text())
+    assert results["model"] == card["sha256"]
+
+
+def test_notes_refuse_nothing(evaluated, tasks):
+    (tasks / "colours" / CLASSNAMES).write_text("red\nred\nblue\ngrey\nwhite\nblack\n")
+    results, _ = evaluated()
+    assert results["tasks"]["colours"]["classes"] == 6
+
+
+def test_a_folder_without_tasks_is_refused(memory_context, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(StageError, match="no task"):
+        ZeroShot(model="reference", tasks=str(tmp_path / "none")).run(
+            Inputs(rows=None), memory_context()
+        )

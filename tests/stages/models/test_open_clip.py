@@ -1,0 +1,138 @@
+"""open_clip by name: weights from a file, and errors that say what is missing. No hub is asked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stages.models.open_clip
+from pipeline.errors import StageError
+from stages.models.image_text import load, width_of
+from stages.models.open_clip import parts
+
+NETWORK, WIDTH = "ViT-S-32-alt", 256
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """Random weights of a small network, as open_clip's trainer leaves them."""
+    import open_clip
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    torch.save(open_clip.create_model(NETWORK).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(file):
+    return load(f"open_clip:{NETWORK}@{file}")
+
+
+def test_the_width_is_known_from_the_packages_configuration_and_is_the_models(model):
+    assert width_of(f"open_clip:{NETWORK}@anywhere.pt") == WIDTH == model.width
+    assert width_of("open_clip:ViT-L-14/openai") == 768
+    assert model.embed_texts(["a"]).shape == (1, WIDTH)
+
+
+def test_embeddings_are_open_clips_own(model, file):
+    import open_clip
+    from PIL import Image
+
+    rgb = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
+    network, _, preprocess = open_clip.create_model_and_transforms(NETWORK, pretrained=str(file))
+    network.eval()
+    with torch.inference_mode():
+        image = network.encode_image(preprocess(Image.fromarray(rgb))[None], normalize=True)
+        tokens = open_clip.get_tokenizer(NETWORK)(["a red circle"])
+        text = network.encode_text(tokens, normalize=True)
+    np.testing.assert_allclose(model.embed_images([rgb]), image.numpy(), atol=1e-5)
+    np.testing.assert_allclose(model.embed_texts(["a red circle"]), text.numpy(), atol=1e-5)
+
+
+def test_a_vector_does_not_depend_on_what_else_is_in_the_call(model, monkeypatch):
+    monkeypatch.setattr(stages.models.open_clip, "ROWS", 4)
+    texts = [f"number {i}" for i in range(5)]
+    whole_ND = model.embed_texts(texts)
+    np.testing.assert_array_equal(model.embed_texts(texts[3:4])[0], whole_ND[3])
+    np.testing.assert_array_equal(model.embed_texts(texts[::-1]), whole_ND[::-1])
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
+    both_2D = model.embed_images(list(rgb))
+    np.testing.assert_array_equal(model.embed_images([rgb[1]])[0], both_2D[1])
+    assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, WIDTH)
+
+
+def test_safetensors_are_read_too(model, file, tmp_path):
+    from safetensors.torch import save_file
+
+    weights = torch.load(file, weights_only=True)
+    save_file(
+        {name: tensor.clone() for name, tensor in weights.items()}, tmp_path / "w.safetensors"
+    )
+    other = load(f"open_clip:{NETWORK}@{tmp_path / 'w.safetensors'}")
+    np.testing.assert_array_equal(other.embed_texts(["a"]), model.embed_texts(["a"]))
+
+
+def test_a_name_holds_a_network_and_its_weights():
+    assert parts("ViT-B-32/openai") == ("ViT-B-32", "openai", None)
+    assert parts("ViT-B-32@a/b@c.pt") == ("ViT-B-32", None, Path("a/b@c.pt"))
+    for name in ("", "ViT-B-32", "ViT-B-32/", "ViT-B-32@", "@a.pt", "/openai"):
+        with pytest.raises(ValueError, match=r"open_clip:NAME/TAG"):
+            parts(name)
+
+
+def test_an_unknown_network_is_refused_with_those_of_its_family():
+    with pytest.raises(ValueError, match=r"no network 'ViT-B-23'; near it: .*ViT-B-32"):
+        width_of("open_clip:ViT-B-23/openai")
+
+
+def test_an_unknown_tag_is_refused_with_the_known_ones():
+    with pytest.raises(StageError, match=r"no weights 'opnai' of ViT-B-32(.|\n)*openai"):
+        load("open_clip:ViT-B-32/opnai")
+
+
+def test_a_missing_file_another_networks_and_no_weights_at_all_are_refused(file, tmp_path):
+    with pytest.raises(StageError, match="no such file"):
+        load(f"open_clip:{NETWORK}@{tmp_path / 'none.pt'}")
+    with pytest.raises(StageError, match="weights that ViT-M-32-alt cannot take"):
+        load(f"open_clip:ViT-M-32-alt@{file}")
+    (tmp_path / "page.pt").write_text("<!doctype html>")
+    with pytest.raises(StageError, match="weights that ViT-S-32-alt cannot take"):
+        load(f"open_clip:{NETWORK}@{tmp_path / 'page.pt'}")
+
+
+class Trap:
+    """Runs code when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_file_that_would_run_code_is_refused_unrun(tmp_path):
+    torch.save({"weight": Trap(tmp_path / "ran")}, tmp_path / "trap.pt")
+    with pytest.raises(StageError, match="cannot take"):
+        load(f"open_clip:{NETWORK}@{tmp_path / 'trap.pt'}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_doctor_says_what_a_machine_without_hub_misses(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "doctor", "--model", "open_clip:ViT-B-32/openai"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert (
+        "BAD   model open_clip:ViT-B-32/openai no weights of open_clip:ViT-B-32/openai"
+        in done.stdout
+    )
+    assert "open_clip:ViT-B-32@FILE" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

@@ -1,0 +1,187 @@
+"""train.clip: what it stores, what decides it, what it refuses, and a kill that changes nothing."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import Inputs
+from pipeline.errors import StageError
+from pipeline.pools.evaluation import EvaluationSet, write_set
+from stages.clip.checkpoint import Checkpoints, load
+from stages.clip.schedule import learning_rate
+from stages.train.clip import ClipTraining
+from tests.engine_stages.harness import clipmill_run
+from tests.stages.clip.exported import COLOURS, row, write_export
+
+SMALL = {"batch_size": 8, "samples_seen": 100, "warmup_steps": 2, "checkpoint_steps": 5}
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    return write_export(tmp_path / "export", [row(i) for i in range(9)], [row(i) for i in (9, 10)])
+
+
+@pytest.fixture
+def trained(launching_context, data):
+    """The folder of a training with these settings."""
+
+    def make(seed=0, data=data, **settings):
+        ctx = launching_context(seed)
+        ClipTraining(**{**SMALL, **settings}).run(Inputs(rows=None, data=data), ctx)
+        return Path(ctx.folder)
+
+    return make
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "out" / "model.safetensors").read_bytes()
+
+
+def test_it_leaves_a_model_that_loads_its_card_and_its_curve(trained):
+    folder = trained()
+    held = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    assert held == ["out/loss.parquet", "out/model.json", "out/model.safetensors"]
+    assert load(str(folder)).embed_texts(["a red thing"]).shape == (1, 8)
+    card = json.loads((folder / "out" / "model.json").read_text())
+    assert (card["rows"], card["plan"]["steps"], card["scale"]) == (11, 12, "nano")
+    curve = pq.read_table(folder / "out" / "loss.parquet").to_pydict()
+    assert curve["step"] == list(range(12))
+    assert curve["samples_seen"][-1] == 88
+    rates = [learning_rate(n, peak=2e-3, warmup_steps=2, steps=12) for n in range(12)]
+    assert curve["learning_rate"] == rates
+
+
+def test_the_same_rows_and_seed_give_the_same_bits(trained):
+    first, second = trained(), trained(checkpoint_steps=1)
+    for name in ("model.safetensors", "loss.parquet", "model.json"):
+        assert (first / "out" / name).read_bytes() == (second / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"learning_rate": 1e-3}, {"weight_decay": 0.0}])
+def test_seed_and_settings_give_other_weights(trained, other):
+    ours = ClipTraining(**{**SMALL, **other})
+    assert weights(trained()) != weights(trained(**vars(ours)))
+
+
+def test_the_setting_seed_is_added_to_the_recipes(launching_context, data, trained):
+    ctx = launching_context(seed=2)
+    ClipTraining(**SMALL, seed=1).run(Inputs(rows=None, data=data), ctx)
+    other = launching_context(seed=3)
+    ClipTraining(**SMALL).run(Inputs(rows=None, data=data), other)
+    assert weights(Path(ctx.folder)) == weights(Path(other.folder))
+
+
+def test_a_run_that_stopped_goes_on_from_its_checkpoint(
+    trained, launching_context, data, monkeypatch
+):
+    whole = trained()
+    ctx = launching_context()
+    stored = []
+
+    def store(self, trainer, plain=Checkpoints.store):
+        plain(self, trainer)
+        stored.append(trainer.step)
+        if len(stored) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "store", store)
+    with pytest.raises(KeyboardInterrupt):
+        ClipTraining(**SMALL).run(Inputs(rows=None, data=data), ctx)
+    ClipTraining(**SMALL).run(Inputs(rows=None, data=data), ctx)
+    assert stored == [5, 10]
+    assert weights(Path(ctx.folder)) == weights(whole)
+
+
+def test_a_subset_smaller_than_a_batch_is_refused_before_anything_is_read(trained, data):
+    os.remove(f"{data}/out/00001.parquet")
+    with pytest.raises(StageError) as error:
+        trained(batch_size=12, samples_seen=120)
+    found, where, _ = error.value.args
+    assert found == "the export has 11 rows, and a batch has 12"
+    assert where == "stage 'it', key `batch_size`"
+
+
+def test_so_is_one_that_is_smaller_once_its_bad_rows_are_out(trained, tmp_path):
+    data = write_export(
+        tmp_path / "bad", [row(i, image=b"no" if i < 4 else None) for i in range(9)]
+    )
+    with pytest.raises(StageError, match="there are 0 rows") as error:
+        trained(data=data)
+    assert "'undecodable': 4" in str(error.value)
+
+
+def test_a_loss_that_is_nan_names_the_stage_step_and_shard(trained, tmp_path):
+    bad = row(0, loss_weight=float("inf"))
+    data = write_export(tmp_path / "bad", [row(i) for i in range(1, 8)], [bad])
+    with pytest.raises(StageError, match=r"stage 'it', step 0, shard 00001\.parquet"):
+        trained(data=data)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "found"), [(None, "no Parquet export"), ({"format": "webdataset"}, "a webdataset")]
+)
+def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found):
+    (tmp_path / "other" / "out").mkdir(parents=True)
+    if dataset:
+        (tmp_path / "other" / "out" / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.raises(StageError, match=found):
+        trained(data=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"samples_seen": 800, "batch_size": 256}, "warmup_steps is 20.*3 steps"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps is 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
+    with pytest.raises(ValueError, match=found):
+        ClipTraining(**settings)
+
+
+RECIPE = """
+stages:
+  pool: {{uses: ingest.image_folder, path: {path}}}
+  shards: {{uses: export.parquet, from: pool}}
+  clip: {{uses: train.clip, data: shards, batch_size: 8, samples_seen: 48, warmup_steps: 2,
+         checkpoint_steps: 2}}
+  eval: {{uses: evaluate.zero_shot, model: "stage:clip", tasks: {tasks}}}
+"""
+
+
+@pytest.mark.chaos
+def test_killed_at_a_checkpoint_and_run_again_the_files_are_the_same_byte_for_byte(tmp_path):
+    (tmp_path / "pool").mkdir()
+    for i in range(12):
+        (tmp_path / "pool" / f"{i}.png").write_bytes(row(i)["image"])
+        (tmp_path / "pool" / f"{i}.txt").write_text(row(i)["texts"][0]["text"])
+    images = {f"{i}": row(i)["image"] for i in range(12)}
+    classes = {key: int(key) % 4 for key in images}
+    write_set(EvaluationSet("colours", images, classes, list(COLOURS)), tmp_path / "tasks")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(path=tmp_path / "pool", tasks=tmp_path / "tasks"))
+    steps = {}
+    for name in ("whole", "killed"):
+        if name == "killed":
+            ended = clipmill_run(recipe, tmp_path / name, tmp_path / "fault", fault="step:1")
+            assert ended.killed, ended.output
+        ended = clipmill_run(recipe, tmp_path / name, tmp_path / f"{name}-again")
+        assert ended.code == 0, ended.output
+        steps[name] = [point for point in ended.points if point.startswith("step checkpoints/")]
+    assert [len(steps[name]) for name in ("whole", "killed")] == [2, 1]  # one was not done again
+    for stage, files in (("clip", 3), ("eval", 2)):
+        whole, killed = (
+            {
+                path.name: path.read_bytes()
+                for path in tmp_path.glob(f"{name}/stages/{stage}-*/out/*.*")
+            }
+            for name in ("whole", "killed")
+        )
+        assert whole == killed
+        assert len(whole) == files
