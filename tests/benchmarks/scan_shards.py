@@ -7,7 +7,8 @@ without it each is read by itself, as after a run that was killed before its fir
 are as a row stage leaves them; data files are sparse, for only their sizes are looked at.
 
 Aim: less than 2 s at 10,000 shards, and time that grows as their number.
-Measured (2026-11-25, EPYC, 2 shared cores): with the fold 0.02, 0.24 and 0.82 s at 1,000, 10,000
+Measured (2026-11-25, EPYC, 2 shared cores), CPU time; 10,000 took 0.68 and 1.19 s of wall time at
+load 5 to 8: with the fold 0.02, 0.24 and 0.82 s at 1,000, 10,000
 and 30,000 shards; record by record 0.04, 0.57 and 1.87 s; both grow as shards to the power 1.1.
 """
 
