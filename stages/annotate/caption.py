@@ -10,6 +10,12 @@ from pipeline.stage import RowFunction, RowStage, Worker
 CAPTION_WORDS = Column(
     "caption_words", pa.int32(), "words", "Pieces between whitespace: len(text.split())."
 )
+CAPTION_TOKENS = Column(
+    "caption_tokens",
+    pa.int32(),
+    "tokens",
+    "Pieces between ASCII whitespace, and one a newline: len(fasttext.tokenize(text)).",
+)
 CAPTION_CHARS = Column("caption_chars", pa.int32(), "characters", "Code points: len(text).")
 CAPTION_LETTERS = Column(
     "caption_letters", pa.int32(), "characters", "Letters and their marks, of any script."
@@ -32,6 +38,7 @@ SPACE = (
     r"\t-\r\x1C-\x20\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}"
 )
 WORD = f"[^{SPACE}]+"
+TOKEN = r"[^ \t-\r\x00]+|\n"  # fastText reads a newline as the end of a sentence, itself a token
 LETTER = r"[\p{L}\p{M}]"
 TAG = r"<(?:!--|[/!]?[A-Za-z])[^<>]*>|&(?:[A-Za-z][A-Za-z0-9]*|#[0-9]+|#[xX][0-9A-Fa-f]+);"
 # A UTF-8 character: a first byte says how many of 80 to BF follow. Windows-1252 shows some of
@@ -43,19 +50,20 @@ FILENAME = r"(?i)\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|ico|heic|avif)\s*$"
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(RowStage):
-    """Words, characters, letters, tags, garbled characters: counts from 0; null without text.
+    """Words, tokens, characters, letters, tags, garbling: counts from 0; null without text.
 
-    Source: words and characters as DataComp's basic filter counts them, in Python.
+    Source: words and characters as DataComp's basic filter counts them, in Python; tokens as its
+    caption filter does, by fastText (Dictionary::readWord).
     Error: words and characters equal Python's on every code point. Letters follow the Unicode
     version of polars. Two characters can stand together by chance as garbled ones do („Spaß“
     counts 1): ask for two, or for a share of caption_chars.
     """
 
-    version = 1
+    version = 2
     determinism = "exact"
     reads = (TEXT,)
     writes = (
-        *(CAPTION_WORDS, CAPTION_CHARS, CAPTION_LETTERS),
+        *(CAPTION_WORDS, CAPTION_TOKENS, CAPTION_CHARS, CAPTION_LETTERS),
         *(CAPTION_MARKUP, CAPTION_MOJIBAKE, CAPTION_IS_FILENAME),
     )
     reasons = ("no_text",)
@@ -71,6 +79,7 @@ def caption(batch: pa.Table) -> pa.Table:
     text = pl.col(TEXT.name).str
     counted = pl.DataFrame(batch.select([TEXT.name])).select(
         text.count_matches(WORD).alias(CAPTION_WORDS.name),
+        text.count_matches(TOKEN).alias(CAPTION_TOKENS.name),
         text.len_chars().alias(CAPTION_CHARS.name),
         text.count_matches(LETTER).alias(CAPTION_LETTERS.name),
         text.count_matches(TAG).alias(CAPTION_MARKUP.name),

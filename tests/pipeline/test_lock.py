@@ -155,7 +155,8 @@ def test_a_kill_at_a_renewal_leaves_a_lock_that_the_next_run_takes(run, holder):
 def test_of_many_that_find_a_dead_lock_one_gets_it(run):
     for _ in range(20):
         write_lease(run, expires=0)
-        start, done, got = threading.Barrier(8), threading.Barrier(8), []
+        start, done = (threading.Barrier(8, timeout=60) for _ in range(2))
+        got = []
 
         def contend(start=start, done=done, got=got):
             start.wait()

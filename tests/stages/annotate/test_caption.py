@@ -35,6 +35,46 @@ def test_words_and_characters_are_pythons(texts):
 
 
 @pytest.mark.parametrize(
+    ("text", "tokens"),  # as fasttext.tokenize, version 0.9.2, cuts them
+    [
+        ("", 0),
+        (" ", 0),
+        ("\n", 1),
+        ("rose", 1),
+        ("rose\n", 2),
+        ("\nrose", 2),
+        ("a\n\nb", 4),
+        ("a b\n\nc\u00a0d\0e", 6),
+        ("a\u3000b\u2003c\x1cd\x85e", 1),  # no space of Unicode's parts tokens
+        ("a\tb\vc\fd\re\0f", 6),
+    ],
+)
+def test_tokens_are_fasttexts(text, tokens):
+    assert counts([text])["caption_tokens"] == [tokens]
+
+
+def read_word_count(text: str) -> int:
+    """fastText's Dictionary::readWord, byte by byte, until it returns false."""
+    data, at, tokens, inside = text.encode(), 0, 0, False
+    while at < len(data):
+        if data[at : at + 1] not in (b" ", b"\n", b"\r", b"\t", b"\v", b"\f", b"\0"):
+            inside = True
+        elif inside:
+            tokens, inside = tokens + 1, False
+            continue  # the separator is read again: a newline is a token of its own
+        elif data[at : at + 1] == b"\n":
+            tokens += 1
+        at += 1
+    return tokens + inside
+
+
+@settings(deadline=None)
+@given(st.lists(TEXT | st.text(" \n\r\t\v\f\0\x1c\xa0a🌹", max_size=20), max_size=20))
+def test_tokens_are_those_of_fasttexts_loop(texts):
+    assert counts(texts)["caption_tokens"] == [read_word_count(text) for text in texts]
+
+
+@pytest.mark.parametrize(
     ("text", "letters"),
     [("", 0), ("abc 123!", 3), ("犬の写真", 4), ("e\u0301", 2), ("हिन्दी", 6), ("🚀 $9.99", 0)],
     ids=["empty", "latin", "han", "combining", "devanagari", "none"],

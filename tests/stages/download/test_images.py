@@ -145,7 +145,7 @@ class Site:
 @pytest.fixture
 def server():
     """The site, with its `port`, served from a thread."""
-    site, loop, ready = Site(), asyncio.new_event_loop(), threading.Event()
+    site, loop = Site(), asyncio.new_event_loop()
 
     async def start():
         app = web.Application()
@@ -155,20 +155,17 @@ def server():
         tcp = web.TCPSite(site.runner, "127.0.0.1", 0)
         await tcp.start()
         site.port = tcp._server.sockets[0].getsockname()[1]
-        ready.set()
 
-    def serve():
-        loop.run_until_complete(start())
-        loop.run_forever()
-        loop.run_until_complete(site.runner.cleanup())
-        loop.close()
-
-    thread = threading.Thread(target=serve)
+    # Only a loop that already runs for good can be stopped: one stopped while it still runs
+    # `start` would go on, and this thread would wait for it without end.
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    ready.wait()
+    asyncio.run_coroutine_threadsafe(start(), loop).result(30)
     yield site
+    asyncio.run_coroutine_threadsafe(site.runner.cleanup(), loop).result(30)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+    loop.close()
 
 
 def opened(tmp_path, **settings):
