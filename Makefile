@@ -1,8 +1,10 @@
-# make demo: a real raw pool to curated shards.   make test: everything that proves it.
+# make demo: a raw pool to curated shards and what they are worth.   make test: all that proves it.
 PYTHON ?= python3.11
 BIN    := .venv/bin
 DEMO   := demo
 PORT   := 8765
+PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/trusted/metadata \
+	$(foreach arm,raw rules curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check unit chaos test bench clean
@@ -20,12 +22,14 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## builds the demo pool, serves it, runs quickstart, prints the funnel
+demo: .venv/installed  ## pool, quickstart, and what models trained on raw and curated rows can do
 	$(BIN)/clipmill pool demo --out $(DEMO)/pool --port $(PORT)
 	@$(BIN)/clipmill pool serve $(DEMO)/pool --port $(PORT) & server=$$!; \
 	trap 'kill $$server 2>/dev/null' EXIT INT TERM; \
-	$(BIN)/clipmill run quickstart --set pool.path=$(DEMO)/pool/metadata --out $(DEMO)/run && \
-	$(BIN)/clipmill funnel --run $(DEMO)/run
+	$(BIN)/clipmill run quickstart $(PATHS) --out $(DEMO)/run && \
+	$(BIN)/clipmill funnel --run $(DEMO)/run && \
+	$(BIN)/clipmill pool score $(DEMO)/pool --run $(DEMO)/run > $(DEMO)/caught.md && \
+	$(BIN)/clipmill report --run $(DEMO)/run --baseline raw --out $(DEMO)/report.html
 
 check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from metadata.fingerprint import digest
 from metadata.record import Failure, Record, ShardState, state_of
 from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, REASON_TYPE, UID
 from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
+from metadata.storage import Storage
 from pipeline import attempts
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from pipeline.executors import Item
+from pipeline.pins import pin
 from pipeline.plan import Binding, PlannedStage
 from pipeline.rows import Part, read_rows
-from pipeline.stage import RowFunction, RowStage, Worker
+from pipeline.stage import RowFunction, RowStage, Worker, unpinned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +301,8 @@ class SegmentRun:
         """The stage's answer for a batch, held to what the stage declares."""
         if planned.name not in self._opened:
             assert isinstance(planned.stage, RowStage)
-            worker = worker_of(planned, self.segment.seed, Path(self.scratch.name))
+            folder = self.segment.parts[planned.name].folder
+            worker = worker_of(planned, self.segment.seed, Path(self.scratch.name), folder)
             if planned.model is not None:
                 model = self.segment.parts[planned.model].folder.uri
                 worker = replace(worker, model=model)
@@ -377,8 +381,10 @@ def parents_of(planned: PlannedStage, states: Mapping[str, ShardState]) -> dict[
     return {edge: states[edge].digest for edge in edges}
 
 
-def worker_of(planned: PlannedStage, seed: int, scratch: Path) -> Worker:
-    """What a stage is told of the place where it runs."""
+def worker_of(
+    planned: PlannedStage, seed: int, scratch: Path, folder: Storage | None = None
+) -> Worker:
+    """What a stage is told of the place where it runs; without a folder nothing is pinned."""
     resources = planned.stage.resources
     return Worker(
         seed=seed,
@@ -386,6 +392,7 @@ def worker_of(planned: PlannedStage, seed: int, scratch: Path) -> Worker:
         device="cuda" if resources.gpus else "cpu",
         threads=resources.cpus,
         scratch=scratch,
+        pin=partial(pin, folder, planned.name) if folder else unpinned,
     )
 
 

@@ -254,8 +254,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from pipeline.report.build import report
+    from pipeline.report.results import headline, results
 
-    options.out.write_text(report(_latest(options.run), options.baseline), encoding="utf-8")
+    state = _latest(options.run)
+    options.out.write_text(report(state, options.baseline), encoding="utf-8")
+    if found := results(state, options.baseline):
+        print(f"{headline(found)}\n")
     print(options.out)
     return DONE
 

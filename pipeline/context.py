@@ -67,13 +67,14 @@ class RunContext:
         on_shard: Callable[[Record, int], None],
         on_unit: Callable[[str, int, int], None],
         home: PoolShards | None,
+        outside: str = "",
     ) -> None:
         self.planned = planned
         self.folder = folder.uri
         self.records: dict[int, Record] = {}
         self.failures: dict[int, Failure] = {}
         self.shards = 0
-        self.worker = worker_of(planned, seed, Path(tempfile.gettempdir()))
+        self.worker = worker_of(planned, seed, Path(tempfile.gettempdir()), folder)
         self._seed = seed
         self._run_id = run_id
         self._storage = folder
@@ -86,7 +87,8 @@ class RunContext:
         self._rows = home
         # Whose hashes and formats a journal holds.
         versions = f"{pa.__version__} {version('polars')}"
-        self.journal = "calls" if planned.is_root else f"calls-{digest([inputs, versions])[:12]}"
+        key = digest([inputs, versions, *([outside] if outside else [])])[:12]
+        self.journal = "calls" if planned.is_root else f"calls-{key}"
         self._prefix = ""
         self._count = 0
 

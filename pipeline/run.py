@@ -233,13 +233,23 @@ class _Run:
     def _run_dataset(self, planned: PlannedStage) -> None:
         self.state.resolve(planned.name)
         stage = self.state.stages[planned.name]
-        if stage.complete and not planned.is_root:
-            self._finish(stage)
+        assert isinstance(planned.stage, DatasetStage)
+        try:
+            outside = planned.stage.outside()
+        except OSError as error:
+            self._stop([planned], storage_error(error, planned.where))
             return
+        if stage.complete and not planned.is_root:
+            if (stage.manifest or {}).get("outside", "") == outside:
+                self._finish(stage)
+                return
+            stage.folder.delete("manifest.json")
+            self.state.rescan(planned.name)
+            stage = self.state.stages[planned.name]
         self.watcher.stage(planned.name, stage.total, 0)
         inputs = self.state.inputs_digest(planned)
         assert inputs is not None
-        assert isinstance(planned.stage, DatasetStage)
+        made_of = {"inputs": inputs, **({"outside": outside} if outside else {})}
         rows = self.state.inputs(planned)
         context = RunContext(
             planned,
@@ -253,6 +263,7 @@ class _Run:
             lambda record, total: self.watcher.shard(planned.name, record, total),
             lambda call, done, total: self.watcher.unit(planned.name, call, done, total),
             rows if isinstance(rows, PoolShards) else None,
+            outside,
         )
         model = self.state.parts[planned.model].folder.uri if planned.model else None
         data = self.state.parts[planned.data].folder.uri if planned.data else None
@@ -272,7 +283,7 @@ class _Run:
             return
         for failure in context.failures.values():
             self.watcher.failed(planned.name, failure)
-        self._manifest_dataset(planned, stage, context, inputs)
+        self._manifest_dataset(planned, stage, context, made_of)
         self.state.rescan(planned.name)
         stage = self.state.stages[planned.name]
         if planned.is_root:
@@ -281,7 +292,11 @@ class _Run:
         self._finish(stage)
 
     def _manifest_dataset(
-        self, planned: PlannedStage, stage: StageState, context: RunContext, inputs: str
+        self,
+        planned: PlannedStage,
+        stage: StageState,
+        context: RunContext,
+        made_of: dict[str, str],
     ) -> None:
         """The stage's manifest, last."""
         if planned.is_root:
@@ -296,8 +311,8 @@ class _Run:
         made = {
             "shards": len(records),
             "rows": sum(record.rows for record in records),
-            "inputs": inputs,
-            "digest": digest([inputs, [record.sha256 for record in records], outputs]),
+            **made_of,
+            "digest": digest([*made_of.values(), [r.sha256 for r in records], outputs]),
             "outputs": outputs,
         }
         self._put_manifest(stage, made, records)

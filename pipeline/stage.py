@@ -30,11 +30,17 @@ class Resources:
     memory_gb: float = 2
 
 
+def unpinned(what: str, sha256: str) -> None:
+    """Outside a run nothing is held to an earlier digest."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """Where a stage's function runs: seed and recipe name for its coins, threads, scratch disk.
 
     `model` is the URI of the folder of the stage that `model: "stage:x"` names, else None.
+    `pin(what, sha256)` is for bytes from outside the run, weights above all: StageError where this
+    stage had others before.
     """
 
     seed: int
@@ -43,6 +49,7 @@ class Worker:
     threads: int
     scratch: Path
     model: str | None = None
+    pin: Callable[[str, str], None] = unpinned
 
 
 def location(default: Any = MISSING) -> Any:
@@ -93,6 +100,13 @@ class DatasetStage(Stage):
     def run(self, inputs: "Inputs", ctx: "Context") -> None:
         """Ends in a call that stores this stage's shards, files or model."""
         raise NotImplementedError
+
+    def outside(self) -> str:
+        """A digest of what it reads from outside the run, cheap as a listing: asked at each run.
+
+        Where it changes, a stage that gives data or a model runs again.
+        """
+        return ""
 
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         """The named virtual columns of every row of the shard that was made from `source`."""

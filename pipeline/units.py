@@ -79,7 +79,7 @@ class UnitsRun:
             what = f"unit {item['key']} of stage {units.planned.name}"
             error = attempts.crash_error(what, units.folder)
             return item | {"error": error, "crashed": True}
-        worker = worker_of(units.planned, units.seed, Path(self.scratch.name))
+        worker = worker_of(units.planned, units.seed, Path(self.scratch.name), units.folder)
         task = UnitTask(worker, units.folder, units.journal, item["key"])
         where = f"stage '{units.planned.name}', {item['key']}"
         number = 1

@@ -1,4 +1,4 @@
-"""`make demo` from packages to funnel, and again: all found done. Minutes; npm is needed."""
+"""`make demo` from packages to what a subset is worth, and again: all found done. npm is needed."""
 
 import json
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.chaos
-def test_demo_from_packages_to_funnel_and_again_finds_all_done(tmp_path):
+def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -38,10 +38,8 @@ def test_demo_from_packages_to_funnel_and_again_finds_all_done(tmp_path):
     assert rows == end["rows"]
     assert abs(kept - end["kept"]) <= 0.005 * rows
 
-    planted = {
-        row["kind"]: row
-        for row in run("pool", "score", demo / "pool", "--run", demo / "run")["planted"]
-    }
+    found = run("pool", "score", demo / "pool", "--run", demo / "run")
+    planted = {row["kind"]: row for row in found["planted"]}
     for kind in ("404", "410", "403", "changed", "corrupt", "truncated", "html", "redirect_loop"):
         assert planted[f"link_issue: {kind}"]["kept"] == 0
     for kind in ("bomb", "tiny", "aspect", "oversized"):
@@ -49,7 +47,20 @@ def test_demo_from_packages_to_funnel_and_again_finds_all_done(tmp_path):
     exact = planted["duplicate: exact"]
     assert exact["kept"] <= 0.05 * exact["rows"]
     good = planted["good, English"]
-    assert good["kept"] >= 0.7 * good["rows"]
+    assert good["kept"] >= 0.55 * good["rows"]
+
+    # The score finds swapped captions, and what it keeps is worth more: beyond the noise of seeds.
+    areas = {row["kind"]: row["auc"]["value"] for row in found["detection"]}
+    assert areas["swapped"] >= 0.72
+    assert areas["swapped, with another group's"] >= 0.83
+    retrieval = next(line for line in first.stdout.splitlines() if "image_retrieval" in line)
+    raw, rules, curated = map(float, retrieval.split()[2:5])
+    assert raw < rules < curated
+    low_of_curated = float(re.findall(r"\(([+-][\d.]+) to", retrieval)[-1])
+    assert low_of_curated > 0
+    page = (demo / "report.html").read_text()
+    for shown in ("Results", "Against the planted truth", f"{areas['swapped']:.3f}", "Training"):
+        assert shown in page
 
 
 def run(*arguments: object) -> dict:

@@ -1,8 +1,11 @@
 """What a run caught of the faults that a pool's builder planted, from the truth file.
 
-The one reader of `truth.parquet` beside the tests: it runs after a run, never inside one.
+The one reader of `truth.parquet` beside the tests: it runs after a run, never inside one. What it
+found is left in the run's folder, for the report.
 """
 
+import json
+import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -11,16 +14,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from metadata.schema import KEEP, UID
 from metadata.shard import read_stage
 from pipeline.errors import RecipeError
 from pipeline.funnel import lacking, reasons_of, trace
+from pipeline.report.stored import binding, stored
 from pipeline.state import RunState
 
 HARMLESS_LINKS = ("redirect", "slow", "wrong_content_type", "503_once")
 SHOWN_CAUSES = 4
+SCORE = "clip_score"  # the column whose AUC is shown
 KINDS = ("link_issue", "image_issue", "text_issue")
+LEFT = "truth.json"  # in the run's folder
 
 
 def score(state: RunState, pool: Path, end: str | None = None) -> dict[str, Any]:
@@ -48,17 +55,50 @@ def score(state: RunState, pool: Path, end: str | None = None) -> dict[str, Any]
     good = pl.col("is_good")
     rows.append(_row("good, English", truth.filter(good & (pl.col("lang") == "en")), True))
     rows.append(_row("good, other languages", truth.filter(good & (pl.col("lang") != "en")), True))
-    return {
+    found = {
         "run": str(state.run),
         "end": end,
         "rows": len(truth),
         "absent": absent,
         "planted": rows,
+        "detection": _detection(state, truth, end),
     }
+    state.run.put(
+        LEFT,
+        json.dumps(found | {"of": state.inputs_digest(state.plan.stages[end])}).encode(),
+        point="truth",
+    )
+    return found
+
+
+def left_by(state: RunState) -> dict[str, Any] | None:
+    """What `score` left with the run; None where it did not, or the run has changed since."""
+    found = state.run.read_json(LEFT)
+    if found is None or found["end"] not in state.plan.stages:
+        return None
+    now = state.inputs_digest(state.plan.stages[found["end"]])
+    return found if found["of"] == now else None
+
+
+def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> dict[str, float]:
+    """The chance that a good row scores above a bad one, ties half; with its 95 % interval.
+
+    Source: Hanley and McNeil (1982), "The meaning and use of the area under a ROC curve".
+    """
+    ordered = np.sort(bad)
+    below = (
+        np.searchsorted(ordered, good, "left").sum() + np.searchsorted(ordered, good, "right").sum()
+    )
+    n, m = len(good), len(bad)
+    area = float(below) / (2 * n * m)
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (n - 1) * (two - area**2) + (m - 1) * (one - area**2)
+    half = 1.96 * math.sqrt(spread / (n * m))
+    return {"value": area, "low": area - half, "high": area + half}
 
 
 def text(found: dict[str, Any]) -> str:
-    """The same as a Markdown table."""
+    """The same as Markdown tables."""
     lines = [
         "| planted | rows | caught by | kept |",
         "|---|---:|---|---:|",
@@ -71,7 +111,51 @@ def text(found: dict[str, Any]) -> str:
         caught = ", ".join(shown) or "none"
         mark = "" if row["harmless"] else " missed" if row["kept"] else ""
         lines.append(f"| {row['kind']} | {row['rows']:,} | {caught} | {row['kept']:,}{mark} |")
+    if found["detection"]:
+        lines += [
+            "",
+            "| English captions told from good ones | rows | AUC | |",
+            "|---|---:|---:|---|",
+        ]
+    for row in found["detection"]:
+        of, by = row["auc"], f"{row['column']} of {row['stage']}"
+        area = f"{of['value']:.3f} ({of['low']:.3f} to {of['high']:.3f})"
+        lines.append(f"| {row['kind']} | {row['rows']:,} | {area} | {by} |")
     return "\n".join(lines)
+
+
+def _detection(state: RunState, truth: pl.DataFrame, end: str) -> list[dict[str, Any]]:
+    """How well the score tells faulty English captions from those of good rows."""
+    bound = binding(state, end, SCORE)
+    if bound is None:
+        return []
+    root = state.plan.stages[end].root
+    assert root is not None
+    shards = stored(state, root, {SCORE: bound})
+    columns = pa.concat_tables(
+        shards.table(n).select([UID.name, SCORE]) for n in range(len(shards))
+    )
+    scores = pl.DataFrame(
+        {"uid": [uid.hex() for uid in columns[UID.name].to_pylist()], SCORE: columns[SCORE]}
+    )
+    rows = truth.join(scores.unique("uid", keep="first"), on="uid").filter(
+        (pl.col("lang") == "en") & pl.col(SCORE).is_not_null()
+    )
+    good = rows.filter(pl.col("is_good"))[SCORE].to_numpy().astype(np.float64)
+    swapped, issue = pl.col("swapped_in_group"), pl.col("text_issue")
+    kinds = {
+        "swapped": issue == "swapped",
+        "swapped, with another group's": ~swapped,
+        "swapped, within its group": swapped,
+        **{kind: issue == kind for kind in ("boilerplate", "garbled", "spam")},
+    }
+    found = []
+    for kind, is_kind in kinds.items():
+        bad = rows.filter(is_kind)[SCORE].to_numpy().astype(np.float64)
+        if len(good) and len(bad):
+            row = {"kind": kind, "rows": len(bad), "good": len(good), "auc": auc(good, bad)}
+            found.append({"stage": bound[0], "column": SCORE, **row})
+    return found
 
 
 def _extra_copies(truth: pl.DataFrame) -> pl.DataFrame:

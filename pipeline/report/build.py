@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.funnel import funnel
+from pipeline.pools.score import left_by
 from pipeline.report.charts import histogram, lines
 from pipeline.report.groups import keep_rates
 from pipeline.report.page import render
@@ -28,6 +29,7 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
         run=_run(state),
         funnel=found,
         results=results(state, baselines),
+        truth=left_by(state),
         losses=[_loss(curve) for curve in losses(state)],
         ends=[_end(state, end) for end in found["ends"]],
         work=[_work(name, stage) for name, stage in state.stages.items()],

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import nearest
-from pipeline.state import RunState
+from pipeline.state import RunState, StageState
 
 RESULTS, LOSS = "results.json", "loss.parquet"
 STUDENT = (  # two-sided 95 %, by degrees of freedom from 1
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
 )
+HEADLINES = ("image_retrieval_recall@5", "acc5", "acc1")  # the first that a task has
 Metric = tuple[str, str]  # task and metric
 
 
@@ -78,6 +79,44 @@ def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
     return {"arms": arms, "baselines": chosen, "rows": rows}
 
 
+def headline(found: dict[str, Any]) -> str:
+    """One metric a task as a table in text: every arm, and its difference to the first baseline."""
+    rows = []
+    for task in dict.fromkeys(row["task"] for row in found["rows"]):
+        of_task = {row["metric"]: row["cells"] for row in found["rows"] if row["task"] == task}
+        metric = next((name for name in HEADLINES if name in of_task), next(iter(of_task)))
+        rows.append((task, metric, of_task[metric]))
+    base, arms = found["baselines"][0], found["arms"]
+    seeds = {cell["seeds"] for _, _, cells in rows for cell in cells}
+    told = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else max(seeds)
+    others = [arm for arm in arms if arm != base]
+    head = ["in points of 100", "", *arms, *(f"{arm} - {base}" for arm in others)]
+    lines = [head]
+    for task, metric, cells in rows:
+        by_arm = {cell["arm"]: cell for cell in cells}
+        means = [_points(by_arm[arm]["found"], "") for arm in arms]
+        apart = [_points(by_arm[arm]["against"][0], "+") for arm in others]
+        lines.append([task, metric, *means, *apart])
+    width = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [
+        "  ".join(
+            cell.ljust(width[i]) if i < 2 else cell.rjust(width[i]) for i, cell in enumerate(line)
+        ).rstrip()
+        for line in lines
+    ]
+    pairs = f"{told} seeds an arm; a difference is of pairs with equal seed, with its 95 % interval"
+    return "\n".join([*text, pairs])
+
+
+def _points(interval: dict[str, float] | None, sign: str) -> str:
+    if interval is None:
+        return ""
+    value = f"{100 * interval['value']:{sign}.1f}"
+    if not sign or "low" not in interval:
+        return value
+    return f"{value} ({100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})"
+
+
 def over_seeds(values: Sequence[float]) -> dict[str, float] | None:
     """Mean, and the 95 % interval of the mean where there are two values or more."""
     if not values:
@@ -94,43 +133,47 @@ def losses(state: RunState) -> list[dict[str, Any]]:
     """Step and loss of every training whose curve is stored."""
     found = []
     for name, stage in state.stages.items():
-        data = _output(state, name, LOSS)
-        if data is None:
-            continue
-        table = pq.read_table(io.BytesIO(data))
-        if {"step", "loss"} <= set(table.column_names):
-            columns = {column: table[column].to_pylist() for column in ("step", "loss")}
-            found.append({"stage": name, "uses": stage.planned.uses, **columns})
+        for file in _outputs(stage):
+            if not file.endswith(LOSS):
+                continue
+            table = pq.read_table(io.BytesIO(stage.folder.read(f"out/{file}")))
+            if {"step", "loss"} <= set(table.column_names):
+                columns = {column: table[column].to_pylist() for column in ("step", "loss")}
+                seed = file.removesuffix(LOSS).strip(".-").replace("-", " ")
+                found.append({"stage": f"{name} {seed}".strip(), **columns})
     return found
 
 
 def _trials(state: RunState, name: str) -> list[Trial]:
-    data = _output(state, name, RESULTS)
-    if data is None:
+    stage = state.stages[name]
+    if RESULTS not in _outputs(stage):
         return []
-    held = state.stages[name].folder.read_json(f"out/{RESULTS}") or {}
-    metrics = {
-        (task, metric): interval
-        for task, said in held.get("tasks", {}).items()
-        for metric, interval in said.get("metrics", {}).items()
-        if isinstance(interval, dict) and "value" in interval
-    }
-    stages, seed = [name], 0
+    held = stage.folder.read_json(f"out/{RESULTS}") or {}
+    stages = [name]
     model = state.plan.stages[name].model
     if model:
         stages.append(model)
-        seed = int(getattr(state.plan.stages[model].stage, "seed", 0))
         if exported := state.plan.stages[model].data:
             stages += [exported, *state.plan.stages[exported].parents]
     arm = stages[2] if len(stages) > 2 else stages[-1]
-    return [Trial(tuple(stages), arm, seed, metrics)]
+    return [
+        Trial(tuple(stages), arm, int(one["seed"]), _metrics(one["tasks"]))
+        for one in held.get("models", [])
+    ]
 
 
-def _output(state: RunState, name: str, file: str) -> bytes | None:
-    """A file of a complete stage's out/; None where it has none."""
-    stage = state.stages[name]
-    files = [output for output, _ in (stage.manifest or {}).get("outputs", [])]
-    return stage.folder.read_if_there(f"out/{file}") if file in files else None
+def _metrics(tasks: dict[str, Any]) -> dict[Metric, dict[str, float]]:
+    return {
+        (task, metric): interval
+        for task, said in tasks.items()
+        for metric, interval in said.get("metrics", {}).items()
+        if isinstance(interval, dict) and "value" in interval
+    }
+
+
+def _outputs(stage: StageState) -> list[str]:
+    """The files in a complete stage's out/."""
+    return [output for output, _ in (stage.manifest or {}).get("outputs", [])]
 
 
 def _values(trials: list[Trial], key: Metric) -> dict[int, float]:

@@ -66,14 +66,18 @@ class TrainedClip:
         return torch.cat(embedded).float().cpu().numpy()
 
 
-def save_model(model: Clip, facts: Mapping[str, Any], task: Task) -> None:
+def save_model(model: Clip, facts: Mapping[str, Any], task: Task, prefix: str = "") -> None:
     """Stores a model in out/: its weights, then the card that rebuilds it."""
-    put_model(task, KIND, {"architecture": asdict(model.architecture), **facts}, model.state_dict())
+    settings = {"architecture": asdict(model.architecture), **facts}
+    put_model(task, KIND, settings, model.state_dict(), prefix)
 
 
-def load(uri: str, device: str = "cpu", threads: int = 1) -> TrainedClip:
-    """The model in a folder or its out/; StageError where it is no such model, or has changed."""
-    card, weights = read_model(uri, KIND)
+def load(uri: str, device: str = "cpu", threads: int = 1, name: str | None = None) -> TrainedClip:
+    """A model in a folder or its out/, of several the first unless a card's name is given.
+
+    StageError where it is no such model, or has changed.
+    """
+    card, weights = read_model(uri, KIND, name)
     torch.set_num_threads(threads)
     model = matching(Clip(architecture_of(card, uri)), weights, redacted(uri))
     return TrainedClip(model.to(memory_format=torch.channels_last), card["sha256"], device)
@@ -112,12 +116,12 @@ class Checkpoints:
 
     def restore(self, trainer: Trainer) -> None:
         """Moves the trainer to the newest state; leaves it alone where there is none."""
-        names = [name for name in self._names() if name.startswith(f"{self.inputs}-")]
-        if names:
+        if names := self._names():
             trainer.restore(safetensors.torch.load(self.storage.read(f"checkpoints/{max(names)}")))
 
     def _names(self) -> list[str]:
-        return [entry.name for entry in self.storage.entries("checkpoints")]
+        names = [entry.name for entry in self.storage.entries("checkpoints")]
+        return [name for name in names if name.startswith(f"{self.inputs}-")]
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

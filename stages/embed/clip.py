@@ -62,6 +62,8 @@ class ClipEmbedding(RowStage):
                 where=f"stage '{worker.stage}', key `width`",
                 do=f"write width: {model.width}",
             )
+        if worker.model is None and model.sha256:  # a stage's model is the engine's to watch
+            worker.pin(self.model, model.sha256)
         return lambda batch: embeddings(batch, model)
 
 

@@ -44,6 +44,8 @@ class Features(RowStage):
 
         images = models.ImageFeatures(self.precision, worker.device, worker.threads)
         texts = models.TextFeatures(self.precision, worker.device, worker.threads)
+        worker.pin("EfficientNet-Lite0", images.sha256)
+        worker.pin("all-MiniLM-L6-v2", texts.sha256)
         return lambda batch: features(batch, images, texts)
 
 

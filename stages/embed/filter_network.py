@@ -52,6 +52,8 @@ class FilterNetworkEmbedding(RowStage):
                 where=f"stage '{worker.stage}', key `width`",
                 do=f"write width: {network.width}",
             )
+        if worker.model is None:  # a stage's model is the engine's to watch
+            worker.pin(self.model, network.sha256)
         return lambda batch: embeddings(batch, network)
 
 

@@ -9,11 +9,12 @@ import hashlib
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metadata.fingerprint import digest
 from metadata.storage import Storage
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
@@ -68,6 +69,12 @@ def content_digest(folder: Storage, name: str) -> str:
                     hashed.update(chunk)
             total.update(f"{below}/{entry.name} {hashed.hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def listing_digest(folder: Storage) -> str:
+    """A digest that changes where a file of a task does, by its name, size or time."""
+    places = [f"{name}{below}" for name in names(folder) for below in ("", "/test")]
+    return digest([[at, sorted(map(astuple, folder.entries(at)))] for at in places])
 
 
 def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:

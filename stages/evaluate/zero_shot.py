@@ -22,9 +22,11 @@ from stages.evaluate._tasks import (
     TaskFolder,
     content_digest,
     describe,
+    listing_digest,
     names,
     samples,
 )
+from stages.models.checkpoint import load as load_trained
 from stages.models.image_text import ImageTextModel, load, width_of
 from stages.ops.vectors import unit_rows
 
@@ -39,8 +41,9 @@ EMPTY = np.empty((0, 0, 3), np.uint8)
 class ZeroShot(DatasetStage):
     """results.json: accuracy at 1 and 5, mean recall of the classes, R@1, 5, 10; 0 to 1, by task.
 
-    Each with a 95 % interval over the task's pictures. Beside it TASK.parquet, the rank that the
-    right answer had for every picture: what all the metrics are read off.
+    Each with a 95 % interval over the task's pictures, for each model that the stage trained: one
+    a seed. Beside it TASK.parquet (seed-3.TASK.parquet), the rank that the right answer had for
+    every picture: what all the metrics are read off.
 
     Source: CLIP_benchmark's metrics, names and folder layout; values equal its code but for ties,
     which go to the answer that stands first.
@@ -53,7 +56,7 @@ class ZeroShot(DatasetStage):
     gpus: float = location(0)
     memory_gb: float = location(4)
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ("model",)
     gives = "data"
@@ -65,6 +68,10 @@ class ZeroShot(DatasetStage):
     def resources(self) -> Resources:  # type: ignore[override]  # large models want a GPU
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
+    def outside(self) -> str:
+        """Names, sizes and times of the tasks' files."""
+        return listing_digest(Storage(self.tasks))
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder = Storage(self.tasks)
         found = names(folder)
@@ -74,32 +81,51 @@ class ZeroShot(DatasetStage):
                 where=f"stage '{ctx.worker.stage}', key `tasks`: {folder}",
                 do="give a folder whose subfolders are tasks in CLIP_benchmark's layout",
             )
-        model = weights = self.model
-        if inputs.model is not None:
-            model = f"checkpoint:{inputs.model}"
-            weights = Storage(inputs.model).read_json("out/model.json")["sha256"]
+        models = self.models(inputs.model)
+        digests = {name: content_digest(folder, name) for name in found}
         # A changed task or model is a new item, and only new items are evaluated again.
         items = [
-            {"task": name, "sha256": content_digest(folder, name), "model": weights}
-            for name in found
+            {"task": name, "sha256": digests[name], **model} for model in models for name in found
         ]
-        scored = ctx.map(partial(evaluate, model, self.tasks), items)
-        results = dict(zip(found, scored, strict=True))
-        ctx.map(put_results, [{"model": weights, "tasks": results}])
+        scored = iter(ctx.map(partial(evaluate, self.model, inputs.model, self.tasks), items))
+        results = [{**model, "tasks": {name: next(scored) for name in found}} for model in models]
+        ctx.map(put_results, [{"models": results}])
+
+    def models(self, folder: str | None) -> list[dict[str, Any]]:
+        """The card, seed and weights' digest of each model; without a stage, what is set."""
+        if folder is None:
+            return [{"model": self.model, "seed": 0}]
+        from stages.models.saved import cards  # torch: not while a recipe is planned
+
+        held = Storage(folder)
+        known = [(name, held.read_json(name)) for name in cards(folder)]
+        return [
+            {"card": name, "model": card["sha256"], "seed": card.get("seed", 0)}
+            for name, card in known
+        ]
 
 
-def evaluate(model: str, tasks: str, item: dict[str, str], task: Task) -> dict[str, Any]:
-    """The metrics of one task; the ranks they are read off are stored."""
+def evaluate(
+    scheme: str, trained: str | None, tasks: str, item: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """The metrics of one task by one model; the ranks they are read off are stored."""
     folder = Storage(tasks)
     described, findings = describe(folder, item["task"])
     refuse([finding for finding in findings if finding.is_fatal], task.worker.stage)
-    loaded = load(model, task.worker.device, task.worker.threads)
+    at = task.worker.device, task.worker.threads
+    if trained is None:
+        loaded = load(scheme, *at)
+        if loaded.sha256:
+            task.worker.pin(scheme, loaded.sha256)
+    else:
+        loaded = load_trained(trained, *at, item["card"])
     pictures = embed_pictures(folder, described, loaded, task.worker.stage)
     score = score_retrieval if described.is_retrieval else score_classification
     metrics, ranks = score(described, pictures, loaded)
     path = task.worker.scratch / f"{described.name}.parquet"
     pq.write_table(ranks, path)
-    task.put_file(path.name, path)
+    of_seed = item.get("card", "").removeprefix("out/").removesuffix("model.json")
+    task.put_file(of_seed + path.name, path)
     return {
         "kind": "retrieval" if described.is_retrieval else "classification",
         "pictures": len(pictures.keys),
@@ -175,7 +201,7 @@ def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
     path = task.worker.scratch / RESULTS
     path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     task.put_file(RESULTS, path)
-    return {"tasks": len(results["tasks"])}
+    return {"models": len(results["models"])}
 
 
 def refuse(findings: list[Finding], stage: str) -> None:

@@ -12,8 +12,11 @@ def width(name: str) -> None:
         raise ValueError("write checkpoint:<URI> or stage:<name>")
 
 
-def load(name: str, device: str, threads: int) -> "ImageTextModel":
-    """The model in that folder; StageError where it is none, another's, or changed."""
+def load(name: str, device: str, threads: int, card: str | None = None) -> "ImageTextModel":
+    """The model in that folder, of several the first unless a card is named.
+
+    StageError where it is none, another's, or changed.
+    """
     from stages.clip import checkpoint
 
-    return checkpoint.load(name, device, threads)
+    return checkpoint.load(name, device, threads, card)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from stages.models.saved import weights_digest
 from stages.ops.resize import resize
 
 # Shapes: N images or texts, D width of the features, H x W pixels, B batch, T tokens, E the width
@@ -40,7 +41,9 @@ class ImageFeatures:
         torch.set_num_threads(threads)
         self.dtype, self.device = getattr(torch, precision), device
         kind = {"dtype": self.dtype, "memory_format": torch.channels_last}
-        self.network = fused(efficientnet()).to(device, **kind)
+        network = efficientnet()
+        self.sha256 = weights_digest(network.state_dict())
+        self.network = fused(network).to(device, **kind)
 
     def __call__(self, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(N, D) means over the last layer's cells."""
@@ -96,6 +99,7 @@ class TextFeatures:
         dtype, self.device = getattr(torch, precision), device
         folder = get_model_path()
         weights = load_file(folder / "model.safetensors")
+        self.sha256 = weights_digest(weights)
         self.weights = {
             name: tensor.to(device, dtype)
             for name, tensor in weights.items()

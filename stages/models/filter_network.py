@@ -73,6 +73,7 @@ class Embedder:
             name: card.get(name) for name in ("image_width", "text_width", "width")
         }
         self.width: int = sizes["width"]
+        self.sha256: str = card["sha256"]
         self.device = device
         self.network = matching(FilterNetwork(**sizes), weights, redacted(uri)).to(device)
 

@@ -32,6 +32,11 @@ class ImageTextModel(Protocol):
 
     width: int
 
+    @property
+    def sha256(self) -> str | None:
+        """Of its weights; None where it has none."""
+        ...
+
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(N, D) unit rows, of 8-bit RGB images of any size."""
         ...

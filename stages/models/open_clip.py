@@ -73,9 +73,12 @@ class OpenClip:
     def __init__(self, network: str, tag: str | None, file: Path | None, device: str) -> None:
         import open_clip
 
+        from stages.models.saved import weights_digest
+
         self.model, self.preprocess = _created(open_clip, network, tag, file, device)
         self.tokenize = open_clip.get_tokenizer(network)
         self.width = width(f"{network}/{tag or file}")
+        self.sha256 = weights_digest(self.model.state_dict())
         self.device = device
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:

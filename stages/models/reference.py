@@ -34,6 +34,7 @@ class Reference:
     """Signed random projections of hand-made features, the signs drawn by hash."""
 
     width = WIDTH
+    sha256 = None
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(N, D) projections of where an image is light and which colours it has."""

@@ -2,15 +2,17 @@
 
 The card is {"kind", "version", every setting that rebuilds the network, "sha256" of the weights}.
 A stage that trains leaves both below `out/`; a copy of them elsewhere may do without that folder.
+One that trains several seeds leaves a pair for each: `seed-3.model.json`.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, uint8
 
 from metadata.storage import Storage
 from pipeline.dataset import Task
@@ -20,8 +22,22 @@ VERSION = 1
 CARD, WEIGHTS = "model.json", "model.safetensors"
 
 
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values, whatever file or order they came in."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.view(-1).view(uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
 def put_model(
-    task: Task, kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor]
+    task: Task,
+    kind: str,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    prefix: str = "",
 ) -> str:
     """Stores both files, the card last; returns the weights' SHA-256."""
     data = save({name: tensor.detach().contiguous() for name, tensor in weights.items()})
@@ -30,50 +46,57 @@ def put_model(
     for name, body in ((WEIGHTS, data), (CARD, (json.dumps(card, indent=1) + "\n").encode())):
         path = task.worker.scratch / name
         path.write_bytes(body)
-        task.put_file(name, path)
+        task.put_file(prefix + name, path)
     return digest
 
 
-def read_model(uri: str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The card and the weights below a URI; StageError where they are not such a model, whole."""
+def read_model(
+    uri: str, kind: str, name: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A card, by default the first, and its weights; StageError where they are no such model."""
     folder = Storage(uri)
-    prefix = "" if folder.read_if_there(CARD) is not None else "out/"
-    card = read_card(uri)
+    name = name or cards(uri)[0]
+    card = folder.read_json(name) or {}
     if card.get("kind") != kind:
         raise StageError(
             found=f"a model of kind {card.get('kind')!r}",
-            where=f"{folder}/{prefix}{CARD}",
+            where=f"{folder}/{name}",
             do=f"name a model of kind {kind!r}: another stage, or another folder",
         )
     if card.get("version") != VERSION:
         raise StageError(
             found=f"version {card.get('version')!r} of the format of models",
-            where=f"{folder}/{prefix}{CARD}",
+            where=f"{folder}/{name}",
             do=f"this clipmill reads version {VERSION}: use the one that wrote it, or train again",
         )
-    data = folder.read_if_there(prefix + WEIGHTS)
+    beside = name.removesuffix(CARD) + WEIGHTS
+    data = folder.read_if_there(beside)
     digest = hashlib.sha256(data or b"").hexdigest()
     if data is None or digest != card.get("sha256"):
         raise StageError(
             found="no weights" if data is None else f"weights of digest {digest[:12]}",
-            where=f"{folder}/{prefix}{WEIGHTS}",
+            where=f"{folder}/{beside}",
             do=f"{CARD} says {str(card.get('sha256'))[:12]}: copy both files again, or train again",
         )
     return card, load(data)
 
 
-def read_card(uri: str) -> dict[str, Any]:
-    """What `model.json` below a URI says; StageError where there is none."""
+def cards(uri: str) -> list[str]:
+    """The names of the cards in a folder or its out/, by seed; StageError where there is none."""
     folder = Storage(uri)
-    for name in (CARD, f"out/{CARD}"):
-        card = folder.read_json(name)
-        if isinstance(card, dict):
-            return card
+    for place in ("", "out/"):
+        if found := [e.name for e in folder.entries(place.rstrip("/")) if e.name.endswith(CARD)]:
+            return sorted((place + name for name in found), key=_by_seed)
     raise StageError(
         found=f"no {CARD}, nor out/{CARD}",
         where=str(folder),
         do="name the folder that a training stage wrote, or one that holds a copy of its `out`",
     )
+
+
+def _by_seed(name: str) -> tuple[bool, int]:
+    seed = re.search(r"seed-(-?\d+)\.", name)
+    return (False, 0) if seed is None else (True, int(seed[1]))
 
 
 def matching(network: Any, weights: dict[str, Tensor], where: str) -> Any:

@@ -1,6 +1,6 @@
 """A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,8 +24,9 @@ class ClipTraining(DatasetStage):
     """model.safetensors and model.json of two small towers, and the loss of every step beside them.
 
     Samples seen are fixed whatever the subset's size, as in DataComp, so that subsets can be
-    compared; weights and batches depend on the seed, not on the stage's name. Killed and run
-    again, it goes on from its last checkpoint and ends at the same weights, bit for bit.
+    compared; weights and batches depend on the seed, not on the stage's name. Several seeds are
+    trained side by side, each to files of its own (seed-3.model.json). Killed and run again, it
+    goes on from its last checkpoints and ends at the same weights, bit for bit.
 
     Source: CLIP (Radford et al. 2021); the scale is our own: a 0.7 M-weight residual image tower
     and a bag of hashed words and 4-grams, for minutes on one processor core (docs/training.md).
@@ -39,7 +40,7 @@ class ClipTraining(DatasetStage):
     warmup_steps: int = 20
     weight_decay: float = 0.1
     precision: Literal["bf16", "float32"] = "bf16"
-    seed: int = 0  # on top of the recipe's: several trainings of one subset, for the noise
+    seeds: tuple[int, ...] = (0,)  # each added to the recipe's; several tell the noise
     checkpoint_steps: int = location(50)
 
     version = 1
@@ -51,6 +52,8 @@ class ClipTraining(DatasetStage):
         for name in ("batch_size", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and at least 1")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {list(self.seeds)}: name at least one, and none twice")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}, and the training has {self.steps} steps"
@@ -85,7 +88,7 @@ class ClipTraining(DatasetStage):
         rows = sum(shard["rows"] for shard in cached)
         self.refuse_few(rows, f"after leaving out {left_out} there are", stage)
         facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out}
-        ctx.launch(partial(train_clip, self, ctx.folder, cached, facts), workers=1)
+        ctx.map(partial(train_clip, self, ctx.folder, cached, facts), self.seeds)
         for done in ("cache", "checkpoints"):
             Storage(ctx.folder).delete_folder(done)
 
@@ -104,8 +107,7 @@ def train_clip(
     folder: str,
     cached: list[dict[str, Any]],
     facts: dict[str, Any],
-    rank: int,
-    workers: int,
+    seed: int,
     task: Task,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint, and stores model and loss curve; the last loss."""
@@ -118,7 +120,8 @@ def train_clip(
     from stages.clip.towers import SCALES, new_model
 
     torch.set_num_threads(task.worker.threads)
-    seed = task.worker.seed + settings.seed
+    prefix = f"seed-{seed}." if len(settings.seeds) > 1 else ""
+    seed += task.worker.seed
     batches = Batches(list(read_parts(folder, cached)), size=settings.batch_size, seed=seed)
     plan = Plan(
         steps=settings.steps,
@@ -128,14 +131,15 @@ def train_clip(
         precision=settings.precision,
     )
     trainer = Trainer(new_model(SCALES[settings.scale], seed), plan)
-    checkpoints = Checkpoints(folder, digest([facts, settings_of(settings), seed])[:12])
+    alone = settings_of(replace(settings, seeds=(seed,)))  # other seeds change nothing here
+    checkpoints = Checkpoints(folder, digest([facts, alone])[:12])
     checkpoints.restore(trainer)
     train(trainer, batches, task.worker.stage, settings.checkpoint_steps, checkpoints.store)
     path = task.worker.scratch / CURVE
     pq.write_table(curve(trainer, settings.batch_size), path)
-    task.put_file(CURVE, path)
+    task.put_file(prefix + CURVE, path)
     card = {"scale": settings.scale, "seed": seed, "batch_size": settings.batch_size}
-    save_model(trainer.model, card | {"plan": asdict(plan)} | facts, task)
+    save_model(trainer.model, card | {"plan": asdict(plan)} | facts, task, prefix)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}
 
 

@@ -124,7 +124,7 @@ def test_until_runs_a_stage_and_what_it_needs(recipe, tmp_path, clipmill):
         ("run", "required"),
         ("run quickstart", "--out"),
         ("frobnicate", "invalid choice"),
-        ("plan quickstart --until shard", "did you mean 'shards'"),
+        ("plan quickstart --until curate", "did you mean 'curated'"),
         ("run quickstart --out R --retry timeuot", "did you mean 'timeout'"),
         ("run quickstart --out R --workers -1", "give 0 or more"),
         ("run quickstart --out R --address x:1", "add --executor ray"),

@@ -32,14 +32,10 @@ subset:
   top: {column: luma_std, fraction: 0.8}
 raw:     {uses: export.parquet, from: pool}
 shards:  {uses: export.parquet, from: subset}
-raw_0:   {uses: proof.learn, from: pool, data: raw, seed: 0}
-raw_1:   {uses: proof.learn, from: pool, data: raw, seed: 1}
-best_0:  {uses: proof.learn, from: pool, data: shards, seed: 0}
-best_1:  {uses: proof.learn, from: pool, data: shards, seed: 1}
-raw_0_eval:  {uses: proof.grade, from: pool, model: "stage:raw_0", acc1: 0.2}
-raw_1_eval:  {uses: proof.grade, from: pool, model: "stage:raw_1", acc1: 0.3}
-best_0_eval: {uses: proof.grade, from: pool, model: "stage:best_0", acc1: 0.4}
-best_1_eval: {uses: proof.grade, from: pool, model: "stage:best_1", acc1: 0.52}
+raw_models:  {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
+best_models: {uses: proof.learn, from: pool, data: shards, seeds: [0, 1]}
+raw_scores:  {uses: proof.grade, from: pool, model: "stage:raw_models", acc1: [0.2, 0.3]}
+best_scores: {uses: proof.grade, from: pool, model: "stage:best_models", acc1: [0.4, 0.52]}
 """
 
 

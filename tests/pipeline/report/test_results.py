@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.report.results import losses, over_seeds, results
+from pipeline.report.results import headline, losses, over_seeds, results
 
 
 def cells(found) -> dict:
@@ -27,7 +27,7 @@ def test_arms_are_the_exports_and_differences_pair_equal_seeds(state):
     assert against["high"] == pytest.approx(0.21 + 12.706 * 0.01)
 
 
-@pytest.mark.parametrize("name", ["shards", "best_1", "best_0_eval", "subset"])
+@pytest.mark.parametrize("name", ["shards", "best_models", "best_scores", "subset"])
 def test_an_arm_is_named_by_any_stage_that_is_its_own(name, state):
     found = results(state, [name]) or {}
     assert found["baselines"] == ["shards"]
@@ -59,5 +59,15 @@ def test_the_interval_is_students_and_one_seed_has_none(values, known):
 
 def test_losses_are_those_stored(state):
     found = losses(state)
-    assert [curve["stage"] for curve in found] == ["raw_0", "raw_1", "best_0", "best_1"]
+    assert [curve["stage"] for curve in found] == [
+        *("raw_models seed 0", "raw_models seed 1"),
+        *("best_models seed 0", "best_models seed 1"),
+    ]
     assert (found[0]["step"][-1], found[0]["loss"][0]) == (99, 5.0)
+
+
+def test_the_headline_is_one_metric_a_task_with_every_arm_and_difference(state):
+    head, flags, note = headline(results(state, []) or {}).splitlines()
+    assert head.split() == ["in", "points", "of", "100", "raw", "shards", "shards", "-", "raw"]
+    assert flags.split() == ["flags", "acc1", "25.0", "46.0", "+21.0", "(+8.3", "to", "+33.7)"]
+    assert note.startswith("2 seeds an arm")

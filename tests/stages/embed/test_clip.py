@@ -1,5 +1,6 @@
 """ClipEmbedding: each modality on its own, fixed widths, models refused while planning."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,3 +105,15 @@ def test_a_stages_model_of_another_width_or_kind_is_refused(stored):
     card.write_text(card.read_text().replace('"clip"', '"filter_network"'))
     with pytest.raises(StageError, match="kind 'filter_network'"):
         ClipEmbedding(model="stage:clip", width=TINY.width).open(stored)
+
+
+def test_weights_from_elsewhere_are_pinned_and_those_of_a_stage_are_not(stored):
+    pinned = []
+    worker = replace(stored, pin=lambda *said: pinned.append(said))
+    ClipEmbedding(model="stage:clip", width=TINY.width).open(worker)
+    outside = replace(worker, model=None)
+    ClipEmbedding(model="reference").open(outside)  # has no weights
+    assert pinned == []
+    name = f"checkpoint:{stored.model}"
+    ClipEmbedding(model=name, width=TINY.width).open(outside)
+    assert pinned == [(name, load(name).sha256)]

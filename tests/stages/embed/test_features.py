@@ -1,10 +1,13 @@
 """Features: each modality on its own, in the declared types."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from metadata.schema import PIXELS
+from pipeline.stage import Worker
 from stages.embed.features import Features, features
 
 RED = {"height": 1, "width": 2, "rgb": bytes([255, 0, 0] * 2)}
@@ -45,3 +48,15 @@ def test_the_networks_are_as_wide_as_declared():
     from stages.models.features import ImageFeatures, TextFeatures
 
     assert [dtype.list_size for dtype in DECLARED] == [ImageFeatures.width, TextFeatures.width]
+
+
+def test_both_packages_weights_are_pinned(tmp_path):
+    pinned = {}
+    worker = Worker(
+        seed=0, stage="it", device="cpu", threads=1, scratch=tmp_path, pin=pinned.__setitem__
+    )
+    Features().open(worker)
+    again = []
+    Features(precision="float32").open(replace(worker, pin=lambda *said: again.append(said)))
+    assert sorted(pinned) == ["EfficientNet-Lite0", "all-MiniLM-L6-v2"]
+    assert dict(again) == pinned  # of the weights as they came, whatever they are computed in

@@ -1,5 +1,6 @@
 """FilterNetworkEmbedding: nulls with reasons, batches that do not matter, misfits refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,3 +103,15 @@ def test_a_network_of_another_width_is_refused(worker):
 def test_models_that_are_no_filter_network_are_refused_with_the_settings():
     with pytest.raises(ValueError, match=r"'reference': write stage:<name> or checkpoint:<URI>"):
         FilterNetworkEmbedding(model="reference")
+
+
+def test_a_network_from_elsewhere_is_pinned_and_that_of_a_stage_is_not(worker):
+    pinned = []
+    worker = replace(worker, pin=lambda *said: pinned.append(said))
+    FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
+    assert pinned == []
+    name = f"checkpoint:{worker.model}"
+    FilterNetworkEmbedding(model=name, width=WIDTH).open(replace(worker, model=None))
+    [(what, sha256)] = pinned
+    assert what == name
+    assert sha256 in (worker.scratch / "out" / "model.json").read_text()

@@ -1,6 +1,7 @@
 """evaluate.zero_shot: what it stores, of which model, and the tasks that it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.stages.evaluate.conftest import COLOURS, NAMES
 class Colours:
     """A model that knows colours by sight and by name, and nothing else."""
 
-    width = 3
+    width, sha256 = 3, None
 
     def embed_images(self, image_HW3):
         return unit_rows(np.array([np.median(image, axis=(0, 1)) - 120 for image in image_HW3]))
@@ -42,7 +43,8 @@ def evaluated(memory_context, tasks, monkeypatch):
             monkeypatch.setattr(zero_shot, "load", lambda *_: model)
         ctx = memory_context()
         ZeroShot(model="reference", tasks=str(tasks)).run(Inputs(rows=None), ctx)
-        return json.loads((ctx.out / "results.json").read_text()), ctx.out
+        (found,) = json.loads((ctx.out / "results.json").read_text())["models"]
+        return found, ctx.out
 
     return make
 
@@ -143,7 +145,26 @@ def test_a_stages_model_is_read_from_the_folder_that_the_engine_names(
     ZeroShot(model="stage:clip", tasks=str(tasks)).run(inputs, ctx)
     results = json.loads((ctx.out / "results.json").read_text())
     card = json.loads((trained_model / "out" / "model.json").read_text())
-    assert results["model"] == card["sha256"]
+    (found,) = results["models"]
+    assert found["model"] == card["sha256"]
+
+
+def test_every_seed_of_a_stage_is_evaluated(memory_context, tasks, tmp_path, trained_model):
+    out = tmp_path / "several" / "out"
+    out.mkdir(parents=True)
+    for seed in (10, 9):
+        for file in ("model.json", "model.safetensors"):
+            shutil.copy(trained_model / "out" / file, out / f"seed-{seed}.{file}")
+        card = json.loads((out / f"seed-{seed}.model.json").read_text())
+        (out / f"seed-{seed}.model.json").write_text(json.dumps(card | {"seed": seed}))
+    ctx = memory_context()
+    inputs = Inputs(rows=None, model=str(tmp_path / "several"))
+    ZeroShot(model="stage:clip", tasks=str(tasks)).run(inputs, ctx)
+    nine, ten = json.loads((ctx.out / "results.json").read_text())["models"]
+    assert (nine["seed"], ten["seed"]) == (9, 10)
+    assert nine["tasks"] == ten["tasks"]  # the same weights under two names
+    ranks = sorted(path.name for path in ctx.out.glob("*.parquet"))
+    assert ranks == [f"seed-{s}.{task}.parquet" for s in (10, 9) for task in ("colours", "words")]
 
 
 def test_notes_refuse_nothing(evaluated, tasks):

@@ -39,6 +39,15 @@ def test_the_width_is_known_from_the_packages_configuration_and_is_the_models(mo
     assert model.embed_texts(["a"]).shape == (1, WIDTH)
 
 
+def test_the_digest_is_that_of_the_values_whatever_the_file(model, file, tmp_path):
+    weights = torch.load(file, weights_only=True)
+    torch.save(dict(reversed(weights.items())), tmp_path / "again.pt")
+    assert load(f"open_clip:{NETWORK}@{tmp_path}/again.pt").sha256 == model.sha256
+    weights["logit_scale"] += 1
+    torch.save(weights, tmp_path / "other.pt")
+    assert load(f"open_clip:{NETWORK}@{tmp_path}/other.pt").sha256 != model.sha256
+
+
 def test_embeddings_are_open_clips_own(model, file):
     import open_clip
     from PIL import Image

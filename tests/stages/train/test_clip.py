@@ -60,7 +60,7 @@ def test_the_same_rows_and_seed_give_the_same_bits(trained):
         assert (first / "out" / name).read_bytes() == (second / "out" / name).read_bytes()
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"learning_rate": 1e-3}, {"weight_decay": 0.0}])
+@pytest.mark.parametrize("other", [{"seeds": (1,)}, {"learning_rate": 1e-3}, {"weight_decay": 0.0}])
 def test_seed_and_settings_give_other_weights(trained, other):
     ours = ClipTraining(**{**SMALL, **other})
     assert weights(trained()) != weights(trained(**vars(ours)))
@@ -68,10 +68,25 @@ def test_seed_and_settings_give_other_weights(trained, other):
 
 def test_the_setting_seed_is_added_to_the_recipes(launching_context, data, trained):
     ctx = launching_context(seed=2)
-    ClipTraining(**SMALL, seed=1).run(Inputs(rows=None, data=data), ctx)
+    ClipTraining(**SMALL, seeds=(1,)).run(Inputs(rows=None, data=data), ctx)
     other = launching_context(seed=3)
     ClipTraining(**SMALL).run(Inputs(rows=None, data=data), other)
     assert weights(Path(ctx.folder)) == weights(Path(other.folder))
+
+
+def test_each_of_several_seeds_leaves_what_it_leaves_alone(trained, launching_context, data):
+    folder = trained(seeds=(3, 0))
+    held = sorted(path.name for path in (folder / "out").iterdir())
+    files = ("loss.parquet", "model.json", "model.safetensors")
+    assert held == [f"seed-{seed}.{file}" for seed in (0, 3) for file in files]
+    for seed in (0, 3):
+        alone = trained(seeds=(seed,)) / "out"
+        for file in files:
+            assert (folder / "out" / f"seed-{seed}.{file}").read_bytes() == (
+                alone / file
+            ).read_bytes()
+    assert load(str(folder)).sha256 == load(str(trained())).sha256  # the first, where none is named
+    assert load(str(folder), name="out/seed-3.model.json").sha256 != load(str(folder)).sha256
 
 
 def test_a_run_that_stopped_goes_on_from_its_checkpoint(
@@ -138,6 +153,8 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
         ({"samples_seen": 800, "batch_size": 256}, "warmup_steps is 20.*3 steps"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"checkpoint_steps": 0}, "checkpoint_steps is 0"),
+        ({"seeds": ()}, r"seeds is \[\]"),
+        ({"seeds": (1, 1)}, r"seeds is \[1, 1\].*none twice"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
@@ -150,7 +167,7 @@ stages:
   pool: {{uses: ingest.image_folder, path: {path}}}
   shards: {{uses: export.parquet, from: pool}}
   clip: {{uses: train.clip, data: shards, batch_size: 8, samples_seen: 48, warmup_steps: 2,
-         checkpoint_steps: 2}}
+         checkpoint_steps: 2, seeds: [0, 1]}}
   eval: {{uses: evaluate.zero_shot, model: "stage:clip", tasks: {tasks}}}
 """
 
@@ -174,8 +191,8 @@ def test_killed_at_a_checkpoint_and_run_again_the_files_are_the_same_byte_for_by
         ended = clipmill_run(recipe, tmp_path / name, tmp_path / f"{name}-again")
         assert ended.code == 0, ended.output
         steps[name] = [point for point in ended.points if point.startswith("step checkpoints/")]
-    assert [len(steps[name]) for name in ("whole", "killed")] == [2, 1]  # one was not done again
-    for stage, files in (("clip", 3), ("eval", 2)):
+    assert [len(steps[name]) for name in ("whole", "killed")] == [4, 3]  # one was not done again
+    for stage, files in (("clip", 6), ("eval", 3)):
         whole, killed = (
             {
                 path.name: path.read_bytes()

@@ -12,13 +12,13 @@ from pipeline.stage import DatasetStage
 
 @dataclass(frozen=True, kw_only=True)
 class Grade(DatasetStage):
-    """results.json, in the form of evaluate.zero_shot, with one accuracy.
+    """results.json, in the form of evaluate.zero_shot, with one accuracy a model.
 
     Error: none.
     """
 
     model: str
-    acc1: float
+    acc1: tuple[float, ...]
 
     version = 1
     determinism = "exact"
@@ -29,11 +29,16 @@ class Grade(DatasetStage):
         ctx.map(partial(store, self.acc1), [0])
 
 
-def store(acc1, item, task):
+def graded(seed, acc1):
     found = {"value": acc1, "low": acc1 - 0.1, "high": acc1 + 0.1}
     tasks = {"flags": {"kind": "classification", "metrics": {"acc1": found, "acc5": None}}}
+    return {"model": "stage", "seed": seed, "tasks": tasks}
+
+
+def store(acc1, item, task):
+    models = [graded(seed, value) for seed, value in enumerate(acc1)]
     with TemporaryDirectory(dir=task.worker.scratch) as folder:
         path = Path(folder, "results.json")
-        path.write_text(json.dumps({"model": "stage", "tasks": tasks}))
+        path.write_text(json.dumps({"models": models}))
         task.put_file("results.json", path)
     return {}

@@ -1,7 +1,6 @@
 """A training in name only: it stores a loss curve, as train.clip does."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,12 +13,12 @@ from pipeline.stage import DatasetStage
 
 @dataclass(frozen=True, kw_only=True)
 class Learn(DatasetStage):
-    """loss.parquet: 100 steps from 5 down to 1.
+    """A loss.parquet a seed: 100 steps from 5 down to 1.
 
     Error: none.
     """
 
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
 
     version = 1
     determinism = "exact"
@@ -27,14 +26,14 @@ class Learn(DatasetStage):
     gives = "model"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        ctx.map(partial(store, self.seed), [0])
+        ctx.map(store, self.seeds)
 
 
-def store(seed, item, task):
+def store(seed, task):
     with TemporaryDirectory(dir=task.worker.scratch) as folder:
         path = Path(folder, "loss.parquet")
         steps = range(100)
         curve = {"step": list(steps), "loss": [1 + 4 / (1 + step) for step in steps]}
         pq.write_table(pa.table(curve), path)
-        task.put_file("loss.parquet", path)
+        task.put_file(f"seed-{seed}.loss.parquet", path)
     return {"seed": seed}

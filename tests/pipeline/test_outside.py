@@ -1,0 +1,75 @@
+"""What comes from outside a run: weights held to their first digest, inputs that may change."""
+
+import pytest
+
+WEIGHED = "  weighed: {{uses: toy.weighed, from: numbers, weights: {}}}\n"
+OUTSIDER = "  copy: {{uses: toy.outsider, from: numbers, path: {}}}\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "outside.txt"
+    path.write_text("3")
+    return path
+
+
+def forget(ran, stage: str, shard: int) -> None:
+    """Takes a record away, so that the shard is made again."""
+    [record] = (ran.folder / "stages").glob(f"{stage}-*/{shard:06d}.json")
+    record.unlink()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_weights_that_changed_since_the_first_shard_are_refused(engine, file, workers):
+    stages = WEIGHED.format(file)
+    first = engine.run(stages, workers=workers)
+    assert first.complete
+    forget(first, "weighed", 1)
+    file.write_text("4")
+    second = engine.run(stages, workers=workers)
+    said = second.error("weighed")
+    assert "the weights has digest 4b227777d4dd, and had 4e07408562be at first use" in said
+    assert "stage 'weighed'" in said
+    assert "use another --out" in said
+    file.write_text("3")
+    third = engine.run(stages, workers=workers)
+    assert third.complete
+    assert third.column("weighed", "product") == first.column("weighed", "product")
+
+
+def test_weights_that_changed_after_all_is_done_are_no_failure(engine, file):
+    assert engine.run(WEIGHED.format(file)).complete
+    file.write_text("4")
+    assert engine.run(WEIGHED.format(file)).complete
+
+
+def test_another_stage_may_begin_with_other_weights(engine, file, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("4")
+    stages = WEIGHED.format(file) + WEIGHED.format(other).replace("weighed:", "again:")
+    assert engine.run(stages).complete
+
+
+def test_a_stage_whose_source_changed_runs_again_and_another_does_not(engine, file, tmp_path):
+    same = tmp_path / "same.txt"
+    same.write_text("same")
+    stages = OUTSIDER.format(file) + OUTSIDER.format(same).replace("copy:", "other:")
+    first = engine.run(stages)
+    again = engine.run(stages)
+    assert again.written("copy") == first.written("copy")
+    file.write_text("5")
+    changed = engine.run(stages)
+    assert changed.complete
+    [held] = (changed.folder / "stages").glob("copy-*/out/copy.txt")
+    assert held.read_text() == "5"
+    assert changed.written("copy") != first.written("copy")
+    assert changed.written("other") == first.written("other")
+    assert engine.run(stages).written("copy") == changed.written("copy")
+
+
+def test_a_source_that_cannot_be_listed_stops_its_stage_alone(engine, file):
+    stages = OUTSIDER.format(file) + "  square: {uses: toy.power, from: numbers}\n"
+    file.unlink()
+    ran = engine.run(stages)
+    assert "No such file" in ran.error("copy")
+    assert len(ran.column("square", "power")) == 31
