@@ -242,9 +242,12 @@ def _count(reason: pa.ChunkedArray, counts: dict[str, int]) -> None:
     for chunk in reason.chunks:
         if chunk.null_count:
             counts[""] = counts.get("", 0) + chunk.null_count
-        if chunk.null_count < len(chunk):  # few are, and counting them is a hash table's work
-            for pair in pc.value_counts(chunk.drop_null()).to_pylist():
-                counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
+        if chunk.null_count < len(chunk):
+            codes = chunk.dictionary.to_pylist()
+            rows = np.bincount(chunk.indices.drop_null().to_numpy(), minlength=len(codes))
+            for code, number in zip(codes, rows.tolist(), strict=True):
+                if number:
+                    counts[code] = counts.get(code, 0) + number
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -1,4 +1,4 @@
-"""`clipmill`: plan, run, status, funnel, why, sweep, report, export, pool, doctor.
+"""`clipmill`: plan, run, submit, status, funnel, why, sweep, report, export, pool, doctor.
 
 Exit codes: 0 done, 1 a stage failed, 2 the recipe or the arguments are wrong, 130 stopped by hand.
 Everything heavy is imported by the verb that needs it: `--help` is instant.
@@ -67,15 +67,20 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(run)
     run.add_argument("--out", metavar="URI", required=True, help="run folder: a path or s3://…")
     _where_arguments(run)
-    run.add_argument(
-        "--retry",
-        action="append",
-        default=[],
-        metavar="REASON",
-        help="try again the rows that failed for this passing reason, or `crashed` shards",
-    )
+    _retry_argument(run)
     run.add_argument("--json", action="store_true", help="print the outcome as JSON")
     run.set_defaults(verb=_run)
+
+    submit = verbs.add_parser(
+        "submit", help="run a recipe on a Ray cluster, and follow it from here"
+    )
+    _recipe_arguments(submit)
+    submit.add_argument("--address", metavar="URL", required=True, help="http://HOST:8265")
+    submit.add_argument("--out", metavar="URI", required=True, help="run folder, seen from there")
+    _retry_argument(submit)
+    submit.add_argument("--workers", type=int, metavar="N", help="at most, of one kind")
+    submit.add_argument("--no-wait", action="store_true", help="do not follow the run")
+    submit.set_defaults(verb=_submit)
 
     status = verbs.add_parser("status", help="what of a run is done, and what failed")
     _run_argument(status)
@@ -167,6 +172,16 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", metavar="STAGE", help="only this stage and what it needs")
 
 
+def _retry_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        metavar="REASON",
+        help="try again the rows that failed for this passing reason, or `crashed` shards",
+    )
+
+
 def _where_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", choices=("local", "ray"), default="local")
     parser.add_argument("--address", metavar="A", help="Ray cluster; without it a local Ray")
@@ -211,6 +226,30 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(show.outcome_text(outcome))
     return DONE if outcome.complete else FAILED
+
+
+def _submit(options: argparse.Namespace) -> int:
+    plan = _planned(options)
+    _check_retry(plan, options.retry)
+    _check_workers(options.workers)
+    from pipeline.submit import follow, send
+
+    job = send(
+        plan,
+        address=options.address,
+        out=options.out,
+        until=options.until,
+        retry=options.retry,
+        workers=options.workers,
+    )
+    print(f"{job}\n{job.how_to}", file=sys.stderr)
+    if options.no_wait:
+        return DONE
+    try:
+        return follow(job)
+    except KeyboardInterrupt:
+        print(f"\nnot followed any more; the job goes on\n{job.how_to}", file=sys.stderr)
+        return STOPPED
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -346,8 +385,7 @@ def _latest(uri: str) -> "RunState":
 
 
 def _executor(options: argparse.Namespace) -> "Executor":
-    if options.workers is not None and options.workers < 0:
-        raise RecipeError(f"--workers {options.workers}", "the arguments", "give 0 or more")
+    _check_workers(options.workers)
     if options.executor == "ray":
         from pipeline.executors.ray import RayExecutor
 
@@ -357,6 +395,11 @@ def _executor(options: argparse.Namespace) -> "Executor":
     from pipeline.executors.local import LocalExecutor
 
     return LocalExecutor(options.workers)
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 0:
+        raise RecipeError(f"--workers {workers}", "the arguments", "give 0 or more")
 
 
 def _check_retry(plan: "Plan", reasons: list[str]) -> None:

@@ -13,6 +13,7 @@ from pipeline.errors import ClipmillError
 
 PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
 EXTRAS = {"gpu": ("open_clip",), "llm": ("vllm",)}
+DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0
 
@@ -23,6 +24,7 @@ def examine(models: list[str], out: str | None) -> list[dict[str, Any]]:
         _python(),
         *map(_package, PACKAGES),
         *(_extra(extra, modules) for extra, modules in EXTRAS.items()),
+        _jobs(),
         _gpu(),
         _memory(),
         _disk(out or "."),
@@ -54,6 +56,14 @@ def _extra(extra: str, modules: tuple[str, ...]) -> dict[str, Any]:
         return _finding(f"extra {extra}", "good", "installed")
     do = f"pip install 'clipmill[{extra}]' where a recipe needs it"
     return _finding(f"extra {extra}", "note", f"without {', '.join(missing)}", do)
+
+
+def _jobs() -> dict[str, Any]:
+    missing = [module for module in DASHBOARD if importlib.util.find_spec(module) is None]
+    if not missing:
+        return _finding("ray jobs", "good", "a head started here takes what `submit` sends")
+    do = "pip install 'ray[default]' on the head of a cluster; whoever submits needs nothing"
+    return _finding("ray jobs", "note", f"a head started here takes none: no {missing[0]}", do)
 
 
 def _gpu() -> dict[str, Any]:

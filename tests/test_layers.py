@@ -22,7 +22,7 @@ DRAWING = {"PIL", "resvg_py", "fontTools"}  # of the pools
 FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
 NO_KINDS = ("ops", "models", "clip")  # what stages share
 DOORS = {"pipeline.stage", "pipeline.dataset", "pipeline.errors"}
-RAY = {"pipeline/executors/ray.py", "pipeline/submit.py"}
+RAY = {"pipeline/executors/ray.py"}
 
 
 def imports(file: str) -> Iterator[tuple[str, bool]]:

@@ -42,6 +42,14 @@ def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):
     assert (finding["verdict"], finding["do"]) == ("bad", "pip install no-such-package")
 
 
+def test_a_head_without_the_dashboards_packages_takes_no_jobs(monkeypatch):
+    assert by_name()["ray jobs"]["verdict"] == "good"
+    monkeypatch.setattr("pipeline.doctor.DASHBOARD", ("no_such_module",))
+    finding = by_name()["ray jobs"]
+    assert finding["verdict"] == "note"
+    assert "ray[default]" in finding["do"]
+
+
 def test_an_old_python_is_bad(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
     assert by_name()["python"]["verdict"] == "bad"

@@ -1,0 +1,291 @@
+"""`clipmill submit`: a run sent to a Ray cluster as a job, and followed from here.
+
+What travels is one zip: the recipe, the folders of stages on the path, and this clipmill, so that
+what was planned here is what runs there. Packages and keys are the cluster's own. Whoever reaches a
+dashboard reads every job's command and environment, so a URI with keys is refused.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import time
+import uuid
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import stages
+from metadata.storage import local_path, redacted
+from pipeline.errors import ClipmillError, RecipeError
+from pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, token
+from pipeline.plan import Plan
+
+LOST_S = 120.0  # a head that is silent this long while its log is followed is given up
+POLL_S = 1.0
+MACHINES = "nodes?view=hostNameList"
+SECRET = re.compile(r"[?&][\w-]*(secret|token|password|signature|sig)=", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on a cluster: the id of its job, and the head that has it."""
+
+    id: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"job {self.id} at {redacted(self.address)}"
+
+    @property
+    def how_to(self) -> str:
+        """How to see it and how to end it, with Ray's own commands."""
+        ray = "RAY_AUTH_MODE=token ray" if token() else "ray"
+        it = f"{self.id} --address {redacted(self.address)}"
+        return f"  follow it: {ray} job logs --follow {it}\n  stop it:   {ray} job stop {it}"
+
+
+def send(
+    plan: Plan,
+    *,
+    address: str,
+    out: str,
+    until: str | None = None,
+    retry: Sequence[str] = (),
+    workers: int | None = None,
+) -> Job:
+    """Makes the job; RecipeError where that can't be, and then there is none."""
+    if not address.startswith(("http://", "https://")) or has_keys(address):
+        raise RecipeError(
+            found=f"'{redacted(address)}' is no address of a dashboard",
+            where="--address",
+            do="give http://HOST:8265, where HOST is the head",
+        )
+    _refuse_keys(plan, out)
+    more = [f"--set={override}" for override in plan.recipe.overrides]
+    more += [f"--until={until}"] if until else []
+    more += [f"--retry={reason}" for reason in retry]
+    more += [f"--workers={workers}"] if workers is not None else []
+    package = packed(Path(plan.recipe.path))
+    try:
+        return asyncio.run(_send(plan, address.rstrip("/"), out, more, package))
+    except NO_CONTACT as error:
+        raise RecipeError(
+            found=f"no Ray head answers: {_words(error)}",
+            where=f"--address {redacted(address)}",
+            do="check the address, which is the dashboard's; a head has one where ray[default] is",
+        ) from None
+
+
+async def _send(plan: Plan, address: str, out: str, more: list[str], package: bytes) -> Job:
+    async with opened(address) as head:
+        async with asyncio.timeout(CONNECT_S):
+            await head.fetch("api/version")
+        out, absolute = _paths(plan, out, await _is_all_here(head))
+        await _refuse_running(head, out)
+        recipe = Path(plan.recipe.path)
+        command = ["clipmill", "run", f"recipe/{recipe.name}", "--out", out]
+        command += ["--executor=ray", "--address=auto", *more, *absolute]
+        word = re.sub("[^A-Za-z0-9]+", "-", recipe.stem)
+        job = Job(f"clipmill-{word}-{uuid.uuid4().hex[:8]}", address)
+        body = {
+            "submission_id": job.id,
+            "entrypoint": shlex.join(command),
+            "runtime_env": {"working_dir": await _upload(head, package)},
+            "metadata": {"clipmill_out": out},
+        }
+        await head.fetch("api/jobs/", "POST", json=body)
+        return job
+
+
+def follow(job: Job) -> int:
+    """Prints what the job prints until it ends; the exit code of its run."""
+    return asyncio.run(_follow(job))
+
+
+async def _follow(job: Job) -> int:
+    printed, heard_s = 0, time.monotonic()
+    async with opened(job.address) as head:
+        while True:
+            try:
+                passed = 0  # a new connection begins with the log's first word
+                async for text in head.log(job.id):
+                    print(text[max(0, printed - passed) :], end="", flush=True)
+                    passed += len(text)
+                    printed, heard_s = max(printed, passed), time.monotonic()
+                ended = await head.fetch(f"api/jobs/{job.id}")
+                if ended["status"] in ENDED:
+                    whole = await head.fetch(f"api/jobs/{job.id}/logs")
+                    print(whole["logs"][printed:], end="", flush=True)
+                    return _exit_code(job, ended)
+                heard_s = time.monotonic()
+            except (RecipeError, *NO_CONTACT) as error:  # a head may come back
+                if time.monotonic() - heard_s > LOST_S:
+                    raise ClipmillError(
+                        found=f"the head does not answer any more: {_words(error)}",
+                        where=str(job),
+                        do="submit again when it does; a job that still runs is found",
+                    ) from None
+            await asyncio.sleep(POLL_S)
+
+
+def _exit_code(job: Job, ended: dict[str, Any]) -> int:
+    """That of `clipmill run`, which has said why; ClipmillError where it could not."""
+    code = ended.get("driver_exit_code")
+    if ended["status"] == "SUCCEEDED":
+        return 0
+    if ended["status"] == "STOPPED":
+        print(f"{job} was stopped; submit again to go on", file=sys.stderr)
+        return 130
+    if code in (1, 2, 130):
+        return int(code)
+    if code == 127:
+        raise ClipmillError("no `clipmill` there", str(job), "install it on all of the cluster")
+    how = f"it did not start: {ended['message']}" if code is None else f"it died, exit code {code}"
+    raise ClipmillError(how, str(job), "submit again to go on; what is finished is kept")
+
+
+# What is not sent
+
+
+def _refuse_keys(plan: Plan, out: str) -> None:
+    texts = [("--out", out)]
+    for name, keys in plan.recipe.stages.items():
+        texts += [(plan.recipe.where(name), text) for text in _strings(keys)]
+    texts += [("--set", override) for override in plan.recipe.overrides]  # a later one may hide it
+    for where, text in texts:
+        if has_keys(text):
+            raise RecipeError(
+                found=f"keys in {redacted(text)}",
+                where=where,
+                do="leave them out, for whoever reaches the dashboard could read them; the machines"
+                " of the cluster have them in their environment: AWS_ACCESS_KEY_ID, …",
+            )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for below in value.values() if isinstance(value, dict) else value:
+            yield from _strings(below)
+
+
+def has_keys(text: str) -> bool:
+    """Whether it is a URI with a password before its @, or with a secret in its query."""
+    if "://" not in text:
+        return False
+    scheme, _, rest = text.partition("?")[0].partition("://")
+    if scheme.endswith(("http", "https")):  # elsewhere a key may hold a slash nobody encoded
+        rest = rest.partition("/")[0]
+    return ":" in rest.rpartition("@")[0] or bool(SECRET.search(text))
+
+
+async def _is_all_here(head: Head) -> bool:
+    """Whether every machine of the cluster is this one; loopback may be the end of a tunnel."""
+    async with asyncio.timeout(CONNECT_S):
+        while not (names := (await head.fetch(MACHINES))["data"]["hostNameList"]):
+            await asyncio.sleep(POLL_S)  # a head that has just started has not met itself
+    return set(names) == {socket.gethostname()}
+
+
+def _paths(plan: Plan, out: str, is_here: bool) -> tuple[str, list[str]]:
+    """The run folder, and overrides that make paths from this folder whole: a job has its own.
+
+    RecipeError for such a path where the cluster has other machines.
+    """
+    places = [("--out", "", out)]
+    for name, planned in plan.stages.items():
+        for field in dataclasses.fields(planned.stage):  # type: ignore[arg-type]
+            value = getattr(planned.stage, field.name)
+            is_location = not field.metadata.get("fingerprint", True)
+            if is_location and value and isinstance(value, str) and os.path.exists(value):
+                places.append((plan.recipe.where(name, field.name), f"{name}.{field.name}", value))
+    whole: dict[str, str] = {}
+    for where, key, uri in places:
+        path = local_path(uri)
+        if path is None or path.is_absolute():
+            continue
+        if not is_here:
+            raise RecipeError(
+                found=f"'{uri}' lies in a folder of this machine, and the cluster has others",
+                where=where,
+                do="give a URI, or the whole path of a folder that all its machines mount",
+            )
+        whole[key] = os.path.abspath(path.expanduser())
+    out = whole.pop("", out)
+    if local_path(out) is not None and not is_here:
+        print(f"clipmill: {out} must be mounted by every machine there", file=sys.stderr)
+    return out, [f"--set={key}={json.dumps(path)}" for key, path in whole.items()]
+
+
+async def _refuse_running(head: Head, out: str) -> None:
+    for other in await head.fetch("api/jobs/"):
+        is_mine = (other.get("metadata") or {}).get("clipmill_out") == out
+        if is_mine and other["status"] not in ENDED:
+            job = Job(other["submission_id"], head.address)
+            raise RecipeError(
+                found=f"{job} works in this run folder",
+                where=redacted(out),
+                do=f"wait for it, or use another --out\n{job.how_to}",
+            )
+
+
+# What is sent
+
+
+def packed(recipe: Path) -> bytes:
+    """A zip of the recipe and of the code that planned it; equal files give equal bytes."""
+    here = Path(__file__).parents[1]
+    files = {f"recipe/{recipe.name}": recipe}
+    for name in ("metadata", "pipeline"):
+        files |= _files(here / name, name)
+    for folder in reversed([Path(path) for path in stages.__path__]):  # the first on the path wins
+        for kind in folder.iterdir():
+            if any(kind.glob("*.py")):  # a run folder has `stages` too, and no code in it
+                files |= _files(kind, f"stages/{kind.name}")
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, path in sorted(files.items()):
+            member = zipfile.ZipInfo(name)  # dated 1980, whenever the file was touched
+            archive.writestr(member, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return made.getvalue()
+
+
+def _files(folder: Path, name: str) -> dict[str, Path]:
+    """Every file below, by its name in the package; none that is hidden or compiled."""
+    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        f"{name}/{below.as_posix()}": path
+        for below, path in found.items()
+        if not any(part.startswith((".", "__pycache__")) for part in below.parts)
+    }
+
+
+async def _upload(head: Head, package: bytes) -> str:
+    """The URI of the package in the cluster, where equal packages lie once."""
+    name = f"_ray_pkg_{hashlib.sha256(package).hexdigest()[:32]}.zip"
+    status, _ = await head.ask(f"api/packages/gcs/{name}")
+    if status != 200:
+        status, text = await head.ask(f"api/packages/gcs/{name}", "PUT", data=package)
+        if status != 200:
+            raise RecipeError(
+                found=f"a package of {len(package):,} bytes is refused: {status} {text[-300:]}",
+                where=redacted(head.address),
+                do="keep big files out of your folder of stages",
+            )
+    return f"gcs://{name}"
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, ClipmillError):
+        return str(error.args[0])
+    return str(error) or type(error).__name__

@@ -1,0 +1,269 @@
+"""`clipmill submit` to a real Ray head: the bytes of a local run, through failures and kills.
+
+The stages are the user's own: what stands in `stages/` beside the recipe, and on their path. One of
+them opens a file, and where that is a pipe it waits there until somebody kills it.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from metadata.storage import Storage
+from tests.engine_stages.harness import STAGES, meaning, write_pool
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+
+TOKEN = "5f0c8d2e7b914a63" * 2  # of this head alone
+RECIPE = """
+stages:
+  numbers: {uses: toy.numbers, path: pool, shard_rows: 12}
+  square:  {uses: toy.power, from: numbers}
+  moody:   {uses: toy.moody, from: numbers, script: mood.json}
+  held:    {uses: mine.held, from: square, gate: gate}
+  shared:  {uses: toy.shared, from: numbers}
+  chosen:  {uses: select.where, from: [held, moody, shared], where: shared > 6 AND power < 900}
+  uids:    {uses: export.uid_list, from: chosen}
+"""
+HELD = '''
+"""The power again, once the gate is open."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import REASON, REASON_TYPE, Column
+from pipeline.stage import RowFunction, RowStage, Worker, location
+
+POWER = Column("power", pa.int64(), "", "Any number.")
+HELD = Column("held", pa.int64(), "", "The power.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held(RowStage):
+    """The power; null where that is."""
+
+    gate: str = location()
+
+    version = 1
+    determinism = "exact"
+    reads = (POWER,)
+    writes = (HELD,)
+    reasons = ("no_power",)
+
+    def open(self, worker: Worker) -> RowFunction:
+        return partial(held, Path(self.gate))
+
+
+def held(gate: Path, batch: pa.Table) -> pa.Table:
+    if 625 in batch[POWER.name].to_pylist():
+        gate.read_bytes()
+    reason = pc.if_else(batch[POWER.name].is_null(), "no_power", None).cast(REASON_TYPE)
+    return pa.table({HELD.name: batch[POWER.name], REASON.name: reason})
+'''
+START = """
+ray start --head --block --port 0 --num-cpus 2 --object-store-memory 200000000 \
+  --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1 --dashboard-port {} \
+  --dashboard-agent-listen-port {} --ray-client-server-port {} \
+  --min-worker-port 0 --max-worker-port 0 > {} 2>&1 &
+read  # until the test, however it ends, closes the pipe
+kill $! && wait
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that takes jobs."""
+
+    address: str
+
+    def get(self, path: str):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        asked = urllib.request.Request(f"{self.address}/{path}", headers=headers)
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return json.load(answer)
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.get("api/version"))
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+
+@dataclass
+class User:
+    """Works in a folder, with more stages on the path than stand in it."""
+
+    head: Head
+    folder: Path
+    begun: list[subprocess.Popen] = field(default_factory=list)
+
+    def begin(self, *arguments: str) -> subprocess.Popen:
+        path = os.pathsep.join([str(STAGES), os.getcwd()])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.begun.append(process)
+        return process
+
+    def submit(self, *more: str) -> subprocess.Popen:
+        to = ("--out", "run", "--address", self.head.address)
+        return self.begin("submit", "it.yaml", *to, *more)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A Ray of its own: ports, folder and token are shared with no other on this machine."""
+    with ExitStack() as stack:
+        # Sockets lie below, and a socket's path is short: /tmp, whatever pytest's folder is.
+        folder = tempfile.mkdtemp(dir="/tmp", prefix="ray")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        ports = free_ports(3)
+        log = Path(folder, "log")
+        process = subprocess.Popen(
+            ["bash", "-c", START.format(*ports, log)],
+            stdin=subprocess.PIPE,
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": TOKEN,
+                "RAY_TMPDIR": folder,
+                "RAY_USAGE_STATS_ENABLED": "0",
+            },
+            start_new_session=True,
+        )
+        stack.callback(end, process)
+        head = Head(f"http://127.0.0.1:{ports[0]}")
+        while not head.answers():
+            wait(process, 0.2)
+            assert process.poll() is None, log.read_text()
+        yield head
+
+
+def free_ports(count: int) -> list[int]:
+    """Of them, none is another's."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [port.getsockname()[1] for port in held]
+
+
+def end(process: subprocess.Popen) -> None:
+    """Once its pipe is closed, Ray ends itself; its group is killed if it does not."""
+    assert process.stdin
+    process.stdin.close()
+    wait(process, 20)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait(process: subprocess.Popen, limit_s: float) -> None:
+    """Until it ends, or the time is over."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(limit_s)
+
+
+@pytest.fixture
+def user(head, tmp_path) -> Iterator[User]:
+    write_pool(tmp_path / "pool", [30, 0, 25])
+    (tmp_path / "it.yaml").write_text(RECIPE)
+    (tmp_path / "mood.json").write_text("{}")
+    (tmp_path / "gate").write_text("open")
+    own = tmp_path / "stages" / "mine" / "held.py"
+    own.parent.mkdir(parents=True)
+    own.write_text(HELD)
+    user = User(head, tmp_path)
+    yield user
+    for process in user.begun:
+        process.kill()
+        process.communicate()
+
+
+def outcome(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit code and output."""
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def bytes_of(run: Path) -> dict:
+    """All but the recipe, which names the paths that were made whole."""
+    found = meaning(Storage(str(run)))
+    del found["recipes"]
+    return found
+
+
+def times_of(run: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_killed_and_submitted_again_a_run_has_the_bytes_of_a_local_one(user):
+    run, gate = user.folder / "run", user.folder / "gate"
+    at = f"numbers.path={user.folder}/pool"  # whole, as a job has it: a record names its source
+    code, output = outcome(user.begin("run", "it.yaml", "--out", "local", "--set", at))
+    assert code == 0, output
+    expected = bytes_of(user.folder / "local")
+
+    gate.unlink()
+    os.mkfifo(gate)
+    first = user.submit()
+    while not list(run.glob("stages/held-*/000000.json")):
+        wait(first, 0.1)
+        assert first.poll() is None, outcome(first)
+    code, output = outcome(user.submit())
+    assert code == 2
+    assert "works in this run folder" in output
+    [job] = [job for job in user.head.get("api/jobs/") if job["submission_id"]]
+    assert f"ray job stop {job['submission_id']} --address {user.head.address}" in output
+    assert TOKEN not in json.dumps(job)
+
+    os.kill(json.loads((run / "lock.json").read_text())["pid"], signal.SIGKILL)
+    code, output = outcome(first)
+    assert code == 1
+    assert "held: shard 0 of " in output
+    assert "it died, exit code" in output
+    before = times_of(run)
+
+    gate.unlink()
+    gate.write_text("open")
+    code, output = outcome(user.submit())
+    assert code == 0, output
+    assert "held: shard 2 of " in output
+    assert bytes_of(run) == expected
+    after = times_of(run)
+    kept = {path for path in before if path.suffix == ".parquet"} & after.keys()
+    assert [path for path in kept if path.parent.name.startswith("held")]
+    assert all(after[path] == before[path] for path in kept if path.name != "records.parquet")
+
+    code, output = outcome(user.submit())
+    assert code == 0, output
+    assert "uids: done" in output
+    assert times_of(run) == after
+
+
+def test_a_stage_that_fails_is_heard_here_and_ends_with_1(user):
+    (user.folder / "mood.json").write_text(json.dumps({"raise": [13]}))
+    code, output = outcome(user.submit("--until", "moody"))
+    assert code == 1
+    assert "moody: shard 0 of " in output
+    assert "ZeroDivisionError: in a bad mood" in output

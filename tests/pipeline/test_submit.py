@@ -1,0 +1,461 @@
+"""`clipmill submit` to a head that runs nothing; to a real one: tests/chaos/test_submit.py."""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline import jobs, submit
+from tests.engine_stages.harness import STAGES
+from tests.pipeline.head import CUT, Head
+from tests.test_docs import BLOCK, DOCUMENTS
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+stages:
+  pool:   {uses: ingest.datacomp, path: pool/metadata, shard_rows: 30}
+  images: {uses: download.images, from: pool}
+"""
+LISTED = {"submission_id": "clipmill-it-1", "status": "RUNNING"}
+
+
+@pytest.fixture
+def head(monkeypatch):
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "no-such-file")
+    head = Head()
+    yield head
+    head.close()
+
+
+@pytest.fixture
+def elsewhere(head):
+    """The head of a cluster with other machines, perhaps behind a tunnel from loopback."""
+    head.machines = [["head-pod", "worker-pod"]]
+    return head
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Where the user is, with a recipe and the pool it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it.yaml").write_text(RECIPE)
+    (tmp_path / "pool" / "metadata").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def send(clipmill, folder, head):
+    """Submits the recipe with more arguments."""
+
+    def submitted(*more: str, out: str = "s3://bucket/run", address: str | None = None):
+        at = address or head.address
+        return clipmill("submit", "it.yaml", "--address", at, "--out", out, *more)
+
+    return submitted
+
+
+def run_arguments(head: Head) -> list[str]:
+    """What the one job that was made gives `clipmill run`."""
+    [job] = head.sent
+    program, verb, *arguments = shlex.split(job["entrypoint"])
+    assert (program, verb) == ("clipmill", "run")
+    return arguments
+
+
+# What is sent
+
+
+def test_the_job_is_the_run_that_was_asked_for(head, send):
+    said = send("--until", "images", "--retry", "timeout", "--workers", "3")
+    assert (said.code, said.out) == (0, "done\n")
+    assert run_arguments(head) == [
+        *("recipe/it.yaml", "--out", "s3://bucket/run", "--executor=ray", "--address=auto"),
+        *("--until=images", "--retry=timeout", "--workers=3"),
+        f'--set=pool.path="{os.getcwd()}/pool/metadata"',
+    ]
+
+
+def test_an_override_travels_whatever_is_in_it(head, send):
+    assert send("--set", "images.user_agent_token=it's $HOME; exit").code == 0
+    assert "--set=images.user_agent_token=it's $HOME; exit" in run_arguments(head)
+
+
+def test_the_package_holds_the_recipe_and_the_code_that_planned_it(head, send, folder):
+    copied = folder / "stages" / "toy"
+    shutil.copytree(STAGES / "stages" / "toy", copied)
+    (copied / "__pycache__").mkdir(exist_ok=True)
+    (copied / "__pycache__" / "power.pyc").touch()
+    (copied / ".env").write_text("hidden")
+    (copied / "words.txt").write_text("beside its stage")
+    (folder / "stages" / "pool-0123").mkdir()  # as in a run folder
+    (folder / "stages" / "pool-0123" / "000000.parquet").touch()
+    (folder / "it.yaml").write_text(
+        "stages:\n  numbers: {uses: toy.numbers, path: pool}\n"
+        "  square: {uses: toy.power, from: numbers}\n"
+    )
+    assert send().code == 0
+    [(name, data)] = head.packages.items()
+    assert head.sent[0]["runtime_env"] == {"working_dir": f"gcs://{name}"}
+    package = zipfile.ZipFile(io.BytesIO(data))
+    names = set(package.namelist())
+    wanted = {"recipe/it.yaml", "stages/toy/power.py", "stages/toy/words.txt"}
+    assert wanted | {"stages/ingest/datacomp.py", "pipeline/recipes/smoke.yaml"} < names
+    assert not [name for name in names if re.search(r"\.pyc|/\.|\.parquet|^tests", name)]
+
+    there = folder / "there"
+    package.extractall(there)
+    program = (
+        "import sys, pipeline, metadata\nfrom pipeline.cli import main\n"
+        "print(pipeline.__file__, metadata.__file__)\n"
+        "sys.exit(main(['plan', 'recipe/it.yaml']))"
+    )
+    planned = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=there,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.startswith(f"{there}/pipeline/__init__.py {there}/metadata/__init__.py")
+    assert "square: toy.power v1" in planned.stdout
+
+
+def test_a_file_of_ones_own_stands_before_ours_as_it_does_here(folder, monkeypatch):
+    mine = folder / "stages" / "annotate" / "caption.py"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    monkeypatch.syspath_prepend(str(folder))
+    package = zipfile.ZipFile(io.BytesIO(submit.packed(folder / "it.yaml")))
+    assert package.read("stages/annotate/caption.py") == b"mine"
+    assert "stages/annotate/language.py" in package.namelist()
+
+
+def test_equal_code_is_one_package_and_is_sent_once(head, send, folder):
+    assert send().code == 0
+    os.utime(folder / "it.yaml", (0, 0))
+    assert send().code == 0
+    assert len({job["runtime_env"]["working_dir"] for job in head.sent}) == 1
+    assert sum(asked.startswith("PUT") for asked in head.asked) == 1
+
+
+def test_one_of_our_recipes_goes_by_its_name(head, clipmill, folder):
+    arguments = ("--out", "s3://b/run", "--set", "pool.path=/pool")
+    assert clipmill("submit", "smoke", "--address", head.address, *arguments).code == 0
+    assert run_arguments(head)[0] == "recipe/smoke.yaml"
+
+
+def test_the_head_is_shown_the_token_that_ray_would_show(head, send, folder, monkeypatch):
+    head.token = "open sesame"
+    refused = send()
+    assert refused.code == 2
+    assert "set RAY_AUTH_TOKEN" in refused.err
+    (folder / "token").write_text("open sesame\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+    assert send().code == 0
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "open sesame")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "no-such-file")
+    said = send()
+    assert said.code == 0
+    assert "sesame" not in said.out + said.err + str(head.sent)
+
+
+# What is not sent
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(("--set", "images.tries=3"), ("--set", "nothing.path=1"), ("--until", "embedding")),
+        *(("--retry", "hunger"), ("--workers", "-1"), ("--workers", "two")),
+    ],
+)
+def test_what_plan_refuses_is_refused_here_and_the_head_is_not_asked(wrong, head, send):
+    assert send(*wrong).code == 2
+    assert head.asked == []
+
+
+@pytest.mark.parametrize("address", ["HOST:8265", "auto", "ray://host:10001", "http://me:pw@host"])
+def test_an_address_that_is_no_dashboards_is_refused(address, send):
+    said = send(address=address)
+    assert said.code == 2
+    assert "give http://HOST:8265" in said.err
+    assert "pw" not in said.err
+
+
+def test_where_nobody_listens_is_said_at_once(send):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    said = send(address=f"http://127.0.0.1:{port}")
+    assert said.code == 2
+    assert f"--address http://127.0.0.1:{port}" in said.err
+    assert "no Ray head answers: Cannot connect" in said.err
+    assert time.monotonic() - began < 5
+
+
+def test_who_listens_and_does_not_answer_is_given_up(send, monkeypatch):
+    monkeypatch.setattr(submit, "CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        said = send(address=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert said.code == 2
+    assert "no Ray head answers: TimeoutError" in said.err
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("/api/version", (404, "not here")),
+        ("/api/version", (200, "<html>a shop</html>")),
+        ("/api/jobs/", (500, "No available agent to submit job")),
+    ],
+)
+def test_what_is_no_head_or_no_whole_one_is_told_with_its_words(path, answer, head, send):
+    head.broken[path] = answer
+    said = send()
+    assert said.code == 2
+    assert answer[1] in said.err
+    assert "ray[default]" in said.err
+
+
+def test_a_package_that_is_refused_says_what_to_do(head, send):
+    head.broken["/api/packages/.*"] = (413, "too large")
+    said = send()
+    assert said.code == 2
+    assert re.search(r"a package of [\d,]+ bytes is refused: 413 too large", said.err)
+    assert "keep big files out of your folder of stages" in said.err
+    assert head.sent == []
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("s3://KEY:SECRET@bucket/run", True),
+        ("s3://KEY:SEC/RET@bucket/run", True),
+        ("https://me:word@host/v1", True),
+        ("openai:http://me:word@host/v1#model", True),
+        ("https://host/a.parquet?X-Amz-Signature=0123", True),
+        ("abfs://a@b.net/c?client_secret=x&d=e", True),
+        ("https://host/a?sig=0123", True),
+        ("s3://bucket/run?region=eu&endpoint_override=host:9000", False),
+        ("abfs://files@account.dfs.core.windows.net/run", False),
+        ("gs://anonymous@bucket/run", False),
+        ("http://127.0.0.1:8000/v1#org/model@revision", False),
+        ("openai:http://127.0.0.1:8000/v1#org/model@revision", False),
+        ("open_clip:ViT-B-32@path.pt", False),
+        ("language = 'en' AND a:b@c", False),
+    ],
+)
+def test_keys_are_known_when_seen(text, verdict):
+    assert submit.has_keys(text) is verdict
+
+
+@pytest.mark.parametrize("place", ["out", "set", "hidden", "recipe"])
+def test_keys_are_refused_wherever_they_stand_and_never_shown(place, head, send, folder):
+    uri = "s3://AKIA1:hush+hush@bucket/pool"
+    if place == "recipe":
+        (folder / "it.yaml").write_text(RECIPE.replace("pool/metadata", f'"{uri}"'))
+    said = {
+        "out": lambda: send(out=uri),
+        "set": lambda: send("--set", f"pool.path={uri}"),
+        "hidden": lambda: send("--set", f"pool.path={uri}", "--set", "pool.path=/pool"),
+        "recipe": send,
+    }[place]()
+    assert said.code == 2
+    assert re.search("keys in (pool.path=)?s3://bucket/pool\n", said.err)
+    assert "AWS_ACCESS_KEY_ID" in said.err
+    assert "hush" not in said.out + said.err
+    assert head.asked == []
+
+
+# Paths
+
+
+def test_where_all_the_cluster_is_this_machine_a_path_means_what_it_means_here(head, send, folder):
+    assert send(out="run").code == 0
+    arguments = run_arguments(head)
+    assert arguments[2] == f"{folder}/run"
+    assert f'--set=pool.path="{folder}/pool/metadata"' in arguments
+
+
+def test_a_head_that_has_not_met_itself_yet_is_asked_again(head, send, folder):
+    head.machines = [[], [], *head.machines]
+    assert send(out="run").code == 0
+    assert run_arguments(head)[2] == f"{folder}/run"
+
+
+@pytest.mark.parametrize("machines", [["head-pod"], [socket.gethostname(), "worker-pod"]])
+def test_a_relative_run_folder_is_refused_where_other_machines_are(machines, head, send):
+    head.machines = [machines]
+    said = send("--set", "pool.path=/mounted/pool", out="run")
+    assert said.code == 2
+    assert "where: --out" in said.err
+    assert "give a URI" in said.err
+    assert head.sent == []
+
+
+def test_a_relative_path_in_the_recipe_is_refused_where_other_machines_are(elsewhere, send):
+    said = send()
+    assert said.code == 2
+    assert "'pool/metadata' lies in a folder of this machine" in said.err
+    assert "where: it.yaml:3, stage 'pool', key 'path'" in said.err
+    assert elsewhere.sent == []
+
+
+def test_a_whole_path_there_is_taken_with_a_warning(elsewhere, send):
+    said = send("--set", "pool.path=/mounted/pool", out="/mounted/run")
+    assert said.code == 0
+    assert "/mounted/run must be mounted by every machine there" in said.err
+    assert run_arguments(elsewhere)[2] == "/mounted/run"
+
+
+# A job of the same run
+
+
+def test_a_job_that_works_in_the_run_folder_is_told_with_what_to_do(head, send, folder):
+    head.jobs = [LISTED | {"metadata": {"clipmill_out": f"{folder}/run"}}]
+    said = send(out="run")
+    assert said.code == 2
+    assert f"job clipmill-it-1 at {head.address} works in this run folder" in said.err
+    assert f"ray job stop clipmill-it-1 --address {head.address}" in said.err
+    assert head.sent == []
+    assert send(out="other").code == 0
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
+def test_a_job_that_has_ended_is_in_nobodys_way(status, head, send):
+    mine = {"clipmill_out": "s3://bucket/run"}
+    head.jobs = [
+        LISTED | {"metadata": mine, "status": status},
+        {"submission_id": None, "type": "DRIVER", "status": "RUNNING", "metadata": None},
+        {"submission_id": "another's", "status": "PENDING", "metadata": {}},
+    ]
+    assert send().code == 0
+    assert head.sent[0]["metadata"] == mine
+
+
+# How it is followed
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "words"),
+    [
+        ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0, ""),
+        ({"status": "SUCCEEDED"}, 0, ""),
+        ({"status": "FAILED", "driver_exit_code": 1}, 1, ""),
+        ({"status": "FAILED", "driver_exit_code": 2}, 2, ""),
+        ({"status": "FAILED", "driver_exit_code": 130}, 130, ""),
+        ({"status": "FAILED", "driver_exit_code": -9}, 1, "it died, exit code -9"),
+        ({"status": "FAILED", "driver_exit_code": 127}, 1, "no `clipmill` there"),
+        ({"status": "FAILED", "message": "no room for it"}, 1, "did not start: no room for it"),
+        ({"status": "STOPPED"}, 130, "was stopped; submit again to go on"),
+    ],
+)
+def test_the_exit_code_is_that_of_the_run(ended, code, words, head, send):
+    head.ended = ended
+    said = send()
+    assert (said.code, said.out) == (code, "done\n")
+    assert words in said.err
+
+
+@pytest.mark.parametrize(
+    "logs",
+    [
+        [["one\n", "two\n", "three\n"]],
+        [["one\n", CUT], ["one\ntw", CUT], [CUT], ["one\n", "two\n", "three\n"]],
+        [["one\ntwo\n"], ["one\ntwo\nthree\n"]],  # the head ended it early
+    ],
+)
+def test_a_log_is_printed_whole_and_once_whatever_becomes_of_connections(logs, head, send):
+    head.logs = logs
+    said = send()
+    assert (said.code, said.out) == (0, "one\ntwo\nthree\n")
+
+
+def test_a_run_that_says_nothing_for_long_is_followed_on(head, send, monkeypatch):
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.2)
+    monkeypatch.setattr(submit, "LOST_S", 0.0)
+    head.pause_s = 0.6
+    head.ended = {"status": "SUCCEEDED"}
+    assert send().out == "done\n"
+    assert sum(asked.endswith("/tail") for asked in head.asked) == 1
+
+
+def test_a_head_that_is_lost_for_good_ends_it_with_what_to_do(head, send, monkeypatch):
+    monkeypatch.setattr(submit, "LOST_S", 0.1)
+    head.broken = {"/api/jobs/clipmill-.*": (503, "going down")}
+    said = send()
+    assert (said.code, said.out) == (1, "")
+    assert "the head does not answer any more" in said.err
+    assert "a job that still runs is found" in said.err
+
+
+def test_no_wait_ends_when_the_job_is_made(head, send):
+    said = send("--no-wait")
+    assert (said.code, said.out) == (0, "")
+    job = head.sent[0]["submission_id"]
+    assert f"ray job logs --follow {job} --address {head.address}" in said.err
+    assert head.asked[-1] == "POST /api/jobs/"
+
+
+def test_stopped_by_hand_the_job_goes_on_and_it_is_said_how_to_follow_and_stop_it(head, folder):
+    head.logs = [["one\n", "two\n"]]
+    head.ended = {"status": "RUNNING"}
+    command = ["submit", "it.yaml", "--out", "run", "--address", head.address]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "one\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    _, _, after = err.partition("not followed any more; the job goes on\n")
+    job = head.sent[0]["submission_id"]
+    assert f"follow it: ray job logs --follow {job} --address {head.address}" in after
+    assert f"stop it:   ray job stop {job} --address {head.address}" in after
+    assert "Traceback" not in err
+    assert not [asked for asked in head.asked if "stop" in asked]
+
+
+def test_who_shows_a_token_is_told_to_have_rays_commands_show_it_too(head, send, monkeypatch):
+    assert "  stop it:   ray job stop" in send().err
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "open sesame")
+    assert "  stop it:   RAY_AUTH_MODE=token ray job stop" in send().err
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_the_documents_submit_can_be_submitted(document, head, clipmill, folder):
+    scripts = [b["text"] for b in BLOCK.finditer(document.read_text()) if b["language"] == "sh"]
+    for line in "".join(scripts).replace("\\\n", "").splitlines():
+        if line.startswith("clipmill submit"):
+            command = line.partition(" #")[0].replace("http://HEAD:8265", head.address)
+            said = clipmill(*shlex.split(command)[1:])
+            assert (said.code, said.out) == (0, "done\n"), f"{line}\n{said.err}"
+
+
+def test_submitting_imports_no_ray():
+    program = (
+        "import sys, pipeline.submit; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
