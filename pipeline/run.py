@@ -267,6 +267,7 @@ class _Run:
         )
         model = self.state.parts[planned.model].folder.uri if planned.model else None
         data = self.state.parts[planned.data].folder.uri if planned.data else None
+        began = time.monotonic()
         try:
             if not planned.is_root and context.journal not in stage.folder.folders():
                 stage.folder.delete_folder("out")  # made of other inputs
@@ -283,7 +284,7 @@ class _Run:
             return
         for failure in context.failures.values():
             self.watcher.failed(planned.name, failure)
-        self._manifest_dataset(planned, stage, context, made_of)
+        self._manifest_dataset(planned, stage, context, made_of, time.monotonic() - began)
         self.state.rescan(planned.name)
         stage = self.state.stages[planned.name]
         if planned.is_root:
@@ -297,6 +298,7 @@ class _Run:
         stage: StageState,
         context: RunContext,
         made_of: dict[str, str],
+        seconds: float,
     ) -> None:
         """The stage's manifest, last."""
         if planned.is_root:
@@ -315,7 +317,7 @@ class _Run:
             "digest": digest([*made_of.values(), [r.sha256 for r in records], outputs]),
             "outputs": outputs,
         }
-        self._put_manifest(stage, made, records)
+        self._put_manifest(stage, made, records, round(seconds, 3))
 
     # Ends
 
@@ -349,8 +351,14 @@ class _Run:
             if kept or name.startswith("calls-"):
                 stage.folder.delete_folder(f"{kept}/{name}".lstrip("/"))
 
-    def _put_manifest(self, stage: StageState, made: dict[str, Any], records: list[Record]) -> None:
-        """Fold and manifest, where they say something new."""
+    def _put_manifest(
+        self,
+        stage: StageState,
+        made: dict[str, Any],
+        records: list[Record],
+        seconds: float | None = None,
+    ) -> None:
+        """Fold and manifest, where they say something new; a dataset stage's seconds beside it."""
         held = stage.scan.manifest
         same = held and all(held.get(key) == value for key, value in made.items())
         if same and stage.scan.folded:
@@ -365,6 +373,7 @@ class _Run:
             "settings": settings_of(planned.stage),
             "fingerprint": planned.fingerprint,
             **made,
+            **({} if seconds is None else {"seconds": seconds}),
         }
         text = json.dumps(whole, sort_keys=True, indent=1)
         stage.folder.put("manifest.json", text.encode(), point="manifest")

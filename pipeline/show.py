@@ -103,7 +103,7 @@ def _status_of(name: str, stage: StageState) -> dict[str, Any]:
         "shards": len(stage.shards),
         "total": stage.total,
         "rows": sum(shard.rows for shard in stage.shards.values()),
-        "seconds": round(sum(record.seconds for record in stage.records), 1),
+        "seconds": round(stage.seconds, 1),
         "reasons": {code: n for code, n in sorted(stage.counts.items()) if code},
         "failures": [_failure_json(f) for f in stage.failures.values() if f is not None],
     }
@@ -125,11 +125,12 @@ def status_text(state: RunState) -> str:
     width = max(map(len, state.stages))
     for name, stage in state.stages.items():
         made = _status_of(name, stage)
-        missing = sum(made["reasons"].values())
-        lines.append(
-            f"{name:<{width}}  {summary(stage):<24} {made['rows']:>10,} rows"
-            f"  {missing:>9,} without a value  {made['seconds']:>8,.1f} s of work"
-        )
+        if stage.planned.stage.gives == "rows":
+            missing = sum(made["reasons"].values())
+            held = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
+        else:
+            held = f"{len((stage.manifest or {}).get('outputs', [])):>10,} files{'':>26}"
+        lines.append(f"{name:<{width}}  {summary(stage):<24} {held}  {made['seconds']:>8,.1f} s")
     lines += _failures(state)
     return "\n".join(lines)
 

@@ -45,6 +45,13 @@ class StageState:
         return [record for shard in sorted(self.shards) for record in self.scan.records[shard]]
 
     @property
+    def seconds(self) -> float:
+        """Of work in all workers; of a dataset stage from the begin of its last run to its end."""
+        if self.manifest and "seconds" in self.manifest and not self.planned.is_root:
+            return float(self.manifest["seconds"])
+        return sum(record.seconds for record in self.records)
+
+    @property
     def counts(self) -> Counter[str]:
         """Rows by reason, as first computed; "" counts the fine ones."""
         total: Counter[str] = Counter()

@@ -106,7 +106,7 @@ def _loss(curve: dict[str, Any]) -> dict[str, Any]:
 def _work(name: str, stage: StageState) -> dict[str, Any]:
     """A stage's rows, seconds of work, bytes and faults, from its records."""
     records = stage.records
-    seconds = sum(record.seconds for record in records)
+    seconds = stage.seconds
     rows = sum(record.computed for record in records)
     outputs = sum(size for _, size in (stage.manifest or {}).get("outputs", []))
     return {
@@ -116,7 +116,7 @@ def _work(name: str, stage: StageState) -> dict[str, Any]:
         "shards": len(stage.shards),
         "rows": rows,
         "seconds": seconds,
-        "rows_per_s": rows / seconds if seconds else None,
+        "rows_per_s": rows / seconds if seconds and rows else None,
         "bytes": sum(record.size_bytes for record in records) + outputs,
         "retries": sum(record.attempts - 1 for record in records),
         "failures": [

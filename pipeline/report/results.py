@@ -76,27 +76,33 @@ def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
                 }
             )
         rows.append({"task": task, "metric": metric, "cells": cells})
-    return {"arms": arms, "baselines": chosen, "rows": rows}
+    return {"arms": arms, "baselines": chosen, "headlines": headlines(rows), "rows": rows}
+
+
+def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a task, of its most telling metric; retrieval first."""
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = {row["metric"]: row for row in rows if row["task"] == task}
+        metric = next((name for name in HEADLINES if name in of_task), next(iter(of_task)))
+        found.append(of_task[metric])
+    return sorted(found, key=lambda row: row["metric"] != HEADLINES[0])
 
 
 def headline(found: dict[str, Any]) -> str:
     """One metric a task as a table in text: every arm, and its difference to the first baseline."""
-    rows = []
-    for task in dict.fromkeys(row["task"] for row in found["rows"]):
-        of_task = {row["metric"]: row["cells"] for row in found["rows"] if row["task"] == task}
-        metric = next((name for name in HEADLINES if name in of_task), next(iter(of_task)))
-        rows.append((task, metric, of_task[metric]))
+    rows = headlines(found["rows"])
     base, arms = found["baselines"][0], found["arms"]
-    seeds = {cell["seeds"] for _, _, cells in rows for cell in cells}
+    seeds = {cell["seeds"] for row in rows for cell in row["cells"]}
     told = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else max(seeds)
     others = [arm for arm in arms if arm != base]
     head = ["in points of 100", "", *arms, *(f"{arm} - {base}" for arm in others)]
     lines = [head]
-    for task, metric, cells in rows:
-        by_arm = {cell["arm"]: cell for cell in cells}
+    for row in rows:
+        by_arm = {cell["arm"]: cell for cell in row["cells"]}
         means = [_points(by_arm[arm]["found"], "") for arm in arms]
         apart = [_points(by_arm[arm]["against"][0], "+") for arm in others]
-        lines.append([task, metric, *means, *apart])
+        lines.append([row["task"], row["metric"], *means, *apart])
     width = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = [
         "  ".join(

@@ -404,3 +404,12 @@ def test_two_runs_in_one_folder_do_not_work_at_once(engine):
     ):
         engine.run(ALL)
     assert engine.run(ALL).complete
+
+
+def test_a_dataset_stage_tells_the_seconds_from_its_begin_to_its_end(engine):
+    ran = engine.run(ALL)
+    for name in ("shared", "chosen", "uids"):
+        stage = ran.outcome.state.stages[name]
+        assert stage.seconds == stage.manifest["seconds"] > 0
+    square = ran.outcome.state.stages["square"]
+    assert square.seconds == sum(record.seconds for record in square.records)
