@@ -75,6 +75,10 @@ LANGUAGE_CONFIDENCE = Column(
     "0 to 1",
     "Probability the language model gives it.",
 )
+CONCEPT_IDS = Column(
+    "concept_ids", pa.list_(pa.int32()), "places in a list", "The caption's concepts, ascending."
+)
+CONCEPT_LIST = Column("concept_list", pa.string(), "digest", "The list that concept_ids number.")
 IMAGE_EMBEDDING = Column(
     "image_embedding", pa.list_(pa.float32()), "model space", "Embedding of the image."
 )

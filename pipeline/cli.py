@@ -1,4 +1,5 @@
-"""`clipmill`: plan, run, submit, status, funnel, why, sweep, report, export, pool, doctor.
+"""`clipmill`: plan, run, submit, status, funnel, why, sweep, report, export, pool, concepts,
+doctor.
 
 Exit codes: 0 done, 1 a stage failed, 2 the recipe or the arguments are wrong, 130 stopped by hand.
 Everything heavy is imported by the verb that needs it: `--help` is instant.
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.concepts import add_verbs as add_concepts_verbs
 from pipeline.errors import ClipmillError, RecipeError
 
 if TYPE_CHECKING:
@@ -147,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("directory", type=Path, metavar="DIR")
     _run_argument(score)
     score.set_defaults(verb=_score)
+
+    concepts = verbs.add_parser("concepts", help="a list of concepts to match captions with")
+    add_concepts_verbs(concepts)
 
     doctor = verbs.add_parser("doctor", help="check this machine, and whether a model loads")
     doctor.add_argument(

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metadata.concepts.load import concept_list, of_entries, save
 from metadata.schema import PIXELS, REASON, UID
 from metadata.shard import read_stage
 from metadata.storage import Storage
@@ -35,6 +36,11 @@ from pipeline.state import RunState
 RECIPE = Path(__file__).parent / "every_stage.yaml"
 SOURCES = ("pool", "list", "folder", "tars")
 ON_TORCH = ("embed.features", "embed.filter_network")  # exact on one kind of processor only
+CONCEPTS = {
+    "en": ["circle", "square", "star", "red circle", "blue", "and", "icon", "pink arrow"],
+    "de": ["Kreis", "in", "in Rot", "Stern"],
+    "fr": ["cercle", "de couleur", "rouge"],
+}
 WHOLE = 1 << 30  # rows: a shard in one batch
 FAULTS: dict[int, dict[str, Any]] = {  # by the row's number in the pool
     3: {"status": 404},
@@ -123,6 +129,7 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
     overrides += [f"{name}.shard_rows={shard_rows}" for name in SOURCES if name != "tars"]
     overrides += [f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples")]
     overrides.append(f"zero.tasks={generated / 'eval'}")
+    overrides += [f"{name}.concepts={folder / 'concepts.parquet'}" for name in ("concepts", "even")]
     if files > 1:
         overrides.append("both.from=[tars, folder]")
     plan = make_plan(load_recipe(str(RECIPE), overrides))
@@ -193,6 +200,8 @@ def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
         with tarfile.open(folder / "tars" / f"{number}.tar", "w") as tar:
             for row in part:
                 add_sample(tar, row)
+    concepts = [of_entries(words, language=name) for name, words in CONCEPTS.items()]
+    save(concept_list(pa.concat_tables(concepts)), str(folder / "concepts.parquet"))
     for row in rows:
         path = folder / "folder" / f"{row['number']:03d}.bmp"
         path.write_bytes(row["image"])

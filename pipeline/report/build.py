@@ -13,6 +13,7 @@ import yaml
 from pipeline.funnel import funnel
 from pipeline.pools.score import left_by
 from pipeline.report.charts import histogram, lines
+from pipeline.report.concepts import concepts
 from pipeline.report.groups import keep_rates
 from pipeline.report.page import render
 from pipeline.report.results import losses, results
@@ -31,6 +32,7 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
         results=results(state, baselines),
         truth=left_by(state),
         losses=[_loss(curve) for curve in losses(state)],
+        concepts=concepts(state),
         ends=[_end(state, end) for end in found["ends"]],
         work=[_work(name, stage) for name, stage in state.stages.items()],
     )

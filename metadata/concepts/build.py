@@ -1,0 +1,131 @@
+"""MetaCLIP's four sources of concepts, as rows for a list, and the list of them all.
+
+Source: MetaCLIP (Xu et al. 2024), section 3.1, and the thresholds of its released code. Departs:
+what stands in the list is ordered by count, so that a cut at `max_entries` is the same every time;
+entries of punctuation alone are left out, as MetaCLIP 2 does it.
+"""
+
+import gzip
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from metadata.concepts.load import SCHEMA, ConceptList, concept_list, of_entries
+from metadata.concepts.ngrams import count_ngrams, with_pmi
+
+NUMERALS = [str(number) for number in range(100)]
+NO_WORD = r"^[\p{P}\p{S}\s]*$"
+MAX_CHARS = 256  # of MetaCLIP 2
+MIN_HOURLY_VIEWS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """From which count, mutual information or views on an entry is one; those published."""
+
+    min_unigram_count: int = 100
+    min_bigram_count: int = 1
+    min_pmi: float = 30.0  # bits; reached only in corpora of 2^30 words and more
+    min_views: int = 70
+    max_entries: int = 500_000
+
+
+def build(
+    parts: Sequence[pa.Table], language: str | None = None, max_entries: int = 500_000
+) -> ConceptList:
+    """The list of numerals and these parts in their order: each entry once in its language.
+
+    Rows without a language get this one; so a list that is built upon keeps its own.
+    """
+    rows = pa.concat_tables([numerals(), *parts]).unify_dictionaries()
+    named = pl.coalesce(pl.col("language").cast(pl.String), pl.lit(language, pl.String))
+    kept = (
+        pl.DataFrame(rows)
+        .with_columns(pl.col("entry").str.strip_chars(), language=named)
+        .filter(
+            ~pl.col("entry").str.contains(NO_WORD), pl.col("entry").str.len_chars() <= MAX_CHARS
+        )
+        .unique(["entry", "language"], keep="first", maintain_order=True)
+        .head(max_entries)
+    )
+    return concept_list(_as_rows(kept))
+
+
+def numerals() -> pa.Table:
+    """ "0" to "99"."""
+    return of_entries(NUMERALS, "numeral")
+
+
+def ngrams(texts: Iterable[pl.Series], least: Thresholds) -> list[pa.Table]:
+    """Unigrams by count, then bigrams by mutual information, from the largest down."""
+    words, pairs = count_ngrams(texts)
+    unigrams = words.filter(pl.col("count") >= least.min_unigram_count).select(
+        "count", entry="word"
+    )
+    bigrams = (
+        with_pmi(words, pairs.filter(pl.col("count") >= least.min_bigram_count))
+        .filter(pl.col("pmi") >= least.min_pmi)
+        .sort(["pmi", "count", "first", "second"], descending=[True, True, False, False])
+        .select("count", entry=pl.concat_str("first", "second", separator=" "))
+    )
+    return [_rows(unigrams, "unigram"), _rows(bigrams, "bigram")]
+
+
+def titles(files: Iterable[str | Path], least: Thresholds, project: str = "en") -> pa.Table:
+    """Titles of articles by views, from hourly files of Wikimedia's page views.
+
+    A line is `project title views bytes`. As published: an hour with less than 50 views of a title
+    counts for nothing, and a title with a colon is no article's.
+    """
+    views = pl.DataFrame(schema={"entry": pl.String, "count": pl.Int64})
+    for file in files:
+        views = pl.concat([views, _hour(Path(file), project)])
+        views = views.group_by("entry").agg(pl.col("count").sum())
+    kept = views.filter(pl.col("count") >= least.min_views)
+    return _rows(kept.sort(["count", "entry"], descending=[True, False]), "title")
+
+
+def read_texts(paths: Iterable[str | Path], column: str = "text") -> Iterator[pl.Series]:
+    """The texts of a corpus: a column of Parquet files or folders, lines of any other file."""
+    for path in map(Path, paths):
+        if path.is_dir() or path.suffix == ".parquet":
+            found = pads.dataset(path, format="parquet")
+            if column not in found.schema.names:
+                raise ValueError(f"{path} has no column '{column}'")
+            for batch in found.to_batches(columns=[column]):
+                yield pl.Series(values=batch.column(0))
+        else:
+            with _opened(path) as file:
+                while lines := file.readlines(32 << 20):
+                    yield pl.Series(values=lines, dtype=pl.String)
+
+
+def _rows(counted: pl.DataFrame, source: str) -> pa.Table:
+    return _as_rows(counted.with_columns(source=pl.lit(source), language=pl.lit(None, pl.String)))
+
+
+def _as_rows(frame: pl.DataFrame) -> pa.Table:
+    plain = pa.schema([(name, pa.string()) for name in SCHEMA.names]).set(2, SCHEMA.field("count"))
+    strings = frame.select(SCHEMA.names).with_columns(pl.col("source", "language").cast(pl.String))
+    return strings.to_arrow().cast(plain).cast(SCHEMA)  # by way of plain strings: no enums
+
+
+def _hour(path: Path, project: str) -> pl.DataFrame:
+    line = re.compile(rf"^{re.escape(project)} (\S+) (\d+) ", re.MULTILINE)
+    with _opened(path) as file:
+        found = line.findall(file.read())
+    views = pl.DataFrame(found, schema={"entry": pl.String, "count": pl.String}, orient="row")
+    return views.select(
+        pl.col("entry").str.replace_all("_", " "), pl.col("count").cast(pl.Int64)
+    ).filter(pl.col("count") >= MIN_HOURLY_VIEWS, ~pl.col("entry").str.contains(":"))
+
+
+def _opened(path: Path) -> io.TextIOBase:
+    opened = gzip.open if path.suffix == ".gz" else open
+    return opened(path, "rt", encoding="utf-8", errors="replace")

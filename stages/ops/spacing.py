@@ -1,0 +1,174 @@
+"""Captions and concepts as a matcher sees them: by a rule of spaces, as bytes in one flat array.
+
+A concept matches where it stands between two spaces. The rules:
+
+- `metaclip`: the published one. A space goes before and after a caption, and around each of
+  , . ; : ? ! and the back-tick; tab, line feed and carriage return become spaces. Concepts stay as
+  they are: one with a full stop never matches, and neither does `dog` in `dog-friendly`.
+- `metaclip2`: the same, but a concept needs no space on a side where it begins or ends with
+  punctuation, or with a character of a script that has no spaces.
+- `words`: ours. Captions and concepts alike are folded (NFKC and case), white space counts as one
+  space and each punctuation mark as one more, a symbol is a word, and what has no width is left
+  out. A concept needs no space on a side of a script without spaces, kana among them.
+"""
+
+import string
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit
+from numpy.typing import NDArray
+
+# Shapes: N texts, B bytes and C characters of them all, E patterns.
+
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.uint32]  # code points
+
+SPACE = 32
+END = 0xFF  # closes every text: no byte of UTF-8, so nothing matches across it
+WRAPPED, BLANKS = b",.;:?!`", b"\t\n\r"
+NO_SPACES = (  # scripts without spaces, as MetaCLIP 2 lists them
+    *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2EBEF)),
+    *((0xF900, 0xFAFF), (0x2E80, 0x2FDF), (0x2FF0, 0x2FFF)),
+    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x0F00, 0x0FFF)),
+)
+KANA = ((0x3040, 0x30FF), (0x31F0, 0x31FF))
+PUNCTUATION = string.punctuation + "，。、；：？！“”‘’（）【】《》〈〉「」『』～—"  # noqa: RUF001
+WORD, BLANK, MARK, SYMBOL, NO_WIDTH = range(5)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts one after the other, each between two spaces and closed by END."""
+
+    utf8: Bytes  # (B,)
+    ends: NDArray[np.int64]  # (N,) place of each text's END
+
+
+def spaced(texts: pa.Array, rule: str) -> Texts:
+    """The texts by a rule; a null is an empty text."""
+    if rule == "words":
+        utf8 = _folded(texts)
+        return Texts(utf8, np.flatnonzero(utf8 == END))
+    return Texts(*_wrapped(*utf8_of(pc.fill_null(texts, "")), _kinds()))
+
+
+def padded(concepts: pa.Array, rule: str) -> pa.StringArray:
+    """What to look for in spaced texts; empty where a concept has nothing to look for."""
+    is_open = np.zeros(0x110000, bool)
+    if rule == "words":
+        folded = _folded(concepts).tobytes().split(bytes([END]))[:-1]
+        cores = [core.decode().strip(" ") for core in folded]
+        _mark(is_open, (*NO_SPACES, *KANA))
+    else:
+        cores = concepts.to_pylist()
+    if rule == "metaclip2":
+        _mark(is_open, NO_SPACES)
+        is_open[[ord(mark) for mark in PUNCTUATION]] = True
+    pad = np.where(is_open, "", " ").tolist()
+    patterns = [core and pad[ord(core[0])] + core + pad[ord(core[-1])] for core in cores]
+    return pa.array(patterns, pa.string())
+
+
+def utf8_of(texts: pa.StringArray) -> tuple[Bytes, NDArray[np.int32]]:
+    """The bytes of all texts, none of which is null, and the offsets into them."""
+    _, offsets, data = texts.buffers()
+    if not len(texts):
+        return np.empty(0, np.uint8), np.zeros(1, np.int32)
+    offset = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data or b"", np.uint8), offset
+
+
+@njit(cache=True, nogil=True)
+def _wrapped(utf8, offset, kind):
+    """(B,) bytes of every text with its spaces and its END, and (N,) where those are."""
+    texts = len(offset) - 1
+    size = 3 * texts
+    for place in range(offset[0], offset[-1]):
+        size += 3 if kind[utf8[place]] == 1 else 1
+    out = np.empty(size, np.uint8)
+    ends = np.empty(texts, np.int64)
+    at = 0
+    for text in range(texts):
+        out[at] = SPACE
+        at += 1
+        for place in range(offset[text], offset[text + 1]):
+            byte = utf8[place]
+            if kind[byte] == 0:
+                out[at] = byte
+                at += 1
+            elif kind[byte] == 1:
+                out[at], out[at + 1], out[at + 2] = SPACE, byte, SPACE
+                at += 3
+            else:
+                out[at] = SPACE
+                at += 1
+        out[at], out[at + 1] = SPACE, END
+        ends[text] = at + 1
+        at += 2
+    return out, ends
+
+
+@cache
+def _kinds() -> Bytes:
+    """Of every byte: 1 if a space goes before and after, 2 if it becomes one."""
+    kind = np.zeros(256, np.uint8)
+    kind[list(WRAPPED)] = 1
+    kind[list(BLANKS)] = 2
+    return kind
+
+
+def _folded(texts: pa.Array) -> Bytes:
+    """The texts by the rule `words`, each between two spaces and closed by END."""
+    # A NUL before each text: nothing composes with it, so one call folds them all.
+    plain = pc.replace_substring(pc.fill_null(texts, ""), "\0", " ").to_pylist()
+    whole = unicodedata.normalize("NFKC", "\0".join(["", *plain]))
+    codes_C = _codes(unicodedata.normalize("NFKC", whole.casefold()))
+    codes_C = codes_C[_classes()[codes_C] != NO_WIDTH]
+    class_C = np.where(codes_C == 0, WORD, _classes()[codes_C])
+    again_C = (class_C == BLANK) & _before(class_C == BLANK)
+    codes_C, class_C = codes_C[~again_C], class_C[~again_C]
+    codes_C[(class_C == BLANK) | (class_C == MARK)] = SPACE
+    symbol_C, space_C, start_C = class_C == SYMBOL, codes_C == SPACE, codes_C == 0
+    edge_C = space_C | start_C
+    apart_C = (symbol_C | _before(symbol_C)) & ~edge_C & ~_before(edge_C)
+    # A NUL becomes the space after one text, its END, and the space before the next.
+    last_C = np.cumsum(1 + apart_C + 2 * start_C.astype(np.int64)) - 1
+    out = np.full(len(codes_C) and last_C[-1] + 3, SPACE, np.uint32)
+    out[last_C[~start_C]] = codes_C[~start_C]
+    out[last_C[start_C] - 1] = 0
+    out[-1:] = 0
+    text = out[2:].astype("<u4").tobytes().decode("utf-32-le")
+    utf8 = np.frombuffer(text.encode(), np.uint8).copy()
+    utf8[utf8 == 0] = END
+    return utf8
+
+
+def _codes(text: str) -> Codes:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint32)
+
+
+def _before(is_C: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the character before each one is such."""
+    return np.append(False, is_C)[: len(is_C)]
+
+
+def _mark(is_such: NDArray[np.bool_], ranges: tuple[tuple[int, int], ...]) -> None:
+    for low, high in ranges:
+        is_such[low : high + 1] = True
+
+
+@cache
+def _classes() -> NDArray[np.uint8]:
+    """What each character is to the rule `words`."""
+    by_category = {**dict.fromkeys("LMN", WORD), **dict.fromkeys("ZC", BLANK), "P": MARK}
+    found = np.full(0x110000, SYMBOL, np.uint8)
+    for code in range(len(found)):
+        category = unicodedata.category(chr(code))
+        found[code] = NO_WIDTH if category == "Cf" else by_category.get(category[0], SYMBOL)
+    found[0xFE00:0xFE10] = NO_WIDTH  # variation selectors: the same, as text or as picture
+    return found

@@ -1,0 +1,204 @@
+"""Which of many patterns stand in each of many texts: exact, word by word, in compiled code.
+
+From every place where a pattern may begin, a hash runs along the text. At the end of each word (or
+of each character, for a pattern that needs no space around it) it is looked up among the beginnings
+of patterns; where it is none, no pattern goes on from there. What is found whole is compared byte
+by byte, so no hash decides.
+"""
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+
+from stages.ops.spacing import SPACE, Texts, utf8_of
+
+# Shapes: N texts, E patterns, S slots of a table, M matches.
+
+BASIS, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # FNV-1a's
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+NONE = -1
+FEW = 32  # matches that are sorted by insertion
+Table = tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.bool_]]
+
+
+class Finder:
+    """The patterns, ready to be found; an empty one never is, of equal ones the first is."""
+
+    def __init__(self, patterns: pa.StringArray) -> None:
+        self.utf8, offset = utf8_of(patterns)
+        self.start_E, self.stop_E = offset[:-1].astype(np.int64), offset[1:].astype(np.int64)
+        length_E = self.stop_E - self.start_E
+        closed_E = length_E > 2
+        closed_E[closed_E] &= self.utf8[self.start_E[closed_E]] == SPACE
+        closed_E[closed_E] &= self.utf8[self.stop_E[closed_E] - 1] == SPACE
+        self.start_E += closed_E  # without its spaces a closed pattern is whole words
+        self.stop_E -= closed_E
+        open_E = ~closed_E & (length_E > 0)
+        self.words = self._table(np.flatnonzero(closed_E), by_word=True)
+        self.characters = self._table(np.flatnonzero(open_E), by_word=False)
+        self.has_open = bool(open_E.any())
+
+    def _table(self, pattern: NDArray[np.int64], by_word: bool) -> Table:
+        """(S,) hashes of beginnings, 0 in a free slot; the pattern that one is, or NONE; whether it
+        goes on to a longer one. ValueError where two patterns have one hash: odds 10^-8."""
+        where = (self.utf8, self.start_E, self.stop_E, pattern, by_word)
+        slots = 1 << max(4, (2 * int(_beginnings(*where))).bit_length())
+        table = (
+            np.zeros(slots, np.uint64),
+            np.full(slots, NONE, np.int32),
+            np.zeros(slots, np.bool_),
+        )
+        if not _fill(*where, *table):
+            raise ValueError("two patterns have the same hash: change BASIS")
+        return table
+
+    @property
+    def size_bytes(self) -> int:
+        """What the tables hold."""
+        arrays = (self.utf8, self.start_E, self.stop_E, *self.words, *self.characters)
+        return sum(array.nbytes for array in arrays)
+
+    def find(self, texts: Texts) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(N,) how many patterns each text has, and (M,) those, ascending, each once a text."""
+        room = 16 * len(texts.ends)
+        while True:
+            count_N, pattern_M = _found(
+                *(texts.utf8, texts.ends, self.utf8, self.start_E, self.stop_E),
+                *(*self.words, *self.characters, self.has_open, room),
+            )
+            matches = int(count_N.sum())
+            if matches <= room:
+                return count_N, pattern_M[:matches]
+            room = matches
+
+
+@njit(cache=True, nogil=True)
+def _slot(key_S, wanted):
+    """Where a hash is in the table, or the free slot where it would be."""
+    mask = np.uint64(len(key_S) - 1)
+    slot = ((wanted * SPREAD) >> np.uint64(32)) & mask
+    while key_S[slot] != 0 and key_S[slot] != wanted:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@njit(cache=True, nogil=True)
+def _hashed(value, byte):
+    value = (value ^ np.uint64(byte)) * PRIME
+    return value if value else np.uint64(1)  # 0 is a free slot
+
+
+@njit(cache=True, nogil=True)
+def _ends(utf8, place, by_word):
+    """Whether a beginning ends before this byte."""
+    return utf8[place] == SPACE if by_word else (utf8[place] & 0xC0) != 0x80
+
+
+@njit(cache=True, nogil=True)
+def _equal(text, start, stop, utf8, begin, end):
+    if stop - start != end - begin:
+        return False
+    for step in range(stop - start):  # noqa: SIM110  # a loop compiles best
+        if text[start + step] != utf8[begin + step]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _beginnings(utf8, start_E, stop_E, pattern, by_word):
+    """How many beginnings there are, those counted twice that several patterns share."""
+    count = len(pattern)
+    for e in pattern:
+        for place in range(start_E[e], stop_E[e]):
+            count += _ends(utf8, place, by_word)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _fill(utf8, start_E, stop_E, pattern, by_word, key_S, pattern_S, more_S):
+    """Puts the patterns into their table; False where two different ones have one hash."""
+    for e in pattern:
+        value = BASIS
+        for place in range(start_E[e], stop_E[e]):
+            if _ends(utf8, place, by_word):
+                slot = _slot(key_S, value)
+                key_S[slot], more_S[slot] = value, True
+            value = _hashed(value, utf8[place])
+        slot = _slot(key_S, value)
+        key_S[slot] = value
+        other = pattern_S[slot]
+        if other == NONE:
+            pattern_S[slot] = e
+        elif not _equal(utf8, start_E[e], stop_E[e], utf8, start_E[other], stop_E[other]):
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _found(
+    text, end_N, utf8, start_E, stop_E, word_S, word_pattern_S, word_more_S,
+    character_S, character_pattern_S, character_more_S, has_open, room,
+):  # fmt: skip
+    """Counts and patterns of `Finder.find`; what there is no room for is counted."""
+    count_N = np.zeros(len(end_N), np.int64)
+    found = np.empty(room, np.int32)
+    seen_E = np.full(len(start_E), NONE, np.int64)  # the last text that had it
+    total, start = 0, 0
+    for n in range(len(end_N)):
+        end, first = end_N[n], total
+        for begin in range(start, end):
+            if text[begin] == SPACE:  # whole words that begin after it
+                value, place = BASIS, begin + 1
+                while place < end:
+                    if text[place] == SPACE:
+                        slot = _slot(word_S, value)
+                        if word_S[slot] == 0:
+                            break
+                        e = word_pattern_S[slot]
+                        is_new = e != NONE and seen_E[e] != n
+                        if is_new and _equal(text, begin + 1, place, utf8, start_E[e], stop_E[e]):
+                            seen_E[e] = n
+                            if total < room:
+                                found[total] = e
+                            total += 1
+                        if not word_more_S[slot]:
+                            break
+                    value = _hashed(value, text[place])
+                    place += 1
+            if has_open and (text[begin] & 0xC0) != 0x80:  # characters that begin here
+                value, place = _hashed(BASIS, text[begin]), begin + 1
+                while place <= end:
+                    if (text[place] & 0xC0) != 0x80:  # END too is none of UTF-8's later bytes
+                        slot = _slot(character_S, value)
+                        if character_S[slot] == 0:
+                            break
+                        e = character_pattern_S[slot]
+                        is_new = e != NONE and seen_E[e] != n
+                        if is_new and _equal(text, begin, place, utf8, start_E[e], stop_E[e]):
+                            seen_E[e] = n
+                            if total < room:
+                                found[total] = e
+                            total += 1
+                        if not character_more_S[slot]:
+                            break
+                    value = _hashed(value, text[place])
+                    place += 1
+        count_N[n] = total - first
+        _sort(found[first : min(total, room)])
+        start = end + 1
+    return count_N, found
+
+
+@njit(cache=True, nogil=True)
+def _sort(some):
+    """In place; nearly always few."""
+    if len(some) > FEW:
+        some[:] = np.sort(some)
+        return
+    for place in range(1, len(some)):
+        value, before = some[place], place - 1
+        while before >= 0 and some[before] > value:
+            some[before + 1] = some[before]
+            before -= 1
+        some[before + 1] = value

@@ -1,0 +1,305 @@
+"""Fewer rows of what is everywhere: MetaCLIP's balancing of a pool over its concepts."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from metadata.concepts.load import ConceptList
+from metadata.schema import (
+    CONCEPT_IDS,
+    CONCEPT_LIST,
+    IMAGE_BYTES,
+    KEEP,
+    POSITION,
+    REASON,
+    REASON_TYPE,
+    SHARD,
+    UID,
+    Column,
+)
+from pipeline.dataset import Context, Inputs, Shards, State, Task
+from pipeline.errors import StageError
+from pipeline.stage import DatasetStage
+from stages.ops import cut
+from stages.ops.concept_lists import opened
+from stages.ops.draws import Draw, Pairs
+
+# Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
+
+BALANCE_RANK = Column(
+    "balance_rank", pa.float64(), "rows, 0 up", "Kept where t is above: the least draw of the row."
+)
+KEEP_PROBABILITY = Column(
+    "keep_probability", pa.float32(), "0 to 1", "How likely a draw keeps the row."
+)
+DECIDING_CONCEPT = Column(
+    "deciding_concept", pa.string(), "entry", "The concept that drew `balance_rank`."
+)
+BALANCE_T = Column("balance_t", pa.float64(), "rows", "The t that the rank is held against.")
+ENGLISH = "en"
+FIXED = 2.0**24  # sums of probabilities in fixed point: 2^38 rows fit into 64 bits
+TABLE, SUMMARY = "concepts.parquet", "balance.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance(DatasetStage):
+    """Whether a row stays, its `balance_rank`, and the concept that decided; null without concepts.
+
+    Each concept e of a row draws u(seed, uid, e) * count[e], u uniform in [0, 1); the least draw is
+    the row's rank, and the row stays where that is below t. This is one Bernoulli draw of
+    min(1, t / count[e]) a concept, of which one success is enough, for every t at once: another t
+    is a query on `balance_rank`, a size is a quantile of it. Counted are rows that no earlier
+    select dropped and whose image did not fail. out/concepts.parquet has each entry's count before
+    and after, out/balance.json the size expected and found.
+
+    `rows` and `fraction` (of the rows with concepts, rounded down) take the t that leaves so many.
+    `tail_share` takes the count up to which concepts hold that share of all pairs. With
+    `per_language` each language has its own t, by the share that `t` makes the tail of English, or
+    by `tail_share`; ranks are then in units of English's t.
+
+    Source: MetaCLIP (Xu et al. 2024), algorithm 1; t by language is MetaCLIP 2's (Chuang et al.
+    2025). Departs: draws are hashes; the published code draws in the order of its index.
+    Error: rows of one uid with the same concepts share their draws, so they stay or go together;
+    `rows` may then fall short by such a set.
+    """
+
+    concepts: str  # the list that `concept_ids` number
+    t: float | None = None  # MetaCLIP: 20,000 of 1.6 billion rows; .inf keeps all with a concept
+    rows: int | None = None
+    fraction: float | None = None
+    tail_share: float | None = None
+    per_language: bool = False
+    keep_unmatched: bool = False  # rows without concepts stay, undrawn
+
+    version = 1
+    determinism = "exact"
+    reads = (CONCEPT_IDS, CONCEPT_LIST)
+    optional_reads = (KEEP, IMAGE_BYTES)
+    writes = (KEEP, BALANCE_RANK, KEEP_PROBABILITY, DECIDING_CONCEPT, BALANCE_T)
+    reasons = (
+        "dropped_before",
+        f"undefined:{IMAGE_BYTES.name}",
+        f"undefined:{CONCEPT_IDS.name}",
+        "balanced_out",
+    )
+
+    def __post_init__(self) -> None:
+        targets = {name: getattr(self, name) for name in ("t", "rows", "fraction", "tail_share")}
+        given = {name: value for name, value in targets.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError("give one of `t`, `rows`, `fraction` and `tail_share`")
+        (name, value), *_ = given.items()
+        most = {"fraction": 1, "tail_share": 1}.get(name, np.inf)
+        if not 0 < value <= most:  # NaN neither
+            raise ValueError(
+                f"{name} is {value}; it lies above 0" + f", up to {most}" * (most == 1)
+            )
+        if self.per_language and (name in ("rows", "fraction") or value == np.inf):
+            raise ValueError("per_language goes with a finite `t` or with `tail_share`")
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        rows, worker = inputs.rows, ctx.worker
+        concepts = opened(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
+        draw = Draw(seed=worker.seed, stage=worker.stage, weight=np.ones(len(concepts)))
+        t = np.inf
+        if len(rows):
+            found = ctx.reduce(partial(counted, len(concepts), concepts.digest), rows, merged)
+            weight_E, t = self.thresholds(found["count_E"], concepts, worker.stage)
+            draw = replace(draw, weight=weight_E)
+            if self.rows or self.fraction:
+                t = self.quantile(int(found["matched"]), draw, rows, ctx)
+            found |= ctx.reduce(partial(kept_counts, draw, t), rows, merged)
+            ctx.map(partial(put_tables, concepts, draw, found), [{"t": t}])
+        rules = partial(judged, draw, t, concepts.entries, self.keep_unmatched)
+        ctx.restore(ctx.map_shards(rules, rows))
+
+    def thresholds(
+        self, count_E: NDArray, concepts: ConceptList, stage: str
+    ) -> tuple[NDArray[np.float64], float]:
+        """Each concept's count in units of t, and t; only the counts where a size will fix t."""
+        if not self.per_language:
+            t = tail_count(count_E, self.tail_share) if self.tail_share else self.t or np.inf
+            return count_E.astype(np.float64), t
+        ids = {name: places.to_numpy() for name, places in concepts.by_language()}
+        if ENGLISH not in ids:
+            raise StageError(
+                found=f"no concept of language '{ENGLISH}' in the list",
+                where=f"stage '{stage}', key `per_language`",
+                do="leave per_language out, or build the list with --language",
+            )
+        share = self.tail_share or share_below(count_E[ids[ENGLISH]], self.t or np.inf)
+        t_of = {name: tail_count(count_E[places], share) for name, places in ids.items()}
+        t = t_of[ENGLISH] = self.t or t_of[ENGLISH]
+        weight_E = np.empty(len(count_E))
+        for name, places in ids.items():  # multiplied first: a count up to its t is at most t
+            weight_E[places] = count_E[places] * t / t_of[name]
+        return weight_E, t
+
+    def quantile(self, matched: int, draw: Draw, rows: Shards, ctx: Context) -> float:
+        """The t below which the wanted number of ranks lies."""
+        wanted = self.rows or int(matched * (self.fraction or 0))
+        if wanted > matched:
+            raise StageError(
+                found=f"{wanted:,} rows wanted, and {matched:,} have a concept",
+                where=f"stage '{ctx.worker.stage}', key `rows`",
+                do="want fewer, or match with a list of more concepts",
+            )
+        if wanted == matched:
+            return np.inf
+        ranked = ctx.map_shards(partial(with_ranks, draw), rows)
+        nth, found = matched - wanted, cut.EVERYTHING  # from the greatest rank down
+        for _ in range(4):  # digits of a float64
+            survey = ctx.reduce(partial(rank_digits, begin=found), ranked, merged)
+            found, nth = cut.extend(found, nth, survey["by_digit"])
+        return as_float(found)
+
+
+def share_below(count_E: NDArray, t: float) -> float:
+    """Share of all pairs that belong to concepts of fewer than t rows."""
+    return float(count_E[count_E < t].sum() / max(1, count_E.sum()))
+
+
+def tail_count(count_E: NDArray, share: float) -> float:
+    """The count up to which concepts, rarest first, hold nearest to this share of all pairs."""
+    count = np.sort(count_E[count_E > 0])
+    if not len(count):
+        return np.inf
+    return float(count[np.abs(np.cumsum(count) / count.sum() - share).argmin()])
+
+
+def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
+    """Of each reason that keeps a row from drawing, the rows that it does not hold for."""
+    matched = pc.greater(pc.list_value_length(rows[CONCEPT_IDS.name]), 0).fill_null(False)
+    may = {f"undefined:{CONCEPT_IDS.name}": matched.to_numpy()}
+    if IMAGE_BYTES.name in rows.column_names:
+        may = {f"undefined:{IMAGE_BYTES.name}": rows[IMAGE_BYTES.name].is_valid().to_numpy(), **may}
+    if KEEP.name in rows.column_names:
+        may = {"dropped_before": rows[KEEP.name].fill_null(False).to_numpy(), **may}
+    return may
+
+
+def drawing(rows: pa.Table) -> pa.Table:
+    """The rows that draw."""
+    return rows.filter(pa.array(np.logical_and.reduce([*may_draw(rows).values()])))
+
+
+def counted(entries: int, digest: str, rows: pa.Table) -> State:
+    """Rows of each concept, rows with one; StageError where the rows met another list."""
+    for found in pc.unique(rows[CONCEPT_LIST.name]).drop_null().to_pylist():
+        if found != digest:
+            raise StageError(
+                found=f"captions were matched with list {found}, and the list is now {digest}",
+                where="select.balance, key `concepts`",
+                do=f"match again with `digest: {digest}` in annotate.concepts, or bring it back",
+            )
+    some = drawing(rows)
+    return {
+        "count_E": np.bincount(Pairs.of(some).concept, minlength=entries),
+        "rows": np.array(len(rows)),
+        "matched": np.array(len(some)),
+    }
+
+
+def merged(one: State, other: State) -> State:
+    return {name: np.add(one[name], other[name]) for name in one}
+
+
+def with_ranks(draw: Draw, rows: pa.Table) -> pa.Table:
+    """The rows that draw, with their rank."""
+    some = drawing(rows)
+    pairs = Pairs.of(some)
+    rank_N = pa.array(pairs.least(draw.of(some, pairs)))
+    return some.select([UID.name, SHARD.name, POSITION.name]).append_column("rank", rank_N)
+
+
+def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:
+    return {"by_digit": cut.next_digit(cut.value_digits(rows["rank"]), begin)}
+
+
+def as_float(digits: cut.Cut) -> float:
+    """The number, 0 or above, that has these digits in `cut.value_digits`."""
+    bits = int.from_bytes(np.array(digits, ">u2").tobytes()) ^ (1 << 63)
+    return float(np.array(bits, np.uint64).view(np.float64))
+
+
+def kept_counts(draw: Draw, t: float, rows: pa.Table) -> State:
+    """Kept rows of each concept; kept rows, their expected number and its variance."""
+    some = drawing(rows)
+    pairs = Pairs.of(some)
+    keep_N = pairs.least(draw.of(some, pairs)) < t
+    chance_N = pairs.keep_probability(draw.probability(t))
+    kept_M = pairs.concept[np.repeat(keep_N, pairs.size)]
+    return {
+        "kept_E": np.bincount(kept_M, minlength=len(draw.weight)),
+        "kept": np.array(keep_N.sum()),
+        "expected": np.array(in_fixed_point(chance_N).sum()),
+        "variance": np.array(in_fixed_point(chance_N * (1 - chance_N)).sum()),
+    }
+
+
+def in_fixed_point(value_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(value_N * FIXED).astype(np.int64)  # whose sum no order of rows changes
+
+
+def judged(
+    draw: Draw, t: float, entries: pa.StringArray, keep_unmatched: bool, rows: pa.Table
+) -> pa.Table:
+    """keep, rank, probability, deciding concept and reason of every row."""
+    may = may_draw(rows)
+    draws_N = np.logical_and.reduce([*may.values()])
+    some = rows.filter(pa.array(draws_N))
+    pairs = Pairs.of(some)
+    draw_M = draw.of(some, pairs)
+    rank_N = pairs.least(draw_M)
+    least = np.flatnonzero(draw_M == np.repeat(rank_N, pairs.size))
+    decider_N = pairs.concept[least[np.searchsorted(least, pairs.start)]]  # first of equals
+    place = pa.array(np.cumsum(draws_N) - 1, mask=~draws_N)  # of a row among those that draw
+    if keep_unmatched:
+        may[f"undefined:{CONCEPT_IDS.name}"] = np.ones(len(rows), bool)
+    broken = [pa.array(~is_fine) for is_fine in may.values()]
+    broken.append(pc.fill_null(pa.array(rank_N >= t).take(place), False))
+    reason = pc.case_when(pc.make_struct(*broken), *may, "balanced_out")
+    columns = {
+        **{column.name: rows[column.name] for column in (UID, SHARD, POSITION)},
+        KEEP.name: reason.is_null(),
+        BALANCE_RANK.name: pa.array(rank_N).take(place),
+        KEEP_PROBABILITY.name: pa.array(
+            pairs.keep_probability(draw.probability(t)).astype(np.float32)
+        ).take(place),
+        DECIDING_CONCEPT.name: entries.take(pa.array(decider_N)).take(place),
+        BALANCE_T.name: pa.array(np.where(draws_N, t, 0.0), mask=~draws_N),
+        REASON.name: reason.cast(REASON_TYPE),
+    }
+    return pa.table(columns)
+
+
+def put_tables(
+    concepts: ConceptList, draw: Draw, found: dict[str, Any], item: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """out/concepts.parquet: every entry's count before and after. out/balance.json: the sizes."""
+    summary = {
+        "t": item["t"] if item["t"] < np.inf else None,  # JSON has no infinity
+        **{name: int(found[name]) for name in ("rows", "matched", "kept")},
+        "expected": float(found["expected"] / FIXED),
+        "sigma": float(np.sqrt(found["variance"] / FIXED)),
+    }
+    table = concepts.table.drop_columns(["count"])
+    for name, values in (("count", found["count_E"]), ("kept", found["kept_E"])):
+        table = table.append_column(name, pa.array(values, pa.int64()))
+    met_E = found["count_E"] > 0
+    t_E = np.full(len(met_E), np.nan)
+    t_E[met_E] = item["t"] * found["count_E"][met_E] / draw.weight[met_E]  # of its language
+    table = table.append_column("t", pa.array(t_E, mask=~met_E))
+    pq.write_table(table, task.worker.scratch / TABLE, compression="zstd")
+    (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))
+    for name in (TABLE, SUMMARY):
+        task.put_file(name, task.worker.scratch / name)
+    return summary
