@@ -1,6 +1,12 @@
 """Features through the stage against the bare networks, and the ways to run a text tower.
 
-python -m tests.benchmarks.embedding
+    python -m tests.benchmarks.embedding
+
+Aim: 90 % of the bare networks' throughput.
+Measured (2026-11-25, EPYC with AVX-512 bf16, two shared cores at load 5): stage 1.01x (0.91 to
+1.08) the bare networks. Text tower, against float32 padded to 77 tokens: bf16 weights 1.86x,
+float32 at a batch's own length 4.98x, both 9.07x (8.34 to 10.10), with a cosine to the first of
+0.99992 at least.
 """
 
 import time

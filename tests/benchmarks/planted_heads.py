@@ -5,8 +5,9 @@
 The list is the names of the concepts planted in 30 rows and more, from the pool's truth, which no
 stage reads. A head is held to t where it stands alone: elsewhere its rows may stay for another.
 
-2026-11-25, t = 20: of 27 heads 17 stand alone in 90 % of their captions, and 15 of these end within
-20 % of t; of all 27 it is 21. No row of a concept at or below t is lost.
+2026-11-25, t = 20: of 27 heads 17 stand alone in 90 % of their captions. Under seed 0, 15 of these
+end within 20 % of t, and in the mean of 100 seeds all 17 (of 20 draws one standard deviation is
+20 %); of all 27 it is 21 and 24. No row of a concept at or below t is lost under any seed.
 """
 
 import sys
@@ -22,7 +23,7 @@ from metadata.uid import from_hex
 from stages.annotate.concepts import Lists
 from stages.ops.draws import Draw, Pairs
 
-PLANTED, T, ALONE = 30, 20, 0.9
+PLANTED, T, ALONE, SEEDS = 30, 20, 0.9, 100
 
 
 def main(pool: Path) -> None:
@@ -37,22 +38,28 @@ def main(pool: Path) -> None:
 
     pairs = Pairs.of(rows)
     count = np.bincount(pairs.concept, minlength=len(concepts))
-    draw = Draw(seed=0, stage="balanced", weight=count.astype(float))
-    keep_M = np.repeat(pairs.least(draw.of(rows, pairs)) < T, pairs.size)
-    kept = np.bincount(pairs.concept[keep_M], minlength=len(concepts))
+    by_seed = []
+    for seed in range(SEEDS):
+        draw = Draw(seed=seed, stage="balanced", weight=count.astype(float))
+        keep_M = np.repeat(pairs.least(draw.of(rows, pairs)) < T, pairs.size)
+        by_seed.append(np.bincount(pairs.concept[keep_M], minlength=len(concepts)))
+        assert (by_seed[-1] == count)[count <= T].all(), "a row of the tail is lost"
+    kept, mean = by_seed[0], np.mean(by_seed, axis=0)
     alone = np.bincount(pairs.concept[np.repeat(pairs.size, pairs.size) == 1], minlength=len(count))
-    assert (kept == count)[count <= T].all(), "a row of the tail is lost"
     heads = [e for e in np.argsort(-count).tolist() if count[e] > T]
-    print(f"{'':<34}{'count':>7}{'kept':>6}{'alone':>7}")
+    print(f"{'':<34}{'count':>7}{'kept':>6}{'mean':>7}{'alone':>7}")
     for e in heads:
         print(
-            f"{concepts.entries[e].as_py()[:32]:<34}{count[e]:>7}{kept[e]:>6}"
+            f"{concepts.entries[e].as_py()[:32]:<34}{count[e]:>7}{kept[e]:>6}{mean[e]:>7.1f}"
             f"{alone[e] / count[e]:>7.0%}"
         )
     lonely = [e for e in heads if alone[e] >= ALONE * count[e]]
     for name, some in (("all", heads), ("alone", lonely)):
-        near = sum(abs(kept[e] - T) <= T / 5 for e in some)
-        print(f"{name}: {near} of {len(some)} heads end within 20% of t = {T}")
+        one, all_of_them = (sum(abs(of[e] - T) <= T / 5 for e in some) for of in (kept, mean))
+        print(
+            f"{name}: {one} of {len(some)} heads end within 20% of t = {T} under seed 0,", end=" "
+        )
+        print(f"{all_of_them} in the mean of {SEEDS} seeds")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,20 @@ def test_undefined_row_is_null_with_a_reason_and_spares_its_neighbours():
     }
 
 
+@pytest.mark.parametrize(
+    ("image", "text", "reason"),
+    [
+        (None, None, "no_image_embedding"),
+        (IMAGE, None, "no_text_embedding"),
+        ([np.nan, 1], IMAGE, "zero_or_nan_embedding"),
+    ],
+)
+def test_a_whole_column_without_a_vector_is_a_whole_column_without_a_score(image, text, reason):
+    out = clip_score(batch([image] * 1000, [text] * 1000))
+    assert out["clip_score"].null_count == 1000
+    assert out["reason"].to_pylist() == [reason] * 1000
+
+
 def test_empty_batch_keeps_its_types():
     types = clip_score(batch([], [])).schema.types
     assert types == [pa.float32(), pa.dictionary(pa.int32(), pa.string())]

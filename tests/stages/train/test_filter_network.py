@@ -113,6 +113,14 @@ def test_fewer_rows_than_a_batch_are_refused_with_both_numbers(trained, table):
         trained(table.slice(0, 0))
 
 
+@pytest.mark.parametrize("column", ["image_features", "text_features"])
+def test_features_that_are_null_in_every_row_are_refused(trained, table, column):
+    place = table.column_names.index(column)
+    nothing = table.set_column(place, column, pa.nulls(len(table), table[column].type))
+    with pytest.raises(StageError, match=r"0 rows with an image, a caption and their features"):
+        trained(nothing)
+
+
 def test_a_loss_that_is_no_number_stops_at_its_step(trained, table):
     with pytest.raises(StageError, match=r"the loss is (nan|inf) at step \d+ of 12"):
         trained(table, learning_rate=1e30)
