@@ -1,0 +1,185 @@
+"""Near copies of captions, or of any text, by the pieces that they share."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import DUPLICATE_OF, POSITION, SHARD, TEXT, UID, Column
+from pipeline.dataset import Context, Inputs
+from pipeline.stage import DatasetStage
+from stages.ops.bands import bands_for
+from stages.ops.keeper import PREFERENCE, Keep, preference
+
+# Shapes: N texts, B bands of a signature, E pairs of texts.
+
+JOINED_AT = Column(
+    "joined_at",
+    pa.float32(),
+    "Jaccard, `min_jaccard` to 1",
+    "Similarity at which the row's group falls to a better row; null where it never does.",
+)
+REACH = 8  # how far apart in its order two texts of one band are compared
+TEMPLATE, NEXT = 1024, 1  # texts from which a band is a template's, and how far they are there
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinHashDuplicate(DatasetStage):
+    """Jaccard at which a text's group falls to a better row, up to 1; null where it never does.
+
+    A row is a duplicate at Jaccard s just when joined_at >= s, for every s from `min_jaccard` up:
+    `joined_at IS NULL OR joined_at < 0.8` keeps one row of each group at 0.8. Groups are those of
+    single linkage: a chain of similar pairs is one. duplicate_of is the best row at `min_jaccard`.
+
+    Source: MinHash (Broder 1997) with datasketch 2.0's signatures, cut in bands (Mining of Massive
+    Datasets, Leskovec et al., 3.4). Pieces are runs of characters or words of the text in lower
+    case, with single spaces; a shorter text is one piece.
+    Error: similarities are exact, so no pair is wrong; a pair at `min_jaccard` is missed with a
+    chance of at most 1 - `min_recall`, a closer one far more rarely (docs/dedup.md). Where more
+    than 9 texts share a band, each is compared with its neighbours in a fixed order only: a
+    template's group stays together, but heights in it may come out lower.
+    """
+
+    min_jaccard: float = 0.7
+    column: str = TEXT.name
+    unit: Literal["character", "word"] = "character"
+    size: int = 5  # characters or words of a piece
+    permutations: int = 128
+    permutation_seed: int = 1  # datasketch's default
+    min_recall: float = 0.95
+    keep: Keep | None = None  # then the least uid
+
+    version = 1
+    determinism = "exact"
+    writes = (JOINED_AT, DUPLICATE_OF)
+    reasons = ("no_text", "empty_text")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_jaccard <= 1 or not 0 < self.min_recall < 1:
+            raise ValueError("min_jaccard lies above 0 and up to 1, min_recall between 0 and 1")
+        if self.size < 1 or self.permutations < 1:
+            raise ValueError("size and permutations are at least 1")
+        bands_for(self.min_jaccard, self.permutations, self.min_recall)  # raises ValueError
+
+    @property
+    def bands(self) -> tuple[int, int]:
+        return bands_for(self.min_jaccard, self.permutations, self.min_recall)
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+        return (replace(TEXT, name=self.column), *([self.keep.column] if self.keep else []))
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        from stages.ops.linkage import link, partitions_for
+        from stages.ops.together import Beside, Together
+
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        partitions = partitions_for(inputs.rows)
+        with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
+        rows = ctx.shuffle(with_text, "node", partitions)  # equal texts meet
+        # A text is filed under every band, in rows that are a quarter as wide.
+        wide = max(1, partitions * self.bands[0] // 4)
+        met = ctx.shuffle(ctx.map_shards(partial(filed_under_bands, self), rows), "band", wide)
+        # Pairs go where their first text is, then with it to where the second one is.
+        pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", partitions)
+        halfway = ctx.shuffle(Beside(first_texts, (rows, pairs)), "b", partitions)
+        near = Beside(partial(similar, self), (rows, halfway))
+        linked = link(ctx, rows, near, equal=-1, partitions=partitions, joined_at=JOINED_AT)
+        textless = ctx.map_shards(partial(without_text, self.column), inputs.rows)
+        ctx.restore(Together((textless, linked)))
+
+
+def texts(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
+    """The rows that have a text, as `link` takes them, and the text made plain."""
+    from stages.ops.shingles import digests, plain
+
+    text = plain(shard[column])
+    rows = shard.select([UID.name, SHARD.name, POSITION.name])
+    rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
+    rows = rows.append_column("plain", text).filter(text.is_valid())
+    return rows.append_column("node", pa.array(digests(rows["plain"])))
+
+
+def without_text(column: str, shard: pa.Table) -> pa.Table:
+    """The rows that have none, with the reason."""
+    from stages.ops.linkage import unlinked
+    from stages.ops.shingles import plain
+
+    missing = pc.make_struct(shard[column].is_null(), plain(shard[column]).is_null())
+    return unlinked(shard, JOINED_AT, pc.case_when(missing, *MinHashDuplicate.reasons))
+
+
+def distinct_texts(rows: pa.Table) -> tuple[NDArray[np.uint64], pa.Array]:
+    """The nodes of a partition in ascending order, and the text of each."""
+    node_V, first_V = np.unique(rows["node"].to_numpy(), return_index=True)
+    return node_V, rows["plain"].combine_chunks().take(pa.array(first_V))
+
+
+def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
+    """Each distinct text of a partition, under each band of its signature."""
+    from stages.ops import minhash, shingles
+
+    node_V, text = distinct_texts(rows)
+    found = shingles.pieces(text, stage.unit, stage.size)
+    signature_VK = minhash.signatures(
+        shingles.hashes(found), found.end, stage.permutations, stage.permutation_seed
+    )
+    key_VB = minhash.band_keys(signature_VK, *stage.bands)
+    next_VB = np.roll(key_VB, -1, axis=1)  # orders a template's band: who shares more lies nearer
+    node = np.repeat(node_V, key_VB.shape[1])
+    names = ["band", "next", "node"]
+    return pa.table([pa.array(c) for c in (key_VB.ravel(), next_VB.ravel(), node)], names)
+
+
+def candidates(met: pa.Table) -> pa.Table:
+    """Pairs of nodes under one band, each once."""
+    from stages.ops.hamming import neighbours, runs
+
+    band_M, next_M, node_M = (met[name].to_numpy() for name in ("band", "next", "node"))
+    order_M = np.lexsort((node_M, next_M, band_M))
+    node_M = node_M[order_M]
+    first_R, size_R = runs(band_M[order_M])
+    is_template_R = size_R > TEMPLATE
+    pairs = chain(
+        neighbours(first_R, np.where(is_template_R, 1, size_R), REACH),
+        neighbours(first_R, np.where(is_template_R, size_R, 1), NEXT),
+    )
+    ends = [np.sort(node_M[np.stack(places)], axis=0) for places in pairs]
+    a_E, b_E = np.concatenate([np.empty((2, 0), np.uint64), *ends], axis=1)
+    return each_once(pa.table({"a": pa.array(a_E), "b": pa.array(b_E)}))
+
+
+def each_once(pairs: pa.Table) -> pa.Table:
+    """The pairs without repetition."""
+    return pairs.group_by(["a", "b"], use_threads=False).aggregate([])
+
+
+def first_texts(rows: pa.Table, pairs: pa.Table) -> pa.Table:
+    """The pairs, each with the text of its first node."""
+    node_V, text = distinct_texts(rows)
+    pairs = each_once(pairs)  # they met under several bands
+    at_E = np.searchsorted(node_V, pairs["a"].to_numpy())
+    return pairs.append_column("first", text.take(pa.array(at_E)))
+
+
+def similar(stage: MinHashDuplicate, rows: pa.Table, halfway: pa.Table) -> pa.Table:
+    """The pairs whose texts reach min_jaccard, as edges: the most similar are the lowest."""
+    from stages.ops import shingles
+    from stages.ops.linkage import as_edges
+
+    a_E, b_E = halfway["a"].to_numpy(), halfway["b"].to_numpy()
+    first_V, at_V, first_E = np.unique(a_E, return_index=True, return_inverse=True)
+    node_V, text = distinct_texts(rows)
+    second_V, second_E = np.unique(np.searchsorted(node_V, b_E), return_inverse=True)
+    firsts = halfway["first"].combine_chunks().take(pa.array(at_V))
+    both = pa.concat_arrays([firsts, text.take(pa.array(second_V))])
+    found = shingles.pieces(both, stage.unit, stage.size)
+    sets = shingles.distinct(shingles.hashes(found), found.end)
+    jaccard_E = shingles.jaccard(sets, first_E, len(first_V) + second_E).astype(np.float32)
+    near = jaccard_E >= np.float32(stage.min_jaccard)  # as `where` compares
+    return as_edges(a_E[near], b_E[near], -jaccard_E[near])

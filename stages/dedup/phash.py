@@ -1,0 +1,110 @@
+"""Near copies of images, by perceptual hashes that differ in few bits."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import DUPLICATE_OF, POSITION, SHARD, UID, Column
+from pipeline.dataset import Context, Inputs
+from pipeline.stage import DatasetStage
+from stages.ops.keeper import PREFERENCE, Keep, preference
+
+JOINED_AT = Column(
+    "joined_at",
+    pa.int32(),
+    "bits, 0 to `max_distance`",
+    "Hamming distance at which the row's group falls to a better row; null where it never does.",
+)
+HASH = Column("phash", pa.uint64(), "64 bits", "A hash whose near copies differ in few bits.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PHashDuplicate(DatasetStage):
+    """Distance at which a row's group falls to a better row, in bits; null where it never does.
+
+    A row is a duplicate at distance d just when joined_at <= d, for every d up to `max_distance`:
+    `joined_at IS NULL OR joined_at > 2` keeps one row of each group at 2. Groups are those of
+    single linkage: a chain of near pairs is one. duplicate_of is the best row at `max_distance`.
+
+    Source: neighbours by pigeonholes as in multi-index hashing (Norouzi et al. 2012); groups by
+    star contraction (Kiveris et al. 2014).
+    Error: none, all pairs are found. Pairs to compare grow with the square of the rows past about
+    10^8 of them, and fast with the distance (docs/dedup.md). Flat images are near each other.
+    """
+
+    max_distance: int = 3
+    column: str = HASH.name
+    keep: Keep | None = None  # then the least uid
+
+    version = 1
+    determinism = "exact"
+    writes = (JOINED_AT, DUPLICATE_OF)
+    reasons = ("no_hash",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_distance <= 10:
+            raise ValueError(
+                f"max_distance is {self.max_distance}; it lies between 0 and 10 bits: past 10, "
+                "hashes of unrelated images are as near"
+            )
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+        return (replace(HASH, name=self.column), *([self.keep.column] if self.keep else []))
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        from stages.ops.hamming import masks
+        from stages.ops.linkage import link, partitions_for
+        from stages.ops.together import Together
+
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        partitions = partitions_for(inputs.rows)
+        hashed = ctx.map_shards(partial(with_hash, self.column, self.keep), inputs.rows)
+        rows = ctx.shuffle(hashed, "node", partitions)  # equal hashes meet
+        filed = ctx.map_shards(partial(filed_under_keys, self.max_distance), rows)
+        # Each code is filed under many keys, in rows that are a quarter as wide.
+        wide = max(1, partitions * len(masks(self.max_distance)) // 4)
+        met = ctx.shuffle(filed, "key", wide)
+        near = ctx.map_shards(partial(near_edges, self.max_distance), met)
+        linked = link(ctx, rows, near, equal=0, partitions=partitions, joined_at=JOINED_AT)
+        unhashed = ctx.map_shards(partial(without_hash, self.column), inputs.rows)
+        ctx.restore(Together((unhashed, linked)))
+
+
+def with_hash(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
+    """The rows that have a hash, as `link` takes them."""
+    rows = shard.select([UID.name, SHARD.name, POSITION.name])
+    rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
+    rows = rows.append_column("node", shard[column])
+    return rows.filter(pc.is_valid(rows["node"]))
+
+
+def without_hash(column: str, shard: pa.Table) -> pa.Table:
+    """The rows that have none, with the reason."""
+    from stages.ops.linkage import unlinked
+
+    reason = pc.if_else(shard[column].is_null(), *PHashDuplicate.reasons, None)
+    return unlinked(shard, JOINED_AT, reason)
+
+
+def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
+    """Each distinct code of a partition, under each of its keys."""
+    from stages.ops.hamming import keys
+
+    code_N = np.unique(rows["node"].to_numpy())
+    key_NK = keys(code_N, max_distance)
+    code = np.repeat(code_N, key_NK.shape[1])
+    return pa.table({"key": pa.array(key_NK.ravel()), "code": pa.array(code)})
+
+
+def near_edges(max_distance: int, met: pa.Table) -> pa.Table:
+    """The pairs of near codes among those that met."""
+    from stages.ops.hamming import near_pairs
+    from stages.ops.linkage import as_edges
+
+    code_N = met["code"].to_numpy()
+    a, b, distance = near_pairs(met["key"].to_numpy(), code_N, max_distance)
+    return as_edges(code_N[a], code_N[b], distance.astype(np.float32))

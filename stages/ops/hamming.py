@@ -1,0 +1,123 @@
+"""Pairs of 64-bit codes within a Hamming distance: all of them, without comparing all.
+
+Pigeonholes: of r + 2 blocks of bits, two codes that differ in r bits share at least two. So each
+code is filed once under every pair of blocks, and compared where another shares both.
+"""
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.ops.merging import fall
+
+# Shapes: N filed codes, K keys a code, E pairs, C codes of one crowd.
+
+MAX_RADIUS = 10  # imagededup's default; unrelated pictures are as near as that
+CROWD = 4096  # codes under one key from which neighbours are looked up, not compared
+
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
+
+
+def masks(radius: int) -> NDArray[np.uint64]:
+    """(K,) the bits of every pair of blocks; none for radius 0, where equal codes meet anyway."""
+    if not radius:
+        return np.empty(0, np.uint64)
+    bits = np.array_split(np.arange(64, dtype=np.uint64), radius + 2)
+    blocks = [np.bitwise_or.reduce(np.uint64(1) << block) for block in bits]
+    return np.array([a | b for a, b in combinations(blocks, 2)], np.uint64)
+
+
+def keys(code_N: NDArray[np.uint64], radius: int) -> NDArray[np.uint64]:
+    """(N, K) where each code is filed; codes that share the bits of mask k have key k equal.
+
+    Error: other keys are equal with a chance of 2^-64 a pair: one comparison more.
+    """
+    mask_K = masks(radius)
+    key_NK = _mixed(code_N[:, None] & mask_K)
+    number_K = np.arange(len(mask_K), dtype=np.uint64)
+    return _mixed(np.add(key_NK, number_K))  # tells the masks apart
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The first half of splitmix64's finaliser: one to one, and every bit moves many."""
+    return (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+
+
+def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
+    """Pairs of distinct codes at most `radius` apart under an equal key, and their distances.
+
+    All such pairs; in a crowd, those that a minimum spanning tree of it may need.
+    """
+    order_N = np.lexsort((code_N, key_N))
+    key_N, code_N = key_N[order_N], code_N[order_N]
+    first_R, size_R = runs(key_N)
+    found: list[Pairs] = []
+    for start, size in zip(first_R[size_R > CROWD], size_R[size_R > CROWD], strict=True):
+        a, b, distance = crowd_pairs(code_N[start : start + size], radius)
+        found.append((start + a, start + b, distance))
+    size_R[size_R > CROWD] = 1  # done
+    for a, b in neighbours(first_R, size_R):
+        distance = np.bitwise_count(code_N[a] ^ code_N[b])
+        near = np.flatnonzero((distance <= radius) & (distance > 0))
+        found.append((a[near], b[near], distance[near]))
+    a, b, distance = _joined(found)
+    return order_N[a], order_N[b], distance
+
+
+def runs(key_N: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(R,) where each run of equal sorted keys starts, and (R,) how many there are."""
+    is_first_N = np.append(True, key_N[1:] != key_N[:-1])[: len(key_N)]
+    first_R = np.flatnonzero(is_first_N)
+    return first_R, np.diff(first_R, append=len(key_N))
+
+
+def neighbours(
+    first_R: NDArray[np.int64], size_R: NDArray[np.int64], reach: int | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Every pair of places inside a run, at most `reach` places apart: (a, b) by distance."""
+    last_N = np.repeat(first_R + size_R - 1, size_R)
+    a = np.repeat(first_R - np.cumsum(size_R) + size_R, size_R) + np.arange(len(last_N))
+    step = 0
+    while reach is None or step < reach:
+        step += 1
+        more = a + step <= last_N
+        a, last_N = a[more], last_N[more]
+        if not len(a):
+            return
+        yield a, a + step
+
+
+def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
+    """Pairs that hold the minimum spanning tree of ascending codes, for a time linear in them.
+
+    Level by level, from distance 1 up: each code's neighbours at that distance are looked up, but
+    for codes of what is the largest group by then. An edge between two groups has an end outside.
+    """
+    varies = np.bitwise_or.reduce(code_C) ^ np.bitwise_and.reduce(code_C)
+    bits = [np.uint64(1) << np.uint64(bit) for bit in range(64) if varies >> np.uint64(bit) & 1]
+    found: list[Pairs] = []
+    root_C = np.arange(len(code_C))
+    for level in range(1, radius + 1):
+        largest = np.bincount(root_C).argmax()
+        outside = np.flatnonzero(root_C != largest)
+        for flipped in combinations(bits, level):
+            wanted = code_C[outside] ^ np.bitwise_or.reduce(flipped)
+            at = np.minimum(np.searchsorted(code_C, wanted), len(code_C) - 1)
+            hit = (code_C[at] == wanted) & (root_C[at] != root_C[outside])
+            a, b = outside[hit], at[hit]
+            found.append((a, b, np.full(len(a), level, np.uint8)))
+        found = [_joined(found)]
+        a, b, distance = found[0]
+        edge_C, root_C = fall(a, b, distance.astype(np.float32), len(code_C))
+        kept = edge_C[edge_C >= 0]
+        found = [(a[kept], b[kept], distance[kept])]
+    return found[0]
+
+
+def _joined(pairs: list[Pairs]) -> Pairs:
+    nothing = np.empty(0, np.int64)
+    pairs = [(nothing, nothing, np.empty(0, np.uint8)), *pairs]
+    a, b, distance = zip(*pairs, strict=True)
+    return np.concatenate(a), np.concatenate(b), np.concatenate(distance)

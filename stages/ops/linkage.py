@@ -1,0 +1,226 @@
+"""Single linkage across partitions: the height at which each row's group falls to a better row.
+
+Heights depend only on which rows hang together below each height, and a minimum spanning forest
+keeps that. So edges are thinned to a forest wherever some of them meet, and only forests travel.
+"""
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import DUPLICATE_OF, POSITION, REASON, REASON_TYPE, SHARD, UID, Column
+from pipeline.dataset import Context, Shards, State
+from stages.ops.keeper import PREFERENCE, best_first
+from stages.ops.merging import fall
+from stages.ops.together import Beside, Together
+
+# Shapes: N rows; V nodes (distinct values), E edges between them.
+
+PARTITION_ROWS = 250_000
+NODE = Column("node", pa.uint64(), "64 bits", "What a row is compared by; equal rows are one node.")
+IDENTITY = [UID.name, SHARD.name, POSITION.name]
+ROW = pa.schema([(c.name, c.dtype) for c in (UID, SHARD, POSITION, PREFERENCE, NODE)])
+EDGE = pa.schema([("a", pa.uint64()), ("b", pa.uint64()), ("height", pa.float32())])
+# An edge, and where its group is looked for: x points at a lower node y of the same group.
+POINTER = pa.schema([("x", pa.uint64()), ("y", pa.uint64()), *EDGE])
+MEETING = pa.schema([("key", pa.uint64()), *POINTER])
+LABEL = "label"  # the lowest node of a group
+GROUPED = pa.schema([(LABEL, pa.uint64()), *ROW, *EDGE])  # rows of groups, and their edges
+
+
+def partitions_for(rows: Shards) -> int:
+    """Partitions of PARTITION_ROWS rows on average."""
+    return -(-sum(rows.rows(shard) for shard in range(len(rows))) // PARTITION_ROWS) or 1
+
+
+def link(
+    ctx: Context,
+    rows: Shards,
+    edges: Shards,
+    *,
+    equal: float,
+    partitions: int,
+    joined_at: Column,
+) -> Together:
+    """Every row, in no order: joined_at, the size of that height or null, and duplicate_of.
+
+    rows: those of ROW, shuffled by node; edges: those of EDGE, by height from the nearest up, all
+    above `equal`, which is the height between rows of one node. Memory is bounded by a partition,
+    and at last by the largest group: its rows and one edge a node meet in one place.
+    """
+    forest = ctx.shuffle(edges, "a", partitions)
+    pointers = ctx.shuffle(ctx.map_shards(thinned, forest), "x", partitions)
+    while True:
+        # Rounds are calls of their own, each journalled: a killed stage goes on in its round.
+        meeting = ctx.shuffle(ctx.map_shards(contracted, pointers), "key", partitions)
+        pointers = ctx.shuffle(ctx.map_shards(jumped, meeting), "x", partitions)
+        if not ctx.reduce(unsettled, pointers, add)["unsettled"]:
+            break
+    labels = ctx.shuffle(ctx.map_shards(labels_of, pointers), NODE.name, partitions)
+    grouped = Beside(partial(labelled, True), (rows, labels))
+    groups = ctx.shuffle(
+        Together((grouped, ctx.map_shards(labelled_edges, pointers))), LABEL, partitions
+    )
+    alone = Beside(partial(settled_alone, equal, joined_at), (rows, labels))
+    return Together((alone, ctx.map_shards(partial(settled, equal, joined_at), groups)))
+
+
+def as_edges(
+    a_E: NDArray[np.uint64], b_E: NDArray[np.uint64], height_E: NDArray[np.float32]
+) -> pa.Table:
+    """A minimum spanning forest of these edges."""
+    columns = [pa.array(c, f.type) for c, f in zip((a_E, b_E, height_E), EDGE, strict=True)]
+    return thinned(pa.table(columns, schema=EDGE)).select(EDGE.names)
+
+
+def thinned(edges: pa.Table) -> pa.Table:
+    """A minimum spanning forest, each edge with one node and the lowest node of its tree."""
+    node_V, a_E, b_E = numbered(edges["a"], edges["b"])
+    edge_V, root_V = fall(a_E, b_E, edges["height"].to_numpy(), len(node_V))
+    fallen = np.flatnonzero(edge_V >= 0)
+    kept = edges.select(EDGE.names).take(pa.array(edge_V[fallen]))
+    columns = [pa.array(node_V[fallen]), pa.array(node_V[root_V[fallen]]), *kept.columns]
+    return pa.table(columns, schema=POINTER)
+
+
+def contracted(pointers: pa.Table) -> pa.Table:
+    """Each pointer led to the lowest node that its partition knows of, and filed twice.
+
+    Under its y, to ask where that points; under its x, to tell: there it has no edge.
+    """
+    node_V, x_E, y_E = numbered(pointers["x"], pointers["y"])
+    edge_V, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
+    fallen = np.flatnonzero(edge_V >= 0)
+    x_E[edge_V[fallen]] = fallen  # each edge points from one node, so that all nodes are told of
+    x, y = pa.array(node_V[x_E]), pa.array(node_V[root_V[x_E]])
+    asking = pa.table([y, x, y, *pointers.select(EDGE.names).columns], schema=MEETING)
+    nothing = [pa.nulls(len(fallen), field.type) for field in EDGE]
+    x, y = pa.array(node_V[fallen]), pa.array(node_V[root_V[fallen]])
+    telling = pa.table([x, x, y, *nothing], schema=MEETING)
+    return pa.concat_tables([asking, telling]).combine_chunks()
+
+
+def jumped(meeting: pa.Table) -> pa.Table:
+    """Each pointer led to where its y points, the lowest of several; and whether it moved."""
+    is_telling = pc.is_null(meeting["height"])
+    telling, asking = meeting.filter(is_telling), meeting.filter(pc.invert(is_telling))
+    x_T, to_T, y_E = telling["x"].to_numpy(), telling["y"].to_numpy(), asking["y"].to_numpy()
+    order_T = np.lexsort((to_T, x_T))
+    node_V, first_V = np.unique(x_T[order_T], return_index=True)
+    at_E, moves_E = found(node_V, y_E)
+    y_E = y_E.copy()
+    y_E[moves_E] = to_T[order_T[first_V[at_E[moves_E]]]]
+    columns = [asking["x"], pa.array(y_E), *asking.select(EDGE.names).columns, pa.array(moves_E)]
+    return pa.table(columns, [*POINTER.names, "moved"]).combine_chunks()
+
+
+def unsettled(pointers: pa.Table) -> State:
+    """How many pointers moved, or would be led on by their partition: 0 when all groups stand."""
+    node_V, x_E, y_E = numbered(pointers["x"], pointers["y"])
+    _, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
+    changes_E = (root_V[x_E] != y_E) | pointers["moved"].to_numpy()
+    return {"unsettled": np.array(np.count_nonzero(changes_E))}
+
+
+def add(a: State, b: State) -> State:
+    return {name: np.add(a[name], b[name]) for name in a}
+
+
+def labels_of(pointers: pa.Table) -> pa.Table:
+    """The label of every node of a group; a label may come from several partitions."""
+    x_E, y_E = pointers["x"].to_numpy(), pointers["y"].to_numpy()
+    root_V = np.unique(y_E)
+    node, label = np.concatenate([x_E, root_V]), np.concatenate([y_E, root_V])
+    return pa.table({NODE.name: pa.array(node), LABEL: pa.array(label)})
+
+
+def labelled(has_label: bool, rows: pa.Table, labels: pa.Table) -> pa.Table:
+    """The rows that have a label, or those that have none, as members of GROUPED."""
+    node_V, first_V = np.unique(labels[NODE.name].to_numpy(), return_index=True)
+    at_N, found_N = found(node_V, rows[NODE.name].to_numpy())
+    assert len(np.unique(at_N[found_N])) == len(node_V), "equal nodes met in other partitions"
+    chosen = pa.array(found_N if has_label else ~found_N)
+    label = labels[LABEL].take(pa.array(first_V)).take(pa.array(at_N, mask=~found_N))
+    members = rows.select(ROW.names).append_column(LABEL, label).filter(chosen)
+    return _padded(members)
+
+
+def labelled_edges(pointers: pa.Table) -> pa.Table:
+    """The edges of every group, as members of GROUPED."""
+    edges = pointers.select([*EDGE.names, "y"]).rename_columns([*EDGE.names, LABEL])
+    return _padded(edges)
+
+
+def settled_alone(equal: float, joined_at: Column, rows: pa.Table, labels: pa.Table) -> pa.Table:
+    """The rows of nodes without an edge."""
+    return settled(equal, joined_at, labelled(False, rows, labels))
+
+
+def settled(equal: float, joined_at: Column, members: pa.Table) -> pa.Table:
+    """joined_at and duplicate_of of every row of whole groups."""
+    is_edge = pc.is_valid(members["height"])
+    edges, rows = members.filter(is_edge), members.filter(pc.invert(is_edge))
+    rows = rows.take(pa.array(best_first(rows)))
+    uid = rows[UID.name].combine_chunks()
+    # The best row of each node stands for it; nodes are numbered from the best on.
+    node_V, first_V, node_N = np.unique(
+        rows[NODE.name].to_numpy(), return_index=True, return_inverse=True
+    )
+    best_V = np.sort(first_V)
+    number_V = np.searchsorted(best_V, first_V)
+    a_E, b_E = (number_V[np.searchsorted(node_V, edges[end].to_numpy())] for end in ("a", "b"))
+    edge_V, root_V = fall(a_E, b_E, edges["height"].to_numpy(), len(node_V))
+    height_V = np.full(len(node_V), np.nan, np.float32)
+    height_V[edge_V >= 0] = edges["height"].to_numpy()[edge_V[edge_V >= 0]]
+    node_N = number_V[node_N]
+    is_best_N = best_V[node_N] == np.arange(len(rows))
+    height_N = np.where(is_best_N, height_V[node_N], np.float32(equal))
+    never = np.isnan(height_N)
+    keeper = uid.take(pa.array(best_V[root_V[node_N]], mask=never))
+    return pa.table(
+        {
+            **{name: rows[name] for name in IDENTITY},
+            joined_at.name: pa.array(np.abs(height_N), mask=never).cast(joined_at.dtype),
+            DUPLICATE_OF.name: keeper,
+            REASON.name: pa.nulls(len(rows), pa.string()).cast(REASON_TYPE),
+        }
+    )
+
+
+def unlinked(shard: pa.Table, joined_at: Column, reason: pa.ChunkedArray | pa.Array) -> pa.Table:
+    """The rows that have a reason, with neither value."""
+    rows = shard.select(IDENTITY)
+    for column in (joined_at, DUPLICATE_OF):
+        rows = rows.append_column(column.name, pa.nulls(len(rows), column.dtype))
+    return rows.append_column(REASON.name, reason.cast(REASON_TYPE)).filter(reason.is_valid())
+
+
+def numbered(
+    a: pa.ChunkedArray, b: pa.ChunkedArray
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """(V,) the nodes of edges in ascending order, and the number of each edge's two."""
+    both = np.concatenate([a.to_numpy(), b.to_numpy()])
+    node_V, number = np.unique(both, return_inverse=True)
+    return node_V, number[: len(a)], number[len(a) :]
+
+
+def found(
+    node_V: NDArray[np.uint64], value_N: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(N,) where each value stands among ascending nodes, and (N,) whether it is there."""
+    if not len(node_V):
+        return np.zeros(len(value_N), np.int64), np.zeros(len(value_N), bool)
+    at_N = np.minimum(np.searchsorted(node_V, value_N), len(node_V) - 1)
+    return at_N, node_V[at_N] == value_N
+
+
+def _padded(table: pa.Table) -> pa.Table:
+    """The table in the columns of GROUPED, null where it has none."""
+    columns = [
+        table[f.name] if f.name in table.column_names else pa.nulls(len(table), f.type)
+        for f in GROUPED
+    ]
+    return pa.table(columns, schema=GROUPED)

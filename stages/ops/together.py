@@ -1,0 +1,63 @@
+"""Several sets of shards read as one; what is put together can be shuffled and restored."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+
+from pipeline.dataset import Shards
+
+
+class Combined:
+    """What both kinds have in common. Implements `Shards`, but for its length and `table`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def table(self, index: int) -> pa.Table:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return (self.table(index) for index in range(len(self)))
+
+    def rows(self, index: int) -> int:
+        return -1  # unknown until it is read
+
+    def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
+        table = self.table(index)
+        return (table.slice(start, batch_rows) for start in range(0, len(table), batch_rows))
+
+    def select(self, names: Iterable[str]) -> "Beside":
+        return Beside(partial(pa.Table.select, columns=list(names)), (self,))
+
+
+@dataclass(frozen=True)
+class Together(Combined):
+    """The shards of each, one after another."""
+
+    members: tuple[Shards, ...]
+
+    def __len__(self) -> int:
+        return sum(len(member) for member in self.members)
+
+    def table(self, index: int) -> pa.Table:
+        for member in self.members:
+            if index < len(member):
+                return member.table(index)
+            index -= len(member)
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class Beside(Combined):
+    """What a function makes of partition i of each: of shuffles by equal keys into as many."""
+
+    function: Callable[..., pa.Table]
+    members: tuple[Shards, ...]
+
+    def __len__(self) -> int:
+        return len(self.members[0])
+
+    def table(self, index: int) -> pa.Table:
+        return self.function(*(member.table(index) for member in self.members))

@@ -1,0 +1,93 @@
+"""A dedup stage in the engine: killed in any call, and in any round, it goes on from there."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.shard import read_stage
+from metadata.storage import Storage
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import make_plan
+from pipeline.recipe import Recipe
+from pipeline.run import run_plan
+from stages.ops import linkage
+
+ROWS = 160
+
+
+class KilledError(BaseException):
+    """The end of a process, as far as one in this process can be."""
+
+
+class Watcher:
+    """Counts the units of each call, and dies after one of them."""
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.calls: list[str] = []
+        self.dies_after = dies_after
+
+    def unit(self, name, call, done, total):
+        self.calls.append(call)
+        if len(self.calls) == self.dies_after:
+            raise KilledError
+
+    def stage(self, name, total, done): ...
+    def shard(self, name, record, total): ...
+    def failed(self, name, failure): ...
+    def finished(self, name, state): ...
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """Captions in chains: each shares most of its words with the one before it."""
+    folder = tmp_path_factory.mktemp("chains")
+    words = [f"word{number}" for number in range(ROWS + 9)]
+    order = np.random.default_rng(0).permutation(ROWS).tolist()
+    uids = [f"{number:032x}" for number in order]
+    texts = [None if n % 40 == 0 else " ".join(words[n : n + 8]) for n in range(ROWS)]
+    for part in range(2):
+        columns = {"uid": uids[part::2], "url": uids[part::2], "text": texts[part::2]}
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
+    return folder
+
+
+@pytest.fixture
+def run(pool, monkeypatch):
+    """Runs the stage in a folder, in as many partitions as make its groups cross them."""
+    monkeypatch.setattr(linkage, "PARTITION_ROWS", 80)
+    same = {"uses": "dedup.minhash", "from": "pool", "unit": "word", "size": 1, "min_jaccard": 0.7}
+    same["permutations"] = 32  # fewer bands, so fewer partitions
+    stages = {"pool": {"uses": "ingest.datacomp", "path": str(pool)}, "same": same}
+
+    def run(folder, watcher):
+        plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
+        outcome = run_plan(plan, Storage(str(folder)), LocalExecutor(0), watcher)
+        assert outcome.complete, outcome.stopped
+        state = outcome.state.stages["same"]
+        names = ["uid", "joined_at", "duplicate_of", "reason"]
+        return [
+            row
+            for shard in sorted(state.shards)
+            for table in read_stage(state.folder, state.shards[shard], names, ROWS)
+            for row in table.to_pylist()
+        ]
+
+    return run
+
+
+def test_killed_after_the_first_unit_of_any_call_the_rest_is_done_and_nothing_twice(run, tmp_path):
+    whole = Watcher()
+    expected = run(tmp_path / "whole", whole)
+    rounds = {call for call in whole.calls if call.endswith("-reduce")}
+    assert len(rounds) > 1, "one round would be no test of rounds"
+    assert sum(row["duplicate_of"] is not None for row in expected) > ROWS / 2
+    inside_a_call = [
+        n for n in range(1, len(whole.calls)) if whole.calls[n - 2] != whole.calls[n - 1]
+    ]
+    for number in inside_a_call:
+        folder, killed, again = tmp_path / str(number), Watcher(number), Watcher()
+        with pytest.raises(KilledError):
+            run(folder, killed)
+        assert run(folder, again) == expected
+        assert killed.calls + again.calls == whole.calls, f"killed after unit {number}"

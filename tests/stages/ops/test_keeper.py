@@ -1,0 +1,52 @@
+"""The keep order: exact in every type, null and NaN last, then uid, then place."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import StageError
+from stages.ops.keeper import Keep, best_first, preference
+
+NAN = float("nan")
+
+
+def ranked(values: pa.Array, order: str) -> list[int]:
+    rows = pa.table({"it": values})
+    return np.argsort(preference(Keep(column="it", order=order), rows), kind="stable").tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "ascending"),
+    [
+        (
+            pa.array([2.5, -1, None, 0, -3, NAN, 1e-300, float("-inf")], pa.float64()),
+            [7, 4, 1, 3, 6, 0],
+        ),
+        (pa.array([2.5, -1, None, 0], pa.float32()), [1, 3, 0]),
+        (pa.array([2**53 + 1, 2**53, -5, None], pa.int64()), [2, 1, 0]),
+        (pa.array([2**64 - 2, 2**63, 0, None], pa.uint64()), [2, 1, 0]),
+        (pa.array([True, False, None]), [1, 0]),
+    ],
+    ids=["float64", "float32", "int64", "uint64", "bool"],
+)
+def test_values_are_ordered_exactly_and_rows_without_one_come_last(values, ascending):
+    assert ranked(values, "asc")[: len(ascending)] == ascending
+    assert ranked(values, "desc")[: len(ascending)] == ascending[::-1]
+
+
+def test_minus_zero_is_zero():
+    assert ranked(pa.array([0.0, -0.0, 0.0]), "asc") == [0, 1, 2]
+    assert ranked(pa.array([0.0, -0.0, 0.0]), "desc") == [0, 1, 2]
+
+
+def test_text_has_no_order_and_the_error_says_so():
+    with pytest.raises(StageError, match="'it' is of type string"):
+        ranked(pa.array(["a"]), "asc")
+
+
+def test_ties_go_to_the_least_uid_and_then_to_the_first_place():
+    uid = pa.array([b"\xff" * 16, b"\x01" * 16, b"\x01" * 16, b"\x00" * 16], pa.binary(16))
+    place = {"shard": pa.array([0, 1, 0, 3]), "position": pa.array([0, 0, 5, 0])}
+    rank = pa.array([0, 0, 0, 1], pa.uint64())
+    rows = pa.table({"uid": uid, **place, "preference": rank})
+    assert best_first(rows).tolist() == [2, 1, 0, 3]

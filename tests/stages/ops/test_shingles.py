@@ -1,0 +1,98 @@
+"""Pieces against plain Python, their hashes against datasketch's, sets against Python's."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasketch.hashfunc import sha1_hash32, sha1_hash64
+
+from stages.ops.shingles import digests, distinct, hashes, jaccard, pieces, plain
+
+TEXTS = [
+    "a b  c",
+    "Über das Öl",
+    "猫と犬",
+    "🙂 emoji 👩‍👩‍👧",
+    "x",
+    "",
+    "word " * 40,
+    "tail\u00a0\u2003 ends\x1c",
+]
+
+
+def by_hand(text: str, unit: str, size: int) -> list[bytes]:
+    units = list(text) if unit == "character" else text.split(" ") if text else []
+    joint = "" if unit == "character" else " "
+    count = max(1, len(units) - size + 1) if units else 0
+    return [joint.join(units[i : i + size]).encode() for i in range(count)]
+
+
+def pieces_of(text: pa.Array, unit: str, size: int) -> list[list[bytes]]:
+    found = pieces(text, unit, size)
+    every = [
+        found.utf8[start:stop].tobytes()
+        for start, stop in zip(found.start, found.stop, strict=True)
+    ]
+    return [every[a:b] for a, b in zip([0, *found.end], found.end, strict=False)]
+
+
+def test_plain_text_is_lower_case_with_single_spaces():
+    expected = [" ".join(text.lower().split()) or None for text in TEXTS]
+    assert plain(pa.array([*TEXTS, None])).to_pylist() == [*expected, None]
+    assert plain(pa.chunked_array([TEXTS[:2], TEXTS[2:4]])).to_pylist() == expected[:4]
+
+
+def test_white_space_is_pythons():
+    every = [chr(code) for code in range(0x3001) if not 0xD800 <= code < 0xE000]
+    space = [f"a{character}b" for character in every]
+    assert [text == "a b" for text in plain(pa.array(space)).to_pylist()] == [
+        character.isspace() for character in every
+    ]
+
+
+@pytest.mark.parametrize("unit", ["character", "word"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_pieces_are_every_run_of_units_and_a_shorter_text_is_one(unit, size):
+    text = [t or "" for t in plain(pa.array(TEXTS)).to_pylist()]
+    expected = [by_hand(one, unit, size) for one in text]
+    assert pieces_of(pa.array(text, pa.large_string()), unit, size) == expected
+    sliced = pa.array(["skipped", *text, "skipped"], pa.large_string())[1:-1]
+    assert pieces_of(sliced, unit, size) == expected
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""]], ids=str)
+def test_no_text_has_no_pieces(texts):
+    assert pieces_of(pa.array(texts, pa.large_string()), "character", 3) == [[] for _ in texts]
+
+
+def test_hashes_are_datasketchs_for_every_length_around_a_block():
+    text = ["".join(chr(97 + i * 7 % 26) for i in range(length)) for length in range(1, 140)]
+    hash_P = hashes(pieces(pa.array(text, pa.large_string()), "word", 1))
+    assert hash_P.tolist() == [sha1_hash64(one.encode()) for one in text]
+    assert (hash_P & np.uint64(2**32 - 1)).tolist() == [sha1_hash32(one.encode()) for one in text]
+
+
+def test_hashes_are_datasketchs_in_any_number():
+    for count in (0, 1, 255, 256, 257, 1000):
+        text = pa.array([f"{i}-{i * i}" for i in range(count)], pa.large_string())
+        expected = [sha1_hash64(one.encode()) for one in text.to_pylist()]
+        assert hashes(pieces(text, "word", 1)).tolist() == expected
+
+
+def test_jaccard_is_that_of_the_sets():
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(0, 12, rng.integers(0, 15)).tolist() for _ in range(60)]
+    item_P = np.array([item for one in lists for item in one], np.uint64)
+    sets = distinct(item_P, np.cumsum([len(one) for one in lists]))
+    a_E, b_E = (ends.ravel() for ends in np.meshgrid(np.arange(60), np.arange(60)))
+    expected = [
+        len({*lists[a]} & {*lists[b]}) / (len({*lists[a]} | {*lists[b]}) or 1)
+        for a, b in zip(a_E, b_E, strict=True)
+    ]
+    assert jaccard(sets, a_E, b_E).tolist() == expected
+
+
+def test_digests_tell_texts_apart():
+    digest_N = digests(pa.array(["a", "b", "a", ""]))
+    assert digest_N[0] == digest_N[2]
+    assert len(set(digest_N.tolist())) == 3
+    assert digests(pa.array([], pa.string())).dtype == np.uint64

@@ -1,0 +1,36 @@
+"""Shards put together: their order, their tables, and what the engine asks of shards."""
+
+import pickle
+
+import pyarrow as pa
+import pytest
+
+from stages.ops.together import Beside, Together
+
+A, B = (pa.table({"uid": [f"{name}{i}" for i in range(3)], name: [0, 1, 2]}) for name in "ab")
+
+
+def test_together_one_comes_after_another(memory_shards):
+    both = Together((memory_shards(A, A[:1]), memory_shards(A[1:])))
+    assert [len(table) for table in both] == [3, 1, 2]
+    assert both.table(2)["a"].to_pylist() == [1, 2]
+    with pytest.raises(IndexError):
+        both.table(3)
+
+
+def test_beside_a_function_sees_partition_i_of_each(memory_shards):
+    both = Beside(put_side_by_side, (memory_shards(A, A[:1]), memory_shards(B, B[2:])))
+    assert [table.column_names for table in both] == [["a", "b"]] * 2
+    assert both.table(1).to_pydict() == {"a": [0], "b": [2]}
+
+
+def put_side_by_side(a: pa.Table, b: pa.Table) -> pa.Table:
+    return pa.table({"a": a["a"], "b": b["b"]})
+
+
+def test_they_nest_stream_select_and_travel(memory_shards):
+    one = Beside(put_side_by_side, (memory_shards(A), memory_shards(B)))
+    both = pickle.loads(pickle.dumps(Together((one, memory_shards(A)))))
+    assert [len(batch) for batch in both.batches(0, 2)] == [2, 1]
+    assert [table.column_names for table in both.select(["a"])] == [["a"]] * 2
+    assert both.rows(0) == -1
