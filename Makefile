@@ -4,7 +4,7 @@ BIN    := .venv/bin
 DEMO   := demo
 PORT   := 8765
 PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/trusted/metadata \
-	$(foreach arm,raw rules curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
+	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check unit chaos test bench clean
