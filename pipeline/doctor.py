@@ -127,7 +127,7 @@ def _model(scheme: str) -> dict[str, Any]:
 
 def examine_tasks(folder: str) -> list[dict[str, Any]]:
     """What is wrong with a folder of evaluation tasks, in the same form."""
-    found = import_module("stages.evaluate._tasks").check(folder)
+    found = import_module("stages.ops.tasks").check(folder)
     if not found:
         return [_finding("tasks", "good", f"every task in {folder} can be scored")]
     return [

@@ -4,7 +4,9 @@ Nothing is opened that costs: a plan of fifteen stages takes a fraction of a sec
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 import pyarrow as pa
 
@@ -95,6 +97,8 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
     ancestors: dict[str, set[str]] = {}
     for name in order:
         planned[name] = _planned(recipe, name, settings[name], planned, ancestors)
+    if any(one.stage.limits for one in planned.values()):
+        _check_thresholds(planned)
     plan = Plan(recipe=recipe, seed=recipe.seed, stages=planned)
     if until is None:
         return plan
@@ -212,6 +216,30 @@ def _planned(
         fingerprint=fingerprint(uses, stage.version, settings, marks),
         where=recipe.where(name),
     )
+
+
+def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
+    from pipeline.report.selection import comparisons
+
+    for one in planned.values():
+        if one.uses == "select.where":
+            for at in comparisons(one.stage):
+                check_threshold(planned, one, at.column, float(at.number))
+
+
+def check_threshold(
+    stages: Mapping[str, PlannedStage], planned: PlannedStage, column: str, number: float
+) -> None:
+    """RecipeError where a select compares a column with what its stage cannot tell of."""
+    source, name = planned.bindings[0].get(column, ("", ""))
+    low, high = stages[source].stage.limits.get(name, (-inf, inf)) if source else (-inf, inf)
+    if not low <= number <= high:
+        raise RecipeError(
+            found=f"{column} is held against {number:g}, and '{source}' tells it from {low:g} to"
+            f" {high:g} only",
+            where=f"{planned.where}, key `where`",
+            do=f"keep to that, or let '{source}' look further: {stages[source].where}",
+        )
 
 
 def _check_edges(

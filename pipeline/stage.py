@@ -7,6 +7,7 @@ that is a RowStage or a DatasetStage. Its fields are its YAML keys.
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -68,6 +69,9 @@ class Stage:
     reads: tuple[Column | str, ...] = ()
     optional_reads: tuple[Column | str, ...] = ()  # given when an ancestor has them
     writes: tuple[Column, ...] = ()
+    # Of a written column the least and the greatest value that it tells of: it knows nothing of
+    # rows beyond, so a threshold there is refused.
+    limits: Mapping[str, tuple[float, float]] = MappingProxyType({})
     reasons: tuple[str, ...] = ()
     transient: tuple[str, ...] = ()  # reasons that pass: `--retry REASON` tries these rows again
     resources: Resources = Resources()

@@ -1,6 +1,7 @@
 """`clipmill sweep`: what a select stage would keep at other thresholds, no model rerun."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from metadata.schema import KEEP, POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
-from pipeline.plan import PlannedStage
+from pipeline.plan import PlannedStage, check_threshold
 from pipeline.recipe import nearest
 from pipeline.report.selection import (
     Bools,
@@ -70,7 +71,7 @@ def sweep(state: RunState, stage: str, vary: str) -> dict[str, Any]:
     """Rows kept at each value beside those kept today, with examples of the rows won and lost."""
     planned = _select_stage(state, stage)
     wanted = parse(vary)
-    today, value, column, verdicts = _verdicts(planned, wanted)
+    today, value, column, verdicts = _verdicts(state.plan.stages, planned, wanted)
     rows = _read(state, planned)
     bits_N = coin_hash(rows.table[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
     points = [_point(found, column, rows, bits_N) for found in verdicts(rows.table)]
@@ -129,11 +130,15 @@ def _select_stage(state: RunState, stage: str) -> PlannedStage:
     return stages[stage]
 
 
-def _verdicts(planned: PlannedStage, vary: Vary) -> tuple[str, float, str, Any]:
+def _verdicts(
+    stages: Mapping[str, PlannedStage], planned: PlannedStage, vary: Vary
+) -> tuple[str, float, str, Any]:
     """Today's rule and value, the column it is about, and the function that varies it."""
     stage: Any = planned.stage
     if vary.name not in TOP:
         at = _comparison(planned, vary)
+        for number in (vary.values[0], vary.values[-1]):
+            check_threshold(stages, planned, at.column, float(number))
         vary_it = partial(by_number, stage, at, vary.values)
         return at.text, float(at.number), at.column, vary_it
     key = vary.name.removeprefix("top.")

@@ -128,7 +128,7 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
     overrides = [f"{name}.path={folder / name}" for name in SOURCES]
     overrides += [f"{name}.shard_rows={shard_rows}" for name in SOURCES if name != "tars"]
     overrides += [f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples")]
-    overrides.append(f"zero.tasks={generated / 'eval'}")
+    overrides += [f"{name}.tasks={generated / 'eval'}" for name in ("zero", "leaks")]
     overrides += [f"{name}.concepts={folder / 'concepts.parquet'}" for name in ("concepts", "even")]
     if files > 1:
         overrides.append("both.from=[tars, folder]")

@@ -1,64 +1,156 @@
-"""Byte-identical images across the whole pool."""
+"""Rows that are equal across the whole pool: in the image's bytes, its pixels, link, caption ..."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from metadata.schema import (
     DUPLICATE_OF,
+    IMAGE,
     POSITION,
     REASON,
     REASON_TYPE,
     SHA256,
     SHARD,
+    TEXT,
     UID,
+    URL,
+    Column,
 )
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage
+from stages.ops.keeper import PREFERENCE, Keep, best_first, preference
+
+# Column that is compared, and reasons: where that has no value, and where what is in it has none.
+READS = {
+    "bytes": (SHA256, ("no_sha256",)),
+    "pixels": (IMAGE, ("no_image", "undecodable")),
+    "url": (URL, ("no_url", "empty_url")),
+    "caption": (TEXT, ("no_text", "empty_text")),
+}
+IDENTITY = [UID.name, SHARD.name, POSITION.name]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicate(DatasetStage):
-    """Uid of the equal image that stays; null for that image itself and without a sha256.
+    """Uid of the equal row that stays; null for that row itself and where there is none to compare.
 
-    Source: none needed; equal SHA-256 is taken as equal bytes.
-    Error: keeps the least uid of each set, which is the best sample by no score. Where a uid
-    repeats with equal bytes, the first in the pool's order stays and the others name their own uid.
+    `by: pixels` compares the decoded images (upright, on white), `url` links in RFC 3986's normal
+    form, `caption` texts in NFKC, lower case and with single spaces; `columns`, instead, the values
+    of all the columns it names, none of them null.
+
+    Source: none needed; equal SHA-256 is taken as equal bytes, 128 bits of BLAKE2 as equal pixels.
+    Error: keeps the least uid of each set without `keep`, which is the best sample by no score.
+    Where a uid repeats with equal bytes, the first in the pool's order stays and the others name
+    their own uid.
     """
+
+    by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
+    columns: tuple[str, ...] = ()
+    keep: Keep | None = None  # then the least uid
 
     version = 1
     determinism = "exact"
-    reads = (SHA256,)
     writes = (DUPLICATE_OF,)
-    reasons = ("no_sha256",)
+
+    def __post_init__(self) -> None:
+        if self.columns and self.by != "bytes":
+            raise ValueError(f"`by: {self.by}` and `columns` are two ways: give one")
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+        compared = self.columns or (READS[self.by][0],)
+        return (*compared, *([self.keep.column] if self.keep else []))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
+        return ("no_value",) if self.columns else READS[self.by][1]
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
-        by_digest = ctx.shuffle(inputs.rows, key=SHA256.name)  # equal digests meet
-        ctx.restore(ctx.map_shards(name_keeper, by_digest))  # home: the pool's shards and order
+        rows = ctx.map_shards(partial(with_key, self), inputs.rows)
+        ctx.restore(ctx.map_shards(name_keeper, ctx.shuffle(rows, key="key")))  # equal ones meet
+
+
+def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
+    """Who the rows are, what they are compared by or why not, and their place in the keep order."""
+    if stage.columns:
+        key = together([shard[name].combine_chunks() for name in stage.columns])
+        absent = key.is_null()
+    else:
+        value = shard[READS[stage.by][0].name]
+        key, absent = KEYS[stage.by](value), value.is_null()
+    undefined = pc.make_struct(absent, key.is_null())
+    reason = pc.case_when(undefined, stage.reasons[0], stage.reasons[-1])
+    rows = shard.select(IDENTITY).append_column("key", key)
+    rows = rows.append_column(PREFERENCE.name, preference(stage.keep, shard))
+    return rows.append_column(REASON.name, reason.cast(REASON_TYPE))
+
+
+def together(values: list[pa.Array]) -> pa.StructArray:
+    """The values of each row as one; null where any of them is."""
+    missing_N = np.any([value.is_null() for value in values], axis=0)
+    names = [str(number) for number in range(len(values))]
+    return pa.StructArray.from_arrays(values, names, mask=pa.array(missing_N))
+
+
+def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
+    """128 bits of each image's size and pixels; null where it cannot be decoded."""
+    from stages.ops.images import ImageError, decode  # decoders: not while a recipe is planned
+
+    def digest(body: bytes | None) -> bytes | None:
+        try:
+            rgb = decode(body or b"")
+        except ImageError:
+            return None
+        return hashlib.blake2b(repr(rgb.shape).encode() + rgb.tobytes(), digest_size=16).digest()
+
+    return pa.array((digest(body.as_py()) for body in images), pa.binary(16))  # one decoded at once
+
+
+def url_keys(urls: pa.ChunkedArray) -> pa.Array:
+    from stages.ops.urls import normalised
+
+    return normalised(urls)
+
+
+def caption_keys(texts: pa.ChunkedArray) -> pa.Array:
+    import polars as pl
+
+    from stages.ops.shingles import plain
+
+    column = pl.DataFrame(pa.table({"text": texts})).to_series().cast(pl.String)
+    return plain(column.str.normalize("NFKC").to_arrow())
+
+
+KEYS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
+    "bytes": lambda digests: digests,
+    "pixels": pixel_digests,
+    "url": url_keys,
+    "caption": caption_keys,
+}
 
 
 def name_keeper(partition: pa.Table) -> pa.Table:
     """duplicate_of and reason of every row; the order of rows and partitions does not matter."""
     import polars as pl
 
-    identity = [
-        UID.name,
-        SHARD.name,
-        POSITION.name,
-    ]  # of a repeated uid too, one row stays
-    rows = pl.DataFrame(partition.select([*identity, SHA256.name])).with_row_index("row")
-    first = rows.sort(identity).unique(SHA256.name, keep="first", maintain_order=True)
-    keeper = first.select(SHA256.name, keeper=UID.name, keeper_row="row")
-    out = rows.join(keeper, on=SHA256.name, how="left", maintain_order="left").select(
-        keeper=pl.when(pl.col("row") != pl.col("keeper_row")).then("keeper"),  # nulls never join
-        reason=pl.when(pl.col(SHA256.name).is_null()).then(pl.lit("no_sha256")),
+    rows = pl.DataFrame(partition.select([UID.name, "key"])).with_row_index("row")
+    first = rows[best_first(partition)].unique("key", keep="first", maintain_order=True)
+    keeper = first.select("key", keeper=UID.name, keeper_row="row")
+    out = rows.join(keeper, on="key", how="left", maintain_order="left").select(
+        keeper=pl.when(pl.col("row") != pl.col("keeper_row")).then("keeper")  # nulls never join
     )
-    out = out.to_arrow()
     return pa.table(
         {
-            **{name: partition[name] for name in identity},
-            DUPLICATE_OF.name: out["keeper"].cast(pa.binary()).cast(DUPLICATE_OF.dtype),
-            REASON.name: out["reason"].cast(pa.string()).cast(REASON_TYPE),
+            **{name: partition[name] for name in IDENTITY},
+            DUPLICATE_OF.name: out.to_arrow()["keeper"].cast(pa.binary()).cast(DUPLICATE_OF.dtype),
+            REASON.name: partition[REASON.name],
         }
     )

@@ -71,6 +71,10 @@ class MinHashDuplicate(DatasetStage):
         return bands_for(self.min_jaccard, self.permutations, self.min_recall)
 
     @property
+    def limits(self) -> dict[str, tuple[float, float]]:  # type: ignore[override]  # by settings
+        return {JOINED_AT.name: (self.min_jaccard, 1)}
+
+    @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
         return (replace(TEXT, name=self.column), *([self.keep.column] if self.keep else []))
 

@@ -52,6 +52,10 @@ class PHashDuplicate(DatasetStage):
             )
 
     @property
+    def limits(self) -> dict[str, tuple[float, float]]:  # type: ignore[override]  # by settings
+        return {JOINED_AT.name: (0, self.max_distance)}
+
+    @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
         return (replace(HASH, name=self.column), *([self.keep.column] if self.keep else []))
 

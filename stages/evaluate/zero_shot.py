@@ -16,7 +16,9 @@ from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Resources, location
 from stages.evaluate._metrics import best_ranks, classification, retrieval
-from stages.evaluate._tasks import (
+from stages.models.checkpoint import load as load_trained
+from stages.models.image_text import ImageTextModel, load, width_of
+from stages.ops.tasks import (
     Finding,
     Sample,
     TaskFolder,
@@ -24,10 +26,9 @@ from stages.evaluate._tasks import (
     describe,
     listing_digest,
     names,
+    refuse,
     samples,
 )
-from stages.models.checkpoint import load as load_trained
-from stages.models.image_text import ImageTextModel, load, width_of
 from stages.ops.vectors import unit_rows
 
 # Shapes: N pictures, K captions, C classes, D width of the embedding.
@@ -202,15 +203,3 @@ def put_results(results: dict[str, Any], task: Task) -> dict[str, Any]:
     path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     task.put_file(RESULTS, path)
     return {"models": len(results["models"])}
-
-
-def refuse(findings: list[Finding], stage: str) -> None:
-    """StageError of the first finding, where there is one."""
-    if findings:
-        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        first = findings[0]
-        raise StageError(
-            found=first.found + more,
-            where=f"stage '{stage}', key `tasks`: {first.where}",
-            do=f"{first.do}; `clipmill doctor tasks DIR` lists all that is wrong",
-        )

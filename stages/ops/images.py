@@ -227,9 +227,13 @@ def _column_pixels(body: bytes | None) -> RGB | None:
     if body is None:
         return None
     try:
-        rgb = decode(body)
+        return shrunk(decode(body))
     except ImageError:
         return None
+
+
+def shrunk(rgb: RGB) -> RGB:
+    """The picture as PIXELS has it: no larger than MAX_COLUMN_PIXELS."""
     height, width = rgb.shape[:2]
     scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
     if scale >= 1:

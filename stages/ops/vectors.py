@@ -108,7 +108,7 @@ def _fixed_rows(chunk: pa.FixedSizeListArray, width: int) -> NDArray[np.float32]
 def _varying_rows(chunk: pa.ListArray, width: int) -> NDArray[np.float32]:
     row_ND = np.full((len(chunk), width), np.nan, np.float32)
     valid_N = chunk.is_valid().to_numpy(zero_copy_only=False)
-    row_ND[valid_N] = _floats(chunk.flatten()).reshape(-1, width)
+    row_ND[valid_N] = _floats(chunk.flatten()).reshape(np.count_nonzero(valid_N), width)
     return row_ND
 
 

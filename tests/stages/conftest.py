@@ -3,6 +3,7 @@
 import shutil
 import zlib
 from functools import reduce
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.stage import Worker
+from tests.stages.task_folders import write_tasks
 
 
 class MemoryShards(list):
@@ -85,6 +87,13 @@ class MemoryContext:
         while len(self.states) <= rounds and not (until and until(self.states[-1])):
             self.states.append(step(self.states[-1], len(self.states) - 1))
         return self.states[-1]
+
+
+@pytest.fixture
+def tasks(tmp_path) -> Path:
+    """A folder of two good evaluation tasks."""
+    write_tasks(tmp_path / "tasks")
+    return tmp_path / "tasks"
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
 from stages.evaluate import zero_shot
-from stages.evaluate._tasks import CLASSNAMES
 from stages.evaluate.zero_shot import ZeroShot
+from stages.ops.tasks import CLASSNAMES
 from stages.ops.vectors import unit_rows
-from tests.stages.evaluate.conftest import COLOURS, NAMES
+from tests.stages.task_folders import COLOURS, NAMES
 
 
 class Colours:

@@ -40,6 +40,10 @@ def test_a_null_inside_a_vector_is_nan():
     np.testing.assert_array_equal(as_matrix(column), np.array([[1, np.nan]], np.float32))
 
 
+def test_a_list_column_without_a_vector_has_no_width():
+    assert as_matrix(pa.array([None, None], pa.list_(pa.float32()))).shape == (2, 0)
+
+
 def test_vectors_of_two_widths_are_refused():
     with pytest.raises(ValueError, match="2 widths"):
         as_matrix(pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32())))

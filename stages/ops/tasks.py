@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from metadata.fingerprint import digest
 from metadata.storage import Storage
+from pipeline.errors import StageError
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 NSHARDS, TYPE = "test/nshards.txt", "dataset_type.txt"
@@ -125,6 +126,18 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
                     yield Finding(f"KEY.cls holds {label!r}", place, "write a class number")
         except (OSError, tarfile.TarError) as error:
             yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
+
+
+def refuse(findings: list[Finding], stage: str) -> None:
+    """StageError of the first finding, where there is one."""
+    if findings:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        first = findings[0]
+        raise StageError(
+            found=first.found + more,
+            where=f"stage '{stage}', key `tasks`: {first.where}",
+            do=f"{first.do}; `clipmill doctor tasks DIR` lists all that is wrong",
+        )
 
 
 def check(uri: str) -> list[Finding]:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from metadata.storage import Storage
-from stages.evaluate._tasks import (
+from stages.ops.tasks import (
     CLASSNAMES,
     NSHARDS,
     TEMPLATES,
@@ -16,7 +16,7 @@ from stages.evaluate._tasks import (
     names,
     samples,
 )
-from tests.stages.evaluate.conftest import NAMES, picture, write_tar
+from tests.stages.task_folders import NAMES, picture, write_tar
 
 
 def test_a_task_is_described_by_its_files(tasks):

@@ -1,0 +1,231 @@
+"""Rows that are copies of what a model will be evaluated on: images by look, captions by words."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    IMAGE_EMBEDDING,
+    POSITION,
+    REASON,
+    REASON_TYPE,
+    SHARD,
+    TEXT,
+    UID,
+    Column,
+)
+from pipeline.dataset import Context, Inputs, State, Task
+from pipeline.errors import StageError
+from pipeline.stage import DatasetStage, Resources, location
+from stages.dedup._samples import FEATURES, prepared, samples_of
+from stages.ops.vectors import as_matrix
+
+# Shapes: N rows, T tasks, D width of a vector, L limits that rows are counted at.
+
+PHASH = Column("phash", pa.uint64(), "64 bits", "A hash whose near copies differ in few bits.")
+EVAL_DISTANCE = Column("eval_distance", pa.int32(), "bits", "To the nearest evaluation image.")
+EVAL_COSINE = Column("eval_cosine", pa.float32(), "cosine", "To the nearest evaluation image.")
+EVAL_OVERLAP = Column(
+    "eval_overlap", pa.float32(), "0 to 1", "Share of an evaluation caption that the row has."
+)
+EVAL_TASK = Column("eval_task", pa.string(), "name", "The task of that sample; of several, one.")
+EVAL_KEY = Column("eval_key", pa.string(), "key", "That sample, as its task names it.")
+IDENTITY = [UID.name, SHARD.name, POSITION.name]
+ISC_COSINE = 0.604169  # where DataComp cuts, with descriptors of ISC21's winner
+LEAKS = "leaks.json"
+BY_TASK = "by_task"  # how near each task is, until leaks are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What is read, what is written, why it may be missing, and where leaks are counted."""
+
+    reads: Column
+    writes: Column
+    reasons: tuple[str, ...]
+    limits: tuple[float, ...]
+    is_distance: bool = False
+
+
+WAYS = {
+    "phash": Way(
+        reads=PHASH,
+        writes=EVAL_DISTANCE,
+        reasons=("no_hash",),
+        limits=tuple(range(17)),
+        is_distance=True,
+    ),
+    "embedding": Way(
+        reads=IMAGE_EMBEDDING,
+        writes=EVAL_COSINE,
+        reasons=("no_embedding", "zero_or_nan_embedding"),
+        limits=(0.5, ISC_COSINE, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0),
+    ),
+    "caption": Way(
+        reads=TEXT,
+        writes=EVAL_OVERLAP,
+        reasons=("no_text", "empty_text"),
+        limits=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstEvaluation(DatasetStage):
+    """How near the nearest evaluation sample is: in bits, as cosine, or as the share of a caption.
+
+    `compare: phash` gives eval_distance, `embedding` eval_cosine, `caption` eval_overlap: the
+    greatest share of an evaluation caption's runs of `size` words that the row's caption has, 0
+    where there is none (and no eval_task). Shorter evaluation captions are left out: any caption
+    that names the thing would hold them. A row leaks at a threshold when it is as near as that;
+    out/leaks.json counts such rows by task. Of equally near samples the first is named.
+
+    Source: DataComp (Gadre et al. 2023) for the embedding: with ISC21's descriptors in the pool and
+    in Parquet files of `tasks`, `eval_cosine < 0.604169` is its rule. Overlap of n-grams as in
+    GPT-3 (Brown et al. 2020), for captions, of which the pool's side may be longer.
+    Error: none, all pairs are compared; cosines are float32's of float64 sums.
+    """
+
+    tasks: str  # folder of tasks, in CLIP_benchmark's layout or one Parquet file each
+    compare: Literal["phash", "embedding", "caption"] = "phash"
+    column: str | None = None  # else phash, image_embedding, text
+    model: str | None = None  # that embeds evaluation images as it did the pool's; or features
+    unit: Literal["word", "character"] = "word"
+    size: int = 5  # words or characters of a run
+    gpus: float = location(0)
+    memory_gb: float = location(4)
+
+    version = 1
+    determinism = "exact"
+    takes = ("rows", "model")
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; it is at least 1")
+        if self.model is not None and self.compare != "embedding":
+            raise ValueError(f"`model` embeds images; it has no part in `compare: {self.compare}`")
+        if self.model is not None and self.model.partition(":")[0] != FEATURES:
+            from stages.models.image_text import width_of
+
+            width_of(self.model)  # an unknown scheme stops the plan, not the run
+
+    @property
+    def way(self) -> Way:
+        return WAYS[self.compare]
+
+    @property
+    def compared(self) -> Column:
+        return replace(self.way.reads, name=self.column or self.way.reads.name)
+
+    @property
+    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+        return (self.compared,)
+
+    @property
+    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]
+        return self.way.writes, EVAL_TASK, EVAL_KEY
+
+    @property
+    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.way.reasons
+
+    @property
+    def resources(self) -> Resources:  # type: ignore[override]
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def outside(self) -> str:
+        """Names, sizes and times of the tasks' files."""
+        from stages.ops.evaluation import glanced
+
+        return glanced(self.tasks)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        from stages.ops.evaluation import listed
+
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        items = listed(self.tasks, ctx.worker.stage)
+        held = ctx.map(partial(prepared, self, inputs.model), items)
+        names = [item["task"] for item, made in zip(items, held, strict=True) if made["samples"]]
+        if not names:
+            raise StageError(
+                found="no sample to compare with",
+                where=f"stage '{ctx.worker.stage}', key `tasks`: {self.tasks}",
+                do="give tasks with pictures; with captions, for `compare: caption`",
+            )
+        found = partial(nearest_of_all, self, ctx.folder, tuple(names))
+        # Stored once, so that rows are compared once: leaks are counted and rows go home from here.
+        rows = ctx.shuffle(ctx.map_shards(found, inputs.rows), UID.name)
+        if len(inputs.rows):
+            leaks = ctx.reduce(partial(counted, self.way, len(names)), rows, added)
+            samples = [made["samples"] for made in held if made["samples"]]
+            ctx.map(put_leaks, [self.report(names, samples, leaks["rows_TL"].tolist())])
+        ctx.restore(rows)
+
+    def report(self, names: list[str], samples: list[int], rows: list[list[int]]) -> dict[str, Any]:
+        """leaks.json: for each task its samples, and the rows that are within each limit of one."""
+        tasks = {
+            name: {"samples": number, "rows": counts}
+            for name, number, counts in zip(names, samples, rows, strict=True)
+        }
+        return {"column": self.way.writes.name, "at": self.way.limits, "tasks": tasks}
+
+
+def nearest_of_all(
+    stage: AgainstEvaluation, folder: str, names: tuple[str, ...], shard: pa.Table
+) -> pa.Table:
+    """The stage's columns of every row, and how near it is to each task."""
+    tasks = samples_of(stage, folder, names)
+    column = shard[stage.compared.name]
+    defined_N, values = tasks[0][1].values(column)
+    rows = np.flatnonzero(defined_N)
+    near_TN = np.full((len(names), len(shard)), np.nan, np.float32)
+    which_TN = np.full((len(names), len(shard)), -1)
+    for number, (_, samples) in enumerate(tasks):
+        near_TN[number, rows], which_TN[number, rows] = samples.nearest(values)
+    task_N = np.zeros(len(shard), np.int64)
+    best = np.argmin if stage.way.is_distance else np.argmax  # the first of equally near tasks
+    task_N[rows] = best(near_TN[:, rows], axis=0)
+    every = np.arange(len(shard))
+    which_N = which_TN[task_N, every]
+    keys = pa.chunked_array([chunk for keys, _ in tasks for chunk in keys.chunks], pa.string())
+    first_T = np.cumsum([0, *(len(keys) for keys, _ in tasks)])
+    nobody = which_N < 0
+    undefined = pc.make_struct(column.is_null(), pa.array(~defined_N))
+    reason = pc.case_when(undefined, stage.reasons[0], stage.reasons[-1])
+    value = pa.array(near_TN[task_N, every], mask=~defined_N)
+    by_task = pa.FixedSizeListArray.from_arrays(pa.array(near_TN.T.reshape(-1)), len(names))
+    columns = {
+        **{name: shard[name] for name in IDENTITY},
+        stage.way.writes.name: value.cast(stage.way.writes.dtype),
+        EVAL_TASK.name: pa.array(names).take(pa.array(task_N, mask=nobody)),
+        EVAL_KEY.name: keys.take(pa.array(first_T[task_N] + which_N, mask=nobody)),
+        REASON.name: reason.cast(REASON_TYPE),
+        BY_TASK: by_task,
+    }
+    return pa.table(columns)
+
+
+def counted(way: Way, tasks: int, rows: pa.Table) -> State:
+    """(T, L) rows that are within each limit of each task."""
+    near_NT = as_matrix(rows[BY_TASK]).reshape(len(rows), tasks)
+    sign = -1 if way.is_distance else 1
+    limits = np.array(way.limits, np.float32)
+    within = [np.count_nonzero(sign * near_NT >= sign * limit, axis=0) for limit in limits]
+    return {"rows_TL": np.stack(within, axis=1)}
+
+
+def added(a: State, b: State) -> State:
+    return {name: np.add(a[name], b[name]) for name in a}
+
+
+def put_leaks(report: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Stores out/leaks.json."""
+    path = task.worker.scratch / LEAKS
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    task.put_file(LEAKS, path)
+    return {"tasks": len(report["tasks"])}

@@ -1,0 +1,118 @@
+"""Images that say the same: near each other in embedding space, inside one cluster."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IMAGE_EMBEDDING,
+    POSITION,
+    REASON,
+    REASON_TYPE,
+    SHARD,
+    UID,
+    Column,
+)
+from pipeline.dataset import Context, Inputs
+from pipeline.stage import DatasetStage, Resources, location
+from stages.ops.earlier import Precision, most_similar_earlier
+from stages.ops.keeper import PREFERENCE, Keep, best_first, preference
+from stages.ops.vectors import as_matrix
+
+# Shapes: N rows of a partition, D width of a vector.
+
+EARLIER_COSINE = Column(
+    "earlier_cosine",
+    pa.float32(),
+    "cosine",
+    "To the most similar row before it in its cluster; -1 for the first of a cluster.",
+)
+EARLIER_UID = Column("earlier_uid", pa.binary(16), "uid", "That row; null for the first.")
+HARD = Keep(column=CENTROID_COSINE.name, order="asc")  # SemDeDup's default; desc is its `easy`
+IDENTITY = [UID.name, SHARD.name, POSITION.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticDuplicate(DatasetStage):
+    """Cosine to the most similar earlier row of its cluster, -1 to 1; null without a direction.
+
+    A row is a duplicate at epsilon just when earlier_cosine >= 1 - epsilon, for every epsilon:
+    `earlier_cosine < 0.95` keeps what SemDeDup keeps at 0.05, the first row of a cluster always.
+    Rows come in the order of `keep`, then of uid. All earlier rows count, those that are duplicates
+    themselves too: of a chain a, b, c of near pairs only a stays. earlier_uid need not stay.
+
+    Source: SemDeDup (Abbas et al. 2023), whose `hard` is the default: least like the centroid
+    first. Departs: at 1 - epsilon a row is a duplicate, too; a cosine below 0 is stored as it is.
+    Error: cosines of all pairs in float64, rounded to float32, whatever `precision`; of equal ones
+    earlier_uid is the first row. Copies in two clusters do not meet.
+    """
+
+    column: str = IMAGE_EMBEDDING.name
+    keep: Keep = HARD
+    # Says how fast, not what: bfloat16 is, where the processor multiplies it.
+    precision: Literal["float32", "bfloat16"] = location("float32")
+    memory_gb: float = location(4)
+
+    version = 1
+    determinism = "exact"
+    writes = (EARLIER_COSINE, EARLIER_UID)
+    reasons = ("no_embedding", "zero_or_nan_embedding", "no_cluster")
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+        return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, self.keep.column
+
+    @property
+    def resources(self) -> Resources:  # type: ignore[override]  # a large cluster needs more
+        return Resources(memory_gb=self.memory_gb)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        rows = ctx.map_shards(partial(with_order, self.column, self.keep), inputs.rows)
+        clusters = ctx.shuffle(rows, CLUSTER_ID.name)
+        ctx.restore(ctx.map_shards(partial(compared, self.precision), clusters))
+
+
+def with_order(column: str, keep: Keep, shard: pa.Table) -> pa.Table:
+    """Who the rows are, their place in the keep order, cluster and vector; or a reason."""
+    vector_ND = as_matrix(shard[column])
+    defined_N = np.isfinite(vector_ND).all(axis=1) & vector_ND.any(axis=1)
+    cluster = shard[CLUSTER_ID.name]
+    undefined = pc.make_struct(shard[column].is_null(), pa.array(~defined_N), cluster.is_null())
+    reason = pc.case_when(undefined, *SemanticDuplicate.reasons)
+    rows = shard.select(IDENTITY)
+    rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
+    rows = rows.append_column(CLUSTER_ID.name, pc.if_else(reason.is_null(), cluster, None))
+    rows = rows.append_column("vector", shard[column])
+    return rows.append_column(REASON.name, reason.cast(REASON_TYPE))
+
+
+def compared(precision: Precision, partition: pa.Table) -> pa.Table:
+    """The two columns of every row of whole clusters."""
+    cosine_N = np.full(len(partition), np.nan, np.float32)
+    earlier_N = np.full(len(partition), -1)
+    vector_ND = as_matrix(partition["vector"])
+    cluster_N = partition[CLUSTER_ID.name].fill_null(-1).to_numpy()
+    order_N = best_first(partition)
+    order_N = order_N[np.argsort(cluster_N[order_N], kind="stable")]
+    ordered_N = cluster_N[order_N]
+    starts = np.flatnonzero(np.diff(ordered_N, prepend=-1))  # rows of no cluster come before
+    for rows in np.split(order_N, starts)[1:]:
+        cosine_N[rows], place = most_similar_earlier(vector_ND[rows], precision)
+        earlier_N[rows] = np.where(place < 0, -1, rows[place])
+    undefined_N = np.isnan(cosine_N)
+    uid = partition[UID.name].combine_chunks().take(pa.array(earlier_N, mask=earlier_N < 0))
+    return pa.table(
+        {
+            **{name: partition[name] for name in IDENTITY},
+            EARLIER_COSINE.name: pa.array(cosine_N, mask=undefined_N),
+            EARLIER_UID.name: uid,
+            REASON.name: partition[REASON.name],
+        }
+    )

@@ -1,0 +1,129 @@
+"""The nearest evaluation sample of each row: by hash, by direction, by the pieces of a caption."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from pipeline.errors import StageError
+from stages.ops import shingles
+from stages.ops.vectors import as_matrix, nearest, unit_rows
+
+# Shapes: N rows, M samples, D width of a vector; V distinct pieces of the samples, P pieces of all
+# rows in a row, S pairs of a row and a sample that share a piece.
+
+Nearest = tuple[NDArray[np.float32], NDArray[np.int64]]  # (N,) how near, and which sample
+COMPARED = 2**22  # pairs of codes at a time
+ROWS = 1024  # of captions at a time
+
+
+class Samples(Protocol):
+    """The samples of a task, of which the nearest are found."""
+
+    def values(self, column: Any) -> tuple[NDArray[np.bool_], Any]:
+        """(N,) which rows of a column can be compared, and the values of those."""
+        ...
+
+    def nearest(self, values: Any) -> Nearest:
+        """How near the nearest sample is, and its number; of equally near ones the first."""
+        ...
+
+
+class Codes:
+    """By Hamming distance."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.code_M = column.to_numpy()
+
+    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+        return column.is_valid().to_numpy(), column.drop_null().to_numpy()
+
+    def nearest(self, code_N: NDArray[np.uint64]) -> Nearest:
+        distance_N = np.empty(len(code_N), np.float32)
+        which_N = np.empty(len(code_N), np.int64)
+        step = max(1, COMPARED // len(self.code_M))
+        for start in range(0, len(code_N), step):
+            part = slice(start, start + step)
+            distance_BM = np.bitwise_count(code_N[part, None] ^ self.code_M)
+            which_N[part] = distance_BM.argmin(axis=1)
+            distance_N[part] = distance_BM[np.arange(len(distance_BM)), which_N[part]]
+        return distance_N, which_N
+
+
+class Directions:
+    """By cosine."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.unit_MD = unit_rows(as_matrix(column))
+        if np.isnan(self.unit_MD).any():
+            raise StageError(
+                found="an evaluation image whose embedding is zero or not finite",
+                where="key `tasks`",
+                do="drop it",
+            )
+
+    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        unit_ND = unit_rows(as_matrix(column))
+        defined_N = column.is_valid().to_numpy() & ~np.isnan(unit_ND).any(axis=1)
+        return defined_N, unit_ND[defined_N]
+
+    def nearest(self, unit_ND: NDArray[np.float32]) -> Nearest:
+        which_N, cosine_N = nearest(unit_ND, self.unit_MD)
+        return np.clip(cosine_N, -1, 1), which_N.astype(np.int64)
+
+
+class Captions:
+    """By the share of a sample's pieces that a text has; 0 and -1 where it has none of any."""
+
+    def __init__(self, column: pa.ChunkedArray, unit: shingles.Unit, size: int) -> None:
+        self.unit, self.size = unit, size
+        found = pieces_of(shingles.plain(column), unit, size)
+        self.piece_V, column_P = np.unique(found.item, return_inverse=True)
+        ends = np.append(0, found.end)
+        self.pieces_M = np.diff(ends)
+        shape = len(column), len(self.piece_V)
+        self.has_VM = csr_array((np.ones(len(column_P), np.int32), column_P, ends), shape).T.tocsr()
+
+    def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], pa.Array]:
+        text = shingles.plain(column)
+        return text.is_valid().to_numpy(False), text.drop_null()
+
+    def nearest(self, text: pa.Array) -> Nearest:
+        share_N, which_N = np.zeros(len(text), np.float32), np.full(len(text), -1)
+        for start in range(0, len(text), ROWS):
+            part = slice(start, start + ROWS)
+            share_N[part], which_N[part] = self._nearest(text[part])
+        return share_N, which_N
+
+    def _nearest(self, text: pa.Array) -> Nearest:
+        found = pieces_of(text, self.unit, self.size)
+        at_P = np.searchsorted(self.piece_V, found.item)
+        known_P = np.append(self.piece_V, 0)[at_P] == found.item
+        known_P &= at_P < len(self.piece_V)
+        ends = np.append(0, np.cumsum(known_P))[np.append(0, found.end)]
+        shape = len(text), len(self.piece_V)
+        has_NV = csr_array((np.ones(ends[-1], np.int32), at_P[known_P], ends), shape)
+        shared_NM = has_NV @ self.has_VM
+        which_S, share_S = shared_NM.indices, shared_NM.data / self.pieces_M[shared_NM.indices]
+        pairs_N = np.diff(shared_NM.indptr)
+        row_S = np.repeat(np.arange(len(text)), pairs_N)
+        order_S = np.lexsort((which_S, -share_S, row_S))
+        some_N = np.flatnonzero(pairs_N)
+        best = order_S[shared_NM.indptr[some_N]]
+        share_N, which_N = np.zeros(len(text), np.float32), np.full(len(text), -1)
+        share_N[some_N], which_N[some_N] = share_S[best], which_S[best]
+        return share_N, which_N
+
+
+def pieces_of(text: pa.Array, unit: shingles.Unit, size: int) -> shingles.Sets:
+    """The set of each plain text's runs of `size` units; empty where it has fewer, or is null."""
+    spaces = pc.count_substring(text, " ")
+    units = pc.add(spaces, 1) if unit == "word" else pc.utf8_length(text)
+    is_long = pc.fill_null(pc.greater_equal(units, size), False)
+    found = shingles.pieces(text.filter(is_long), unit, size)
+    sets = shingles.distinct(shingles.hashes(found), found.end)
+    end_N = np.append(0, sets.end)[np.cumsum(is_long)]  # a short one ends where the one before does
+    return shingles.Sets(item=sets.item, end=end_N)

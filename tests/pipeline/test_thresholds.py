@@ -1,0 +1,55 @@
+"""Thresholds past what a stage can tell of: refused by plan and by sweep, with the limit."""
+
+import pytest
+
+RECIPE = """
+stages:
+  pool:    {uses: ingest.datacomp, path: %s/metadata}
+  wording: {uses: dedup.minhash, from: pool, min_jaccard: 0.7}
+  subset:
+    uses: select.where
+    from: wording
+    where: joined_at IS NULL OR joined_at < %s
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, generated, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(threshold) -> str:
+        (tmp_path / "it.yaml").write_text(RECIPE % (generated, threshold))
+        return "it.yaml"
+
+    return write
+
+
+@pytest.mark.parametrize(("threshold", "code"), [(0.7, 0), (1, 0), (0.69, 2), (1.01, 2)])
+def test_a_plan_refuses_a_threshold_that_no_stored_value_tells_of(
+    clipmill, recipe, threshold, code
+):
+    said = clipmill("plan", recipe(threshold))
+    assert said.code == code
+    if code:
+        assert f"joined_at is held against {threshold:g}" in said.err
+        assert "'wording' tells it from 0.7 to 1 only" in said.err
+        assert "stage 'subset', key `where`" in said.err
+
+
+def test_a_deeper_floor_takes_the_threshold(clipmill, recipe):
+    assert clipmill("plan", recipe(0.5), "--set", "wording.min_jaccard=0.5").code == 0
+
+
+def test_a_sweep_stays_within_and_counts_like_the_selection(clipmill, recipe):
+    assert clipmill("run", recipe(0.8), "--out", "run", "--workers", "0").code == 0
+    sweep = ("sweep", "--run", "run", "--stage", "subset", "--json", "--vary")
+    said = clipmill(*sweep, "joined_at=0.6:0.9:0.1")
+    assert said.code == 2
+    assert "'wording' tells it from 0.7 to 1 only" in said.err
+    points = clipmill(*sweep, "joined_at=0.7:1.0:0.1").json["points"]
+    kept = [point["kept"] for point in points]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1]
+    assert clipmill("run", recipe(1.0), "--out", "run", "--workers", "0").code == 0
+    (end,) = clipmill("funnel", "--run", "run", "--json").json["ends"]
+    assert end["kept"] == kept[-1]

@@ -1,0 +1,113 @@
+"""What the builder of a pool planted, and what is found by meaning and near evaluation images.
+
+Floors, for a drawn pool of a few plain shapes in ten colours and a model without weights.
+"""
+
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import Inputs
+from pipeline.pools.build import build_pool
+from stages.annotate.phash import PHash
+from stages.dedup.against import AgainstEvaluation
+from stages.dedup.exact import ExactDuplicate
+from stages.dedup.semantic import SemanticDuplicate
+from stages.embed.clip import ClipEmbedding
+from stages.ops.images import pixels_column
+from stages.ops.keeper import Keep
+
+LARGEST_BYTES = 1 << 20  # what is planted beyond is a bomb
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """All rows of a drawn pool with image, hash and embedding, their truth, and the folder."""
+    folder = tmp_path_factory.mktemp("planted") / "pool"
+    build_pool("generated", folder, rows=1000)
+    rows = pq.read_table(folder / "metadata")
+
+    def body(url: str) -> bytes | None:
+        file = folder / "www" / urlsplit(url).path.lstrip("/")
+        there = file.is_file() and file.stat().st_size < LARGEST_BYTES
+        return file.read_bytes() if there else None
+
+    uid = pa.array([bytes.fromhex(text) for text in rows["uid"].to_pylist()], pa.binary(16))
+    image = pa.array(map(body, rows["url"].to_pylist()), pa.binary())
+    batch = pa.table(
+        {"uid": uid, "image": image, "pixels": pixels_column(image), "text": rows["text"]}
+    )
+    columns = {"uid": uid, "image": image, "phash": PHash().open(None)(batch)["phash"]}
+    worker = SimpleNamespace(device="cpu", threads=1, model=None)
+    embedded = ClipEmbedding(model="reference").open(worker)(batch)["image_embedding"]
+    everywhere = pa.array([0] * len(rows), pa.int32())  # one cluster
+    columns |= {"image_embedding": embedded, "cluster_id": everywhere}
+    return pa.table(columns), pl.read_parquet(folder / "truth.parquet"), folder
+
+
+def with_truth(ctx, shards, stage, truth: pl.DataFrame) -> pl.DataFrame:
+    """What a stage says of every row that it has something to say of, and the truth."""
+    stage.run(Inputs(rows=shards), ctx)
+    out = pl.DataFrame(pa.concat_tables(ctx.stored)).filter(pl.col("reason").is_null())
+    return out.with_columns(pl.col(pl.Binary).bin.encode("hex")).join(truth, on="uid")
+
+
+def test_planted_copies_are_found_by_meaning(planted, memory_shards, memory_context):
+    rows, truth, _ = planted
+    stage = SemanticDuplicate(keep=Keep(column="phash", order="asc"))
+    found = with_truth(memory_context(), memory_shards(rows), stage, truth)
+    is_copy = pl.col("earlier_cosine") >= 0.97
+    found = found.with_columns(
+        others=pl.len().over("dup_cluster") - 1, copies=is_copy.sum().over("dup_cluster")
+    )
+    kinds = found.filter(pl.col("dup_kind").is_not_null(), pl.col("others") > 0)
+    recall = dict(kinds.group_by("dup_kind").agg((pl.col("copies") > 0).mean()).iter_rows())
+    assert recall["exact"] > 0.95
+    assert recall["repost"] > 0.95
+    assert recall["near"] > 0.4
+    keepers = found.select(earlier_uid="uid", theirs="dup_cluster")
+    dropped = found.filter(is_copy).join(keepers, on="earlier_uid")
+    assert len(dropped) > 200
+    assert (dropped["dup_cluster"] == dropped["theirs"]).mean() > 0.45
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_near", "recall"),
+    [
+        ({}, pl.col("eval_distance") <= 2, 0.25),
+        ({"compare": "embedding", "model": "reference"}, pl.col("eval_cosine") >= 0.97, 0.4),
+    ],
+    ids=["by hash", "by meaning"],
+)
+def test_planted_copies_of_evaluation_images_are_found(
+    settings, is_near, recall, planted, memory_shards, memory_context
+):
+    rows, truth, folder = planted
+    stage = AgainstEvaluation(tasks=str(folder / "eval"), **settings)
+    found = with_truth(memory_context(), memory_shards(rows), stage, truth)
+    copies = found.filter("eval_near")
+    assert copies.filter(pl.col("near_op").is_null()).select(is_near.all()).item(), "unaltered"
+    assert copies.select(is_near.mean()).item() > recall
+    # The pool's own shapes are those of the evaluation images, in ten colours too.
+    assert found.filter(is_near)["eval_near"].mean() > 8 * found["eval_near"].mean()
+    assert found.select(is_near.mean()).item() < 0.06
+
+
+def test_equal_pixels_are_copies_and_nothing_else_is(planted, memory_shards, memory_context):
+    rows, truth, _ = planted
+    ctx = memory_context()
+    found = with_truth(ctx, memory_shards(rows), ExactDuplicate(by="pixels"), truth)
+    found = found.with_columns(
+        others=pl.len().over("dup_cluster") - 1,
+        dropped=pl.col("duplicate_of").is_not_null().sum().over("dup_cluster"),
+    )
+    exact = found.filter(pl.col("dup_kind") == "exact", pl.col("others") > 0)
+    assert (exact["dropped"] > 0).mean() > 0.95
+    keepers = found.select(duplicate_of="uid", theirs="dup_cluster")
+    dropped = found.join(keepers, on="duplicate_of")
+    assert len(dropped) > 40
+    assert (dropped["dup_cluster"] == dropped["theirs"]).all()

@@ -1,0 +1,116 @@
+"""The most similar earlier vector: equal to all pairs in float64, at every size of block."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from stages.ops import earlier
+from stages.ops.earlier import distinct, most_similar_earlier
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def all_pairs(row_ND):
+    """Every cosine in float64, rounded to float32 at last; the first of equal ones."""
+    rows = len(row_ND)
+    wide_ND = row_ND.astype(np.float64)
+    unit_ND = wide_ND / np.sqrt(np.sum(wide_ND * wide_ND, axis=1, keepdims=True))
+    cosine_NN = np.clip((unit_ND @ unit_ND.T).astype(np.float32), -1, 1)
+    cosine_NN[np.triu_indices(rows)] = -np.inf
+    place_N = cosine_NN.argmax(axis=1)
+    cosine_N = cosine_NN[np.arange(rows), place_N]
+    cosine_N[:1], place_N[:1] = -1, -1
+    return cosine_N, place_N
+
+
+def drawn(rng):
+    """Vectors at random, or copies of a few, or these stretched and moved by little or nothing."""
+    rows, width = int(rng.integers(1, 60)), int(rng.integers(1, 20))
+    row_ND = rng.standard_normal((rows, width))
+    kind = rng.integers(0, 3)
+    if kind:
+        row_ND = row_ND[rng.integers(0, max(1, rows // 3), rows)]
+    if kind == 2:
+        row_ND *= rng.choice([1, 2, 3, 4], (rows, 1))
+        row_ND += rng.standard_normal((rows, width)) * rng.choice([0, 1e-7, 1e-4, 1e-2])
+    return row_ND.astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", range(4))
+def test_values_are_those_of_all_pairs_in_float64(part, precision, monkeypatch):
+    rng = np.random.default_rng(part)
+    for _ in range(400):
+        monkeypatch.setattr(earlier, "GROUP", group := int(rng.choice([1, 2, 4, 16])))
+        monkeypatch.setattr(earlier, "STRIP", group * int(rng.integers(1, 5)))
+        monkeypatch.setattr(earlier, "BLOCK", int(rng.integers(1, 40)))
+        monkeypatch.setattr(earlier, "PAIRS", int(rng.integers(0, 90)))
+        row_ND = drawn(rng)
+        cosine_N, place_N = most_similar_earlier(row_ND, precision)
+        want_N, first_N = all_pairs(row_ND)
+        np.testing.assert_array_equal(cosine_N, want_N)
+        np.testing.assert_array_equal(place_N, first_N)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_wide_vectors_whose_cosines_differ_by_less_than_float32_can_tell(precision):
+    rng = np.random.default_rng(0)
+    row_ND = np.repeat(rng.standard_normal((1, 512)), 300, axis=0)
+    row_ND += rng.standard_normal((300, 512)) * 1e-3  # all cosines within 1e-7 of 1
+    row_ND = row_ND.astype(np.float32)
+    for got, want in zip(most_similar_earlier(row_ND, precision), all_pairs(row_ND), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_equal_vectors_are_compared_once():
+    row_ND = np.tile(np.arange(1, 513, dtype=np.float32), (200_000, 1))
+    row_ND[7] = -row_ND[7]
+    cosine_N, place_N = most_similar_earlier(row_ND)  # as pairs, these would take an hour
+    assert cosine_N[:3].tolist() == [-1, 1, 1]
+    assert (cosine_N[7], place_N[7], place_N[-1]) == (-1, 0, 0)
+    assert (cosine_N == 1).sum() == 200_000 - 2
+
+
+def test_stretched_vectors_are_as_near_as_copies():
+    row_ND = np.array([[3, 4], [1, 0], [6, 8], [-1, 0], [0.3, 0.4]], np.float32)
+    cosine_N, place_N = most_similar_earlier(row_ND)
+    assert cosine_N.tolist() == pytest.approx([-1, 0.6, 1, -0.6, 1])
+    assert place_N.tolist() == [-1, 0, 0, 0, 0]
+
+
+def test_an_opposite_vector_has_the_value_of_a_first_one_and_a_neighbour():
+    cosine_N, place_N = most_similar_earlier(np.array([[1, 0], [-2, 0]], np.float32))
+    assert (cosine_N.tolist(), place_N.tolist()) == ([-1, -1], [-1, 0])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_lengths_past_what_float32_can_square_are_no_matter(scale):
+    row_ND = np.array([[3, 4], [4, 3]], np.float32) * np.float32(scale)
+    assert most_similar_earlier(row_ND)[0].tolist() == pytest.approx([-1, 0.96])
+
+
+def test_distinct_vectors_are_numbered_as_they_come():
+    row_ND = np.array([[2, 0], [1, 0], [2, 0], [0, 5], [1, 0]], np.float32)
+    place_U, kind_N = distinct(row_ND)
+    assert (place_U.tolist(), kind_N.tolist()) == ([0, 1, 3], [0, 1, 0, 2, 1])
+
+
+def test_no_vectors_have_no_neighbours():
+    cosine_N, place_N = most_similar_earlier(np.empty((0, 8), np.float32))
+    assert (len(cosine_N), len(place_N)) == (0, 0)
+
+
+def test_memory_grows_with_the_vectors_and_not_with_their_pairs():
+    row_ND = np.random.default_rng(0).standard_normal((20_000, 8), dtype=np.float32)
+    tracemalloc.start()
+    most_similar_earlier(row_ND)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 120e6  # all pairs take 1.6 GB
