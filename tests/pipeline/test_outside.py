@@ -2,6 +2,9 @@
 
 import pytest
 
+from metadata.storage import Storage
+from tests.engine_stages.harness import clipmill_run, meaning
+
 WEIGHED = "  weighed: {{uses: toy.weighed, from: numbers, weights: {}}}\n"
 OUTSIDER = "  copy: {{uses: toy.outsider, from: numbers, path: {}}}\n"
 
@@ -41,6 +44,22 @@ def test_weights_that_changed_after_all_is_done_are_no_failure(engine, file):
     assert engine.run(WEIGHED.format(file)).complete
     file.write_text("4")
     assert engine.run(WEIGHED.format(file)).complete
+
+
+@pytest.mark.chaos
+def test_killed_right_after_the_digest_is_kept_and_run_again_the_result_is_the_same(
+    engine, file, tmp_path
+):
+    engine.plan(WEIGHED.format(file))
+    recipe = tmp_path / "recipe.yaml"
+    whole = clipmill_run(recipe, tmp_path / "whole", tmp_path / "faults-whole")
+    assert whole.code == 0, whole.output
+    assert sum(point.startswith("pin ") for point in whole.points) == 1
+    killed = clipmill_run(recipe, tmp_path / "run", tmp_path / "faults-killed", fault="pin:1")
+    assert killed.killed, killed.output
+    again = clipmill_run(recipe, tmp_path / "run", tmp_path / "faults-again")
+    assert again.code == 0, again.output
+    assert meaning(Storage(str(tmp_path / "run"))) == meaning(Storage(str(tmp_path / "whole")))
 
 
 def test_another_stage_may_begin_with_other_weights(engine, file, tmp_path):
