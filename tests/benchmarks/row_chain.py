@@ -11,8 +11,8 @@ length of a string, 0.4 microseconds a row: all that is left to see is engine. `
 annotate.caption and annotate.language, the cheapest stages that recipes really use.
 
 Aim: at most 10 % more, at 50,000-row shards (a ratio of 0.91).
-Measured (2026-11-25, EPYC, 2 cores, load 1, pyarrow 26): annotate 0.91x (0.83 to 1.02),
-cheap 0.73x (0.66 to 0.77), about 100 ns a row and stage. The median of `annotate` meets the aim and
+Measured (2026-11-25, EPYC, 2 cores, idle, pyarrow 26): annotate 0.93x (0.82 to 1.00),
+cheap 0.73x (0.66 to 0.79), about 100 ns a row and stage. The median of `annotate` meets the aim and
 its spread crosses it; `cheap`, the first chain written, misses it (0.60x with batches of 1,024
 rows: both sides take 4,096 now, and annotate was added after). Hashing takes about 20 of
 its 100 ns.
