@@ -10,7 +10,8 @@ Aim: less than 0.1 MB a shard.
 Measured (2026-11-25): 0.094 MB a shard for the driver (167, 172 and 176 MB at 10, 30 and 100
 shards), 0.048 MB for a worker (339, 344 and 344 MB). From 100 to 300 shards a worker grows by
 0.13 MB a shard (341 to 368 MB): the four partitions of dedup.exact hold a quarter of the rows until
-they are full, at 250,000 rows each. With partitions of 12,500 rows it is 0.05 MB (341 to 351 MB).
+they are full, at 250,000 rows each, it seems: with partitions of 12,500 rows it is 0.05 MB (341 to
+351 MB). At 300 shards both are one run each.
 Export files are sized to fill by 10 shards; a first design, whose files filled at 20 only, gave a
 worker 0.93 MB.
 """
