@@ -95,6 +95,9 @@ DUPLICATE_OF = Column("duplicate_of", pa.binary(16), "uid", "The equal row that 
 CLUSTER_ID = Column("cluster_id", pa.int32(), "0 up", "Nearest cluster centre.")
 CENTROID_COSINE = Column("centroid_cosine", pa.float32(), "cosine", "Cosine to that centre.")
 KEEP = Column("keep", pa.bool_(), "verdict", "Whether a select stage keeps the row.")
+BALANCE_RANK = Column(
+    "balance_rank", pa.float64(), "rows, 0 up", "Kept where t is above: the least draw of the row."
+)
 
 TEXTS = Column(
     "texts",

@@ -3,7 +3,7 @@
 A call is numbered (`02-shuffle`). Each of its units of work, once done, leaves a small result in
 `calls-<inputs>/02-shuffle/`; when all are done the call's results become `02-shuffle.json` and the
 units go. Run again, a finished call returns at once and an unfinished one does what is missing.
-The inputs' digest is in the folder's name: changed inputs start a new journal.
+A digest of the inputs is in the folder's name: changed inputs start a new journal.
 """
 
 import json
@@ -61,13 +61,12 @@ class RunContext:
         run_id: str,
         folder: Storage,
         executor: Executor,
-        inputs: str,
+        made_of: dict[str, str],
         known: Scan,
         retry: tuple[str, ...],
         on_shard: Callable[[Record, int], None],
         on_unit: Callable[[str, int, int], None],
         home: PoolShards | None,
-        outside: str = "",
     ) -> None:
         self.planned = planned
         self.folder = folder.uri
@@ -79,7 +78,7 @@ class RunContext:
         self._run_id = run_id
         self._storage = folder
         self._executor = executor
-        self._inputs = inputs
+        self._made_of = made_of
         self._known = known
         self._retry = retry
         self._on_shard = on_shard
@@ -87,7 +86,7 @@ class RunContext:
         self._rows = home
         # Whose hashes and formats a journal holds.
         versions = f"{pa.__version__} {version('polars')}"
-        key = digest([inputs, versions, *([outside] if outside else [])])[:12]
+        key = digest([*made_of.values(), versions])[:12]
         self.journal = "calls" if planned.is_root else f"calls-{key}"
         self._prefix = ""
         self._count = 0
@@ -121,7 +120,7 @@ class RunContext:
 
     def restore(self, over: Any) -> None:
         home: PoolShards = self._home
-        parents = {"inputs": self._inputs}
+        parents = self._made_of
         if isinstance(over, PoolShards):
             work = partial(restore_shard, over, self.planned)
             units = [{"shard": shard, "parents": parents} for shard in range(len(over))]

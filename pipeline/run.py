@@ -257,13 +257,12 @@ class _Run:
             self.run_id,
             stage.folder,
             self.executor,
-            inputs,
+            made_of,
             stage.scan,
             ("crashed",) if self.crash_ok else (),
             lambda record, total: self.watcher.shard(planned.name, record, total),
             lambda call, done, total: self.watcher.unit(planned.name, call, done, total),
             rows if isinstance(rows, PoolShards) else None,
-            outside,
         )
         model = self.state.parts[planned.model].folder.uri if planned.model else None
         data = self.state.parts[planned.data].folder.uri if planned.data else None

@@ -70,11 +70,12 @@ def stage_class(uses: str, where: str) -> type[Stage]:
             "write @dataclass(frozen=True, kw_only=True) above it",
         )
     missing = [name for name in ("version", "determinism") if not hasattr(found[0], name)]
+    missing += sorted(found[0].__abstractmethods__)
     if missing:
         raise RecipeError(
             f"{module_name}.{found[0].__name__} declares no {' and no '.join(missing)}",
             where,
-            'write version = 1 and determinism = "exact", "close" or "recorded"',
+            'write version = 1, determinism = "exact", "close" or "recorded", and open or run',
         )
     return found[0]
 

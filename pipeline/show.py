@@ -7,10 +7,13 @@ from metadata.fingerprint import plain
 from metadata.record import Failure
 from metadata.schema import UID
 from pipeline.plan import Plan, PlannedStage
+from pipeline.stage import DatasetStage
 from pipeline.state import RunState, StageState, summary
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome  # and with it all that runs
+
+SIZES = (10**6, 10**8, 10**10)  # rows of a pool, where what grows with their square is asked for
 
 
 def plan_json(plan: Plan, state: RunState | None) -> dict[str, Any]:
@@ -47,6 +50,9 @@ def plan_text(plan: Plan, state: RunState | None) -> str:
             lines.append(f"  reads     {', '.join(made['reads'])}")
         if made["writes"]:
             lines.append(f"  writes    {', '.join(made['writes'])}")
+        if "candidates" in made:
+            expected = [f"{n:.1e} of {int(k):,} rows" for k, n in made["candidates"].items()]
+            lines.append(f"  compares  pairs: {', '.join(expected)}")
         needs = made["resources"]
         gpus = f", {needs['gpus']} GPUs" if needs["gpus"] else ""
         lines.append(
@@ -81,9 +87,21 @@ def _stage_json(planned: PlannedStage, state: RunState | None) -> dict[str, Any]
         "resources": dataclasses.asdict(stage.resources),
         "folder": planned.folder,
     }
+    if isinstance(stage, DatasetStage):
+        expected = {rows: stage.candidates(rows) for rows in _sizes(planned, state)}
+        if None not in expected.values():
+            made["candidates"] = {str(rows): pairs for rows, pairs in expected.items()}
     if state is not None:
         made["done"] = summary(state.stages[planned.name])
     return made
+
+
+def _sizes(planned: PlannedStage, state: RunState | None) -> tuple[int, ...]:
+    """The rows of the stage's pool; sizes to choose by while these are unknown."""
+    root = state.stages[planned.root] if state and planned.root else None
+    if root and root.complete:
+        return (sum(shard.rows for shard in root.shards.values()),)
+    return SIZES
 
 
 def status_json(state: RunState) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 that is a RowStage or a DatasetStage. Its fields are its YAML keys.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ def location(default: Any = MISSING) -> Any:
     return field(default=default, metadata={"fingerprint": False})
 
 
-class Stage:
+class Stage(ABC):
     """What both kinds declare. `reads`, `writes`, `reasons`, `resources` may be properties."""
 
     version: ClassVar[int]  # raised when a stored value may change, by a last bit even
@@ -82,13 +83,13 @@ class RowStage(Stage):
 
     batch_rows: ClassVar[int] = 1024  # rows a call gets, cut by position in the shard
 
+    @abstractmethod
     def open(self, worker: Worker) -> RowFunction:
         """Loads what the work needs, once per worker; returns the function of one batch.
 
         The batch holds `uid` and the columns read; the result holds the columns written and
         `reason`, dictionary-encoded, null where the row is fine.
         """
-        raise NotImplementedError
 
 
 class DatasetStage(Stage):
@@ -101,16 +102,20 @@ class DatasetStage(Stage):
     joins_roots: ClassVar[bool] = False  # its shards are its own: two roots may meet in it
     virtual: tuple[Column, ...] = ()
 
+    @abstractmethod
     def run(self, inputs: "Inputs", ctx: "Context") -> None:
         """Ends in a call that stores this stage's shards, files or model."""
-        raise NotImplementedError
 
     def outside(self) -> str:
         """A digest of what it reads from outside the run, cheap as a listing: asked at each run.
 
-        Where it changes, a stage that gives data or a model runs again.
+        Where it changes, the stage runs again.
         """
         return ""
+
+    def candidates(self, rows: int) -> float | None:
+        """Pairs that it expects to compare among so many rows; None where they grow as the rows."""
+        return None
 
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         """The named virtual columns of every row of the shard that was made from `source`."""

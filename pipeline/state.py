@@ -19,6 +19,8 @@ from pipeline.plan import Plan, PlannedStage, make_plan
 from pipeline.recipe import Recipe
 from pipeline.rows import JoinedShards, Part, PoolShards, parts_of
 
+MADE_OF = ("inputs", "outside")  # digests of what a dataset stage read, in manifest and records
+
 
 @dataclass
 class StageState:
@@ -106,7 +108,8 @@ class RunState:
         if inputs is None or manifest is None or manifest["inputs"] != inputs:
             return
         wanted = manifest["shards"]
-        good = {s: r for s, r in records.items() if r[0].parents == {"inputs": inputs}}
+        parents = {key: manifest[key] for key in MADE_OF if key in manifest}
+        good = {s: r for s, r in records.items() if r[0].parents == parents}
         if len(good) == wanted:
             state.manifest = manifest
             state.shards = {shard: state_of(found, None) for shard, found in good.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, POSITION, SHARD, TEXT, UID
+from metadata.schema import BALANCE_RANK, KEEP, POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
 from pipeline.plan import PlannedStage, check_threshold
@@ -22,6 +22,7 @@ from pipeline.report.selection import (
     Comparison,
     Verdicts,
     by_number,
+    by_t,
     by_top,
     comparisons,
     tops,
@@ -45,6 +46,8 @@ FORM = re.compile(
     r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"
 )
 TOP = ("top.fraction", "top.rows")
+BALANCE = "select.balance"
+SELECTS = ("select.where", BALANCE)
 MAX_VALUES = 1000
 NAMED = 3  # groups whose share stands in the table
 
@@ -82,7 +85,7 @@ def sweep(state: RunState, stage: str, vary: str) -> dict[str, Any]:
         "vary": wanted.name,
         "column": column,
         "today": today,
-        "today_value": value,
+        "today_value": value if isfinite(value) else None,  # a balance that keeps all
         "rows": len(rows.table),
         "kept": int(rows.today.sum()),
         "groups": {name: group.counts(rows.today) for name, group in rows.groups.items()},
@@ -118,12 +121,12 @@ def _select_stage(state: RunState, stage: str) -> PlannedStage:
     if stage not in stages:
         do = f"did you mean '{nearest(stage, stages)}'?"
         raise RecipeError(f"no stage '{stage}'", "--stage", do)
-    if stages[stage].uses != "select.where":
-        selects = [name for name, other in stages.items() if other.uses == "select.where"]
+    if stages[stage].uses not in SELECTS:
+        selects = [name for name, other in stages.items() if other.uses in SELECTS]
         raise RecipeError(
             f"'{stage}' is {stages[stage].uses}, which has no threshold",
             "--stage",
-            f"name a select.where stage; here: {', '.join(selects) or 'none'}",
+            f"name a select stage; here: {', '.join(selects) or 'none'}",
         )
     if not state.stages[stage].complete:
         raise RecipeError(f"'{stage}' is not complete", str(state.run), "run the recipe first")
@@ -135,6 +138,8 @@ def _verdicts(
 ) -> tuple[str, float, str, Any]:
     """Today's rule and value, the column it is about, and the function that varies it."""
     stage: Any = planned.stage
+    if planned.uses == BALANCE:
+        return _balance(planned, vary)
     if vary.name not in TOP:
         at = _comparison(planned, vary)
         for number in (vary.values[0], vary.values[-1]):
@@ -155,6 +160,20 @@ def _verdicts(
         raise RecipeError(str(error), "--vary", "change the range") from None
     vary_it = partial(by_top, stage, key, varied)
     return f"{vary.name} = {today}", float(today), stage.top.column, vary_it
+
+
+def _balance(planned: PlannedStage, vary: Vary) -> tuple[str, float, str, Any]:
+    """The same for a balance, whose ranks answer every `t`."""
+    stage: Any = planned.stage
+    if stage.t is None or stage.per_language:
+        raise RecipeError(
+            f"'{planned.name}' has no `t` that can be varied",
+            planned.where,
+            "give it `t`, without `per_language`; or vary `top.rows` of a select.where",
+        )
+    if vary.name != "t" or vary.sign != "=":
+        raise RecipeError(f"'{vary.name}'", "--vary", "write t=START:STOP:STEP")
+    return f"t = {stage.t:g}", stage.t, BALANCE_RANK.name, partial(by_t, vary.values)
 
 
 def _comparison(planned: PlannedStage, vary: Vary) -> Comparison:
@@ -186,8 +205,9 @@ def _known(planned: PlannedStage) -> str:
 def _read(state: RunState, planned: PlannedStage) -> Rows:
     assert planned.root is not None
     groups = groupings(state, planned.name)
+    ranked = {BALANCE_RANK.name: (planned.name, BALANCE_RANK.name)}
     bound = {
-        **planned.bindings[0],
+        **(ranked if planned.uses == BALANCE else planned.bindings[0]),
         **{f"group {name}": where for name, where in groups.items()},
         "kept today": (planned.name, KEEP.name),
     }

@@ -97,7 +97,8 @@ def test_shards_and_workers_change_no_value(rows, workers, clipmill, large, bala
 
 
 def test_another_t_is_a_query_that_sweep_can_ask(clipmill, large, balanced, tmp_path):
-    text = RECIPE.format(pool=large / "pool", list=large / "concepts.json", t=".inf")
+    whole = ".inf, keep_unmatched: true"
+    text = RECIPE.format(pool=large / "pool", list=large / "concepts.json", t=whole)
     text += f"  subset: {{uses: select.where, from: balanced, where: balance_rank < {T}}}\n"
     (tmp_path / "it.yaml").write_text(text)
     out = tmp_path / "run"
@@ -108,6 +109,14 @@ def test_another_t_is_a_query_that_sweep_can_ask(clipmill, large, balanced, tmp_
     said = clipmill("sweep", "--run", out, "--stage", "subset", "--vary", vary, "--json")
     half, whole = (point["kept"] for point in said.json["points"])
     assert half < whole == kept.sum()
+    # The balance answers for itself too, whatever its own t is.
+    itself = ("sweep", "--stage", "balanced", "--json", "--vary", f"t={T // 2}:{T}:{T // 2}")
+    unmatched = stored(out, "balanced")["balance_rank"].null_count()
+    for folder, more in ((balanced, 0), (out, unmatched)):
+        points = clipmill(*itself, "--run", folder).json["points"]
+        assert [point["kept"] - more for point in points] == [half, whole]
+    wrong = clipmill("sweep", "--stage", "balanced", "--vary", "rows=1:2:1", "--run", balanced)
+    assert wrong.code == 2
 
 
 def test_a_list_changed_since_matching_is_refused_and_a_digest_matches_anew(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.schema import (
+    BALANCE_RANK,
     CONCEPT_IDS,
     CONCEPT_LIST,
     IMAGE,
@@ -107,7 +108,7 @@ def _looked_up(
     bound = {
         "ids": planned.bindings[0][CONCEPT_IDS.name],
         "list": planned.bindings[0][CONCEPT_LIST.name],
-        "rank": (name, "balance_rank"),
+        "rank": (name, BALANCE_RANK.name),
         "kept": (name, KEEP.name),
         **({"language": language} if language else {}),
     }
@@ -163,7 +164,7 @@ def _samples(
         "uid": (state.plan.stages[name].root or name, UID.name),
         "text": binding(state, name, TEXT.name),
         "image": image and (image[0], IMAGE.name),
-        "rank": (name, "balance_rank"),
+        "rank": (name, BALANCE_RANK.name),
         "kept": (name, KEEP.name),
     }
     every = sorted({place for few in places.values() for place in few})
@@ -176,7 +177,7 @@ def _samples(
                 "text": seen[place].get("text"),
                 "picture": picture(seen[place].get("image")),
                 "values": {
-                    "balance_rank": seen[place]["rank"],
+                    BALANCE_RANK.name: seen[place]["rank"],
                     "": "kept" if seen[place]["kept"] else "dropped",
                 },
             }

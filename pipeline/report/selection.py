@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE_BYTES, KEEP, POSITION, SHARD, UID
+from metadata.schema import BALANCE_RANK, IMAGE_BYTES, KEEP, POSITION, SHARD, UID
 
 # Shapes: N rows of the pool, D digits of a rank.
 
@@ -103,6 +103,15 @@ def by_top(stage: Any, key: str, varied: dict[float, Any], table: pa.Table) -> I
     for value, top in varied.items():
         keep_N = passing_N & ranking.best(top, passing_N)
         yield Verdicts(value, f"top.{key} = {getattr(top, key)}", keep_N)
+
+
+def by_t(values: Iterable[Decimal], table: pa.Table) -> Iterator[Verdicts]:
+    """The verdicts of a balance at each t; rows that drew nothing stay or go as they do today."""
+    drew_N = table[BALANCE_RANK.name].is_valid().to_numpy()
+    rank_N = table[BALANCE_RANK.name].fill_null(0).to_numpy()
+    undrawn_N = table["kept today"].to_numpy() & ~drew_N
+    for t in map(float, values):
+        yield Verdicts(t, f"t = {t:g}", undrawn_N | drew_N & (rank_N < t))
 
 
 class Ranking:

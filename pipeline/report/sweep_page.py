@@ -19,7 +19,7 @@ def sweep_page(state: RunState, found: dict[str, Any]) -> str:
     value = [point["value"] for point in points]
     counts = {name: [point[name] for point in points] for name in ("kept", "common", "lost", "won")}
     today = [{"value": found["today_value"], "text": f"today: {found['today']}"}]
-    if not value[0] <= found["today_value"] <= value[-1]:
+    if found["today_value"] is None or not value[0] <= found["today_value"] <= value[-1]:
         today = []
     varied = [
         by

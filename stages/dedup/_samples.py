@@ -26,7 +26,6 @@ def prepared(
     from stages.ops.evaluation import Wanted, read
 
     worker, name = task.worker, item["task"]
-    worker.pin(f"{stage.tasks}: {name}", item["sha256"])
     field = pa.field(stage.compared.name, stage.compared.dtype)
     wanted = Wanted(column=field, measure=measure_of(stage, model, task))
     path, samples = worker.scratch / f"{name}.parquet", 0

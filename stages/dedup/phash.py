@@ -59,6 +59,13 @@ class PHashDuplicate(DatasetStage):
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
         return (replace(HASH, name=self.column), *([self.keep.column] if self.keep else []))
 
+    def candidates(self, rows: int) -> float:
+        """Of codes that are nobody's copy: two share the bits of a key by chance."""
+        from stages.ops.hamming import masks
+
+        chance = sum(0.5 ** np.bitwise_count(mask) for mask in masks(self.max_distance))
+        return float(chance) * rows**2 / 2
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.hamming import masks
         from stages.ops.linkage import link, partitions_for

@@ -47,7 +47,7 @@ FACE_BBOXES = Column(
     "Faces as the pool states them.",
 )
 SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE, FACE_BBOXES)
-WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768}
+WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,9 @@ class DataComp(DatasetStage):
     """DataComp's columns, as published; null where the pool says nothing.
 
     `scores: true` adds the published CLIP scores, as the float32 they are, and the face boxes.
-    The embeddings b32_img, b32_txt (512 wide), l14_img, l14_txt (768) are columns too: float16 in
-    the .npz, exact in float32, read only when a stage asks. A uid that is not 32 hex digits is the
+    The vectors of the .npz are columns too, read only when a stage asks: CLIP's b32_img, b32_txt
+    (512 wide), l14_img, l14_txt (768), and dedup, ISC21's copy descriptor (256); float16 there,
+    exact in float32. A uid that is not 32 hex digits is the
     hash of url and text (`bad_uid`). A file without rows is a shard without rows.
 
     Source: the pool of DataComp (Gadre et al. 2023), files as its downloader leaves them.
@@ -68,7 +69,9 @@ class DataComp(DatasetStage):
     takes = ()
     reasons = ("bad_uid", "no_url", "bad_value")
     virtual = tuple(
-        Column(name, pa.list_(pa.float32(), width), "model space", "DataComp's CLIP embedding.")
+        Column(
+            name, pa.list_(pa.float32(), width), "model space", "DataComp's vector of that name."
+        )
         for name, width in WIDTHS.items()
     )
 

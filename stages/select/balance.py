@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from metadata.concepts.load import ConceptList
 from metadata.schema import (
+    BALANCE_RANK,
     CONCEPT_IDS,
     CONCEPT_LIST,
     IMAGE_BYTES,
@@ -33,9 +34,6 @@ from stages.ops.draws import Draw, Pairs
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
-BALANCE_RANK = Column(
-    "balance_rank", pa.float64(), "rows, 0 up", "Kept where t is above: the least draw of the row."
-)
 KEEP_PROBABILITY = Column(
     "keep_probability", pa.float32(), "0 to 1", "How likely a draw keeps the row."
 )

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,20 +20,21 @@ RECIPE = Path(__file__).parent / "kill.yaml"
 
 @dataclass
 class Nursery:
-    """Runs of the recipe, forked from one process: see nursery.py."""
+    """Runs of a recipe, forked from one process: see nursery.py."""
 
     process: "subprocess.Popen[str]"
     folder: Path
-    pool: Path
+    recipe: Path
+    settings: tuple[str, ...]
     born: int = field(default=0)
 
     def run(self, out: object, *more: str, fault: str = "any:0", workers: int = 0) -> Ended:
         """One run; with `any:0` nothing kills it, and its points are counted."""
         self.born += 1
         faults, output = self.folder / f"{self.born}-faults", self.folder / f"{self.born}.txt"
-        pool = f"numbers.path={self.pool}"
+        more = (*(text for setting in self.settings for text in ("--set", setting)), *more)
         task = {
-            "arguments": run_arguments(RECIPE, str(out), workers, "--set", pool, *more),
+            "arguments": run_arguments(self.recipe, str(out), workers, *more),
             "environment": environment(faults, fault),
             "output": str(output),
         }
@@ -57,16 +59,22 @@ def pool(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory, pool) -> Iterator[Nursery]:
-    folder = tmp_path_factory.mktemp("nursery")
+    with nursery_of(RECIPE, tmp_path_factory.mktemp("nursery"), f"numbers.path={pool}") as made:
+        yield made
+
+
+@contextmanager
+def nursery_of(recipe: Path, folder: Path, *settings: str) -> Iterator[Nursery]:
+    """A nursery of runs of a recipe, with these settings in each."""
     started = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.nursery", str(RECIPE)],
+        [sys.executable, "-m", "tests.chaos.nursery", str(recipe)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environment(folder, "any:0"), "TMPDIR": str(folder)},  # the killed don't tidy up
         text=True,
     )
     with started:
-        yield Nursery(started, folder, pool)
+        yield Nursery(started, folder, recipe, settings)
         assert started.stdin
         started.stdin.close()
 

@@ -3,18 +3,19 @@
 import asyncio
 import re
 import socket
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+
+from tests.answering import Answering
 
 CUT = "cut"  # in a log: the connection is lost here
 
 
 @dataclass
 class Head:
-    """Answers on `port`, from a thread of its own."""
+    """Answers at `address`."""
 
     machines: list[list[str]] = field(default_factory=lambda: [[socket.gethostname()]])  # an answer
     jobs: list[dict[str, Any]] = field(default_factory=list)  # that were there before
@@ -26,32 +27,14 @@ class Head:
     asked: list[str] = field(default_factory=list)
     sent: list[dict[str, Any]] = field(default_factory=list)
     packages: dict[str, bytes] = field(default_factory=dict)
-    port: int = 0
+
+    def __post_init__(self) -> None:
+        self._server = Answering(self._answer)
+        self.close = self._server.close
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def __post_init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _start(self) -> None:
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        return f"http://127.0.0.1:{self._server.port}"
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.path}")

@@ -67,6 +67,21 @@ def test_a_plan_shows_what_is_bound_and_what_is_done(recipe, done, clipmill):
     assert after.count("[done]") == 4
 
 
+def test_a_plan_says_how_many_pairs_would_be_compared(recipe, generated, tmp_path, clipmill):
+    recipe.write_text(
+        f"stages:\n  pool: {{uses: ingest.datacomp, path: {generated}/metadata}}\n"
+        "  images: {uses: download.images, from: pool}\n"
+        "  hash: {uses: annotate.phash, from: images}\n"
+        "  near: {uses: dedup.phash, from: hash, max_distance: 4}\n"
+    )
+    assert "compares  pairs: 3.1e+06 of 1,000,000 rows, 3.1e+10 of" in clipmill("plan", recipe).out
+    out = tmp_path / "run"
+    assert clipmill("run", recipe, "--out", out, "--until", "pool", "--workers", "0").code == 0
+    known = clipmill("plan", recipe, "--out", out, "--json").json["stages"][-1]["candidates"]
+    [(rows, pairs)] = known.items()
+    assert pairs == pytest.approx(6.2e-6 * int(rows) ** 2 / 2, rel=0.01)
+
+
 def test_a_run_says_what_it_did_and_what_to_ask_next(recipe, tmp_path, clipmill):
     said = clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0)
     assert said.code == 0

@@ -86,6 +86,20 @@ def test_a_stage_whose_source_changed_runs_again_and_another_does_not(engine, fi
     assert engine.run(stages).written("copy") == changed.written("copy")
 
 
+def test_rows_whose_source_changed_are_made_again_and_what_reads_them_too(engine, file):
+    stages = f"  shifted: {{uses: toy.shifted, from: numbers, path: {file}}}\n"
+    stages += "  square: {uses: toy.power, from: shifted, read: {number: shifted.shifted}}\n"
+    first = engine.run(stages)
+    assert engine.run(stages).written("shifted") == first.written("shifted")
+    file.write_text("5")
+    changed = engine.run(stages)
+    assert changed.complete
+    now = changed.column("shifted", "shifted")
+    assert now == [n + 2 for n in first.column("shifted", "shifted")]
+    assert changed.column("square", "power") == [n**2 if n % 7 else None for n in now]
+    assert engine.run(stages).written("shifted") == changed.written("shifted")
+
+
 def test_a_source_that_cannot_be_listed_stops_its_stage_alone(engine, file):
     stages = OUTSIDER.format(file) + "  square: {uses: toy.power, from: numbers}\n"
     file.unlink()

@@ -191,7 +191,7 @@ BAD_STAGES = {
     "undeclared": (
         "from dataclasses import dataclass\nfrom pipeline.stage import RowStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    version = 1\n",
-        "determinism",
+        "declares no determinism and no open",
     ),
 }
 

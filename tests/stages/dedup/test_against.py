@@ -219,13 +219,8 @@ def test_settings_that_make_no_sense_are_refused(settings, complaint):
         AgainstEvaluation(tasks="tasks", **settings)
 
 
-def test_a_task_that_changes_is_seen_and_pinned(tasks, memory_context, memory_shards):
-    pinned = []
-    ctx = memory_context()
-    object.__setattr__(ctx.worker, "pin", lambda *what: pinned.append(what))
+def test_a_task_that_changes_is_seen(tasks):
     stage = AgainstEvaluation(tasks=str(tasks))
     before = stage.outside()
-    compared(ctx, memory_shards(table(phash=pa.array([5], pa.uint64()))), tasks)
-    assert [what for what, _ in pinned] == [f"{tasks}: colours", f"{tasks}: words"]
     (tasks / "colours" / "classnames.txt").write_text("red\n")
     assert stage.outside() != before

@@ -132,6 +132,15 @@ def test_a_million_equal_hashes_take_seconds(memory_shards, memory_context, monk
     assert out["joined_at"].to_numpy()[1:].max() == 0
 
 
+def test_the_pairs_that_a_plan_expects_are_those_that_unrelated_codes_meet():
+    rows = 50_000
+    code_N = np.random.default_rng(5).integers(0, 2**64, rows, dtype=np.uint64)
+    _, met = np.unique(hamming.keys(code_N, 6), return_counts=True)
+    found = (met * (met - 1) // 2).sum()
+    assert PHashDuplicate(max_distance=6).candidates(rows) == pytest.approx(found, rel=0.01)
+    assert PHashDuplicate(max_distance=0).candidates(rows) == 0  # equal codes are not compared
+
+
 def test_distances_past_use_are_refused():
     with pytest.raises(ValueError, match="0 and 10"):
         PHashDuplicate(max_distance=11)

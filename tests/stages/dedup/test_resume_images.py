@@ -9,7 +9,6 @@ import pytest
 
 from metadata.shard import read_stage
 from metadata.storage import Storage
-from pipeline.errors import StageError
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
@@ -106,14 +105,15 @@ def test_killed_after_the_first_unit_of_any_call_the_rest_is_done_and_nothing_tw
         assert killed.calls + again.calls == whole.calls, f"killed after unit {number}"
 
 
-def test_tasks_that_changed_are_refused_where_others_were_compared_with(run, pool, tmp_path):
-    run("leak", tmp_path / "run", OneStage("leak"))
-    names = pool / "tasks" / "colours" / "classnames.txt"
-    before = names.read_text()
-    names.write_text(before.replace("red", "Red"))
+def test_where_tasks_change_rows_are_compared_again(run, pool, tmp_path):
+    first, files, _ = run("leak", tmp_path / "run", OneStage("leak"))
+    assert files == ["colours.parquet", "leaks.json", "words.parquet"]
+    (pool / "tasks" / "colours").rename(pool / "tasks" / "tints")
     try:
-        with pytest.raises(StageError, match="at first use"):
-            run("leak", tmp_path / "run", OneStage("leak"))
+        rows, files, (leaks,) = run("leak", tmp_path / "run", OneStage("leak"))
     finally:
-        names.write_text(before)
-    assert len(run("leak", tmp_path / "run", OneStage("leak"))[0]) == ROWS
+        (pool / "tasks" / "tints").rename(pool / "tasks" / "colours")
+    assert files == ["leaks.json", "tints.parquet", "words.parquet"]
+    assert list(leaks["tasks"]) == ["tints", "words"]
+    renamed = {"colours": "tints", "words": "words"}
+    assert rows == [{**row, "eval_task": renamed[row["eval_task"]]} for row in first]
