@@ -14,7 +14,9 @@ from pipeline.funnel import funnel
 from pipeline.pools.score import left_by
 from pipeline.report.charts import histogram, lines
 from pipeline.report.concepts import concepts
+from pipeline.report.duplicates import duplicates
 from pipeline.report.groups import keep_rates
+from pipeline.report.leaks import leaks
 from pipeline.report.page import render
 from pipeline.report.results import losses, results
 from pipeline.report.survey import KEPT, Scores, survey
@@ -32,6 +34,8 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
         results=results(state, baselines),
         truth=left_by(state),
         losses=[_loss(curve) for curve in losses(state)],
+        duplicates=duplicates(state),
+        leaks=leaks(state),
         concepts=concepts(state),
         ends=[_end(state, end) for end in found["ends"]],
         work=[_work(name, stage) for name, stage in state.stages.items()],

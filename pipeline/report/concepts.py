@@ -15,16 +15,13 @@ from metadata.schema import (
     BALANCE_RANK,
     CONCEPT_IDS,
     CONCEPT_LIST,
-    IMAGE,
-    IMAGE_BYTES,
     KEEP,
     LANGUAGE,
-    TEXT,
     UID,
 )
 from metadata.uid import coin_hash
 from pipeline.report.charts import lines, short
-from pipeline.report.pictures import picture
+from pipeline.report.samples import samples_at
 from pipeline.report.stored import Place, binding, rows_at, stored
 from pipeline.state import RunState
 
@@ -159,26 +156,17 @@ def _samples(
     state: RunState, name: str, places: dict[int, list[Place]]
 ) -> dict[int, list[dict[str, Any]]]:
     """Picture, caption, rank and verdict of each chosen row."""
-    image = binding(state, name, IMAGE_BYTES.name)
-    bound = {
-        "uid": (state.plan.stages[name].root or name, UID.name),
-        "text": binding(state, name, TEXT.name),
-        "image": image and (image[0], IMAGE.name),
-        "rank": (name, BALANCE_RANK.name),
-        "kept": (name, KEEP.name),
-    }
     every = sorted({place for few in places.values() for place in few})
-    there = {key: where for key, where in bound.items() if where}
-    seen = dict(zip(every, rows_at(state, there, every), strict=True))
+    seen = samples_at(state, name, every)
+    bound = {"rank": (name, BALANCE_RANK.name), "kept": (name, KEEP.name)}
+    said = dict(zip(every, rows_at(state, bound, every), strict=True))
     return {
         concept: [
             {
-                "uid": seen[place]["uid"].hex(),
-                "text": seen[place].get("text"),
-                "picture": picture(seen[place].get("image")),
+                **seen[place],
                 "values": {
-                    BALANCE_RANK.name: seen[place]["rank"],
-                    "": "kept" if seen[place]["kept"] else "dropped",
+                    BALANCE_RANK.name: said[place]["rank"],
+                    "": "kept" if said[place]["kept"] else "dropped",
                 },
             }
             for place in few

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -50,6 +49,8 @@ def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The group of each row, dictionary-encoded; of a URL, its host. Null without one."""
     if name != "domain":
         return column.cast(pa.string()).dictionary_encode()
+    import polars as pl  # not while `why` answers
+
     host = pl.Series(values=column).str.extract(HOST, 1).str.to_lowercase()
     return pa.chunked_array([host.to_arrow().cast(pa.string())]).dictionary_encode()
 

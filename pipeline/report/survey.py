@@ -12,16 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, TEXT, UID
+from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
 from pipeline.funnel import lacking, reasons_of, trace
 from pipeline.plan import Binding
-from pipeline.report.pictures import picture
+from pipeline.report.samples import samples_at
 from pipeline.report.selection import comparisons
 from pipeline.report.stored import (
     SHOWN,
     Place,
-    binding,
     group_of,
     groupings,
     is_select,
@@ -208,25 +207,12 @@ def _samples(
     state: RunState, end: str, scores: list[Scores], chosen: dict[Cause, list[Place]]
 ) -> dict[Cause, list[dict[str, Any]]]:
     """Picture, caption and deciding values of each chosen row."""
-    image = binding(state, end, IMAGE_BYTES.name)
-    bound = {
-        "uid": (state.plan.stages[end].root or end, UID.name),
-        "text": binding(state, end, TEXT.name),
-        "image": image and (image[0], IMAGE.name),
-    }
-    there = {name: where for name, where in bound.items() if where}
-    places = sorted({place for few in chosen.values() for place in few})
-    seen = dict(zip(places, rows_at(state, there, places), strict=True))
+    seen = samples_at(state, end, (place for few in chosen.values() for place in few))
     found = {}
     for (stage, code), few in chosen.items():
         deciding = _named_in(state, stage, code) if code else _with_cuts(scores)
         found[stage, code] = [
-            {
-                "uid": seen[place]["uid"].hex(),
-                "text": seen[place].get("text"),
-                "picture": picture(seen[place].get("image")),
-                "values": values,
-            }
+            {**seen[place], "values": values}
             for place, values in zip(few, rows_at(state, deciding, few), strict=True)
         ]
     return found

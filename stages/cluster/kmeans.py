@@ -23,7 +23,14 @@ from metadata.schema import (
 from metadata.uid import coin_hash, halves
 from pipeline.dataset import Context, Inputs, State
 from pipeline.stage import DatasetStage
-from stages.ops.vectors import as_matrix, from_matrix, nearest, unit_rows
+from stages.ops.vectors import (
+    as_matrix,
+    blocks,
+    from_matrix,
+    nearest,
+    nearest_centre,
+    unit_rows,
+)
 
 # Shapes: N rows, D width of a vector, K centres (fewer than `clusters` in a smaller pool).
 
@@ -120,18 +127,20 @@ def _lowest(clusters: int, rows: State) -> State:
 
 def cell_sums(centre_KD: NDArray, train_fraction: float, rows: pa.Table) -> State:
     """Of each centre's rows: the sum of their vectors in fixed point, and their number."""
-    coin_N = (rows["coin"].to_numpy() >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    unit_ND = as_matrix(rows["unit"])[coin_N < train_fraction]
-    index_N, _ = nearest(unit_ND, centre_KD)
-    order_N = np.argsort(index_N, kind="stable")
-    fixed_ND = np.rint(unit_ND[order_N].astype(np.float64) * FIXED).astype(np.int64)
+    import torch  # whose index_add_ is many times NumPy's sum by group
+
+    unit_ND = as_matrix(rows["unit"])
+    if train_fraction < 1:
+        coin_N = (rows["coin"].to_numpy() >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        unit_ND = unit_ND[coin_N < train_fraction]
+    index_N = nearest_centre(unit_ND, centre_KD)
+    # Whole numbers, of which float64 sums 2^23 rows of a shard without rounding.
+    sum_KD = torch.zeros(centre_KD.shape, dtype=torch.float64)
+    for part in blocks(len(unit_ND)):
+        fixed_BD = torch.from_numpy(np.rint(unit_ND[part].astype(np.float64) * FIXED))
+        sum_KD.index_add_(0, torch.from_numpy(index_N[part]), fixed_BD)
     count_K = np.bincount(index_N, minlength=len(centre_KD))
-    filled = np.flatnonzero(count_K)
-    sum_KD = np.zeros(centre_KD.shape, np.int64)
-    if len(filled):
-        first = (np.cumsum(count_K) - count_K)[filled]
-        sum_KD[filled] = np.add.reduceat(fixed_ND, first, axis=0)
-    return {"sum_KD": sum_KD, "count_K": count_K}
+    return {"sum_KD": sum_KD.numpy().astype(np.int64), "count_K": count_K}
 
 
 def merge_sums(a: State, b: State) -> State:

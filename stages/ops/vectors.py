@@ -1,5 +1,7 @@
 """Vectors in Arrow columns and NumPy matrices, and which of K directions each is nearest to."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 # Shapes: N rows, D width of a vector, K centres.
 
 SCORES = 2**23  # (rows, K) float32 scores held at a time: 32 MB
+CACHED = 64  # rows in float64 at a time
 PAIRS = 2**14  # (row, centre) pairs decided in float64 at a time: 256 MB at D = 1024
 
 
@@ -41,18 +44,34 @@ def from_matrix(
 
 def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
     """(N, D) each row at length 1; NaN where it is zero or not finite."""
-    wide_ND = row_ND.astype(np.float64)  # squares of large float32 overflow in their own type
-    length_N1 = np.sqrt(np.vecdot(wide_ND, wide_ND))[:, None]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit_ND = wide_ND / length_N1
-    unit_ND[~((length_N1[:, 0] > 0) & np.isfinite(length_N1[:, 0]))] = np.nan
-    return unit_ND.astype(np.float32)
+    unit_ND = np.empty(row_ND.shape, np.float32)
+    for part in blocks(len(row_ND)):
+        wide_BD = row_ND[part].astype(np.float64)  # squares of large float32 overflow in their type
+        length_B1 = np.sqrt(np.vecdot(wide_BD, wide_BD))[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            wide_BD /= length_B1
+        wide_BD[~((length_B1[:, 0] > 0) & np.isfinite(length_B1[:, 0]))] = np.nan
+        unit_ND[part] = wide_BD
+    return unit_ND
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Rows a few at a time, so that what is made of them in float64 stays in the cache."""
+    return (slice(start, start + CACHED) for start in range(0, rows, CACHED))
 
 
 def nearest(
     unit_ND: NDArray[np.float32], centre_KD: NDArray[np.float32]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """(N,) index of the centre with the greatest dot product, and (N,) that product.
+    """(N,) index of the centre with the greatest dot product, and (N,) that product."""
+    index_N = nearest_centre(unit_ND, centre_KD)
+    return index_N, row_dot(unit_ND, centre_KD[index_N])
+
+
+def nearest_centre(
+    unit_ND: NDArray[np.float32], centre_KD: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """(N,) index of the centre with the greatest dot product.
 
     Equal to the argmax in float64, ties to the smaller index, however rows are batched and the
     matrix product is blocked: float32 only rules out centres that rounding cannot make nearest.
@@ -74,7 +93,7 @@ def nearest(
         for row in np.split(tied_T, np.flatnonzero(np.diff(part_T)) + 1):
             index_B[row] = _nearest_in_float64(unit_ND[start + row], centre_KD, near_BK[row])
         index_N[start : start + step] = index_B
-    return index_N, row_dot(unit_ND, centre_KD[index_N])
+    return index_N
 
 
 def row_dot(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -93,7 +112,10 @@ def _nearest_in_float64(unit_TD, centre_KD, near_TK):
 
 
 def _wide_dot(a_ND, b_ND):
-    return np.vecdot(a_ND.astype(np.float64), b_ND.astype(np.float64))
+    dot_N = np.empty(len(a_ND))
+    for part in blocks(len(a_ND)):
+        dot_N[part] = np.vecdot(a_ND[part].astype(np.float64), b_ND[part].astype(np.float64))
+    return dot_N
 
 
 def _fixed_rows(chunk: pa.FixedSizeListArray, width: int) -> NDArray[np.float32]:

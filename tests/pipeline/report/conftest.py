@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image, ImageDraw
@@ -20,6 +22,14 @@ from pipeline.state import RunState
 OWN_STAGES = Path(__file__).parent / "own_stages"
 HOSTILE = """"><img src=x onerror=alert(1)> a tale of <script>alert(2)</script> & 'quotes'"""
 ROWS = 60
+TASKS = {  # of captions, by key
+    "numbers": {
+        "n/7": "drawing number 7",
+        "n/18": "Drawing number 18",
+        "n/100": "drawing number 100",
+    },
+    "tales": {"t/1": HOSTILE},
+}
 STAGES = """
 pool:    {uses: ingest.image_folder, path: "", shard_rows: 25}
 caption: {uses: annotate.caption, from: pool}
@@ -30,6 +40,10 @@ subset:
   from: [worth, look]
   where: min_side >= 30 AND aspect_ratio <= 3
   top: {column: luma_std, fraction: 0.8}
+same:    {uses: dedup.exact, from: pool, by: caption}
+hash:    {uses: annotate.phash, from: pool}
+near:    {uses: dedup.phash, from: hash, max_distance: 10}
+leaks:   {uses: dedup.against, from: pool, compare: caption, size: 3, tasks: ""}
 raw:     {uses: export.parquet, from: pool}
 shards:  {uses: export.parquet, from: subset}
 raw_models:  {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
@@ -67,11 +81,16 @@ def state(tmp_path_factory) -> Iterator[RunState]:
         draw(folder / "pool" / f"{row:03}.png", row)
         lines.append(json.dumps({"file_name": f"{row:03}.png", "text": caption(row)}))
     (folder / "pool" / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "tasks").mkdir()
+    for task, keys in TASKS.items():
+        table = pa.table({"key": list(keys), "text": list(keys.values())})
+        pq.write_table(table, folder / "tasks" / f"{task}.parquet")
     before = list(sys.path)
     sys.path.insert(0, str(OWN_STAGES))
     try:
         stages = yaml.safe_load(STAGES)
         stages["pool"]["path"] = str(folder / "pool")
+        stages["leaks"]["tasks"] = str(folder / "tasks")
         plan = make_plan(Recipe(name="drawn", path="drawn.yaml", seed=0, stages=stages))
         outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
         assert outcome.complete, outcome.stopped

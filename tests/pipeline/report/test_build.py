@@ -87,7 +87,7 @@ def test_it_says_what_ran_and_what_is_left(page, state):
 
 def test_a_run_without_a_finished_select_still_has_a_report(state, tmp_path):
     shutil.copytree(state.run.path, tmp_path / "copy")
-    for stage in ("subset", "worth"):
+    for stage in ("subset", "worth", "same", "near", "leaks"):
         shutil.rmtree(tmp_path / "copy" / state.plan.stages[stage].folder)
     page = Page(report(RunState(state.plan, Storage(str(tmp_path / "copy")))))
     assert "nothing yet" in page.text

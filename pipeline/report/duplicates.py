@@ -1,0 +1,119 @@
+"""What the stages that name a keeper found: groups of duplicates, their sizes, the largest ones.
+
+By column names, so that anybody's stage is shown: `duplicate_of` names the row that stays, and
+`earlier_uid` a row that need not. A group is the rows that lead to one row that is no duplicate.
+
+Held at once are two uids and a value of every row, and what groups them: some 100 bytes a row.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import DUPLICATE_OF, UID
+from pipeline.report.near import Bools, Cut, Pool, cut_of, spread, whole
+from pipeline.report.samples import strips_of
+from pipeline.state import RunState
+
+# Shapes: N rows of a pool.
+
+NEAR = {DUPLICATE_OF.name: "joined_at", "earlier_uid": "earlier_cosine"}  # beside a keeper
+ALIKE = Cut("earlier_cosine", ">=", "0.95")  # where no select has one
+SIZES = (2, 3, 6, 11, 101)  # that a class of groups begins with
+GROUPS = 6  # that are shown
+MEMBERS = 9  # of each, beside its keeper
+
+
+def duplicates(state: RunState) -> list[dict[str, Any]]:
+    """Of every finished stage that names keepers: duplicates, groups by size, the largest."""
+    found = []
+    for name, stage in state.stages.items():
+        written = {column.name: column.dtype for column in stage.planned.stage.writes}
+        if stage.planned.stage.gives == "rows" and stage.complete and stage.shards:
+            found += [
+                _grouped(state, name, keeper, near if near in written else None)
+                for keeper, near in NEAR.items()
+                if written.get(keeper) == UID.dtype
+            ]
+    return found
+
+
+def _grouped(state: RunState, name: str, keeper: str, near: str | None) -> dict[str, Any]:
+    planned = state.plan.stages[name]
+    assert planned.root is not None
+    bound = {"keeper": (name, keeper), **({"near": (name, near)} if near else {})}
+    pool = whole(state, planned.root, bound)
+    cut = cut_of(state, name, near) if near else None
+    duplicate_N = pool.table["keeper"].is_valid().to_numpy()
+    if keeper != DUPLICATE_OF.name:
+        cut = cut or ALIKE
+        duplicate_N &= cut.reached(pool.table["near"])
+    first_N = led_to(pool.table[UID.name], pool.table["keeper"], duplicate_N)
+    size_N = np.bincount(first_N, minlength=len(first_N))
+    largest = np.argsort(-size_N, kind="stable")[:GROUPS]
+    return {
+        "stage": name,
+        "uses": planned.uses,
+        "rows": len(first_N),
+        "duplicates": int(duplicate_N.sum()),
+        "sizes": sizes(size_N),
+        "largest": int(size_N.max(initial=1)),
+        "near": near,
+        "limits": planned.stage.limits.get(near) if near else None,
+        "cut": cut,
+        "reached": int(cut.reached(pool.table["near"]).sum()) if cut else 0,
+        "strips": _strips(state, name, pool, first_N, largest[size_N[largest] > 1], near, cut),
+    }
+
+
+def led_to(uid: pa.ChunkedArray, keeper: pa.ChunkedArray, duplicate_N: Bools) -> NDArray[np.int64]:
+    """(N,) the row that each row is led to from keeper to keeper; itself where no duplicate."""
+    next_N = np.arange(len(uid))
+    left_N = duplicate_N.copy()
+    # Where a uid repeats, the row of that uid that stays is meant, else the first.
+    for named in (np.flatnonzero(~duplicate_N), np.flatnonzero(duplicate_N)):
+        if left_N.any():
+            at = pc.index_in(keeper, value_set=uid.take(pa.array(named)))
+            found_N = left_N & at.is_valid().to_numpy()
+            next_N[found_N] = named[at.fill_null(0).to_numpy()[found_N]]
+            left_N &= ~found_N
+    for _ in range(len(uid).bit_length()):  # each round leads twice as far
+        further_N = next_N[next_N]
+        if (further_N == next_N).all():
+            break
+        next_N = further_N
+    return next_N
+
+
+def sizes(size_N: NDArray[np.int64]) -> list[int]:
+    """Groups of each class of sizes."""
+    groups = np.searchsorted(SIZES, size_N[size_N > 1], side="right") - 1
+    return list(map(int, np.bincount(groups, minlength=len(SIZES))))
+
+
+def _strips(
+    state: RunState,
+    name: str,
+    pool: Pool,
+    first_N: NDArray[np.int64],
+    largest: NDArray[np.int64],
+    near: str | None,
+    cut: Cut | None,
+) -> list[dict[str, Any]]:
+    """The largest groups: keeper first, then members from the nearest to the farthest."""
+    value = pool.table["near"] if near else None
+    past_N = ~cut.reached(value) if cut and value is not None else np.zeros(len(first_N), bool)
+    groups, shown = [], []
+    for first in largest.tolist():
+        members = np.flatnonzero(first_N == first)
+        few = spread(members[members != first], value, MEMBERS)
+        marks = ["keeper", *np.where(past_N[few], "past the cut", "").tolist()]
+        groups.append({"rows": len(members), "more": len(members) - len(marks), "marks": marks})
+        shown.append(pool.places([first, *few.tolist()]))
+    strips = strips_of(state, name, shown, [near] if near else [])
+    for strip in strips:
+        strip[0]["values"] = dict.fromkeys(strip[0]["values"])  # a keeper is near to nobody here
+    return [{**group, "samples": strip} for group, strip in zip(groups, strips, strict=True)]
