@@ -158,15 +158,17 @@ def _samples(
     """Picture, caption, rank and verdict of each chosen row."""
     every = sorted({place for few in places.values() for place in few})
     seen = samples_at(state, name, every)
-    bound = {"rank": (name, BALANCE_RANK.name), "kept": (name, KEEP.name)}
+    names = (BALANCE_RANK.name, "deciding_concept", KEEP.name)
+    bound = {column: (name, column) for column in names}
     said = dict(zip(every, rows_at(state, bound, every), strict=True))
     return {
         concept: [
             {
                 **seen[place],
                 "values": {
-                    BALANCE_RANK.name: said[place]["rank"],
-                    "": "kept" if said[place]["kept"] else "dropped",
+                    BALANCE_RANK.name: said[place][BALANCE_RANK.name],
+                    "by": said[place]["deciding_concept"],
+                    "verdict": "kept" if said[place][KEEP.name] else "dropped",
                 },
             }
             for place in few

@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from metadata.schema import IMAGE, PIXELS, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
@@ -48,11 +47,18 @@ def hashed(batch: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
     from stages.ops import perceptual
     from stages.ops.images import rows_of
 
-    pixels = batch[PIXELS.name]
-    pictures = [rgb for rgb in rows_of(pixels) if rgb is not None]
-    is_null_N = pixels.is_null().to_numpy()
-    at = pa.array(np.cumsum(~is_null_N) - 1, mask=is_null_N)  # which picture is whose
-    made = {c.name: pa.array(getattr(perceptual, c.name)(pictures)).take(at) for c in columns}
-    undefined = pc.make_struct(batch[IMAGE.name].is_null(), pixels.is_null())
-    reason = pc.case_when(undefined, *PHash.reasons).cast(REASON_TYPE)
-    return pa.table({**made, REASON.name: reason})
+    rows = rows_of(batch[PIXELS.name])
+    pictures = [rgb for rgb in rows if rgb is not None]
+    is_null_N = np.array([rgb is None for rgb in rows], bool)
+    made = {}
+    for column in columns:
+        hash_N = np.zeros(len(rows), np.uint64)
+        hash_N[~is_null_N] = getattr(perceptual, column.name)(pictures)
+        made[column.name] = pa.array(hash_N, mask=is_null_N)
+    # Row by row, of which there are 64: a call into Arrow costs as much as some ten small hashes.
+    image, (no_image, undecodable) = batch[IMAGE.name], PHash.reasons
+    reason = [
+        None if rgb is not None else undecodable if image[row].is_valid else no_image
+        for row, rgb in enumerate(rows)
+    ]
+    return pa.table({**made, REASON.name: pa.array(reason, REASON_TYPE)})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 # Shapes: N vectors in order, U distinct ones of them, D their width; B rows of a block, C columns
@@ -16,11 +17,10 @@ from numpy.typing import NDArray
 Precision = Literal["float32", "bfloat16"]
 Scores = Callable[[slice, slice], NDArray[np.float32]]  # (C, B) of a strip and a block
 
-GROUP = 16
-BLOCK = 512  # rows
-STRIP = 8192  # columns: 16 MB of scores
-PAIRS = 2**20  # kept for float64 until there are so many
-HALF_BITS = 2.0**-9  # bfloat16 rounds by at most this share
+GROUP = 8
+BLOCK = 256  # rows: half of a block's own square is compared for nothing
+STRIP = 8192  # columns: 8 MB of scores
+HALF_BITS = 2.0**-8  # bfloat16 rounds by at most this share
 FLOAT_BITS = 2.0**-24  # float32 by this
 
 
@@ -32,76 +32,81 @@ def most_similar_earlier(
     -1 and -1 for the first vector. No vector is zero or has a NaN. Equal to float64's cosines of
     all pairs, rounded to float32, whatever the precision: that says how fast, not what.
     """
-    place_U, group_N = distinct(row_ND)
-    cosine_U, earlier_U = _of_distinct(row_ND[place_U], precision)
+    length_N = _lengths(row_ND)
+    place_U, kind_N = distinct(row_ND, length_N)
+    if len(place_U) < len(row_ND):
+        row_ND, length_N = row_ND[place_U], length_N[place_U]
+    cosine_U, earlier_U = _of_distinct(row_ND, length_N, precision)
     earlier_U = np.where(earlier_U < 0, -1, place_U[earlier_U])
     # A copy is as near as can be to the first of its kind, and to what that is as near to.
     first_of_kind_U = np.where(cosine_U == 1, earlier_U, place_U)
-    is_copy_N = place_U[group_N] < np.arange(len(row_ND))
-    cosine_N = np.where(is_copy_N, np.float32(1), cosine_U[group_N])
-    return cosine_N, np.where(is_copy_N, first_of_kind_U[group_N], earlier_U[group_N])
+    is_copy_N = place_U[kind_N] < np.arange(len(kind_N))
+    cosine_N = np.where(is_copy_N, np.float32(1), cosine_U[kind_N])
+    return cosine_N, np.where(is_copy_N, first_of_kind_U[kind_N], earlier_U[kind_N])
 
 
-def distinct(row_ND: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def distinct(
+    row_ND: NDArray[np.float32], length_N: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(U,) where each vector stands first, ascending, and (N,) which of those each one is."""
     if not row_ND.size:
         return np.arange(min(1, len(row_ND))), np.zeros(len(row_ND), np.int64)
+    # Copies have one length, to the bit, and few others share theirs: few rows are compared whole.
+    _, of_length_N, count = np.unique(length_N, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(count[of_length_N] > 1)
     whole = np.dtype((np.void, row_ND.shape[1] * row_ND.itemsize))
-    key_N = np.ascontiguousarray(row_ND).view(whole)[:, 0]
-    _, place_U, kind_N = np.unique(key_N, return_index=True, return_inverse=True)
-    order_U = np.argsort(place_U)
-    number_U = np.empty_like(order_U)
-    number_U[order_U] = np.arange(len(order_U))
-    return place_U[order_U], number_U[kind_N]
+    key = np.ascontiguousarray(row_ND[shared]).view(whole)[:, 0]
+    _, first, kind = np.unique(key, return_index=True, return_inverse=True)
+    first_N = np.arange(len(row_ND))
+    first_N[shared] = shared[first[kind]]
+    return np.unique(first_N, return_inverse=True)
 
 
-def _of_distinct(row_UD, precision):
+def _of_distinct(row_UD, length_U, precision):
     """The same for vectors none of which is another's copy."""
     U = len(row_UD)
-    length_U = _lengths(row_UD)
     scores, gap = _coarse(row_UD, length_U, precision)
     cosine_U = np.full(U, -1, np.float32)
     earlier_U = np.full(U, -1, np.int64)
-    held: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    pairs = 0
     for start in range(0, U, BLOCK):
         block = slice(start, min(start + BLOCK, U))
         best_GB = _group_maxima(scores, block)
         group_P, row_P = np.nonzero((best_GB >= best_GB.max(axis=0) - gap) & (best_GB > -np.inf))
-        held.append((group_P, start + row_P))
-        pairs += len(row_P)
-        if pairs > PAIRS or block.stop == U:
-            group_P, row_P = map(np.concatenate, zip(*held, strict=True))
-            _decide(row_UD, length_U, group_P, row_P, cosine_U, earlier_U)
-            held, pairs = [], 0
+        _decide(row_UD, length_U, group_P, start + row_P, GROUP, cosine_U, earlier_U)
     return cosine_U, earlier_U
 
 
 def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
-    """Cosines of a strip and a block, and how far two of them may be from their true order.
+    """What orders the columns of a strip for each row of a block, and within what it is unsure.
 
     A sum of D products in float32 is off by at most D * 2^-24 in any order, for unit vectors; so
-    are their roundings, by 2^-24 or 2^-9 each. 1.01 covers the products of these.
+    are their roundings, by 2^-24 each. 1.01 covers the products of these.
     """
     U, D = row_UD.shape
+    unit_UD = np.empty((U, D), np.float32)
+    for part in _parts(U):
+        np.divide(row_UD[part], length_U[part, None], out=unit_UD[part], casting="same_kind")
+    off = (D + 4) * FLOAT_BITS
     if precision == "float32":
-        unit_UD = np.empty((U, D), np.float32)
-        for part in _parts(U):
-            unit_UD[part] = row_UD[part] / length_U[part, None]
-        gap = 2 * 1.01 * (D + 2) * FLOAT_BITS
-        return lambda strip, block: unit_UD[strip] @ unit_UD[block].T, np.float32(gap)
+        return lambda strip, block: unit_UD[strip] @ unit_UD[block].T, np.float32(2 * 1.01 * off)
     import torch  # what knows bfloat16
 
-    half_UD = torch.empty((U, D), dtype=torch.bfloat16)
-    for part in _parts(U):
-        unit_BD = (row_UD[part] / length_U[part, None]).astype(np.float32)
-        half_UD[part] = torch.from_numpy(unit_BD).bfloat16()
+    # Without what all have in common, at most 2 long, mostly less than 1, they lose less to
+    # rounding: (a - m)(b - m) + am, up to what is the same for all a, is ab.
+    common_D = unit_UD.mean(axis=0)
+    shift_U1 = torch.from_numpy(unit_UD @ common_D)[:, None]
+    unit_UD -= common_D
+    rest_UD = torch.from_numpy(unit_UD)
+    half_UD = rest_UD.bfloat16()
+    longest = float(rest_UD.norm(dim=1).max())
+    lost = max(float((half_UD[p].float() - rest_UD[p]).norm(dim=1).max()) for p in _parts(U))
 
     def scores(strip: slice, block: slice) -> NDArray[np.float32]:
-        return (half_UD[strip] @ half_UD[block].T).float().numpy()
+        return (half_UD[strip] @ half_UD[block].T).float().add_(shift_U1[strip]).numpy()
 
-    # Two factors and, at last, the result are rounded to bfloat16.
-    return scores, np.float32(2 * 1.01 * (3 * HALF_BITS + (D + 4) * FLOAT_BITS))
+    # Both factors are rounded, and at last the product.
+    off = 5 * off + lost * (2 * longest + lost) + HALF_BITS * (longest + lost) ** 2
+    return scores, np.float32(2 * 1.01 * off)
 
 
 def _group_maxima(scores: Scores, block: slice) -> NDArray[np.float32]:
@@ -124,35 +129,29 @@ def _group_maxima(scores: Scores, block: slice) -> NDArray[np.float32]:
     return best_GB
 
 
-def _decide(row_UD, length_U, group_P, row_P, cosine_U, earlier_U) -> None:
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # to sum many values at a time
+def _decide(row_UD, length_U, group_P, row_P, width, cosine_U, earlier_U):
     """Writes each row's greatest cosine in its groups, and the first column that has it."""
-    order_P = np.lexsort((row_P, group_P))  # ascending groups: of equal cosines the first stays
-    group_P, row_P = group_P[order_P], row_P[order_P]
-    first = np.flatnonzero(np.diff(group_P, prepend=-1))
-    for row in np.split(row_P, first[1:]) if len(row_P) else ():
-        begin = group_P[first[0]] * GROUP
-        first = first[1:]
-        column = slice(begin, min(begin + GROUP, len(row_UD)))
-        unit_CD = row_UD[column] / length_U[column, None]
-        for part in _parts(len(row)):
-            at = row[part]
-            cosine_BC = ((row_UD[at] / length_U[at, None]) @ unit_CD.T).astype(np.float32)
-            cosine_BC[np.arange(column.start, column.stop) >= at[:, None]] = -np.inf
-            best_B = cosine_BC.argmax(axis=1)
-            found_B = np.clip(cosine_BC[np.arange(len(at)), best_B], -1, 1)
-            better = (found_B > cosine_U[at]) | (earlier_U[at] < 0)
-            cosine_U[at[better]] = found_B[better]
-            earlier_U[at[better]] = begin + best_B[better]
+    for pair in range(len(row_P)):  # by ascending groups: of equal cosines the first stays
+        row, begin = row_P[pair], group_P[pair] * width
+        for column in range(begin, min(begin + width, row)):
+            dot = 0.0
+            for d in range(row_UD.shape[1]):
+                dot += np.float64(row_UD[row, d]) * np.float64(row_UD[column, d])
+            cosine = np.float32(dot / (length_U[row] * length_U[column]))
+            cosine = min(max(cosine, np.float32(-1)), np.float32(1))
+            if earlier_U[row] < 0 or cosine > cosine_U[row]:
+                cosine_U[row], earlier_U[row] = cosine, column
 
 
-def _lengths(row_UD) -> NDArray[np.float64]:
-    length_U = np.empty(len(row_UD))
-    for part in _parts(len(row_UD)):
-        wide_BD = row_UD[part].astype(np.float64)  # squares of large float32 overflow in their own
-        length_U[part] = np.sqrt(np.vecdot(wide_BD, wide_BD))
-    return length_U
+def _lengths(row_ND) -> NDArray[np.float64]:
+    length_N = np.empty(len(row_ND))
+    for part in _parts(len(row_ND)):
+        wide_BD = row_ND[part].astype(np.float64)  # squares of large float32 overflow in their own
+        length_N[part] = np.sqrt(np.vecdot(wide_BD, wide_BD))
+    return length_N
 
 
 def _parts(rows: int) -> list[slice]:
-    """The rows, so many that a float64 copy of them is small."""
-    return [slice(start, start + 4096) for start in range(0, rows, 4096)]
+    """The rows, so many that a float64 copy of them stays in the processor's cache."""
+    return [slice(start, start + 256) for start in range(0, rows, 256)]

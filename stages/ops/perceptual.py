@@ -15,12 +15,15 @@ from scipy.fft import dct
 
 from stages.ops.images import RGB
 
-# Shapes: N pictures; H height and W width of one; R, C rows and columns of its thumbnail; T taps.
+# Shapes: N pictures; H height and W width of one; R, C rows and columns of its thumbnail;
+# L frequencies of an axis, B bits; T taps.
 
 FIXED_BITS = 22  # of a weight behind the point, in Pillow
 LOBES = 3  # of the Lanczos filter
 SIDE = 32  # of the thumbnail that pHash transforms
 LOW = 8  # its lowest frequencies, of each axis
+WAVE_LR = dct(np.eye(SIDE), axis=0)[:LOW]
+TIE = 1e-6  # sums of 1024 products, each less than 1021, are off by less than 1e-8 in any order
 
 
 def phash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
@@ -31,10 +34,13 @@ def phash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
     median: in flat pictures, and in those with a mirror axis, half of whose frequencies are 0.
     """
     thumbnail_NRC = thumbnails(pictures, SIDE, SIDE).astype(np.float64)
-    # scipy's own sums, in its order: a product of matrices rounds otherwise where values tie.
-    low_NRC = dct(dct(thumbnail_NRC, axis=1)[:, :LOW], axis=2)[:, :, :LOW]
-    low_NB = low_NRC.reshape(len(pictures), LOW * LOW)
-    return _as_code(low_NB > np.median(low_NB, axis=1, keepdims=True))
+    above_NB = _above_median(WAVE_LR @ thumbnail_NRC @ WAVE_LR.T)
+    # Ties are for scipy's own sums, in its order, to decide: it takes 5 times as long.
+    tied = np.flatnonzero((np.abs(above_NB) < TIE).any(axis=1))
+    if len(tied):
+        down_NLC = dct(thumbnail_NRC[tied], axis=1)[:, :LOW]
+        above_NB[tied] = _above_median(dct(down_NLC, axis=2)[:, :, :LOW])
+    return _as_code(above_NB > 0)
 
 
 def dhash(pictures: Sequence[RGB]) -> NDArray[np.uint64]:
@@ -60,15 +66,13 @@ def thumbnails(pictures: Sequence[RGB], rows: int, columns: int) -> NDArray[np.u
         height, width = rgb.shape[:2]
         grey_HW = held[0, : height * width].reshape(height, width)
         _grey(rgb.reshape(height, 3 * width), grey_HW)
+        across, down = taps(width, columns), taps(height, rows)
         if rows < height and 2 * (width - columns) < height - rows:  # a tall picture: see Error
-            low_RW = _shrink(grey_HW, *taps(height, rows))
-            made_CR = _shrink(cv2.transpose(low_RW), *taps(width, columns))
-            made_NRC[number] = cv2.transpose(made_CR)
+            made_NRC[number] = _shrink_both(grey_HW, *down, *across).T
         else:
             grey_WH = held[1, : height * width].reshape(width, height)
             cv2.transpose(grey_HW, grey_WH)
-            narrow_CH = _shrink(grey_WH, *taps(width, columns))
-            made_NRC[number] = _shrink(cv2.transpose(narrow_CH), *taps(height, rows))
+            made_NRC[number] = _shrink_both(grey_WH, *across, *down)
     return made_NRC
 
 
@@ -108,6 +112,17 @@ def _grey(rgb_H3W, grey_HW):
 
 
 @njit(cache=True, nogil=True)
+def _shrink_both(picture_LS, start_R, weight_RT, start_C, weight_CT):
+    """(C, R) both axes shrunk, the first one first."""
+    low_RS = _shrink(picture_LS, start_R, weight_RT)
+    low_SR = np.empty(low_RS.shape[::-1], np.uint8)
+    for s in range(low_SR.shape[0]):
+        for row in range(low_SR.shape[1]):
+            low_SR[s, row] = low_RS[row, s]
+    return _shrink(low_SR, start_C, weight_CT)
+
+
+@njit(cache=True, nogil=True)
 def _shrink(picture_LS, start_R, weight_RT):
     """(R, S) weighted sums over the first axis, rounded and cut to 8 bits, each pass as Pillow."""
     length, side = picture_LS.shape
@@ -115,14 +130,26 @@ def _shrink(picture_LS, start_R, weight_RT):
     sum_S = np.empty(side, np.int32)
     for row in range(len(start_R)):
         sum_S[:] = 1 << (FIXED_BITS - 1)
-        for tap in range(min(weight_RT.shape[1], length - start_R[row])):
-            line_S, weight = picture_LS[start_R[row] + tap], weight_RT[row, tap]
+        begin, count = start_R[row], min(weight_RT.shape[1], length - start_R[row])
+        if count % 2:
             for s in range(side):
-                sum_S[s] += np.int32(line_S[s]) * weight
+                sum_S[s] += np.int32(picture_LS[begin, s]) * weight_RT[row, 0]
+        for tap in range(count % 2, count, 2):  # by twos: half as often are sums read and written
+            a_S, b_S = picture_LS[begin + tap], picture_LS[begin + tap + 1]
+            a, b = weight_RT[row, tap], weight_RT[row, tap + 1]
+            for s in range(side):
+                sum_S[s] += np.int32(a_S[s]) * a + np.int32(b_S[s]) * b
         made_S = made_RS[row]
         for s in range(side):
             made_S[s] = min(max(sum_S[s] >> FIXED_BITS, 0), 255)
     return made_RS
+
+
+def _above_median(low_NLL):
+    """(N, B) by how much each value exceeds its picture's median: np.median's, in half its time."""
+    low_NB = low_NLL.reshape(len(low_NLL), LOW * LOW)
+    middle_N2 = np.sort(low_NB, axis=1)[:, LOW * LOW // 2 - 1 : LOW * LOW // 2 + 1]
+    return low_NB - middle_N2.sum(axis=1, keepdims=True) / 2
 
 
 def _as_code(bit_NB: NDArray[np.bool_]) -> NDArray[np.uint64]:

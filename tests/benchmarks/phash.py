@@ -2,15 +2,18 @@
 
     python -m tests.benchmarks.phash
 
-A batch as the stage gets it, hashes equal bit for bit. imagehash spends its time in Pillow's grey
-and Lanczos filter; both are integer arithmetic, done here by compiled loops that the processor
-runs many values at a time. Without them ("Pillow, batched") little is won: that is why numba is a
-dependency (208 MB installed, 0.3 s to import in a worker, kernels cached on disk).
+From decoded pixels, a batch as the stage gets it, to integers that can be stored, equal bit for
+bit; decoding is outside, the same for all. imagehash spends its time in Pillow's grey and Lanczos
+filter; both are integer arithmetic, done here by compiled loops that the processor runs many values
+at a time. Its hex string, the form in which it stores a hash, is 20 us an image, a sixth of its
+time at 64. Without the loops ("Pillow, batched") little is won: that is why numba is a dependency
+(208 MB installed, 0.3 s to import in a worker, kernels cached on disk).
 
 Aim: 6x imagehash.
-Measured (2026-11-25, EPYC, 2 shared cores, load 4, CPU time, 25 rounds): 7.3x at a longer side of
-512 (6.2 to 8.2), 6.3x at 256 (4.8 to 7.3), 4.0x at 64 (3.2 to 5.3), where calls weigh more than
-pixels: the aim is met from 256 up. Pillow, batched: 1.2x, 1.3x, 1.7x.
+Measured (2026-11-25, EPYC, 2 shared cores, load 3, CPU time, three runs of 25 rounds): 8.2x at a
+longer side of 512 (6.4 to 13.0), 7.8x at 256 (6.2 to 10.4); 5.8x, 5.9x and 6.2x at 64 (4.9 to 7.2),
+where calls, and code that another's has pushed out of the cache, weigh more than pixels: there the
+aim is reached, and no more. Pillow, batched: 1.1x, 1.2x, 1.7x.
 """
 
 from time import process_time

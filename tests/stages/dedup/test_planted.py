@@ -3,42 +3,22 @@
 Floors, for a drawn pool of a few plain shapes in ten colours, to which a grey hash is blind.
 """
 
-from urllib.parse import urlsplit
-
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset import Inputs
-from pipeline.pools.build import build_pool
-from stages.annotate.phash import PHash
 from stages.dedup.minhash import MinHashDuplicate
 from stages.dedup.phash import PHashDuplicate
-from stages.ops.images import pixels_column
+from tests.stages.dedup.drawn import drawn_pool
 from tests.stages.dedup.test_minhash import expected
-
-LARGEST_BYTES = 1 << 20  # what is planted beyond is a bomb
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """uid, text, hash and truth of every row of a drawn pool."""
-    folder = tmp_path_factory.mktemp("planted") / "pool"
-    build_pool("generated", folder, rows=400)
-    rows = pq.read_table(folder / "metadata")
-
-    def body(url: str) -> bytes | None:
-        file = folder / "www" / urlsplit(url).path.lstrip("/")
-        there = file.is_file() and file.stat().st_size < LARGEST_BYTES
-        return file.read_bytes() if there else None
-
-    uid = pa.array([bytes.fromhex(text) for text in rows["uid"].to_pylist()], pa.binary(16))
-    image = pa.array(map(body, rows["url"].to_pylist()), pa.binary())
-    batch = pa.table({"uid": uid, "image": image, "pixels": pixels_column(image)})
-    phash = PHash().open(None)(batch)["phash"]
-    truth = pl.read_parquet(folder / "truth.parquet")
-    return pa.table({"uid": uid, "text": rows["text"], "phash": phash}), truth
+    rows, truth = drawn_pool(tmp_path_factory.mktemp("planted") / "pool", 400)
+    return rows.select(["uid", "text", "phash"]), truth
 
 
 def with_groups(ctx, shards, stage, truth: pl.DataFrame) -> pl.DataFrame:

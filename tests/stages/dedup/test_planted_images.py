@@ -4,49 +4,30 @@ Floors, for a drawn pool of a few plain shapes in ten colours and a model withou
 """
 
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset import Inputs
-from pipeline.pools.build import build_pool
-from stages.annotate.phash import PHash
 from stages.dedup.against import AgainstEvaluation
 from stages.dedup.exact import ExactDuplicate
 from stages.dedup.semantic import SemanticDuplicate
 from stages.embed.clip import ClipEmbedding
-from stages.ops.images import pixels_column
 from stages.ops.keeper import Keep
-
-LARGEST_BYTES = 1 << 20  # what is planted beyond is a bomb
+from tests.stages.dedup.drawn import drawn_pool
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """All rows of a drawn pool with image, hash and embedding, their truth, and the folder."""
     folder = tmp_path_factory.mktemp("planted") / "pool"
-    build_pool("generated", folder, rows=1000)
-    rows = pq.read_table(folder / "metadata")
-
-    def body(url: str) -> bytes | None:
-        file = folder / "www" / urlsplit(url).path.lstrip("/")
-        there = file.is_file() and file.stat().st_size < LARGEST_BYTES
-        return file.read_bytes() if there else None
-
-    uid = pa.array([bytes.fromhex(text) for text in rows["uid"].to_pylist()], pa.binary(16))
-    image = pa.array(map(body, rows["url"].to_pylist()), pa.binary())
-    batch = pa.table(
-        {"uid": uid, "image": image, "pixels": pixels_column(image), "text": rows["text"]}
-    )
-    columns = {"uid": uid, "image": image, "phash": PHash().open(None)(batch)["phash"]}
+    rows, truth = drawn_pool(folder, 1000)
     worker = SimpleNamespace(device="cpu", threads=1, model=None)
-    embedded = ClipEmbedding(model="reference").open(worker)(batch)["image_embedding"]
+    embedded = ClipEmbedding(model="reference").open(worker)(rows)["image_embedding"]
     everywhere = pa.array([0] * len(rows), pa.int32())  # one cluster
-    columns |= {"image_embedding": embedded, "cluster_id": everywhere}
-    return pa.table(columns), pl.read_parquet(folder / "truth.parquet"), folder
+    rows = rows.drop_columns(["pixels", "text"]).append_column("image_embedding", embedded)
+    return rows.append_column("cluster_id", everywhere), truth, folder
 
 
 def with_truth(ctx, shards, stage, truth: pl.DataFrame) -> pl.DataFrame:

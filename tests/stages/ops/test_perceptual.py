@@ -4,8 +4,9 @@ import imagehash
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.fft import dct
 
-from stages.ops.perceptual import dhash, phash, taps, thumbnails
+from stages.ops.perceptual import TIE, WAVE_LR, dhash, phash, taps, thumbnails
 
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -85,3 +86,10 @@ def test_read_only_pixels_are_hashed_as_they_are():
 
 def test_no_pictures_have_no_hashes():
     assert (phash([]).shape, phash([]).dtype, dhash([]).shape) == ((0,), np.uint64, (0,))
+
+
+def test_products_of_matrices_are_off_by_less_than_what_is_called_a_tie():
+    rng = np.random.default_rng(0)
+    thumbnail_NRC = rng.choice([0.0, 255.0], (200, 32, 32))
+    low_NRC = dct(dct(thumbnail_NRC, axis=1), axis=2)[:, :8, :8]
+    assert np.abs(WAVE_LR @ thumbnail_NRC @ WAVE_LR.T - low_NRC).max() < TIE / 100
