@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = verbs.add_parser("sweep", help="what a select stage would keep at other thresholds")
     _run_argument(sweep)
-    sweep.add_argument("--stage", required=True, help="a select.where stage")
+    sweep.add_argument("--stage", required=True, help="a select stage")
     sweep.add_argument(
         "--vary", required=True, metavar="NAME=START:STOP:STEP", help="clip_score=0.10:0.40:0.02"
     )
@@ -220,6 +220,8 @@ def _run(options: argparse.Namespace) -> int:
 
     plan = _planned(options)
     _check_retry(plan, options.retry)
+    for note in show.notes(plan):
+        print(f"clipmill: note: {note}", file=sys.stderr)
     executor = _executor(options)
     try:
         with watcher() as watch:

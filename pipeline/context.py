@@ -118,6 +118,10 @@ class RunContext:
         count = partitions or self._partitions()
         return self._shuffle(over, partial(by_hash, key, count), count)
 
+    def drop(self, shuffled: Any) -> None:
+        for folder in {file.rpartition("/")[0] for file, _ in shuffled.pieces}:
+            self._storage.delete_folder(folder)
+
     def restore(self, over: Any) -> None:
         home: PoolShards = self._home
         parents = self._made_of

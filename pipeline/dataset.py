@@ -93,7 +93,19 @@ class Context(Protocol):
 
     def shuffle(self, over: Shards, key: str, partitions: int | None = None) -> Shards:
         """The same rows in partitions by the hash of `key`: equal keys meet; memory is bounded
-        by a partition. Nulls meet in one partition. Rows keep shard and position."""
+        by a partition. Nulls meet in one partition. Rows keep shard and position.
+
+        A partition's number is the hash modulo how many there are: where a shuffle has n times as
+        many as another, every n-th of them, from i on, has the keys of the other's partition i.
+        """
+        ...
+
+    def drop(self, shuffled: Shards) -> None:
+        """Frees the storage of what `shuffle` gave, which is not read again.
+
+        To be called once all that was made of it is stored by later calls: so a stage that is
+        killed and run again, which does the same, has no need of it either.
+        """
         ...
 
     def restore(self, over: Shards) -> None:

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, UID
 from metadata.shard import NOT_SELECTED, read_stage
 from metadata.uid import halves
+from pipeline.bindings import Binding
 from pipeline.errors import RecipeError, StageError
-from pipeline.plan import Binding, Plan, PlannedStage
+from pipeline.plan import Plan, PlannedStage
 from pipeline.state import RunState
 
 UNDEFINED = "undefined:"

@@ -96,7 +96,8 @@ class Lines:
         )
 
     def unit(self, name: str, call: str, done: int, total: int) -> None:
-        pass
+        if done == total:
+            self._print(f"{name}: {call}, {total} {'unit' if total == 1 else 'units'}")
 
     def failed(self, name: str, failure: Failure) -> None:
         self._print(_failure_line(name, failure))

@@ -12,8 +12,9 @@ from metadata.record import ShardState
 from metadata.schema import POSITION, SHARD, UID
 from metadata.shard import read_stage
 from metadata.storage import Storage
+from pipeline.bindings import Binding
 from pipeline.dataset import TableFunction
-from pipeline.plan import Binding, Plan
+from pipeline.plan import Plan
 from pipeline.stage import DatasetStage
 
 WHOLE = 1 << 30  # rows: one batch for the whole shard

@@ -21,7 +21,7 @@ def plan_json(plan: Plan, state: RunState | None) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.path,
         "seed": plan.seed,
-        "stages": [_stage_json(planned, state) for planned in plan.stages.values()],
+        "stages": [_stage_json(plan, planned, state) for planned in plan.stages.values()],
     }
 
 
@@ -29,7 +29,7 @@ def plan_text(plan: Plan, state: RunState | None) -> str:
     """The same as a page: one paragraph a stage."""
     lines = [f"{plan.recipe.path}, seed {plan.seed}: {len(plan.stages)} stages", ""]
     for planned in plan.stages.values():
-        made = _stage_json(planned, state)
+        made = _stage_json(plan, planned, state)
         done = f"  [{made['done']}]" if "done" in made else ""
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
         for edge in ("from", "data", "model", "only"):
@@ -53,6 +53,8 @@ def plan_text(plan: Plan, state: RunState | None) -> str:
         if "candidates" in made:
             expected = [f"{n:.1e} of {int(k):,} rows" for k, n in made["candidates"].items()]
             lines.append(f"  compares  pairs: {', '.join(expected)}")
+        if "note" in made:
+            lines.append(f"  note      {made['note']}")
         needs = made["resources"]
         gpus = f", {needs['gpus']} GPUs" if needs["gpus"] else ""
         lines.append(
@@ -63,7 +65,7 @@ def plan_text(plan: Plan, state: RunState | None) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _stage_json(planned: PlannedStage, state: RunState | None) -> dict[str, Any]:
+def _stage_json(plan: Plan, planned: PlannedStage, state: RunState | None) -> dict[str, Any]:
     stage = planned.stage
     made: dict[str, Any] = {
         "name": planned.name,
@@ -91,9 +93,36 @@ def _stage_json(planned: PlannedStage, state: RunState | None) -> dict[str, Any]
         expected = {rows: stage.candidates(rows) for rows in _sizes(planned, state)}
         if None not in expected.values():
             made["candidates"] = {str(rows): pairs for rows, pairs in expected.items()}
+    note = _note(plan, planned)
+    if note:
+        made["note"] = note
     if state is not None:
         made["done"] = summary(state.stages[planned.name])
     return made
+
+
+def notes(plan: Plan) -> list[str]:
+    """What a user should know of a plan that can be run."""
+    found = {name: _note(plan, planned) for name, planned in plan.stages.items()}
+    return [f"'{name}': {note}" for name, note in found.items() if note]
+
+
+def _note(plan: Plan, planned: PlannedStage) -> str:
+    """Of a select: the stages it reads that name keepers, where they keep by several orders."""
+    if planned.uses != "select.where":
+        return ""
+    order: dict[str, Any] = {}
+    for name in sorted({source for source, _ in planned.bindings[0].values()}):
+        stage: Any = plan.stages[name].stage
+        if hasattr(stage, "keep"):
+            keep = stage.keep
+            order[name] = keep and (plan.stages[name].bindings[0][keep.column], keep.order)
+    if len(set(order.values())) < 2:
+        return ""
+    return (
+        f"{', '.join(order)} keep by several orders: of two copies each may go for the other."
+        " Give them one `keep`"
+    )
 
 
 def _sizes(planned: PlannedStage, state: RunState | None) -> tuple[int, ...]:

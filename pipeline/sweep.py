@@ -172,7 +172,9 @@ def _balance(planned: PlannedStage, vary: Vary) -> tuple[str, float, str, Any]:
             "give it `t`, without `per_language`; or vary `top.rows` of a select.where",
         )
     if vary.name != "t" or vary.sign != "=":
-        raise RecipeError(f"'{vary.name}'", "--vary", "write t=START:STOP:STEP")
+        raise RecipeError(f"'{vary.name}{vary.sign}'", "--vary", "write t=START:STOP:STEP")
+    if vary.values[0] <= 0:
+        raise RecipeError(f"t is {vary.values[0]}", "--vary", "t lies above 0")
     return f"t = {stage.t:g}", stage.t, BALANCE_RANK.name, partial(by_t, vary.values)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metadata.schema import DUPLICATE_OF, IMAGE, KEEP, REASON, TEXT, UID
+from metadata.schema import BALANCE_RANK, DUPLICATE_OF, IMAGE, KEEP, REASON, TEXT, UID
 from metadata.shard import NOT_SELECTED, read_file, read_stage
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
@@ -144,6 +144,12 @@ def _add_keepers(
             text = binding(state, name, TEXT.name)
             (row,) = rows_at(state, {"text": text} if text else {}, [place])
             keeper |= {"shard": place[0], "position": place[1], "text": _shown(row.get("text"))}
+            keeper["dropped_by"] = [
+                select
+                for select in (other["stage"] for other in stages if KEEP.name in other["values"])
+                if state.plan.stages[select].root == state.plan.stages[name].root
+                and not state.cell(select, *place, [KEEP.name])[KEEP.name]
+            ]
 
 
 def _places(state: RunState, root: str, uids: set[bytes], own: Place) -> dict[bytes, Place]:
@@ -226,6 +232,12 @@ def _sentence(
             if column not in KEEPERS or not other:
                 value = {**said["values"], REASON.name: said["reason"]}[column]
                 values.append(f"{read} is {value!r}")
+    own = stages[stage]["values"]
+    if "balance_t" in own and own[BALANCE_RANK.name] is not None:  # what a balance says of itself
+        rank, t = own[BALANCE_RANK.name], own["balance_t"]
+        values.append(
+            f"its least draw, of {own['deciding_concept']!r}, is {rank:.4g}, and t is {t:g}"
+        )
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
     return "; ".join([f"{by}: {code}", *([", ".join(values)] if values else []), *others])
 
@@ -236,7 +248,8 @@ def _other(said: dict[str, Any]) -> str:
     if "keeper" in said:
         keeper = said["keeper"]
         how = NEAR if "joined_at" in values else KEEPERS[keeper["column"]]
-        return f"{how} is {keeper['uid'][:8]}… ({_place(keeper)}){_caption(keeper)}"
+        gone = f", itself dropped by '{keeper['dropped_by'][0]}'" if keeper["dropped_by"] else ""
+        return f"{how} is {keeper['uid'][:8]}… ({_place(keeper)}{gone}){_caption(keeper)}"
     if values.get("eval_task") and values.get("eval_key"):
         return f"nearest to it is sample {values['eval_key']!r} of task {values['eval_task']!r}"
     return ""

@@ -161,6 +161,10 @@ CASES = {
         + "  more: {uses: annotate.caption, from: keep, read: {text: keep}}",
         *("keep.keep is bool, and 'text' is string", "mine.yaml:5", "bind another column"),
     ),
+    "a keeper by what has no order": Case(
+        POOL + "  same: {uses: dedup.exact, from: pool, by: url, keep: {column: text, order: asc}}",
+        *("pool.text is string, and 'text' is double", "mine.yaml:3", "`keep` ranks by numbers"),
+    ),
     # Conditions
     "an aggregate": Case(select("url = MAX(url)"), "aggregate", "mine.yaml:4", "`top`"),
     "a subquery": Case(select("url IN (SELECT 1)"), "subquery", "mine.yaml:4", "where.py"),

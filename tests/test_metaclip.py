@@ -80,7 +80,9 @@ def test_why_names_the_deciding_concept(clipmill, balanced):
     lost = stored(balanced, "balanced").filter(reason="balanced_out").row(0, named=True)
     said = clipmill("why", lost["uid"].hex(), "--run", balanced)
     assert f"deciding_concept       {lost['deciding_concept']}" in said.out
-    assert "dropped by 'balanced': balanced_out" in said.out
+    assert "dropped by 'balanced': balanced_out; its least draw, of " in said.out
+    rank = f"{lost['deciding_concept']!r}, is {lost['balance_rank']:.4g}, and t is {T}"
+    assert rank in said.out
 
 
 @pytest.mark.parametrize(("rows", "workers"), [(37, 2), (5000, 1)])
@@ -115,8 +117,9 @@ def test_another_t_is_a_query_that_sweep_can_ask(clipmill, large, balanced, tmp_
     for folder, more in ((balanced, 0), (out, unmatched)):
         points = clipmill(*itself, "--run", folder).json["points"]
         assert [point["kept"] - more for point in points] == [half, whole]
-    wrong = clipmill("sweep", "--stage", "balanced", "--vary", "rows=1:2:1", "--run", balanced)
-    assert wrong.code == 2
+    for wrong in ("rows=1:2:1", "t=0:2:1"):
+        vary = ("--stage", "balanced", "--vary", wrong)
+        assert clipmill("sweep", "--run", balanced, *vary).code == 2
 
 
 def test_a_list_changed_since_matching_is_refused_and_a_digest_matches_anew(
@@ -132,7 +135,12 @@ def test_a_list_changed_since_matching_is_refused_and_a_digest_matches_anew(
     assert said.code == 1
     digest = json.loads(clipmill("concepts", "show", tmp_path / "concepts.json", "--json").out)
     assert f"match again with `digest: {digest['digest']}`" in said.out + said.err
-    assert clipmill(*run, "--set", f"matched.digest={digest['digest']}").code == 0
+    anew = (*run, "--set", f"matched.digest={digest['digest']}")
+    assert clipmill(*anew).code == 0
+    (tmp_path / "concepts.json").write_text(json.dumps(HEADS))  # after all is done, too
+    said = clipmill(*anew)
+    assert said.code == 1
+    assert "and the list is now" in said.out + said.err
 
 
 def test_the_demo_recipe_whole(clipmill, tmp_path):

@@ -60,11 +60,32 @@ def comparisons(stage: Any) -> list[Comparison]:
             sign, left, right = signs[type(node)], node.this.unnest(), node.expression.unnest()
             if left.is_number:
                 sign, left, right = MIRRORED.get(sign, sign), right, left
-            if isinstance(left, exp.Column) and right.is_number:
+            name = _column(left)
+            if name and right.is_number:
                 place = next(i for i, other in enumerate(nodes) if other is right)
-                name = ".".join(part.name for part in left.parts)
                 found.append(Comparison(name, sign, right.sql(), index, place))
     return found
+
+
+def thresholds(stage: Any) -> list[tuple[str, float]]:
+    """Every number that a column is held against in the stage's `where`, in whichever form."""
+    exp = _sql().exp
+    found = [(at.column, float(at.number)) for at in comparisons(stage)]
+    for conjunct in stage.conjuncts:
+        for node in conjunct.tree.find_all(exp.Between, exp.In):
+            sides = (node.args.get("low"), node.args.get("high"), *node.expressions)
+            name = _column(node.this.unnest())
+            numbers = [float(side.sql()) for side in sides if side is not None and side.is_number]
+            found += [(name, number) for number in numbers if name]
+    return found
+
+
+def _column(tree: Any) -> str | None:
+    """The column that a side of a comparison is, whatever stands in for its nulls."""
+    exp = _sql().exp
+    if isinstance(tree, exp.Coalesce):
+        tree = tree.this.unnest()
+    return ".".join(part.name for part in tree.parts) if isinstance(tree, exp.Column) else None
 
 
 def by_number(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from metadata.record import ShardState
 from metadata.schema import KEEP, LANGUAGE, UID, URL
 from metadata.shard import read_stage
-from pipeline.plan import Binding, PlannedStage
+from pipeline.bindings import Binding
+from pipeline.plan import PlannedStage
 from pipeline.rows import WHOLE, Part, PoolShards
 from pipeline.state import RunState
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from metadata.schema import (
     DUPLICATE_OF,
     IMAGE,
+    KEEP,
     POSITION,
     REASON,
     REASON_TYPE,
@@ -25,7 +26,14 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage
-from stages.ops.keeper import PREFERENCE, Keep, best_first, preference
+from stages.ops.keeper import (
+    DROPPED,
+    PREFERENCE,
+    Keep,
+    best_first,
+    dropped_before,
+    preference,
+)
 
 # Column that is compared, and reasons: where that has no value, and where what is in it has none.
 READS = {
@@ -57,6 +65,7 @@ class ExactDuplicate(DatasetStage):
 
     version = 1
     determinism = "exact"
+    optional_reads = (KEEP,)
     writes = (DUPLICATE_OF,)
 
     def __post_init__(self) -> None:
@@ -66,11 +75,11 @@ class ExactDuplicate(DatasetStage):
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
         compared = self.columns or (READS[self.by][0],)
-        return (*compared, *([self.keep.column] if self.keep else []))
+        return (*compared, *([self.keep.reads] if self.keep else []))
 
     @property
     def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
-        return ("no_value",) if self.columns else READS[self.by][1]
+        return DROPPED, *(("no_value",) if self.columns else READS[self.by][1])
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
@@ -86,8 +95,9 @@ def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
     else:
         value = shard[READS[stage.by][0].name]
         key, absent = KEYS[stage.by](value), value.is_null()
-    undefined = pc.make_struct(absent, key.is_null())
-    reason = pc.case_when(undefined, stage.reasons[0], stage.reasons[-1])
+    undefined = pc.make_struct(dropped_before(shard), absent, key.is_null())
+    reason = pc.case_when(undefined, DROPPED, stage.reasons[1], stage.reasons[-1])
+    key = pc.if_else(reason.is_null(), key, None)
     rows = shard.select(IDENTITY).append_column("key", key)
     rows = rows.append_column(PREFERENCE.name, preference(stage.keep, shard))
     return rows.append_column(REASON.name, reason.cast(REASON_TYPE))

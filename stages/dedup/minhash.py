@@ -1,22 +1,25 @@
 """Near copies of captions, or of any text, by the pieces that they share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import DUPLICATE_OF, POSITION, SHARD, TEXT, UID, Column
-from pipeline.dataset import Context, Inputs
+from metadata.schema import DUPLICATE_OF, KEEP, POSITION, SHARD, TEXT, UID, Column
+from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.stage import DatasetStage
+from stages.dedup import _recall
 from stages.ops.bands import bands_for
-from stages.ops.keeper import PREFERENCE, Keep, preference
+from stages.ops.keeper import DROPPED, PREFERENCE, Keep, dropped_before, preference
 
-# Shapes: N texts, B bands of a signature, E pairs of texts.
+# Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
+# texts, S texts of a block.
 
 JOINED_AT = Column(
     "joined_at",
@@ -25,6 +28,8 @@ JOINED_AT = Column(
     "Similarity at which the row's group falls to a better row; null where it never does.",
 )
 REACH = 8  # how far apart in its order two texts of one band are compared
+PARTITION_BYTES = 128 << 20  # of pairs with their texts
+BLOCK_BYTES = 1 << 20  # of text that is cut in pieces at a time
 TEMPLATE, NEXT = 1024, 1  # texts from which a band is a template's, and how far they are there
 
 
@@ -40,9 +45,9 @@ class MinHashDuplicate(DatasetStage):
     Datasets, Leskovec et al., 3.4). Pieces are runs of characters or words of the text in lower
     case, with single spaces; a shorter text is one piece.
     Error: similarities are exact, so no pair is wrong; a pair at `min_jaccard` is missed with a
-    chance of at most 1 - `min_recall`, a closer one far more rarely (docs/dedup.md). Where more
-    than 9 texts share a band, each is compared with its neighbours in a fixed order only: a
-    template's group stays together, but heights in it may come out lower.
+    chance of at most 1 - `min_recall`, a closer one far more rarely; out/recall.json tells how many
+    were found. Where more than 9 texts share a band, each is compared with its neighbours in a
+    fixed order only: heights in a template's group may come out lower, and it may fall into a few.
     """
 
     min_jaccard: float = 0.7
@@ -57,7 +62,8 @@ class MinHashDuplicate(DatasetStage):
     version = 1
     determinism = "exact"
     writes = (JOINED_AT, DUPLICATE_OF)
-    reasons = ("no_text", "empty_text")
+    optional_reads = (KEEP,)
+    reasons = (DROPPED, "no_text", "empty_text")
 
     def __post_init__(self) -> None:
         if not 0 < self.min_jaccard <= 1 or not 0 < self.min_recall < 1:
@@ -76,24 +82,33 @@ class MinHashDuplicate(DatasetStage):
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
-        return (replace(TEXT, name=self.column), *([self.keep.column] if self.keep else []))
+        return (replace(TEXT, name=self.column), *([self.keep.reads] if self.keep else []))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.ops.linkage import link, partitions_for
-        from stages.ops.together import Beside, Together
+        from stages.ops.linkage import add, link, partitions_for
+        from stages.ops.together import Beside, Gathered, Together
 
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         partitions = partitions_for(inputs.rows)
         with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(with_text, "node", partitions)  # equal texts meet
+        chance = _recall.DRAWN / max(1, sum(map(inputs.rows.rows, range(len(inputs.rows)))))
+        seen = ctx.map(partial(surveyed, rows, chance), list(range(partitions)))
         # A text is filed under every band, in rows that are a quarter as wide.
         wide = max(1, partitions * self.bands[0] // 4)
         met = ctx.shuffle(ctx.map_shards(partial(filed_under_bands, self), rows), "band", wide)
+        # Most texts have few pairs, those of a template many: they set how fine these are parted.
+        size_bytes = int(ctx.reduce(counted, met, add)["pairs"]) * pair_bytes(seen)
+        finer = partitions * (int(size_bytes / partitions / PARTITION_BYTES) + 1)
         # Pairs go where their first text is, then with it to where the second one is.
-        pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", partitions)
-        halfway = ctx.shuffle(Beside(first_texts, (rows, pairs)), "b", partitions)
-        near = Beside(partial(similar, self), (rows, halfway))
-        linked = link(ctx, rows, near, equal=-1, partitions=partitions, joined_at=JOINED_AT)
+        pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", finer)
+        ctx.drop(met)
+        halfway = ctx.shuffle(Beside(first_texts, (rows, pairs)), "b", finer)
+        ctx.drop(pairs)
+        edges = ctx.shuffle(Gathered(partial(similar, self), rows, halfway), "a", partitions)
+        ctx.drop(halfway)
+        _recall.report(self, ctx, [text for one in seen for text in one["drawn"]], rows, edges)
+        linked = link(ctx, rows, edges, equal=-1, partitions=partitions, joined_at=JOINED_AT)
         textless = ctx.map_shards(partial(without_text, self.column), inputs.rows)
         ctx.restore(Together((textless, linked)))
 
@@ -105,7 +120,8 @@ def texts(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
     text = plain(shard[column])
     rows = shard.select([UID.name, SHARD.name, POSITION.name])
     rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
-    rows = rows.append_column("plain", text).filter(text.is_valid())
+    rows = rows.append_column("plain", text)
+    rows = rows.filter(pc.and_not(text.is_valid(), dropped_before(shard)))
     return rows.append_column("node", pa.array(digests(rows["plain"])))
 
 
@@ -114,7 +130,8 @@ def without_text(column: str, shard: pa.Table) -> pa.Table:
     from stages.ops.linkage import unlinked
     from stages.ops.shingles import plain
 
-    missing = pc.make_struct(shard[column].is_null(), plain(shard[column]).is_null())
+    no_text, is_empty = shard[column].is_null(), plain(shard[column]).is_null()
+    missing = pc.make_struct(dropped_before(shard), no_text, is_empty)
     return unlinked(shard, JOINED_AT, pc.case_when(missing, *MinHashDuplicate.reasons))
 
 
@@ -124,28 +141,57 @@ def distinct_texts(rows: pa.Table) -> tuple[NDArray[np.uint64], pa.Array]:
     return node_V, rows["plain"].combine_chunks().take(pa.array(first_V))
 
 
+def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[str, Any]:
+    """How many distinct texts a partition has, their bytes, and some of them."""
+    from stages.ops.shingles import sizes
+
+    node_V, text = distinct_texts(rows.table(partition))
+    drawn = _recall.drawn(text, node_V, chance)
+    return {"texts": len(text), "bytes": int(sizes(text).sum()), "drawn": drawn}
+
+
+def pair_bytes(seen: list[dict[str, Any]]) -> float:
+    """Bytes of two nodes and a text, on average."""
+    return 24 + sum(one["bytes"] for one in seen) / max(1, sum(one["texts"] for one in seen))
+
+
 def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
     """Each distinct text of a partition, under each band of its signature."""
     from stages.ops import minhash, shingles
 
     node_V, text = distinct_texts(rows)
-    found = shingles.pieces(text, stage.unit, stage.size)
-    signature_VK = minhash.signatures(
-        shingles.hashes(found), found.end, stage.permutations, stage.permutation_seed
-    )
-    key_VB = minhash.band_keys(signature_VK, *stage.bands)
+    key_VB = np.empty((len(text), stage.bands[0]), np.uint64)
+    for part in shingles.blocks(shingles.sizes(text), BLOCK_BYTES):
+        found = shingles.pieces(text[part], stage.unit, stage.size)
+        signature_VK = minhash.signatures(
+            shingles.hashes(found), found.end, stage.permutations, stage.permutation_seed
+        )
+        key_VB[part] = minhash.band_keys(signature_VK, *stage.bands)
     next_VB = np.roll(key_VB, -1, axis=1)  # orders a template's band: who shares more lies nearer
     node = np.repeat(node_V, key_VB.shape[1])
     names = ["band", "next", "node"]
     return pa.table([pa.array(c) for c in (key_VB.ravel(), next_VB.ravel(), node)], names)
 
 
+def counted(met: pa.Table) -> State:
+    """How many pairs `candidates` makes."""
+    from stages.ops.hamming import runs
+
+    _, size_R = runs(np.sort(met["band"].to_numpy()))
+    reach_R = np.where(size_R > TEMPLATE, NEXT, np.minimum(REACH, size_R - 1))
+    pairs_R = reach_R * size_R - reach_R * (reach_R + 1) // 2
+    return {"pairs": np.array(pairs_R.sum())}
+
+
 def candidates(met: pa.Table) -> pa.Table:
-    """Pairs of nodes under one band, each once."""
+    """Pairs of nodes under one band."""
     from stages.ops.hamming import neighbours, runs
 
     band_M, next_M, node_M = (met[name].to_numpy() for name in ("band", "next", "node"))
-    order_M = np.lexsort((node_M, next_M, band_M))
+    order_M = np.argsort(band_M)
+    _, size_R = runs(band_M[order_M])
+    order_M = order_M[np.repeat(size_R, size_R) > 1]  # most stand alone, and need no order
+    order_M = order_M[np.lexsort((node_M[order_M], next_M[order_M], band_M[order_M]))]
     node_M = node_M[order_M]
     first_R, size_R = runs(band_M[order_M])
     is_template_R = size_R > TEMPLATE
@@ -155,35 +201,47 @@ def candidates(met: pa.Table) -> pa.Table:
     )
     ends = [np.sort(node_M[np.stack(places)], axis=0) for places in pairs]
     a_E, b_E = np.concatenate([np.empty((2, 0), np.uint64), *ends], axis=1)
-    return each_once(pa.table({"a": pa.array(a_E), "b": pa.array(b_E)}))
-
-
-def each_once(pairs: pa.Table) -> pa.Table:
-    """The pairs without repetition."""
-    return pairs.group_by(["a", "b"], use_threads=False).aggregate([])
+    return pa.table({"a": pa.array(a_E), "b": pa.array(b_E)})
 
 
 def first_texts(rows: pa.Table, pairs: pa.Table) -> pa.Table:
-    """The pairs, each with the text of its first node."""
+    """The pairs, each once, with the text of its first node."""
     node_V, text = distinct_texts(rows)
-    pairs = each_once(pairs)  # they met under several bands
+    pairs = pairs.group_by(["a", "b"], use_threads=False).aggregate([])  # they met in several bands
     at_E = np.searchsorted(node_V, pairs["a"].to_numpy())
     return pairs.append_column("first", text.take(pa.array(at_E)))
 
 
-def similar(stage: MinHashDuplicate, rows: pa.Table, halfway: pa.Table) -> pa.Table:
+def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) -> pa.Table:
     """The pairs whose texts reach min_jaccard, as edges: the most similar are the lowest."""
-    from stages.ops import shingles
-    from stages.ops.linkage import as_edges
+    from stages.ops.linkage import EDGE, as_edges, thinned
 
-    a_E, b_E = halfway["a"].to_numpy(), halfway["b"].to_numpy()
-    first_V, at_V, first_E = np.unique(a_E, return_index=True, return_inverse=True)
     node_V, text = distinct_texts(rows)
-    second_V, second_E = np.unique(np.searchsorted(node_V, b_E), return_inverse=True)
-    firsts = halfway["first"].combine_chunks().take(pa.array(at_V))
-    both = pa.concat_arrays([firsts, text.take(pa.array(second_V))])
-    found = shingles.pieces(both, stage.unit, stage.size)
-    sets = shingles.distinct(shingles.hashes(found), found.end)
-    jaccard_E = shingles.jaccard(sets, first_E, len(first_V) + second_E).astype(np.float32)
-    near = jaccard_E >= np.float32(stage.min_jaccard)  # as `where` compares
-    return as_edges(a_E[near], b_E[near], -jaccard_E[near])
+    edges = EDGE.empty_table()
+    for halfway in parts:
+        a_E, b_E = halfway["a"].to_numpy(), halfway["b"].to_numpy()
+        second_E = np.searchsorted(node_V, b_E)
+        jaccard_E = similarity(stage, halfway["first"].combine_chunks(), text, second_E)
+        near = jaccard_E >= np.float32(stage.min_jaccard)  # as `where` compares
+        more = as_edges(a_E[near], b_E[near], -jaccard_E[near])
+        edges = thinned(pa.concat_tables([edges, more])).select(EDGE.names)
+    return edges
+
+
+def similarity(
+    stage: MinHashDuplicate, first_E: pa.Array, text_V: pa.Array, second_E: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(E,) Jaccard of each first text and the text whose number is beside it."""
+    from stages.ops import shingles
+
+    jaccard_E = np.empty(len(first_E), np.float32)
+    order_E = np.argsort(second_E, kind="stable")
+    size_E = shingles.sizes(first_E) + shingles.sizes(text_V)[second_E]
+    for part in shingles.blocks(size_E[order_E], BLOCK_BYTES):
+        at = order_E[part]
+        second_S, second = np.unique(second_E[at], return_inverse=True)
+        both = [first_E.take(pa.array(at)), text_V.take(pa.array(second_S))]
+        found = shingles.pieces(pa.concat_arrays(both), stage.unit, stage.size)
+        ends = np.arange(len(at)), len(at) + second
+        jaccard_E[at] = shingles.jaccard(shingles.numbers(found), found.end, *ends)
+    return jaccard_E

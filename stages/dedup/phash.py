@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import DUPLICATE_OF, POSITION, SHARD, UID, Column
+from metadata.schema import DUPLICATE_OF, KEEP, POSITION, SHARD, UID, Column
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage
-from stages.ops.keeper import PREFERENCE, Keep, preference
+from stages.ops.keeper import DROPPED, PREFERENCE, Keep, dropped_before, preference
 
 JOINED_AT = Column(
     "joined_at",
@@ -35,14 +35,15 @@ class PHashDuplicate(DatasetStage):
     10^8 of them, and fast with the distance (docs/dedup.md). Flat images are near each other.
     """
 
-    max_distance: int = 3
+    max_distance: int = 2  # two pHashes differ in an even number of bits: half of each are 1
     column: str = HASH.name
     keep: Keep | None = None  # then the least uid
 
     version = 1
     determinism = "exact"
     writes = (JOINED_AT, DUPLICATE_OF)
-    reasons = ("no_hash",)
+    optional_reads = (KEEP,)
+    reasons = (DROPPED, "no_hash")
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_distance <= 10:
@@ -57,7 +58,7 @@ class PHashDuplicate(DatasetStage):
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
-        return (replace(HASH, name=self.column), *([self.keep.column] if self.keep else []))
+        return (replace(HASH, name=self.column), *([self.keep.reads] if self.keep else []))
 
     def candidates(self, rows: int) -> float:
         """Of codes that are nobody's copy: two share the bits of a key by chance."""
@@ -80,7 +81,9 @@ class PHashDuplicate(DatasetStage):
         wide = max(1, partitions * len(masks(self.max_distance)) // 4)
         met = ctx.shuffle(filed, "key", wide)
         near = ctx.map_shards(partial(near_edges, self.max_distance), met)
-        linked = link(ctx, rows, near, equal=0, partitions=partitions, joined_at=JOINED_AT)
+        edges = ctx.shuffle(near, "a", partitions)
+        ctx.drop(met)
+        linked = link(ctx, rows, edges, equal=0, partitions=partitions, joined_at=JOINED_AT)
         unhashed = ctx.map_shards(partial(without_hash, self.column), inputs.rows)
         ctx.restore(Together((unhashed, linked)))
 
@@ -90,15 +93,15 @@ def with_hash(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
     rows = shard.select([UID.name, SHARD.name, POSITION.name])
     rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
     rows = rows.append_column("node", shard[column])
-    return rows.filter(pc.is_valid(rows["node"]))
+    return rows.filter(pc.and_not(pc.is_valid(rows["node"]), dropped_before(shard)))
 
 
 def without_hash(column: str, shard: pa.Table) -> pa.Table:
     """The rows that have none, with the reason."""
     from stages.ops.linkage import unlinked
 
-    reason = pc.if_else(shard[column].is_null(), *PHashDuplicate.reasons, None)
-    return unlinked(shard, JOINED_AT, reason)
+    missing = pc.make_struct(dropped_before(shard), shard[column].is_null())
+    return unlinked(shard, JOINED_AT, pc.case_when(missing, *PHashDuplicate.reasons))
 
 
 def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:

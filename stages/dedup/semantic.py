@@ -12,6 +12,7 @@ from metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IMAGE_EMBEDDING,
+    KEEP,
     POSITION,
     REASON,
     REASON_TYPE,
@@ -22,7 +23,14 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage, Resources, location
 from stages.ops.earlier import Precision, most_similar_earlier
-from stages.ops.keeper import PREFERENCE, Keep, best_first, preference
+from stages.ops.keeper import (
+    DROPPED,
+    PREFERENCE,
+    Keep,
+    best_first,
+    dropped_before,
+    preference,
+)
 from stages.ops.vectors import as_matrix
 
 # Shapes: N rows of a partition, D width of a vector.
@@ -62,11 +70,12 @@ class SemanticDuplicate(DatasetStage):
     version = 1
     determinism = "exact"
     writes = (EARLIER_COSINE, EARLIER_UID)
-    reasons = ("no_embedding", "zero_or_nan_embedding", "no_cluster")
+    optional_reads = (KEEP,)
+    reasons = (DROPPED, "no_embedding", "zero_or_nan_embedding", "no_cluster")
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
-        return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, self.keep.column
+        return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, self.keep.reads
 
     @property
     def resources(self) -> Resources:  # type: ignore[override]  # a large cluster needs more
@@ -84,7 +93,9 @@ def with_order(column: str, keep: Keep, shard: pa.Table) -> pa.Table:
     vector_ND = as_matrix(shard[column])
     defined_N = np.isfinite(vector_ND).all(axis=1) & vector_ND.any(axis=1)
     cluster = shard[CLUSTER_ID.name]
-    undefined = pc.make_struct(shard[column].is_null(), pa.array(~defined_N), cluster.is_null())
+    undefined = pc.make_struct(
+        dropped_before(shard), shard[column].is_null(), pa.array(~defined_N), cluster.is_null()
+    )
     reason = pc.case_when(undefined, *SemanticDuplicate.reasons)
     rows = shard.select(IDENTITY)
     rows = rows.append_column(PREFERENCE.name, preference(keep, shard))

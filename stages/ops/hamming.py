@@ -16,6 +16,7 @@ from stages.ops.merging import fall
 
 MAX_RADIUS = 10  # imagededup's default; unrelated pictures are as near as that
 CROWD = 4096  # codes under one key from which neighbours are looked up, not compared
+MANY = 2**21  # pairs from which only a forest of them is held
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
 
@@ -48,7 +49,7 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
     """Pairs of distinct codes at most `radius` apart under an equal key, and their distances.
 
-    All such pairs; in a crowd, those that a minimum spanning tree of it may need.
+    All such pairs; of many, or in a crowd, those that a minimum spanning forest may need.
     """
     order_N = np.lexsort((code_N, key_N))
     key_N, code_N = key_N[order_N], code_N[order_N]
@@ -58,10 +59,14 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
         a, b, distance = crowd_pairs(code_N[start : start + size], radius)
         found.append((start + a, start + b, distance))
     size_R[size_R > CROWD] = 1  # done
+    held = 0
     for a, b in neighbours(first_R, size_R):
         distance = np.bitwise_count(code_N[a] ^ code_N[b])
         near = np.flatnonzero((distance <= radius) & (distance > 0))
         found.append((a[near], b[near], distance[near]))
+        held += len(near)
+        if held > MANY:
+            (found, _), held = _thinned(found, len(code_N)), 0
     a, b, distance = _joined(found)
     return order_N[a], order_N[b], distance
 
@@ -102,18 +107,26 @@ def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
     for level in range(1, radius + 1):
         largest = np.bincount(root_C).argmax()
         outside = np.flatnonzero(root_C != largest)
+        held = 0
         for flipped in combinations(bits, level):
             wanted = code_C[outside] ^ np.bitwise_or.reduce(flipped)
             at = np.minimum(np.searchsorted(code_C, wanted), len(code_C) - 1)
             hit = (code_C[at] == wanted) & (root_C[at] != root_C[outside])
             a, b = outside[hit], at[hit]
             found.append((a, b, np.full(len(a), level, np.uint8)))
-        found = [_joined(found)]
-        a, b, distance = found[0]
-        edge_C, root_C = fall(a, b, distance.astype(np.float32), len(code_C))
-        kept = edge_C[edge_C >= 0]
-        found = [(a[kept], b[kept], distance[kept])]
+            held += len(a)
+            if held > len(code_C):  # where many bits vary, memory would grow with them
+                (found, root_C), held = _thinned(found, len(code_C)), 0
+        found, root_C = _thinned(found, len(code_C))
     return found[0]
+
+
+def _thinned(pairs: list[Pairs], codes: int) -> tuple[list[Pairs], NDArray[np.int64]]:
+    """A minimum spanning forest of the pairs, and (C,) the root of each code's tree."""
+    a, b, distance = _joined(pairs)
+    edge_C, root_C = fall(a, b, distance.astype(np.float32), codes)
+    kept = edge_C[edge_C >= 0]
+    return [(a[kept], b[kept], distance[kept])], root_C
 
 
 def _joined(pairs: list[Pairs]) -> Pairs:

@@ -5,17 +5,20 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import POSITION, SHARD, UID, Column
+from metadata.schema import KEEP, POSITION, SHARD, UID, Column
 from metadata.uid import halves
-from pipeline.errors import StageError
 
 # Shapes: N rows.
 
 PREFERENCE = Column("preference", pa.uint64(), "0 up", "The lowest stays; the last has no value.")
 WORST = np.uint64(2**64 - 1)
 SIGN = np.uint64(2**63)
+DROPPED = (
+    "dropped_before"  # the reason of a row that an earlier select dropped: it keeps nobody out
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,25 @@ class Keep:
 
     column: str  # `name` or `stage.name`
     order: Literal["asc", "desc"]
+
+    @property
+    def reads(self) -> Column:
+        return Rankable(self.column, pa.float64(), "any", "`keep` ranks by numbers, or by truth.")
+
+
+class Rankable(Column):
+    """A column of numbers or truth values, of any width."""
+
+    def accepts(self, dtype: pa.DataType) -> bool:
+        kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
+        return any(is_kind(dtype) for is_kind in kinds)
+
+
+def dropped_before(rows: pa.Table) -> pa.Array:
+    """Whether an earlier select dropped each row; of none where there is no select."""
+    if KEEP.name not in rows.column_names:
+        return pa.array(np.zeros(len(rows), bool))
+    return pc.invert(rows[KEEP.name].combine_chunks().fill_null(False))
 
 
 def preference(keep: Keep | None, rows: pa.Table) -> pa.Array:
@@ -39,15 +61,9 @@ def preference(keep: Keep | None, rows: pa.Table) -> pa.Array:
         missing_N = np.isnan(value_N)
     elif value.type == pa.uint64():
         rank_N, missing_N = value.fill_null(0).to_numpy(), value.is_null().to_numpy(False)
-    elif pa.types.is_integer(value.type) or pa.types.is_boolean(value.type):
+    else:
         signed_N = value.cast(pa.int64()).fill_null(0).to_numpy()
         rank_N, missing_N = signed_N.view(np.uint64) ^ SIGN, value.is_null().to_numpy(False)
-    else:
-        raise StageError(
-            found=f"column '{keep.column}' is of type {value.type}",
-            where="key `keep`",
-            do="name a column of numbers or truth values",
-        )
     if keep.order == "desc":
         rank_N = ~rank_N
     return pa.array(np.where(missing_N, WORST, rank_N))

@@ -47,23 +47,28 @@ def link(
 ) -> Together:
     """Every row, in no order: joined_at, the size of that height or null, and duplicate_of.
 
-    rows: those of ROW, shuffled by node; edges: those of EDGE, by height from the nearest up, all
-    above `equal`, which is the height between rows of one node. Memory is bounded by a partition,
-    and at last by the largest group: its rows and one edge a node meet in one place.
+    rows: those of ROW, shuffled by node; edges: those of EDGE, shuffled by a and then dropped, by
+    height from the nearest up, all above `equal`, which is the height between rows of one node.
+    Memory is bounded by a partition, and at last by the largest group: its rows and one edge a node
+    meet in one place. Storage holds one round.
     """
-    forest = ctx.shuffle(edges, "a", partitions)
-    pointers = ctx.shuffle(ctx.map_shards(thinned, forest), "x", partitions)
-    while True:
+    pointers = ctx.shuffle(ctx.map_shards(thinned, edges), "x", partitions)
+    ctx.drop(edges)
+    is_settled = False
+    while not is_settled:
         # Rounds are calls of their own, each journalled: a killed stage goes on in its round.
-        meeting = ctx.shuffle(ctx.map_shards(contracted, pointers), "key", partitions)
+        before = pointers
+        meeting = ctx.shuffle(ctx.map_shards(contracted, before), "key", partitions)
         pointers = ctx.shuffle(ctx.map_shards(jumped, meeting), "x", partitions)
-        if not ctx.reduce(unsettled, pointers, add)["unsettled"]:
-            break
+        is_settled = not ctx.reduce(unsettled, pointers, add)["unsettled"]
+        ctx.drop(before)
+        ctx.drop(meeting)
     labels = ctx.shuffle(ctx.map_shards(labels_of, pointers), NODE.name, partitions)
     grouped = Beside(partial(labelled, True), (rows, labels))
     groups = ctx.shuffle(
         Together((grouped, ctx.map_shards(labelled_edges, pointers))), LABEL, partitions
     )
+    ctx.drop(pointers)
     alone = Beside(partial(settled_alone, equal, joined_at), (rows, labels))
     return Together((alone, ctx.map_shards(partial(settled, equal, joined_at), groups)))
 

@@ -51,13 +51,35 @@ class Together(Combined):
 
 @dataclass(frozen=True)
 class Beside(Combined):
-    """What a function makes of partition i of each: of shuffles by equal keys into as many."""
+    """What a function makes of partition i of each: of shuffles by equal keys.
+
+    One into a divisor of the others' number begins again: its partition has the keys of theirs.
+    """
 
     function: Callable[..., pa.Table]
     members: tuple[Shards, ...]
 
     def __len__(self) -> int:
-        return len(self.members[0])
+        return max(map(len, self.members))
 
     def table(self, index: int) -> pa.Table:
-        return self.function(*(member.table(index) for member in self.members))
+        return self.function(*(member.table(index % len(member)) for member in self.members))
+
+
+@dataclass(frozen=True)
+class Gathered(Combined):
+    """What a function makes of partition i, and one by one of those of a finer shuffle there.
+
+    Both are by equal keys, and the finer one into a multiple of the other's number.
+    """
+
+    function: Callable[[pa.Table, Iterator[pa.Table]], pa.Table]
+    whole: Shards
+    finer: Shards
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def table(self, index: int) -> pa.Table:
+        parts = range(index, len(self.finer), len(self.whole))
+        return self.function(self.whole.table(index), map(self.finer.table, parts))

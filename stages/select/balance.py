@@ -29,7 +29,7 @@ from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage
 from stages.ops import cut
-from stages.ops.concept_lists import opened
+from stages.ops.concept_lists import glanced, opened
 from stages.ops.draws import Draw, Pairs
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
@@ -101,6 +101,10 @@ class Balance(DatasetStage):
             )
         if self.per_language and (name in ("rows", "fraction") or value == np.inf):
             raise ValueError("per_language goes with a finite `t` or with `tail_share`")
+
+    def outside(self) -> str:
+        """The time and size of the list's file: another list than was matched with is refused."""
+        return glanced(self.concepts)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them

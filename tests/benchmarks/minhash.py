@@ -7,9 +7,9 @@ Signatures are equal int for int. numpy hashes and permutes each distinct piece 
 where pieces repeat and not where they don't; so the loops are numba's (see phash.py for its cost).
 
 Aim: 10x datasketch.
-Measured (2026-11-25, EPYC, 2 shared cores, load 4 to 7, CPU time): 10.6x on characters by fives, 64
-a caption (10.5 to 14.8; 11.6x, 10.9 to 12.2, in a run before), 16.2x on words, 9 a caption (15.4 to
-17.4): 160,000 and 620,000 captions a CPU-second. numpy: 0.5x and 1.8x.
+Measured (2026-11-25, EPYC, 2 shared cores, load 1, CPU time): 12.6x on characters by fives, 64 a
+caption (11.2 to 14.2), 13.7x on words, 9 a caption (13.4 to 14.2): 190,000 and 560,000 captions a
+CPU-second. numpy: 0.7x and 1.7x.
 """
 
 import hashlib

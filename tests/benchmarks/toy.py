@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,20 +34,55 @@ class Silent:
     def finished(self, name, state): ...
 
 
+class Storing(Silent):
+    """Sees how much the journals in a folder hold at most, at the end of a call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.most_bytes = folder, 0
+
+    def unit(self, name, call, done, total):
+        if done == total:
+            files = [path for path in self.folder.rglob("calls*/**/*") if path.is_file()]
+            self.most_bytes = max(self.most_bytes, sum(path.stat().st_size for path in files))
+
+
 def plan_of(stages: Mapping[str, dict[str, Any]]) -> Plan:
     """The plan of a recipe that stands in the code."""
     return make_plan(Recipe(name="toy", path="toy.yaml", seed=0, stages=dict(stages)))
 
 
-def run_toy(plan: Plan, folder: Path, workers: int) -> RunState:
+def run_toy(plan: Plan, folder: Path, workers: int, watcher: Silent | None = None) -> RunState:
     """The finished run."""
     executor = LocalExecutor(workers)
     try:
-        outcome = run_plan(plan, Storage(str(folder)), executor, Silent())
+        outcome = run_plan(plan, Storage(str(folder)), executor, watcher or Silent())
     finally:
         executor.close()
     assert outcome.complete, outcome.stopped
     return outcome.state
+
+
+def measured(pool: dict[str, Any], stage: dict[str, Any], folder: Path) -> tuple[Storage, Any]:
+    """The folder of a stage that has run over a pool, in this process; its seconds, and the peak.
+
+    The pool is made by `fill`, in another process, or its memory would count.
+    """
+    run_toy(plan_of({"pool": pool}), folder, workers=0)  # it is there: this loads the engine
+    plan = plan_of({"pool": pool, "near": {"from": "pool", **stage}})
+    watcher = Storing(folder / "stages")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun, cpu = time.perf_counter(), time.process_time()
+    state = run_toy(plan, folder, workers=0, watcher=watcher)
+    said = {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time() - cpu}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said |= {"peak_mb": peak / 1024, "grown_mb": (peak - before) / 1024}
+    said |= {"journal_mb": watcher.most_bytes / 2**20}
+    return state.stages["near"].folder, said
+
+
+def fill(pool: dict[str, Any], folder: Path) -> None:
+    """Makes a pool for `measured`."""
+    run_toy(plan_of({"pool": pool}), folder, workers=2)
 
 
 @contextmanager

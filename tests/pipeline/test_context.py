@@ -124,6 +124,40 @@ def test_equal_keys_meet_nulls_meet_and_every_row_comes_home(program):
     assert [record.rows for _, [record] in sorted(ran.records("it").items())] == [12, 8, 0, 11]
 
 
+def finer_shuffle(inputs, ctx):
+    rows = ctx.map_shards(third, inputs.rows)
+    for count in (2, 6):
+        parts = ctx.shuffle(rows, "third", count)
+        CALLED.append([set(parts.table(i)["third"].to_pylist()) for i in range(count)])
+    store(inputs.rows, ctx)
+
+
+def test_of_a_finer_shuffle_every_nth_partition_has_the_keys_of_one(program):
+    program("finer_shuffle")
+    coarse, fine = CALLED
+    assert [fine[i] | fine[i + 2] | fine[i + 4] for i in range(2)] == coarse
+    assert all(coarse)
+
+
+def drops_then_trouble(inputs, ctx):
+    parts = ctx.shuffle(inputs.rows, "number", 2)
+    again = ctx.shuffle(ctx.map_shards(third, parts), "third", 3)
+    ctx.drop(ctx.map_shards(third, parts))
+    ctx.map(fail_at_two, [2])
+    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), again))
+
+
+def test_what_is_dropped_is_gone_and_not_missed_by_a_stage_that_goes_on(
+    program, engine, monkeypatch
+):
+    assert "two" in program("drops_then_trouble").error("it")
+    [journal] = (engine.folder / "run").glob("stages/it-*/calls-*")
+    assert {path.name for path in journal.glob("*.data")} == {"02-shuffle.data"}
+    assert (journal / "01-shuffle.json").exists()
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    assert program("drops_then_trouble").column("it", "value") == list(range(31))
+
+
 def loses_a_row(inputs, ctx):
     parts = ctx.shuffle(inputs.rows, "number", 2)
     less = ctx.map_shards(lambda rows: rows.filter(pc.not_equal(rows["number"], 3)), parts)

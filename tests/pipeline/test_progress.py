@@ -35,6 +35,12 @@ def test_a_line_says_shard_rows_failures_and_speed(capsys):
     )
 
 
+def test_a_call_of_a_dataset_stage_is_told_when_it_is_done(capsys):
+    for done in (1, 2, 3):
+        Lines().unit("near", "02-shuffle", done, 3)
+    assert capsys.readouterr().err == "near: 02-shuffle, 3 units\n"
+
+
 def test_a_failed_shard_says_what_where_and_what_to_do(capsys):
     Lines().failed("pool", FAILURE)
     assert capsys.readouterr().err == (

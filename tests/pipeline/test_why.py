@@ -202,7 +202,7 @@ def named(own_stages, tmp_path_factory):
         (
             6,
             "dropped by 'last': same.duplicate_of IS NULL; equal to it, and better, is 00000000…"
-            f" (shard 1, position 1): '{'x' * 80}…'",
+            f" (shard 1, position 1, itself dropped by 'last'): '{'x' * 80}…'",
         ),
         (0, "kept by 'last'; keeper of 1 row in 'same'"),
         (1, "kept by 'last'; keeper of 1 row in 'alike'"),
@@ -216,7 +216,7 @@ def test_a_sentence_names_the_keeper_or_the_evaluation_sample(row, sentence, nam
 
 def test_who_the_keeper_is_stands_with_the_stage_that_names_it(named):
     found = {said["stage"]: said for said in why(named, number(2))["stages"]}
-    keeper = {"uid": number(0), "shard": 0, "position": 0, "text": ROWS[0][0]}
+    keeper = {"uid": number(0), "shard": 0, "position": 0, "text": ROWS[0][0], "dropped_by": []}
     assert found["same"]["keeper"] == {"column": "duplicate_of", **keeper}
     assert found["near"]["keeper"] == {"column": "earlier_uid", **keeper}
     assert "keeper_of" not in found["same"]

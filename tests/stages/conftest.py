@@ -3,6 +3,7 @@
 import shutil
 import zlib
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,7 +69,12 @@ class MemoryContext:
             return MemoryShards()
         rows = pa.concat_tables(over)
         part = np.array([zlib.crc32(repr(v).encode()) % partitions for v in rows[key].to_pylist()])
-        return MemoryShards(*(rows.filter(pa.array(part == p)) for p in range(partitions)))
+        order = np.argsort(part, kind="stable")
+        rows, bounds = rows.take(order), np.searchsorted(part[order], range(partitions + 1))
+        return MemoryShards(*(rows[a:b].combine_chunks() for a, b in pairwise(bounds.tolist())))
+
+    def drop(self, shuffled):
+        shuffled.clear()
 
     def restore(self, over):
         rows = pa.concat_tables(t.unify_dictionaries() for t in over).sort_by(

@@ -1,11 +1,15 @@
 """MinHashDuplicate against every pair of sets at every Jaccard; bad rows, scripts, templates."""
 
+import json
+from collections import Counter
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.dataset import Inputs
-from stages.dedup import minhash
+from stages.dedup import _recall, minhash
 from stages.dedup.minhash import MinHashDuplicate
 from stages.ops import linkage
 from stages.ops.keeper import Keep
@@ -60,6 +64,8 @@ def test_values_are_those_of_all_pairs_at_all_similarities(
     for _ in range(40):
         rows, floor = int(rng.integers(1, 30)), float(rng.choice([0.3, 0.5, 0.7, 0.8, 1]))
         monkeypatch.setattr(linkage, "PARTITION_ROWS", int(rng.integers(4, 60)))
+        monkeypatch.setattr(minhash, "PARTITION_BYTES", int(rng.integers(200, 9_000)))
+        monkeypatch.setattr(minhash, "BLOCK_BYTES", int(rng.integers(1, 400)))
         texts = [" ".join(rng.choice(WORDS, int(rng.integers(1, 6)))) for _ in range(rows)]
         texts = [rng.choice([None, " ", t.upper(), t], p=[0.1, 0.1, 0.2, 0.6]) for t in texts]
         whole = table(texts, rng.permutation(1_000)[:rows], rng.integers(0, 4, rows))
@@ -143,25 +149,75 @@ def test_a_pool_with_nothing_to_compare_has_no_duplicates(texts, memory_shards, 
 
 
 def test_a_template_is_compared_with_its_neighbours_only_and_still_found(
-    memory_shards, memory_context
+    memory_shards, memory_context, monkeypatch
 ):
-    rows = 3_000
-    texts = [f"photograph number {n} of the great collection of the museum" for n in range(rows)]
+    """And in tables of a size that does not grow with its texts."""
+    monkeypatch.setattr(minhash, "PARTITION_BYTES", 50_000)
+    monkeypatch.setattr(minhash, "TEMPLATE", 400)
+    handed = {}
+    for rows in (600, 1_200):
+        texts = [
+            f"photograph number {n} of the great collection of the museum" for n in range(rows)
+        ]
+        ctx = memory_context()
+        tables = []
+        shuffle = ctx.shuffle
+        ctx.shuffle = partial(kept, shuffle, tables)
+        stage = MinHashDuplicate(min_jaccard=0.7)
+        stage.run(Inputs(rows=memory_shards(table(texts))), ctx)
+        tables = [t for t in tables if "b" in t.column_names and "height" not in t.column_names]
+        halfway = [t for t in tables if "first" in t.column_names]
+        assert sum(map(len, halfway)) < rows * stage.bands[0] * minhash.REACH < rows * rows / 2
+        assert pa.concat_tables(ctx.stored)["duplicate_of"].null_count == 1
+        handed[rows] = max(t.nbytes for t in tables)
+        assert handed[rows] < 3 * minhash.PARTITION_BYTES < sum(t.nbytes for t in halfway)
+    assert handed[1_200] < 1.5 * handed[600]
+
+
+def kept(shuffle, tables: list[pa.Table], over, key, partitions):
+    """The shuffle, whose tables are seen."""
+    made = shuffle(over, key, partitions)
+    tables.extend(made)
+    return made
+
+
+def test_pairs_are_counted_before_they_are_made(monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(minhash, "TEMPLATE", 30)
+    for most in (1, 3, 12, 60):
+        band, upcoming, node = rng.integers(0, [[300 // most], [9], [2**62]], (3, 300), np.uint64)
+        met = pa.table({"band": band, "next": upcoming, "node": node})
+        assert minhash.counted(met)["pairs"] == len(minhash.candidates(met))
+
+
+def test_recall_is_said_by_the_formula_and_of_texts_that_are_drawn(
+    memory_shards, memory_context, monkeypatch
+):
+    monkeypatch.setattr(linkage, "PARTITION_ROWS", 90)
+    monkeypatch.setattr(_recall, "DRAWN", 10_000)  # so all are
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(300)]
+    texts += texts[:9]  # equal texts are one
+    sets = [pieces(text, "word", 1) for text in dict.fromkeys(texts)]
+    best_N = [max(len(a & b) / len(a | b) for b in sets if b is not a) for a in sets]
     ctx = memory_context()
-    compared = 0
-    shuffle = ctx.shuffle
-
-    def counted(over, key, partitions):
-        nonlocal compared
-        made = shuffle(over, key, partitions)
-        compared += sum(map(len, made)) if key == "b" else 0
-        return made
-
-    ctx.shuffle = counted
-    stage = MinHashDuplicate(min_jaccard=0.8)
-    stage.run(Inputs(rows=memory_shards(table(texts))), ctx)
-    assert compared < rows * stage.bands[0] * minhash.REACH < rows * rows / 2
-    assert pa.concat_tables(ctx.stored)["duplicate_of"].null_count == 1
+    few_bands = {"permutations": 6, "min_recall": 0.7}
+    out = deduplicated(
+        ctx, memory_shards(table(texts)), unit="word", size=1, min_jaccard=0.8, **few_bands
+    )
+    said = json.loads((ctx.out / "recall.json").read_text())
+    assert (said["bands"], said["rows"]) == (2, 3)
+    assert said["pairs_compared"] == {
+        str(s): round(1 - (1 - s**3) ** 2, 6) for s in (0.8, 0.85, 0.9, 1.0)
+    }
+    drawn = said["texts_drawn"]
+    assert drawn["all"] == len(sets)
+    assert drawn["with_a_near_one"] == sum(best >= 0.8 for best in best_N)
+    # Who was joined is what the stage stores: texts that are not alone in their group.
+    best = [b or u for u, b in zip(*(out[n].to_pylist() for n in VALUES[::2]), strict=True)]
+    groups = Counter(dict(zip(texts, best, strict=True)).values())
+    assert drawn["joined"] == sum(size for size in groups.values() if size > 1)
+    assert drawn["joined_to_the_nearest"] < drawn["joined"] < drawn["with_a_near_one"]
 
 
 def test_another_column_can_be_read():

@@ -1,5 +1,7 @@
 """A dedup stage in the engine: killed in any call, and in any round, it goes on from there."""
 
+import contextlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,6 +9,7 @@ import pytest
 
 from metadata.shard import read_stage
 from metadata.storage import Storage
+from pipeline.context import RunContext
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
@@ -76,18 +79,67 @@ def run(pool, monkeypatch):
     return run
 
 
-def test_killed_after_the_first_unit_of_any_call_the_rest_is_done_and_nothing_twice(run, tmp_path):
-    whole = Watcher()
+class DiesEverywhere(Watcher):
+    """Dies once in every call, after its first unit, and once in every drop, at its first file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.survived: set[str] = set()
+
+    def unit(self, name, call, done, total):
+        super().unit(name, call, done, total)
+        self.die_once(call)
+
+    def drop(self, ctx, shuffled):
+        file = shuffled.pieces[0][0]
+        if file not in self.survived:
+            ctx._storage.delete(file)
+        self.die_once(file)
+        DROP(ctx, shuffled)
+
+    def die_once(self, place: str) -> None:
+        if place not in self.survived:
+            self.survived.add(place)
+            raise KilledError
+
+
+DROP = RunContext.drop
+
+
+def test_killed_in_every_call_and_every_drop_the_rest_is_done_and_nothing_twice(
+    run, tmp_path, monkeypatch
+):
+    whole, dying = Watcher(), DiesEverywhere()
     expected = run(tmp_path / "whole", whole)
     rounds = {call for call in whole.calls if call.endswith("-reduce")}
-    assert len(rounds) > 1, "one round would be no test of rounds"
+    assert len(rounds) > 4, "three are no rounds, and one round would be no test of them"
     assert sum(row["duplicate_of"] is not None for row in expected) > ROWS / 2
-    inside_a_call = [
-        n for n in range(1, len(whole.calls)) if whole.calls[n - 2] != whole.calls[n - 1]
-    ]
-    for number in inside_a_call:
-        folder, killed, again = tmp_path / str(number), Watcher(number), Watcher()
-        with pytest.raises(KilledError):
-            run(folder, killed)
-        assert run(folder, again) == expected
-        assert killed.calls + again.calls == whole.calls, f"killed after unit {number}"
+    monkeypatch.setattr(RunContext, "drop", lambda ctx, shuffled: dying.drop(ctx, shuffled))
+    found = None
+    while found is None:
+        with contextlib.suppress(KilledError):
+            found = run(tmp_path / "killed", dying)
+    assert found == expected
+    assert dying.calls == whole.calls
+    assert len(dying.survived) > len(set(whole.calls)), "it died in drops too"
+
+
+class Hoarding(Watcher):
+    """Counts the calls whose shuffled rows are in storage."""
+
+    def __init__(self, folder) -> None:
+        super().__init__()
+        self.folder, self.held = folder, 0
+
+    def unit(self, name, call, done, total):
+        super().unit(name, call, done, total)
+        held = [path.name for path in self.folder.glob("stages/same-*/calls-*/*-shuffle.data")]
+        self.held = max(self.held, len(held))
+
+
+def test_storage_holds_a_round_at_most(run, tmp_path):
+    watcher = Hoarding(tmp_path)
+    run(tmp_path, watcher)
+    shuffles = {call for call in watcher.calls if call.endswith("-shuffle")}
+    assert watcher.held == 4, "the rows, and a round's three"
+    assert len(shuffles) > 8

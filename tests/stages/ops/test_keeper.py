@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import StageError
 from stages.ops.keeper import Keep, best_first, preference
 
 NAN = float("nan")
@@ -39,9 +38,15 @@ def test_minus_zero_is_zero():
     assert ranked(pa.array([0.0, -0.0, 0.0]), "desc") == [0, 1, 2]
 
 
-def test_text_has_no_order_and_the_error_says_so():
-    with pytest.raises(StageError, match="'it' is of type string"):
-        ranked(pa.array(["a"]), "asc")
+def test_numbers_and_truth_values_have_an_order_and_nothing_else_has():
+    column = Keep(column="it", order="asc").reads
+    assert column.name == "it"
+    assert all(
+        column.accepts(dtype) for dtype in (pa.uint64(), pa.int8(), pa.float32(), pa.bool_())
+    )
+    assert not any(
+        column.accepts(dtype) for dtype in (pa.string(), pa.binary(), pa.list_(pa.int8()))
+    )
 
 
 def test_ties_go_to_the_least_uid_and_then_to_the_first_place():

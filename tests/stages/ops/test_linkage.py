@@ -29,7 +29,8 @@ def grouped(ctx, memory_shards, node_N, edges: list[pa.Table], partitions: int) 
     """The rows in their order."""
     rows = ctx.shuffle([row_table(node_N)], "node", partitions)
     shards = memory_shards(*(e.append_column("shard", pa.nulls(len(e))) for e in edges))
-    out = link(ctx, rows, shards, equal=0, partitions=partitions, joined_at=HEIGHT)
+    met = ctx.shuffle(shards, "a", partitions)
+    out = link(ctx, rows, met, equal=0, partitions=partitions, joined_at=HEIGHT)
     return pa.concat_tables(t.unify_dictionaries() for t in out).sort_by("position")
 
 

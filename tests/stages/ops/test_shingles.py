@@ -5,7 +5,16 @@ import pyarrow as pa
 import pytest
 from datasketch.hashfunc import sha1_hash32, sha1_hash64
 
-from stages.ops.shingles import digests, distinct, hashes, jaccard, pieces, plain
+from stages.ops.shingles import (
+    blocks,
+    digests,
+    distinct,
+    hashes,
+    jaccard,
+    numbers,
+    pieces,
+    plain,
+)
 
 TEXTS = [
     "a b  c",
@@ -81,14 +90,37 @@ def test_hashes_are_datasketchs_in_any_number():
 def test_jaccard_is_that_of_the_sets():
     rng = np.random.default_rng(0)
     lists = [rng.integers(0, 12, rng.integers(0, 15)).tolist() for _ in range(60)]
-    item_P = np.array([item for one in lists for item in one], np.uint64)
-    sets = distinct(item_P, np.cumsum([len(one) for one in lists]))
+    number_P = np.array([item for one in lists for item in one], np.uint64)
     a_E, b_E = (ends.ravel() for ends in np.meshgrid(np.arange(60), np.arange(60)))
     expected = [
         len({*lists[a]} & {*lists[b]}) / (len({*lists[a]} | {*lists[b]}) or 1)
         for a, b in zip(a_E, b_E, strict=True)
     ]
-    assert jaccard(sets, a_E, b_E).tolist() == expected
+    ends = np.cumsum([len(one) for one in lists])
+    assert jaccard(number_P, ends, a_E, b_E).tolist() == expected
+    assert jaccard(number_P, ends, b_E, a_E).tolist() == expected
+
+
+def test_sets_hold_each_item_once_in_order():
+    sets = distinct(np.array([3, 1, 3, 2, 2], np.uint64), np.array([3, 3, 5]))
+    assert sets.item.tolist() == [1, 3, 2]
+    assert sets.end.tolist() == [2, 2, 3]
+
+
+def test_numbers_are_equal_just_where_pieces_are():
+    text = ["a" * length for length in range(1, 30)] + ["\0" * length for length in range(1, 30)]
+    text += [f"{n:08b}{n % 7}"[n % 5 :] for n in range(256)]
+    number_P = numbers(pieces(pa.array(text, pa.large_string()), "word", 1)).tolist()
+    assert len(set(number_P)) == len(set(text))
+    assert [number_P.index(number) for number in number_P] == [text.index(one) for one in text]
+
+
+def test_blocks_cover_all_in_order_and_are_no_larger_than_they_must_be():
+    size_N = np.array([4, 4, 4, 30, 1, 1, 0, 9])
+    parts = blocks(size_N, 10)
+    assert [n for part in parts for n in range(part.start, part.stop)] == list(range(8))
+    assert all(size_N[part][1:].sum() < 10 for part in parts)
+    assert blocks(size_N[:0], 10) == []
 
 
 def test_digests_tell_texts_apart():

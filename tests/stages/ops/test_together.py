@@ -5,7 +5,7 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from stages.ops.together import Beside, Together
+from stages.ops.together import Beside, Gathered, Together
 
 A, B = (pa.table({"uid": [f"{name}{i}" for i in range(3)], name: [0, 1, 2]}) for name in "ab")
 
@@ -22,6 +22,21 @@ def test_beside_a_function_sees_partition_i_of_each(memory_shards):
     both = Beside(put_side_by_side, (memory_shards(A, A[:1]), memory_shards(B, B[2:])))
     assert [table.column_names for table in both] == [["a", "b"]] * 2
     assert both.table(1).to_pydict() == {"a": [0], "b": [2]}
+
+
+def test_beside_a_shuffle_into_fewer_begins_again(memory_shards):
+    both = Beside(put_side_by_side, (memory_shards(A[:1], A[1:2]), memory_shards(*[B[:1]] * 4)))
+    assert [table["a"].to_pylist() for table in both] == [[0], [1], [0], [1]]
+
+
+def test_gathered_a_partition_meets_those_of_a_finer_shuffle_one_by_one(memory_shards):
+    finer = memory_shards(*(B.slice(i % 3, 1) for i in range(4)))
+    gathered = Gathered(add_up, memory_shards(A[:1], A[1:2]), finer)
+    assert [table.to_pydict() for table in gathered] == [{"a": [0], "b": [2]}, {"a": [1], "b": [1]}]
+
+
+def add_up(a: pa.Table, parts) -> pa.Table:
+    return pa.table({"a": a["a"], "b": [sum(part["b"][0].as_py() for part in parts)]})
 
 
 def put_side_by_side(a: pa.Table, b: pa.Table) -> pa.Table:

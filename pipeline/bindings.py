@@ -1,0 +1,141 @@
+"""Which column is meant: where each one that a stage reads is found among its ancestors."""
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from metadata.schema import IMAGE, PIXELS, REASON, UID, Column
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe, nearest
+from pipeline.stage import DatasetStage, Stage
+
+if TYPE_CHECKING:
+    from pipeline.plan import PlannedStage
+
+Binding = tuple[str, str]  # stage and column
+
+
+def bind(
+    recipe: Recipe,
+    name: str,
+    stage: Stage,
+    parents: list[str],
+    planned: "dict[str, PlannedStage]",
+    ancestors: dict[str, set[str]],
+) -> dict[str, Binding]:
+    """Where each column that the stage reads is found among its ancestors."""
+    line = set(parents).union(*(ancestors[p] for p in parents))
+    chosen = recipe.stages[name].get("read", {})
+    if not isinstance(chosen, dict):
+        raise RecipeError(
+            f"`read` is {chosen!r}",
+            recipe.where(name, "read"),
+            "write {column: stage.column}",
+        )
+    for read, source in chosen.items():
+        if not isinstance(source, str):
+            raise RecipeError(
+                f"'{read}' is bound to {source!r}",
+                recipe.where(name, "read", read),
+                f"write {{{read}: stage.column}}",
+            )
+    bound: dict[str, Binding] = {}
+    names: set[str] = set()
+    for column, wanted in (
+        *((read, True) for read in stage.reads),
+        *((read, False) for read in stage.optional_reads),
+    ):
+        read = column if isinstance(column, str) else column.name
+        names.add(read)
+        if read in bound or read == UID.name:
+            continue
+        source = IMAGE.name if read == PIXELS.name else chosen.get(read, read)
+        found = _find(recipe, name, source, line, planned, ancestors, wanted)
+        if found is None:
+            continue
+        bound[read] = found
+        have = type_of(planned[found[0]].stage, found[1])
+        if isinstance(column, Column) and read != PIXELS.name and not column.accepts(have):
+            raise RecipeError(
+                found=f"{found[0]}.{found[1]} is {have}, and '{read}' is {column.dtype}",
+                where=recipe.where(name, "read"),
+                do=f"bind another column, read: {{{read}: stage.column}}: {column.doc}",
+            )
+    for read in chosen:
+        if read not in names:
+            raise RecipeError(
+                f"the stage reads no '{read}'",
+                recipe.where(name, "read", read),
+                f"it reads: {', '.join(sorted(names))}",
+            )
+    return bound
+
+
+def _find(
+    recipe: Recipe,
+    name: str,
+    source: str,
+    line: set[str],
+    planned: "dict[str, PlannedStage]",
+    ancestors: dict[str, set[str]],
+    wanted: bool,
+) -> Binding | None:
+    """Stage and column of `column` or `stage.column`; None where an optional one is absent.
+
+    A column written again further down the line hides the earlier one; two that do not stand in
+    line are ambiguous.
+    """
+    stage, dot, column = source.rpartition(".")
+    if dot:
+        if stage not in line:
+            raise RecipeError(
+                found=f"'{stage}' is no ancestor of '{name}'",
+                where=recipe.where(name),
+                do=f"add it to `from`; ancestors: {', '.join(sorted(line))}",
+            )
+        if type_of(planned[stage].stage, column) is None:
+            have = [written.name for written in columns_of(planned[stage].stage)] + [REASON.name]
+            raise RecipeError(
+                found=f"'{stage}' writes no '{column}'",
+                where=recipe.where(name),
+                do=f"did you mean '{stage}.{nearest(column, have)}'?",
+            )
+        return stage, column
+    writers = {
+        other
+        for other in line
+        if source in {written.name for written in columns_of(planned[other].stage)}
+    }
+    writers -= {other for other in writers if any(other in ancestors[w] for w in writers)}
+    if len(writers) == 1:
+        return writers.pop(), source
+    if writers:
+        first, second, *_ = sorted(writers)
+        raise RecipeError(
+            found=f"column '{source}' comes from two ancestors: '{first}' and '{second}'",
+            where=recipe.where(name),
+            do=f"write {first}.{source} or {second}.{source},"
+            f" or bind it: read: {{{source}: {first}.{source}}}",
+        )
+    if not wanted:
+        return None
+    visible = {written.name for other in line for written in columns_of(planned[other].stage)}
+    raise RecipeError(
+        found=f"no ancestor writes column '{source}'",
+        where=recipe.where(name),
+        do=f"did you mean '{nearest(source, visible)}'?"
+        f"  Columns here: {', '.join(sorted(visible))}",
+    )
+
+
+def type_of(stage: Stage, column: str) -> pa.DataType | None:
+    """The type of a stage's column; None where it has no such column."""
+    if column == REASON.name:
+        return REASON.dtype
+    found = {written.name: written.dtype for written in columns_of(stage)}
+    return found.get(column)
+
+
+def columns_of(stage: Stage) -> tuple[Column, ...]:
+    """What a stage writes, and what it reads from its source when asked."""
+    return (*stage.writes, *(stage.virtual if isinstance(stage, DatasetStage) else ()))

@@ -1,0 +1,91 @@
+"""How many near pairs the bands of `dedup.minhash` found: by the formula, and of some texts."""
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.bands import recall
+
+if TYPE_CHECKING:
+    from stages.dedup.minhash import MinHashDuplicate
+
+# Shapes: V distinct texts of a partition, S texts that are drawn.
+
+FILE = "recall.json"
+DRAWN = 200  # on average; each is compared with all others
+BEYOND = (0, 0.05, 0.1, 0.2)  # the floor
+
+
+def drawn(text: pa.Array, node_V: np.ndarray, chance: float) -> list[str]:
+    """Some of the texts, each with that chance: a hash of its own, not its order inside a band."""
+    hash_V = node_V * np.uint64(0x9E3779B97F4A7C15)
+    return text.filter(pa.array(hash_V < min(chance, 1) * 2.0**64)).to_pylist()
+
+
+def report(
+    stage: "MinHashDuplicate", ctx: Context, sample: list[str], rows: Shards, edges: Shards
+) -> None:
+    """Stores out/recall.json.
+
+    `rows` have `node` and `plain`, a text and its number. A forest of edges is enough: it holds
+    each text's nearest.
+    """
+    best = ctx.reduce(partial(nearest_of_all, stage, sample), rows, greatest)
+    found = ctx.reduce(partial(nearest_by_edges, sample), edges, greatest)
+    best_S, found_S = (state["jaccard"].astype(np.float32) for state in (best, found))
+    has_near_S = best_S >= np.float32(stage.min_jaccard)
+    at = [s for s in (round(stage.min_jaccard + more, 6) for more in BEYOND) if s <= 1]
+    said = {
+        "bands": stage.bands[0],
+        "rows": stage.bands[1],
+        "pairs_compared": {str(s): round(recall(s, *stage.bands), 6) for s in at},
+        "texts_drawn": {
+            "all": len(sample),
+            "with_a_near_one": int(has_near_S.sum()),
+            "joined": int((has_near_S & (found_S > 0)).sum()),
+            "joined_to_the_nearest": int((has_near_S & (found_S == best_S)).sum()),
+        },
+    }
+    ctx.map(put, [said])
+
+
+def nearest_of_all(stage: "MinHashDuplicate", sample: list[str], rows: pa.Table) -> State:
+    """(S,) the greatest Jaccard to another text of the partition."""
+    from stages.ops.nearest_texts import Few
+    from stages.ops.shingles import digests
+
+    text = pa.array(sample, pa.large_string())
+    few = Few(text, digests(text), stage.unit, stage.size)
+    jaccard_S = few.nearest(rows["plain"].combine_chunks(), rows["node"].to_numpy())
+    return {"jaccard": jaccard_S.astype(np.float32)}
+
+
+def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
+    """(S,) the greatest Jaccard of the edges at each text, 0 where it has none."""
+    from stages.ops.linkage import found
+    from stages.ops.shingles import digests
+
+    node_S = digests(pa.array(sample, pa.large_string()))
+    order_S = np.argsort(node_S)
+    jaccard_S = np.zeros(len(sample), np.float32)
+    for end in ("a", "b"):
+        at_E, is_drawn_E = found(node_S[order_S], edges[end].to_numpy())
+        similarity = -edges["height"].to_numpy()[is_drawn_E]
+        np.maximum.at(jaccard_S, order_S[at_E[is_drawn_E]], similarity)
+    return {"jaccard": jaccard_S}
+
+
+def greatest(a: State, b: State) -> State:
+    return {name: np.maximum(a[name], b[name]) for name in a}
+
+
+def put(said: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Stores the file."""
+    path = task.worker.scratch / FILE
+    path.write_text(json.dumps(said, indent=1) + "\n")
+    task.put_file(FILE, path)
+    return {"texts": said["texts_drawn"]["all"]}

@@ -1,0 +1,85 @@
+"""How near the nearest of many texts is to each of a few: Jaccard of all pairs, by an index."""
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+
+from stages.ops import shingles
+from stages.ops.slots import entered, slot_of, slots_for
+
+# Shapes: S texts of the few, I distinct pieces of them all, O owners of these in a row; N texts of
+# the many, P pieces of theirs in a row; T slots.
+
+BLOCK_BYTES = 1 << 20  # of text at a time
+
+
+class Few:
+    """Plain texts, and an index of their pieces. Texts are told apart by a number of each."""
+
+    def __init__(
+        self, text: pa.Array, name_S: NDArray[np.uint64], unit: shingles.Unit, size: int
+    ) -> None:
+        self.name_S, self.unit, self.size = name_S, unit, size
+        found = shingles.pieces(text, unit, size)
+        sets = shingles.distinct(shingles.numbers(found), found.end)
+        self.pieces_S = np.diff(sets.end, prepend=0)
+        owner_O = np.repeat(np.arange(len(text)), self.pieces_S)
+        number_I, of_O = np.unique(sets.item, return_inverse=True)
+        self.owner_O = owner_O[np.argsort(of_O, kind="stable")]
+        self.end_I = np.cumsum(np.bincount(of_O, minlength=len(number_I)))
+        self.table = _indexed(number_I, slots_for(len(number_I)))
+
+    def nearest(self, text: pa.Array, name_N: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """(S,) the greatest Jaccard of each to one of these texts but itself, 0 where none shares.
+
+        name_N: the number of each text.
+        """
+        best_S = np.zeros(len(self.name_S))
+        for part in shingles.blocks(shingles.sizes(text), BLOCK_BYTES):
+            found = shingles.pieces(text[part], self.unit, self.size)
+            number_P = shingles.numbers(found)
+            slots = slots_for(int(np.diff(found.end, prepend=0).max(initial=0)))
+            texts = (number_P, found.end, name_N[part], slots)
+            index = (*self.table, self.end_I, self.owner_O)
+            _nearest(texts, index, self.pieces_S, self.name_S, best_S)
+        return best_S
+
+
+@njit(cache=True, nogil=True)
+def _indexed(number_I, slots):
+    """The slots of the numbers, and which number each holds."""
+    held_T, round_T = np.empty(slots, np.uint64), np.zeros(slots, np.int64)
+    which_T = np.empty(slots, np.int64)
+    for i in range(len(number_I)):
+        entered(held_T, round_T, number_I[i], 1)
+        which_T[slot_of(held_T, round_T, number_I[i], 1)] = i
+    return held_T, round_T, which_T
+
+
+@njit(cache=True, nogil=True)
+def _nearest(texts, index, pieces_S, name_S, best_S):
+    """Raises each of best_S to what a text reaches."""
+    number_P, end_N, name_N, slots = texts
+    held_T, round_T, which_T, end_I, owner_O = index
+    own, own_round = np.empty(slots, np.uint64), np.zeros(slots, np.int64)
+    shared_S = np.zeros(len(name_S), np.int64)
+    start = 0
+    for n in range(len(end_N)):
+        size = 0
+        for p in range(start, end_N[n]):
+            if not entered(own, own_round, number_P[p], n + 1):
+                continue
+            size += 1
+            slot = slot_of(held_T, round_T, number_P[p], 1)
+            if round_T[slot] == 1:
+                i = which_T[slot]
+                for o in range(end_I[i - 1] if i else 0, end_I[i]):
+                    shared_S[owner_O[o]] += 1
+        start = end_N[n]
+        for s in range(len(name_S)):
+            both = size + pieces_S[s] - shared_S[s]
+            # A division for each would take as long as all the rest.
+            if shared_S[s] > best_S[s] * both and name_S[s] != name_N[n]:
+                best_S[s] = shared_S[s] / both
+            shared_S[s] = 0
