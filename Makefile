@@ -40,7 +40,7 @@ unit: .venv/installed-dev  ## every test but those that take minutes
 	$(BIN)/python -m pytest -q -n 2 -m 'not chaos'
 
 chaos: .venv/installed-dev  ## kill -9 at every point, on disk, on S3, on Ray; the README; the demo
-	$(BIN)/python -m pytest -q -n 2 -m chaos
+	$(BIN)/python -m pytest -q -n 2 -m chaos --durations 12
 
 test: check unit chaos  ## all of it: what .ci/run calls
 

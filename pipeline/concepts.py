@@ -68,6 +68,9 @@ def build_list(options: argparse.Namespace) -> int:
         if not parts:
             do = "give --wordnet, --corpus, --titles or --list"
             raise RecipeError("no source of concepts", "the arguments", do)
+        if not any(map(len, parts)):
+            do = "lower the thresholds (--min-…), or give other files"
+            raise RecipeError("the sources gave no entry", "the arguments", do)
         load.save(build.build(parts, options.language, least.max_entries), options.out)
     except ValueError as error:  # a list or a Parquet file that is none
         raise RecipeError(str(error), "the arguments", "mend or leave out that source") from None
@@ -80,7 +83,7 @@ def show_list(options: argparse.Namespace) -> int:
 
     try:
         found = summary(load(options.list).table)
-    except ConceptListError as error:
+    except (ConceptListError, OSError) as error:
         raise RecipeError(str(error), "the arguments", "give a list that can be read") from None
     print(json.dumps(found, indent=1) if options.json else text(options.list, found))
     return 0

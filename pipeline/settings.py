@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
             raise RecipeError(
                 found=f"unknown key '{key}'",
                 where=recipe.where(name, key),
-                do=f"did you mean '{nearest(key, (*known, *ENGINE_KEYS))}'?"
+                do="put the value before it in quotes: inside {…} a comma ends a value"
+                if " " in key
+                else f"did you mean '{nearest(key, (*known, *ENGINE_KEYS))}'?"
                 f"  {uses} knows: {', '.join(sorted(known)) or 'no settings'}",
             )
     try:
@@ -107,7 +110,7 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         raise RecipeError(
             found=text if not key else f"{key}: {text}, found {given.get(key)!r}",
             where=recipe.where(name, *([key] if key else [])),
-            do=f"the settings of {uses} stand in stages/{uses.replace('.', '/')}.py",
+            do=_allowed(cls, key) or f"see stages/{uses.replace('.', '/')}.py",
         ) from None
     except RecipeError as error:  # of the stage's own, which knows no file
         found, at, do = error.args
@@ -116,6 +119,18 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         raise RecipeError(str(error), recipe.where(name), f"mend the settings of {uses}") from None
     _check_nested(recipe, name, given, made)
     return made
+
+
+def _allowed(cls: type[Stage], key: str) -> str:
+    """What the setting takes, where that can be listed."""
+    wanted = typing.get_type_hints(cls).get(key)
+    for kind in (wanted, *typing.get_args(wanted)):
+        if typing.get_origin(kind) is typing.Literal:
+            return f"write one of: {', '.join(map(str, typing.get_args(kind)))}"
+        if dataclasses.is_dataclass(kind):
+            names = ", ".join(f"{field.name}: …" for field in dataclasses.fields(kind))
+            return f"write {key}: {{{names}}}"
+    return ""
 
 
 def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage) -> None:

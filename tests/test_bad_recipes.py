@@ -87,7 +87,10 @@ CASES = {
         "  pool: {uses: ingest.url_list, path: a, shard_rows: 0}\n", "0", "mine.yaml:2", "1 or more"
     ),
     "a wrong choice": Case(
-        TEXTS.replace("from: pool", "from: pool, model: lid"), "'lid'", "mine.yaml:3", "language.py"
+        TEXTS.replace("from: pool", "from: pool, model: lid"),
+        "'lid'",
+        "mine.yaml:3",
+        "write one of: lid",
     ),
     "an unknown model": Case(
         POOL + "  emb: {uses: embed.clip, from: pool, model: refrence}\n",
@@ -160,6 +163,14 @@ CASES = {
         select("language = 'en'")
         + "  more: {uses: annotate.caption, from: keep, read: {text: keep}}",
         *("keep.keep is bool, and 'text' is string", "mine.yaml:5", "bind another column"),
+    ),
+    "a keeper that is no mapping": Case(
+        POOL + "  same: {uses: dedup.exact, from: pool, by: url, keep: width}",
+        *("keep: Expected", "mine.yaml:3", "write keep: {column: …, order: …}"),
+    ),
+    "an unquoted comma in braces": Case(
+        POOL + "  keep: {uses: select.where, from: pool, where: COALESCE(a, 0) < 3}",
+        *("unknown key '0) < 3'", "mine.yaml:3", "in quotes"),
     ),
     "a keeper by what has no order": Case(
         POOL + "  same: {uses: dedup.exact, from: pool, by: url, keep: {column: text, order: asc}}",

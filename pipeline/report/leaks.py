@@ -71,18 +71,33 @@ def _leaked(state: RunState, name: str, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def limits(told: dict[str, Any], cut: Cut, nearest: dict[str, int]) -> dict[str, Any]:
-    """Rows of each task: those it is the nearest of, and those within limits, to the first one past
-    the cut."""
+    """Rows of each task: those it is the nearest of, and those within each limit that tells more.
+
+    From the strictest to the first past the cut that adds rows, or the loosest where none does.
+    Limits that add none to the one before are left out, but for the last at the cut: distances of
+    pHashes are nearly all even.
+    """
     order = sorted(told["at"], reverse=">" in cut.sign)  # the strictest first
-    past_L = ~cut.reached(pa.chunked_array([order]))
-    shown = order[: int(past_L.argmax()) + 1 if past_L.any() else None][-LIMITS:]
+    columns = [told["at"].index(limit) for limit in order]
+    rows_TL = np.array([of["rows"] for of in told["tasks"].values()])[:, columns]
+    adds_L = np.append(True, np.diff(rows_TL).any(axis=0))
+    reached_L = cut.reached(pa.chunked_array([order]))
+    adds_L[[*np.flatnonzero(reached_L)[-1:], -1]] = True
+    past = np.flatnonzero(adds_L & ~reached_L)[:1]
+    shown = np.append(np.flatnonzero(adds_L & reached_L), past)[-LIMITS:]
     tasks = [
         {
             "task": task,
             "samples": of["samples"],
+            "too_short": of.get("too_short", 0),
             "nearest": nearest.get(task, 0),
-            "within": [of["rows"][told["at"].index(limit)] for limit in shown],
+            "within": within,
         }
-        for task, of in told["tasks"].items()
+        for (task, of), within in zip(
+            told["tasks"].items(), rows_TL[:, shown].tolist(), strict=True
+        )
     ]
-    return {"at": shown, "tasks": sorted(tasks, key=lambda task: -max(task["within"], default=0))}
+    return {
+        "at": [order[at] for at in shown.tolist()],
+        "tasks": sorted(tasks, key=lambda task: -max(task["within"])),
+    }

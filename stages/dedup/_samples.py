@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.storage import Storage
+from metadata.storage import Storage, redacted
 from pipeline.dataset import Task
 from pipeline.errors import StageError
 
@@ -22,20 +22,29 @@ FEATURES = "features"  # as `model`: the frozen network of embed.features
 def prepared(
     stage: "AgainstEvaluation", model: str | None, item: dict[str, Any], task: Task
 ) -> dict[str, Any]:
-    """out/TASK.parquet: key and value of each sample. Their number."""
+    """out/TASK.parquet: key and value of each sample to compare with. Their number.
+
+    And of captions the number of those that are too short to compare.
+    """
+    from stages.ops.copies import are_long
     from stages.ops.evaluation import Wanted, read
+    from stages.ops.shingles import plain
 
     worker, name = task.worker, item["task"]
     field = pa.field(stage.compared.name, stage.compared.dtype)
     wanted = Wanted(column=field, measure=measure_of(stage, model, task))
-    path, samples = worker.scratch / f"{name}.parquet", 0
+    path, read_rows, samples = worker.scratch / f"{name}.parquet", 0, 0
     schema = pa.schema([("key", pa.string()), ("value", field.type)])
     with pq.ParquetWriter(path, schema) as writer:
         for table in read(stage.tasks, name, wanted, worker.stage):
+            read_rows += len(table)
+            if stage.compare == "caption":
+                table = table.filter(are_long(plain(table["value"]), stage.unit, stage.size))
             writer.write_table(table)
             samples += len(table)
     task.put_file(path.name, path)
-    return {"samples": samples}
+    short = {"too_short": read_rows - samples} if stage.compare == "caption" else {}
+    return {"samples": samples, **short}
 
 
 def measure_of(stage: "AgainstEvaluation", trained: str | None, task: Task) -> Any:
@@ -80,14 +89,17 @@ def samples_of(
     """For each task the keys of its samples, and what finds the nearest of them."""
     from stages.ops import copies
 
-    made: Any = {
-        "phash": copies.Codes,
-        "embedding": copies.Directions,
-        "caption": partial(copies.Captions, unit=stage.unit, size=stage.size),
-    }[stage.compare]
-    found = []
+    found: list[tuple[pa.ChunkedArray, Samples]] = []
     for name in names:
         with Storage(folder).open(f"out/{name}.parquet") as source:
             held = pq.read_table(source)
-        found.append((held["key"], made(held["value"])))
+        samples: Samples
+        if stage.compare == "phash":
+            samples = copies.Codes(held["value"])
+        elif stage.compare == "embedding":
+            where = f"key `tasks`: task '{name}' in {redacted(stage.tasks)}"
+            samples = copies.Directions(held["value"], where)
+        else:
+            samples = copies.Captions(held["value"], stage.unit, stage.size)
+        found.append((held["key"], samples))
     return found

@@ -19,6 +19,7 @@ from metadata.schema import (
     UID,
     Column,
 )
+from metadata.storage import redacted
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Resources, location
@@ -83,7 +84,8 @@ class AgainstEvaluation(DatasetStage):
     greatest share of an evaluation caption's runs of `size` words that the row's caption has, 0
     where there is none (and no eval_task). Shorter evaluation captions are left out: any caption
     that names the thing would hold them. A row leaks at a threshold when it is as near as that;
-    out/leaks.json counts such rows by task. Of equally near samples the first is named.
+    out/leaks.json counts such rows by task, and the samples compared and left out. Of equally near
+    samples the first is named.
 
     Source: DataComp (Gadre et al. 2023) for the embedding: with ISC21's descriptors in the pool and
     in Parquet files of `tasks`, `eval_cosine < 0.604169` is its rule. Overlap of n-grams as in
@@ -91,11 +93,11 @@ class AgainstEvaluation(DatasetStage):
     Error: none, all pairs are compared; cosines are float32's of float64 sums.
     """
 
-    tasks: str  # folder of tasks, in CLIP_benchmark's layout or one Parquet file each
+    tasks: str  # folder of tasks: in CLIP_benchmark's layout, one Parquet file each, or both
     compare: Literal["phash", "embedding", "caption"] = "phash"
     column: str | None = None  # else phash, image_embedding, text
     model: str | None = None  # that embeds evaluation images as it did the pool's; or features
-    unit: Literal["word", "character"] = "word"
+    unit: Literal["word", "character"] = "word"  # a script without spaces is one word
     size: int = 5  # words or characters of a run
     gpus: float = location(0)
     memory_gb: float = location(4)
@@ -150,28 +152,34 @@ class AgainstEvaluation(DatasetStage):
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         items = listed(self.tasks, ctx.worker.stage)
         held = ctx.map(partial(prepared, self, inputs.model), items)
-        names = [item["task"] for item, made in zip(items, held, strict=True) if made["samples"]]
+        numbers = {item["task"]: made for item, made in zip(items, held, strict=True)}
+        names = [name for name, made in numbers.items() if made["samples"]]
         if not names:
-            raise StageError(
-                found="no sample to compare with",
-                where=f"stage '{ctx.worker.stage}', key `tasks`: {self.tasks}",
-                do="give tasks with pictures; with captions, for `compare: caption`",
-            )
+            raise self.nothing(f"stage '{ctx.worker.stage}', key `tasks`", numbers)
         found = partial(nearest_of_all, self, ctx.folder, tuple(names))
         # Stored once, so that rows are compared once: leaks are counted and rows go home from here.
         rows = ctx.shuffle(ctx.map_shards(found, inputs.rows), UID.name)
         if len(inputs.rows):
             leaks = ctx.reduce(partial(counted, self.way, len(names)), rows, added)
-            samples = [made["samples"] for made in held if made["samples"]]
-            ctx.map(put_leaks, [self.report(names, samples, leaks["rows_TL"].tolist())])
+            within = dict(zip(names, leaks["rows_TL"].tolist(), strict=True))
+            ctx.map(put_leaks, [self.report(numbers, within)])
         ctx.restore(rows)
 
-    def report(self, names: list[str], samples: list[int], rows: list[list[int]]) -> dict[str, Any]:
+    def nothing(self, where: str, numbers: dict[str, dict[str, int]]) -> StageError:
+        """No task has a sample to compare with."""
+        found = "no sample to compare with"
+        do = "give tasks with pictures; with captions, for `compare: caption`"
+        if short := sum(made.get("too_short", 0) for made in numbers.values()):
+            found += f": all captions ({short}) have fewer than {self.size} {self.unit}s"
+            do = "lower `size`, or set `unit: character` for scripts without spaces"
+        return StageError(found, f"{where}: {redacted(self.tasks)}", do)
+
+    def report(
+        self, numbers: dict[str, dict[str, int]], rows: dict[str, list[int]]
+    ) -> dict[str, Any]:
         """leaks.json: for each task its samples, and the rows that are within each limit of one."""
-        tasks = {
-            name: {"samples": number, "rows": counts}
-            for name, number, counts in zip(names, samples, rows, strict=True)
-        }
+        nobody = [0] * len(self.way.limits)  # is near to a task without samples
+        tasks = {name: {**made, "rows": rows.get(name, nobody)} for name, made in numbers.items()}
         return {"column": self.way.writes.name, "at": self.way.limits, "tasks": tasks}
 
 

@@ -66,8 +66,10 @@ class MinHashDuplicate(DatasetStage):
     reasons = (DROPPED, "no_text", "empty_text")
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_jaccard <= 1 or not 0 < self.min_recall < 1:
-            raise ValueError("min_jaccard lies above 0 and up to 1, min_recall between 0 and 1")
+        if not 0 < self.min_jaccard <= 1:
+            raise ValueError(f"min_jaccard is {self.min_jaccard}; it lies above 0 and up to 1")
+        if not 0 < self.min_recall < 1:
+            raise ValueError(f"min_recall is {self.min_recall}; it lies between 0 and 1")
         if self.size < 1 or self.permutations < 1:
             raise ValueError("size and permutations are at least 1")
         bands_for(self.min_jaccard, self.permutations, self.min_recall)  # raises ValueError

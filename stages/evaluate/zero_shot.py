@@ -26,6 +26,7 @@ from stages.ops.tasks import (
     describe,
     listing_digest,
     names,
+    none_at,
     refuse,
     samples,
 )
@@ -78,7 +79,7 @@ class ZeroShot(DatasetStage):
         found = names(folder)
         if not found:
             raise StageError(
-                found="no task",
+                found=none_at(folder),
                 where=f"stage '{ctx.worker.stage}', key `tasks`: {folder}",
                 do="give a folder whose subfolders are tasks in CLIP_benchmark's layout",
             )
@@ -112,7 +113,7 @@ def evaluate(
     """The metrics of one task by one model; the ranks they are read off are stored."""
     folder = Storage(tasks)
     described, findings = describe(folder, item["task"])
-    refuse([finding for finding in findings if finding.is_fatal], task.worker.stage)
+    refuse([finding for finding in findings if finding.is_fatal], task.worker.stage, folder)
     at = task.worker.device, task.worker.threads
     if trained is None:
         loaded = load(scheme, *at)
@@ -155,12 +156,13 @@ def embed_pictures(
     embedded = [np.empty((0, model.width), np.float32)]
     every = samples(folder, task)
     while batch := list(islice(every, BATCH)):
-        refuse([found for found in batch if isinstance(found, Finding)], stage)
+        refuse([found for found in batch if isinstance(found, Finding)], stage, folder)
         decoded = [sample for sample in batch if isinstance(sample, Sample)]
         embedded.append(model.embed_images([sample.rgb for sample in decoded]))
         known += [replace(sample, rgb=EMPTY) for sample in decoded]
     if not known:
-        refuse([Finding("no sample", task.name, "put pictures into the shards of test/")], stage)
+        empty = Finding("no sample", task.name, "put pictures into the shards of test/")
+        refuse([empty], stage, folder)
     return Pictures(
         keys=[sample.key for sample in known],
         embeddings=np.concatenate(embedded),

@@ -56,14 +56,8 @@ class Codes:
 class Directions:
     """By cosine."""
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self.unit_MD = unit_rows(as_matrix(column))
-        if np.isnan(self.unit_MD).any():
-            raise StageError(
-                found="an evaluation image whose embedding is zero or not finite",
-                where="key `tasks`",
-                do="drop it",
-            )
+    def __init__(self, column: pa.ChunkedArray, where: str) -> None:
+        self.unit_MD, self.where = unit_rows(as_matrix(column)), where
 
     def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         unit_ND = unit_rows(as_matrix(column))
@@ -71,6 +65,13 @@ class Directions:
         return defined_N, unit_ND[defined_N]
 
     def nearest(self, unit_ND: NDArray[np.float32]) -> Nearest:
+        wide, sample_wide = unit_ND.shape[1], self.unit_MD.shape[1]
+        if len(unit_ND) and wide != sample_wide:
+            raise StageError(
+                found=f"embeddings {sample_wide} wide, and the pool's are {wide} wide",
+                where=self.where,
+                do="embed evaluation images with the model of the pool's embeddings",
+            )
         which_N, cosine_N = nearest(unit_ND, self.unit_MD)
         return np.clip(cosine_N, -1, 1), which_N.astype(np.int64)
 
@@ -118,11 +119,16 @@ class Captions:
         return share_N, which_N
 
 
-def pieces_of(text: pa.Array, unit: shingles.Unit, size: int) -> shingles.Sets:
-    """The set of each plain text's runs of `size` units; empty where it has fewer, or is null."""
+def are_long(text: pa.Array, unit: shingles.Unit, size: int) -> pa.Array:
+    """Whether each plain text has `size` units, so that it has a piece; a null has none."""
     spaces = pc.count_substring(text, " ")
     units = pc.add(spaces, 1) if unit == "word" else pc.utf8_length(text)
-    is_long = pc.fill_null(pc.greater_equal(units, size), False)
+    return pc.fill_null(pc.greater_equal(units, size), False)
+
+
+def pieces_of(text: pa.Array, unit: shingles.Unit, size: int) -> shingles.Sets:
+    """The set of each plain text's runs of `size` units; empty where it has fewer, or is null."""
+    is_long = are_long(text, unit, size)
     found = shingles.pieces(text.filter(is_long), unit, size)
     sets = shingles.distinct(shingles.hashes(found), found.end)
     end_N = np.append(0, sets.end)[np.cumsum(is_long)]  # a short one ends where the one before does

@@ -1,4 +1,4 @@
-"""Evaluation sets as what is to be kept out of a pool: CLIP_benchmark's folders, or Parquet files.
+"""Evaluation sets as what is to be kept out of a pool: CLIP_benchmark's folders, and Parquet files.
 
 Of these each is a task, and has what is compared in a column, or `image`, encoded pictures of which
 it is made; `key` names a row, else its number does.
@@ -7,21 +7,24 @@ it is made; `key` names a row, else its number does.
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from metadata.fingerprint import digest
-from metadata.storage import Storage
+from metadata.storage import Entry, Storage
 from pipeline.errors import StageError
 from stages.ops import tasks
 from stages.ops.images import RGB, ImageError, decode, shrunk
+from stages.ops.vectors import as_matrix, unit_rows
 
 BATCH = 64  # decoded pictures held at a time
 PARQUET = ".parquet"
+PICTURES = "encoded pictures, as binary"
 Measure = Callable[[list[RGB]], np.ndarray]  # a value of each picture
 
 
@@ -34,83 +37,126 @@ class Wanted:
 
 
 def listed(uri: str, stage: str) -> list[dict[str, Any]]:
-    """The tasks at a URI, each with a digest of its bytes."""
+    """The tasks at a URI by name, each with a digest of its bytes."""
     folder = Storage(uri)
-    if files := _parquet(folder):
-        named = [(file.removesuffix(PARQUET), _digest(folder, file)) for file in files]
-    else:
-        named = [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
-    if not named:
+    where = f"stage '{stage}', key `tasks`: {folder}"
+    files = [entry.name for entry in _parquet(folder)]
+    found = [(file.removesuffix(PARQUET), _digest(folder, file)) for file in files]
+    found += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
+    if not found:
         raise StageError(
-            found="no task",
-            where=f"stage '{stage}', key `tasks`: {folder}",
+            found=tasks.none_at(folder),
+            where=where,
             do="give a folder of tasks in CLIP_benchmark's layout, or of Parquet files",
         )
-    return [{"task": name, "sha256": sha256} for name, sha256 in named]
+    found.sort()
+    for (name, _), (following, _) in pairwise(found):
+        if name == following:
+            raise StageError(f"'{name}' and '{name}{PARQUET}'", where, "rename one: each is a task")
+    return [{"task": name, "sha256": sha256} for name, sha256 in found]
 
 
 def glanced(uri: str) -> str:
     """A digest that changes with the name, size or time of a file."""
     folder = Storage(uri)
-    if files := _parquet(folder):
-        held = {entry.name: entry for entry in folder.entries()}
-        return digest([astuple(held[file]) for file in files])
-    return tasks.listing_digest(folder)
+    return digest([*map(astuple, _parquet(folder)), tasks.listing_digest(folder)])
 
 
 def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
     """key and value of every sample of a task; StageError at the first that is not as it should."""
-    folder = Storage(uri)
+    folder, file = Storage(uri), f"{name}{PARQUET}"
     schema = pa.schema([("key", pa.string()), ("value", wanted.column.type)])
-    if _parquet(folder):
-        batches = _of_parquet(folder, f"{name}{PARQUET}", wanted, stage)
+    if any(entry.name == file for entry in _parquet(folder)):
+        batches = _of_parquet(folder, file, wanted, stage)
     else:
         batches = _of_folder(folder, name, wanted, stage)
-    for keys, values in batches:
+    width = None
+    for where, keys, found in batches:
+        values = found if isinstance(found, pa.Array) else _measured(wanted, found)
+        if isinstance(schema.field("value").type, pa.ListType):
+            width = _width(values, width, where, keys)
         yield pa.table({"key": keys, "value": values}).cast(schema)
 
 
 def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
+    """Where a key is to be found, keys, and pictures or captions, a batch at a time."""
     task, findings = tasks.describe(folder, name)
-    tasks.refuse([finding for finding in findings if finding.is_fatal], stage)
+    tasks.refuse([finding for finding in findings if finding.is_fatal], stage, folder)
     if wanted.measure is None and not task.is_retrieval:
         return  # class names are no captions
+    where = f"stage '{stage}', key `tasks`: {folder}/{name}, key"
     every = tasks.samples(folder, task)
     while batch := list(islice(every, BATCH)):
-        tasks.refuse([found for found in batch if isinstance(found, tasks.Finding)], stage)
+        tasks.refuse([found for found in batch if isinstance(found, tasks.Finding)], stage, folder)
         samples = [sample for sample in batch if isinstance(sample, tasks.Sample)]
         if wanted.measure is None:
             texts = [(sample.key, text) for sample in samples for text in sample.captions]
-            yield [key for key, _ in texts], [text for _, text in texts]
+            yield where, [key for key, _ in texts], pa.array([text for _, text in texts])
         else:
-            values = wanted.measure([shrunk(sample.rgb) for sample in samples])
-            yield [sample.key for sample in samples], _array(values)
+            yield where, [sample.key for sample in samples], [shrunk(s.rgb) for s in samples]
 
 
 def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
+    """The same, of which the values of a column need no measuring."""
     where = f"stage '{stage}', key `tasks`: {folder}/{file}"
-    with folder.open(file) as source:
-        held = pq.ParquetFile(source)
-        there = held.schema_arrow.names
-        column = next((n for n in (wanted.column.name, "image") if n in there), None)
-        if column is None or (column == "image" and wanted.measure is None):
-            raise StageError(
-                found=f"no column '{wanted.column.name}'",
-                where=where,
-                do="write it into the file, or `image` with encoded pictures",
-            )
-        row = 0
-        for batch in held.iter_batches(BATCH, columns=[n for n in ("key", column) if n in there]):
-            keys = batch["key"] if "key" in there else range(row, row + len(batch))
-            keys = [str(key) for key in keys]
-            values = batch[column]
-            if column == "image":
-                assert wanted.measure is not None
-                values = _array(wanted.measure([_decoded(body, where) for body in values]))
-            if values.null_count:
-                raise StageError(f"a null in '{column}'", where, "drop the row")
-            yield keys, values
-            row += len(batch)
+    try:
+        with folder.open(file) as source:
+            held = pq.ParquetFile(source)
+            column = _column(held.schema_arrow, wanted, where)
+            there = [name for name in ("key", column) if name in held.schema_arrow.names]
+            named, row = f"{where}, {'key' if 'key' in there else 'row'}", 0
+            for batch in held.iter_batches(BATCH, columns=there):
+                keys = batch["key"] if "key" in there else range(row, row + len(batch))
+                keys = [str(key) for key in keys]
+                yield named, keys, _values(batch[column], column, named, keys)
+                row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise StageError(f"no Parquet that can be read: {error}", where, "write it again") from None
+
+
+def _column(schema: pa.Schema, wanted: Wanted, where: str) -> str:
+    """The column to read; StageError where there is none, or where it would have to be guessed."""
+    name = wanted.column.name
+    takes_pictures = wanted.measure is not None
+    if name in schema.names:
+        fits, what = _kinds(wanted.column.type)
+    elif "image" in schema.names and takes_pictures:
+        name, fits, what = "image", (pa.types.is_binary, pa.types.is_large_binary), PICTURES
+    else:
+        instead = f", or `image` with {PICTURES}" if takes_pictures else ""
+        raise StageError(f"no column '{name}'", where, f"write it into the file{instead}")
+    dtype = schema.field(name).type
+    if not any(fit(dtype) for fit in fits):
+        raise StageError(f"a column '{name}' of {dtype}", where, f"write it as {what}")
+    return name
+
+
+def _kinds(dtype: pa.DataType):
+    """The types that a column may have, and in words."""
+    if pa.types.is_uint64(dtype):
+        return (pa.types.is_uint64, pa.types.is_int64), "64-bit integers, uint64 or int64"
+    if pa.types.is_list(dtype):
+        return (_is_vector,), "lists of floats"
+    return (pa.types.is_string, pa.types.is_large_string, _is_category), "strings"
+
+
+def _is_vector(dtype: pa.DataType) -> bool:
+    lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return any(fit(dtype) for fit in lists) and pa.types.is_floating(dtype.value_type)
+
+
+def _is_category(dtype: pa.DataType) -> bool:
+    return pa.types.is_dictionary(dtype) and pa.types.is_string(dtype.value_type)
+
+
+def _values(values: pa.Array, column: str, where: str, keys: list[str]) -> pa.Array | list[RGB]:
+    if column == "image":
+        bodies = zip(values, keys, strict=True)
+        return [_decoded(body, f"{where} {key}") for body, key in bodies]
+    if values.null_count:
+        first = keys[values.is_null().index(True).as_py()]
+        raise StageError(f"a null in '{column}'", f"{where} {first}", "drop the row")
+    return values.view(pa.uint64()) if pa.types.is_int64(values.type) else values  # the same bits
 
 
 def _decoded(body: pa.Scalar, where: str) -> RGB:
@@ -120,15 +166,32 @@ def _decoded(body: pa.Scalar, where: str) -> RGB:
         raise StageError(f"a picture that is {error.code}", where, "replace it") from None
 
 
-def _array(value: np.ndarray) -> pa.Array:
+def _measured(wanted: Wanted, pictures: list[RGB]) -> pa.Array:
+    assert wanted.measure is not None  # else nothing asks for pictures
+    value = wanted.measure(pictures)
     if value.ndim == 1:
         return pa.array(value)
     flat = pa.array(np.ascontiguousarray(value, np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, value.shape[1])
 
 
-def _parquet(folder: Storage) -> list[str]:
-    return sorted(e.name for e in folder.entries() if e.name.endswith(PARQUET))
+def _width(values: pa.Array, width: int | None, where: str, keys: list[str]) -> int | None:
+    """The one width of all vectors so far; StageError at another, and at one without direction."""
+    wide_N = pc.list_value_length(values).to_numpy()
+    width = int(wide_N[0]) if width is None and len(wide_N) else width
+    for row in np.flatnonzero(wide_N != width)[:1]:
+        found = f"an embedding {wide_N[row]} wide, after others {width} wide"
+        raise StageError(found, f"{where} {keys[row]}", "embed all with one model")
+    for row in np.flatnonzero(np.isnan(unit_rows(as_matrix(values))).any(axis=1))[:1]:
+        found = "an embedding that is zero or not finite"
+        raise StageError(found, f"{where} {keys[row]}", "drop it")
+    return width
+
+
+def _parquet(folder: Storage) -> list[Entry]:
+    """The folder's Parquet files by name; hidden ones are passed over, as hidden tasks are."""
+    files = [e for e in folder.entries() if e.name.endswith(PARQUET) and e.name[0] != "."]
+    return sorted(files, key=lambda entry: entry.name)
 
 
 def _digest(folder: Storage, file: str) -> str:

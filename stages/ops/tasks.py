@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pyarrow import fs
 
 from metadata.fingerprint import digest
 from metadata.storage import Storage
@@ -57,6 +58,12 @@ class Sample:
 def names(folder: Storage) -> list[str]:
     """The tasks of a folder: its subfolders, by name; hidden ones are passed over."""
     return [name for name in folder.folders() if not name.startswith(".")]
+
+
+def none_at(folder: Storage) -> str:
+    """Why a folder without a task has none."""
+    there = folder.fs.get_file_info(folder.path).type != fs.FileType.NotFound
+    return "no task" if there else "no such folder"
 
 
 def content_digest(folder: Storage, name: str) -> str:
@@ -128,22 +135,24 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
             yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
 
 
-def refuse(findings: list[Finding], stage: str) -> None:
+def refuse(findings: list[Finding], stage: str, folder: Storage) -> None:
     """StageError of the first finding, where there is one."""
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         first = findings[0]
         raise StageError(
             found=first.found + more,
-            where=f"stage '{stage}', key `tasks`: {first.where}",
-            do=f"{first.do}; `clipmill doctor tasks DIR` lists all that is wrong",
+            where=f"stage '{stage}', key `tasks`: {folder}/{first.where}",
+            do=f"{first.do}; `clipmill doctor tasks {folder}` lists all that is wrong",
         )
 
 
 def check(uri: str) -> list[Finding]:
     """All that is wrong with a folder of tasks; every picture is decoded."""
     folder = Storage(uri)
-    found = [] if names(folder) else [Finding("no task", str(folder), "one subfolder is one task")]
+    found = []
+    if not names(folder):
+        found = [Finding(none_at(folder), str(folder), "one subfolder is one task")]
     for name in names(folder):
         task, findings = describe(folder, name)
         found += findings
@@ -180,6 +189,8 @@ def _labelled(
 def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]:
     said = _lines(folder, name, NSHARDS)
     where = f"{name}/{NSHARDS}"
+    if said is None and folder.read_if_there(NSHARDS) is not None:
+        return (), [Finding("a task, not a folder of them", NSHARDS, "give the folder above it")]
     if said is None:
         return (), [Finding("no such file", where, "write the number of shards into it")]
     if not said or not said[0].isdecimal() or not int(said[0]):

@@ -69,6 +69,7 @@ def test_the_published_list_is_shown_with_what_its_rule_never_matches(clipmill, 
         (("build", "it.parquet", "--list", "bad.json"), "listed twice"),
         (("build", "it.parquet", "--corpus", "captions.parquet"), "no column 'text'"),
         (("build", "it.parquet", "--wordnet", "nowhere"), "nowhere"),
+        (("build", "it.parquet", "--corpus", "few.txt"), "gave no entry"),
     ],
 )
 def test_what_cannot_be_read_is_named_and_nothing_is_written(
@@ -76,6 +77,7 @@ def test_what_cannot_be_read_is_named_and_nothing_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text('["a", "a"]')
+    (tmp_path / "few.txt").write_text("a word or two")
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "captions.parquet")
     answer = clipmill("concepts", *arguments)
     assert answer.code == 2

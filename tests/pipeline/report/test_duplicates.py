@@ -102,12 +102,28 @@ def test_leaks_are_counted_at_the_strictest_limits_up_to_one_past_the_cut():
     told = {"at": [0, 1, 2, 3], "tasks": {"a": {"samples": 5, "rows": [1, 2, 3, 9]}}}
     found = limits(told, Cut("d", "<=", "1"), {"a": 2, "b": 7})
     assert found["at"] == [0, 1, 2]
-    assert found["tasks"] == [{"task": "a", "samples": 5, "nearest": 2, "within": [1, 2, 3]}]
+    assert found["tasks"] == [
+        {"task": "a", "samples": 5, "too_short": 0, "nearest": 2, "within": [1, 2, 3]}
+    ]
     told = {"at": [0.5, 0.9, 1.0], "tasks": {"a": {"samples": 5, "rows": [9, 4, 1]}}}
     found = limits(told, Cut("c", ">=", "0.9"), {})
     assert (found["at"], found["tasks"][0]["within"]) == ([1.0, 0.9, 0.5], [1, 4, 9])
-    many = {"at": list(range(20)), "tasks": {}}
+    many = {"at": list(range(20)), "tasks": {"a": {"samples": 5, "rows": list(range(20))}}}
     assert limits(many, Cut("d", "<=", "99"), {})["at"] == list(range(20))[-LIMITS:]
+
+
+def test_a_limit_that_adds_no_row_is_left_out_but_for_the_last_at_the_cut():
+    def at(number: str, **rows: list[int]) -> list[int]:
+        tasks = {task: {"samples": 5, "rows": within} for task, within in rows.items()}
+        return limits({"at": [0, 1, 2, 3, 4], "tasks": tasks}, Cut("d", "<=", number), {})["at"]
+
+    even = [1, 1, 4, 4, 6]
+    assert at("2", a=even) == [0, 2, 4]
+    assert at("3", a=even) == [0, 2, 3, 4]
+    assert at("0", a=even) == [0, 2]
+    assert at("2", a=even, b=[0, 1, 1, 1, 1]) == [0, 1, 2, 4]
+    assert at("2", a=[0] * 5) == [0, 2, 4]
+    assert at("-1", a=even) == [0]
 
 
 def test_a_pools_own_column_of_that_name_is_passed_over(tmp_path):
@@ -168,10 +184,10 @@ def test_leaked_rows_stand_under_the_task_of_their_nearest_sample(state):
     assert found["cut"] == Cut("eval_overlap", ">=", "1")  # no select has one
     tales = [row for row in range(ROWS) if caption(row) == HOSTILE]
     assert found["reached"] == len(tales) + 2
-    assert found["at"][:2] == [1.0, 0.9]
-    assert [(t["task"], t["samples"], t["nearest"], t["within"][0]) for t in found["tasks"]] == [
-        ("tales", 1, len(tales), len(tales)),
-        ("numbers", 3, 2, 2),
+    assert found["at"] == [1.0, 0.1]  # no row has a part of a caption, so no limit adds one
+    assert [list(task.values()) for task in found["tasks"]] == [
+        ["tales", 1, 0, len(tales), [len(tales)] * 2],
+        ["numbers", 3, 1, 2, [2, 2]],
     ]
     of = {strip["task"]: strip for strip in found["strips"]}
     assert {task: (strip["rows"], strip["more"]) for task, strip in of.items()} == {
@@ -184,6 +200,8 @@ def test_leaked_rows_stand_under_the_task_of_their_nearest_sample(state):
     ]
     page = Page(report(state))
     assert f"leaks: {len(tales) + 2} rows at eval_overlap >= 1" in page.text
+    assert "samples compared too short nearest to it eval_overlap ≥ 1 ≥ 0.1" in page.text
+    assert "numbers 3 1 2 2 2" in page.text
 
 
 # In the run of every stage

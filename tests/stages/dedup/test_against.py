@@ -144,6 +144,10 @@ def test_descriptors_can_come_in_parquet_files(parquet, memory_shards, memory_co
     rows = table(dedup=pa.array([[0.6, 0.8], [1, 0]], VECTOR))
     with pytest.raises(StageError, match="no column 'dedup'"):
         compared(memory_context(), memory_shards(rows), folder, compare="embedding", column="dedup")
+    folder = parquet(isc={"dedup": pa.array([[3, 4, 5]], VECTOR)})
+    with pytest.raises(StageError, match="3 wide, and the pool's are 2 wide") as error:
+        compared(memory_context(), memory_shards(rows), folder, compare="embedding", column="dedup")
+    assert error.value.args[1] == f"key `tasks`: task 'isc' in {folder}"
     folder = parquet(isc={"dedup": pa.array([[3, 4], [0, 1]], VECTOR)})
     ctx = memory_context()
     found = compared(ctx, memory_shards(rows), folder, compare="embedding", column="dedup")
@@ -167,7 +171,10 @@ def test_captions_are_found_by_the_words_they_share(parquet, memory_shards, memo
     assert [row["eval_key"] for row in found] == ["two", None, None, None, None, "two"]
     assert [row["eval_task"] for row in found][:2] == ["words", None]
     assert [row["reason"] for row in found][2:4] == ["no_text", "empty_text"]
-    assert leaks(ctx)["tasks"]["words"]["rows"] == [2] * 6 + [1] * 4
+    assert leaks(ctx)["tasks"] == {
+        "few": {"samples": 0, "too_short": 1, "rows": [0] * 10},
+        "words": {"samples": 2, "too_short": 0, "rows": [2] * 6 + [1] * 4},
+    }
     (row,) = compared(memory_context(), memory_shards(rows[1:2]), folder, compare="caption", size=2)
     assert (row["eval_overlap"], row["eval_task"]) == (1, "few")
 
@@ -177,7 +184,9 @@ def test_only_tasks_with_captions_are_compared_by_caption(tasks, memory_shards, 
     rows = table(text=pa.array(["a red 00"]))
     (row,) = compared(ctx, memory_shards(rows), tasks, compare="caption", size=2)
     assert (row["eval_overlap"], row["eval_task"], row["eval_key"]) == (1, "words", "00")
-    assert list(leaks(ctx)["tasks"]) == ["words"]
+    nobody = {"samples": 0, "too_short": 0, "rows": [0] * 10}
+    assert leaks(ctx)["tasks"]["colours"] == nobody
+    assert leaks(ctx)["tasks"]["words"] == {"samples": 14, "too_short": 0, "rows": [1] * 10}
 
 
 @pytest.mark.parametrize("codes", [[], [None], [5]], ids=str)
@@ -199,10 +208,15 @@ def test_images_that_nothing_measures_and_tasks_without_captions_are_refused(
     rows = table(dhash=pa.array([1], pa.uint64()))
     with pytest.raises(StageError, match="nothing that makes a 'dhash' of them"):
         compared(memory_context(), memory_shards(rows), tasks, column="dhash")
-    folder = parquet(a={"text": pa.array([], pa.string())})
     rows = table(text=pa.array(["x"]))
-    with pytest.raises(StageError, match="no sample to compare with"):
+    folder = parquet(a={"text": pa.array([], pa.string())})
+    with pytest.raises(StageError, match="no sample to compare with\n"):
         compared(memory_context(), memory_shards(rows), folder, compare="caption")
+    folder = parquet(a={"text": ["一只猫坐在草地上看着远方", " "]})
+    short = r"no sample to compare with: all captions \(2\) have fewer than 5 words"
+    with pytest.raises(StageError, match=short) as error:
+        compared(memory_context(), memory_shards(rows), folder, compare="caption")
+    assert "`unit: character`" in error.value.args[2]
 
 
 @pytest.mark.parametrize(

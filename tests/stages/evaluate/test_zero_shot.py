@@ -128,7 +128,7 @@ def test_a_task_that_is_not_right_is_refused_with_the_way_to_see_it_all(
     with pytest.raises(StageError) as error:
         evaluated()
     assert found in error.value.args[0]
-    assert error.value.args[1].startswith("stage 'it', key `tasks`: colours/")
+    assert error.value.args[1].startswith(f"stage 'it', key `tasks`: {tasks}/colours/")
     assert "clipmill doctor tasks" in error.value.args[2]
 
 

@@ -48,7 +48,7 @@ def test_cosines_are_those_of_all_pairs():
         sample_MD = rng.standard_normal((int(rng.integers(1, 9)), 4)).astype(np.float32)
         row_ND = sample_MD[rng.integers(0, len(sample_MD), 20)]
         row_ND = (row_ND * 3 + rng.choice([0, 1]) * rng.standard_normal((20, 4))).astype(np.float32)
-        got = found(Directions(column(list(sample_MD), vector)), column(list(row_ND), vector))
+        got = found(Directions(column(list(sample_MD), vector), "it"), column(list(row_ND), vector))
         a_ND, b_MD = row_ND.astype(float), sample_MD.astype(float)
         length_NM = np.sqrt(np.vecdot(a_ND, a_ND)[:, None] * np.vecdot(b_MD, b_MD))
         cosine_NM = a_ND @ b_MD.T / length_NM
@@ -61,13 +61,17 @@ def test_cosines_are_those_of_all_pairs():
 def test_rows_without_a_direction_are_left_out():
     vector = pa.list_(pa.float32(), 2)
     rows = column([None, [0, 0], [float("nan"), 1], [0, 2], None], vector)
-    got = found(Directions(column([[1, 0], [0, 1]], vector)), rows)
+    got = found(Directions(column([[1, 0], [0, 1]], vector), "it"), rows)
     assert got == [None, None, None, [1, 1], None]
 
 
-def test_a_sample_without_a_direction_is_refused():
-    with pytest.raises(StageError, match="zero or not finite"):
-        Directions(column([[0, 0]], pa.list_(pa.float32(), 2)))
+def test_samples_of_another_width_than_the_rows_are_refused_where_there_is_such_a_row():
+    vector = pa.list_(pa.float32())
+    samples = Directions(column([[1, 0]], vector), "task 'a'")
+    assert found(samples, column([None, None], vector)) == [None, None]
+    with pytest.raises(StageError, match="2 wide, and the pool's are 3 wide") as error:
+        found(samples, column([[1, 0, 0]], vector))
+    assert error.value.args[1] == "task 'a'"
 
 
 def units(text: str | None, unit: str, size: int) -> set:

@@ -5,15 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
 from pipeline.errors import StageError
-from stages.ops import tasks as folders
 from stages.ops.evaluation import Wanted, glanced, listed, read
 from stages.ops.images import decode
 from tests.stages.task_folders import picture, write_tar
 
 HASHES = pa.field("phash", pa.uint64())
 CAPTIONS = Wanted(column=pa.field("text", pa.string()), measure=None)
+VECTORS = Wanted(column=pa.field("isc", pa.list_(pa.float32())), measure=None)
 
 
 def red(pictures) -> np.ndarray:
@@ -61,7 +60,8 @@ def test_a_folder_that_is_not_right_is_refused(tasks):
     write_tar(tasks / "colours" / "test" / "0.tar", {"a.png": picture(0)[:60], "a.cls": b"0"})
     with pytest.raises(StageError, match="truncated") as error:
         everything(tasks, "colours", BY_RED)
-    assert "clipmill doctor tasks" in error.value.args[2]
+    assert error.value.args[1] == f"stage 'it', key `tasks`: {tasks}/colours/test/0.tar, key a"
+    assert f"`clipmill doctor tasks {tasks}`" in error.value.args[2]
 
 
 def test_values_of_a_file_are_read_with_their_keys_or_their_numbers(parquet):
@@ -80,28 +80,68 @@ def test_pictures_of_a_file_are_measured_in_batches(parquet):
 
 
 def test_vectors_are_read_whatever_the_type_of_their_list(parquet):
-    wanted = Wanted(column=pa.field("isc", pa.list_(pa.float32())), measure=None)
     folder = parquet("a", isc=pa.array([[1, 2]], pa.list_(pa.float32(), 2)))
     parquet("b", isc=pa.array([[0.5, 1]], pa.list_(pa.float64())))
-    assert everything(folder, "a", wanted) == [("0", [1, 2])]
-    assert everything(folder, "b", wanted) == [("0", [0.5, 1])]
+    assert everything(folder, "a", VECTORS) == [("0", [1, 2])]
+    assert everything(folder, "b", VECTORS) == [("0", [0.5, 1])]
+
+
+def test_a_hash_stored_as_a_signed_number_is_taken_by_its_bits(parquet):
+    folder = parquet("a", phash=pa.array([-1, 5, -(2**63)], pa.int64()))
+    assert everything(folder, "a", BY_RED) == [("0", 2**64 - 1), ("1", 5), ("2", 2**63)]
+
+
+@pytest.mark.parametrize("dtype", [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_captions_are_read_from_any_column_of_strings(dtype, parquet):
+    folder = parquet("a", text=pa.array(["one", "two"]).cast(dtype))
+    assert everything(folder, "a", CAPTIONS) == [("0", "one"), ("1", "two")]
+
+
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("columns", "wanted", "found"),
+    ("columns", "wanted", "found", "place"),
     [
-        ({"key": ["a"]}, BY_RED, "no column 'phash'"),
-        ({"image": [b"<html>"]}, BY_RED, "not_an_image"),
-        ({"image": [b"<html>"]}, CAPTIONS, "no column 'text'"),
-        ({"phash": pa.array([None], pa.uint64())}, BY_RED, "a null in 'phash'"),
-        ({"image": pa.array([None], pa.binary())}, BY_RED, "not_an_image"),
+        ({"key": ["a"]}, BY_RED, "no column 'phash'", ""),
+        ({"image": [b"<html>"]}, BY_RED, "not_an_image", ", row 0"),
+        ({"image": [b"<html>"], "key": ["x"]}, BY_RED, "not_an_image", ", key x"),
+        ({"image": ["a.png"]}, BY_RED, "a column 'image' of string", ""),
+        ({"image": [b"<html>"]}, CAPTIONS, "no column 'text'", ""),
+        ({"phash": pa.array([1, None], pa.uint64())}, BY_RED, "a null in 'phash'", ", row 1"),
+        ({"phash": ["c3d0"]}, BY_RED, "a column 'phash' of string", ""),
+        ({"image": pa.array([None], pa.binary())}, BY_RED, "not_an_image", ", row 0"),
+        ({"text": [7]}, CAPTIONS, "a column 'text' of int64", ""),
+        ({"isc": ["0.1 0.2"]}, VECTORS, "a column 'isc' of string", ""),
+        ({"isc": [[1.0, 2.0]] * 70 + [[1.0]]}, VECTORS, "1 wide, after others 2 wide", ", row 70"),
+        ({"isc": [[1.0], [0.0]]}, VECTORS, "zero or not finite", ", row 1"),
+        ({"isc": [[1.0], [NAN]], "key": ["x", "y"]}, VECTORS, "zero or not finite", ", key y"),
+        ({"isc": [[1.0, None]]}, VECTORS, "zero or not finite", ", row 0"),
     ],
-    ids=["no column", "a page", "pictures for captions", "a null", "a null picture"],
+    ids=lambda case: case if isinstance(case, str) else None,
 )
-def test_a_file_that_is_not_right_is_refused(columns, wanted, found, parquet):
+def test_a_file_that_is_not_right_is_refused(columns, wanted, found, place, parquet):
+    folder = parquet("a", **columns)
     with pytest.raises(StageError, match=found) as error:
-        everything(parquet("a", **columns), "a", wanted)
-    assert "a.parquet" in error.value.args[1]
+        everything(folder, "a", wanted)
+    assert error.value.args[1] == f"stage 'it', key `tasks`: {folder}/a.parquet{place}"
+
+
+def test_pictures_are_proposed_only_where_they_can_be_measured(parquet):
+    folder = parquet("a", key=["x"])
+    for wanted, proposed in ((BY_RED, True), (CAPTIONS, False)):
+        with pytest.raises(StageError, match="no column") as error:
+            everything(folder, "a", wanted)
+        assert ("`image`" in error.value.args[2]) is proposed
+
+
+@pytest.mark.parametrize("kept", [b"", b"hello", None], ids=["empty", "a text", "half"])
+def test_a_file_that_is_no_parquet_is_refused(kept, parquet):
+    path = parquet("a", text=[str(number) for number in range(1000)]) / "a.parquet"
+    path.write_bytes(path.read_bytes()[:500] if kept is None else kept)
+    with pytest.raises(StageError, match="no Parquet that can be read") as error:
+        everything(path.parent, "a", CAPTIONS)
+    assert str(path) in error.value.args[1]
 
 
 def test_tasks_are_listed_with_a_digest_of_their_bytes(tasks, parquet):
@@ -112,12 +152,27 @@ def test_tasks_are_listed_with_a_digest_of_their_bytes(tasks, parquet):
     assert one["sha256"] != two["sha256"]
 
 
+def test_folders_and_files_in_one_place_are_all_tasks_and_hidden_ones_none(tasks):
+    pq.write_table(pa.table({"phash": pa.array([7], pa.uint64())}), tasks / "more.parquet")
+    (tasks / "._more.parquet").write_bytes(b"of a file system")
+    assert [item["task"] for item in listed(str(tasks), "it")] == ["colours", "more", "words"]
+    assert everything(tasks, "more", BY_RED) == [("0", 7)]
+    assert len(everything(tasks, "words", BY_RED)) == 7
+    (tasks / "more.parquet").rename(tasks / "words.parquet")
+    with pytest.raises(StageError, match=r"'words' and 'words.parquet'"):
+        listed(str(tasks), "it")
+
+
 def test_no_task_is_refused(tmp_path):
     with pytest.raises(StageError, match="no task"):
         listed(str(tmp_path), "it")
+    with pytest.raises(StageError, match="no such folder"):
+        listed(str(tmp_path / "mistyped"), "it")
 
 
-def test_a_glance_sees_that_a_file_changed(tasks, parquet):
-    assert glanced(str(tasks)) == folders.listing_digest(Storage(str(tasks)))
-    before = glanced(str(parquet("a", text=["one"])))
-    assert glanced(str(parquet("b", text=["one"]))) != before
+def test_a_glance_sees_that_a_file_of_either_kind_changed(tasks):
+    seen = {glanced(str(tasks))}
+    for number, path in enumerate([tasks / "a.parquet", tasks / "colours" / "classnames.txt"], 1):
+        path.write_bytes(b"red")
+        seen.add(glanced(str(tasks)))
+        assert len(seen) == 1 + number

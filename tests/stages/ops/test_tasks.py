@@ -139,6 +139,13 @@ def test_names_that_cannot_be_told_apart_or_have_no_picture_are_no_fault_but_tol
 
 def test_a_folder_without_tasks_is_found(tmp_path):
     assert [finding.found for finding in check(str(tmp_path))] == ["no task"]
+    assert [finding.found for finding in check(str(tmp_path / "a"))] == ["no such folder"]
+
+
+def test_a_task_given_for_a_folder_of_them_is_found(tasks):
+    assert [(finding.found, finding.do) for finding in check(str(tasks / "colours"))] == [
+        ("a task, not a folder of them", "give the folder above it")
+    ]
 
 
 @pytest.mark.parametrize("file", [CLASSNAMES, "test/0.tar", NSHARDS])
