@@ -8,17 +8,16 @@ within 3 bits is missed there. Kinds that are one group: `equal`, `chain` (each 
 before), `cube` (20 bits vary, so each code has 1,350 within 3 bits).
 
 Aim: exact at 50 million; memory that does not grow.
-Measured (2026-11-25, EPYC, 2 shared cores, load 2 to 3; 50 million at load 4, and before the
-shuffle's sort was by radix), one worker's CPU, its memory in whole, the most that its journal held:
+Measured (2026-11-25, EPYC, 2 shared cores, load 2 to 3; 50 million idle), one worker's CPU, its
+memory in whole, the most that its journal held:
 
      1 M      5.4 s   461 MB     157 MB        1 M equal    1.5 s     602 MB
      3 M     15.2 s   464 MB     518 MB        1 M chain   20.6 s   1,001 MB
     10 M     57.2 s   482 MB   1,797 MB        1 M cube    28.8 s   1,213 MB
-    50 M    516.9 s   454 MB   9,148 MB
+    50 M    501.3 s   473 MB   9,148 MB
 
-Fitted: seconds = 4.7 * millions^1.17, and 1.37 from 10 to 50, where pieces to read (shards times
-partitions), the load and that sort weigh; the comparisons, which grow with the square, are 2.6e8 at
-50 million: 2 s of them.
+Fitted: seconds = 4.7 * millions^1.16, and 1.35 from 10 to 50, where pieces to read (shards times
+partitions) weigh; the comparisons, which grow with the square, are 2.6e8 at 50 million: 2 s.
 """
 
 import json

@@ -7,8 +7,9 @@ with pyarrow's dataset, all cores) and prints that row. `why` starts, reads the 
 stage folders, looks for the uid, reads one row group a stage and says where the row went.
 
 Aim: less than 1 s.
-Measured (2026-11-25, EPYC, 2 cores, load 1): 0.62 s of wall time (least 0.57), by hand 0.45 s
-(least 0.40); CPU 0.73 and 0.63 s. The aim is met.
+Measured (2026-11-25, EPYC, 2 cores, load 1): 0.75 s of wall time (least 0.70), by hand 0.52 s
+(least 0.46); CPU 0.86 and 0.69 s. Of four runs the medians lay between 0.75 and 1.01 s, the aim is
+met in three.
 """
 
 import json
