@@ -34,6 +34,7 @@ REASON_TYPE = pa.dictionary(pa.int32(), pa.string())
 UID = Column("uid", pa.binary(16), "128 bits", "The sample's id: the pool's own, or a hash.")
 SHARD = Column("shard", pa.int32(), "0 up", "Number of the shard a row lives in.")
 POSITION = Column("position", pa.int32(), "0 up", "Row number inside its shard.")
+IDENTITY = [UID.name, SHARD.name, POSITION.name]  # what rows that leave their shard carry
 REASON = Column("reason", REASON_TYPE, "code", "Why this stage gave no value; null where it did.")
 
 URL = Column("url", pa.string(), "URL", "Where the image was found.")

@@ -57,8 +57,9 @@ def read_rows(
         else:
             wanted.setdefault(stage, {})[column] = None
     virtual = {
-        stage: parts[stage].stage.load_virtual(names, states[stage].source or {})  # type: ignore[union-attr]
-        for stage, names in loaded.items()
+        name: source.load_virtual(names, states[name].source or {})
+        for name, names in loaded.items()
+        if (source := parts[name].stage)  # each of these has one
     }
     readers = {
         stage: read_stage(

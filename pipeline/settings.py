@@ -11,7 +11,7 @@ import msgspec
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, nearest
-from pipeline.stage import Stage
+from pipeline.stage import Stage, settings_fields
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
 
@@ -90,7 +90,7 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
             f"`uses` is {uses!r}", recipe.where(name, "uses"), "write `uses: kind.name`"
         )
     cls = stage_class(uses, recipe.where(name, "uses"))
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {field.name for field in settings_fields(cls)}
     given = {key: value for key, value in keys.items() if key not in ENGINE_KEYS}
     for key in given:
         if key not in known:

@@ -7,7 +7,7 @@ from metadata.fingerprint import plain
 from metadata.record import Failure
 from metadata.schema import UID
 from pipeline.plan import Plan, PlannedStage
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, settings_fields
 from pipeline.state import RunState, StageState, summary
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def plan_text(plan: Plan, state: RunState | None) -> str:
                 lines.append(
                     f"  {edge:<9} {', '.join(value) if isinstance(value, list) else value}"
                 )
-        default = {f.name: plain(f.default) for f in dataclasses.fields(planned.stage)}  # type: ignore[arg-type]
+        default = {f.name: plain(f.default) for f in settings_fields(planned.stage)}
         settings = ", ".join(
             f"{key}={' '.join(str(value).split())}"
             for key, value in made["settings"].items()
@@ -77,8 +77,7 @@ def _stage_json(plan: Plan, planned: PlannedStage, state: RunState | None) -> di
         "model": planned.model,
         "only": planned.only,
         "settings": {
-            field.name: plain(getattr(stage, field.name))
-            for field in dataclasses.fields(stage)  # type: ignore[arg-type]
+            field.name: plain(getattr(stage, field.name)) for field in settings_fields(stage)
         },
         "reads": [
             f"{read} = {source}.{column}" if read != column else f"{source}.{column}"

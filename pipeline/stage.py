@@ -6,7 +6,7 @@ that is a RowStage or a DatasetStage. Its fields are its YAML keys.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -119,4 +119,9 @@ class DatasetStage(Stage):
 
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         """The named virtual columns of every row of the shard that was made from `source`."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only of a stage that names some in `virtual`
+
+
+def settings_fields(stage: Stage | type[Stage]) -> tuple[Field[Any], ...]:
+    """The fields of a stage: its recipe keys."""
+    return fields(stage)  # type: ignore[arg-type]  # a dataclass: checked where its file is read

@@ -6,7 +6,6 @@ dashboard reads every job's command and environment, so a URI with keys is refus
 """
 
 import asyncio
-import dataclasses
 import hashlib
 import io
 import json
@@ -28,6 +27,7 @@ from metadata.storage import local_path, redacted
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, token
 from pipeline.plan import Plan
+from pipeline.stage import settings_fields
 
 LOST_S = 120.0  # a head that is silent this long while its log is followed is given up
 POLL_S = 1.0
@@ -204,7 +204,7 @@ def _paths(plan: Plan, out: str, is_here: bool) -> tuple[str, list[str]]:
     """
     places = [("--out", "", out)]
     for name, planned in plan.stages.items():
-        for field in dataclasses.fields(planned.stage):  # type: ignore[arg-type]
+        for field in settings_fields(planned.stage):
             value = getattr(planned.stage, field.name)
             is_location = not field.metadata.get("fingerprint", True)
             if is_location and value and isinstance(value, str) and os.path.exists(value):

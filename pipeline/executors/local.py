@@ -116,7 +116,7 @@ class LocalExecutor:
             while len(results) < workers:
                 open_pipes = {w.pipe: rank for rank, w in enumerate(ranks) if rank not in results}
                 for pipe in wait(list(open_pipes)):
-                    rank = open_pipes[pipe]  # type: ignore[index]
+                    rank = open_pipes[pipe]  # type: ignore[index]  # `wait` gives back what it got
                     try:
                         kind, value = pickle.loads(ranks[rank].pipe.recv_bytes())
                     except GONE:
@@ -174,7 +174,7 @@ class LocalExecutor:
     def _answers(self) -> list[_Worker]:
         """Busy workers that have answered or died; waits for the first."""
         busy = {w.pipe: w for pool in self._pools.values() for w in pool if w.job is not None}
-        return [busy[pipe] for pipe in wait(list(busy))]  # type: ignore[index]
+        return [busy[pipe] for pipe in wait(list(busy))]  # type: ignore[index]  # it gives back what it got
 
     def _receive(self, worker: _Worker) -> tuple[str, Any] | None:
         """The worker's answer; None where it died, and it is gone from its pool."""

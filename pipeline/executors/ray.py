@@ -199,7 +199,7 @@ class RayExecutor:
     def total(self) -> dict[str, float]:
         """What all nodes have; asked again each second, for nodes come and go."""
         if time.monotonic() - self.asked_s > 1:
-            self.nodes_have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            self.nodes_have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray
             self.asked_s = time.monotonic()
         return self.nodes_have
 

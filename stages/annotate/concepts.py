@@ -43,7 +43,7 @@ class Concepts(RowStage):
         return (TEXT, LANGUAGE) if self.by_language else (TEXT,)
 
     @property
-    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]
+    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
         of_language = ("no_language", "no_list") if self.by_language else ()
         return ("no_text", "empty_text", *of_language, "no_concept")
 

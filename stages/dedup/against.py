@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.schema import (
+    IDENTITY,
     IMAGE_EMBEDDING,
-    POSITION,
     REASON,
     REASON_TYPE,
-    SHARD,
     TEXT,
     UID,
     Column,
@@ -36,7 +35,6 @@ EVAL_OVERLAP = Column(
 )
 EVAL_TASK = Column("eval_task", pa.string(), "name", "The task of that sample; of several, one.")
 EVAL_KEY = Column("eval_key", pa.string(), "key", "That sample, as its task names it.")
-IDENTITY = [UID.name, SHARD.name, POSITION.name]
 ISC_COSINE = 0.604169  # where DataComp cuts, with descriptors of ISC21's winner
 LEAKS = "leaks.json"
 BY_TASK = "by_task"  # how near each task is, until leaks are counted
@@ -133,7 +131,7 @@ class AgainstEvaluation(DatasetStage):
         return self.way.writes, EVAL_TASK, EVAL_KEY
 
     @property
-    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]
+    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
         return self.way.reasons
 
     @property

@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 
 from metadata.schema import (
     DUPLICATE_OF,
+    IDENTITY,
     IMAGE,
     KEEP,
-    POSITION,
     REASON,
     REASON_TYPE,
     SHA256,
-    SHARD,
     TEXT,
     UID,
     URL,
@@ -42,7 +41,6 @@ READS = {
     "url": (URL, ("no_url", "empty_url")),
     "caption": (TEXT, ("no_text", "empty_text")),
 }
-IDENTITY = [UID.name, SHARD.name, POSITION.name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import DUPLICATE_OF, KEEP, POSITION, SHARD, TEXT, UID, Column
+from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, TEXT, Column
 from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.stage import DatasetStage
 from stages.dedup import _recall
@@ -120,7 +120,7 @@ def texts(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
     from stages.ops.shingles import digests, plain
 
     text = plain(shard[column])
-    rows = shard.select([UID.name, SHARD.name, POSITION.name])
+    rows = shard.select(IDENTITY)
     rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
     rows = rows.append_column("plain", text)
     rows = rows.filter(pc.and_not(text.is_valid(), dropped_before(shard)))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import DUPLICATE_OF, KEEP, POSITION, SHARD, UID, Column
+from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, Column
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage
 from stages.ops.keeper import DROPPED, PREFERENCE, Keep, dropped_before, preference
@@ -90,7 +90,7 @@ class PHashDuplicate(DatasetStage):
 
 def with_hash(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
     """The rows that have a hash, as `link` takes them."""
-    rows = shard.select([UID.name, SHARD.name, POSITION.name])
+    rows = shard.select(IDENTITY)
     rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
     rows = rows.append_column("node", shard[column])
     return rows.filter(pc.and_not(pc.is_valid(rows["node"]), dropped_before(shard)))

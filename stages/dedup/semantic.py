@@ -11,12 +11,11 @@ import pyarrow.compute as pc
 from metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
+    IDENTITY,
     IMAGE_EMBEDDING,
     KEEP,
-    POSITION,
     REASON,
     REASON_TYPE,
-    SHARD,
     UID,
     Column,
 )
@@ -43,7 +42,6 @@ EARLIER_COSINE = Column(
 )
 EARLIER_UID = Column("earlier_uid", pa.binary(16), "uid", "That row; null for the first.")
 HARD = Keep(column=CENTROID_COSINE.name, order="asc")  # SemDeDup's default; desc is its `easy`
-IDENTITY = [UID.name, SHARD.name, POSITION.name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import DUPLICATE_OF, POSITION, REASON, REASON_TYPE, SHARD, UID, Column
+from metadata.schema import (
+    DUPLICATE_OF,
+    IDENTITY,
+    POSITION,
+    REASON,
+    REASON_TYPE,
+    SHARD,
+    UID,
+    Column,
+)
 from pipeline.dataset import Context, Shards, State
 from stages.ops.keeper import PREFERENCE, best_first
 from stages.ops.merging import fall
@@ -21,7 +30,6 @@ from stages.ops.together import Beside, Together
 
 PARTITION_ROWS = 250_000
 NODE = Column("node", pa.uint64(), "64 bits", "What a row is compared by; equal rows are one node.")
-IDENTITY = [UID.name, SHARD.name, POSITION.name]
 ROW = pa.schema([(c.name, c.dtype) for c in (UID, SHARD, POSITION, PREFERENCE, NODE)])
 EDGE = pa.schema([("a", pa.uint64()), ("b", pa.uint64()), ("height", pa.float32())])
 # An edge, and where its group is looked for: x points at a lower node y of the same group.

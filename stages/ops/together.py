@@ -1,5 +1,6 @@
 """Several sets of shards read as one; what is put together can be shuffled and restored."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +10,14 @@ import pyarrow as pa
 from pipeline.dataset import Shards
 
 
-class Combined:
+class Combined(ABC):
     """What both kinds have in common. Implements `Shards`, but for its length and `table`."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def table(self, index: int) -> pa.Table:
-        raise NotImplementedError
+    @abstractmethod
+    def table(self, index: int) -> pa.Table: ...
 
     def __iter__(self) -> Iterator[pa.Table]:
         return (self.table(index) for index in range(len(self)))

@@ -83,7 +83,7 @@ class Where(DatasetStage):
         return tuple(dict.fromkeys([*names, *([self.top.column] if self.top else [])]))
 
     @property
-    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]
+    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
         """Every rule, the first that a row breaks being its reason."""
         rules = ["dropped_before", f"undefined:{IMAGE_BYTES.name}"]
         rules += [conjunct.text for conjunct in self.conjuncts]
