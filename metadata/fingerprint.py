@@ -1,7 +1,8 @@
 """What a stage's results depend on, as one short digest.
 
 Stage, version, settings and the parents' fingerprints; never masks, the bytes at a path, or how
-many workers there were. A setting declared with `location()` says where or how fast, and stays out.
+many workers there were. A setting declared with `location()` says where or how fast, and stays out;
+one declared with `later()` counts once it is not at its default.
 """
 
 import dataclasses
@@ -22,8 +23,13 @@ def settings_of(stage: Any) -> dict[str, Any]:
     return {
         field.name: plain(getattr(stage, field.name))
         for field in dataclasses.fields(stage)
-        if field.metadata.get("fingerprint", True)
+        if _counts(field, getattr(stage, field.name))
     }
+
+
+def _counts(field: Any, value: Any) -> bool:
+    rule = field.metadata.get("fingerprint", True)
+    return bool(value != field.default if rule == "unless default" else rule)
 
 
 def plain(value: Any) -> Any:

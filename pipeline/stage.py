@@ -59,6 +59,14 @@ def location(default: Any = MISSING) -> Any:
     return field(default=default, metadata={"fingerprint": False})
 
 
+def later(default: Any) -> Any:
+    """A setting that came after its stage: at its default it stays out of the fingerprint.
+
+    What was stored before it came stays good. The default must do what the stage did before.
+    """
+    return field(default=default, metadata={"fingerprint": "unless default"})
+
+
 class Stage(ABC):
     """What both kinds declare. `reads`, `writes`, `reasons`, `resources` may be properties."""
 

@@ -1,9 +1,9 @@
-"""Digests of settings: canonical, and blind to what `location()` marks."""
+"""Digests of settings: canonical, blind to `location()` settings and to `later()` defaults."""
 
 from dataclasses import dataclass
 
 from metadata.fingerprint import digest, fingerprint, plain, settings_of
-from pipeline.stage import location
+from pipeline.stage import later, location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,15 @@ def test_settings_are_plain_json_without_locations_at_any_depth():
     assert settings_of(Settings()) == {"names": ["a", "b"], "inner": {"top": 0.5}}
     assert settings_of(Settings(path="there", inner=Inner(threads=9))) == settings_of(Settings())
     assert plain({1: (Inner(top=2.0),)}) == {"1": [{"top": 2.0}]}
+
+
+def test_a_setting_that_came_later_counts_once_it_is_not_at_its_default():
+    @dataclass(frozen=True, kw_only=True)
+    class Grown(Settings):
+        scale: str = later("full")
+
+    assert settings_of(Grown()) == settings_of(Settings())
+    assert settings_of(Grown(scale="half")) == settings_of(Settings()) | {"scale": "half"}
 
 
 def test_every_part_moves_the_fingerprint():
