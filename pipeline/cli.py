@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="dataset that results are compared with: an export, or a stage on its way",
+        help="arm that results are compared with: an export, a training, a stage on its way",
     )
     report.set_defaults(verb=_report)
 

@@ -31,11 +31,12 @@ Lacks = Callable[[str, set[str]], pa.Array | None]  # stage and columns to rows:
 
 def funnel(state: RunState) -> dict[str, Any]:
     """Rows by stage and reason, and the waterfall of each last select stage; StageError where a
-    stage doesn't add up."""
+    stage doesn't add up. A run that only evaluates has none of either."""
     plan = state.plan
-    done = [name for name, stage in state.stages.items() if _has_rows(stage.planned, state)]
-    if not done:
+    complete = [name for name, stage in state.stages.items() if stage.complete]
+    if not complete:
         raise RecipeError("no stage is complete", str(state.run), "run the recipe first")
+    done = [name for name in complete if plan.stages[name].stage.gives == "rows"]
     totals: dict[str, Counter[str]] = {name: Counter() for name in done}
     ends = [name for name in done if _is_end(plan, name, done)]
     causes: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in ends}
@@ -67,8 +68,8 @@ def funnel(state: RunState) -> dict[str, Any]:
         "ends": [_end_json(state, name, totals[name], causes[name], examples) for name in ends],
         "exports": [
             _export_json(state, planned)
-            for planned in plan.stages.values()
-            if planned.stage.gives == "data" and state.stages[planned.name].complete
+            for planned in map(plan.stages.__getitem__, complete)
+            if planned.stage.gives == "data"
         ],
     }
 
@@ -219,10 +220,6 @@ def _repeated_uids(state: RunState, names: list[str]) -> int | None:
     return repeated
 
 
-def _has_rows(planned: PlannedStage, state: RunState) -> bool:
-    return planned.stage.gives == "rows" and state.stages[planned.name].complete
-
-
 def _is_end(plan: Plan, name: str, done: list[str]) -> bool:
     """A select stage that no later select stage builds on, of those that are done."""
     if KEEP.name not in {column.name for column in plan.stages[name].stage.writes}:
@@ -312,7 +309,9 @@ def _export_json(state: RunState, planned: PlannedStage) -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     """The funnel as a page: stages with their reasons, then each end's waterfall."""
     lines = [found["run"], ""]
-    width = max(len(stage["stage"]) for stage in found["stages"])
+    if not found["stages"]:
+        lines.append("none of its complete stages has rows")
+    width = max((len(stage["stage"]) for stage in found["stages"]), default=0)
     for stage in found["stages"]:
         lines.append(
             f"{stage['stage']:<{width}}  {stage['uses']:<22} {stage['rows']:>10,} rows"

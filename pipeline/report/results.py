@@ -1,13 +1,14 @@
 """What models trained on the run's exports can do, arm against arm, and how their losses fell.
 
-An arm is the dataset that models were trained on; its models differ in their seed. With two seeds
-or more the interval is Student's over seeds, of differences that of pairs with equal seed: it holds
-the noise of training. With one it is the evaluation's own, over its pictures, and a difference has
-none.
+An arm is one training stage on one dataset; its models differ in their seed. It bears the dataset's
+name, and the training's behind it where the dataset has several. With two seeds or more the
+interval is Student's over seeds, of differences that of pairs with equal seed: it holds the noise
+of training. With one it is the evaluation's own, over its pictures, and a difference has none.
 """
 
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ STUDENT = (  # two-sided 95 %, by degrees of freedom from 1
 )
 HEADLINES = ("image_retrieval_recall@5", "acc5", "acc1")  # the first that a task has
 Metric = tuple[str, str]  # task and metric
+Arm = tuple[str, str]  # dataset and training; of an outside model, its evaluation twice
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,13 @@ class Trial:
     """One evaluated model: its arm, its seed, and every metric with its interval."""
 
     stages: tuple[str, ...]  # evaluation, model, export, what is exported
-    arm: str
     seed: int
     metrics: dict[Metric, dict[str, float]]
+
+    @property
+    def arm(self) -> Arm:
+        _, *made = self.stages[:3]
+        return (made[-1], made[0]) if made else (self.stages[0], self.stages[0])
 
 
 def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
@@ -44,12 +50,10 @@ def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
     Without a name, the first arm of the recipe is the baseline.
     """
     trials = [trial for name in state.stages for trial in _trials(state, name)]
-    arms = list(dict.fromkeys(trial.arm for trial in trials))
-    if baselines or trials:
-        chosen = [_arm_of(name, trials) for name in baselines] or arms[:1]
-    else:
+    if not baselines and not trials:
         return None
-    by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in arms}
+    by_arm = _by_name(trials)
+    chosen = [_arm_of(name, by_arm) for name in baselines] or list(by_arm)[:1]
     rows = []
     for task, metric in dict.fromkeys(key for trial in trials for key in trial.metrics):
         values = {arm: _values(of, (task, metric)) for arm, of in by_arm.items()}
@@ -76,7 +80,7 @@ def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
                 }
             )
         rows.append({"task": task, "metric": metric, "cells": cells})
-    return {"arms": arms, "baselines": chosen, "headlines": headlines(rows), "rows": rows}
+    return {"arms": list(by_arm), "baselines": chosen, "headlines": headlines(rows), "rows": rows}
 
 
 def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,11 +165,22 @@ def _trials(state: RunState, name: str) -> list[Trial]:
         stages.append(model)
         if exported := state.plan.stages[model].data:
             stages += [exported, *state.plan.stages[exported].parents]
-    arm = stages[2] if len(stages) > 2 else stages[-1]
     return [
-        Trial(tuple(stages), arm, int(one["seed"]), _metrics(one["tasks"]))
+        Trial(tuple(stages), int(one["seed"]), _metrics(one["tasks"]))
         for one in held.get("models", [])
     ]
+
+
+def _by_name(trials: list[Trial]) -> dict[str, list[Trial]]:
+    """The trials of each arm: `raw`, or `raw/long` where `raw` was trained on more than once."""
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
+    trained = Counter(data for data, _ in arms)
+    return {
+        data if trained[data] == 1 else f"{data}/{training}": [
+            trial for trial in trials if trial.arm == (data, training)
+        ]
+        for data, training in arms
+    }
 
 
 def _metrics(tasks: dict[str, Any]) -> dict[Metric, dict[str, float]]:
@@ -186,11 +201,16 @@ def _values(trials: list[Trial], key: Metric) -> dict[int, float]:
     return {trial.seed: trial.metrics[key]["value"] for trial in trials if key in trial.metrics}
 
 
-def _arm_of(name: str, trials: list[Trial]) -> str:
-    for trial in trials:
-        if name in trial.stages:
-            return trial.arm
-    known = list(dict.fromkeys(stage for trial in trials for stage in trial.stages))
+def _arm_of(name: str, by_arm: dict[str, list[Trial]]) -> str:
+    """The arm of this name, else the one that a stage of this name belongs to."""
+    found = [arm for arm, of in by_arm.items() if any(name in trial.stages for trial in of)]
+    if name in by_arm or len(found) == 1:
+        return name if name in by_arm else found[0]
+    if found:
+        raise RecipeError(
+            f"{len(found)} arms come from '{name}'", "--baseline", f"name one: {', '.join(found)}"
+        )
+    known = [*by_arm, *(stage for of in by_arm.values() for trial in of for stage in trial.stages)]
     raise RecipeError(
         f"no evaluated model comes from '{name}'",
         "--baseline",

@@ -1,9 +1,16 @@
 """Results by arm: means and paired differences worked out by hand, and what names an arm."""
 
 import pytest
+import yaml
 
+from metadata.storage import Storage
 from pipeline.errors import RecipeError
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import make_plan
+from pipeline.progress import Lines
+from pipeline.recipe import Recipe
 from pipeline.report.results import headline, losses, over_seeds, results
+from pipeline.run import run_plan
 
 
 def cells(found) -> dict:
@@ -71,3 +78,43 @@ def test_the_headline_is_one_metric_a_task_with_every_arm_and_difference(state):
     assert head.split() == ["in", "points", "of", "100", "raw", "shards", "shards", "-", "raw"]
     assert flags.split() == ["flags", "acc1", "25.0", "46.0", "+21.0", "(+8.3", "to", "+33.7)"]
     assert note.startswith("2 seeds an arm")
+
+
+TWICE = """
+pool:  {uses: ingest.image_folder, path: ""}
+raw:   {uses: export.parquet, from: pool}
+short: {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
+long:  {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
+short_scores: {uses: proof.grade, from: pool, model: "stage:short", acc1: [0.2, 0.3]}
+long_scores:  {uses: proof.grade, from: pool, model: "stage:long", acc1: [0.5, 0.6]}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained_twice(state, tmp_path_factory):
+    """A run that trains on one export in two ways."""
+    stages = yaml.safe_load(TWICE)
+    stages["pool"]["path"] = state.plan.recipe.stages["pool"]["path"]
+    plan = make_plan(Recipe(name="twice", path="twice.yaml", seed=0, stages=stages))
+    folder = Storage(str(tmp_path_factory.mktemp("twice")))
+    return run_plan(plan, folder, LocalExecutor(0), Lines()).state
+
+
+def test_two_trainings_of_one_export_are_two_arms_and_pair_by_seed(trained_twice):
+    found = results(trained_twice, []) or {}
+    assert found["arms"] == ["raw/short", "raw/long"]
+    short, long = cells(found).values()
+    assert short["found"]["value"] == pytest.approx(0.25)
+    assert long["found"]["value"] == pytest.approx(0.55)
+    assert long["against"][0] == pytest.approx({"value": 0.3, "low": 0.3, "high": 0.3})
+
+
+@pytest.mark.parametrize("name", ["raw/long", "long", "long_scores"])
+def test_a_training_names_its_arm(name, trained_twice):
+    assert (results(trained_twice, [name]) or {})["baselines"] == ["raw/long"]
+
+
+@pytest.mark.parametrize("name", ["raw", "pool"])
+def test_a_stage_on_the_way_of_two_arms_is_no_baseline(name, trained_twice):
+    with pytest.raises(RecipeError, match=rf"2 arms come from '{name}'\n.*\n.*raw/short, raw/long"):
+        results(trained_twice, [name])

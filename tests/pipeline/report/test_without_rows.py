@@ -1,0 +1,59 @@
+"""A run that holds no row, but an outside model's scores: each way to look at it has an answer."""
+
+import pytest
+
+from tests.pipeline.report.parsed import Page
+from tests.stages.task_folders import write_tasks
+
+RECIPE = "stages: {{scored: {{uses: evaluate.zero_shot, model: reference, tasks: {tasks}}}}}\n"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rowless")
+    write_tasks(folder / "tasks")
+    (folder / "it.yaml").write_text(RECIPE.format(tasks=folder / "tasks"))
+    return folder / "it.yaml"
+
+
+@pytest.fixture
+def run(recipe, clipmill):
+    folder = recipe.parent / "run"
+    assert clipmill("run", recipe, "--out", folder, "--workers", "0").code == 0
+    return folder
+
+
+def test_the_funnel_lists_what_was_made(clipmill, run):
+    said = clipmill("funnel", "--run", run)
+    assert said.code == 0, said.err
+    assert "none of its complete stages has rows" in said.out
+    assert "scored: 3 files" in said.out
+    found = clipmill("funnel", "--run", run, "--json").json
+    assert (found["stages"], found["ends"]) == ([], [])
+    assert [made["stage"] for made in found["exports"]] == ["scored"]
+
+
+def test_the_report_shows_the_results(clipmill, run, tmp_path):
+    said = clipmill("report", "--run", run, "--out", tmp_path / "page.html")
+    assert said.code == 0, said.err
+    assert "colours" in said.out
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.asks_for_nothing()
+    assert "image_retrieval_recall@5" in page.text
+    assert "Where the rows went" not in page.text
+    assert "rows in the pool" not in page.text
+
+
+def test_status_speaks_and_what_needs_rows_says_that_there_are_none(clipmill, run):
+    assert clipmill("status", "--run", run).code == 0
+    for command in (("why", "0" * 32), ("sweep", "--stage", "scored", "--vary", "a=0:1:1")):
+        said = clipmill(*command, "--run", run)
+        assert (said.code, said.err[:9]) == (2, "clipmill:")
+        assert "Traceback" not in said.err
+
+
+def test_a_run_that_has_done_nothing_is_sent_to_run_first(clipmill, recipe, run):
+    for made in (run / "stages").glob("scored-*/*.json"):
+        made.unlink()
+    said = clipmill("funnel", "--run", run)
+    assert (said.code, "run the recipe first" in said.err) == (2, True)
