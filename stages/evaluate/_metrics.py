@@ -17,6 +17,7 @@ SCORES = 2**22  # (queries, answers) scores held at a time: 32 MB
 Z = 1.959963984540054  # of a two-sided 95 % interval
 CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
+NEVER = np.iinfo(np.int64).max  # rank of what no answer is right for: a hit at no k
 
 
 def best_ranks(
@@ -27,7 +28,7 @@ def best_ranks(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(N,) rank of the best answer of each query's group, and (N,) the answer that came first.
 
-    Cosines of unit vectors in float64. Every group of a query has an answer.
+    Cosines of unit vectors in float64. The rank is NEVER where no answer is of the query's group.
     """
     rank_N = np.empty(len(query_ND), np.int64)
     first_N = np.empty(len(query_ND), np.int64)
@@ -37,7 +38,8 @@ def best_ranks(
         best_B1 = np.where(right_BM, score_BM, -np.inf).max(axis=1, keepdims=True)
         place_B = (right_BM & (score_BM == best_B1)).argmax(axis=1)
         before_BM = np.arange(len(answer_MD)) < place_B[:, None]
-        rank_N[block] = ((score_BM > best_B1) | ((score_BM == best_B1) & before_BM)).sum(axis=1)
+        rank_B = ((score_BM > best_B1) | ((score_BM == best_B1) & before_BM)).sum(axis=1)
+        rank_N[block] = np.where(right_BM.any(axis=1), rank_B, NEVER)
         first_N[block] = score_BM.argmax(axis=1)
     return rank_N, first_N
 
@@ -60,9 +62,11 @@ def classification(
 def retrieval(text_rank_N: NDArray[np.int64], image_rank_K: NDArray[np.int64]) -> dict[str, Any]:
     """R@k of the texts found for each image (one of its own is enough), and of each text's image.
 
+    An image without a text has found none: a miss.
+
     Source: CLIP_benchmark's zeroshot_retrieval.
     """
-    images = len(text_rank_N)  # captions of one image are no independent trials
+    images = int((text_rank_N != NEVER).sum())  # captions of one are no independent trials
     found: dict[str, Any] = {}
     for k in RETRIEVAL_KS:
         found[f"image_retrieval_recall@{k}"] = interval(float((image_rank_K < k).mean()), images)

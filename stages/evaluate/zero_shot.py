@@ -15,7 +15,7 @@ from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Resources, location
-from stages.evaluate._metrics import best_ranks, classification, retrieval
+from stages.evaluate._metrics import NEVER, best_ranks, classification, retrieval
 from stages.models.checkpoint import load as load_trained
 from stages.models.image_text import ImageTextModel, load, width_of
 from stages.ops.tasks import (
@@ -163,6 +163,9 @@ def embed_pictures(
     if not known:
         empty = Finding("no sample", task.name, "put pictures into the shards of test/")
         refuse([empty], stage, folder)
+    if task.is_retrieval and not any(sample.captions for sample in known):
+        bare = Finding("no caption", task.name, "write some into KEY.txt, one a line")
+        refuse([bare], stage, folder)
     return Pictures(
         keys=[sample.key for sample in known],
         embeddings=np.concatenate(embedded),
@@ -187,7 +190,10 @@ def score_classification(
 def score_retrieval(
     task: TaskFolder, pictures: Pictures, model: ImageTextModel
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Both directions; a picture has found its text where any of its captions is found."""
+    """Both directions; a picture has found its text where any of its captions is found.
+
+    One without captions has a null rank, and counts as a miss.
+    """
     count_N = np.array([len(captions) for captions in pictures.captions])
     text_KD = model.embed_texts([text for captions in pictures.captions for text in captions])
     picture_N = np.arange(len(count_N))
@@ -195,7 +201,8 @@ def score_retrieval(
     text_rank_N, _ = best_ranks(pictures.embeddings, text_KD, picture_N, picture_K)
     image_rank_K, _ = best_ranks(text_KD, pictures.embeddings, picture_K, picture_N)
     by_picture = pa.ListArray.from_arrays(np.cumsum([0, *count_N], dtype=np.int32), image_rank_K)
-    columns = {"key": pictures.keys, "text_rank": text_rank_N, "image_ranks": by_picture}
+    text_rank = pa.array(text_rank_N, mask=text_rank_N == NEVER)
+    columns = {"key": pictures.keys, "text_rank": text_rank, "image_ranks": by_picture}
     return retrieval(text_rank_N, image_rank_K), pa.table(columns)
 
 

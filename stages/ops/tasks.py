@@ -120,10 +120,7 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
                         yield Finding(f"a sample without a {lacks}", place, "add it, or drop it")
                     elif task.is_retrieval:
                         captions = tuple(filter(None, map(str.strip, _text(truth).splitlines())))
-                        if captions:
-                            yield Sample(key, decode(body), captions=captions)
-                        else:
-                            yield Finding("no caption", place, "write one a line")
+                        yield Sample(key, decode(body), captions=captions)
                     else:
                         yield _labelled(key, body, truth, task, place)
                 except ImageError as error:
@@ -157,13 +154,19 @@ def check(uri: str) -> list[Finding]:
         task, findings = describe(folder, name)
         found += findings
         labels: Counter[int] = Counter()
+        bare = 0
         for sample in samples(folder, task):
             if isinstance(sample, Finding):
                 found.append(sample)
             else:
                 labels[sample.label] += 1
+                bare += not sample.captions
         if task.shards and not labels:
             found.append(Finding("no sample", name, "put pictures into the shards of test/"))
+        elif task.is_retrieval and bare:
+            is_fatal = bare == labels.total()
+            text = f"{bare} of {labels.total()} pictures have no caption: none can be found for them"
+            found.append(Finding(text, name, "write one a line into KEY.txt", is_fatal))
         unseen = [c for i, c in enumerate(task.classnames) if i not in labels]
         if not task.is_retrieval and unseen and labels:
             text = f"{len(unseen)} of {len(task.classnames)} classes have no picture: {unseen[0]!r}"

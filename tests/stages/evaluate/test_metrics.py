@@ -67,6 +67,22 @@ def test_retrieval_is_clip_benchmarks_with_several_captions_an_image():
     assert found == {}
 
 
+def test_an_image_without_captions_is_a_miss_as_in_clip_benchmark():
+    """There 0 of 0 positives is NaN, and NaN > 0 is no hit; k may be more than the captions."""
+    image_ND, text_KD = vectors(12), vectors(9, seed=1)
+    owner_K = np.array([0, 0, 1, 3, 4, 4, 7, 8, 9])
+    text_rank_N, _ = best_ranks(image_ND, text_KD, np.arange(12), owner_K)
+    image_rank_K, _ = best_ranks(text_KD, image_ND, owner_K, np.arange(12))
+    found = {name: m["value"] for name, m in retrieval(text_rank_N, image_rank_K).items()}
+    score_NK = image_ND.astype(np.float64) @ text_KD.T.astype(np.float64)
+    positive_NK = np.arange(12)[:, None] == owner_K
+    for k in (1, 5):
+        expected = benchmark_recall(score_NK, positive_NK, k)
+        assert found[f"text_retrieval_recall@{k}"] == pytest.approx(expected)
+    assert found["text_retrieval_recall@10"] == pytest.approx(7 / 12)
+    assert found["image_retrieval_recall@10"] > 0
+
+
 def test_ranks_by_hand():
     """Query 0 beside its own answer; query 1 has two, the better of which comes second."""
     query = np.array([[1.0, 0], [0, 1]])

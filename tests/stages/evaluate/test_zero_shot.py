@@ -14,7 +14,7 @@ from stages.evaluate import zero_shot
 from stages.evaluate.zero_shot import ZeroShot
 from stages.ops.tasks import CLASSNAMES
 from stages.ops.vectors import unit_rows
-from tests.stages.task_folders import COLOURS, NAMES
+from tests.stages.task_folders import COLOURS, NAMES, picture, write_tar
 
 
 class Colours:
@@ -69,6 +69,25 @@ def test_retrieval_counts_captions_and_images_each_its_own_way(evaluated):
     assert ranks["text_rank"].to_pylist() == [0, 0, 0, 0, 0, 1, 1]
     assert [first for first, _ in ranks["image_ranks"].to_pylist()] == [0, 0, 0, 0, 0, 1, 1]
     assert words["metrics"]["text_retrieval_recall@1"]["value"] == pytest.approx(5 / 7)
+
+
+def test_a_picture_without_captions_counts_as_a_miss_and_has_no_rank(evaluated, tasks):
+    members = {f"{key}.png": picture(key) for key in range(3)}
+    captions = {"0.txt": b"red", "1.txt": b"", "2.txt": b"blue\nnavy"}
+    write_tar(tasks / "words" / "test" / "0.tar", dict(sorted({**members, **captions}.items())))
+    results, out = evaluated(Colours())
+    words = results["tasks"]["words"]
+    assert (words["pictures"], words["captions"]) == (3, 3)
+    assert words["metrics"]["text_retrieval_recall@10"]["value"] == pytest.approx(2 / 3)
+    ranks = pq.read_table(out / "words.parquet")
+    assert ranks["text_rank"].to_pylist() == [0, None, 0]
+    assert [len(of_one) for of_one in ranks["image_ranks"].to_pylist()] == [1, 0, 2]
+
+
+def test_a_task_without_any_caption_is_refused(evaluated, tasks):
+    write_tar(tasks / "words" / "test" / "0.tar", {"0.png": picture(0), "0.txt": b"\n"})
+    with pytest.raises(StageError, match="no caption"):
+        evaluated(Colours())
 
 
 def test_prompts_of_a_class_are_averaged(evaluated, tasks):

@@ -122,9 +122,17 @@ def test_what_is_wrong_with_a_sample_is_found_and_its_neighbours_are_read(tasks,
     assert finding.where == "colours/test/0.tar, key a"
 
 
-def test_a_retrieval_sample_without_a_caption_is_found(tasks):
-    write_tar(tasks / "words" / "test" / "0.tar", {"a.png": picture(0), "a.txt": b"\n \n"})
-    assert [finding.found for finding in check(str(tasks))] == ["no caption", "no sample"]
+@pytest.mark.parametrize(("other", "is_fatal"), [(b"a red thing", False), (b"", True)])
+def test_pictures_without_a_caption_are_told_and_are_a_fault_where_none_has_one(
+    tasks, other, is_fatal
+):
+    members = {"a.png": picture(0), "a.txt": b"\n \n", "b.png": picture(1), "b.txt": other}
+    write_tar(tasks / "words" / "test" / "0.tar", members)
+    first, *_ = samples(Storage(str(tasks)), describe(Storage(str(tasks)), "words")[0])
+    assert (first.key, first.captions) == ("a", ())
+    (finding,) = check(str(tasks))
+    assert finding.is_fatal == is_fatal
+    assert f"{1 + is_fatal} of 2 pictures have no caption" in finding.found
 
 
 def test_names_that_cannot_be_told_apart_or_have_no_picture_are_no_fault_but_told(tasks):
