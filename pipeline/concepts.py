@@ -5,9 +5,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RecipeError
+
+if TYPE_CHECKING:
+    from metadata.concepts.load import ConceptList
 
 SHOWN = 10  # entries with the highest counts
 # A mark of these stands between spaces in a caption, and not in such an entry.
@@ -82,24 +85,23 @@ def show_list(options: argparse.Namespace) -> int:
     from metadata.concepts.load import ConceptListError, load
 
     try:
-        found = summary(load(options.list).table)
+        found = summary(load(options.list))
     except (ConceptListError, OSError) as error:
         raise RecipeError(str(error), "the arguments", "give a list that can be read") from None
     print(json.dumps(found, indent=1) if options.json else text(options.list, found))
     return 0
 
 
-def summary(table: Any) -> dict[str, Any]:
+def summary(concepts: "ConceptList") -> dict[str, Any]:
     """What is in a list."""
     import polars as pl
 
-    from metadata.concepts.load import digest_of
-
-    rows = pl.DataFrame(table).with_columns(pl.col("source", "language").cast(pl.String))
+    rows = pl.DataFrame(concepts.table).with_columns(pl.col("source", "language").cast(pl.String))
     top = rows.filter(pl.col("count").is_not_null()).sort("count", descending=True).head(SHOWN)
     return {
-        "digest": digest_of(table),
+        "digest": concepts.digest,
         "entries": len(rows),
+        "dropped": concepts.dropped,
         "sources": _counts(rows, "source"),
         "languages": _counts(rows, "language"),
         "never_by_published_rule": int(rows["entry"].str.contains(NEVER).sum()),
@@ -110,6 +112,9 @@ def summary(table: Any) -> dict[str, Any]:
 def text(name: str, found: dict[str, Any]) -> str:
     """The same as a page."""
     lines = [f"{name}: {found['entries']:,} entries, digest {found['digest']}"]
+    if found["dropped"]:
+        counts = ", ".join(f"{why} {count:,}" for why, count in found["dropped"].items())
+        lines.append(f"  {'dropped':<10} {counts}: no id would find them")
     for key in ("sources", "languages"):
         counts = ", ".join(f"{it or 'none'} {count:,}" for it, count in found[key])
         lines.append(f"  {key:<10} {counts}")

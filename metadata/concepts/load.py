@@ -41,6 +41,7 @@ class ConceptList:
 
     table: pa.Table  # of SCHEMA, in one chunk
     digest: str  # 32 hex digits
+    dropped: dict[str, int]  # how many more were given, `blank` or `repeated`
 
     def __len__(self) -> int:
         return len(self.table)
@@ -59,10 +60,19 @@ class ConceptList:
 
 
 def concept_list(table: pa.Table) -> ConceptList:
-    """The list of these rows; ConceptListError where one of its entries cannot be matched with."""
-    whole = _in_one_chunk(table.select(SCHEMA.names).cast(SCHEMA))
-    _check(whole)
-    return ConceptList(whole, digest_of(whole))
+    """The list of these rows, without blank entries and those that stand further up.
+
+    Neither could be found by its id. ConceptListError where an entry is too long, or none is left.
+    """
+    given = _in_one_chunk(table.select(SCHEMA.names).cast(SCHEMA))
+    _check_lengths(given["entry"])
+    blank = pc.equal(pc.utf8_trim_whitespace(given["entry"]), "").fill_null(True)
+    named = given.filter(pc.invert(blank))
+    whole = _in_one_chunk(named.filter(_is_first(named)))
+    if not len(whole):
+        raise ConceptListError("it has no entry")
+    gone = {"blank": len(given) - len(named), "repeated": len(named) - len(whole)}
+    return ConceptList(whole, digest_of(whole), {why: n for why, n in gone.items() if n})
 
 
 def of_entries(
@@ -130,36 +140,22 @@ def _in_one_chunk(table: pa.Table) -> pa.Table:
     return whole if whole.num_rows else SCHEMA.empty_table().combine_chunks()
 
 
-def _check(table: pa.Table) -> None:
-    if not len(table):
-        raise ConceptListError("it has no entry")
-    entry = table["entry"]
-    faults = {
-        "null": pc.is_null(entry),
-        "empty": pc.equal(pc.utf8_trim_whitespace(entry), ""),
-        f"longer than {MAX_ENTRY_CHARS:,} characters": pc.greater(
-            pc.utf8_length(entry), MAX_ENTRY_CHARS
-        ),
-        "listed twice": _is_repeated(table),
-    }
-    said = []
-    for name, bad in faults.items():
-        places = np.flatnonzero(bad.fill_null(False).to_numpy())
-        if len(places):
-            shown = ", ".join(
-                f"number {place} {(entry[place].as_py() or '')[:40]!r}" for place in places[:3]
-            )
-            said.append(f"{len(places):,} entries are {name}: {shown}")
-    if said:
-        raise ConceptListError("; ".join(said))
+def _check_lengths(entry: pa.ChunkedArray) -> None:
+    too_long = pc.greater(pc.utf8_length(entry), MAX_ENTRY_CHARS).fill_null(False)
+    places = np.flatnonzero(too_long)
+    if len(places):
+        shown = ", ".join(f"number {place} {entry[place].as_py()[:40]!r}" for place in places[:3])
+        raise ConceptListError(
+            f"{len(places):,} entries are longer than {MAX_ENTRY_CHARS:,} characters: {shown}"
+        )
 
 
-def _is_repeated(table: pa.Table) -> pa.ChunkedArray:
-    """Whether each entry stands further up in the same language: its id would never be found."""
+def _is_first(table: pa.Table) -> pa.Array:
+    """Whether no entry further up is the same, in the same language."""
     import polars as pl
 
     rows = pl.DataFrame(
         {name: pl.Series(values=table[name].cast(pa.string())) for name in ("entry", "language")}
     )
     first = rows.select(is_first=pl.struct("entry", "language").is_first_distinct())["is_first"]
-    return pa.chunked_array([(~first).to_arrow()])
+    return first.to_arrow()

@@ -165,7 +165,9 @@ def check(uri: str) -> list[Finding]:
             found.append(Finding("no sample", name, "put pictures into the shards of test/"))
         elif task.is_retrieval and bare:
             is_fatal = bare == labels.total()
-            text = f"{bare} of {labels.total()} pictures have no caption: none can be found for them"
+            text = (
+                f"{bare} of {labels.total()} pictures have no caption: none can be found for them"
+            )
             found.append(Finding(text, name, "write one a line into KEY.txt", is_fatal))
         unseen = [c for i, c in enumerate(task.classnames) if i not in labels]
         if not task.is_retrieval and unseen and labels:

@@ -290,6 +290,7 @@ def put_tables(
     summary = {
         "t": item["t"] if item["t"] < np.inf else None,  # JSON has no infinity
         **{name: int(found[name]) for name in ("rows", "matched", "kept")},
+        "entries_dropped": concepts.dropped,
         "expected": float(found["expected"] / FIXED),
         "sigma": float(np.sqrt(found["variance"] / FIXED)),
     }

@@ -60,13 +60,21 @@ def test_the_published_list_is_shown_with_what_its_rule_never_matches(clipmill, 
     assert "3 can match by the rule `words` only" in said.out
 
 
+def test_what_a_list_holds_for_nothing_is_shown(clipmill, tmp_path):
+    (tmp_path / "metadata.json").write_text(json.dumps(["dog", "", "dog", "cat", "dog"]))
+    said = clipmill("concepts", "show", tmp_path / "metadata.json")
+    assert said.code == 0
+    assert "2 entries" in said.out
+    assert "blank 1, repeated 2" in said.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("show", "none.parquet"), "none.parquet"),
-        (("show", "bad.json"), "listed twice"),
+        (("show", "bad.json"), "no entry"),
         (("build", "it.parquet"), "no source of concepts"),
-        (("build", "it.parquet", "--list", "bad.json"), "listed twice"),
+        (("build", "it.parquet", "--list", "bad.json"), "no entry"),
         (("build", "it.parquet", "--corpus", "captions.parquet"), "no column 'text'"),
         (("build", "it.parquet", "--wordnet", "nowhere"), "nowhere"),
         (("build", "it.parquet", "--corpus", "few.txt"), "gave no entry"),
@@ -76,7 +84,7 @@ def test_what_cannot_be_read_is_named_and_nothing_is_written(
     arguments, said, clipmill, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.json").write_text('["a", "a"]')
+    (tmp_path / "bad.json").write_text('[""]')
     (tmp_path / "few.txt").write_text("a word or two")
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "captions.parquet")
     answer = clipmill("concepts", *arguments)

@@ -103,6 +103,15 @@ def test_infinite_t_keeps_every_row_with_a_concept_and_no_other(pool, balanced):
     assert json.loads((ctx.out / "balance.json").read_text())["t"] is None
 
 
+def test_entries_that_a_list_holds_for_nothing_are_counted(pool, memory_shards, memory_context):
+    ctx = memory_context()
+    (ctx.out.parent / "list.json").write_text(json.dumps([*ENGLISH, "e0", " "]))
+    stage = Balance(concepts=str(ctx.out.parent / "list.json"), t=100)
+    stage.run(Inputs(rows=memory_shards(pool)), ctx)
+    told = json.loads((ctx.out / "balance.json").read_text())
+    assert told["entries_dropped"] == {"blank": 1, "repeated": 1}
+
+
 def test_another_t_is_a_query_on_the_stored_rank(pool, balanced):
     small, _ = balanced(pool, t=50)
     large, _ = balanced(pool, t=500)
