@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from metadata.schema import IMAGE, PIXELS, REASON, UID, Column
-from pipeline.errors import RecipeError
+from pipeline.errors import ClipmillError, RecipeError
 from pipeline.recipe import Recipe, nearest
 from pipeline.stage import DatasetStage, Stage
 
@@ -40,6 +40,7 @@ def bind(
                 f"write {{{read}: stage.column}}",
             )
     bound: dict[str, Binding] = {}
+    types: dict[str, pa.DataType] = {UID.name: UID.dtype}
     names: set[str] = set()
     for column, wanted in (
         *((read, True) for read in stage.reads),
@@ -54,7 +55,7 @@ def bind(
         if found is None:
             continue
         bound[read] = found
-        have = type_of(planned[found[0]].stage, found[1])
+        have = types[read] = type_of(planned[found[0]].stage, found[1])
         if isinstance(column, Column) and read != PIXELS.name and not column.accepts(have):
             raise RecipeError(
                 found=f"{found[0]}.{found[1]} is {have}, and '{read}' is {column.dtype}",
@@ -68,6 +69,11 @@ def bind(
                 recipe.where(name, "read", read),
                 f"it reads: {', '.join(sorted(names))}",
             )
+    try:
+        stage.check(types)
+    except ClipmillError as error:
+        found, at, do = error.args
+        raise RecipeError(found, f"{recipe.where(name)}: {at}", do) from None
     return bound
 
 

@@ -85,6 +85,12 @@ class Stage(ABC):
     transient: tuple[str, ...] = ()  # reasons that pass: `--retry REASON` tries these rows again
     resources: Resources = Resources()
 
+    def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few have more
+        """Raises ClipmillError where its settings ask what columns of these types cannot answer.
+
+        Asked at plan, by the names that it reads, uid among them; `reads` says all that most need.
+        """
+
 
 class RowStage(Stage):
     """One shard in, one shard out: same rows, same order, new columns."""

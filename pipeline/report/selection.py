@@ -93,7 +93,7 @@ def by_number(
 ) -> Iterator[Verdicts]:
     """The verdicts with each value in the place of a comparison's number."""
     sql = _sql()
-    frame = sql.as_frame(table.select([UID.name, *stage.reads]))
+    frame = stage.frame(table)
     others_N = _passing(stage, table, frame, besides=at.conjunct)
     ranking = Ranking(stage.top, table) if stage.top else None
     for value in values:
@@ -119,7 +119,7 @@ def tops(stage: Any, key: str, values: Iterable[Decimal]) -> dict[float, Any]:
 
 def by_top(stage: Any, key: str, varied: dict[float, Any], table: pa.Table) -> Iterator[Verdicts]:
     """The verdicts with each of the tops."""
-    passing_N = _passing(stage, table, _sql().as_frame(table.select([UID.name, *stage.reads])))
+    passing_N = _passing(stage, table, stage.frame(table))
     ranking = Ranking(stage.top, table)
     for value, top in varied.items():
         keep_N = passing_N & ranking.best(top, passing_N)

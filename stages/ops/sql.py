@@ -5,7 +5,8 @@ Null is SQL's: a comparison with it is null. Where polars would surprise, the tr
 - NaN counts as null, in a column and out of arithmetic (polars ranks it above infinity);
 - a float32 column meets a literal in float32, as in NumPy, in every form of comparison;
 - integers are 64 bits wide, so that width * height and LENGTH(a) - LENGTH(b) don't wrap;
-- a CAST that fails gives null: one bad row doesn't stop the others.
+- a CAST that fails gives null: one bad row doesn't stop the others;
+- a uid is its 32 hex digits, in lower case.
 
 `/` is true division, of integers too. GREATEST and LEAST pass over nulls.
 """
@@ -23,6 +24,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of polars
 
+from metadata.schema import UID
 from pipeline.errors import StageError
 
 COMPARISONS = (
@@ -78,12 +80,28 @@ def conjuncts(where: str) -> tuple[Conjunct, ...]:
 
 
 def as_frame(table: pa.Table) -> pl.DataFrame:
-    """The table as `truth` reads it: NaN null, dictionaries as text, integers 64 bits wide."""
+    """The table as `truth` reads it: NaN null, dictionaries and uids text, integers 64 bits."""
+    uids = [field.name for field in table.schema if field.type == UID.dtype]
     return pl.DataFrame(table).with_columns(
+        pl.col(uids).bin.encode("hex"),
         cs.float().fill_nan(None),
         cs.categorical().cast(pl.String),
         (cs.integer() - cs.by_dtype(pl.UInt64)).cast(pl.Int64),
     )
+
+
+def check(conjunct: Conjunct, schema: pa.Schema) -> None:
+    """StageError where the condition has no answer for columns of these types."""
+    for column in conjunct.tree.find_all(exp.Column):
+        dtype = schema.field(_name(column)).type
+        has_parts = pa.types.is_nested(dtype) or pa.types.is_binary(dtype)
+        if has_parts and not isinstance(column.parent, exp.Is):
+            raise StageError(
+                found=f"`{conjunct.text}` asks what is in {_name(column)}, which holds {dtype}",
+                where="key `where`",
+                do=f"ask {_name(column)} IS NOT NULL, or let a stage write what you ask for",
+            )
+    truth(conjunct, as_frame(schema.empty_table()))
 
 
 def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:

@@ -1,10 +1,12 @@
 """Which rows stay: a condition on stored columns, then the best of those that meet it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -98,6 +100,18 @@ class Where(DatasetStage):
     def conjuncts(self) -> tuple[sql.Conjunct, ...]:
         return sql.conjuncts(self.where) if self.where else ()
 
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        """Whether each condition can be asked of such columns, and `top` can rank by its own."""
+        schema = pa.schema(dict(types))
+        for conjunct in self.conjuncts:
+            sql.check(conjunct, schema)
+        if self.top:
+            rankable(schema.empty_table()[self.top.column], self.top)
+
+    def frame(self, rows: pa.Table) -> pl.DataFrame:
+        """The columns that the conditions read, as they read them."""
+        return sql.as_frame(rows.select(list(dict.fromkeys((UID.name, *self.reads)))))
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         rows = ctx.map_shards(partial(judge, stage=self), inputs.rows)
@@ -124,7 +138,7 @@ def find_cut(top: Top, rows: Shards, ctx: Context) -> cut.Cut:
 
 def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     """keep and reason of every row by `where`, and the value that `top` ranks by."""
-    frame = sql.as_frame(rows.select([UID.name, *stage.reads]))
+    frame = stage.frame(rows)
     truths = [(conjunct, sql.truth(conjunct, frame)) for conjunct in stage.conjuncts]
     broken = [(np.zeros(len(rows), bool), "dropped_before")]
     if KEEP.name in rows.column_names:
@@ -157,7 +171,7 @@ def rankable(value: pa.ChunkedArray, top: Top) -> pa.ChunkedArray:
     if not pa.types.is_integer(value.type):
         raise StageError(
             found=f"column '{top.column}' holds {value.type}",
-            where="select.where, key `top.column`",
+            where="key `top.column`",
             do="name a column of numbers",
         )
     return value

@@ -74,6 +74,57 @@ def test_a_reason_is_a_column_of_its_stage():
     assert bound(line) == {"one.reason": ("one", "reason")}
 
 
+TYPES = """
+datacomp: {uses: ingest.datacomp, path: pool, scores: true}
+same: {uses: dedup.exact, from: datacomp}
+words: {uses: annotate.language, from: datacomp}
+texts: {uses: annotate.concepts, from: words, concepts: list.json}
+"""
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        f"uid = '{'0' * 32}'",
+        f"uid IN ('{'0' * 32}', '{'f' * 32}')",
+        "duplicate_of IS NULL AND same.reason IS NULL",
+        "words.reason = 'no_text'",
+        "l14_img IS NOT NULL AND (face_bboxes IS NULL OR concept_ids IS NOT NULL)",
+        "text LIKE '%a%' AND clip_l14_similarity_score > 0.3",
+    ],
+)
+def test_a_condition_on_columns_that_can_answer_it_is_planned(where):
+    plan = plan_of(f"{TYPES}it: {{uses: select.where, from: [texts, same], where: {where!r}}}")
+    assert plan.stages["it"].stage.where == where
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ("face_bboxes = 1", "asks what is in face_bboxes, which holds list"),
+        ("l14_img > 0.5", "asks what is in l14_img, which holds fixed_size_list"),
+        ("LENGTH(concept_ids) > 1", "asks what is in concept_ids, which holds list"),
+        ("text > 5", "`text > 5` has no answer"),
+        ("uid > 5", "`uid > 5` has no answer"),
+        ("duplicate_of", "neither true nor false"),
+        ("shard = 1", "no ancestor writes column 'shard'"),
+        ("position = 1", "no ancestor writes column 'position'"),
+        ("reason IS NULL", "no ancestor writes column 'reason'"),
+    ],
+)
+def test_a_condition_that_columns_cannot_answer_is_refused_with_the_stage(where, found):
+    with pytest.raises(RecipeError, match="'it'") as error:
+        plan_of(f"{TYPES}it: {{uses: select.where, from: [texts, same], where: {where!r}}}")
+    assert found in error.value.args[0]
+
+
+@pytest.mark.parametrize("column", ["uid", "text", "face_bboxes", "duplicate_of"])
+def test_a_top_of_what_has_no_order_is_refused_by_the_plan(column):
+    top = f"{{column: {column}, rows: 1}}"
+    with pytest.raises(RecipeError, match=f"column '{column}' holds"):
+        plan_of(f"{TYPES}it: {{uses: select.where, from: [texts, same], top: {top}}}")
+
+
 def test_an_optional_column_is_bound_where_there_is_one():
     assert "keep" not in bound("{uses: select.where, from: two, where: d > 5}")
     assert bound("{uses: select.where, from: keep, where: d > 5}")["keep"] == ("keep", "keep")

@@ -157,6 +157,25 @@ def test_a_row_dropped_before_and_a_row_without_image_stay_out_whatever_the_cond
     ]
 
 
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("uid = '{1}'", [1]),
+        ("uid IN ('{1}', '{3}')", [1, 3]),
+        ("uid LIKE '%1'", [1]),
+        ("uid <> '{0}' AND clip_score > 0.1", [1, 2]),
+        ("duplicate_of = '{0}'", [1]),
+        ("duplicate_of IS NOT NULL", [1]),
+        ("uid > duplicate_of", [1]),
+    ],
+)
+def test_a_uid_is_compared_by_its_hex_digits(kept, where, rows):
+    uids = [f"{number:032x}" for number in range(4)]
+    named = pa.array([None, bytes(16), None, None], pa.binary(16))
+    pool = scores([0.2, 0.9, 0.2, None]).append_column("duplicate_of", named)
+    assert kept(Where(where=where.format(*uids)), pool) == rows
+
+
 def test_float32_is_cut_in_float32(kept):
     rows = scores([0.25, 0.26, 0.27])
     assert kept(Where(where="clip_score >= 0.26"), rows) == [1, 2]
