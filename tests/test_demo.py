@@ -39,7 +39,7 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     assert abs(kept - end["kept"]) <= 0.005 * rows
 
     found = run("pool", "score", demo / "pool", "--run", demo / "run")
-    planted = {row["kind"]: row for row in found["planted"]}
+    planted = {row["kind"]: row for row in found["selects"][-1]["planted"]}
     for kind in ("404", "410", "403", "changed", "corrupt", "truncated", "html", "redirect_loop"):
         assert planted[f"link_issue: {kind}"]["kept"] == 0
     for kind in ("bomb", "tiny", "aspect", "oversized"):
@@ -53,7 +53,7 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
 
     # The score finds swapped captions, and what it keeps is worth more: beyond the noise of seeds.
     areas = {row["kind"]: row["auc"]["value"] for row in found["detection"]}
-    assert areas["swapped"] >= 0.72
+    assert areas["text_issue: swapped"] >= 0.72
     assert areas["swapped, with another group's"] >= 0.83
     retrieval = next(line for line in first.stdout.splitlines() if "image_retrieval" in line)
     raw, curated = map(float, retrieval.split()[2:4])
@@ -61,7 +61,12 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     low_of_curated = float(re.findall(r"\(([+-][\d.]+) to", retrieval)[-1])
     assert low_of_curated > 0
     page = (demo / "report.html").read_text()
-    for shown in ("Results", "Against the planted truth", f"{areas['swapped']:.3f}", "Training"):
+    for shown in (
+        "Results",
+        "Against the planted truth",
+        f"{areas['text_issue: swapped']:.3f}",
+        "Training",
+    ):
         assert shown in page
 
 

@@ -113,10 +113,13 @@ def test_funnel_adds_up_and_why_speaks_of_every_kind_of_end(clipmill, plain):
 def test_score_says_what_became_of_every_planted_row(clipmill, pool, plain):
     found = clipmill("pool", "score", pool, "--run", plain, "--json").json
     truth = pl.read_parquet(pool / "truth.parquet")
-    assert found["rows"] + found["absent"] == len(truth)
-    planted = {row["kind"]: row for row in found["planted"]}
-    for row in planted.values():
-        assert row["kept"] + sum(row["caught"].values()) == row["rows"]
+    assert [judged["stage"] for judged in found["selects"]] == ["worth", "subset"]
+    for judged in found["selects"]:
+        assert judged["rows"] + judged["absent"] == len(truth)
+        assert judged["kept"] == len(values(plain, judged["stage"]).filter("keep"))
+        for row in judged["planted"]:
+            assert row["kept"] + sum(row["caught"].values()) == row["rows"]
+    planted = {row["kind"]: row for row in found["selects"][-1]["planted"]}
     dead = planted["link_issue: 404"]
     assert dead["kept"] == 0
     assert {cause.partition(":")[0] for cause in dead["caught"]} <= {"images", "worth"}

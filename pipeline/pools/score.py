@@ -16,68 +16,61 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, UID
+from metadata.schema import UID
 from metadata.shard import read_stage
+from pipeline.bindings import Binding
 from pipeline.errors import RecipeError
 from pipeline.funnel import lacking, reasons_of, trace
-from pipeline.report.stored import binding, stored
+from pipeline.pools.faults import HARMLESS_LINKS
+from pipeline.report.stored import binding, is_select, stored
 from pipeline.state import RunState
 
-HARMLESS_LINKS = ("redirect", "slow", "wrong_content_type", "503_once")
+HARMLESS = tuple(f"link_issue: {link}" for link in HARMLESS_LINKS)
 SHOWN_CAUSES = 4
 SCORE = "clip_score"  # the column whose AUC is shown
-KINDS = ("link_issue", "image_issue", "text_issue")
 LEFT = "truth.json"  # in the run's folder
+ABOUT = {  # columns of our own truth that tell of no fault, or not by themselves
+    *("uid", "source", "image_key", "concept", "group", "lang", "text_true", "near_op"),
+    *("swapped_in_group", "dup_kind", "dup_cluster", "usable", "is_good"),
+}
+NAMES = {"eval_near": "copy of an evaluation image"}
+COPIES = {"dup_kind", "dup_cluster", "usable"}  # columns that tell which copies are too many
+MAX_VALUES = 50  # of a text column; one with more tells rows apart, not kinds
+Kinds = dict[str, pl.Expr]  # each with what is true of its rows
 
 
-def score(state: RunState, pool: Path, end: str | None = None) -> dict[str, Any]:
-    """Planted rows of each kind: how many each stage caught, and how many were kept."""
-    truth_path = pool / "truth.parquet"
-    if not truth_path.is_file():
-        raise RecipeError(
-            f"no {truth_path.name}", str(pool), "give the folder `clipmill pool` made"
-        )
-    end = end or _last_select(state)
-    truth = pl.read_parquet(truth_path).join(_verdicts(state, end), on="uid", how="left")
-    known = truth.filter(pl.col("cause").is_not_null())
-    if known.is_empty():
+def score(state: RunState, pool: Path) -> dict[str, Any]:
+    """For every select stage the planted rows of each kind: how many each stage before it caught,
+    and how many it keeps; how well the score tells faulty captions from good ones."""
+    planted = _read(pool / "truth.parquet")
+    kinds, unjudged = _kinds(planted)
+    selects = [
+        _judged(name, planted.join(_verdicts(state, name), on="uid"), len(planted), kinds)
+        for name in _selects(state)
+    ]
+    selects = [judged for judged in selects if judged["rows"]]  # some may be of another pool
+    if not selects:
         raise RecipeError("no row of this pool is in the run", str(state.run), "check the pool")
-    absent, truth = len(truth) - len(known), known
-    rows = []
-    for kind in KINDS:
-        for value in sorted(truth[kind].drop_nulls().unique()):
-            harmless = kind == "link_issue" and value in HARMLESS_LINKS
-            rows.append(_row(f"{kind}: {value}", truth.filter(pl.col(kind) == value), harmless))
-    extra = _extra_copies(truth)
-    for value in sorted(extra["dup_kind"].drop_nulls().unique()):
-        rows.append(_row(f"duplicate: {value}", extra.filter(pl.col("dup_kind") == value)))
-    rows.append(_row("copy of an evaluation image", truth.filter(pl.col("eval_near"))))
-    good = pl.col("is_good")
-    rows.append(_row("good, English", truth.filter(good & (pl.col("lang") == "en")), True))
-    rows.append(_row("good, other languages", truth.filter(good & (pl.col("lang") != "en")), True))
+    scores = dict.fromkeys(binding(state, judged["stage"], SCORE) for judged in selects)
     found = {
         "run": str(state.run),
-        "end": end,
-        "rows": len(truth),
-        "absent": absent,
-        "planted": rows,
-        "detection": _detection(state, truth, end),
+        "selects": selects,
+        "detection": [
+            row for bound in scores if bound for row in _detection(state, planted, kinds, bound)
+        ],
+        "unjudged": unjudged,
     }
-    state.run.put(
-        LEFT,
-        json.dumps(found | {"of": state.inputs_digest(state.plan.stages[end])}).encode(),
-        point="truth",
-    )
+    state.run.put(LEFT, json.dumps(found | {"of": _now(state, selects)}).encode(), point="truth")
     return found
 
 
 def left_by(state: RunState) -> dict[str, Any] | None:
     """What `score` left with the run; None where it did not, or the run has changed since."""
     found = state.run.read_json(LEFT)
-    if found is None or found["end"] not in state.plan.stages:
+    selects = (found or {}).get("selects", [])
+    if not selects or not {judged["stage"] for judged in selects} <= set(state.stages):
         return None
-    now = state.inputs_digest(state.plan.stages[found["end"]])
-    return found if found["of"] == now else None
+    return found if found["of"] == _now(state, selects) else None
 
 
 def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> dict[str, float]:
@@ -98,38 +91,105 @@ def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> dict[str, float]
 
 
 def text(found: dict[str, Any]) -> str:
-    """The same as Markdown tables."""
-    lines = [
-        "| planted | rows | caught by | kept |",
-        "|---|---:|---|---:|",
-    ]
-    for row in found["planted"]:
-        causes = list(row["caught"].items())
-        shown = [f"{cause} {count:,}" for cause, count in causes[:SHOWN_CAUSES]]
-        if len(causes) > SHOWN_CAUSES:
-            shown.append(f"other {sum(count for _, count in causes[SHOWN_CAUSES:]):,}")
-        caught = ", ".join(shown) or "none"
-        mark = "" if row["harmless"] else " missed" if row["kept"] else ""
-        lines.append(f"| {row['kind']} | {row['rows']:,} | {caught} | {row['kept']:,}{mark} |")
-    if found["detection"]:
+    """The same as Markdown tables, one a select stage."""
+    lines = []
+    for judged in found["selects"]:
         lines += [
+            f"'{judged['stage']}' keeps {judged['kept']:,} of {judged['rows']:,} rows:",
             "",
-            "| English captions told from good ones | rows | AUC | |",
-            "|---|---:|---:|---|",
+            "| planted | rows | caught by | kept |",
+            "|---|---:|---|---:|",
+            *map(_line, judged["planted"]),
+            "",
         ]
+    if found["detection"]:
+        lines += ["| captions told from good ones | rows | AUC | |", "|---|---:|---:|---|"]
     for row in found["detection"]:
         of, by = row["auc"], f"{row['column']} of {row['stage']}"
         area = f"{of['value']:.3f} ({of['low']:.3f} to {of['high']:.3f})"
         lines.append(f"| {row['kind']} | {row['rows']:,} | {area} | {by} |")
-    return "\n".join(lines)
+    for column, values in found["unjudged"].items():
+        lines.append(f"not judged: {column}, of {values:,} values (at most {MAX_VALUES})")
+    return "\n".join(lines).rstrip()
 
 
-def _detection(state: RunState, truth: pl.DataFrame, end: str) -> list[dict[str, Any]]:
-    """How well the score tells faulty English captions from those of good rows."""
-    bound = binding(state, end, SCORE)
-    if bound is None:
-        return []
-    root = state.plan.stages[end].root
+def _line(row: dict[str, Any]) -> str:
+    causes = list(row["caught"].items())
+    shown = [f"{cause} {count:,}" for cause, count in causes[:SHOWN_CAUSES]]
+    if len(causes) > SHOWN_CAUSES:
+        shown.append(f"other {sum(count for _, count in causes[SHOWN_CAUSES:]):,}")
+    caught = ", ".join(shown) or "none"
+    mark = "" if row["harmless"] else " missed" if row["kept"] else ""
+    return f"| {row['kind']} | {row['rows']:,} | {caught} | {row['kept']:,}{mark} |"
+
+
+def _read(truth: Path) -> pl.DataFrame:
+    if not truth.is_file():
+        raise RecipeError(f"no {truth.name}", str(truth.parent), "give a folder of `clipmill pool`")
+    planted = pl.read_parquet(truth)
+    if "uid" not in planted.columns:
+        raise RecipeError("no column `uid`", str(truth), "give each row's uid, 32 hex digits")
+    return planted
+
+
+def _kinds(planted: pl.DataFrame) -> tuple[Kinds, dict[str, int]]:
+    """What may be wrong with a row: each boolean column, and each value of a text column; and the
+    text columns that have too many values."""
+    kinds: Kinds = {}
+    unjudged = {}
+    for name, dtype in planted.schema.items():
+        if name in ABOUT:
+            continue
+        if dtype == pl.Boolean:
+            kinds[NAMES.get(name, name)] = pl.col(name)
+        elif dtype in (pl.String, pl.Categorical, pl.Enum):
+            text = pl.col(name).cast(pl.String)
+            values = planted.select(text.drop_nulls().unique().sort()).to_series()
+            if len(values) > MAX_VALUES:
+                unjudged[name] = len(values)
+            else:
+                kinds |= {f"{name}: {value}": text == value for value in values}
+    if "swapped_in_group" in planted.columns:
+        kinds["swapped, with another group's"] = ~pl.col("swapped_in_group")
+        kinds["swapped, within its group"] = pl.col("swapped_in_group")
+    return kinds, unjudged
+
+
+def _good(planted: pl.DataFrame, kinds: Kinds) -> pl.Expr:
+    """Rows that nothing is wrong with."""
+    if "is_good" in planted.columns:
+        return pl.col("is_good")
+    return ~pl.any_horizontal([kind.fill_null(False) for kind in kinds.values()])
+
+
+def _judged(stage: str, truth: pl.DataFrame, total: int, kinds: Kinds) -> dict[str, Any]:
+    """What became of each kind of row up to one select stage."""
+    rows = [_row(kind, truth.filter(here), kind in HARMLESS) for kind, here in kinds.items()]
+    if set(truth.columns) >= COPIES:
+        extra = _extra_copies(truth)
+        for value in sorted(extra["dup_kind"].drop_nulls().unique()):
+            rows.append(_row(f"duplicate: {value}", extra.filter(pl.col("dup_kind") == value)))
+    good = truth.filter(_good(truth, kinds))
+    if "lang" in truth.columns:
+        rows.append(_row("good, English", good.filter(pl.col("lang") == "en"), True))
+        rows.append(_row("good, other languages", good.filter(pl.col("lang") != "en"), True))
+    else:
+        rows.append(_row("good", good, True))
+    return {
+        "stage": stage,
+        "rows": len(truth),
+        "absent": total - len(truth),
+        "kept": len(truth.filter(pl.col("cause") == "")),
+        "planted": [row for row in rows if row["rows"]],
+    }
+
+
+def _detection(
+    state: RunState, planted: pl.DataFrame, kinds: Kinds, bound: Binding
+) -> list[dict[str, Any]]:
+    """How well a score tells faulty captions from those of good rows: English ones, and those of no
+    language, as boilerplate is."""
+    root = state.plan.stages[bound[0]].root
     assert root is not None
     shards = stored(state, root, {SCORE: bound})
     columns = pa.concat_tables(
@@ -138,21 +198,15 @@ def _detection(state: RunState, truth: pl.DataFrame, end: str) -> list[dict[str,
     scores = pl.DataFrame(
         {"uid": [uid.hex() for uid in columns[UID.name].to_pylist()], SCORE: columns[SCORE]}
     )
-    rows = truth.join(scores.unique("uid", keep="first"), on="uid").filter(
-        (pl.col("lang") == "en") & pl.col(SCORE).is_not_null()
-    )
-    good = rows.filter(pl.col("is_good"))[SCORE].to_numpy().astype(np.float64)
-    swapped, issue = pl.col("swapped_in_group"), pl.col("text_issue")
-    kinds = {
-        "swapped": issue == "swapped",
-        "swapped, with another group's": ~swapped,
-        "swapped, within its group": swapped,
-        **{kind: issue == kind for kind in ("boilerplate", "garbled", "spam")},
-    }
+    rows = planted.join(scores.unique("uid", keep="first"), on="uid")
+    rows = rows.filter(pl.col(SCORE).is_not_null())
+    if "lang" in rows.columns:
+        rows = rows.filter(pl.col("lang").fill_null("en") == "en")
+    good = rows.filter(_good(rows, kinds))[SCORE].to_numpy().astype(np.float64)
     found = []
-    for kind, is_kind in kinds.items():
-        bad = rows.filter(is_kind)[SCORE].to_numpy().astype(np.float64)
-        if len(good) and len(bad):
+    for kind, here in kinds.items():
+        bad = rows.filter(here)[SCORE].to_numpy().astype(np.float64)
+        if len(good) and len(bad) and kind not in HARMLESS:
             row = {"kind": kind, "rows": len(bad), "good": len(good), "auc": auc(good, bad)}
             found.append({"stage": bound[0], "column": SCORE, **row})
     return found
@@ -202,12 +256,16 @@ def _verdicts(state: RunState, end: str) -> pl.DataFrame:
     return pl.concat(frames).unique("uid", keep="first", maintain_order=True)
 
 
-def _last_select(state: RunState) -> str:
+def _selects(state: RunState) -> list[str]:
     selects = [
-        name
-        for name, stage in state.stages.items()
-        if KEEP.name in {column.name for column in stage.planned.stage.writes} and stage.complete
+        name for name, stage in state.stages.items() if is_select(stage.planned) and stage.complete
     ]
     if not selects:
         raise RecipeError("no select stage is complete", str(state.run), "run the recipe first")
-    return selects[-1]
+    return selects
+
+
+def _now(state: RunState, selects: list[dict[str, Any]]) -> dict[str, str | None]:
+    """What each select stage reads today."""
+    names = [judged["stage"] for judged in selects]
+    return {name: state.inputs_digest(state.plan.stages[name]) for name in names}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.pools.score import auc
+from tests.pipeline.report.parsed import Page
 
 STAGE = '''
 """A score that knows nothing but the caption's length."""
@@ -47,6 +48,7 @@ stages:
   length:  {uses: mine.length, from: pool}
   caption: {uses: annotate.caption, from: pool}
   subset:  {uses: select.where, from: [length, caption], where: caption_words >= 2}
+  best:    {uses: select.where, from: [subset, length], top: {column: clip_score, fraction: 0.5}}
 """
 SCORES = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 
@@ -77,20 +79,66 @@ def ran(clipmill, generated, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+def areas_of(found: dict) -> dict:
+    return {row["kind"]: row for row in found["detection"]}
+
+
 def test_areas_are_those_of_english_rows_by_the_truth(clipmill, generated, ran):
-    found = clipmill("pool", "score", generated, "--run", ran, "--json").json
+    found = areas_of(clipmill("pool", "score", generated, "--run", ran, "--json").json)
     truth = pl.read_parquet(generated / "truth.parquet")
     pool = pl.read_parquet(generated / "metadata" / "*.parquet").select("uid", "text")
-    rows = truth.join(pool, on="uid").filter(pl.col("lang") == "en", pl.col("text").is_not_null())
-    good = rows.filter("is_good")["text"].str.len_bytes().to_list()
-    by_kind = {row["kind"]: row for row in found["detection"]}
-    assert {"swapped", "spam"} <= by_kind.keys()
-    for kind in ("swapped", "spam"):
-        bad = rows.filter(pl.col("text_issue") == kind)["text"].str.len_bytes().to_list()
+    rows = truth.join(pool, on="uid").filter(pl.col("text").is_not_null())
+    good = rows.filter("is_good", pl.col("lang") == "en")["text"].str.len_bytes().to_list()
+    for kind in ("swapped", "spam", "boilerplate"):  # boilerplate is of no language
+        row = found[f"text_issue: {kind}"]
+        faulty = rows.filter(pl.col("text_issue") == kind, pl.col("lang").fill_null("en") == "en")
+        bad = faulty["text"].str.len_bytes().to_list()
         pairs = [(g > b) + (g == b) / 2 for g in good for b in bad]
-        assert by_kind[kind]["rows"] == len(bad)
-        assert by_kind[kind]["auc"]["value"] == pytest.approx(np.mean(pairs))
-        assert (by_kind[kind]["stage"], by_kind[kind]["good"]) == ("length", len(good))
+        assert row["rows"] == len(bad) > 0
+        assert row["auc"]["value"] == pytest.approx(np.mean(pairs))
+        assert (row["stage"], row["good"]) == ("length", len(good))
+
+
+def test_every_select_of_the_run_is_judged(clipmill, generated, ran):
+    found = clipmill("pool", "score", generated, "--run", ran, "--json").json
+    subset, best = found["selects"]
+    assert (subset["stage"], best["stage"]) == ("subset", "best")
+    assert best["kept"] < subset["kept"] < subset["rows"] == best["rows"]
+    boilerplate = {row["kind"]: row for row in best["planted"]}["text_issue: boilerplate"]
+    assert {"subset", "best"} == {cause.partition(":")[0] for cause in boilerplate["caught"]}
+    said = clipmill("pool", "score", generated, "--run", ran).out
+    assert f"'subset' keeps {subset['kept']} of {subset['rows']} rows:" in said
+    assert f"'best' keeps {best['kept']} of {best['rows']} rows:" in said
+
+
+def test_a_truth_of_ones_own_is_judged_by_each_boolean_and_each_text_column(
+    clipmill, generated, ran, tmp_path
+):
+    uids = pl.read_parquet(generated / "truth.parquet")["uid"]
+    own = pl.DataFrame({"uid": uids}).with_row_index("number")
+    third, number = pl.col("number") % 3, pl.col("number")
+    own.select(
+        "uid",
+        is_odd=number % 2 == 1,
+        found_in=pl.when(third == 0).then(pl.lit("a shop")).when(third == 1).then(pl.lit("a blog")),
+        title=pl.format("row {}", "number"),
+        size="number",
+    ).write_parquet(tmp_path / "truth.parquet")
+    found = clipmill("pool", "score", tmp_path, "--run", ran, "--json").json
+    for judged in found["selects"]:
+        rows = {row["kind"]: row["rows"] for row in judged["planted"]}
+        assert rows["is_odd"] == len(uids) // 2
+        assert rows["found_in: a shop"] == rows["found_in: a blog"] == len(uids) // 3
+        assert rows.keys() == {"is_odd", "found_in: a shop", "found_in: a blog", "good"}
+    assert areas_of(found).keys() == {"is_odd", "found_in: a shop", "found_in: a blog"}
+    assert found["unjudged"] == {"title": len(uids)}
+    assert "not judged: title" in clipmill("pool", "score", tmp_path, "--run", ran).out
+
+
+def test_a_truth_without_uids_is_refused(clipmill, ran, tmp_path):
+    pl.DataFrame({"is_odd": [True]}).write_parquet(tmp_path / "truth.parquet")
+    said = clipmill("pool", "score", tmp_path, "--run", ran)
+    assert (said.code, "no column `uid`" in said.err) == (2, True)
 
 
 def test_what_it_found_is_in_the_report_until_the_run_changes(clipmill, generated, ran):
@@ -98,11 +146,14 @@ def test_what_it_found_is_in_the_report_until_the_run_changes(clipmill, generate
     clipmill("report", "--run", ran, "--out", page)
     assert "planted truth" not in page.read_text()
     said = clipmill("pool", "score", generated, "--run", ran)
-    assert "| swapped |" in said.out
+    assert "| text_issue: swapped |" in said.out
     clipmill("report", "--run", ran, "--out", page)
-    found = json.loads((ran / "truth.json").read_text())
-    swapped = next(row for row in found["detection"] if row["kind"] == "swapped")
-    assert f"{swapped['auc']['value']:.3f}" in page.read_text()
+    found = areas_of(json.loads((ran / "truth.json").read_text()))
+    for kind in ("text_issue: swapped", "text_issue: boilerplate"):
+        assert f"{found[kind]['auc']['value']:.3f}" in page.read_text()
+    shown = Page(page.read_text()).text
+    for select in ("subset", "best"):
+        assert f"What {select} and the stages before it caught" in shown
     command = ("run", "it.yaml", "--out", ran, "--workers", "0")
     assert clipmill(*command, "--set", "pool.shard_rows=50").code == 0
     clipmill("report", "--run", ran, "--out", page)
