@@ -137,12 +137,15 @@ def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage)
     """Unknown keys inside nested settings: msgspec lets them pass."""
     for key, value in given.items():
         nested = getattr(made, key)
-        if isinstance(value, dict) and dataclasses.is_dataclass(nested):
-            known = {field.name for field in dataclasses.fields(nested)}
-            for inner in value:
-                if inner not in known:
-                    raise RecipeError(
-                        found=f"unknown key '{key}.{inner}'",
-                        where=recipe.where(name, key, inner),
-                        do=f"did you mean '{nearest(inner, known)}'?",
-                    )
+        is_several = isinstance(value, list) and isinstance(nested, tuple)
+        pairs = zip(value, nested, strict=True) if is_several else [(value, nested)]
+        for written, typed in pairs:
+            if isinstance(written, dict) and dataclasses.is_dataclass(typed):
+                known = {field.name for field in dataclasses.fields(typed)}
+                for inner in written:
+                    if inner not in known:
+                        raise RecipeError(
+                            found=f"unknown key '{key}.{inner}'",
+                            where=recipe.where(name, key, inner),
+                            do=f"did you mean '{nearest(inner, known)}'?",
+                        )

@@ -114,8 +114,9 @@ def _note(plan: Plan, planned: PlannedStage) -> str:
     for name in sorted({source for source, _ in planned.bindings[0].values()}):
         stage: Any = plan.stages[name].stage
         if hasattr(stage, "keep"):
-            keep = stage.keep
-            order[name] = keep and (plan.stages[name].bindings[0][keep.column], keep.order)
+            keeps = stage.keep if isinstance(stage.keep, tuple) else filter(None, (stage.keep,))
+            bound = plan.stages[name].bindings[0]
+            order[name] = tuple((bound[keep.column], keep.order) for keep in keeps)
     if len(set(order.values())) < 2:
         return ""
     return (

@@ -72,6 +72,12 @@ CASES = {
         + "      column: language_confidence\n      fractoin: 0.5\n      fraction: 0.5\n",
         *("unknown key 'top.fractoin'", "mine.yaml:9", "'fraction'"),
     ),
+    "a mistyped key in a list": Case(
+        TEXTS
+        + "  same:\n    uses: dedup.exact\n    from: lang\n    by: url\n    keep:\n"
+        + "      - {column: language_confidence, order: desc, ordr: asc}\n",
+        *("unknown key 'keep.ordr'", "mine.yaml:9", "'order'"),
+    ),
     "a missing setting": Case(
         "  pool: {uses: ingest.url_list}\n", "`path`", "mine.yaml:2", "url_list.py"
     ),

@@ -28,10 +28,11 @@ from pipeline.stage import DatasetStage
 from stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
-    Keep,
+    Order,
     best_first,
     dropped_before,
     preference,
+    reads_of,
 )
 
 # Column that is compared, and reasons: where that has no value, and where what is in it has none.
@@ -59,7 +60,7 @@ class ExactDuplicate(DatasetStage):
 
     by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
     columns: tuple[str, ...] = ()
-    keep: Keep | None = None  # then the least uid
+    keep: Order = None  # then the least uid
 
     version = 1
     determinism = "exact"
@@ -73,7 +74,7 @@ class ExactDuplicate(DatasetStage):
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
         compared = self.columns or (READS[self.by][0],)
-        return (*compared, *([self.keep.reads] if self.keep else []))
+        return (*compared, *reads_of(self.keep))
 
     @property
     def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings

@@ -16,7 +16,7 @@ from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.stage import DatasetStage
 from stages.dedup import _recall
 from stages.ops.bands import bands_for
-from stages.ops.keeper import DROPPED, PREFERENCE, Keep, dropped_before, preference
+from stages.ops.keeper import DROPPED, PREFERENCE, Order, dropped_before, preference, reads_of
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
 # texts, S texts of a block.
@@ -57,7 +57,7 @@ class MinHashDuplicate(DatasetStage):
     permutations: int = 128
     permutation_seed: int = 1  # datasketch's default
     min_recall: float = 0.95
-    keep: Keep | None = None  # then the least uid
+    keep: Order = None  # then the least uid
 
     version = 1
     determinism = "exact"
@@ -84,7 +84,7 @@ class MinHashDuplicate(DatasetStage):
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
-        return (replace(TEXT, name=self.column), *([self.keep.reads] if self.keep else []))
+        return (replace(TEXT, name=self.column), *reads_of(self.keep))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.linkage import add, link, partitions_for
@@ -115,13 +115,13 @@ class MinHashDuplicate(DatasetStage):
         ctx.restore(Together((textless, linked)))
 
 
-def texts(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
+def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
     """The rows that have a text, as `link` takes them, and the text made plain."""
     from stages.ops.shingles import digests, plain
 
     text = plain(shard[column])
     rows = shard.select(IDENTITY)
-    rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
+    rows = rows.append_column(PREFERENCE.name, preference(order, shard))
     rows = rows.append_column("plain", text)
     rows = rows.filter(pc.and_not(text.is_valid(), dropped_before(shard)))
     return rows.append_column("node", pa.array(digests(rows["plain"])))

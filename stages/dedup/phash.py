@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, Column
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage
-from stages.ops.keeper import DROPPED, PREFERENCE, Keep, dropped_before, preference
+from stages.ops.keeper import DROPPED, PREFERENCE, Order, dropped_before, preference, reads_of
 
 JOINED_AT = Column(
     "joined_at",
@@ -37,7 +37,7 @@ class PHashDuplicate(DatasetStage):
 
     max_distance: int = 2  # two pHashes differ in an even number of bits: half of each are 1
     column: str = HASH.name
-    keep: Keep | None = None  # then the least uid
+    keep: Order = None  # then the least uid
 
     version = 1
     determinism = "exact"
@@ -58,7 +58,7 @@ class PHashDuplicate(DatasetStage):
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
-        return (replace(HASH, name=self.column), *([self.keep.reads] if self.keep else []))
+        return (replace(HASH, name=self.column), *reads_of(self.keep))
 
     def candidates(self, rows: int) -> float:
         """Of codes that are nobody's copy: two share the bits of a key by chance."""
@@ -88,10 +88,10 @@ class PHashDuplicate(DatasetStage):
         ctx.restore(Together((unhashed, linked)))
 
 
-def with_hash(column: str, keep: Keep | None, shard: pa.Table) -> pa.Table:
+def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:
     """The rows that have a hash, as `link` takes them."""
     rows = shard.select(IDENTITY)
-    rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
+    rows = rows.append_column(PREFERENCE.name, preference(order, shard))
     rows = rows.append_column("node", shard[column])
     return rows.filter(pc.and_not(pc.is_valid(rows["node"]), dropped_before(shard)))
 

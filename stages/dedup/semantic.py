@@ -26,9 +26,11 @@ from stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
     Keep,
+    Order,
     best_first,
     dropped_before,
     preference,
+    reads_of,
 )
 from stages.ops.vectors import as_matrix
 
@@ -60,7 +62,7 @@ class SemanticDuplicate(DatasetStage):
     """
 
     column: str = IMAGE_EMBEDDING.name
-    keep: Keep = HARD
+    keep: Order = HARD
     # Says how fast, not what: bfloat16 is, where the processor multiplies it.
     precision: Literal["float32", "bfloat16"] = location("float32")
     memory_gb: float = location(4)
@@ -73,7 +75,7 @@ class SemanticDuplicate(DatasetStage):
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
-        return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, self.keep.reads
+        return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, *reads_of(self.keep)
 
     @property
     def resources(self) -> Resources:  # type: ignore[override]  # a large cluster needs more
@@ -86,7 +88,7 @@ class SemanticDuplicate(DatasetStage):
         ctx.restore(ctx.map_shards(partial(compared, self.precision), clusters))
 
 
-def with_order(column: str, keep: Keep, shard: pa.Table) -> pa.Table:
+def with_order(column: str, order: Order, shard: pa.Table) -> pa.Table:
     """Who the rows are, their place in the keep order, cluster and vector; or a reason."""
     vector_ND = as_matrix(shard[column])
     defined_N = np.isfinite(vector_ND).all(axis=1) & vector_ND.any(axis=1)
@@ -96,7 +98,7 @@ def with_order(column: str, keep: Keep, shard: pa.Table) -> pa.Table:
     )
     reason = pc.case_when(undefined, *SemanticDuplicate.reasons)
     rows = shard.select(IDENTITY)
-    rows = rows.append_column(PREFERENCE.name, preference(keep, shard))
+    rows = rows.append_column(PREFERENCE.name, preference(order, shard))
     rows = rows.append_column(CLUSTER_ID.name, pc.if_else(reason.is_null(), cluster, None))
     rows = rows.append_column("vector", shard[column])
     return rows.append_column(REASON.name, reason.cast(REASON_TYPE))

@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 from metadata.schema import KEEP, POSITION, SHARD, UID, Column
 from metadata.uid import halves
 
-# Shapes: N rows.
+# Shapes: N rows, K columns that decide.
 
-PREFERENCE = Column("preference", pa.uint64(), "0 up", "The lowest stays; the last has no value.")
+PREFERENCE = Column(
+    "preference",
+    pa.list_(pa.uint64()),
+    "0 up",
+    "By each column of `keep` in turn, the lowest stays; the last has no value.",
+)
 WORST = np.uint64(2**64 - 1)
 SIGN = np.uint64(2**63)
 DROPPED = (
@@ -41,6 +46,10 @@ class Rankable(Column):
         return any(is_kind(dtype) for is_kind in kinds)
 
 
+# Several in turn: where one leaves rows equal, the next decides. At last the least uid.
+Order = Keep | tuple[Keep, ...] | None
+
+
 def dropped_before(rows: pa.Table) -> pa.Array:
     """Whether an earlier select dropped each row; of none where there is no select."""
     if KEEP.name not in rows.column_names:
@@ -48,11 +57,29 @@ def dropped_before(rows: pa.Table) -> pa.Array:
     return pc.invert(rows[KEEP.name].combine_chunks().fill_null(False))
 
 
-def preference(keep: Keep | None, rows: pa.Table) -> pa.Array:
-    """The preference of each row, in the order of its column's values and as exact as they are."""
-    if keep is None:
-        return pa.array(np.zeros(len(rows), np.uint64))
-    value = rows[keep.column].combine_chunks()
+def reads_of(order: Order) -> tuple[Column, ...]:
+    """The columns that decide."""
+    return tuple(keep.reads for keep in in_turn(order))
+
+
+def in_turn(order: Order) -> tuple[Keep, ...]:
+    """The columns, the first to decide first; none where the uid alone does."""
+    if order is None:
+        return ()
+    return order if isinstance(order, tuple) else (order,)
+
+
+def preference(order: Order, rows: pa.Table) -> pa.ListArray:
+    """The preferences of each row, in the order of its columns' values and as exact as they are."""
+    keeps = in_turn(order)
+    rank_NK = np.empty((len(rows), len(keeps)), np.uint64)
+    for k, keep in enumerate(keeps):
+        rank_NK[:, k] = _ranks(keep, rows[keep.column].combine_chunks())
+    end_N = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * np.int32(len(keeps)))
+    return pa.ListArray.from_arrays(end_N, pa.array(rank_NK.reshape(-1)))
+
+
+def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
     if pa.types.is_floating(value.type):
         value_N = value.cast(pa.float64()).fill_null(np.nan).to_numpy() + 0.0  # no -0.0
         bits_N = value_N.view(np.uint64)
@@ -64,13 +91,13 @@ def preference(keep: Keep | None, rows: pa.Table) -> pa.Array:
     else:
         signed_N = value.cast(pa.int64()).fill_null(0).to_numpy()
         rank_N, missing_N = signed_N.view(np.uint64) ^ SIGN, value.is_null().to_numpy(False)
-    if keep.order == "desc":
-        rank_N = ~rank_N
-    return pa.array(np.where(missing_N, WORST, rank_N))
+    return np.where(missing_N, WORST, ~rank_N if keep.order == "desc" else rank_N)
 
 
 def best_first(rows: pa.Table) -> NDArray[np.int64]:
     """(N,) the rows' numbers by preference, then uid, then place: which comes of a repeated uid."""
     uid_N2 = halves(rows[UID.name])
     place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
-    return np.lexsort((*place, uid_N2[:, 1], uid_N2[:, 0], rows[PREFERENCE.name].to_numpy()))
+    rank = rows[PREFERENCE.name].combine_chunks().flatten().to_numpy()
+    rank_NK = rank.reshape(len(rows), len(rank) // max(1, len(rows)))
+    return np.lexsort((*place, uid_N2[:, 1], uid_N2[:, 0], *rank_NK.T[::-1]))

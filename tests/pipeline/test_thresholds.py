@@ -69,6 +69,10 @@ def test_keepers_of_several_orders_are_noted_and_of_one_are_not(clipmill, tmp_pa
     assert f"clipmill: note: 'subset': {note}" in said.err
     one = ("--set", f"wording.{keep.replace(': {', '={', 1)}")
     assert "note" not in clipmill("plan", "it.yaml", *one).out
+    several = "keep=[{column: original_width, order: desc}, {column: original_height, order: asc}]"
+    assert note in clipmill("plan", "it.yaml", "--set", f"wording.{several}").out
+    both = ("--set", f"wording.{several}", "--set", f"same.{several}")
+    assert "note" not in clipmill("plan", "it.yaml", *both).out
 
 
 def test_a_deeper_floor_takes_the_threshold(clipmill, recipe):

@@ -4,14 +4,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.ops.keeper import Keep, best_first, preference
+from stages.ops.keeper import WORST, Keep, best_first, preference
 
 NAN = float("nan")
 
 
 def ranked(values: pa.Array, order: str) -> list[int]:
     rows = pa.table({"it": values})
-    return np.argsort(preference(Keep(column="it", order=order), rows), kind="stable").tolist()
+    rank = preference(Keep(column="it", order=order), rows)
+    return np.argsort(rank.flatten(), kind="stable").tolist()
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,17 @@ def test_numbers_and_truth_values_have_an_order_and_nothing_else_has():
     )
 
 
+def test_each_column_in_turn_has_its_preference_and_none_is_none():
+    rows = pa.table({"a": pa.array([3, 1], pa.uint64()), "b": [None, True]})
+    a, b = Keep(column="a", order="asc"), Keep(column="b", order="desc")
+    both = preference((a, b), rows)
+    assert [(x, y == WORST) for x, y in both.to_pylist()] == [(3, True), (1, False)]
+    assert preference((), rows).to_pylist() == preference(None, rows).to_pylist() == [[], []]
+
+
 def test_ties_go_to_the_least_uid_and_then_to_the_first_place():
     uid = pa.array([b"\xff" * 16, b"\x01" * 16, b"\x01" * 16, b"\x00" * 16], pa.binary(16))
     place = {"shard": pa.array([0, 1, 0, 3]), "position": pa.array([0, 0, 5, 0])}
-    rank = pa.array([0, 0, 0, 1], pa.uint64())
+    rank = pa.array([[0], [0], [0], [1]], pa.list_(pa.uint64()))
     rows = pa.table({"uid": uid, **place, "preference": rank})
     assert best_first(rows).tolist() == [2, 1, 0, 3]

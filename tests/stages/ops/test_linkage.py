@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from metadata.schema import Column
-from stages.ops import linkage
+from stages.ops import keeper, linkage
 from stages.ops.linkage import as_edges, link, thinned
 from tests.stages.dedup.brute import linked
 
@@ -19,7 +19,7 @@ def row_table(node_N: np.ndarray) -> pa.Table:
         pa.array([row.to_bytes(16, "big") for row in range(rows)], pa.binary(16)),
         pa.array(np.zeros(rows, np.int32)),
         pa.array(np.arange(rows, dtype=np.int32)),
-        pa.array(np.zeros(rows, np.uint64)),
+        pa.array([[]] * rows, keeper.PREFERENCE.dtype),
         pa.array(node_N),
     ]
     return pa.table(columns, schema=linkage.ROW)
