@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pipeline.progress import Lines
 from pipeline.recipe import load_recipe
 from pipeline.run import run_plan
 from tests.every_stage import Finished
+from tests.hostile_pictures import apng, chunk, commented, png_with, saved, scanned, segmented, tiff
 
 RECIPE = """
 stages:
@@ -29,12 +31,6 @@ stages:
   shards: {uses: export.parquet, from: subset}
   uids:   {uses: export.uid_list, from: subset}
 """
-
-
-def saved(image: Image.Image, name: str, **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, name, **options)
-    return out.getvalue()
 
 
 def picture(mode: str = "RGB", width: int = 40, height: int = 30) -> Image.Image:
@@ -78,6 +74,9 @@ GOOD = {  # what is seen: format, frames, shorter side
     "line.png": (saved(picture(width=5000, height=1), "png"), "png", 1, 1),
     "deep.tiff": (saved(picture(), "tiff"), "tiff", 1, 30),
     "wrong_name.png": (saved(picture(), "bmp"), "bmp", 1, 30),
+    "says_it_has_2_31_frames.png": (apng(2**31), "png", 2, 30),
+    "20_000_directories.tiff": (tiff(directories=20_000), "tiff", 20_000, 1),
+    "photo_of_ten_scans.jpg": (saved(picture(), "jpeg", progressive=True), "jpeg", 1, 30),
 }
 whole = saved(picture(width=200, height=200), "png")
 BAD = {
@@ -90,6 +89,14 @@ BAD = {
     "corrupt.png": whole[:60] + b"\xa5" * 900 + whole[960:],
     "bomb.png": bomb(),
     "zeros.webp": b"RIFF\x24\x00\x00\x00WEBP" + bytes(28),
+    "scans.jpg": scanned(1500, 900),
+    "segments.jpg": segmented(1001),
+    "comments.gif": commented(100_001),
+    "directories.tiff": tiff(directories=100_001),
+    "tile.tiff": tiff((322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 0), (325, 4, 1, 1)),
+    "chunks.png": png_with(chunk(b"aaAa") * 100_001),
+    "profile.png": png_with(chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(50 << 20)))),
+    "text.png": png_with(*[chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(1 << 20)))] * 80),
 }
 FILES = {name: body for name, (body, *_) in GOOD.items()} | BAD
 

@@ -76,7 +76,7 @@ class DownloadImages(RowStage):
         *("timeout", "connection_lost", "bad_response", "redirect_loop", "opt_out", "too_large"),
         *("http_3xx", "http_403", "http_404", "http_410", "http_429", "http_4xx"),
         *("http_500", "http_5xx", "hash_mismatch", "not_an_image", "undecodable", "truncated"),
-        *("too_many_pixels", "too_small", "extreme_aspect"),
+        *("too_many_pixels", "too_costly", "too_small", "extreme_aspect"),
     )
     transient = (
         *("unresolvable", "refused", "timeout", "connection_lost"),

@@ -21,6 +21,7 @@ from pipeline.stage import Worker
 from stages.download.images import DownloadImages
 from stages.ops.images import decode
 from stages.ops.web import Client, Rules
+from tests.hostile_pictures import apng, scanned
 
 
 def picture(name: str, height: int = 40, width: int = 60, **options) -> bytes:
@@ -48,6 +49,8 @@ FILES = {
     "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "empty": b"",
     "cut.jpg": picture("jpeg")[:900],
+    "lies.png": apng(2**31),
+    "costly.jpg": scanned(1500, 900),
     "corrupt.png": picture("png")[:60] + b"\xa5" * 400 + picture("png")[460:],
 }
 
@@ -240,6 +243,7 @@ CASES = [  # path or URL, settings, HTTP status, reason
     ("/zipped/ok.jpg", {}, 200, "not_an_image"),  # nobody asked for it, and it could be a bomb
     ("/file/corrupt.png", {}, 200, "undecodable"),
     ("/file/cut.jpg", {}, 200, "truncated"),
+    ("/file/costly.jpg", {}, 200, "too_costly"),
     ("/file/ok.jpg", {"max_pixels": 2399}, 200, "too_many_pixels"),
     ("/file/tiny.png", {"min_image_size": 3}, 200, "too_small"),
     ("/file/line.png", {"max_aspect_ratio": 44.9}, 200, "extreme_aspect"),
@@ -283,6 +287,7 @@ def test_what_fits_keeps_its_bytes(download):
     ("name", "settings", "size"),
     [
         ("ok.png", {}, (60, 40)),  # another format
+        ("lies.png", {}, (40, 30)),  # of how many frames it has
         ("turned.jpg", {}, (40, 60)),  # upright
         ("large.jpg", {}, (512, 256)),  # smaller
         ("ok.jpg", {"skip_reencode": False}, (60, 40)),

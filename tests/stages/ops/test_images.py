@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import platform
+import subprocess
+import sys
 import zlib
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from metadata.schema import PIXELS
+from stages.ops import images
 from stages.ops.images import (
     MAX_COLUMN_PIXELS,
     ImageError,
@@ -17,7 +22,9 @@ from stages.ops.images import (
     pixels_column,
     probe,
     rows_of,
+    shrunk,
 )
+from tests.hostile_pictures import apng, commented, scanned, segmented, tiff
 
 FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
 
@@ -25,6 +32,12 @@ FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
 def noise(height: int, width: int) -> Image.Image:
     rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(rgb)
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Soft colours, with a little noise."""
+    small = noise(5, 7).resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray(np.asarray(small) ^ np.asarray(noise(height, width)) % 8)
 
 
 def encoded(image: Image.Image, name: str, **options) -> bytes:
@@ -89,6 +102,33 @@ def test_a_bomb_is_measured_but_never_decoded():
     assert failure(encoded(noise(10, 10), "png"), max_pixels=99) == "too_many_pixels"
 
 
+def test_a_tile_counts_though_the_picture_is_small():
+    tile = (322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 0), (325, 4, 1, 1), (259, 3, 1, 8)
+    assert failure(tiff(*tile)) == "too_many_pixels"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [scanned(1500, 900), scanned(16, 2000), segmented(1001), commented(100_001)],
+    ids=["scans over many pixels", "scans over few", "segments", "comments"],
+)
+def test_what_would_take_hours_is_too_costly_before_a_pixel_is_decoded(body):
+    assert failure(body) == "too_costly"
+
+
+def test_the_most_pixels_may_have_an_ordinary_number_of_scans(monkeypatch):
+    side = 64
+    assert images.MAX_SCANNED == 20 * images.MAX_PIXELS
+    monkeypatch.setattr(images, "MAX_SCANNED", 20 * side**2)  # of a picture at the limit
+    assert decode(scanned(side, 10), max_pixels=side**2).shape == (side, side, 3)
+    assert failure(scanned(side, 11), max_pixels=side**2) == "too_costly"
+
+
+def test_an_animation_that_lies_has_the_frames_that_are_there():
+    assert probe(apng(2**31)).frames == 2
+    assert decode(apng(2**31)).shape == (30, 40, 3)
+
+
 @pytest.mark.parametrize(
     ("mode", "value", "rgb"),
     [
@@ -120,6 +160,122 @@ def test_compositing_rounds_as_real_numbers_do():
     rgba = np.stack([value, value, value, alpha], axis=2)
     exact = np.rint(value * (alpha / 255) + 255 - alpha.astype(float))
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(rgba), "png"))[:, :, 0], exact)
+
+
+JPEGS = {
+    "RGB": [{}, *({"subsampling": s} for s in (0, 1, 2, "4:1:1")), {"keep_rgb": True}],
+    "L": [{}],
+    "CMYK": [{}, {"subsampling": 2}],
+    "YCbCr": [{}],
+}
+
+
+@pytest.mark.parametrize("mode", JPEGS)
+def test_a_jpeg_of_any_kind_has_the_pixels_that_pillow_gives(mode):
+    sizes, qualities, others = ((1, 1), (7, 33), (240, 161)), (5, 75, 100), ({}, {"progressive": 1})
+    for size, quality, kind, more in product(sizes, qualities, JPEGS[mode], others):
+        image = smooth(*size).convert(mode)
+        body = encoded(image, "jpeg", quality=quality, restart_marker_blocks=3, **kind, **more)
+        theirs = np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+        np.testing.assert_array_equal(decode(body), theirs)
+
+
+def test_a_damaged_jpeg_has_the_pixels_that_pillow_gives_or_none():
+    generator, decoded = np.random.default_rng(0), 0
+    for options in ({}, {"progressive": True}, {"optimize": True}):
+        whole = np.frombuffer(encoded(smooth(160, 120), "jpeg", **options), np.uint8)
+        for cut in generator.integers(len(whole) // 2, 2 * len(whole), 60):
+            body = whole.copy()
+            body[generator.integers(len(body) // 4, len(body), 3)] = generator.integers(0, 256, 3)
+            body = body[:cut].tobytes()
+            try:
+                theirs = np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+            except OSError:
+                assert failure(body) in ("truncated", "undecodable")
+            else:
+                np.testing.assert_array_equal(decode(body), theirs)
+                decoded += 1
+    assert decoded > 30
+
+
+@pytest.mark.parametrize(("turn", "sides"), [(1, (333, 250)), (6, (336, 256))])
+def test_a_jpeg_decodes_smaller_from_its_low_frequencies(turn, sides):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    body = encoded(smooth(*sides), "jpeg", exif=exif, quality=95)
+    whole = decode(body)
+    for shrink in (2, 4, 8):
+        small = decode(body, shrink=shrink)
+        height, width = (-(-side // shrink) for side in whole.shape[:2])
+        assert small.shape == (height, width, 3)
+        cell = small[5, 7].astype(int)  # the mean of what it stands for, nearly
+        mean = whole[5 * shrink : 6 * shrink, 7 * shrink : 8 * shrink].mean(axis=(0, 1))
+        assert np.abs(cell - mean).max() < 6
+
+
+def test_what_is_no_jpeg_in_grey_or_colour_decodes_in_full():
+    assert decode(encoded(noise(16, 8), "png"), shrink=4).shape == (16, 8, 3)
+    assert decode(encoded(noise(16, 8).convert("CMYK"), "jpeg"), shrink=4).shape == (16, 8, 3)
+
+
+glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+
+
+def run_alone(program: str, *arguments) -> str:
+    """What a process of its own prints, on both streams."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@glibc_only
+def test_decoding_again_asks_the_system_for_no_memory(tmp_path):
+    (tmp_path / "it.jpg").write_bytes(encoded(smooth(1600, 1200), "jpeg"))
+    (tmp_path / "it.png").write_bytes(encoded(smooth(1600, 1200), "png"))
+    program = (
+        "import pathlib, resource, sys\n"
+        "from stages.ops.images import decode\n"
+        "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
+        "    for again in range(9):\n"
+        "        if again == 3: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "        decode(path.read_bytes())\n"
+        "    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 6)\n"
+    )
+    assert all(int(faults) < 100 for faults in run_alone(program, tmp_path).split())
+
+
+@glibc_only
+def test_the_libraries_of_decoders_say_nothing_on_the_terminal(tmp_path):
+    jpeg = encoded(smooth(160, 120), "jpeg")
+    told = {
+        "cut.jpg": jpeg[: len(jpeg) // 2] + b"\xff\xd9",
+        "damaged.jpg": jpeg[:3000] + bytes(40) + jpeg[3000:],
+        "tile.tiff": tiff(
+            (322, 4, 1, 16), (323, 4, 1, 16), (324, 4, 1, 0), (325, 4, 1, 1), (259, 3, 1, 8)
+        ),
+        "samples.tiff": tiff((277, 3, 1, 999)),
+        "animated.png": apng(0),
+        "text.png": encoded(noise(9, 9), "png", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\xff"),
+    }
+    for name, body in told.items():
+        (tmp_path / name).write_bytes(body)
+    program = (
+        "import ctypes, pathlib, sys\n"
+        "from stages.ops import images\n"
+        "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
+        "    try: images.probe(path.read_bytes()), images.decode(path.read_bytes())\n"
+        "    except images.ImageError: pass\n"
+        "print('our own', file=sys.stderr)\n"
+        "ctypes.CDLL(None).perror(b'and C after it')\n"
+    )
+    ours, after = run_alone(program, tmp_path).splitlines()
+    assert ours == "our own"
+    assert after.startswith("and C after it")
 
 
 def test_cmyk_jpeg_is_shown_as_it_was_meant():
@@ -224,3 +380,9 @@ def test_a_column_of_large_images_is_bounded_and_keeps_their_shape():
     assert rgb.shape == (512, 2048, 3)
     assert rgb.shape[0] * rgb.shape[1] <= MAX_COLUMN_PIXELS
     assert (rgb == [10, 20, 30]).all()
+
+
+def test_a_line_is_bounded_too():
+    line = np.zeros((1, 3 * MAX_COLUMN_PIXELS, 3), np.uint8)
+    assert shrunk(line).shape == (1, MAX_COLUMN_PIXELS, 3)
+    assert shrunk(line.transpose(1, 0, 2)).shape == (MAX_COLUMN_PIXELS, 1, 3)

@@ -1,0 +1,125 @@
+"""The parts of an encoded image, told without a decoder: its frames, and what it costs to read.
+
+Decoders walk them one by one, some in Python, and a file may be made of little else. A part is
+named by its kind, in the file's order: a marker of a JPEG, a chunk of a PNG, a block of a GIF; of a
+TIFF a directory, and of its first one a strip or tile.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice, repeat
+from typing import Literal
+
+import numpy as np
+
+# No byte of a scan: there FF is followed by 00, or it is a restart marker, D0 to D7.
+JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+SCAN, END, TABLES = b"\xda", b"\xd9", (b"\xc4", b"\xdb", b"\xdd")  # Huffman's, quanta, restarts
+GIF_IMAGE, GIF_EXTENSION, GIF_END = b",", b"!", b";"
+DIRECTORY, STRIP = b"directory", b"strip"
+STRIP_OFFSETS, TILE_OFFSETS = 273, 324
+# A JPEG's are put together by copying: a thousand make 20 MB ten gigabytes.
+MOST = {"jpeg": 1_000, "png": 100_000, "gif": 100_000, "tiff": 100_000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The kinds of a file's parts, in order; none of a format whose decoder needs no guard.
+
+    Error: a file that breaks off or lies has those that are found on the way.
+    """
+
+    format: str
+    kinds: list[bytes]
+
+    @property
+    def frames(self) -> int:
+        """Pictures in the file, whatever it says of their number; 1 up."""
+        if self.format == "png":
+            before = self.kinds[: self.kinds.index(b"IDAT")] if b"IDAT" in self.kinds else []
+            if b"acTL" not in before:
+                return 1
+            # Where none stands before IDAT, that is a picture beside the animation.
+            return self.kinds.count(b"fcTL") + (b"fcTL" not in before)
+        return max(1, self.kinds.count({"gif": GIF_IMAGE, "tiff": DIRECTORY}.get(self.format, b"")))
+
+    @property
+    def scans(self) -> int:
+        """How often decoding goes over all pixels."""
+        return max(1, self.kinds.count(SCAN)) if self.format == "jpeg" else 1
+
+    @property
+    def is_clean_jpeg(self) -> bool:
+        """Whether its scans end the file, with nothing between them but their tables."""
+        first = self.kinds.index(SCAN) if SCAN in self.kinds else len(self.kinds)
+        return self.kinds[-2:] == [SCAN, END] and {*self.kinds[first:]} <= {SCAN, END, *TABLES}
+
+
+def parts_of(name: str, body: bytes) -> Parts | None:
+    """The parts of a file in that format; None of more than any picture has."""
+    walk, most = WALKS.get(name), MOST.get(name, 0)
+    kinds = list(islice(walk(body), most + 1)) if walk else []
+    return Parts(format=name, kinds=kinds) if len(kinds) <= most else None
+
+
+def _jpeg(body: bytes) -> Iterator[bytes]:
+    found = JPEG_MARKER.search(body, 2)
+    while found:
+        yield found[1]
+        if found[1] == END:
+            return
+        at = found.end()  # its length follows, and counts itself
+        found = JPEG_MARKER.search(body, at + int.from_bytes(body[at : at + 2]))
+
+
+def _png(body: bytes) -> Iterator[bytes]:
+    at = 8
+    while at + 8 <= len(body):
+        yield body[at + 4 : at + 8]
+        at += 12 + int.from_bytes(body[at : at + 4])
+
+
+def _gif(body: bytes) -> Iterator[bytes]:
+    """Each block inside an extension is one; those of an image are its decoder's, in C."""
+    at = 13 + _palette(body[10:11])
+    while (kind := body[at : at + 1]) not in (b"", GIF_END):
+        yield kind
+        if kind == GIF_IMAGE:
+            at += 11 + _palette(body[at + 9 : at + 10])
+        else:
+            at += 2 if kind == GIF_EXTENSION else 1
+        if kind in (GIF_IMAGE, GIF_EXTENSION):
+            while at < len(body) and (size := body[at]):
+                at += 1 + size
+                if kind == GIF_EXTENSION:
+                    yield b""
+            at += 1
+
+
+def _palette(flags: bytes) -> int:
+    """Bytes of a GIF's palette."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 128 else 0
+
+
+def _tiff(body: bytes) -> Iterator[bytes]:
+    order: Literal["little", "big"] = "little" if body[:1] == b"I" else "big"
+    end = "<" if order == "little" else ">"
+    at, seen = int.from_bytes(body[4:8], order), set[int]()
+    while at and at not in seen and at + 2 <= len(body):
+        yield DIRECTORY
+        after = at + 2 + 12 * int.from_bytes(body[at : at + 2], order)
+        if not seen and after <= len(body):
+            entries = np.frombuffer(body[at + 2 : after], f"{end}u2, {end}u2, {end}u4, {end}u4")
+            are_offsets = np.isin(entries["f0"], (STRIP_OFFSETS, TILE_OFFSETS))
+            yield from repeat(STRIP, int(entries["f2"][are_offsets].max(initial=0)))
+        seen.add(at)
+        at = int.from_bytes(body[after : after + 4], order)
+
+
+WALKS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+    "jpeg": _jpeg,
+    "png": _png,
+    "gif": _gif,
+    "tiff": _tiff,
+}
