@@ -15,13 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metadata.storage import Entry, Storage
 
 RECORD_NAME = re.compile(r"(\d{6,})(?:\.p(\d+))?\.json")
+FAILED = ".failed.json"
 FOLDED = "records.parquet"
+FOLD = pa.schema(
+    [("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("json", pa.string())]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Record":
-        return cls(**json.loads(text))
+        return msgspec.convert(json.loads(text), cls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,29 @@ class Failure:
     where: str
     do: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.shard:06d}{FAILED}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a run goes by in `manifest.json`: the stage is complete, and made of what."""
+
+    shards: int
+    rows: int
+    inputs: str
+    # Of a dataset stage:
+    outside: str = ""
+    digest: str = ""
+    outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
+    seconds: float | None = None
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """The parents of its records."""
+        return {"inputs": self.inputs, **({"outside": self.outside} if self.outside else {})}
+
 
 @dataclass
 class Scan:
@@ -84,7 +112,7 @@ class Scan:
 
     records: dict[int, list[Record]]
     failures: dict[int, Failure]
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
     attempts: tuple[str, ...] = ()  # objects that a run left which was killed
     folded: bool = False  # whether the fold holds every record
 
@@ -120,7 +148,8 @@ def scan(folder: Storage) -> Scan:
     A record counts only if its data file is listed with the size it states.
     """
     entries = {entry.name: entry for entry in folder.entries()}
-    known = _read_fold(folder) if FOLDED in entries else {}
+    held = _read_fold(folder) if FOLDED in entries else None
+    known = held or {}
     texts: dict[str, str] = {}
     newer: list[str] = []
     for name, entry in entries.items():
@@ -138,20 +167,22 @@ def scan(folder: Storage) -> Scan:
             if data is not None
         )
     passes: dict[int, dict[int, Record]] = {}
-    for text in texts.values():
-        record = _parse(text, entries)
+    for name, text in texts.items():
+        record = _parse(name, text, entries)
         if record is not None:
             passes.setdefault(record.shard, {})[record.number] = record
     records = {shard: _unbroken(found) for shard, found in passes.items() if 0 in found}
     failures = {
         failure.shard: failure
         for name in entries
-        if name.endswith(".failed.json") and (held := folder.read_json(name))
-        for failure in [Failure(**held)]
+        if name.endswith(FAILED)
+        and (failure := folder.read_json(name, Failure))
+        and failure.name == name
     }
-    manifest = folder.read_json("manifest.json") if "manifest.json" in entries else None
+    manifest = folder.read_json("manifest.json", Manifest) if "manifest.json" in entries else None
     attempts = tuple(name for name in entries if name.endswith(".attempt"))
-    return Scan(records, failures, manifest, attempts, folded=not newer)
+    is_folded = not newer and held is not None and held.keys() == texts.keys()
+    return Scan(records, failures, manifest, attempts, is_folded)
 
 
 def fold(folder: Storage, records: Iterable[Record]) -> None:
@@ -160,35 +191,37 @@ def fold(folder: Storage, records: Iterable[Record]) -> None:
     rows = [(record.name, record.to_json()) for record in records if record.name in entries]
     table = pa.table(
         {
-            "name": pa.array([name for name, _ in rows], pa.string()),
-            "size": pa.array([entries[name].size for name, _ in rows], pa.int64()),
-            "mtime_ns": pa.array([entries[name].mtime_ns for name, _ in rows], pa.int64()),
-            "json": pa.array([text for _, text in rows], pa.string()),
-        }
+            "name": [name for name, _ in rows],
+            "size": [entries[name].size for name, _ in rows],
+            "mtime_ns": [entries[name].mtime_ns for name, _ in rows],
+            "json": [text for _, text in rows],
+        },
+        schema=FOLD,
     )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     folder.put(FOLDED, sink.getvalue(), point="fold")
 
 
-def _read_fold(folder: Storage) -> dict[str, tuple[int, int, str]]:
+def _read_fold(folder: Storage) -> dict[str, tuple[int, int, str]] | None:
+    """Size, time and text of each record by name; None where the fold is torn, which costs time."""
     try:
         # Not read_table: it imports datasets and starts threads, for one small file.
         table = pq.ParquetFile(pa.BufferReader(folder.read(FOLDED))).read(use_threads=False)
-    except (
-        pa.ArrowInvalid,
-        OSError,
-    ):  # a torn fold costs reading the records one by one
-        return {}
-    columns = [table[name].to_pylist() for name in ("name", "size", "mtime_ns", "json")]
+        table = table.select(FOLD.names).cast(FOLD)
+    except (pa.ArrowException, KeyError, OSError):
+        return None
+    columns = [table[name].to_pylist() for name in FOLD.names]
     return {name: (size, time, text) for name, size, time, text in zip(*columns, strict=True)}
 
 
-def _parse(text: str, entries: dict[str, Entry]) -> Record | None:
+def _parse(name: str, text: str, entries: dict[str, Entry]) -> Record | None:
     """The record, or None where it is torn or its data is not as it says."""
     try:
         record = Record.from_json(text)
     except (ValueError, TypeError):
+        return None
+    if record.name != name:
         return None
     if record.data is not None:
         entry = entries.get(record.data)

@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+import msgspec
 import pyarrow as pa
 from pyarrow import fs
 
@@ -153,11 +154,20 @@ class Storage:
         except FileNotFoundError:
             return None
 
-    def read_json(self, name: str) -> Any:
-        """What a JSON object holds; None where there is none, or a power cut tore it."""
+    def has(self, name: str) -> bool:
+        """Whether anything has that name, a folder too."""
+        path = self.locate(name)
+        return bool(self._again(lambda: self.fs.get_file_info(path)).type != fs.FileType.NotFound)
+
+    def read_json(self, name: str, kind: type[T]) -> T | None:
+        """What a JSON object holds, of the kind that it should be; None where that is not there.
+
+        An object that is torn or holds something else is made again, as one that is missing. So is
+        a folder in its place: what puts the object there says which folder to delete.
+        """
         try:
-            return json.loads(self.read_if_there(name) or b"null")
-        except ValueError:
+            return msgspec.convert(json.loads(self.read(name)), kind)
+        except (FileNotFoundError, IsADirectoryError, ValueError):
             return None
 
     def open(self, name: str) -> pa.NativeFile:

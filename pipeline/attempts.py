@@ -6,7 +6,7 @@ of those, with the same shard in hand each time.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
 from metadata.record import Failure
 from metadata.storage import Storage
@@ -16,21 +16,31 @@ MAX_ATTEMPTS = 3
 MAX_RUNS = 10
 
 
+@dataclass(frozen=True)
+class Count:
+    """What `<name>.attempt` holds."""
+
+    inputs: str
+    run: str
+    attempts: int  # of that run
+    runs: int
+
+
 def begin(folder: Storage, name: str, inputs: str, run: str) -> int:
     """How many attempts are left, this one among them; it is counted. `run` tells runs apart.
 
     A changed digest of the inputs starts the count again.
     """
-    held = folder.read_json(f"{name}.attempt") or {}
-    if held.get("inputs") != inputs:
-        held = {"inputs": inputs, "run": run, "attempts": 0, "runs": 1}
-    if held["run"] != run:
-        held |= {"run": run, "attempts": 0, "runs": held["runs"] + 1}
-    held["attempts"] += 1
-    if held["attempts"] > MAX_ATTEMPTS or held["runs"] > MAX_RUNS:
+    held = folder.read_json(f"{name}.attempt", Count)
+    if held is None or held.inputs != inputs:
+        held = Count(inputs, run, attempts=0, runs=1)
+    elif held.run != run:
+        held = Count(inputs, run, attempts=0, runs=held.runs + 1)
+    held = replace(held, attempts=held.attempts + 1)
+    if held.attempts > MAX_ATTEMPTS or held.runs > MAX_RUNS:
         return 0
-    folder.put(f"{name}.attempt", json.dumps(held).encode(), point="attempt")
-    return MAX_ATTEMPTS + 1 - int(held["attempts"])
+    folder.put(f"{name}.attempt", json.dumps(asdict(held)).encode(), point="attempt")
+    return MAX_ATTEMPTS + 1 - held.attempts
 
 
 def end(folder: Storage, name: str) -> None:
@@ -45,7 +55,7 @@ def fail(
     found, where, do = error.args
     failure = Failure(shard, parents, crashed, found, where, do)
     text = json.dumps(asdict(failure), sort_keys=True)
-    folder.put(f"{shard:06d}.failed.json", text.encode(), point="failed")
+    folder.put(failure.name, text.encode(), point="failed")
     return failure
 
 

@@ -158,7 +158,8 @@ class SegmentRun:
         else:
             for planned in group:
                 if planned.name in item["set_aside"]:
-                    self.segment.parts[planned.name].folder.delete(f"{shard:06d}.failed.json")
+                    failure = item["set_aside"][planned.name]
+                    self.segment.parts[planned.name].folder.delete(failure.name)
         attempts.end(folder, name)
 
     def _compute(self, group: list[PlannedStage], item: Item, number: int) -> None:
@@ -454,7 +455,10 @@ def raised(error: Exception, place: str) -> tuple[str, str]:
 
 
 def storage_error(error: OSError, place: str) -> ClipmillError:
-    """A full disk stops the stage; anything else of storage fails the attempt."""
+    """A full disk or a folder in the way stops the stage; anything else fails the attempt."""
+    if isinstance(error, IsADirectoryError):
+        way = error.filename2 or error.filename
+        return StageError(f"a folder where a file belongs: {way}", place, "delete it and run again")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StageError(f"the disk is full: {error}", place, "free space, then run again")
     return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")

@@ -45,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     except OSError as error:  # of the run folder; what a stage meets there is its own error
         what = f"{type(error).__name__}: {error.strerror or error}"
-        place = str(error.filename or "the storage of the run")
-        said = ClipmillError(
-            what, place, "check that it is there and can be written, and run again"
-        )
+        place = str(error.filename2 or error.filename or "the storage of the run")
+        is_in_the_way = isinstance(error, IsADirectoryError)
+        do = "delete that folder" if is_in_the_way else "check that it is there and can be written"
+        said = ClipmillError(what, place, f"{do}, and run again")
         return _say(said, WRONG if isinstance(error, BAD_PATH) else FAILED)
 
 

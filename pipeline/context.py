@@ -6,7 +6,7 @@ units go. Run again, a finished call returns at once and an unfinished one does 
 A digest of the inputs is in the folder's name: changed inputs start a new journal.
 """
 
-import json
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from metadata.fingerprint import digest
 from metadata.record import Failure, Record, Scan
+from metadata.sealed import put_sealed, read_sealed
 from metadata.storage import Storage
 from pipeline import attempts
 from pipeline.chain import worker_of
@@ -28,6 +29,7 @@ from pipeline.errors import StageError
 from pipeline.executors import Executor, Item, Step
 from pipeline.plan import PlannedStage
 from pipeline.rows import Partitions, PoolShards
+from pipeline.states import put_state, read_state
 from pipeline.units import (
     Units,
     UnitTask,
@@ -35,10 +37,8 @@ from pipeline.units import (
     by_hash,
     by_home,
     create_shard,
-    dump_state,
     groups_of_shards,
     launched,
-    load_state,
     map_one,
     reduce_some,
     restore_group,
@@ -120,6 +120,7 @@ class RunContext:
 
     def drop(self, shuffled: Any) -> None:
         for folder in {file.rpartition("/")[0] for file, _ in shuffled.pieces}:
+            self._storage.put(_dropped(folder), b"{}", point="journal")
             self._storage.delete_folder(folder)
 
     def restore(self, over: Any) -> None:
@@ -157,25 +158,22 @@ class RunContext:
         merge: Callable[[State, State], State],
     ) -> State:
         call = self._number("reduce")
-        held = self._storage.read_if_there(f"{self.journal}/{call}.npz")
+        name = f"{self.journal}/{call}.npz"
+        held = read_state(self._storage, name)
         if held is not None:
-            return load_state(held)
+            return held
         size = -(-len(over) // REDUCE_UNITS) or 1
         units = [[a, min(a + size, len(over))] for a in range(0, len(over), size)]
         work = partial(reduce_some, fn, over, merge, f"{self.journal}/{call}.data")
-        results = self._units(call, work, units)
+        results = self._units(call, work, units, self._is_state)
         if not results:
             raise StageError(
                 "no shards to reduce",
                 f"stage '{self.planned.name}'",
                 "the pool is empty",
             )
-        state: State | None = None
-        for result in results:
-            part = load_state(self._storage.read(result["file"]))
-            state = part if state is None else merge(state, part)
-        assert state is not None
-        self._storage.put(f"{self.journal}/{call}.npz", dump_state(state), point="journal")
+        state = functools.reduce(merge, (self._state(result["file"]) for result in results))
+        put_state(self._storage, name, state, point="journal")
         self._storage.delete_folder(f"{self.journal}/{call}.data")
         return state
 
@@ -187,15 +185,12 @@ class RunContext:
         until: Callable[[State], bool] | None = None,
     ) -> State:
         call = self._number("iterate")
-        stored = sorted(
-            entry.name
-            for entry in self._storage.entries(f"{self.journal}/{call}")
-            if entry.name.endswith(".npz")
-        )
         begin = 0
-        if stored:
-            begin = int(stored[-1].removesuffix(".npz"))
-            state = load_state(self._storage.read(f"{self.journal}/{call}/{stored[-1]}"))
+        for entry in self._storage.entries(f"{self.journal}/{call}"):
+            number = int(entry.name.removesuffix(".npz"))
+            held = read_state(self._storage, f"{self.journal}/{call}/{entry.name}")
+            if held is not None and number > begin:
+                begin, state = number, held
         prefix, count = self._prefix, self._count
         for number in range(begin, rounds):
             if until is not None and number and until(state):
@@ -203,7 +198,7 @@ class RunContext:
             self._prefix, self._count = f"{call}.{number:04d}.", 0
             state = step(state, number)
             name = f"{self.journal}/{call}/{number + 1:06d}.npz"
-            self._storage.put(name, dump_state(state), point="step")
+            put_state(self._storage, name, state, point="step")
             self._storage.delete(f"{self.journal}/{call}/{number:06d}.npz")  # the newest is enough
         self._prefix, self._count = prefix, count
         return state
@@ -216,13 +211,13 @@ class RunContext:
     ) -> dict[str, Any]:
         call = self._number("launch")
         name = f"{self.journal}/{call}.json"
-        held = self._storage.read_json(name)
+        held = read_sealed(self._storage, name)
         if held is not None:
-            return dict(held)
+            return held
         task = UnitTask(self.worker, self._storage, self.journal, call)
         resources = replace(self.planned.stage.resources, gpus=gpus)
         results = self._executor.launch(partial(launched, fn, task), workers, resources)
-        self._storage.put(name, json.dumps(results[0]).encode(), point="journal")
+        put_sealed(self._storage, name, dict(results[0]), point="journal")
         return dict(results[0])
 
     # Behind them
@@ -247,24 +242,44 @@ class RunContext:
 
     def _shuffle(self, over: Any, key: Callable[[pa.Table], Any], count: int) -> Partitions:
         call = self._number("shuffle")
-        work = partial(split_shard, over, key, count, f"{self.journal}/{call}.data")
-        results = self._units(call, work, list(range(len(over))))
+        data = f"{self.journal}/{call}.data"
+        is_dropped = self._storage.has(_dropped(data))
+        sizes = {f"{data}/{entry.name}": entry.size for entry in self._storage.entries(data)}
+        results = self._units(
+            call,
+            partial(split_shard, over, key, count, data),
+            list(range(len(over))),
+            lambda result: is_dropped or sizes.get(result["file"]) == result["offsets"][-1],
+        )
         pieces = tuple((result["file"], tuple(result["offsets"])) for result in results)
         return Partitions(self._storage, pieces, count)
 
-    def _units(self, call: str, work: Work, units: list[Any]) -> list[dict[str, Any]]:
-        """The result of every unit, from the journal where it is there."""
+    def _is_state(self, result: dict[str, Any]) -> bool:
+        return read_state(self._storage, result["file"]) is not None
+
+    def _state(self, name: str) -> State:
+        state = read_state(self._storage, name)
+        if state is None:
+            raise StageError("a damaged state", f"{self._storage}/{name}", "run again")
+        return state
+
+    def _units(
+        self,
+        call: str,
+        work: Work,
+        units: list[Any],
+        is_whole: Callable[[dict[str, Any]], bool] = lambda result: True,
+    ) -> list[dict[str, Any]]:
+        """The result of every unit, from the journal where it and what it names are there."""
         keys = _keys(units)
-        done: dict[str, dict[str, Any]] = {}
-        held = self._storage.read_json(f"{self.journal}/{call}.json")
-        if held is not None:
-            done = held
+        held = read_sealed(self._storage, f"{self.journal}/{call}.json")
+        done = {key: result for key, result in (held or {}).items() if is_whole(result)}
         if not done.keys() >= set(keys):
             there = {entry.name for entry in self._storage.entries(f"{self.journal}/{call}")}
             for key in keys:
                 if f"{key}.json" in there:
-                    result = self._storage.read_json(f"{self.journal}/{call}/{key}.json")
-                    done |= {key: result} if result is not None else {}
+                    result = read_sealed(self._storage, f"{self.journal}/{call}/{key}.json")
+                    done |= {key: result} if result is not None and is_whole(result) else {}
         left = [i for i, key in enumerate(keys) if key not in done]
         todo = [units[i] for i in left]
         for item in self._stream(call, work, todo, [keys[i] for i in left], journalled=True):
@@ -272,11 +287,7 @@ class RunContext:
             done[item["key"]] = item["result"]
         if held is None or left:
             results = {key: done[key] for key in keys}
-            self._storage.put(
-                f"{self.journal}/{call}.json",
-                json.dumps(results).encode(),
-                point="journal",
-            )
+            put_sealed(self._storage, f"{self.journal}/{call}.json", results, point="journal")
             self._storage.delete_folder(f"{self.journal}/{call}")
         return [done[key] for key in keys]
 
@@ -298,7 +309,7 @@ class RunContext:
             if "error" not in item:
                 self._note([Record(**item["result"]["record"])], len(units))
                 if shard in self._known.failures:
-                    self._storage.delete(f"{shard:06d}.failed.json")
+                    self._storage.delete(self._known.failures[shard].name)
                 continue
             if not tolerant:
                 self._raise(item)
@@ -357,6 +368,11 @@ class RunContext:
     def _raise(self, item: Item) -> None:
         if "error" in item:
             raise StageError(*item["error"].args) from item["error"]
+
+
+def _dropped(data: str) -> str:
+    """The object that says that a shuffle's files are gone as they should be."""
+    return data.removesuffix(".data") + ".dropped"
 
 
 def _keys(units: list[Any]) -> list[str]:

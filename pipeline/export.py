@@ -34,7 +34,7 @@ def export(
             f"stage '{stage}' is not complete", str(state.run), "run the recipe to its end first"
         )
     target = Storage(path)
-    files = [file for file, _ in (made.manifest or {})["outputs"]]
+    files = [file for file, _ in made.outputs]
     others = {entry.name for entry in target.entries()} - set(files)
     if others:  # a loader would read both
         raise RecipeError(

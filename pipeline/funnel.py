@@ -285,7 +285,6 @@ def _end_json(
 
 def _export_json(state: RunState, planned: PlannedStage) -> dict[str, Any]:
     stage = state.stages[planned.name]
-    manifest = stage.manifest or {}
     summary = json.loads(stage.folder.read_if_there("out/dataset.json") or b"{}")
     counts = dict(summary.get("counts", {}))
     rows, exported = counts.pop("rows", None), counts.pop("exported", None)
@@ -301,8 +300,8 @@ def _export_json(state: RunState, planned: PlannedStage) -> dict[str, Any]:
         "exported": exported,
         "left": {reason: count for reason, count in counts.items() if count},
         "folder": f"{state.stages[planned.name].folder}/out",
-        "files": len(manifest.get("outputs", [])),
-        "bytes": sum(size for _, size in manifest.get("outputs", [])),
+        "files": len(stage.outputs),
+        "bytes": sum(size for _, size in stage.outputs),
     }
 
 

@@ -5,6 +5,7 @@ file tomorrow, and half a column would be of either. A stage's folder keeps the 
 """
 
 import json
+from dataclasses import asdict, dataclass
 
 from metadata.fingerprint import digest
 from metadata.storage import Storage
@@ -13,16 +14,31 @@ from pipeline.errors import StageError
 PINS = "pins"
 
 
+@dataclass(frozen=True)
+class Pin:
+    """What `pins/<digest of what>.json` holds."""
+
+    what: str
+    sha256: str
+
+
 def pin(folder: Storage, stage: str, what: str, sha256: str) -> None:
     """Writes the digest down at first use; StageError where it was another one then."""
     name = f"{PINS}/{digest(what)[:12]}.json"
-    if folder.read_json(name) is None:
-        text = json.dumps({"what": what, "sha256": sha256})
+    where = f"stage '{stage}', {folder}/{name}"
+    if not folder.has(name):
+        text = json.dumps(asdict(Pin(what, sha256)))
         folder.put(name, text.encode(), point="pin")
-    held = folder.read_json(name)  # of two workers that write at once, one
-    if held["sha256"] != sha256:
+    held = folder.read_json(name, Pin)  # of two workers that write at once, one
+    if held is None:
         raise StageError(
-            found=f"{what} has digest {sha256[:12]}, and had {held['sha256'][:12]} at first use",
-            where=f"stage '{stage}', {folder}/{name}",
+            found=f"the digest that {what} had at first use cannot be read",
+            where=where,
+            do="delete that file if the bytes are still the same, or use another --out",
+        )
+    if held.sha256 != sha256:
+        raise StageError(
+            found=f"{what} has digest {sha256[:12]}, and had {held.sha256[:12]} at first use",
+            where=where,
             do="bring the former bytes back, give these another name, or use another --out",
         )

@@ -4,11 +4,11 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from metadata.fingerprint import digest, plain, settings_of
-from metadata.record import Failure, Record, fold
+from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
 from pipeline import lock
 from pipeline.chain import Segment, raised, storage_error
@@ -39,6 +39,14 @@ class Watcher(Protocol):
     def finished(self, name: str, state: StageState) -> None: ...
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What `run.json` holds."""
+
+    format: int
+    seed: int
+
+
 @dataclass
 class Outcome:
     """How a run ended: the state of every stage, and why those that are not complete are not."""
@@ -48,7 +56,8 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        return all(stage.complete for stage in self.state.stages.values())
+        done = all(stage.complete for stage in self.state.stages.values())
+        return done and not any(self.stopped.values())
 
 
 def run_plan(
@@ -240,7 +249,7 @@ class _Run:
             self._stop([planned], storage_error(error, planned.where))
             return
         if stage.complete and not planned.is_root:
-            if (stage.manifest or {}).get("outside", "") == outside:
+            if stage.manifest and stage.manifest.outside == outside:
                 self._finish(stage)
                 return
             stage.folder.delete("manifest.json")
@@ -308,15 +317,16 @@ class _Run:
             fold(stage.folder, context.records.values())
             return
         records = [context.records[shard] for shard in sorted(context.records)]
-        outputs = sorted([entry.name, entry.size] for entry in stage.folder.entries("out"))
-        made = {
-            "shards": len(records),
-            "rows": sum(record.rows for record in records),
+        outputs = tuple(sorted((e.name, e.size) for e in stage.folder.entries("out")))
+        made = Manifest(
+            shards=len(records),
+            rows=sum(record.rows for record in records),
             **made_of,
-            "digest": digest([*made_of.values(), [r.sha256 for r in records], outputs]),
-            "outputs": outputs,
-        }
-        self._put_manifest(stage, made, records, round(seconds, 3))
+            digest=digest([*made_of.values(), [r.sha256 for r in records], outputs]),
+            outputs=outputs,
+            seconds=round(seconds, 3),
+        )
+        self._put_manifest(stage, made, records)
 
     # Ends
 
@@ -324,12 +334,14 @@ class _Run:
         planned = stage.planned
         self.ended.add(planned.name)
         if planned.is_row and stage.complete:
-            made = {
-                "shards": len(stage.shards),
-                "rows": sum(state.rows for state in stage.shards.values()),
-                "inputs": digest([[s, stage.shards[s].digest] for s in sorted(stage.shards)]),
-            }
+            made = Manifest(
+                shards=len(stage.shards),
+                rows=sum(state.rows for state in stage.shards.values()),
+                inputs=digest([[s, stage.shards[s].digest] for s in sorted(stage.shards)]),
+            )
             self._put_manifest(stage, made, stage.records)
+        elif stage.complete and not stage.scan.folded:
+            fold(stage.folder, stage.records)
         if stage.complete:
             self._tidy(stage)
         else:
@@ -350,17 +362,10 @@ class _Run:
             if kept or name.startswith("calls-"):
                 stage.folder.delete_folder(f"{kept}/{name}".lstrip("/"))
 
-    def _put_manifest(
-        self,
-        stage: StageState,
-        made: dict[str, Any],
-        records: list[Record],
-        seconds: float | None = None,
-    ) -> None:
-        """Fold and manifest, where they say something new; a dataset stage's seconds beside it."""
+    def _put_manifest(self, stage: StageState, made: Manifest, records: list[Record]) -> None:
+        """Fold and manifest, where they say something new."""
         held = stage.scan.manifest
-        same = held and all(held.get(key) == value for key, value in made.items())
-        if same and stage.scan.folded:
+        if held and replace(held, seconds=made.seconds) == made and stage.scan.folded:
             return
         fold(stage.folder, records)
         planned = stage.planned
@@ -371,12 +376,11 @@ class _Run:
             "determinism": planned.stage.determinism,
             "settings": settings_of(planned.stage),
             "fingerprint": planned.fingerprint,
-            **made,
-            **({} if seconds is None else {"seconds": seconds}),
+            **vars(made),
         }
         text = json.dumps(whole, sort_keys=True, indent=1)
         stage.folder.put("manifest.json", text.encode(), point="manifest")
-        stage.scan.manifest = whole
+        stage.scan.manifest = made
 
     def _stop(self, stages: list[PlannedStage], error: ClipmillError) -> None:
         for planned in stages:
@@ -428,23 +432,24 @@ def _forget_attempts(folder: Storage) -> None:
 
 def _claim(plan: Plan, run: Storage) -> None:
     """Writes `run.json` and the recipe; RecipeError where the folder belongs to another seed."""
-    before = run.read_json("run.json")
-    if before is None:
-        text = json.dumps({"format": FORMAT, "seed": plan.seed})
+    if not run.has("run.json"):
+        text = json.dumps(asdict(Claim(FORMAT, plan.seed)))
         run.put("run.json", text.encode(), point="run")
-    else:
-        if before["format"] != FORMAT:
-            raise RecipeError(
-                f"a run folder of format {before['format']}",
-                str(run),
-                "use another --out",
-            )
-        if before["seed"] != plan.seed:
-            raise RecipeError(
-                found=f"seed {plan.seed}, and this run has seed {before['seed']}",
-                where=str(run),
-                do=f"use another --out, or --set seed={before['seed']}",
-            )
+    claim = run.read_json("run.json", Claim)
+    if claim is None:
+        raise RecipeError(
+            found="a run folder whose seed cannot be read",
+            where=f"{run}/run.json",
+            do=f"delete it if the run's seed is {plan.seed}, or use another --out",
+        )
+    if claim.format != FORMAT:
+        raise RecipeError(f"a run folder of format {claim.format}", str(run), "use another --out")
+    if claim.seed != plan.seed:
+        raise RecipeError(
+            found=f"seed {plan.seed}, and this run has seed {claim.seed}",
+            where=str(run),
+            do=f"use another --out, or --set seed={claim.seed}",
+        )
     recipe = plan.recipe
     whole = {
         "name": recipe.name,
@@ -455,8 +460,9 @@ def _claim(plan: Plan, run: Storage) -> None:
         "folders": {name: planned.folder for name, planned in plan.stages.items()},
     }
     same = digest(whole)[:12]
-    newest = max((entry.name for entry in run.entries("recipes")), default="")
-    if not newest.endswith(f"-{same}.json"):
+    newest = max((entry.name for entry in run.entries("recipes")), default=None)
+    held = newest and run.read_json(f"recipes/{newest}", dict[str, Any])
+    if not held or digest(held)[:12] != same:
         second, rest = divmod(time.time_ns(), 10**9)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(second)) + f"{rest:09d}"
         text = json.dumps(whole, indent=1)

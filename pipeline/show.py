@@ -176,7 +176,7 @@ def status_text(state: RunState) -> str:
             missing = sum(made["reasons"].values())
             held = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
         else:
-            held = f"{len((stage.manifest or {}).get('outputs', [])):>10,} files{'':>26}"
+            held = f"{len(stage.outputs):>10,} files{'':>26}"
         lines.append(f"{name:<{width}}  {summary(stage):<24} {held}  {made['seconds']:>8,.1f} s")
     lines += _failures(state)
     return "\n".join(lines)

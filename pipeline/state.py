@@ -1,15 +1,14 @@
 """What of a plan is done in a run folder: one scan a stage, checked against its parents."""
 
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow.parquet as pq
 
 from metadata.fingerprint import digest
-from metadata.record import Failure, Record, Scan, ShardState, scan, state_of
+from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, state_of
 from metadata.schema import UID
 from metadata.shard import read_stage
 from metadata.storage import Storage
@@ -18,8 +17,6 @@ from pipeline.errors import RecipeError
 from pipeline.plan import Plan, PlannedStage, make_plan
 from pipeline.recipe import Recipe
 from pipeline.rows import JoinedShards, Part, PoolShards, parts_of
-
-MADE_OF = ("inputs", "outside")  # digests of what a dataset stage read, in manifest and records
 
 
 @dataclass
@@ -32,7 +29,7 @@ class StageState:
     total: int | None = None  # shards there should be; None while its root is unknown
     shards: dict[int, ShardState] = field(default_factory=dict)
     failures: dict[int, Failure | None] = field(default_factory=dict)  # None: an earlier stage's
-    manifest: dict[str, Any] | None = None  # good today
+    manifest: Manifest | None = None  # good today
 
     @property
     def complete(self) -> bool:
@@ -42,6 +39,11 @@ class StageState:
         return self.manifest is not None
 
     @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        """Name and bytes of each file in the out/ of a complete stage."""
+        return self.manifest.outputs if self.manifest else ()
+
+    @property
     def records(self) -> list[Record]:
         """The records of the good shards, every pass of them."""
         return [record for shard in sorted(self.shards) for record in self.scan.records[shard]]
@@ -49,8 +51,8 @@ class StageState:
     @property
     def seconds(self) -> float:
         """Of work in all workers; of a dataset stage from the begin of its last run to its end."""
-        if self.manifest and "seconds" in self.manifest and not self.planned.is_root:
-            return float(self.manifest["seconds"])
+        if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
+            return self.manifest.seconds
         return sum(record.seconds for record in self.records)
 
     @property
@@ -92,7 +94,7 @@ class RunState:
         state.shards, state.failures, state.manifest = {}, {}, None
         manifest = state.scan.manifest
         if planned.is_root:
-            state.total = manifest["shards"] if manifest else None
+            state.total = manifest.shards if manifest else None
             for shard, found in records.items():
                 if state.total is None or shard < state.total:
                     state.shards[shard] = state_of(found, None)
@@ -105,12 +107,10 @@ class RunState:
             return
         inputs = self.inputs_digest(planned)
         state.total = self.stages[planned.root].total if planned.root else None
-        if inputs is None or manifest is None or manifest["inputs"] != inputs:
+        if inputs is None or manifest is None or manifest.inputs != inputs or not manifest.digest:
             return
-        wanted = manifest["shards"]
-        parents = {key: manifest[key] for key in MADE_OF if key in manifest}
-        good = {s: r for s, r in records.items() if r[0].parents == parents}
-        if len(good) == wanted:
+        good = {s: r for s, r in records.items() if r[0].parents == manifest.made_of}
+        if len(good) == manifest.shards:
             state.manifest = manifest
             state.shards = {shard: state_of(found, None) for shard, found in good.items()}
 
@@ -155,7 +155,7 @@ class RunState:
             return state.shards.get(shard)
         if state.manifest is None:
             return None
-        return ShardState(rows=0, files=(), digest=state.manifest["digest"])
+        return ShardState(rows=0, files=(), digest=state.manifest.digest)
 
     def inputs_digest(self, planned: PlannedStage) -> str | None:
         """One digest of everything a dataset stage reads; None while some of it is missing."""
@@ -167,8 +167,8 @@ class RunState:
             if state.planned.is_row or state.planned.stage.gives == "rows":
                 shards = [state.shards[shard].digest for shard in sorted(state.shards)]
                 parts.append([need, shards])
-            else:
-                parts.append([need, (state.manifest or {})["digest"]])
+            elif state.manifest:
+                parts.append([need, state.manifest.digest])
         return digest(parts)
 
     def inputs(self, planned: PlannedStage) -> PoolShards | JoinedShards | None:
@@ -230,12 +230,33 @@ def summary(state: StageState) -> str:
     return f"{len(state.shards)} of {total} shards" + (f", {failed} failed" if failed else "")
 
 
+class RanRecipe(TypedDict):
+    """What `recipes/<time>-<digest>.json` holds."""
+
+    name: str
+    path: str
+    seed: int
+    stages: dict[str, Any]
+    overrides: list[str]
+    folders: dict[str, str]
+
+
+def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
+    """Name and content of the recipe that ran last in a folder."""
+    name = max((entry.name for entry in run.entries("recipes")), default=None)
+    if name is None:
+        raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
+    held = run.read_json(f"recipes/{name}", RanRecipe)
+    if held is None or not name.endswith(f"-{digest(held)[:12]}.json"):
+        raise RecipeError(
+            "a recipe that cannot be read", f"{run}/recipes/{name}", "run the recipe again"
+        )
+    return name, held
+
+
 def latest(uri: str) -> RunState:
     """The run folder seen through the recipe that ran there last."""
     run = Storage(uri)
-    newest = max((entry.name for entry in run.entries("recipes")), default=None)
-    if newest is None:
-        raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
-    held = json.loads(run.read(f"recipes/{newest}"))
+    _, held = newest_recipe(run)
     recipe = Recipe(name=held["name"], path=held["path"], seed=held["seed"], stages=held["stages"])
     return RunState(make_plan(recipe), run)

@@ -3,9 +3,7 @@
 Each unit counts its attempt in storage, works, and leaves a small result in the journal.
 """
 
-import io
 import itertools
-import json
 import shutil
 import tempfile
 import time
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, UID
+from metadata.sealed import put_sealed
 from metadata.shard import ShardWriter, store
 from metadata.storage import Storage
 from pipeline import attempts
@@ -29,6 +28,7 @@ from pipeline.executors import Item
 from pipeline.plan import PlannedStage
 from pipeline.rows import Partitions, PoolShards
 from pipeline.stage import DatasetStage, Worker
+from pipeline.states import put_state
 
 Work = Callable[[Any, "UnitTask"], dict[str, Any]]
 
@@ -99,7 +99,7 @@ class UnitsRun:
                 attempts.end(units.folder, name)
                 return item | {"error": error, "crashed": False}
         if units.journalled:
-            units.folder.put(f"{name}.json", json.dumps(result).encode(), point="journal")
+            put_sealed(units.folder, f"{name}.json", result, point="journal")
         attempts.end(units.folder, name)
         return item | {"result": result}
 
@@ -288,7 +288,7 @@ def reduce_some(
         state = part if state is None else merge(state, part)
     assert state is not None
     name = f"{data}/{task.key}.npz"
-    task.folder.put(name, dump_state(state), point="rename")
+    put_state(task.folder, name, state, point="rename")
     return {"file": name}
 
 
@@ -305,15 +305,3 @@ def groups_of_shards(sizes: list[int], rows: int, least: int) -> list[tuple[int,
     if sizes:
         groups.append((start, len(sizes)))
     return groups
-
-
-def dump_state(state: State) -> bytes:
-    """Named arrays as the bytes of an .npz, the same each time; no pickle inside."""
-    sink = io.BytesIO()
-    np.savez(sink, **{name: np.asarray(state[name]) for name in sorted(state)})  # type: ignore[arg-type]
-    return sink.getvalue()
-
-
-def load_state(data: bytes) -> State:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}

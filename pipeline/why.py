@@ -292,7 +292,7 @@ def _exported(state: RunState, uid: bytes) -> list[dict[str, Any]]:
         if stage.planned.stage.gives != "data" or not stage.complete:
             continue
         out = Storage(stage.folder.uri).child("out")
-        for file, _ in (stage.manifest or {}).get("outputs", []):
+        for file, _ in stage.outputs:
             if not file.endswith(".parquet"):
                 continue
             with out.open(file) as source, pq.ParquetFile(source) as parquet:

@@ -95,7 +95,7 @@ class Finished:
     def values(self, planned: PlannedStage) -> list[dict[str, Any]]:
         """A stage's rows as plain values: what it stands for, whatever file they lie in."""
         if planned.stage.gives == "model" or planned.uses == "evaluate.zero_shot":
-            outputs = self.state.stages[planned.name].manifest["outputs"]
+            outputs = self.state.stages[planned.name].manifest.outputs
             return [{"file": name} for name, _ in outputs]  # their values are their processor's
         if planned.stage.gives == "data":
             rows = list(exported(Path(self.state.stages[planned.name].folder.path, "out")))

@@ -60,7 +60,7 @@ def allowed(file: str, module: str, is_top: bool) -> bool:
     if top == "ray":
         return file in RAY
     if file.startswith("metadata/"):
-        return top in TABLES | {"metadata"}
+        return top in TABLES | {"msgspec", "metadata"}
     if file.startswith("pipeline/"):
         drawing = DRAWING if file.startswith(("pipeline/pools/", "pipeline/report/")) else set()
         by_name = module == "stages"  # where the folders of stages are; never what is in them

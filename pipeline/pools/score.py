@@ -4,7 +4,6 @@ The one reader of `truth.parquet` beside the tests: it runs after a run, never i
 found is left in the run's folder, for the report.
 """
 
-import json
 import math
 from collections import Counter
 from functools import partial
@@ -17,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metadata.schema import UID
+from metadata.sealed import put_sealed, read_sealed
 from metadata.shard import read_stage
 from pipeline.bindings import Binding
 from pipeline.errors import RecipeError
@@ -60,17 +60,16 @@ def score(state: RunState, pool: Path) -> dict[str, Any]:
         ],
         "unjudged": unjudged,
     }
-    state.run.put(LEFT, json.dumps(found | {"of": _now(state, selects)}).encode(), point="truth")
+    put_sealed(state.run, LEFT, found | {"of": _now(state, selects)}, point="truth")
     return found
 
 
 def left_by(state: RunState) -> dict[str, Any] | None:
     """What `score` left with the run; None where it did not, or the run has changed since."""
-    found = state.run.read_json(LEFT)
-    selects = (found or {}).get("selects", [])
-    if not selects or not {judged["stage"] for judged in selects} <= set(state.stages):
+    found = read_sealed(state.run, LEFT)
+    if not found or not {judged["stage"] for judged in found["selects"]} <= set(state.stages):
         return None
-    return found if found["of"] == _now(state, selects) else None
+    return found if found["of"] == _now(state, found["selects"]) else None
 
 
 def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 Every figure and picture is read from the run folder, so the same folder gives the same bytes.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -20,7 +19,7 @@ from pipeline.report.leaks import leaks
 from pipeline.report.page import render
 from pipeline.report.results import losses, results
 from pipeline.report.survey import KEPT, Scores, survey
-from pipeline.state import RunState, StageState, summary
+from pipeline.state import RunState, StageState, newest_recipe, summary
 
 
 def report(state: RunState, baselines: Sequence[str] = ()) -> str:
@@ -44,15 +43,14 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
 
 def _run(state: RunState) -> dict[str, Any]:
     """What ran: recipe, seed, when it was started, and its stages as YAML."""
-    newest = max(entry.name for entry in state.run.entries("recipes"))
-    held = json.loads(state.run.read(f"recipes/{newest}"))
+    newest, held = newest_recipe(state.run)
     began = datetime.strptime(newest[:15], "%Y%m%dT%H%M%S")
     return {
         "folder": str(state.run),
         "recipe": state.plan.recipe.name,
         "seed": state.plan.seed,
         "began": began.strftime("%Y-%m-%d %H:%M UTC"),
-        "overrides": held.get("overrides", []),
+        "overrides": held["overrides"],
         "stages": yaml.safe_dump(
             held["stages"], sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
         ),
@@ -114,7 +112,7 @@ def _work(name: str, stage: StageState) -> dict[str, Any]:
     records = stage.records
     seconds = stage.seconds
     rows = sum(record.computed for record in records)
-    outputs = sum(size for _, size in (stage.manifest or {}).get("outputs", []))
+    outputs = sum(size for _, size in stage.outputs)
     return {
         "stage": name,
         "uses": stage.planned.uses,

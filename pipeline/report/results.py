@@ -158,7 +158,7 @@ def _trials(state: RunState, name: str) -> list[Trial]:
     stage = state.stages[name]
     if RESULTS not in _outputs(stage):
         return []
-    held = stage.folder.read_json(f"out/{RESULTS}") or {}
+    held = stage.folder.read_json(f"out/{RESULTS}", dict[str, Any]) or {}
     stages = [name]
     model = state.plan.stages[name].model
     if model:
@@ -194,7 +194,7 @@ def _metrics(tasks: dict[str, Any]) -> dict[Metric, dict[str, float]]:
 
 def _outputs(stage: StageState) -> list[str]:
     """The files in a complete stage's out/."""
-    return [output for output, _ in (stage.manifest or {}).get("outputs", [])]
+    return [output for output, _ in stage.outputs]
 
 
 def _values(trials: list[Trial], key: Metric) -> dict[int, float]:

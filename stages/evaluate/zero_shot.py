@@ -100,9 +100,9 @@ class ZeroShot(DatasetStage):
         from stages.models.saved import cards  # torch: not while a recipe is planned
 
         held = Storage(folder)
-        known = [(name, held.read_json(name)) for name in cards(folder)]
+        known = [(name, held.read_json(name, dict[str, Any]) or {}) for name in cards(folder)]
         return [
-            {"card": name, "model": card["sha256"], "seed": card.get("seed", 0)}
+            {"card": name, "model": card.get("sha256"), "seed": card.get("seed", 0)}
             for name, card in known
         ]
 

@@ -56,7 +56,7 @@ def read_model(
     """A card, by default the first, and its weights; StageError where they are no such model."""
     folder = Storage(uri)
     name = name or cards(uri)[0]
-    card = folder.read_json(name) or {}
+    card = folder.read_json(name, dict[str, Any]) or {}
     if card.get("kind") != kind:
         raise StageError(
             found=f"a model of kind {card.get('kind')!r}",

@@ -69,7 +69,7 @@ class ClipTraining(DatasetStage):
         from stages.clip.towers import SCALES
 
         assert inputs.data is not None  # the plan gives a dataset to a stage that takes one
-        dataset = Storage(inputs.data).read_json("out/dataset.json")
+        dataset = Storage(inputs.data).read_json("out/dataset.json", dict[str, Any])
         stage = ctx.worker.stage
         if dataset is None or dataset["format"] != "parquet":
             raise StageError(

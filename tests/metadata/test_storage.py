@@ -18,23 +18,27 @@ def folder(tmp_path) -> Storage:
 def test_what_is_put_is_read_back(folder):
     folder.put("a/b.json", b"[1]", point="rename")
     assert folder.read("a/b.json") == b"[1]"
-    assert folder.read_json("a/b.json") == [1]
+    assert folder.read_json("a/b.json", list[int]) == [1]
     assert folder.open("a/b.json").read() == b"[1]"
 
 
 def test_what_is_not_there_is_none_or_an_error(folder):
     assert folder.read_if_there("none") is None
-    assert folder.read_json("none") is None
+    assert folder.read_json("none", dict[str, int]) is None
     with pytest.raises(FileNotFoundError):
         folder.read("none")
     folder.delete("none")
     folder.delete_folder("none")
 
 
-def test_torn_json_is_none(folder):
-    for torn in (b"", b'{"a": ', b"\xff\xfe"):
-        folder.put("torn.json", torn, point="rename")
-        assert folder.read_json("torn.json") is None
+def test_json_that_is_torn_or_of_another_kind_is_none(folder):
+    for held in (b"", b'{"a": ', b"\xff\xfe", b"null", b"[1]", b'{"a": "1"}', b'{"a": 1.5}'):
+        folder.put("it.json", held, point="rename")
+        assert folder.read_json("it.json", dict[str, int]) is None
+    folder.put("folder.json/a", b"", point="rename")
+    assert folder.read_json("folder.json", dict[str, int]) is None
+    assert folder.has("folder.json")
+    assert not folder.has("none")
 
 
 def test_a_listing_names_objects_and_folders_apart_and_goes_no_deeper(folder):

@@ -179,7 +179,7 @@ def test_an_export_of_a_smaller_pool_holds_no_file_of_the_larger(engine):
     engine.run(stages)
     (engine.pool / "2.txt").unlink()
     after = engine.run(stages)
-    outputs = after.outcome.state.stages["files"].manifest["outputs"]
+    outputs = after.outcome.state.stages["files"].manifest.outputs
     assert [name for name, _ in outputs] == ["0.txt", "1.txt", "2.txt"]
     out = engine.folder / "run" / after.outcome.state.plan.stages["files"].folder / "out"
     assert sorted(file.name for file in out.iterdir()) == ["0.txt", "1.txt", "2.txt"]
@@ -410,6 +410,6 @@ def test_a_dataset_stage_tells_the_seconds_from_its_begin_to_its_end(engine):
     ran = engine.run(ALL)
     for name in ("shared", "chosen", "uids"):
         stage = ran.outcome.state.stages[name]
-        assert stage.seconds == stage.manifest["seconds"] > 0
+        assert stage.seconds == stage.manifest.seconds > 0
     square = ran.outcome.state.stages["square"]
     assert square.seconds == sum(record.seconds for record in square.records)

@@ -1,13 +1,13 @@
 """`pool score`: areas against counting every pair, and what it leaves for the report."""
 
-import json
-
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metadata.sealed import read_sealed
+from metadata.storage import Storage
 from pipeline.pools.score import auc
 from tests.pipeline.report.parsed import Page
 
@@ -148,7 +148,7 @@ def test_what_it_found_is_in_the_report_until_the_run_changes(clipmill, generate
     said = clipmill("pool", "score", generated, "--run", ran)
     assert "| text_issue: swapped |" in said.out
     clipmill("report", "--run", ran, "--out", page)
-    found = areas_of(json.loads((ran / "truth.json").read_text()))
+    found = areas_of(read_sealed(Storage(str(ran)), "truth.json"))
     for kind in ("text_issue: swapped", "text_issue: boilerplate"):
         assert f"{found[kind]['auc']['value']:.3f}" in page.read_text()
     shown = Page(page.read_text()).text

@@ -1,0 +1,29 @@
+"""A JSON object beside its own digest, for what no type describes: a damaged one is not there."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from metadata.fingerprint import digest
+from metadata.storage import Storage
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A value, and the digest it had when it was stored."""
+
+    digest: str
+    value: dict[str, Any]
+
+
+def put_sealed(folder: Storage, name: str, value: dict[str, Any], point: str) -> None:
+    """Stores a value that JSON can hold."""
+    plain = json.loads(json.dumps(value))  # a number as a key becomes a string, and is sorted so
+    text = json.dumps(asdict(Sealed(digest(plain), plain)))
+    folder.put(name, text.encode(), point)
+
+
+def read_sealed(folder: Storage, name: str) -> dict[str, Any] | None:
+    """The value as it was stored; None where it is missing or any of it has changed."""
+    held = folder.read_json(name, Sealed)
+    return held.value if held and digest(held.value) == held.digest else None

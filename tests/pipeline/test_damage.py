@@ -1,0 +1,186 @@
+"""Every small file of a run folder, damaged in every way: the run heals, or says what to delete."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.storage import Storage
+from tests.engine_stages.harness import meaning
+
+STAGES = """
+  square: {uses: toy.power, from: numbers}
+  fourth: {uses: toy.power, from: square, read: {number: square.power}, exponent: %d}
+  shared: {uses: toy.shared, from: numbers}
+  centre: {uses: toy.centre, from: numbers, rounds: 2}
+  files:  {uses: toy.files, from: numbers}
+"""
+# Where a run is stopped: at a point, and what the name of its object holds.
+STOPS = {
+    "at its end": None,
+    "in a chain": ("rename", "000001-"),
+    "in a shuffle": ("journal", "01-shuffle/000001"),
+    "after a shuffle": ("record", "000001"),
+    "in a step": ("journal", "0001.01-reduce/000001"),
+    "after a step": ("step", "000001.npz"),
+}
+
+
+def of_other_types(data: bytes) -> bytes:
+    """Numbers where strings are due, and strings where numbers are; half of anything else."""
+    if data[:4] == b"PAR1":
+        names = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.names
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({name: [None, True] for name in names}), sink)
+        return sink.getvalue().to_pybytes()
+    return json.dumps(swapped(json.loads(data))).encode() if data[:1] == b"{" else half(data)
+
+
+def swapped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: swapped(held) for key, held in value.items()}
+    return 7 if isinstance(value, str) else "x"
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {
+    "empty": lambda data: b"",
+    "torn": half,
+    "{}": lambda data: b"{}",
+    "[1]": lambda data: b"[1]",
+    "null": lambda data: b"null",
+    "a string": lambda data: b'"x"',
+    "of other types": of_other_types,
+    "a folder": None,
+}
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A run folder, how the run ends that goes on in it, and what of it is small."""
+
+    folder: Path
+    code: int
+    expected: dict[str, Any]
+
+    @property
+    def small(self) -> list[str]:
+        """One file of every kind; of many that differ in their numbers only, one."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            is_data = "/out/" in name or re.search(r"/\d+-\w+\.parquet$", name)
+            if path.is_file() and not is_data:
+                found.setdefault(re.sub(r"\d{6}(-\w+)?|\d{8}T\d+-\w+", "", name), name)
+        return list(found.values())
+
+
+class Halt(BaseException):
+    """Ends a run from within."""
+
+
+@pytest.fixture
+def stopped(engine, clipmill, monkeypatch):
+    """Run folders by where the run was stopped; `broken` stages fail."""
+    engine.plan(STAGES % 2)  # writes the recipe
+    run = ("run", engine.folder / "recipe.yaml", "--workers", 0, "--out")
+
+    def make(stop: str) -> Stopped:
+        folder = engine.folder / stop
+        if STOPS[stop]:
+            point, part = STOPS[stop]
+
+            def reached(here: str, name: str) -> None:
+                if here == point and part in name:
+                    raise Halt
+
+            monkeypatch.setattr("metadata.storage.reached", reached)
+            with pytest.raises(Halt):
+                clipmill(*run, folder)
+            monkeypatch.undo()
+        else:
+            clipmill(*run, folder)
+        whole = shutil.copytree(folder, engine.folder / f"{stop}, whole")
+        code = clipmill(*run, whole).code
+        return Stopped(folder, code, meaning(Storage(str(whole))))
+
+    return make
+
+
+def damage(path: Path, kind: str) -> None:
+    change = DAMAGES[kind]
+    if change:
+        path.write_bytes(change(path.read_bytes()))
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.fixture
+def goes_on(engine, clipmill):
+    """Says how a damaged run differs from the one that was not; empty where it does not."""
+
+    def differing(stopped: Stopped, *damaged: Path) -> str:
+        out = engine.folder / "damaged"
+        run = ("run", engine.folder / "recipe.yaml", "--workers", 0, "--out", out)
+        for command in (("status", "--run", out), ("funnel", "--run", out), run):
+            said = clipmill(*command)
+            text = said.out + said.err
+            if said.code and ("do: " not in text or "mend the stage" in text):
+                return f"{command[0]}: {text}"
+        if said.code:  # what stands in the way is named: it is deleted
+            if not any(str(path) in text for path in damaged):
+                return text
+            for path in damaged:
+                (path.rmdir if path.is_dir() else path.unlink)()
+            said = clipmill(*run)
+        found = meaning(Storage(str(out)))
+        names = found.keys() | stopped.expected.keys()
+        differ = [name for name in names if found.get(name) != stopped.expected.get(name)]
+        return "" if said.code == 0 and differ in ([], ["recipes"]) else f"{said}: {differ}"
+
+    return differing
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("stop", STOPS)
+def test_any_small_file_damaged_in_any_way_is_made_again_or_named(stop, stopped, goes_on, engine):
+    it, wrong = stopped(stop), {}
+    for name in it.small:
+        for kind in DAMAGES:
+            out = shutil.copytree(it.folder, engine.folder / "damaged")
+            damage(out / name, kind)
+            if said := goes_on(it, out / name):
+                wrong[name, kind] = said
+            shutil.rmtree(out)
+    assert not wrong
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "a folder"])
+def test_all_small_files_damaged_alike_are_made_again(kind, stopped, goes_on, engine):
+    it = stopped("in a step")
+    out = shutil.copytree(it.folder, engine.folder / "damaged")
+    for name in it.small:
+        if name.startswith("stages/"):
+            damage(out / name, kind)
+    assert not goes_on(it)
+
+
+@pytest.mark.parametrize("kind", ["torn", "of other types", "a folder"])
+@pytest.mark.parametrize("name", ["run.json", "recipes/*", "stages/shared-*/manifest.json"])
+def test_a_damaged_file_that_is_not_made_again_is_named(name, kind, stopped, goes_on, engine):
+    it = stopped("at its end")
+    out = shutil.copytree(it.folder, engine.folder / "damaged")
+    [path] = out.glob(name)
+    damage(path, kind)
+    assert not goes_on(it, path)
