@@ -174,6 +174,8 @@ def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
 
     NaN, pandas' missing integer, is null in an integer column and no fault of it.
     """
+    if not isinstance(values, list) and values.type in (pa.string(), pa.large_string()):
+        values = values.cast(pa.large_binary())  # nobody has looked whether it is UTF-8: _cast does
     try:
         array = _whole(pa.array(values) if isinstance(values, list) else values)
         return _cast(array, dtype), pa.array(np.zeros(len(array), bool))
@@ -229,7 +231,7 @@ def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
     if pa.types.is_floating(array.type) and pa.types.is_integer(dtype):
         array = pc.if_else(pc.is_nan(array), None, array)
-    if pa.types.is_binary(array.type) and not pa.types.is_binary(dtype):
+    if array.type in (pa.binary(), pa.large_binary()) and not pa.types.is_binary(dtype):
         array = array.cast(pa.string())  # checks UTF-8
     return array.cast(dtype)
 

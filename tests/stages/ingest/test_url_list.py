@@ -187,6 +187,21 @@ def test_a_bad_value_is_null_with_a_reason_and_spares_its_neighbours(tmp_path, p
     }
 
 
+def test_bytes_that_are_no_utf8_are_null_with_a_reason_and_spare_their_neighbours(
+    tmp_path, pool_of
+):
+    def said_to_be_text(*values):  # as a writer that does not look puts them in a file
+        return pa.array(values, pa.binary()).view(pa.string())
+
+    urls = said_to_be_text(b"http://a/0", b"http://a/\xed\xa0\x80", b"http://a/2", b"http://a/3")
+    texts = said_to_be_text(b"one", b"two", b"caf\xe9", b"four")
+    path = write(tmp_path, "0.parquet", {"url": urls, "text": texts})
+    pool = pool_of(UrlList(path=path))
+    assert pool["url"].to_pylist() == ["http://a/0", None, "http://a/2", "http://a/3"]
+    assert pool["text"].to_pylist() == ["one", "two", None, "four"]
+    assert pool["reason"].to_pylist() == [None, "no_url", "bad_value", None]
+
+
 def test_json_values_of_another_type_are_read_where_they_can_be(tmp_path, pool_of):
     values = [{"url": "a", "text": 5, "w": "7"}, {"url": "b", "text": ["x"], "w": 1.5}]
     values += [{"url": "c", "text": "\ud800", "w": 3}]

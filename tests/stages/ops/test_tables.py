@@ -62,6 +62,8 @@ def test_only_the_row_groups_that_overlap_are_read(tmp_path):
         (pa.array(["5", "5.0", " 5 ", "x", ""]), pa.int32(), [5, 5, 5, None, None],
          [False] * 3 + [True] * 2),
         (pa.array([b"ok", b"\xff"]), pa.string(), ["ok", None], [False, True]),
+        (pa.array([b"ok", b"\xff"], pa.large_binary()).view(pa.large_string()), pa.string(),
+         ["ok", None], [False, True]),
         ([b"ok", "str", 3], pa.string(), ["ok", "str", "3"], [False] * 3),
         (pa.array([0.1], pa.float32()), pa.float32(), [np.float32(0.1)], [False]),
         (pa.array([[0.5]], pa.list_(pa.float32())), pa.list_(pa.float64()), [[0.5]], [False]),
