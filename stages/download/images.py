@@ -21,6 +21,7 @@ from metadata.schema import (
 )
 from pipeline.errors import RecipeError
 from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
+from stages.ops.addresses import allowed
 
 if TYPE_CHECKING:
     from stages.ops.web import Answer, Client
@@ -33,10 +34,12 @@ class DownloadImages(RowStage):
     """The image at each URL, its size and its SHA-256; null where there is none to be had.
 
     Source: img2dataset 1.47 for resize modes and option names; DataComp's download script for the
-    defaults. Departs: only http and https, no private addresses, bodies, pixels and seconds are
-    capped; `resize: no` stores the body as it came (their disable_all_reencoding), and so does
-    skip_reencode, on by default here, for an image that fits; EXIF orientation is applied.
-    Error: what the web answered on that day; a corrupt image may still decode.
+    defaults. Departs: only http and https, no private addresses; bodies, pixels and seconds are
+    capped; a host that only times out is set aside; `resize: no` stores the body as it came (their
+    disable_all_reencoding), and so does skip_reencode, on by default here, for an image that fits;
+    EXIF orientation is applied.
+    Error: what the web answered on that day; a corrupt image may still decode. Which rows of a
+        host that hangs are host_down depends on what was asked with them.
     """
 
     resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
@@ -57,7 +60,8 @@ class DownloadImages(RowStage):
     verify_sha256: bool = False  # against the pool's column: no bytes but those of the crawl
     user_agent_token: str | None = None
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    allow_private_addresses: bool = False  # for a pool served on loopback
+    # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
+    allow_private_addresses: bool | tuple[str, ...] = False
     timeout_s: float = location(10.0)  # of one request, from look-up to last byte
     deadline_s: float = location(20.0)  # of a URL: its requests, redirects, pauses and retries
     retries: int = location(2)  # after time-outs, lost connections, 429 and 5xx
@@ -73,13 +77,13 @@ class DownloadImages(RowStage):
     writes = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
     reasons = (
         *("no_url", "no_sha256", "bad_url", "private_address", "unresolvable", "refused", "tls"),
-        *("timeout", "connection_lost", "bad_response", "redirect_loop", "opt_out", "too_large"),
-        *("http_3xx", "http_403", "http_404", "http_410", "http_429", "http_4xx"),
+        *("timeout", "host_down", "connection_lost", "bad_response", "redirect_loop", "opt_out"),
+        *("too_large", "http_3xx", "http_403", "http_404", "http_410", "http_429", "http_4xx"),
         *("http_500", "http_5xx", "hash_mismatch", "not_an_image", "undecodable", "truncated"),
         *("too_many_pixels", "too_costly", "too_small", "extreme_aspect"),
     )
     transient = (
-        *("unresolvable", "refused", "timeout", "connection_lost"),
+        *("unresolvable", "refused", "timeout", "host_down", "connection_lost"),
         *("http_429", "http_500", "http_5xx"),
     )
 
@@ -95,6 +99,11 @@ class DownloadImages(RowStage):
                 where=f"download.images with encode_format {self.encode_format}",
                 do="set it; for png it is the compression, 0 to 9",
             )
+        try:
+            allowed(self.allow_private_addresses)
+        except ValueError as error:
+            found, do = error.args
+            raise RecipeError(found, "download.images, key `allow_private_addresses`", do) from None
 
     def open(self, worker: Worker) -> RowFunction:
         from stages.ops.web import Client, Rules

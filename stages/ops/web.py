@@ -5,26 +5,32 @@ URL waits for it `deadline_s` seconds at most, and fills `max_body_bytes` of mem
 """
 
 import asyncio
-import ipaddress
 import socket
 import ssl
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
-from multidict import CIMultiDictProxy
 from yarl import URL
 
+from stages.ops.addresses import allowed
+from stages.ops.robots import opts_out
+
+AGENT = "clipmill"
+HOST_TIME_OUTS = 8  # in a row: after so many a host is down, for the rest of the batch
 FIRST_PAUSE_S = 0.5  # doubled with every try
 OWN_CODE = (403, 404, 410, 429, 500)  # the others share http_3xx, http_4xx, http_5xx
 RETRIED = ("timeout", "connection_lost", "http_429", "http_500", "http_5xx")
 REDIRECTS = (301, 302, 303, 307, 308)
+
+asked_host: ContextVar[str] = ContextVar("asked_host")  # of a task's request; sockets know none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,7 @@ class Rules:
     max_per_host: int
     max_redirects: int
     max_body_bytes: int
-    allow_private_addresses: bool
+    allow_private_addresses: bool | tuple[str, ...]
     user_agent_token: str | None
     disallowed_header_directives: tuple[str, ...]
 
@@ -64,7 +70,15 @@ class Reply:
 
 
 class PrivateAddressError(OSError):
-    """Raised in place of a connection to an address that is not on the public internet."""
+    """Raised in place of a connection to an address that the rules do not allow."""
+
+
+@dataclass(kw_only=True)
+class Host:
+    """What the requests of one batch to one host and port share."""
+
+    turns: asyncio.Semaphore
+    time_outs: int = 0  # in a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +88,7 @@ class Batch:
     session: aiohttp.ClientSession
     keep: Callable[[bytes], Any]
     slots: asyncio.Semaphore
-    hosts: defaultdict[tuple[str | None, int | None], asyncio.Semaphore]
+    hosts: defaultdict[tuple[str | None, int | None], Host]
 
 
 class Client:
@@ -86,6 +100,11 @@ class Client:
         # Look-ups run in these: a dead name server must hold up neither other names nor a batch.
         self.loop.set_default_executor(ThreadPoolExecutor(rules.concurrency))
         self.keepers = ThreadPoolExecutor(threads)
+        token = (rules.user_agent_token or AGENT).strip().lower()
+        self.agents = frozenset({AGENT, token})
+        self.disallowed = frozenset(
+            directive.strip().lower() for directive in rules.disallowed_header_directives
+        )
         weakref.finalize(self, self.loop.close)
 
     def fetch_all(self, urls: list[str], keep: Callable[[bytes], Any]) -> list[Answer]:
@@ -101,21 +120,25 @@ class Client:
                 session=session,
                 keep=keep,
                 slots=asyncio.Semaphore(self.rules.concurrency),
-                hosts=defaultdict(lambda: asyncio.Semaphore(self.rules.max_per_host)),
+                hosts=defaultdict(lambda: Host(turns=asyncio.Semaphore(self.rules.max_per_host))),
             )
             return await asyncio.gather(*(self._fetch(url, batch) for url in urls))
 
     async def _fetch(self, text: str, batch: Batch) -> Answer:
         rules, now = self.rules, self.loop.time
-        left_s, hops, tries, status = rules.deadline_s, 0, 0, None
+        left_s, hops, tries, status, reason = rules.deadline_s, 0, 0, None, "host_down"
         url = _joined(None, text)
         while url is not None:
+            host = batch.hosts[url.raw_host, url.port]
             # The host first: those who queue for a busy one must not hold the others' slots.
-            async with batch.hosts[url.host, url.port], batch.slots:
+            async with host.turns, batch.slots:
+                if host.time_outs >= HOST_TIME_OUTS:
+                    return Answer(status=status, reason=reason)
                 start = now()
                 reply = await self._request(url, min(rules.timeout_s, left_s), batch.session)
                 left_s -= now() - start
                 status = reply.status
+                host.time_outs = host.time_outs + 1 if reply.reason == "timeout" else 0
                 if reply.reason is None and reply.location is None:
                     kept = await self.loop.run_in_executor(self.keepers, batch.keep, reply.body)
                     return Answer(status=status, kept=kept)
@@ -123,44 +146,71 @@ class Client:
                 hops += 1
                 if hops > rules.max_redirects:
                     return Answer(status=status, reason="redirect_loop")
-                url = _joined(url, reply.location)
+                url, reason = _joined(url, reply.location), "host_down"
                 continue
             pause_s = max(FIRST_PAUSE_S * 2**tries, reply.retry_after_s)
             if reply.reason not in RETRIED or tries == rules.retries or pause_s >= left_s:
                 return Answer(status=status, reason=reply.reason)
-            tries += 1
+            tries, reason = tries + 1, reply.reason
             left_s -= pause_s
             await asyncio.sleep(pause_s)
         return Answer(status=status, reason="bad_url")
 
     async def _request(self, url: URL, seconds: float, session: aiohttp.ClientSession) -> Reply:
         status = None
+        asked_host.set(url.raw_host or "")
         try:
             async with (
                 asyncio.timeout(seconds),
                 session.get(url, allow_redirects=False) as response,
             ):
                 status = response.status
-                return await _read(response, self.rules)
+                return await self._read(response)
         except Exception as error:  # one hostile server must not fail the batch
             return Reply(status=status, reason=_reason(error))
 
+    async def _read(self, response: aiohttp.ClientResponse) -> Reply:
+        status, headers = response.status, response.headers
+        if status in REDIRECTS and "Location" in headers:
+            return Reply(status=status, location=headers["Location"])
+        if not 200 <= status < 300:
+            family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
+            reason = family if 300 <= status < 600 else "bad_response"
+            wait_s = _retry_after_s(headers.get("Retry-After", ""))
+            return Reply(status=status, reason=reason, retry_after_s=wait_s)
+        if opts_out(headers.getall("X-Robots-Tag", ()), self.agents, self.disallowed):
+            return Reply(status=status, reason="opt_out")
+        limit = self.rules.max_body_bytes
+        if (response.content_length or 0) > limit:
+            return Reply(status=status, reason="too_large")
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > limit:
+                return Reply(status=status, reason="too_large")
+        return Reply(status=status, body=bytes(body))
+
 
 def _joined(base: URL | None, text: str) -> URL | None:
-    """An absolute http or https URL with a host; None where it is anything else."""
+    """An absolute http or https URL whose host can be asked for; None where it is anything else."""
     try:
+        text.encode()  # a lone surrogate would be left out, and another page asked for
         url = URL(text.strip()) if base is None else base.join(URL(text.strip()))
+        host = url.raw_host or ""
+        if "xn--" in host:
+            url.host  # noqa: B018  # ValueError where no name follows
     except ValueError:
         return None
-    return url if url.scheme in ("http", "https") and url.host else None
+    is_name = host.isprintable() and " " not in host
+    return url if url.scheme in ("http", "https") and host and is_name else None
 
 
 def _session(rules: Rules) -> aiohttp.ClientSession:
-    agent = "; ".join(["compatible", "clipmill", *filter(None, [rules.user_agent_token])])
+    agent = "; ".join(["compatible", AGENT, *filter(None, [rules.user_agent_token])])
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,  # our own slots are taken before the clock starts, the connector's after
-            socket_factory=None if rules.allow_private_addresses else _public_socket,
+            socket_factory=_sockets(rules),
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
@@ -170,73 +220,28 @@ def _session(rules: Rules) -> aiohttp.ClientSession:
     )
 
 
-def _public_socket(address_info) -> socket.socket:
-    """A socket for an address about to be connected: the one place that no redirect, no second
-    answer of a name server and no odd spelling of an address gets around."""
-    family, kind, protocol, _, (host, *_) = address_info
-    if not is_public(host):
-        raise PrivateAddressError("not a public address")
-    return socket.socket(family, kind, protocol)
+def _sockets(rules: Rules) -> Callable[..., socket.socket]:
+    """Makes a socket for an address about to be connected: the one place that no redirect, no
+    second answer of a name server and no odd spelling of an address gets around."""
+    may = allowed(rules.allow_private_addresses)
+
+    def made(address_info) -> socket.socket:
+        family, kind, protocol, _, (address, *_) = address_info
+        if not may.admits(address, asked_host.get()):
+            raise PrivateAddressError("not an address that may be asked")
+        return socket.socket(family, kind, protocol)
+
+    return made
 
 
-def is_public(host: str) -> bool:
-    """Whether this is the plain form of an address on the public internet."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        # IPv4 inside IPv6: what counts is where the packets go
-        address = address.ipv4_mapped or address.sixtofour or address
-    inner = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
-    return address.is_global and not inner
-
-
-async def _read(response: aiohttp.ClientResponse, rules: Rules) -> Reply:
-    status, headers = response.status, response.headers
-    if status in REDIRECTS and "Location" in headers:
-        return Reply(status=status, location=headers["Location"])
-    if not 200 <= status < 300:
-        family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
-        reason = family if 300 <= status < 600 else "bad_response"
-        return Reply(status=status, reason=reason, retry_after_s=_retry_after_s(headers))
-    if opts_out(headers, rules.user_agent_token, rules.disallowed_header_directives):
-        return Reply(status=status, reason="opt_out")
-    if (response.content_length or 0) > rules.max_body_bytes:
-        return Reply(status=status, reason="too_large")
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > rules.max_body_bytes:
-            return Reply(status=status, reason="too_large")
-    return Reply(status=status, body=bytes(body))
-
-
-def _retry_after_s(headers: CIMultiDictProxy[str]) -> float:
+def _retry_after_s(wish: str) -> float:
     """Seconds that the server asks us to wait; 0 where it asks for nothing we understand."""
-    wish = headers.get("Retry-After", "")
     if wish.isdecimal():
         return float(wish)
     try:
         return (parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):  # no date, or one without a time zone
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone
         return 0
-
-
-def opts_out(
-    headers: CIMultiDictProxy[str], token: str | None, directives: tuple[str, ...]
-) -> bool:
-    """Whether an X-Robots-Tag for all, or for our token, holds one of the directives.
-
-    Source: img2dataset 1.47, is_disallowed.
-    """
-    ours = {directive.strip().lower() for directive in directives}
-    for value in headers.getall("X-Robots-Tag", []):
-        agent, colon, rest = value.lower().partition(":")
-        is_for_us = not colon or agent.strip() == (token or "").strip().lower()
-        if is_for_us and any(part.strip() in ours for part in (rest or agent).split(",")):
-            return True
-    return False
 
 
 def _reason(error: Exception) -> str:
@@ -254,7 +259,7 @@ def _reason(error: Exception) -> str:
             return "refused"
         case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | OSError():
             return "connection_lost"
-        case aiohttp.InvalidURL() | UnicodeError():  # a label too long, a port of no number
+        case ValueError():  # what the client library finds wrong before it asks: a label too long
             return "bad_url"
         case _:
             return "bad_response"

@@ -1,204 +1,18 @@
 """Downloads from a real server on loopback that does all a bad one does."""
 
-import asyncio
-import gzip
 import hashlib
-import io
-import socket
 import threading
 import time
-from collections import Counter
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from aiohttp import web
-from PIL import Image
 
 import stages.ops.web
 from pipeline.errors import RecipeError
-from pipeline.stage import Worker
 from stages.download.images import DownloadImages
 from stages.ops.images import decode
 from stages.ops.web import Client, Rules
-from tests.hostile_pictures import apng, scanned
-
-
-def picture(name: str, height: int = 40, width: int = 60, **options) -> bytes:
-    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(rgb).save(out, name, **options)
-    return out.getvalue()
-
-
-def turned() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
-
-
-FILES = {
-    "ok.jpg": picture("jpeg"),
-    "ok.png": picture("png"),
-    "ok.gif": picture("gif"),
-    "large.jpg": picture("jpeg", 300, 600),
-    "turned.jpg": picture("jpeg", exif=turned()),
-    "tiny.png": picture("png", 2, 2),
-    "line.png": picture("png", 2, 90),
-    "page.html": b"<html><body>not here</body></html>",
-    "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
-    "empty": b"",
-    "cut.jpg": picture("jpeg")[:900],
-    "lies.png": apng(2**31),
-    "costly.jpg": scanned(1500, 900),
-    "corrupt.png": picture("png")[:60] + b"\xa5" * 400 + picture("png")[460:],
-}
-
-
-class Site:
-    """What the server does, by path, and what it was asked for."""
-
-    def __init__(self) -> None:
-        self.asked, self.times, self.agents = Counter(), [], set()
-        self.now = self.most_at_once = 0
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        name, _, argument = request.path.strip("/").partition("/")
-        self.asked[request.path] += 1
-        self.times.append(time.monotonic())
-        self.agents.add(request.headers["User-Agent"])
-        self.now += 1
-        self.most_at_once = max(self.most_at_once, self.now)
-        try:
-            return await getattr(self, name)(request, argument)
-        finally:
-            self.now -= 1
-
-    async def file(self, request, name):
-        # The type is a lie for all but one of them: nobody is to trust it.
-        return web.Response(body=FILES[name], content_type="image/webp")
-
-    async def zipped(self, request, name):
-        body = gzip.compress(FILES[name])
-        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
-
-    async def noai(self, request, name):
-        return web.Response(body=FILES["ok.jpg"], headers={"X-Robots-Tag": "noai"})
-
-    async def status(self, request, code):
-        return web.Response(status=int(code))
-
-    async def once(self, request, code):
-        if self.asked[request.path] > 1:
-            return await self.file(request, "ok.jpg")
-        return web.Response(status=int(code), headers={"Retry-After": request.query.get("s", "")})
-
-    async def slow(self, request, number):
-        await asyncio.sleep(0.05)
-        return await self.file(request, "ok.jpg")
-
-    async def hang(self, request, _):
-        await asyncio.sleep(1)
-
-    async def drip(self, request, _):
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for _ in range(20):
-            await response.write(b"\xff")
-            await asyncio.sleep(0.05)
-        return response
-
-    async def endless(self, request, _):
-        response = web.StreamResponse()
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        for _ in range(100):
-            await response.write(bytes(1000))
-        return response
-
-    async def vast(self, request, _):
-        response = web.StreamResponse(headers={"Content-Length": "1000000000"})
-        await response.prepare(request)
-        await asyncio.sleep(1)
-
-    async def half(self, request, _):
-        response = web.StreamResponse(headers={"Content-Length": "1000"})
-        await response.prepare(request)
-        await response.write(bytes(10))
-        request.transport.close()
-        return response
-
-    async def drop(self, request, _):
-        request.transport.abort()
-
-    async def garbage(self, request, _):
-        request.transport.write(b"good day\r\n\r\n")
-        request.transport.close()
-
-    async def to(self, request, target):
-        raise web.HTTPFound(request.query["url"])
-
-    async def loop(self, request, number):
-        raise web.HTTPFound(f"/loop/{int(number) + 1}")
-
-    async def hops(self, request, number):
-        raise web.HTTPFound(f"/hops/{int(number) - 1}" if int(number) else "/file/ok.jpg")
-
-
-@pytest.fixture
-def server():
-    """The site, with its `port`, served from a thread."""
-    site, loop = Site(), asyncio.new_event_loop()
-
-    async def start():
-        app = web.Application()
-        app.router.add_route("*", "/{tail:.*}", site.answer)
-        site.runner = web.AppRunner(app, shutdown_timeout=0)
-        await site.runner.setup()
-        tcp = web.TCPSite(site.runner, "127.0.0.1", 0)
-        await tcp.start()
-        site.port = tcp._server.sockets[0].getsockname()[1]
-
-    # Only a loop that already runs for good can be stopped: one stopped while it still runs
-    # `start` would go on, and this thread would wait for it without end.
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(start(), loop).result(30)
-    yield site
-    asyncio.run_coroutine_threadsafe(site.runner.cleanup(), loop).result(30)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-
-
-def opened(tmp_path, **settings):
-    """The stage's function; loopback allowed and impatient unless told otherwise."""
-    impatient = {"timeout_s": 5.0, "retries": 0, "allow_private_addresses": True}
-    worker = Worker(seed=0, stage="images", device="cpu", threads=1, scratch=tmp_path)
-    return DownloadImages(**{**impatient, **settings}).open(worker)
-
-
-@pytest.fixture
-def download(server, tmp_path):
-    """Rows of the given paths or URLs, downloaded in one batch."""
-
-    def rows(*paths, sha256=None, **settings):
-        base = f"http://127.0.0.1:{server.port}"
-        urls = [base + path if path and path[0] == "/" else path for path in paths]
-        columns = {"url": pa.array(urls, pa.string())}
-        if sha256:
-            columns["sha256"] = pa.array(sha256, pa.string())
-        return opened(tmp_path, **settings)(pa.table(columns)).to_pylist()
-
-    return rows
-
-
-@pytest.fixture
-def closed_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
-        yield taken.getsockname()[1]
-
+from tests.stages.download.site import FILES, opened
 
 CASES = [  # path or URL, settings, HTTP status, reason
     ("", {}, None, "no_url"),
@@ -248,7 +62,8 @@ CASES = [  # path or URL, settings, HTTP status, reason
     ("/file/tiny.png", {"min_image_size": 3}, 200, "too_small"),
     ("/file/line.png", {"max_aspect_ratio": 44.9}, 200, "extreme_aspect"),
 ]
-ELSEWHERE = {"private_address", "no_sha256", "hash_mismatch"}  # have their own tests below
+# have their own tests, below and in test_hosts
+ELSEWHERE = {"private_address", "no_sha256", "hash_mismatch", "host_down"}
 
 
 @pytest.mark.parametrize(("url", "settings", "status", "reason"), CASES)
@@ -327,32 +142,6 @@ def test_a_known_digest_admits_only_the_bytes_of_the_crawl(download, server):
 def test_digests_are_read_only_where_they_are_verified():
     assert [c.name for c in DownloadImages().reads] == ["url"]
     assert [c.name for c in DownloadImages(verify_sha256=True).reads] == ["url", "sha256"]
-
-
-@pytest.mark.parametrize(
-    ("host", "reason"),
-    [
-        *((host, "private_address") for host in ("127.0.0.1", "[::1]", "0.0.0.0", "localhost")),
-        *((host, "private_address") for host in ("10.0.0.1", "169.254.169.254", "[::ffff:7f00:1]")),
-        ("0x7f.1", "private_address"),  # a name to all but the system's resolver
-        ("2130706433", "bad_url"),  # the client library takes it for no address
-        ("127.1", "bad_url"),
-    ],
-)
-def test_private_addresses_are_refused_however_written(download, server, host, reason):
-    (row,) = download(f"http://{host}:{server.port}/file/ok.jpg", allow_private_addresses=False)
-    assert (row["reason"], row["http_status"]) == (reason, None)
-    assert not server.asked
-
-
-def test_a_redirect_to_a_private_address_is_refused(download, server, monkeypatch):
-    monkeypatch.setattr(stages.ops.web, "is_public", lambda host: host == "127.0.0.1")
-    private = f"http://127.0.0.2:{server.port}/file/ok.jpg"
-    fine, refused = download(
-        "/to/?url=/file/ok.jpg", f"/to/?url={private}", allow_private_addresses=False
-    )
-    assert fine["reason"] is None
-    assert (refused["reason"], refused["http_status"]) == ("private_address", None)
 
 
 def test_redirects_are_followed_up_to_the_limit(download):

@@ -1,0 +1,136 @@
+"""Hosts that only hang, and hosts that are not to be asked."""
+
+import time
+from collections import Counter
+
+import pytest
+
+import stages.ops.web
+from pipeline.errors import RecipeError
+from stages.download.images import DownloadImages
+from tests.stages.download.site import only_loopback
+
+
+def reasons(rows):
+    return [row["reason"] for row in rows]
+
+
+def test_a_host_that_only_times_out_is_set_aside(download, server):
+    started = time.monotonic()
+    rows = download(*(f"/hang/{n}" for n in range(64)), timeout_s=0.5, deadline_s=1.5, retries=2)
+    assert time.monotonic() - started < 2 * 1.5
+    found = Counter(reasons(rows))
+    # As the first of the eight ends, the next begins: of those, seven may be under way.
+    assert 8 <= found["timeout"] == server.asked.total() <= 8 + 7
+    assert found["host_down"] == 64 - found["timeout"]
+
+
+def test_rows_of_other_hosts_do_not_wait_for_one_that_hangs(download, server):
+    hanging = [f"http://localhost:{server.port}/hang/{n}" for n in range(64)]
+    good = [f"/slow/{n}" for n in range(20)]
+    rows = download(*hanging, *good, concurrency=12, timeout_s=1.0)
+    assert reasons(rows[64:]) == [None] * 20
+    assert all(server.when[path] - server.times[0] < 1.0 for path in good)
+
+
+@pytest.fixture
+def two_time_outs(monkeypatch):
+    monkeypatch.setattr(stages.ops.web, "HOST_TIME_OUTS", 2)
+
+
+@pytest.mark.usefixtures("two_time_outs")
+def test_any_answer_begins_the_count_anew(download):
+    paths = ["/hang", "/file/ok.jpg", "/hang?", "/status/404", "/hang?2", "/hang?3", "/file/ok.png"]
+    rows = download(*paths, max_per_host=1, timeout_s=0.3)
+    timeout = "timeout"
+    assert reasons(rows) == [timeout, None, timeout, "http_404", timeout, timeout, "host_down"]
+
+
+@pytest.mark.usefixtures("two_time_outs")
+def test_a_redirect_to_a_host_that_is_down_keeps_the_status_it_had(download, server):
+    there = f"http://localhost:{server.port}/hang"
+    rows = download(there, f"{there}?2", f"/to/?url={there}", timeout_s=0.3, max_per_host=2)
+    assert [(r["reason"], r["http_status"]) for r in rows[1:]] == [
+        ("timeout", None),
+        ("host_down", 302),
+    ]
+
+
+@pytest.mark.usefixtures("two_time_outs")
+def test_a_host_that_was_down_is_asked_again_in_the_next_batch(download):
+    assert reasons(download("/hang", "/hang?2", timeout_s=0.3)) == ["timeout"] * 2
+    assert reasons(download("/file/ok.jpg")) == [None]
+    assert "host_down" in DownloadImages.transient  # as --retry does
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        *((host, "private_address") for host in ("127.0.0.1", "[::1]", "0.0.0.0", "localhost")),
+        *((host, "private_address") for host in ("10.0.0.1", "169.254.169.254", "[::ffff:7f00:1]")),
+        ("0x7f.1", "private_address"),  # a name to all but the system's resolver
+        ("2130706433", "bad_url"),  # the client library takes it for no address
+        ("127.1", "bad_url"),
+    ],
+)
+def test_private_addresses_are_refused_however_written(download, server, host, reason):
+    (row,) = download(f"http://{host}:{server.port}/file/ok.jpg", allow_private_addresses=False)
+    assert (row["reason"], row["http_status"]) == (reason, None)
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("url", "setting"),
+    [
+        ("http://127.0.0.1:{port}/file/ok.jpg", True),
+        ("http://127.0.0.1:{port}/file/ok.jpg", ["127.0.0.0/30"]),
+        ("http://images.internal:{port}/file/ok.jpg", ["images.internal"]),
+        ("http://IMAGES.internal.:{port}/file/ok.jpg", ["10.0.0.0/8", "Images.Internal"]),
+        ("http://images.internal:{port}/to/?url=/file/ok.jpg", ["images.internal"]),
+    ],
+)
+def test_a_recipe_opens_networks_and_names(download, server, monkeypatch, url, setting):
+    names = {"images_internal": "127.0.0.1", "IMAGES_internal_": "127.0.0.1"}
+    only_loopback(monkeypatch, **names, images_internal_="127.0.0.1")
+    (row,) = download(url.format(port=server.port), allow_private_addresses=setting)
+    assert row["reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("url", "setting"),
+    [
+        ("http://10.0.0.1/", True),
+        ("http://other.internal:{port}/file/ok.jpg", ["images.internal"]),
+        ("http://127.0.0.1:{port}/file/ok.jpg", ["images.internal"]),
+        ("http://images.internal:{port}/to/?url=http://127.0.0.1:{port}/x", ["images.internal"]),
+        ("http://127.0.0.1:{port}/to/?url=http://127.0.0.2:{port}/x", ["127.0.0.1"]),
+        ("http://169.254.169.254/latest/", ["0.0.0.0/0"]),
+        ("http://[::ffff:169.254.169.254]/latest/", ["0.0.0.0/0", "::/0"]),
+        ("http://metadata.internal/latest/", ["metadata.internal"]),
+        ("http://168.63.129.16/", False),
+    ],
+)
+def test_what_a_recipe_does_not_open_is_refused_at_every_hop(
+    download, server, monkeypatch, url, setting
+):
+    names = {"images_internal": "127.0.0.1", "other_internal": "127.0.0.1"}
+    only_loopback(monkeypatch, **names, metadata_internal="169.254.169.254")
+    (row,) = download(url.format(port=server.port), allow_private_addresses=setting)
+    assert (row["reason"], row["http_status"]) == ("private_address", None)
+    assert not server.asked.keys() & {"/x", "/file/ok.jpg"}
+
+
+def test_a_name_with_an_open_and_a_closed_address_reaches_only_the_open_one(
+    download, server, monkeypatch
+):
+    only_loopback(monkeypatch, two_faced_test="127.0.0.2 127.0.0.1")  # nobody is at the first
+    url = f"http://two.faced.test:{server.port}/file/ok.jpg"
+    (row,) = download(url, allow_private_addresses=["127.0.0.2"])
+    assert row["reason"] in ("refused", "private_address")
+    assert not server.asked
+
+
+def test_an_entry_that_opens_nothing_is_refused_by_the_plan():
+    with pytest.raises(RecipeError, match="key `allow_private_addresses`") as error:
+        DownloadImages(allow_private_addresses=("10.1.2.3/8",))
+    assert error.value.args[2] == "write 10.0.0.0/8"
