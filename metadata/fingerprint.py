@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from metadata.keys import without_keys
+
 
 def digest(value: Any) -> str:
     """First 128 bits of the SHA-256 of a JSON value in canonical form, as 32 hex digits."""
@@ -33,14 +35,14 @@ def _counts(field: Any, value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON: tuples become lists, nested settings become objects."""
+    """A setting as JSON: tuples become lists, nested settings objects; URIs lose their keys."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return settings_of(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return value
+    return without_keys(value) if isinstance(value, str) else value
 
 
 def fingerprint(

@@ -25,6 +25,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from metadata.faults import reached
+from metadata.keys import redacted
 
 T = TypeVar("T")
 
@@ -61,17 +62,6 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
         said = str(error).replace(whole, redacted(uri))
         raise UriError(f"cannot open {redacted(uri)}: {said}") from None  # whose text has the keys
     return filesystem, path
-
-
-def redacted(uri: str) -> str:
-    """The URI without keys and query: what a log or an error may show."""
-    if "://" not in uri:
-        return uri
-    scheme, _, rest = uri.partition("?")[0].partition("://")
-    before, _, after = rest.rpartition("@")
-    # A key may hold a slash that nobody encoded, and so may a path hold an @.
-    has_keys = ":" in before or "/" not in before
-    return f"{scheme}://{after if has_keys else rest}"
 
 
 class Storage:

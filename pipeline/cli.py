@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.concepts import add_verbs as add_concepts_verbs
 from pipeline.errors import ClipmillError, RecipeError
+from pipeline.terminal import guard
 
 if TYPE_CHECKING:
     from pipeline.executors import Executor
@@ -26,6 +27,7 @@ BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permission
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    guard()
     sys.path.insert(0, os.getcwd())  # a `stages/` folder here adds stages
     parser = _parser()
     options = parser.parse_args(arguments)

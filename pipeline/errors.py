@@ -7,12 +7,21 @@ ClipmillError
     RetryableError   the same, and trying again may help
 """
 
+from metadata.keys import without_keys
+from pipeline.terminal import cut
+
+LONGEST = 2000  # characters of each part: an error may quote a value
+
 
 class ClipmillError(Exception):
-    """What was found, where, and what to do: three arguments, so that none is left out."""
+    """What was found, where, and what to do: three arguments, so that none is left out.
+
+    They hold no keys and are not long, for they are stored too.
+    """
 
     def __init__(self, found: str, where: str, do: str) -> None:
-        super().__init__(found, where, do)  # as args: the error must pickle to leave a worker
+        parts = (cut(without_keys(part), LONGEST) for part in (found, where, do))
+        super().__init__(*parts)  # as args: the error must pickle to leave a worker
 
     def __str__(self) -> str:
         found, where, do = self.args

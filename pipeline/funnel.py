@@ -22,6 +22,7 @@ from pipeline.bindings import Binding
 from pipeline.errors import RecipeError, StageError
 from pipeline.plan import Plan, PlannedStage
 from pipeline.state import RunState
+from pipeline.terminal import one_line
 
 UNDEFINED = "undefined:"
 BEFORE = "dropped_before"
@@ -318,7 +319,7 @@ def text(found: dict[str, Any]) -> str:
         )
         for kind in ("failed", "upstream", "dropped"):
             for code, count in sorted(stage[kind].items(), key=lambda item: -item[1]):
-                lines.append(f"{'':<{width}}    {kind:<10} {count:>10,}  {code}")
+                lines.append(f"{'':<{width}}    {kind:<10} {count:>10,}  {one_line(code)}")
         if stage["not_selected"]:
             lines.append(f"{'':<{width}}    {'not selected':<10} {stage['not_selected']:>8,}")
     if found["repeated_uids"]:
@@ -329,7 +330,7 @@ def text(found: dict[str, Any]) -> str:
         for cause in end["causes"]:
             left -= cause["rows"]
             lines.append(
-                f"{-cause['rows']:>10,}  {cause['stage']}: {cause['reason']}"
+                f"{-cause['rows']:>10,}  {cause['stage']}: {one_line(cause['reason'])}"
                 f"  ({left:,} left; why {cause['example'][:8]})"
             )
         share = end["kept"] / end["rows"] if end["rows"] else 0.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from metadata.storage import redacted
+from metadata.keys import redacted
 from pipeline.errors import RecipeError
 
 CONNECT_S = 10.0

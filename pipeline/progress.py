@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from metadata.record import Failure, Record
+from pipeline.terminal import bars
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -21,18 +22,17 @@ def watcher() -> Iterator["Watcher"]:
     if not sys.stderr.isatty():
         yield Lines()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("shards {task.fields[rate]:>14} {task.fields[failed]}"),
+        TextColumn("shards {task.fields[rate]:>14} {task.fields[failed]}", markup=False),
         Remaining(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars(*columns) as progress:
         yield Bars(progress)
 
 
@@ -73,7 +73,7 @@ class Bars:
         self._progress.update(self._tasks[name], rate=f"{call} {done}/{total}")
 
     def failed(self, name: str, failure: Failure) -> None:
-        self._progress.console.print(_failure_line(name, failure), markup=False, highlight=False)
+        _print(_failure_line(name, failure))
 
     def finished(self, name: str, state: "StageState") -> None:
         if state.complete:
@@ -90,25 +90,26 @@ class Lines:
     def shard(self, name: str, record: Record, total: int | None) -> None:
         fine = record.counts.get("", 0)
         rate = record.computed / max(record.seconds, 1e-3)
-        self._print(
+        _print(
             f"{name}: shard {record.shard} of {total}: {record.computed} rows,"
             f" {record.computed - fine} without a value, {rate:,.0f} rows/s"
         )
 
     def unit(self, name: str, call: str, done: int, total: int) -> None:
         if done == total:
-            self._print(f"{name}: {call}, {total} {'unit' if total == 1 else 'units'}")
+            _print(f"{name}: {call}, {total} {'unit' if total == 1 else 'units'}")
 
     def failed(self, name: str, failure: Failure) -> None:
-        self._print(_failure_line(name, failure))
+        _print(_failure_line(name, failure))
 
     def finished(self, name: str, state: "StageState") -> None:
         from pipeline.state import summary
 
-        self._print(f"{name}: {summary(state)}")
+        _print(f"{name}: {summary(state)}")
 
-    def _print(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _failure_line(name: str, failure: Failure) -> str:

@@ -456,7 +456,7 @@ def _claim(plan: Plan, run: Storage) -> None:
         "path": recipe.path,
         "seed": recipe.seed,
         "stages": plain(recipe.stages),
-        "overrides": list(recipe.overrides),
+        "overrides": plain(recipe.overrides),
         "folders": {name: planned.folder for name, planned in plan.stages.items()},
     }
     same = digest(whole)[:12]

@@ -9,6 +9,7 @@ from metadata.schema import UID
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import DatasetStage, settings_fields
 from pipeline.state import RunState, StageState, summary
+from pipeline.terminal import one_line
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome  # and with it all that runs
@@ -40,7 +41,7 @@ def plan_text(plan: Plan, state: RunState | None) -> str:
                 )
         default = {f.name: plain(f.default) for f in settings_fields(planned.stage)}
         settings = ", ".join(
-            f"{key}={' '.join(str(value).split())}"
+            f"{key}={one_line(value)}"
             for key, value in made["settings"].items()
             if value != default[key]
         )

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import stages
-from metadata.storage import local_path, redacted
+from metadata.keys import redacted, without_keys
+from metadata.storage import local_path
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, token
 from pipeline.plan import Plan
@@ -32,7 +33,6 @@ from pipeline.stage import settings_fields
 LOST_S = 120.0  # a head that is silent this long while its log is followed is given up
 POLL_S = 1.0
 MACHINES = "nodes?view=hostNameList"
-SECRET = re.compile(r"[?&][\w-]*(secret|token|password|signature|sig)=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -180,13 +180,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def has_keys(text: str) -> bool:
-    """Whether it is a URI with a password before its @, or with a secret in its query."""
-    if "://" not in text:
-        return False
-    scheme, _, rest = text.partition("?")[0].partition("://")
-    if scheme.endswith(("http", "https")):  # elsewhere a key may hold a slash nobody encoded
-        rest = rest.partition("/")[0]
-    return ":" in rest.rpartition("@")[0] or bool(SECRET.search(text))
+    """Whether a URI in it has a password before its @, or a secret in its query."""
+    return without_keys(text) != text
 
 
 async def _is_all_here(head: Head) -> bool:

@@ -39,6 +39,7 @@ from pipeline.report.stored import (
 )
 from pipeline.report.sweep_page import every_sample
 from pipeline.state import RunState
+from pipeline.terminal import one_line
 
 # Shapes: N rows of the pool.
 
@@ -282,7 +283,7 @@ def text(found: dict[str, Any]) -> str:
     share = found["kept"] / found["rows"] if found["rows"] else 0.0
     lines = [
         f"{found['run']}: '{found['stage']}' keeps {found['kept']:,} of {found['rows']:,} rows"
-        f" ({share:.1%}) with {found['today']}",
+        f" ({share:.1%}) with {one_line(found['today'])}",
         "",
     ]
     named = [
@@ -291,7 +292,7 @@ def text(found: dict[str, Any]) -> str:
         for name in list(counts)[:NAMED]
         if any(len(point["groups"][group]) > 1 for point in found["points"])
     ]
-    heads = "".join(f"  {name[-14:]:>14}" for _, name in named)
+    heads = "".join(f"  {one_line(name)[-14:]:>14}" for _, name in named)
     lines.append(
         f"{found['vary']:>14}{'kept':>12}{'share':>8}{'common':>12}{'won':>10}{'lost':>10}{heads}"
     )

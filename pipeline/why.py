@@ -19,6 +19,7 @@ from pipeline.funnel import askable, trace
 from pipeline.plan import PlannedStage
 from pipeline.report.stored import Place, binding, rows_at
 from pipeline.state import RunState
+from pipeline.terminal import cut, one_line
 
 LONG = 200  # characters of a value that are shown
 SHORT = 80  # of a keeper's caption
@@ -231,7 +232,7 @@ def _sentence(
             others |= {other: None} if other else {}
             if column not in KEEPERS or not other:
                 value = {**said["values"], REASON.name: said["reason"]}[column]
-                values.append(f"{read} is {value!r}")
+                values.append(f"{read} is {cut(repr(value))}")
     own = stages[stage]["values"]
     if "balance_t" in own and own[BALANCE_RANK.name] is not None:  # what a balance says of itself
         rank, t = own[BALANCE_RANK.name], own["balance_t"]
@@ -239,7 +240,7 @@ def _sentence(
             f"its least draw, of {own['deciding_concept']!r}, is {rank:.4g}, and t is {t:g}"
         )
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
-    return "; ".join([f"{by}: {code}", *([", ".join(values)] if values else []), *others])
+    return "; ".join([f"{by}: {one_line(code)}", *([", ".join(values)] if values else []), *others])
 
 
 def _other(said: dict[str, Any]) -> str:
@@ -310,9 +311,9 @@ def text(found: dict[str, Any]) -> str:
     if found["copies"] > 1:
         lines.append(f"this uid stands in {found['copies']} rows; the first is shown")
     for said in found["stages"]:
-        verdict = "fine" if said["reason"] is None else said["reason"]
+        verdict = "fine" if said["reason"] is None else one_line(said["reason"])
         lines += ["", f"{said['stage']}  {said['uses']}: {verdict}"]
-        lines += [f"    {name:<22} {value}" for name, value in said["values"].items()]
+        lines += [f"    {name:<22} {one_line(value)}" for name, value in said["values"].items()]
         if "keeper" in said:
             keeper = said["keeper"]
             lines.append(f"    {'which is':<22} {_place(keeper)}{_caption(keeper)}")

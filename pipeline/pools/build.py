@@ -8,6 +8,7 @@ rows and library versions only.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from pipeline.pools.render import Made, make_files
 from pipeline.pools.server import BEHAVIOUR
 from pipeline.pools.trusted import trusted_pairs, without, write_trusted
 from pipeline.pools.truth import write_metadata, write_truth
+from pipeline.terminal import bars
 
 Kind = Literal["demo", "full", "generated"]
 Progress = Callable[[str, int, int], None]  # what is being done, how many of it, of how many
@@ -250,24 +252,20 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 @contextmanager
 def _shown_progress() -> Iterator[Progress]:
     """A bar for each kind of work on a terminal; elsewhere a line when it is done."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
 
         def tell(what: str, done: int, total: int) -> None:
             if done == total:
-                console.print(f"{what}: {total:,}", highlight=False)
+                print(f"{what}: {total:,}", file=sys.stderr)
 
         yield tell
         return
-    with Bars(console=console) as bars:
+    with bars() as progress:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what)
-            bars.update(tasks[what], completed=done, total=total)
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=total)
 
         yield show

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metadata.storage import Storage, redacted
+from metadata.keys import redacted
+from metadata.storage import Storage
 from pipeline.dataset import Task
 from pipeline.errors import StageError
 from stages.clip.cache import square

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.storage import Storage, redacted
+from metadata.keys import redacted
+from metadata.storage import Storage
 from pipeline.dataset import Task
 from pipeline.errors import StageError
 

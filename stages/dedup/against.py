@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.keys import redacted
 from metadata.schema import (
     IDENTITY,
     IMAGE_EMBEDDING,
@@ -18,7 +19,6 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.storage import redacted
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Resources, location

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metadata.storage import redacted
+from metadata.keys import redacted
 from stages.models.features import in_batches
 from stages.models.saved import matching, read_model
 

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from metadata.storage import Storage, redacted
+from metadata.keys import redacted
+from metadata.storage import Storage
 from metadata.uid import from_hex, uid_of
 from pipeline.errors import RecipeError, RetryableError, ShardError, StageError
 

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from metadata import storage
-from metadata.storage import Storage, redacted
+from metadata.keys import redacted
+from metadata.storage import Storage
 from pipeline import attempts
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import make_plan

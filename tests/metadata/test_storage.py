@@ -5,7 +5,8 @@ import pickle
 import pytest
 
 from metadata import storage
-from metadata.storage import Storage, UriError, local_path, redacted
+from metadata.keys import redacted
+from metadata.storage import Storage, UriError, local_path
 
 SECRET = "s3://KEY:SECRET@bucket/run?endpoint_override=127.0.0.1:1&scheme=http"
 

@@ -9,6 +9,7 @@ from rich.progress import Progress, TextColumn
 
 from metadata.record import Failure, Record
 from pipeline.progress import Bars, Lines, watcher
+from pipeline.terminal import Guarded, guard
 
 FAILURE = Failure(3, {}, False, "a torn file", "pool/3.parquet", "put it back")
 
@@ -96,11 +97,20 @@ def test_a_finished_stage_fills_its_bar(screen, every_stage):
     assert progress.tasks[0].finished
 
 
-def test_a_failed_shard_stands_above_the_bars_with_its_brackets(screen):
-    bars, progress = screen
-    with progress.console.capture() as capture:
-        bars.failed("pool", Failure(3, {}, False, "list[int] at [red]", "here", "mend"))
-    assert "pool: shard 3 failed: list[int] at [red]\n  where: here" in capture.get()
+def test_a_failed_shard_stands_above_the_bars_as_it_is_called_and_commands_no_terminal(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, terminal)
+    guard()
+    with watcher() as watch:
+        watch.failed("pool", Failure(3, {}, False, "[red] :smile: \x1b]0;x\x07", "\u202e", "mend"))
+        print("by the way \x1b[2J")
+    assert isinstance(sys.stderr, Guarded)
+    said = terminal.getvalue()
+    assert "pool: shard 3 failed: [red] :smile: \\u001b]0;x\\u0007\n  where: \\u202e\n" in said
+    assert "by the way \\u001b[2J\n" in said
 
 
 @pytest.mark.parametrize(("terminal", "kind"), [(True, Bars), (False, Lines)])

@@ -1,0 +1,80 @@
+"""The door to the terminal: all that a verb prints passes here.
+
+Captions, links, keys and file names are a stranger's words. On a terminal a control character in
+them is a command: it recolours, retitles, overwrites what stands above, turns lines about.
+"""
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from metadata.keys import without_keys
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+CONTROL = re.compile(  # C0 but for tab and line feed, DEL, C1, marks and overrides of direction
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+LONGEST = 160  # characters of a condition or a value on a page
+
+
+def harmless(text: str) -> str:
+    """The text without keys, each control character as JSON writes it: so JSON stays JSON."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", without_keys(text))
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """The text, or its begin and its end with the count of all its characters between."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} … ({len(text):,} characters) … {text[-half:]}"
+
+
+def one_line(value: object) -> str:
+    """A value, `cut`, its line breaks as spaces: no value looks like a line of ours."""
+    return cut(" ".join(str(value).split()))
+
+
+class Guarded:
+    """A stream that gets what is `harmless`, and codes of characters that it cannot encode."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self.stream.write(harmless(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def guard() -> None:
+    """Puts both streams of this process behind the door, for good."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), Guarded):
+            setattr(sys, name, Guarded(stream))
+
+
+@contextmanager
+def bars(*columns: "ProgressColumn") -> Iterator["Progress"]:
+    """Bars on standard error; what is printed meanwhile stands above them, `harmless` too."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    stream: Any = sys.stderr  # rich draws with control characters: past the door, our words only
+    console = Console(file=stream.stream if isinstance(stream, Guarded) else stream)
+    with Progress(*columns, console=console) as progress:
+        guard()  # for rich puts streams of its own in the place of ours
+        yield progress
