@@ -405,9 +405,13 @@ class _Stream:
 
 
 def _import_path() -> list[str]:
-    """What this process put on its path beyond the interpreter's own folders."""
+    """What this process put on its path beyond the interpreter's own folders.
+
+    Packages stay behind: a worker finds them, and before the library they would hide parts of it.
+    """
     own = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
-    return [os.path.abspath(path) for path in sys.path if not path.startswith(own)]
+    mine = [path for path in sys.path if not path.startswith(own)]
+    return [os.path.abspath(path) for path in mine if not path.endswith("-packages")]
 
 
 def _original(error: RayTaskError) -> Exception:
