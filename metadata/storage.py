@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import msgspec
@@ -72,7 +72,7 @@ class Storage:
         self.fs, self.path = open_uri(uri)
         self.is_local = isinstance(self.fs, fs.LocalFileSystem)
 
-    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.uri,)
 
     def __str__(self) -> str:

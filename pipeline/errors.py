@@ -3,6 +3,7 @@
 ClipmillError
   RecipeError        the recipe or the arguments are wrong; exit code 2, nothing has run
   StageError         a stage cannot go on; exit code 1, finished shards stay
+  LostLockError      another run has the folder; exit code 1, this one writes no more
   ShardError         this shard failed; the others go on
     RetryableError   the same, and trying again may help
 """
@@ -34,6 +35,10 @@ class RecipeError(ClipmillError):
 
 class StageError(ClipmillError):
     """Stops the stage: what is finished stays."""
+
+
+class LostLockError(ClipmillError):
+    """Stops the run: another has its folder."""
 
 
 class ShardError(ClipmillError):

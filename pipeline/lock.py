@@ -1,7 +1,8 @@
 """The run's lock: a lease in `lock.json`, so that two runs do not work in one folder.
 
 Exclusive on a local disk, where a dead holder's lock is taken over at once. Advisory on an object
-store, where it lapses a minute after its holder stops renewing it.
+store, where it lapses a minute after its holder stops renewing it. A holder that slept through its
+lease, and whose lock another took, writes no more.
 """
 
 import contextlib
@@ -13,37 +14,107 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from metadata.storage import Storage
-from pipeline.errors import RecipeError
+from pipeline.errors import LostLockError, RecipeError
 
 NAME = "lock.json"
 LEASE_S = 60.0
 
 
+@dataclass(frozen=True)
+class Lease:
+    """What `lock.json` holds."""
+
+    owner: str
+    host: str
+    pid: int
+    started: str
+    expires: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@dataclass
+class Hold:
+    """The lock in one's hand, looked at again as often as it is renewed."""
+
+    run: Storage
+    owner: str
+    every_s: float
+    good_until: float = field(default=0.0, init=False)  # by the wall clock, which sleep moves on
+
+    def check(self) -> None:
+        """LostLockError where it is another's by now."""
+        now = time.time()
+        if now < self.good_until:
+            return
+        lease = self.run.read_json(NAME, Lease)
+        if lease is None or lease.owner != self.owner:
+            raise LostLockError(
+                found=f"another run took this folder over: {lease or 'it has ended by now'}",
+                where=str(self.run),
+                do="nothing: this run slept while its lock lapsed, and the other does its work",
+            )
+        self.good_until = now + self.every_s
+
+
+class Owned(Storage):
+    """A folder of a run, for whoever holds its lock: nobody else puts or deletes in it."""
+
+    def __init__(self, uri: str, hold: Hold) -> None:
+        super().__init__(uri)
+        self.hold = hold
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Owned, (self.uri, self.hold)
+
+    def child(self, name: str) -> "Owned":
+        return Owned(super().child(name).uri, self.hold)
+
+    def commit(self, path: Path, name: str, point: str = "rename") -> None:
+        self.hold.check()
+        super().commit(path, name, point)
+
+    def delete(self, name: str) -> None:
+        self.hold.check()
+        super().delete(name)
+
+    def delete_folder(self, name: str) -> None:
+        self.hold.check()
+        super().delete_folder(name)
+
+    def sweep(self, folder: str = "") -> None:
+        self.hold.check()
+        super().sweep(folder)
+
+
 @contextlib.contextmanager
-def held(run: Storage) -> Iterator[None]:
-    """The run is ours inside; RecipeError names who has it otherwise."""
+def held(run: Storage) -> Iterator[Owned]:
+    """The run's folder, which is ours inside; RecipeError names who has it otherwise."""
     owner = uuid.uuid4().hex
     _take(run, owner)
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(run, owner, stop), daemon=True)
     renewal.start()
     try:
-        yield
+        yield Owned(run.uri, Hold(run, owner, LEASE_S / 4))
     finally:
         stop.set()
         renewal.join()
-        if _owner(run) == owner:
+        if _is_of(run, owner):
             run.delete(NAME)
 
 
 def _take(run: Storage, owner: str) -> None:
     with _alone(run):
         _refuse_if_live(run)
-        run.put(NAME, _lease(owner).encode(), point="lock")
-    if _owner(run) != owner:  # an object store, and another was as fast
+        run.put(NAME, _lease(owner), point="lock")
+    if not _is_of(run, owner):  # an object store, and another was as fast
         _refuse_if_live(run)
 
 
@@ -64,17 +135,13 @@ def _alone(run: Storage) -> Iterator[None]:
 
 
 def _refuse_if_live(run: Storage) -> None:
-    text = run.read_if_there(NAME)
-    try:
-        lease = json.loads(text) if text else None
-    except ValueError:  # no lock of ours
+    lease = run.read_json(NAME, Lease)
+    if lease is None or lease.expires < time.time():
         return
-    if lease is None or lease["expires"] < time.time():
-        return
-    if lease["host"] == socket.gethostname() and not _alive(lease["pid"], lease["started"]):
+    if lease.host == socket.gethostname() and not _is_alive(lease.pid, lease.started):
         return
     raise RecipeError(
-        found=f"another run works here: process {lease['pid']} on {lease['host']}",
+        found=f"another run works here: {lease}",
         where=str(run),
         do="wait for it, stop it, or use another --out;"
         f" a dead run's lock lapses in {LEASE_S:.0f} s",
@@ -84,45 +151,41 @@ def _refuse_if_live(run: Storage) -> None:
 def _renew(run: Storage, owner: str, stop: threading.Event) -> None:
     while not stop.wait(LEASE_S / 4):
         with contextlib.suppress(OSError):  # a missed renewal is made up by the next
-            if _owner(run) == owner:
-                run.put(NAME, _lease(owner).encode(), point="lease")
+            if _is_of(run, owner):
+                run.put(NAME, _lease(owner), point="lease")
 
 
-def _lease(owner: str) -> str:
+def _lease(owner: str) -> bytes:
     pid = os.getpid()
-    return json.dumps(
-        {
-            "owner": owner,
-            "host": socket.gethostname(),
-            "pid": pid,
-            "started": _started(pid),
-            "expires": time.time() + LEASE_S,
-        }
-    )
+    started = _process(pid)[1]
+    lease = Lease(owner, socket.gethostname(), pid, started, expires=time.time() + LEASE_S)
+    return json.dumps(asdict(lease)).encode()
 
 
-def _owner(run: Storage) -> str | None:
-    try:
-        return str(json.loads(run.read_if_there(NAME) or b"{}").get("owner"))
-    except ValueError:
-        return None
+def _is_of(run: Storage, owner: str) -> bool:
+    lease = run.read_json(NAME, Lease)
+    return lease is not None and lease.owner == owner
 
 
-def _alive(pid: int, started: str) -> bool:
+def _is_alive(pid: int, started: str) -> bool:
     """Whether that very process lives: a pid alone may be another's by now."""
+    state, began = _process(pid)
+    if state:
+        return state not in ("Z", "X") and started in ("", began)
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return not started or _started(pid) == started
+    return True
 
 
-def _started(pid: int) -> str:
-    """When a process began, in ticks since boot; empty where the system doesn't tell."""
+def _process(pid: int) -> tuple[str, str]:
+    """A process's state, and when it began in ticks since boot; empty where nothing tells."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]
+        return "", ""
+    fields = stat.rpartition(")")[2].split()
+    return fields[0], fields[19]

@@ -14,7 +14,7 @@ from pipeline import lock
 from pipeline.chain import Segment, raised, storage_error
 from pipeline.context import RunContext
 from pipeline.dataset import Inputs
-from pipeline.errors import ClipmillError, RecipeError, StageError
+from pipeline.errors import ClipmillError, LostLockError, RecipeError, StageError
 from pipeline.executors import Executor, Item, Step
 from pipeline.plan import Plan, PlannedStage
 from pipeline.rows import PoolShards
@@ -68,9 +68,9 @@ def run_plan(
     retry: tuple[str, ...] = (),
 ) -> Outcome:
     """Runs what is not done. Finished shards of a stage that fails stay."""
-    with lock.held(run):
-        _claim(plan, run)
-        return _Run(plan, run, executor, watcher, retry).go()
+    with lock.held(run) as owned:
+        _claim(plan, owned)
+        return _Run(plan, owned, executor, watcher, retry).go()
 
 
 class _Run:
@@ -281,6 +281,8 @@ class _Run:
                 stage.folder.delete_folder("out")  # made of other inputs
                 stage.folder.put(f"{context.journal}/begun.json", b"{}", point="journal")
             planned.stage.run(Inputs(rows=rows, data=data, model=model), context)
+        except LostLockError:
+            raise
         except ClipmillError as error:
             self._stop([planned], StageError(*error.args))
             return

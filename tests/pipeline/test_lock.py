@@ -2,18 +2,21 @@
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from metadata.storage import Storage
 from pipeline import lock
-from pipeline.errors import RecipeError
+from pipeline.errors import LostLockError, RecipeError
 from tests.engine_stages.harness import environment
 
 HOLDER = """
@@ -99,6 +102,14 @@ def test_a_dead_holders_lock_is_taken_over_at_once(run, holder):
     assert run.entries() == []
 
 
+def test_a_zombies_lock_is_taken_over_at_once(run, holder):
+    process = holder()
+    os.killpg(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody asks how
+    with lock.held(run):
+        assert json.loads(run.read(lock.NAME))["pid"] == os.getpid()
+
+
 def test_a_pid_that_another_process_has_by_now_is_dead(run):
     write_lease(run, host=socket.gethostname(), pid=os.getppid(), started="1")
     with lock.held(run):
@@ -115,7 +126,7 @@ def test_a_lease_from_elsewhere_holds_until_it_lapses(run):
 
 
 def test_a_torn_lock_is_no_lock(run):
-    for torn in (b"", b'{"owner": "x", "exp'):
+    for torn in (b"", b'{"owner": "x", "exp', b"{}", b"[1]", b"null", b'{"expires": "x"}'):
         run.put(lock.NAME, torn, point="lock")
         with lock.held(run):
             pass
@@ -143,6 +154,85 @@ def test_a_holder_that_lost_its_lock_does_not_take_it_back(run):
         write_lease(run)
         lock._renew(run, "me", Thrice())
     assert json.loads(run.read(lock.NAME))["owner"] == "another"
+
+
+def test_who_lost_the_lock_puts_and_deletes_nothing_more(run, monkeypatch):
+    monkeypatch.setattr(lock, "LEASE_S", 0.0)  # looked at each time
+    with lock.held(run) as owned:
+        stage = pickle.loads(pickle.dumps(owned.child("stage")))  # as a worker gets it
+        stage.put("mine", b"1", point="record")
+        write_lease(run)
+        for write in (
+            partial(stage.put, "mine", b"2", point="record"),
+            partial(stage.delete, "mine"),
+            partial(owned.delete_folder, "stage"),
+            owned.sweep,
+        ):
+            with pytest.raises(LostLockError, match="process 1 on elsewhere"):
+                write()
+    assert (Path(run.path) / "stage" / "mine").read_bytes() == b"1"
+
+
+SLEEPER = """
+import os, signal, sys
+from metadata import storage
+from pipeline import lock
+from pipeline.cli import main
+lock.LEASE_S = 0.4
+point, part = sys.argv[1:3]
+def reached(here, name):
+    if here == point and part in name:
+        storage.reached = lambda here, name: None
+        os.kill(os.getpid(), signal.SIGSTOP)
+storage.reached = reached
+sys.exit(main(sys.argv[3:]))
+"""
+STAGES = """
+  square: {uses: toy.power, from: numbers}
+  centre: {uses: toy.centre, from: numbers, rounds: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "part"),
+    [
+        ("rename", "000001-"),
+        ("fold", ""),
+        *(pytest.param(*at, marks=pytest.mark.chaos) for at in (("recipe", ""), ("step", ""))),
+    ],
+)
+def test_a_driver_that_slept_through_its_lease_writes_no_more(point, part, engine, clipmill):
+    engine.plan(STAGES)  # writes the recipe
+    out = engine.folder / "run"
+    run = ["run", engine.folder / "recipe.yaml", "--workers", 0, "--out", out]
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, point, part, *map(str, run)],
+        env=environment(engine.folder / "faults", "any:0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as sleeper:
+        _, status = os.waitpid(sleeper.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        lapse = json.loads((out / lock.NAME).read_bytes())["expires"] - time.time()
+        time.sleep(max(0, lapse) + 0.01)
+        assert clipmill(*run).code == 0
+        expected = contents(out)
+        sleeper.send_signal(signal.SIGCONT)
+        said, _ = sleeper.communicate(timeout=60)
+    assert sleeper.returncode == 1, said
+    assert "another run took this folder over" in said
+    assert "Traceback" not in said
+    assert contents(out) == expected
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of every file."""
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_kill_at_a_renewal_leaves_a_lock_that_the_next_run_takes(run, holder):
