@@ -25,6 +25,12 @@ def halves(uid: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     return data.reshape(-1, 16).view(">u8").astype(np.uint64)
 
 
+def from_halves(halves_N2: NDArray[np.uint64]) -> pa.Array:
+    """uid column of these halves."""
+    data = np.ascontiguousarray(halves_N2, ">u8")
+    return pa.Array.from_buffers(pa.binary(16), len(data), [None, pa.py_buffer(data)])
+
+
 def from_hex(text: pa.ChunkedArray | pa.Array) -> pa.Array:
     """uid column from 32 hex digits, either case; null where it is anything else."""
     import polars as pl  # not while a recipe is planned

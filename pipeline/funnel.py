@@ -65,7 +65,7 @@ def funnel(state: RunState) -> dict[str, Any]:
     return {
         "run": str(state.run),
         "repeated_uids": _repeated_uids(state, done),
-        "stages": [_stage_json(plan, name, totals[name]) for name in done],
+        "stages": [_stage_json(state, name, totals[name]) for name in done],
         "ends": [_end_json(state, name, totals[name], causes[name], examples) for name in ends],
         "exports": [
             _export_json(state, planned)
@@ -232,18 +232,23 @@ def _is_end(plan: Plan, name: str, done: list[str]) -> bool:
     )
 
 
-def _stage_json(plan: Plan, name: str, counts: Counter[str]) -> dict[str, Any]:
+def _stage_json(state: RunState, name: str, counts: Counter[str]) -> dict[str, Any]:
+    uses = state.plan.stages[name].uses
     reasons: dict[str, dict[str, int]] = {"failed": {}, "upstream": {}, "dropped": {}}
     for key, count in counts.items():
         kind, _, code = key.partition(": ")
         if code:
             reasons[kind][code] = count
+    folder = state.stages[name].folder
+    is_list = uses == "select.uid_list"
+    listed = folder.read_json("out/list.json", dict[str, Any]) if is_list else None
     return {
         "stage": name,
-        "uses": plan.stages[name].uses,
+        "uses": uses,
         "rows": sum(counts.values()),
         "fine": counts["fine"],
         "not_selected": counts[NOT_SELECTED],
+        "listed": listed,
         **reasons,
     }
 
@@ -322,6 +327,11 @@ def text(found: dict[str, Any]) -> str:
                 lines.append(f"{'':<{width}}    {kind:<10} {count:>10,}  {one_line(code)}")
         if stage["not_selected"]:
             lines.append(f"{'':<{width}}    {'not selected':<10} {stage['not_selected']:>8,}")
+        if stage["listed"] and stage["listed"]["missing"]:
+            lines.append(
+                f"{'':<{width}}    {'no row for':<10} {stage['listed']['missing']:>10,}"
+                f"  of {stage['listed']['uids']:,} listed uids"
+            )
     if found["repeated_uids"]:
         lines += ["", f"{found['repeated_uids']:>10,}  rows have the uid of an earlier row"]
     for end in found["ends"]:

@@ -130,6 +130,7 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
     overrides += [f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples")]
     overrides += [f"{name}.tasks={generated / 'eval'}" for name in ("zero", "leaks")]
     overrides += [f"{name}.concepts={folder / 'concepts.parquet'}" for name in ("concepts", "even")]
+    overrides.append(f"listed.path={folder / 'listed.txt'}")
     if files > 1:
         overrides.append("both.from=[tars, folder]")
     plan = make_plan(load_recipe(str(RECIPE), overrides))
@@ -200,6 +201,8 @@ def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
         with tarfile.open(folder / "tars" / f"{number}.tar", "w") as tar:
             for row in part:
                 add_sample(tar, row)
+    listed = [row["uid"] for row in rows for _ in range(row["number"] % 4)]
+    (folder / "listed.txt").write_text("\n".join([*listed, "f" * 32]))
     concepts = [of_entries(words, language=name) for name, words in CONCEPTS.items()]
     save(concept_list(pa.concat_tables(concepts)), str(folder / "concepts.parquet"))
     for row in rows:

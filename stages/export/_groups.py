@@ -14,33 +14,54 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metadata.datacard import documents
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, POSITION, SHARD, TEXT, UID, Column
+from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, POSITION, REPEATS, SHARD, TEXT, UID, Column
 from metadata.uid import coin_hash, halves
 from pipeline.dataset import Context, Shards, Task
 from pipeline.errors import StageError
 from pipeline.stage import Worker
 
-# Shapes: N rows, S source shards, B batches.
+# Shapes: N rows, S source shards or samples, B batches.
 
 REASONS = ("not_kept", "no_image", "no_text")
-TALLIED = (KEEP.name, TEXT.name, IMAGE_BYTES.name)  # enough to count: no image is read for it
+# Enough to count: no image is read for it.
+TALLIED = (KEEP.name, TEXT.name, IMAGE_BYTES.name, REPEATS.name)
+COPY = "copy"  # which of the samples that a row makes
 BATCH_ROWS = 64  # encoded images are held this many at a time
 
 Group = dict[str, Any]  # shards: source shards; first: number of its first file; rows: of each file
 # Name without suffix, rows in order, an empty table of their schema: writes one file; returns its
 # name, bytes and sha256, and the schema it has.
 WriteFile = Callable[[str, Iterator[pa.Table], pa.Table, Task], tuple[dict[str, Any], pa.Schema]]
+Times = Callable[[pa.Table], NDArray[np.integer]]  # (N,) how many samples each row makes
+
+
+def once(batch: pa.Table) -> NDArray[np.integer]:
+    """(N,) ones."""
+    return np.ones(len(batch), np.int32)
+
+
+def repeats(batch: pa.Table) -> NDArray[np.integer]:
+    """(N,) `repeats`, 1 where a row has none."""
+    if REPEATS.name not in batch.column_names:
+        return once(batch)
+    return batch[REPEATS.name].fill_null(1).to_numpy()
 
 
 def export_files(
-    rows: Shards, ctx: Context, layout: str, rows_per_file: int, write: WriteFile
+    rows: Shards,
+    ctx: Context,
+    layout: str,
+    rows_per_file: int,
+    write: WriteFile,
+    times: Times = once,
 ) -> None:
     """The rows that leave, shuffled into files, and what stands beside them."""
-    tallies = ctx.map(partial(tally, rows.select(TALLIED), BATCH_ROWS), list(range(len(rows))))
-    exported = [counts["exported"] for counts in tallies]
-    groups = groups_of(exported, rows_per_file, ctx.worker)
+    counting = partial(tally, rows.select(TALLIED), BATCH_ROWS, times=times)
+    tallies = ctx.map(counting, list(range(len(rows))))
+    samples = [counts["samples"] for counts in tallies]
+    groups = groups_of(samples, rows_per_file, ctx.worker)
     total = sum(len(group["rows"]) for group in groups)
-    written = ctx.map(partial(write_group, rows, write, total), groups)
+    written = ctx.map(partial(write_group, rows, write, total, times), groups)
     summary = {
         "name": ctx.worker.stage,
         "format": layout,
@@ -69,12 +90,15 @@ def leaving(batch: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:
     return ~left_N, counts
 
 
-def tally(rows: Shards, batch_rows: int, shard: int, task: Task) -> dict[str, int]:
-    """Rows of a shard, those that leave, and those left by reason."""
-    total = dict.fromkeys(("rows", "exported", *REASONS), 0)
+def tally(
+    rows: Shards, batch_rows: int, shard: int, task: Task, times: Times = once
+) -> dict[str, int]:
+    """Rows of a shard, those that leave and the samples they make, and those left by reason."""
+    total = dict.fromkeys(("rows", "exported", "samples", *REASONS), 0)
     for batch in rows.batches(shard, batch_rows):
         leaving_N, counts = leaving(batch)
         counts |= {"rows": len(batch), "exported": int(np.count_nonzero(leaving_N))}
+        counts["samples"] = int(times(batch)[leaving_N].sum())
         total = {name: number + counts[name] for name, number in total.items()}
     return total
 
@@ -85,27 +109,27 @@ def summed(tallies: Sequence[dict[str, int]]) -> dict[str, int]:
     return {name: sum(tally[name] for tally in tallies) for name in names}
 
 
-def groups_of(exported_S: Sequence[int], rows_per_file: int, worker: Worker) -> list[Group]:
+def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> list[Group]:
     """Source shards in the order of their hashes, as many a group as fill one file.
 
     A shard that fills more than one is a group of several files of equal size.
     """
-    numbers = pa.array([shard.to_bytes(16, "big") for shard in range(len(exported_S))], UID.dtype)
+    numbers = pa.array([shard.to_bytes(16, "big") for shard in range(len(samples_S))], UID.dtype)
     order_S = np.argsort(
         coin_hash(numbers, seed=worker.seed, stage=worker.stage, purpose="group"), kind="stable"
     )
     together: list[list[int]] = []
     room = 0
-    for shard in (int(s) for s in order_S if exported_S[s]):
-        if exported_S[shard] > room:
+    for shard in (int(s) for s in order_S if samples_S[s]):
+        if samples_S[shard] > room:
             together.append([])
             room = rows_per_file
         together[-1].append(shard)
-        room -= exported_S[shard]
+        room -= samples_S[shard]
     groups: list[Group] = []
     first = 0
     for shards in together:
-        rows = sum(exported_S[shard] for shard in shards)
+        rows = sum(samples_S[shard] for shard in shards)
         files = -(-rows // rows_per_file)
         sizes = [rows // files + (number < rows % files) for number in range(files)]
         groups.append({"shards": shards, "first": first, "rows": sizes})
@@ -114,11 +138,11 @@ def groups_of(exported_S: Sequence[int], rows_per_file: int, worker: Worker) -> 
 
 
 def write_group(
-    rows: Shards, write: WriteFile, total: int, group: Group, task: Task
+    rows: Shards, write: WriteFile, total: int, times: Times, group: Group, task: Task
 ) -> dict[str, Any]:
     """The files of one group, and the columns they hold."""
     files, columns = [], []
-    with shuffled(rows, group, task.worker) as shuffle:
+    with shuffled(rows, group, task.worker, times) as shuffle:
         start = 0
         for number, size in enumerate(group["rows"], group["first"]):
             stem = f"{number:0{max(5, len(str(total - 1)))}d}"  # img2dataset's digits, or more
@@ -140,11 +164,14 @@ def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
 
 
 @contextmanager
-def shuffled(rows: Shards, group: Group, worker: Worker) -> Iterator["Shuffled"]:
-    """The group's leaving rows in the order of their hashes, to be read file by file."""
+def shuffled(
+    rows: Shards, group: Group, worker: Worker, times: Times = once
+) -> Iterator["Shuffled"]:
+    """The group's samples in the order of their rows' hashes, to be read file by file."""
     path = worker.scratch / f"group-{group['first']}.arrow"
     uids: list[pa.Array] = []
     places: list[NDArray[np.int32]] = []
+    samples: list[NDArray[np.integer]] = []
     writer: pa.ipc.RecordBatchFileWriter | None = None
     try:
         for shard in group["shards"]:
@@ -155,37 +182,43 @@ def shuffled(rows: Shards, group: Group, worker: Worker) -> Iterator["Shuffled"]
                 writer.write_table(kept)
                 uids += kept[UID.name].chunks
                 places.append(np.stack([kept[SHARD.name], kept[POSITION.name]]))
+                samples.append(times(kept))
         assert writer is not None  # a group has rows
         writer.close()
         uid = pa.chunked_array(uids, UID.dtype)
         coin_N = coin_hash(uid, seed=worker.seed, stage=worker.stage, purpose="order")
         shard_N, position_N = np.concatenate(places, axis=1)
         order_N = np.lexsort((position_N, shard_N, *halves(uid).T[::-1], coin_N))
-        if len(order_N) != sum(group["rows"]):
+        order_S = np.repeat(order_N, np.concatenate(samples)[order_N])
+        if len(order_S) != sum(group["rows"]):
             raise StageError(
-                found=f"{len(order_N)} rows to export, {sum(group['rows'])} when they were counted",
+                found=f"{len(order_S)} samples, {sum(group['rows'])} when they were counted",
                 where=f"source shards {group['shards']}",
                 do="run again; the shards changed while they were read",
             )
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            yield Shuffled(reader, order_N)
+            yield Shuffled(reader, order_S)
     finally:
         path.unlink(missing_ok=True)
 
 
 class Shuffled:
-    """Rows on scratch disk, read in any order."""
+    """Rows on scratch disk, read in any order; the copies of one follow one another, numbered."""
 
-    def __init__(self, reader: pa.ipc.RecordBatchFileReader, order_N: NDArray[np.int64]) -> None:
-        self.schema = reader.schema
+    def __init__(self, reader: pa.ipc.RecordBatchFileReader, order_S: NDArray[np.int64]) -> None:
+        self.schema = reader.schema.append(pa.field(COPY, pa.int64()))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._end_B = np.cumsum([len(batch) for batch in self._batches])
-        self._order_N = order_N
+        self._order_S = order_S
+        is_first_S = np.diff(order_S, prepend=-1) != 0
+        place_S = np.arange(len(order_S))
+        self._copy_S = place_S - np.maximum.accumulate(np.where(is_first_S, place_S, 0))
 
     def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
-        """Rows from start to stop of the order, a batch at a time."""
+        """Samples from start to stop of the order, a batch at a time."""
         for first in range(start, stop, BATCH_ROWS):
-            row_N = self._order_N[first : min(first + BATCH_ROWS, stop)]
+            here = slice(first, min(first + BATCH_ROWS, stop))
+            row_N = self._order_S[here]
             batch_N = np.searchsorted(self._end_B, row_N, side="right")
             parts, place = [], np.empty(len(row_N), np.int64)
             taken = 0
@@ -196,7 +229,8 @@ class Shuffled:
                 parts.append(batch.take(pa.array(row_N[wanted] - start_of_batch)))
                 place[wanted] = taken + np.arange(len(wanted))
                 taken += len(wanted)
-            yield pa.Table.from_batches(parts).take(pa.array(place)).combine_chunks()
+            table = pa.Table.from_batches(parts).take(pa.array(place)).combine_chunks()
+            yield table.append_column(COPY, pa.array(self._copy_S[here]))
 
 
 def _there(batch: pa.Table, *columns: Column) -> list[str]:

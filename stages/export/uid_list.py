@@ -15,7 +15,7 @@ from metadata.schema import IMAGE_BYTES, KEEP, POSITION, REPEATS, SHARD, UID
 from metadata.uid import halves
 from pipeline.dataset import Context, Inputs, Shards, Task
 from pipeline.stage import DatasetStage
-from stages.export._groups import REASONS, leaving, put_documents, summed, tally
+from stages.export._groups import REASONS, leaving, put_documents, repeats, summed, tally
 
 # Shapes: N rows.
 
@@ -71,11 +71,10 @@ def in_ranges(bits: int, shard: pa.Table) -> pa.Table:
     rows = shard.filter(pa.array(leaving_N))
     first_N = halves(rows[UID.name])[:, 0]
     range_N = (first_N >> np.uint64(64 - bits) if bits else np.zeros_like(first_N)).astype(np.int32)
-    repeats = rows[REPEATS.name] if REPEATS.name in rows.column_names else pa.nulls(len(rows))
     return pa.table(
         {
             **{column.name: rows[column.name] for column in (UID, SHARD, POSITION)},
-            REPEATS.name: repeats.cast(REPEATS.dtype).fill_null(1),
+            REPEATS.name: pa.array(repeats(rows), REPEATS.dtype),
             RANGE: pa.array(range_N),
         }
     )

@@ -31,9 +31,9 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage
-from stages.export._groups import REASONS, export_files
+from stages.export._groups import COPY, REASONS, export_files, repeats
 
-SAMPLES = 10_000  # a key is the tar's number and four digits
+SAMPLES = 10_000  # most keys are the tar's number and four digits
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
 WHERE_THERE = (
     URL,
@@ -42,7 +42,6 @@ WHERE_THERE = (
     ORIGINAL_WIDTH,
     ORIGINAL_HEIGHT,
     SHA256,
-    REPEATS,
     LOSS_WEIGHT,
 )  # img2dataset's fields, and what a loader needs of ours
 
@@ -53,19 +52,21 @@ class WebDataset(DatasetStage):
 
     Takes the rows that `export.parquet` takes, in the same order. The suffix is that of the
     format the image really has, `bin` where it has none. The JSON holds uid (32 hex digits), key,
-    caption, status and what the pool knows of url, sizes, sha256, repeats and loss_weight, and the
-    chosen columns. A row is one sample, whatever its `repeats`.
+    caption, status and what the pool knows of url, sizes, sha256 and loss_weight, and the chosen
+    columns. A row is as many samples as it `repeats`, none for 0; several have the keys UID-0,
+    UID-1 …, and follow one another.
 
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
+    Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0).
     """
 
     rows_per_shard: int = SAMPLES
     columns: tuple[str, ...] = ()  # `name` or `stage.name`
 
-    version = 1
+    version = 2
     determinism = "exact"
     gives = "data"
-    optional_reads = (KEEP, IMAGE_BYTES, *WHERE_THERE)
+    optional_reads = (KEEP, IMAGE_BYTES, REPEATS, *WHERE_THERE)
     reasons = REASONS
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class WebDataset(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         write = partial(write_file, self.columns)
-        export_files(inputs.rows, ctx, "webdataset", self.rows_per_shard, write)
+        export_files(inputs.rows, ctx, "webdataset", self.rows_per_shard, write, repeats)
 
 
 def write_file(
@@ -107,7 +108,12 @@ def write_file(
 
 def meta(table: pa.Table, columns: tuple[str, ...], stem: str, first: int) -> pa.Table:
     """What the JSON of each sample says; NaN as null, for JSON has none."""
-    keys = [f"{stem}{first + i:04d}" for i in range(len(table))]
+    uids = [uid.hex() for uid in table[UID.name].to_pylist()]
+    copies = zip(uids, repeats(table).tolist(), table[COPY].to_pylist(), strict=True)
+    keys = [
+        f"{uid}-{copy}" if times > 1 else f"{stem}{first + i:04d}"
+        for i, (uid, times, copy) in enumerate(copies)
+    ]
     known = [c.name for c in WHERE_THERE if c.name in table.column_names]
     out = {name: table[name] for name in (*known, *columns)}
     for name, values in out.items():
@@ -116,7 +122,7 @@ def meta(table: pa.Table, columns: tuple[str, ...], stem: str, first: int) -> pa
     return pa.table(
         {
             "key": pa.array(keys, pa.string()),
-            UID.name: pa.array([uid.hex() for uid in table[UID.name].to_pylist()], pa.string()),
+            UID.name: pa.array(uids, pa.string()),
             "caption": table[TEXT.name],
             "status": pa.array(["success"] * len(table), pa.string()),
             "error_message": pa.nulls(len(table), pa.string()),

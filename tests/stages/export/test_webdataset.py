@@ -3,12 +3,14 @@
 import io
 import json
 import tarfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from metadata.schema import REPEATS
 from pipeline.dataset import Inputs
 from stages.export.webdataset import WebDataset, suffix_of
 
@@ -44,6 +46,42 @@ def test_keys_are_the_tars_number_and_four_digits_and_never_cross_tars(
         assert [s["__key__"] for s in samples] == [
             f"{tar.stem}{i:04d}" for i in range(len(samples))
         ]
+
+
+def test_a_row_is_written_as_often_as_it_repeats_under_the_resharders_keys(
+    pool, leaving, memory_shards, memory_context
+):
+    """DataComp's resharder writes a uid that is listed k times under the keys uid-0 … uid-(k-1)."""
+    times = [(3, 1, 0, None, 2)[i % 5] for i in range(240)]
+    given = pool.append_column("repeats", pa.array(times, REPEATS.dtype))
+    of = dict(zip(pool["uid"].to_pylist(), times, strict=True))
+    expected = Counter()
+    for uid in leaving["uid"].to_pylist():
+        n = 1 if of[uid] is None else of[uid]
+        expected += Counter(f"{uid.hex()}-{j}" for j in range(n)) if n > 1 else Counter()
+        expected["plain"] += n == 1
+    ctx = memory_context()
+    tars = export(ctx, memory_shards(given[:100], given[100:]), rows_per_shard=40)
+    samples = [sample for tar in tars for sample in read([tar])]
+    keys = [sample["__key__"] for sample in samples]
+    plain = [key for key in keys if "-" not in key]
+    assert Counter(key for key in keys if "-" in key) + Counter(plain=len(plain)) == expected
+    assert all(key.startswith(tar.stem) for tar in tars for key in plain_keys(tar))
+    images = {row["uid"].hex(): row["image"] for row in leaving.to_pylist()}
+    for sample in samples:
+        told = json.loads(sample["json"])
+        assert told["key"] == sample["__key__"]
+        assert "repeats" not in told, "or a loader would repeat it again"
+        (image,) = (sample[s] for s in ("jpg", "png", "webp") if s in sample)
+        assert image == images[told["uid"]]
+    sizes = [file["rows"] for file in json.loads((ctx.out / "dataset.json").read_text())["files"]]
+    assert sizes == [len(read([tar])) for tar in tars]
+    assert max(sizes) <= 40
+    assert sum(sizes) == sum(expected.values()) > len(leaving)
+
+
+def plain_keys(tar) -> list[str]:
+    return [key for sample in read([tar]) if "-" not in (key := sample["__key__"])]
 
 
 def test_the_parquet_beside_a_tar_repeats_its_json_and_the_stats_count_it(

@@ -1,0 +1,155 @@
+"""Which rows a list names, and how often: a subset that somebody else has chosen."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    IDENTITY,
+    IMAGE_BYTES,
+    KEEP,
+    POSITION,
+    REASON,
+    REASON_TYPE,
+    REPEATS,
+    SHARD,
+    UID,
+)
+from metadata.uid import from_halves, halves
+from pipeline.dataset import Context, Inputs, State, Task
+from pipeline.stage import DatasetStage
+from stages.ops.concept_lists import glanced
+from stages.ops.keeper import dropped_before
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# Shapes: N rows of the pool.
+
+FILE = "list.json"
+SHOWN = 10  # uids that no row has
+PARTITION_ROWS = 250_000
+MET = pa.schema(
+    [
+        *((column.name, column.dtype) for column in (UID, SHARD, POSITION)),
+        (REASON.name, pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UidList(DatasetStage):
+    """Whether the list names a row, and how often: `repeats`, null where the row does not stay.
+
+    The list is DataComp's subset file (.npy of `u8,u8`), or text of one uid a line, 32 hex digits,
+    in any order. A uid that stands k times has `repeats` k, which exports heed. out/list.json tells
+    how many uids were listed and how many of them no row has, with the least of these.
+
+    Source: DataComp's subset file and its resharder, for which a list is a multiset.
+    Error: none. Rows that share a uid stay or go together.
+    """
+
+    path: str  # of the list
+
+    version = 1
+    determinism = "exact"
+    optional_reads = (KEEP, IMAGE_BYTES)
+    writes = (KEEP, REPEATS)
+    reasons = ("dropped_before", f"undefined:{IMAGE_BYTES.name}", "not_listed")
+
+    def outside(self) -> str:
+        """The time and size of the list's file."""
+        return glanced(self.path)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        from stages.ops.together import Beside, Together
+        from stages.ops.uid_lists import opened
+
+        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
+        listed = opened(self.path, f"stage '{ctx.worker.stage}', key `path`")
+        rows = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
+        partitions = -(-(rows + listed.uids) // PARTITION_ROWS) or 1
+        both = Together((ctx.map_shards(may_stay, inputs.rows), Beside(lines, (listed,))))
+        met = ctx.shuffle(both, UID.name, partitions)  # a row, and the lines that name it
+        found = ctx.reduce(counted, met, merged)
+        ctx.map(put, [told(found)])
+        ctx.restore(ctx.map_shards(judged, met))
+
+
+def may_stay(shard: pa.Table) -> pa.Table:
+    """Who the rows are, and why they stay out whatever is listed."""
+    masks = {"dropped_before": dropped_before(shard)}
+    if IMAGE_BYTES.name in shard.column_names:
+        masks[f"undefined:{IMAGE_BYTES.name}"] = shard[IMAGE_BYTES.name].is_null()
+    reason = pc.case_when(pc.make_struct(*masks.values()), *masks)
+    return pa.table([*shard.select(IDENTITY).columns, reason], schema=MET)
+
+
+def lines(uids: pa.Table) -> pa.Table:
+    """The listed uids, as rows without a place."""
+    nothing = [pa.nulls(len(uids), field.type) for field in MET][1:]
+    return pa.table([uids[UID.name], *nothing], schema=MET)
+
+
+def judged(met: pa.Table) -> pa.Table:
+    """keep, repeats and reason of every row, by the lines that it met."""
+    rows, listed = apart(met)
+    times = rows.join(listed, on=UID.name, how="left", maintain_order="left")[REPEATS.name]
+    times_N = times.fill_null(0).to_numpy()
+    own = met.filter(met[SHARD.name].is_valid())
+    unlisted = pc.if_else(pa.array(times_N == 0), UidList.reasons[-1], None)
+    reason = pc.coalesce(own[REASON.name], unlisted)
+    return pa.table(
+        {
+            **{name: own[name] for name in IDENTITY},
+            KEEP.name: reason.is_null(),
+            REPEATS.name: pc.if_else(reason.is_null(), pa.array(times_N, REPEATS.dtype), None),
+            REASON.name: reason.cast(REASON_TYPE),
+        }
+    )
+
+
+def counted(met: pa.Table) -> State:
+    """Lines, the uids in them, those that no row has, and the least of these."""
+    rows, listed = apart(met)
+    missing = listed.join(rows, on=UID.name, how="anti").sort(UID.name)
+    least = missing[UID.name].head(SHOWN).to_arrow().cast(pa.binary()).cast(UID.dtype)
+    numbers = listed[REPEATS.name].sum(), len(listed), len(missing)
+    return {"numbers": np.array(numbers, np.int64), "least": halves(least)}
+
+
+def apart(met: pa.Table) -> tuple["pl.DataFrame", "pl.DataFrame"]:
+    """The pool's rows; and the listed uids, each once with its number of lines."""
+    import polars as pl
+
+    both = pl.DataFrame(met.select([UID.name, SHARD.name]))
+    is_line = pl.col(SHARD.name).is_null()
+    listed = both.filter(is_line).group_by(UID.name).len(REPEATS.name)
+    return both.filter(~is_line), listed
+
+
+def merged(one: State, other: State) -> State:
+    least = np.unique(np.concatenate([one["least"], other["least"]]), axis=0)[:SHOWN]
+    return {"numbers": np.add(one["numbers"], other["numbers"]), "least": least}
+
+
+def told(found: State) -> dict[str, Any]:
+    """What out/list.json holds."""
+    names = ("listed", "uids", "missing")
+    least = from_halves(found["least"].astype(np.uint64)).to_pylist()
+    return {
+        **dict(zip(names, found["numbers"].tolist(), strict=True)),
+        "least_missing": [uid.hex() for uid in least],
+    }
+
+
+def put(said: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Stores out/list.json."""
+    path = task.worker.scratch / FILE
+    path.write_text(json.dumps(said, indent=1) + "\n")
+    task.put_file(FILE, path)
+    return {"missing": said["missing"]}
