@@ -1,7 +1,8 @@
 """What stands beside an export: dataset.json for programs, a data card for people, Croissant.
 
 A summary is {name, format, seed, counts, columns: [[name, type]], files: [{file, rows, bytes,
-sha256}]}: all of it is known when the last file is written, and none of it is a time or a machine.
+sha256}]}, and `license` and `url` where the recipe says them: all of it is known when the last file
+is written, and none of it is a time or a machine.
 """
 
 import json
@@ -25,23 +26,20 @@ CROISSANT_CONTEXT = {
     "cr": "http://mlcommons.org/croissant/",
     "dct": "http://purl.org/dc/terms/",
     "conformsTo": "dct:conformsTo",
+    "rai": "http://mlcommons.org/croissant/RAI/",
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
     **{
         term: f"cr:{term}"
         for term in (
-            "column",
-            "extract",
-            "field",
-            "fileSet",
-            "includes",
-            "jsonPath",
-            "recordSet",
-            "repeated",
-            "source",
-            "transform",
+            *("citeAs", "column", "equivalentProperty", "extract", "field", "fileObject"),
+            *("fileProperty", "fileSet", "format", "includes", "isLiveDataset", "jsonPath", "key"),
+            *("md5", "parentField", "path", "recordSet", "references", "regex", "repeated"),
+            *("replace", "samplingRate", "separator", "source", "subField", "transform"),
         )
     },
-}
+}  # whole, as published: readers warn of a context that lacks a term
 CROISSANT_TYPES = {  # by how Arrow's name for a type begins; text where none fits
     "bool": "sc:Boolean",
     "int": "sc:Integer",
@@ -67,12 +65,16 @@ def data_card(summary: dict[str, Any]) -> str:
     fields = "\n".join(
         f"| `{name}` | `{dtype}` | {_doc(name)} |" for name, dtype in summary["columns"]
     )
+    granted = ", and none is granted here."
+    if "license" in summary:
+        granted = f". The selection is offered under {summary['license']}."
+    page = f"\n<{summary['url']}>\n" if "url" in summary else ""
     left = "\n".join(f"| left out: {reason} | {n:,} |" for reason, n in counts.items())
     return f"""# {summary["name"]}
 
 Image-text pairs, curated by clipmill: {_rows(summary):,} rows, {size_bytes:,} bytes,
 {len(summary["files"]):,} files. Seed {summary["seed"]}.
-
+{page}
 | rows | |
 |---|---|
 | seen | {seen:,} |
@@ -91,20 +93,24 @@ Image-text pairs, curated by clipmill: {_rows(summary):,} rows, {size_bytes:,} b
 
 ## Before you use or share it
 
-Images and captions belong to their authors: the licences are those of the pool, and none is
-granted here. Captions are as found on the web. Every filter keeps some groups of people, languages
+Images and captions belong to their authors: the licences are those of the pool{granted}
+Captions are as found on the web. Every filter keeps some groups of people, languages
 and places more than others: compare the keep rates before a model is trained for use on people.
 """
 
 
 def croissant(summary: dict[str, Any]) -> dict[str, Any]:
     """Croissant 1.0 of an export to Parquet, its files found beside it."""
+    columns = {name: (name, dtype) for name, dtype in summary["columns"]}
+    if as_text := columns.pop(schema.UID_HEX.name, None):
+        columns[schema.UID.name] = as_text  # a reader has no type for bytes that are no file
     return {
         "@context": CROISSANT_CONTEXT,
         "@type": "sc:Dataset",
         "name": summary["name"],
         "description": f"Image-text pairs, curated by clipmill: {_rows(summary)} rows.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
+        **{name: summary[name] for name in ("license", "url") if name in summary},
         "distribution": [
             {
                 "@type": "cr:FileSet",
@@ -119,14 +125,14 @@ def croissant(summary: dict[str, Any]) -> dict[str, Any]:
                 "@type": "cr:RecordSet",
                 "@id": "rows",
                 "name": "rows",
-                "field": [_field(name, dtype) for name, dtype in summary["columns"]],
+                "field": [_field(name, *held) for name, held in columns.items()],
             }
         ],
     }
 
 
-def _field(name: str, dtype: str) -> dict[str, Any]:
-    source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": name}}
+def _field(name: str, column: str, dtype: str) -> dict[str, Any]:
+    source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": column}}
     if name == schema.TEXTS.name:
         source["transform"] = {"jsonPath": "text"}  # of each caption only what it says
     item = dtype.partition("list<")[2].partition(": ")[2] or dtype  # list<item: float>: float
@@ -135,7 +141,7 @@ def _field(name: str, dtype: str) -> dict[str, Any]:
         "@type": "cr:Field",
         "@id": f"rows/{name}",
         "name": name,
-        "description": _doc(name),
+        "description": _doc(column),
         "dataType": "sc:ImageObject" if name == schema.IMAGE.name else next(known, "sc:Text"),
         "source": source,
         **({"repeated": True} if item != dtype else {}),

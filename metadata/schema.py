@@ -32,6 +32,7 @@ class Column:
 REASON_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 UID = Column("uid", pa.binary(16), "128 bits", "The sample's id: the pool's own, or a hash.")
+UID_HEX = Column("uid_hex", pa.string(), "32 hex digits", "The sample's id as text.")
 SHARD = Column("shard", pa.int32(), "0 up", "Number of the shard a row lives in.")
 POSITION = Column("position", pa.int32(), "0 up", "Row number inside its shard.")
 IDENTITY = [UID.name, SHARD.name, POSITION.name]  # what rows that leave their shard carry

@@ -4,9 +4,10 @@ A group reads whole source shards, chosen by hash, and orders its rows by hash, 
 moved once. Its kept rows lie on scratch disk meanwhile: memory is bounded by a batch of images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ def export_files(
     rows_per_file: int,
     write: WriteFile,
     times: Times = once,
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """The rows that leave, shuffled into files, and what stands beside them."""
+    """The rows that leave, shuffled into files, and beside them what is known, `about` too."""
     counting = partial(tally, rows.select(TALLIED), BATCH_ROWS, times=times)
     tallies = ctx.map(counting, list(range(len(rows))))
     samples = [counts["samples"] for counts in tallies]
@@ -69,6 +71,7 @@ def export_files(
         "counts": summed(tallies),
         "columns": written[0]["columns"] if written else [],
         "files": [file for group in written for file in group["files"]],
+        **about,
     }
     ctx.map(put_documents, [summary])
 

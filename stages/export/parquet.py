@@ -8,13 +8,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, LOSS_WEIGHT, REPEATS, TEXT, TEXTS, UID, Column
+from metadata.schema import (
+    IMAGE,
+    IMAGE_BYTES,
+    KEEP,
+    LOSS_WEIGHT,
+    REPEATS,
+    TEXT,
+    TEXTS,
+    UID,
+    UID_HEX,
+    Column,
+)
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, later
 from stages.export._groups import REASONS, export_files
 
-FIXED = (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)
+FIXED = (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT, UID_HEX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,9 @@ class Parquet(DatasetStage):
 
     rows_per_shard: int = 10_000  # at most; a group of whole source shards seldom fills it
     columns: tuple[str, ...] = ()  # `name` or `stage.name`
+    license: str | None = later(None)  # of the set: a URL, or a name of SPDX's
+    url: str | None = later(None)  # of the page that presents it
+    uid_hex: bool = later(False)  # a column of the uid as text: Croissant knows no bytes
 
     version = 1
     determinism = "exact"
@@ -43,6 +57,8 @@ class Parquet(DatasetStage):
             raise ValueError(f"columns names {sorted(taken) or 'one'} twice: {self.columns}")
         if self.rows_per_shard < 1:
             raise ValueError(f"rows_per_shard is {self.rows_per_shard}, and at least 1")
+        if self.url is not None and not self.url.startswith(("https://", "http://")):
+            raise ValueError(f"url is {self.url!r}; it begins with https:// or http://")
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
@@ -50,8 +66,11 @@ class Parquet(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
-        write = partial(write_file, self.columns)
-        export_files(inputs.rows, ctx, "parquet", self.rows_per_shard, write)
+        hex_too = (UID_HEX.name,) * self.uid_hex
+        write = partial(write_file, (*hex_too, *self.columns))
+        said = {"license": self.license, "url": self.url}
+        about = {name: text for name, text in said.items() if text}
+        export_files(inputs.rows, ctx, "parquet", self.rows_per_shard, write, about=about)
 
 
 def write_file(
@@ -76,7 +95,14 @@ def exported(table: pa.Table, columns: tuple[str, ...]) -> pa.Table:
         given = column.name in table.column_names
         values = table[column.name] if given else pa.nulls(len(table), column.dtype)
         out[column.name] = values.fill_null(1)
-    return pa.table({**out, **{name: table[name] for name in columns}})
+    for name in columns:
+        out[name] = as_hex(table[UID.name]) if name == UID_HEX.name else table[name]
+    return pa.table(out)
+
+
+def as_hex(uid: pa.ChunkedArray) -> pa.Array:
+    """32 digits each."""
+    return pa.array([value.hex() for value in uid.to_pylist()], pa.string())  # of a batch of images
 
 
 def as_texts(text: pa.ChunkedArray) -> pa.Array:

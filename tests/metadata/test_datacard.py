@@ -60,6 +60,61 @@ def test_croissant_types_every_column():
     }
 
 
+PUBLISHED = SUMMARY | {
+    "license": "https://creativecommons.org/licenses/by/4.0/",
+    "url": "https://example.org/set",
+    "columns": [*SUMMARY["columns"], ["uid_hex", "string"]],
+}
+
+
+def test_a_licence_and_a_page_are_said_where_there_are_such():
+    assert not {"license", "url"} & croissant(SUMMARY).keys()
+    assert "none is granted here" in data_card(SUMMARY)
+    card = croissant(PUBLISHED)
+    assert (card["license"], card["url"]) == (PUBLISHED["license"], PUBLISHED["url"])
+    text = data_card(PUBLISHED)
+    assert "offered under https://creativecommons.org/licenses/by/4.0/." in text
+    assert "<https://example.org/set>" in text
+
+
+def test_a_uid_in_hex_stands_for_the_uid():
+    fields = {field["@id"]: field for field in croissant(PUBLISHED)["recordSet"][0]["field"]}
+    assert len(fields) == len(SUMMARY["columns"])
+    assert fields["rows/uid"]["dataType"] == "sc:Text"
+    assert fields["rows/uid"]["source"]["extract"] == {"column": "uid_hex"}
+
+
+def test_croissant_has_what_version_1_asks_of_a_set_its_files_and_its_records():
+    """What is required by the specification, sections 4 to 6, and identifiers that meet."""
+    card = croissant(PUBLISHED)
+    assert card["@type"] == "sc:Dataset"
+    assert card["conformsTo"] == "http://mlcommons.org/croissant/1.0"
+    assert all(card[name] for name in ("name", "description", "license", "url", "distribution"))
+    terms = set(card["@context"])
+    used = {key for node in nodes(card) for key in node if not key.startswith("@")}
+    schema_org = {"name", "description", "license", "url", "encodingFormat", "distribution"}
+    assert used - terms <= schema_org
+    for node in nodes(card):
+        if "@type" in node:
+            assert node["@type"] in ("sc:Dataset", "cr:FileSet", "cr:RecordSet", "cr:Field")
+            assert node["name"]
+    ids = [node["@id"] for node in nodes(card) if "@type" in node and "@id" in node]
+    assert len(ids) == len(set(ids))
+    assert {node["fileSet"]["@id"] for node in nodes(card) if "fileSet" in node} <= set(ids)
+
+
+def nodes(value):
+    """Every object of a card but its context."""
+    if isinstance(value, list):
+        for item in value:
+            yield from nodes(item)
+    elif isinstance(value, dict):
+        yield value
+        for key, item in value.items():
+            if key != "@context":
+                yield from nodes(item)
+
+
 def test_every_croissant_source_is_the_set_of_shards():
     card = croissant(SUMMARY)
     (shards,) = card["distribution"]

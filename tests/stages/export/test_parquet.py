@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from metadata.fingerprint import settings_of
 from metadata.schema import LOSS_WEIGHT, REPEATS, TEXTS
 from pipeline.dataset import Inputs
 from stages.export.parquet import Parquet
@@ -38,6 +39,33 @@ def test_kept_rows_leave_with_their_images_captions_and_columns(
         c.dtype for c in (TEXTS, REPEATS, LOSS_WEIGHT)
     ]
     assert set(out["repeats"].to_pylist()) == set(out["loss_weight"].to_pylist()) == {1}
+
+
+def test_a_licence_a_page_and_uids_as_text_are_written_where_the_recipe_asks(
+    pool, memory_shards, memory_context
+):
+    ctx = memory_context()
+    said = {"license": "CC-BY-4.0", "url": "https://example.org/set"}
+    out = export(ctx, memory_shards(pool), columns=("score",), uid_hex=True, **said)
+    assert out.column_names[-2:] == ["uid_hex", "score"]
+    assert out["uid_hex"].to_pylist() == [uid.hex() for uid in out["uid"].to_pylist()]
+    for name in ("croissant.json", "dataset.json"):
+        assert said.items() <= json.loads((ctx.out / name).read_text()).items()
+
+
+def test_what_was_exported_before_these_settings_stays_good():
+    stage = Parquet()
+    assert settings_of(stage) == {"rows_per_shard": 10_000, "columns": []}
+    assert settings_of(Parquet(license="CC0-1.0"))["license"] == "CC0-1.0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"url": "example.org"}, "begins with https://"), ({"columns": ("uid_hex",)}, "uid_hex")],
+)
+def test_a_page_that_is_none_and_a_taken_name_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        Parquet(**settings)
 
 
 def test_repeats_and_weights_go_through(pool, memory_shards, memory_context):
