@@ -10,6 +10,7 @@ from typing import Any
 
 from metadata import schema
 
+SUMMARY = "dataset.json"
 DOCS = {c.name: c.doc for c in vars(schema).values() if isinstance(c, schema.Column)}
 HOW_TO_READ = {
     "parquet": "Every file stands alone; rows are shuffled within a file and files by their number"
@@ -54,7 +55,7 @@ def documents(summary: dict[str, Any]) -> dict[str, str]:
     texts = {"README.md": data_card(summary)}
     if summary["format"] == "parquet":
         texts["croissant.json"] = _json(croissant(summary))
-    return texts | {"dataset.json": _json(summary | {"rows": _rows(summary)})}
+    return texts | {SUMMARY: _json(summary | {"rows": _rows(summary)})}
 
 
 def data_card(summary: dict[str, Any]) -> str:

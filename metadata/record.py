@@ -47,6 +47,7 @@ class Record:
     source: dict[str, Any] | None = None  # of a root's shard
     seconds: float = 0.0
     attempts: int = 1
+    page_checksums: bool = False  # of the data file: older ones have none
 
     @property
     def name(self) -> str:
@@ -98,6 +99,8 @@ class Manifest:
     outside: str = ""
     digest: str = ""
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
+    output_sha256: dict[str, str] = field(default_factory=dict)  # of each; older ones have none
+    page_checksums: bool = False  # of Parquet files in out/
     seconds: float | None = None
 
     @property
@@ -115,6 +118,13 @@ class Scan:
     manifest: Manifest | None
     attempts: tuple[str, ...] = ()  # objects that a run left which was killed
     folded: bool = False  # whether the fold holds every record
+    lost: list[Record] = field(default_factory=list)  # whose data is gone, or of another size
+    outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
+
+    @property
+    def unchecked(self) -> frozenset[int]:
+        """Lost shards that were written without page checksums: so they are made again."""
+        return frozenset(record.shard for record in self.lost if not record.page_checksums)
 
 
 def record_name(shard: int, number: int = 0) -> str:
@@ -124,6 +134,11 @@ def record_name(shard: int, number: int = 0) -> str:
 def data_name(shard: int, number: int, sha256: str) -> str:
     stem = f"{shard:06d}" if number == 0 else f"{shard:06d}.p{number}"
     return f"{stem}-{sha256[:16]}.parquet"
+
+
+def digest_in(data: str) -> str:
+    """What the SHA-256 of a data file begins with, from its name."""
+    return data.rpartition("-")[2].removesuffix(".parquet")
 
 
 def state_of(records: list[Record], mask: ShardState | None) -> ShardState:
@@ -167,10 +182,15 @@ def scan(folder: Storage) -> Scan:
             if data is not None
         )
     passes: dict[int, dict[int, Record]] = {}
+    lost: list[Record] = []
     for name, text in texts.items():
-        record = _parse(name, text, entries)
-        if record is not None:
+        record = _parse(name, text)
+        if record is None:
+            continue
+        if _is_there(record, entries):
             passes.setdefault(record.shard, {})[record.number] = record
+        else:
+            lost.append(record)
     records = {shard: _unbroken(found) for shard, found in passes.items() if 0 in found}
     failures = {
         failure.shard: failure
@@ -182,7 +202,9 @@ def scan(folder: Storage) -> Scan:
     manifest = folder.read_json("manifest.json", Manifest) if "manifest.json" in entries else None
     attempts = tuple(name for name in entries if name.endswith(".attempt"))
     is_folded = not newer and held is not None and held.keys() == texts.keys()
-    return Scan(records, failures, manifest, attempts, is_folded)
+    has_outputs = manifest is not None and manifest.outputs
+    outputs = tuple(sorted((e.name, e.size) for e in folder.entries("out"))) if has_outputs else ()
+    return Scan(records, failures, manifest, attempts, is_folded, lost, outputs)
 
 
 def fold(folder: Storage, records: Iterable[Record]) -> None:
@@ -215,19 +237,22 @@ def _read_fold(folder: Storage) -> dict[str, tuple[int, int, str]] | None:
     return {name: (size, time, text) for name, size, time, text in zip(*columns, strict=True)}
 
 
-def _parse(name: str, text: str, entries: dict[str, Entry]) -> Record | None:
-    """The record, or None where it is torn or its data is not as it says."""
+def _parse(name: str, text: str) -> Record | None:
+    """The record, or None where it is torn."""
     try:
         record = Record.from_json(text)
     except (ValueError, TypeError):
         return None
-    if record.name != name:
-        return None
-    if record.data is not None:
-        entry = entries.get(record.data)
-        if entry is None or entry.size != record.size_bytes:
-            return None
-    return record
+    return record if record.name == name else None
+
+
+def _is_there(record: Record, entries: dict[str, Entry]) -> bool:
+    """Whether the data is listed as the record says."""
+    if record.data is None:
+        return True
+    entry = entries.get(record.data)
+    is_its_name = record.sha256.startswith(digest_in(record.data))
+    return is_its_name and entry is not None and entry.size == record.size_bytes
 
 
 def _unbroken(found: dict[int, Record]) -> list[Record]:

@@ -7,6 +7,7 @@ which the scan notices.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from metadata.keys import redacted
 T = TypeVar("T")
 
 
+BLOCK_BYTES = 8 << 20
 RETRY_S = (0.1, 0.3, 1.0, 3.0)  # a store that answers 503 is asked five times
 
 
@@ -160,6 +162,14 @@ class Storage:
         except (FileNotFoundError, IsADirectoryError, ValueError):
             return None
 
+    def sha256(self, name: str) -> str:
+        """The digest of an object, read in blocks; FileNotFoundError where it is not there."""
+        total = hashlib.sha256()
+        with self.open(name) as source:
+            while block := source.read_buffer(BLOCK_BYTES):
+                total.update(block)
+        return total.hexdigest()
+
     def open(self, name: str) -> pa.NativeFile:
         """The object, for random access."""
         return self._again(lambda: self.fs.open_input_file(self.locate(name)))
@@ -211,7 +221,7 @@ class Storage:
             open(path, "rb") as source,
             self.fs.open_output_stream(self.locate(name)) as sink,
         ):
-            shutil.copyfileobj(source, sink, 8 << 20)
+            shutil.copyfileobj(source, sink, BLOCK_BYTES)
 
     def _again(self, call: Callable[[], T]) -> T:
         """The call's result, asking again where a remote store fails for a moment."""

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.damage import DamagedError
 from metadata.fingerprint import digest
 from metadata.record import Failure, Record, ShardState, state_of
 from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, REASON_TYPE, UID
@@ -141,6 +142,11 @@ class SegmentRun:
             except StageError:
                 attempts.end(folder, name)
                 raise
+            except DamagedError as found:  # an earlier stage's file: that one is made again first
+                item["damaged"].append(found)
+                item["failed"].update({planned.name: None for planned in group})
+                attempts.end(folder, name)
+                return
             except RetryableError as failed:
                 number += 1
                 if number > attempts.MAX_ATTEMPTS:
@@ -168,7 +174,7 @@ class SegmentRun:
                 self._compute_rows(group[0], item, number)
             else:
                 self._compute_shard(group, item, number)
-        except ClipmillError:
+        except (ClipmillError, DamagedError):
             raise
         except OSError as error:
             raise storage_error(error, where(group, item["shard"])) from error
@@ -189,7 +195,7 @@ class SegmentRun:
             if stage not in inside
         }
         with ExitStack() as stack:
-            writers = [self._writer(stack, planned, sparse=False) for planned in group]
+            writers = [self._writer(stack, planned, item, sparse=False) for planned in group]
             for batch in self._read(group[0], item, outside):
                 made: dict[str, pa.Table] = {}
                 pixels: dict[Binding, pa.Array] = {}
@@ -224,7 +230,7 @@ class SegmentRun:
         }
         start = 0
         with ExitStack() as stack:
-            path, writer = self._writer(stack, planned, sparse)
+            path, writer = self._writer(stack, planned, item, sparse)
             for batch in self._read(planned, item, reading):
                 rows, uids = len(batch), batch[UID.name]
                 picked = None if chosen is None else np.flatnonzero(chosen[start : start + rows])
@@ -271,9 +277,8 @@ class SegmentRun:
         if not records:
             return inside
         state = state_of(records, None)
-        reason = pa.concat_tables(read_stage(part.folder, state, [REASON.name], 65_536))[
-            REASON.name
-        ].cast(pa.string())
+        stored = replace(part, mask_folder=None).read(state, [REASON.name], 65_536)
+        reason = pa.concat_tables(stored)[REASON.name].cast(pa.string())
         again = (NOT_SELECTED, *self.segment.retry)
         missing = pc.fill_null(pc.is_in(reason, pa.array(again)), False)
         return inside & missing.to_numpy(zero_copy_only=False)
@@ -291,7 +296,7 @@ class SegmentRun:
         for column in planned.stage.writes:
             columns[column.name] = spread[column.name]
         columns[REASON.name] = reason_where(outside, NOT_SELECTED, spread[REASON.name])
-        return pa.table(columns, schema=_schema(planned, sparse=False))
+        return pa.table(columns, schema=stored_schema(planned, sparse=False))
 
     def _read(self, planned: PlannedStage, item: Item, bindings: Mapping[str, Binding]) -> Any:
         assert planned.root is not None
@@ -313,11 +318,13 @@ class SegmentRun:
         return checked(planned, out, batch, shard)
 
     def _writer(
-        self, stack: ExitStack, planned: PlannedStage, sparse: bool
+        self, stack: ExitStack, planned: PlannedStage, item: Item, sparse: bool
     ) -> tuple[Path, ShardWriter]:
         folder = self.segment.parts[planned.name].folder
         path = stack.enter_context(folder.scratch(planned.name))
-        return path, stack.enter_context(ShardWriter(path, _schema(planned, sparse)))
+        checked = planned.name not in item["unchecked"]
+        writer = ShardWriter(path, stored_schema(planned, sparse), checked)
+        return path, stack.enter_context(writer)
 
     def _store(
         self,
@@ -438,7 +445,8 @@ def checked(planned: PlannedStage, out: pa.Table, batch: pa.Table, shard: int) -
     return pa.table(columns)
 
 
-def _schema(planned: PlannedStage, sparse: bool) -> pa.Schema:
+def stored_schema(planned: PlannedStage, sparse: bool) -> pa.Schema:
+    """The columns of a row stage's file; those of a later pass name their positions."""
     columns = [UID, *([POSITION] if sparse else []), *planned.stage.writes, REASON]
     return pa.schema([(column.name, column.dtype) for column in columns])
 

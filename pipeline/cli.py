@@ -1,5 +1,5 @@
-"""`clipmill`: plan, run, submit, status, funnel, why, sweep, report, export, pool, concepts,
-doctor.
+"""`clipmill`: plan, run, submit, status, verify, funnel, why, sweep, report, export, pool,
+concepts, doctor.
 
 Exit codes: 0 done, 1 a stage failed, 2 the recipe or the arguments are wrong, 130 stopped by hand.
 Everything heavy is imported by the verb that needs it: `--help` is instant.
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metadata.damage import DamagedError
 from pipeline.concepts import add_verbs as add_concepts_verbs
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.terminal import guard
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except RecipeError as error:
         return _say(error, WRONG)
+    except DamagedError as found:
+        return _say(f"{found}\n  do:    clipmill verify --run … --repair makes it again", FAILED)
     except ClipmillError as error:
         return _say(error, FAILED)
     except KeyboardInterrupt:
@@ -89,6 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     status = verbs.add_parser("status", help="what of a run is done, and what failed")
     _run_argument(status)
     status.set_defaults(verb=_status)
+
+    verify = verbs.add_parser("verify", help="check every stored file of a run against its record")
+    _run_argument(verify)
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="make damaged files again; only this asks anew for answers of the web",
+    )
+    _where_arguments(verify)
+    verify.set_defaults(verb=_verify)
 
     funnel = verbs.add_parser("funnel", help="where the pool's rows went, by stage and reason")
     _run_argument(funnel)
@@ -270,6 +283,32 @@ def _status(options: argparse.Namespace) -> int:
     else:
         print(show.status_text(state))
     return DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from metadata.storage import Storage
+    from pipeline import show, verify
+    from pipeline.progress import reading, watcher
+    from pipeline.run import run_plan
+
+    state = _latest(options.run)
+    with reading() as on_bytes:
+        found = verify.verify(Storage(options.run), on_bytes)
+    print(json.dumps(verify.as_json(found), indent=1) if options.json else verify.text(found))
+    if not any(checked.damaged for checked in found):
+        return DONE
+    if not options.repair:
+        return FAILED
+    executor = _executor(options)
+    try:
+        asked = verify.repair(state, found)
+        print(f"at most {asked} rows are asked for again", file=sys.stderr)
+        with watcher() as watch:
+            outcome = run_plan(state.plan, state.run, executor, watch)
+    finally:
+        executor.close()
+    print(show.outcome_text(outcome), file=sys.stderr)
+    return DONE if outcome.complete else FAILED
 
 
 def _funnel(options: argparse.Namespace) -> int:

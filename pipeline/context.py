@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metadata.damage import DamagedError
 from metadata.fingerprint import digest
 from metadata.record import Failure, Record, Scan
 from metadata.sealed import put_sealed, read_sealed
@@ -67,6 +68,7 @@ class RunContext:
         on_shard: Callable[[Record, int], None],
         on_unit: Callable[[str, int, int], None],
         home: PoolShards | None,
+        page_checksums: bool,
     ) -> None:
         self.planned = planned
         self.folder = folder.uri
@@ -84,6 +86,7 @@ class RunContext:
         self._on_shard = on_shard
         self._on_unit = on_unit
         self._rows = home
+        self.page_checksums = page_checksums
         # Whose hashes and formats a journal holds.
         versions = f"{pa.__version__} {version('polars')}"
         key = digest([*made_of.values(), versions])[:12]
@@ -213,8 +216,8 @@ class RunContext:
         name = f"{self.journal}/{call}.json"
         held = read_sealed(self._storage, name)
         if held is not None:
-            return held
-        task = UnitTask(self.worker, self._storage, self.journal, call)
+            return dict(held)
+        task = UnitTask(self.worker, self._storage, self.journal, call, self.page_checksums)
         resources = replace(self.planned.stage.resources, gpus=gpus)
         results = self._executor.launch(partial(launched, fn, task), workers, resources)
         put_sealed(self._storage, name, dict(results[0]), point="journal")
@@ -311,7 +314,7 @@ class RunContext:
                 if shard in self._known.failures:
                     self._storage.delete(self._known.failures[shard].name)
                 continue
-            if not tolerant:
+            if not tolerant or isinstance(item["error"], DamagedError):
                 self._raise(item)
             if shard in self._known.records:  # of what the source held before
                 self._storage.delete(f"{shard:06d}.json")
@@ -348,6 +351,8 @@ class RunContext:
                 journal=f"{self.journal}/{call}",
                 work=work,
                 journalled=journalled,
+                page_checksums=self.page_checksums,
+                unchecked=self._known.unchecked,
             ),
             resources=self.planned.stage.resources,
         )
@@ -366,8 +371,11 @@ class RunContext:
             self._on_shard(record, total)
 
     def _raise(self, item: Item) -> None:
-        if "error" in item:
-            raise StageError(*item["error"].args) from item["error"]
+        if "error" not in item:
+            return
+        if isinstance(item["error"], DamagedError):
+            raise item["error"]
+        raise StageError(*item["error"].args) from item["error"]
 
 
 def _dropped(data: str) -> str:

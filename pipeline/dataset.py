@@ -57,6 +57,11 @@ class Task(Protocol):
     @property
     def worker(self) -> Worker: ...
 
+    @property
+    def page_checksums(self) -> bool:
+        """Whether Parquet files in out/ get them: not where they had none, and are made again."""
+        ...
+
     def put_file(self, name: str, path: Path) -> None:
         """Moves a scratch file to `out/<name>` in the stage's folder, whole or not at all."""
         ...

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+from metadata.outputs import Outputs
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.plan import make_plan
@@ -34,13 +35,15 @@ def export(
             f"stage '{stage}' is not complete", str(state.run), "run the recipe to its end first"
         )
     target = Storage(path)
-    files = [file for file, _ in made.outputs]
+    outputs = Outputs(made.folder)
+    files = outputs.names
     others = {entry.name for entry in target.entries()} - set(files)
     if others:  # a loader would read both
         raise RecipeError(
             f"the folder holds other files: {min(others)}", str(target), "export to an empty folder"
         )
     for file in files:
+        outputs.check(file)
         with target.scratch(file) as scratch:
             with made.folder.open(f"out/{file}") as source, scratch.open("wb") as sink:
                 while block := source.read(8 << 20):

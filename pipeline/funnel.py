@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.datacard import SUMMARY
+from metadata.outputs import Outputs
 from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, UID
-from metadata.shard import NOT_SELECTED, read_stage
+from metadata.shard import NOT_SELECTED
 from metadata.uid import halves
 from pipeline.bindings import Binding
 from pipeline.errors import RecipeError, StageError
@@ -80,9 +82,7 @@ def reasons_of(state: RunState, names: list[str], shard: int) -> dict[str, pa.Ar
     found = {}
     for name in names:
         part = state.parts[name]
-        tables = read_stage(
-            part.folder, state.stages[name].shards[shard], [REASON.name], 65_536, part.mask_folder
-        )
+        tables = part.read(state.stages[name].shards[shard], [REASON.name], 65_536)
         found[name] = pa.concat_tables(tables)[REASON.name].cast(pa.string()).combine_chunks()
     return found
 
@@ -94,7 +94,7 @@ def lacking(state: RunState, shard: int, stage: str, columns: set[str]) -> pa.Ar
         return None
     part = state.parts[stage]
     shard_state = state.stages[stage].shards[shard]
-    tables = list(read_stage(part.folder, shard_state, asked, 65_536, part.mask_folder))
+    tables = list(part.read(shard_state, asked, 65_536))
     missing = [pc.is_null(pa.concat_tables(tables)[name]).combine_chunks() for name in asked]
     return reduce(pc.or_, missing, pa.array([False] * sum(map(len, tables)), pa.bool_()))
 
@@ -213,7 +213,7 @@ def _repeated_uids(state: RunState, names: list[str]) -> int | None:
         tables = [
             table
             for shard in root.shards.values()
-            for table in read_stage(root.folder, shard, [UID.name], 65_536)
+            for table in state.parts[root.planned.name].read(shard, [UID.name], 65_536)
         ]
         if tables:
             uids = halves(pa.concat_tables(tables)[UID.name]).view("u8,u8").ravel()
@@ -291,7 +291,8 @@ def _end_json(
 
 def _export_json(state: RunState, planned: PlannedStage) -> dict[str, Any]:
     stage = state.stages[planned.name]
-    summary = json.loads(stage.folder.read_if_there("out/dataset.json") or b"{}")
+    outputs = Outputs(stage.folder)
+    summary = json.loads(outputs.read(SUMMARY)) if SUMMARY in outputs.names else {}
     counts = dict(summary.get("counts", {}))
     rows, exported = counts.pop("rows", None), counts.pop("exported", None)
     if rows is not None and rows != exported + sum(counts.values()):

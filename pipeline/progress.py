@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from metadata.damage import DamagedError
 from metadata.record import Failure, Record
 from pipeline.terminal import bars
 
@@ -34,6 +35,21 @@ def watcher() -> Iterator["Watcher"]:
     )
     with bars(*columns) as progress:
         yield Bars(progress)
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """Told the bytes read, and how many there are: a bar where standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn(), Remaining())
+    with bars(*columns) as progress:
+        task = progress.add_task("verify")
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class Bars:
@@ -75,6 +91,9 @@ class Bars:
     def failed(self, name: str, failure: Failure) -> None:
         _print(_failure_line(name, failure))
 
+    def damaged(self, name: str, found: DamagedError) -> None:
+        _print(_damage_line(name, found))
+
     def finished(self, name: str, state: "StageState") -> None:
         if state.complete:
             done = len(state.shards)
@@ -102,6 +121,9 @@ class Lines:
     def failed(self, name: str, failure: Failure) -> None:
         _print(_failure_line(name, failure))
 
+    def damaged(self, name: str, found: DamagedError) -> None:
+        _print(_damage_line(name, found))
+
     def finished(self, name: str, state: "StageState") -> None:
         from pipeline.state import summary
 
@@ -110,6 +132,10 @@ class Lines:
 
 def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _damage_line(name: str, found: DamagedError) -> str:
+    return f"{name}: {found.name} is damaged, and made again: {found.found}"
 
 
 def _failure_line(name: str, failure: Failure) -> str:

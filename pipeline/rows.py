@@ -1,7 +1,7 @@
 """The rows of one shard, put together from the stages that hold its columns."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadata.record import ShardState
-from metadata.schema import POSITION, SHARD, UID
+from metadata.schema import POSITION, REASON, SHARD, UID
 from metadata.shard import read_stage
 from metadata.storage import Storage
 from pipeline.bindings import Binding
@@ -27,6 +27,13 @@ class Part:
     folder: Storage
     mask_folder: Storage | None = None  # of its `only:` stage
     stage: DatasetStage | None = None  # where it has virtual columns
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)  # of its stored columns
+
+    def read(
+        self, state: ShardState, columns: Sequence[str], batch_rows: int
+    ) -> Iterator[pa.Table]:
+        """Columns of one shard, `batch_rows` at a time."""
+        return read_stage(self.folder, state, columns, batch_rows, self.mask_folder, self.types)
 
 
 def parts_of(plan: Plan, run: Storage) -> dict[str, Part]:
@@ -36,7 +43,9 @@ def parts_of(plan: Plan, run: Storage) -> dict[str, Part]:
         mask = run.child(plan.stages[planned.only].folder) if planned.only else None
         stage = planned.stage if isinstance(planned.stage, DatasetStage) else None
         virtual = stage if stage is not None and stage.virtual else None
-        parts[name] = Part(run.child(planned.folder), mask, virtual)
+        stored = (UID, POSITION, REASON, *planned.stage.writes)
+        types = {column.name: column.dtype for column in stored}
+        parts[name] = Part(run.child(planned.folder), mask, virtual, types)
     return parts
 
 
@@ -62,13 +71,7 @@ def read_rows(
         if (source := parts[name].stage)  # each of these has one
     }
     readers = {
-        stage: read_stage(
-            parts[stage].folder,
-            states[stage],
-            list(columns),
-            batch_rows,
-            parts[stage].mask_folder,
-        )
+        stage: parts[stage].read(states[stage], list(columns), batch_rows)
         for stage, columns in wanted.items()
     }
     start = 0

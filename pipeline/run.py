@@ -4,10 +4,13 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from metadata.damage import DamagedError
 from metadata.fingerprint import digest, plain, settings_of
+from metadata.outputs import DIGESTS, OUT, stored_digest
 from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
 from pipeline import lock
@@ -17,6 +20,7 @@ from pipeline.dataset import Inputs
 from pipeline.errors import ClipmillError, LostLockError, RecipeError, StageError
 from pipeline.executors import Executor, Item, Step
 from pipeline.plan import Plan, PlannedStage
+from pipeline.repair import is_asked, refusal, take_away
 from pipeline.rows import PoolShards
 from pipeline.stage import DatasetStage, RowStage
 from pipeline.state import RunState, StageState
@@ -35,6 +39,8 @@ class Watcher(Protocol):
     def unit(self, name: str, call: str, done: int, total: int) -> None: ...
 
     def failed(self, name: str, failure: Failure) -> None: ...
+
+    def damaged(self, name: str, found: DamagedError) -> None: ...
 
     def finished(self, name: str, state: StageState) -> None: ...
 
@@ -91,6 +97,7 @@ class _Run:
         self.state = RunState(plan, run)
         self.stopped: dict[str, ClipmillError | None] = {}
         self.ended: set[str] = set()
+        self.healed: set[tuple[str, str]] = set()  # damaged files that were taken away
         run.sweep()
         for name, stage in self.state.stages.items():
             if self.crash_ok:
@@ -155,8 +162,10 @@ class _Run:
             for segment in segments
         ]
         unfolded = 0
+        damaged: list[DamagedError] = []
         try:
             for item in self.executor.stream(steps, self._items(wave)):
+                damaged += item["damaged"]
                 unfolded += self._take(item)
                 if unfolded >= FOLD_EVERY:
                     self._fold(wave)
@@ -166,6 +175,10 @@ class _Run:
             return
         except OSError as error:
             self._stop(wave, storage_error(error, f"stage '{steps[0].name}'"))
+            return
+        if damaged:
+            self._fold(wave)
+            self._heal(wave, damaged)
             return
         for planned in wave:
             self._finish(self.state.stages[planned.name])
@@ -195,8 +208,12 @@ class _Run:
                     for stage in stages
                     if (failure := stage.scan.failures.get(shard))
                 },
+                "unchecked": [
+                    stage.planned.name for stage in stages if shard in stage.scan.unchecked
+                ],
                 "retried": [],
                 "made": [],
+                "damaged": [],
             }
 
     def _take(self, item: Item) -> int:
@@ -259,6 +276,9 @@ class _Run:
         inputs = self.state.inputs_digest(planned)
         assert inputs is not None
         made_of = {"inputs": inputs, **({"outside": outside} if outside else {})}
+        before = stage.scan.manifest
+        is_remade = before is not None and before.made_of == made_of
+        page_checksums = before.page_checksums if before and is_remade else True
         rows = self.state.inputs(planned)
         context = RunContext(
             planned,
@@ -272,17 +292,22 @@ class _Run:
             lambda record, total: self.watcher.shard(planned.name, record, total),
             lambda call, done, total: self.watcher.unit(planned.name, call, done, total),
             rows if isinstance(rows, PoolShards) else None,
+            page_checksums,
         )
         model = self.state.parts[planned.model].folder.uri if planned.model else None
         data = self.state.parts[planned.data].folder.uri if planned.data else None
         began = time.monotonic()
         try:
             if not planned.is_root and context.journal not in stage.folder.folders():
-                stage.folder.delete_folder("out")  # made of other inputs
+                stage.folder.delete_folder(OUT)  # made of other inputs, or damaged
+                stage.folder.delete_folder(DIGESTS)
                 stage.folder.put(f"{context.journal}/begun.json", b"{}", point="journal")
             planned.stage.run(Inputs(rows=rows, data=data, model=model), context)
         except LostLockError:
             raise
+        except DamagedError as found:
+            self._heal([planned], [found])
+            return
         except ClipmillError as error:
             self._stop([planned], StageError(*error.args))
             return
@@ -319,16 +344,57 @@ class _Run:
             fold(stage.folder, context.records.values())
             return
         records = [context.records[shard] for shard in sorted(context.records)]
-        outputs = tuple(sorted((e.name, e.size) for e in stage.folder.entries("out")))
+        outputs = tuple(sorted((e.name, e.size) for e in stage.folder.entries(OUT)))
+        names = [name for name, _ in outputs]
+        with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
+            sha256 = pool.map(lambda name: stored_digest(stage.folder, name), names)
+            output_sha256 = dict(zip(names, sha256, strict=True))
         made = Manifest(
             shards=len(records),
             rows=sum(record.rows for record in records),
             **made_of,
             digest=digest([*made_of.values(), [r.sha256 for r in records], outputs]),
             outputs=outputs,
+            output_sha256=output_sha256,
+            page_checksums=context.page_checksums,
             seconds=round(seconds, 3),
         )
         self._put_manifest(stage, made, records)
+
+    # Damage
+
+    def _heal(self, reading: list[PlannedStage], damaged: list[DamagedError]) -> None:
+        """Takes damaged files away, so that the next wave makes them again. Each once a run."""
+        names = {part.folder.uri: name for name, part in self.state.parts.items()}
+        refused = False
+        for found in {(found.folder, found.name): found for found in damaged}.values():
+            name = names.get(found.folder)
+            planned = self.plan.stages[name] if name else None
+            place = (found.folder, found.name)
+            if planned is None or is_asked(planned.stage) or place in self.healed:
+                refused = True
+                stopped = planned or reading[0]
+                self.stopped[stopped.name] = refusal(found, planned, self.state.run)
+                continue
+            self.watcher.damaged(planned.name, found)
+            self.healed.add(place)
+            take_away(self.state.stages[planned.name].folder, found.name)
+            self._reopen(planned.name)
+        for planned in reading if refused else []:  # what can't be read is not read again
+            if planned.is_row:
+                self._finish(self.state.stages[planned.name])
+            else:
+                self.stopped.setdefault(planned.name, None)
+
+    def _reopen(self, name: str) -> None:
+        """The stage and all after it are looked at again: some of it is to be made."""
+        self.state.rescan(name)
+        after = {name}
+        for planned in self.plan.stages.values():
+            if after & set(planned.needs):
+                after.add(planned.name)
+                self.state.resolve(planned.name)
+        self.ended -= after
 
     # Ends
 
@@ -361,7 +427,7 @@ class _Run:
             return
         kept = "calls" if stage.planned.is_root else ""
         for name in stage.folder.folders(kept):
-            if kept or name.startswith("calls-"):
+            if kept or name.startswith("calls-") or name == DIGESTS:
                 stage.folder.delete_folder(f"{kept}/{name}".lstrip("/"))
 
     def _put_manifest(self, stage: StageState, made: Manifest, records: list[Record]) -> None:

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-import pyarrow.parquet as pq
+import numpy as np
 
 from metadata.fingerprint import digest
 from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, state_of
 from metadata.schema import UID
-from metadata.shard import read_stage
+from metadata.shard import read_at
 from metadata.storage import Storage
 from pipeline.chain import parents_of
 from pipeline.errors import RecipeError
@@ -73,19 +73,27 @@ class RunState:
         self.parts: dict[str, Part] = parts_of(plan, run)
         names = list(plan.stages)
         with ThreadPoolExecutor(8) as pool:
-            scans = pool.map(lambda name: scan(self.parts[name].folder), names)
-            self.stages = {
-                name: StageState(plan.stages[name], self.parts[name].folder, found)
-                for name, found in zip(names, scans, strict=True)
-            }
+            states = pool.map(self._scanned, names)
+            self.stages = dict(zip(names, states, strict=True))
         for name in names:
             self.resolve(name)
 
     def rescan(self, name: str) -> None:
         """Reads a stage's folder again, and what of it is good."""
-        held = self.stages[name]
-        self.stages[name] = StageState(held.planned, held.folder, scan(held.folder))
+        self.stages[name] = self._scanned(name)
         self.resolve(name)
+
+    def _scanned(self, name: str) -> StageState:
+        planned, folder = self.plan.stages[name], self.parts[name].folder
+        found = scan(folder)
+        if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
+            for record in found.lost:
+                found.records.pop(record.shard, None)
+                place, do = f"{folder}/{record.data}", f"clipmill verify --run {self.run} --repair"
+                found.failures[record.shard] = Failure(
+                    record.shard, record.parents, True, "its answers are gone", place, do
+                )
+        return StageState(planned, folder, found)
 
     def resolve(self, name: str) -> None:
         """Which of a stage's shards are good today; stages before it are resolved."""
@@ -108,6 +116,8 @@ class RunState:
         inputs = self.inputs_digest(planned)
         state.total = self.stages[planned.root].total if planned.root else None
         if inputs is None or manifest is None or manifest.inputs != inputs or not manifest.digest:
+            return
+        if manifest.outputs != state.scan.outputs:
             return
         good = {s: r for s, r in records.items() if r[0].parents == manifest.made_of}
         if len(good) == manifest.shards:
@@ -199,16 +209,11 @@ class RunState:
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
         """The columns of a stage at one row: one row group is read where the shard has one file."""
         part, shard_state = self.parts[name], self.stages[name].shards[shard]
-        start = 0
         if len(shard_state.files) == 1 and shard_state.mask is None:
-            with part.folder.open(shard_state.files[0]) as source, pq.ParquetFile(source) as file:
-                for group in range(file.num_row_groups):
-                    rows = file.metadata.row_group(group).num_rows
-                    if position < start + rows:
-                        table = file.read_row_group(group, columns=columns, use_threads=False)
-                        return dict(table.slice(position - start, 1).to_pylist()[0])
-                    start += rows
-        for table in read_stage(part.folder, shard_state, columns, 4096, part.mask_folder):
+            at = np.array([position])
+            return dict(read_at(part.folder, shard_state.files[0], columns, at).to_pylist()[0])
+        start = 0
+        for table in part.read(shard_state, columns, 4096):
             if position < start + len(table):
                 return dict(table.slice(position - start, 1).to_pylist()[0])
             start += len(table)

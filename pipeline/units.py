@@ -3,7 +3,9 @@
 Each unit counts its attempt in storage, works, and leaves a small result in the journal.
 """
 
+import hashlib
 import itertools
+import json
 import shutil
 import tempfile
 import time
@@ -16,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.damage import DamagedError
+from metadata.outputs import DIGESTS, OUT
 from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, UID
 from metadata.sealed import put_sealed
 from metadata.shard import ShardWriter, store
@@ -41,12 +45,17 @@ class UnitTask:
     folder: Storage
     journal: str
     key: str
+    page_checksums: bool = True  # in out/
+    unchecked: frozenset[int] = frozenset()  # shards that are made again, as they were: without
 
     def put_file(self, name: str, path: Path) -> None:
         """Stores a scratch file as `out/<name>` in the stage's folder."""
-        with self.folder.scratch(f"out/{name}") as held:
+        with self.folder.scratch(f"{OUT}/{name}") as held:
             shutil.move(path, held)  # scratch may be another disk
-            self.folder.commit(held, f"out/{name}")
+            with held.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self.folder.commit(held, f"{OUT}/{name}")
+        self.folder.put(f"{DIGESTS}/{name}.json", json.dumps(sha256).encode(), point="digest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,8 @@ class Units:
     journal: str
     work: Work
     journalled: bool  # false where the work stores records: they are its journal
+    page_checksums: bool
+    unchecked: frozenset[int]
 
     def __call__(self) -> "UnitsRun":
         return UnitsRun(self)
@@ -80,7 +91,14 @@ class UnitsRun:
             error = attempts.crash_error(what, units.folder)
             return item | {"error": error, "crashed": True}
         worker = worker_of(units.planned, units.seed, Path(self.scratch.name), units.folder)
-        task = UnitTask(worker, units.folder, units.journal, item["key"])
+        task = UnitTask(
+            worker,
+            units.folder,
+            units.journal,
+            item["key"],
+            units.page_checksums,
+            units.unchecked,
+        )
         where = f"stage '{units.planned.name}', {item['key']}"
         number = 1
         while True:
@@ -95,7 +113,7 @@ class UnitsRun:
                 if number > attempts.MAX_ATTEMPTS:
                     attempts.end(units.folder, name)
                     return item | {"error": error, "crashed": False}
-            except ShardError as error:
+            except (ShardError, DamagedError) as error:
                 attempts.end(units.folder, name)
                 return item | {"error": error, "crashed": False}
         if units.journalled:
@@ -106,7 +124,7 @@ class UnitsRun:
     def _work(self, unit: Any, task: UnitTask, where: str) -> dict[str, Any]:
         try:
             return self.units.work(unit, task)
-        except ClipmillError:
+        except (ClipmillError, DamagedError):
             raise
         except OSError as error:
             raise storage_error(error, where) from error
@@ -188,7 +206,11 @@ def store_unit(
         REASON,
     ]
     schema = pa.schema([(column.name, column.dtype) for column in stored])
-    with task.folder.scratch(planned.name) as path, ShardWriter(path, schema) as writer:
+    checked = shard not in task.unchecked
+    with (
+        task.folder.scratch(planned.name) as path,
+        ShardWriter(path, schema, checked) as writer,
+    ):
         for table in tables:
             writer.add(declared(table, schema, planned, shard))
         record = store(

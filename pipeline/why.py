@@ -9,11 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from metadata.outputs import Outputs
 from metadata.schema import BALANCE_RANK, DUPLICATE_OF, IMAGE, KEEP, REASON, TEXT, UID
-from metadata.shard import NOT_SELECTED, read_file, read_stage
-from metadata.storage import Storage
+from metadata.shard import NOT_SELECTED, read_file
 from pipeline.errors import RecipeError
 from pipeline.funnel import askable, trace
 from pipeline.plan import PlannedStage
@@ -168,7 +167,7 @@ def _naming(state: RunState, name: str, column: str, uid: bytes) -> int:
     """Rows of a stage that name the uid in a column."""
     part, rows = state.parts[name], 0
     for shard in state.stages[name].shards.values():
-        for table in read_stage(part.folder, shard, [column], 1 << 20, part.mask_folder):
+        for table in part.read(shard, [column], 1 << 20):
             named = pc.equal(table[column].cast(pa.binary()), pa.scalar(uid, pa.binary()))
             rows += pc.sum(named).as_py() or 0
     return rows
@@ -292,16 +291,16 @@ def _exported(state: RunState, uid: bytes) -> list[dict[str, Any]]:
     for name, stage in state.stages.items():
         if stage.planned.stage.gives != "data" or not stage.complete:
             continue
-        out = Storage(stage.folder.uri).child("out")
-        for file, _ in stage.outputs:
+        outputs = Outputs(stage.folder)
+        for file in outputs.names:
             if not file.endswith(".parquet"):
                 continue
-            with out.open(file) as source, pq.ParquetFile(source) as parquet:
+            with outputs.parquet(file) as parquet:
                 if UID.name not in parquet.schema_arrow.names:
                     continue
                 column = parquet.read([UID.name], use_threads=False)[UID.name].cast(pa.binary())
             if pc.any(pc.equal(column, pa.scalar(uid, pa.binary()))).as_py():
-                found.append({"stage": name, "file": f"{out}/{file}"})
+                found.append({"stage": name, "file": f"{stage.folder}/out/{file}"})
     return found
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from metadata.schema import UID
 from metadata.sealed import put_sealed, read_sealed
-from metadata.shard import read_stage
 from pipeline.bindings import Binding
 from pipeline.errors import RecipeError
 from pipeline.funnel import lacking, reasons_of, trace
@@ -249,7 +248,7 @@ def _verdicts(state: RunState, end: str) -> pl.DataFrame:
         for stage, code, hit in trace(state.plan, end, reasons, reasons[end].is_valid(), lacks):
             cause[hit.to_numpy(zero_copy_only=False)] = f"{stage}: {code}"
         part = state.parts[root]
-        uids = pa.concat_tables(read_stage(part.folder, shard_state, [UID.name], 65_536))[UID.name]
+        uids = pa.concat_tables(part.read(shard_state, [UID.name], 65_536))[UID.name]
         hexed = [uid.hex() for uid in uids.to_pylist()]
         frames.append(pl.DataFrame({"uid": hexed, "cause": cause.tolist()}))
     return pl.concat(frames).unique("uid", keep="first", maintain_order=True)

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from metadata.outputs import Outputs
 from metadata.schema import (
     BALANCE_RANK,
     CONCEPT_IDS,
@@ -42,15 +42,14 @@ def concepts(state: RunState) -> list[dict[str, Any]]:
 
 
 def _balanced(state: RunState, name: str) -> dict[str, Any]:
-    folder = state.stages[name].folder
-    with folder.open("out/concepts.parquet") as source:
-        table = pl.DataFrame(pq.read_table(source)).with_row_index("id")
+    outputs = Outputs(state.stages[name].folder)
+    table = pl.read_parquet(outputs.read("concepts.parquet")).with_row_index("id")
     met = table.filter(pl.col("count") > 0).sort(["count", "id"], descending=[True, False])
     ends = {"heaviest": met.head(ENDS), "rarest": met.tail(ENDS).reverse()}
     shown = dict.fromkeys(row for end in ends.values() for row in end["id"].to_list())
     places, languages = _looked_up(state, name, list(shown))
     samples = _samples(state, name, places)
-    summary = json.loads(folder.read("out/balance.json"))
+    summary = json.loads(outputs.read("balance.json"))
     return {
         "stage": name,
         **summary,

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.outputs import Outputs
 from pipeline.report.near import Cut, cut_of, spread, whole
 from pipeline.report.samples import strips_of
 from pipeline.state import RunState
@@ -27,6 +28,7 @@ CUTS = {
 }
 LIMITS = 7  # at which rows are counted
 TASKS = 6  # of which rows are shown
+LEAKS = "leaks.json"
 SHOWN = 10  # of each
 
 
@@ -36,8 +38,9 @@ def leaks(state: RunState) -> list[dict[str, Any]]:
     for name, stage in state.stages.items():
         written = {column.name for column in stage.planned.stage.writes}
         if {TASK, KEY} <= written and stage.complete and stage.shards:
-            told = stage.folder.read_if_there("out/leaks.json")
-            found += [_leaked(state, name, json.loads(told))] if told else []
+            outputs = Outputs(stage.folder)
+            if LEAKS in outputs.names:
+                found.append(_leaked(state, name, json.loads(outputs.read(LEAKS))))
     return found
 
 

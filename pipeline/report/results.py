@@ -7,6 +7,7 @@ of training. With one it is the evaluation's own, over its pictures, and a diffe
 """
 
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from metadata.outputs import Outputs
 from pipeline.errors import RecipeError
 from pipeline.recipe import nearest
 from pipeline.state import RunState, StageState
@@ -146,7 +148,7 @@ def losses(state: RunState) -> list[dict[str, Any]]:
         for file in _outputs(stage):
             if not file.endswith(LOSS):
                 continue
-            table = pq.read_table(io.BytesIO(stage.folder.read(f"out/{file}")))
+            table = pq.read_table(io.BytesIO(Outputs(stage.folder).read(file)))
             if {"step", "loss"} <= set(table.column_names):
                 columns = {column: table[column].to_pylist() for column in ("step", "loss")}
                 seed = file.removesuffix(LOSS).strip(".-").replace("-", " ")
@@ -158,7 +160,7 @@ def _trials(state: RunState, name: str) -> list[Trial]:
     stage = state.stages[name]
     if RESULTS not in _outputs(stage):
         return []
-    held = stage.folder.read_json(f"out/{RESULTS}", dict[str, Any]) or {}
+    held = json.loads(Outputs(stage.folder).read(RESULTS))
     stages = [name]
     model = state.plan.stages[name].model
     if model:
@@ -194,7 +196,7 @@ def _metrics(tasks: dict[str, Any]) -> dict[Metric, dict[str, float]]:
 
 def _outputs(stage: StageState) -> list[str]:
     """The files in a complete stage's out/."""
-    return [output for output, _ in stage.outputs]
+    return Outputs(stage.folder).names if stage.complete else []
 
 
 def _values(trials: list[Trial], key: Metric) -> dict[int, float]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.record import ShardState
 from metadata.schema import KEEP, LANGUAGE, UID, URL
-from metadata.shard import read_stage
+from metadata.shard import read_at, read_stage
 from pipeline.bindings import Binding
 from pipeline.plan import PlannedStage
 from pipeline.rows import WHOLE, Part, PoolShards
@@ -140,26 +139,14 @@ def _at(part: Part, shard: ShardState, columns: list[str], position: NDArray[np.
     """Columns at rising positions; where the shard is one file, only their row groups are read."""
     if len(shard.files) > 1:
         tables, start = [], 0
-        for table in read_stage(part.folder, shard, columns, 4096, part.mask_folder):
-            tables.append(_inside(table, start, position))
+        for table in part.read(shard, columns, 4096):
+            here = position[(position >= start) & (position < start + len(table))] - start
+            tables.append(table.take(pa.array(here, pa.int64())))
             start += len(table)
         return pa.concat_tables(tables)
-    with part.folder.open(shard.files[0]) as source, pq.ParquetFile(source) as file:
-        tables, start = [file.schema_arrow.empty_table().select(columns)], 0
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            if ((position >= start) & (position < stop)).any():
-                table = file.read_row_group(group, columns=columns, use_threads=False)
-                tables.append(_inside(table, start, position))
-            start = stop
-    found = pa.concat_tables(tables)
+    found = read_at(part.folder, shard.files[0], columns, position)
     if shard.mask is None or part.mask_folder is None:
         return found
     (mask,) = read_stage(part.mask_folder, shard.mask, [KEEP.name], WHOLE)
     selected = mask[KEEP.name].fill_null(False).to_numpy()[position]
     return found.take(pa.array(np.arange(len(found)), mask=~selected))
-
-
-def _inside(table: pa.Table, start: int, position: NDArray[np.int64]) -> pa.Table:
-    here = position[(position >= start) & (position < start + len(table))] - start
-    return table.take(pa.array(here, pa.int64()))

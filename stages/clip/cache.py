@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from metadata.outputs import Outputs
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from metadata.storage import Storage
 from pipeline.dataset import Task
@@ -53,13 +53,10 @@ def cache_shard(
     data: str, folder: str, size: int, buckets: int, tokens: int, file: str, task: Task
 ) -> dict[str, Any]:
     """Stores one shard of an export below `cache/`; its rows, and those left out by reason."""
-    source, target = Storage(data), Storage(folder)
+    exported, target = Outputs(Storage(data)), Storage(folder)
     counts: Counter[str] = Counter()
-    with (
-        target.scratch(f"cache/{file}.npy") as path,
-        source.open(f"out/{file}") as opened,
-        pq.ParquetFile(opened) as parquet,
-    ):
+    exported.check(file)
+    with target.scratch(f"cache/{file}.npy") as path, exported.parquet(file) as parquet:
         shape = (max(1, parquet.metadata.num_rows), size, size, 3)  # no file can map no byte
         image_NSS3 = open_memmap(path, "w+", np.uint8, shape)
         kept: list[pa.Table] = []

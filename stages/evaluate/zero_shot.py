@@ -97,10 +97,10 @@ class ZeroShot(DatasetStage):
         """The card, seed and weights' digest of each model; without a stage, what is set."""
         if folder is None:
             return [{"model": self.model, "seed": 0}]
-        from stages.models.saved import cards  # torch: not while a recipe is planned
+        from stages.models.saved import cards, read_card  # torch: not while a recipe is planned
 
         held = Storage(folder)
-        known = [(name, held.read_json(name, dict[str, Any]) or {}) for name in cards(folder)]
+        known = [(name, read_card(held, name)) for name in cards(folder)]
         return [
             {"card": name, "model": card.get("sha256"), "seed": card.get("seed", 0)}
             for name, card in known

@@ -79,7 +79,7 @@ def write_file(
     """One shard, and its schema."""
     schema = exported(empty, columns).schema
     path = task.worker.scratch / f"{stem}.parquet"
-    writer = ShardWriter(path, schema)
+    writer = ShardWriter(path, schema, task.page_checksums)
     for table in tables:
         writer.add(exported(table, columns))
     sha256, size_bytes = writer.close()

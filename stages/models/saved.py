@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor, uint8
 
+from metadata.outputs import OUT, Outputs
 from metadata.storage import Storage
 from pipeline.dataset import Task
 from pipeline.errors import StageError
@@ -56,7 +57,7 @@ def read_model(
     """A card, by default the first, and its weights; StageError where they are no such model."""
     folder = Storage(uri)
     name = name or cards(uri)[0]
-    card = folder.read_json(name, dict[str, Any]) or {}
+    card = read_card(folder, name)
     if card.get("kind") != kind:
         raise StageError(
             found=f"a model of kind {card.get('kind')!r}",
@@ -79,6 +80,15 @@ def read_model(
             do=f"{CARD} says {str(card.get('sha256'))[:12]}: copy both files again, or train again",
         )
     return card, load(data)
+
+
+def read_card(folder: Storage, name: str) -> dict[str, Any]:
+    """What a card says; DamagedError where it or its weights are not as a stage left them."""
+    if name.startswith(f"{OUT}/"):
+        outputs = Outputs(folder)
+        for file in (name, name.removesuffix(CARD) + WEIGHTS):
+            outputs.check(file.removeprefix(f"{OUT}/"))
+    return folder.read_json(name, dict[str, Any]) or {}
 
 
 def cards(uri: str) -> list[str]:

@@ -1,5 +1,6 @@
 """A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metadata.datacard import SUMMARY
 from metadata.fingerprint import digest, settings_of
+from metadata.outputs import Outputs
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import StageError
@@ -69,7 +72,10 @@ class ClipTraining(DatasetStage):
         from stages.clip.towers import SCALES
 
         assert inputs.data is not None  # the plan gives a dataset to a stage that takes one
-        dataset = Storage(inputs.data).read_json("out/dataset.json", dict[str, Any])
+        try:
+            dataset = json.loads(Outputs(Storage(inputs.data)).read(SUMMARY))
+        except FileNotFoundError:
+            dataset = None
         stage = ctx.worker.stage
         if dataset is None or dataset["format"] != "parquet":
             raise StageError(

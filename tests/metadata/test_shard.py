@@ -2,13 +2,16 @@
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from metadata import shard
+from metadata.damage import DamagedError
 from metadata.record import scan, state_of
 from metadata.schema import KEEP, POSITION, REASON, UID
-from metadata.shard import GROUP_ROWS, ShardWriter, read_file, read_stage, recut, store
+from metadata.shard import GROUP_ROWS, ShardWriter, read_at, read_file, read_stage, recut, store
 from metadata.storage import Storage
 
 VALUE = pa.field("value", pa.int64())
@@ -121,3 +124,85 @@ def test_later_passes_hide_what_they_hold_and_a_mask_hides_the_rest(folder, tmp_
         [None, 1, 20, None, 40, None, None, 7, 80],
         [none, None, None, out, None, out, none, None, None],
     )
+
+
+# Damage
+
+
+@pytest.mark.parametrize(("small", "missed"), [(shard.SMALL_BYTES, 0), (0, 2)])
+def test_no_changed_byte_of_a_file_is_read(tmp_path, monkeypatch, small, missed):
+    """At every place, one change each: by a small file's digest, or by pages, less their headers.
+
+    A changed header can turn a page of a dictionary into one that is passed over.
+    """
+    monkeypatch.setattr(shard, "SMALL_BYTES", small)
+    folder = Storage(str(tmp_path))
+    table = rows([None if n % 5 == 0 else n * n for n in range(40)])
+    record = stored(folder, [table.slice(0, 25), table.slice(25)])
+    path = tmp_path / record.data
+    good = path.read_bytes()
+    types = dict(zip(SCHEMA.names, SCHEMA.types, strict=True))
+    silent = []
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+        try:
+            tables = list(read_file(folder, record.data, SCHEMA.names, 10, types, 40))
+        except DamagedError:
+            continue
+        if pa.concat_tables(tables) != table:
+            silent.append(place)
+    assert len(silent) <= missed
+
+
+def test_damage_names_the_file_and_what_was_found(tmp_path):
+    folder = Storage(str(tmp_path))
+    name = stored(folder, [rows([1, 2])]).data
+
+    def found(*more) -> str:
+        with pytest.raises(DamagedError) as damaged:
+            list(read_file(folder, name, ["value"], 10, *more))
+        assert (damaged.value.folder, damaged.value.name) == (folder.uri, name)
+        return damaged.value.found
+
+    assert found({}, 3) == "2 rows, and its record says 3"
+    assert found({"value": pa.float32()}) == "'value' is int64, and declared float"
+    (tmp_path / name).write_bytes(b"")
+    assert "cannot be read" in found()
+    (tmp_path / name).unlink()
+    assert "cannot be read" in found()
+
+
+def test_a_disk_that_fails_for_a_moment_is_no_damage(tmp_path, monkeypatch):
+    folder = Storage(str(tmp_path))
+    name = stored(folder, [rows([1, 2])]).data
+    monkeypatch.setattr(shard.pq.ParquetFile, "iter_batches", _fails)
+    with pytest.raises(OSError, match="I/O"):
+        list(read_file(folder, name, ["value"], 10))
+
+
+def _fails(*_, **__):
+    raise OSError("I/O error")
+
+
+def test_a_file_without_page_checksums_is_read_and_written_as_before(tmp_path):
+    """So that what older versions stored is made again to the same digest."""
+    schema, table = SCHEMA, rows([1, None, 3])
+    with ShardWriter(tmp_path / "plain", schema, page_checksums=False) as writer:
+        writer.add(table)
+        writer.close()
+    with ShardWriter(tmp_path / "checked", schema) as writer:
+        writer.add(table)
+        writer.close()
+    assert (tmp_path / "plain").stat().st_size < (tmp_path / "checked").stat().st_size
+    name = "000000-.parquet"  # any digest begins so
+    (tmp_path / "plain").rename(tmp_path / name)
+    assert pa.concat_tables(read_file(Storage(str(tmp_path)), name, SCHEMA.names, 9)) == table
+
+
+def test_rows_at_positions_are_those_of_the_whole(tmp_path):
+    folder = Storage(str(tmp_path))
+    table = rows(list(range(GROUP_ROWS + 50)))
+    name = stored(folder, [table.slice(0, GROUP_ROWS), table.slice(GROUP_ROWS)]).data
+    at = np.array([0, 7, GROUP_ROWS - 1, GROUP_ROWS, GROUP_ROWS + 49])
+    assert read_at(folder, name, ["value"], at)["value"].to_pylist() == at.tolist()
+    assert read_at(folder, name, ["value"], at[:0]).num_rows == 0

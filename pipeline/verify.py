@@ -1,0 +1,154 @@
+"""`clipmill verify`: every stored file of a run against its record, and what is damaged mended."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from metadata.damage import DamagedError
+from metadata.outputs import OUT
+from metadata.record import scan
+from metadata.schema import UID
+from metadata.storage import Storage
+from pipeline import lock
+from pipeline.repair import is_asked, salvage, take_away
+from pipeline.rows import WHOLE
+from pipeline.state import RunState
+
+READERS = 8  # files at once: waits on a disk or a network, and hashing leaves Python's lock
+
+
+@dataclass
+class Checked:
+    """What was found in one stage's folder."""
+
+    folder: str
+    files: int
+    size_bytes: int
+    damaged: list[DamagedError] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _File:
+    folder: Storage
+    name: str
+    size_bytes: int
+    sha256: str  # of its bytes, or how that begins
+
+
+def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
+    """Every stage's folder, whichever recipe made it; `on_bytes(done, total)` as files are read."""
+    stages = [_files(run, f"stages/{name}") for name in run.folders("stages")]
+    total = sum(checked.size_bytes for checked, _ in stages)
+    done = 0
+    with ThreadPoolExecutor(READERS) as pool:
+        for checked, files in stages:
+            for file, found in zip(files, pool.map(_wrong, files), strict=True):
+                checked.damaged += [found] if found else []
+                done += file.size_bytes
+                on_bytes(done, total)
+    return [checked for checked, _ in stages]
+
+
+def repair(state: RunState, stages: list[Checked]) -> int:
+    """Takes damaged files away, so that the next run of the recipe makes them again.
+
+    Returns how many rows of recorded answers it will ask for again. Stages of other recipes are
+    made again when these are run.
+    """
+    asked = 0
+    by_folder = {planned.folder: planned for planned in state.plan.stages.values()}
+    with lock.held(state.run):
+        for checked in stages:
+            folder = state.run.child(checked.folder)
+            planned = by_folder.get(checked.folder)
+            if planned and planned.is_row and is_asked(planned.stage):
+                asked += _salvage(state, planned.name, [found.name for found in checked.damaged])
+                continue
+            for found in checked.damaged:
+                take_away(folder, found.name)
+    return asked
+
+
+def _salvage(state: RunState, name: str, damaged: list[str]) -> int:
+    planned, part = state.plan.stages[name], state.parts[name]
+    assert planned.root is not None
+    root = state.stages[planned.root]
+    found = scan(part.folder)
+    shards = {int(data.partition("-")[0].partition(".")[0]) for data in damaged}
+    asked = 0
+    for shard in sorted(shards):
+        lost = [record for record in found.lost if record.shard == shard]
+        records = sorted([*found.records.get(shard, []), *lost], key=lambda record: record.number)
+        tables = state.parts[planned.root].read(root.shards[shard], [UID.name], WHOLE)
+        uid = pa.concat_tables(tables)[UID.name].combine_chunks()
+        asked += salvage(planned, part.folder, records, set(damaged), uid)
+    return asked
+
+
+def as_json(stages: list[Checked]) -> list[dict[str, Any]]:
+    """The same for a program."""
+    return [
+        {
+            "folder": checked.folder,
+            "files": checked.files,
+            "bytes": checked.size_bytes,
+            "damaged": [{"file": found.name, "found": found.found} for found in checked.damaged],
+        }
+        for checked in stages
+    ]
+
+
+def text(stages: list[Checked]) -> str:
+    """A line a folder, and one for each damaged file."""
+    lines = []
+    for checked in stages:
+        verdict = f"{len(checked.damaged)} damaged" if checked.damaged else "as stored"
+        files = f"{checked.files} {'file' if checked.files == 1 else 'files'}"
+        lines.append(f"{checked.folder}  {files}, {checked.size_bytes:,} bytes: {verdict}")
+        lines += [f"  {found.name}: {found.found}" for found in checked.damaged]
+    return "\n".join(lines)
+
+
+def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
+    folder = run.child(name)
+    found = scan(folder)
+    kept = [record for records in found.records.values() for record in records]
+    files = [
+        _File(folder, record.data, record.size_bytes, record.sha256)
+        for record in (*kept, *found.lost)
+        if record.data is not None
+    ]
+    outputs = found.manifest.outputs if found.manifest else ()
+    digests = found.manifest.output_sha256 if found.manifest else {}
+    files += [_File(folder, f"{OUT}/{name}", size, digests.get(name, "")) for name, size in outputs]
+    checked = Checked(name, len(files), sum(file.size_bytes for file in files))
+    strangers = {name for name, _ in found.outputs} - {name for name, _ in outputs}
+    checked.damaged = [
+        DamagedError(folder.uri, f"{OUT}/{name}", "no file of this stage's")
+        for name in sorted(strangers)
+    ]
+    return checked, files
+
+
+def _wrong(file: _File) -> DamagedError | None:
+    """What is wrong with a file; None where it is as it was stored."""
+    wrong = partial(DamagedError, file.folder.uri, file.name)
+    try:
+        with file.folder.open(file.name) as opened:
+            size_bytes = opened.size()
+        if size_bytes != file.size_bytes:
+            return wrong(f"{size_bytes:,} bytes, and {file.size_bytes:,} were stored")
+        sha256 = file.folder.sha256(file.name)
+    except FileNotFoundError:
+        return wrong("it is gone")
+    except OSError as error:
+        if not file.folder.is_local:  # a network that fails says nothing of the file
+            raise
+        return wrong(f"it cannot be read: {error}")
+    if not sha256.startswith(file.sha256):
+        return wrong(f"its digest is {sha256[:16]}, and {file.sha256[:16]} was stored")
+    return None
