@@ -69,8 +69,10 @@ class RunContext:
         on_unit: Callable[[str, int, int], None],
         home: PoolShards | None,
         page_checksums: bool,
+        wanted: frozenset[str],
     ) -> None:
         self.planned = planned
+        self.wanted = wanted
         self.folder = folder.uri
         self.records: dict[int, Record] = {}
         self.failures: dict[int, Failure] = {}

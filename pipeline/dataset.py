@@ -72,6 +72,7 @@ class Context(Protocol):
 
     worker: Worker
     folder: str  # URI of the stage's folder
+    wanted: frozenset[str]  # of the stage's columns those that a stage of the plan reads
 
     def map(
         self, fn: Callable[[Any, Task], Mapping[str, Any]], items: Sequence[Any]

@@ -77,6 +77,13 @@ class Plan:
             found |= self.needed_by(parent)
         return found
 
+    def read_of(self, name: str) -> frozenset[str]:
+        """The columns of a stage that stages of this plan read."""
+        bound = [
+            where for one in self.stages.values() for b in one.bindings for where in b.values()
+        ]
+        return frozenset(column for stage, column in bound if stage == name)
+
     def schema(self, name: str, column: str) -> pa.DataType:
         """The stored type of a stage's column."""
         found = UID.dtype if column == UID.name else type_of(self.stages[name].stage, column)

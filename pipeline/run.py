@@ -293,6 +293,7 @@ class _Run:
             lambda call, done, total: self.watcher.unit(planned.name, call, done, total),
             rows if isinstance(rows, PoolShards) else None,
             page_checksums,
+            self.plan.read_of(planned.name),
         )
         model = self.state.parts[planned.model].folder.uri if planned.model else None
         data = self.state.parts[planned.data].folder.uri if planned.data else None

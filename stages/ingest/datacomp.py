@@ -2,10 +2,10 @@
 
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,8 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, location
+from pipeline.errors import ShardError, StageError
+from pipeline.stage import DatasetStage, later, location
 from stages.ops.tables import (
     any_of,
     check_shard_rows,
@@ -35,6 +35,7 @@ from stages.ops.tables import (
     list_files,
     open_pool,
     parquet_rows,
+    require,
     scan_parquet,
     uid_column,
     uid_values,
@@ -46,7 +47,8 @@ FACE_BBOXES = Column(
     "x0, y0, x1, y1 as fractions of the original",
     "Faces as the pool states them.",
 )
-SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE, FACE_BBOXES)
+SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE)
+SCORE_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
 
 
@@ -54,7 +56,8 @@ WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup
 class DataComp(DatasetStage):
     """DataComp's columns, as published; null where the pool says nothing.
 
-    `scores: true` adds the published CLIP scores, as the float32 they are, and the face boxes.
+    `scores: true` adds the published CLIP scores, of the type that `score_type` says and no other,
+    and the face boxes; a file needs those of them that a stage reads.
     The vectors of the .npz are columns too, read only when a stage asks: CLIP's b32_img, b32_txt
     (512 wide), l14_img, l14_txt (768), and dedup, ISC21's copy descriptor (256); float16 there,
     exact in float32. A uid that is not 32 hex digits is the
@@ -77,6 +80,7 @@ class DataComp(DatasetStage):
 
     path: str = location()
     scores: bool = False
+    score_type: Literal["float32", "float64"] = later("float32")  # cuts are held in it, too
     shard_rows: int = 10_000
 
     def __post_init__(self) -> None:
@@ -84,8 +88,13 @@ class DataComp(DatasetStage):
 
     @property
     def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # declared by settings
-        columns = (URL, TEXT, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, SHA256)
-        return (*columns, *SCORES) if self.scores else columns
+        return URL, TEXT, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, SHA256, *self.scored
+
+    @property
+    def scored(self) -> tuple[Column, ...]:
+        """The columns that `scores` adds."""
+        scores = [replace(column, dtype=SCORE_TYPES[self.score_type]) for column in SCORES]
+        return (*scores, FACE_BBOXES) if self.scores else ()
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder = open_pool(self.path)[0].uri  # embeddings need not match a glob of metadata
@@ -97,7 +106,22 @@ class DataComp(DatasetStage):
             for file in list_files(self.path, (".parquet",), ctx.worker.stage)
         ]
         scanned = ctx.map(partial(scan, self), files)
+        for file, found in zip(files, scanned, strict=True):
+            unfit = found.get("unfit", {})  # none in the journal of an older scan, which needed all
+            for name in sorted(ctx.wanted & unfit.keys()):
+                raise self.lacking(name, unfit[name], f"{folder}/{file['path']}")
         ctx.create_shards(partial(read, self), [s for file in scanned for s in file["sources"]])
+
+    def lacking(self, name: str, holds: str | None, where: str) -> StageError:
+        """Of a column that a stage reads, and that a file lacks or has in another type."""
+        if holds is None:
+            do = "give a pool that has it, or leave out what reads it"
+            return StageError(f"no column '{name}', and a stage reads it", where, do)
+        do = "store it as float32 or float64: a cut is held in the type that is stored"
+        for kind, dtype in SCORE_TYPES.items():
+            if holds == str(dtype):
+                do = f"write score_type: {kind}, in which cuts are then held"
+        return StageError(f"'{name}' is {holds}, not the {self.score_type} that is said", where, do)
 
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         storage, _ = open_pool(self.path)
@@ -117,11 +141,27 @@ def npz_of(path: str) -> str:
 
 
 def scan(stage: DataComp, file: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """The file's sources."""
+    """The file's sources, and its unfit columns: null where there is none, else the type."""
     storage, _ = open_pool(stage.path)
-    needed = [UID.name, URL.name, TEXT.name, *(c.name for c in SCORES if stage.scores)]
-    do = "give a DataComp pool (scores: true needs its score columns), or use ingest.url_list"
-    return {"sources": scan_parquet(storage, file, needed, stage.shard_rows, do)}
+    sources, schema = scan_parquet(storage, file, stage.shard_rows)
+    if schema is None:
+        return {"sources": sources}
+    there = {
+        column: schema.field(column.name).type
+        for column in stage.scored
+        if column.name in schema.names
+    }
+    needed = (UID.name, URL.name, TEXT.name)
+    do = "give a DataComp pool, or use ingest.url_list"
+    require((*needed, *(c.name for c in there)), schema.names, f"{storage}/{file['path']}", do)
+    unfit = {column.name: None for column in stage.scored if column not in there}
+    other = {c.name: str(dtype) for c, dtype in there.items() if is_other(c, dtype)}
+    return {"sources": sources, "unfit": unfit | other}
+
+
+def is_other(column: Column, dtype: pa.DataType) -> bool:
+    """Whether scores are of another type than is said: rounded, a row may pass a cut it missed."""
+    return column.dtype in SCORE_TYPES.values() and dtype not in (column.dtype, pa.null())
 
 
 def read(stage: DataComp, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
@@ -136,13 +176,11 @@ def read(stage: DataComp, source: Mapping[str, Any], task: Task) -> Iterator[pa.
 
 def fitted(stage: DataComp, rows: pa.Table) -> pa.Table:
     """Rows of a file, as the columns the stage writes."""
-    missing = pa.nulls(len(rows))
-    fits = {
-        column.name: fit(
-            rows[column.name] if column.name in rows.column_names else missing, column.dtype
-        )
-        for column in stage.writes
-    }
+    given = {column: pa.nulls(len(rows)) for column in stage.writes}
+    for column in given:
+        if column.name in rows.column_names and not is_other(column, rows[column.name].type):
+            given[column] = rows[column.name]
+    fits = {column.name: fit(values, column.dtype) for column, values in given.items()}
     values = {name: column for name, (column, _) in fits.items()}
     uid = uid_values(rows[UID.name])
     masks = {

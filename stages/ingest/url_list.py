@@ -22,6 +22,7 @@ from stages.ops.tables import (
     list_files,
     open_pool,
     parquet_rows,
+    require,
     scan_parquet,
     uid_column,
     uid_values,
@@ -114,7 +115,9 @@ def scan(stage: UrlList, file: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """The file's sources: ranges of rows (Parquet) or of bytes (text)."""
     storage, _ = open_pool(stage.path)
     if file["path"].lower().endswith(PARQUET):
-        sources = scan_parquet(storage, file, stage.names, stage.shard_rows, MEND)
+        sources, schema = scan_parquet(storage, file, stage.shard_rows)
+        if schema is not None:
+            require(stage.names, schema.names, f"{storage}/{file['path']}", MEND)
     else:
         sources = scan_text(storage, file, stage.names, stage.shard_rows, stage.quoted, MEND)
     return {"sources": sources}

@@ -108,23 +108,22 @@ def require(columns: Iterable[str], there: Sequence[str], where: str, do: str) -
 
 
 def scan_parquet(
-    storage: Storage, file: Mapping[str, Any], columns: Iterable[str], shard_rows: int, do: str
-) -> list[dict[str, Any]]:
-    """One source per `shard_rows` rows; one without an end where the file cannot be opened.
+    storage: Storage, file: Mapping[str, Any], shard_rows: int
+) -> tuple[list[dict[str, Any]], pa.Schema | None]:
+    """One source per `shard_rows` rows, and the file's schema.
 
-    A file without rows is a shard without rows, so that its place in the pool is seen.
+    One without an end, and no schema, where the file cannot be opened. A file without rows is a
+    shard without rows, so that its place in the pool is seen.
     """
     source = {"path": file["path"], "digest": file["digest"]}
     try:
         with storage.open(file["path"]) as opened, pq.ParquetFile(opened) as parquet:
-            rows, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+            rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     except (pa.ArrowException, OSError):
-        return [{**source, "start": 0, "stop": None}]  # reading it fails its shard, not the pool
-    require(columns, names, f"{storage}/{file['path']}", do)
-    return [
-        {**source, "start": start, "stop": min(start + shard_rows, rows), "rows": rows}
-        for start in range(0, max(rows, 1), shard_rows)
-    ]
+        return [{**source, "start": 0, "stop": None}], None  # reading fails its shard, not the pool
+    starts = range(0, max(rows, 1), shard_rows)
+    bounds = [{"start": start, "stop": min(start + shard_rows, rows)} for start in starts]
+    return [{**source, **bound, "rows": rows} for bound in bounds], schema
 
 
 def parquet_rows(

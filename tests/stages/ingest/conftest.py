@@ -19,7 +19,9 @@ class Ctx:
     folder = "memory"
     worker = Worker(seed=0, stage="pool", device="cpu", threads=1, scratch=Path())
 
-    def __init__(self, stage) -> None:
+    def __init__(self, stage, wanted=None) -> None:
+        every = (*stage.writes, *stage.virtual)
+        self.wanted = frozenset(c.name for c in every) if wanted is None else wanted
         self.schema = pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)])
         self.shards: list[pa.Table | ShardError] = []
         self.sources: list[dict] = []
@@ -47,8 +49,8 @@ class Ctx:
 def run():
     """The context after a stage has run."""
 
-    def run(stage, rows=None) -> Ctx:
-        ctx = Ctx(stage)
+    def run(stage, rows=None, wanted=None) -> Ctx:
+        ctx = Ctx(stage, wanted)
         stage.run(Inputs(rows=rows), ctx)
         return ctx
 

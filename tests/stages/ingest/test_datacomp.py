@@ -5,9 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from metadata.fingerprint import settings_of
 from metadata.uid import uid_of
+from pipeline.dataset import Inputs
 from pipeline.errors import ShardError, StageError
 from stages.ingest.datacomp import WIDTHS, DataComp
+from stages.select.where import Where
 
 ROWS = 7
 
@@ -74,9 +77,72 @@ def test_scores_are_the_float32_that_was_published(tmp_path, pool_of):
     assert rows["face_bboxes"].to_pylist() == SCORES["face_bboxes"]
 
 
-def test_scores_that_are_asked_for_and_missing_stop_the_stage(pool, run):
-    with pytest.raises(StageError, match="clip_b32_similarity_score"):
-        run(DataComp(path=str(pool), scores=True))
+B32, L14, FACES = SCORES
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_that_a_stage_reads_is_required_and_one_that_none_reads_is_null(
+    name, tmp_path, run
+):
+    pq.write_table(metadata(**SCORES), tmp_path / "0.parquet")
+    pq.write_table(metadata(**SCORES | {name: None}), tmp_path / "1.parquet")
+    stage = DataComp(path=str(tmp_path), scores=True)
+    with pytest.raises(StageError, match=f"no column '{name}'") as error:
+        run(stage, wanted=frozenset({"text", name}))
+    assert error.value.args[1] == f"{tmp_path}/1.parquet"
+    _, second = run(stage, wanted=frozenset(SCORES) - {name}).shards
+    assert [other for other in SCORES if second[other].null_count == ROWS] == [name]
+    assert second["reason"].null_count == ROWS
+
+
+@pytest.mark.parametrize(
+    ("stored", "said", "do"),
+    [
+        (pa.float64(), "float32", "score_type: float64"),
+        (pa.float32(), "float64", "score_type: float32"),
+        (pa.float16(), "float32", "store it as float32 or float64"),
+        (pa.string(), "float64", "store it as float32 or float64"),
+    ],
+)
+def test_scores_of_another_type_than_is_said_are_refused_where_they_are_read(
+    stored, said, do, tmp_path, run
+):
+    values = np.full(ROWS, 0.25, np.float16) if stored == pa.float16() else [0.25] * ROWS
+    values = pa.array(map(str, values)) if stored == pa.string() else pa.array(values, stored)
+    other = pa.array([0.25] * ROWS, said)
+    pq.write_table(metadata(**SCORES | {B32: values, L14: other}), tmp_path / "0.parquet")
+    stage = DataComp(path=str(tmp_path), scores=True, score_type=said)
+    with pytest.raises(StageError, match=f"'{B32}' is ") as error:
+        run(stage, wanted=frozenset({B32}))
+    assert do in error.value.args[2]
+    (rows,) = run(stage, wanted=frozenset({L14})).shards
+    assert rows[B32].null_count == ROWS, "never rounded"
+    assert rows[L14].to_pylist() == [0.25] * ROWS
+
+
+def test_a_float64_just_under_a_cut_stays_under_it(
+    tmp_path, pool_of, memory_shards, memory_context
+):
+    """Rounded to float32 it would be the cut, and pass."""
+    under = np.nextafter(0.28, 0)
+    assert np.float32(under) == np.float32(0.28)
+    values = pa.array([under, 0.28, np.nextafter(0.28, 1), 0.1, 0.9, 0.28, 0], pa.float64())
+    pq.write_table(metadata(**SCORES | {B32: values, L14: values}), tmp_path / "0.parquet")
+    rows = pool_of(DataComp(path=str(tmp_path), scores=True, score_type="float64"))
+    assert rows[B32].to_pylist() == values.to_pylist()
+    ctx = memory_context()
+    Where(where=f"{B32} >= 0.28").run(Inputs(rows=memory_shards(rows)), ctx)
+    assert ctx.stored[0]["keep"].to_pylist() == [False, True, True, False, True, True, False]
+
+
+def test_a_column_of_scores_without_a_value_has_no_type(tmp_path, pool_of):
+    pq.write_table(metadata(**SCORES | {B32: pa.nulls(ROWS)}), tmp_path / "0.parquet")
+    assert pool_of(DataComp(path=str(tmp_path), scores=True))[B32].null_count == ROWS
+
+
+def test_what_was_stored_before_there_was_a_score_type_stays_good():
+    assert "score_type" not in settings_of(DataComp(path="", scores=True))
+    assert settings_of(DataComp(path="", score_type="float64"))["score_type"] == "float64"
 
 
 def test_a_row_with_a_bad_uid_or_no_url_keeps_its_place_with_a_reason(tmp_path, pool_of):

@@ -30,7 +30,8 @@ def test_ranges_of_a_parquet_file_make_the_file(tmp_path, shard_rows):
     pq.write_table(table, tmp_path / "1.parquet", row_group_size=1100)
     storage = Storage(str(tmp_path))
     for file in list_files(str(tmp_path), (".parquet",), "pool"):
-        sources = scan_parquet(storage, file, ["n"], shard_rows, "")
+        sources, schema = scan_parquet(storage, file, shard_rows)
+        assert schema == table.schema
         shards = [list(parquet_rows(storage, source, ["n"])) for source in sources]
         found = [n for shard in shards for part in shard for n in part["n"].to_pylist()]
         assert found == list(range(sources[0]["rows"]))
