@@ -1,18 +1,12 @@
 """Which column is meant: where each one that a stage reads is found among its ancestors."""
 
-from typing import TYPE_CHECKING
-
 import pyarrow as pa
 
 from metadata.schema import IMAGE, PIXELS, REASON, UID, Column
 from pipeline.errors import ClipmillError, RecipeError
+from pipeline.planned import Binding, PlannedStage
 from pipeline.recipe import Recipe, nearest
 from pipeline.stage import DatasetStage, Stage
-
-if TYPE_CHECKING:
-    from pipeline.plan import PlannedStage
-
-Binding = tuple[str, str]  # stage and column
 
 
 def bind(
@@ -20,7 +14,7 @@ def bind(
     name: str,
     stage: Stage,
     parents: list[str],
-    planned: "dict[str, PlannedStage]",
+    planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
 ) -> dict[str, Binding]:
     """Where each column that the stage reads is found among its ancestors."""
@@ -82,7 +76,7 @@ def _find(
     name: str,
     source: str,
     line: set[str],
-    planned: "dict[str, PlannedStage]",
+    planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
     wanted: bool,
 ) -> Binding | None:

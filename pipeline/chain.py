@@ -27,11 +27,10 @@ from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, REASON_TYPE, 
 from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
 from metadata.storage import Storage
 from pipeline import attempts
-from pipeline.bindings import Binding
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from pipeline.executors import Item
 from pipeline.pins import pin
-from pipeline.plan import PlannedStage
+from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import Part, read_rows
 from pipeline.stage import RowFunction, RowStage, Worker, unpinned
 

@@ -6,6 +6,8 @@ Everything heavy is imported by the verb that needs it: `--help` is instant.
 """
 
 import argparse
+import atexit
+import gc
 import json
 import os
 import sys
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.plan import Plan
     from pipeline.state import RunState
 
+atexit.register(gc.freeze)  # a last search for garbage in all that was imported takes a while
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -216,9 +219,9 @@ def _run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    plan = _planned(options)
     from pipeline import show
 
-    plan = _planned(options)
     state = _state(plan, options.out) if options.out else None
     if options.json:
         print(json.dumps(show.plan_json(plan, state), indent=1))
@@ -228,12 +231,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    plan = _planned(options)
     from metadata.storage import Storage
     from pipeline import show
     from pipeline.progress import watcher
     from pipeline.run import run_plan
 
-    plan = _planned(options)
     _check_retry(plan, options.retry)
     for note in show.notes(plan):
         print(f"clipmill: note: {note}", file=sys.stderr)
@@ -412,10 +415,14 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _planned(options: argparse.Namespace) -> "Plan":
-    from pipeline.plan import make_plan
-    from pipeline.recipe import load_recipe
+    gc.disable()  # what is imported here is no garbage, and to look for some takes a tenth longer
+    try:
+        from pipeline.plan import make_plan
+        from pipeline.recipe import load_recipe
 
-    return make_plan(load_recipe(options.recipe, options.overrides), options.until)
+        return make_plan(load_recipe(options.recipe, options.overrides), options.until)
+    finally:
+        gc.enable()
 
 
 def _state(plan: "Plan", uri: str) -> "RunState":

@@ -28,7 +28,7 @@ from pipeline.chain import worker_of
 from pipeline.dataset import State, TableFunction, Task
 from pipeline.errors import StageError
 from pipeline.executors import Executor, Item, Step
-from pipeline.plan import PlannedStage
+from pipeline.planned import PlannedStage
 from pipeline.rows import Partitions, PoolShards
 from pipeline.states import put_state, read_state
 from pipeline.units import (

@@ -20,9 +20,9 @@ from metadata.outputs import Outputs
 from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, UID
 from metadata.shard import NOT_SELECTED
 from metadata.uid import halves
-from pipeline.bindings import Binding
 from pipeline.errors import RecipeError, StageError
-from pipeline.plan import Plan, PlannedStage
+from pipeline.plan import Plan
+from pipeline.planned import Binding, PlannedStage
 from pipeline.state import RunState
 from pipeline.terminal import one_line
 

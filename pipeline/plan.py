@@ -12,54 +12,12 @@ import pyarrow as pa
 
 from metadata.fingerprint import fingerprint, settings_of
 from metadata.schema import KEEP, UID
-from pipeline.bindings import Binding, bind, type_of
+from pipeline.bindings import bind, type_of
 from pipeline.errors import RecipeError
+from pipeline.planned import PlannedStage
 from pipeline.recipe import Recipe, nearest
 from pipeline.settings import typed_settings
 from pipeline.stage import DatasetStage, RowStage, Stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedStage:
-    """A stage of a recipe, ready to run."""
-
-    name: str
-    uses: str
-    stage: Stage
-    parents: tuple[str, ...]  # `from`
-    data: str | None
-    model: str | None
-    only: str | None
-    root: str | None  # the stage whose shards and positions its rows have
-    bindings: tuple[dict[str, Binding], ...]  # read name to where; one a parent for a union
-    fingerprint: str
-    where: str
-
-    @property
-    def folder(self) -> str:
-        return f"stages/{self.name}-{self.fingerprint}"
-
-    @property
-    def is_row(self) -> bool:
-        return isinstance(self.stage, RowStage)
-
-    @property
-    def is_root(self) -> bool:
-        return self.root == self.name
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The stages whose shards it reads: those of its columns, and the root's for the uid."""
-        found = {stage for bound in self.bindings for stage, _ in bound.values()}
-        if self.root is not None and not self.is_root:
-            found.add(self.root)
-        return tuple(sorted(found))
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Every stage that must be done before this one, directly."""
-        extra = [name for name in (self.data, self.model, self.only) if name]
-        return tuple(dict.fromkeys((*self.sources, *extra)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from metadata.shard import NOT_SELECTED, ShardWriter, opened, sound_groups, stor
 from metadata.storage import Storage
 from pipeline.chain import stored_schema
 from pipeline.errors import StageError
-from pipeline.plan import PlannedStage
+from pipeline.planned import PlannedStage
 from pipeline.stage import Stage
 
 AGAIN = "damaged"  # stands for a mask that no run has: the rows it left out are computed

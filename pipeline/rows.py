@@ -12,9 +12,8 @@ from metadata.record import ShardState
 from metadata.schema import POSITION, REASON, SHARD, UID
 from metadata.shard import read_stage
 from metadata.storage import Storage
-from pipeline.bindings import Binding
 from pipeline.dataset import TableFunction
-from pipeline.plan import Plan
+from pipeline.planned import Binding, PlannedStage
 from pipeline.stage import DatasetStage
 
 WHOLE = 1 << 30  # rows: one batch for the whole shard
@@ -36,11 +35,11 @@ class Part:
         return read_stage(self.folder, state, columns, batch_rows, self.mask_folder, self.types)
 
 
-def parts_of(plan: Plan, run: Storage) -> dict[str, Part]:
-    """The part of every stage of the plan."""
+def parts_of(stages: Mapping[str, PlannedStage], run: Storage) -> dict[str, Part]:
+    """The part of every stage of a plan."""
     parts = {}
-    for name, planned in plan.stages.items():
-        mask = run.child(plan.stages[planned.only].folder) if planned.only else None
+    for name, planned in stages.items():
+        mask = run.child(stages[planned.only].folder) if planned.only else None
         stage = planned.stage if isinstance(planned.stage, DatasetStage) else None
         virtual = stage if stage is not None and stage.virtual else None
         stored = (UID, POSITION, REASON, *planned.stage.writes)

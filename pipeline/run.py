@@ -19,7 +19,8 @@ from pipeline.context import RunContext
 from pipeline.dataset import Inputs
 from pipeline.errors import ClipmillError, LostLockError, RecipeError, StageError
 from pipeline.executors import Executor, Item, Step
-from pipeline.plan import Plan, PlannedStage
+from pipeline.plan import Plan
+from pipeline.planned import PlannedStage
 from pipeline.repair import is_asked, refusal, take_away
 from pipeline.rows import PoolShards
 from pipeline.stage import DatasetStage, RowStage

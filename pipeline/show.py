@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from metadata.fingerprint import plain
 from metadata.record import Failure
 from metadata.schema import UID
-from pipeline.plan import Plan, PlannedStage
+from pipeline.plan import Plan
+from pipeline.planned import PlannedStage
 from pipeline.stage import DatasetStage, settings_fields
 from pipeline.state import RunState, StageState, summary
 from pipeline.terminal import one_line

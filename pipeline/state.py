@@ -14,7 +14,8 @@ from metadata.shard import read_at
 from metadata.storage import Storage
 from pipeline.chain import parents_of
 from pipeline.errors import RecipeError
-from pipeline.plan import Plan, PlannedStage, make_plan
+from pipeline.plan import Plan, make_plan
+from pipeline.planned import PlannedStage
 from pipeline.recipe import Recipe
 from pipeline.rows import JoinedShards, Part, PoolShards, parts_of
 
@@ -70,7 +71,7 @@ class RunState:
     def __init__(self, plan: Plan, run: Storage) -> None:
         self.plan = plan
         self.run = run
-        self.parts: dict[str, Part] = parts_of(plan, run)
+        self.parts: dict[str, Part] = parts_of(plan.stages, run)
         names = list(plan.stages)
         with ThreadPoolExecutor(8) as pool:
             states = pool.map(self._scanned, names)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from metadata.schema import BALANCE_RANK, KEEP, POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
-from pipeline.plan import PlannedStage, check_threshold
+from pipeline.plan import check_threshold
+from pipeline.planned import PlannedStage
 from pipeline.recipe import nearest
 from pipeline.report.selection import (
     Bools,

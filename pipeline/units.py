@@ -29,7 +29,7 @@ from pipeline.chain import raised, storage_error, worker_of
 from pipeline.dataset import State, Task
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from pipeline.executors import Item
-from pipeline.plan import PlannedStage
+from pipeline.planned import PlannedStage
 from pipeline.rows import Partitions, PoolShards
 from pipeline.stage import DatasetStage, Worker
 from pipeline.states import put_state

@@ -15,7 +15,7 @@ from metadata.schema import BALANCE_RANK, DUPLICATE_OF, IMAGE, KEEP, REASON, TEX
 from metadata.shard import NOT_SELECTED, read_file
 from pipeline.errors import RecipeError
 from pipeline.funnel import askable, trace
-from pipeline.plan import PlannedStage
+from pipeline.planned import PlannedStage
 from pipeline.report.stored import Place, binding, rows_at
 from pipeline.state import RunState
 from pipeline.terminal import cut, one_line

@@ -26,7 +26,8 @@ from metadata.shard import read_stage
 from metadata.storage import Storage
 from pipeline.chain import decode
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import Plan, PlannedStage, make_plan
+from pipeline.plan import Plan, make_plan
+from pipeline.planned import PlannedStage
 from pipeline.pools.server import BEHAVIOUR, start_server
 from pipeline.progress import Lines
 from pipeline.recipe import load_recipe

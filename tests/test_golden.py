@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import PlannedStage
+from pipeline.planned import PlannedStage
 from pipeline.pools.build import build_pool
 from pipeline.settings import known_uses
 from tests.every_stage import Finished, run, served

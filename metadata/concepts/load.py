@@ -153,10 +153,11 @@ def _check_lengths(entry: pa.ChunkedArray) -> None:
 
 def _is_first(table: pa.Table) -> pa.Array:
     """Whether no entry further up is the same, in the same language."""
-    import polars as pl
-
-    rows = pl.DataFrame(
-        {name: pl.Series(values=table[name].cast(pa.string())) for name in ("entry", "language")}
+    entry, language = (
+        table[name].cast(pa.string()).combine_chunks().dictionary_encode("encode").indices
+        for name in ("entry", "language")
     )
-    first = rows.select(is_first=pl.struct("entry", "language").is_first_distinct())["is_first"]
-    return first.to_arrow()
+    pairs = pc.add(pc.multiply(entry.cast(pa.int64()), len(table)), language)
+    first = np.zeros(len(table), bool)
+    first[np.unique(pairs, return_index=True)[1]] = True
+    return pa.array(first)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from metadata.schema import UID
 from metadata.sealed import put_sealed, read_sealed
-from pipeline.bindings import Binding
 from pipeline.errors import RecipeError
 from pipeline.funnel import lacking, reasons_of, trace
+from pipeline.planned import Binding
 from pipeline.pools.faults import HARMLESS_LINKS
 from pipeline.report.stored import binding, is_select, stored
 from pipeline.state import RunState

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.schema import UID
-from pipeline.bindings import Binding
+from pipeline.planned import Binding
 from pipeline.report.selection import comparisons
 from pipeline.report.stored import Place, stored
 from pipeline.state import RunState

@@ -141,7 +141,7 @@ class Ranking:
     def __init__(self, top: Any, table: pa.Table) -> None:
         where = importlib.import_module("stages.select.where")
         self._cut = importlib.import_module("stages.ops.cut")
-        value = where.rankable(table[top.column], top)
+        value = where.rankable(table[top.column])
         value_ND = self._cut.value_digits(value)
         place = table.select([UID.name, SHARD.name, POSITION.name])
         rank_ND = np.hstack([value_ND, self._cut.tie_digits(place)])

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from metadata.record import ShardState
 from metadata.schema import KEEP, LANGUAGE, UID, URL
 from metadata.shard import read_at, read_stage
-from pipeline.bindings import Binding
-from pipeline.plan import PlannedStage
+from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import WHOLE, Part, PoolShards
 from pipeline.state import RunState
 

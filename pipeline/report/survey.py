@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.bindings import Binding
 from pipeline.funnel import lacking, reasons_of, trace
+from pipeline.planned import Binding
 from pipeline.report.samples import samples_at
 from pipeline.report.selection import comparisons
 from pipeline.report.stored import (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,6 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage, Resources, location
-from stages.ops.earlier import Precision, most_similar_earlier
 from stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
@@ -33,6 +32,9 @@ from stages.ops.keeper import (
     reads_of,
 )
 from stages.ops.vectors import as_matrix
+
+if TYPE_CHECKING:
+    from stages.ops.earlier import Precision
 
 # Shapes: N rows of a partition, D width of a vector.
 
@@ -104,8 +106,10 @@ def with_order(column: str, order: Order, shard: pa.Table) -> pa.Table:
     return rows.append_column(REASON.name, reason.cast(REASON_TYPE))
 
 
-def compared(precision: Precision, partition: pa.Table) -> pa.Table:
+def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
     """The two columns of every row of whole clusters."""
+    from stages.ops.earlier import most_similar_earlier  # compiled: not while a recipe is planned
+
     cosine_N = np.full(len(partition), np.nan, np.float32)
     earlier_N = np.full(len(partition), -1)
     vector_ND = as_matrix(partition["vector"])

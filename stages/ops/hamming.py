@@ -10,8 +10,6 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops.merging import fall
-
 # Shapes: N filed codes, K keys a code, E pairs, C codes of one crowd.
 
 MAX_RADIUS = 10  # imagededup's default; unrelated pictures are as near as that
@@ -123,6 +121,8 @@ def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
 
 def _thinned(pairs: list[Pairs], codes: int) -> tuple[list[Pairs], NDArray[np.int64]]:
     """A minimum spanning forest of the pairs, and (C,) the root of each code's tree."""
+    from stages.ops.merging import fall  # compiled: the plan asks for the masks alone
+
     a, b, distance = _joined(pairs)
     edge_C, root_C = fall(a, b, distance.astype(np.float32), codes)
     kept = edge_C[edge_C >= 0]

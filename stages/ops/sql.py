@@ -90,10 +90,10 @@ def as_frame(table: pa.Table) -> pl.DataFrame:
     )
 
 
-def check(conjunct: Conjunct, schema: pa.Schema) -> None:
-    """StageError where the condition has no answer for columns of these types."""
+def check(conjunct: Conjunct, no_row: pa.Table) -> None:
+    """StageError where the condition has no answer for columns of the table's types."""
     for column in conjunct.tree.find_all(exp.Column):
-        dtype = schema.field(_name(column)).type
+        dtype = no_row.schema.field(_name(column)).type
         has_parts = pa.types.is_nested(dtype) or pa.types.is_binary(dtype)
         if has_parts and not isinstance(column.parent, exp.Is):
             raise StageError(
@@ -101,7 +101,7 @@ def check(conjunct: Conjunct, schema: pa.Schema) -> None:
                 where="key `where`",
                 do=f"ask {_name(column)} IS NOT NULL, or let a stage write what you ask for",
             )
-    truth(conjunct, as_frame(schema.empty_table()))
+    truth(conjunct, as_frame(no_row))
 
 
 def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:

@@ -102,11 +102,15 @@ class Where(DatasetStage):
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Whether each condition can be asked of such columns, and `top` can rank by its own."""
-        schema = pa.schema(dict(types))
+        no_row = pa.Table.from_batches([], pa.schema(dict(types)))  # empty_table imports pandas
         for conjunct in self.conjuncts:
-            sql.check(conjunct, schema)
-        if self.top:
-            rankable(schema.empty_table()[self.top.column], self.top)
+            sql.check(conjunct, no_row)
+        if self.top and not is_number(types[self.top.column]):
+            raise StageError(
+                found=f"column '{self.top.column}' holds {types[self.top.column]}",
+                where="key `top.column`",
+                do="name a column of numbers",
+            )
 
     def frame(self, rows: pa.Table) -> pl.DataFrame:
         """The columns that the conditions read, as they read them."""
@@ -158,23 +162,21 @@ def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     judged = judged.append_column(KEEP.name, pa.array(code_N < 0))
     judged = judged.append_column(REASON.name, pa.DictionaryArray.from_arrays(code, stage.reasons))
     if stage.top:
-        judged = judged.append_column("value", rankable(rows[stage.top.column], stage.top))
+        judged = judged.append_column("value", rankable(rows[stage.top.column]))
     return judged
 
 
-def rankable(value: pa.ChunkedArray, top: Top) -> pa.ChunkedArray:
+def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
     """Numbers, with null for NaN."""
     if pa.types.is_float16(value.type):
         value = value.cast(pa.float32())
     if pa.types.is_floating(value.type):
-        return pc.if_else(pc.is_nan(value), None, value)
-    if not pa.types.is_integer(value.type):
-        raise StageError(
-            found=f"column '{top.column}' holds {value.type}",
-            where="key `top.column`",
-            do="name a column of numbers",
-        )
+        value = pc.if_else(pc.is_nan(value), None, value)
     return value
+
+
+def is_number(dtype: pa.DataType) -> bool:
+    return pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
 
 
 def survey(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:

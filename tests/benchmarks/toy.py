@@ -101,13 +101,16 @@ class Spent:
     out: str
 
 
-def spend(*arguments: str) -> Spent:
-    """Runs a whole process that sees the toy stages, and fails if it does."""
-    path = os.pathsep.join((str(OWN_STAGES), str(Path.cwd())))
+def spend(*arguments: str, tree: Path | None = None) -> Spent:
+    """Runs a whole process that sees the toy stages, and fails if it does; in another checkout."""
+    folder = (tree or Path()).resolve()
+    path = os.pathsep.join((str(OWN_STAGES), str(folder)))
     environment = os.environ | {"PYTHONPATH": path}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode
     begun = time.perf_counter()
-    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment, text=True)
+    child = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, env=environment, text=True, cwd=folder
+    )
     assert child.stdout is not None
     out = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
@@ -118,9 +121,9 @@ def spend(*arguments: str) -> Spent:
     return Spent(wall_s, usage.ru_utime + usage.ru_stime, out)
 
 
-def clipmill(*arguments: str) -> Spent:
+def clipmill(*arguments: str, tree: Path | None = None) -> Spent:
     """One command of the CLI as a process of its own."""
-    return spend(sys.executable, "-m", "pipeline.cli", *arguments)
+    return spend(sys.executable, "-m", "pipeline.cli", *arguments, tree=tree)
 
 
 def module(name: str, *arguments: object) -> Any:

@@ -324,9 +324,9 @@ def test_the_order_of_rows_does_not_change_a_verdict(verdicts):
     assert sum(keep for keep, _ in straight) == 370
 
 
-def test_text_cannot_rank(kept):
+def test_text_cannot_rank():
     with pytest.raises(StageError, match="column 'language' holds string"):
-        kept(Where(top=Top(column="language", rows=1)), table(language=["en"]))
+        Where(top=Top(column="language", rows=1)).check({"language": pa.string()})
 
 
 # Settings

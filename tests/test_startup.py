@@ -1,0 +1,70 @@
+"""What a command, a plan and a worker import: lists that only a reason makes longer.
+
+Each is a process of its own. What else is needed is imported where it is used.
+"""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.executors import Step
+from pipeline.executors.local import LocalExecutor
+from pipeline.stage import Resources
+
+ROOT = Path(__file__).parents[1]
+COMMAND = """
+import json, sys
+from pipeline.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+WORK = """lambda item: [__import__("pipeline.chain"), __import__("pipeline.units")] and {
+    "modules": sorted(__import__("sys").modules)
+}"""
+OF_A_STAGE = {
+    *("torch", "cv2", "PIL", "numba", "scipy", "sklearn", "transformers", "tokenizers", "ray"),
+    *("aiohttp", "asyncio", "jinja2", "rich", "pandas", "pyarrow.dataset"),
+}
+PLANNERS = {"yaml", "sqlglot", "polars", "pipeline.plan", "pipeline.recipe"}
+TABLES = {"numpy", "pyarrow"}
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """The modules that a command has imported at its end."""
+    said = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+        text=True,
+    )
+    return set(json.loads(said.stderr.splitlines()[-1]))
+
+
+def test_help_imports_no_library():
+    found = imported_by("--help")
+    assert not found & (OF_A_STAGE | PLANNERS | TABLES | {"metadata.schema", "multiprocessing"})
+
+
+@pytest.mark.parametrize("recipe", ["tests/every_stage.yaml", "dedup-all", "metaclip-demo"])
+def test_a_plan_imports_no_library_that_only_a_stage_needs(recipe):
+    found = imported_by("plan", recipe)
+    assert not found & (OF_A_STAGE | {"multiprocessing"})
+    assert found >= PLANNERS | TABLES
+
+
+def test_a_worker_imports_no_library_of_a_stage_and_no_planner():
+    executor = LocalExecutor(1)
+    step = Step(name="look", start=partial(eval, WORK), resources=Resources())
+    try:
+        (found,) = executor.stream([step], [{}])
+    finally:
+        executor.close()
+    assert not set(found["modules"]) & (OF_A_STAGE | PLANNERS)
+    assert set(found["modules"]) >= TABLES
