@@ -23,6 +23,7 @@ from pipeline.planned import Binding
 from pipeline.pools.faults import HARMLESS_LINKS
 from pipeline.report.stored import binding, is_select, stored
 from pipeline.state import RunState
+from pipeline.terminal import cut
 
 HARMLESS = tuple(f"link_issue: {link}" for link in HARMLESS_LINKS)
 SHOWN_CAUSES = 4
@@ -113,7 +114,7 @@ def text(found: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     causes = list(row["caught"].items())
-    shown = [f"{cause} {count:,}" for cause, count in causes[:SHOWN_CAUSES]]
+    shown = [f"{cut(cause)} {count:,}" for cause, count in causes[:SHOWN_CAUSES]]
     if len(causes) > SHOWN_CAUSES:
         shown.append(f"other {sum(count for _, count in causes[SHOWN_CAUSES:]):,}")
     caught = ", ".join(shown) or "none"

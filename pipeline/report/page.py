@@ -6,10 +6,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report.charts import short
+from pipeline.terminal import cut
 
 TEMPLATES = Path(__file__).parent / "templates"
 MINUS = "\N{MINUS SIGN}"
-LONG = 180  # characters of a caption that are shown
 
 
 def render(template: str, **found: Any) -> str:
@@ -29,7 +29,7 @@ def render(template: str, **found: Any) -> str:
         "short": short,
         "size": size,
         "value": value,
-        "cut": lambda text: text if len(text) <= LONG else f"{text[:LONG]}…",
+        "cut": cut,
     }
     return environment.get_template(template).render(found)
 

@@ -12,7 +12,7 @@ those of the workers are in them; wall seconds are too where nobody else is at w
 Aim: less than 0.5 s each for --help and plan.
 Measured (2026-11-26, EPYC, 2 cores shared, load 6; CPU time beside the commit before, which looked
 for garbage at its end, and whose `plan` imported pandas and numba): --help 0.04 s, 0.85x; plan
-0.45 s, 0.42x (0.37 to 0.46); concepts 2.5 s, 0.81x (0.77 to 0.83).
+0.45 s, 0.42x (0.37 to 0.46); concepts 2.5 s, 0.82x (0.70 to 0.92).
 """
 
 import json

@@ -9,7 +9,12 @@ import pytest
 from PIL import Image
 
 from metadata.storage import Storage
+from pipeline.executors.local import LocalExecutor
+from pipeline.plan import make_plan
+from pipeline.progress import Lines
+from pipeline.recipe import Recipe
 from pipeline.report.build import report
+from pipeline.run import run_plan
 from pipeline.state import RunState
 from tests.pipeline.report.conftest import HOSTILE, ROWS
 from tests.pipeline.report.parsed import Page
@@ -92,6 +97,18 @@ def test_a_run_without_a_finished_select_still_has_a_report(state, tmp_path):
     page = Page(report(RunState(state.plan, Storage(str(tmp_path / "copy")))))
     assert "nothing yet" in page.text
     assert not page.all("img")
+
+
+def test_a_condition_of_a_thousand_values_is_cut(state, tmp_path):
+    many = ", ".join(map(str, range(100, 1100)))
+    where = f"caption_words IN ({many})"
+    stages = {name: state.plan.recipe.stages[name] for name in ("pool", "caption")}
+    stages["few"] = {"uses": "select.where", "from": "caption", "where": where}
+    plan = make_plan(Recipe(name="many", path="many.yaml", seed=0, stages=stages))
+    run = run_plan(plan, Storage(str(tmp_path / "run")), LocalExecutor(0), Lines()).state
+    before_the_recipe, _ = report(run).split("<h2>Recipe</h2>")
+    assert "500, 501" not in before_the_recipe
+    assert f"({len(where):,} characters)" in before_the_recipe
 
 
 def test_a_browser_shows_it_light_dark_wide_and_narrow(html, tmp_path):
