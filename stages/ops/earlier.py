@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stages.ops.compiled import compiled
 
 # Shapes: N vectors in order, U distinct ones of them, D their width; B rows of a block, C columns
 # of a strip, G groups of columns; P pairs of a row and a group.
@@ -129,7 +130,7 @@ def _group_maxima(scores: Scores, block: slice) -> NDArray[np.float32]:
     return best_GB
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # to sum many values at a time
+@compiled(fastmath={"reassoc", "contract"})  # to sum many values at a time
 def _decide(row_UD, length_U, group_P, row_P, width, cosine_U, earlier_U):
     """Writes each row's greatest cosine in its groups, and the first column that has it."""
     for pair in range(len(row_P)):  # by ascending groups: of equal cosines the first stays

@@ -1,8 +1,9 @@
 """Kruskal's algorithm on numbered nodes: who falls to whom, and by which edge."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stages.ops.compiled import compiled
 
 # Shapes: V nodes, E edges.
 
@@ -20,7 +21,7 @@ def fall(
     return np.where(edge_V < 0, -1, order_E[edge_V]) if len(order_E) else edge_V, root_V
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _fall(a_E, b_E, nodes):
     edge_V = np.full(nodes, -1, np.int64)
     root_V = np.arange(nodes)
@@ -35,7 +36,7 @@ def _fall(a_E, b_E, nodes):
     return edge_V, root_V
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _root(root_V, node):
     while root_V[node] != node:
         root_V[node] = root_V[root_V[node]]  # halves the path for whoever comes next

@@ -1,8 +1,9 @@
 """MinHash signatures, datasketch's int for int, and the bands of them that equal sets share."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stages.ops.compiled import compiled
 
 # Shapes: N texts; P pieces of all texts in a row; K permutations; B bands of R rows of a signature.
 
@@ -29,7 +30,7 @@ def signatures(
     return _signatures(hash_P, end_N, *permutations(count, seed))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _signatures(hash_P, end_N, a_K, b_K):
     least_NK = np.empty((len(end_N), len(a_K)), np.uint32)
     start = 0

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
 from stages.ops import shingles
+from stages.ops.compiled import compiled
 from stages.ops.slots import entered, slot_of, slots_for
 
 # Shapes: S texts of the few, I distinct pieces of them all, O owners of these in a row; N texts of
@@ -46,7 +46,7 @@ class Few:
         return best_S
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _indexed(number_I, slots):
     """The slots of the numbers, and which number each holds."""
     held_T, round_T = np.empty(slots, np.uint64), np.zeros(slots, np.int64)
@@ -57,7 +57,7 @@ def _indexed(number_I, slots):
     return held_T, round_T, which_T
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _nearest(texts, index, pieces_S, name_S, best_S):
     """Raises each of best_S to what a text reaches."""
     number_P, end_N, name_N, slots = texts

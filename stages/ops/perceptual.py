@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.fft import dct
 
+from stages.ops.compiled import compiled
 from stages.ops.images import RGB
 
 # Shapes: N pictures; H height and W width of one; R, C rows and columns of its thumbnail;
@@ -96,7 +96,7 @@ def taps(before: int, after: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]
     return start_R.astype(np.int32), fixed_RT.astype(np.int32)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _grey(rgb_H3W, grey_HW):
     """Fills in Rec. 601 luma, rounded from 16 bits behind the point, as Pillow has it."""
     height, width = grey_HW.shape
@@ -111,7 +111,7 @@ def _grey(rgb_H3W, grey_HW):
             grey[x] = (luma + 32768) >> 16
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _shrink_both(picture_LS, start_R, weight_RT, start_C, weight_CT):
     """(C, R) both axes shrunk, the first one first."""
     low_RS = _shrink(picture_LS, start_R, weight_RT)
@@ -122,7 +122,7 @@ def _shrink_both(picture_LS, start_R, weight_RT, start_C, weight_CT):
     return _shrink(low_SR, start_C, weight_CT)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _shrink(picture_LS, start_R, weight_RT):
     """(R, S) weighted sums over the first axis, rounded and cut to 8 bits, each pass as Pillow."""
     length, side = picture_LS.shape

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit
 from numpy.typing import NDArray
 
+from stages.ops.compiled import compiled
 from stages.ops.slots import entered, slot_of, slots_for
 
 # Shapes: N texts; U units (characters or words), P pieces, M distinct pieces, of all texts in a
@@ -66,7 +66,7 @@ def pieces(text: pa.Array, unit: Unit, size: int) -> Pieces:
     return Pieces(utf8=utf8, start=start_P, stop=stop_P, end=end_N)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _pieces(utf8, bound, by_word, size):
     end_N = np.empty(max(0, len(bound) - 1), np.int64)
     made = 0
@@ -93,7 +93,7 @@ def _pieces(utf8, bound, by_word, size):
     return start_P, stop_P, end_N
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _is_start(utf8, i, first, by_word):
     """Whether a word, or a character, begins at this byte of a text."""
     if by_word:
@@ -127,7 +127,7 @@ def hashes(found: Pieces) -> NDArray[np.uint64]:
     return hash_P
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sha1(utf8, start_P, stop_P, hash_P):
     """The hash of every piece of one block, LANES side by side; FIPS 180-4, section 6.1."""
     word_16L = np.empty((16, LANES), np.uint32)
@@ -158,14 +158,14 @@ def _sha1(utf8, start_P, stop_P, hash_P):
 
 
 # Loops over whole arrays, handed over as such: only then does the compiler run lanes in parallel.
-@njit(cache=True, nogil=True)
+@compiled()
 def _extend(w_L, w3_L, w8_L, w14_L):
     for i in range(LANES):
         x = np.uint32(w3_L[i] ^ w8_L[i] ^ w14_L[i] ^ w_L[i])
         w_L[i] = np.uint32(x << np.uint32(1)) | np.uint32(x >> np.uint32(31))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _round(t, w_L, a_L, b_L, c_L, d_L, e_L):
     """e becomes the round's sum, and b turns by 30 bits."""
     for i in range(LANES):
@@ -188,7 +188,7 @@ def _round(t, w_L, a_L, b_L, c_L, d_L, e_L):
         b_L[i] = np.uint32(b_L[i] << np.uint32(30)) | np.uint32(b_L[i] >> np.uint32(2))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _swapped(x):
     """The four bytes of x in the other order."""
     upper = np.uint32(x << np.uint32(24)) | ((x & np.uint32(0xFF00)) << np.uint32(8))
@@ -201,7 +201,7 @@ def distinct(hash_P: NDArray[np.uint64], end_N: NDArray[np.int64]) -> Sets:
     return Sets(item=item_M, end=stop_N)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _distinct(hash_P, end_N):
     item_M = np.empty_like(hash_P)
     stop_N = np.empty_like(end_N)
@@ -224,7 +224,7 @@ def numbers(found: Pieces) -> NDArray[np.uint64]:
     return _numbers(found.utf8, found.start, found.stop)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _numbers(utf8, start_P, stop_P):
     number_P = np.empty(len(start_P), np.uint64)
     for piece in range(len(start_P)):
@@ -238,7 +238,7 @@ def _numbers(utf8, start_P, stop_P):
     return number_P
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _mixed(x):
     """splitmix64's finaliser: one to one, every bit moves many."""
     x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
@@ -260,7 +260,7 @@ def jaccard(
     return _jaccard(number_P, end_N, a_E, b_E, slots_for(most))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _jaccard(number_P, end_N, a_E, b_E, slots):
     similarity_E = np.empty(len(a_E), np.float64)
     of_a, of_b = np.empty(slots, np.uint64), np.empty(slots, np.uint64)

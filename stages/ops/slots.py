@@ -5,7 +5,8 @@ one. A new round is an empty set, so nothing is ever cleared.
 """
 
 import numpy as np
-from numba import njit
+
+from stages.ops.compiled import compiled
 
 
 def slots_for(numbers: int) -> int:
@@ -13,7 +14,7 @@ def slots_for(numbers: int) -> int:
     return 1 << (2 * numbers).bit_length()
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def entered(held_T, round_T, number, present):
     """Whether the number is new in this round; it is there now."""
     slot = slot_of(held_T, round_T, number, present)
@@ -22,7 +23,7 @@ def entered(held_T, round_T, number, present):
     return is_new
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def slot_of(held_T, round_T, number, present):
     """Where the number is; where it would be, if that slot's round is another."""
     last = np.uint64(len(held_T) - 1)

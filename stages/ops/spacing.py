@@ -20,8 +20,9 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit
 from numpy.typing import NDArray
+
+from stages.ops.compiled import compiled
 
 # Shapes: N texts, B bytes and C characters of them all, E patterns.
 
@@ -83,7 +84,7 @@ def utf8_of(texts: pa.StringArray) -> tuple[Bytes, NDArray[np.int32]]:
     return np.frombuffer(data or b"", np.uint8), offset
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _wrapped(utf8, offset, kind):
     """(B,) bytes of every text with its spaces and its END, and (N,) where those are."""
     texts = len(offset) - 1

@@ -8,9 +8,9 @@ by byte, so no hash decides.
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
+from stages.ops.compiled import compiled
 from stages.ops.spacing import SPACE, Texts, utf8_of
 
 # Shapes: N texts, E patterns, S slots of a table, M matches.
@@ -73,7 +73,7 @@ class Finder:
             room = matches
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _slot(key_S, wanted):
     """Where a hash is in the table, or the free slot where it would be."""
     mask = np.uint64(len(key_S) - 1)
@@ -83,19 +83,19 @@ def _slot(key_S, wanted):
     return slot
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _hashed(value, byte):
     value = (value ^ np.uint64(byte)) * PRIME
     return value if value else np.uint64(1)  # 0 is a free slot
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _ends(utf8, place, by_word):
     """Whether a beginning ends before this byte."""
     return utf8[place] == SPACE if by_word else (utf8[place] & 0xC0) != 0x80
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _equal(text, start, stop, utf8, begin, end):
     if stop - start != end - begin:
         return False
@@ -105,7 +105,7 @@ def _equal(text, start, stop, utf8, begin, end):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _beginnings(utf8, start_E, stop_E, pattern, by_word):
     """How many beginnings there are, those counted twice that several patterns share."""
     count = len(pattern)
@@ -115,7 +115,7 @@ def _beginnings(utf8, start_E, stop_E, pattern, by_word):
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _fill(utf8, start_E, stop_E, pattern, by_word, key_S, pattern_S, more_S):
     """Puts the patterns into their table; False where two different ones have one hash."""
     for e in pattern:
@@ -135,7 +135,7 @@ def _fill(utf8, start_E, stop_E, pattern, by_word, key_S, pattern_S, more_S):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _found(
     text, end_N, utf8, start_E, stop_E, word_S, word_pattern_S, word_more_S,
     character_S, character_pattern_S, character_more_S, has_open, room,
@@ -190,7 +190,7 @@ def _found(
     return count_N, found
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sort(some):
     """In place; nearly always few."""
     if len(some) > FEW:

@@ -1,0 +1,42 @@
+"""Compiled loops: where they are kept, and that they work where nothing can be."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+LOOK = "from stages.ops import merging; print(merging.__file__, merging._fall.stats.cache_path)"
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A copy whose folder takes no cache: a file is in its place."""
+    copy = tmp_path / "installed" / "stages" / "ops"
+    shutil.copytree(ROOT / "stages" / "ops", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "__pycache__").touch()
+    return tmp_path / "installed"
+
+
+def look(installed, home) -> list[str]:
+    said = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        env={"HOME": str(home), "PYTHONPATH": f"{installed}:{ROOT}"},
+        capture_output=True,
+        check=True,
+        cwd=installed,
+        text=True,
+    )
+    return said.stdout.split()
+
+
+def test_where_its_folder_cannot_be_written_the_users_cache_holds_a_loop(installed, tmp_path):
+    file, cache = look(installed, tmp_path)
+    assert file.startswith(str(installed))
+    assert cache.startswith(str(tmp_path / ".cache"))
+
+
+def test_where_nothing_can_be_written_a_loop_is_compiled_all_the_same(installed):
+    assert look(installed, "/dev/null")[1:] == ["None"]
