@@ -27,6 +27,7 @@ from pyarrow import fs
 
 from metadata.faults import reached
 from metadata.keys import redacted
+from metadata.scratch import scratch_folder
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class Storage:
             target.parent.mkdir(parents=True, exist_ok=True)
             path = target.parent / f".tmp-{uuid.uuid4().hex}"
         else:
-            handle, text = tempfile.mkstemp(prefix="clipmill-")
+            handle, text = tempfile.mkstemp(dir=scratch_folder())
             os.close(handle)
             path = Path(text)
         try:

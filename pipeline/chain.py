@@ -24,6 +24,7 @@ from metadata.damage import DamagedError
 from metadata.fingerprint import digest
 from metadata.record import Failure, Record, ShardState, state_of
 from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, REASON_TYPE, UID
+from metadata.scratch import scratch_folder
 from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
 from metadata.storage import Storage
 from pipeline import attempts
@@ -54,7 +55,7 @@ class SegmentRun:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self.scratch = tempfile.TemporaryDirectory(prefix="clipmill-")
+        self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
         self._opened: dict[str, RowFunction] = {}
 
     def __call__(self, item: Item) -> Item:

@@ -1,16 +1,20 @@
 """`clipmill`: plan, run, submit, status, verify, funnel, why, sweep, report, export, pool,
 concepts, doctor.
 
-Exit codes: 0 done, 1 a stage failed, 2 the recipe or the arguments are wrong, 130 stopped by hand.
+Exit codes: 0 done, 1 a stage failed, 2 the recipe or the arguments are wrong, 130 and 143 stopped
+by Ctrl-C and by `kill`.
 Everything heavy is imported by the verb that needs it: `--help` is instant.
 """
 
 import argparse
 import atexit
+import contextlib
 import gc
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +29,8 @@ if TYPE_CHECKING:
     from pipeline.state import RunState
 
 atexit.register(gc.freeze)  # a last search for garbage in all that was imported takes a while
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130
+DONE, FAILED, WRONG = 0, 1, 2
+STOPS = (signal.SIGINT, signal.SIGTERM)
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -45,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(f"{found}\n  do:    clipmill verify --run … --repair makes it again", FAILED)
     except ClipmillError as error:
         return _say(error, FAILED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
-        return STOPPED
+        return _code_of(stop)
     except BrokenPipeError:  # `clipmill funnel | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -58,6 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         do = "delete that folder" if is_in_the_way else "check that it is there and can be written"
         said = ClipmillError(what, place, f"{do}, and run again")
         return _say(said, WRONG if isinstance(error, BAD_PATH) else FAILED)
+
+
+def _code_of(stop: KeyboardInterrupt) -> int:
+    """As a shell counts a signal."""
+    return 128 + int(stop.args[0] if stop.args else signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -240,12 +250,8 @@ def _run(options: argparse.Namespace) -> int:
     _check_retry(plan, options.retry)
     for note in show.notes(plan):
         print(f"clipmill: note: {note}", file=sys.stderr)
-    executor = _executor(options)
-    try:
-        with watcher() as watch:
-            outcome = run_plan(plan, Storage(options.out), executor, watch, tuple(options.retry))
-    finally:
-        executor.close()
+    with _executor(options) as executor, watcher() as watch:
+        outcome = run_plan(plan, Storage(options.out), executor, watch, tuple(options.retry))
     if options.json:
         print(json.dumps(show.outcome_json(outcome), indent=1))
     else:
@@ -272,9 +278,9 @@ def _submit(options: argparse.Namespace) -> int:
         return DONE
     try:
         return follow(job)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\nnot followed any more; the job goes on\n{job.how_to}", file=sys.stderr)
-        return STOPPED
+        return _code_of(stop)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -302,14 +308,11 @@ def _verify(options: argparse.Namespace) -> int:
         return DONE
     if not options.repair:
         return FAILED
-    executor = _executor(options)
-    try:
+    with _executor(options) as executor:
         asked = verify.repair(state, found)
         print(f"at most {asked} rows are asked for again", file=sys.stderr)
         with watcher() as watch:
             outcome = run_plan(state.plan, state.run, executor, watch)
-    finally:
-        executor.close()
     print(show.outcome_text(outcome), file=sys.stderr)
     return DONE if outcome.complete else FAILED
 
@@ -359,12 +362,8 @@ def _export(options: argparse.Namespace) -> int:
     from pipeline.progress import watcher
 
     state = _latest(options.run)
-    executor = _executor(options)
-    try:
-        with watcher() as watch:
-            files = export(state, options.stage, options.to, options.path, executor, watch)
-    finally:
-        executor.close()
+    with _executor(options) as executor, watcher() as watch:
+        files = export(state, options.stage, options.to, options.path, executor, watch)
     print(json.dumps(files) if options.json else f"{len(files)} files in {options.path}")
     return DONE
 
@@ -439,7 +438,46 @@ def _latest(uri: str) -> "RunState":
     return latest(uri)
 
 
-def _executor(options: argparse.Namespace) -> "Executor":
+@contextlib.contextmanager
+def _executor(options: argparse.Namespace) -> Iterator["Executor"]:
+    """Its workers end with the command, and so they do when it is told to stop."""
+    executor = _chosen(options)
+    try:
+        with _stopped_by_signals():
+            yield executor
+    finally:
+        executor.close()
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Inside, the first Ctrl-C or `kill` is a KeyboardInterrupt; the next ends us at once."""
+    before = {
+        number: signal.signal(number, _stop)
+        for number in STOPS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is _stop:
+                signal.signal(number, handler)
+
+
+def _stop(number: int, _frame: object) -> None:
+    for it in STOPS:
+        if signal.getsignal(it) is _stop:
+            signal.signal(it, _end)
+    raise KeyboardInterrupt(number)
+
+
+def _end(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _chosen(options: argparse.Namespace) -> "Executor":
     _check_workers(options.workers)
     if options.executor == "ray":
         from pipeline.executors.ray import RayExecutor

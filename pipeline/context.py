@@ -7,12 +7,10 @@ A digest of the inputs is in the folder's name: changed inputs start a new journ
 """
 
 import functools
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ import pyarrow as pa
 from metadata.damage import DamagedError
 from metadata.fingerprint import digest
 from metadata.record import Failure, Record, Scan
+from metadata.scratch import scratch_folder
 from metadata.sealed import put_sealed, read_sealed
 from metadata.storage import Storage
 from pipeline import attempts
@@ -77,7 +76,7 @@ class RunContext:
         self.records: dict[int, Record] = {}
         self.failures: dict[int, Failure] = {}
         self.shards = 0
-        self.worker = worker_of(planned, seed, Path(tempfile.gettempdir()), folder)
+        self.worker = worker_of(planned, seed, scratch_folder(), folder)
         self._seed = seed
         self._run_id = run_id
         self._storage = folder

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from metadata.damage import DamagedError
 from metadata.outputs import DIGESTS, OUT
 from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, UID
+from metadata.scratch import scratch_folder
 from metadata.sealed import put_sealed
 from metadata.shard import ShardWriter, store
 from metadata.storage import Storage
@@ -81,7 +82,7 @@ class UnitsRun:
 
     def __init__(self, units: Units) -> None:
         self.units = units
-        self.scratch = tempfile.TemporaryDirectory(prefix="clipmill-")
+        self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
 
     def __call__(self, item: Item) -> Item:
         units = self.units
@@ -137,7 +138,7 @@ def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], unit: Any, task: UnitT
 
 
 def launched(fn: Callable[[int, int, Task], Any], task: UnitTask, rank: int, of: int) -> Any:
-    with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
+    with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
         worker = replace(task.worker, scratch=Path(scratch))
         return fn(rank, of, replace(task, worker=worker))
 

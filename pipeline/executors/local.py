@@ -6,20 +6,25 @@ the worker held. Here each worker has a pipe of its own, so a death costs one it
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import itertools
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from metadata.scratch import sweep_scratch
 from pipeline.errors import StageError
 from pipeline.executors import Item, Step
 from pipeline.stage import Resources
@@ -33,6 +38,9 @@ THREADS = (
 )
 MAX_STILLBORN = 3  # workers in a row, for each there should be, that died before they were ready
 HELD_STEPS = 8  # steps a worker keeps open
+LOOK_UP_S = 0.5
+LEAVE_S = 0.2  # what idle workers have to leave by themselves
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 READY = ("ready", None)
 GONE = (EOFError, OSError)  # what a pipe says of a process that died, or died in mid-answer
 
@@ -69,9 +77,9 @@ class LocalExecutor:
             yield from self._stream(steps, items)
         finally:  # left early, some still hold an item of this stream
             for pool in self._pools.values():
-                for worker in [worker for worker in pool if worker.job is not None]:
-                    pool.remove(worker)
-                    _end(worker)
+                busy = [worker for worker in pool if worker.job is not None]
+                pool[:] = [worker for worker in pool if worker.job is None]
+                _end(busy)
 
     def _stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
         ids = [uuid.uuid4().hex for _ in steps]
@@ -112,13 +120,15 @@ class LocalExecutor:
         workers: int,
         resources: Resources,
     ) -> list[Mapping[str, Any]]:
-        ranks = [self._start(resources, _rank, (fn, rank, workers)) for rank in range(workers)]
+        ranks: list[_Worker] = []
         results: dict[int, Mapping[str, Any]] = {}
         try:
+            for rank in range(workers):
+                ranks.append(self._start(resources, _rank, (fn, rank, workers)))
             while len(results) < workers:
                 open_pipes = {w.pipe: rank for rank, w in enumerate(ranks) if rank not in results}
-                for pipe in wait(list(open_pipes)):
-                    rank = open_pipes[pipe]  # type: ignore[index]  # `wait` gives back what it got
+                for pipe in _readable(open_pipes):
+                    rank = open_pipes[pipe]
                     try:
                         kind, value = pickle.loads(ranks[rank].pipe.recv_bytes())
                     except GONE:
@@ -131,17 +141,13 @@ class LocalExecutor:
                         raise value
                     results[rank] = value
         finally:
-            for worker in ranks:
-                _end(worker)
+            _end(ranks)
         return [results[rank] for rank in range(workers)]
 
     def close(self) -> None:
-        workers = list(itertools.chain(*self._pools.values()))
-        for worker in workers:  # first all of them, so that they end side by side
-            worker.pipe.close()
-        for worker in workers:
-            _end(worker)
+        _end(list(itertools.chain(*self._pools.values())))
         self._pools = {}
+        sweep_scratch()  # of those that were killed
 
     def _idle(self, resources: Resources, wanted: int) -> list[_Worker]:
         """Workers without a job, started as they are wanted."""
@@ -156,8 +162,14 @@ class LocalExecutor:
     def _start(self, resources: Resources, target: Any, arguments: tuple[Any, ...]) -> _Worker:
         ours, theirs = SPAWN.Pipe()
         process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
-        with _environment(dict.fromkeys(THREADS, str(resources.cpus))):
-            process.start()
+        # Ctrl-C is the driver's to answer: a worker is born deaf to it.
+        resource_tracker.ensure_running()  # which hears it again where `start` starts it
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with _environment(dict.fromkeys(THREADS, str(resources.cpus))):
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         theirs.close()
         return _Worker(process, ours)
 
@@ -178,7 +190,7 @@ class LocalExecutor:
     def _answers(self) -> list[_Worker]:
         """Busy workers that have answered or died; waits for the first."""
         busy = {w.pipe: w for pool in self._pools.values() for w in pool if w.job is not None}
-        return [busy[pipe] for pipe in wait(list(busy))]  # type: ignore[index]  # it gives back what it got
+        return [busy[pipe] for pipe in _readable(busy)]
 
     def _receive(self, worker: _Worker) -> tuple[str, Any] | None:
         """The worker's answer; None where it died, and it is gone from its pool."""
@@ -188,7 +200,7 @@ class LocalExecutor:
             for pool in self._pools.values():
                 if worker in pool:
                     pool.remove(worker)
-            _end(worker)
+            _end([worker])
             self._stillborn += not worker.ready
             if self._stillborn >= MAX_STILLBORN * max(1, self.workers):
                 raise StageError(
@@ -202,9 +214,20 @@ class LocalExecutor:
         return answer
 
 
+def _readable(pipes: Iterable[Connection]) -> list[Connection]:
+    """Those with something to read; waits for the first.
+
+    It looks up now and then: Python may see a signal late that another thread was given.
+    """
+    waited = list(pipes)
+    while not (found := wait(waited, LOOK_UP_S)):
+        pass
+    return found  # type: ignore[return-value]  # `wait` gives back what it got
+
+
 def _serve(pipe: Connection) -> None:
     """A worker's life: items in, answers out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
+    _end_with_driver()
     atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
     functions: dict[str, Callable[[Item], Item]] = {}
     pipe.send_bytes(pickle.dumps(READY))
@@ -228,12 +251,24 @@ def _serve(pipe: Connection) -> None:
 
 
 def _rank(pipe: Connection, fn: Callable[[int, int], Any], rank: int, workers: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_driver()
     try:
         answer: tuple[str, Any] = ("ok", fn(rank, workers))
     except Exception as error:
         answer = ("error", _portable(error))
     pipe.send_bytes(pickle.dumps(answer))
+
+
+def _end_with_driver() -> None:
+    """From now on this process is killed when its driver ends, whatever it is in the midst of.
+
+    Elsewhere than on Linux it ends when it next looks at its pipe.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    driver = multiprocessing.parent_process()
+    if driver is None or driver.pid != os.getppid():  # it ended before we asked
+        os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:
@@ -245,11 +280,16 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def _end(worker: _Worker) -> None:
-    worker.pipe.close()
-    worker.process.join(0.2)
-    if worker.process.is_alive():
+def _end(workers: list[_Worker]) -> None:
+    """Ends them all, side by side: idle ones may leave by themselves."""
+    for worker in workers:
+        worker.pipe.close()
+    limit = time.monotonic() + LEAVE_S
+    for worker in workers:
+        if worker.job is None:
+            worker.process.join(max(0.0, limit - time.monotonic()))
         worker.process.kill()
+    for worker in workers:
         worker.process.join()
 
 

@@ -92,7 +92,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_well(
 def test_a_run_whose_driver_alone_dies_is_gone_on_with_at_once(
     part, recipe, pool, undisturbed, tmp_path
 ):
-    """Its workers end what they hold, while the next run does the same shards again."""
+    """Its workers die with it."""
     _, expected, took_s = undisturbed
     out = tmp_path / "run"
     process = begin(recipe, out, pool, tmp_path / "faults")
