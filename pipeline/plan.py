@@ -30,9 +30,13 @@ class Plan:
 
     def needed_by(self, name: str) -> set[str]:
         """The stages before this one, and itself."""
-        found = {name}
-        for parent in (*self.stages[name].needs, *self.stages[name].parents):
-            found |= self.needed_by(parent)
+        found: set[str] = set()
+        left = [name]
+        while left:
+            one = left.pop()
+            if one not in found:
+                found.add(one)
+                left += (*self.stages[one].needs, *self.stages[one].parents)
         return found
 
     def read_of(self, name: str) -> frozenset[str]:

@@ -12,6 +12,7 @@ import msgspec
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, nearest
 from pipeline.stage import Stage, settings_fields
+from pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
 
@@ -108,7 +109,7 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         text, _, at = str(error).partition(" - at `$")
         key = at.strip("`.").split(".")[0].split("[")[0]
         raise RecipeError(
-            found=text if not key else f"{key}: {text}, found {given.get(key)!r}",
+            found=text if not key else f"{key}: {text}, found {cut(repr(given.get(key)))}",
             where=recipe.where(name, *([key] if key else [])),
             do=_allowed(cls, key) or f"see stages/{uses.replace('.', '/')}.py",
         ) from None

@@ -46,6 +46,36 @@ CASES = {
         *("'path' stands twice", "mine.yaml:5", "keep one"),
     ),
     "a tagged value": Case("  pool: {uses: !x a}\n", "cannot read the value", "mine.yaml:2", "str"),
+    "a tag of Python": Case(
+        "  pool: !!python/object/apply:os.getpid []\n", "has a tag", "mine.yaml:2", "mappings only"
+    ),
+    "bytes": Case("  pool: {uses: !!binary aGk=}\n", "has a tag", "mine.yaml:2", "strings"),
+    "aliases that double": Case(
+        "  a0: &a0 [x, x]\n"
+        + "".join(f"  a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+        *("an alias, *a0", "mine.yaml:3", "write the value out"),
+    ),
+    "an alias of itself": Case("&a [*a]\n", "an alias, *a", "mine.yaml:1", "out", "stages: "),
+    "a merge key": Case("  pool:\n    <<: {}\n", "<< as a key", "mine.yaml:3", "write a word"),
+    "a number as a key": Case("  1: {}\n", "1 as a key", "mine.yaml:2", "quote it"),
+    "a number that is none": Case(
+        POOL.replace("}", ", shard_rows: .nan}"), ".nan", ":2", "64 bits"
+    ),
+    "a number of 65 bits": Case(POOL, str(2**63), ":1", "64 bits", f"seed: {2**63}\nstages:\n"),
+    "a number of 5,000 digits": Case(
+        POOL, "cannot read the value", ":1", "numbers", f"seed: {'9' * 5000}\nstages:\n"
+    ),
+    "NUL": Case('  pool: {uses: "a\\0b"}\n', "a character that no text holds", ":2", "take it out"),
+    "a control character": Case(POOL + "\x07", "not YAML: special characters", "mine.yaml", "mend"),
+    "lists in lists": Case("[" * 50_000, "more than 20 deep", "mine.yaml:1", "few", "stages: "),
+    "mappings in mappings": Case(
+        "".join(" " * n + "a:\n" for n in range(1, 300)), "more than 20 deep", ":20", "few stages"
+    ),
+    "too many values": Case("[" + "a, " * 50_000, "more than 10,000", ":1", "few", "stages: "),
+    "too large": Case(POOL + "#" * 250_000, "more than 250,000 bytes", "mine.yaml", "small file"),
+    "too many stages": Case(
+        "".join(f"  s{n}: {{}}\n" for n in range(300)), "300 stages", "mine.yaml", "200"
+    ),
     "a seed of words": Case(POOL, "seed is 'one'", "mine.yaml:1", "whole", "seed: one\nstages:\n"),
     "a stage of one word": Case("  pool: here\n", "'here'", "mine.yaml:2, stage 'pool'", "uses:"),
     "a name for a path": Case("  ../x: {uses: ingest.url_list, path: a}\n", "'../x'", ":2", "name"),
@@ -186,6 +216,21 @@ CASES = {
     "an aggregate": Case(select("url = MAX(url)"), "aggregate", "mine.yaml:4", "`top`"),
     "a subquery": Case(select("url IN (SELECT 1)"), "subquery", "mine.yaml:4", "where.py"),
     "no SQL": Case(select("url = = 3"), "not SQL", "mine.yaml:4, stage 'keep'", "where.py"),
+    "a thousand conditions": Case(
+        select(" AND ".join(["url <> 'a'"] * 1000)), "2,999 words", "mine.yaml:4", "`a IN (…)`"
+    ),
+    "a thousand alternatives": Case(
+        select(" OR ".join(["url = 'a'"] * 1000)), "2,999 words", "mine.yaml:4", "`a IN (…)`"
+    ),
+    "a condition in brackets": Case(
+        select("(" * 200 + "true" + ")" * 200), "nested more than 40 deep", "mine.yaml:4", "take"
+    ),
+    "a condition of sums": Case(
+        select("1 = 1" + " + 1" * 100), "nested more than 40 deep", "mine.yaml:4", "take"
+    ),
+    "a condition denied": Case(
+        select("NOT " * 400 + "true"), "nested more than 40 deep", "mine.yaml:4", "take"
+    ),
     "two conditions": Case(select("true; false"), "not one condition", "mine.yaml:4", "AND"),
     # Arguments
     "--set without a value": Case(
@@ -200,6 +245,20 @@ CASES = {
     "--set of no key": Case(POOL, "'pth'", "mine.yaml:2", "'path'", arguments=("pool.pth=b",)),
     "--set of no YAML": Case(
         POOL, "not YAML", "--set pool.path={", "quote", arguments=("pool.path={",)
+    ),
+    "--set of an alias": Case(
+        POOL, "an alias, *a", "--set pool.path=", "write", arguments=("pool.path=[&a [*a]]",)
+    ),
+    "--set of a deep value": Case(
+        POOL, "20 deep", "--set pool.path=", "few", arguments=("pool.path=" + "[" * 5000,)
+    ),
+    "--set of a deep key": Case(
+        POOL, "20 deep", "--set pool.a.a", "stage.key", arguments=("pool" + ".a" * 5000 + "=1",)
+    ),
+    "--set of a long condition": Case(
+        select("true"),
+        *("nested more than 40 deep", "mine.yaml:4, stage 'keep'", "take"),
+        arguments=("keep.where=" + "(" * 300 + "true" + ")" * 300,),
     ),
     "--set of a bad seed": Case(
         POOL, "seed is 'x'", "--set seed=x", "whole", arguments=("seed=x",)

@@ -9,6 +9,9 @@ Null is SQL's: a comparison with it is null. Where polars would surprise, the tr
 - a uid is its 32 hex digits, in lower case.
 
 `/` is true division, of integers too. GREATEST and LEAST pass over nulls.
+
+A condition is refused where it is longer or deeper than its parsers can bear: both recurse, and the
+time of polars grows with the square of a chain. Values do not count: IN may list thousands.
 """
 
 import re
@@ -23,6 +26,7 @@ import pyarrow as pa
 import sqlglot
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of polars
+from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # it comes from elsewhere
 
 from metadata.schema import UID
 from pipeline.errors import StageError
@@ -42,6 +46,9 @@ ROW_WISE = (
     *(exp.And, exp.Or, exp.Not, exp.Paren, exp.Neg, exp.Column, exp.Identifier),
     *(exp.Literal, exp.Boolean, exp.Null, exp.DataType, exp.DataTypeParam),
 )
+VALUES = (TokenType.STRING, TokenType.NUMBER, TokenType.COMMA)
+MOST_WORDS = 1000  # but for values and commas: a chain of 333 comparisons
+DEEPEST = 40  # a chain of AND or of OR counts once
 Tree = Any  # a node of sqlglot: exp.Expr since version 30, exp.Expression before
 NAN = exp.cast(exp.Literal.string("nan"), "REAL", dialect=Postgres)
 
@@ -68,7 +75,7 @@ class Conjunct:
 def conjuncts(where: str) -> tuple[Conjunct, ...]:
     """The top-level conjuncts, each once, in order; ValueError for what is not row-wise SQL."""
     try:
-        trees = sqlglot.parse(where, dialect=Postgres)
+        trees = _parsed(where)
     except sqlglot.errors.SqlglotError as error:
         plain = re.sub(r"\x1b\[\d+m|<class 'sqlglot\.[\w.]*\.|(?<=\w)'>", "", str(error))
         raise ValueError(f"not SQL: {plain}") from None
@@ -77,6 +84,37 @@ def conjuncts(where: str) -> tuple[Conjunct, ...]:
     _refuse_unless_row_wise(trees[0])
     by_text = {_text(tree): tree for tree in _operands_of_and(trees[0])}
     return tuple(_conjunct(text, tree) for text, tree in by_text.items())
+
+
+def _parsed(where: str) -> list[Tree]:
+    """The conditions of the text, each of a bearable size."""
+    dialect = Postgres()
+    tokens = dialect.tokenize(where)
+    words = sum(token.token_type not in VALUES for token in tokens)
+    if words > MOST_WORDS:
+        raise ValueError(
+            f"{words:,} words beside its values, and {MOST_WORDS:,} are the most; `a IN (…)` says"
+            " what a chain of `a = … OR` does"
+        )
+    try:
+        trees = dialect.parser().parse(tokens, where)
+        deep = any(_is_deep(tree) for tree in trees if tree)
+    except RecursionError:
+        deep = True
+    if deep:
+        raise ValueError(f"nested more than {DEEPEST} deep; take brackets out")
+    return trees
+
+
+def _is_deep(tree: Tree) -> bool:
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [inner for node in level for inner in _nodes_in(node)]
+    return bool(level)
+
+
+def _nodes_in(node: Tree) -> Iterator[Tree]:
+    return node.flatten() if isinstance(node, exp.Connector) else node.iter_expressions()
 
 
 def as_frame(table: pa.Table) -> pl.DataFrame:
@@ -141,12 +179,13 @@ def _refuse_unless_row_wise(tree: Tree) -> None:
 
 
 def _operands_of_and(tree: Tree) -> Iterator[Tree]:
-    tree = tree.unnest()
-    if isinstance(tree, exp.And):
-        yield from _operands_of_and(tree.left)
-        yield from _operands_of_and(tree.right)
-    else:
-        yield tree
+    left = [tree]
+    while left:
+        tree = left.pop().unnest()
+        if isinstance(tree, exp.And):
+            left += [tree.right, tree.left]
+        else:
+            yield tree
 
 
 def _conjunct(text: str, tree: Tree) -> Conjunct:

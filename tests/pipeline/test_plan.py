@@ -164,6 +164,15 @@ def test_stages_stand_after_what_they_need_whatever_the_recipes_order():
     assert sorted(order) == sorted(stages)
 
 
+def test_until_visits_each_stage_once_however_many_ways_lead_to_it():
+    lines = ["a0: {uses: annotate.language, from: pool}", "a1: {uses: annotate.language, from: a0}"]
+    lines += [
+        f"a{n}: {{uses: annotate.language, from: [a{n - 1}, a{n - 2}]}}" for n in range(2, 60)
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    assert len(plan_of(text, until="a59").stages) == 61
+
+
 def test_until_keeps_a_stage_and_what_it_needs():
     text = "late: {uses: probe.copy, from: pool, column: a, to: e, only: keep}\n"
     assert list(plan_of(text, until="two").stages) == ["pool", "one", "two"]

@@ -15,7 +15,7 @@ stages:
     from: pool
     resize: no
     timeout_s: 1e1
-    disallowed_header_directives: [noai, on]
+    disallowed_header_directives: [noai, on, 12:30]
 """
 
 
@@ -36,7 +36,7 @@ def test_scalars_are_those_of_yaml_1_2(mine):
     images = load_recipe(str(mine)).stages["images"]
     assert images["resize"] == "no"
     assert images["timeout_s"] == 10.0
-    assert images["disallowed_header_directives"] == ["noai", "on"]
+    assert images["disallowed_header_directives"] == ["noai", "on", "12:30"]
 
 
 def test_the_seed_is_0_where_none_is_given(mine):

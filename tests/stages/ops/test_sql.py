@@ -40,6 +40,21 @@ def test_top_level_conjuncts_in_order_through_parentheses_and_not_through_betwee
     ]
 
 
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (f"words IN ({', '.join(map(str, range(3, 5000)))})", [True, False, None]),
+        (" OR ".join(f"words = {n}" for n in range(3, 336)), [True, False, None]),
+        (" AND ".join(f"words <> {n}" for n in range(8, 341)), [True, True, None]),
+        (f"{'(' * 25}words > 2{')' * 25}", [True, False, None]),
+    ],
+    ids=["values", "alternatives", "conditions", "brackets"],
+)
+def test_a_condition_may_be_long(where, expected):
+    truths = [truth(conjunct, FRAME).to_list() for conjunct in conjuncts(where)]
+    assert [None if None in row else all(row) for row in zip(*truths, strict=True)] == expected
+
+
 def test_a_repeated_conjunct_counts_once_and_text_is_normalised():
     assert [c.text for c in conjuncts("words>2 and words  >  2 -- a remark")] == ["words > 2"]
 
