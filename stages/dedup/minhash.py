@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, TEXT, Column
 from pipeline.dataset import Context, Inputs, Shards, State, Task
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, later
 from stages.dedup import _recall
 from stages.ops.bands import bands_for
 from stages.ops.keeper import DROPPED, PREFERENCE, Order, dropped_before, preference, reads_of
@@ -27,6 +27,7 @@ JOINED_AT = Column(
     "Jaccard, `min_jaccard` to 1",
     "Similarity at which the row's group falls to a better row; null where it never does.",
 )
+JACCARD = Column("jaccard", pa.float32(), "0 to 1", "Of the pieces of the two texts.")
 REACH = 8  # how far apart in its order two texts of one band are compared
 PARTITION_BYTES = 128 << 20  # of pairs with their texts
 BLOCK_BYTES = 1 << 20  # of text that is cut in pieces at a time
@@ -40,6 +41,10 @@ class MinHashDuplicate(DatasetStage):
     A row is a duplicate at Jaccard s just when joined_at >= s, for every s from `min_jaccard` up:
     `joined_at IS NULL OR joined_at < 0.8` keeps one row of each group at 0.8. Groups are those of
     single linkage: a chain of similar pairs is one. duplicate_of is the best row at `min_jaccard`.
+
+    `pairs: true` stores out/pairs.parquet too (uid, other_uid, jaccard; sorted): all pairs of
+    distinct texts that were compared and reach `min_jaccard`, each by the best rows of the two, and
+    of equal texts each row with the best, at 1.
 
     Source: MinHash (Broder 1997) with datasketch 2.0's signatures, cut in bands (Mining of Massive
     Datasets, Leskovec et al., 3.4). Pieces are runs of characters or words of the text in lower
@@ -58,6 +63,7 @@ class MinHashDuplicate(DatasetStage):
     permutation_seed: int = 1  # datasketch's default
     min_recall: float = 0.95
     keep: Order = None  # then the least uid
+    pairs: bool = later(False)
 
     version = 1
     determinism = "exact"
@@ -88,7 +94,8 @@ class MinHashDuplicate(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.linkage import add, link, partitions_for
-        from stages.ops.together import Beside, Gathered, Together
+        from stages.ops.pairs import put_pairs
+        from stages.ops.together import Beside, Combined, Gathered, Together
 
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         partitions = partitions_for(inputs.rows)
@@ -107,8 +114,13 @@ class MinHashDuplicate(DatasetStage):
         ctx.drop(met)
         halfway = ctx.shuffle(Beside(first_texts, (rows, pairs)), "b", finer)
         ctx.drop(pairs)
-        edges = ctx.shuffle(Gathered(partial(similar, self), rows, halfway), "a", partitions)
+        near: Combined = Gathered(partial(similar, self), rows, halfway)
+        if self.pairs:  # nothing makes them fewer: as finely parted as what they are made of
+            near = Beside(partial(verified, self), (rows, halfway))
+        edges = ctx.shuffle(near, "a", finer if self.pairs else partitions)
         ctx.drop(halfway)
+        if self.pairs:
+            put_pairs(ctx, rows, edges, equal=1, value=JACCARD)
         _recall.report(self, ctx, [text for one in seen for text in one["drawn"]], rows, edges)
         linked = link(ctx, rows, edges, equal=-1, partitions=partitions, joined_at=JOINED_AT)
         textless = ctx.map_shards(partial(without_text, self.column), inputs.rows)
@@ -214,20 +226,33 @@ def first_texts(rows: pa.Table, pairs: pa.Table) -> pa.Table:
     return pairs.append_column("first", text.take(pa.array(at_E)))
 
 
-def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) -> pa.Table:
+def verified(stage: MinHashDuplicate, rows: pa.Table, halfway: pa.Table) -> pa.Table:
     """The pairs whose texts reach min_jaccard, as edges: the most similar are the lowest."""
-    from stages.ops.linkage import EDGE, as_edges, thinned
+    return near_edges(stage, distinct_texts(rows), halfway)
 
-    node_V, text = distinct_texts(rows)
+
+def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) -> pa.Table:
+    """A forest of these edges."""
+    from stages.ops.linkage import EDGE, forest
+
+    texts_V = distinct_texts(rows)
     edges = EDGE.empty_table()
     for halfway in parts:
-        a_E, b_E = halfway["a"].to_numpy(), halfway["b"].to_numpy()
-        second_E = np.searchsorted(node_V, b_E)
-        jaccard_E = similarity(stage, halfway["first"].combine_chunks(), text, second_E)
-        near = jaccard_E >= np.float32(stage.min_jaccard)  # as `where` compares
-        more = as_edges(a_E[near], b_E[near], -jaccard_E[near])
-        edges = thinned(pa.concat_tables([edges, more])).select(EDGE.names)
+        edges = forest(pa.concat_tables([edges, near_edges(stage, texts_V, halfway)]))
     return edges
+
+
+def near_edges(
+    stage: MinHashDuplicate, texts_V: tuple[NDArray[np.uint64], pa.Array], halfway: pa.Table
+) -> pa.Table:
+    from stages.ops.linkage import as_edges
+
+    node_V, text = texts_V
+    a_E, b_E = halfway["a"].to_numpy(), halfway["b"].to_numpy()
+    second_E = np.searchsorted(node_V, b_E)
+    jaccard_E = similarity(stage, halfway["first"].combine_chunks(), text, second_E)
+    near = jaccard_E >= np.float32(stage.min_jaccard)  # as `where` compares
+    return as_edges(a_E[near], b_E[near], -jaccard_E[near])
 
 
 def similarity(

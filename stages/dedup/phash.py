@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, Column
 from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, later
 from stages.ops.keeper import DROPPED, PREFERENCE, Order, dropped_before, preference, reads_of
 
 JOINED_AT = Column(
@@ -18,6 +18,7 @@ JOINED_AT = Column(
     "bits, 0 to `max_distance`",
     "Hamming distance at which the row's group falls to a better row; null where it never does.",
 )
+DISTANCE = Column("distance", pa.int32(), "bits", "Of the two hashes.")
 HASH = Column("phash", pa.uint64(), "64 bits", "A hash whose near copies differ in few bits.")
 
 
@@ -29,6 +30,10 @@ class PHashDuplicate(DatasetStage):
     `joined_at IS NULL OR joined_at > 2` keeps one row of each group at 2. Groups are those of
     single linkage: a chain of near pairs is one. duplicate_of is the best row at `max_distance`.
 
+    `pairs: true` stores out/pairs.parquet too (uid, other_uid, distance; sorted): all pairs of
+    distinct hashes within `max_distance`, each by the best rows of the two, and of equal hashes
+    each row with the best, at 0.
+
     Source: neighbours by pigeonholes as in multi-index hashing (Norouzi et al. 2012); groups by
     star contraction (Kiveris et al. 2014).
     Error: none, all pairs are found. Pairs to compare grow with the square of the rows past about
@@ -38,6 +43,7 @@ class PHashDuplicate(DatasetStage):
     max_distance: int = 2  # two pHashes differ in an even number of bits: half of each are 1
     column: str = HASH.name
     keep: Order = None  # then the least uid
+    pairs: bool = later(False)
 
     version = 1
     determinism = "exact"
@@ -70,6 +76,7 @@ class PHashDuplicate(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.hamming import masks
         from stages.ops.linkage import link, partitions_for
+        from stages.ops.pairs import put_pairs
         from stages.ops.together import Together
 
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
@@ -80,9 +87,11 @@ class PHashDuplicate(DatasetStage):
         # Each code is filed under many keys, in rows that are a quarter as wide.
         wide = max(1, partitions * len(masks(self.max_distance)) // 4)
         met = ctx.shuffle(filed, "key", wide)
-        near = ctx.map_shards(partial(near_edges, self.max_distance), met)
+        near = ctx.map_shards(partial(near_edges, self), met)
         edges = ctx.shuffle(near, "a", partitions)
         ctx.drop(met)
+        if self.pairs:
+            put_pairs(ctx, rows, edges, equal=0, value=DISTANCE)
         linked = link(ctx, rows, edges, equal=0, partitions=partitions, joined_at=JOINED_AT)
         unhashed = ctx.map_shards(partial(without_hash, self.column), inputs.rows)
         ctx.restore(Together((unhashed, linked)))
@@ -114,11 +123,13 @@ def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
     return pa.table({"key": pa.array(key_NK.ravel()), "code": pa.array(code)})
 
 
-def near_edges(max_distance: int, met: pa.Table) -> pa.Table:
-    """The pairs of near codes among those that met."""
-    from stages.ops.hamming import near_pairs
-    from stages.ops.linkage import as_edges
+def near_edges(stage: PHashDuplicate, met: pa.Table) -> pa.Table:
+    """The pairs of near codes among those that met; where none is asked for, a forest of them."""
+    from stages.ops.hamming import every_pair, near_pairs
+    from stages.ops.linkage import as_edges, forest
 
     code_N = met["code"].to_numpy()
-    a, b, distance = near_pairs(met["key"].to_numpy(), code_N, max_distance)
-    return as_edges(code_N[a], code_N[b], distance.astype(np.float32))
+    found = every_pair if stage.pairs else near_pairs
+    a, b, distance = found(met["key"].to_numpy(), code_N, stage.max_distance)
+    edges = as_edges(code_N[a], code_N[b], distance.astype(np.float32))
+    return edges if stage.pairs else forest(edges)

@@ -34,9 +34,12 @@ def keys(code_N: NDArray[np.uint64], radius: int) -> NDArray[np.uint64]:
     Error: other keys are equal with a chance of 2^-64 a pair: one comparison more.
     """
     mask_K = masks(radius)
-    key_NK = _mixed(code_N[:, None] & mask_K)
-    number_K = np.arange(len(mask_K), dtype=np.uint64)
-    return _mixed(np.add(key_NK, number_K))  # tells the masks apart
+    return _key(code_N[:, None] & mask_K, np.arange(len(mask_K)))
+
+
+def _key(bits: NDArray[np.uint64], mask: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Of the bits of a mask, which is told by its number."""
+    return _mixed(_mixed(bits) + mask.astype(np.uint64))
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -65,6 +68,26 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
         held += len(near)
         if held > MANY:
             (found, _), held = _thinned(found, len(code_N)), 0
+    a, b, distance = _joined(found)
+    return order_N[a], order_N[b], distance
+
+
+def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
+    """All pairs of distinct codes at most `radius` apart that have no equal key of a lesser mask.
+
+    So each pair of a pool comes once, of the several keys under which it meets.
+    """
+    order_N = np.argsort(key_N, kind="stable")
+    key_N, code_N = key_N[order_N], code_N[order_N]
+    mask_K = masks(radius)
+    found: list[Pairs] = []
+    for a, b in neighbours(*runs(key_N)):
+        differs = code_N[a] ^ code_N[b]
+        distance = np.bitwise_count(differs)
+        near = np.flatnonzero((distance <= radius) & (distance > 0))
+        first = ((differs[near, None] & mask_K) == 0).argmax(axis=1)
+        near = near[_key(code_N[a[near]] & mask_K[first], first) == key_N[a[near]]]
+        found.append((a[near], b[near], distance[near]))
     a, b, distance = _joined(found)
     return order_N[a], order_N[b], distance
 

@@ -84,9 +84,13 @@ def link(
 def as_edges(
     a_E: NDArray[np.uint64], b_E: NDArray[np.uint64], height_E: NDArray[np.float32]
 ) -> pa.Table:
-    """A minimum spanning forest of these edges."""
     columns = [pa.array(c, f.type) for c, f in zip((a_E, b_E, height_E), EDGE, strict=True)]
-    return thinned(pa.table(columns, schema=EDGE)).select(EDGE.names)
+    return pa.table(columns, schema=EDGE)
+
+
+def forest(edges: pa.Table) -> pa.Table:
+    """A minimum spanning forest of edges."""
+    return thinned(edges).select(EDGE.names)
 
 
 def thinned(edges: pa.Table) -> pa.Table:

@@ -63,8 +63,9 @@ def run(pool, monkeypatch):
     same["permutations"] = 32  # fewer bands, so fewer partitions
     stages = {"pool": {"uses": "ingest.datacomp", "path": str(pool)}, "same": same}
 
-    def run(folder, watcher):
-        plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
+    def run(folder, watcher, **settings):
+        changed = {**stages, "same": same | settings}
+        plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=changed))
         outcome = run_plan(plan, Storage(str(folder)), LocalExecutor(0), watcher)
         assert outcome.complete, outcome.stopped
         state = outcome.state.stages["same"]
@@ -93,8 +94,7 @@ class DiesEverywhere(Watcher):
     def drop(self, ctx, shuffled):
         file = shuffled.pieces[0][0]
         if file not in self.survived:
-            ctx._storage.delete(file)
-        self.die_once(file)
+            ctx._storage.delete_folder = lambda _: ctx._storage.delete(file) or self.die_once(file)
         DROP(ctx, shuffled)
 
     def die_once(self, place: str) -> None:
@@ -106,11 +106,12 @@ class DiesEverywhere(Watcher):
 DROP = RunContext.drop
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["columns", "pairs too"])
 def test_killed_in_every_call_and_every_drop_the_rest_is_done_and_nothing_twice(
-    run, tmp_path, monkeypatch
+    pairs, run, tmp_path, monkeypatch
 ):
     whole, dying = Watcher(), DiesEverywhere()
-    expected = run(tmp_path / "whole", whole)
+    expected = run(tmp_path / "whole", whole, pairs=pairs)
     rounds = {call for call in whole.calls if call.endswith("-reduce")}
     assert len(rounds) > 4, "three are no rounds, and one round would be no test of them"
     assert sum(row["duplicate_of"] is not None for row in expected) > ROWS / 2
@@ -118,8 +119,11 @@ def test_killed_in_every_call_and_every_drop_the_rest_is_done_and_nothing_twice(
     found = None
     while found is None:
         with contextlib.suppress(KilledError):
-            found = run(tmp_path / "killed", dying)
+            found = run(tmp_path / "killed", dying, pairs=pairs)
     assert found == expected
+    files = sorted(tmp_path.glob("*/stages/same-*/out/pairs.parquet"))
+    assert len({path.read_bytes() for path in files}) == pairs
+    assert len(files) == 2 * pairs
     assert dying.calls == whole.calls
     assert len(dying.survived) > len(set(whole.calls)), "it died in drops too"
 

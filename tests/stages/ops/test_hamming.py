@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from stages.ops import hamming
-from stages.ops.hamming import crowd_pairs, keys, masks, near_pairs, neighbours, runs
+from stages.ops.hamming import (
+    crowd_pairs,
+    every_pair,
+    keys,
+    masks,
+    near_pairs,
+    neighbours,
+    runs,
+)
 from stages.ops.merging import fall
 
 
@@ -48,6 +56,19 @@ def test_every_near_pair_is_found_and_no_other():
     for _ in range(1_000):
         code_N, radius = cloud(rng, int(rng.integers(1, 40))), int(rng.integers(0, 11))
         assert found(code_N, radius) == all_pairs(code_N, radius)
+
+
+def test_every_pair_comes_once_of_all_the_keys_under_which_it_meets(monkeypatch):
+    monkeypatch.setattr(hamming, "CROWD", 2)
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        code_N, radius = cloud(rng, int(rng.integers(1, 40))), int(rng.integers(0, 11))
+        key_NK = keys(code_N, radius)
+        owner = np.repeat(np.arange(len(code_N)), key_NK.shape[1])
+        a, b, distance = every_pair(key_NK.ravel(), code_N[owner], radius)
+        ends = np.sort(owner[np.stack([a, b])], axis=0).T.tolist()
+        once = sorted(zip(map(tuple, ends), distance.tolist(), strict=True))
+        assert once == sorted(all_pairs(code_N, radius).items())
 
 
 def test_a_crowd_hangs_together_at_each_distance_as_all_its_pairs_do(monkeypatch):

@@ -1,0 +1,110 @@
+"""The near pairs of a pool as a file: two uids and how near they are, each pair once, in order."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from metadata.schema import UID, Column
+from metadata.uid import halves
+from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.keeper import best_first
+from stages.ops.linkage import NODE, add
+from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from stages.ops.together import Beside, Together
+
+# Shapes: N rows or pairs, V nodes, E edges.
+
+FILE = "pairs.parquet"
+RANGE_ROWS = 2**20  # about as many pairs are sorted at a time
+OTHER = "other_uid"  # the greater of the two
+
+
+def put_pairs(ctx: Context, rows: Shards, edges: Shards, *, equal: float, value: Column) -> None:
+    """Stores out/pairs.parquet: uid, other_uid and the value of each pair, sorted by the two.
+
+    rows and edges are those that `link` takes, each edge there once. An edge is the pair of the
+    best rows of its nodes, and each other row of a node is one with the best of that node, at
+    `equal`. So pairs grow as rows and edges, however many rows are equal; all others follow.
+    """
+    halfway = ctx.shuffle(Beside(with_first, (rows, edges)), "b", len(edges))
+    named = Beside(with_second, (rows, halfway))
+    pairs = Together((Beside(partial(of_equals, equal), (rows,)), named))
+    most = int(ctx.reduce(counted, Together((rows, edges)), add)["rows"])
+    bits = bits_for(most, RANGE_ROWS)
+    by_range = ranged(ctx, Beside(partial(in_ranges, bits), (pairs,)), bits)
+    ctx.drop(halfway)
+    ctx.map(partial(write, by_range, value), [FILE])
+    ctx.drop(by_range.shuffled)
+
+
+def best_of(rows: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """(V,) the nodes of a partition, ascending, and (V,) the number of the best row of each."""
+    order_N = best_first(rows)
+    node_V, first_V = np.unique(rows[NODE.name].to_numpy()[order_N], return_index=True)
+    return node_V, order_N[first_V]
+
+
+def uids_at(rows: pa.Table, node_E: NDArray[np.uint64]) -> pa.Array:
+    """The uid of the best row of each of the nodes."""
+    node_V, best_V = best_of(rows)
+    return rows[UID.name].combine_chunks().take(pa.array(best_V[np.searchsorted(node_V, node_E)]))
+
+
+def with_first(rows: pa.Table, edges: pa.Table) -> pa.Table:
+    """The edges, with a uid for the first node of each."""
+    uid = uids_at(rows, edges["a"].to_numpy())
+    return pa.table({UID.name: uid, "b": edges["b"], "height": edges["height"]})
+
+
+def with_second(rows: pa.Table, halfway: pa.Table) -> pa.Table:
+    """The pairs that they are."""
+    first, second = halfway[UID.name].combine_chunks(), uids_at(rows, halfway["b"].to_numpy())
+    return in_pairs(first, second, halfway["height"].combine_chunks())
+
+
+def of_equals(equal: float, rows: pa.Table) -> pa.Table:
+    """Each row that is not the best of its node, with the best."""
+    _, best_V = best_of(rows)
+    others = rows.take(pa.array(np.setdiff1d(np.arange(len(rows)), best_V)))
+    best = uids_at(rows, others[NODE.name].to_numpy())
+    height = pa.array(np.full(len(others), equal, np.float32))
+    return in_pairs(others[UID.name].combine_chunks(), best, height)
+
+
+def in_pairs(one: pa.Array, other: pa.Array, height: pa.Array) -> pa.Table:
+    """The lesser uid first."""
+    one_N2, other_N2 = halves(one), halves(other)
+    is_equal_N = one_N2[:, 0] == other_N2[:, 0]
+    swap_N = np.where(is_equal_N, one_N2[:, 1] > other_N2[:, 1], one_N2[:, 0] > other_N2[:, 0])
+    swap = pa.array(swap_N)
+    columns = {UID.name: pc.if_else(swap, other, one), OTHER: pc.if_else(swap, one, other)}
+    return pa.table({**columns, "height": height})
+
+
+def counted(part: pa.Table) -> State:
+    return {"rows": np.array(len(part))}
+
+
+def in_ranges(bits: int, pairs: pa.Table) -> pa.Table:
+    return pairs.append_column(RANGE, range_of(pairs[UID.name], bits))
+
+
+def write(by_range: Ranges, value: Column, name: str, task: Task) -> dict[str, Any]:
+    """The file: ranges in their order, each sorted in memory and appended."""
+    schema = pa.schema([(UID.name, UID.dtype), (OTHER, UID.dtype), (value.name, value.dtype)])
+    path, written = task.worker.scratch / name, 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for pairs in by_range:
+            height_N = pairs["height"].to_numpy()
+            keys = [halves(pairs[uid])[:, half] for uid in (OTHER, UID.name) for half in (1, 0)]
+            pairs = pairs.take(pa.array(np.lexsort((height_N, *keys))))
+            values = pc.abs(pairs["height"]).cast(value.dtype)
+            writer.write_table(pa.table([pairs[UID.name], pairs[OTHER], values], schema=schema))
+            written += len(pairs)
+    task.put_file(name, path)
+    return {"pairs": written}

@@ -1,0 +1,55 @@
+"""Rows in rising order of their uids, a range at a time: sorted without holding them all."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.uid import halves
+from pipeline.dataset import Context, Shards, Task
+
+RANGE = "range"  # the leading bits of a uid
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The rows of each range, in the order of the ranges; inside one, in none. Picklable."""
+
+    shuffled: Shards
+    place: dict[int, int]  # the partition of each range that has rows
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for number in sorted(self.place):
+            rows = self.shuffled.table(self.place[number])
+            yield rows.filter(pc.equal(rows[RANGE], number))
+
+
+def bits_for(rows: int, rows_per_range: int) -> int:
+    """How many bits part so many rows into ranges of no more, on average."""
+    return max(0, (rows - 1) // rows_per_range).bit_length()
+
+
+def range_of(uid: pa.ChunkedArray, bits: int) -> pa.Array:
+    """The range that each uid lies in."""
+    first_N = halves(uid)[:, 0]
+    range_N = first_N >> np.uint64(64 - bits) if bits else np.zeros_like(first_N)
+    return pa.array(range_N.astype(np.int32))
+
+
+def ranged(ctx: Context, rows: Shards, bits: int) -> Ranges:
+    """The rows, which have RANGE, by their range."""
+    shuffled = ctx.shuffle(rows, RANGE, 2**bits)
+    partitions = list(range(len(shuffled) if len(rows) else 0))
+    found = ctx.map(partial(ranges_in, shuffled), partitions)
+    return Ranges(
+        shuffled, {number: p for p, part in enumerate(found) for number in part["ranges"]}
+    )
+
+
+def ranges_in(shuffled: Shards, partition: int, task: Task) -> dict[str, Any]:
+    """The ranges that lie in a partition."""
+    return {"ranges": pc.unique(shuffled.table(partition)[RANGE]).to_pylist()}
