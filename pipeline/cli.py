@@ -426,9 +426,12 @@ def _planned(options: argparse.Namespace) -> "Plan":
 
 def _state(plan: "Plan", uri: str) -> "RunState":
     from metadata.storage import Storage
+    from pipeline.origin import refuse_another_pool
     from pipeline.state import RunState
 
-    return RunState(plan, Storage(uri))
+    run = Storage(uri)
+    refuse_another_pool(plan, run)
+    return RunState(plan, run)
 
 
 def _latest(uri: str) -> "RunState":

@@ -19,6 +19,7 @@ from pipeline.context import RunContext
 from pipeline.dataset import Inputs
 from pipeline.errors import ClipmillError, LostLockError, RecipeError, StageError
 from pipeline.executors import Executor, Item, Step
+from pipeline.origin import refuse_another_pool, remember_pools
 from pipeline.plan import Plan
 from pipeline.planned import PlannedStage
 from pipeline.repair import is_asked, refusal, take_away
@@ -76,7 +77,9 @@ def run_plan(
 ) -> Outcome:
     """Runs what is not done. Finished shards of a stage that fails stay."""
     with lock.held(run) as owned:
+        refuse_another_pool(plan, owned)
         _claim(plan, owned)
+        remember_pools(plan, owned)
         return _Run(plan, owned, executor, watcher, retry).go()
 
 

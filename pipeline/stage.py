@@ -127,6 +127,13 @@ class DatasetStage(Stage):
         """
         return ""
 
+    def files(self) -> dict[str, int]:
+        """Of a root, the files it reads: name below its path, and bytes; cheap as a listing.
+
+        A run folder belongs to the pool that has them; a root without any is of no pool.
+        """
+        return {}
+
     def candidates(self, rows: int) -> float | None:
         """Pairs that it expects to compare among so many rows; None where they grow as the rows."""
         return None

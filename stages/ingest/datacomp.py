@@ -37,6 +37,7 @@ from stages.ops.tables import (
     parquet_rows,
     require,
     scan_parquet,
+    sizes_of,
     uid_column,
     uid_values,
 )
@@ -95,6 +96,9 @@ class DataComp(DatasetStage):
         """The columns that `scores` adds."""
         scores = [replace(column, dtype=SCORE_TYPES[self.score_type]) for column in SCORES]
         return (*scores, FACE_BBOXES) if self.scores else ()
+
+    def files(self) -> dict[str, int]:
+        return sizes_of(list_files(self.path, (".parquet",), "pool"))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder = open_pool(self.path)[0].uri  # embeddings need not match a glob of metadata

@@ -23,6 +23,7 @@ from stages.ops.tables import (
     in_batches,
     list_files,
     open_pool,
+    sizes_of,
     uid_column,
 )
 from stages.ops.text_rows import csv_rows, json_rows
@@ -56,6 +57,9 @@ class ImageFolder(DatasetStage):
 
     def __post_init__(self) -> None:
         check_shard_rows(self.shard_rows)
+
+    def files(self) -> dict[str, int]:
+        return sizes_of(list_files(self.path, IMAGE_SUFFIXES, "pool"))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         images = list_files(self.path, IMAGE_SUFFIXES, ctx.worker.stage)

@@ -24,6 +24,7 @@ from stages.ops.tables import (
     parquet_rows,
     require,
     scan_parquet,
+    sizes_of,
     uid_column,
     uid_values,
 )
@@ -104,6 +105,9 @@ class UrlList(DatasetStage):
         """What is read of each file."""
         names = [*(name for _, name in self.columns), *([self.uid_col] if self.uid_col else [])]
         return list(dict.fromkeys(names))
+
+    def files(self) -> dict[str, int]:
+        return sizes_of(list_files(self.path, (PARQUET, *TEXT_SUFFIXES), "pool"))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, (PARQUET, *TEXT_SUFFIXES), ctx.worker.stage)

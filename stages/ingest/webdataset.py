@@ -35,6 +35,7 @@ from stages.ops.tables import (
     in_batches,
     list_files,
     open_pool,
+    sizes_of,
     uid_column,
     uid_values,
 )
@@ -71,6 +72,9 @@ class WebDataset(DatasetStage):
 
     path: str = location()
     max_member_bytes: int = 100 << 20
+
+    def files(self) -> dict[str, int]:
+        return sizes_of(list_files(self.path, (".tar",), "pool"))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         tars = list_files(self.path, (".tar",), ctx.worker.stage)

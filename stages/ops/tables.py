@@ -73,6 +73,11 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
     return sorted(found, key=lambda file: file["path"])
 
 
+def sizes_of(files: list[dict[str, Any]]) -> dict[str, int]:
+    """Bytes of each file by name, out of a listing."""
+    return {file["path"]: file["size"] for file in files}
+
+
 @contextmanager
 def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
     """What goes wrong in reading a file fails the file's shard, by name.

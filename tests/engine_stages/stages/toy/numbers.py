@@ -30,6 +30,9 @@ class Numbers(DatasetStage):
     takes = ()
     writes = (NUMBER,)
 
+    def files(self) -> dict[str, int]:
+        return {file.name: file.stat().st_size for file in Path(self.path).glob("*.txt")}
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = sorted(Path(self.path).glob("*.txt"))
         if not files:
