@@ -122,6 +122,12 @@ class Scan:
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
 
     @property
+    def changed(self) -> int:
+        """Files that are gone, of another size, or nobody's."""
+        held = self.manifest.outputs if self.manifest else ()
+        return len(self.lost) + len({name for name, _ in set(held) ^ set(self.outputs)})
+
+    @property
     def unchecked(self) -> frozenset[int]:
         """Lost shards that were written without page checksums: so they are made again."""
         return frozenset(record.shard for record in self.lost if not record.page_checksums)

@@ -229,11 +229,14 @@ def summary(state: StageState) -> str:
     """`done`, `3 of 12 shards`, `nothing yet`: what is there, in words."""
     if state.complete:
         return "done"
+    gone = state.scan.changed
+    damaged = f", {gone} {'file' if gone == 1 else 'files'} gone or changed" if gone else ""
     if not state.shards and not state.failures:
-        return "nothing yet"
+        return f"nothing yet{damaged}"
     total = "?" if state.total is None else state.total
     failed = sum(1 for failure in state.failures.values() if failure is not None)
-    return f"{len(state.shards)} of {total} shards" + (f", {failed} failed" if failed else "")
+    shards = f"{len(state.shards)} of {total} shards"
+    return shards + (f", {failed} failed" if failed else "") + damaged
 
 
 class RanRecipe(TypedDict):

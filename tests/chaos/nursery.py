@@ -14,8 +14,8 @@ import threading
 from importlib import import_module
 
 from pipeline.cli import main
-from pipeline.plan import make_plan
 from pipeline.recipe import load_recipe
+from pipeline.settings import stage_class
 
 
 def born(task: dict) -> int:
@@ -33,7 +33,8 @@ def born(task: dict) -> int:
 
 
 def serve(recipe: str) -> None:
-    make_plan(load_recipe(recipe))
+    for keys in load_recipe(recipe).stages.values():  # not planned: that starts Polars' threads
+        stage_class(keys["uses"], recipe)
     for name in ("polars", "pyarrow.parquet", "pipeline.run", "pipeline.executors.local"):
         import_module(name)
     assert threading.active_count() == 1, "a fork would lose a thread"

@@ -11,10 +11,11 @@ import pytest
 
 from metadata.storage import Storage
 from tests.engine_stages.harness import Ended, clipmill_run, meaning, write_pool
+from tests.pipeline.test_changed_files import flip
 
 pytestmark = pytest.mark.chaos
 
-BY_WORKERS = ("attempt", "write", "rename", "record", "journal")
+BY_WORKERS = ("attempt", "write", "rename", "record", "digest", "journal")
 BY_DRIVER = ("run", "recipe", "step", "fold", "manifest")
 REDONE = 4  # units at most: two workers, each with a chain of two
 
@@ -68,3 +69,18 @@ def test_killed_at_a_point_on_ray_the_result_is_that_of_a_local_run(
         assert first.code == 0, first.output
     assert meaning(Storage(str(tmp_path / "run"))) == expected
     assert units <= whole.units + REDONE
+
+
+def test_damage_that_a_worker_on_ray_meets_is_mended_in_the_same_run(
+    recipe, pool, undisturbed, tmp_path
+):
+    more = ("--set", f"numbers.path={pool}")
+    half = clipmill_run(recipe, tmp_path / "run", tmp_path / "half", *more, "--until", "shared")
+    assert half.code == 0, half.output
+    for path in (tmp_path / "run" / "stages").glob("*/000000-*.parquet"):
+        flip(path)
+    ended = on_ray(recipe, pool, tmp_path, "whole")
+    assert ended.code == 0, ended.output
+    assert ended.output.count("is damaged, and made again") == 2  # of numbers and of shared
+    found = meaning(Storage(str(tmp_path / "run")))
+    assert {**found, "recipes": None} == {**undisturbed[1], "recipes": None}

@@ -1,6 +1,7 @@
 """An S3-compatible store: the same results as on a disk, kills, and a store that fails."""
 
 import math
+import re
 
 import pytest
 
@@ -24,6 +25,7 @@ KINDS = (
     "write",
     "rename",
     "record",
+    "digest",
     "journal",
     "step",
     "fold",
@@ -108,6 +110,28 @@ def test_killed_at_a_point_and_run_again_the_result_is_the_same(kind, undisturbe
 
 def test_kinds_of_points_are_those_of_the_run(undisturbed):
     assert undisturbed[0].kinds == set(KINDS)
+
+
+@pytest.fixture
+def toys():
+    with toy_stages():
+        yield
+
+
+def test_changed_objects_are_found_and_made_again(toys, undisturbed, nursery, bucket, clipmill):
+    uri = bucket.uri("changed")
+    assert nursery.run(uri).code == 0
+    folder = Storage(uri)
+    changed = [name for name in undisturbed[1] if re.search(r"/000000-.*parquet|npy$", name)]
+    for name in changed:
+        data = bytearray(folder.read(name))
+        data[len(data) // 2] ^= 1
+        folder.put(name, bytes(data), point="rename")
+    said = clipmill("verify", "--run", uri, "--json")
+    assert said.code == 1
+    assert sum(len(stage["damaged"]) for stage in said.json) == len(changed)
+    assert clipmill("verify", "--run", uri, "--repair", "--workers", 0).code == 0
+    assert meaning(folder) == undisturbed[1]
 
 
 # A store that fails
