@@ -267,5 +267,11 @@ def latest(uri: str) -> RunState:
     """The run folder seen through the recipe that ran there last."""
     run = Storage(uri)
     _, held = newest_recipe(run)
-    recipe = Recipe(name=held["name"], path=held["path"], seed=held["seed"], stages=held["stages"])
+    recipe = Recipe(
+        name=held["name"],
+        path=held["path"],
+        seed=held["seed"],
+        stages=held["stages"],
+        overrides=tuple(held["overrides"]),
+    )
     return RunState(make_plan(recipe), run)
