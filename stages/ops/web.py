@@ -198,8 +198,8 @@ def _joined(base: URL | None, text: str) -> URL | None:
         url = URL(text.strip()) if base is None else base.join(URL(text.strip()))
         host = url.raw_host or ""
         if "xn--" in host:
-            url.host  # noqa: B018  # ValueError where no name follows
-    except ValueError:
+            url.host  # noqa: B018  # raises where no name follows
+    except Exception:  # on hostile text the library raises ValueError to IndexError
         return None
     is_name = host.isprintable() and " " not in host
     return url if url.scheme in ("http", "https") and host and is_name else None

@@ -35,7 +35,7 @@ def raw(monkeypatch):
 @pytest.fixture
 def between(raw, tmp_path, caplog):
     """Rows of these URLs, which stand between two good ones; nothing is told beside the reason."""
-    run = opened(tmp_path, timeout_s=1.0, max_per_host=64)
+    run = opened(tmp_path, timeout_s=20.0, max_per_host=64)
 
     def rows(urls):
         good = raw.url("/good", raw.good)
@@ -65,6 +65,7 @@ def between(raw, tmp_path, caplog):
         ("http://host.test:99999/", "bad_url"),
         ("http://host.test:-1/", "bad_url"),
         ("http://[::1/", "bad_url"),
+        ("http://[]@/", "bad_url"),
         ("http://[fe80::1%25lo]/", "private_address"),
         ("http://[v1.x]/", "unresolvable"),
         ("http:///x", "bad_url"),

@@ -41,7 +41,7 @@ def two_time_outs(monkeypatch):
 @pytest.mark.usefixtures("two_time_outs")
 def test_any_answer_begins_the_count_anew(download):
     paths = ["/hang", "/file/ok.jpg", "/hang?", "/status/404", "/hang?2", "/hang?3", "/file/ok.png"]
-    rows = download(*paths, max_per_host=1, timeout_s=0.3)
+    rows = download(*paths, max_per_host=1, timeout_s=0.5)
     timeout = "timeout"
     assert reasons(rows) == [timeout, None, timeout, "http_404", timeout, timeout, "host_down"]
 
