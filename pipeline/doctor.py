@@ -12,7 +12,7 @@ from metadata.storage import Storage
 from pipeline.errors import ClipmillError
 
 PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
-EXTRAS = {"gpu": ("open_clip",), "llm": ("vllm",)}
+EXTRAS = {"gpu": ("open_clip",), "llm": ("vllm",), "img2dataset": ("img2dataset",)}
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0

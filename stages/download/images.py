@@ -3,28 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import pyarrow as pa
-
-from metadata.schema import (
-    HEIGHT,
-    HTTP_STATUS,
-    IMAGE,
-    IMAGE_BYTES,
-    REASON,
-    REASON_TYPE,
-    SHA256,
-    URL,
-    WIDTH,
-    Column,
-)
-from pipeline.errors import RecipeError
+from metadata.schema import SHA256, URL, Column
 from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
-from stages.ops.addresses import allowed
-
-if TYPE_CHECKING:
-    from stages.ops.web import Answer, Client
+from stages.download._rows import WRITES, Kept, check, downloaded
 
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 
@@ -74,7 +57,7 @@ class DownloadImages(RowStage):
     # take about 100 MB.
     batch_rows = 2048
     resources = Resources(cpus=1, memory_gb=4)
-    writes = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
+    writes = WRITES
     reasons = (
         *("no_url", "no_sha256", "bad_url", "private_address", "unresolvable", "refused", "tls"),
         *("timeout", "host_down", "connection_lost", "bad_response", "redirect_loop", "opt_out"),
@@ -92,68 +75,15 @@ class DownloadImages(RowStage):
         return (URL, SHA256) if self.verify_sha256 else (URL,)
 
     def __post_init__(self) -> None:
-        best = 9 if self.encode_format == "png" else 100
-        if not 0 <= self.encode_quality <= best:
-            raise RecipeError(
-                found=f"encode_quality is {self.encode_quality}, not 0 to {best}",
-                where=f"download.images with encode_format {self.encode_format}",
-                do="set it; for png it is the compression, 0 to 9",
-            )
-        try:
-            allowed(self.allow_private_addresses)
-        except ValueError as error:
-            found, do = error.args
-            raise RecipeError(found, "download.images, key `allow_private_addresses`", do) from None
+        check(self, "download.images")
 
     def open(self, worker: Worker) -> RowFunction:
         from stages.ops.web import Client, Rules
 
         rules = Rules(**{name: getattr(self, name) for name in Rules.__dataclass_fields__})
-        return partial(download, client=Client(rules, threads=worker.threads), settings=self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What is stored of one body, or why nothing is."""
-
-    sha256: str
-    image: bytes | None = None
-    width: int | None = None
-    height: int | None = None
-    reason: str | None = None
-
-
-def download(batch: pa.Table, client: "Client", settings: DownloadImages) -> pa.Table:
-    """Image, size, digest and status of every row; a URL that repeats is fetched once."""
-    urls = [url if url and url.strip() else None for url in batch[URL.name].to_pylist()]
-    verify = settings.verify_sha256
-    crawled = batch[SHA256.name].to_pylist() if verify else [None] * len(urls)
-    pairs = list(zip(urls, crawled, strict=True))
-    unique = list(dict.fromkeys(url for url, sha256 in pairs if url and (sha256 or not verify)))
-    answers = dict(
-        zip(unique, client.fetch_all(unique, partial(kept, settings=settings)), strict=True)
-    )
-    # By rows: they waited for a network, one by one.
-    rows = [row(answers.get(url), url, sha256, verify) for url, sha256 in pairs]
-    columns = {c.name: pa.array([r.get(c.name) for r in rows], c.dtype) for c in settings.writes}
-    reason = pa.array([r.get(REASON.name) for r in rows], pa.string())
-    return pa.table({**columns, REASON.name: reason.cast(REASON_TYPE)})
-
-
-def row(answer: "Answer | None", url: str | None, crawled: str | None, verify: bool) -> dict:
-    """The written columns of one row, by name; those that are left out are null."""
-    if url is None:
-        return {REASON.name: "no_url"}
-    if answer is None or (verify and crawled is None):
-        return {REASON.name: "no_sha256"}
-    found, image = {HTTP_STATUS.name: answer.status}, answer.kept
-    if answer.reason:
-        return {**found, REASON.name: answer.reason}
-    if crawled and crawled.lower() != image.sha256:
-        return {**found, REASON.name: "hash_mismatch"}
-    if image.reason:
-        return {**found, REASON.name: image.reason}
-    return {**found, **vars(image), IMAGE_BYTES.name: len(image.image)}
+        client = Client(rules, threads=worker.threads)
+        fetch_all = partial(client.fetch_all, keep=partial(kept, settings=self))
+        return partial(downloaded, verify_sha256=self.verify_sha256, fetch_all=fetch_all)
 
 
 def kept(body: bytes, settings: DownloadImages) -> Kept:

@@ -174,10 +174,8 @@ class Client:
         if status in REDIRECTS and "Location" in headers:
             return Reply(status=status, location=headers["Location"])
         if not 200 <= status < 300:
-            family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
-            reason = family if 300 <= status < 600 else "bad_response"
             wait_s = _retry_after_s(headers.get("Retry-After", ""))
-            return Reply(status=status, reason=reason, retry_after_s=wait_s)
+            return Reply(status=status, reason=reason_of(status), retry_after_s=wait_s)
         if opts_out(headers.getall("X-Robots-Tag", ()), self.agents, self.disallowed):
             return Reply(status=status, reason="opt_out")
         limit = self.rules.max_body_bytes
@@ -232,6 +230,12 @@ def _sockets(rules: Rules) -> Callable[..., socket.socket]:
         return socket.socket(family, kind, protocol)
 
     return made
+
+
+def reason_of(status: int) -> str:
+    """The code of a status that brings no body."""
+    family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
+    return family if 300 <= status < 600 else "bad_response"
 
 
 def _retry_after_s(wish: str) -> float:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 
+from stages.download.images import DownloadImages
 from tests.stages.download.site import Site, opened
 
 
@@ -39,15 +40,15 @@ def server():
 
 @pytest.fixture
 def download(server, tmp_path):
-    """Rows of the given paths or URLs, downloaded in one batch."""
+    """Rows of the given paths or URLs, downloaded in one batch by download.images or another."""
 
-    def rows(*paths, sha256=None, **settings):
+    def rows(*paths, stage=DownloadImages, sha256=None, **settings):
         base = f"http://127.0.0.1:{server.port}"
         urls = [base + path if path and path[0] == "/" else path for path in paths]
         columns = {"url": pa.array(urls, pa.string())}
         if sha256:
             columns["sha256"] = pa.array(sha256, pa.string())
-        return opened(tmp_path, **settings)(pa.table(columns)).to_pylist()
+        return opened(tmp_path, stage, **settings)(pa.table(columns)).to_pylist()
 
     return rows
 

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import io
+import re
 import socket
 import socketserver
 import time
@@ -175,15 +176,15 @@ def only_loopback(monkeypatch, **names: str) -> None:
 
     Of a name, with _ for dots, the addresses it has.
     """
-    known = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "good.test": "127.0.0.1"}
+    known = {"localhost": "127.0.0.1", "good.test": "127.0.0.1", "2130706433": "127.0.0.1"}
     known |= {name.replace("_", "."): addresses for name, addresses in names.items()}
 
     def resolved(host, port, *_, **__):
-        if host not in known:
+        if host not in known and not re.fullmatch(r"(\d+\.){3}\d+", host):
             host.encode("idna")  # as the real one does
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         stream = socket.AF_INET, socket.SOCK_STREAM, 6, ""
-        return [(*stream, (address, port)) for address in known[host].split()]
+        return [(*stream, (address, port)) for address in known.get(host, host).split()]
 
     def connected(self, address):
         if address[0] not in ("127.0.0.1", "::1"):
@@ -195,8 +196,8 @@ def only_loopback(monkeypatch, **names: str) -> None:
     monkeypatch.setattr(socket.socket, "connect", connected)
 
 
-def opened(tmp_path, **settings):
+def opened(tmp_path, stage=DownloadImages, **settings):
     """The stage's function; loopback allowed and impatient unless told otherwise."""
     impatient = {"timeout_s": 5.0, "retries": 0, "allow_private_addresses": True}
     worker = Worker(seed=0, stage="images", device="cpu", threads=1, scratch=tmp_path)
-    return DownloadImages(**{**impatient, **settings}).open(worker)
+    return stage(**{**impatient, **settings}).open(worker)

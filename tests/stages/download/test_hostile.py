@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from stages.download.images import DownloadImages
+from stages.download.img2dataset import Img2dataset
 from tests.stages.download.site import FILES, RawSite, only_loopback, opened
 
 JPG = FILES["ok.jpg"]
@@ -33,21 +34,30 @@ def raw(monkeypatch):
 
 
 @pytest.fixture
-def between(raw, tmp_path, caplog):
+def between_by(raw, tmp_path, caplog):
     """Rows of these URLs, which stand between two good ones; nothing is told beside the reason."""
-    run = opened(tmp_path, timeout_s=20.0, max_per_host=64)
 
-    def rows(urls):
-        good = raw.url("/good", raw.good)
-        first, *found, last = run(pa.table({"url": [good, *urls, f"{good}?last"]})).to_pylist()
-        assert first["reason"] is last["reason"] is None
-        for row in found:
-            assert row["reason"] in (None, *DownloadImages.reasons)
-            assert (row["reason"] is None) == (row["image"] is not None)
-        assert not caplog.records
-        return found
+    def opened_by(stage, **settings):
+        run = opened(tmp_path, stage, timeout_s=20.0, **settings)
 
-    return rows
+        def rows(urls):
+            good = raw.url("/good", raw.good)
+            first, *found, last = run(pa.table({"url": [good, *urls, f"{good}?last"]})).to_pylist()
+            assert first["reason"] is last["reason"] is None
+            for row in found:
+                assert row["reason"] in (None, *stage.reasons)
+                assert (row["reason"] is None) == (row["image"] is not None)
+            assert not caplog.records
+            return found
+
+        return rows
+
+    return opened_by
+
+
+@pytest.fixture
+def between(between_by):
+    return between_by(DownloadImages, max_per_host=64)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +206,12 @@ def fuzz(between, raw, seed):
 
 def test_mutated_urls_and_answers_have_declared_reasons(between, raw):
     seen = set().union(*(fuzz(between, raw, seed) for seed in range(12)))
+    assert seen >= {None, "bad_url", "unresolvable", "bad_response", "connection_lost", "http_5xx"}
+
+
+def test_they_have_by_img2dataset_too(between_by, raw):
+    between = between_by(Img2dataset)
+    seen = set().union(*(fuzz(between, raw, seed) for seed in range(4)))
     assert seen >= {None, "bad_url", "unresolvable", "bad_response", "connection_lost", "http_5xx"}
 
 

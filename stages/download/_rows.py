@@ -1,0 +1,85 @@
+"""From URLs to rows: a URL that repeats is fetched once, a row has an image or a reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from metadata.schema import (
+    HEIGHT,
+    HTTP_STATUS,
+    IMAGE,
+    IMAGE_BYTES,
+    REASON,
+    REASON_TYPE,
+    SHA256,
+    URL,
+    WIDTH,
+)
+from pipeline.errors import RecipeError
+from stages.ops.addresses import allowed
+
+if TYPE_CHECKING:
+    from stages.ops.web import Answer
+
+WRITES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is stored of one body, or why nothing is."""
+
+    sha256: str
+    image: bytes | None = None
+    width: int | None = None
+    height: int | None = None
+    reason: str | None = None
+
+
+def check(settings: Any, uses: str) -> None:
+    """Refuses a quality that the format does not have, and addresses that none can open."""
+    best = 9 if settings.encode_format == "png" else 100
+    if not 0 <= settings.encode_quality <= best:
+        raise RecipeError(
+            found=f"encode_quality is {settings.encode_quality}, not 0 to {best}",
+            where=f"{uses} with encode_format {settings.encode_format}",
+            do="set it; for png it is the compression, 0 to 9",
+        )
+    try:
+        allowed(settings.allow_private_addresses)
+    except ValueError as error:
+        found, do = error.args
+        raise RecipeError(found, f"{uses}, key `allow_private_addresses`", do) from None
+
+
+def downloaded(
+    batch: pa.Table, verify_sha256: bool, fetch_all: "Callable[[list[str]], list[Answer]]"
+) -> pa.Table:
+    """Image, size, digest and status of every row; an answer's `kept` is a Kept."""
+    urls = [url if url and url.strip() else None for url in batch[URL.name].to_pylist()]
+    crawled = batch[SHA256.name].to_pylist() if verify_sha256 else [None] * len(urls)
+    pairs = list(zip(urls, crawled, strict=True))
+    unique = list(dict.fromkeys(url for url, sha in pairs if url and (sha or not verify_sha256)))
+    answers = dict(zip(unique, fetch_all(unique), strict=True))
+    # By rows: they waited for a network, one by one.
+    rows = [_row(answers.get(url), url, sha, verify_sha256) for url, sha in pairs]
+    columns = {c.name: pa.array([r.get(c.name) for r in rows], c.dtype) for c in WRITES}
+    reason = pa.array([r.get(REASON.name) for r in rows], pa.string())
+    return pa.table({**columns, REASON.name: reason.cast(REASON_TYPE)})
+
+
+def _row(answer: "Answer | None", url: str | None, crawled: str | None, verify: bool) -> dict:
+    """The written columns of one row, by name; those that are left out are null."""
+    if url is None:
+        return {REASON.name: "no_url"}
+    if answer is None or (verify and not crawled):
+        return {REASON.name: "no_sha256"}
+    found, image = {HTTP_STATUS.name: answer.status}, answer.kept
+    if answer.reason:
+        return {**found, REASON.name: answer.reason}
+    if crawled and crawled.lower() != image.sha256:
+        return {**found, REASON.name: "hash_mismatch"}
+    if image.reason:
+        return {**found, REASON.name: image.reason}
+    return {**found, **vars(image), IMAGE_BYTES.name: len(image.image)}

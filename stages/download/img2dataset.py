@@ -1,0 +1,195 @@
+"""Images from the web by img2dataset's own code, for those who stay with it or compare."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from io import BytesIO
+from multiprocessing.pool import ThreadPool
+from threading import Semaphore
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.request import OpenerDirector, Request
+
+from metadata.schema import SHA256, URL, Column
+from pipeline.errors import RecipeError
+from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
+from stages.download._rows import WRITES, Kept, check, downloaded
+from stages.ops.addresses import allowed
+from stages.ops.urllib_web import PRIVATE, TOO_LARGE, opener
+
+if TYPE_CHECKING:
+    from stages.ops.web import Answer
+
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
+
+STATUS = re.compile(r"HTTP Error ([345]\d\d): ")
+# Its messages are those of urllib; the first pattern that is found counts.
+REDIRECTING = (("infinite loop", "redirect_loop"), ("is not allowed", "bad_url"), ("", "http_3xx"))
+FETCHING = (
+    ("X-Robots-Tag", "opt_out"),
+    (PRIVATE, "private_address"),
+    (TOO_LARGE, "too_large"),
+    ("timed out", "timeout"),
+    (r"Errno -\d", "unresolvable"),
+    ("SSL|certificate", "tls"),
+    ("closed connection|IncompleteRead|reset by peer|Broken pipe", "connection_lost"),
+    (r"urlopen error \[Errno", "refused"),
+    ("Errno", "connection_lost"),
+    ("unknown url type|no host|control char|port:|codec|Invalid IPv6|not a valid|NFKC", "bad_url"),
+    ("", "bad_response"),
+)
+RESIZING = (
+    ("image too small", "too_small"),
+    ("image area too large|CV_IO_MAX_IMAGE", "too_many_pixels"),
+    ("aspect ratio too large", "extreme_aspect"),
+    ("", "undecodable"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Img2dataset(RowStage):
+    """The image at each URL as img2dataset makes it, its size and SHA-256; null without one.
+
+    Keys are those of download.images, and so are the columns: change `uses` to compare.
+
+    Source: img2dataset 1.47, download_image_with_retry and Resizer. Departs: only http and https,
+    no proxy, no private addresses, and bodies are capped.
+    Error: seconds are not: a server that drips holds a thread as long as it likes, and so its
+        shard. There is no limit for a host, no pause before a retry, and any failure is retried,
+        404 too. X-Robots-Tag is read as it reads it: `*: noindex`, `none` and a value with
+        another colon are missed. Reasons are read from its messages; HTML, a truncated file and a
+        broken one are all undecodable or, decoded halfway, images; http_status is 200 for any
+        answer with a body. EXIF orientation is ignored, grey stays grey, and `resize: no` encodes
+        again what skip_reencode does not keep.
+    """
+
+    resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
+        "keep_ratio_largest"
+    )
+    image_size: int = 512
+    resize_only_if_bigger: bool = True
+    upscale_interpolation: Interpolation = "lanczos"
+    downscale_interpolation: Interpolation = "area"
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_quality: int = 95  # for PNG the compression, 0 to 9
+    skip_reencode: bool = True
+    min_image_size: int = 0
+    max_aspect_ratio: float | None = None
+    max_pixels: int = 89_478_484  # counted after decoding
+    max_body_bytes: int = 20_000_000
+    verify_sha256: bool = False
+    user_agent_token: str | None = None
+    disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    allow_private_addresses: bool | tuple[str, ...] = False
+    timeout_s: float = location(10.0)  # of one wait for the network
+    retries: int = location(2)
+    concurrency: int = location(64)  # threads, per worker
+
+    version = 1
+    determinism = "recorded"
+    batch_rows = 2048
+    resources = Resources(cpus=1, memory_gb=4)
+    writes = WRITES
+    reasons = (
+        *("no_url", "no_sha256", "bad_url", "private_address", "unresolvable", "refused", "tls"),
+        *("timeout", "connection_lost", "bad_response", "redirect_loop", "opt_out", "too_large"),
+        *("http_3xx", "http_403", "http_404", "http_410", "http_429", "http_4xx"),
+        *("http_500", "http_5xx", "hash_mismatch", "undecodable"),
+        *("too_many_pixels", "too_small", "extreme_aspect"),
+    )
+    transient = (
+        *("unresolvable", "refused", "timeout", "connection_lost"),
+        *("http_429", "http_500", "http_5xx"),
+    )
+
+    @property
+    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+        return (URL, SHA256) if self.verify_sha256 else (URL,)
+
+    def __post_init__(self) -> None:
+        if find_spec("img2dataset") is None:
+            do = "pip install 'clipmill[img2dataset]', or use download.images"
+            raise RecipeError("no package img2dataset", "download.img2dataset", do)
+        check(self, "download.img2dataset")
+
+    def open(self, worker: Worker) -> RowFunction:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask for a newer one
+        from img2dataset.resizer import Resizer
+
+        resizer = Resizer(
+            self.image_size,
+            self.resize,
+            self.resize_only_if_bigger,
+            self.upscale_interpolation,
+            self.downscale_interpolation,
+            self.encode_quality,
+            self.encode_format,
+            self.skip_reencode,
+            min_image_size=self.min_image_size,
+            max_image_area=self.max_pixels,
+            max_aspect_ratio=self.max_aspect_ratio or float("inf"),
+        )
+        web = opener(allowed(self.allow_private_addresses), self.max_body_bytes)
+        pool = ThreadPool(self.concurrency)
+        fetch_all = partial(fetched, web=web, pool=pool, resizer=resizer, settings=self)
+        return partial(downloaded, verify_sha256=self.verify_sha256, fetch_all=fetch_all)
+
+
+def fetched(
+    urls: list[str], web: OpenerDirector, pool: ThreadPool, resizer: Any, settings: Img2dataset
+) -> "list[Answer]":
+    """The answer of every URL, in order: fetched in threads, resized here, as img2dataset does."""
+    from img2dataset import downloader
+
+    # Its own urlopen alone: install_opener would hold all else in this process to our rules.
+    held = SimpleNamespace(Request=Request, urlopen=web.open)
+    downloader.urllib = SimpleNamespace(request=held)
+    room = Semaphore(2 * settings.concurrency)  # bodies in memory
+
+    def rows() -> Iterator[tuple[int, str]]:
+        for row in enumerate(urls):
+            room.acquire()
+            yield row
+
+    ask = partial(
+        downloader.download_image_with_retry,
+        timeout=settings.timeout_s,
+        retries=settings.retries,
+        user_agent_token=settings.user_agent_token and settings.user_agent_token.strip().lower(),
+        disallowed_header_directives={
+            directive.strip().lower() for directive in settings.disallowed_header_directives
+        },
+    )
+    answers = {}
+    for number, body, error in pool.imap_unordered(ask, rows()):
+        answers[number] = answer(body, error, resizer)
+        room.release()
+    return [answers[number] for number in range(len(urls))]
+
+
+def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
+    """What its two functions say of one URL, in our words."""
+    from stages.ops.web import Answer, reason_of
+
+    if body is None:
+        message = error or ""
+        if found := STATUS.match(message):
+            status = int(found[1])
+            reason = first(REDIRECTING, message) if status < 400 else reason_of(status)
+            return Answer(status=status, reason=reason)
+        reason = first(FETCHING, message)
+        return Answer(status=200 if reason == "opt_out" else None, reason=reason)
+    digest = hashlib.sha256(body.getbuffer()).hexdigest()
+    image, width, height, _, _, failed = resizer(body)
+    if failed is not None:
+        return Answer(status=200, kept=Kept(sha256=digest, reason=first(RESIZING, failed)))
+    return Answer(status=200, kept=Kept(sha256=digest, image=image, width=width, height=height))
+
+
+def first(known: tuple[tuple[str, str], ...], message: str) -> str:
+    """The reason of the first pattern that the message holds."""
+    return next(reason for pattern, reason in known if re.search(pattern, message, re.DOTALL))
