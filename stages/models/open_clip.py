@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
 ROWS = 32  # a call of a tower always has as many, so that no value depends on its neighbours
+MAX_ASPECT = 1000  # longer side to shorter; at a network's 224 pixels 200 MB
 INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
 
 
@@ -86,7 +87,7 @@ class OpenClip:
         import torch
         from PIL import Image
 
-        pixels = [self.preprocess(Image.fromarray(image)) for image in image_HW3]
+        pixels = [self.preprocess(Image.fromarray(middle(image))) for image in image_HW3]
         return self._rows(self.model.encode_image, torch.stack(pixels) if pixels else None)
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
@@ -105,6 +106,17 @@ class OpenClip:
                 whole = torch.cat([part, filling]).to(self.device)
                 out.append(encode(whole, normalize=True)[: len(part)].float().cpu())
         return torch.cat(out).numpy()
+
+
+def middle(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image; of a line its middle.
+
+    A network's preprocessing brings the shorter side to its own, then cuts out a square: a line of
+    one pixel by a million would fill 200 GB on the way.
+    """
+    most = MAX_ASPECT * min(image_HW3.shape[:2])
+    top, left = (max(0, side - most) // 2 for side in image_HW3.shape[:2])
+    return image_HW3[top : top + most, left : left + most]
 
 
 def _created(open_clip: Any, network: str, tag: str | None, file: Path | None, device: str) -> Any:

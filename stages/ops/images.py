@@ -6,6 +6,7 @@ and pixels, passes over them and parts of the file are counted before any are de
 
 import logging
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -35,13 +36,14 @@ from stages.ops.parts import Parts, parts_of
 RGB = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_484  # LAION's bomb guard, which was Pillow's default
-# Of a progressive JPEG some ten scans are ordinary; each reads and writes all coefficients.
-MAX_SCANNED = 20 * MAX_PIXELS
+MAX_SCANS = 20  # of a picture with so many pixels; ten are ordinary, each goes over all of them
+MAX_SCANNED = MAX_SCANS * MAX_PIXELS
 # A batch of decoded images must fit in memory, whatever a pool holds: 64 of these are 200 MB.
 MAX_COLUMN_PIXELS = 1024 * 1024
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they tell the terminal of odd EXIF
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # and these of odd TIFF
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(MAX_SCANS))  # its own is 100
 native.keep_freed_memory()
 cv2.setNumThreads(1)  # workers run side by side; a resize must not take all their cores
 

@@ -75,6 +75,14 @@ def test_a_vector_does_not_depend_on_what_else_is_in_the_call(model, monkeypatch
     assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, WIDTH)
 
 
+def test_a_line_is_embedded_by_its_middle_and_fills_no_memory(model):
+    line = np.full((1, 1_000_000, 3), 255, np.uint8)  # 224 pixels high, 200 GB
+    line[:, 499_000:501_000] = 0
+    upright = line.transpose(1, 0, 2)
+    black, *found = model.embed_images([np.zeros((9, 9, 3), np.uint8), line, upright])
+    np.testing.assert_allclose(found, [black, black], atol=1e-5)
+
+
 def test_safetensors_are_read_too(model, file, tmp_path):
     from safetensors.torch import save_file
 

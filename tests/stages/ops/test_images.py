@@ -124,6 +124,18 @@ def test_the_most_pixels_may_have_an_ordinary_number_of_scans(monkeypatch):
     assert failure(scanned(side, 11), max_pixels=side**2) == "too_costly"
 
 
+@pytest.mark.parametrize(("more", "is_read"), [(0, True), (5, True), (15, False)])
+def test_a_jpeg_inside_a_tiff_has_no_more_scans_either(more, is_read):
+    strip = scanned(64, more)
+    sides = (256, 4, 1, 64), (257, 4, 1, 64), (277, 3, 1, 3), (278, 4, 1, 64)
+    head = tiff(*sides, (259, 3, 1, 7), (262, 3, 1, 6), (273, 4, 1, 200), (279, 4, 1, len(strip)))
+    body = head.ljust(200, b"\0") + strip
+    if is_read:
+        assert decode(body).shape == (64, 64, 3)
+    else:
+        assert failure(body) == "undecodable"
+
+
 def test_an_animation_that_lies_has_the_frames_that_are_there():
     assert probe(apng(2**31)).frames == 2
     assert decode(apng(2**31)).shape == (30, 40, 3)
