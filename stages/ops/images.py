@@ -124,8 +124,8 @@ def probe(body: bytes) -> Header:
 def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
     """(H, W, 3) the first frame, upright, in 8-bit RGB, transparency composited on white.
 
-    A JPEG comes out smaller by `shrink`, 2, 4 or 8, sides rounded up, from the low frequencies of
-    its blocks; CMYK and other formats come as they are.
+    A JPEG comes out smaller by `shrink`, 2, 4 or 8, sides rounded, from the low frequencies of its
+    blocks; CMYK and other formats come as they are.
 
     Error: colour profiles are ignored; CMYK is read as Adobe writes it, inverted, as Pillow and
     OpenCV do; 16 bits are cut to the upper 8; a corrupt file may still decode, one in seven of
@@ -139,7 +139,7 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
     turn = _orientation(it.format, it.image)
     try:
         with native.silence():
-            rgb = _of_jpeg(body, shrink) if it.is_plain_jpeg else None
+            rgb = _of_jpeg(body, shrink, *it.image.size) if it.is_plain_jpeg else None
             if rgb is None:  # Pillow says what is wrong
                 it.image.load()
                 rgb = _rgb(it.image)
@@ -165,13 +165,17 @@ def _opened(body: bytes) -> _Opened:
     return _Opened(format=name, image=image, parts=found, area=area)
 
 
-def _of_jpeg(body: bytes, shrink: int) -> RGB | None:
+def _of_jpeg(body: bytes, shrink: int, width: int, height: int) -> RGB | None:
     """Pixels by OpenCV, the same as Pillow's, in three quarters of the time; None where bad."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | REDUCED[shrink]
     try:
-        return cv2.imdecode(np.frombuffer(body, np.uint8), flags)  # type: ignore[return-value]  # 8 bits
+        rgb = cv2.imdecode(np.frombuffer(body, np.uint8), flags)
     except cv2.error:
         return None
+    if rgb is None or shrink == 1:
+        return rgb  # type: ignore[return-value]  # 8 bits
+    # Sides came rounded up: of a last row or column less than half may be picture.
+    return rgb[: max(1, round(height / shrink)), : max(1, round(width / shrink))]  # type: ignore[return-value]
 
 
 def _tile_area(image: ImageFile.ImageFile) -> int:

@@ -16,6 +16,9 @@ ENCODED: dict[EncodeFormat, tuple[str, int]] = {
     "png": ("png", cv2.IMWRITE_PNG_COMPRESSION),
     "webp": ("webp", cv2.IMWRITE_WEBP_QUALITY),
 }
+# What a picture that is decoded smaller has left, at least: times the size asked for; pixels a side,
+# for its sides are rounded.
+SPARE, LEAST = 1.5, 16
 INTERPOLATION: dict[Interpolation, int] = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
@@ -33,24 +36,26 @@ def resize(
     only_if_bigger: bool = False,
     upscale: Interpolation = "lanczos",
     downscale: Interpolation = "area",
+    full: tuple[int, int] | None = None,
 ) -> RGB:
     """The picture in img2dataset's resize modes; the same object where nothing is to be done.
 
     Sides: keep_ratio and center_crop take the shorter to `size`, the others the longer; border
-    pads to a square with white, center_crop cuts one out.
+    pads to a square with white, center_crop cuts one out. `full` is the height and width of a
+    picture that was decoded smaller.
     Source: img2dataset 1.47, Resizer; its sizes and pixels.
     """
     if mode == "no":
         return rgb
-    height, width = rgb.shape[:2]
-    side = (min if mode in ("keep_ratio", "center_crop") else max)(height, width)
+    height, width = full or rgb.shape[:2]
+    side = _side(mode, height, width)
     if only_if_bigger and side <= size:
         return rgb
     scale = size / side
     shape = max(1, round(height * scale)), max(1, round(width * scale))
     if shape[0] * shape[1] > MAX_PIXELS:  # one pixel high and very long, asked to be `size` high
         raise ImageError("too_many_pixels")
-    if shape != (height, width):
+    if shape != rgb.shape[:2]:
         method = INTERPOLATION[downscale if side > size else upscale]
         rgb = cv2.resize(rgb, shape[::-1], interpolation=method).astype(np.uint8, copy=False)
     if mode == "border":
@@ -59,6 +64,23 @@ def resize(
         top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
         rgb = rgb[top : top + size, left : left + size]
     return rgb
+
+
+def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
+    """By how much smaller a JPEG may be decoded that is then resized: 1, 2, 4 or 8.
+
+    Error: against a full decode and INTER_AREA, 47 dB and more of 2 and 12 megapixels; of a 640 x
+    427 photo that is sharp to the pixel 33 dB.
+    """
+    if mode == "no":
+        return 1
+    most = min(_side(mode, height, width) / (SPARE * size), min(height, width) / LEAST)
+    return max((by for by in (2, 4, 8) if by <= most), default=1)
+
+
+def _side(mode: ResizeMode, height: int, width: int) -> int:
+    """The side that is brought to the size."""
+    return (min if mode in ("keep_ratio", "center_crop") else max)(height, width)
 
 
 def _in_white_square(rgb: RGB, size: int) -> RGB:

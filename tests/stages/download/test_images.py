@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 import stages.ops.web
+from metadata.fingerprint import settings_of
 from pipeline.errors import RecipeError
 from stages.download.images import DownloadImages
 from stages.ops.images import decode
@@ -82,6 +83,19 @@ def test_every_declared_reason_is_exercised():
     assert {reason for *_, reason in CASES} | ELSEWHERE == set(DownloadImages.reasons)
     assert set(stages.ops.web.RETRIED) < set(DownloadImages.transient)
     assert set(DownloadImages.transient) < set(DownloadImages.reasons)
+
+
+def test_a_jpeg_may_be_decoded_smaller_which_is_another_stage(download):
+    reduced = {"decode": "reduced", "image_size": 100}
+    (full,), (less,) = (
+        download("/file/large.jpg", image_size=100),
+        download("/file/large.jpg", **reduced),
+    )
+    assert (less["width"], less["height"]) == (full["width"], full["height"]) == (100, 50)
+    assert less["image"] != full["image"]
+    assert less["sha256"] == full["sha256"]
+    assert "decode" not in settings_of(DownloadImages())
+    assert settings_of(DownloadImages(**reduced))["decode"] == "reduced"
 
 
 def test_what_fits_keeps_its_bytes(download):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.ops.images import ImageError, decode, probe
-from stages.ops.resize import encode, resize
+from stages.ops.resize import encode, reduction, resize
 
 MODES = ["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 
@@ -77,3 +77,32 @@ def test_encoded_bytes_decode_to_the_picture(name, stored):
 def test_a_side_past_what_the_format_holds_is_refused():
     with pytest.raises(ImageError, match="too_many_pixels"):
         encode(np.zeros((1, 70_000, 3), np.uint8), "jpg", 95)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "height", "width", "by"),
+    [
+        ("keep_ratio_largest", 256, 1200, 1600, 4),
+        ("keep_ratio_largest", 256, 3000, 4000, 8),
+        ("keep_ratio", 256, 3000, 4000, 4),  # its shorter side becomes 256
+        ("center_crop", 256, 768, 4000, 2),
+        ("border", 256, 767, 767, 1),
+        ("no", 256, 3000, 4000, 1),
+        ("border", 16, 36, 90_000, 2),  # which is 18 pixels high, and rounded
+    ],
+)
+def test_a_picture_is_decoded_smaller_where_the_resize_leaves_room(mode, size, height, width, by):
+    assert reduction(mode, size, height, width) == by
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize(("height", "width"), [(601, 799), (799, 601), (1200, 30)])
+def test_decoded_smaller_it_has_the_size_and_nearly_the_pixels_of_the_full_one(mode, height, width):
+    rgb = cv2.resize(noise(9, 9), (width, height), interpolation=cv2.INTER_CUBIC)
+    body = encode(rgb ^ noise(height, width) % 8, "jpg", 90)
+    for size in (16, 64, 100):
+        whole = resize(decode(body), mode, size)
+        shrink = reduction(mode, size, height, width)
+        less = resize(decode(body, shrink=shrink), mode, size, full=(height, width))
+        assert less.shape == whole.shape
+        assert cv2.PSNR(less, whole) > 35
