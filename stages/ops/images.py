@@ -304,8 +304,10 @@ def shrunk(rgb: RGB) -> RGB:
     scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
     if scale >= 1:
         return rgb
-    shape = tuple(min(max(1, int(side * scale)), MAX_COLUMN_PIXELS) for side in (width, height))
-    return cv2.resize(rgb, shape, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    from stages.ops.area import shrink  # numba: 60 MB, which most workers do without
+
+    width, height = (min(max(1, int(it * scale)), MAX_COLUMN_PIXELS) for it in (width, height))
+    return shrink(rgb, width, height)
 
 
 def rows_of(pixels: pa.ChunkedArray | pa.Array) -> list[RGB | None]:

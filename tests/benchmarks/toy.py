@@ -98,6 +98,7 @@ class Spent:
 
     wall_s: float
     cpu_s: float  # its children's too, once it has waited for them
+    peak_mb: float  # of the greatest of them
     out: str
 
 
@@ -118,7 +119,7 @@ def spend(*arguments: str, tree: Path | None = None) -> Spent:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise RuntimeError(f"{arguments} ended with {child.returncode}: {out}")
-    return Spent(wall_s, usage.ru_utime + usage.ru_stime, out)
+    return Spent(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out)
 
 
 def clipmill(*arguments: str, tree: Path | None = None) -> Spent:
