@@ -15,13 +15,13 @@ from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage
 from stages.export._groups import REASONS, leaving, put_documents, repeats, summed, tally
 from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from stages.ops.uid_lists import DTYPE
 
 # Shapes: N rows.
 
 UIDS = "uids.npy"
 RANGE_ROWS = 2**21  # about as many uids are sorted at a time
 BATCH_ROWS = 2**16  # no images here
-DTYPE = np.dtype("u8,u8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,8 +61,8 @@ class DataComp(DatasetStage):
     and the face boxes; a file needs those of them that a stage reads.
     The vectors of the .npz are columns too, read only when a stage asks: CLIP's b32_img, b32_txt
     (512 wide), l14_img, l14_txt (768), and dedup, ISC21's copy descriptor (256); float16 there,
-    exact in float32. A uid that is not 32 hex digits is the
-    hash of url and text (`bad_uid`). A file without rows is a shard without rows.
+    exact in float32. A uid that is not 32 hex digits is the hash of url and text (`bad_uid`). A
+    file without rows is a shard without rows.
 
     Source: the pool of DataComp (Gadre et al. 2023), files as its downloader leaves them.
     Error: a file is known by name, size and time of change.
@@ -101,8 +101,8 @@ class DataComp(DatasetStage):
         return sizes_of(list_files(self.path, (".parquet",), "pool"))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        folder = open_pool(self.path)[0].uri  # embeddings need not match a glob of metadata
-        every = list_files(folder, (".parquet", ".npz"), ctx.worker.stage)
+        folder, _ = open_pool(self.path)  # embeddings need not match a glob of metadata
+        every = list_files(folder.uri, (".parquet", ".npz"), ctx.worker.stage)
         digest = {file["path"]: file["digest"] for file in every}
         files = [
             # New embeddings make new rows of what is computed from them.
@@ -111,9 +111,8 @@ class DataComp(DatasetStage):
         ]
         scanned = ctx.map(partial(scan, self), files)
         for file, found in zip(files, scanned, strict=True):
-            unfit = found.get("unfit", {})  # none in the journal of an older scan, which needed all
-            for name in sorted(ctx.wanted & unfit.keys()):
-                raise self.lacking(name, unfit[name], f"{folder}/{file['path']}")
+            for name in sorted(ctx.wanted & found["unfit"].keys()):
+                raise self.lacking(name, found["unfit"][name], f"{folder}/{file['path']}")
         ctx.create_shards(partial(read, self), [s for file in scanned for s in file["sources"]])
 
     def lacking(self, name: str, holds: str | None, where: str) -> StageError:
@@ -149,7 +148,7 @@ def scan(stage: DataComp, file: Mapping[str, Any], task: Task) -> dict[str, Any]
     storage, _ = open_pool(stage.path)
     sources, schema = scan_parquet(storage, file, stage.shard_rows)
     if schema is None:
-        return {"sources": sources}
+        return {"sources": sources, "unfit": {}}
     there = {
         column: schema.field(column.name).type
         for column in stage.scored

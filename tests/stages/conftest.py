@@ -58,7 +58,7 @@ class MemoryContext:
         shutil.move(path, self.out / name)
 
     def map(self, fn, items):
-        task = SimpleNamespace(worker=self.worker, put_file=self.put_file)
+        task = SimpleNamespace(worker=self.worker, put_file=self.put_file, page_checksums=True)
         return [fn(item, task) for item in items]
 
     def map_shards(self, fn, over):
