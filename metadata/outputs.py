@@ -1,7 +1,12 @@
 """The files that a stage left in its `out/`, read only as its manifest says they were stored."""
 
+import hashlib
+import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -11,7 +16,15 @@ from metadata.shard import opened
 from metadata.storage import Storage
 
 OUT = "out"
-DIGESTS = "digests"  # of the files in out/, each in an object, until the manifest holds them
+NOTES = "out-notes"  # of the files in out/, each in an object, until the manifest holds them
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What is known of a stored file."""
+
+    size_bytes: int
+    sha256: str
 
 
 class Outputs:
@@ -55,6 +68,24 @@ class Outputs:
             yield file
 
 
-def stored_digest(folder: Storage, name: str) -> str:
-    """The SHA-256 of a file as it was stored, by the unit of work that did."""
-    return folder.read_json(f"{DIGESTS}/{name}.json", str) or folder.sha256(f"{OUT}/{name}")
+def note_output(folder: Storage, name: str, path: Path) -> None:
+    """Leaves word of a file in out/ until the manifest does: a unit of work has stored it."""
+    with path.open("rb") as file:
+        noted = Noted(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    folder.put(f"{NOTES}/{name}.json", json.dumps(asdict(noted)).encode(), point="digest")
+
+
+def noted_outputs(folder: Storage) -> dict[str, Noted]:
+    """The files in out/, as units of work stored them; DamagedError where one is so no more."""
+    noted = [entry.name.removesuffix(".json") for entry in folder.entries(NOTES)]
+    there = {entry.name: entry.size for entry in folder.entries(OUT)}
+
+    def look(name: str) -> Noted:
+        note = folder.read_json(f"{NOTES}/{name}.json", Noted)
+        if name not in there or (note and note.size_bytes != there[name]):
+            raise DamagedError(folder.uri, f"{OUT}/{name}", "it changed before its stage was done")
+        return note or Noted(there[name], folder.sha256(f"{OUT}/{name}"))
+
+    names = sorted(there.keys() | set(noted))
+    with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
+        return dict(zip(names, pool.map(look, names), strict=True))

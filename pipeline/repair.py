@@ -42,7 +42,8 @@ def refusal(found: DamagedError, planned: PlannedStage | None, run: Storage) -> 
 
 
 def take_away(folder: Storage, name: str) -> None:
-    """Removes a damaged file, so that it is made again; and the passes that it was read with."""
+    """Removes a damaged file, so that it is made again; with the passes that it was read with,
+    and with the journal of a stage that is not done, which takes the file for there."""
     place = DATA_NAME.match(name)
     if place and not name.startswith(f"{OUT}/"):
         shard, number = int(place[1]), int(place[2] or 0)
@@ -52,6 +53,9 @@ def take_away(folder: Storage, name: str) -> None:
             later += 1
         for last in range(later - 1, number, -1):
             folder.delete(record_name(shard, last))
+    for journal in folder.folders():
+        if journal.startswith("calls-"):
+            folder.delete_folder(journal)
     folder.delete(name)
 
 

@@ -4,13 +4,12 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from metadata.damage import DamagedError
 from metadata.fingerprint import digest, plain, settings_of
-from metadata.outputs import DIGESTS, OUT, stored_digest
+from metadata.outputs import NOTES, OUT, Noted, noted_outputs
 from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
 from pipeline import lock
@@ -305,9 +304,10 @@ class _Run:
         try:
             if not planned.is_root and context.journal not in stage.folder.folders():
                 stage.folder.delete_folder(OUT)  # made of other inputs, or damaged
-                stage.folder.delete_folder(DIGESTS)
+                stage.folder.delete_folder(NOTES)
                 stage.folder.put(f"{context.journal}/begun.json", b"{}", point="journal")
             planned.stage.run(Inputs(rows=rows, data=data, model=model), context)
+            stored = noted_outputs(stage.folder)
         except LostLockError:
             raise
         except DamagedError as found:
@@ -324,7 +324,7 @@ class _Run:
             return
         for failure in context.failures.values():
             self.watcher.failed(planned.name, failure)
-        self._manifest_dataset(planned, stage, context, made_of, time.monotonic() - began)
+        self._manifest_dataset(planned, stage, context, made_of, stored, time.monotonic() - began)
         self.state.rescan(planned.name)
         stage = self.state.stages[planned.name]
         if planned.is_root:
@@ -338,6 +338,7 @@ class _Run:
         stage: StageState,
         context: RunContext,
         made_of: dict[str, str],
+        stored: dict[str, Noted],
         seconds: float,
     ) -> None:
         """The stage's manifest, last."""
@@ -349,18 +350,14 @@ class _Run:
             fold(stage.folder, context.records.values())
             return
         records = [context.records[shard] for shard in sorted(context.records)]
-        outputs = tuple(sorted((e.name, e.size) for e in stage.folder.entries(OUT)))
-        names = [name for name, _ in outputs]
-        with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
-            sha256 = pool.map(lambda name: stored_digest(stage.folder, name), names)
-            output_sha256 = dict(zip(names, sha256, strict=True))
+        outputs = tuple((name, noted.size_bytes) for name, noted in stored.items())
         made = Manifest(
             shards=len(records),
             rows=sum(record.rows for record in records),
             **made_of,
             digest=digest([*made_of.values(), [r.sha256 for r in records], outputs]),
             outputs=outputs,
-            output_sha256=output_sha256,
+            output_sha256={name: noted.sha256 for name, noted in stored.items()},
             page_checksums=context.page_checksums,
             seconds=round(seconds, 3),
         )
@@ -432,7 +429,7 @@ class _Run:
             return
         kept = "calls" if stage.planned.is_root else ""
         for name in stage.folder.folders(kept):
-            if kept or name.startswith("calls-") or name == DIGESTS:
+            if kept or name.startswith("calls-") or name == NOTES:
                 stage.folder.delete_folder(f"{kept}/{name}".lstrip("/"))
 
     def _put_manifest(self, stage: StageState, made: Manifest, records: list[Record]) -> None:

@@ -3,9 +3,7 @@
 Each unit counts its attempt in storage, works, and leaves a small result in the journal.
 """
 
-import hashlib
 import itertools
-import json
 import shutil
 import tempfile
 import time
@@ -19,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.damage import DamagedError
-from metadata.outputs import DIGESTS, OUT
+from metadata.outputs import OUT, note_output
 from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, UID
 from metadata.scratch import scratch_folder
 from metadata.sealed import put_sealed
@@ -53,10 +51,8 @@ class UnitTask:
         """Stores a scratch file as `out/<name>` in the stage's folder."""
         with self.folder.scratch(f"{OUT}/{name}") as held:
             shutil.move(path, held)  # scratch may be another disk
-            with held.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            note_output(self.folder, name, held)
             self.folder.commit(held, f"{OUT}/{name}")
-        self.folder.put(f"{DIGESTS}/{name}.json", json.dumps(sha256).encode(), point="digest")
 
 
 @dataclass(frozen=True, kw_only=True)

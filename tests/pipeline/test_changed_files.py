@@ -1,10 +1,13 @@
 """Files that change after they were stored: seen, blamed on their own stage, and made again."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from metadata.outputs import noted_outputs
 from metadata.storage import Storage
+from pipeline import run as run_module
 from pipeline.state import latest, summary
 from tests.engine_stages.harness import meaning
 
@@ -74,10 +77,8 @@ def test_a_file_of_other_rows_or_types_is_no_file_of_ours(engine, capfd):
 
 def test_damage_that_comes_back_stops_the_stage(engine, monkeypatch):
     engine.run(MADE)
-    from pipeline import run
-
     flip(data_files(engine.folder / "run", "square")[0])
-    monkeypatch.setattr(run, "take_away", lambda folder, name: None)
+    monkeypatch.setattr(run_module, "take_away", lambda folder, name: None)
     after = engine.run(READ)
     assert not after.complete
     assert "disk and memory" in after.error("square")
@@ -118,3 +119,22 @@ def test_out_is_as_it_was_stored_or_not_done(engine, harm):
     assert summary(latest(str(run)).stages["files"]) == "nothing yet, 1 file gone or changed"
     assert engine.run(MADE).complete
     assert meaning(Storage(str(run))) == before
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_a_file_that_changed_before_its_stage_was_done_is_made_again(engine, monkeypatch, harm):
+    engine.run(MADE, out="fresh")
+
+    def full(folder: Storage):
+        if "/files-" in folder.path:
+            raise OSError(errno.ENOSPC, "full")
+        return noted_outputs(folder)
+
+    monkeypatch.setattr(run_module, "noted_outputs", full)
+    assert "full" in engine.run(MADE).error("files")
+    monkeypatch.undo()
+    file = next((engine.folder / "run").glob("stages/files-*/out/1.txt"))
+    file.unlink() if harm == "gone" else file.write_text("1\n")
+    assert engine.run(MADE).complete
+    fresh, mended = (meaning(Storage(str(engine.folder / run))) for run in ("fresh", "run"))
+    assert mended == fresh
