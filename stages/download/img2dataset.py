@@ -48,6 +48,7 @@ RESIZING = (
     ("aspect ratio too large", "extreme_aspect"),
     ("", "undecodable"),
 )
+COSTLY = ("too_many_pixels", "too_costly")  # the rest of what is wrong is its to say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Img2dataset(RowStage):
     skip_reencode: bool = True
     min_image_size: int = 0
     max_aspect_ratio: float | None = None
-    max_pixels: int = 89_478_484  # counted after decoding
+    max_pixels: int = 89_478_484
     max_body_bytes: int = 20_000_000
     verify_sha256: bool = False
     user_agent_token: str | None = None
@@ -99,7 +100,7 @@ class Img2dataset(RowStage):
         *("timeout", "connection_lost", "bad_response", "redirect_loop", "opt_out", "too_large"),
         *("http_3xx", "http_403", "http_404", "http_410", "http_429", "http_4xx"),
         *("http_500", "http_5xx", "hash_mismatch", "undecodable"),
-        *("too_many_pixels", "too_small", "extreme_aspect"),
+        *("too_many_pixels", "too_costly", "too_small", "extreme_aspect"),
     )
     transient = (
         *("unresolvable", "refused", "timeout", "connection_lost"),
@@ -173,6 +174,7 @@ def fetched(
 
 def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
     """What its two functions say of one URL, in our words."""
+    from stages.ops.images import ImageError, weighed
     from stages.ops.web import Answer, reason_of
 
     if body is None:
@@ -184,6 +186,11 @@ def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
         reason = first(FETCHING, message)
         return Answer(status=200 if reason == "opt_out" else None, reason=reason)
     digest = hashlib.sha256(body.getbuffer()).hexdigest()
+    try:
+        weighed(body.getvalue(), resizer.max_image_area)  # it counts pixels when all are decoded
+    except ImageError as bad:
+        if bad.code in COSTLY:
+            return Answer(status=200, kept=Kept(sha256=digest, reason=bad.code))
     image, width, height, _, _, failed = resizer(body)
     if failed is not None:
         return Answer(status=200, kept=Kept(sha256=digest, reason=first(RESIZING, failed)))

@@ -131,11 +131,7 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
     OpenCV do; 16 bits are cut to the upper 8; a corrupt file may still decode, one in seven of
     those in the demo pool does.
     """
-    it = _opened(body)
-    if it.area > max_pixels:
-        raise ImageError("too_many_pixels")
-    if it.area * it.parts.scans > MAX_SCANNED:
-        raise ImageError("too_costly")
+    it = weighed(body, max_pixels)
     turn = _orientation(it.format, it.image)
     try:
         with native.silence():
@@ -148,6 +144,16 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
         raise
     except Exception as error:  # see _opened
         raise ImageError(_failure(it.format, body)) from error
+
+
+def weighed(body: bytes, max_pixels: int) -> _Opened:
+    """The image, opened; ImageError where to decode it costs more than it may."""
+    it = _opened(body)
+    if it.area > max_pixels:
+        raise ImageError("too_many_pixels")
+    if it.area * it.parts.scans > MAX_SCANNED:
+        raise ImageError("too_costly")
+    return it
 
 
 def _opened(body: bytes) -> _Opened:
