@@ -10,11 +10,14 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import StageError
+
 # Shapes: N filed codes, K keys a code, E pairs, C codes of one crowd.
 
 MAX_RADIUS = 10  # imagededup's default; unrelated pictures are as near as that
 CROWD = 4096  # codes under one key from which neighbours are looked up, not compared
 MANY = 2**21  # pairs from which only a forest of them is held
+MOST = 2**25  # pairs that are held where all are asked for: 1 GB
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
 
@@ -75,12 +78,14 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
 def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
     """All pairs of distinct codes at most `radius` apart that have no equal key of a lesser mask.
 
-    So each pair of a pool comes once, of the several keys under which it meets.
+    So each pair of a pool comes once, of the several keys under which it meets. StageError past
+    MOST of them.
     """
     order_N = np.argsort(key_N, kind="stable")
     key_N, code_N = key_N[order_N], code_N[order_N]
     mask_K = masks(radius)
     found: list[Pairs] = []
+    held = 0
     for a, b in neighbours(*runs(key_N)):
         differs = code_N[a] ^ code_N[b]
         distance = np.bitwise_count(differs)
@@ -88,6 +93,13 @@ def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
         first = ((differs[near, None] & mask_K) == 0).argmax(axis=1)
         near = near[_key(code_N[a[near]] & mask_K[first], first) == key_N[a[near]]]
         found.append((a[near], b[near], distance[near]))
+        held += len(near)
+        if held > MOST:
+            raise StageError(
+                found=f"more than {MOST:,} pairs within {radius} bits in one partition",
+                where="key `pairs`",
+                do="lower max_distance, or leave `pairs` out: the columns hold no pairs",
+            )
     a, b, distance = _joined(found)
     return order_N[a], order_N[b], distance
 

@@ -39,7 +39,6 @@ def put_pairs(ctx: Context, rows: Shards, edges: Shards, *, equal: float, value:
     by_range = ranged(ctx, Beside(partial(in_ranges, bits), (pairs,)), bits)
     ctx.drop(halfway)
     ctx.map(partial(write, by_range, value), [FILE])
-    ctx.drop(by_range.shuffled)
 
 
 def best_of(rows: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

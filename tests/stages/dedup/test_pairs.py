@@ -9,6 +9,7 @@ import pytest
 
 from metadata.fingerprint import settings_of
 from pipeline.dataset import Inputs
+from pipeline.errors import StageError
 from stages.dedup import minhash
 from stages.dedup.minhash import MinHashDuplicate
 from stages.dedup.phash import PHashDuplicate
@@ -132,6 +133,15 @@ def test_many_equal_rows_make_as_many_pairs_and_no_more(memory_shards, memory_co
     stage = PHashDuplicate(pairs=True, keep=KEEP)
     stage.run(Inputs(rows=memory_shards(whole)), ctx := memory_context())
     assert pq.read_metadata(ctx.out / "pairs.parquet").num_rows == 49_999
+
+
+def test_more_pairs_than_memory_holds_are_refused(memory_shards, memory_context, monkeypatch):
+    monkeypatch.setattr(hamming, "MOST", 20)
+    rng = np.random.default_rng(0)
+    whole = rows_of(rng, 40, phash=pa.array(range(40), pa.uint64()))
+    with pytest.raises(StageError, match="more than 20 pairs within 4 bits") as error:
+        written(PHashDuplicate(max_distance=4, pairs=True), memory_context(), memory_shards(whole))
+    assert "max_distance" in error.value.args[2]
 
 
 @pytest.mark.parametrize("stage", [PHashDuplicate, MinHashDuplicate])
