@@ -25,6 +25,8 @@ from stages.ops.robots import opts_out
 
 AGENT = "clipmill"
 HOST_TIME_OUTS = 8  # in a row: after so many a host is down, for the rest of the batch
+LAST = {"Connection": "close"}
+IDLE_S = 0.5  # how long a connection is kept for its host's next URL: each is an open file
 FIRST_PAUSE_S = 0.5  # doubled with every try
 OWN_CODE = (403, 404, 410, 429, 500)  # the others share http_3xx, http_4xx, http_5xx
 RETRIED = ("timeout", "connection_lost", "http_429", "http_500", "http_5xx")
@@ -78,6 +80,7 @@ class Host:
     """What the requests of one batch to one host and port share."""
 
     turns: asyncio.Semaphore
+    due: int = 0  # URLs that begin with it
     time_outs: int = 0  # in a row
 
 
@@ -122,12 +125,14 @@ class Client:
                 slots=asyncio.Semaphore(self.rules.concurrency),
                 hosts=defaultdict(lambda: Host(turns=asyncio.Semaphore(self.rules.max_per_host))),
             )
-            return await asyncio.gather(*(self._fetch(url, batch) for url in urls))
+            firsts = [_joined(None, url) for url in urls]
+            for url in filter(None, firsts):
+                batch.hosts[url.raw_host, url.port].due += 1
+            return await asyncio.gather(*(self._fetch(url, batch) for url in firsts))
 
-    async def _fetch(self, text: str, batch: Batch) -> Answer:
+    async def _fetch(self, url: URL | None, batch: Batch) -> Answer:
         rules, now = self.rules, self.loop.time
         left_s, hops, tries, status, reason = rules.deadline_s, 0, 0, None, "host_down"
-        url = _joined(None, text)
         while url is not None:
             host = batch.hosts[url.raw_host, url.port]
             # The host first: those who queue for a busy one must not hold the others' slots.
@@ -135,7 +140,10 @@ class Client:
                 if host.time_outs >= HOST_TIME_OUTS:
                     return Answer(status=status, reason=reason)
                 start = now()
-                reply = await self._request(url, min(rules.timeout_s, left_s), batch.session)
+                # As many requests at once as URLs: no connection would serve a second one.
+                headers = LAST if 0 < host.due <= rules.max_per_host else None
+                seconds = min(rules.timeout_s, left_s)
+                reply = await self._request(url, seconds, headers, batch.session)
                 left_s -= now() - start
                 status = reply.status
                 host.time_outs = host.time_outs + 1 if reply.reason == "timeout" else 0
@@ -156,13 +164,19 @@ class Client:
             await asyncio.sleep(pause_s)
         return Answer(status=status, reason="bad_url")
 
-    async def _request(self, url: URL, seconds: float, session: aiohttp.ClientSession) -> Reply:
+    async def _request(
+        self,
+        url: URL,
+        seconds: float,
+        headers: dict[str, str] | None,
+        session: aiohttp.ClientSession,
+    ) -> Reply:
         status = None
         asked_host.set(url.raw_host or "")
         try:
             async with (
                 asyncio.timeout(seconds),
-                session.get(url, allow_redirects=False) as response,
+                session.get(url, headers=headers, allow_redirects=False) as response,
             ):
                 status = response.status
                 return await self._read(response)
@@ -208,6 +222,7 @@ def _session(rules: Rules) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,  # our own slots are taken before the clock starts, the connector's after
+            keepalive_timeout=IDLE_S,
             socket_factory=_sockets(rules),
         ),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -54,7 +54,8 @@ class Site:
 
     def __init__(self) -> None:
         self.asked, self.times, self.when, self.agents = Counter(), [], {}, set()
-        self.now = self.most_at_once = 0
+        self.now = self.most_at_once = self.most_open = 0
+        self.connections = set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         name, _, argument = request.path.strip("/").partition("/")
@@ -64,6 +65,9 @@ class Site:
         self.agents.add(request.headers["User-Agent"])
         self.now += 1
         self.most_at_once = max(self.most_at_once, self.now)
+        self.connections.add(request.transport)
+        open_now = [it for it in self.connections if not it.is_closing()]
+        self.most_open = max(self.most_open, len(open_now))
         try:
             return await getattr(self, name)(request, argument)
         finally:

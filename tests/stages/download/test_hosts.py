@@ -33,6 +33,20 @@ def test_rows_of_other_hosts_do_not_wait_for_one_that_hangs(download, server):
     assert all(server.when[path] - server.times[0] < 1.0 for path in good)
 
 
+def test_connections_do_not_pile_up_host_by_host(download, server, monkeypatch):
+    hosts = [f"h{n}.test" for n in range(60)]
+    only_loopback(monkeypatch, **{host.replace(".", "_"): "127.0.0.1" for host in hosts})
+    rows = download(*(f"http://{host}:{server.port}/slow" for host in hosts), concurrency=4)
+    assert set(reasons(rows)) == {None}
+    assert server.most_open < 20  # most systems allow a process 1,024 open files
+
+
+def test_urls_of_one_host_share_its_connections(download, server):
+    rows = download(*(f"/slow/{n}" for n in range(20)), max_per_host=2)
+    assert set(reasons(rows)) == {None}
+    assert len(server.connections) <= 4
+
+
 @pytest.fixture
 def two_time_outs(monkeypatch):
     monkeypatch.setattr(stages.ops.web, "HOST_TIME_OUTS", 2)

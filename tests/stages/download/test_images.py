@@ -145,11 +145,17 @@ def test_resize_no_stores_the_body_as_it_came(download, name):
 
 def test_a_known_digest_admits_only_the_bytes_of_the_crawl(download, server):
     known = hashlib.sha256(FILES["ok.jpg"]).hexdigest().upper()
-    paths = ["/file/ok.jpg", "/file/ok.png", "/file/page.html", "/file/ok.gif", "/file/ok.jpg"]
-    digests = [known, known, known, None, None]
+    paths = [
+        "/file/ok.jpg",
+        "/file/ok.png",
+        "/file/page.html",
+        "/file/ok.gif",
+        *["/file/ok.jpg"] * 2,
+    ]
+    digests = [known, known, known, None, None, ""]
     rows = download(*paths, sha256=digests, verify_sha256=True)
     mismatch, unknown = "hash_mismatch", "no_sha256"
-    assert [r["reason"] for r in rows] == [None, mismatch, mismatch, unknown, unknown]
+    assert [r["reason"] for r in rows] == [None, mismatch, mismatch, unknown, unknown, unknown]
     assert server.asked["/file/ok.gif"] == 0
 
 
