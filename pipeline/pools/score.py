@@ -86,7 +86,7 @@ def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> dict[str, float]
     one, two = area / (2 - area), 2 * area**2 / (1 + area)
     spread = area * (1 - area) + (n - 1) * (two - area**2) + (m - 1) * (one - area**2)
     half = 1.96 * math.sqrt(spread / (n * m))
-    return {"value": area, "low": area - half, "high": area + half}
+    return {"value": area, "low": max(0.0, area - half), "high": min(1.0, area + half)}
 
 
 def text(found: dict[str, Any]) -> str:

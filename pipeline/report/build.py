@@ -18,6 +18,7 @@ from pipeline.report.groups import keep_rates
 from pipeline.report.leaks import leaks
 from pipeline.report.page import render
 from pipeline.report.results import losses, results
+from pipeline.report.stored import selects_up_to
 from pipeline.report.survey import KEPT, Scores, survey
 from pipeline.state import RunState, StageState, newest_recipe, summary
 
@@ -69,8 +70,11 @@ def _end(state: RunState, end: dict[str, Any]) -> dict[str, Any]:
         {**cause, "samples": samples.get((cause["stage"], cause["reason"]), [])}
         for cause in end["causes"]
     ]
-    reads = state.plan.stages[end["stage"]].bindings[0]
-    columns = {column for _, column in reads.values()}
+    columns = {
+        column
+        for planned in selects_up_to(state, end["stage"])
+        for _, column in planned.bindings[0].values()
+    }
     return {
         **end,
         "share": end["kept"] / end["rows"] if end["rows"] else 0.0,

@@ -100,7 +100,7 @@ def headline(found: dict[str, Any]) -> str:
     rows = headlines(found["rows"])
     base, arms = found["baselines"][0], found["arms"]
     seeds = {cell["seeds"] for row in rows for cell in row["cells"]}
-    told = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else max(seeds)
+    told = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
     others = [arm for arm in arms if arm != base]
     head = ["in points of 100", "", *arms, *(f"{arm} - {base}" for arm in others)]
     lines = [head]
@@ -116,8 +116,8 @@ def headline(found: dict[str, Any]) -> str:
         ).rstrip()
         for line in lines
     ]
-    pairs = f"{told} seeds an arm; a difference is of pairs with equal seed, with its 95 % interval"
-    return "\n".join([*text, pairs])
+    pairs = "; a difference is of pairs with equal seed, with its 95 % interval" if others else ""
+    return "\n".join([*text, f"seeds an arm: {told}{pairs}"])
 
 
 def _points(interval: dict[str, float] | None, sign: str) -> str:

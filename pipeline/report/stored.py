@@ -1,6 +1,6 @@
 """What a run has stored of its rows, as a reader of results wants it: columns, and chosen rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,14 @@ def largest(column: pa.ChunkedArray) -> Groups:
 
 def is_select(planned: PlannedStage) -> bool:
     return KEEP.name in {column.name for column in planned.stage.writes}
+
+
+def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
+    """A select stage, the one whose `keep` it builds on, and so on to the first."""
+    name: str | None = end
+    while name is not None and is_select(planned := state.plan.stages[name]):
+        yield planned
+        name, _ = planned.bindings[0].get(KEEP.name, (None, ""))
 
 
 def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShards:

@@ -23,9 +23,9 @@ from pipeline.report.stored import (
     Place,
     group_of,
     groupings,
-    is_select,
     least,
     rows_at,
+    selects_up_to,
     stored,
 )
 from pipeline.state import RunState
@@ -132,10 +132,8 @@ def survey(state: RunState, end: str) -> dict[str, Any]:
 def scores_of(state: RunState, end: str) -> list[Scores]:
     """The columns of numbers that a select stage and those before it read, with their cuts."""
     found: dict[Binding, Scores] = {}
-    stage: str | None = end
-    while stage is not None:
-        planned = state.plan.stages[stage]
-        bound = planned.bindings[0]
+    for planned in selects_up_to(state, end):
+        stage, bound = planned.name, planned.bindings[0]
         for name, where in bound.items():
             dtype = state.plan.schema(*where)
             numeric = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
@@ -154,8 +152,6 @@ def scores_of(state: RunState, end: str) -> list[Scores]:
                 if value is not None:
                     cut = {"text": f"top {how}: from {value:.4g}", "value": value, "stage": stage}
                     found[bound[top.column]].cuts.append(cut)
-        before = bound.get(KEEP.name)
-        stage = before[0] if before and is_select(state.plan.stages[before[0]]) else None
     return sorted(found.values(), key=lambda score: not score.cuts)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
-from multiprocessing.pool import ThreadPool
 from threading import Semaphore
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +21,8 @@ from stages.ops.addresses import allowed
 from stages.ops.urllib_web import PRIVATE, TOO_LARGE, opener
 
 if TYPE_CHECKING:
+    from multiprocessing.pool import ThreadPool
+
     from stages.ops.web import Answer
 
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
@@ -119,6 +120,8 @@ class Img2dataset(RowStage):
 
     def open(self, worker: Worker) -> RowFunction:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask for a newer one
+        from multiprocessing.pool import ThreadPool
+
         from img2dataset.resizer import Resizer
 
         resizer = Resizer(
@@ -141,7 +144,7 @@ class Img2dataset(RowStage):
 
 
 def fetched(
-    urls: list[str], web: OpenerDirector, pool: ThreadPool, resizer: Any, settings: Img2dataset
+    urls: list[str], web: OpenerDirector, pool: "ThreadPool", resizer: Any, settings: Img2dataset
 ) -> "list[Answer]":
     """The answer of every URL, in order: fetched in threads, resized here, as img2dataset does."""
     from img2dataset import downloader

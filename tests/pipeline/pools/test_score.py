@@ -58,7 +58,7 @@ def test_the_area_is_the_share_of_pairs_in_order_ties_half(good, bad):
     pairs = [(g > b) + (g == b) / 2 for g in good for b in bad]
     found = auc(np.array(good, float), np.array(bad, float))
     assert found["value"] == pytest.approx(np.mean(pairs))
-    assert found["low"] <= found["value"] <= found["high"]
+    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
 
 
 def test_the_interval_is_hanley_and_mcneils():

@@ -53,3 +53,25 @@ def test_rows_of_no_group_are_shown_as_such():
 )
 def test_intervals_are_wilsons(hits, trials, low, high):
     assert wilson(hits, trials) == pytest.approx((low, high), abs=1e-4)
+
+
+TWO_SELECTS = """
+stages:
+  pool:    {uses: ingest.datacomp, path: %s/metadata}
+  lang:    {uses: annotate.language, from: pool}
+  caption: {uses: annotate.caption, from: pool}
+  english: {uses: select.where, from: lang, where: language = 'en'}
+  best:    {uses: select.where, from: [english, caption], where: caption_words >= 1}
+"""
+
+
+def test_a_group_that_an_earlier_select_asks_for_is_said_to_be_asked_for(
+    clipmill, generated, tmp_path
+):
+    (tmp_path / "it.yaml").write_text(TWO_SELECTS % generated)
+    run = ("run", tmp_path / "it.yaml", "--out", tmp_path / "run", "--workers", "0")
+    assert clipmill(*run).code == 0
+    clipmill("report", "--run", tmp_path / "run", "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "the selection asks for a language" in page
+    assert "no rule names the language" not in page

@@ -77,7 +77,7 @@ def test_the_headline_is_one_metric_a_task_with_every_arm_and_difference(state):
     head, flags, note = headline(results(state, []) or {}).splitlines()
     assert head.split() == ["in", "points", "of", "100", "raw", "shards", "shards", "-", "raw"]
     assert flags.split() == ["flags", "acc1", "25.0", "46.0", "+21.0", "(+8.3", "to", "+33.7)"]
-    assert note.startswith("2 seeds an arm")
+    assert note.startswith("seeds an arm: 2; a difference is of pairs")
 
 
 TWICE = """

@@ -37,11 +37,13 @@ def test_the_report_shows_the_results(clipmill, run, tmp_path):
     said = clipmill("report", "--run", run, "--out", tmp_path / "page.html")
     assert said.code == 0, said.err
     assert "colours" in said.out
+    assert "seeds an arm: 1\n" in said.out
     page = Page((tmp_path / "page.html").read_text())
     assert page.asks_for_nothing()
     assert "image_retrieval_recall@5" in page.text
     assert "Where the rows went" not in page.text
     assert "rows in the pool" not in page.text
+    assert "difference" not in page.text
 
 
 def test_status_speaks_and_what_needs_rows_says_that_there_are_none(clipmill, run):
