@@ -35,7 +35,7 @@ def refusal(found: DamagedError, planned: PlannedStage | None, run: Storage) -> 
     if planned is None:
         return StageError(found.found, found.place, "not of this run: copy it there once more")
     if is_asked(planned.stage):
-        do = f"its answers are not asked for twice, unless by clipmill verify --run {run} --repair"
+        do = f"clipmill verify --run {run} --repair asks again, for the damaged rows; no run does"
         return StageError(found.found, found.place, do)
     do = "it was just made again, so look at this machine's disk and memory"
     return StageError(found.found, found.place, do)

@@ -103,13 +103,19 @@ def as_json(stages: list[Checked]) -> list[dict[str, Any]]:
 
 
 def text(stages: list[Checked]) -> str:
-    """A line a folder, and one for each damaged file."""
+    """A line a folder and a damaged file; the last one sums up."""
     lines = []
     for checked in stages:
         verdict = f"{len(checked.damaged)} damaged" if checked.damaged else "as stored"
         files = f"{checked.files} {'file' if checked.files == 1 else 'files'}"
         lines.append(f"{checked.folder}  {files}, {checked.size_bytes:,} bytes: {verdict}")
         lines += [f"  {found.name}: {found.found}" for found in checked.damaged]
+    count = sum(checked.files for checked in stages)
+    damaged = sum(len(checked.damaged) for checked in stages)
+    if damaged:
+        lines.append(f"{damaged} of {count} files are damaged: with --repair they are made again")
+    else:
+        lines.append(f"all {count} files are as they were stored")
     return "\n".join(lines)
 
 

@@ -45,6 +45,8 @@ def test_a_run_as_it_was_stored_passes(engine, clipmill):
     files = {stage["folder"].split("/")[1].split("-")[0]: stage["files"] for stage in said.json}
     assert files == {"numbers": 4, "square": 4, "shared": 4, "chosen": 4, "cube": 4, "files": 4}
     assert not any(stage["damaged"] for stage in said.json)
+    page = clipmill("verify", "--run", engine.folder / "run")
+    assert page.out.splitlines()[-1] == "all 24 files are as they were stored"
 
 
 def test_every_kind_of_damage_is_named_and_repaired(engine, clipmill):
@@ -138,6 +140,6 @@ def test_stages_of_other_recipes_are_checked_too(engine, clipmill):
     flip(data_files(run, "square")[0])
     said = clipmill("verify", "--run", run, "--repair", "--workers", 0)
     assert said.code == 0, said.err
-    assert "square" in said.out
+    assert "1 of 28 files are damaged" in said.out
     assert len(latest(str(run)).stages) == 2
     assert not data_files(run, "square")[0].name.startswith("000000")
