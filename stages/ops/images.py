@@ -30,6 +30,7 @@ from PIL import (
 from metadata.schema import PIXELS
 from pipeline.errors import ShardError
 from stages.ops import native
+from stages.ops.formats import format_of, is_whole
 from stages.ops.parts import Parts, parts_of
 
 # Shapes: H height, W width, 3 or 4 channels; N rows of a batch.
@@ -57,8 +58,6 @@ PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
     "avif": AvifImagePlugin.AvifImageFile,
 }
-LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
-DECLARED = {"webp": (4, 8), "bmp": (2, 0)}  # where the file's size stands, and what it leaves out
 ORIENTATION_TAG = 0x0112
 TILE_SIDES = 322, 323
 REDUCED = {  # not their COLOR flags, which ask for BGR
@@ -96,7 +95,7 @@ class Header:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened:
+class Opened:
     """What is known before a pixel is decoded."""
 
     format: str
@@ -115,7 +114,7 @@ def probe(body: bytes) -> Header:
     name, image = it.format, it.image
     turn = _orientation(name, image)
     width, height = image.size if turn < 5 else image.size[::-1]
-    # Those two's are counted by their decoders, in C.
+    # These two have theirs counted by their decoders, in C.
     frames = getattr(image, "n_frames", 1) if name in ("webp", "avif") else it.parts.frames
     plain = turn == 1 and frames == 1 and image.mode in ("L", "RGB") and not _has_alpha(image)
     return Header(format=name, width=width, height=height, frames=frames, is_plain=plain)
@@ -146,7 +145,7 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
         raise ImageError(_failure(it.format, body)) from error
 
 
-def weighed(body: bytes, max_pixels: int) -> _Opened:
+def weighed(body: bytes, max_pixels: int) -> Opened:
     """The image, opened; ImageError where to decode it costs more than it may."""
     it = _opened(body)
     if it.area > max_pixels:
@@ -156,8 +155,8 @@ def weighed(body: bytes, max_pixels: int) -> _Opened:
     return it
 
 
-def _opened(body: bytes) -> _Opened:
-    name = _format(body)
+def _opened(body: bytes) -> Opened:
+    name = format_of(body)
     if name is None:
         raise ImageError("not_an_image")
     found = parts_of(name, body)
@@ -168,7 +167,11 @@ def _opened(body: bytes) -> _Opened:
         area = max(image.width * image.height, _tile_area(image))
     except Exception as error:  # on hostile bytes decoders raise anything, KeyError to OSError
         raise ImageError(_failure(name, body)) from error
-    return _Opened(format=name, image=image, parts=found, area=area)
+    return Opened(format=name, image=image, parts=found, area=area)
+
+
+def _failure(name: str, body: bytes) -> str:
+    return "undecodable" if is_whole(name, body) else "truncated"
 
 
 def _of_jpeg(body: bytes, shrink: int, width: int, height: int) -> RGB | None:
@@ -189,38 +192,6 @@ def _tile_area(image: ImageFile.ImageFile) -> int:
     tags = getattr(image, "tag_v2", {})
     sides = [tags.get(tag, 0) for tag in TILE_SIDES]
     return math.prod(side for side in sides if isinstance(side, int))
-
-
-def _format(body: bytes) -> str | None:
-    head = body[:16]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "webp"
-    if head.startswith(b"BM"):
-        return "bmp"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "tiff"
-    if head[4:12] in (b"ftypavif", b"ftypavis"):
-        return "avif"
-    return None
-
-
-def _failure(name: str, body: bytes) -> str:
-    """truncated where the file's own end is missing, else undecodable."""
-    if name in DECLARED:
-        at, beyond = DECLARED[name]
-        whole = (
-            len(body) >= at + 4
-            and len(body) >= int.from_bytes(body[at : at + 4], "little") + beyond
-        )
-    else:
-        whole = body.rstrip(b"\0\r\n").endswith(LAST_BYTES.get(name, b""))
-    return "undecodable" if whole else "truncated"
 
 
 def _orientation(name: str, image: ImageFile.ImageFile) -> int:

@@ -247,8 +247,8 @@ def run_alone(program: str, *arguments) -> str:
 
 @glibc_only
 def test_decoding_again_asks_the_system_for_no_memory(tmp_path):
-    (tmp_path / "it.jpg").write_bytes(encoded(smooth(1600, 1200), "jpeg"))
-    (tmp_path / "it.png").write_bytes(encoded(smooth(1600, 1200), "png"))
+    (tmp_path / "it.jpg").write_bytes(encoded(smooth(800, 600), "jpeg"))
+    (tmp_path / "it.png").write_bytes(encoded(smooth(800, 600), "png", compress_level=1))
     program = (
         "import pathlib, resource, sys\n"
         "from stages.ops.images import decode\n"
@@ -318,7 +318,13 @@ def test_broken_exif_is_no_broken_image():
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\n<html>", b'<svg xmlns="http://www.w3.org/2000/svg"/>', b"\0\0\0\x18ftypheic"]
+    "body",
+    [
+        *(b"", b"\n<html>", b'<svg xmlns="http://www.w3.org/2000/svg"/>', b"\0\0\0\x18ftypheic"),
+        *(encoded(Image.new("RGB", (4, 3)), name) for name in ("ico", "ppm", "eps", "pdf", "tga")),
+        encoded(Image.new("RGB", (4, 3)), "tiff", big_tiff=True),
+    ],
+    ids=["nothing", "html", "svg", "heic", "ico", "ppm", "eps", "pdf", "tga", "bigtiff"],
 )
 def test_what_begins_like_no_known_format_is_not_an_image(body):
     assert failure(body) == "not_an_image"
