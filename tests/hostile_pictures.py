@@ -65,3 +65,12 @@ def tiff(*entries: tuple[int, int, int, int], directories: int = 1) -> bytes:
     offsets = 8 + (len(one) + 4) * np.arange(1, directories + 1, dtype="<u4")
     offsets[-1] = 0
     return b"II*\0\x08\0\0\0" + b"".join(one + offset.tobytes() for offset in offsets)
+
+
+def in_runs(side: int) -> bytes:
+    """A BMP of 8 bits a pixel: of each line one is given, and the rest left out."""
+    lines = b"\x01\x01\0\0" * side
+    facts = 40, side, side, 1, 8, 1, len(lines), 0, 0, 0, 0
+    start = 14 + 40 + 1024
+    head = struct.pack("<2sIII", b"BM", start + len(lines), 0, start)
+    return head + struct.pack("<IiiHHIIiiII", *facts) + bytes(1024) + lines

@@ -1,8 +1,8 @@
 """The parts of an encoded image, told without a decoder: its frames, and what it costs to read.
 
 Decoders walk them one by one, some in Python, and a file may be made of little else. A part is
-named by its kind, in the file's order: a marker of a JPEG, a chunk of a PNG, a block of a GIF; of a
-TIFF a directory, and of its first one a strip or tile.
+named by its kind, in the file's order: a marker of a JPEG, a chunk of a PNG, a block of a GIF, the
+runs of a BMP; of a TIFF a directory, and of its first one a strip or tile.
 """
 
 import re
@@ -20,7 +20,8 @@ GIF_IMAGE, GIF_EXTENSION, GIF_END = b",", b"!", b";"
 DIRECTORY, STRIP = b"directory", b"strip"
 STRIP_OFFSETS, TILE_OFFSETS = 273, 324
 # A JPEG's are put together by copying: a thousand make 20 MB ten gigabytes.
-MOST = {"jpeg": 1_000, "png": 100_000, "gif": 100_000, "tiff": 100_000}
+MOST = {"jpeg": 1_000, "png": 100_000, "gif": 100_000, "tiff": 100_000, "bmp": 1}
+RUNS, RUNS_COST = b"runs", 80  # pixels of a BMP packed as runs: read in Python, slow as 80 scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,9 @@ class Parts:
 
     @property
     def scans(self) -> int:
-        """How often decoding goes over all pixels."""
+        """How often decoding goes over all pixels, or takes as long as if it did."""
+        if self.format == "bmp":
+            return RUNS_COST if RUNS in self.kinds else 1
         return max(1, self.kinds.count(SCAN)) if self.format == "jpeg" else 1
 
     @property
@@ -117,9 +120,15 @@ def _tiff(body: bytes) -> Iterator[bytes]:
         at = int.from_bytes(body[after : after + 4], order)
 
 
+def _bmp(body: bytes) -> Iterator[bytes]:
+    if body[30:31] in (b"\x01", b"\x02"):  # its compression: 8 or 4 bits a pixel, in runs
+        yield RUNS
+
+
 WALKS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
     "jpeg": _jpeg,
     "png": _png,
     "gif": _gif,
     "tiff": _tiff,
+    "bmp": _bmp,
 }

@@ -24,7 +24,7 @@ from stages.ops.images import (
     rows_of,
     shrunk,
 )
-from tests.hostile_pictures import apng, commented, scanned, segmented, tiff
+from tests.hostile_pictures import apng, commented, in_runs, scanned, segmented, tiff
 
 FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
 
@@ -109,8 +109,8 @@ def test_a_tile_counts_though_the_picture_is_small():
 
 @pytest.mark.parametrize(
     "body",
-    [scanned(1500, 900), scanned(16, 2000), segmented(1001), commented(100_001)],
-    ids=["scans over many pixels", "scans over few", "segments", "comments"],
+    [scanned(1500, 900), scanned(16, 2000), segmented(1001), commented(100_001), in_runs(9000)],
+    ids=["scans over many pixels", "scans over few", "segments", "comments", "runs"],
 )
 def test_what_would_take_hours_is_too_costly_before_a_pixel_is_decoded(body):
     assert failure(body) == "too_costly"
