@@ -23,6 +23,10 @@ from stages.ops.addresses import allowed
 if TYPE_CHECKING:
     from stages.ops.web import Answer
 
+LEAST = {
+    **dict.fromkeys(("image_size", "max_pixels", "max_body_bytes", "concurrency"), 1),
+    **{"max_per_host": 1, "max_redirects": 0, "retries": 0, "timeout_s": 0.01, "deadline_s": 0.01},
+}
 WRITES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
 
 
@@ -38,7 +42,17 @@ class Kept:
 
 
 def check(settings: Any, uses: str) -> None:
-    """Refuses a quality that the format does not have, and addresses that none can open."""
+    """Refuses settings that no row could be downloaded by; one of them would wait for ever."""
+    for name, least in LEAST.items():
+        value = getattr(settings, name, least)
+        if not value >= least:  # NaN too
+            raise RecipeError(
+                f"{name} is {value}", f"{uses}, key `{name}`", f"write {least} or more"
+            )
+    token = settings.user_agent_token or ""
+    if not (token.isascii() and token.isprintable()):
+        do = "write ASCII letters, as HTTP does"
+        raise RecipeError(f"user_agent_token is {token!r}", f"{uses}, key `user_agent_token`", do)
     best = 9 if settings.encode_format == "png" else 100
     if not 0 <= settings.encode_quality <= best:
         raise RecipeError(

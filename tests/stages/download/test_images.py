@@ -11,6 +11,7 @@ import stages.ops.web
 from metadata.fingerprint import settings_of
 from pipeline.errors import RecipeError
 from stages.download.images import DownloadImages
+from stages.download.img2dataset import Img2dataset
 from stages.ops.images import decode
 from stages.ops.web import Client, Rules
 from tests.stages.download.site import FILES, opened
@@ -284,3 +285,22 @@ def test_limits_of_speed_are_no_part_of_the_fingerprint():
 def test_a_quality_the_format_does_not_have_is_refused(name, quality):
     with pytest.raises(RecipeError, match=f"encode_quality is {quality}"):
         DownloadImages(encode_format=name, encode_quality=quality)
+
+
+@pytest.mark.parametrize("stage", [DownloadImages, Img2dataset])
+@pytest.mark.parametrize(
+    ("name", "value", "do"),
+    [
+        ("concurrency", 0, "write 1 or more"),  # would wait for ever
+        ("image_size", -1, "write 1 or more"),
+        ("retries", -1, "write 0 or more"),
+        ("timeout_s", 0.0, "write 0.01 or more"),
+        ("timeout_s", float("nan"), "write 0.01 or more"),
+        ("user_agent_token", "mine\r\nX: y", "write ASCII letters"),  # no request could be made
+        ("user_agent_token", "mühle", "write ASCII letters"),
+    ],
+)
+def test_a_setting_by_which_no_row_could_be_downloaded_is_refused(stage, name, value, do):
+    with pytest.raises(RecipeError, match=f"key `{name}`") as error:
+        stage(**{name: value})
+    assert do in error.value.args[2]
