@@ -64,10 +64,12 @@ def nursery(tmp_path_factory, pool) -> Iterator[Nursery]:
 
 
 @contextmanager
-def nursery_of(recipe: Path, folder: Path, *settings: str) -> Iterator[Nursery]:
-    """A nursery of runs of a recipe, with these settings in each."""
+def nursery_of(
+    recipe: Path, folder: Path, *settings: str, modules: tuple[str, ...] = ()
+) -> Iterator[Nursery]:
+    """A nursery of runs of a recipe, with these settings in each; it has imported the modules."""
     started = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.nursery", str(recipe)],
+        [sys.executable, "-m", "tests.chaos.nursery", str(recipe), *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environment(folder, "any:0"), "TMPDIR": str(folder)},  # the killed don't tidy up

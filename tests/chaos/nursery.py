@@ -4,7 +4,7 @@ A fresh interpreter costs a second of imports, and the kill matrix runs hundreds
 here as no thread pool (Arrow, Polars) has been touched before it. Reads one JSON object a line:
 arguments, environment, output file. Answers each with the exit code, as subprocess counts it.
 
-    python -m tests.chaos.nursery RECIPE
+    python -m tests.chaos.nursery RECIPE [MODULE ...]
 """
 
 import json
@@ -32,10 +32,11 @@ def born(task: dict) -> int:
         sys.stderr.flush()
 
 
-def serve(recipe: str) -> None:
+def serve(recipe: str, *modules: str) -> None:
     for keys in load_recipe(recipe).stages.values():  # not planned: that starts Polars' threads
         stage_class(keys["uses"], recipe)
-    for name in ("polars", "pyarrow.parquet", "pipeline.run", "pipeline.executors.local"):
+    ours = ("polars", "pyarrow.parquet", "pipeline.run", "pipeline.executors.local")
+    for name in (*ours, *modules):
         import_module(name)
     assert threading.active_count() == 1, "a fork would lose a thread"
     for line in sys.stdin:
@@ -47,4 +48,4 @@ def serve(recipe: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])
