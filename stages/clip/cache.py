@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from metadata.outputs import Outputs
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from metadata.storage import Storage
 from pipeline.dataset import Task
+from pipeline.errors import StageError
 from stages.clip.texts import token_bags
 from stages.ops.images import RGB, ImageError, decode
 from stages.ops.resize import resize
@@ -118,10 +120,21 @@ def read_parts(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[Par
     """The shards that `cache_shard` stored; images stay on disk where the disk is this one."""
     storage = Storage(folder)
     for shard in cached:
-        name = f"cache/{shard['file']}"
-        if storage.is_local:
-            image_NSS3 = np.load(Path(storage.locate(f"{name}.npy")), mmap_mode="r")
-        else:
-            image_NSS3 = np.load(BytesIO(storage.read(f"{name}.npy")))
-        with np.load(BytesIO(storage.read(f"{name}.npz"))) as arrays:
-            yield Part(file=shard["file"], images=image_NSS3[: shard["rows"]], **arrays)
+        try:
+            yield _read_part(storage, shard["file"], shard["rows"])
+        except (FileNotFoundError, ValueError, EOFError, BadZipFile) as error:
+            raise StageError(
+                found=f"a damaged cache of {shard['file']}: {error}",
+                where=f"{storage}/cache",
+                do="delete that folder and the calls-* folder beside it, and run again",
+            ) from error
+
+
+def _read_part(storage: Storage, file: str, rows: int) -> Part:
+    name = f"cache/{file}"
+    if storage.is_local:
+        image_NSS3 = np.load(Path(storage.locate(f"{name}.npy")), mmap_mode="r")
+    else:
+        image_NSS3 = np.load(BytesIO(storage.read(f"{name}.npy")))
+    with np.load(BytesIO(storage.read(f"{name}.npz"))) as arrays:
+        return Part(file=file, images=image_NSS3[:rows], **arrays)

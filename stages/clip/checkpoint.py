@@ -1,5 +1,6 @@
 """A trained model, stored and loaded by digest; and the state of an unfinished training."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from metadata.keys import redacted
@@ -116,9 +118,11 @@ class Checkpoints:
                 self.storage.delete(f"checkpoints/{other}")
 
     def restore(self, trainer: Trainer) -> None:
-        """Moves the trainer to the newest state; leaves it alone where there is none."""
-        if names := self._names():
-            trainer.restore(safetensors.torch.load(self.storage.read(f"checkpoints/{max(names)}")))
+        """Moves the trainer to the newest whole state; leaves it alone where there is none."""
+        for name in sorted(self._names(), reverse=True):
+            with contextlib.suppress(SafetensorError):  # torn: the steps since are taken again
+                trainer.restore(safetensors.torch.load(self.storage.read(f"checkpoints/{name}")))
+                return
 
     def _names(self) -> list[str]:
         names = [entry.name for entry in self.storage.entries("checkpoints")]

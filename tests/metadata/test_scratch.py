@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from metadata import scratch
+from metadata.storage import Storage
 
 HOLDER = """
 import os, sys
@@ -80,3 +81,10 @@ def test_a_folder_that_a_sweep_took_while_it_was_made_is_made_again(tmp_path, mo
     assert len(swept) == 2
     scratch.sweep_scratch()
     assert list(tmp_path.iterdir()) == [made]
+
+
+def test_what_goes_to_an_object_store_is_written_there_first():
+    with Storage("mock://bucket/run").scratch("it") as path:
+        assert path.parent == scratch.scratch_folder()
+        path.write_bytes(b"1")
+    assert not path.exists()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from metadata.storage import Storage
+from pipeline.errors import StageError
 from stages.clip.cache import read_parts, square
 from stages.clip.texts import token_bags
 from tests.stages.clip.exported import TINY, caption, row
@@ -84,3 +85,15 @@ def _remote(init):
         self.is_local = False
 
     return begin
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_torn_cache_is_refused_with_what_to_delete(suffix, cached, tmp_path):
+    _, said = cached([row(0), row(1)])
+    file = tmp_path / "stage" / "cache" / f"00000.parquet.{suffix}"
+    whole = file.read_bytes()
+    for torn in (b"", whole[: len(whole) // 2], b"{}"):
+        file.write_bytes(torn)
+        with pytest.raises(StageError, match=r"damaged cache of 00000\.parquet") as refused:
+            list(read_parts(str(tmp_path / "stage"), said))
+        assert "delete that folder and the calls-* folder" in refused.value.args[2]

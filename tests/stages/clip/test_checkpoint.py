@@ -121,3 +121,6 @@ def test_checkpoints_of_other_inputs_dont_count_and_the_newest_of_ours_does(tmp_
     Checkpoints(str(tmp_path), "ours").store(at(2))
     newest.write_bytes(held)  # two, as where a kill came before the older one went
     assert restored("ours") == 4
+    for torn in (b"", held[:5], held[:-1], b"{}"):
+        newest.write_bytes(torn)
+        assert restored("ours") == 2
