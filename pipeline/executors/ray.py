@@ -13,9 +13,13 @@ there are, and it takes a list; here items are drawn as actors take them.
 One item at a time is with an actor: a death names its item, and nothing was queued behind it.
 """
 
+import atexit
+import contextlib
 import logging
 import math
 import os
+import secrets
+import socket
 import sys
 import sysconfig
 import time
@@ -26,6 +30,11 @@ from itertools import islice
 from typing import Any, Literal
 
 import ray
+from ray._private import ray_constants, services, worker
+from ray._raylet import (  # type: ignore[attr-defined]  # compiled
+    AuthenticationTokenLoader,
+    Config,
+)
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -38,7 +47,7 @@ from ray.exceptions import (
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.executors import Item, Step
 from pipeline.stage import Resources
 
@@ -48,6 +57,8 @@ OBJECT_STORE_BYTES = 512 * 2**20  # names travel, not rows; Ray's default is a t
 IDLE_S = 0.5  # an actor without work this long goes, where another pool lacks room
 PLACING_S = 30.0  # an actor not up after this long lacks room, whatever the totals say
 GIVE_UP_S = 900.0  # time for a cluster to grow by the node that is missing
+ANSWER_S = 10.0  # of a cluster that is asked for the first time
+VITAL = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
 EARLY_DEATHS = 3  # generations that died before one had started: none ever will
 
 State = Literal["opening", "starting", "running", "idle"]  # of an actor
@@ -94,27 +105,24 @@ class RayExecutor:
         self.nodes_have: dict[str, float] = {}
         self.asked_s = -math.inf
         self.connected = not ray.is_initialized()
+        self.own = contextlib.ExitStack()  # the environment of a Ray that it starts
         if self.connected:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            new: dict[str, Any] = {
-                "num_cpus": workers or os.cpu_count(),
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-            }
-            ray.init(
-                address=address or "local",
-                namespace="clipmill",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(new if self.local else {}),
-            )
+            new: dict[str, Any] = {}
+            if self.local:
+                self.own.enter_context(_private())
+                new = {
+                    "num_cpus": workers or os.cpu_count(),
+                    "include_dashboard": False,
+                    "object_store_memory": OBJECT_STORE_BYTES,
+                }
+            _init(address, new)
 
     def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
         stream = _Stream(self, steps, items)
         try:
             yield from stream.results()
         finally:
-            if ray.is_initialized():  # or asking for an end would start another
+            if ray.is_initialized() and not self.lost():  # or asking for an end waits, or starts
                 stream.end()
 
     def launch(
@@ -126,16 +134,20 @@ class RayExecutor:
         group = placement_group([need] * workers, strategy="PACK")
         actors: list[Any] = []
         try:
-            if not group.wait(IDLE_S if self.lacks(need) else GIVE_UP_S):
-                raise self.no_room(need, where)
+            give_up_s = time.monotonic() + (0 if self.lacks(need) else GIVE_UP_S)
+            while not group.wait(IDLE_S):
+                self.check_alive()
+                if time.monotonic() > give_up_s:
+                    raise self.no_room(need, where)
             for rank in range(workers):
                 place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
                 actors.append(self.actor(resources, need, scheduling_strategy=place))
             calls = [a.launch.remote(fn, rank, workers) for rank, a in enumerate(actors)]
             waiting = calls
             while waiting:  # the first failure, whichever rank has it
-                done, waiting = ray.wait(waiting)
+                done, waiting = ray.wait(waiting, timeout=IDLE_S)
                 ray.get(done)
+                self.check_alive()
             return list(ray.get(calls))
         except RayTaskError as error:
             raise _original(error) from error
@@ -146,14 +158,34 @@ class RayExecutor:
                 do="run again: it goes on from what it last stored; if it dies again, raise memory",
             ) from error
         finally:
-            for actor in actors:
-                ray.kill(actor)
-            remove_placement_group(group)
+            if not self.lost():
+                for actor in actors:
+                    ray.kill(actor)
+                remove_placement_group(group)
 
     def close(self) -> None:
-        self.drop_kept()
-        if self.connected:
-            ray.shutdown()
+        if self.lost():
+            _node().kill_all_processes(check_alive=False)
+            atexit.register(_end_at_once)
+        else:
+            self.drop_kept()
+            if self.connected:
+                ray.shutdown()
+        self.own.close()
+
+    def lost(self) -> str | None:
+        """The process of a local Ray without which it is none, where that has died."""
+        dead = _node().dead_processes() if self.local and ray.is_initialized() else []
+        return next((name for name, _ in dead if name in VITAL), None)
+
+    def check_alive(self) -> None:
+        """Ray waits a minute for such a process, and ends this one then."""
+        if name := self.lost():
+            raise StageError(
+                found=f"{name} of the local Ray has died",
+                where=f"logs in {_node().get_session_dir_path()}/logs",
+                do="look for too little memory, then run the same command again",
+            )
 
     def drop_kept(self) -> None:
         while self.kept:
@@ -197,8 +229,8 @@ class RayExecutor:
         )
 
     def total(self) -> dict[str, float]:
-        """What all nodes have; asked again each second, for nodes come and go."""
-        if time.monotonic() - self.asked_s > 1:
+        """What all nodes have; of a cluster asked again each second, for nodes come and go."""
+        if not (self.nodes_have and self.local) and time.monotonic() - self.asked_s > 1:
             self.nodes_have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray
             self.asked_s = time.monotonic()
         return self.nodes_have
@@ -266,6 +298,7 @@ class _Stream:
             self.feed()
             if not self.inside:
                 return
+            self.executor.check_alive()
             self.ask_for_actors()
             done, _ = ray.wait(list(self.calls), timeout=IDLE_S)
             for answer in done:
@@ -402,6 +435,82 @@ class _Stream:
                     self.executor.kept.append((pool.resources, actor.handle))
                 else:
                     self.drop(pool, actor)
+
+
+def _init(address: str | None, new: Mapping[str, Any]) -> None:
+    """RecipeError where no Ray starts, or answers: its own init would ask for minutes."""
+    # Ray prints what befalls its nodes, on standard output: our errors say what matters of it.
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        if address:
+            is_named = address != "auto"
+            _hear(address if is_named else services.canonicalize_bootstrap_address_or_die(address))
+        ray.init(
+            address=address or "local",
+            namespace="clipmill",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **new,
+        )
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise RecipeError(
+            found=f"no Ray {'answers' if address else 'starts'}: {_first_line(error)}",
+            where=f"--address {address}" if address else "--executor ray",
+            do="give HOST:6379, where HOST is the head, or `auto` on one of its machines"
+            if address
+            else "look into /tmp/ray/session_latest/logs, or run without --executor",
+        ) from None
+
+
+def _hear(address: str) -> None:
+    """OSError where nobody at the address greets as gRPC does: by HTTP/2's frame of settings."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as line:
+        line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        if line.recv(9, socket.MSG_WAITALL)[3:4] != b"\x04":
+            raise ConnectionError("what listens there is no Ray")
+
+
+def _end_at_once() -> None:
+    """Ends this process as failed: Ray's own way out waits for what has died, or crashes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _node() -> Any:
+    return worker._global_node
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """A Ray that is started inside listens on loopback, to those who have its token: this process
+    and its children."""
+    own = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so named since Ray keeps to loopback there
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    before = {name: os.environ.get(name) for name in own}
+    is_cluster = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        _set_environment(own)
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        yield
+    finally:
+        _set_environment(before)
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    Config.initialize("")  # Ray reads its environment once, as it is imported
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _import_path() -> list[str]:

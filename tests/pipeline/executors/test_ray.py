@@ -185,6 +185,17 @@ def test_workers_see_the_environment_the_threads_and_the_import_path(
     assert str(tmp_path) in result["path"]
 
 
+def complain_as_a_c_library(item):
+    os.write(2, b"TIFFReadDirectory: \x1b[31mevil\n")
+    return item | {"log": os.readlink("/proc/self/fd/2")}
+
+
+def test_what_a_worker_writes_stays_in_its_log(executor, capfd):
+    (result,) = executor.stream([function_step(complain_as_a_c_library)], ITEMS[:1])
+    assert "TIFFReadDirectory: " in Path(result["log"]).read_text()
+    assert capfd.readouterr() == ("", "")
+
+
 def start_later_than_its_file(folder: Path):
     return (folder / "gone").read_text()
 
