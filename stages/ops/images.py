@@ -38,7 +38,6 @@ RGB = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_484  # LAION's bomb guard, which was Pillow's default
 MAX_SCANS = 20  # of a picture with so many pixels; ten are ordinary, each goes over all of them
-MAX_SCANNED = MAX_SCANS * MAX_PIXELS
 # A batch of decoded images must fit in memory, whatever a pool holds: 64 of these are 200 MB.
 MAX_COLUMN_PIXELS = 1024 * 1024
 
@@ -150,7 +149,7 @@ def weighed(body: bytes, max_pixels: int) -> Opened:
     it = _opened(body)
     if it.area > max_pixels:
         raise ImageError("too_many_pixels")
-    if it.area * it.parts.scans > MAX_SCANNED:
+    if it.area * it.parts.scans > MAX_SCANS * max(MAX_PIXELS, max_pixels):
         raise ImageError("too_costly")
     return it
 

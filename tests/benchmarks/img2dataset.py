@@ -39,7 +39,7 @@ SIZE, PORT = 256, 8765
 FILES = 12  # of each kind, which the URLs repeat
 KINDS = {"500 kB": (1600, 1200, 91, (150, 300, 600)), "12 MP": (4000, 3000, 85, (40, 80, 160))}
 WAYS = ("img2dataset", "full", "reduced")
-ROUNDS = 1
+ROUNDS = 3
 
 
 def main() -> None:

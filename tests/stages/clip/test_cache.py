@@ -8,6 +8,7 @@ from metadata.storage import Storage
 from pipeline.errors import StageError
 from stages.clip.cache import read_parts, square
 from stages.clip.texts import token_bags
+from tests.hostile_pictures import scanned
 from tests.stages.clip.exported import TINY, caption, row
 
 
@@ -36,11 +37,12 @@ def test_a_row_is_its_picture_captions_repeats_and_weight(cached):
     [
         ({"image": None}, "no_image"),
         ({"image": b"<html>"}, "undecodable"),
+        ({"image": scanned(1500, 900)}, "undecodable"),
         ({"texts": [caption(None)]}, "no_text"),
         ({"texts": []}, "no_text"),
         ({"texts": None}, "no_text"),
     ],
-    ids=["no image", "a page", "null caption", "no captions", "null captions"],
+    ids=["no image", "a page", "hours of scans", "null caption", "no captions", "null captions"],
 )
 def test_a_row_that_cannot_be_learnt_from_is_left_out_and_counted(cached, changes, reason):
     [part], [said] = cached([row(0), row(1, **changes), row(2)])

@@ -16,6 +16,7 @@ from stages.ops.tasks import (
     names,
     samples,
 )
+from tests.hostile_pictures import scanned
 from tests.stages.task_folders import NAMES, picture, write_tar
 
 
@@ -93,6 +94,7 @@ SPOILT = {
 }
 IN_A_SAMPLE = {
     "a page for a picture": ({"a.png": b"<html>", "a.cls": b"0"}, "not_an_image"),
+    "hours of scans": ({"a.jpg": scanned(1500, 900), "a.cls": b"0"}, "too_costly"),
     "half a picture": ({"a.png": picture(0)[:60], "a.cls": b"0"}, "truncated"),
     "no picture": ({"a.gif": b"", "a.cls": b"0"}, "without a picture"),
     "no class": ({"a.png": picture(0)}, "without a KEY.cls"),
