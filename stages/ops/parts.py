@@ -15,7 +15,8 @@ import numpy as np
 
 # No byte of a scan: there FF is followed by 00, or it is a restart marker, D0 to D7.
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
-SCAN, END, TABLES = b"\xda", b"\xd9", (b"\xc4", b"\xdb", b"\xdd")  # Huffman's, quanta, restarts
+SCAN, END, PROGRESSIVE = b"\xda", b"\xd9", b"\xc2"
+TABLES = b"\xc4", b"\xdb", b"\xdd"  # Huffman's, of quanta, restarts
 GIF_IMAGE, GIF_EXTENSION, GIF_END = b",", b"!", b";"
 DIRECTORY, STRIP = b"directory", b"strip"
 STRIP_OFFSETS, TILE_OFFSETS = 273, 324
@@ -54,9 +55,12 @@ class Parts:
 
     @property
     def is_clean_jpeg(self) -> bool:
-        """Whether its scans end the file, with nothing between them but their tables."""
+        """Whether it ends with its one scan or, where progressive, scans and nothing but tables."""
         first = self.kinds.index(SCAN) if SCAN in self.kinds else len(self.kinds)
-        return self.kinds[-2:] == [SCAN, END] and {*self.kinds[first:]} <= {SCAN, END, *TABLES}
+        head, tail = self.kinds[:first], self.kinds[first:]
+        if PROGRESSIVE not in head:
+            return tail == [SCAN, END]
+        return tail[-2:] == [SCAN, END] and {*tail} <= {SCAN, END, *TABLES}
 
 
 def parts_of(name: str, body: bytes) -> Parts | None:

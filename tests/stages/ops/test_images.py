@@ -209,6 +209,15 @@ def test_a_damaged_jpeg_has_the_pixels_that_pillow_gives_or_none():
     assert decoded > 30
 
 
+def test_a_jpeg_that_goes_on_after_its_last_scan_is_undecodable_as_for_pillow():
+    body = encoded(smooth(40, 30), "jpeg")
+    scan = body[body.rindex(b"\xff\xda") : -2]
+    for more in (scan, b"\xff\xb9", b"\xff\xd8"):
+        with pytest.raises(OSError, match="broken data stream"):
+            Image.open(io.BytesIO(body[:-2] + more + body[-2:])).load()
+        assert failure(body[:-2] + more + body[-2:]) == "undecodable"
+
+
 @pytest.mark.parametrize(("turn", "sides"), [(1, (333, 250)), (6, (336, 256))])
 def test_a_jpeg_decodes_smaller_from_its_low_frequencies(turn, sides):
     exif = Image.Exif()
