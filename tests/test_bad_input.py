@@ -40,8 +40,8 @@ def rows(count: int, first: int = 0) -> list[dict]:
             "original_width": 64,
             "original_height": 48,
             "sha256": "0" * 64,
-            "clip_b32_similarity_score": 0.25,
-            "clip_l14_similarity_score": 0.1 + number % 4 / 10,
+            "clip_b32_similarity_score": np.float32(0.25),
+            "clip_l14_similarity_score": np.float32(0.1 + number % 4 / 10),
             "face_bboxes": [[0.0, 0.0, 0.5, 0.5]],
         }
         for number in range(first, first + count)
@@ -101,9 +101,8 @@ def test_a_parquet_without_a_needed_column_stops_the_stage_by_name(column, it):
     it.put("zbad.parquet", pa.Table.from_pylist(rows(4, 4)).drop_columns([column]))
     said = it.run()
     assert said.code == 1
-    assert f"pool: 0 columns named '{column}' among" in said.out
+    assert f"'{column}'" in said.out.splitlines()[0]
     assert f"where: {it.pool}/zbad.parquet" in said.out
-    assert "do:    give a DataComp pool" in said.out
 
 
 def test_a_truncated_parquet_fails_its_shard_by_name_and_is_redone_alone(it):
@@ -226,7 +225,7 @@ def test_odd_captions_are_counted_and_fail_no_neighbour(it):
 
 def test_nan_and_null_scores_are_undefined_and_nothing_passes_them(it):
     score = "clip_l14_similarity_score"
-    odd = {2: float("nan"), 3: None, 6: float("inf"), 7: float("-inf")}
+    odd = {2: np.float32("nan"), 3: None, 6: np.float32("inf"), 7: np.float32("-inf")}
     table = [{**row, score: odd.get(i, row[score])} for i, row in enumerate(rows(8))]
     it.put("0.parquet", table)
     assert it.run("--set", "subset.top.fraction=1").code == 0
