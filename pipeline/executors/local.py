@@ -262,7 +262,8 @@ def _rank(pipe: Connection, fn: Callable[[int, int], Any], rank: int, workers: i
 def _end_with_driver() -> None:
     """From now on this process is killed when its driver ends, whatever it is in the midst of.
 
-    Elsewhere than on Linux it ends when it next looks at its pipe.
+    So it is when the thread ends that started it. Elsewhere than on Linux it ends when it next
+    looks at its pipe.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)

@@ -40,6 +40,23 @@ def test_weights_that_changed_since_the_first_shard_are_refused(engine, file, wo
     assert third.column("weighed", "product") == first.column("weighed", "product")
 
 
+@pytest.mark.parametrize("held", [b"", b"[1]", b'{"what": 1, "sha256": null}', None])
+def test_a_digest_that_cannot_be_read_any_more_is_named_not_taken_anew(engine, file, held):
+    stages = WEIGHED.format(file)
+    first = engine.run(stages)
+    forget(first, "weighed", 1)
+    [pin] = first.folder.glob("stages/weighed-*/pins/*.json")
+    pin.unlink()
+    if held is None:
+        pin.mkdir()
+    else:
+        pin.write_bytes(held)
+    said = engine.run(stages).error("weighed")
+    assert "the digest that the weights had at first use cannot be read" in said
+    assert f"{pin}\n" in said
+    assert "delete that file if the bytes are still the same" in said
+
+
 def test_weights_that_changed_after_all_is_done_are_no_failure(engine, file):
     assert engine.run(WEIGHED.format(file)).complete
     file.write_text("4")
