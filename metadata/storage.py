@@ -160,7 +160,7 @@ class Storage:
         """
         try:
             return msgspec.convert(json.loads(self.read(name)), kind)
-        except (FileNotFoundError, IsADirectoryError, ValueError):
+        except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
             return None
 
     def sha256(self, name: str) -> str:

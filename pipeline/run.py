@@ -24,7 +24,7 @@ from pipeline.planned import PlannedStage
 from pipeline.repair import is_asked, refusal, take_away
 from pipeline.rows import PoolShards
 from pipeline.stage import DatasetStage, RowStage
-from pipeline.state import RunState, StageState
+from pipeline.state import RunState, StageState, newest_name
 
 FORMAT = 1  # of the run folder
 FOLD_EVERY = 1000  # records: what a resume reads one by one at most
@@ -530,7 +530,7 @@ def _claim(plan: Plan, run: Storage) -> None:
         "folders": {name: planned.folder for name, planned in plan.stages.items()},
     }
     same = digest(whole)[:12]
-    newest = max((entry.name for entry in run.entries("recipes")), default=None)
+    newest = newest_name(run)
     held = newest and run.read_json(f"recipes/{newest}", dict[str, Any])
     if not held or digest(held)[:12] != same:
         second, rest = divmod(time.time_ns(), 10**9)

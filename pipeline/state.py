@@ -1,5 +1,6 @@
 """What of a plan is done in a run folder: one scan a stage, checked against its parents."""
 
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from pipeline.plan import Plan, make_plan
 from pipeline.planned import PlannedStage
 from pipeline.recipe import Recipe
 from pipeline.rows import JoinedShards, Part, PoolShards, parts_of
+
+RAN_NAME = re.compile(r"\d{8}T\d{15}-[0-9a-f]{12}\.json")
 
 
 @dataclass
@@ -245,20 +248,28 @@ class RanRecipe(TypedDict):
     name: str
     path: str
     seed: int
-    stages: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
     overrides: list[str]
     folders: dict[str, str]
 
 
+def newest_name(run: Storage) -> str | None:
+    """The name of the recipe that ran last in a folder."""
+    names = (entry.name for entry in run.entries("recipes"))
+    return max(filter(RAN_NAME.fullmatch, names), default=None)
+
+
 def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
     """Name and content of the recipe that ran last in a folder."""
-    name = max((entry.name for entry in run.entries("recipes")), default=None)
+    name = newest_name(run)
     if name is None:
         raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
     held = run.read_json(f"recipes/{name}", RanRecipe)
     if held is None or not name.endswith(f"-{digest(held)[:12]}.json"):
         raise RecipeError(
-            "a recipe that cannot be read", f"{run}/recipes/{name}", "run the recipe again"
+            found="a recipe that cannot be read",
+            where=f"{run}/recipes/{name}",
+            do="run the recipe again, or delete it: the one that ran before counts then",
         )
     return name, held
 

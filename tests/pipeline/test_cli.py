@@ -1,6 +1,7 @@
 """The command line: verbs, JSON, exit codes, and what happens when it is stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,26 @@ def test_until_runs_a_stage_and_what_it_needs(recipe, tmp_path, clipmill):
     }
     assert clipmill("status", "--run", out, "--json").json["stages"][2]["shards"] == 0
     assert clipmill("run", recipe, "--out", out, "--workers", 0).code == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[1]", "null", '{"stages": 1}', "[" * 100_000, b"\xff\xfe"]
+)
+def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
+    text, recipe, done, tmp_path, clipmill
+):
+    run = shutil.copytree(done, tmp_path / "run")
+    [ran] = run.glob("recipes/*.json")
+    ran.write_bytes(text if isinstance(text, bytes) else text.encode())
+    (run / "recipes" / "zzz.txt").write_text("a stranger's")
+    (run / "recipes" / "99991231T235959000000000-0123456789ab.json").mkdir()
+    for verb in ("status", "funnel"):
+        said = clipmill(verb, "--run", run)
+        assert said.code == 2
+        assert said.err.startswith("clipmill: a recipe that cannot be read\n  where: ")
+        assert f"/recipes/{ran.name}\n  do:    run the recipe again, or delete it" in said.err
+    assert clipmill("run", recipe, "--out", run, "--workers", 0).code == 0
+    assert clipmill("status", "--run", run).code == 0
 
 
 # Exit codes
