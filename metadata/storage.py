@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 
 BLOCK_BYTES = 8 << 20
+KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: no run stores the keys of its URIs"
 RETRY_S = (0.1, 0.3, 1.0, 3.0)  # a store that answers 503 is asked five times
 
 
@@ -245,7 +246,12 @@ class Storage:
 
 def _is_final(error: OSError) -> bool:
     """Whether the store said no, rather than failed to answer."""
-    return bool(re.search(r"ACCESS_DENIED|NO_SUCH_BUCKET|InvalidAccessKey", str(error)))
+    return wants_keys(error) or "NO_SUCH_BUCKET" in str(error)
+
+
+def wants_keys(error: OSError) -> bool:
+    """Whether a store lacks the keys that it would answer to."""
+    return bool(re.search("ACCESS_DENIED|ACCESS_KEY|InvalidAccessKey|SIGNATURE", str(error)))
 
 
 def _list_local(path: str) -> list[Entry]:

@@ -26,7 +26,7 @@ from metadata.record import Failure, Record, ShardState, state_of
 from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, REASON_TYPE, UID
 from metadata.scratch import scratch_folder
 from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
-from metadata.storage import Storage
+from metadata.storage import KEYS, Storage, wants_keys
 from pipeline import attempts
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from pipeline.executors import Item
@@ -467,6 +467,8 @@ def storage_error(error: OSError, place: str) -> ClipmillError:
     if isinstance(error, IsADirectoryError):
         way = error.filename2 or error.filename
         return StageError(f"a folder where a file belongs: {way}", place, "delete it and run again")
+    if wants_keys(error):
+        return StageError(f"the store refuses: {error}", place, KEYS)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StageError(f"the disk is full: {error}", place, "free space, then run again")
     return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")

@@ -57,11 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:  # of the run folder; what a stage meets there is its own error
+        from metadata.storage import KEYS, wants_keys
+
         what = f"{type(error).__name__}: {error.strerror or error}"
         place = str(error.filename2 or error.filename or "the storage of the run")
         is_in_the_way = isinstance(error, IsADirectoryError)
         do = "delete that folder" if is_in_the_way else "check that it is there and can be written"
-        said = ClipmillError(what, place, f"{do}, and run again")
+        do = KEYS if wants_keys(error) else f"{do}, and run again"
+        said = ClipmillError(what, place, do)
         return _say(said, WRONG if isinstance(error, BAD_PATH) else FAILED)
 
 

@@ -28,6 +28,7 @@ from metadata.scratch import sweep_scratch
 from pipeline.errors import StageError
 from pipeline.executors import Item, Step
 from pipeline.stage import Resources
+from pipeline.terminal import guard
 
 SPAWN = multiprocessing.get_context("spawn")
 THREADS = (
@@ -228,6 +229,7 @@ def _readable(pipes: Iterable[Connection]) -> list[Connection]:
 def _serve(pipe: Connection) -> None:
     """A worker's life: items in, answers out, until the pipe closes."""
     _end_with_driver()
+    guard()
     atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
     functions: dict[str, Callable[[Item], Item]] = {}
     pipe.send_bytes(pickle.dumps(READY))
@@ -252,6 +254,7 @@ def _serve(pipe: Connection) -> None:
 
 def _rank(pipe: Connection, fn: Callable[[int, int], Any], rank: int, workers: int) -> None:
     _end_with_driver()
+    guard()
     try:
         answer: tuple[str, Any] = ("ok", fn(rank, workers))
     except Exception as error:

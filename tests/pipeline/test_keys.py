@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from pipeline.plan import make_plan
 from pipeline.recipe import load_recipe
+from tests.answering import Answering
 
 SECRET = "hush"
 OPTIONS = "region=eu"
@@ -58,3 +60,27 @@ def test_no_byte_of_a_run_folder_and_no_verb_has_a_key(recipe, tmp_path, clipmil
 
 def hush_in(path: Path) -> bool:
     return SECRET.encode() in path.read_bytes()
+
+
+DENIED = """<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"""
+
+
+async def deny(request: web.Request) -> web.Response:
+    return web.Response(status=403, text=DENIED, content_type="application/xml")
+
+
+def test_a_store_that_wants_other_keys_is_told_apart_from_one_that_fails(
+    recipe, tmp_path, clipmill
+):
+    server = Answering(deny)
+    uri = f"s3://AKIA:{SECRET}@bucket/x?endpoint_override=127.0.0.1:{server.port}&scheme=http"
+    out = ("--out", tmp_path / "run", "--workers", 0, "--until", "pool")
+    try:
+        of_pool = clipmill("run", recipe, *out, "--set", f"pool.path={uri}")
+        of_run = clipmill("status", "--run", uri)
+    finally:
+        server.close()
+    assert (of_pool.code, of_run.code) == (1, 1)
+    for said in (of_pool.out, of_run.err):
+        assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: no run stores the keys" in said

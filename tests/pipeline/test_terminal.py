@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,9 @@ import pytest
 
 from pipeline import submit
 from pipeline.errors import ClipmillError
+from pipeline.executors import Step
+from pipeline.executors.local import LocalExecutor
+from pipeline.stage import Resources
 from pipeline.terminal import Guarded, cut, guard, harmless, one_line
 from tests.pipeline.head import Head
 
@@ -62,6 +66,23 @@ def test_a_stream_is_guarded_once_and_writes_what_its_encoding_lacks_as_a_code(m
     print("é \udcff")
     sys.stdout.writelines(["\x1b"])
     assert raw.buffer.getvalue() == b"\\xe9 \\udcff\n\\u001b"
+
+
+def quote(item):
+    print(item["text"], file=sys.stderr)
+    return item
+
+
+def test_what_a_stage_prints_in_a_worker_is_guarded_too(capfd):
+    step = Step(name="quote", start=partial(partial, quote), resources=Resources())
+    executor = LocalExecutor(1)
+    try:
+        assert list(executor.stream([step], [{"text": EVIL}])) == [{"text": EVIL}]
+    finally:
+        executor.close()
+    said = capfd.readouterr().err
+    assert "evil" in said
+    assert not COMMANDS.search(said)
 
 
 # Every verb
