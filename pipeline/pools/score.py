@@ -125,9 +125,15 @@ def _line(row: dict[str, Any]) -> str:
 def _read(truth: Path) -> pl.DataFrame:
     if not truth.is_file():
         raise RecipeError(f"no {truth.name}", str(truth.parent), "give a folder of `clipmill pool`")
-    planted = pl.read_parquet(truth)
-    if "uid" not in planted.columns:
-        raise RecipeError("no column `uid`", str(truth), "give each row's uid, 32 hex digits")
+    try:
+        planted = pl.read_parquet(truth)
+    except pl.exceptions.PolarsError as error:
+        what = f"no Parquet: {str(error).splitlines()[0]}"
+        raise RecipeError(
+            what, str(truth), "build the pool again, or write your truth anew"
+        ) from None
+    if planted.schema.get("uid") != pl.String:
+        raise RecipeError("no text column `uid`", str(truth), "give each row's uid, 32 hex digits")
     return planted
 
 

@@ -135,10 +135,20 @@ def test_a_truth_of_ones_own_is_judged_by_each_boolean_and_each_text_column(
     assert "not judged: title" in clipmill("pool", "score", tmp_path, "--run", ran).out
 
 
-def test_a_truth_without_uids_is_refused(clipmill, ran, tmp_path):
-    pl.DataFrame({"is_odd": [True]}).write_parquet(tmp_path / "truth.parquet")
+@pytest.mark.parametrize(
+    ("truth", "says"),
+    [
+        (pl.DataFrame({"is_odd": [True]}), "no text column `uid`"),
+        (pl.DataFrame({"uid": [bytes(16)], "is_odd": [True]}), "no text column `uid`"),
+        (b"PAR1 and no more", "no Parquet: "),
+    ],
+    ids=["no uid", "uid of bytes", "no Parquet"],
+)
+def test_what_is_no_truth_is_refused(truth, says, clipmill, ran, tmp_path):
+    path = tmp_path / "truth.parquet"
+    path.write_bytes(truth) if isinstance(truth, bytes) else truth.write_parquet(path)
     said = clipmill("pool", "score", tmp_path, "--run", ran)
-    assert (said.code, "no column `uid`" in said.err) == (2, True)
+    assert (said.code, says in said.err) == (2, True), said.err
 
 
 def test_what_it_found_is_in_the_report_until_the_run_changes(clipmill, generated, ran):
