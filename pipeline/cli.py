@@ -9,6 +9,7 @@ Everything heavy is imported by the verb that needs it: `--help` is instant.
 import argparse
 import atexit
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        _check_text(arguments or sys.argv[1:])
         code = int(options.verb(options))
         sys.stdout.flush()  # at exit nobody could answer a pipe that is gone
         return code
@@ -65,7 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
         do = "delete that folder" if is_in_the_way else "check that it is there and can be written"
         do = KEYS if wants_keys(error) else f"{do}, and run again"
         said = ClipmillError(what, place, do)
-        return _say(said, WRONG if isinstance(error, BAD_PATH) else FAILED)
+        is_wrong = isinstance(error, BAD_PATH) or error.errno == errno.ENAMETOOLONG
+        return _say(said, WRONG if is_wrong else FAILED)
+
+
+def _check_text(arguments: list[str]) -> None:
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:
+        raise RecipeError("bytes that are no UTF-8", "the arguments", "rename that file") from None
 
 
 def _code_of(stop: KeyboardInterrupt) -> int:

@@ -115,6 +115,15 @@ def test_it_listens_on_loopback_and_wants_a_token_made_for_this_run(command):
     assert token != os.environ.get("RAY_AUTH_TOKEN")
 
 
+def test_a_run_on_it_prints_what_a_local_run_does_and_no_line_of_ray(command, tmp_path):
+    other = [*command[:-3], str(tmp_path / "local"), *command[-2:]]
+    local = subprocess.run(other, capture_output=True, text=True, check=True)
+    there = subprocess.run([*command, "--executor", "ray"], capture_output=True, text=True)
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == local.stdout.replace(str(tmp_path / "local"), str(tmp_path / "run"))
+    assert {line.partition(":")[0] for line in there.stderr.splitlines()} == {"pool", "caption"}
+
+
 @pytest.mark.parametrize("vital", ["gcs_server", "raylet"])
 def test_its_death_ends_the_run_in_a_sentence_and_finished_shards_stay(vital, command, tmp_path):
     with at_work(command) as process:

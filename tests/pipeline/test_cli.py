@@ -165,6 +165,8 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
         ("run quickstart --out R --workers -1", "give 0 or more"),
         ("run quickstart --out R --address x:1", "add --executor ray"),
         ("export X --run R --stage a --to csv", "invalid choice"),
+        ("concepts show \udcff", "bytes that are no UTF-8"),
+        (f"status --run {'x' * 5000}", "File name too long"),
     ],
 )
 def test_wrong_arguments_end_with_2(arguments, said, clipmill, tmp_path, monkeypatch):

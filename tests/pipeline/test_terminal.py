@@ -173,3 +173,26 @@ def test_no_log_of_a_job_does(tell, monkeypatch):
         assert tell("submit", f"{NAME}.yaml", *to, *sent).out.endswith("\ndone\n")
     finally:
         head.close()
+
+
+def test_a_condition_of_a_thousand_uids_is_cut_on_every_page(hostile, clipmill, tmp_path):
+    uids = ", ".join(f"'{n:032x}'" for n in range(1000))
+    recipe = tmp_path / "it.yaml"
+    recipe.write_text(
+        f"stages:\n  pool: {{uses: ingest.url_list, path: {hostile}/pool}}\n"
+        "  caption: {uses: annotate.caption, from: pool}\n  subset:\n    uses: select.where\n"
+        f'    from: caption\n    where: "caption_words < 9 AND uid IN ({uids})"\n'
+    )
+    run = ("--run", tmp_path / "run")
+    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0).code == 0
+    cause = clipmill("funnel", *run, "--json").json["ends"][0]["causes"][0]
+    assert cause["reason"] == f"uid IN ({uids})"
+    pages = [
+        clipmill("plan", recipe),
+        clipmill("funnel", *run),
+        clipmill("why", cause["example"], *run),
+        clipmill("sweep", *run, "--stage", "subset", "--vary", "nothing=1:2:1"),
+    ]
+    assert [page.code for page in pages] == [0, 0, 0, 2]
+    assert all(len(line) < 400 for page in pages for line in (page.out + page.err).splitlines())
+    assert all(" … (36,007 characters) … " in page.out for page in pages[1:3])
