@@ -53,7 +53,7 @@ class Site:
     """What the server does, by path, and what it was asked for."""
 
     def __init__(self) -> None:
-        self.asked, self.times, self.when, self.agents = Counter(), [], {}, set()
+        self.asked, self.times, self.agents = Counter(), [], set()
         self.now = self.most_at_once = self.most_open = 0
         self.connections = set()
 
@@ -61,7 +61,6 @@ class Site:
         name, _, argument = request.path.strip("/").partition("/")
         self.asked[request.path] += 1
         self.times.append(time.monotonic())
-        self.when[request.path] = self.times[-1]
         self.agents.add(request.headers["User-Agent"])
         self.now += 1
         self.most_at_once = max(self.most_at_once, self.now)
@@ -94,6 +93,11 @@ class Site:
 
     async def slow(self, request, number):
         await asyncio.sleep(0.05)
+        return await self.file(request, "ok.jpg")
+
+    async def after(self, request, count):
+        while sum(path.startswith("/slow/") for path in self.asked) < int(count):
+            await asyncio.sleep(0.01)
         return await self.file(request, "ok.jpg")
 
     async def hang(self, request, _):

@@ -26,11 +26,10 @@ def test_a_host_that_only_times_out_is_set_aside(download, server):
 
 
 def test_rows_of_other_hosts_do_not_wait_for_one_that_hangs(download, server):
-    hanging = [f"http://localhost:{server.port}/hang/{n}" for n in range(64)]
-    good = [f"/slow/{n}" for n in range(20)]
-    rows = download(*hanging, *good, concurrency=12, timeout_s=1.0)
-    assert reasons(rows[64:]) == [None] * 20
-    assert all(server.when[path] - server.times[0] < 1.0 for path in good)
+    hanging = [f"http://localhost:{server.port}/after/20?{n}" for n in range(64)]
+    others = [f"/slow/{n}" for n in range(20)]  # until these are asked, those get no answer
+    rows = download(*hanging, *others, concurrency=12, timeout_s=30.0, deadline_s=30.0)
+    assert set(reasons(rows)) == {None}
 
 
 def test_connections_do_not_pile_up_host_by_host(download, server, monkeypatch):
@@ -63,7 +62,7 @@ def test_any_answer_begins_the_count_anew(download):
 @pytest.mark.usefixtures("two_time_outs")
 def test_a_redirect_to_a_host_that_is_down_keeps_the_status_it_had(download, server):
     there = f"http://localhost:{server.port}/hang"
-    rows = download(there, f"{there}?2", f"/to/?url={there}", timeout_s=0.3, max_per_host=2)
+    rows = download(there, f"{there}?2", f"/to/?url={there}", timeout_s=0.5, max_per_host=1)
     assert [(r["reason"], r["http_status"]) for r in rows[1:]] == [
         ("timeout", None),
         ("host_down", 302),
@@ -72,7 +71,7 @@ def test_a_redirect_to_a_host_that_is_down_keeps_the_status_it_had(download, ser
 
 @pytest.mark.usefixtures("two_time_outs")
 def test_a_host_that_was_down_is_asked_again_in_the_next_batch(download):
-    assert reasons(download("/hang", "/hang?2", timeout_s=0.3)) == ["timeout"] * 2
+    assert reasons(download("/hang", "/hang?2", timeout_s=0.5)) == ["timeout"] * 2
     assert reasons(download("/file/ok.jpg")) == [None]
     assert "host_down" in DownloadImages.transient  # as --retry does
 
