@@ -20,6 +20,7 @@ from tests.engine_stages.harness import meaning, toy_stages
 KINDS = (
     "run",
     "recipe",
+    "origin",
     "lock",
     "attempt",
     "write",
