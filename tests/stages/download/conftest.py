@@ -9,12 +9,13 @@ import pytest
 from aiohttp import web
 
 from stages.download.images import DownloadImages
-from tests.stages.download.site import Site, opened
+from tests.stages.download.site import Site, only_loopback, opened
 
 
 @pytest.fixture
-def server():
-    """The site, with its `port`, served from a thread."""
+def server(monkeypatch):
+    """The site, with its `port`, served from a thread; nothing but loopback can be asked."""
+    only_loopback(monkeypatch)
     site, loop = Site(), asyncio.new_event_loop()
 
     async def start():

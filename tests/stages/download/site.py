@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import io
-import re
 import socket
 import socketserver
 import time
@@ -184,22 +183,21 @@ def only_loopback(monkeypatch, **names: str) -> None:
 
     Of a name, with _ for dots, the addresses it has.
     """
-    known = {"localhost": "127.0.0.1", "good.test": "127.0.0.1", "2130706433": "127.0.0.1"}
+    known = {"localhost": "127.0.0.1", "good.test": "127.0.0.1"}
     known |= {name.replace("_", "."): addresses for name, addresses in names.items()}
 
     def resolved(host, port, *_, **__):
-        if host not in known and not re.fullmatch(r"(\d+\.){3}\d+", host):
-            host.encode("idna")  # as the real one does
-            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        if host not in known:  # an address in some notation, or no such name
+            return numeric(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         stream = socket.AF_INET, socket.SOCK_STREAM, 6, ""
-        return [(*stream, (address, port)) for address in known.get(host, host).split()]
+        return [(*stream, (address, port)) for address in known[host].split()]
 
     def connected(self, address):
         if address[0] not in ("127.0.0.1", "::1"):
             raise ConnectionRefusedError
         return connect(self, address)
 
-    connect = socket.socket.connect
+    connect, numeric = socket.socket.connect, socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
     monkeypatch.setattr(socket.socket, "connect", connected)
 
