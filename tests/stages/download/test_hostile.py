@@ -118,7 +118,7 @@ def test_long_urls_and_controls_in_paths_are_asked(between, raw):
         (b"http://169.254.169.254/", "private_address"),
         (b"http://[::ffff:a9fe:a9fe]/", "private_address"),
         (b"http://2852039166/", "bad_url"),
-        (b"http://0xa9fea9fe/", "unresolvable"),
+        (b"http://0xa9fea9fe/", "private_address"),
     ],
 )
 def test_a_redirect_that_leads_nowhere_has_a_reason(between, raw, location, reason):
