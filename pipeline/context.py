@@ -124,7 +124,8 @@ class RunContext:
 
     def drop(self, shuffled: Any) -> None:
         for folder in {file.rpartition("/")[0] for file, _ in shuffled.pieces}:
-            self._storage.put(_dropped(folder), b"{}", point="journal")
+            if not self._storage.has(_dropped(folder)):
+                self._storage.put(_dropped(folder), b"{}", point="journal")
             self._storage.delete_folder(folder)
 
     def restore(self, over: Any) -> None:
