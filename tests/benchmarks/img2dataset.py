@@ -3,10 +3,10 @@
     python -m tests.benchmarks.img2dataset
 
 URLs in a Parquet file; JPEGs of soft colours with grain, the same for all, from a loopback server
-whose CPU is not counted. img2dataset at its best settings: one process, 16 threads (64 and 256 cost
-more), no EXIF, SHA-256 as we take it, Parquet as we store it. Ours: ingest.url_list and
-download.images through the engine, one worker. CPU seconds, user and system, of all of a run's
-processes, and the peak of its greatest. Three sizes: the slope is what a picture costs, the
+whose CPU is not counted. img2dataset without what costs it more: one process, 16 threads, no EXIF;
+SHA-256 as we take it, Parquet as we store it. Ours: ingest.url_list and download.images through the
+engine, one worker. CPU seconds, user and system, of all of a run's processes, and the peak of its
+greatest. Three sizes: the slope is what a picture costs, the
 intercept what a start does. Outputs must be equal byte for byte; those of `decode: reduced` are
 held to them by PSNR.
 
