@@ -67,3 +67,16 @@ def crash_error(what: str, folder: Storage) -> ClipmillError:
         "look for a crash in its native code or for too little memory,"
         " then run again with --retry crashed",
     )
+
+
+def forget(folder: Storage) -> None:
+    """Lets what crashed its worker be tried again."""
+    places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
+    for place in places:
+        for below in [
+            "",
+            *(f"/{name}" for name in (folder.folders(place) if place else [])),
+        ]:
+            for entry in folder.entries(f"{place}{below}"):
+                if entry.name.endswith(".attempt"):
+                    folder.delete(f"{place}{below}/{entry.name}".lstrip("/"))

@@ -4,19 +4,20 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from metadata.damage import DamagedError
-from metadata.fingerprint import digest, plain, settings_of
+from metadata.fingerprint import digest, settings_of
 from metadata.outputs import NOTES, OUT, Noted, noted_outputs
 from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
-from pipeline import lock
+from pipeline import attempts, lock
 from pipeline.chain import Segment, raised, storage_error
+from pipeline.claim import claim
 from pipeline.context import RunContext
 from pipeline.dataset import Inputs
-from pipeline.errors import ClipmillError, LostLockError, RecipeError, StageError
+from pipeline.errors import ClipmillError, LostLockError, StageError
 from pipeline.executors import Executor, Item, Step
 from pipeline.origin import refuse_another_pool, remember_pools
 from pipeline.plan import Plan
@@ -24,9 +25,8 @@ from pipeline.planned import PlannedStage
 from pipeline.repair import is_asked, refusal, take_away
 from pipeline.rows import PoolShards
 from pipeline.stage import DatasetStage, RowStage
-from pipeline.state import RunState, StageState, newest_name
+from pipeline.state import RunState, StageState
 
-FORMAT = 1  # of the run folder
 FOLD_EVERY = 1000  # records: what a resume reads one by one at most
 
 
@@ -44,14 +44,6 @@ class Watcher(Protocol):
     def damaged(self, name: str, found: DamagedError) -> None: ...
 
     def finished(self, name: str, state: StageState) -> None: ...
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What `run.json` holds."""
-
-    format: int
-    seed: int
 
 
 @dataclass
@@ -77,7 +69,7 @@ def run_plan(
     """Runs what is not done. Finished shards of a stage that fails stay."""
     with lock.held(run) as owned:
         refuse_another_pool(plan, owned)
-        _claim(plan, owned)
+        claim(plan, owned)
         remember_pools(plan, owned)
         return _Run(plan, owned, executor, watcher, retry).go()
 
@@ -104,7 +96,7 @@ class _Run:
         run.sweep()
         for name, stage in self.state.stages.items():
             if self.crash_ok:
-                _forget_attempts(stage.folder)
+                attempts.forget(stage.folder)
             watcher.stage(name, stage.total, len(stage.shards))
 
     def go(self) -> Outcome:
@@ -485,55 +477,3 @@ def _fuse(one: PlannedStage, other: PlannedStage) -> bool:
         and one.stage.resources == other.stage.resources
         and one.stage.batch_rows == other.stage.batch_rows
     )
-
-
-def _forget_attempts(folder: Storage) -> None:
-    """Lets what crashed its worker be tried again."""
-    places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
-    for place in places:
-        for below in [
-            "",
-            *(f"/{name}" for name in (folder.folders(place) if place else [])),
-        ]:
-            for entry in folder.entries(f"{place}{below}"):
-                if entry.name.endswith(".attempt"):
-                    folder.delete(f"{place}{below}/{entry.name}".lstrip("/"))
-
-
-def _claim(plan: Plan, run: Storage) -> None:
-    """Writes `run.json` and the recipe; RecipeError where the folder belongs to another seed."""
-    if not run.has("run.json"):
-        text = json.dumps(asdict(Claim(FORMAT, plan.seed)))
-        run.put("run.json", text.encode(), point="run")
-    claim = run.read_json("run.json", Claim)
-    if claim is None:
-        raise RecipeError(
-            found="a run folder whose seed cannot be read",
-            where=f"{run}/run.json",
-            do=f"delete it if the run's seed is {plan.seed}, or use another --out",
-        )
-    if claim.format != FORMAT:
-        raise RecipeError(f"a run folder of format {claim.format}", str(run), "use another --out")
-    if claim.seed != plan.seed:
-        raise RecipeError(
-            found=f"seed {plan.seed}, and this run has seed {claim.seed}",
-            where=str(run),
-            do=f"use another --out, or --set seed={claim.seed}",
-        )
-    recipe = plan.recipe
-    whole = {
-        "name": recipe.name,
-        "path": recipe.path,
-        "seed": recipe.seed,
-        "stages": plain(recipe.stages),
-        "overrides": plain(recipe.overrides),
-        "folders": {name: planned.folder for name, planned in plan.stages.items()},
-    }
-    same = digest(whole)[:12]
-    newest = newest_name(run)
-    held = newest and run.read_json(f"recipes/{newest}", dict[str, Any])
-    if not held or digest(held)[:12] != same:
-        second, rest = divmod(time.time_ns(), 10**9)
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(second)) + f"{rest:09d}"
-        text = json.dumps(whole, indent=1)
-        run.put(f"recipes/{stamp}-{same}.json", text.encode(), point="recipe")
