@@ -308,26 +308,33 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from metadata.storage import Storage
     from pipeline import show, verify
+    from pipeline.plan import make_plan
     from pipeline.progress import reading, watcher
     from pipeline.run import run_plan
 
     state = _latest(options.run)
+    plan, run = state.plan, state.run
     with reading() as on_bytes:
-        found = verify.verify(Storage(options.run), on_bytes)
+        found = verify.verify(run, on_bytes)
     print(json.dumps(verify.as_json(found), indent=1) if options.json else verify.text(found))
     if not any(checked.damaged for checked in found):
         return DONE
     if not options.repair:
         return FAILED
-    with _executor(options) as executor:
-        asked = verify.repair(state, found)
+    with _executor(options) as executor, watcher() as watch:
+
+        def run_until(stage: str) -> None:
+            run_plan(make_plan(plan.recipe, stage), run, executor, watch)
+
+        asked = verify.repair(plan, run, found, run_until)
         print(f"at most {asked} rows are asked for again", file=sys.stderr)
-        with watcher() as watch:
-            outcome = run_plan(state.plan, state.run, executor, watch)
+        outcome = run_plan(plan, run, executor, watch)
     print(show.outcome_text(outcome), file=sys.stderr)
-    return DONE if outcome.complete else FAILED
+    left = verify.others(plan, found)
+    if left:
+        print(f"left to the recipes that made them: {', '.join(left)}", file=sys.stderr)
+    return DONE if outcome.complete and not left else FAILED
 
 
 def _funnel(options: argparse.Namespace) -> int:

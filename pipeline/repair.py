@@ -25,6 +25,11 @@ AGAIN = "damaged"  # stands for a mask that no run has: the rows it left out are
 DATA_NAME = re.compile(r"(\d+)(?:\.p(\d+))?-")
 
 
+def shard_of(name: str) -> int:
+    """The number of the shard that a data file is of."""
+    return int(re.split(r"\D", name, maxsplit=1)[0])
+
+
 def is_asked(stage: Stage) -> bool:
     """Whether a stage's values come from outside, so that nobody can compute them again."""
     return stage.determinism == "recorded"

@@ -1,6 +1,6 @@
 """`clipmill verify`: every stored file of a run against its record, and what is damaged mended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +14,13 @@ from metadata.record import scan
 from metadata.schema import UID
 from metadata.storage import Storage
 from pipeline import lock
-from pipeline.repair import is_asked, salvage, take_away
+from pipeline.plan import Plan
+from pipeline.planned import PlannedStage
+from pipeline.repair import is_asked, salvage, shard_of, take_away
 from pipeline.rows import WHOLE
 from pipeline.state import RunState
+
+RunUntil = Callable[[str], object]
 
 READERS = 8  # files at once: waits on a disk or a network, and hashing leaves Python's lock
 
@@ -53,39 +57,51 @@ def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
     return [checked for checked, _ in stages]
 
 
-def repair(state: RunState, stages: list[Checked]) -> int:
-    """Takes damaged files away, so that the next run of the recipe makes them again.
+def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil) -> int:
+    """Has the plan's damaged files made again, but for the rows of answers: those it only lists.
 
-    Returns how many rows of recorded answers it will ask for again. Stages of other recipes are
-    made again when these are run.
+    `run_until(stage)` runs the plan as far as that stage. Returns how many rows the next run will
+    ask for again, at most.
     """
-    asked = 0
-    by_folder = {planned.folder: planned for planned in state.plan.stages.values()}
-    with lock.held(state.run):
-        for checked in stages:
-            folder = state.run.child(checked.folder)
-            planned = by_folder.get(checked.folder)
-            if planned and planned.is_row and is_asked(planned.stage):
-                asked += _salvage(state, planned.name, [found.name for found in checked.damaged])
+    asked = []
+    with lock.held(run):
+        for planned, checked in _of_plan(plan, stages):
+            if planned.is_row and is_asked(planned.stage):
+                asked.append((planned, {found.name for found in checked.damaged}))
                 continue
             for found in checked.damaged:
-                take_away(folder, found.name)
-    return asked
+                take_away(run.child(planned.folder), found.name)
+    for root in dict.fromkeys(planned.root for planned, _ in asked if planned.root):
+        run_until(root)  # whose uids the rows have
+    state = RunState(plan, run)
+    with lock.held(run):
+        return sum(_salvage(state, planned, names) for planned, names in asked)
 
 
-def _salvage(state: RunState, name: str, damaged: list[str]) -> int:
-    planned, part = state.plan.stages[name], state.parts[name]
+def others(plan: Plan, stages: list[Checked]) -> list[str]:
+    """Folders of other recipes' stages that are damaged: made again when these are run."""
+    ours = {planned.folder for planned, _ in _of_plan(plan, stages)}
+    return [found.folder for found in stages if found.damaged and found.folder not in ours]
+
+
+def _of_plan(plan: Plan, stages: list[Checked]) -> Iterator[tuple[PlannedStage, Checked]]:
+    by_folder = {planned.folder: planned for planned in plan.stages.values()}
+    for checked in stages:
+        if checked.damaged and checked.folder in by_folder:
+            yield by_folder[checked.folder], checked
+
+
+def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
     assert planned.root is not None
-    root = state.stages[planned.root]
-    found = scan(part.folder)
-    shards = {int(data.partition("-")[0].partition(".")[0]) for data in damaged}
+    root, folder = state.parts[planned.root], state.parts[planned.name].folder
+    found = scan(folder)
     asked = 0
-    for shard in sorted(shards):
+    for shard in sorted({shard_of(name) for name in damaged}):
         lost = [record for record in found.lost if record.shard == shard]
         records = sorted([*found.records.get(shard, []), *lost], key=lambda record: record.number)
-        tables = state.parts[planned.root].read(root.shards[shard], [UID.name], WHOLE)
+        tables = root.read(state.stages[planned.root].shards[shard], [UID.name], WHOLE)
         uid = pa.concat_tables(tables)[UID.name].combine_chunks()
-        asked += salvage(planned, part.folder, records, set(damaged), uid)
+        asked += salvage(planned, folder, records, damaged, uid)
     return asked
 
 

@@ -46,7 +46,7 @@ def test_verify_finds_a_changed_byte_in_each_and_repair_mends_all(copied):
     found = verify(copied.run, lambda done, total: None)
     named = [damaged.name for checked in found for damaged in checked.damaged]
     assert len(named) == sum(map(len, files.values()))
-    repair(copied, found)
+    repair(copied.plan, copied.run, found, lambda stage: None)
     after = run_again(copied)
     assert not any(checked.damaged for checked in verify(copied.run, lambda done, total: None))
     assert {name: stage.manifest for name, stage in after.stages.items()} == before
