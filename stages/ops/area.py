@@ -25,7 +25,8 @@ def shrink(rgb_HW3: RGB, width: int, height: int) -> RGB:
     """
     H, W = rgb_HW3.shape[:2]
     if height > H or width > W or not (H % height or W % width):
-        return cv2.resize(rgb_HW3, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+        made = cv2.resize(rgb_HW3, (width, height), interpolation=cv2.INTER_AREA)
+        return made  # type: ignore[return-value]  # 8 bits stay 8 bits
     made_RC3 = np.empty((height, width, 3), np.uint8)
     flat_H3W = np.ascontiguousarray(rgb_HW3).reshape(H, 3 * W)
     _shrink(flat_H3W, taps(W, width), taps(H, height), made_RC3.reshape(height, 3 * width))

@@ -183,7 +183,8 @@ def _of_jpeg(body: bytes, shrink: int, width: int, height: int) -> RGB | None:
     if rgb is None or shrink == 1:
         return rgb  # type: ignore[return-value]  # 8 bits
     # Sides came rounded up: of a last row or column less than half may be picture.
-    return rgb[: max(1, round(height / shrink)), : max(1, round(width / shrink))]  # type: ignore[return-value]
+    whole = rgb[: max(1, round(height / shrink)), : max(1, round(width / shrink))]
+    return whole  # type: ignore[return-value]  # 8 bits
 
 
 def _tile_area(image: ImageFile.ImageFile) -> int:

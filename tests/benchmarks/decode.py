@@ -71,7 +71,8 @@ def pillow() -> Decoder:
 
 
 def opencv() -> Decoder:
-    return lambda body: cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR_RGB)  # type: ignore[return-value]
+    flags = cv2.IMREAD_COLOR_RGB
+    return lambda body: cv2.imdecode(np.frombuffer(body, np.uint8), flags)  # type: ignore[return-value]  # 8 bits
 
 
 WAYS: dict[str, Callable[[], Decoder]] = {"Pillow": pillow, "OpenCV": opencv, "ours": ours}

@@ -13,7 +13,14 @@ import pytest
 
 from metadata.storage import Storage
 from tests.chaos.flaky import Proxy
-from tests.engine_stages.harness import Ended, environment, points_of, run_arguments, write_pool
+from tests.engine_stages.harness import (
+    Ended,
+    environment,
+    meaning,
+    points_of,
+    run_arguments,
+    write_pool,
+)
 
 RECIPE = Path(__file__).parent / "kill.yaml"
 
@@ -61,6 +68,15 @@ def pool(tmp_path_factory) -> Path:
 def nursery(tmp_path_factory, pool) -> Iterator[Nursery]:
     with nursery_of(RECIPE, tmp_path_factory.mktemp("nursery"), f"numbers.path={pool}") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def calm(runs, tmp_path_factory):
+    """How one of a module's `runs` ends that nothing disturbs, and what is there then."""
+    folder = tmp_path_factory.mktemp("calm")
+    ended = runs.run(folder)
+    assert ended.code == 0, ended.output
+    return ended, meaning(Storage(str(folder)))
 
 
 @contextmanager

@@ -59,15 +59,6 @@ def runs(given, tmp_path_factory):
         yield nursery
 
 
-@pytest.fixture(scope="module")
-def calm(runs, tmp_path_factory):
-    """How a run ends that nothing disturbs, and what is there then."""
-    folder = tmp_path_factory.mktemp("calm")
-    ended = runs.run(folder)
-    assert ended.code == 0, ended.output
-    return ended, meaning(Storage(str(folder)))
-
-
 def test_killed_all_along_and_run_again_the_result_is_the_same(runs, calm, tmp_path):
     whole, expected = calm
     for number in np.linspace(1, len(whole.points), KILLS + 2, dtype=int)[1:-1]:

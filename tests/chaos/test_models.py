@@ -33,15 +33,6 @@ def runs(tmp_path_factory):
         yield made
 
 
-@pytest.fixture(scope="module")
-def calm(runs, tmp_path_factory):
-    """How a run ends that nothing disturbs, and what is there then."""
-    folder = tmp_path_factory.mktemp("calm")
-    ended = runs.run(folder)
-    assert ended.code == 0, ended.output
-    return ended, meaning(Storage(str(folder)))
-
-
 @pytest.mark.parametrize("part", range(KILLS))
 def test_killed_on_the_way_and_run_again_the_files_are_the_same(part, runs, calm, tmp_path):
     whole, expected = calm
