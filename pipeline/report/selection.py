@@ -140,7 +140,7 @@ class Ranking:
 
     def __init__(self, top: Any, table: pa.Table) -> None:
         where = importlib.import_module("stages.select.where")
-        self._cut = importlib.import_module("stages.ops.cut")
+        self._cut = importlib.import_module("stages.select._cut")
         value = where.rankable(table[top.column])
         value_ND = self._cut.value_digits(value)
         place = table.select([UID.name, SHARD.name, POSITION.name])
@@ -185,4 +185,4 @@ def _is_true(verdict: Any) -> Bools:
 
 
 def _sql() -> Any:
-    return importlib.import_module("stages.ops.sql")  # by name, as the plan finds stages
+    return importlib.import_module("stages.select._sql")  # by name, as the plan finds stages

@@ -20,7 +20,7 @@ class Concepts(RowStage):
     """Places in the list of every concept that stands in the caption, ascending; null without one.
 
     `concept_list` is the digest of the list, by which select.balance knows that it is the same.
-    The rules of spacing stand in stages/ops/spacing.py; each concept counts once a caption.
+    The rules of spacing stand in stages/annotate/_spacing.py; each concept counts once a caption.
 
     Source: MetaCLIP (Xu et al. 2024), section 3.2; `metaclip2` is the rule of MetaCLIP 2 (Chuang et
     al. 2025), with `by_language` for its lists, one a language.
@@ -72,15 +72,15 @@ class Lists:
 
     def concepts_of(self, texts: pa.StringArray, language: str | None = None) -> pa.ListArray:
         """Places in the list of each text's concepts, ascending; an empty list without one."""
-        from stages.ops.spacing import spaced
+        from stages.annotate._spacing import spaced
 
         count_N, place_M = self.finder(language).find(spaced(texts, self.rule))
         end_N = pa.array(np.append(0, np.cumsum(count_N)), pa.int32())
         return pa.ListArray.from_arrays(end_N, self.ids[language].take(pa.array(place_M)))
 
     def _built(self, language: str | None):
-        from stages.ops.spacing import padded  # compiled code: not while a recipe is planned
-        from stages.ops.substrings import Finder
+        from stages.annotate._spacing import padded  # compiled code: not while a recipe is planned
+        from stages.annotate._substrings import Finder
 
         return Finder(padded(self.entries.take(self.ids[language]), self.rule))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset import Context, Shards, State, Task
-from stages.ops.bands import recall
+from stages.dedup._bands import recall
 
 if TYPE_CHECKING:
     from stages.dedup.minhash import MinHashDuplicate
@@ -55,8 +55,8 @@ def report(
 
 def nearest_of_all(stage: "MinHashDuplicate", sample: list[str], rows: pa.Table) -> State:
     """(S,) the greatest Jaccard to another text of the partition."""
-    from stages.ops.nearest_texts import Few
-    from stages.ops.shingles import digests
+    from stages.dedup._nearest_texts import Few
+    from stages.dedup._shingles import digests
 
     text = pa.array(sample, pa.large_string())
     few = Few(text, digests(text), stage.unit, stage.size)
@@ -66,8 +66,8 @@ def nearest_of_all(stage: "MinHashDuplicate", sample: list[str], rows: pa.Table)
 
 def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
     """(S,) the greatest Jaccard of the edges at each text, 0 where it has none."""
-    from stages.ops.linkage import found
-    from stages.ops.shingles import digests
+    from stages.dedup._linkage import found
+    from stages.dedup._shingles import digests
 
     node_S = digests(pa.array(sample, pa.large_string()))
     order_S = np.argsort(node_S)

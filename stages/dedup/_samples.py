@@ -14,8 +14,8 @@ from pipeline.dataset import Task
 from pipeline.errors import StageError
 
 if TYPE_CHECKING:
+    from stages.dedup._copies import Samples
     from stages.dedup.against import AgainstEvaluation
-    from stages.ops.copies import Samples
 
 FEATURES = "features"  # as `model`: the frozen network of embed.features
 
@@ -27,9 +27,9 @@ def prepared(
 
     And of captions the number of those that are too short to compare.
     """
-    from stages.ops.copies import are_long
+    from stages.dedup._copies import are_long
+    from stages.dedup._shingles import plain
     from stages.ops.evaluation import Wanted, read
-    from stages.ops.shingles import plain
 
     worker, name = task.worker, item["task"]
     field = pa.field(stage.compared.name, stage.compared.dtype)
@@ -88,7 +88,7 @@ def samples_of(
     stage: "AgainstEvaluation", folder: str, names: tuple[str, ...]
 ) -> list[tuple[pa.ChunkedArray, "Samples"]]:
     """For each task the keys of its samples, and what finds the nearest of them."""
-    from stages.ops import copies
+    from stages.dedup import _copies as copies
 
     found: list[tuple[pa.ChunkedArray, Samples]] = []
     for name in names:

@@ -124,7 +124,7 @@ def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
 
 
 def url_keys(urls: pa.ChunkedArray) -> pa.Array:
-    from stages.ops.urls import normalised
+    from stages.dedup._urls import normalised
 
     return normalised(urls)
 
@@ -132,7 +132,7 @@ def url_keys(urls: pa.ChunkedArray) -> pa.Array:
 def caption_keys(texts: pa.ChunkedArray) -> pa.Array:
     import polars as pl
 
-    from stages.ops.shingles import plain
+    from stages.dedup._shingles import plain
 
     column = pl.DataFrame(pa.table({"text": texts})).to_series().cast(pl.String)
     return plain(column.str.normalize("NFKC").to_arrow())

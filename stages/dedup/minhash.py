@@ -15,7 +15,7 @@ from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, TEXT, Column
 from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.stage import DatasetStage, later
 from stages.dedup import _recall
-from stages.ops.bands import bands_for
+from stages.dedup._bands import bands_for
 from stages.ops.keeper import DROPPED, PREFERENCE, Order, dropped_before, preference, reads_of
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
@@ -93,8 +93,8 @@ class MinHashDuplicate(DatasetStage):
         return (replace(TEXT, name=self.column), *reads_of(self.keep))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.ops.linkage import add, link, partitions_for
-        from stages.ops.pairs import put_pairs
+        from stages.dedup._linkage import add, link, partitions_for
+        from stages.dedup._pairs import put_pairs
         from stages.ops.together import Beside, Combined, Gathered, Together
 
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
@@ -129,7 +129,7 @@ class MinHashDuplicate(DatasetStage):
 
 def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
     """The rows that have a text, as `link` takes them, and the text made plain."""
-    from stages.ops.shingles import digests, plain
+    from stages.dedup._shingles import digests, plain
 
     text = plain(shard[column])
     rows = shard.select(IDENTITY)
@@ -141,8 +141,8 @@ def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 def without_text(column: str, shard: pa.Table) -> pa.Table:
     """The rows that have none, with the reason."""
-    from stages.ops.linkage import unlinked
-    from stages.ops.shingles import plain
+    from stages.dedup._linkage import unlinked
+    from stages.dedup._shingles import plain
 
     no_text, is_empty = shard[column].is_null(), plain(shard[column]).is_null()
     missing = pc.make_struct(dropped_before(shard), no_text, is_empty)
@@ -157,7 +157,7 @@ def distinct_texts(rows: pa.Table) -> tuple[NDArray[np.uint64], pa.Array]:
 
 def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[str, Any]:
     """How many distinct texts a partition has, their bytes, and some of them."""
-    from stages.ops.shingles import sizes
+    from stages.dedup._shingles import sizes
 
     node_V, text = distinct_texts(rows.table(partition))
     drawn = _recall.drawn(text, node_V, chance)
@@ -171,16 +171,17 @@ def pair_bytes(seen: list[dict[str, Any]]) -> float:
 
 def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
     """Each distinct text of a partition, under each band of its signature."""
-    from stages.ops import minhash, shingles
+    from stages.dedup import _shingles as shingles
+    from stages.dedup import _signatures
 
     node_V, text = distinct_texts(rows)
     key_VB = np.empty((len(text), stage.bands[0]), np.uint64)
     for part in shingles.blocks(shingles.sizes(text), BLOCK_BYTES):
         found = shingles.pieces(text[part], stage.unit, stage.size)
-        signature_VK = minhash.signatures(
+        signature_VK = _signatures.signatures(
             shingles.hashes(found), found.end, stage.permutations, stage.permutation_seed
         )
-        key_VB[part] = minhash.band_keys(signature_VK, *stage.bands)
+        key_VB[part] = _signatures.band_keys(signature_VK, *stage.bands)
     next_VB = np.roll(key_VB, -1, axis=1)  # orders a template's band: who shares more lies nearer
     node = np.repeat(node_V, key_VB.shape[1])
     names = ["band", "next", "node"]
@@ -189,7 +190,7 @@ def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
 
 def counted(met: pa.Table) -> State:
     """How many pairs `candidates` makes."""
-    from stages.ops.hamming import runs
+    from stages.dedup._hamming import runs
 
     _, size_R = runs(np.sort(met["band"].to_numpy()))
     reach_R = np.where(size_R > TEMPLATE, NEXT, np.minimum(REACH, size_R - 1))
@@ -199,7 +200,7 @@ def counted(met: pa.Table) -> State:
 
 def candidates(met: pa.Table) -> pa.Table:
     """Pairs of nodes under one band."""
-    from stages.ops.hamming import neighbours, runs
+    from stages.dedup._hamming import neighbours, runs
 
     band_M, next_M, node_M = (met[name].to_numpy() for name in ("band", "next", "node"))
     order_M = np.argsort(band_M)
@@ -233,7 +234,7 @@ def verified(stage: MinHashDuplicate, rows: pa.Table, halfway: pa.Table) -> pa.T
 
 def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) -> pa.Table:
     """A forest of these edges."""
-    from stages.ops.linkage import EDGE, forest
+    from stages.dedup._linkage import EDGE, forest
 
     texts_V = distinct_texts(rows)
     edges = EDGE.empty_table()
@@ -245,7 +246,7 @@ def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) 
 def near_edges(
     stage: MinHashDuplicate, texts_V: tuple[NDArray[np.uint64], pa.Array], halfway: pa.Table
 ) -> pa.Table:
-    from stages.ops.linkage import as_edges
+    from stages.dedup._linkage import as_edges
 
     node_V, text = texts_V
     a_E, b_E = halfway["a"].to_numpy(), halfway["b"].to_numpy()
@@ -259,7 +260,7 @@ def similarity(
     stage: MinHashDuplicate, first_E: pa.Array, text_V: pa.Array, second_E: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """(E,) Jaccard of each first text and the text whose number is beside it."""
-    from stages.ops import shingles
+    from stages.dedup import _shingles as shingles
 
     jaccard_E = np.empty(len(first_E), np.float32)
     order_E = np.argsort(second_E, kind="stable")

@@ -68,15 +68,15 @@ class PHashDuplicate(DatasetStage):
 
     def candidates(self, rows: int) -> float:
         """Of codes that are nobody's copy: two share the bits of a key by chance."""
-        from stages.ops.hamming import masks
+        from stages.dedup._hamming import masks
 
         chance = sum(0.5 ** np.bitwise_count(mask) for mask in masks(self.max_distance))
         return float(chance) * rows**2 / 2
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.ops.hamming import masks
-        from stages.ops.linkage import link, partitions_for
-        from stages.ops.pairs import put_pairs
+        from stages.dedup._hamming import masks
+        from stages.dedup._linkage import link, partitions_for
+        from stages.dedup._pairs import put_pairs
         from stages.ops.together import Together
 
         assert inputs.rows is not None  # the plan gives rows to a stage that takes them
@@ -107,7 +107,7 @@ def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 def without_hash(column: str, shard: pa.Table) -> pa.Table:
     """The rows that have none, with the reason."""
-    from stages.ops.linkage import unlinked
+    from stages.dedup._linkage import unlinked
 
     missing = pc.make_struct(dropped_before(shard), shard[column].is_null())
     return unlinked(shard, JOINED_AT, pc.case_when(missing, *PHashDuplicate.reasons))
@@ -115,7 +115,7 @@ def without_hash(column: str, shard: pa.Table) -> pa.Table:
 
 def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
     """Each distinct code of a partition, under each of its keys."""
-    from stages.ops.hamming import keys
+    from stages.dedup._hamming import keys
 
     code_N = np.unique(rows["node"].to_numpy())
     key_NK = keys(code_N, max_distance)
@@ -125,8 +125,8 @@ def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
 
 def near_edges(stage: PHashDuplicate, met: pa.Table) -> pa.Table:
     """The pairs of near codes among those that met; where none is asked for, a forest of them."""
-    from stages.ops.hamming import every_pair, near_pairs
-    from stages.ops.linkage import as_edges, forest
+    from stages.dedup._hamming import every_pair, near_pairs
+    from stages.dedup._linkage import as_edges, forest
 
     code_N = met["code"].to_numpy()
     found = every_pair if stage.pairs else near_pairs

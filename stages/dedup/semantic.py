@@ -34,7 +34,7 @@ from stages.ops.keeper import (
 from stages.ops.vectors import as_matrix
 
 if TYPE_CHECKING:
-    from stages.ops.earlier import Precision
+    from stages.dedup._earlier import Precision
 
 # Shapes: N rows of a partition, D width of a vector.
 
@@ -108,7 +108,9 @@ def with_order(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
     """The two columns of every row of whole clusters."""
-    from stages.ops.earlier import most_similar_earlier  # compiled: not while a recipe is planned
+    from stages.dedup._earlier import (
+        most_similar_earlier,
+    )  # compiled: not while a recipe is planned
 
     cosine_N = np.full(len(partition), np.nan, np.float32)
     earlier_N = np.full(len(partition), -1)

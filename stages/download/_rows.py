@@ -18,10 +18,10 @@ from metadata.schema import (
     WIDTH,
 )
 from pipeline.errors import RecipeError
-from stages.ops.addresses import allowed
+from stages.download._addresses import allowed
 
 if TYPE_CHECKING:
-    from stages.ops.web import Answer
+    from stages.download._web import Answer
 
 LEAST = {
     **dict.fromkeys(("image_size", "max_pixels", "max_body_bytes", "concurrency"), 1),

@@ -81,7 +81,7 @@ class DownloadImages(RowStage):
         check(self, "download.images")
 
     def open(self, worker: Worker) -> RowFunction:
-        from stages.ops.web import Client, Rules
+        from stages.download._web import Client, Rules
 
         rules = Rules(**{name: getattr(self, name) for name in Rules.__dataclass_fields__})
         client = Client(rules, threads=worker.threads)

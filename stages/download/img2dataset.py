@@ -16,14 +16,14 @@ from urllib.request import OpenerDirector, Request
 from metadata.schema import SHA256, URL, Column
 from pipeline.errors import RecipeError
 from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
+from stages.download._addresses import allowed
 from stages.download._rows import WRITES, Kept, check, downloaded
-from stages.ops.addresses import allowed
-from stages.ops.urllib_web import PRIVATE, TOO_LARGE, opener
+from stages.download._urllib_web import PRIVATE, TOO_LARGE, opener
 
 if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
 
-    from stages.ops.web import Answer
+    from stages.download._web import Answer
 
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 
@@ -177,8 +177,8 @@ def fetched(
 
 def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
     """What its two functions say of one URL, in our words."""
+    from stages.download._web import Answer, reason_of
     from stages.ops.images import ImageError, weighed
-    from stages.ops.web import Answer, reason_of
 
     if body is None:
         message = error or ""

@@ -14,6 +14,7 @@ from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError
 from pipeline.stage import DatasetStage, location
+from stages.ingest._text_rows import csv_rows, json_rows
 from stages.ops.tables import (
     IMAGE_SUFFIXES,
     check_shard_rows,
@@ -26,7 +27,6 @@ from stages.ops.tables import (
     sizes_of,
     uid_column,
 )
-from stages.ops.text_rows import csv_rows, json_rows
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 

@@ -13,6 +13,7 @@ from metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, 
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import RecipeError
 from pipeline.stage import DatasetStage, location
+from stages.ingest._text_rows import TEXT_SUFFIXES, Rows, scan_text, text_rows
 from stages.ops.tables import (
     any_of,
     check_shard_rows,
@@ -28,7 +29,6 @@ from stages.ops.tables import (
     uid_column,
     uid_values,
 )
-from stages.ops.text_rows import TEXT_SUFFIXES, Rows, scan_text, text_rows
 
 PARQUET = ".parquet"
 MEND = "name the columns of the file in url_col, caption_col, uid_col, width_col, height_col, extra"

@@ -26,6 +26,7 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError
 from pipeline.stage import DatasetStage, location
+from stages.ingest._text_rows import json_object
 from stages.ops.tables import (
     IMAGE_SUFFIXES,
     any_of,
@@ -39,7 +40,6 @@ from stages.ops.tables import (
     uid_column,
     uid_values,
 )
-from stages.ops.text_rows import json_object
 
 IMAGES = (*IMAGE_SUFFIXES, ".bin")  # as export.webdataset calls what no decoder knows
 FROM_JSON = (URL, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, WIDTH, HEIGHT)

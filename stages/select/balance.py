@@ -28,9 +28,9 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage
-from stages.ops import cut
 from stages.ops.concept_lists import glanced, opened
-from stages.ops.draws import Draw, Pairs
+from stages.select import _cut as cut
+from stages.select._draws import Draw, Pairs
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 

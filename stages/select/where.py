@@ -14,7 +14,8 @@ from metadata.schema import IMAGE_BYTES, KEEP, POSITION, REASON, SHARD, UID
 from pipeline.dataset import Context, Inputs, Shards, State
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage
-from stages.ops import cut, sql
+from stages.select import _cut as cut
+from stages.select import _sql as sql
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.concepts.load import concept_list, of_entries
-from stages.ops.draws import Draw, Pairs
-from stages.ops.spacing import padded, spaced
-from stages.ops.substrings import Finder
+from stages.annotate._spacing import padded, spaced
+from stages.annotate._substrings import Finder
+from stages.select._draws import Draw, Pairs
 from tests.benchmarks.side_by_side import side_by_side
 
 CAPTIONS = 20_000

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from datasketch import MinHash
 
-from stages.ops.minhash import permutations, signatures
-from stages.ops.shingles import Pieces, hashes, pieces, plain
+from stages.dedup._shingles import Pieces, hashes, pieces, plain
+from stages.dedup._signatures import permutations, signatures
 from tests.benchmarks.side_by_side import side_by_side
 
 CAPTIONS, VOCABULARY, PERMUTATIONS = 10_000, 20_000, 128

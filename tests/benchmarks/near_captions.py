@@ -52,7 +52,7 @@ def pool_of(pool: str) -> dict:
 def measure(name: str, folder: Path) -> None:
     """One pool's seconds, and the peak of memory, as JSON."""
     # Libraries are no part of the growth.
-    from stages.ops import hamming, linkage, minhash, nearest_texts  # noqa: F401
+    from stages.dedup import _hamming, _linkage, _nearest_texts, _signatures  # noqa: F401
 
     pool = pool_of(name)
     stored, said = measured(pool, {"uses": "dedup.minhash", "min_jaccard": FLOOR}, folder)

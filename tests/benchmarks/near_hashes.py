@@ -57,7 +57,7 @@ def pool_of(pool: str) -> dict:
 
 def measure(name: str, folder: Path) -> None:
     """One pool's seconds, and the peak of memory, as JSON."""
-    from stages.ops import hamming, linkage  # noqa: F401  # libraries are no part of the growth
+    from stages.dedup import _hamming, _linkage  # noqa: F401  # libraries are no part of the growth
 
     pool = pool_of(name)
     stored, said = measured(pool, {"uses": "dedup.phash", "max_distance": RADIUS}, folder)

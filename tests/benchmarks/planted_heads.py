@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from metadata.concepts.load import concept_list, of_entries
 from metadata.uid import from_hex
 from stages.annotate.concepts import Lists
-from stages.ops.draws import Draw, Pairs
+from stages.select._draws import Draw, Pairs
 
 PLANTED, ALONE, SEEDS = 30, 0.9, 100
 

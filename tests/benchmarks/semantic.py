@@ -34,7 +34,7 @@ from time import process_time
 import numpy as np
 import torch
 
-from stages.ops.earlier import most_similar_earlier
+from stages.dedup._earlier import most_similar_earlier
 from tests.benchmarks.side_by_side import side_by_side
 
 WIDTH = 512

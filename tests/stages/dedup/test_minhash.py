@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import Inputs
+from stages.dedup import _linkage as linkage
 from stages.dedup import _recall, minhash
 from stages.dedup.minhash import MinHashDuplicate
-from stages.ops import linkage
 from stages.ops.keeper import Keep
 from tests.stages.dedup.brute import linked
 

@@ -10,10 +10,12 @@ import pytest
 from metadata.fingerprint import settings_of
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
+from stages.dedup import _hamming as hamming
+from stages.dedup import _linkage as linkage
+from stages.dedup import _pairs as pairs
 from stages.dedup import minhash
 from stages.dedup.minhash import MinHashDuplicate
 from stages.dedup.phash import PHashDuplicate
-from stages.ops import hamming, linkage, pairs
 from stages.ops.keeper import Keep
 from tests.stages.dedup.test_minhash import WORDS, pieces
 from tests.stages.dedup.test_phash import near_copies

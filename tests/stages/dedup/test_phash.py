@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import Inputs
+from stages.dedup import _hamming as hamming
+from stages.dedup import _linkage as linkage
 from stages.dedup.phash import PHashDuplicate
-from stages.ops import hamming, linkage
 from stages.ops.keeper import Keep
 from tests.stages.dedup.brute import linked
 

@@ -14,7 +14,7 @@ from pipeline.executors.local import LocalExecutor
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
 from pipeline.run import run_plan
-from stages.ops import linkage
+from stages.dedup import _linkage as linkage
 
 ROWS = 160
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-import stages.ops.web
+import stages.download._web
 from pipeline.errors import RecipeError
 from stages.download.images import DownloadImages
 from tests.stages.download.site import only_loopback
@@ -48,7 +48,7 @@ def test_urls_of_one_host_share_its_connections(download, server):
 
 @pytest.fixture
 def two_time_outs(monkeypatch):
-    monkeypatch.setattr(stages.ops.web, "HOST_TIME_OUTS", 2)
+    monkeypatch.setattr(stages.download._web, "HOST_TIME_OUTS", 2)
 
 
 @pytest.mark.usefixtures("two_time_outs")

@@ -7,13 +7,13 @@ import time
 import pyarrow as pa
 import pytest
 
-import stages.ops.web
+import stages.download._web
 from metadata.fingerprint import settings_of
 from pipeline.errors import RecipeError
+from stages.download._web import Client, Rules
 from stages.download.images import DownloadImages
 from stages.download.img2dataset import Img2dataset
 from stages.ops.images import decode
-from stages.ops.web import Client, Rules
 from tests.stages.download.site import FILES, opened
 
 CASES = [  # path or URL, settings, HTTP status, reason
@@ -82,7 +82,7 @@ def test_each_way_to_fail_has_a_status_and_a_reason(
 
 def test_every_declared_reason_is_exercised():
     assert {reason for *_, reason in CASES} | ELSEWHERE == set(DownloadImages.reasons)
-    assert set(stages.ops.web.RETRIED) < set(DownloadImages.transient)
+    assert set(stages.download._web.RETRIED) < set(DownloadImages.transient)
     assert set(DownloadImages.transient) < set(DownloadImages.reasons)
 
 

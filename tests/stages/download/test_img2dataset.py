@@ -8,9 +8,9 @@ import pytest
 import stages.download.img2dataset
 from pipeline.errors import RecipeError
 from pipeline.pools.faults import bomb
+from stages.download._web import Answer
 from stages.download.images import DownloadImages
 from stages.download.img2dataset import FETCHING, REDIRECTING, RESIZING, Img2dataset, answer
-from stages.ops.web import Answer
 from tests.stages.download.site import FILES, only_loopback, picture
 
 FILES["large.png"] = picture("png", 300, 600)

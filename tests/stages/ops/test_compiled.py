@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-LOOK = "from stages.ops import merging; print(merging.__file__, merging._fall.stats.cache_path)"
+LOOK = "from stages.ops import area; print(area.__file__, area._shrink.stats.cache_path)"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from metadata.concepts.load import concept_list, of_entries, save
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
-from stages.ops import cut
+from stages.select import _cut as cut
 from stages.select.balance import Balance, as_float, share_below, tail_count
 
 LISTS = 4_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
-from stages.ops.cut import NOTHING
+from stages.select._cut import NOTHING
 from stages.select.where import Top, Where, judge, keep_best
 
 NAN = float("nan")

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import StageError
-from stages.ops.sql import as_frame, conjuncts, truth
+from stages.select._sql import as_frame, conjuncts, truth
 
 NAN = float("nan")
 FRAME = as_frame(

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from stages.ops.urls import normalised
+from stages.dedup._urls import normalised
 
 
 @pytest.mark.parametrize(

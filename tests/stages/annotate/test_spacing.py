@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.ops.spacing import END, padded, spaced
+from stages.annotate._spacing import END, padded, spaced
 
 
 def as_strings(texts: list, rule: str) -> list[str]:

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from metadata.schema import Column
-from stages.ops import keeper, linkage
-from stages.ops.linkage import as_edges, link, thinned
+from stages.dedup import _linkage as linkage
+from stages.dedup._linkage import as_edges, link, thinned
+from stages.ops import keeper
 from tests.stages.dedup.brute import linked
 
 HEIGHT = Column("joined_at", pa.float32(), "height", "")

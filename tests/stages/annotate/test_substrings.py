@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.ops import substrings
-from stages.ops.spacing import padded, spaced
-from stages.ops.substrings import Finder
+from stages.annotate import _substrings as substrings
+from stages.annotate._spacing import padded, spaced
+from stages.annotate._substrings import Finder
 
 WORDS = [
     "a",

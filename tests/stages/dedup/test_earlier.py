@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.ops import earlier
-from stages.ops.earlier import distinct, most_similar_earlier
+from stages.dedup import _earlier as earlier
+from stages.dedup._earlier import distinct, most_similar_earlier
 
 PRECISIONS = ("float32", "bfloat16")
 

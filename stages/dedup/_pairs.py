@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from metadata.schema import UID, Column
 from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State, Task
+from stages.dedup._linkage import NODE, add
 from stages.ops.keeper import best_first
-from stages.ops.linkage import NODE, add
 from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
 from stages.ops.together import Beside, Together
 

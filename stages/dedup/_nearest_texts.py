@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.ops import shingles
+from stages.dedup import _shingles as shingles
+from stages.dedup._slots import entered, slot_of, slots_for
 from stages.ops.compiled import compiled
-from stages.ops.slots import entered, slot_of, slots_for
 
 # Shapes: S texts of the few, I distinct pieces of them all, O owners of these in a row; N texts of
 # the many, P pieces of theirs in a row; T slots.

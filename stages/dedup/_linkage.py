@@ -22,8 +22,8 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Shards, State
+from stages.dedup._merging import fall
 from stages.ops.keeper import PREFERENCE, best_first
-from stages.ops.merging import fall
 from stages.ops.together import Beside, Together
 
 # Shapes: N rows; V nodes (distinct values), E edges between them.

@@ -20,8 +20,8 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from stages.ops.addresses import allowed
-from stages.ops.robots import opts_out
+from stages.download._addresses import allowed
+from stages.download._robots import opts_out
 
 AGENT = "clipmill"
 HOST_TIME_OUTS = 8  # in a row: after so many a host is down, for the rest of the batch

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.ops.bands import bands_for, recall
-from stages.ops.minhash import band_keys
+from stages.dedup._bands import bands_for, recall
+from stages.dedup._signatures import band_keys
 
 
 @pytest.mark.parametrize(

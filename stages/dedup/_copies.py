@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from pipeline.errors import StageError
-from stages.ops import shingles
+from stages.dedup import _shingles as shingles
 from stages.ops.vectors import as_matrix, nearest, unit_rows
 
 # Shapes: N rows, M samples, D width of a vector; V distinct pieces of the samples, P pieces of all

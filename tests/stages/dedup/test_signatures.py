@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from datasketch import MinHash
 
-from stages.ops.minhash import band_keys, permutations, signatures
-from stages.ops.shingles import hashes, pieces
+from stages.dedup._shingles import hashes, pieces
+from stages.dedup._signatures import band_keys, permutations, signatures
 
 TEXTS = ["a photo of a cat", "two dogs", "x", "", "猫と犬", "a " * 300]
 

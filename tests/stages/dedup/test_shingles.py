@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from datasketch.hashfunc import sha1_hash32, sha1_hash64
 
-from stages.ops.shingles import (
+from stages.dedup._shingles import (
     blocks,
     digests,
     distinct,

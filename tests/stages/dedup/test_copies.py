@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import StageError
-from stages.ops import copies
-from stages.ops.copies import Captions, Codes, Directions, pieces_of
-from stages.ops.shingles import plain
+from stages.dedup import _copies as copies
+from stages.dedup._copies import Captions, Codes, Directions, pieces_of
+from stages.dedup._shingles import plain
 
 WORDS = ["red", "blue", "cat", "dog", "sun", "été", "猫", "the", "a"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.ops import hamming
-from stages.ops.hamming import (
+from stages.dedup import _hamming as hamming
+from stages.dedup._hamming import (
     crowd_pairs,
     every_pair,
     keys,
@@ -13,7 +13,7 @@ from stages.ops.hamming import (
     neighbours,
     runs,
 )
-from stages.ops.merging import fall
+from stages.dedup._merging import fall
 
 
 def cloud(rng, codes: int) -> np.ndarray:
