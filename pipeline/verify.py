@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -103,36 +102,6 @@ def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
         uid = pa.concat_tables(tables)[UID.name].combine_chunks()
         asked += salvage(planned, folder, records, damaged, uid)
     return asked
-
-
-def as_json(stages: list[Checked]) -> list[dict[str, Any]]:
-    """The same for a program."""
-    return [
-        {
-            "folder": checked.folder,
-            "files": checked.files,
-            "bytes": checked.size_bytes,
-            "damaged": [{"file": found.name, "found": found.found} for found in checked.damaged],
-        }
-        for checked in stages
-    ]
-
-
-def text(stages: list[Checked]) -> str:
-    """A line a folder and a damaged file; the last one sums up."""
-    lines = []
-    for checked in stages:
-        verdict = f"{len(checked.damaged)} damaged" if checked.damaged else "as stored"
-        files = f"{checked.files} {'file' if checked.files == 1 else 'files'}"
-        lines.append(f"{checked.folder}  {files}, {checked.size_bytes:,} bytes: {verdict}")
-        lines += [f"  {found.name}: {found.found}" for found in checked.damaged]
-    count = sum(checked.files for checked in stages)
-    damaged = sum(len(checked.damaged) for checked in stages)
-    if damaged:
-        lines.append(f"{damaged} of {count} files are damaged: with --repair they are made again")
-    else:
-        lines.append(f"all {count} files are as they were stored")
-    return "\n".join(lines)
 
 
 def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:

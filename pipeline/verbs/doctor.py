@@ -1,21 +1,44 @@
 """`clipmill doctor`: what on this machine would stop a run, and what to do about it."""
 
+import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import sys
 from importlib import import_module
 from typing import Any
 
-from metadata.storage import Storage
 from pipeline.errors import ClipmillError
+from pipeline.verbs import DONE, FAILED
+from pipeline.verbs._options import add_json
 
+HELP = "check this machine, and whether a model loads"
 PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
 EXTRAS = {"gpu": ("open_clip",), "llm": ("vllm",), "img2dataset": ("img2dataset",)}
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments, and those of `doctor tasks`."""
+    parser.add_argument("--model", action="append", default=[], metavar="SCHEME")
+    parser.add_argument("--out", metavar="URI", help="run folder: its disk is checked")
+    add_json(parser)
+    subjects = parser.add_subparsers(dest="subject", metavar="[tasks DIR]")
+    tasks = subjects.add_parser("tasks", help="check a folder of evaluation tasks instead")
+    tasks.add_argument("folder", metavar="DIR")
+    tasks.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the findings; FAILED where one is bad."""
+    is_tasks = options.subject == "tasks"
+    findings = examine_tasks(options.folder) if is_tasks else examine(options.model, options.out)
+    print(json.dumps(findings, indent=1) if options.json else text(findings))
+    return FAILED if any(finding["verdict"] == "bad" for finding in findings) else DONE
 
 
 def examine(models: list[str], out: str | None) -> list[dict[str, Any]]:
@@ -89,6 +112,8 @@ def _memory() -> dict[str, Any]:
 
 
 def _disk(uri: str) -> dict[str, Any]:
+    from metadata.storage import Storage
+
     storage = Storage(uri)
     if not storage.is_local:
         try:

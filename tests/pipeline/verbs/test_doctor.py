@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.doctor import PACKAGES, examine, text
+from pipeline.verbs.doctor import PACKAGES, examine, text
 
 
 def by_name(*models: str, out: str | None = None) -> dict[str, dict]:
@@ -37,14 +37,14 @@ def test_a_model_that_loads_is_good_and_one_that_does_not_is_bad(clipmill):
 
 
 def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("pipeline.doctor.PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("pipeline.verbs.doctor.PACKAGES", ("no-such-package",))
     finding = by_name()["no-such-package"]
     assert (finding["verdict"], finding["do"]) == ("bad", "pip install no-such-package")
 
 
 def test_a_head_without_the_dashboards_packages_takes_no_jobs(monkeypatch):
     assert by_name()["ray jobs"]["verdict"] == "good"
-    monkeypatch.setattr("pipeline.doctor.DASHBOARD", ("no_such_module",))
+    monkeypatch.setattr("pipeline.verbs.doctor.DASHBOARD", ("no_such_module",))
     finding = by_name()["ray jobs"]
     assert finding["verdict"] == "note"
     assert "ray[default]" in finding["do"]

@@ -1,4 +1,4 @@
-"""`clipmill concepts build` and `show`: make a concept list, and say what is in one."""
+"""`clipmill concepts`: builds a list of concepts, and shows what is in one."""
 
 import argparse
 import json
@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RecipeError
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_json
 
 if TYPE_CHECKING:
     from metadata.concepts.load import ConceptList
 
+HELP = "a list of concepts to match captions with"
 SHOWN = 10  # entries with the highest counts
 # A mark of these stands between spaces in a caption, and not in such an entry.
 NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `build` and `show`; nothing is imported."""
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `build` and of `show`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     build = kinds.add_parser("build", help="a list out of WordNet, a corpus, page views")
     build.add_argument("out", metavar="FILE", help="the Parquet file to write: a path or s3://…")
@@ -46,15 +49,20 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         ("max-entries", int, "published: 500000"),
     ):
         build.add_argument(f"--{name}", type=kind, metavar="N", help=text)
-    build.set_defaults(verb=build_list)
     show = kinds.add_parser("show", help="what is in a list, and its digest")
     show.add_argument("list", metavar="FILE", help="ours, or the JSON that MetaCLIP publishes")
-    show.add_argument("--json", action="store_true", help="print JSON")
-    show.set_defaults(verb=show_list)
+    add_json(show)
 
 
-def build_list(options: argparse.Namespace) -> int:
-    """Writes the list, and says what is in it."""
+def run(options: argparse.Namespace) -> int:
+    """Builds a list, or shows one."""
+    if options.kind == "build":
+        _build(options)
+        return _show(options.out, as_json=False)
+    return _show(options.list, as_json=options.json)
+
+
+def _build(options: argparse.Namespace) -> None:
     from metadata.concepts import build, load, wordnet
 
     given = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
@@ -77,23 +85,21 @@ def build_list(options: argparse.Namespace) -> int:
         load.save(build.build(parts, options.language, least.max_entries), options.out)
     except ValueError as error:  # a list or a Parquet file that is none
         raise RecipeError(str(error), "the arguments", "mend or leave out that source") from None
-    return show_list(argparse.Namespace(list=options.out, json=False))
 
 
-def show_list(options: argparse.Namespace) -> int:
-    """Prints digest, entries by source and language, and the highest counts."""
+def _show(file: str, *, as_json: bool) -> int:
     from metadata.concepts.load import ConceptListError, load
 
     try:
-        found = summary(load(options.list))
+        found = summary(load(file))
     except (ConceptListError, OSError) as error:
         raise RecipeError(str(error), "the arguments", "give a list that can be read") from None
-    print(json.dumps(found, indent=1) if options.json else text(options.list, found))
-    return 0
+    print(json.dumps(found, indent=1) if as_json else text(file, found))
+    return DONE
 
 
 def summary(concepts: "ConceptList") -> dict[str, Any]:
-    """What is in a list."""
+    """The digest, entries by source and language, and the highest counts."""
     import polars as pl
 
     rows = pl.DataFrame(concepts.table).with_columns(pl.col("source", "language").cast(pl.String))
@@ -110,7 +116,7 @@ def summary(concepts: "ConceptList") -> dict[str, Any]:
 
 
 def text(name: str, found: dict[str, Any]) -> str:
-    """The same as a page."""
+    """The summary of the list `name` in a few lines."""
     lines = [f"{name}: {found['entries']:,} entries, digest {found['digest']}"]
     if found["dropped"]:
         counts = ", ".join(f"{why} {count:,}" for why, count in found["dropped"].items())

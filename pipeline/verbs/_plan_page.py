@@ -1,24 +1,20 @@
-"""Plans, outcomes and states in words and as JSON."""
+"""A plan as text and as JSON, and what a user should know before it runs."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metadata.fingerprint import plain
-from metadata.record import Failure
 from metadata.schema import UID
 from pipeline.plan import Plan
 from pipeline.planned import PlannedStage
 from pipeline.stage import DatasetStage, settings_fields
-from pipeline.state import RunState, StageState, summary
+from pipeline.state import RunState, summary
 from pipeline.terminal import one_line
-
-if TYPE_CHECKING:
-    from pipeline.run import Outcome  # and with it all that runs
 
 SIZES = (10**6, 10**8, 10**10)  # rows of a pool, where what grows with their square is asked for
 
 
-def plan_json(plan: Plan, state: RunState | None) -> dict[str, Any]:
+def as_json(plan: Plan, state: RunState | None) -> dict[str, Any]:
     """Every stage: settings, bindings, resources, and what of it is done."""
     return {
         "recipe": plan.recipe.path,
@@ -27,8 +23,8 @@ def plan_json(plan: Plan, state: RunState | None) -> dict[str, Any]:
     }
 
 
-def plan_text(plan: Plan, state: RunState | None) -> str:
-    """The same as a page: one paragraph a stage."""
+def text(plan: Plan, state: RunState | None) -> str:
+    """One paragraph a stage."""
     lines = [f"{plan.recipe.path}, seed {plan.seed}: {len(plan.stages)} stages", ""]
     for planned in plan.stages.values():
         made = _stage_json(plan, planned, state)
@@ -133,100 +129,3 @@ def _sizes(planned: PlannedStage, state: RunState | None) -> tuple[int, ...]:
     if root and root.complete:
         return (sum(shard.rows for shard in root.shards.values()),)
     return SIZES
-
-
-def status_json(state: RunState) -> dict[str, Any]:
-    """Every stage: shards and rows done, seconds, rows by reason, failures."""
-    return {
-        "run": str(state.run),
-        "recipe": state.plan.recipe.path,
-        "stages": [_status_of(name, stage) for name, stage in state.stages.items()],
-    }
-
-
-def _status_of(name: str, stage: StageState) -> dict[str, Any]:
-    return {
-        "name": name,
-        "uses": stage.planned.uses,
-        "complete": stage.complete,
-        "shards": len(stage.shards),
-        "total": stage.total,
-        "rows": sum(shard.rows for shard in stage.shards.values()),
-        "seconds": round(stage.seconds, 1),
-        "reasons": {code: n for code, n in sorted(stage.counts.items()) if code},
-        "failures": [_failure_json(f) for f in stage.failures.values() if f is not None],
-    }
-
-
-def _failure_json(failure: Failure) -> dict[str, Any]:
-    return {
-        "shard": failure.shard,
-        "crashed": failure.crashed,
-        "found": failure.found,
-        "where": failure.where,
-        "do": failure.do,
-    }
-
-
-def status_text(state: RunState) -> str:
-    """The same as a table, failures below."""
-    lines = [f"{state.run}: {state.plan.recipe.path}", ""]
-    width = max(map(len, state.stages))
-    for name, stage in state.stages.items():
-        made = _status_of(name, stage)
-        if stage.planned.stage.gives == "rows":
-            missing = sum(made["reasons"].values())
-            held = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
-        else:
-            held = f"{len(stage.outputs):>10,} files{'':>26}"
-        lines.append(f"{name:<{width}}  {summary(stage):<24} {held}  {made['seconds']:>8,.1f} s")
-    lines += _failures(state)
-    return "\n".join(lines)
-
-
-def _failures(state: RunState) -> list[str]:
-    lines = []
-    for name, stage in state.stages.items():
-        for failure in stage.failures.values():
-            if failure is not None:
-                lines += [
-                    "",
-                    f"{name}, shard {failure.shard}: {failure.found}",
-                    f"  where: {failure.where}",
-                    f"  do:    {failure.do}",
-                ]
-    return lines
-
-
-def outcome_json(outcome: "Outcome") -> dict[str, Any]:
-    """How the run ended: the status, and why what is not complete is not."""
-    return {
-        **status_json(outcome.state),
-        "complete": outcome.complete,
-        "stopped": {
-            name: dict(zip(("found", "where", "do"), error.args, strict=True)) if error else None
-            for name, error in outcome.stopped.items()
-        },
-    }
-
-
-def outcome_text(outcome: "Outcome") -> str:
-    """How the run ended, in a few lines."""
-    state = outcome.state
-    lines = []
-    for name, error in outcome.stopped.items():
-        if error is not None:
-            lines += [f"{name}: {error}", ""]
-    waiting = [name for name, error in outcome.stopped.items() if error is None]
-    if waiting:
-        lines.append(f"not complete: {', '.join(waiting)}")
-    lines += _failures(state)
-    if outcome.complete:
-        lines.append(f"done: {len(state.stages)} stages in {state.run}")
-        for name, stage in state.stages.items():
-            if stage.planned.stage.gives == "data":
-                lines.append(f"  {name}: {stage.folder}/out")
-        lines.append(f"next: clipmill funnel --run {state.run}")
-    else:
-        lines += ["", "finished shards are kept: mend the cause and run the same command again"]
-    return "\n".join(lines)

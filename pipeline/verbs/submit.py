@@ -1,0 +1,45 @@
+"""`clipmill submit`: a recipe run on a Ray cluster, and followed from here."""
+
+import argparse
+import sys
+
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_recipe, add_retry, check_retry, check_workers, planned
+from pipeline.verbs._signals import exit_code
+
+HELP = "run a recipe on a Ray cluster, and follow it from here"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    add_recipe(parser)
+    parser.add_argument("--address", metavar="URL", required=True, help="http://HOST:8265")
+    parser.add_argument("--out", metavar="URI", required=True, help="run folder, seen from there")
+    add_retry(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="at most, of one kind")
+    parser.add_argument("--no-wait", action="store_true", help="do not follow the run")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Sends the job, prints its log to its end, and returns its exit code."""
+    plan = planned(options)
+    check_retry(plan, options.retry)
+    check_workers(options.workers)
+    from pipeline.submit import follow, send
+
+    job = send(
+        plan,
+        address=options.address,
+        out=options.out,
+        until=options.until,
+        retry=options.retry,
+        workers=options.workers,
+    )
+    print(f"{job}\n{job.how_to}", file=sys.stderr)
+    if options.no_wait:
+        return DONE
+    try:
+        return follow(job)
+    except KeyboardInterrupt as stop:
+        print(f"\nnot followed any more; the job goes on\n{job.how_to}", file=sys.stderr)
+        return exit_code(stop)

@@ -1,0 +1,89 @@
+"""`clipmill verify`: every stored file of a run against its record; damaged ones made again."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pipeline.verbs import DONE, FAILED
+from pipeline.verbs import run as run_verb
+from pipeline.verbs._options import add_executor, add_json, add_run, executor
+
+if TYPE_CHECKING:
+    from pipeline.verify import Checked
+
+HELP = "check every stored file of a run against its record"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    add_run(parser)
+    add_json(parser)
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="make damaged files again; only this asks anew for answers of the web",
+    )
+    add_executor(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints what is damaged; with `--repair` makes it again."""
+    from pipeline.plan import make_plan
+    from pipeline.progress import reading, watcher
+    from pipeline.run import run_plan
+    from pipeline.state import latest
+    from pipeline.verify import others, repair, verify
+
+    state = latest(options.run)
+    plan, folder = state.plan, state.run
+    with reading() as on_bytes:
+        stages = verify(folder, on_bytes)
+    print(json.dumps(as_json(stages), indent=1) if options.json else text(stages))
+    if not any(checked.damaged for checked in stages):
+        return DONE
+    if not options.repair:
+        return FAILED
+    with executor(options) as workers, watcher() as watch:
+
+        def run_until(stage: str) -> None:
+            run_plan(make_plan(plan.recipe, stage), folder, workers, watch)
+
+        asked = repair(plan, folder, stages, run_until)
+        print(f"at most {asked} rows are asked for again", file=sys.stderr)
+        outcome = run_plan(plan, folder, workers, watch)
+    print(run_verb.text(outcome), file=sys.stderr)
+    left = others(plan, stages)
+    if left:
+        print(f"left to the recipes that made them: {', '.join(left)}", file=sys.stderr)
+    return DONE if outcome.complete and not left else FAILED
+
+
+def as_json(stages: "list[Checked]") -> list[dict[str, Any]]:
+    """Every folder: its files, their bytes, the damaged ones."""
+    return [
+        {
+            "folder": checked.folder,
+            "files": checked.files,
+            "bytes": checked.size_bytes,
+            "damaged": [{"file": found.name, "found": found.found} for found in checked.damaged],
+        }
+        for checked in stages
+    ]
+
+
+def text(stages: "list[Checked]") -> str:
+    """A line a folder and a damaged file; the last line sums up."""
+    lines = []
+    for checked in stages:
+        verdict = f"{len(checked.damaged)} damaged" if checked.damaged else "as stored"
+        files = f"{checked.files} {'file' if checked.files == 1 else 'files'}"
+        lines.append(f"{checked.folder}  {files}, {checked.size_bytes:,} bytes: {verdict}")
+        lines += [f"  {found.name}: {found.found}" for found in checked.damaged]
+    count = sum(checked.files for checked in stages)
+    damaged = sum(len(checked.damaged) for checked in stages)
+    if damaged:
+        lines.append(f"{damaged} of {count} files are damaged: with --repair they are made again")
+    else:
+        lines.append(f"all {count} files are as they were stored")
+    return "\n".join(lines)
