@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -29,11 +29,25 @@ from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, 
 from metadata.storage import KEYS, Storage, wants_keys
 from pipeline import attempts
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
-from pipeline.executors import Item
 from pipeline.pins import pin
 from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import Part, read_rows
 from pipeline.stage import RowFunction, RowStage, Worker, unpinned
+
+
+@dataclass(kw_only=True)
+class ShardItem:
+    """One shard on its way through row stages, small: states and records by stage, no rows."""
+
+    shard: int
+    states: dict[str, ShardState]  # good ones, of these stages and of those that they read
+    failed: dict[str, Failure | None]  # None: not its own fault, an earlier stage's
+    records: dict[str, list[Record]]
+    set_aside: dict[str, Failure]  # failures of earlier runs
+    unchecked: frozenset[str]  # stages whose lost file had no page checksums: made again alike
+    retried: set[str] = field(default_factory=set)
+    made: list[tuple[str, Record]] = field(default_factory=list)
+    damaged: list[DamagedError] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +72,7 @@ class SegmentRun:
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
         self._opened: dict[str, RowFunction] = {}
 
-    def __call__(self, item: Item) -> Item:
+    def __call__(self, item: ShardItem) -> ShardItem:
         """The item with each stage's state, or why it failed. Only a StageError is raised."""
         todo = list(self.segment.stages)
         while todo:
@@ -68,7 +82,7 @@ class SegmentRun:
         return item
 
     def _split(
-        self, todo: list[PlannedStage], item: Item
+        self, todo: list[PlannedStage], item: ShardItem
     ) -> tuple[list[PlannedStage], list[PlannedStage]]:
         """Stages to compute now, together; and stages to look at again after that."""
         group: list[PlannedStage] = []
@@ -76,8 +90,8 @@ class SegmentRun:
         for planned in todo:
             name = planned.name
             open_needs = set(planned.needs) & {other.name for other in (*group, *later)}
-            if any(need in item["failed"] for need in planned.needs):
-                item["failed"][name] = None  # not its own fault: an earlier stage's
+            if any(need in item.failed for need in planned.needs):
+                item.failed[name] = None  # not its own fault: an earlier stage's
             elif group and self._alone(group[0], item):
                 later.append(planned)
             elif open_needs:
@@ -89,36 +103,36 @@ class SegmentRun:
                 (later if group and self._alone(planned, item) else group).append(planned)
         return group, later
 
-    def _alone(self, planned: PlannedStage, item: Item) -> bool:
+    def _alone(self, planned: PlannedStage, item: ShardItem) -> bool:
         """Whether the stage computes some rows only, which cannot be fused."""
-        return bool(planned.only or item["records"].get(planned.name))
+        return bool(planned.only or item.records.get(planned.name))
 
-    def _done(self, planned: PlannedStage, item: Item) -> bool:
+    def _done(self, planned: PlannedStage, item: ShardItem) -> bool:
         """Whether the shard is stored, made of the parents as they are now, under today's mask."""
         name = planned.name
-        parents = parents_of(planned, item["states"])
-        records: list[Record] = item["records"].get(name, [])
-        mask = item["states"][planned.only] if planned.only else None
+        parents = parents_of(planned, item.states)
+        records = item.records.get(name, [])
+        mask = item.states[planned.only] if planned.only else None
         if not records or any(record.parents != parents for record in records):
             for record in records[:0:-1]:  # passes over rows that are no more
                 self.segment.parts[name].folder.delete(record.name)
-            item["records"][name] = []
-            failure: Failure | None = item["set_aside"].get(name)
+            item.records[name] = []
+            failure = item.set_aside.get(name)
             if failure and failure.crashed and failure.parents == parents:
-                item["failed"][name] = failure
+                item.failed[name] = failure
                 return True
             return False
         wanted = mask.digest if mask else None
         if not any(record.mask in (None, wanted) for record in records):
             return False
-        if self.segment.retry and name not in item["retried"]:
-            item["retried"].append(name)
+        if self.segment.retry and name not in item.retried:
+            item.retried.add(name)
             if any(reason in record.counts for record in records for reason in self.segment.retry):
                 return False
-        item["states"][name] = state_of(records, mask)
+        item.states[name] = state_of(records, mask)
         return True
 
-    def _attempt(self, group: list[PlannedStage], item: Item) -> None:
+    def _attempt(self, group: list[PlannedStage], item: ShardItem) -> None:
         """Computes a group, counting attempts in storage; a failure is written down.
 
         A chain that fails, or has ended its worker, is done stage by stage: that tells whose
@@ -126,8 +140,8 @@ class SegmentRun:
         """
         first = group[0]
         folder = self.segment.parts[first.name].folder
-        shard: int = item["shard"]
-        parents = parents_of(first, item["states"])
+        shard = item.shard
+        parents = parents_of(first, item.states)
         name = f"{shard:06d}" if len(group) == 1 else f"{shard:06d}.chain"
         left = attempts.begin(folder, name, digest(parents), self.segment.run_id)
         crashed = left < (1 if len(group) == 1 else attempts.MAX_ATTEMPTS)
@@ -143,8 +157,8 @@ class SegmentRun:
                 attempts.end(folder, name)
                 raise
             except DamagedError as found:  # an earlier stage's file: that one is made again first
-                item["damaged"].append(found)
-                item["failed"].update({planned.name: None for planned in group})
+                item.damaged.append(found)
+                item.failed.update({planned.name: None for planned in group})
                 attempts.end(folder, name)
                 return
             except RetryableError as failed:
@@ -155,20 +169,20 @@ class SegmentRun:
                 error = failed
         if error is not None and len(group) > 1:
             for planned in group:
-                if any(need in item["failed"] for need in planned.needs):
-                    item["failed"][planned.name] = None
+                if any(need in item.failed for need in planned.needs):
+                    item.failed[planned.name] = None
                 else:
                     self._attempt([planned], item)
         elif error is not None:
-            item["failed"][first.name] = attempts.fail(folder, shard, parents, error, crashed)
+            item.failed[first.name] = attempts.fail(folder, shard, parents, error, crashed)
         else:
             for planned in group:
-                if planned.name in item["set_aside"]:
-                    failure = item["set_aside"][planned.name]
+                if planned.name in item.set_aside:
+                    failure = item.set_aside[planned.name]
                     self.segment.parts[planned.name].folder.delete(failure.name)
         attempts.end(folder, name)
 
-    def _compute(self, group: list[PlannedStage], item: Item, number: int) -> None:
+    def _compute(self, group: list[PlannedStage], item: ShardItem, number: int) -> None:
         try:
             if len(group) == 1:
                 self._compute_rows(group[0], item, number)
@@ -177,16 +191,16 @@ class SegmentRun:
         except (ClipmillError, DamagedError):
             raise
         except OSError as error:
-            raise storage_error(error, where(group, item["shard"])) from error
+            raise storage_error(error, where(group, item.shard)) from error
         except Exception as error:
             do = "a stage answers for its bad rows with a reason: mend the stage"
-            raise ShardError(*raised(error, where(group, item["shard"])), do) from error
+            raise ShardError(*raised(error, where(group, item.shard)), do) from error
 
-    def _compute_shard(self, group: list[PlannedStage], item: Item, number: int) -> None:
+    def _compute_shard(self, group: list[PlannedStage], item: ShardItem, number: int) -> None:
         """A fused group over the whole shard."""
         began = time.monotonic()
-        item["records"].update({planned.name: [] for planned in group})  # of a broken attempt
-        shard: int = item["shard"]
+        item.records.update({planned.name: [] for planned in group})  # of a broken attempt
+        shard = item.shard
         inside = {planned.name for planned in group}
         outside = {
             f"{stage}.{column}": (stage, column)
@@ -214,11 +228,11 @@ class SegmentRun:
             for planned, (path, writer) in zip(group, writers, strict=True):
                 self._store(planned, item, writer, path, began, number, mask=None)
 
-    def _compute_rows(self, planned: PlannedStage, item: Item, number: int) -> None:
+    def _compute_rows(self, planned: PlannedStage, item: ShardItem, number: int) -> None:
         """One stage over the rows that today's mask or `--retry` asks for: a pass."""
         began = time.monotonic()
-        records: list[Record] = item["records"].get(planned.name, [])
-        mask = item["states"][planned.only] if planned.only else None
+        records = item.records.get(planned.name, [])
+        mask = item.states[planned.only] if planned.only else None
         sparse = bool(records)
         chosen = self._chosen(planned, records, mask, item) if sparse or mask else None
         if sparse and chosen is not None and not chosen.any():
@@ -246,7 +260,7 @@ class SegmentRun:
                 if sparse and not len(batch):
                     start += rows
                     continue
-                out = self._call(planned, pa.table(columns), item["shard"])
+                out = self._call(planned, pa.table(columns), item.shard)
                 if sparse:
                     at = np.arange(rows) if picked is None else picked
                     position = pa.array((at + start).astype(np.int32))
@@ -262,7 +276,7 @@ class SegmentRun:
         planned: PlannedStage,
         records: list[Record],
         mask: ShardState | None,
-        item: Item,
+        item: ShardItem,
     ) -> Any:
         """(N,) whether each row is to be computed: in the mask and not yet, or up for retry."""
         part = self.segment.parts[planned.name]
@@ -298,11 +312,11 @@ class SegmentRun:
         columns[REASON.name] = reason_where(outside, NOT_SELECTED, spread[REASON.name])
         return pa.table(columns, schema=stored_schema(planned, sparse=False))
 
-    def _read(self, planned: PlannedStage, item: Item, bindings: Mapping[str, Binding]) -> Any:
+    def _read(self, planned: PlannedStage, item: ShardItem, bindings: Mapping[str, Binding]) -> Any:
         assert planned.root is not None
         assert isinstance(planned.stage, RowStage)
         rows = planned.stage.batch_rows
-        return read_rows(self.segment.parts, item["states"], bindings, planned.root, rows)
+        return read_rows(self.segment.parts, item.states, bindings, planned.root, rows)
 
     def _call(self, planned: PlannedStage, batch: pa.Table, shard: int) -> pa.Table:
         """The stage's answer for a batch, held to what the stage declares."""
@@ -318,18 +332,18 @@ class SegmentRun:
         return checked(planned, out, batch, shard)
 
     def _writer(
-        self, stack: ExitStack, planned: PlannedStage, item: Item, sparse: bool
+        self, stack: ExitStack, planned: PlannedStage, item: ShardItem, sparse: bool
     ) -> tuple[Path, ShardWriter]:
         folder = self.segment.parts[planned.name].folder
         path = stack.enter_context(folder.scratch(planned.name))
-        checked = planned.name not in item["unchecked"]
+        checked = planned.name not in item.unchecked
         writer = ShardWriter(path, stored_schema(planned, sparse), checked)
         return path, stack.enter_context(writer)
 
     def _store(
         self,
         planned: PlannedStage,
-        item: Item,
+        item: ShardItem,
         writer: ShardWriter,
         path: Path,
         began: float,
@@ -337,16 +351,16 @@ class SegmentRun:
         mask: ShardState | None,
     ) -> None:
         """Data, then its record; the item learns the shard's state."""
-        records: list[Record] = item["records"].setdefault(planned.name, [])
+        records = item.records.setdefault(planned.name, [])
         record = store(
             self.segment.parts[planned.name].folder,
             writer,
             path,
             {
-                "shard": item["shard"],
+                "shard": item.shard,
                 "number": len(records),
                 "rows": records[0].rows if records else writer.rows,
-                "parents": parents_of(planned, item["states"]),
+                "parents": parents_of(planned, item.states),
                 "mask": mask.digest if mask else None,
                 "seconds": round(time.monotonic() - began, 3),
                 "attempts": number,
@@ -354,12 +368,14 @@ class SegmentRun:
         )
         self._note(planned, item, record, mask)
 
-    def _store_nothing(self, planned: PlannedStage, item: Item, mask: ShardState | None) -> None:
+    def _store_nothing(
+        self, planned: PlannedStage, item: ShardItem, mask: ShardState | None
+    ) -> None:
         """A pass that found nothing to do: a record, so that it isn't looked for again."""
-        records: list[Record] = item["records"][planned.name]
+        records = item.records[planned.name]
         if mask is not None and all(record.mask != mask.digest for record in records):
             record = Record(
-                shard=item["shard"],
+                shard=item.shard,
                 number=len(records),
                 data=None,
                 size_bytes=0,
@@ -374,14 +390,14 @@ class SegmentRun:
             folder.put(record.name, record.to_json().encode(), point="record")
             self._note(planned, item, record, mask)
         else:
-            item["states"][planned.name] = state_of(records, mask)
+            item.states[planned.name] = state_of(records, mask)
 
     def _note(
-        self, planned: PlannedStage, item: Item, record: Record, mask: ShardState | None
+        self, planned: PlannedStage, item: ShardItem, record: Record, mask: ShardState | None
     ) -> None:
-        item["records"][planned.name].append(record)
-        item["made"].append((planned.name, record))
-        item["states"][planned.name] = state_of(item["records"][planned.name], mask)
+        item.records[planned.name].append(record)
+        item.made.append((planned.name, record))
+        item.states[planned.name] = state_of(item.records[planned.name], mask)
 
 
 def parents_of(planned: PlannedStage, states: Mapping[str, ShardState]) -> dict[str, str]:

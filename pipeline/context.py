@@ -8,7 +8,7 @@ A digest of the inputs is in the folder's name: changed inputs start a new journ
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -26,11 +26,15 @@ from pipeline import attempts
 from pipeline.chain import worker_of
 from pipeline.dataset import State, TableFunction, Task
 from pipeline.errors import StageError
-from pipeline.executors import Executor, Item, Step
+from pipeline.executors import Executor, Step
 from pipeline.planned import PlannedStage
 from pipeline.rows import Partitions, PoolShards
 from pipeline.states import put_state, read_state
 from pipeline.units import (
+    Answer,
+    GroupInput,
+    ShardInput,
+    Unit,
     Units,
     UnitTask,
     Work,
@@ -51,47 +55,41 @@ LEAST_PARTITIONS = 4
 REDUCE_UNITS = 256
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One dataset stage in one run: what its calls work with, and whom they tell."""
+
+    planned: PlannedStage
+    seed: int
+    run_id: str
+    folder: Storage
+    executor: Executor
+    made_of: dict[str, str]  # parents of the records it stores
+    known: Scan
+    crash_ok: bool  # shards that ended their worker are tried again
+    home: PoolShards | None  # the rows it reads; None where it has none of one root
+    page_checksums: bool
+    wanted: frozenset[str]
+    on_shard: Callable[[Record, int], None]
+    on_unit: Callable[[str, int, int], None]
+
+
 class RunContext:
     """Implements `Context` for one dataset stage of one run."""
 
-    def __init__(
-        self,
-        planned: PlannedStage,
-        seed: int,
-        run_id: str,
-        folder: Storage,
-        executor: Executor,
-        made_of: dict[str, str],
-        known: Scan,
-        retry: tuple[str, ...],
-        on_shard: Callable[[Record, int], None],
-        on_unit: Callable[[str, int, int], None],
-        home: PoolShards | None,
-        page_checksums: bool,
-        wanted: frozenset[str],
-    ) -> None:
-        self.planned = planned
-        self.wanted = wanted
-        self.folder = folder.uri
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        self.wanted = run.wanted
+        self.folder = run.folder.uri
+        self.page_checksums = run.page_checksums
+        self.worker = worker_of(run.planned, run.seed, scratch_folder(), run.folder)
         self.records: dict[int, Record] = {}
         self.failures: dict[int, Failure] = {}
         self.shards = 0
-        self.worker = worker_of(planned, seed, scratch_folder(), folder)
-        self._seed = seed
-        self._run_id = run_id
-        self._storage = folder
-        self._executor = executor
-        self._made_of = made_of
-        self._known = known
-        self._retry = retry
-        self._on_shard = on_shard
-        self._on_unit = on_unit
-        self._rows = home
-        self.page_checksums = page_checksums
         # Whose hashes and formats a journal holds.
         versions = f"{pa.__version__} {version('polars')}"
-        key = digest([*made_of.values(), versions])[:12]
-        self.journal = "calls" if planned.is_root else f"calls-{key}"
+        key = digest([*run.made_of.values(), versions])[:12]
+        self.journal = "calls" if run.planned.is_root else f"calls-{key}"
         self._prefix = ""
         self._count = 0
 
@@ -107,13 +105,12 @@ class RunContext:
         fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
         sources: Sequence[dict[str, Any]],
     ) -> None:
-        work = partial(create_shard, fn, self.planned)
-        parents = [{"source": digest(source)} for source in sources]
-        units = [
-            {"shard": shard, "parents": parents[shard], "source": source}
+        work = partial(create_shard, fn, self.run.planned)
+        shards = [
+            ShardInput(shard, {"source": digest(source)}, source)
             for shard, source in enumerate(sources)
         ]
-        self._store_shards(work, units, tolerant=True)
+        self._store_shards(work, shards, tolerant=True)
 
     def map_shards(self, fn: TableFunction, over: Any) -> Any:
         return over.mapped(fn)
@@ -124,37 +121,34 @@ class RunContext:
 
     def drop(self, shuffled: Any) -> None:
         for folder in {file.rpartition("/")[0] for file, _ in shuffled.pieces}:
-            if not self._storage.has(_dropped(folder)):
-                self._storage.put(_dropped(folder), b"{}", point="journal")
-            self._storage.delete_folder(folder)
+            if not self.run.folder.has(_dropped(folder)):
+                self.run.folder.put(_dropped(folder), b"{}", point="journal")
+            self.run.folder.delete_folder(folder)
 
     def restore(self, over: Any) -> None:
         home: PoolShards = self._home
-        parents = self._made_of
+        parents = self.run.made_of
         if isinstance(over, PoolShards):
-            work = partial(restore_shard, over, self.planned)
-            units = [{"shard": shard, "parents": parents} for shard in range(len(over))]
-            self._store_shards(work, units, tolerant=False)
+            work = partial(restore_shard, over, self.run.planned)
+            shards = [ShardInput(shard, parents) for shard in range(len(over))]
+            self._store_shards(work, shards, tolerant=False)
             return
         # Rows go home in two steps: to a group of neighbouring shards, then each to its own.
         sizes = [home.rows(shard) for shard in range(len(home))]
         groups = groups_of_shards(sizes, PARTITION_ROWS, LEAST_PARTITIONS)
         starts = np.array([start for start, _ in groups])
         homeward = self._shuffle(over, partial(by_home, starts), len(groups))
-        work = partial(restore_group, homeward, self.planned)
-        units = [
-            {"group": g, "start": a, "rows": sizes[a:b], "parents": parents}
-            for g, (a, b) in enumerate(groups)
-        ]
-        done = [self._done(shard, parents) for shard in range(len(home))]
-        for _g, (a, b) in enumerate(groups):
-            if all(done[a:b]):
-                self._note([self._known.records[s][0] for s in range(a, b)], len(home))
-        left = [u for u, (a, b) in zip(units, groups, strict=True) if not all(done[a:b])]
+        work = partial(restore_group, homeward, self.run.planned)
+        units = _keyed([GroupInput(g, a, sizes[a:b], parents) for g, (a, b) in enumerate(groups)])
         self.shards = len(home)
-        for item in self._stream("restore", work, left, _keys(left), journalled=False):
-            self._raise(item)
-            self._note([Record(**text) for text in item["result"]["records"]], len(home))
+        left = []
+        for unit, (a, b) in zip(units, groups, strict=True):
+            if all(self._done(shard, parents) for shard in range(a, b)):
+                self._note([self.run.known.records[shard][0] for shard in range(a, b)])
+            else:
+                left.append(unit)
+        for answer in self._stream("restore", work, left, journalled=False):
+            self._note(_result(answer))
 
     def reduce(
         self,
@@ -164,7 +158,7 @@ class RunContext:
     ) -> State:
         call = self._number("reduce")
         name = f"{self.journal}/{call}.npz"
-        held = read_state(self._storage, name)
+        held = read_state(self.run.folder, name)
         if held is not None:
             return held
         size = -(-len(over) // REDUCE_UNITS) or 1
@@ -174,12 +168,12 @@ class RunContext:
         if not results:
             raise StageError(
                 "no shards to reduce",
-                f"stage '{self.planned.name}'",
+                f"stage '{self.run.planned.name}'",
                 "the pool is empty",
             )
         state = functools.reduce(merge, (self._state(result["file"]) for result in results))
-        put_state(self._storage, name, state, point="journal")
-        self._storage.delete_folder(f"{self.journal}/{call}.data")
+        put_state(self.run.folder, name, state, point="journal")
+        self.run.folder.delete_folder(f"{self.journal}/{call}.data")
         return state
 
     def iterate(
@@ -191,9 +185,9 @@ class RunContext:
     ) -> State:
         call = self._number("iterate")
         begin = 0
-        for entry in self._storage.entries(f"{self.journal}/{call}"):
+        for entry in self.run.folder.entries(f"{self.journal}/{call}"):
             number = int(entry.name.removesuffix(".npz"))
-            held = read_state(self._storage, f"{self.journal}/{call}/{entry.name}")
+            held = read_state(self.run.folder, f"{self.journal}/{call}/{entry.name}")
             if held is not None and number > begin:
                 begin, state = number, held
         prefix, count = self._prefix, self._count
@@ -203,8 +197,9 @@ class RunContext:
             self._prefix, self._count = f"{call}.{number:04d}.", 0
             state = step(state, number)
             name = f"{self.journal}/{call}/{number + 1:06d}.npz"
-            put_state(self._storage, name, state, point="step")
-            self._storage.delete(f"{self.journal}/{call}/{number:06d}.npz")  # the newest is enough
+            put_state(self.run.folder, name, state, point="step")
+            older = f"{self.journal}/{call}/{number:06d}.npz"  # the newest is enough
+            self.run.folder.delete(older)
         self._prefix, self._count = prefix, count
         return state
 
@@ -216,26 +211,26 @@ class RunContext:
     ) -> dict[str, Any]:
         call = self._number("launch")
         name = f"{self.journal}/{call}.json"
-        held = read_sealed(self._storage, name)
+        held = read_sealed(self.run.folder, name)
         if held is not None:
             return dict(held)
-        task = UnitTask(self.worker, self._storage, self.journal, call, self.page_checksums)
-        resources = replace(self.planned.stage.resources, gpus=gpus)
-        results = self._executor.launch(partial(launched, fn, task), workers, resources)
-        put_sealed(self._storage, name, dict(results[0]), point="journal")
+        task = UnitTask(self.worker, self.run.folder, self.journal, call, self.page_checksums)
+        resources = replace(self.run.planned.stage.resources, gpus=gpus)
+        results = self.run.executor.launch(partial(launched, fn, task), workers, resources)
+        put_sealed(self.run.folder, name, dict(results[0]), point="journal")
         return dict(results[0])
 
     # Behind them
 
     @property
     def _home(self) -> PoolShards:
-        if self._rows is None:
+        if self.run.home is None:
             raise StageError(
                 "a stage without rows restores none",
-                f"stage '{self.planned.name}'",
+                f"stage '{self.run.planned.name}'",
                 "use create_shards, or put_file",
             )
-        return self._rows
+        return self.run.home
 
     def _number(self, kind: str) -> str:
         self._count += 1
@@ -248,8 +243,8 @@ class RunContext:
     def _shuffle(self, over: Any, key: Callable[[pa.Table], Any], count: int) -> Partitions:
         call = self._number("shuffle")
         data = f"{self.journal}/{call}.data"
-        is_dropped = self._storage.has(_dropped(data))
-        sizes = {f"{data}/{entry.name}": entry.size for entry in self._storage.entries(data)}
+        is_dropped = self.run.folder.has(_dropped(data))
+        sizes = {f"{data}/{entry.name}": entry.size for entry in self.run.folder.entries(data)}
         results = self._units(
             call,
             partial(split_shard, over, key, count, data),
@@ -257,127 +252,116 @@ class RunContext:
             lambda result: is_dropped or sizes.get(result["file"]) == result["offsets"][-1],
         )
         pieces = tuple((result["file"], tuple(result["offsets"])) for result in results)
-        return Partitions(self._storage, pieces, count)
+        return Partitions(self.run.folder, pieces, count)
 
     def _is_state(self, result: dict[str, Any]) -> bool:
-        return read_state(self._storage, result["file"]) is not None
+        return read_state(self.run.folder, result["file"]) is not None
 
     def _state(self, name: str) -> State:
-        state = read_state(self._storage, name)
+        state = read_state(self.run.folder, name)
         if state is None:
-            raise StageError("a damaged state", f"{self._storage}/{name}", "run again")
+            raise StageError("a damaged state", f"{self.run.folder}/{name}", "run again")
         return state
 
     def _units(
         self,
         call: str,
         work: Work,
-        units: list[Any],
+        inputs: list[Any],
         is_whole: Callable[[dict[str, Any]], bool] = lambda result: True,
     ) -> list[dict[str, Any]]:
         """The result of every unit, from the journal where it and what it names are there."""
-        keys = _keys(units)
-        held = read_sealed(self._storage, f"{self.journal}/{call}.json")
+        units = _keyed(inputs)
+        held = read_sealed(self.run.folder, f"{self.journal}/{call}.json")
         done = {key: result for key, result in (held or {}).items() if is_whole(result)}
-        if not done.keys() >= set(keys):
-            there = {entry.name for entry in self._storage.entries(f"{self.journal}/{call}")}
-            for key in keys:
-                if f"{key}.json" in there:
-                    result = read_sealed(self._storage, f"{self.journal}/{call}/{key}.json")
-                    done |= {key: result} if result is not None and is_whole(result) else {}
-        left = [i for i, key in enumerate(keys) if key not in done]
-        todo = [units[i] for i in left]
-        for item in self._stream(call, work, todo, [keys[i] for i in left], journalled=True):
-            self._raise(item)
-            done[item["key"]] = item["result"]
+        if any(unit.key not in done for unit in units):
+            there = {entry.name for entry in self.run.folder.entries(f"{self.journal}/{call}")}
+            for key in (unit.key for unit in units if f"{unit.key}.json" in there):
+                result = read_sealed(self.run.folder, f"{self.journal}/{call}/{key}.json")
+                done |= {key: result} if result is not None and is_whole(result) else {}
+        left = [unit for unit in units if unit.key not in done]
+        for answer in self._stream(call, work, left, journalled=True):
+            done[answer.unit.key] = _result(answer)
+        results = {unit.key: done[unit.key] for unit in units}
         if held is None or left:
-            results = {key: done[key] for key in keys}
-            put_sealed(self._storage, f"{self.journal}/{call}.json", results, point="journal")
-            self._storage.delete_folder(f"{self.journal}/{call}")
-        return [done[key] for key in keys]
+            put_sealed(self.run.folder, f"{self.journal}/{call}.json", results, point="journal")
+            self.run.folder.delete_folder(f"{self.journal}/{call}")
+        return list(results.values())
 
-    def _store_shards(self, work: Work, units: list[dict[str, Any]], tolerant: bool) -> None:
+    def _store_shards(self, work: Work, shards: list[ShardInput], tolerant: bool) -> None:
         """Stores this stage's own shards; those whose record is good are left alone."""
-        self.shards = len(units)
+        self.shards = len(shards)
+        known, folder = self.run.known, self.run.folder
         left = []
-        for unit in units:
-            shard, parents = unit["shard"], unit["parents"]
-            failure = self._known.failures.get(shard)
+        for unit in _keyed(shards):
+            shard, parents = unit.input.shard, unit.input.parents
+            failure = known.failures.get(shard)
             if self._done(shard, parents):
-                self._note([self._known.records[shard][0]], len(units))
-            elif failure and failure.crashed and failure.parents == parents and not self._crash_ok:
+                self._note([known.records[shard][0]])
+            elif (
+                failure and failure.crashed and failure.parents == parents and not self.run.crash_ok
+            ):
                 self.failures[shard] = failure
             else:
                 left.append(unit)
-        for item in self._stream("shards", work, left, _keys(left), journalled=False):
-            shard = item["unit"]["shard"]
-            if "error" not in item:
-                self._note([Record(**item["result"]["record"])], len(units))
-                if shard in self._known.failures:
-                    self._storage.delete(self._known.failures[shard].name)
+        for answer in self._stream("shards", work, left, journalled=False):
+            shard, error = answer.unit.input.shard, answer.error
+            if error is None or isinstance(error, DamagedError) or not tolerant:
+                self._note(_result(answer))
+                if shard in known.failures:
+                    folder.delete(known.failures[shard].name)
                 continue
-            if not tolerant or isinstance(item["error"], DamagedError):
-                self._raise(item)
-            if shard in self._known.records:  # of what the source held before
-                self._storage.delete(f"{shard:06d}.json")
-            self.failures[shard] = attempts.fail(
-                self._storage,
-                shard,
-                item["unit"]["parents"],
-                item["error"],
-                item["crashed"],
-            )
-
-    @property
-    def _crash_ok(self) -> bool:
-        return "crashed" in self._retry
+            if shard in known.records:  # of what the source held before
+                folder.delete(f"{shard:06d}.json")
+            parents, crashed = answer.unit.input.parents, answer.crashed
+            self.failures[shard] = attempts.fail(folder, shard, parents, error, crashed)
 
     def _stream(
         self,
         call: str,
         work: Work,
-        units: list[Any],
-        keys: list[str],
+        units: list[Unit],
         *,
         journalled: bool,
-    ) -> Iterator[Item]:
+    ) -> Iterator[Answer]:
         if not units:
             return
         step = Step(
-            name=f"{self.planned.name} {call}",
+            name=f"{self.run.planned.name} {call}",
             start=Units(
-                planned=self.planned,
-                seed=self._seed,
-                run_id=self._run_id,
-                folder=self._storage,
+                planned=self.run.planned,
+                seed=self.run.seed,
+                run_id=self.run.run_id,
+                folder=self.run.folder,
                 journal=f"{self.journal}/{call}",
                 work=work,
                 journalled=journalled,
                 page_checksums=self.page_checksums,
-                unchecked=self._known.unchecked,
+                unchecked=self.run.known.unchecked,
             ),
-            resources=self.planned.stage.resources,
+            resources=self.run.planned.stage.resources,
         )
-        items = [{"key": key, "unit": unit} for key, unit in zip(keys, units, strict=True)]
-        for number, item in enumerate(self._executor.stream([step], items), start=1):
-            self._on_unit(call, number, len(items))
-            yield item
+        for number, answer in enumerate(self.run.executor.stream([step], units), start=1):
+            self.run.on_unit(call, number, len(units))
+            yield answer
 
     def _done(self, shard: int, parents: dict[str, str]) -> bool:
-        records = self._known.records.get(shard, [])
+        records = self.run.known.records.get(shard, [])
         return bool(records) and records[0].parents == parents
 
-    def _note(self, records: list[Record], total: int) -> None:
+    def _note(self, records: list[Record]) -> None:
         for record in records:
             self.records[record.shard] = record
-            self._on_shard(record, total)
+            self.run.on_shard(record, self.shards)
 
-    def _raise(self, item: Item) -> None:
-        if "error" not in item:
-            return
-        if isinstance(item["error"], DamagedError):
-            raise item["error"]
-        raise StageError(*item["error"].args) from item["error"]
+
+def _result(answer: Answer) -> Any:
+    """What the work gave; its error, which stops the stage, is raised."""
+    if isinstance(answer.error, DamagedError):
+        raise answer.error
+    if answer.error is not None:
+        raise StageError(*answer.error.args) from answer.error
+    return answer.result
 
 
 def _dropped(data: str) -> str:
@@ -385,6 +369,10 @@ def _dropped(data: str) -> str:
     return data.removesuffix(".data") + ".dropped"
 
 
-def _keys(units: list[Any]) -> list[str]:
-    """A name for each unit that changes with what is in it."""
-    return [f"{index:06d}-{digest(unit)[:12]}" for index, unit in enumerate(units)]
+def _keyed(inputs: Sequence[Any]) -> list[Unit]:
+    """A unit for each input, its key number and digest of what is in it."""
+    texts = [vars(given) if is_dataclass(given) else given for given in inputs]
+    return [
+        Unit(f"{index:06d}-{digest(text)[:12]}", given)
+        for index, (text, given) in enumerate(zip(texts, inputs, strict=True))
+    ]

@@ -13,12 +13,12 @@ from metadata.outputs import NOTES, OUT, Noted, noted_outputs
 from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
 from pipeline import attempts, lock
-from pipeline.chain import Segment, raised, storage_error
+from pipeline.chain import Segment, ShardItem, raised, storage_error
 from pipeline.claim import claim
-from pipeline.context import RunContext
+from pipeline.context import RunContext, StageRun
 from pipeline.dataset import Inputs
 from pipeline.errors import ClipmillError, LostLockError, StageError
-from pipeline.executors import Executor, Item, Step
+from pipeline.executors import Executor, Step
 from pipeline.origin import refuse_another_pool, remember_pools
 from pipeline.plan import Plan
 from pipeline.planned import PlannedStage
@@ -160,7 +160,7 @@ class _Run:
         damaged: list[DamagedError] = []
         try:
             for item in self.executor.stream(steps, self._items(wave)):
-                damaged += item["damaged"]
+                damaged += item.damaged
                 unfolded += self._take(item)
                 if unfolded >= FOLD_EVERY:
                     self._fold(wave)
@@ -178,7 +178,7 @@ class _Run:
         for planned in wave:
             self._finish(self.state.stages[planned.name])
 
-    def _items(self, wave: list[PlannedStage]) -> Iterator[Item]:
+    def _items(self, wave: list[PlannedStage]) -> Iterator[ShardItem]:
         """One item for each shard with something to do; small: states and records, no rows."""
         root = wave[0].root
         assert root is not None
@@ -189,46 +189,41 @@ class _Run:
             if all(shard in stage.shards for stage in stages) and not self.retry:
                 continue
             outside = {need: self.state.shard_state(need, shard) for need in needs - names}
-            yield {
-                "shard": shard,
-                "states": {n: s for n, s in outside.items() if s is not None},
-                "failed": {n: None for n, s in outside.items() if s is None},
-                "records": {
-                    stage.planned.name: stage.scan.records.get(shard, []) for stage in stages
-                },
-                "set_aside": {
+            yield ShardItem(
+                shard=shard,
+                states={n: s for n, s in outside.items() if s is not None},
+                failed={n: None for n, s in outside.items() if s is None},
+                records={stage.planned.name: stage.scan.records.get(shard, []) for stage in stages},
+                set_aside={
                     stage.planned.name: replace(
                         failure, crashed=failure.crashed and not self.crash_ok
                     )
                     for stage in stages
                     if (failure := stage.scan.failures.get(shard))
                 },
-                "unchecked": [
+                unchecked=frozenset(
                     stage.planned.name for stage in stages if shard in stage.scan.unchecked
-                ],
-                "retried": [],
-                "made": [],
-                "damaged": [],
-            }
+                ),
+            )
 
-    def _take(self, item: Item) -> int:
+    def _take(self, item: ShardItem) -> int:
         """Notes what became of a shard; returns how many records were made."""
-        shard = item["shard"]
-        for name, failure in item["failed"].items():
+        shard = item.shard
+        for name, failure in item.failed.items():
             stage = self.state.stages[name]
             if failure is not None or stage.planned.is_row:
                 stage.failures[shard] = failure
             if failure is not None:
                 self.watcher.failed(name, failure)
-        for name, shard_state in item["states"].items():
+        for name, shard_state in item.states.items():
             stage = self.state.stages[name]
-            if stage.planned.is_row and name in item["records"]:
+            if stage.planned.is_row and name in item.records:
                 stage.shards[shard] = shard_state
                 stage.failures.pop(shard, None)
-                stage.scan.records[shard] = item["records"][name]
-        for name, record in item["made"]:
+                stage.scan.records[shard] = item.records[name]
+        for name, record in item.made:
             self.watcher.shard(name, record, self.state.stages[name].total)
-        return len(item["made"])
+        return len(item.made)
 
     def _drop_stale(self, stage: StageState) -> None:
         """Takes records whose parents changed out of the fold, before they are made again."""
@@ -276,19 +271,21 @@ class _Run:
         page_checksums = before.page_checksums if before and is_remade else True
         rows = self.state.inputs(planned)
         context = RunContext(
-            planned,
-            self.plan.seed,
-            self.run_id,
-            stage.folder,
-            self.executor,
-            made_of,
-            stage.scan,
-            ("crashed",) if self.crash_ok else (),
-            lambda record, total: self.watcher.shard(planned.name, record, total),
-            lambda call, done, total: self.watcher.unit(planned.name, call, done, total),
-            rows if isinstance(rows, PoolShards) else None,
-            page_checksums,
-            self.plan.read_of(planned.name),
+            StageRun(
+                planned=planned,
+                seed=self.plan.seed,
+                run_id=self.run_id,
+                folder=stage.folder,
+                executor=self.executor,
+                made_of=made_of,
+                known=stage.scan,
+                crash_ok=self.crash_ok,
+                home=rows if isinstance(rows, PoolShards) else None,
+                page_checksums=page_checksums,
+                wanted=self.plan.read_of(planned.name),
+                on_shard=lambda record, total: self.watcher.shard(planned.name, record, total),
+                on_unit=lambda call, done, n: self.watcher.unit(planned.name, call, done, n),
+            )
         )
         model = self.state.parts[planned.model].folder.uri if planned.model else None
         data = self.state.parts[planned.data].folder.uri if planned.data else None

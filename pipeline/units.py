@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from metadata.damage import DamagedError
 from metadata.outputs import OUT, note_output
+from metadata.record import Record
 from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, UID
 from metadata.scratch import scratch_folder
 from metadata.sealed import put_sealed
@@ -27,13 +28,49 @@ from pipeline import attempts
 from pipeline.chain import raised, storage_error, worker_of
 from pipeline.dataset import State, Task
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
-from pipeline.executors import Item
 from pipeline.planned import PlannedStage
 from pipeline.rows import Partitions, PoolShards
 from pipeline.stage import DatasetStage, Worker
 from pipeline.states import put_state
 
-Work = Callable[[Any, "UnitTask"], dict[str, Any]]
+Work = Callable[[Any, "UnitTask"], Any]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of a call's work. The key changes with the input."""
+
+    key: str
+    input: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a unit: the result of its work, or why there is none."""
+
+    unit: Unit
+    result: Any = None
+    error: ClipmillError | DamagedError | None = None
+    crashed: bool = False  # it ended its worker each time
+
+
+@dataclass(frozen=True)
+class ShardInput:
+    """A shard to store: the record names the parents, and the source where a root has one."""
+
+    shard: int
+    parents: dict[str, str]
+    source: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class GroupInput:
+    """Neighbouring shards to store, from `start` on, whose rows lie in one partition."""
+
+    partition: int
+    start: int
+    rows: list[int]  # of each shard
+    parents: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -80,27 +117,27 @@ class UnitsRun:
         self.units = units
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
 
-    def __call__(self, item: Item) -> Item:
+    def __call__(self, unit: Unit) -> Answer:
         units = self.units
-        name = f"{units.journal}/{item['key']}"
-        if not attempts.begin(units.folder, name, item["key"], units.run_id):
-            what = f"unit {item['key']} of stage {units.planned.name}"
+        name = f"{units.journal}/{unit.key}"
+        if not attempts.begin(units.folder, name, unit.key, units.run_id):
+            what = f"unit {unit.key} of stage {units.planned.name}"
             error = attempts.crash_error(what, units.folder)
-            return item | {"error": error, "crashed": True}
+            return Answer(unit, error=error, crashed=True)
         worker = worker_of(units.planned, units.seed, Path(self.scratch.name), units.folder)
         task = UnitTask(
             worker,
             units.folder,
             units.journal,
-            item["key"],
+            unit.key,
             units.page_checksums,
             units.unchecked,
         )
-        where = f"stage '{units.planned.name}', {item['key']}"
+        where = f"stage '{units.planned.name}', {unit.key}"
         number = 1
         while True:
             try:
-                result = self._work(item["unit"], task, where)
+                result = self._work(unit.input, task, where)
                 break
             except StageError:
                 attempts.end(units.folder, name)
@@ -109,18 +146,18 @@ class UnitsRun:
                 number += 1
                 if number > attempts.MAX_ATTEMPTS:
                     attempts.end(units.folder, name)
-                    return item | {"error": error, "crashed": False}
+                    return Answer(unit, error=error)
             except (ShardError, DamagedError) as error:
                 attempts.end(units.folder, name)
-                return item | {"error": error, "crashed": False}
+                return Answer(unit, error=error)
         if units.journalled:
             put_sealed(units.folder, f"{name}.json", result, point="journal")
         attempts.end(units.folder, name)
-        return item | {"result": result}
+        return Answer(unit, result)
 
-    def _work(self, unit: Any, task: UnitTask, where: str) -> dict[str, Any]:
+    def _work(self, given: Any, task: UnitTask, where: str) -> Any:
         try:
-            return self.units.work(unit, task)
+            return self.units.work(given, task)
         except (ClipmillError, DamagedError):
             raise
         except OSError as error:
@@ -142,35 +179,33 @@ def launched(fn: Callable[[int, int, Task], Any], task: UnitTask, rank: int, of:
 def create_shard(
     fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
     planned: PlannedStage,
-    unit: dict[str, Any],
+    given: ShardInput,
     task: UnitTask,
-) -> dict[str, Any]:
-    tables = fn(unit["source"], task)
-    return store_unit(planned, unit, unit["shard"], tables, task, unit["source"])
+) -> list[Record]:
+    assert given.source is not None
+    return [store_shard(planned, given, fn(given.source, task), task)]
 
 
 def restore_shard(
-    over: PoolShards, planned: PlannedStage, unit: dict[str, Any], task: UnitTask
-) -> dict[str, Any]:
-    shard = unit["shard"]
+    over: PoolShards, planned: PlannedStage, given: ShardInput, task: UnitTask
+) -> list[Record]:
+    shard = given.shard
     table = at_home(over.table(shard), shard, over.rows(shard), planned)
-    return store_unit(planned, unit, shard, iter([table]), task, None)
+    return [store_shard(planned, given, iter([table]), task)]
 
 
 def restore_group(
-    homeward: Partitions, planned: PlannedStage, unit: dict[str, Any], task: UnitTask
-) -> dict[str, Any]:
-    whole = homeward.table(unit["group"])
+    homeward: Partitions, planned: PlannedStage, given: GroupInput, task: UnitTask
+) -> list[Record]:
+    whole = homeward.table(given.partition)
     whole = whole.sort_by([(SHARD.name, "ascending"), (POSITION.name, "ascending")])
     shards = whole[SHARD.name].to_numpy()
     records = []
-    for number, rows in enumerate(unit["rows"]):
-        shard = unit["start"] + number
+    for shard, rows in enumerate(given.rows, start=given.start):
         start, stop = np.searchsorted(shards, [shard, shard + 1])
         table = at_home(whole.slice(start, stop - start), shard, rows, planned)
-        stored = store_unit(planned, unit, shard, iter([table]), task, None)
-        records.append(stored["record"])
-    return {"records": records}
+        records.append(store_shard(planned, ShardInput(shard, given.parents), iter([table]), task))
+    return records
 
 
 def at_home(table: pa.Table, shard: int, rows: int, planned: PlannedStage) -> pa.Table:
@@ -186,15 +221,11 @@ def at_home(table: pa.Table, shard: int, rows: int, planned: PlannedStage) -> pa
     return table
 
 
-def store_unit(
-    planned: PlannedStage,
-    unit: dict[str, Any],
-    shard: int,
-    tables: Iterator[pa.Table],
-    task: UnitTask,
-    source: dict[str, Any] | None,
-) -> dict[str, Any]:
+def store_shard(
+    planned: PlannedStage, given: ShardInput, tables: Iterator[pa.Table], task: UnitTask
+) -> Record:
     began = time.monotonic()
+    shard = given.shard
     stage = planned.stage
     virtual = {v.name for v in stage.virtual} if isinstance(stage, DatasetStage) else set()
     stored = [
@@ -210,19 +241,18 @@ def store_unit(
     ):
         for table in tables:
             writer.add(declared(table, schema, planned, shard))
-        record = store(
+        return store(
             task.folder,
             writer,
             path,
             {
                 "shard": shard,
                 "rows": writer.rows,
-                "parents": unit["parents"],
-                "source": source,
+                "parents": given.parents,
+                "source": given.source,
                 "seconds": round(time.monotonic() - began, 3),
             },
         )
-    return {"record": asdict(record)}
 
 
 def declared(table: pa.Table, schema: pa.Schema, planned: PlannedStage, shard: int) -> pa.Table:

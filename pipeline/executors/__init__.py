@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pipeline.stage import Resources
 
-Item = dict[str, Any]  # small, picklable: names and digests, never rows
+Item = Any  # a small picklable object: names and digests, never rows
 
 
 @dataclass(frozen=True, kw_only=True)

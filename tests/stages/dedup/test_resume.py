@@ -94,7 +94,9 @@ class DiesEverywhere(Watcher):
     def drop(self, ctx, shuffled):
         file = shuffled.pieces[0][0]
         if file not in self.survived:
-            ctx._storage.delete_folder = lambda _: ctx._storage.delete(file) or self.die_once(file)
+            ctx.run.folder.delete_folder = lambda _: (
+                ctx.run.folder.delete(file) or self.die_once(file)
+            )
         DROP(ctx, shuffled)
 
     def die_once(self, place: str) -> None:
