@@ -183,7 +183,7 @@ def _planned(
 
 
 def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
-    from pipeline.report.selection import thresholds
+    from pipeline.ledger.selection import thresholds
 
     for one in planned.values():
         if one.uses == "select.where":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from metadata.storage import Storage
 from pipeline.executors.local import LocalExecutor
-from pipeline.funnel import funnel
+from pipeline.ledger.funnel import funnel
 from pipeline.plan import make_plan
 from pipeline.pools.faults import bomb
 from pipeline.progress import Lines

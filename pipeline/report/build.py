@@ -9,17 +9,18 @@ from typing import Any
 
 import yaml
 
-from pipeline.funnel import funnel
-from pipeline.pools.score import left_by
+from pipeline.ledger.funnel import funnel
+from pipeline.ledger.groups import keep_rates
+from pipeline.ledger.planted import left_by
+from pipeline.ledger.results import losses, results
+from pipeline.ledger.stored import Place, selects_up_to
+from pipeline.ledger.survey import KEPT, Cause, Scores, survey
 from pipeline.report.charts import histogram, lines
 from pipeline.report.concepts import concepts
 from pipeline.report.duplicates import duplicates
-from pipeline.report.groups import keep_rates
 from pipeline.report.leaks import leaks
 from pipeline.report.page import render
-from pipeline.report.results import losses, results
-from pipeline.report.stored import selects_up_to
-from pipeline.report.survey import KEPT, Scores, survey
+from pipeline.report.samples import samples_at
 from pipeline.state import RunState, StageState, newest_recipe, summary
 
 
@@ -61,7 +62,7 @@ def _run(state: RunState) -> dict[str, Any]:
 def _end(state: RunState, end: dict[str, Any]) -> dict[str, Any]:
     """One last select stage: its waterfall, scores, groups, and samples by cause."""
     found = survey(state, end["stage"])
-    samples = found["samples"]
+    samples = _samples(state, end["stage"], found["samples"])
     left, falls = end["rows"], []
     for cause in end["causes"]:
         left -= cause["rows"]
@@ -85,6 +86,17 @@ def _end(state: RunState, end: dict[str, Any]) -> dict[str, Any]:
             for name, tally in found["groups"].items()
         ],
         "samples": [{"reason": "", "rows": end["kept"], "samples": samples.get(KEPT, [])}, *causes],
+    }
+
+
+def _samples(
+    state: RunState, end: str, chosen: dict[Cause, list[tuple[Place, dict[str, Any]]]]
+) -> dict[Cause, list[dict[str, Any]]]:
+    """Picture, caption and deciding values of each chosen row, by cause."""
+    seen = samples_at(state, end, (place for few in chosen.values() for place, _ in few))
+    return {
+        cause: [{**seen[place], "values": values} for place, values in few]
+        for cause, few in chosen.items()
     }
 
 

@@ -20,9 +20,9 @@ from metadata.schema import (
     UID,
 )
 from metadata.uid import coin_hash
+from pipeline.ledger.stored import Place, binding, rows_at, stored
 from pipeline.report.charts import lines, short
 from pipeline.report.samples import samples_at
-from pipeline.report.stored import Place, binding, rows_at, stored
 from pipeline.state import RunState
 
 # Shapes: N rows of a shard, E entries of the list.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.schema import DUPLICATE_OF, UID
-from pipeline.report.near import Bools, Cut, Pool, cut_of, spread, whole
+from pipeline.ledger.near import Bools, Cut, Pool, cut_of, spread, whole
 from pipeline.report.samples import strips_of
 from pipeline.state import RunState
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.outputs import Outputs
-from pipeline.report.near import Cut, cut_of, spread, whole
+from pipeline.ledger.near import Cut, cut_of, spread, whole
 from pipeline.report.samples import strips_of
 from pipeline.state import RunState
 

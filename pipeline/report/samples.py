@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from metadata.schema import IMAGE, IMAGE_BYTES, SHA256, TEXT, UID, URL
+from pipeline.ledger.stored import Place, binding, rows_at
 from pipeline.planned import Binding
 from pipeline.report.pictures import picture
-from pipeline.report.stored import Place, binding, rows_at
 from pipeline.state import RunState
 
 

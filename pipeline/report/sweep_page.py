@@ -1,13 +1,13 @@
 """`clipmill sweep --html`: the sweep as a page with plots, and pictures of what is won and lost."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from metadata.schema import IMAGE, IMAGE_BYTES
+from pipeline.ledger.stored import binding, rows_at
+from pipeline.ledger.sweep import every_sample
 from pipeline.report.charts import Line, lines
 from pipeline.report.page import render
 from pipeline.report.pictures import picture
-from pipeline.report.stored import binding, rows_at
 from pipeline.state import RunState
 
 LINES = 3  # groups in a plot
@@ -74,9 +74,3 @@ def _with_pictures(state: RunState, found: dict[str, Any]) -> list[dict[str, Any
         }
         for point in found["points"]
     ]
-
-
-def every_sample(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The samples won and lost at every value; one row may stand in many."""
-    for point in points:
-        yield from (*point["samples"]["won"], *point["samples"]["lost"])

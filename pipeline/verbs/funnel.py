@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the counts."""
-    from pipeline import funnel
+    from pipeline.ledger import funnel
     from pipeline.state import latest
 
     found = funnel.funnel(latest(options.run))

@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from pipeline.pools import score
+    from pipeline.ledger import planted
     from pipeline.state import latest
 
-    found = score.score(latest(options.run), options.directory)
-    print(json.dumps(found, indent=1) if options.json else score.text(found))
+    found = planted.score(latest(options.run), options.directory)
+    print(json.dumps(found, indent=1) if options.json else planted.text(found))

@@ -24,8 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page; prints its results in a few lines, and where it is."""
+    from pipeline.ledger.results import headline, results
     from pipeline.report.build import report
-    from pipeline.report.results import headline, results
     from pipeline.state import latest
 
     state = latest(options.run)

@@ -23,9 +23,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the rows kept at every value; with `--html` writes a page of them."""
+    from pipeline.ledger.sweep import sweep, text
     from pipeline.report.sweep_page import sweep_page
     from pipeline.state import latest
-    from pipeline.sweep import sweep, text
 
     state = latest(options.run)
     found = sweep(state, options.stage, options.vary)

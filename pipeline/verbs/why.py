@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the sample's values, stage by stage."""
-    from pipeline import why
+    from pipeline.ledger import why
     from pipeline.state import latest
 
     found = why.why(latest(options.run), options.uid)

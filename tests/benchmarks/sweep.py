@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metadata.schema import KEEP
-from pipeline.report.stored import stored
+from pipeline.ledger.stored import stored
+from pipeline.ledger.sweep import sweep
 from pipeline.state import RunState
-from pipeline.sweep import sweep
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
 ROWS, SHARD_ROWS, ROUNDS = 1_000_000, 50_000, 3

@@ -15,6 +15,9 @@ from pipeline.plan import Plan, make_plan
 from pipeline.progress import Lines
 from pipeline.recipe import load_recipe
 from pipeline.run import Outcome, run_plan
+from pipeline.state import RunState
+from tests import drawn
+from tests.conftest import OWN_STAGES
 from tests.engine_stages.harness import toy_stages, write_pool
 
 
@@ -106,3 +109,11 @@ class Engine:
 def engine(tmp_path) -> Iterator[Engine]:
     with toy_stages():
         yield Engine(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory) -> RunState:
+    """The finished run of tests/drawn.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(OWN_STAGES)
+        return drawn.run(tmp_path_factory.mktemp("drawn"))

@@ -14,7 +14,7 @@ from pipeline.report.build import report
 from pipeline.report.concepts import concepts, curve
 from pipeline.run import run_plan
 from pipeline.state import RunState
-from tests.pipeline.report.parsed import Page
+from tests.parsed import Page
 
 ENTRIES = ["circle", "square", "Kreis", "icon", "<b>bold</b>", "sun", "cercle", "rouge", "nowhere"]
 RECIPE = """

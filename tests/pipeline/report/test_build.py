@@ -16,8 +16,8 @@ from pipeline.recipe import Recipe
 from pipeline.report.build import report
 from pipeline.run import run_plan
 from pipeline.state import RunState
-from tests.pipeline.report.conftest import HOSTILE, ROWS
-from tests.pipeline.report.parsed import Page
+from tests.drawn import HOSTILE, ROWS
+from tests.parsed import Page
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

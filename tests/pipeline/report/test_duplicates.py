@@ -6,15 +6,15 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
+from pipeline.ledger.near import Cut, Pool, cut_of, spread
 from pipeline.plan import make_plan
 from pipeline.report.build import report
 from pipeline.report.duplicates import GROUPS, MEMBERS, SIZES, duplicates, led_to, sizes
 from pipeline.report.leaks import LIMITS, SHOWN, leaks, limits
-from pipeline.report.near import Cut, Pool, cut_of, spread
 from pipeline.state import RunState
 from tests import numbered
-from tests.pipeline.report.conftest import HOSTILE, ROWS, caption
-from tests.pipeline.report.parsed import Page
+from tests.drawn import HOSTILE, ROWS, caption
+from tests.parsed import Page
 
 
 def uids(*names: int | None) -> pa.ChunkedArray:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.pipeline.report.parsed import Page
+from tests.parsed import Page
 from tests.stages.task_folders import write_tasks
 
 RECIPE = "stages: {{scored: {{uses: evaluate.zero_shot, model: reference, tasks: {tasks}}}}}\n"

@@ -12,13 +12,13 @@ from metadata.schema import KEEP
 from metadata.storage import Storage
 from metadata.uid import uid_of
 from pipeline.errors import RecipeError
+from pipeline.ledger.stored import GROUPS, largest, stored
+from pipeline.ledger.sweep import parse, sweep, text
 from pipeline.plan import make_plan
 from pipeline.recipe import load_recipe
-from pipeline.report.stored import GROUPS, largest, stored
 from pipeline.report.sweep_page import sweep_page
 from pipeline.state import RunState
-from pipeline.sweep import parse, sweep, text
-from tests.pipeline.report.parsed import Page
+from tests.parsed import Page
 
 ROWS = 400
 NAN = float("nan")

@@ -1,13 +1,10 @@
 """A finished run over a folder of drawn pictures: selects, exports, models, an evaluation."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import yaml
 from PIL import Image, ImageDraw
 
@@ -19,7 +16,6 @@ from pipeline.recipe import Recipe
 from pipeline.run import run_plan
 from pipeline.state import RunState
 
-OWN_STAGES = Path(__file__).parent / "own_stages"
 HOSTILE = """"><img src=x onerror=alert(1)> a tale of <script>alert(2)</script> & 'quotes'"""
 ROWS = 60
 TASKS = {  # of captions, by key
@@ -72,10 +68,8 @@ def draw(path: Path, row: int) -> None:
         path.write_bytes(path.read_bytes()[:60])
 
 
-@pytest.fixture(scope="package")
-def state(tmp_path_factory) -> Iterator[RunState]:
-    """The state of the finished run."""
-    folder = tmp_path_factory.mktemp("reported")
+def run(folder: Path) -> RunState:
+    """The state of the finished run; tests/own_stages must be on the path."""
     (folder / "pool").mkdir()
     lines = []
     for row in range(ROWS):
@@ -86,15 +80,10 @@ def state(tmp_path_factory) -> Iterator[RunState]:
     for task, keys in TASKS.items():
         table = pa.table({"key": list(keys), "text": list(keys.values())})
         pq.write_table(table, folder / "tasks" / f"{task}.parquet")
-    before = list(sys.path)
-    sys.path.insert(0, str(OWN_STAGES))
-    try:
-        stages = yaml.safe_load(STAGES)
-        stages["pool"]["path"] = str(folder / "pool")
-        stages["leaks"]["tasks"] = str(folder / "tasks")
-        plan = make_plan(Recipe(name="drawn", path="drawn.yaml", seed=0, stages=stages))
-        outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
-        assert outcome.complete, outcome.stopped
-        yield outcome.state
-    finally:
-        sys.path[:] = before
+    stages = yaml.safe_load(STAGES)
+    stages["pool"]["path"] = str(folder / "pool")
+    stages["leaks"]["tasks"] = str(folder / "tasks")
+    plan = make_plan(Recipe(name="drawn", path="drawn.yaml", seed=0, stages=stages))
+    outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
+    assert outcome.complete, outcome.stopped
+    return outcome.state

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.why import text, why
+from pipeline.ledger.why import text, why
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")

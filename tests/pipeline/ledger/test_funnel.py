@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from metadata.shard import NOT_SELECTED
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
-from pipeline.funnel import BEFORE, UNDEFINED, funnel, text, trace
+from pipeline.ledger.funnel import BEFORE, UNDEFINED, funnel, text, trace
 from pipeline.state import RunState
 from tests import numbered
 

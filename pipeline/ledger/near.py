@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.schema import UID
+from pipeline.ledger.selection import comparisons
+from pipeline.ledger.stored import Place, stored
 from pipeline.planned import Binding
-from pipeline.report.selection import comparisons
-from pipeline.report.stored import Place, stored
 from pipeline.state import RunState
 
 # Shapes: N rows of a pool.

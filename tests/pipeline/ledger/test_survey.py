@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.funnel import funnel
-from pipeline.report.stored import SHOWN, least, rows_at, stored
-from pipeline.report.survey import KEPT, scores_of, survey
-from tests.pipeline.report.conftest import ROWS
+from pipeline.ledger.funnel import funnel
+from pipeline.ledger.stored import SHOWN, least, rows_at, stored
+from pipeline.ledger.survey import KEPT, scores_of, survey
+from tests.drawn import ROWS
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,11 @@ def test_samples_stand_under_the_cause_that_the_funnel_counts_them_under(found, 
         at: min(rows, SHOWN) for at, rows in causes.items()
     }
     short = found["samples"]["worth", "caption_words >= 2"]
-    assert [sample["values"] for sample in short] == [{"caption_words": 1}] * len(short)
-    assert {sample["text"] for sample in short} == {"word"}
+    assert [values for _, values in short] == [{"caption_words": 1}] * len(short)
+    captions = rows_at(state, {"text": ("pool", "text")}, [place for place, _ in short])
+    assert captions == [{"text": "word"}] * len(short)
     small = found["samples"]["subset", "min_side >= 30"]
-    assert all(sample["picture"]["height"] == 20 for sample in small)
-    assert all(sample["values"] == {"min_side": 20} for sample in small)
-    broken = next(few for (stage, _), few in found["samples"].items() if stage == "look")
-    assert all(sample["picture"] is None for sample in broken)
+    assert all(values == {"min_side": 20} for _, values in small)
 
 
 def test_the_few_are_those_with_the_least_hashes():

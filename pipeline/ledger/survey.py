@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.funnel import lacking, reasons_of, trace
-from pipeline.planned import Binding
-from pipeline.report.samples import samples_at
-from pipeline.report.selection import comparisons
-from pipeline.report.stored import (
+from pipeline.ledger.funnel import lacking, reasons_of, trace
+from pipeline.ledger.selection import comparisons
+from pipeline.ledger.stored import (
     SHOWN,
     Place,
     group_of,
@@ -28,6 +26,7 @@ from pipeline.report.stored import (
     selects_up_to,
     stored,
 )
+from pipeline.planned import Binding
 from pipeline.state import RunState
 
 # Shapes: N rows of a shard, B bins.
@@ -123,8 +122,8 @@ def survey(state: RunState, end: str) -> dict[str, Any]:
         "groups": {
             by: tally for by, tally in tallies.items() if len({name for name, _ in tally}) > 1
         },
-        "samples": _samples(
-            state, end, scores, {cause: [at for _, at in few] for cause, few in chosen.items()}
+        "samples": _deciding(
+            state, scores, {cause: [at for _, at in few] for cause, few in chosen.items()}
         ),
     }
 
@@ -199,18 +198,14 @@ def _tally(
         into[count["group"], count["kept"]] += count["count_all"]
 
 
-def _samples(
-    state: RunState, end: str, scores: list[Scores], chosen: dict[Cause, list[Place]]
-) -> dict[Cause, list[dict[str, Any]]]:
-    """Picture, caption and deciding values of each chosen row."""
-    seen = samples_at(state, end, (place for few in chosen.values() for place in few))
+def _deciding(
+    state: RunState, scores: list[Scores], chosen: dict[Cause, list[Place]]
+) -> dict[Cause, list[tuple[Place, dict[str, Any]]]]:
+    """Each chosen row with its deciding values."""
     found = {}
     for (stage, code), few in chosen.items():
         deciding = _named_in(state, stage, code) if code else _with_cuts(scores)
-        found[stage, code] = [
-            {**seen[place], "values": values}
-            for place, values in zip(few, rows_at(state, deciding, few), strict=True)
-        ]
+        found[stage, code] = list(zip(few, rows_at(state, deciding, few), strict=True))
     return found
 
 

@@ -6,10 +6,10 @@ import yaml
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
+from pipeline.ledger.results import headline, losses, over_seeds, results
 from pipeline.plan import make_plan
 from pipeline.progress import Lines
 from pipeline.recipe import Recipe
-from pipeline.report.results import headline, losses, over_seeds, results
 from pipeline.run import run_plan
 
 

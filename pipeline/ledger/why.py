@@ -14,9 +14,9 @@ from metadata.outputs import Outputs
 from metadata.schema import BALANCE_RANK, DUPLICATE_OF, IMAGE, KEEP, REASON, TEXT, UID
 from metadata.shard import NOT_SELECTED, read_file
 from pipeline.errors import RecipeError
-from pipeline.funnel import askable, trace
+from pipeline.ledger.funnel import askable, trace
+from pipeline.ledger.stored import Place, binding, rows_at
 from pipeline.planned import PlannedStage
-from pipeline.report.stored import Place, binding, rows_at
 from pipeline.state import RunState
 from pipeline.terminal import cut, one_line
 

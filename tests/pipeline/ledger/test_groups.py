@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.report.groups import LARGEST, keep_rates, wilson
+from pipeline.ledger.groups import LARGEST, keep_rates, wilson
 
 
 def tally(**groups: tuple[int, int]) -> Counter:

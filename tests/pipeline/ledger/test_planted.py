@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from metadata.sealed import read_sealed
 from metadata.storage import Storage
-from pipeline.pools.score import auc
-from tests.pipeline.report.parsed import Page
+from pipeline.ledger.planted import HARMLESS, auc
+from pipeline.pools.faults import HARMLESS_LINKS
+from tests.parsed import Page
 
 STAGE = '''
 """A score that knows nothing but the caption's length."""
@@ -133,6 +134,10 @@ def test_a_truth_of_ones_own_is_judged_by_each_boolean_and_each_text_column(
     assert areas_of(found).keys() == {"is_odd", "found_in: a shop", "found_in: a blog"}
     assert found["unjudged"] == {"title": len(uids)}
     assert "not judged: title" in clipmill("pool", "score", tmp_path, "--run", ran).out
+
+
+def test_links_that_work_nonetheless_are_those_of_the_pools_builder():
+    assert {*HARMLESS} == {f"link_issue: {link}" for link in HARMLESS_LINKS}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`clipmill sweep`: what a select stage would keep at other thresholds, no model rerun."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 from metadata.schema import BALANCE_RANK, KEEP, POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
-from pipeline.plan import check_threshold
-from pipeline.planned import PlannedStage
-from pipeline.recipe import nearest
-from pipeline.report.selection import (
+from pipeline.ledger.selection import (
     Bools,
     Comparison,
     Verdicts,
@@ -28,7 +25,7 @@ from pipeline.report.selection import (
     comparisons,
     tops,
 )
-from pipeline.report.stored import (
+from pipeline.ledger.stored import (
     Groups,
     binding,
     group_of,
@@ -38,7 +35,9 @@ from pipeline.report.stored import (
     rows_at,
     stored,
 )
-from pipeline.report.sweep_page import every_sample
+from pipeline.plan import check_threshold
+from pipeline.planned import PlannedStage
+from pipeline.recipe import nearest
 from pipeline.state import RunState
 from pipeline.terminal import one_line
 
@@ -277,6 +276,12 @@ def _add_captions(state: RunState, planned: PlannedStage, points: list[dict[str,
     by_place = dict(zip(places, texts, strict=True))
     for sample in every_sample(points):
         sample["text"] = by_place[sample["shard"], sample["position"]]["text"]
+
+
+def every_sample(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The samples won and lost at every value; one row may stand in many."""
+    for point in points:
+        yield from (*point["samples"]["won"], *point["samples"]["lost"])
 
 
 def text(found: dict[str, Any]) -> str:
