@@ -4,6 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from metadata.outputs import Outputs
+from metadata.places import is_places
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.plan import make_plan
@@ -36,7 +37,7 @@ def export(
         )
     target = Storage(path)
     outputs = Outputs(made.folder)
-    files = outputs.names
+    files = [name for name in outputs.names if not is_places(name)]  # they are of the run's shards
     others = {entry.name for entry in target.entries()} - set(files)
     if others:  # a loader would read both
         raise RecipeError(

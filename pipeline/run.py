@@ -10,6 +10,7 @@ from typing import Protocol
 from metadata.damage import DamagedError
 from metadata.fingerprint import digest, settings_of
 from metadata.outputs import NOTES, OUT, Noted, noted_outputs
+from metadata.places import is_places
 from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
 from pipeline import attempts, lock
@@ -340,11 +341,12 @@ class _Run:
             return
         records = [context.records[shard] for shard in sorted(context.records)]
         outputs = tuple((name, noted.size_bytes) for name, noted in stored.items())
+        told = [file for file in outputs if not is_places(file[0])]
         made = Manifest(
             shards=len(records),
             rows=sum(record.rows for record in records),
             **made_of,
-            digest=digest([*made_of.values(), [r.sha256 for r in records], outputs]),
+            digest=digest([*made_of.values(), [r.sha256 for r in records], told]),
             outputs=outputs,
             output_sha256={name: noted.sha256 for name, noted in stored.items()},
             page_checksums=context.page_checksums,

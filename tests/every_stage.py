@@ -229,13 +229,14 @@ def add_sample(tar: tarfile.TarFile, row: dict[str, Any]) -> None:
 
 
 def exported(out: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an export's files, in their order; its cards are no rows."""
-    for path in sorted(out.iterdir()):
+    """The rows of an export's files, in their order."""
+    files = json.loads((out / "dataset.json").read_text())["files"]
+    for path in sorted(out / file["file"] for file in files):
         if path.suffix == ".tar":
             yield from samples_of(path)
-        elif path.suffix == ".parquet" and not path.with_suffix(".tar").exists():
+        elif path.suffix == ".parquet":
             yield from pq.read_table(path).to_pylist()
-        elif path.suffix == ".npy":
+        else:
             for high, low in np.load(path).tolist():
                 yield {"uid": f"{high:016x}{low:016x}"}
 

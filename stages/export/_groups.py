@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metadata.datacard import documents
+from metadata.places import places_name
 from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, POSITION, REPEATS, SHARD, TEXT, UID, Column
 from metadata.uid import coin_hash, halves
 from pipeline.dataset import Context, Shards, Task
@@ -151,10 +152,18 @@ def write_group(
             stem = f"{number:0{max(5, len(str(total - 1)))}d}"  # img2dataset's digits, or more
             tables = shuffle.tables(start, start + size)
             file, schema = write(stem, tables, shuffle.schema.empty_table(), task)
+            put_places(file["file"], shuffle.places(start, start + size), task)
             files.append({**file, "rows": size})
             columns = [[field.name, str(field.type)] for field in schema]
             start += size
     return {"files": files, "columns": columns}
+
+
+def put_places(file: str, places_N2: NDArray[np.int32], task: Task) -> None:
+    """Stores shard and position of the file's rows beside it."""
+    path = task.worker.scratch / places_name(file)
+    np.save(path, places_N2)
+    task.put_file(path.name, path)
 
 
 def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
@@ -173,7 +182,7 @@ def shuffled(
     """The group's samples in the order of their rows' hashes, to be read file by file."""
     path = worker.scratch / f"group-{group['first']}.arrow"
     uids: list[pa.Array] = []
-    places: list[NDArray[np.int32]] = []
+    places: list[NDArray[np.int32]] = []  # (N, 2) of each batch
     samples: list[NDArray[np.integer]] = []
     writer: pa.ipc.RecordBatchFileWriter | None = None
     try:
@@ -184,14 +193,14 @@ def shuffled(
                 writer = writer or pa.ipc.new_file(str(path), kept.schema)
                 writer.write_table(kept)
                 uids += kept[UID.name].chunks
-                places.append(np.stack([kept[SHARD.name], kept[POSITION.name]]))
+                places.append(np.stack([kept[SHARD.name], kept[POSITION.name]], axis=1))
                 samples.append(times(kept))
         assert writer is not None  # a group has rows
         writer.close()
         uid = pa.chunked_array(uids, UID.dtype)
         coin_N = coin_hash(uid, seed=worker.seed, stage=worker.stage, purpose="order")
-        shard_N, position_N = np.concatenate(places, axis=1)
-        order_N = np.lexsort((position_N, shard_N, *halves(uid).T[::-1], coin_N))
+        place_N2 = np.concatenate(places)
+        order_N = np.lexsort((*place_N2.T[::-1], *halves(uid).T[::-1], coin_N))
         order_S = np.repeat(order_N, np.concatenate(samples)[order_N])
         if len(order_S) != sum(group["rows"]):
             raise StageError(
@@ -200,7 +209,7 @@ def shuffled(
                 do="run again; the shards changed while they were read",
             )
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            yield Shuffled(reader, order_S)
+            yield Shuffled(reader, order_S, place_N2)
     finally:
         path.unlink(missing_ok=True)
 
@@ -208,14 +217,24 @@ def shuffled(
 class Shuffled:
     """Rows on scratch disk, read in any order; the copies of one follow one another, numbered."""
 
-    def __init__(self, reader: pa.ipc.RecordBatchFileReader, order_S: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        reader: pa.ipc.RecordBatchFileReader,
+        order_S: NDArray[np.int64],
+        place_N2: NDArray[np.int32],
+    ) -> None:
         self.schema = reader.schema.append(pa.field(COPY, pa.int64()))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._end_B = np.cumsum([len(batch) for batch in self._batches])
         self._order_S = order_S
+        self._place_N2 = place_N2
         is_first_S = np.diff(order_S, prepend=-1) != 0
         place_S = np.arange(len(order_S))
         self._copy_S = place_S - np.maximum.accumulate(np.where(is_first_S, place_S, 0))
+
+    def places(self, start: int, stop: int) -> NDArray[np.int32]:
+        """(stop - start, 2) shard and position of these samples."""
+        return self._place_N2[self._order_S[start:stop]]
 
     def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
         """Samples from start to stop of the order, a batch at a time."""

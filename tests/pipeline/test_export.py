@@ -44,6 +44,7 @@ def test_parquet_holds_the_rows_that_a_select_stage_keeps(export, kept, tmp_path
 def test_a_webdataset_holds_the_same_and_its_files_are_named(export, kept, tmp_path):
     files = export("subset", "webdataset", "--json").json
     assert sorted(files) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert not [file for file in files if "places" in file], "they are of the run's shards"
     with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
         told = [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]
     assert {row["uid"] for row in told} < kept

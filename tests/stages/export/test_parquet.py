@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -125,7 +126,23 @@ def test_dataset_json_names_every_file_and_every_row_that_stayed(
         "croissant.json",
         "dataset.json",
         *(f["file"] for f in summary["files"]),
+        *(f["file"].replace(".parquet", ".places.npy") for f in summary["files"]),
     }
+
+
+def test_places_lead_back_to_every_row_of_a_file_though_uids_repeat(
+    pool, memory_shards, memory_context
+):
+    uid = pa.array([bytes(16)] * 240, pool["uid"].type)
+    shards = memory_shards(*(pool.set_column(0, "uid", uid)[n : n + 80] for n in (0, 80, 160)))
+    ctx = memory_context()
+    export(ctx, shards, rows_per_shard=60)
+    files = sorted(ctx.out.glob("*.parquet"))
+    assert len(files) > 2
+    for file in files:
+        places = np.load(file.with_suffix(".places.npy")).tolist()
+        images = [shards[shard]["image"][position].as_py() for shard, position in places]
+        assert images == pq.read_table(file)["image"].to_pylist()
 
 
 def test_row_groups_are_small_enough_to_stream(pool, memory_shards, memory_context):

@@ -1,0 +1,30 @@
+"""Shard and position of every row of an exported file: `00000.places.npy` beside `00000.parquet`.
+
+By these an export is joined with the pool's columns, as uids repeat. They follow from the pool, the
+seed and the settings as the file does, so they are no part of the export's digest.
+"""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metadata.outputs import Outputs
+
+SUFFIX = ".places.npy"
+
+
+def places_name(file: str) -> str:
+    """The name of the places of an exported file."""
+    return file.rpartition(".")[0] + SUFFIX
+
+
+def is_places(name: str) -> bool:
+    return name.endswith(SUFFIX)
+
+
+def read_places(exported: Outputs, file: str) -> NDArray[np.int32]:
+    """(N, 2) shard and position of each row, in the file's order; FileNotFoundError of an export
+    made before there were places."""
+    places_N2: NDArray[np.int32] = np.load(io.BytesIO(exported.read(places_name(file))))
+    return places_N2
