@@ -5,18 +5,31 @@ is declared in that stage's file.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
+
+Named = Literal["keeper", "neighbour", "cluster", "task", "sample"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A named column: its Arrow type, its unit or range, and what it says."""
+    """A named column: its Arrow type, its unit or range, and what it says.
+
+    `better` says which values speak for a row: of a score the high, of a likeness to another row
+    the low. `alike` is the value from which rows count as copies where no select draws a line.
+    `names` says what the value stands for: the uid of the row that stays (keeper) or of the nearest
+    one (neighbour), a cluster, an evaluation task, a sample of that task. Such a value is explained
+    by the nearness beside it: the first column of the same stage that says which way is better.
+    """
 
     name: str
     dtype: pa.DataType
     unit: str
     doc: str
+    better: Literal["high", "low"] | None = None
+    alike: float | None = None
+    names: Named | None = None
 
     def accepts(self, dtype: pa.DataType) -> bool:
         """Whether a stored column of this type can be read as this one.
@@ -47,12 +60,14 @@ CLIP_B32_SIMILARITY_SCORE = Column(
     pa.float32(),
     "cosine",
     "DataComp's ViT-B/32 CLIP score.",
+    better="high",
 )
 CLIP_L14_SIMILARITY_SCORE = Column(
     "clip_l14_similarity_score",
     pa.float32(),
     "cosine",
     "DataComp's ViT-L/14 CLIP score.",
+    better="high",
 )
 
 # A stage that writes IMAGE writes IMAGE_BYTES too: whether there is one costs no read of it.
@@ -93,8 +108,10 @@ IMAGE_FEATURES = Column(
 TEXT_FEATURES = Column(
     "text_features", pa.list_(pa.float32()), "model space", "What a frozen network reads in it."
 )
-DUPLICATE_OF = Column("duplicate_of", pa.binary(16), "uid", "The equal row that stays; else null.")
-CLUSTER_ID = Column("cluster_id", pa.int32(), "0 up", "Nearest cluster centre.")
+DUPLICATE_OF = Column(
+    "duplicate_of", pa.binary(16), "uid", "The equal row that stays; else null.", names="keeper"
+)
+CLUSTER_ID = Column("cluster_id", pa.int32(), "0 up", "Nearest cluster centre.", names="cluster")
 CENTROID_COSINE = Column("centroid_cosine", pa.float32(), "cosine", "Cosine to that centre.")
 KEEP = Column("keep", pa.bool_(), "verdict", "Whether a select stage keeps the row.")
 BALANCE_RANK = Column(

@@ -11,13 +11,13 @@ from math import inf
 import pyarrow as pa
 
 from metadata.fingerprint import fingerprint, settings_of
-from metadata.schema import KEEP, UID
+from metadata.schema import UID
 from pipeline.bindings import bind, type_of
 from pipeline.errors import RecipeError
 from pipeline.planned import PlannedStage
 from pipeline.recipe import Recipe, nearest
 from pipeline.settings import typed_settings
-from pipeline.stage import DatasetStage, RowStage, Stage
+from pipeline.stage import DatasetStage, RowStage, Selects, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +183,11 @@ def _planned(
 
 
 def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
-    from pipeline.ledger.selection import thresholds
-
     for one in planned.values():
-        if one.uses == "select.where":
-            for column, number in thresholds(one.stage):
-                check_threshold(planned, one, column, number)
+        if isinstance(one.stage, Selects):
+            for threshold in one.stage.thresholds():
+                if not threshold.is_size:
+                    check_threshold(planned, one, threshold.column, threshold.value)
 
 
 def check_threshold(
@@ -199,10 +198,10 @@ def check_threshold(
     low, high = stages[source].stage.limits.get(name, (-inf, inf)) if source else (-inf, inf)
     if not low <= number <= high:
         raise RecipeError(
-            found=f"{column} is held against {number:g}, and '{source}' tells it from {low:g} to"
-            f" {high:g} only",
+            found=f"{column} is compared with {number:g}, and '{source}' stores values from"
+            f" {low:g} to {high:g}",
             where=f"{planned.where}, key `where`",
-            do=f"keep to that, or let '{source}' look further: {stages[source].where}",
+            do=f"stay in that range, or let '{source}' look further: {stages[source].where}",
         )
 
 
@@ -240,7 +239,7 @@ def _check_edges(
             "write `data: <export stage>`",
         )
     for target in edges["only"]:
-        if KEEP.name not in {column.name for column in planned[target].stage.writes}:
+        if not planned[target].is_select:
             raise RecipeError(
                 f"'{target}' writes no `keep`",
                 recipe.where(name, "only"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from metadata.schema import KEEP
 from pipeline.stage import RowStage, Stage
 
 Binding = tuple[str, str]  # stage and column
@@ -30,6 +31,11 @@ class PlannedStage:
     @property
     def is_row(self) -> bool:
         return isinstance(self.stage, RowStage)
+
+    @property
+    def is_select(self) -> bool:
+        """Whether it decides which rows stay."""
+        return any(column.name == KEEP.name for column in self.stage.writes)
 
     @property
     def is_root(self) -> bool:

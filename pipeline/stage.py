@@ -5,19 +5,31 @@ that is a RowStage or a DatasetStage. Its fields are its YAML keys.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from metadata.schema import Column
 
 if TYPE_CHECKING:
     from pipeline.dataset import Context, Inputs
 
+# Files in out/ that the report and the command line read, by what they hold:
+# loss      Parquet of `step` and `loss`, a row a step
+# results   JSON, `models`: of each its `seed` and, by task, its metrics with intervals
+# leaks     JSON, `column`, the limits `at`, and by task `samples` and `rows` within each limit
+# recall    JSON, `texts_drawn`: of some texts how many had a near one, and how many were joined
+# balance   JSON, `t` and the rows `matched`, `expected` and `kept`
+# concepts  Parquet, a row a concept: its `count` before, its rows `kept`, its `t`
+# listed    JSON, `uids` that a list names, and how many of them are `missing`
+Artifact = Literal["loss", "results", "leaks", "recall", "balance", "concepts", "listed"]
 Determinism = Literal["exact", "close", "recorded"]
 Edge = Literal["rows", "data", "model"]
 RowFunction = Callable[[pa.Table], pa.Table]
@@ -78,9 +90,13 @@ class Stage(ABC):
     reads: tuple[Column | str, ...] = ()
     optional_reads: tuple[Column | str, ...] = ()  # given when an ancestor has them
     writes: tuple[Column, ...] = ()
-    # Of a written column the least and the greatest value that it tells of: it knows nothing of
-    # rows beyond, so a threshold there is refused.
+    # The least and the greatest value that a written column can have; plan refuses a threshold
+    # outside of them, since no stored value answers it.
     limits: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    # Column and `asc` or `desc`, in turn: which of two alike rows a stage that names keepers keeps.
+    prefers: tuple[tuple[str, str], ...] = ()
+    # What files in out/ hold, and their names; `*` stands for the prefix of one of several models.
+    artifacts: tuple[tuple[Artifact, str], ...] = ()
     reasons: tuple[str, ...] = ()
     transient: tuple[str, ...] = ()  # reasons that pass: `--retry REASON` tries these rows again
     resources: Resources = Resources()
@@ -141,6 +157,59 @@ class DatasetStage(Stage):
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         """The named virtual columns of every row of the shard that was made from `source`."""
         raise NotImplementedError  # asked only of a stage that names some in `virtual`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A number that decides which rows a select stage keeps."""
+
+    name: str  # `sweep --vary` asks for it by this name
+    column: str  # whose values it cuts, as the stage reads or writes it
+    sign: Literal["<", "<=", ">", ">=", "=", "<>"]  # how a value that stays relates to the number
+    value: float
+    text: str  # the rule in the stage's words: `clip_score >= 0.3`
+    reads: tuple[str, ...] = ()  # columns that other verdicts are made of, as the stage reads them
+    made: tuple[str, ...] = ()  # and of its own
+    is_size: bool = False  # a number or a share of rows, not a value of the column
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a select stage keeps with another number in the place of a threshold's."""
+
+    value: float
+    rule: str
+    keep: NDArray[np.bool_]  # (N,)
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """What a stage that writes `keep` answers about its verdicts, so that `plan` can check its
+    thresholds, `sweep` can vary them, and `why` and the report can explain them.
+
+    A stage that does not answer selects as well; it has no threshold that anybody sees.
+    """
+
+    def thresholds(self) -> Sequence[Threshold]:
+        """Every number that decides, in the order of the settings."""
+        ...
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        """The verdicts with each of the values in the threshold's place.
+
+        `rows` has uid, shard, position and the columns named in `threshold.reads`, `made` those in
+        `threshold.made`; null where there is none. ValueError where a value cannot be.
+        """
+        ...
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """A clause on why the row is dropped, from the stage's own columns at that row.
+
+        Empty where the reason says it all; values of columns that a reason names are shown anyway.
+        """
+        ...
 
 
 def settings_fields(stage: Stage | type[Stage]) -> tuple[Field[Any], ...]:

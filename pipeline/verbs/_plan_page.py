@@ -105,16 +105,14 @@ def notes(plan: Plan) -> list[str]:
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:
-    """Of a select: the stages it reads that name keepers, where they keep by several orders."""
-    if planned.uses != "select.where":
+    """The stages that name keepers by different orders, of those that one select reads."""
+    if not planned.is_select:
         return ""
     order: dict[str, Any] = {}
     for name in sorted({source for source, _ in planned.bindings[0].values()}):
-        stage: Any = plan.stages[name].stage
-        if hasattr(stage, "keep"):
-            keeps = stage.keep if isinstance(stage.keep, tuple) else filter(None, (stage.keep,))
-            bound = plan.stages[name].bindings[0]
-            order[name] = tuple((bound[keep.column], keep.order) for keep in keeps)
+        stage, bindings = plan.stages[name].stage, plan.stages[name].bindings
+        if any(column.names in ("keeper", "neighbour") for column in stage.writes):
+            order[name] = tuple((bindings[0][column], way) for column, way in stage.prefers)
     if len(set(order.values())) < 2:
         return ""
     return (

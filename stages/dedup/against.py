@@ -28,13 +28,23 @@ from stages.ops.vectors import as_matrix
 # Shapes: N rows, T tasks, D width of a vector, L limits that rows are counted at.
 
 PHASH = Column("phash", pa.uint64(), "64 bits", "A hash whose near copies differ in few bits.")
-EVAL_DISTANCE = Column("eval_distance", pa.int32(), "bits", "To the nearest evaluation image.")
-EVAL_COSINE = Column("eval_cosine", pa.float32(), "cosine", "To the nearest evaluation image.")
+NEAREST = "To the nearest evaluation image."
+EVAL_DISTANCE = Column("eval_distance", pa.int32(), "bits", NEAREST, better="high", alike=2)
+EVAL_COSINE = Column("eval_cosine", pa.float32(), "cosine", NEAREST, better="low", alike=0.9)
 EVAL_OVERLAP = Column(
-    "eval_overlap", pa.float32(), "0 to 1", "Share of an evaluation caption that the row has."
+    "eval_overlap",
+    pa.float32(),
+    "0 to 1",
+    "Share of an evaluation caption that the row has.",
+    better="low",
+    alike=1,
 )
-EVAL_TASK = Column("eval_task", pa.string(), "name", "The task of that sample; of several, one.")
-EVAL_KEY = Column("eval_key", pa.string(), "key", "That sample, as its task names it.")
+EVAL_TASK = Column(
+    "eval_task", pa.string(), "name", "The task of that sample; of several, one.", names="task"
+)
+EVAL_KEY = Column(
+    "eval_key", pa.string(), "key", "That sample, as its task names it.", names="sample"
+)
 ISC_COSINE = 0.604169  # where DataComp cuts, with descriptors of ISC21's winner
 LEAKS = "leaks.json"
 BY_TASK = "by_task"  # how near each task is, until leaks are counted
@@ -103,6 +113,7 @@ class AgainstEvaluation(DatasetStage):
     version = 1
     determinism = "exact"
     takes = ("rows", "model")
+    artifacts = (("leaks", LEAKS),)
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -32,6 +32,7 @@ from stages.ops.keeper import (
     best_first,
     dropped_before,
     preference,
+    prefers,
     reads_of,
 )
 
@@ -70,6 +71,10 @@ class ExactDuplicate(DatasetStage):
     def __post_init__(self) -> None:
         if self.columns and self.by != "bytes":
             raise ValueError(f"`by: {self.by}` and `columns` are two ways: give one")
+
+    @property
+    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+        return prefers(self.keep)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings

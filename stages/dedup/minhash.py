@@ -16,7 +16,15 @@ from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.stage import DatasetStage, later
 from stages.dedup import _recall
 from stages.dedup._bands import bands_for
-from stages.ops.keeper import DROPPED, PREFERENCE, Order, dropped_before, preference, reads_of
+from stages.ops.keeper import (
+    DROPPED,
+    PREFERENCE,
+    Order,
+    dropped_before,
+    preference,
+    prefers,
+    reads_of,
+)
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
 # texts, S texts of a block.
@@ -26,6 +34,7 @@ JOINED_AT = Column(
     pa.float32(),
     "Jaccard, `min_jaccard` to 1",
     "Similarity at which the row's group falls to a better row; null where it never does.",
+    better="low",
 )
 JACCARD = Column("jaccard", pa.float32(), "0 to 1", "Of the pieces of the two texts.")
 REACH = 8  # how far apart in its order two texts of one band are compared
@@ -70,6 +79,7 @@ class MinHashDuplicate(DatasetStage):
     writes = (JOINED_AT, DUPLICATE_OF)
     optional_reads = (KEEP,)
     reasons = (DROPPED, "no_text", "empty_text")
+    artifacts = (("recall", _recall.FILE),)
 
     def __post_init__(self) -> None:
         if not 0 < self.min_jaccard <= 1:
@@ -87,6 +97,10 @@ class MinHashDuplicate(DatasetStage):
     @property
     def limits(self) -> dict[str, tuple[float, float]]:  # type: ignore[override]  # by settings
         return {JOINED_AT.name: (self.min_jaccard, 1)}
+
+    @property
+    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+        return prefers(self.keep)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings

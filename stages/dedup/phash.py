@@ -10,13 +10,22 @@ import pyarrow.compute as pc
 from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, Column
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage, later
-from stages.ops.keeper import DROPPED, PREFERENCE, Order, dropped_before, preference, reads_of
+from stages.ops.keeper import (
+    DROPPED,
+    PREFERENCE,
+    Order,
+    dropped_before,
+    preference,
+    prefers,
+    reads_of,
+)
 
 JOINED_AT = Column(
     "joined_at",
     pa.int32(),
     "bits, 0 to `max_distance`",
     "Hamming distance at which the row's group falls to a better row; null where it never does.",
+    better="high",
 )
 DISTANCE = Column("distance", pa.int32(), "bits", "Of the two hashes.")
 HASH = Column("phash", pa.uint64(), "64 bits", "A hash whose near copies differ in few bits.")
@@ -61,6 +70,10 @@ class PHashDuplicate(DatasetStage):
     @property
     def limits(self) -> dict[str, tuple[float, float]]:  # type: ignore[override]  # by settings
         return {JOINED_AT.name: (0, self.max_distance)}
+
+    @property
+    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+        return prefers(self.keep)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings

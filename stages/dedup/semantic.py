@@ -29,6 +29,7 @@ from stages.ops.keeper import (
     best_first,
     dropped_before,
     preference,
+    prefers,
     reads_of,
 )
 from stages.ops.vectors import as_matrix
@@ -43,8 +44,12 @@ EARLIER_COSINE = Column(
     pa.float32(),
     "cosine",
     "To the most similar row before it in its cluster; -1 for the first of a cluster.",
+    better="low",
+    alike=0.95,
 )
-EARLIER_UID = Column("earlier_uid", pa.binary(16), "uid", "That row; null for the first.")
+EARLIER_UID = Column(
+    "earlier_uid", pa.binary(16), "uid", "That row; null for the first.", names="neighbour"
+)
 HARD = Keep(column=CENTROID_COSINE.name, order="asc")  # SemDeDup's default; desc is its `easy`
 
 
@@ -74,6 +79,10 @@ class SemanticDuplicate(DatasetStage):
     writes = (EARLIER_COSINE, EARLIER_UID)
     optional_reads = (KEEP,)
     reasons = (DROPPED, "no_embedding", "zero_or_nan_embedding", "no_cluster")
+
+    @property
+    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+        return prefers(self.keep)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings

@@ -62,6 +62,7 @@ class ZeroShot(DatasetStage):
     determinism = "exact"
     takes = ("model",)
     gives = "data"
+    artifacts = (("results", RESULTS),)
 
     def __post_init__(self) -> None:
         width_of(self.model)  # an unknown scheme stops the plan, not the run

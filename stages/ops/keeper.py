@@ -62,6 +62,11 @@ def reads_of(order: Order) -> tuple[Column, ...]:
     return tuple(keep.reads for keep in in_turn(order))
 
 
+def prefers(order: Order) -> tuple[tuple[str, str], ...]:
+    """The same as a stage declares it: column, and `asc` or `desc`."""
+    return tuple((keep.column, keep.order) for keep in in_turn(order))
+
+
 def in_turn(order: Order) -> tuple[Keep, ...]:
     """The columns, the first to decide first; none where the uid alone does."""
     if order is None:

@@ -18,6 +18,7 @@ CLIP_SCORE = Column(
     dtype=pa.float32(),
     unit="cosine, -1 to 1",
     doc="Similarity of image and caption by the model that embedded them.",
+    better="high",
 )
 
 

@@ -1,7 +1,9 @@
 """Fewer rows of what is everywhere: MetaCLIP's balancing of a pool over its concepts."""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -27,7 +29,7 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.errors import StageError
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, Threshold, Verdicts
 from stages.ops.concept_lists import glanced, opened
 from stages.select import _cut as cut
 from stages.select._draws import Draw, Pairs
@@ -87,6 +89,7 @@ class Balance(DatasetStage):
         f"undefined:{CONCEPT_IDS.name}",
         "balanced_out",
     )
+    artifacts = (("balance", SUMMARY), ("concepts", TABLE))
 
     def __post_init__(self) -> None:
         targets = {name: getattr(self, name) for name in ("t", "rows", "fraction", "tail_share")}
@@ -102,6 +105,40 @@ class Balance(DatasetStage):
         if self.per_language and (name in ("rows", "fraction") or value == np.inf):
             raise ValueError("per_language goes with a finite `t` or with `tail_share`")
 
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """`t`, which the stored ranks answer; none where a size or a share has found it."""
+        if self.t is None or self.per_language:
+            return ()
+        return (
+            Threshold(
+                name="t",
+                column=BALANCE_RANK.name,
+                sign="<",
+                value=self.t,
+                text=f"t = {self.t:g}",
+                made=(BALANCE_RANK.name, KEEP.name),
+            ),
+        )
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        """The verdicts at each t; rows that drew nothing stay or go as they do today."""
+        if min(values) <= 0:
+            raise ValueError(f"t is {min(values)}; it lies above 0")
+        drew_N = made[BALANCE_RANK.name].is_valid().to_numpy()
+        rank_N = made[BALANCE_RANK.name].fill_null(0).to_numpy()
+        undrawn_N = made[KEEP.name].to_numpy() & ~drew_N
+        for t in map(float, values):
+            yield Verdicts(t, f"t = {t:g}", undrawn_N | drew_N & (rank_N < t))
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """The draw that decided, of a row that drew."""
+        rank, t = made[BALANCE_RANK.name], made[BALANCE_T.name]
+        if rank is None:
+            return ""
+        return f"its least draw, of {made[DECIDING_CONCEPT.name]!r}, is {rank:.4g}, and t is {t:g}"
+
     def outside(self) -> str:
         """The time and size of the list's file: another list than was matched with is refused."""
         return glanced(self.concepts)
@@ -114,7 +151,7 @@ class Balance(DatasetStage):
         t = np.inf
         if len(rows):
             found = ctx.reduce(partial(counted, len(concepts), concepts.digest), rows, merged)
-            weight_E, t = self.thresholds(found["count_E"], concepts, worker.stage)
+            weight_E, t = self.weights(found["count_E"], concepts, worker.stage)
             draw = replace(draw, weight=weight_E)
             if self.rows or self.fraction:
                 t = self.quantile(int(found["matched"]), draw, rows, ctx)
@@ -123,7 +160,7 @@ class Balance(DatasetStage):
         rules = partial(judged, draw, t, concepts.entries, self.keep_unmatched)
         ctx.restore(ctx.map_shards(rules, rows))
 
-    def thresholds(
+    def weights(
         self, count_E: NDArray, concepts: ConceptList, stage: str
     ) -> tuple[NDArray[np.float64], float]:
         """Each concept's count in units of t, and t; only the counts where a size will fix t."""

@@ -60,6 +60,7 @@ class UidList(DatasetStage):
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, REPEATS)
     reasons = ("dropped_before", f"undefined:{IMAGE_BYTES.name}", "not_listed")
+    artifacts = (("listed", FILE),)
 
     def outside(self) -> str:
         """The time and size of the list's file."""

@@ -1,57 +1,22 @@
 """Which rows stay: a condition on stored columns, then the best of those that meet it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from metadata.schema import IMAGE_BYTES, KEEP, POSITION, REASON, SHARD, UID
-from pipeline.dataset import Context, Inputs, Shards, State
+from pipeline.dataset import Context, Inputs
 from pipeline.errors import StageError
-from pipeline.stage import DatasetStage
-from stages.select import _cut as cut
+from pipeline.stage import DatasetStage, Threshold, Verdicts
 from stages.select import _sql as sql
-
-
-@dataclass(frozen=True, kw_only=True)
-class Top:
-    """The largest values of one column: a share of the rows, rounded down, or a number of them.
-
-    `passing` takes the share of the rows that `where` keeps; `pool` fixes the cut on all rows
-    first, as DataComp does. Rows without a value count for the share and are never kept. Ties go
-    to the smaller uid; with `datacomp_compat` the cut is the (n+1)-th largest value and all its
-    ties stay, a cut that lands on rows without a value keeps nothing, and fraction 1 keeps all.
-    """
-
-    column: str  # `name` or `stage.name`
-    fraction: float | None = None
-    rows: int | None = None
-    over: Literal["passing", "pool"] = "passing"
-    datacomp_compat: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.fraction is None) == (self.rows is None):
-            raise ValueError("top: give `fraction` or `rows`, one of the two")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"top: fraction is {self.fraction}; it lies above 0 and up to 1")
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"top: rows is {self.rows}; at least 1 is needed")
-        if self.datacomp_compat and self.fraction is None:
-            raise ValueError("top: datacomp_compat is a rule about `fraction`")
-
-    def first_cut(self, pool: int, ranked: int) -> tuple[cut.Cut | None, int]:
-        """The cut where it is known without looking at a value; else None and n of the n-th."""
-        nth = self.rows or int(pool * (self.fraction or 0))
-        if self.datacomp_compat and nth < pool:
-            return (cut.NOTHING, 0) if nth >= ranked else (None, nth + 1)
-        if nth == 0:
-            return cut.NOTHING, 0
-        return (cut.EVERYTHING, 0) if nth >= ranked else (None, nth)
+from stages.select import _verdicts
+from stages.select._top import Top, find_cut, keep_best, rankable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +78,34 @@ class Where(DatasetStage):
                 do="name a column of numbers",
             )
 
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """The numbers that `where` compares a column with, then that of `top`."""
+        return (
+            *_verdicts.comparisons(self.conjuncts, self.asked),
+            *_verdicts.sizes(self.top, self.asked),
+        )
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        """The verdicts with each value in the threshold's place; ValueError as `top` has it."""
+        rules = _verdicts.Rules(self.conjuncts, self.top, rows, self.frame(rows))
+        if isinstance(threshold, _verdicts.Comparison):
+            return rules.with_numbers(threshold, values)
+        return rules.with_sizes(threshold, values)
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """How many `top` keeps, of a row that is not among them."""
+        if self.top is None or reason != f"top:{self.top.column}":
+            return ""
+        among = {"passing": "of the rows that pass", "pool": "of the pool"}[self.top.over]
+        return f"it is not among the {self.top.size} {among}"
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The columns that verdicts are made of."""
+        return tuple(dict.fromkeys((*self.reads, KEEP.name, IMAGE_BYTES.name)))
+
     def frame(self, rows: pa.Table) -> pl.DataFrame:
         """The columns that the conditions read, as they read them."""
         return sql.as_frame(rows.select(list(dict.fromkeys((UID.name, *self.reads)))))
@@ -124,21 +117,6 @@ class Where(DatasetStage):
             best = partial(keep_best, top=self.top, lowest=find_cut(self.top, rows, ctx))
             rows = ctx.map_shards(best, rows)
         ctx.restore(rows)
-
-
-def find_cut(top: Top, rows: Shards, ctx: Context) -> cut.Cut:
-    """One survey of all rows a digit, until the rows at or above the cut are those wanted."""
-    found, nth = cut.EVERYTHING, 0
-    while True:
-        seen = ctx.reduce(partial(survey, over=top.over, begin=found), rows, merge)
-        if not nth:
-            known, nth = top.first_cut(*seen["rows"].tolist())
-            if known is not None:
-                return known
-        found, nth = cut.extend(found, nth, seen["by_digit"])
-        ties_stay = top.datacomp_compat and len(found) == seen["value_digits"]
-        if ties_stay or nth == seen["by_digit"][found[-1]]:
-            return found
 
 
 def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
@@ -167,48 +145,5 @@ def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     return judged
 
 
-def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Numbers, with null for NaN."""
-    if pa.types.is_float16(value.type):
-        value = value.cast(pa.float32())
-    if pa.types.is_floating(value.type):
-        value = pc.if_else(pc.is_nan(value), None, value)
-    return value
-
-
 def is_number(dtype: pa.DataType) -> bool:
     return pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
-
-
-def survey(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
-    """Rows of the pool and those with a value, and how the ranks that begin so go on."""
-    pool = rows if over == "pool" else rows.filter(rows[KEEP.name])
-    ranked = pool.filter(pool["value"].is_valid())
-    value_ND = cut.value_digits(ranked["value"])
-    return {
-        "rows": np.array([len(pool), len(ranked)]),
-        "by_digit": cut.next_digit(np.hstack([value_ND, cut.tie_digits(ranked)]), begin),
-        "value_digits": np.array(value_ND.shape[1]),
-    }
-
-
-def merge(one: State, other: State) -> State:
-    return {
-        "rows": np.add(one["rows"], other["rows"]),
-        "by_digit": np.add(one["by_digit"], other["by_digit"]),
-        "value_digits": one["value_digits"],  # the type of a column is that of its pool
-    }
-
-
-def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
-    """keep and reason of every row, now by its value too."""
-    undefined = rows["value"].is_null()
-    rank_ND = np.hstack([cut.value_digits(rows["value"]), cut.tie_digits(rows)])
-    too_low = pa.array(~cut.at_or_above(rank_ND, lowest))
-    by_value = pc.case_when(
-        pc.make_struct(undefined, too_low), f"undefined:{top.column}", f"top:{top.column}"
-    )
-    reason = pc.coalesce(rows[REASON.name].cast(pa.string()), by_value)
-    judged = rows.select([UID.name, SHARD.name, POSITION.name])
-    judged = judged.append_column(KEEP.name, reason.is_null())
-    return judged.append_column(REASON.name, reason.dictionary_encode())

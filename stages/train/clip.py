@@ -50,6 +50,7 @@ class ClipTraining(DatasetStage):
     determinism = "exact"
     takes = ("data",)
     gives = "model"
+    artifacts = (("loss", f"*{CURVE}"),)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "checkpoint_steps"):

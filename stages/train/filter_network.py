@@ -22,6 +22,7 @@ from stages.ops.vectors import as_matrix
 # Shapes: N usable rows, I and T widths of image and text features.
 
 READ = (IMAGE_FEATURES.name, TEXT_FEATURES.name, TEXT.name)
+LOG = "log.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class TrainedFilterNetwork(DatasetStage):
     version = 1
     determinism = "exact"
     gives = "model"
+    artifacts = (("loss", LOG),)
     reads = (IMAGE_FEATURES, TEXT_FEATURES, TEXT)
     optional_reads = (KEEP,)
     resources = Resources(cpus=1, memory_gb=4)  # 7 KB a row: 300,000 trusted rows
@@ -150,6 +152,6 @@ def put_log(task: Task, log: list[tuple[float, float]]) -> None:
     """`out/log.parquet`: loss and scale of each step."""
     loss, scale = (pa.array(values, pa.float32()) for values in zip(*log, strict=True))
     step = pa.array(range(len(log)), pa.int32())
-    path = task.worker.scratch / "log.parquet"
+    path = task.worker.scratch / LOG
     pq.write_table(pa.table({"step": step, "loss": loss, "scale": scale}), path)
     task.put_file(path.name, path)

@@ -31,8 +31,8 @@ def test_a_plan_refuses_a_threshold_that_no_stored_value_tells_of(
     said = clipmill("plan", recipe(threshold))
     assert said.code == code
     if code:
-        assert f"joined_at is held against {threshold:g}" in said.err
-        assert "'wording' tells it from 0.7 to 1 only" in said.err
+        assert f"joined_at is compared with {threshold:g}" in said.err
+        assert "'wording' stores values from 0.7 to 1" in said.err
         assert "stage 'subset', key `where`" in said.err
 
 
@@ -51,7 +51,7 @@ def test_whichever_way_it_is_put(clipmill, tmp_path, recipe, where):
     (tmp_path / "it.yaml").write_text(text)
     said = clipmill("plan", "it.yaml")
     assert said.code == 2
-    assert "'wording' tells it from 0.7 to 1 only" in said.err
+    assert "'wording' stores values from 0.7 to 1" in said.err
     assert clipmill("plan", "it.yaml", "--set", "wording.min_jaccard=0.5").code == 0
 
 
@@ -84,7 +84,7 @@ def test_a_sweep_stays_within_and_counts_like_the_selection(clipmill, recipe):
     sweep = ("sweep", "--run", "run", "--stage", "subset", "--json", "--vary")
     said = clipmill(*sweep, "joined_at=0.6:0.9:0.1")
     assert said.code == 2
-    assert "'wording' tells it from 0.7 to 1 only" in said.err
+    assert "'wording' stores values from 0.7 to 1" in said.err
     points = clipmill(*sweep, "joined_at=0.7:1.0:0.1").json["points"]
     kept = [point["kept"] for point in points]
     assert kept == sorted(kept)

@@ -1,0 +1,147 @@
+"""The largest values of a column among rows that no machine holds whole, by `top`'s rules."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import KEEP, POSITION, REASON, SHARD, UID
+from pipeline.dataset import Context, Shards, State
+from stages.select import _cut as cut
+
+# Shapes: N rows of the pool, D digits of a rank.
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top:
+    """The largest values of one column: a share of the rows, rounded down, or a number of them.
+
+    `passing` takes the share of the rows that `where` keeps; `pool` fixes the cut on all rows
+    first, as DataComp does. Rows without a value count for the share and are never kept. Ties go
+    to the smaller uid; with `datacomp_compat` the cut is the (n+1)-th largest value and all its
+    ties stay, a cut that lands on rows without a value keeps nothing, and fraction 1 keeps all.
+    """
+
+    column: str  # `name` or `stage.name`
+    fraction: float | None = None
+    rows: int | None = None
+    over: Literal["passing", "pool"] = "passing"
+    datacomp_compat: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.fraction is None) == (self.rows is None):
+            raise ValueError("top: give `fraction` or `rows`, one of the two")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ValueError(f"top: fraction is {self.fraction}; it lies above 0 and up to 1")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"top: rows is {self.rows}; at least 1 is needed")
+        if self.datacomp_compat and self.fraction is None:
+            raise ValueError("top: datacomp_compat is a rule about `fraction`")
+
+    @property
+    def size(self) -> str:
+        """The best so many, in words."""
+        return f"best {self.rows:,}" if self.rows else f"best {100 * (self.fraction or 0):.4g} %"
+
+    def first_cut(self, pool: int, ranked: int) -> tuple[cut.Cut | None, int]:
+        """The cut where it is known without looking at a value; else None and n of the n-th."""
+        nth = self.rows or int(pool * (self.fraction or 0))
+        if self.datacomp_compat and nth < pool:
+            return (cut.NOTHING, 0) if nth >= ranked else (None, nth + 1)
+        if nth == 0:
+            return cut.NOTHING, 0
+        return (cut.EVERYTHING, 0) if nth >= ranked else (None, nth)
+
+
+def find_cut(top: Top, rows: Shards, ctx: Context) -> cut.Cut:
+    """One survey of all rows a digit, until the rows at or above the cut are those wanted."""
+    found, nth = cut.EVERYTHING, 0
+    while True:
+        seen = ctx.reduce(partial(survey, over=top.over, begin=found), rows, merge)
+        if not nth:
+            known, nth = top.first_cut(*seen["rows"].tolist())
+            if known is not None:
+                return known
+        found, nth = cut.extend(found, nth, seen["by_digit"])
+        ties_stay = top.datacomp_compat and len(found) == seen["value_digits"]
+        if ties_stay or nth == seen["by_digit"][found[-1]]:
+            return found
+
+
+def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers, with null for NaN."""
+    if pa.types.is_float16(value.type):
+        value = value.cast(pa.float32())
+    if pa.types.is_floating(value.type):
+        value = pc.if_else(pc.is_nan(value), None, value)
+    return value
+
+
+def survey(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
+    """Rows of the pool and those with a value, and how the ranks that begin so go on."""
+    pool = rows if over == "pool" else rows.filter(rows[KEEP.name])
+    ranked = pool.filter(pool["value"].is_valid())
+    value_ND = cut.value_digits(ranked["value"])
+    return {
+        "rows": np.array([len(pool), len(ranked)]),
+        "by_digit": cut.next_digit(np.hstack([value_ND, cut.tie_digits(ranked)]), begin),
+        "value_digits": np.array(value_ND.shape[1]),
+    }
+
+
+def merge(one: State, other: State) -> State:
+    return {
+        "rows": np.add(one["rows"], other["rows"]),
+        "by_digit": np.add(one["by_digit"], other["by_digit"]),
+        "value_digits": one["value_digits"],  # the type of a column is that of its pool
+    }
+
+
+def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
+    """keep and reason of every row, now by its value too."""
+    undefined = rows["value"].is_null()
+    rank_ND = np.hstack([cut.value_digits(rows["value"]), cut.tie_digits(rows)])
+    too_low = pa.array(~cut.at_or_above(rank_ND, lowest))
+    by_value = pc.case_when(
+        pc.make_struct(undefined, too_low), f"undefined:{top.column}", f"top:{top.column}"
+    )
+    reason = pc.coalesce(rows[REASON.name].cast(pa.string()), by_value)
+    judged = rows.select([UID.name, SHARD.name, POSITION.name])
+    judged = judged.append_column(KEEP.name, reason.is_null())
+    return judged.append_column(REASON.name, reason.dictionary_encode())
+
+
+class Ranking:
+    """The rows with a value in the order in which `top` keeps them, sorted once: for many tops."""
+
+    def __init__(self, top: Top, rows: pa.Table) -> None:
+        value = rankable(rows[top.column])
+        value_ND = cut.value_digits(value)
+        place = rows.select([UID.name, SHARD.name, POSITION.name])
+        rank_ND = np.hstack([value_ND, cut.tie_digits(place)])
+        order = np.lexsort(rank_ND.T[::-1])[::-1]
+        self.order = order[value.is_valid().to_numpy()[order]]
+        value_ND = value_ND[self.order]
+        is_last = np.append((value_ND[1:] != value_ND[:-1]).any(axis=1), True)[: len(value_ND)]
+        self.ends_of_ties = np.flatnonzero(is_last)
+
+    def best(self, top: Top, passing_N: Bools) -> Bools:
+        """(N,) whether each row has a value at or above the cut."""
+        pool_N = passing_N if top.over == "passing" else np.ones_like(passing_N)
+        reached = np.cumsum(pool_N[self.order])
+        first, nth = top.first_cut(int(pool_N.sum()), int(reached[-1]) if len(reached) else 0)
+        if first is None:
+            last = int(np.searchsorted(reached, nth))
+            if top.datacomp_compat:
+                last = int(self.ends_of_ties[np.searchsorted(self.ends_of_ties, last)])
+        else:
+            last = -1 if first == cut.NOTHING else len(self.order) - 1
+        best_N = np.zeros_like(passing_N)
+        best_N[self.order[: last + 1]] = True
+        return best_N

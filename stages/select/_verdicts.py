@@ -1,0 +1,160 @@
+"""What `select.where` keeps with other numbers in its conditions and in `top`.
+
+Each condition is evaluated once. Another number then costs one comparison a row, and with `top` one
+pass over an order that is sorted once.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from sqlglot import exp
+from sqlglot.dialects.postgres import Postgres
+
+from metadata.schema import IMAGE_BYTES, KEEP
+from pipeline.stage import Threshold, Verdicts
+from stages.select import _sql as sql
+from stages.select._top import Ranking, Top
+
+# Shapes: N rows of the pool.
+
+Bools = NDArray[np.bool_]
+Sign = Literal["<", "<=", ">", ">=", "=", "<>"]
+SIGNS: dict[type, Sign] = {
+    exp.GT: ">",
+    exp.GTE: ">=",
+    exp.LT: "<",
+    exp.LTE: "<=",
+    exp.EQ: "=",
+    exp.NEQ: "<>",
+}
+TOP = "top."
+MIRRORED: dict[Sign, Sign] = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "=": "=", "<>": "<>"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Threshold):
+    """A column against a number of the condition, and where the number stands in it."""
+
+    conjunct: int
+    node: int  # of the conjunct's tree, as walked
+
+
+def comparisons(conjuncts: Sequence[sql.Conjunct], asked: tuple[str, ...]) -> Iterator[Comparison]:
+    """Every number that a column is compared with, the column on the left; bounds of BETWEEN and
+    values of IN too."""
+    for conjunct, rule in enumerate(conjuncts):
+        nodes = list(rule.tree.walk())
+        place = {id(node): number for number, node in enumerate(nodes)}
+        for tree in nodes:
+            for column, sign, number in _sides(tree):
+                name = _column(column.unnest())
+                if name and number.is_number:
+                    yield Comparison(
+                        name=name,
+                        column=name,
+                        sign=sign,
+                        value=float(number.sql()),
+                        text=f"{name} {sign} {number.sql()}",
+                        reads=asked,
+                        conjunct=conjunct,
+                        node=place[id(number)],
+                    )
+
+
+def _sides(tree: Any) -> Iterator[tuple[Any, Sign, Any]]:
+    """What is compared, how, and with what."""
+    if sign := SIGNS.get(type(tree)):
+        left, right = tree.this.unnest(), tree.expression.unnest()
+        yield (right, MIRRORED[sign], left) if left.is_number else (left, sign, right)
+    elif isinstance(tree, exp.Between):
+        yield tree.this, ">=", tree.args["low"].unnest()
+        yield tree.this, "<=", tree.args["high"].unnest()
+    elif isinstance(tree, exp.In):
+        for value in tree.expressions:
+            yield tree.this, "=", value.unnest()
+
+
+def _column(tree: Any) -> str | None:
+    """The column that a side of a comparison is, whatever stands in for its nulls."""
+    if isinstance(tree, exp.Coalesce):
+        tree = tree.this.unnest()
+    return ".".join(part.name for part in tree.parts) if isinstance(tree, exp.Column) else None
+
+
+def sizes(top: Top | None, asked: tuple[str, ...]) -> Iterator[Threshold]:
+    """`fraction` or `rows` of a `top`."""
+    if top is not None:
+        name, value = (f"{TOP}rows", top.rows) if top.rows else (f"{TOP}fraction", top.fraction)
+        yield Threshold(
+            name=name,
+            column=top.column,
+            sign="=",
+            value=float(value or 0),
+            text=f"{name} = {value}",
+            reads=asked,
+            is_size=True,
+        )
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A condition and a `top` over rows, of which one number varies."""
+
+    conjuncts: Sequence[sql.Conjunct]
+    top: Top | None
+    rows: pa.Table
+    frame: pl.DataFrame  # the columns that the conjuncts read
+
+    def with_numbers(self, at: Comparison, values: Sequence[Decimal]) -> Iterator[Verdicts]:
+        """The verdicts with each value in the place of a comparison's number."""
+        others_N = self._passing(besides=at.conjunct)
+        ranking = Ranking(self.top, self.rows) if self.top else None
+        for value in values:
+            tree = self.conjuncts[at.conjunct].tree.copy()
+            list(tree.walk())[at.node].replace(exp.Literal.number(f"{value:f}"))
+            (rule,) = sql.conjuncts(tree.sql(dialect=Postgres, comments=False))
+            keep_N = others_N & _is_true(sql.truth(rule, self.frame))
+            if ranking and self.top:
+                keep_N &= ranking.best(self.top, keep_N)
+            yield Verdicts(float(value), rule.text, keep_N)
+
+    def with_sizes(self, at: Threshold, values: Sequence[Decimal]) -> Iterator[Verdicts]:
+        """The verdicts with each value as the size of `top`; ValueError as `top` has it."""
+        key = at.name.removeprefix(TOP)
+        tops = [_resized(self.top, key, value) for value in values if self.top]
+        passing_N = self._passing()
+        ranking = Ranking(tops[0], self.rows)
+        for value, top in zip(values, tops, strict=True):
+            keep_N = passing_N & ranking.best(top, passing_N)
+            yield Verdicts(float(value), f"{at.name} = {getattr(top, key)}", keep_N)
+
+    def _passing(self, besides: int | None = None) -> Bools:
+        """(N,) whether each row meets every rule before `top`, besides one."""
+        passing_N = np.ones(len(self.rows), bool)
+        if KEEP.name in self.rows.column_names:
+            passing_N &= _is_true(self.rows[KEEP.name])
+        if IMAGE_BYTES.name in self.rows.column_names:
+            passing_N &= self.rows[IMAGE_BYTES.name].is_valid().to_numpy()
+        for index, conjunct in enumerate(self.conjuncts):
+            if index != besides:
+                passing_N &= _is_true(sql.truth(conjunct, self.frame))
+        return passing_N
+
+
+def _resized(top: Top, key: str, value: Decimal) -> Top:
+    if key == "fraction":
+        return dataclasses.replace(top, fraction=float(value))
+    if value != int(value):
+        raise ValueError(f"top: rows is {value}, no whole number")
+    return dataclasses.replace(top, rows=int(value))
+
+
+def _is_true(verdict: Any) -> Bools:
+    return np.asarray(verdict.fill_null(False).to_numpy())
