@@ -15,7 +15,7 @@ help:  ## this list
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[pool]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -32,6 +32,7 @@ from pipeline.stage import settings_fields
 
 LOST_S = 120.0  # a head that is silent this long while its log is followed is given up
 POLL_S = 1.0
+POOLS = "pipeline/pools/"  # makes pools to try clipmill on: no run needs it
 MACHINES = "nodes?view=hostNameList"
 
 
@@ -243,6 +244,7 @@ def packed(recipe: Path) -> bytes:
     files = {f"recipe/{recipe.name}": recipe}
     for name in ("metadata", "pipeline"):
         files |= _files(here / name, name)
+    files = {name: path for name, path in files.items() if not name.startswith(POOLS)}
     for folder in reversed([Path(path) for path in stages.__path__]):  # the first on the path wins
         for kind in folder.iterdir():
             if any(kind.glob("*.py")):  # a run folder has `stages` too, and no code in it

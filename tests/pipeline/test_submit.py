@@ -112,7 +112,9 @@ def test_the_package_holds_the_recipe_and_the_code_that_planned_it(head, send, f
     names = set(package.namelist())
     wanted = {"recipe/it.yaml", "stages/toy/power.py", "stages/toy/words.txt"}
     assert wanted | {"stages/ingest/datacomp.py", "pipeline/recipes/smoke.yaml"} < names
-    assert not [name for name in names if re.search(r"\.pyc|/\.|\.parquet|^tests", name)]
+    assert not [
+        name for name in names if re.search(r"\.pyc|/\.|\.parquet|^tests|^pipeline/pools/", name)
+    ]
 
     there = folder / "there"
     package.extractall(there)

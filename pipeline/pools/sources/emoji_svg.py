@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.packages import npm_files
 from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.fetch import npm_files
 from pipeline.pools.sources.emojibase import emojibase, normal_hex
 
 OPENMOJI = ("openmoji", "17.0.0")

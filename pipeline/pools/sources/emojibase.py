@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pipeline.packages import npm_files
 from pipeline.pools.drawing import Words
-from pipeline.pools.fetch import npm_files
 
 PACKAGES = (("emojibase-data", "17.0.0"), ("emojilib", "4.0.3"))
 DIALECTS = frozenset({"en-gb", "es-mx"})  # nearly every label equals the main language's

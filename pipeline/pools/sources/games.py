@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from pipeline.packages import debian_files
 from pipeline.pools.chance import keep
 from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.fetch import debian_files
 from pipeline.pools.sources.texts import name_words
 
 PYSOL = "pysolfc-cardsets"

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.packages import npm_files
 from pipeline.pools.chance import Chance
 from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.fetch import npm_files
 from pipeline.pools.sources.emoji_svg import emoji_drawing
 from pipeline.pools.sources.emojibase import emojibase, squashed
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from pipeline.packages import debian_files, npm_files
 from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.fetch import debian_files, npm_files
 from pipeline.pools.sources.emoji_svg import emoji_drawing
 from pipeline.pools.sources.emojibase import emojibase, normal_hex
 from pipeline.pools.sources.texts import name_words

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.packages import npm_files
 from pipeline.pools.drawing import Drawing
 from pipeline.pools.evaluation import EvaluationSet
-from pipeline.pools.fetch import npm_files
 from pipeline.pools.sources.emoji_svg import emoji_drawing
 from pipeline.pools.sources.emojibase import emojibase, normal_hex
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from pipeline.packages import cached_versions
 from pipeline.pools.drawing import Drawing
-from pipeline.pools.fetch import cached_versions
 from pipeline.pools.sources import (
     emoji_svg,
     emojibase,

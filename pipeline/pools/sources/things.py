@@ -6,8 +6,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from pipeline.packages import debian_files
 from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.fetch import debian_files
 from pipeline.pools.sources.texts import language_of, one_line
 
 FURNITURE = "sweethome3d-furniture"

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from pipeline.errors import StageError
-from pipeline.pools.fetch import cached_versions, debian_files, npm_files
+from pipeline.packages import cached_versions, debian_files, npm_files
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_links_inside_a_package_are_not_followed(cache):
 
 def test_a_missing_client_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(StageError, match=r"(?s)npm is not installed.*do:.*generated pool"):
+    with pytest.raises(StageError, match=r"(?s)npm is not installed.*do:.*install Node.js"):
         npm_files("icons", "1.0.0", lambda path: True)
 
 

@@ -21,8 +21,7 @@ def npm_files(name: str, version: str, wanted: Wanted) -> dict[str, bytes]:
     file = _cached(
         f"{name.strip('@').replace('/', '-')}-{version}.tgz",
         ["npm", "pack", f"{name}@{version}", "--silent", "--ignore-scripts"],
-        if_missing="install Node.js, which brings npm; or build the generated pool, which needs "
-        "no package",
+        if_missing="install Node.js, which brings npm",
     )
     with tarfile.open(file, "r:gz") as tar:
         return _members(tar, lambda path: path.partition("/")[2], wanted)
@@ -36,7 +35,7 @@ def debian_files(name: str, wanted: Wanted) -> dict[str, bytes]:
     file = _cached(
         f"{name}_*.deb",
         ["apt-get", "download", name],
-        if_missing="build the full pool on Debian or Ubuntu, or build the demo pool",
+        if_missing="run this on Debian or Ubuntu",
     )
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE
@@ -78,7 +77,7 @@ def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
     if shutil.which(command[0]) is None:
         raise StageError(
             found=f"{command[0]} is not installed",
-            where=f"clipmill pool, before `{shown}`",
+            where=f"before `{shown}`",
             do=if_missing,
         )
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
@@ -88,10 +87,10 @@ def _cached(pattern: str, command: list[str], if_missing: str) -> Path:
             said = ran.stderr.strip().splitlines()[-1:] or ["no message"]
             raise StageError(
                 found=f"`{shown}` ended with {ran.returncode}: {said[0]}",
-                where="clipmill pool, fetching packages",
-                do="run `apt-get update` first, then build again"
+                where=f"the package cache {cache}",
+                do="run `apt-get update`, then this again"
                 if command[0] == "apt-get"
-                else "check that npm reaches its registry, then build again",
+                else "check that npm reaches its registry, then run this again",
             )
         # Renamed when whole: an interrupted download leaves nothing that looks like a package.
         return fetched[0].replace(cache / fetched[0].name)
