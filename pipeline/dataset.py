@@ -44,11 +44,11 @@ class Shards(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A dataset stage's inputs: its rows, and the folders of `data` and `model` edges."""
+    """A dataset stage's inputs: what the plan gives it of the edges that it takes."""
 
-    rows: Shards | None
-    data: str | None = None  # URI of the export's folder
-    model: str | None = None
+    rows: Shards  # none where it takes no rows
+    data: str = ""  # URI of the export's folder; empty where it takes no data
+    model: str | None = None  # URI of the folder of `model: "stage:x"`
 
 
 class Task(Protocol):

@@ -289,7 +289,7 @@ class _Run:
             )
         )
         model = self.state.parts[planned.model].folder.uri if planned.model else None
-        data = self.state.parts[planned.data].folder.uri if planned.data else None
+        data = self.state.parts[planned.data].folder.uri if planned.data else ""
         began = time.monotonic()
         try:
             if not planned.is_root and context.journal not in stage.folder.folders():

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -80,26 +79,62 @@ def later(default: Any) -> Any:
 
 
 class Stage(ABC):
-    """What both kinds declare. `reads`, `writes`, `reasons`, `resources` may be properties."""
+    """What both kinds declare.
+
+    What is a property here is a class attribute in most stages, as `reads = (TEXT,)`, and a
+    property where the settings decide.
+    """
 
     version: ClassVar[int]  # raised when a stored value may change, by a last bit even
     determinism: ClassVar[Determinism]
     takes: ClassVar[tuple[Edge, ...]] = ("rows",)
     gives: ClassVar[Edge] = "rows"
-    # A str in `reads` is a column of any type, `name` or `stage.name`, known by the settings only.
-    reads: tuple[Column | str, ...] = ()
-    optional_reads: tuple[Column | str, ...] = ()  # given when an ancestor has them
-    writes: tuple[Column, ...] = ()
-    # The least and the greatest value that a written column can have; plan refuses a threshold
-    # outside of them, since no stored value answers it.
-    limits: Mapping[str, tuple[float, float]] = MappingProxyType({})
-    # Column and `asc` or `desc`, in turn: which of two alike rows a stage that names keepers keeps.
-    prefers: tuple[tuple[str, str], ...] = ()
-    # What files in out/ hold, and their names; `*` stands for the prefix of one of several models.
-    artifacts: tuple[tuple[Artifact, str], ...] = ()
-    reasons: tuple[str, ...] = ()
-    transient: tuple[str, ...] = ()  # reasons that pass: `--retry REASON` tries these rows again
-    resources: Resources = Resources()
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:
+        """Columns that an ancestor must have; a str is `name` or `stage.name`, of any type."""
+        return ()
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        """Columns that it gets where an ancestor has them."""
+        return ()
+
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        return ()
+
+    @property
+    def limits(self) -> Mapping[str, tuple[float, float]]:
+        """The least and the greatest value that a written column can have.
+
+        The plan refuses a threshold outside of them, since no stored value answers it.
+        """
+        return {}
+
+    @property
+    def prefers(self) -> tuple[tuple[str, str], ...]:
+        """Column and `asc` or `desc`, in turn: which of two alike rows stays."""
+        return ()
+
+    @property
+    def artifacts(self) -> tuple[tuple[Artifact, str], ...]:
+        """What files in out/ hold, and their names; `*` is the prefix of one of several models."""
+        return ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why a row may have no value."""
+        return ()
+
+    @property
+    def transient(self) -> tuple[str, ...]:
+        """Reasons that pass: `--retry REASON` tries these rows again."""
+        return ()
+
+    @property
+    def resources(self) -> Resources:
+        return Resources()
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few have more
         """Raises ClipmillError where its settings ask what columns of these types cannot answer.

@@ -185,10 +185,8 @@ class RunState:
                 parts.append([need, state.manifest.digest])
         return digest(parts)
 
-    def inputs(self, planned: PlannedStage) -> PoolShards | JoinedShards | None:
-        """The rows a dataset stage reads; all its parents are complete."""
-        if not planned.bindings and planned.is_root:
-            return None
+    def inputs(self, planned: PlannedStage) -> PoolShards | JoinedShards:
+        """The rows a dataset stage reads, none where it takes none; its parents are complete."""
         members = []
         for parent, bound in zip(planned.parents, planned.bindings, strict=False):
             root = self.plan.stages[parent].root
@@ -206,9 +204,7 @@ class RunState:
                     root=root,
                 )
             )
-        if planned.is_root:
-            return JoinedShards(tuple(members))
-        return members[0] if members else None
+        return members[0] if members and not planned.is_root else JoinedShards(tuple(members))
 
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
         """The columns of a stage at one row: one row group is read where the shard has one file."""

@@ -75,7 +75,6 @@ class Finished:
     def read(self, planned: PlannedStage) -> pa.Table:
         """All rows of a stage's input, as its function gets them."""
         rows = self.state.inputs(planned)
-        assert rows is not None
         table = pa.concat_tables(rows.table(shard) for shard in range(len(rows)))
         if PIXELS.name in table.column_names:
             at = table.column_names.index(PIXELS.name)

@@ -39,11 +39,11 @@ class Concepts(RowStage):
     writes = (CONCEPT_IDS, CONCEPT_LIST)
 
     @property
-    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column, ...]:
         return (TEXT, LANGUAGE) if self.by_language else (TEXT,)
 
     @property
-    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
+    def reasons(self) -> tuple[str, ...]:
         of_language = ("no_language", "no_list") if self.by_language else ()
         return ("no_text", "empty_text", *of_language, "no_concept")
 

@@ -33,7 +33,7 @@ class PHash(RowStage):
     reasons = ("no_image", "undecodable")
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+    def writes(self) -> tuple[Column, ...]:
         return (PHASH, DHASH) if self.dhash else (PHASH,)
 
     def open(self, worker: Worker) -> RowFunction:

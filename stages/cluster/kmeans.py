@@ -63,11 +63,10 @@ class KMeans(DatasetStage):
             raise ValueError("clusters and rounds are at least 1, train_fraction in (0, 1]")
 
     @property
-    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column, ...]:
         return (replace(IMAGE_EMBEDDING, name=self.column),)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         coins = partial(coin_hash, seed=ctx.worker.seed, stage=ctx.worker.stage, purpose="train")
         rows = ctx.map_shards(partial(directions, self.column, coins), inputs.rows)
         lowest = ctx.reduce(

@@ -134,19 +134,19 @@ class AgainstEvaluation(DatasetStage):
         return replace(self.way.reads, name=self.column or self.way.reads.name)
 
     @property
-    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column, ...]:
         return (self.compared,)
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]
+    def writes(self) -> tuple[Column, ...]:
         return self.way.writes, EVAL_TASK, EVAL_KEY
 
     @property
-    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
+    def reasons(self) -> tuple[str, ...]:
         return self.way.reasons
 
     @property
-    def resources(self) -> Resources:  # type: ignore[override]
+    def resources(self) -> Resources:
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def outside(self) -> str:
@@ -158,7 +158,6 @@ class AgainstEvaluation(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.evaluation import listed
 
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         items = listed(self.tasks, ctx.worker.stage)
         held = ctx.map(partial(prepared, self, inputs.model), items)
         numbers = {item["task"]: made for item, made in zip(items, held, strict=True)}

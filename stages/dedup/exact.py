@@ -73,20 +73,19 @@ class ExactDuplicate(DatasetStage):
             raise ValueError(f"`by: {self.by}` and `columns` are two ways: give one")
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+    def prefers(self) -> tuple[tuple[str, str], ...]:
         return prefers(self.keep)
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column | str, ...]:
         compared = self.columns or (READS[self.by][0],)
         return (*compared, *reads_of(self.keep))
 
     @property
-    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
+    def reasons(self) -> tuple[str, ...]:
         return DROPPED, *(("no_value",) if self.columns else READS[self.by][1])
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         rows = ctx.map_shards(partial(with_key, self), inputs.rows)
         ctx.restore(ctx.map_shards(name_keeper, ctx.shuffle(rows, key="key")))  # equal ones meet
 

@@ -95,15 +95,15 @@ class MinHashDuplicate(DatasetStage):
         return bands_for(self.min_jaccard, self.permutations, self.min_recall)
 
     @property
-    def limits(self) -> dict[str, tuple[float, float]]:  # type: ignore[override]  # by settings
+    def limits(self) -> dict[str, tuple[float, float]]:
         return {JOINED_AT.name: (self.min_jaccard, 1)}
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+    def prefers(self) -> tuple[tuple[str, str], ...]:
         return prefers(self.keep)
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column | str, ...]:
         return (replace(TEXT, name=self.column), *reads_of(self.keep))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
@@ -111,7 +111,6 @@ class MinHashDuplicate(DatasetStage):
         from stages.dedup._pairs import put_pairs
         from stages.ops.together import Beside, Combined, Gathered, Together
 
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         partitions = partitions_for(inputs.rows)
         with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(with_text, "node", partitions)  # equal texts meet

@@ -68,15 +68,15 @@ class PHashDuplicate(DatasetStage):
             )
 
     @property
-    def limits(self) -> dict[str, tuple[float, float]]:  # type: ignore[override]  # by settings
+    def limits(self) -> dict[str, tuple[float, float]]:
         return {JOINED_AT.name: (0, self.max_distance)}
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+    def prefers(self) -> tuple[tuple[str, str], ...]:
         return prefers(self.keep)
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column | str, ...]:
         return (replace(HASH, name=self.column), *reads_of(self.keep))
 
     def candidates(self, rows: int) -> float:
@@ -92,7 +92,6 @@ class PHashDuplicate(DatasetStage):
         from stages.dedup._pairs import put_pairs
         from stages.ops.together import Together
 
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         partitions = partitions_for(inputs.rows)
         hashed = ctx.map_shards(partial(with_hash, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(hashed, "node", partitions)  # equal hashes meet

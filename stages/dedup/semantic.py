@@ -81,19 +81,18 @@ class SemanticDuplicate(DatasetStage):
     reasons = (DROPPED, "no_embedding", "zero_or_nan_embedding", "no_cluster")
 
     @property
-    def prefers(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]  # by settings
+    def prefers(self) -> tuple[tuple[str, str], ...]:
         return prefers(self.keep)
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column | str, ...]:
         return replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, *reads_of(self.keep)
 
     @property
-    def resources(self) -> Resources:  # type: ignore[override]  # a large cluster needs more
+    def resources(self) -> Resources:  # a large cluster needs more
         return Resources(memory_gb=self.memory_gb)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         rows = ctx.map_shards(partial(with_order, self.column, self.keep), inputs.rows)
         clusters = ctx.shuffle(rows, CLUSTER_ID.name)
         ctx.restore(ctx.map_shards(partial(compared, self.precision), clusters))

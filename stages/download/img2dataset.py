@@ -109,7 +109,7 @@ class Img2dataset(RowStage):
     )
 
     @property
-    def reads(self) -> tuple[Column, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column, ...]:
         return (URL, SHA256) if self.verify_sha256 else (URL,)
 
     def __post_init__(self) -> None:

@@ -45,12 +45,12 @@ class ClipEmbedding(RowStage):
         return self.width or width_of(self.model) or 0
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # as wide as the model
+    def writes(self) -> tuple[Column, ...]:  # as wide as the model
         vector = pa.list_(pa.float32(), self._width)
         return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
 
     @property
-    def resources(self) -> Resources:  # type: ignore[override]  # `reference` needs little
+    def resources(self) -> Resources:  # `reference` needs little
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def open(self, worker: Worker) -> RowFunction:

@@ -37,7 +37,7 @@ class FilterNetworkEmbedding(RowStage):
             raise ValueError(f"model {self.model!r}: write stage:<name> or checkpoint:<URI>")
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # as wide as the network
+    def writes(self) -> tuple[Column, ...]:  # as wide as the network
         vector = pa.list_(pa.float32(), self.width)
         return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
 

@@ -68,7 +68,7 @@ class ZeroShot(DatasetStage):
         width_of(self.model)  # an unknown scheme stops the plan, not the run
 
     @property
-    def resources(self) -> Resources:  # type: ignore[override]  # large models want a GPU
+    def resources(self) -> Resources:  # large models want a GPU
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def outside(self) -> str:

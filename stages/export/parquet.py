@@ -61,11 +61,10 @@ class Parquet(DatasetStage):
             raise ValueError(f"url is {self.url!r}; it begins with https:// or http://")
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column | str, ...]:
         return IMAGE, TEXT, *self.columns
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         hex_too = (UID_HEX.name,) * self.uid_hex
         write = partial(write_file, (*hex_too, *self.columns))
         said = {"license": self.license, "url": self.url}

@@ -42,7 +42,6 @@ class UidList(DatasetStage):
     reasons = REASONS
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         counting = partial(tally, inputs.rows, BATCH_ROWS, times=repeats)
         counts = ctx.map(counting, list(range(len(inputs.rows))))
         total = summed(counts)

@@ -74,11 +74,10 @@ class WebDataset(DatasetStage):
             raise ValueError(f"rows_per_shard is {self.rows_per_shard}, not in 1 to {SAMPLES:,}")
 
     @property
-    def reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[Column | str, ...]:
         return IMAGE, TEXT, *self.columns
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         write = partial(write_file, self.columns)
         export_files(inputs.rows, ctx, "webdataset", self.rows_per_shard, write, repeats)
 

@@ -88,7 +88,7 @@ class DataComp(DatasetStage):
         check_shard_rows(self.shard_rows)
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # declared by settings
+    def writes(self) -> tuple[Column, ...]:
         return URL, TEXT, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, SHA256, *self.scored
 
     @property

@@ -51,11 +51,11 @@ class Union(DatasetStage):
     images: bool = False
 
     @property
-    def optional_reads(self) -> tuple[Column | str, ...]:  # type: ignore[override]
+    def optional_reads(self) -> tuple[Column | str, ...]:
         return (*SIZES, *IMAGES) if self.images else SIZES
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # declared by settings
+    def writes(self) -> tuple[Column, ...]:
         return (URL, TEXT, *SIZES, SOURCE, *(IMAGES if self.images else ()))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:

@@ -97,7 +97,7 @@ class UrlList(DatasetStage):
         return [*self._own, *((column, column.name) for column in extra)]
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # declared by settings
+    def writes(self) -> tuple[Column, ...]:
         return tuple(column for column, _ in self.columns)
 
     @property

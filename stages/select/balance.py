@@ -144,7 +144,6 @@ class Balance(DatasetStage):
         return glanced(self.concepts)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         rows, worker = inputs.rows, ctx.worker
         concepts = opened(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
         draw = Draw(seed=worker.seed, stage=worker.stage, weight=np.ones(len(concepts)))

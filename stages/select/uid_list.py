@@ -70,7 +70,6 @@ class UidList(DatasetStage):
         from stages.ops.together import Beside, Together
         from stages.ops.uid_lists import opened
 
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         listed = opened(self.path, f"stage '{ctx.worker.stage}', key `path`")
         rows = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
         partitions = -(-(rows + listed.uids) // PARTITION_ROWS) or 1

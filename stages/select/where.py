@@ -46,12 +46,12 @@ class Where(DatasetStage):
             sql.conjuncts(self.where)  # raises ValueError
 
     @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
+    def reads(self) -> tuple[str, ...]:
         names = [name for conjunct in self.conjuncts for name in conjunct.columns]
         return tuple(dict.fromkeys([*names, *([self.top.column] if self.top else [])]))
 
     @property
-    def reasons(self) -> tuple[str, ...]:  # type: ignore[override]  # by settings
+    def reasons(self) -> tuple[str, ...]:
         """Every rule, the first that a row breaks being its reason."""
         rules = ["dropped_before", f"undefined:{IMAGE_BYTES.name}"]
         rules += [conjunct.text for conjunct in self.conjuncts]
@@ -111,7 +111,6 @@ class Where(DatasetStage):
         return sql.as_frame(rows.select(list(dict.fromkeys((UID.name, *self.reads)))))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None  # the plan gives rows to a stage that takes them
         rows = ctx.map_shards(partial(judge, stage=self), inputs.rows)
         if self.top and len(rows):
             best = partial(keep_best, top=self.top, lowest=find_cut(self.top, rows, ctx))

@@ -72,7 +72,6 @@ class ClipTraining(DatasetStage):
         from stages.clip.cache import cache_shard
         from stages.clip.towers import SCALES
 
-        assert inputs.data is not None  # the plan gives a dataset to a stage that takes one
         try:
             dataset = json.loads(Outputs(Storage(inputs.data)).read(SUMMARY))
         except FileNotFoundError:

@@ -49,7 +49,6 @@ class TrainedFilterNetwork(DatasetStage):
     resources = Resources(cpus=1, memory_gb=4)  # 7 KB a row: 300,000 trusted rows
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None
         ctx.launch(partial(train, inputs.rows, self), workers=1)
 
 

@@ -42,7 +42,7 @@ def evaluated(memory_context, tasks, monkeypatch):
         if model is not None:
             monkeypatch.setattr(zero_shot, "load", lambda *_: model)
         ctx = memory_context()
-        ZeroShot(model="reference", tasks=str(tasks)).run(Inputs(rows=None), ctx)
+        ZeroShot(model="reference", tasks=str(tasks)).run(Inputs(rows=[]), ctx)
         (found,) = json.loads((ctx.out / "results.json").read_text())["models"]
         return found, ctx.out
 
@@ -123,7 +123,7 @@ def test_a_task_or_a_model_that_changes_is_another_item(memory_context, tasks, t
     for sha256 in ("a", "b"):
         (tmp_path / "model" / "out").mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / "out" / "model.json").write_text(json.dumps({"sha256": sha256}))
-        inputs = Inputs(rows=None, model=str(tmp_path / "model"))
+        inputs = Inputs(rows=[], model=str(tmp_path / "model"))
         ZeroShot(model="stage:clip", tasks=str(tasks)).run(inputs, ctx)
     first, _, second, _ = items
     assert [item["task"] for item in first] == ["colours", "words"]
@@ -160,7 +160,7 @@ def test_a_stages_model_is_read_from_the_folder_that_the_engine_names(
     memory_context, tasks, tmp_path, trained_model
 ):
     ctx = memory_context()
-    inputs = Inputs(rows=None, model=str(trained_model))
+    inputs = Inputs(rows=[], model=str(trained_model))
     ZeroShot(model="stage:clip", tasks=str(tasks)).run(inputs, ctx)
     results = json.loads((ctx.out / "results.json").read_text())
     card = json.loads((trained_model / "out" / "model.json").read_text())
@@ -177,7 +177,7 @@ def test_every_seed_of_a_stage_is_evaluated(memory_context, tasks, tmp_path, tra
         card = json.loads((out / f"seed-{seed}.model.json").read_text())
         (out / f"seed-{seed}.model.json").write_text(json.dumps(card | {"seed": seed}))
     ctx = memory_context()
-    inputs = Inputs(rows=None, model=str(tmp_path / "several"))
+    inputs = Inputs(rows=[], model=str(tmp_path / "several"))
     ZeroShot(model="stage:clip", tasks=str(tasks)).run(inputs, ctx)
     nine, ten = json.loads((ctx.out / "results.json").read_text())["models"]
     assert (nine["seed"], ten["seed"]) == (9, 10)
@@ -196,5 +196,5 @@ def test_a_folder_without_tasks_is_refused(memory_context, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(StageError, match="no task"):
         ZeroShot(model="reference", tasks=str(tmp_path / "none")).run(
-            Inputs(rows=None), memory_context()
+            Inputs(rows=[]), memory_context()
         )

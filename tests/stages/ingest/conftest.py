@@ -49,7 +49,7 @@ class Ctx:
 def run():
     """The context after a stage has run."""
 
-    def run(stage, rows=None, wanted=None) -> Ctx:
+    def run(stage, rows=(), wanted=None) -> Ctx:
         ctx = Ctx(stage, wanted)
         stage.run(Inputs(rows=rows), ctx)
         return ctx

@@ -30,7 +30,7 @@ def trained(launching_context, data):
 
     def make(seed=0, data=data, **settings):
         ctx = launching_context(seed)
-        ClipTraining(**{**SMALL, **settings}).run(Inputs(rows=None, data=data), ctx)
+        ClipTraining(**{**SMALL, **settings}).run(Inputs(rows=[], data=data), ctx)
         return Path(ctx.folder)
 
     return make
@@ -68,9 +68,9 @@ def test_seed_and_settings_give_other_weights(trained, other):
 
 def test_the_setting_seed_is_added_to_the_recipes(launching_context, data, trained):
     ctx = launching_context(seed=2)
-    ClipTraining(**SMALL, seeds=(1,)).run(Inputs(rows=None, data=data), ctx)
+    ClipTraining(**SMALL, seeds=(1,)).run(Inputs(rows=[], data=data), ctx)
     other = launching_context(seed=3)
-    ClipTraining(**SMALL).run(Inputs(rows=None, data=data), other)
+    ClipTraining(**SMALL).run(Inputs(rows=[], data=data), other)
     assert weights(Path(ctx.folder)) == weights(Path(other.folder))
 
 
@@ -104,8 +104,8 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint(
 
     monkeypatch.setattr(Checkpoints, "store", store)
     with pytest.raises(KeyboardInterrupt):
-        ClipTraining(**SMALL).run(Inputs(rows=None, data=data), ctx)
-    ClipTraining(**SMALL).run(Inputs(rows=None, data=data), ctx)
+        ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
+    ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
     assert stored == [5, 10]
     assert weights(Path(ctx.folder)) == weights(whole)
 

@@ -25,7 +25,6 @@ class Files(DatasetStage):
     reads = (NUMBER,)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        assert inputs.rows is not None
         if self.mistake:
             1 / 0  # noqa: B018
         ctx.map(partial(write, inputs.rows), list(range(len(inputs.rows))))

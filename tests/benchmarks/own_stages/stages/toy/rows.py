@@ -36,7 +36,7 @@ class Rows(DatasetStage):
     takes = ()
 
     @property
-    def writes(self) -> tuple[Column, ...]:  # type: ignore[override]  # declared by settings
+    def writes(self) -> tuple[Column, ...]:
         images = (IMAGE, IMAGE_BYTES, SHA256) if self.image_bytes else ()
         return (NUMBER, TEXT, *images)
 
