@@ -28,6 +28,7 @@ from metadata.scratch import scratch_folder
 from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
 from metadata.storage import KEYS, Storage, wants_keys
 from pipeline import attempts
+from pipeline.done import current, parents_of, standing
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from pipeline.pins import pin
 from pipeline.planned import Binding, PlannedStage
@@ -108,29 +109,34 @@ class SegmentRun:
         return bool(planned.only or item.records.get(planned.name))
 
     def _done(self, planned: PlannedStage, item: ShardItem) -> bool:
-        """Whether the shard is stored, made of the parents as they are now, under today's mask."""
+        """Whether nothing is to be computed: the shard is good, or left alone after a crash."""
         name = planned.name
         parents = parents_of(planned, item.states)
-        records = item.records.get(name, [])
         mask = item.states[planned.only] if planned.only else None
-        if not records or any(record.parents != parents for record in records):
-            for record in records[:0:-1]:  # passes over rows that are no more
-                self.segment.parts[name].folder.delete(record.name)
-            item.records[name] = []
-            failure = item.set_aside.get(name)
-            if failure and failure.crashed and failure.parents == parents:
-                item.failed[name] = failure
-                return True
+        stored = item.records.get(name, [])
+        records = item.records[name] = current(stored, parents)
+        for record in [] if records else stored[:0:-1]:  # passes over rows that are no more
+            self.segment.parts[name].folder.delete(record.name)
+        failure = item.set_aside.get(name)
+        found = standing(records, failure, parents, mask.digest if mask else None)
+        if found == "failed" and failure and failure.crashed:
+            item.failed[name] = failure
+            return True
+        if found != "good" or self._is_retried(name, item):
             return False
-        wanted = mask.digest if mask else None
-        if not any(record.mask in (None, wanted) for record in records):
-            return False
-        if self.segment.retry and name not in item.retried:
-            item.retried.add(name)
-            if any(reason in record.counts for record in records for reason in self.segment.retry):
-                return False
         item.states[name] = state_of(records, mask)
         return True
+
+    def _is_retried(self, name: str, item: ShardItem) -> bool:
+        """Whether some of its rows have a reason that is tried again: once a run."""
+        if name in item.retried:
+            return False
+        item.retried.add(name)
+        return any(
+            reason in record.counts
+            for record in item.records[name]
+            for reason in self.segment.retry
+        )
 
     def _attempt(self, group: list[PlannedStage], item: ShardItem) -> None:
         """Computes a group, counting attempts in storage; a failure is written down.
@@ -398,12 +404,6 @@ class SegmentRun:
         item.records[planned.name].append(record)
         item.made.append((planned.name, record))
         item.states[planned.name] = state_of(item.records[planned.name], mask)
-
-
-def parents_of(planned: PlannedStage, states: Mapping[str, ShardState]) -> dict[str, str]:
-    """The digest of each shard that this stage's shard is made of."""
-    edges = (*planned.sources, *([planned.model] if planned.model else []))
-    return {edge: states[edge].digest for edge in edges}
 
 
 def worker_of(

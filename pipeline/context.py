@@ -25,6 +25,7 @@ from metadata.storage import Storage
 from pipeline import attempts
 from pipeline.chain import worker_of
 from pipeline.dataset import State, TableFunction, Task
+from pipeline.done import standing
 from pipeline.errors import StageError
 from pipeline.executors import Executor, Step
 from pipeline.planned import PlannedStage
@@ -143,8 +144,9 @@ class RunContext:
         self.shards = len(home)
         left = []
         for unit, (a, b) in zip(units, groups, strict=True):
-            if all(self._done(shard, parents) for shard in range(a, b)):
-                self._note([self.run.known.records[shard][0] for shard in range(a, b)])
+            stored = [self.run.known.records.get(shard, []) for shard in range(a, b)]
+            if all(standing(records, None, parents) == "good" for records in stored):
+                self._note([record for records in stored for record in records])
             else:
                 left.append(unit)
         for answer in self._stream("restore", work, left, journalled=False):
@@ -296,11 +298,10 @@ class RunContext:
         for unit in _keyed(shards):
             shard, parents = unit.input.shard, unit.input.parents
             failure = known.failures.get(shard)
-            if self._done(shard, parents):
+            found = standing(known.records.get(shard, []), failure, parents)
+            if found == "good":
                 self._note([known.records[shard][0]])
-            elif (
-                failure and failure.crashed and failure.parents == parents and not self.run.crash_ok
-            ):
+            elif found == "failed" and failure and failure.crashed and not self.run.crash_ok:
                 self.failures[shard] = failure
             else:
                 left.append(unit)
@@ -344,10 +345,6 @@ class RunContext:
         for number, answer in enumerate(self.run.executor.stream([step], units), start=1):
             self.run.on_unit(call, number, len(units))
             yield answer
-
-    def _done(self, shard: int, parents: dict[str, str]) -> bool:
-        records = self.run.known.records.get(shard, [])
-        return bool(records) and records[0].parents == parents
 
     def _note(self, records: list[Record]) -> None:
         for record in records:

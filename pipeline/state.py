@@ -13,7 +13,7 @@ from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, s
 from metadata.schema import UID
 from metadata.shard import read_at
 from metadata.storage import Storage
-from pipeline.chain import parents_of
+from pipeline.done import current, parents_of, standing
 from pipeline.errors import RecipeError
 from pipeline.plan import Plan, make_plan
 from pipeline.planned import PlannedStage
@@ -123,10 +123,10 @@ class RunState:
             return
         if manifest.outputs != state.scan.outputs:
             return
-        good = {s: r for s, r in records.items() if r[0].parents == manifest.made_of}
+        good = {s: passes for s, r in records.items() if (passes := current(r, manifest.made_of))}
         if len(good) == manifest.shards:
             state.manifest = manifest
-            state.shards = {shard: state_of(found, None) for shard, found in good.items()}
+            state.shards = {shard: state_of(passes, None) for shard, passes in good.items()}
 
     def _resolve_rows(self, state: StageState) -> None:
         planned = state.planned
@@ -140,15 +140,13 @@ class RunState:
                 continue
             parents = parents_of(planned, states)
             mask = states[planned.only] if planned.only else None
-            found = state.scan.records.get(shard, [])
-            wanted = mask.digest if mask else None
-            good = found and all(record.parents == parents for record in found)
-            if good and any(record.mask in (None, wanted) for record in found):
-                state.shards[shard] = state_of(found, mask)
-            elif shard in state.scan.failures:
-                failure = state.scan.failures[shard]
-                if failure.parents == parents:
-                    state.failures[shard] = failure
+            records = state.scan.records.get(shard, [])
+            failure = state.scan.failures.get(shard)
+            found = standing(records, failure, parents, mask.digest if mask else None)
+            if found == "good":
+                state.shards[shard] = state_of(records, mask)
+            elif found == "failed":
+                state.failures[shard] = failure
 
     def shard_states(self, planned: PlannedStage, shard: int) -> dict[str, ShardState] | None:
         """The state of each shard that this one is made of; None where one is missing."""
