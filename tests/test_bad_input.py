@@ -4,7 +4,6 @@ Wrong recipes: test_bad_recipes. Bad images: test_bad_images.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline import lock
 from pipeline.pools.chance import hex_id
 
 RECIPE = """
@@ -234,7 +231,7 @@ def test_nan_and_null_scores_are_undefined_and_nothing_passes_them(it):
     assert it.ask("why", table[2]["uid"])["ends"][0]["reason"] == f"undefined:{score}"
 
 
-def test_a_row_that_fails_in_a_stage_of_ones_own_fails_its_shard_by_name(it, own_stages):
+def test_a_stage_of_ones_own_that_reads_another_type_is_refused(it, own_stages):
     it.put("0.parquet", rows(8))
     it.recipe.write_text(
         RECIPE + "  odd: {uses: probe.copy, from: pool, column: original_width, to: a}\n"
@@ -245,17 +242,6 @@ def test_a_row_that_fails_in_a_stage_of_ones_own_fails_its_shard_by_name(it, own
 
 
 # The run folder
-
-
-def test_another_run_in_the_same_folder_is_refused_and_left_alone(it):
-    it.put("0.parquet", rows(8))
-    with lock.held(Storage(str(it.out))):
-        said = it.run()
-    assert said.code == 2
-    assert f"another run works here: process {os.getpid()} on" in said.err
-    assert f"where: {it.out}" in said.err
-    assert not (it.out / "stages").exists()
-    assert it.run().code == 0
 
 
 def test_another_seed_is_refused(it):

@@ -72,9 +72,8 @@ def plain(pool, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_stores_the_same_bytes(clipmill, pool, plain, tmp_path, workers):
-    out = run(clipmill, pool, tmp_path / "run", "--workers", str(workers))
+def test_workers_store_the_same_bytes(clipmill, pool, plain, tmp_path):
+    out = run(clipmill, pool, tmp_path / "run", "--workers", "2")
     assert data(out) == data(plain)
 
 
@@ -89,12 +88,6 @@ def test_values_do_not_depend_on_the_size_of_shards(clipmill, pool, plain, tmp_p
     assert len(list((out / "stages").glob("pool-*/??????-*.parquet"))) > 3
     for stage in STAGES:
         assert values(out, stage).equals(values(plain, stage)), stage
-
-
-def test_run_again_does_nothing(clipmill, pool, plain):
-    before = {path: path.stat().st_mtime_ns for path in (plain / "stages").rglob("*.parquet")}
-    run(clipmill, pool, plain, "--workers", "0")
-    assert before == {p: p.stat().st_mtime_ns for p in (plain / "stages").rglob("*.parquet")}
 
 
 def test_funnel_adds_up_and_why_speaks_of_every_kind_of_end(clipmill, plain):

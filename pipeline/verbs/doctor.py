@@ -19,7 +19,6 @@ PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headl
 EXTRAS = {
     "pool": ("resvg_py",),
     "gpu": ("open_clip",),
-    "llm": ("vllm",),
     "img2dataset": ("img2dataset",),
 }
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds

@@ -7,8 +7,6 @@ import shutil
 import pytest
 
 from metadata.storage import Storage
-from pipeline import lock
-from pipeline.errors import RecipeError
 from pipeline.state import latest
 from tests.engine_stages.harness import meaning, write_pool
 
@@ -378,15 +376,6 @@ def test_a_mistake_in_a_dataset_stage_is_its_error_with_the_line(engine):
 # The folder
 
 
-def test_a_folder_belongs_to_one_seed(engine):
-    engine.run(ROWS)
-    with pytest.raises(RecipeError) as refused:
-        engine.run(ROWS, "seed=5")
-    found, where, do = refused.value.args
-    assert (found, where) == ("seed 5, and this run has seed 0", str(engine.folder / "run"))
-    assert "--set seed=0" in do
-
-
 def test_recipes_are_kept_in_order_each_once(engine):
     for exponent in (2, 2, 3, 2):
         engine.run(ROWS, f"square.exponent={exponent}")
@@ -395,16 +384,6 @@ def test_recipes_are_kept_in_order_each_once(engine):
     ]
     assert [recipe["stages"]["square"]["exponent"] for recipe in kept] == [2, 3, 2]
     assert latest(str(engine.folder / "run")).plan.stages["square"].stage.exponent == 2
-
-
-def test_two_runs_in_one_folder_do_not_work_at_once(engine):
-    engine.run(ROWS)
-    with (
-        lock.held(Storage(str(engine.folder / "run"))),
-        pytest.raises(RecipeError, match="another"),
-    ):
-        engine.run(ALL)
-    assert engine.run(ALL).complete
 
 
 def test_a_dataset_stage_tells_the_seconds_from_its_begin_to_its_end(engine):

@@ -119,6 +119,7 @@ def test_a_repost_says_it_in_other_words(pool):
         if row["dup_kind"] is None and not row["eval_near"]
     }
     reposts = [row for row in pool.truth.values() if row["dup_kind"] == "repost"]
+    assert reposts
     assert all(row["text_true"] != first[row["image_key"]] for row in reposts)
 
 

@@ -240,4 +240,5 @@ def test_every_stages_groups_are_those_of_a_walk_over_its_rows(every_stage):
 def test_a_run_without_pictures_shows_texts(every_stage):
     (wording,) = (one for one in duplicates(every_stage.state) if one["stage"] == "wording")
     samples = [sample for strip in wording["strips"] for sample in strip["samples"]]
+    assert samples
     assert all(sample["texts"] and sample["picture"] is None for sample in samples)

@@ -17,7 +17,7 @@ def test_everything_that_can_stop_a_run_is_looked_at():
     found = by_name()
     assert set(PACKAGES) < found.keys()
     assert {"python", "gpu", "memory", "disk", "open files"} < found.keys()
-    assert {"extra pool", "extra gpu", "extra llm", "extra img2dataset"} < found.keys()
+    assert {"extra pool", "extra gpu", "extra img2dataset"} < found.keys()
     assert all(finding["verdict"] in ("good", "note", "bad") for finding in found.values())
     assert all(finding["found"] for finding in found.values())
 
