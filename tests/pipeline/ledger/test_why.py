@@ -157,10 +157,8 @@ def number(row: int) -> str:
     return f"{row + 0x10:032x}"
 
 
-@pytest.fixture(scope="module")
-def named(own_stages, tmp_path_factory):
+def write_named(folder):
     """Rows 2 and 6 are equal to 0 and 4; row 3 has 1's caption; 4 is near 1, 5 an evaluation's."""
-    folder = tmp_path_factory.mktemp("named")
     lines = [
         {
             **{"url": f"http://a.test/{row}", "id": number(row), "text": text, "group": group},
@@ -172,6 +170,12 @@ def named(own_stages, tmp_path_factory):
     (folder / "tasks").mkdir()
     task = pa.table({"key": ["a/7"], "text": ["a dog with a green hat"]})
     pq.write_table(task, folder / "tasks" / "dogs.parquet")
+
+
+@pytest.fixture(scope="module")
+def named(own_stages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("named")
+    write_named(folder)
     return numbered.run(folder, NAMED.replace('tasks: ""', f"tasks: {folder / 'tasks'}"))
 
 
