@@ -177,10 +177,10 @@ def test_an_image_without_pixels_is_null_with_a_reason_and_stays_behind(name, se
 
 def test_the_funnel_counts_them_at_the_stage_that_could_not_see_them(seen):
     _, found, exported = seen
-    (end,) = found["ends"]
-    (cause,) = end["causes"]
-    assert (end["rows"], end["kept"]) == (len(FILES), len(GOOD))
-    assert (cause["stage"], cause["reason"], cause["rows"]) == ("look", "undecodable", len(BAD))
+    (end,) = found.ends
+    (cause,) = end.causes
+    assert (end.rows, end.kept) == (len(FILES), len(GOOD))
+    assert (cause.stage, cause.reason, cause.rows) == ("look", "undecodable", len(BAD))
     assert len(exported) == len(GOOD)
 
 

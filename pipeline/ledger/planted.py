@@ -6,7 +6,6 @@ found is left in the run's folder, for the report.
 
 import math
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from metadata.schema import UID
 from metadata.sealed import put_sealed, read_sealed
 from pipeline.errors import RecipeError
-from pipeline.ledger.funnel import lacking, reasons_of, trace
-from pipeline.ledger.stored import binding, is_select, stored
+from pipeline.ledger.causes import causes
+from pipeline.ledger.reasons import ShardReasons
+from pipeline.ledger.stored import binding, stored
 from pipeline.planned import Binding
 from pipeline.state import RunState
 from pipeline.terminal import cut
@@ -245,16 +245,10 @@ def _verdicts(state: RunState, end: str) -> pl.DataFrame:
     """uid in hex, and the first cause as `stage: reason`; empty where the row is kept."""
     root = state.plan.stages[end].root
     assert root is not None
-    names = [
-        name
-        for name, stage in state.stages.items()
-        if stage.planned.root == root and stage.planned.stage.gives == "rows" and stage.complete
-    ]
     frames = []
     for shard, shard_state in sorted(state.stages[root].shards.items()):
-        reasons, lacks = reasons_of(state, names, shard), partial(lacking, state, shard)
         cause = np.full(shard_state.rows, "", dtype=object)
-        for stage, code, hit in trace(state.plan, end, reasons, reasons[end].is_valid(), lacks):
+        for stage, code, hit in causes(ShardReasons(state, root, shard), end):
             cause[hit.to_numpy(zero_copy_only=False)] = f"{stage}: {code}"
         part = state.parts[root]
         uids = pa.concat_tables(part.read(shard_state, [UID.name], 65_536))[UID.name]
@@ -265,7 +259,7 @@ def _verdicts(state: RunState, end: str) -> pl.DataFrame:
 
 def _selects(state: RunState) -> list[str]:
     selects = [
-        name for name, stage in state.stages.items() if is_select(stage.planned) and stage.complete
+        name for name, stage in state.stages.items() if stage.planned.is_select and stage.complete
     ]
     if not selects:
         raise RecipeError("no select stage is complete", str(state.run), "run the recipe first")

@@ -82,14 +82,10 @@ def largest(column: pa.ChunkedArray) -> Groups:
     return Groups(names, short[code_N])
 
 
-def is_select(planned: PlannedStage) -> bool:
-    return KEEP.name in {column.name for column in planned.stage.writes}
-
-
 def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
     """A select stage, the one whose `keep` it builds on, and so on to the first."""
     name: str | None = end
-    while name is not None and is_select(planned := state.plan.stages[name]):
+    while name is not None and (planned := state.plan.stages[name]).is_select:
         yield planned
         name, _ = planned.bindings[0].get(KEEP.name, (None, ""))
 

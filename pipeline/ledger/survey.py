@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.ledger.funnel import lacking, reasons_of, trace
+from pipeline.ledger.causes import Cause, causes
+from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.selection import comparisons
 from pipeline.ledger.stored import (
     SHOWN,
@@ -36,7 +36,6 @@ SAMPLED = 200_000  # values that a scale is chosen from
 TAIL = 0.005  # of the values at either end of a scale, which its outer bins take in
 BESIDE = {">=": -0.5, "<": -0.5, ">": 0.5, "<=": 0.5}  # between two whole numbers
 KEPT = ("", "")  # the cause of the rows that stay
-Cause = tuple[str, str]  # stage and reason
 
 
 @dataclass
@@ -93,12 +92,6 @@ def survey(state: RunState, end: str) -> dict[str, Any]:
     }
     shards = stored(state, planned.root, bound)
     _choose_scales(state, planned.root, scores)
-    done = [
-        name
-        for name, stage in state.stages.items()
-        if stage.complete and stage.planned.root == planned.root
-        if stage.planned.stage.gives == "rows"
-    ]
     tallies: dict[str, Counter[tuple[str | None, bool]]] = {name: Counter() for name in groups}
     chosen: dict[Cause, list[tuple[int, Place]]] = {}
     for index, shard in enumerate(sorted(state.stages[planned.root].shards)):
@@ -109,10 +102,8 @@ def survey(state: RunState, end: str) -> dict[str, Any]:
         for name, tally in tallies.items():
             _tally(group_of(name, table[f"group {name}"]), table["kept"], tally)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
-        reasons = reasons_of(state, done, shard)
-        kept = pa.array(keep_N)
-        lost = trace(state.plan, end, reasons, pc.invert(kept), partial(lacking, state, shard))
-        for stage, code, rows in ((*KEPT, kept), *lost):
+        lost = causes(ShardReasons(state, planned.root, shard), end)
+        for stage, code, rows in ((*KEPT, pa.array(keep_N)), *lost):
             few = least(bits_N, rows.to_numpy(zero_copy_only=False))
             here = [(int(bits_N[i]), (shard, int(i))) for i in few]
             chosen[stage, code] = sorted(chosen.get((stage, code), []) + here)[:SHOWN]

@@ -14,7 +14,7 @@ from metadata.outputs import Outputs
 from metadata.schema import BALANCE_RANK, DUPLICATE_OF, IMAGE, KEEP, REASON, TEXT, UID
 from metadata.shard import NOT_SELECTED, read_file
 from pipeline.errors import RecipeError
-from pipeline.ledger.funnel import askable, trace
+from pipeline.ledger.causes import askable, trace
 from pipeline.ledger.stored import Place, binding, rows_at
 from pipeline.planned import PlannedStage
 from pipeline.state import RunState
@@ -220,7 +220,7 @@ def _sentence(
     planned = state.plan.stages[stage]
     if code == NOT_SELECTED:
         return f"dropped by '{end}': '{planned.only}' did not select it for '{stage}'"
-    if stage != end and KEEP.name not in {column.name for column in planned.stage.writes}:
+    if stage != end and not planned.is_select:
         return f"dropped by '{end}', since '{stage}' gave no value: {code}"
     values: list[str] = []
     others: dict[str, None] = {}

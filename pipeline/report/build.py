@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.ledger.funnel import funnel
+from pipeline.ledger.causes import Cause
+from pipeline.ledger.funnel import End, funnel
 from pipeline.ledger.groups import keep_rates
 from pipeline.ledger.planted import left_by
 from pipeline.ledger.results import losses, results
 from pipeline.ledger.stored import Place, selects_up_to
-from pipeline.ledger.survey import KEPT, Cause, Scores, survey
+from pipeline.ledger.survey import KEPT, Scores, survey
 from pipeline.report.charts import histogram, lines
 from pipeline.report.concepts import concepts
 from pipeline.report.duplicates import duplicates
@@ -26,20 +27,20 @@ from pipeline.state import RunState, StageState, newest_recipe, summary
 
 def report(state: RunState, baselines: Sequence[str] = ()) -> str:
     """The page, as HTML."""
-    found = funnel(state)
+    rows = funnel(state)
     return render(
         "report.html",
         title=state.plan.recipe.name,
         run=_run(state),
-        funnel=found,
+        funnel=rows,
         results=results(state, baselines),
         truth=left_by(state),
         losses=[_loss(curve) for curve in losses(state)],
         duplicates=duplicates(state),
         leaks=leaks(state),
         concepts=concepts(state),
-        ends=[_end(state, end) for end in found["ends"]],
-        work=[_work(name, stage) for name, stage in state.stages.items()],
+        ends=[_end(state, end) for end in rows.ends],
+        work=[work(name, stage) for name, stage in state.stages.items()],
     )
 
 
@@ -59,33 +60,37 @@ def _run(state: RunState) -> dict[str, Any]:
     }
 
 
-def _end(state: RunState, end: dict[str, Any]) -> dict[str, Any]:
+def _end(state: RunState, end: End) -> dict[str, Any]:
     """One last select stage: its waterfall, scores, groups, and samples by cause."""
-    found = survey(state, end["stage"])
-    samples = _samples(state, end["stage"], found["samples"])
-    left, falls = end["rows"], []
-    for cause in end["causes"]:
-        left -= cause["rows"]
-        falls.append({**cause, "left": left})
+    found = survey(state, end.stage)
+    samples = _samples(state, end.stage, found["samples"])
+    left, falls = end.rows, []
+    for cause in end.causes:
+        left -= cause.rows
+        falls.append(
+            {"stage": cause.stage, "reason": cause.reason, "rows": cause.rows, "left": left}
+        )
     causes = [
-        {**cause, "samples": samples.get((cause["stage"], cause["reason"]), [])}
-        for cause in end["causes"]
+        {**vars(cause), "samples": samples.get((cause.stage, cause.reason), [])}
+        for cause in end.causes
     ]
     columns = {
         column
-        for planned in selects_up_to(state, end["stage"])
+        for planned in selects_up_to(state, end.stage)
         for _, column in planned.bindings[0].values()
     }
     return {
-        **end,
-        "share": end["kept"] / end["rows"] if end["rows"] else 0.0,
+        "stage": end.stage,
+        "rows": end.rows,
+        "kept": end.kept,
+        "share": end.kept / end.rows if end.rows else 0.0,
         "falls": falls,
         "scores": [_score(score) for score in found["scores"]],
         "groups": [
             {"by": name, "is_asked_for": name in columns, **keep_rates(tally)}
             for name, tally in found["groups"].items()
         ],
-        "samples": [{"reason": "", "rows": end["kept"], "samples": samples.get(KEPT, [])}, *causes],
+        "samples": [{"reason": "", "rows": end.kept, "samples": samples.get(KEPT, [])}, *causes],
     }
 
 
@@ -123,7 +128,7 @@ def _loss(curve: dict[str, Any]) -> dict[str, Any]:
     return {"stage": curve["stage"], "steps": len(step), "last": last, "chart": chart}
 
 
-def _work(name: str, stage: StageState) -> dict[str, Any]:
+def work(name: str, stage: StageState) -> dict[str, Any]:
     """A stage's rows, seconds of work, bytes and faults, from its records."""
     records = stage.records
     seconds = stage.seconds

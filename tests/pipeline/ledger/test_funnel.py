@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from metadata.shard import NOT_SELECTED
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
-from pipeline.ledger.funnel import BEFORE, UNDEFINED, funnel, text, trace
+from pipeline.ledger.causes import BEFORE, UNDEFINED, trace
+from pipeline.ledger.funnel import funnel
+from pipeline.report.build import work
 from pipeline.state import RunState
+from pipeline.verbs.funnel import text
+from pipeline.verbs.status import as_json
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -27,8 +31,8 @@ def found(own_stages, tmp_path_factory):
 
 
 def counts(found, stage: str) -> tuple:
-    (it,) = (s for s in found["stages"] if s["stage"] == stage)
-    return it["fine"], it["failed"], it["upstream"], it["dropped"], it["not_selected"]
+    (it,) = (s for s in found.stages if s.stage == stage)
+    return it.fine, it.failed, it.upstream, it.dropped, it.not_selected
 
 
 @pytest.mark.parametrize(
@@ -47,29 +51,29 @@ def test_each_stage_counts_its_rows_by_reason(stage, known, found):
 
 
 def test_rows_are_fine_failed_upstream_dropped_or_not_selected_at_every_stage(found):
-    for stage in found["stages"]:
-        kinds = (stage["failed"], stage["upstream"], stage["dropped"])
+    for stage in found.stages:
+        kinds = (stage.failed, stage.upstream, stage.dropped)
         lost = sum(sum(kind.values()) for kind in kinds)
-        assert stage["fine"] + stage["not_selected"] + lost == stage["rows"] == len(numbered.ROWS)
+        assert stage.fine + stage.not_selected + lost == stage.rows == len(numbered.ROWS)
 
 
 def test_each_lost_row_is_counted_once_at_the_stage_that_lost_it_first(found):
-    (end,) = found["ends"]
-    assert (end["stage"], end["rows"], end["kept"]) == ("last", 20, 4)
-    causes = {(cause["stage"], cause["reason"]): cause["rows"] for cause in end["causes"]}
+    (end,) = found.ends
+    assert (end.stage, end.rows, end.kept) == ("last", 20, 4)
+    causes = {(cause.stage, cause.reason): cause.rows for cause in end.causes}
     assert causes == {cause: len(rows) for cause, rows in numbered.CAUSES.items()}
 
 
 def test_causes_stand_in_the_order_of_the_stages_the_larger_first(found):
-    (end,) = found["ends"]
-    assert [(cause["stage"], cause["reason"]) for cause in end["causes"]] == list(numbered.CAUSES)
+    (end,) = found.ends
+    assert [(cause.stage, cause.reason) for cause in end.causes] == list(numbered.CAUSES)
 
 
 def test_a_cause_names_one_of_its_rows(found):
-    (end,) = found["ends"]
-    for cause in end["causes"]:
-        rows = numbered.CAUSES[cause["stage"], cause["reason"]]
-        assert cause["example"] in map(numbered.uid, rows)
+    (end,) = found.ends
+    for cause in end.causes:
+        rows = numbered.CAUSES[cause.stage, cause.reason]
+        assert cause.example in map(numbered.uid, rows)
 
 
 def test_the_page_says_the_same(found):
@@ -82,10 +86,10 @@ def test_the_page_says_the_same(found):
 def test_a_select_stage_that_no_other_builds_on_is_an_end_of_its_own(tmp_path):
     numbered.write_pool(tmp_path)
     more = numbered.STAGES + "other: {uses: select.where, from: one, where: b > 18}\n"
-    ends = {end["stage"]: end for end in funnel(numbered.run(tmp_path, more))["ends"]}
+    ends = {end.stage: end for end in funnel(numbered.run(tmp_path, more)).ends}
     assert ends.keys() == {"last", "other"}
-    assert ends["other"]["kept"] == 1
-    causes = {(c["stage"], c["reason"]): c["rows"] for c in ends["other"]["causes"]}
+    assert ends["other"].kept == 1
+    causes = {(c.stage, c.reason): c.rows for c in ends["other"].causes}
     assert causes == {("one", "unlucky"): 3, ("one", "no_number"): 1, ("other", "b > 18"): 15}
 
 
@@ -97,8 +101,8 @@ def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
     found = funnel(numbered.run(tmp_path, sized))
     assert counts(found, "pool") == (0, {"bad_value": 20}, {}, {}, 0)
     assert counts(found, "one") == (16, {"unlucky": 3}, {"no_number": 1}, {}, 0)
-    (end,) = found["ends"]
-    causes = {(cause["stage"], cause["reason"]): cause["rows"] for cause in end["causes"]}
+    (end,) = found.ends
+    causes = {(cause.stage, cause.reason): cause.rows for cause in end.causes}
     known = {cause: len(rows) for cause, rows in numbered.CAUSES.items()}
     assert known.pop(("one", "no_number")) == causes.pop(("pool", "bad_value")) == 1
     assert causes == known
@@ -111,8 +115,8 @@ def test_what_is_not_complete_is_not_counted_yet(tmp_path):
         funnel(RunState(whole, Storage(str(tmp_path / "run"))))
     numbered.run(tmp_path, numbered.STAGES.partition("late:")[0])
     found = funnel(RunState(whole, Storage(str(tmp_path / "run"))))
-    assert [stage["stage"] for stage in found["stages"]] == ["pool", "one", "two", "first"]
-    assert [end["stage"] for end in found["ends"]] == ["first"]
+    assert [stage.stage for stage in found.stages] == ["pool", "one", "two", "first"]
+    assert [end.stage for end in found.ends] == ["first"]
 
 
 # Every row one cause, whatever the reasons
@@ -170,3 +174,58 @@ def test_each_row_that_is_lost_has_one_cause_the_first(columns):
         row = {name: codes[i] for name, codes in columns.items()}
         (which,) = np.flatnonzero(masks[:, i])
         assert found[which][:2] == first_cause(row, "last")
+
+
+# What is counted from the records
+
+
+def opened(monkeypatch) -> list[str]:
+    """The Parquet files that are opened from here on: stage and name."""
+    names: list[str] = []
+    open_file = Storage.open
+
+    def noted(folder: Storage, name: str):
+        names.append(f"{folder}/{name}".rpartition("stages/")[2])
+        return open_file(folder, name)
+
+    monkeypatch.setattr(Storage, "open", noted)
+    return names
+
+
+def test_rows_and_reasons_are_counted_from_the_records_and_open_no_file_of_their_stage(
+    tmp_path, monkeypatch
+):
+    numbered.write_pool(tmp_path)
+    state = numbered.run(tmp_path, numbered.STAGES.partition("two:")[0])
+    names = opened(monkeypatch)
+    found = funnel(state)
+    assert counts(found, "one") == (16, {"unlucky": 3, "no_number": 1}, {}, {}, 0)
+    assert {name.partition("-")[0] for name in names} == {"pool"}, "its uids, no more"
+
+
+def test_status_and_the_reports_table_of_work_open_no_data_file(tmp_path, monkeypatch):
+    numbered.write_pool(tmp_path)
+    state = numbered.run(tmp_path)
+    for file in (tmp_path / "run" / "stages").rglob("*-*.parquet"):
+        file.write_bytes(bytes(file.stat().st_size))  # as large as recorded, and unreadable
+    names = opened(monkeypatch)
+    said = as_json(RunState(state.plan, state.run))["stages"]
+    assert {stage["name"]: stage["rows"] for stage in said if stage["rows"]} == dict.fromkeys(
+        ("pool", "one", "two", "first", "late", "last"), len(numbered.ROWS)
+    )
+    assert {stage["name"]: stage["reasons"] for stage in said}["two"] == {
+        "no_number": 4,
+        "unlucky": 2,
+    }
+    computed = [work(name, stage)["rows"] for name, stage in state.stages.items()]
+    assert computed == [20] * 6 + [0]
+    assert not names
+
+
+def test_reasons_of_a_stage_that_several_passes_made_are_those_of_today(tmp_path):
+    numbered.write_pool(tmp_path)
+    numbered.run(tmp_path)
+    wider = numbered.STAGES.replace("c > 3", "c > 1")
+    state = numbered.run(tmp_path, wider)
+    assert {len(records) for records in state.stages["late"].scan.records.values()} == {2}
+    assert counts(funnel(state), "late") == (9, {"unlucky": 4}, {}, {}, 7)

@@ -48,8 +48,8 @@ def test_a_cut_between_whole_numbers_stands_between_their_bins(state):
 
 
 def test_samples_stand_under_the_cause_that_the_funnel_counts_them_under(found, state):
-    (end,) = funnel(state)["ends"]
-    causes = {(c["stage"], c["reason"]): c["rows"] for c in end["causes"]} | {KEPT: end["kept"]}
+    (end,) = funnel(state).ends
+    causes = {(c.stage, c.reason): c.rows for c in end.causes} | {KEPT: end.kept}
     assert {at: len(few) for at, few in found["samples"].items()} == {
         at: min(rows, SHOWN) for at, rows in causes.items()
     }

@@ -1,0 +1,67 @@
+"""The reasons that stages gave for the rows of one shard, and how many rows have each."""
+
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import REASON
+from pipeline.state import RunState
+
+
+class ShardReasons(Mapping[str, pa.Array]):
+    """The reason of each row of one shard, by stage; null where the stage is fine with the row.
+
+    Over the complete stages of a root. A stage's file is opened when its reasons are asked for, and
+    not at all where its record says that every row is fine.
+    """
+
+    def __init__(self, state: RunState, root: str, shard: int) -> None:
+        self.state = state
+        self.shard = shard
+        self._columns: dict[str, pa.Array | None] = dict.fromkeys(stages_of(state, root))
+
+    def __getitem__(self, stage: str) -> pa.Array:
+        column = self._columns[stage]
+        if column is None:
+            column = self._columns[stage] = self._read(stage)
+        return column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def counts(self, stage: str) -> Mapping[str, int]:
+        """Rows by reason, "" for the fine ones: from the record where it tells, else counted."""
+        recorded = self._recorded(stage)
+        if recorded is not None:
+            return recorded
+        counted = pc.value_counts(pc.fill_null(self[stage], "")).to_pylist()
+        return {count["values"]: count["counts"] for count in counted}
+
+    def _recorded(self, stage: str) -> dict[str, int] | None:
+        """The record's counts; None where a later pass or another mask has changed them."""
+        state = self.state.stages[stage]
+        first, *later = state.scan.records[self.shard]
+        mask = state.shards[self.shard].mask
+        is_todays = not later and first.mask == (mask.digest if mask else None)
+        return first.counts if is_todays and sum(first.counts.values()) == first.rows else None
+
+    def _read(self, stage: str) -> pa.Array:
+        shard = self.state.stages[stage].shards[self.shard]
+        recorded = self._recorded(stage)
+        if recorded is not None and recorded.keys() <= {""}:
+            return pa.nulls(shard.rows, pa.string())
+        tables = self.state.parts[stage].read(shard, [REASON.name], 65_536)
+        return pa.concat_tables(tables)[REASON.name].cast(pa.string()).combine_chunks()
+
+
+def stages_of(state: RunState, root: str) -> list[str]:
+    """The complete stages over a root's rows, itself included, in the recipe's order."""
+    return [
+        name
+        for name, stage in state.stages.items()
+        if stage.planned.root == root and stage.planned.stage.gives == "rows" and stage.complete
+    ]
