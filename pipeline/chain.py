@@ -59,6 +59,7 @@ class Segment:
     run_id: str
     stages: tuple[PlannedStage, ...]
     parts: Mapping[str, Part]
+    models: Mapping[str, str]  # stages that give one to these: the digest of their files
     retry: tuple[str, ...] = ()  # reasons whose rows are tried again
 
     def __call__(self) -> "SegmentRun":
@@ -111,7 +112,7 @@ class SegmentRun:
     def _done(self, planned: PlannedStage, item: ShardItem) -> bool:
         """Whether nothing is to be computed: the shard is good, or left alone after a crash."""
         name = planned.name
-        parents = parents_of(planned, item.states)
+        parents = parents_of(planned, item.states, self.segment.models)
         mask = item.states[planned.only] if planned.only else None
         stored = item.records.get(name, [])
         records = item.records[name] = current(stored, parents)
@@ -147,7 +148,7 @@ class SegmentRun:
         first = group[0]
         folder = self.segment.parts[first.name].folder
         shard = item.shard
-        parents = parents_of(first, item.states)
+        parents = parents_of(first, item.states, self.segment.models)
         name = f"{shard:06d}" if len(group) == 1 else f"{shard:06d}.chain"
         left = attempts.begin(folder, name, digest(parents), self.segment.run_id)
         crashed = left < (1 if len(group) == 1 else attempts.MAX_ATTEMPTS)
@@ -366,7 +367,7 @@ class SegmentRun:
                 "shard": item.shard,
                 "number": len(records),
                 "rows": records[0].rows if records else writer.rows,
-                "parents": parents_of(planned, item.states),
+                "parents": parents_of(planned, item.states, self.segment.models),
                 "mask": mask.digest if mask else None,
                 "seconds": round(time.monotonic() - began, 3),
                 "attempts": number,

@@ -30,7 +30,15 @@ def current(records: Sequence[Record], parents: Mapping[str, str]) -> list[Recor
     return list(records) if all(record.parents == parents for record in records) else []
 
 
-def parents_of(planned: PlannedStage, states: Mapping[str, ShardState]) -> dict[str, str]:
-    """The digest of each shard that this stage's shard is made of."""
-    edges = (*planned.sources, *([planned.model] if planned.model else []))
-    return {edge: states[edge].digest for edge in edges}
+def parents_of(
+    planned: PlannedStage, states: Mapping[str, ShardState], models: Mapping[str, str]
+) -> dict[str, str]:
+    """The digest of each shard, and of the model's files, that this stage's shard is made of.
+
+    A stage may read rows and files of one other: then the files stand under `stage:NAME`.
+    """
+    found = {source: states[source].digest for source in planned.sources}
+    if planned.model:
+        name = f"stage:{planned.model}" if planned.model in found else planned.model
+        found[name] = models[planned.model]
+    return found

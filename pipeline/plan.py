@@ -217,12 +217,12 @@ def _check_edges(
     for edge, kind in kinds.items():
         for target in edges[edge]:
             gives = planned[target].stage.gives
-            if gives != kind:
-                fits = {"rows": "from", "data": "data", "model": 'model: "stage:…"'}[gives]
+            if kind not in gives:
+                fits = {"rows": "from", "data": "data", "model": 'model: "stage:…"'}
                 raise RecipeError(
-                    found=f"'{target}' gives {gives}, and `{edge}` takes {kind}",
+                    found=f"'{target}' gives {' and '.join(gives)}, and `{edge}` takes {kind}",
                     where=recipe.where(name, edge),
-                    do=f"name a stage that gives {kind}, or use `{fits}`",
+                    do=f"name a stage that gives {kind}, or use `{fits[gives[0]]}`",
                 )
         if edge != "only" and edges[edge] and kind not in stage.takes:
             raise RecipeError(

@@ -42,6 +42,14 @@ class PlannedStage:
         return self.root == self.name
 
     @property
+    def gives_rows(self) -> bool:
+        return "rows" in self.stage.gives
+
+    @property
+    def gives_data(self) -> bool:
+        return "data" in self.stage.gives
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The stages whose shards it reads: those of its columns, and the root's for the uid."""
         found = {stage for bound in self.bindings for stage, _ in bound.values()}
@@ -50,7 +58,12 @@ class PlannedStage:
         return tuple(sorted(found))
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The stages whose files in out/ it reads."""
+        return tuple(name for name in (self.data, self.model) if name)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Every stage that must be done before this one, directly."""
-        extra = [name for name in (self.data, self.model, self.only) if name]
-        return tuple(dict.fromkeys((*self.sources, *extra)))
+        only = (self.only,) if self.only else ()
+        return tuple(dict.fromkeys((*self.sources, *self.folders, *only)))

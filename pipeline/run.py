@@ -145,6 +145,7 @@ class _Run:
                 run_id=self.run_id,
                 stages=tuple(group),
                 parts=self.state.parts,
+                models=self.state.digests([p.model for p in group if p.model]),
                 retry=self.retry,
             )
             for group in _segments(wave)
@@ -184,12 +185,12 @@ class _Run:
         root = wave[0].root
         assert root is not None
         names = {planned.name for planned in wave}
-        needs = {need for planned in wave for need in planned.needs} | {root}
+        needs = {need for planned in wave for need in (*planned.sources, planned.only) if need}
         for shard in sorted(self.state.stages[root].shards):
             stages = [self.state.stages[planned.name] for planned in wave]
             if all(shard in stage.shards for stage in stages) and not self.retry:
                 continue
-            outside = {need: self.state.shard_state(need, shard) for need in needs - names}
+            outside = {need: self.state.stages[need].shards.get(shard) for need in needs - names}
             yield ShardItem(
                 shard=shard,
                 states={n: s for n, s in outside.items() if s is not None},

@@ -88,7 +88,7 @@ class Stage(ABC):
     version: ClassVar[int]  # raised when a stored value may change, by a last bit even
     determinism: ClassVar[Determinism]
     takes: ClassVar[tuple[Edge, ...]] = ("rows",)
-    gives: ClassVar[Edge] = "rows"
+    gives: ClassVar[tuple[Edge, ...]] = ("rows",)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:

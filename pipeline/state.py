@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -123,22 +124,29 @@ class RunState:
             return
         if manifest.outputs != state.scan.outputs:
             return
+        if planned.gives_rows and not manifest.outputs and self._is_opened(name):
+            return  # made before the stage left files: its rows stay, and the files are added
         good = {s: passes for s, r in records.items() if (passes := current(r, manifest.made_of))}
         if len(good) == manifest.shards:
             state.manifest = manifest
             state.shards = {shard: state_of(passes, None) for shard, passes in good.items()}
 
+    def _is_opened(self, name: str) -> bool:
+        """Whether a stage of the plan reads files in this one's out/."""
+        return any(name in planned.folders for planned in self.plan.stages.values())
+
     def _resolve_rows(self, state: StageState) -> None:
         planned = state.planned
         assert planned.root is not None
         state.total = self.stages[planned.root].total
+        models = self.digests(planned.folders)
         for shard in self.stages[planned.root].shards:
             states = self.shard_states(planned, shard)
-            if states is None:
+            if states is None or len(models) < len(planned.folders):
                 if any(shard in self.stages[need].failures for need in planned.needs):
                     state.failures[shard] = None
                 continue
-            parents = parents_of(planned, states)
+            parents = parents_of(planned, states, models)
             mask = states[planned.only] if planned.only else None
             records = state.scan.records.get(shard, [])
             failure = state.scan.failures.get(shard)
@@ -151,23 +159,19 @@ class RunState:
     def shard_states(self, planned: PlannedStage, shard: int) -> dict[str, ShardState] | None:
         """The state of each shard that this one is made of; None where one is missing."""
         found = {}
-        for need in dict.fromkeys((*planned.needs, *([planned.root] if planned.root else []))):
-            if need == planned.name:
+        for need in (*planned.sources, planned.only):
+            if need is None:
                 continue
-            state = self.shard_state(need, shard)
+            state = self.stages[need].shards.get(shard)
             if state is None:
                 return None
             found[need] = state
         return found
 
-    def shard_state(self, name: str, shard: int) -> ShardState | None:
-        """The state of a stage's shard; a model is the same whole for every shard."""
-        state = self.stages[name]
-        if state.planned.stage.gives == "rows":
-            return state.shards.get(shard)
-        if state.manifest is None:
-            return None
-        return ShardState(rows=0, files=(), digest=state.manifest.digest)
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The digest of what each of these stages left in out/, of those that are done."""
+        manifests = {name: self.stages[name].manifest for name in names}
+        return {name: manifest.digest for name, manifest in manifests.items() if manifest}
 
     def inputs_digest(self, planned: PlannedStage) -> str | None:
         """One digest of everything a dataset stage reads; None while some of it is missing."""
@@ -176,10 +180,10 @@ class RunState:
             state = self.stages[need]
             if not state.complete:
                 return None
-            if state.planned.is_row or state.planned.stage.gives == "rows":
+            if need in planned.sources:
                 shards = [state.shards[shard].digest for shard in sorted(state.shards)]
                 parts.append([need, shards])
-            elif state.manifest:
+            if need in planned.folders and state.manifest:
                 parts.append([need, state.manifest.digest])
         return digest(parts)
 

@@ -94,13 +94,13 @@ class Finished:
 
     def values(self, planned: PlannedStage) -> list[dict[str, Any]]:
         """A stage's rows as plain values: what it stands for, whatever file they lie in."""
-        if planned.stage.gives == "model" or planned.uses == "evaluate.zero_shot":
-            outputs = self.state.stages[planned.name].manifest.outputs
-            return [{"file": name} for name, _ in outputs]  # their values are their processor's
-        if planned.stage.gives == "data":
+        if planned.gives_rows:
+            rows = self.written(planned).to_pylist()
+        elif planned.gives_data and planned.uses != "evaluate.zero_shot":
             rows = list(exported(Path(self.state.stages[planned.name].folder.path, "out")))
         else:
-            rows = self.written(planned).to_pylist()
+            outputs = self.state.stages[planned.name].manifest.outputs
+            return [{"file": name} for name, _ in outputs]  # their values are their processor's
         if planned.uses in ON_TORCH:
             rows = [
                 {n: v if n in ("uid", "reason") else v is None for n, v in row.items()}

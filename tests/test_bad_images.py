@@ -133,7 +133,7 @@ def seen(request, tmp_path_factory):
     tables = {
         name: finished.written(planned)
         for name, planned in plan.stages.items()
-        if planned.stage.gives == "rows"
+        if planned.gives_rows
     }
     names = tables["pool"]["url"].to_pylist()
     rows = {

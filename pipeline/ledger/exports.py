@@ -31,7 +31,7 @@ def exports(state: RunState) -> tuple[Export, ...]:
     return tuple(
         _export(state, name)
         for name, stage in state.stages.items()
-        if stage.complete and stage.planned.stage.gives == "data"
+        if stage.complete and stage.planned.gives_data
     )
 
 

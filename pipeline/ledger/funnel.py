@@ -95,7 +95,7 @@ def funnel(state: RunState) -> Funnel:
     complete = [stage.planned for stage in state.stages.values() if stage.complete]
     if not complete:
         raise RecipeError("no stage is complete", str(state.run), "run the recipe first")
-    done = [planned for planned in complete if planned.stage.gives == "rows"]
+    done = [planned for planned in complete if planned.gives_rows]
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
     lost = {planned.name: _Lost() for planned in done if _is_end(planned, done)}
     for root in dict.fromkeys(planned.root or "" for planned in done):

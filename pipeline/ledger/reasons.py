@@ -63,5 +63,5 @@ def stages_of(state: RunState, root: str) -> list[str]:
     return [
         name
         for name, stage in state.stages.items()
-        if stage.planned.root == root and stage.planned.stage.gives == "rows" and stage.complete
+        if stage.planned.root == root and stage.planned.gives_rows and stage.complete
     ]

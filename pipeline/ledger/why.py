@@ -54,7 +54,7 @@ def why(state: RunState, uid: str) -> dict[str, Any]:
     rows = {
         planned.name: (planned, *first[planned.root])
         for planned in state.plan.stages.values()
-        if planned.stage.gives == "rows"
+        if planned.gives_rows
         and planned.root in first
         and first[planned.root][0] in state.stages[planned.name].shards
     }
@@ -289,7 +289,7 @@ def _exported(state: RunState, uid: bytes) -> list[dict[str, Any]]:
     """The files of the run's Parquet exports that hold the sample."""
     found = []
     for name, stage in state.stages.items():
-        if stage.planned.stage.gives != "data" or not stage.complete:
+        if not stage.planned.gives_data or not stage.complete:
             continue
         outputs = Outputs(stage.folder)
         for file in outputs.names:

@@ -32,7 +32,7 @@ def duplicates(state: RunState) -> list[dict[str, Any]]:
     found = []
     for name, stage in state.stages.items():
         written = {column.name: column.dtype for column in stage.planned.stage.writes}
-        if stage.planned.stage.gives == "rows" and stage.complete and stage.shards:
+        if stage.planned.gives_rows and stage.complete and stage.shards:
             found += [
                 _grouped(state, name, keeper, near if near in written else None)
                 for keeper, near in NEAR.items()

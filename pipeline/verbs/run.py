@@ -73,7 +73,7 @@ def text(outcome: "Outcome") -> str:
     if outcome.complete:
         lines.append(f"done: {len(state.stages)} stages in {state.run}")
         for name, stage in state.stages.items():
-            if stage.planned.stage.gives == "data":
+            if stage.planned.gives_data:
                 lines.append(f"  {name}: {stage.folder}/out")
         lines.append(f"next: clipmill funnel --run {state.run}")
     else:

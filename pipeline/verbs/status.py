@@ -70,7 +70,7 @@ def text(state: "RunState") -> str:
     width = max(map(len, state.stages))
     for name, stage in state.stages.items():
         made = _status_of(name, stage)
-        if stage.planned.stage.gives == "rows":
+        if stage.planned.gives_rows:
             missing = sum(made["reasons"].values())
             held = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
         else:

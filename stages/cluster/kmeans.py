@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.schema import (
@@ -21,7 +22,7 @@ from metadata.schema import (
     Column,
 )
 from metadata.uid import coin_hash, halves
-from pipeline.dataset import Context, Inputs, State
+from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.stage import DatasetStage
 from stages.ops.vectors import (
     as_matrix,
@@ -32,9 +33,11 @@ from stages.ops.vectors import (
     unit_rows,
 )
 
-# Shapes: N rows, D width of a vector, K centres (fewer than `clusters` in a smaller pool).
+# Shapes: N rows, D width of a vector, K centres (fewer than `clusters` in a small pool), R rounds.
 
 FIXED = 2.0**30  # a sum over 2^33 rows still fits into 64 bits
+CENTROIDS, ROUNDS = "centroids.parquet", "rounds.parquet"
+NO_ROUNDS = np.empty((0, 2))
 TILT = 2.0**-10  # how far the halves of a split cluster start apart, as in faiss
 
 
@@ -42,6 +45,9 @@ TILT = 2.0**-10  # how far the halves of a split cluster start apart, as in fais
 class KMeans(DatasetStage):
     """Nearest of `clusters` directions and the cosine to it, in [-1, 1]; null without a direction.
 
+    out/centroids.parquet has a row a cluster: its centroid at length 1, its rows, and their inertia
+    (sum of squared distances of unit vectors to it); out/rounds.parquet has rows and inertia of
+    the training rows at the begin of each round. Another stage takes both by `model: "stage:NAME"`.
     Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it. Departs: starts from the
     rows whose uids hash lowest; an empty cluster takes half of the largest one (as faiss does), so
     with fewer distinct vectors than clusters some stay empty.
@@ -55,6 +61,7 @@ class KMeans(DatasetStage):
 
     version = 1
     determinism = "exact"
+    gives = ("rows", "model")
     writes = (CLUSTER_ID, CENTROID_COSINE)
     reasons = ("no_embedding", "zero_or_nan_embedding")
 
@@ -81,9 +88,19 @@ class KMeans(DatasetStage):
 
         def step(state: State, number: int) -> State:
             sums = partial(cell_sums, state["centre_KD"], self.train_fraction)
-            return moved_centres(state["centre_KD"], ctx.reduce(sums, rows, merge_sums))
+            held = ctx.reduce(sums, rows, merge_sums)
+            now = held["count_K"].sum(), inertia(state["centre_KD"], held).sum()
+            before_R2 = state.get("round_R2", NO_ROUNDS)  # none in a journal of older versions
+            rounds = {"round_R2": np.vstack([before_R2, now])}
+            return moved_centres(state["centre_KD"], held) | rounds
 
         end = ctx.iterate(start, step, self.rounds, until=lambda state: not state["moved"])
+        held = ctx.reduce(partial(cell_sums, end["centre_KD"], 1.0), rows, merge_sums)
+        tables = {
+            CENTROIDS: centroids(end["centre_KD"], held),
+            ROUNDS: rounds(end.get("round_R2", NO_ROUNDS)),
+        }
+        ctx.map(partial(put_table, tables), list(tables))
         ctx.restore(ctx.map_shards(partial(assigned, self.column, end["centre_KD"]), inputs.rows))
 
 
@@ -162,6 +179,44 @@ def moved_centres(centre_KD: NDArray, sums: State) -> State:
         "centre_KD": mean_KD,
         "moved": np.array((mean_KD != centre_KD).any(axis=1).sum()),
     }
+
+
+def inertia(centre_KD: NDArray, sums: State) -> NDArray[np.float64]:
+    """(K,) sum of the squared distances of each centre's rows to it, all at length 1."""
+    cosine_K = (sums["sum_KD"].astype(np.float64) / FIXED * centre_KD).sum(axis=1)
+    return 2 * (sums["count_K"] - cosine_K)
+
+
+def centroids(centre_KD: NDArray, sums: State) -> pa.Table:
+    """A row a cluster, by its number."""
+    return pa.table(
+        {
+            CLUSTER_ID.name: pa.array(range(len(centre_KD)), CLUSTER_ID.dtype),
+            "centroid": from_matrix(centre_KD),
+            "rows": pa.array(sums["count_K"], pa.int64()),
+            "inertia": pa.array(inertia(centre_KD, sums), pa.float64()),
+        }
+    )
+
+
+def rounds(round_R2: NDArray) -> pa.Table:
+    """A row a round, from 0."""
+    rows_R, inertia_R = round_R2.T
+    return pa.table(
+        {
+            "round": pa.array(range(len(round_R2)), pa.int32()),
+            "rows": pa.array(rows_R.astype(np.int64)),
+            "inertia": pa.array(inertia_R),
+        }
+    )
+
+
+def put_table(tables: dict[str, pa.Table], name: str, task: Task) -> dict[str, int]:
+    """Stores one of them as `out/<name>`."""
+    path = task.worker.scratch / name
+    pq.write_table(tables[name], path, write_page_checksum=task.page_checksums)
+    task.put_file(name, path)
+    return {"rows": len(tables[name])}
 
 
 def assigned(column: str, centre_KD: NDArray, shard: pa.Table) -> pa.Table:

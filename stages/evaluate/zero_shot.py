@@ -61,7 +61,7 @@ class ZeroShot(DatasetStage):
     version = 2
     determinism = "exact"
     takes = ("model",)
-    gives = "data"
+    gives = ("data",)
     artifacts = (("results", RESULTS),)
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class Parquet(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = "data"
+    gives = ("data",)
     optional_reads = (KEEP, IMAGE_BYTES, REPEATS, LOSS_WEIGHT)
     reasons = REASONS
 

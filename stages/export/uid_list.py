@@ -36,7 +36,7 @@ class UidList(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = "data"
+    gives = ("data",)
     reads = (UID,)
     optional_reads = (KEEP, IMAGE_BYTES, REPEATS)
     reasons = REASONS

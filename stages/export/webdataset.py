@@ -65,7 +65,7 @@ class WebDataset(DatasetStage):
 
     version = 2
     determinism = "exact"
-    gives = "data"
+    gives = ("data",)
     optional_reads = (KEEP, IMAGE_BYTES, REPEATS, *WHERE_THERE)
     reasons = REASONS
 

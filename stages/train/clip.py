@@ -49,7 +49,7 @@ class ClipTraining(DatasetStage):
     version = 1
     determinism = "exact"
     takes = ("data",)
-    gives = "model"
+    gives = ("model",)
     artifacts = (("loss", f"*{CURVE}"),)
 
     def __post_init__(self) -> None:

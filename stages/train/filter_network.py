@@ -42,7 +42,7 @@ class TrainedFilterNetwork(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = "model"
+    gives = ("model",)
     artifacts = (("loss", LOG),)
     reads = (IMAGE_FEATURES, TEXT_FEATURES, TEXT)
     optional_reads = (KEEP,)

@@ -5,6 +5,7 @@ from functools import partial, reduce
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from metadata.uid import coin_hash
@@ -65,6 +66,44 @@ def test_the_objective_is_within_two_percent_of_faiss(memory_shards, memory_cont
     theirs = kmeans.index.search(unit_rows(row_ND), 1)[0].mean()
     ours = np.mean(out["centroid_cosine"].to_numpy())
     assert 1 - ours < 1.02 * (1 - theirs)
+
+
+def test_centroids_sizes_and_inertia_are_those_of_the_rows(memory_shards, memory_context):
+    row_ND = blobs(2_000, centres=30, spread=0.5)
+    row_ND[7] = np.nan
+    ctx = memory_context()
+    out = clustered(ctx, memory_shards(table(row_ND)), clusters=20, rounds=3, train_fraction=0.5)
+    held = pq.read_table(ctx.out / "centroids.parquet")
+    assert held["cluster_id"].to_pylist() == list(range(20))
+    assert np.array_equal(as_matrix(held["centroid"]), ctx.states[-1]["centre_KD"])
+    id_N = out["cluster_id"].drop_null().to_numpy()
+    assert held["rows"].to_pylist() == np.bincount(id_N, minlength=20).tolist()
+    far_N = 2 - 2 * out["centroid_cosine"].drop_null().to_numpy().astype(float)
+    np.testing.assert_allclose(held["inertia"], np.bincount(id_N, far_N, 20), atol=1e-4)
+
+
+def test_inertia_falls_by_round_to_what_the_rows_end_at(memory_shards, memory_context):
+    ctx = memory_context()
+    row_ND = blobs(2_000, centres=30, spread=0.5)
+    out = clustered(ctx, memory_shards(table(row_ND)), clusters=20, rounds=4)
+    held = pq.read_table(ctx.out / "rounds.parquet")
+    assert held["round"].to_pylist() == [0, 1, 2, 3]
+    assert held["rows"].to_pylist() == [2_000] * 4
+    end = (2 - 2 * out["centroid_cosine"].to_numpy().astype(float)).sum()
+    by_round = [*held["inertia"].to_pylist(), end]
+    assert by_round == sorted(by_round, reverse=True)
+
+
+def test_a_walk_that_an_older_version_began_ends_at_the_same_clusters(
+    memory_shards, memory_context
+):
+    shards = memory_shards(table(blobs(500, centres=12, spread=0.5)))
+    unbroken, resumed = memory_context(), memory_context()
+    expected = clustered(unbroken, shards, clusters=10, rounds=5)
+    held = {name: unbroken.states[3][name] for name in ("centre_KD", "moved")}
+    resumed.states = [None, None, None, held]
+    assert clustered(resumed, shards, clusters=10, rounds=5).equals(expected)
+    assert len(pq.read_table(resumed.out / "rounds.parquet")) == 2
 
 
 def test_values_are_equal_whatever_the_shards_and_their_order(memory_shards, memory_context):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.dataset import Context, Inputs, Shards, State
+from pipeline.dataset import Context, Inputs, Shards, State, Task
 from pipeline.stage import DatasetStage, location
 
 DISTANCE = Column("distance", pa.int64(), "", "Number less the centre.")
@@ -18,7 +18,7 @@ NUMBER = Column("number", pa.int64(), "", "Any number.")
 
 @dataclass(frozen=True, kw_only=True)
 class Centre(DatasetStage):
-    """Number less the centre. Each round takes the centre half way to the mean.
+    """Number less the centre, and out/centre.txt. Each round takes it half way to the mean.
 
     An iteration, with a reduce in each step. `log` is a file that gets a line for each step begun;
     where it names round `fail_at`, and has not yet seen it, the step fails.
@@ -30,12 +30,14 @@ class Centre(DatasetStage):
 
     version = 1
     determinism = "exact"
+    gives = ("rows", "model")
     reads = (NUMBER,)
     writes = (DISTANCE,)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         start = {"centre": np.int64(0)}
         end = ctx.iterate(start, partial(self.step, ctx, inputs.rows), self.rounds)
+        ctx.map(put_centre, [int(end["centre"])])
         ctx.restore(ctx.map_shards(partial(distance, int(end["centre"])), inputs.rows))
 
     def step(self, ctx: Context, rows: Shards, state: State, number: int) -> State:
@@ -57,6 +59,13 @@ def total(rows: pa.Table) -> State:
 
 def add(one: State, other: State) -> State:
     return {name: np.int64(one[name] + other[name]) for name in one}
+
+
+def put_centre(centre: int, task: Task) -> dict[str, int]:
+    path = task.worker.scratch / "centre.txt"
+    path.write_text(str(centre))
+    task.put_file(path.name, path)
+    return {"centre": centre}
 
 
 def distance(centre: int, rows: pa.Table) -> pa.Table:

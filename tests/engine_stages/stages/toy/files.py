@@ -21,7 +21,7 @@ class Files(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = "data"
+    gives = ("data",)
     reads = (NUMBER,)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:

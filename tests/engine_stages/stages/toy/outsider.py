@@ -19,7 +19,7 @@ class Outsider(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = "data"
+    gives = ("data",)
 
     def outside(self) -> str:
         return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()

@@ -29,7 +29,7 @@ class Stuck(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = "data"
+    gives = ("data",)
     reads = (NUMBER,)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:

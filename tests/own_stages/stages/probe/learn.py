@@ -18,7 +18,7 @@ class Learn(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = "model"
+    gives = ("model",)
     reads = (TEXT,)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:

@@ -23,7 +23,7 @@ class Grade(DatasetStage):
     version = 1
     determinism = "exact"
     takes = ("rows", "model")
-    gives = "data"
+    gives = ("data",)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         ctx.map(partial(store, self.acc1), [0])

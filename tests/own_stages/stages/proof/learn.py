@@ -23,7 +23,7 @@ class Learn(DatasetStage):
     version = 1
     determinism = "exact"
     takes = ("rows", "data")
-    gives = "model"
+    gives = ("model",)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         ctx.map(store, self.seeds)

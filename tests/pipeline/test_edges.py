@@ -1,0 +1,81 @@
+"""A stage that gives rows and files: each edge to it knows which of the two it reads."""
+
+import json
+import shutil
+
+import pytest
+
+from pipeline.errors import RecipeError
+
+CENTRE = "  centre: {uses: toy.centre, from: numbers, rounds: 3}\n"
+REJOINED = '  again: {uses: toy.rejoined, from: centre, model: "stage:centre"}\n'
+ROWS_ONLY = "  far: {uses: select.where, from: centre, where: distance > 5}\n"
+
+
+def test_rows_and_files_of_one_stage_come_through_two_edges(engine):
+    ran = engine.run(CENTRE + REJOINED)
+    assert ran.complete
+    assert ran.column("again", "sum") == list(range(31))
+    centre = ran.outcome.state.stages["centre"]
+    parents = ran.records("again")[0][0].parents
+    assert parents.keys() == {"numbers", "centre", "stage:centre"}
+    assert parents["centre"] == centre.shards[0].digest
+    assert parents["stage:centre"] == centre.manifest.digest
+
+
+def test_a_model_of_another_stage_stands_in_records_under_its_name_as_ever(engine):
+    other = CENTRE.replace("centre:", "other:") + REJOINED.replace("stage:centre", "stage:other")
+    ran = engine.run(CENTRE + other)
+    assert ran.records("again")[0][0].parents.keys() == {"numbers", "centre", "other"}
+
+
+def test_other_files_redo_what_reads_them_and_equal_rows_nothing_else(engine):
+    ran = engine.run(CENTRE + REJOINED + ROWS_ONLY)
+    folder = ran.outcome.state.stages["centre"].folder
+    manifest = json.loads(folder.read("manifest.json"))
+    folder.put("manifest.json", json.dumps({**manifest, "digest": "another"}).encode(), "manifest")
+    again = engine.run(CENTRE + REJOINED + ROWS_ONLY)
+    assert again.written("far") == ran.written("far")
+    assert again.written("again") != ran.written("again")
+
+
+def test_a_folder_from_before_the_stage_left_files_is_good_for_its_rows(engine):
+    ran = engine.run(CENTRE + ROWS_ONLY)
+    folder = before_files(ran)
+    again = engine.run(CENTRE + ROWS_ONLY)
+    assert again.complete
+    assert again.written("centre") == {**ran.written("centre"), **again_listed(folder)}
+    assert "centre.txt" not in str(list((ran.folder / "stages").rglob("*.txt")))
+
+
+def test_a_reader_of_files_has_them_added_to_such_a_folder_and_its_rows_stay(engine):
+    ran = engine.run(CENTRE + ROWS_ONLY)
+    before_files(ran)
+    again = engine.run(CENTRE + ROWS_ONLY + REJOINED)
+    assert again.complete
+    assert again.column("again", "sum") == list(range(31))
+    assert again.written("far") == ran.written("far")
+    rows = {name for name in ran.written("centre") if name[:6].isdigit()}
+    assert {name: ran.written("centre")[name] for name in rows} == {
+        name: again.written("centre")[name] for name in rows
+    }
+
+
+def before_files(ran):
+    """The run's `centre` as a version that left no files had it."""
+    folder = ran.outcome.state.stages["centre"].folder
+    manifest = json.loads(folder.read("manifest.json"))
+    shutil.rmtree(f"{folder.path}/out")
+    text = json.dumps({**manifest, "outputs": [], "output_sha256": {}})
+    folder.put("manifest.json", text.encode(), "manifest")
+    return folder
+
+
+def again_listed(folder):
+    """When the manifest was written that `before_files` left."""
+    return {e.name: e.mtime_ns for e in folder.entries() if e.name == "manifest.json"}
+
+
+def test_an_edge_to_what_a_stage_does_not_give_names_all_that_it_gives(engine):
+    with pytest.raises(RecipeError, match="'centre' gives rows and model, and `data` takes data"):
+        engine.plan(CENTRE + "  clip: {uses: train.clip, data: centre}\n")
