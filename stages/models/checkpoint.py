@@ -1,9 +1,25 @@
-"""`checkpoint:URI` and `stage:NAME`: models of kind `clip`, as train.clip leaves them."""
+"""`checkpoint:URI` and `stage:NAME`: models of images and texts that train.clip stored."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metadata.keys import redacted
+from pipeline.dataset import Task
+from pipeline.errors import StageError
 
 if TYPE_CHECKING:
-    from stages.models.image_text import ImageTextModel
+    from torch import Tensor
+
+    from stages.clip.towers import Architecture, Clip
+
+# Shapes: N images or texts, D width of the embedding, H x W pixels.
+
+KIND = "clip"
+ROWS = 64  # a call of a tower always has as many rows, so that neighbours change no bit
 
 
 def width(name: str) -> None:
@@ -12,11 +28,96 @@ def width(name: str) -> None:
         raise ValueError("write checkpoint:<URI> or stage:<name>")
 
 
-def load(name: str, device: str, threads: int, card: str | None = None) -> "ImageTextModel":
-    """The model in that folder, of several the first unless a card is named.
+def load(
+    name: str, device: str = "cpu", threads: int = 1, card: str | None = None
+) -> "TrainedClip":
+    """The model in a folder or its out/; of several the first, unless a card's name is given.
 
-    StageError where it is none, another's, or changed.
+    StageError where there is no such model, or it has changed.
     """
-    from stages.clip import checkpoint
+    import torch
 
-    return checkpoint.load(name, device, threads, card)
+    from stages.clip.towers import Clip
+    from stages.models.saved import matching, read_model
+
+    said, weights = read_model(name, KIND, card)
+    torch.set_num_threads(threads)
+    model = matching(Clip(architecture_of(said, name)), weights, redacted(name))
+    return TrainedClip(model.to(memory_format=torch.channels_last), said["sha256"], device)
+
+
+def save(model: "Clip", facts: Mapping[str, Any], task: Task, prefix: str = "") -> None:
+    """Stores a model in out/: its weights, then the card that rebuilds it."""
+    from stages.models.saved import put_model
+
+    settings = {"architecture": asdict(model.architecture), **facts}
+    put_model(task, KIND, settings, model.state_dict(), prefix)
+
+
+class TrainedClip:
+    """Unit float32 embeddings by a trained model."""
+
+    def __init__(self, model: "Clip", sha256: str, device: str) -> None:
+        self.width = model.architecture.width
+        self.sha256 = sha256
+        self.architecture = model.architecture
+        self._model = model.eval().to(device)
+        self._device = device
+
+    def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(N, D) unit rows, of 8-bit RGB images of any size."""
+        import torch
+
+        from stages.clip.cache import square
+
+        size = self.architecture.image_size
+        embedded = []
+        for images in _chunks(image_HW3):
+            pixels_NHW3 = np.zeros((ROWS, size, size, 3), np.uint8)
+            for i, image in enumerate(images):  # sizes differ
+                pixels_NHW3[i] = square(image, size)
+            pixels_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).to(self._device)
+            with torch.inference_mode():
+                embedded.append(self._model.embed_images(pixels_N3HW)[: len(images)])
+        return self._array(embedded)
+
+    def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """(N, D) unit rows."""
+        import torch
+
+        from stages.clip.texts import token_bags
+
+        a = self.architecture
+        embedded = []
+        for some in _chunks(texts):
+            padded = [*some, *[""] * (ROWS - len(some))]
+            token_T, start_N = token_bags(padded, a.buckets, a.tokens)
+            tokens, starts = (torch.from_numpy(x).to(self._device) for x in (token_T, start_N[:-1]))
+            with torch.inference_mode():
+                embedded.append(self._model.embed_texts(tokens, starts)[: len(some)])
+        return self._array(embedded)
+
+    def _array(self, embedded: list["Tensor"]) -> NDArray[np.float32]:
+        if not embedded:
+            return np.empty((0, self.width), np.float32)
+        return np.concatenate([part.float().cpu().numpy() for part in embedded])
+
+
+def architecture_of(card: Mapping[str, Any], uri: str) -> "Architecture":
+    """What the card's model is rebuilt from; StageError where this code builds no such one."""
+    from stages.clip.towers import Architecture
+
+    try:
+        pairs = card["architecture"].items()
+        held: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
+        return Architecture(**held)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StageError(
+            found=f"a model of another architecture: {error}",
+            where=f"{redacted(uri)}, `architecture` in model.json",
+            do="use a model that train.clip of this version stored, or train again",
+        ) from error
+
+
+def _chunks(values: list[Any]) -> list[list[Any]]:
+    return [values[start : start + ROWS] for start in range(0, len(values), ROWS)]

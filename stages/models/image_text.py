@@ -1,30 +1,35 @@
-"""Models of images and texts in one space, by scheme.
+"""Models of images and texts in one space, named `SCHEME:NAME` in a recipe.
 
     open_clip:NAME/TAG    open_clip's network, weights by tag
-    open_clip:NAME@FILE   the same, weights from a file
-    checkpoint:URI        a model that train.clip left there
-    stage:NAME            the same, of a stage of the recipe
+    open_clip:NAME@FILE   the same network, weights from a file
+    checkpoint:URI        a model that train.clip stored there
+    stage:NAME            a model that a stage of the recipe trains
     reference             no weights: for tests
+    mine:NAME             a scheme of your own: a file stages/models/mine.py on the Python path
 
-A scheme is a file of this folder with `width(name)` and `load(name, device, threads)`; `name` is
-what stands after the colon. `width` is asked while a recipe is planned, so it imports no framework.
+The file of a scheme has two functions; each gets the NAME after the colon:
+
+    width(name)                   width of the embeddings, None where only the weights say it;
+                                  ValueError where there is no such model
+    load(name, device, threads)   an ImageTextModel; StageError where its weights are not to be had
+
+`width` is asked while a recipe is planned, so the file imports frameworks inside `load`.
 """
 
+from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages import models
+
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
-SCHEMES = {
-    "open_clip": "stages.models.open_clip",
-    "checkpoint": "stages.models.checkpoint",
-    "stage": "stages.models.checkpoint",
-    "reference": "stages.models.reference",
-}
+INTERFACE = ("width", "load")
 
 
 class ImageTextModel(Protocol):
@@ -49,7 +54,7 @@ class ImageTextModel(Protocol):
 def width_of(model: str) -> int | None:
     """Width of a model's embeddings, None where only its weights say it.
 
-    A ValueError names the schemes where there is none such.
+    ValueError where there is no such scheme or no such model.
     """
     adapter, name = _adapter(model)
     width: int | None = adapter.width(name)
@@ -62,9 +67,33 @@ def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
     return adapter.load(name, device, threads)
 
 
+def schemes() -> list[str]:
+    """Every scheme on the path, those of a user's own folders included; imports none of them."""
+    files = (file for folder in models.__path__ for file in Path(folder).glob("*.py"))
+    return sorted({"stage", *(file.stem for file in files if _is_scheme(file.read_text("utf-8")))})
+
+
+def _is_scheme(source: str) -> bool:
+    return all(f"\ndef {name}(" in source for name in INTERFACE)
+
+
 def _adapter(model: str) -> tuple[ModuleType, str]:
+    """The file of a model's scheme, and the name after the colon."""
     scheme, _, name = model.partition(":")
-    if scheme not in SCHEMES:
-        known = ", ".join(SCHEMES)
-        raise ValueError(f"model {model!r} has the unknown scheme {scheme!r}; known: {known}")
-    return import_module(SCHEMES[scheme]), name
+    module = f"stages.models.{'checkpoint' if scheme == 'stage' else scheme}"
+    try:
+        adapter = import_module(module)
+    except Exception as error:  # a user's file may hold anything
+        if scheme in schemes():
+            raise ValueError(
+                f"model {model!r}: {module} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        adapter = None
+    if adapter is None or not all(hasattr(adapter, function) for function in INTERFACE):
+        known = schemes()
+        near = get_close_matches(scheme, known, n=1, cutoff=0)
+        raise ValueError(
+            f"model {model!r} has the unknown scheme {scheme!r}; did you mean {near[0]!r}?  "
+            f"Known: {', '.join(known)}. A scheme is a file stages/models/<scheme>.py"
+        )
+    return adapter, name

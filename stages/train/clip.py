@@ -120,10 +120,11 @@ def train_clip(
     import torch
 
     from stages.clip.cache import read_parts
-    from stages.clip.checkpoint import Checkpoints, save_model
+    from stages.clip.checkpoint import Checkpoints
     from stages.clip.loader import Batches
     from stages.clip.loop import Plan, Trainer, train
     from stages.clip.towers import SCALES, new_model
+    from stages.models import checkpoint
 
     torch.set_num_threads(task.worker.threads)
     prefix = f"seed-{seed}." if len(settings.seeds) > 1 else ""
@@ -145,7 +146,7 @@ def train_clip(
     pq.write_table(curve(trainer, settings.batch_size), path)
     task.put_file(prefix + CURVE, path)
     card = {"scale": settings.scale, "seed": seed, "batch_size": settings.batch_size}
-    save_model(trainer.model, card | {"plan": asdict(plan)} | facts, task, prefix)
+    checkpoint.save(trainer.model, card | {"plan": asdict(plan)} | facts, task, prefix)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}
 
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from pipeline.stage import Worker
-from stages.clip.checkpoint import save_model
 from stages.clip.towers import Architecture, new_model
+from stages.models import checkpoint
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
 SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)])
@@ -74,5 +74,5 @@ def write_model(folder: Path, architecture: Architecture, seed: int) -> Path:
         shutil.move(path, folder / "out" / name)
 
     task: Any = SimpleNamespace(worker=worker, put_file=put_file)
-    save_model(new_model(architecture, seed), {"seed": seed}, task)
+    checkpoint.save(new_model(architecture, seed), {"seed": seed}, task)
     return folder

@@ -10,9 +10,9 @@ import pytest
 from metadata.schema import PIXELS
 from pipeline.errors import StageError
 from pipeline.stage import Worker
-from stages.clip.checkpoint import save_model
 from stages.clip.towers import Clip
 from stages.embed.clip import ClipEmbedding, embeddings
+from stages.models import checkpoint
 from stages.models.image_text import load
 from tests.stages.clip.exported import TINY
 
@@ -60,7 +60,7 @@ def test_types_are_those_declared_even_without_a_single_value(rows):
 
 
 def test_an_unknown_model_is_refused_with_the_settings():
-    with pytest.raises(ValueError, match=r"known: .*reference"):
+    with pytest.raises(ValueError, match=r"Known: .*reference"):
         ClipEmbedding(model="resnet50")
 
 
@@ -87,7 +87,7 @@ def stored(tmp_path) -> Worker:
     task = SimpleNamespace(
         worker=worker, put_file=lambda name, path: path.rename(tmp_path / "out" / name)
     )
-    save_model(Clip(TINY), {}, task)
+    checkpoint.save(Clip(TINY), {}, task)
     return worker
 
 

@@ -10,8 +10,9 @@ import pytest
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
-from stages.clip.checkpoint import Checkpoints, load
+from stages.clip.checkpoint import Checkpoints
 from stages.clip.schedule import learning_rate
+from stages.models.checkpoint import load
 from stages.train.clip import ClipTraining
 from tests.engine_stages.harness import clipmill_run
 from tests.stages.clip.exported import COLOURS, row, write_export
@@ -86,7 +87,7 @@ def test_each_of_several_seeds_leaves_what_it_leaves_alone(trained, launching_co
                 alone / file
             ).read_bytes()
     assert load(str(folder)).sha256 == load(str(trained())).sha256  # the first, where none is named
-    assert load(str(folder), name="out/seed-3.model.json").sha256 != load(str(folder)).sha256
+    assert load(str(folder), card="out/seed-3.model.json").sha256 != load(str(folder)).sha256
 
 
 def test_a_run_that_stopped_goes_on_from_its_checkpoint(

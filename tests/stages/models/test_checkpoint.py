@@ -1,0 +1,97 @@
+"""Models stored and loaded: the same embeddings whatever the batch, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import StageError
+from stages.clip.texts import token_bags
+from stages.clip.towers import new_model
+from stages.models.checkpoint import load
+from tests.stages.clip.exported import TINY, write_model
+
+TEXTS = ["", "a red ox", "star " * 60, *(f"number {i}" for i in range(67))]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A stage's folder with a model in out/."""
+    return write_model(tmp_path / "stage", TINY, seed=3)
+
+
+def pictures(count: int) -> list:
+    rng = np.random.default_rng(0)
+    sides = rng.integers(3, 40, (count, 2))
+    return [rng.integers(0, 256, (*side, 3), np.uint8) for side in sides]
+
+
+def test_a_model_comes_back_as_it_was(stored):
+    loaded, model = load(str(stored)), new_model(TINY, 3).eval()
+    assert (loaded.width, loaded.architecture) == (8, TINY)
+    card = json.loads((stored / "out" / "model.json").read_text())
+    assert (card["kind"], card["seed"], card["sha256"]) == ("clip", 3, loaded.sha256)
+    text_ND = loaded.embed_texts(["a red ox"])
+    token_T, start_N = token_bags(["a red ox"], TINY.buckets, TINY.tokens)
+    expected = model.embed_texts(torch.from_numpy(token_T), torch.from_numpy(start_N[:1]))
+    np.testing.assert_allclose(text_ND, expected.detach().numpy(), atol=1e-6)
+
+
+def test_out_may_be_named_itself(stored):
+    texts = ["a red ox"]
+    own, copied = (load(str(stored / below)).embed_texts(texts) for below in ("", "out"))
+    np.testing.assert_array_equal(own, copied)
+
+
+def test_an_embedding_is_a_unit_vector_that_its_neighbours_dont_change(stored):
+    model = load(str(stored))
+    images = pictures(70)
+    for every, embed in ((images, model.embed_images), (TEXTS, model.embed_texts)):
+        whole_ND = embed(every)
+        assert (whole_ND.dtype, whole_ND.shape) == (np.float32, (70, 8))
+        np.testing.assert_allclose(np.linalg.norm(whole_ND, axis=1), 1, atol=1e-6)
+        pieces = [embed(every[:1]), embed(every[1:8]), embed(every[8:])]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole_ND)
+        np.testing.assert_array_equal(embed(every[::-1])[::-1], whole_ND)
+        assert embed([]).shape == (0, 8)
+
+
+def test_changed_weights_are_refused(stored):
+    path = stored / "out" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StageError, match="digest"):
+        load(str(stored))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"kind": "filter_network"}, "filter_network"),
+        ({"version": 2}, "version 2"),
+        ({"architecture": {"layers": 12}}, "architecture"),
+        ({"architecture": None}, "architecture"),
+    ],
+    ids=["kind", "version", "other numbers", "none"],
+)
+def test_a_card_of_another_model_is_refused(stored, change, found):
+    path = stored / "out" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(StageError, match=found):
+        load(str(stored))
+
+
+def test_weights_of_another_shape_are_refused(stored):
+    path = stored / "out" / "model.json"
+    card = json.loads(path.read_text())
+    card["architecture"]["width"] = 9
+    path.write_text(json.dumps(card))
+    with pytest.raises(StageError, match="another architecture"):
+        load(str(stored))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(StageError, match=r"model\.json"):
+        load(str(tmp_path))
