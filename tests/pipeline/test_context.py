@@ -1,4 +1,4 @@
-"""The calls of a dataset stage: what each gives, what is journalled, what a mistake says."""
+"""The calls of a dataset stage: what is journalled, and what a mistake says."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 from metadata.schema import REASON_TYPE
 from metadata.storage import Storage
 from pipeline.errors import RetryableError, ShardError
-from pipeline.stage import Worker
 from pipeline.states import put_state, read_state
 from pipeline.units import groups_of_shards
 
@@ -42,24 +41,6 @@ def store(rows, ctx, value=lambda n: n) -> None:
 
 
 # map
-
-
-def squares(inputs, ctx):
-    found = ctx.map(square, [3, 1, 2, 3])
-    store(inputs.rows, ctx, lambda n: n * 0 + sum(r["square"] for r in found))
-
-
-def square(item, task):
-    CALLED.append(item)
-    assert isinstance(task.worker, Worker)
-    assert task.worker.stage == "it"
-    return {"square": item * item}
-
-
-def test_map_gives_results_in_the_order_of_its_items(program):
-    ran = program("squares")
-    assert CALLED == [3, 1, 2, 3]
-    assert ran.column("it", "value") == [23] * 31
 
 
 def map_that_fails_once(inputs, ctx):
@@ -103,42 +84,9 @@ def test_a_unit_that_fails_for_now_is_tried_three_times(program):
 # shuffle and restore
 
 
-def shuffle_with_nulls(inputs, ctx):
-    rows = ctx.map_shards(third, inputs.rows)
-    parts = ctx.shuffle(rows, "third", 3)
-    CALLED.extend(parts.table(i) for i in range(len(parts)))
-    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), parts))
-
-
 def third(rows: pa.Table) -> pa.Table:
     number = rows["number"].to_numpy()
     return rows.append_column("third", pa.array(number // 3, mask=number % 2 == 0))
-
-
-def test_equal_keys_meet_nulls_meet_and_every_row_comes_home(program):
-    ran = program("shuffle_with_nulls")
-    keys = [set(table["third"].to_pylist()) for table in CALLED]
-    assert len(keys) == 3
-    for key in set().union(*keys):
-        assert sum(key in found for found in keys) == 1
-    assert sum(map(len, CALLED)) == 31
-    assert ran.column("it", "value") == list(range(31))
-    assert [record.rows for _, [record] in sorted(ran.records("it").items())] == [12, 8, 0, 11]
-
-
-def finer_shuffle(inputs, ctx):
-    rows = ctx.map_shards(third, inputs.rows)
-    for count in (2, 6):
-        parts = ctx.shuffle(rows, "third", count)
-        CALLED.append([set(parts.table(i)["third"].to_pylist()) for i in range(count)])
-    store(inputs.rows, ctx)
-
-
-def test_of_a_finer_shuffle_every_nth_partition_has_the_keys_of_one(program):
-    program("finer_shuffle")
-    coarse, fine = CALLED
-    assert [fine[i] | fine[i + 2] | fine[i + 4] for i in range(2)] == coarse
-    assert all(coarse)
 
 
 def drops_then_trouble(inputs, ctx):
@@ -205,35 +153,12 @@ def test_what_is_stored_is_held_to_what_is_declared(program, function, said):
     assert said in program(function).error("it")
 
 
-# reduce, iterate, launch
-
-
-def summed(inputs, ctx):
-    sums = ctx.reduce(lambda t: {"sum": t["number"].to_numpy().sum()}, inputs.rows, added)
-    store(inputs.rows, ctx, lambda n: n * 0 + sums["sum"])
-
-
-def added(one, other):
-    return {"sum": one["sum"] + other["sum"]}
-
-
-def test_reduce_merges_every_shard(program):
-    assert program("summed").column("it", "value") == [sum(range(31))] * 31
-
-
-def until_ten(inputs, ctx):
-    end = ctx.iterate({"n": np.int64(0)}, add_four, 100, until=lambda state: state["n"] > 10)
-    store(inputs.rows, ctx, lambda n: n * 0 + end["n"])
+# iterate, launch
 
 
 def add_four(state, number):
     CALLED.append(number)
     return {"n": state["n"] + 4}
-
-
-def test_iterate_ends_when_it_is_told_to(program):
-    assert program("until_ten").column("it", "value") == [12] * 31
-    assert CALLED == [0, 1, 2]
 
 
 def steps_then_trouble(inputs, ctx):

@@ -1,98 +1,11 @@
-"""The engine's calls on tables in memory: what a dataset stage means, without running one."""
+"""What tests of stages share: the engine's calls in memory, and evaluation tasks."""
 
-import shutil
-import zlib
-from functools import reduce
-from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from pipeline.stage import Worker
+from tests.memory import MemoryContext, MemoryShards
 from tests.stages.task_folders import write_tasks
-
-
-class MemoryShards(list):
-    """Tables with uid, as shards 0, 1, …: shard and position are added where they are missing."""
-
-    def __init__(self, *tables: pa.Table) -> None:
-        for shard, table in enumerate(tables):
-            if "shard" not in table.schema.names:
-                number = pa.array(np.full(len(table), shard, np.int32))
-                position = pa.array(np.arange(len(table), dtype=np.int32))
-                table = table.append_column("shard", number).append_column("position", position)
-            self.append(table)
-
-    def rows(self, index: int) -> int:
-        return len(self[index])
-
-    def table(self, index: int) -> pa.Table:
-        return self[index]
-
-    def select(self, names):
-        place = ("uid", "shard", "position")
-        return MemoryShards(
-            *(t.select([n for n in t.column_names if n in (*place, *names)]) for t in self)
-        )
-
-    def batches(self, index: int, batch_rows: int = 1024):
-        for start in range(0, max(1, len(self[index])), batch_rows):
-            yield self[index][start : start + batch_rows]
-
-
-class MemoryContext:
-    """Keeps what `restore` stores in `stored`, one table a shard, and files below `out`."""
-
-    def __init__(self, folder, seed: int = 0) -> None:
-        scratch = folder / "scratch"
-        scratch.mkdir(parents=True)
-        self.folder, self.out = str(folder), folder / "out"
-        self.stored, self.states = [], []
-        self.worker = Worker(seed=seed, stage="it", device="cpu", threads=1, scratch=scratch)
-
-    def put_file(self, name, path):
-        (self.out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, self.out / name)
-
-    def map(self, fn, items):
-        task = SimpleNamespace(worker=self.worker, put_file=self.put_file, page_checksums=True)
-        return [fn(item, task) for item in items]
-
-    def map_shards(self, fn, over):
-        return MemoryShards(*map(fn, over))
-
-    def shuffle(self, over, key, partitions=3):
-        if not over:
-            return MemoryShards()
-        rows = pa.concat_tables(over)
-        part = np.array([zlib.crc32(repr(v).encode()) % partitions for v in rows[key].to_pylist()])
-        order = np.argsort(part, kind="stable")
-        rows, bounds = rows.take(order), np.searchsorted(part[order], range(partitions + 1))
-        return MemoryShards(*(rows[a:b].combine_chunks() for a, b in pairwise(bounds.tolist())))
-
-    def drop(self, shuffled):
-        shuffled.clear()
-
-    def restore(self, over):
-        rows = pa.concat_tables(t.unify_dictionaries() for t in over).sort_by(
-            [("shard", "ascending"), ("position", "ascending")]
-        )
-        shard = rows["shard"].to_numpy()
-        self.stored = [rows.filter(pa.array(shard == s)) for s in range(shard.max(initial=-1) + 1)]
-        for table in self.stored:
-            assert table["position"].to_pylist() == list(range(len(table))), "each row once"
-
-    def reduce(self, fn, over, merge):
-        return reduce(merge, map(fn, over))
-
-    def iterate(self, state, step, rounds, until=None):
-        self.states = self.states or [state]  # those of a killed run, to go on from
-        while len(self.states) <= rounds and not (until and until(self.states[-1])):
-            self.states.append(step(self.states[-1], len(self.states) - 1))
-        return self.states[-1]
 
 
 @pytest.fixture
