@@ -2,9 +2,14 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
+from pipeline.terminal import one_line
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json, add_run
+
+if TYPE_CHECKING:
+    from pipeline.ledger.why import Why
 
 HELP = "what every stage said of one sample, and why it went"
 
@@ -18,9 +23,32 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the sample's values, stage by stage."""
-    from pipeline.ledger import why
+    from pipeline.ledger.answer import as_json
+    from pipeline.ledger.why import why
     from pipeline.state import latest
 
-    found = why.why(latest(options.run), options.uid)
-    print(json.dumps(found, indent=1) if options.json else why.text(found))
+    answer = why(latest(options.run), options.uid)
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
     return DONE
+
+
+def text(why: "Why") -> str:
+    """A paragraph a stage; last a sentence a select stage, and the files."""
+    from pipeline.ledger.verdict import caption, count, where
+
+    lines = [f"{why.uid}  ({where(why.shard, why.position)})"]
+    if why.copies > 1:
+        lines.append(f"this uid stands in {why.copies} rows; the first is shown")
+    for row in why.stages:
+        verdict = "fine" if row.reason is None else one_line(row.reason)
+        lines += ["", f"{row.stage}  {row.uses}: {verdict}"]
+        lines += [f"    {name:<22} {one_line(value)}" for name, value in row.values.items()]
+        if keeper := row.keeper:
+            place = where(keeper.shard, keeper.position)
+            lines.append(f"    {'which is':<22} {place}{caption(keeper)}")
+        if row.keeper_of:
+            lines.append(f"    {'keeper of':<22} {count(row.keeper_of)}")
+    lines.append("")
+    lines += [end.sentence for end in why.ends]
+    lines += [f"exported by '{export.stage}' to {export.file}" for export in why.exported]
+    return "\n".join(lines)

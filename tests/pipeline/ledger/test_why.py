@@ -1,13 +1,17 @@
 """Why a sample is where it is: every row of the numbered run, and what else can be asked."""
 
 import json
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.ledger.why import text, why
+from pipeline.ledger.answer import as_json
+from pipeline.ledger.at_row import Keeper
+from pipeline.ledger.why import why
+from pipeline.verbs.why import text
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -22,20 +26,20 @@ def state(own_stages, tmp_path_factory):
 
 
 def said(found, stage: str) -> tuple:
-    (it,) = (s for s in found["stages"] if s["stage"] == stage)
-    return it["values"], it["reason"]
+    (it,) = (s for s in found.stages if s.stage == stage)
+    return it.values, it.reason
 
 
 @pytest.mark.parametrize("row", numbered.ROWS)
 def test_every_row_has_the_cause_that_the_funnel_counts_it_under(row, state):
-    *_, end = why(state, numbered.uid(row))["ends"]
-    assert end["kept"] == (row in numbered.KEPT)
-    assert (end.get("cause"), end.get("reason")) == CAUSE_OF.get(row, (None, None))
+    *_, end = why(state, numbered.uid(row)).ends
+    assert end.kept == (row in numbered.KEPT)
+    assert (end.cause, end.reason) == CAUSE_OF.get(row, (None, None))
 
 
 def test_every_stage_says_its_value_and_its_reason(state):
     found = why(state, numbered.uid(12))
-    assert (found["shard"], found["position"], found["copies"]) == (1, 4, 1)
+    assert (found.shard, found.position, found.copies) == (1, 4, 1)
     pool = {"url": "http://a.test/12", "text": "row 12", "a": 12}
     assert said(found, "pool") == (pool, None)
     assert said(found, "two") == ({"c": 12}, None)
@@ -58,7 +62,7 @@ def test_every_stage_says_its_value_and_its_reason(state):
 )
 def test_a_sentence_says_who_dropped_it_by_which_rule_and_value(row, sentence, state):
     found = why(state, numbered.uid(row))
-    assert found["ends"][-1]["sentence"] == sentence
+    assert found.ends[-1].sentence == sentence
     assert sentence in text(found)
 
 
@@ -67,8 +71,8 @@ def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
     pool = (tmp_path / "pool.jsonl").read_text().replace('"a":', '"size": "large", "a":')
     (tmp_path / "pool.jsonl").write_text(pool)
     state = numbered.run(tmp_path, numbered.STAGES.replace("a: int64}", "a: int64, size: int64}"))
-    end = why(state, numbered.uid(10))["ends"][-1]
-    assert (end["cause"], end["reason"]) == ("one", "unlucky")
+    end = why(state, numbered.uid(10)).ends[-1]
+    assert (end.cause, end.reason) == ("one", "unlucky")
     assert said(why(state, numbered.uid(10)), "pool")[1] == "bad_value"
 
 
@@ -76,14 +80,14 @@ def test_a_row_outside_a_mask_is_told_so(tmp_path):
     numbered.write_pool(tmp_path)
     wide = numbered.STAGES.replace("from: [first, late, one]", "from: [late, one]")
     state = numbered.run(tmp_path, wide)
-    end = why(state, numbered.uid(2))["ends"][-1]
-    assert (end["cause"], end["reason"]) == ("late", "not_selected")
-    assert end["sentence"] == "dropped by 'last': 'first' did not select it for 'late'"
+    end = why(state, numbered.uid(2)).ends[-1]
+    assert (end.cause, end.reason) == ("late", "not_selected")
+    assert end.sentence == "dropped by 'last': 'first' did not select it for 'late'"
 
 
 @pytest.mark.parametrize("change", [str, str.upper, lambda uid: uid[:8], lambda uid: f" {uid}\n"])
 def test_a_uid_may_be_cut_to_8_digits_and_written_in_capitals(change, state):
-    assert why(state, change(numbered.uid(7)))["uid"] == numbered.uid(7)
+    assert why(state, change(numbered.uid(7))).uid == numbered.uid(7)
 
 
 @pytest.mark.parametrize("wrong", ["", "1234567", "not a uid at all", "0" * 33])
@@ -112,14 +116,14 @@ def test_an_ambiguous_beginning_lists_the_samples_it_could_be(tmp_path):
         why(state, "abababab")
     assert "2 samples begin with abababab" in str(error.value)
     assert all(uid in str(error.value) for uid in uids[:2])
-    assert why(state, uids[1])["uid"] == uids[1]
-    assert why(state, "efefefef")["position"] == 0
+    assert why(state, uids[1]).uid == uids[1]
+    assert why(state, "efefefef").position == 0
 
 
 def test_a_uid_that_repeats_shows_its_first_row_and_how_many_there_are(tmp_path):
     uids = ["ab" * 16, "ef" * 16, "ab" * 16]
     found = why(numbered.run(tmp_path, pool_with_uids(tmp_path, uids)), "abababab")
-    assert (found["copies"], found["shard"], found["position"]) == (2, 0, 0)
+    assert (found.copies, found.shard, found.position) == (2, 0, 0)
     assert said(found, "pool")[0]["a"] == 30
     assert "this uid stands in 2 rows" in text(found)
 
@@ -214,19 +218,19 @@ def named(own_stages, tmp_path_factory):
 )
 def test_a_sentence_names_the_keeper_or_the_evaluation_sample(row, sentence, named):
     found = why(named, number(row))
-    assert found["ends"][-1]["sentence"] == sentence
+    assert found.ends[-1].sentence == sentence
     assert sentence in text(found)
 
 
 def test_who_the_keeper_is_stands_with_the_stage_that_names_it(named):
-    found = {said["stage"]: said for said in why(named, number(2))["stages"]}
-    keeper = {"uid": number(0), "shard": 0, "position": 0, "text": ROWS[0][0], "dropped_by": []}
-    assert found["same"]["keeper"] == {"column": "duplicate_of", **keeper}
-    assert found["near"]["keeper"] == {"column": "earlier_uid", **keeper}
-    assert "keeper_of" not in found["same"]
-    assert "keeper" not in found["alike"]
-    assert found["alike"]["keeper_of"] == 0
-    assert "keeper" not in found["pool"]
+    found = {said.stage: said for said in why(named, number(2)).stages}
+    row = partial(Keeper, uid=number(0), shard=0, position=0, text=ROWS[0][0], dropped_by=())
+    assert found["same"].keeper == row(column="duplicate_of")
+    assert found["near"].keeper == row(column="earlier_uid")
+    assert found["same"].keeper_of is None
+    assert found["alike"].keeper is None
+    assert found["alike"].keeper_of == 0
+    assert (found["pool"].keeper, found["pool"].keeper_of) == (None, None)
     shown = text(why(named, number(2)))
     assert f"which is               shard 0, position 0: '{ROWS[0][0]}'" in shown
     assert "keeper of              1 row\n" in text(why(named, number(0)))
@@ -240,18 +244,18 @@ def test_of_a_uid_that_repeats_the_keeper_is_the_other_row(tmp_path):
     lines = [{**line, "id": number(i), "text": t, "cosine": cosine} for i, t, cosine in rows]
     (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = why(numbered.run(tmp_path, stages), number(0))
-    assert (found["copies"], found["position"]) == (2, 0)
-    keeper = found["stages"][1]["keeper"]
-    assert (keeper["uid"], keeper["position"], keeper["text"]) == (number(0), 2, "second")
+    assert (found.copies, found.position) == (2, 0)
+    keeper = found.stages[1].keeper
+    assert (keeper.uid, keeper.position, keeper.text) == (number(0), 2, "second")
 
 
 def test_a_column_of_that_name_that_holds_no_uids_names_nobody(tmp_path):
     stages = NAMED[: NAMED.index("same:")].replace("group: string", "duplicate_of: string")
     line = {"id": number(0), "url": "http://a.test/1", "text": "x", "duplicate_of": "yes"}
     (tmp_path / "pool.jsonl").write_text(json.dumps({**line, "near": "", "cosine": 0}))
-    (pool,) = why(numbered.run(tmp_path, stages), number(0))["stages"]
-    assert pool["values"]["duplicate_of"] == "yes"
-    assert "keeper" not in pool
+    (pool,) = why(numbered.run(tmp_path, stages), number(0)).stages
+    assert pool.values["duplicate_of"] == "yes"
+    assert pool.keeper is None
 
 
 # In the run of every stage: two roots meet, images are exported
@@ -260,12 +264,12 @@ def test_a_column_of_that_name_that_holds_no_uids_names_nobody(tmp_path):
 def test_a_row_of_two_roots_is_followed_through_the_union(every_stage):
     (row, *_) = every_stage.values(every_stage.stage_of("export.parquet"))
     found = why(every_stage.state, row["uid"])
-    stages = [it["stage"] for it in found["stages"]]
+    stages = [it.stage for it in found.stages]
     assert {"both", "look", "near", "subset"} <= set(stages), "what the union's rows went through"
     assert {"tars", "folder"} & set(stages), "and where they come from"
-    (end,) = [end for end in found["ends"] if end["stage"] == "subset"]
-    assert end["sentence"].startswith("kept by 'subset'")
-    assert found["copies"] == 1
+    (end,) = [end for end in found.ends if end.stage == "subset"]
+    assert end.sentence.startswith("kept by 'subset'")
+    assert found.copies == 1
 
 
 def test_a_larger_root_beside_a_smaller_one_can_be_asked_to_its_end(tmp_path):
@@ -276,26 +280,26 @@ def test_a_larger_root_beside_a_smaller_one_can_be_asked_to_its_end(tmp_path):
         tmp_path, numbered.STAGES.replace("shard_rows: 7", "shard_rows: 20") + more
     )
     for row in numbered.ROWS:
-        assert why(state, numbered.uid(row))["ends"][-1]["kept"] == (row in numbered.KEPT)
+        assert why(state, numbered.uid(row)).ends[-1].kept == (row in numbered.KEPT)
 
 
 def test_an_exported_row_names_its_file(every_stage):
     (row, *_) = every_stage.values(every_stage.stage_of("export.parquet"))
-    places = why(every_stage.state, row["uid"])["exported"]
-    assert "shards" in [place["stage"] for place in places]
+    places = why(every_stage.state, row["uid"]).exported
+    assert "shards" in [place.stage for place in places]
     for place in places:
-        uids = pq.read_table(place["file"], columns=["uid"])["uid"].to_pylist()
+        uids = pq.read_table(place.file, columns=["uid"])["uid"].to_pylist()
         assert bytes.fromhex(row["uid"]) in uids or row["uid"] in uids
     dropped = next(
         r for r in every_stage.values(every_stage.stage_of("select.where")) if not r["keep"]
     )
-    assert why(every_stage.state, dropped["uid"])["exported"] == []
+    assert why(every_stage.state, dropped["uid"]).exported == ()
 
 
 def test_values_are_shown_short_and_images_not_at_all(every_stage):
     (row, *_) = every_stage.values(every_stage.stage_of("export.parquet"))
     found = why(every_stage.state, row["uid"])
-    assert found["stages"]
-    assert all("image" not in it["values"] for it in found["stages"])
+    assert found.stages
+    assert all("image" not in it.values for it in found.stages)
     assert said(found, "emb")[0]["image_embedding"].endswith("… 64 values]")
-    json.dumps(found, allow_nan=False)
+    json.dumps(as_json(found), allow_nan=False)

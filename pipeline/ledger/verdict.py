@@ -1,0 +1,125 @@
+"""What a select stage decided of one row, and why, in a sentence."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+
+from metadata.schema import BALANCE_RANK, KEEP, REASON
+from metadata.shard import NOT_SELECTED
+from pipeline.ledger.at_row import Keeper, StageRow
+from pipeline.ledger.causes import askable, trace
+from pipeline.ledger.keepers import KEEPERS
+from pipeline.ledger.stored import Place
+from pipeline.state import RunState
+from pipeline.terminal import cut, one_line
+
+SHORT = 80  # characters of a keeper's caption
+NEAR = "near it, and better,"  # where joined_at says how near
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A select stage's verdict on a row; of a dropped one the first cause, a stage and its reason,
+    as the funnel counts it."""
+
+    stage: str
+    kept: bool
+    cause: str | None = None
+    reason: str | None = None
+    sentence: str
+
+
+def verdict(state: RunState, select: str, rows: Mapping[str, StageRow], place: Place) -> Verdict:
+    """The verdict of one select stage on the row at a place; `rows` are its values by stage."""
+    if rows[select].values[KEEP.name]:
+        keeper_of = [
+            f"keeper of {count(row.keeper_of)} in '{row.stage}'"
+            for row in rows.values()
+            if row.keeper_of
+        ]
+        return Verdict(
+            stage=select, kept=True, sentence="; ".join([f"kept by '{select}'", *keeper_of])
+        )
+    root = state.plan.stages[select].root
+    reasons = {
+        name: pa.array([row.reason], pa.string())
+        for name, row in rows.items()
+        if state.plan.stages[name].root == root
+    }
+    lacks = partial(_lacks, state, place)
+    for stage, code, is_cause in trace(state.plan, select, reasons, pa.array([True]), lacks):
+        if is_cause[0].as_py():
+            return Verdict(
+                stage=select,
+                kept=False,
+                cause=stage,
+                reason=code,
+                sentence=_sentence(state, select, stage, code, rows),
+            )
+    return Verdict(stage=select, kept=False, sentence=f"not kept by '{select}'")
+
+
+def _lacks(state: RunState, place: Place, stage: str, columns: set[str]) -> pa.Array | None:
+    """Whether the stage left out one of the columns at one row; see `causes.lacking`."""
+    asked = askable(state.plan, stage, columns)
+    if asked is None:
+        return None
+    return pa.array([None in state.cell(stage, *place, asked).values()])
+
+
+def _sentence(
+    state: RunState, end: str, stage: str, code: str, rows: Mapping[str, StageRow]
+) -> str:
+    planned = state.plan.stages[stage]
+    if code == NOT_SELECTED:
+        return f"dropped by '{end}': '{planned.only}' did not select it for '{stage}'"
+    if stage != end and not planned.is_select:
+        return f"dropped by '{end}', since '{stage}' gave no value: {code}"
+    values: list[str] = []
+    others: dict[str, None] = {}
+    for read, (source, column) in planned.bindings[0].items():
+        if re.search(rf"(?<![\w.]){re.escape(read)}\b", code):
+            row = rows[source]
+            other = _other(row)
+            others |= {other: None} if other else {}
+            if column not in KEEPERS or not other:
+                value = {**row.values, REASON.name: row.reason}[column]
+                values.append(f"{read} is {cut(repr(value))}")
+    own = rows[stage].values
+    if "balance_t" in own and own[BALANCE_RANK.name] is not None:  # what a balance says of itself
+        rank, t = own[BALANCE_RANK.name], own["balance_t"]
+        values.append(
+            f"its least draw, of {own['deciding_concept']!r}, is {rank:.4g}, and t is {t:g}"
+        )
+    by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
+    return "; ".join([f"{by}: {one_line(code)}", *([", ".join(values)] if values else []), *others])
+
+
+def _other(row: StageRow) -> str:
+    """The keeper or evaluation sample that a stage names, in words; empty where it names none."""
+    values = row.values
+    if keeper := row.keeper:
+        how = NEAR if "joined_at" in values else KEEPERS[keeper.column]
+        gone = f", itself dropped by '{keeper.dropped_by[0]}'" if keeper.dropped_by else ""
+        place = where(keeper.shard, keeper.position)
+        return f"{how} is {keeper.uid[:8]}… ({place}{gone}){caption(keeper)}"
+    if values.get("eval_task") and values.get("eval_key"):
+        return f"nearest to it is sample {values['eval_key']!r} of task {values['eval_task']!r}"
+    return ""
+
+
+def where(shard: int, position: int) -> str:
+    return f"shard {shard}, position {position}"
+
+
+def count(rows: int | None) -> str:
+    return f"{rows:,} {'row' if rows == 1 else 'rows'}"
+
+
+def caption(keeper: Keeper) -> str:
+    text = keeper.text or ""
+    short = text if len(text) <= SHORT else f"{text[:SHORT]}…"
+    return f": {short!r}" if short else ""
