@@ -23,11 +23,12 @@ import pyarrow.compute as pc
 from metadata.damage import DamagedError
 from metadata.fingerprint import digest
 from metadata.record import Failure, Record, ShardState, state_of
-from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, REASON_TYPE, UID
+from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, UID
 from metadata.scratch import scratch_folder
 from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
 from metadata.storage import KEYS, Storage, wants_keys
 from pipeline import attempts
+from pipeline.declared import as_declared, stored_schema
 from pipeline.done import current, parents_of, standing
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from pipeline.pins import pin
@@ -317,7 +318,7 @@ class SegmentRun:
         for column in planned.stage.writes:
             columns[column.name] = spread[column.name]
         columns[REASON.name] = reason_where(outside, NOT_SELECTED, spread[REASON.name])
-        return pa.table(columns, schema=stored_schema(planned, sparse=False))
+        return pa.table(columns, schema=stored_schema(planned.stage))
 
     def _read(self, planned: PlannedStage, item: ShardItem, bindings: Mapping[str, Binding]) -> Any:
         assert planned.root is not None
@@ -336,7 +337,15 @@ class SegmentRun:
                 worker = replace(worker, model=model)
             self._opened[planned.name] = planned.stage.open(worker)
         out = self._opened[planned.name](batch)
-        return checked(planned, out, batch, shard)
+        if len(out) != len(batch):
+            raise StageError(
+                f"{len(out)} rows came back for {len(batch)}",
+                f"stage '{planned.name}' ({planned.uses}), shard {shard}",
+                "a row stage keeps its rows",
+            )
+        if UID.name in out.column_names:
+            out = out.drop_columns([UID.name])
+        return as_declared(planned, out.add_column(0, UID.name, batch[UID.name]), shard)
 
     def _writer(
         self, stack: ExitStack, planned: PlannedStage, item: ShardItem, sparse: bool
@@ -344,7 +353,7 @@ class SegmentRun:
         folder = self.segment.parts[planned.name].folder
         path = stack.enter_context(folder.scratch(planned.name))
         checked = planned.name not in item.unchecked
-        writer = ShardWriter(path, stored_schema(planned, sparse), checked)
+        writer = ShardWriter(path, stored_schema(planned.stage, sparse), checked)
         return path, stack.enter_context(writer)
 
     def _store(
@@ -425,47 +434,6 @@ def worker_of(
 def decode(image: pa.ChunkedArray) -> pa.Array:
     """The virtual PIXELS column of a batch; the kernel is named, as the engine knows no image."""
     return import_module("stages.ops.images").pixels_column(image)
-
-
-def checked(planned: PlannedStage, out: pa.Table, batch: pa.Table, shard: int) -> pa.Table:
-    """The result with uid first and every column as declared; StageError where it is not."""
-    place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
-    if len(out) != len(batch):
-        raise StageError(
-            f"{len(out)} rows came back for {len(batch)}",
-            place,
-            "a row stage keeps its rows",
-        )
-    columns: dict[str, Any] = {UID.name: batch[UID.name]}
-    for column in (*planned.stage.writes, REASON):
-        if column.name not in out.column_names:
-            raise StageError(f"no column '{column.name}' came back", place, "mend the stage")
-        made = out[column.name]
-        if column is REASON and made.type != REASON_TYPE:
-            made = made.cast(REASON_TYPE)
-        if made.type != column.dtype:
-            raise StageError(
-                f"'{column.name}' came back as {made.type}",
-                place,
-                f"declare or return {column.dtype}",
-            )
-        columns[column.name] = made
-    allowed = set(planned.stage.reasons)
-    for chunk in columns[REASON.name].chunks:
-        unknown = set(chunk.dictionary.to_pylist()) - allowed
-        if unknown:
-            raise StageError(
-                f"reason {unknown.pop()!r} is not declared",
-                place,
-                f"one of {sorted(allowed)}",
-            )
-    return pa.table(columns)
-
-
-def stored_schema(planned: PlannedStage, sparse: bool) -> pa.Schema:
-    """The columns of a row stage's file; those of a later pass name their positions."""
-    columns = [UID, *([POSITION] if sparse else []), *planned.stage.writes, REASON]
-    return pa.schema([(column.name, column.dtype) for column in columns])
 
 
 def where(group: list[PlannedStage], shard: int) -> str:

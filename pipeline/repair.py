@@ -16,7 +16,7 @@ from metadata.record import Record, record_name
 from metadata.schema import REASON, UID
 from metadata.shard import NOT_SELECTED, ShardWriter, opened, sound_groups, store
 from metadata.storage import Storage
-from pipeline.chain import stored_schema
+from pipeline.declared import stored_schema
 from pipeline.errors import StageError
 from pipeline.planned import PlannedStage
 from pipeline.stage import Stage
@@ -79,7 +79,7 @@ def salvage(
             folder.put(record.name, text.encode(), point="record")
             continue
         assert record.data is not None
-        schema = stored_schema(planned, sparse=record.number > 0)
+        schema = stored_schema(planned.stage, sparse=record.number > 0)
         groups = sound_groups(folder, record.data, schema)
         if sum(rows for rows, _ in groups) != record.computed or all(sound for _, sound in groups):
             groups = [(record.computed, False)]  # the damage is where no checksum tells

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from metadata.damage import DamagedError
 from metadata.outputs import OUT, note_output
 from metadata.record import Record
-from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, UID
+from metadata.schema import POSITION, SHARD
 from metadata.scratch import scratch_folder
 from metadata.sealed import put_sealed
 from metadata.shard import ShardWriter, store
@@ -27,10 +26,11 @@ from metadata.storage import Storage
 from pipeline import attempts
 from pipeline.chain import raised, storage_error, worker_of
 from pipeline.dataset import State, Task
+from pipeline.declared import as_declared, stored_schema
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 from pipeline.planned import PlannedStage
 from pipeline.rows import Partitions, PoolShards
-from pipeline.stage import DatasetStage, Worker
+from pipeline.stage import Worker
 from pipeline.states import put_state
 
 Work = Callable[[Any, "UnitTask"], Any]
@@ -226,21 +226,13 @@ def store_shard(
 ) -> Record:
     began = time.monotonic()
     shard = given.shard
-    stage = planned.stage
-    virtual = {v.name for v in stage.virtual} if isinstance(stage, DatasetStage) else set()
-    stored = [
-        UID,
-        *(column for column in stage.writes if column.name not in virtual),
-        REASON,
-    ]
-    schema = pa.schema([(column.name, column.dtype) for column in stored])
     checked = shard not in task.unchecked
     with (
         task.folder.scratch(planned.name) as path,
-        ShardWriter(path, schema, checked) as writer,
+        ShardWriter(path, stored_schema(planned.stage), checked) as writer,
     ):
         for table in tables:
-            writer.add(declared(table, schema, planned, shard))
+            writer.add(as_declared(planned, table, shard))
         return store(
             task.folder,
             writer,
@@ -253,33 +245,6 @@ def store_shard(
                 "seconds": round(time.monotonic() - began, 3),
             },
         )
-
-
-def declared(table: pa.Table, schema: pa.Schema, planned: PlannedStage, shard: int) -> pa.Table:
-    """The table in the stage's declared columns and types; reasons as the stage lists them."""
-    place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
-    columns: dict[str, Any] = {}
-    for field in schema:
-        if field.name not in table.column_names:
-            raise StageError(f"no column '{field.name}' came back", place, "mend the stage")
-        column = table[field.name]
-        if column.type != field.type:
-            if field.name == REASON.name:
-                column = column.cast(pa.string()).cast(REASON_TYPE)
-            else:
-                column = column.cast(field.type)
-        columns[field.name] = column
-    unknown = set(pc.unique(columns[REASON.name].cast(pa.string())).to_pylist()) - {
-        None,
-        *planned.stage.reasons,
-    }
-    if unknown:
-        raise StageError(
-            f"reason {unknown.pop()!r} is not declared",
-            place,
-            f"one of {planned.stage.reasons}",
-        )
-    return pa.table(columns, schema=schema)
 
 
 def split_shard(

@@ -145,9 +145,22 @@ def bare(inputs, ctx):
     ctx.restore(inputs.rows)
 
 
+def typed(inputs, ctx):
+    rows = ctx.map_shards(partial(with_value, lambda n: n), inputs.rows)
+    ctx.restore(ctx.map_shards(as_double, rows))
+
+
+def as_double(rows: pa.Table) -> pa.Table:
+    return rows.drop_columns(["value"]).append_column("value", rows["value"].cast(pa.float64()))
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
-    [("undeclared", "reason 'whim' is not declared"), ("bare", "no column 'value' came back")],
+    [
+        ("undeclared", "reason 'whim' is not declared"),
+        ("bare", "no column 'value' came back"),
+        ("typed", "'value' came back as double"),
+    ],
 )
 def test_what_is_stored_is_held_to_what_is_declared(program, function, said):
     assert said in program(function).error("it")
