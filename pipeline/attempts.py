@@ -1,17 +1,22 @@
-"""Attempts, counted in storage before the work starts, so that what kills its worker is found.
+"""Attempts at a piece of work, counted in storage before it starts: so a crash leaves its trace.
 
-A crash leaves the count behind; success or a clean error takes it away. Within a run a shard that
-ends its worker three times is set aside. A run that was killed as a whole says less: it takes ten
-of those, with the same shard in hand each time.
+Success or a clean error takes the count away. Work that ends its worker three times within a run
+fails. A run that was killed as a whole says less: ten of those, each with the same work in hand,
+count as much.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
+from metadata.damage import DamagedError
 from metadata.record import Failure
 from metadata.storage import Storage
-from pipeline.errors import ClipmillError
+from pipeline.errors import ClipmillError, CrashedError, RetryableError, ShardError, StageError
+from pipeline.failures import explained
 
+T = TypeVar("T")
 MAX_ATTEMPTS = 3
 MAX_RUNS = 10
 
@@ -26,11 +31,50 @@ class Count:
     runs: int
 
 
-def begin(folder: Storage, name: str, inputs: str, run: str) -> int:
-    """How many attempts are left, this one among them; it is counted. `run` tells runs apart.
+def attempt(
+    work: Callable[[int], T],
+    folder: Storage,
+    name: str,
+    inputs: str,
+    run: str,
+    place: str,
+    least: int = 1,
+) -> T:
+    """The result of work(1), or of work(2) or work(3) where the one before may pass.
 
-    A changed digest of the inputs starts the count again.
+    It is counted in `<name>.attempt`, anew for another digest of the inputs. CrashedError where
+    fewer than `least` attempts are left, as the others ended their worker; that count stays.
     """
+    if _begin(folder, name, inputs, run) < least:
+        raise CrashedError(
+            f"{place} ended its worker {MAX_ATTEMPTS} times",
+            str(folder),
+            "look for a crash in its native code or for too little memory,"
+            " then run again with --retry crashed",
+        )
+    try:
+        result = _tried(work, place)
+    except (StageError, ShardError, DamagedError):
+        end(folder, name)
+        raise
+    end(folder, name)
+    return result
+
+
+def _tried(work: Callable[[int], T], place: str) -> T:
+    number = 1
+    while True:
+        try:
+            with explained(place):
+                return work(number)
+        except RetryableError:
+            if number == MAX_ATTEMPTS:
+                raise
+        number += 1
+
+
+def _begin(folder: Storage, name: str, inputs: str, run: str) -> int:
+    """How many attempts are left, this one among them; it is counted."""
     held = folder.read_json(f"{name}.attempt", Count)
     if held is None or held.inputs != inputs:
         held = Count(inputs, run, attempts=0, runs=1)
@@ -44,29 +88,17 @@ def begin(folder: Storage, name: str, inputs: str, run: str) -> int:
 
 
 def end(folder: Storage, name: str) -> None:
-    """Takes the count away: the work is done, or failed in a way that says why."""
+    """Takes the count away."""
     folder.delete(f"{name}.attempt")
 
 
-def fail(
-    folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError, crashed: bool
-) -> Failure:
+def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError) -> Failure:
     """Sets a shard aside with its reason: `<shard>.failed.json`."""
     found, where, do = error.args
-    failure = Failure(shard, parents, crashed, found, where, do)
+    failure = Failure(shard, parents, isinstance(error, CrashedError), found, where, do)
     text = json.dumps(asdict(failure), sort_keys=True)
     folder.put(failure.name, text.encode(), point="failed")
     return failure
-
-
-def crash_error(what: str, folder: Storage) -> ClipmillError:
-    """The words for work that ended its worker each time."""
-    return ClipmillError(
-        f"{what} ended its worker {MAX_ATTEMPTS} times",
-        str(folder),
-        "look for a crash in its native code or for too little memory,"
-        " then run again with --retry crashed",
-    )
 
 
 def forget(folder: Storage) -> None:

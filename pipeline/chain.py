@@ -4,10 +4,8 @@ This is what a worker runs. It decides from digests what is already done, so a r
 redoes its own shard and no other; stages in one segment hand batches on in memory.
 """
 
-import errno
 import tempfile
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -26,11 +24,11 @@ from metadata.record import Failure, Record, ShardState, state_of
 from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, UID
 from metadata.scratch import scratch_folder
 from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
-from metadata.storage import KEYS, Storage, wants_keys
+from metadata.storage import Storage
 from pipeline import attempts
 from pipeline.declared import as_declared, stored_schema
 from pipeline.done import current, parents_of, standing
-from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
+from pipeline.errors import ShardError, StageError
 from pipeline.pins import pin
 from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import Part, read_rows
@@ -146,63 +144,47 @@ class SegmentRun:
         A chain that fails, or has ended its worker, is done stage by stage: that tells whose
         fault it is, and what the others made stays.
         """
-        first = group[0]
+        first, shard = group[0], item.shard
         folder = self.segment.parts[first.name].folder
-        shard = item.shard
         parents = parents_of(first, item.states, self.segment.models)
-        name = f"{shard:06d}" if len(group) == 1 else f"{shard:06d}.chain"
-        left = attempts.begin(folder, name, digest(parents), self.segment.run_id)
-        crashed = left < (1 if len(group) == 1 else attempts.MAX_ATTEMPTS)
-        error: ClipmillError | None = None
-        if crashed:
-            error = attempts.crash_error(f"shard {shard} of stage {first.name}", folder)
-        number = 1
-        while error is None:
-            try:
-                self._compute(group, item, number)
-                break
-            except StageError:
-                attempts.end(folder, name)
-                raise
-            except DamagedError as found:  # an earlier stage's file: that one is made again first
-                item.damaged.append(found)
-                item.failed.update({planned.name: None for planned in group})
-                attempts.end(folder, name)
-                return
-            except RetryableError as failed:
-                number += 1
-                if number > attempts.MAX_ATTEMPTS:
-                    error = failed
-            except ShardError as failed:
-                error = failed
-        if error is not None and len(group) > 1:
-            for planned in group:
-                if any(need in item.failed for need in planned.needs):
-                    item.failed[planned.name] = None
-                else:
-                    self._attempt([planned], item)
-        elif error is not None:
-            item.failed[first.name] = attempts.fail(folder, shard, parents, error, crashed)
+        is_chain = len(group) > 1
+        name = f"{shard:06d}.chain" if is_chain else f"{shard:06d}"
+        try:
+            attempts.attempt(
+                partial(self._compute, group, item),
+                folder,
+                name,
+                digest(parents),
+                self.segment.run_id,
+                f"stage '{' + '.join(planned.name for planned in group)}', shard {shard}",
+                least=attempts.MAX_ATTEMPTS if is_chain else 1,
+            )
+        except DamagedError as found:  # an earlier stage's file: that one is made again first
+            item.damaged.append(found)
+            item.failed.update({planned.name: None for planned in group})
+        except ShardError as error:
+            if is_chain:
+                self._attempt_each(group, item)
+            else:
+                item.failed[first.name] = attempts.fail(folder, shard, parents, error)
+            attempts.end(folder, name)  # of a crash
         else:
             for planned in group:
-                if planned.name in item.set_aside:
-                    failure = item.set_aside[planned.name]
+                if failure := item.set_aside.get(planned.name):
                     self.segment.parts[planned.name].folder.delete(failure.name)
-        attempts.end(folder, name)
+
+    def _attempt_each(self, group: list[PlannedStage], item: ShardItem) -> None:
+        for planned in group:
+            if any(need in item.failed for need in planned.needs):
+                item.failed[planned.name] = None
+            else:
+                self._attempt([planned], item)
 
     def _compute(self, group: list[PlannedStage], item: ShardItem, number: int) -> None:
-        try:
-            if len(group) == 1:
-                self._compute_rows(group[0], item, number)
-            else:
-                self._compute_shard(group, item, number)
-        except (ClipmillError, DamagedError):
-            raise
-        except OSError as error:
-            raise storage_error(error, where(group, item.shard)) from error
-        except Exception as error:
-            do = "a stage answers for its bad rows with a reason: mend the stage"
-            raise ShardError(*raised(error, where(group, item.shard)), do) from error
+        if len(group) == 1:
+            self._compute_rows(group[0], item, number)
+        else:
+            self._compute_shard(group, item, number)
 
     def _compute_shard(self, group: list[PlannedStage], item: ShardItem, number: int) -> None:
         """A fused group over the whole shard."""
@@ -434,26 +416,3 @@ def worker_of(
 def decode(image: pa.ChunkedArray) -> pa.Array:
     """The virtual PIXELS column of a batch; the kernel is named, as the engine knows no image."""
     return import_module("stages.ops.images").pixels_column(image)
-
-
-def where(group: list[PlannedStage], shard: int) -> str:
-    names = " + ".join(planned.name for planned in group)
-    return f"stage '{names}', shard {shard}"
-
-
-def raised(error: Exception, place: str) -> tuple[str, str]:
-    """What a stage's own mistake says, and where it stands."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error}", f"{place}, {Path(last.filename).name}:{last.lineno}"
-
-
-def storage_error(error: OSError, place: str) -> ClipmillError:
-    """A full disk or a folder in the way stops the stage; anything else fails the attempt."""
-    if isinstance(error, IsADirectoryError):
-        way = error.filename2 or error.filename
-        return StageError(f"a folder where a file belongs: {way}", place, "delete it and run again")
-    if wants_keys(error):
-        return StageError(f"the store refuses: {error}", place, KEYS)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageError(f"the disk is full: {error}", place, "free space, then run again")
-    return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")

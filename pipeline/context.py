@@ -314,8 +314,7 @@ class RunContext:
                 continue
             if shard in known.records:  # of what the source held before
                 folder.delete(f"{shard:06d}.json")
-            parents, crashed = answer.unit.input.parents, answer.crashed
-            self.failures[shard] = attempts.fail(folder, shard, parents, error, crashed)
+            self.failures[shard] = attempts.fail(folder, shard, answer.unit.input.parents, error)
 
     def _stream(
         self,

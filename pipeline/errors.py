@@ -6,6 +6,7 @@ ClipmillError
   LostLockError      another run has the folder; exit code 1, this one writes no more
   ShardError         this shard failed; the others go on
     RetryableError   the same, and trying again may help
+    CrashedError     the same, as it ended its worker each time
 """
 
 from metadata.keys import without_keys
@@ -47,3 +48,7 @@ class ShardError(ClipmillError):
 
 class RetryableError(ShardError):
     """Fails one attempt: the shard is tried again, three times in all."""
+
+
+class CrashedError(ShardError):
+    """Fails one shard, which is left alone until `--retry crashed`."""

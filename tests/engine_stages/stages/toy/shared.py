@@ -47,6 +47,7 @@ def with_remainder(modulus: int, crash: str, rows: pa.Table) -> pa.Table:
 
 
 def count(partition: pa.Table) -> pa.Table:
-    rows = pl.from_arrow(partition.drop_columns([NUMBER.name]))
-    shared = rows.with_columns(pl.len().over("remainder").cast(pl.Int64).alias(SHARED.name))
-    return shared.to_arrow().append_column(REASON.name, pa.nulls(len(partition), REASON_TYPE))
+    remainders = pl.DataFrame(partition.select(["remainder"]))
+    shared = remainders.select(pl.len().over("remainder").cast(pl.Int64)).to_series().to_arrow()
+    reason = pa.nulls(len(partition), REASON_TYPE)
+    return partition.append_column(SHARED.name, shared).append_column(REASON.name, reason)

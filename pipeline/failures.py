@@ -1,0 +1,43 @@
+"""Whatever goes wrong in a stage's work, as an error that says what, where and what to do."""
+
+import contextlib
+import errno
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from metadata.damage import DamagedError
+from metadata.storage import KEYS, wants_keys
+from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
+
+
+@contextlib.contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Inside it every exception becomes a ClipmillError; a DamagedError stays one."""
+    try:
+        yield
+    except (ClipmillError, DamagedError):
+        raise
+    except OSError as error:
+        raise storage_error(error, place) from error
+    except Exception as error:
+        do = "mend the stage; a row that it can give no value gets a reason"
+        raise ShardError(*raised(error, place), do) from error
+
+
+def raised(error: Exception, place: str) -> tuple[str, str]:
+    """The words of an unexpected exception, and the line that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}", f"{place}, {Path(last.filename).name}:{last.lineno}"
+
+
+def storage_error(error: OSError, place: str) -> ClipmillError:
+    """A full disk or a folder in the way stops the stage; anything else fails the attempt."""
+    if isinstance(error, IsADirectoryError):
+        way = error.filename2 or error.filename
+        return StageError(f"a folder where a file belongs: {way}", place, "delete it and run again")
+    if wants_keys(error):
+        return StageError(f"the store refuses: {error}", place, KEYS)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageError(f"the disk is full: {error}", place, "free space, then run again")
+    return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")
