@@ -117,8 +117,12 @@ class RunContext:
         return over.mapped(fn)
 
     def shuffle(self, over: Any, key: str, partitions: int | None = None) -> Partitions:
-        count = partitions or self._partitions()
+        count = partitions or max(LEAST_PARTITIONS, self.partitions(self._home))
         return self._shuffle(over, partial(by_hash, key, count), count)
+
+    def partitions(self, over: Any, more: int = 0) -> int:
+        rows = sum(over.rows(shard) for shard in range(len(over))) + more
+        return -(-rows // PARTITION_ROWS) or 1
 
     def drop(self, shuffled: Any) -> None:
         for folder in {file.rpartition("/")[0] for file, _ in shuffled.pieces}:
@@ -237,10 +241,6 @@ class RunContext:
     def _number(self, kind: str) -> str:
         self._count += 1
         return f"{self._prefix}{self._count:02d}-{kind}"
-
-    def _partitions(self) -> int:
-        rows = sum(self._home.rows(shard) for shard in range(len(self._home)))
-        return max(LEAST_PARTITIONS, -(-rows // PARTITION_ROWS))
 
     def _shuffle(self, over: Any, key: Callable[[pa.Table], Any], count: int) -> Partitions:
         call = self._number("shuffle")

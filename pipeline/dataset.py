@@ -106,6 +106,10 @@ class Context(Protocol):
         """
         ...
 
+    def partitions(self, over: Shards, more: int = 0) -> int:
+        """How many partitions hold these rows, and `more` of another source, in memory each."""
+        ...
+
     def drop(self, shuffled: Shards) -> None:
         """Frees the storage of what `shuffle` gave, which is not read again.
 

@@ -47,6 +47,8 @@ class MemoryShards(list):
 class MemoryContext:
     """Keeps what `restore` stores in `stored`, one table a shard, and files below `out`."""
 
+    partition_rows = 250_000
+
     def __init__(self, folder, seed: int = 0) -> None:
         scratch = folder / "scratch"
         scratch.mkdir(parents=True)
@@ -73,6 +75,9 @@ class MemoryContext:
         order = np.argsort(part, kind="stable")
         rows, bounds = rows.take(order), np.searchsorted(part[order], range(partitions + 1))
         return MemoryShards(*(rows[a:b].combine_chunks() for a, b in pairwise(bounds.tolist())))
+
+    def partitions(self, over, more=0):
+        return -(-(sum(map(len, over)) + more) // self.partition_rows) or 1
 
     def drop(self, shuffled):
         shuffled.clear()

@@ -28,7 +28,6 @@ from stages.ops.together import Beside, Together
 
 # Shapes: N rows; V nodes (distinct values), E edges between them.
 
-PARTITION_ROWS = 250_000
 NODE = Column("node", pa.uint64(), "64 bits", "What a row is compared by; equal rows are one node.")
 ROW = pa.schema([(c.name, c.dtype) for c in (UID, SHARD, POSITION, PREFERENCE, NODE)])
 EDGE = pa.schema([("a", pa.uint64()), ("b", pa.uint64()), ("height", pa.float32())])
@@ -37,11 +36,6 @@ POINTER = pa.schema([("x", pa.uint64()), ("y", pa.uint64()), *EDGE])
 MEETING = pa.schema([("key", pa.uint64()), *POINTER])
 LABEL = "label"  # the lowest node of a group
 GROUPED = pa.schema([(LABEL, pa.uint64()), *ROW, *EDGE])  # rows of groups, and their edges
-
-
-def partitions_for(rows: Shards) -> int:
-    """Partitions of PARTITION_ROWS rows on average."""
-    return -(-sum(rows.rows(shard) for shard in range(len(rows))) // PARTITION_ROWS) or 1
 
 
 def link(

@@ -107,11 +107,11 @@ class MinHashDuplicate(DatasetStage):
         return (replace(TEXT, name=self.column), *reads_of(self.keep))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.dedup._linkage import add, link, partitions_for
+        from stages.dedup._linkage import add, link
         from stages.dedup._pairs import put_pairs
         from stages.ops.together import Beside, Combined, Gathered, Together
 
-        partitions = partitions_for(inputs.rows)
+        partitions = ctx.partitions(inputs.rows)
         with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(with_text, "node", partitions)  # equal texts meet
         chance = _recall.DRAWN / max(1, sum(map(inputs.rows.rows, range(len(inputs.rows)))))

@@ -88,11 +88,11 @@ class PHashDuplicate(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.dedup._hamming import masks
-        from stages.dedup._linkage import link, partitions_for
+        from stages.dedup._linkage import link
         from stages.dedup._pairs import put_pairs
         from stages.ops.together import Together
 
-        partitions = partitions_for(inputs.rows)
+        partitions = ctx.partitions(inputs.rows)
         hashed = ctx.map_shards(partial(with_hash, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(hashed, "node", partitions)  # equal hashes meet
         filed = ctx.map_shards(partial(filed_under_keys, self.max_distance), rows)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FILE = "list.json"
 SHOWN = 10  # uids that no row has
-PARTITION_ROWS = 250_000
 MET = pa.schema(
     [
         *((column.name, column.dtype) for column in (UID, SHARD, POSITION)),
@@ -71,9 +70,8 @@ class UidList(DatasetStage):
         from stages.ops.uid_lists import opened
 
         listed = opened(self.path, f"stage '{ctx.worker.stage}', key `path`")
-        rows = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
-        partitions = -(-(rows + listed.uids) // PARTITION_ROWS) or 1
         both = Together((ctx.map_shards(may_stay, inputs.rows), Beside(lines, (listed,))))
+        partitions = ctx.partitions(inputs.rows, listed.uids)
         met = ctx.shuffle(both, UID.name, partitions)  # a row, and the lines that name it
         found = ctx.reduce(counted, met, merged)
         ctx.map(put, [told(found)])

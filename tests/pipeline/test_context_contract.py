@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from metadata.schema import REASON_TYPE
+from pipeline import context
 from pipeline.dataset import Inputs
 from tests.memory import MemoryContext, MemoryShards
 
@@ -152,6 +153,18 @@ def test_of_a_finer_shuffle_every_nth_partition_has_the_keys_of_one(stored):
     coarse, fine = SEEN
     assert [fine[i] | fine[i + 2] | fine[i + 4] for i in range(2)] == coarse
     assert all(coarse)
+
+
+def asks_for_partitions(inputs, ctx):
+    SEEN.extend([ctx.partitions(inputs.rows), ctx.partitions(inputs.rows, 1)])
+    ctx.restore(number_of(inputs.rows, ctx))
+
+
+def test_a_partition_holds_so_many_rows_and_no_more(stored, monkeypatch):
+    monkeypatch.setattr(context, "PARTITION_ROWS", 31)
+    monkeypatch.setattr(MemoryContext, "partition_rows", 31)
+    stored(asks_for_partitions)
+    assert SEEN == [1, 2]
 
 
 def loses_a_row(inputs, ctx):

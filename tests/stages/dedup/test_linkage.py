@@ -94,10 +94,3 @@ def test_a_forest_has_one_edge_a_node_fewer_and_points_at_the_lowest_node():
     assert forest["x"] == [7, 9, 21]
     assert forest["y"] == [5, 5, 20]
     assert sorted(forest["height"]) == [1, 1, 2]
-
-
-def test_partitions_hold_a_quarter_of_a_million_rows(memory_shards):
-    rows = pa.table({"uid": pa.nulls(250_000, pa.binary(16))})
-    assert linkage.partitions_for(memory_shards(rows)) == 1
-    assert linkage.partitions_for(memory_shards(rows, rows[:1])) == 2
-    assert linkage.partitions_for(memory_shards(rows[:0])) == 1

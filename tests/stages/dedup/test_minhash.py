@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import Inputs
-from stages.dedup import _linkage as linkage
 from stages.dedup import _recall, minhash
 from stages.dedup.minhash import MinHashDuplicate
 from stages.ops.keeper import Keep
+from tests.memory import MemoryContext
 from tests.stages.dedup.brute import linked
 
 WORDS = ["red", "blue", "cat", "dog", "sun", "moon", "猫", "犬", "été", "the", "a", "of"]
@@ -63,7 +63,7 @@ def test_values_are_those_of_all_pairs_at_all_similarities(
     unit, size = ("character", "word")[part % 2], 1 + part
     for _ in range(40):
         rows, floor = int(rng.integers(1, 30)), float(rng.choice([0.3, 0.5, 0.7, 0.8, 1]))
-        monkeypatch.setattr(linkage, "PARTITION_ROWS", int(rng.integers(4, 60)))
+        monkeypatch.setattr(MemoryContext, "partition_rows", int(rng.integers(4, 60)))
         monkeypatch.setattr(minhash, "PARTITION_BYTES", int(rng.integers(200, 9_000)))
         monkeypatch.setattr(minhash, "BLOCK_BYTES", int(rng.integers(1, 400)))
         texts = [" ".join(rng.choice(WORDS, int(rng.integers(1, 6)))) for _ in range(rows)]
@@ -94,7 +94,7 @@ def test_values_are_equal_whatever_the_shards_their_order_and_the_partitions(
     want = deduplicated(memory_context(), memory_shards(whole), **settings).sort_by("uid")
     assert want["joined_at"].null_count not in (0, 300)
     for size, partition_rows in ((7, 30), (100, 5), (299, 1_000)):
-        monkeypatch.setattr(linkage, "PARTITION_ROWS", partition_rows)
+        monkeypatch.setattr(MemoryContext, "partition_rows", partition_rows)
         shuffled = whole.take(pa.array(rng.permutation(300)))
         parts = [shuffled[start : start + size] for start in range(0, 300, size)]
         out = deduplicated(memory_context(), memory_shards(*parts), **settings)
@@ -193,7 +193,7 @@ def test_pairs_are_counted_before_they_are_made(monkeypatch):
 def test_recall_is_said_by_the_formula_and_of_texts_that_are_drawn(
     memory_shards, memory_context, monkeypatch
 ):
-    monkeypatch.setattr(linkage, "PARTITION_ROWS", 90)
+    monkeypatch.setattr(MemoryContext, "partition_rows", 90)
     monkeypatch.setattr(_recall, "DRAWN", 10_000)  # so all are
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(300)]

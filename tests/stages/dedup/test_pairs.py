@@ -11,12 +11,12 @@ from metadata.fingerprint import settings_of
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
 from stages.dedup import _hamming as hamming
-from stages.dedup import _linkage as linkage
 from stages.dedup import _pairs as pairs
 from stages.dedup import minhash
 from stages.dedup.minhash import MinHashDuplicate
 from stages.dedup.phash import PHashDuplicate
 from stages.ops.keeper import Keep
+from tests.memory import MemoryContext
 from tests.stages.dedup.test_minhash import WORDS, pieces
 from tests.stages.dedup.test_phash import near_copies
 
@@ -54,7 +54,7 @@ def written(stage, ctx, *shards) -> tuple[list[tuple], bytes]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """As many parts of everything as a large pool has."""
-    monkeypatch.setattr(linkage, "PARTITION_ROWS", 9)
+    monkeypatch.setattr(MemoryContext, "partition_rows", 9)
     monkeypatch.setattr(hamming, "CROWD", 3)
     monkeypatch.setattr(hamming, "MANY", 4)
     monkeypatch.setattr(minhash, "PARTITION_BYTES", 900)
@@ -117,7 +117,7 @@ def test_the_file_is_the_same_whatever_the_shards_and_the_columns_as_without_it(
     ctx, other = memory_context(), memory_context()
     found, data = written(stage, ctx, memory_shards(whole))
     assert len(found) > 20
-    monkeypatch.setattr(linkage, "PARTITION_ROWS", 40)
+    monkeypatch.setattr(MemoryContext, "partition_rows", 40)
     back = whole.take(pa.array(rng.permutation(90)))
     _, again = written(stage, memory_context(), memory_shards(back[:11], back[11:]))
     assert again == data
@@ -128,7 +128,7 @@ def test_the_file_is_the_same_whatever_the_shards_and_the_columns_as_without_it(
 
 
 def test_many_equal_rows_make_as_many_pairs_and_no_more(memory_shards, memory_context, monkeypatch):
-    monkeypatch.setattr(linkage, "PARTITION_ROWS", 100_000)
+    monkeypatch.setattr(MemoryContext, "partition_rows", 100_000)
     monkeypatch.setattr(pairs, "RANGE_ROWS", 2**20)
     rng = np.random.default_rng(0)
     whole = rows_of(rng, 50_000, phash=pa.array(np.full(50_000, 7, np.uint64)))

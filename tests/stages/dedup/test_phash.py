@@ -6,9 +6,9 @@ import pytest
 
 from pipeline.dataset import Inputs
 from stages.dedup import _hamming as hamming
-from stages.dedup import _linkage as linkage
 from stages.dedup.phash import PHashDuplicate
 from stages.ops.keeper import Keep
+from tests.memory import MemoryContext
 from tests.stages.dedup.brute import linked
 
 VALUES = ["uid", "joined_at", "duplicate_of", "reason"]
@@ -60,7 +60,7 @@ def test_values_are_those_of_all_pairs_at_all_distances(
     rng = np.random.default_rng(part)
     for _ in range(60):
         rows, floor = int(rng.integers(1, 40)), int(rng.integers(0, 7))
-        monkeypatch.setattr(linkage, "PARTITION_ROWS", int(rng.integers(4, 60)))
+        monkeypatch.setattr(MemoryContext, "partition_rows", int(rng.integers(4, 60)))
         monkeypatch.setattr(hamming, "CROWD", int(rng.choice([2, 4096])))
         monkeypatch.setattr(hamming, "MANY", int(rng.choice([3, 2**21])))
         uids = rng.permutation(1_000)[:rows]
@@ -82,7 +82,7 @@ def test_values_are_equal_whatever_the_shards_their_order_and_the_partitions(
     whole = table(near_copies(rng, 400), rng.permutation(400))
     want = deduplicated(memory_context(), memory_shards(whole), max_distance=5).sort_by("uid")
     for size, partition_rows in ((7, 30), (100, 5), (399, 1_000)):
-        monkeypatch.setattr(linkage, "PARTITION_ROWS", partition_rows)
+        monkeypatch.setattr(MemoryContext, "partition_rows", partition_rows)
         shuffled = whole.take(pa.array(rng.permutation(400)))
         parts = [shuffled[start : start + size] for start in range(0, 400, size)]
         out = deduplicated(memory_context(), memory_shards(*parts), max_distance=5)
@@ -123,7 +123,7 @@ def test_a_pool_with_nothing_to_compare_has_no_duplicates(codes, memory_shards, 
 
 
 def test_a_million_equal_hashes_take_seconds(memory_shards, memory_context, monkeypatch):
-    monkeypatch.setattr(linkage, "PARTITION_ROWS", 2_000_000)
+    monkeypatch.setattr(MemoryContext, "partition_rows", 2_000_000)
     rows = 1_000_000
     uid = np.zeros((rows, 2), ">u8")
     uid[:, 1] = np.arange(rows)

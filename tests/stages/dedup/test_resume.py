@@ -9,12 +9,12 @@ import pytest
 
 from metadata.shard import read_stage
 from metadata.storage import Storage
+from pipeline import context
 from pipeline.context import RunContext
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
 from pipeline.run import run_plan
-from stages.dedup import _linkage as linkage
 
 ROWS = 160
 
@@ -58,7 +58,7 @@ def pool(tmp_path_factory):
 @pytest.fixture
 def run(pool, monkeypatch):
     """Runs the stage in a folder, in as many partitions as make its groups cross them."""
-    monkeypatch.setattr(linkage, "PARTITION_ROWS", 80)
+    monkeypatch.setattr(context, "PARTITION_ROWS", 80)
     same = {"uses": "dedup.minhash", "from": "pool", "unit": "word", "size": 1, "min_jaccard": 0.7}
     same["permutations"] = 32  # fewer bands, so fewer partitions
     stages = {"pool": {"uses": "ingest.datacomp", "path": str(pool)}, "same": same}
