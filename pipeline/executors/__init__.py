@@ -1,9 +1,25 @@
-"""Where work runs. One interface, two implementations; neither knows what the work is.
+"""Where work runs: the contract of the local executor and of the one on Ray.
 
-A `Step` is a function and what a worker of it needs. `stream` carries items through steps:
-workers are long-lived, so that a step's function loads its models once. An executor restarts a
-worker that dies and gives it the same item again; it never gives up on an item by itself: the
-function counts its attempts in storage and answers for the item that keeps killing its worker.
+The suite tests/pipeline/executors/test_contract.py holds both to it.
+
+**Work.** A `Step` is a function and what one worker of it needs. `stream` carries items through
+steps, `launch` runs one function in several fresh processes. Both may be called from several
+threads at once. An executor knows nothing of what the work is.
+
+**Workers** live on from stream to stream, so a step's function loads its models once in each. A
+worker that dies is replaced, and its item is tried again for as long as that takes: the function
+counts its attempts in storage. Workers that die before a step has started end the stream.
+
+**Resources.** Workers that run never need more CPUs, memory or GPUs in sum than there are.
+- CPUs: `--workers` of them locally and on a Ray that the run starts; a step that asks for more gets
+  all, and runs one item at a time.
+- Memory: the machine's, or that of the container. GPUs: those of CUDA_VISIBLE_DEVICES, else those
+  that the driver lists. Each worker sees its own GPUs only; workers of 0.5 share one.
+- A worker that asks for more memory or GPUs than there are is refused, with the figures.
+- A cluster has what its nodes have, and may grow.
+
+**Turns.** Streams share the workers: the one with the fewest busy is served first, and of its steps
+the last. An idle worker of another profile ends where one that is wanted lacks room.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,11 +47,13 @@ class Step:
 class Executor(Protocol):
     """What the engine asks of the place where work runs."""
 
+    side_by_side: bool  # whether several streams gain from running at once
+
     def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
         """Each item through every step in turn; results in the order they finish.
 
-        An exception raised by a function is raised here; a worker that dies (killed, out of
-        memory) is replaced and the item is tried again. Items in flight are bounded.
+        Items are drawn in the caller's thread, a bounded number ahead. An exception raised by a
+        function is raised here. A stream that is left early ends its own busy workers only.
         """
         ...
 
@@ -47,10 +65,10 @@ class Executor(Protocol):
     ) -> list[Mapping[str, Any]]:
         """fn(rank, workers) in `workers` fresh processes side by side; results by rank.
 
-        All of them end if one fails.
+        They share the CPUs where there are fewer than they ask for. All end if one fails.
         """
         ...
 
     def close(self) -> None:
-        """Ends all workers."""
+        """Ends all workers; streams that are still open raise."""
         ...

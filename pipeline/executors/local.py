@@ -1,119 +1,84 @@
-"""The embedded default: long-lived spawned processes, one set per resource profile.
+"""The embedded default: long-lived processes on this machine, within its CPUs, memory and GPUs.
+
+An idle process takes no CPU but keeps its memory and its GPU: CPUs are counted over the workers
+that are busy, memory and GPUs over those that live.
 
 Not concurrent.futures: its pool breaks as a whole when one worker dies, and cannot say which item
 the worker held. Here each worker has a pipe of its own, so a death costs one item one attempt.
 """
 
-import atexit
 import contextlib
-import ctypes
-import gc
-import itertools
+import math
 import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
-import uuid
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.spawn import get_preparation_data
 from typing import Any
 
 from metadata.scratch import sweep_scratch
 from pipeline.errors import StageError
-from pipeline.executors import Item, Step
+from pipeline.executors import Item, Step, machine
+from pipeline.executors.streams import TURN_S, Dispatcher, Stream
 from pipeline.stage import Resources
-from pipeline.terminal import guard
 
-SPAWN = multiprocessing.get_context("spawn")
-THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "POLARS_MAX_THREADS",
-)
-MAX_STILLBORN = 3  # workers in a row, for each there should be, that died before they were ready
-HELD_STEPS = 8  # steps a worker keeps open
-LOOK_UP_S = 0.5
+EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
 LEAVE_S = 0.2  # what idle workers have to leave by themselves
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
-READY = ("ready", None)
 GONE = (EOFError, OSError)  # what a pipe says of a process that died, or died in mid-answer
+ROUNDING = 1e-6  # of ten shares of 0.1
+# A path and a main module like ours, as multiprocessing gives them; its own `Process` would put our
+# environment, which is every thread's, in the place of the worker's.
+BOOT = """
+import pickle, sys
+from multiprocessing.connection import Connection
+from multiprocessing.spawn import prepare
+pipe, driver = Connection(int(sys.argv[1])), int(sys.argv[2])
+try:
+    prepare(pickle.loads(pipe.recv_bytes()))
+except EOFError:
+    sys.exit()
+from pipeline.executors.worker import serve
+serve(pipe, driver)
+"""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
-    process: BaseProcess
+    process: "subprocess.Popen[bytes]"
     pipe: Connection
-    knows: list[str] = field(default_factory=list)  # ids of the steps it has been sent
-    job: tuple[int, Item] | None = None  # step number and item in hand
-    ready: bool = False  # it has started, so a later death is the item's doing
+    resources: Resources
+    cpus: float  # while it is busy
+    gpus: tuple[str, ...]
+    born_s: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    started: list[str] = field(default_factory=list)  # ids of the steps whose function it holds
+    job: tuple[Stream, int, Item] | None = None  # step number and item in hand
 
 
-class LocalExecutor:
-    """Runs steps in `workers` processes a profile; in this process where workers is 0.
+class LocalExecutor(Dispatcher):
+    """Runs steps on `workers` CPUs of this machine; in the caller's thread where that is 0.
 
     With 0 an item that crashes ends the run: it is for a debugger.
     """
 
     def __init__(self, workers: int | None = None) -> None:
+        super().__init__()
         self.workers = (os.cpu_count() or 1) if workers is None else workers
-        self._pools: dict[Resources, list[_Worker]] = {}
-        self._stillborn = 0
+        self.side_by_side = self.workers > 0
+        self._memory_gb, self._gpus = machine.memory_gb(), machine.gpus()
+        self._living: list[_Worker] = []
+        self._bell, self._ringer = multiprocessing.Pipe(duplex=False)
 
     def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
-        if self.workers == 0:
-            functions = [step.start() for step in steps]
-            for item in items:
-                for function in functions:
-                    item = function(item)
-                yield item
-            return
-        try:
-            yield from self._stream(steps, items)
-        finally:  # left early, some still hold an item of this stream
-            for pool in self._pools.values():
-                busy = [worker for worker in pool if worker.job is not None]
-                pool[:] = [worker for worker in pool if worker.job is None]
-                _end(busy)
-
-    def _stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
-        ids = [uuid.uuid4().hex for _ in steps]
-        starts = [pickle.dumps(step.start) for step in steps]
-        queues: list[deque[Item]] = [deque() for _ in steps]
-        source = iter(items)
-        bound = 2 * self.workers * len(steps)
-        inside = 0
-        while True:
-            for item in itertools.islice(source, max(0, bound - inside)):
-                queues[0].append(item)
-                inside += 1
-            if not inside:
-                return
-            # The last step first: what is nearly finished leaves before something new enters.
-            for number in reversed(range(len(steps))):
-                for worker in self._idle(steps[number].resources, len(queues[number])):
-                    self._send(worker, number, queues[number].popleft(), ids, starts)
-            for worker in self._answers():
-                answer = self._receive(worker)
-                if answer == READY:
-                    continue
-                number, item = worker.job or (0, {})
-                worker.job = None
-                if answer is None:  # it died: the same item again, in another worker
-                    queues[number].appendleft(item)
-                elif answer[0] == "error":
-                    raise answer[1]
-                elif number + 1 < len(steps):
-                    queues[number + 1].append(answer[1])
-                else:
-                    inside -= 1
-                    yield answer[1]
+        return super().stream(steps, items) if self.workers else _in_this_thread(steps, items)
 
     def launch(
         self,
@@ -121,192 +86,254 @@ class LocalExecutor:
         workers: int,
         resources: Resources,
     ) -> list[Mapping[str, Any]]:
-        ranks: list[_Worker] = []
-        results: dict[int, Mapping[str, Any]] = {}
-        try:
-            for rank in range(workers):
-                ranks.append(self._start(resources, _rank, (fn, rank, workers)))
-            while len(results) < workers:
-                open_pipes = {w.pipe: rank for rank, w in enumerate(ranks) if rank not in results}
-                for pipe in _readable(open_pipes):
-                    rank = open_pipes[pipe]
-                    try:
-                        kind, value = pickle.loads(ranks[rank].pipe.recv_bytes())
-                    except GONE:
-                        raise StageError(
-                            f"rank {rank} of {workers} died",
-                            "launch",
-                            "look for a crash or too little memory, then run again",
-                        ) from None
-                    if kind == "error":
-                        raise value
-                    results[rank] = value
-        finally:
-            _end(ranks)
+        start = partial(partial, _ranked, fn, workers)
+        step = Step(name=f"launch of {workers} workers", start=start, resources=resources)
+        self._refuse(resources, step.name, workers)
+        results = dict(self._carry(Stream([step], [self._pack(step)], workers), range(workers)))
         return [results[rank] for rank in range(workers)]
 
     def close(self) -> None:
-        _end(list(itertools.chain(*self._pools.values())))
-        self._pools = {}
+        super().close()
         sweep_scratch()  # of those that were killed
 
-    def _idle(self, resources: Resources, wanted: int) -> list[_Worker]:
-        """Workers without a job, started as they are wanted."""
-        pool = self._pools.setdefault(resources, [])
-        idle = [worker for worker in pool if worker.job is None][:wanted]
-        most = max(1, self.workers // max(1, resources.cpus))
-        while len(idle) < wanted and len(pool) < most:
-            pool.append(self._start(resources, _serve, ()))
-            idle.append(pool[-1])
-        return idle
+    # Who gets a worker
 
-    def _start(self, resources: Resources, target: Any, arguments: tuple[Any, ...]) -> _Worker:
-        ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
-        # Ctrl-C is the driver's to answer: a worker is born deaf to it.
-        resource_tracker.ensure_running()  # which hears it again where `start` starts it
-        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with _environment(dict.fromkeys(THREADS, str(resources.cpus))):
-                process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-        theirs.close()
-        return _Worker(process, ours)
+    def _turn(self) -> None:
+        while self._place_one():
+            pass
+        busy = {worker.pipe: worker for worker in self._living if worker.job}
+        for pipe in wait([self._bell, *busy]):
+            if pipe is self._bell:
+                self._bell.recv_bytes()
+                self._obey()
+            elif (worker := busy[pipe]) in self._living:  # type: ignore[index]  # one we gave
+                self._hear(worker)
 
-    def _send(
-        self,
-        worker: _Worker,
-        number: int,
-        item: Item,
-        ids: list[str],
-        starts: list[bytes],
-    ) -> None:
-        start = None if ids[number] in worker.knows else starts[number]
-        worker.knows = [*worker.knows, ids[number]][-HELD_STEPS:] if start else worker.knows
-        worker.job = (number, item)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen when we wait
-            worker.pipe.send_bytes(pickle.dumps((ids[number], start, item)))
+    def _place_one(self) -> bool:
+        """Gives one item, or all ranks of a launch, to workers; false where nothing fits.
 
-    def _answers(self) -> list[_Worker]:
-        """Busy workers that have answered or died; waits for the first."""
-        busy = {w.pipe: w for pool in self._pools.values() for w in pool if w.job is not None}
-        return [busy[pipe] for pipe in _readable(busy)]
+        Whoever has no worker at all and waits for items of others to end holds the others back.
+        """
+        for stream, number in self._by_turn():
+            resources = stream.steps[number].resources
+            if workers := self._workers_for(stream, resources):
+                for worker in workers:
+                    worker.job = (stream, number, stream.begin(number))
+                    if worker.ready:
+                        self._send(worker)
+                return True
+            if not stream.busy and self._waits_for_items(stream, resources):
+                return False
+        return False
 
-    def _receive(self, worker: _Worker) -> tuple[str, Any] | None:
-        """The worker's answer; None where it died, and it is gone from its pool."""
-        try:
-            answer: tuple[str, Any] = pickle.loads(worker.pipe.recv_bytes())
-        except GONE:
-            for pool in self._pools.values():
-                if worker in pool:
-                    pool.remove(worker)
-            _end([worker])
-            self._stillborn += not worker.ready
-            if self._stillborn >= MAX_STILLBORN * max(1, self.workers):
-                raise StageError(
-                    f"workers end before they are ready (exit code {worker.process.exitcode})",
-                    "the local executor",
-                    "run with --workers 0 to see why",
-                ) from None
+    def _workers_for(self, stream: Stream, resources: Resources) -> list[_Worker]:
+        """A worker for an item, or one for each rank; none where CPUs or other things lack."""
+        count, cpus = stream.ranks or 1, self._cpus(resources, stream.ranks or 1)
+        if _cpus_of(self._living) + count * cpus > max(1, self.workers) + ROUNDING:
+            return []
+        idle = [worker for worker in self._living if not worker.job]
+        if not stream.ranks and (mine := [w for w in idle if w.resources == resources]):
+            return [max(mine, key=lambda worker: len(set(worker.started) & set(stream.ids)))]
+        spare = self._may_end(idle, stream, resources)
+        staying = list(self._living)
+        while (gpus := self._room(resources, count, staying)) is None:
+            if not spare:
+                return []
+            staying.remove(spare.pop())
+        self._end([worker for worker in self._living if worker not in staying])
+        return [self._start(resources, cpus, share) for share in gpus]
+
+    def _waits_for_items(self, stream: Stream, resources: Resources) -> bool:
+        """Whether it would get its worker once no item is in hand."""
+        count = stream.ranks or 1
+        launched = [worker for worker in self._living if worker.job and worker.job[0].ranks]
+        ending = self._may_end(
+            [worker for worker in self._living if worker not in launched], stream, resources
+        )
+        staying = [worker for worker in self._living if worker not in ending]
+        cpus = _cpus_of(launched) + count * self._cpus(resources, count)
+        return (
+            cpus <= max(1, self.workers) + ROUNDING
+            and self._room(resources, count, staying) is not None
+        )
+
+    def _may_end(
+        self, workers: Sequence[_Worker], stream: Stream, resources: Resources
+    ) -> list[_Worker]:
+        """Those of the workers that may end for one of these resources, the first to end last.
+
+        A profile with items waiting keeps its workers for a while, lest models load in turn. For
+        more workers of a profile that has some, only those go that no open stream uses.
+        """
+        used = {step.resources for stream in self._streams for step in stream.steps}
+        is_first = stream.ranks or all(w.resources != resources for w in self._living)
+        old_s = time.monotonic() - TURN_S
+
+        def may_end(worker: _Worker) -> bool:
+            has_turn = self._waiting(worker.resources) and worker.born_s > old_s
+            return worker.resources not in used or bool(is_first and not has_turn)
+
+        ending = [worker for worker in workers if may_end(worker)]
+        return sorted(ending, key=lambda w: (w.resources not in used, bool(w.gpus)))
+
+    def _cpus(self, resources: Resources, beside: int) -> float:
+        """What one of so many workers takes of the CPUs while it is busy."""
+        return min(float(resources.cpus), max(1, self.workers) / beside)
+
+    def _room(
+        self, resources: Resources, count: int, living: Sequence[_Worker]
+    ) -> list[tuple[str, ...]] | None:
+        """The GPUs of each of `count` workers beside these; None where GPUs or memory lack."""
+        wanted_gb = count * resources.memory_gb + sum(w.resources.memory_gb for w in living)
+        if wanted_gb > self._memory_gb:
             return None
-        worker.ready = True
-        self._stillborn = 0
-        return answer
+        used: Counter[str] = Counter()
+        for worker in living:
+            used.update(dict.fromkeys(worker.gpus, min(1, worker.resources.gpus)))
+        share = min(1, resources.gpus)
+        found = []
+        for _ in range(count):
+            free = [gpu for gpu in self._gpus if used[gpu] + share <= 1 + ROUNDING]
+            free.sort(key=lambda gpu: -used[gpu])  # those that others share already
+            chosen = tuple(free[: math.ceil(resources.gpus)])
+            if len(chosen) < resources.gpus:
+                return None
+            used.update(dict.fromkeys(chosen, share))
+            found.append(chosen)
+        return found
 
+    def _refuse(self, resources: Resources, where: str, beside: int = 1) -> None:
+        if self._room(resources, beside, []) is None:
+            workers = "a worker" if beside == 1 else f"{beside} workers, each"
+            raise StageError(
+                found=f"no place for {workers} with {resources.memory_gb:.1f} GB and"
+                f" {resources.gpus:g} GPUs: this machine has {self._memory_gb:.1f} GB and"
+                f" {len(self._gpus)} GPUs",
+                where=where,
+                do="lower what the stage asks for, or run where there is more",
+            )
 
-def _readable(pipes: Iterable[Connection]) -> list[Connection]:
-    """Those with something to read; waits for the first.
+    def _most_inside(self, stream: Stream) -> int:
+        return stream.ranks or 2 * self.workers * len(stream.steps)
 
-    It looks up now and then: Python may see a signal late that another thread was given.
-    """
-    waited = list(pipes)
-    while not (found := wait(waited, LOOK_UP_S)):
-        pass
-    return found  # type: ignore[return-value]  # `wait` gives back what it got
+    # Processes
 
+    def _start(self, resources: Resources, cpus: float, gpus: tuple[str, ...]) -> _Worker:
+        # Ctrl-C is the driver's to answer: a worker is born deaf to it, as this thread is.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        ours, theirs = multiprocessing.Pipe()
+        own = {**machine.thread_limits(resources.cpus), "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", BOOT, str(theirs.fileno()), str(os.getpid())],
+            env={**os.environ, **own},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        worker = _Worker(process, ours, resources, cpus, gpus)
+        self._living.append(worker)
+        parents = get_preparation_data("worker")
+        parents.pop("authkey")  # of multiprocessing's servers, which there are none of
+        with contextlib.suppress(*GONE):  # seen when we wait
+            ours.send_bytes(pickle.dumps(parents))
+        return worker
 
-def _serve(pipe: Connection) -> None:
-    """A worker's life: items in, answers out, until the pipe closes."""
-    _end_with_driver()
-    guard()
-    atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
-    functions: dict[str, Callable[[Item], Item]] = {}
-    pipe.send_bytes(pickle.dumps(READY))
-    while True:
+    def _pack(self, step: Step) -> bytes:
+        return pickle.dumps(step.start)
+
+    def _send(self, worker: _Worker) -> None:
+        assert worker.job is not None
+        stream, number, item = worker.job
+        step = stream.ids[number]
+        start = None if step in worker.started else stream.packed[number]
         try:
-            step, start, item = pickle.loads(pipe.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            return
-        try:
-            if start is not None:
-                functions[step] = pickle.loads(start)()
-                while len(functions) > HELD_STEPS:
-                    functions.pop(next(iter(functions)))
-            answer: tuple[str, Any] = ("ok", functions[step](item))
+            message = pickle.dumps((step, start, self._open_ids(), item))
         except Exception as error:
-            answer = ("error", _portable(error))
-        try:
-            pipe.send_bytes(pickle.dumps(answer))
-        except (BrokenPipeError, ConnectionResetError):  # the driver has gone
+            stream.fail(error)
             return
+        with contextlib.suppress(*GONE):  # seen when we wait
+            worker.pipe.send_bytes(message)
 
-
-def _rank(pipe: Connection, fn: Callable[[int, int], Any], rank: int, workers: int) -> None:
-    _end_with_driver()
-    guard()
-    try:
-        answer: tuple[str, Any] = ("ok", fn(rank, workers))
-    except Exception as error:
-        answer = ("error", _portable(error))
-    pipe.send_bytes(pickle.dumps(answer))
-
-
-def _end_with_driver() -> None:
-    """From now on this process is killed when its driver ends, whatever it is in the midst of.
-
-    So it is when the thread ends that started it. Elsewhere than on Linux it ends when it next
-    looks at its pipe.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    driver = multiprocessing.parent_process()
-    if driver is None or driver.pid != os.getppid():  # it ended before we asked
-        os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself where it survives pickling, else its words."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def _end(workers: list[_Worker]) -> None:
-    """Ends them all, side by side: idle ones may leave by themselves."""
-    for worker in workers:
-        worker.pipe.close()
-    limit = time.monotonic() + LEAVE_S
-    for worker in workers:
-        if worker.job is None:
-            worker.process.join(max(0.0, limit - time.monotonic()))
-        worker.process.kill()
-    for worker in workers:
-        worker.process.join()
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """These variables for the processes started inside."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+    def _hear(self, worker: _Worker) -> None:
+        assert worker.job is not None
+        stream, number, _ = worker.job
+        try:
+            kind, value = pickle.loads(worker.pipe.recv_bytes())
+        except GONE:
+            self._bury(worker)
+            return
+        if kind == "ready":
+            worker.ready = True
+            self._send(worker)
+        elif kind == "started":
+            known = self._open_ids()
+            worker.started = [step for step in worker.started if step in known]
+            worker.started.append(stream.ids[number])
+            stream.early_deaths[number] = 0
+        else:
+            worker.job = None
+            stream.busy -= 1
+            if stream.ranks:
+                self._end([worker])
+            if kind == "error":
+                stream.fail(value)
             else:
-                os.environ[name] = value
+                stream.passed(number, value)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Its item is tried again, in another worker."""
+        assert worker.job is not None
+        stream, number, item = worker.job
+        self._end([worker])
+        stream.busy -= 1
+        code = worker.process.returncode
+        if stream.ranks:
+            found = f"rank {item} of {stream.ranks} died (exit code {code})"
+            do = "look for a crash or too little memory, then run again"
+            stream.fail(StageError(found, "launch", do))
+            return
+        stream.queues[number].appendleft(item)
+        if stream.ids[number] not in worker.started:
+            stream.early_deaths[number] += 1
+            if stream.early_deaths[number] >= EARLY_DEATHS * self.workers:
+                found = f"workers die before they start (exit code {code})"
+                where = f"step {stream.steps[number].name}"
+                stream.fail(StageError(found, where, "run with --workers 0 to see why"))
+
+    def _end(self, workers: Sequence[_Worker]) -> None:
+        """Ends them all, side by side: idle ones may leave by themselves."""
+        for worker in workers:
+            self._living.remove(worker)
+            worker.pipe.close()
+        limit = time.monotonic() + LEAVE_S
+        for worker in workers:
+            if worker.job is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(max(0.0, limit - time.monotonic()))
+            worker.process.kill()
+        for worker in workers:
+            worker.process.wait()
+
+    def _end_workers_of(self, stream: Stream | None) -> None:
+        self._end([w for w in self._living if stream is None or (w.job and w.job[0] is stream)])
+
+    def _ring(self) -> None:
+        self._ringer.send_bytes(b"")
+
+
+def _in_this_thread(steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
+    functions = [step.start() for step in steps]
+    for item in items:
+        for function in functions:
+            item = function(item)
+        yield item
+
+
+def _ranked(
+    fn: Callable[[int, int], Mapping[str, Any]], workers: int, rank: int
+) -> tuple[int, Mapping[str, Any]]:
+    return rank, fn(rank, workers)
+
+
+def _cpus_of(workers: Iterable[_Worker]) -> float:
+    return sum(worker.cpus for worker in workers if worker.job)

@@ -62,7 +62,8 @@ def core(
     resources = (ONE_CPU, OTHER_CPU)[:profiles]
     steps = [Step(name="same", start=partial(Same, log), resources=r) for r in resources]
     yield from executor.stream(steps, items)
-    executor.drop_kept()  # the next rival needs the CPUs, and each pays for its workers' start
+    # The next rival needs the CPUs, and each pays for its workers' start.
+    executor._ask(lambda: executor._end_workers_of(None))
 
 
 def main(count: int) -> None:

@@ -1,0 +1,50 @@
+"""What this machine has for workers: memory, GPUs, and threads of libraries."""
+
+import os
+from pathlib import Path
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def thread_limits(cpus: float) -> dict[str, str]:
+    """The variables that keep a worker's libraries to its CPUs."""
+    return dict.fromkeys(THREADS, str(max(1, int(cpus))))
+
+
+def memory_gb() -> float:
+    """Memory in GB of 2**30 bytes: the machine's, or less where a container's limit says so."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _limit_files():
+        text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
+        limits += [int(text)] if text.isdigit() else []  # "max": no limit
+    return min(limits) / 2**30
+
+
+def _limit_files() -> list[Path]:
+    """Where the memory limits of this process's cgroup and of those above it stand."""
+    try:
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = CGROUPS / controllers
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            own = top / path.lstrip("/")
+            found += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return found
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        count = len(list(DRIVER_GPUS.iterdir())) if DRIVER_GPUS.is_dir() else 0
+        return tuple(map(str, range(count)))
+    names = [name.strip() for name in visible.split(",")]
+    end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
+    return tuple(names[:end])  # as CUDA reads it: what follows an invalid name is not visible

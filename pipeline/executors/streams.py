@@ -1,0 +1,206 @@
+"""What both executors share: streams in the callers' threads, one thread that owns all workers."""
+
+import queue
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from typing import Any, TypeVar
+
+from pipeline.errors import StageError
+from pipeline.executors import Item, Step
+from pipeline.stage import Resources
+
+T = TypeVar("T")
+
+TURN_S = 10.0  # a profile keeps its last worker so long, lest those who share load models in turn
+LOOK_UP_S = 0.5  # a thread that waits looks up: a signal may have come while another one ran
+
+
+class Stream:
+    """One call of `stream` or `launch`: its items by the step they wait for, and its results."""
+
+    def __init__(self, steps: Sequence[Step], packed: Sequence[Any], ranks: int = 0) -> None:
+        self.steps = steps
+        self.packed = packed  # what a worker is sent of each step
+        self.ranks = ranks  # of a launch: fresh workers, placed all at once
+        self.ids = [uuid.uuid4().hex for _ in steps]
+        self.queues: list[deque[Item]] = [deque() for _ in steps]
+        self.busy = 0  # workers that hold an item of it
+        self.served_s = 0.0  # when one was last given an item
+        self.early_deaths: Counter[int] = Counter()  # in a row, by step: before it had started
+        self._answers: queue.SimpleQueue[tuple[Item, Exception | None]] = queue.SimpleQueue()
+
+    def begin(self, number: int) -> Item:
+        """The next item of a step, which a worker gets."""
+        self.busy += 1
+        self.served_s = time.monotonic()
+        return self.queues[number].popleft()
+
+    def passed(self, number: int, item: Item) -> None:
+        """The item goes to the next step, or out."""
+        if number + 1 < len(self.steps):
+            self.queues[number + 1].append(item)
+        else:
+            self._answers.put((item, None))
+
+    def fail(self, error: Exception) -> None:
+        """Raised where results are taken; what waits is not begun."""
+        for waiting in self.queues:
+            waiting.clear()
+        self._answers.put((None, error))
+
+    def next(self) -> Item:
+        """The next result; raises what the stream failed with."""
+        while True:
+            try:
+                item, error = self._answers.get(timeout=LOOK_UP_S)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            return item
+
+
+class Dispatcher(ABC):
+    """Streams over workers that one thread owns: it alone starts, feeds and ends them."""
+
+    def __init__(self) -> None:
+        self._streams: list[Stream] = []  # open ones, the oldest first
+        self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._birth = threading.Lock()
+        self._closed = False
+
+    @abstractmethod
+    def _turn(self) -> None:
+        """Gives items to workers, waits for an answer or a command, and does what it says."""
+
+    @abstractmethod
+    def _ring(self) -> None:
+        """Ends the waiting of `_turn`: a command is there."""
+
+    @abstractmethod
+    def _pack(self, step: Step) -> Any:
+        """What a worker is sent of a step."""
+
+    @abstractmethod
+    def _refuse(self, resources: Resources, where: str, beside: int = 1) -> None:
+        """StageError where so many workers can never be placed side by side."""
+
+    @abstractmethod
+    def _most_inside(self, stream: Stream) -> int:
+        """Items of a stream between source and result."""
+
+    @abstractmethod
+    def _end_workers_of(self, stream: Stream | None) -> None:
+        """Ends the busy workers of a stream; all workers for None."""
+
+    def _carry(self, stream: Stream, items: Iterable[Item]) -> Iterator[Item]:
+        """The results of a stream; runs in the thread of whoever takes them."""
+        source, inside = iter(items), 0
+        self._ask(lambda: self._streams.append(stream))
+        try:
+            while True:
+                drawn = list(islice(source, max(0, self._most_inside(stream) - inside)))
+                inside += len(drawn)
+                if not inside:
+                    return
+                if drawn:
+                    self._tell(lambda drawn=drawn: stream.queues[0].extend(drawn))  # type: ignore[misc]
+                item = stream.next()
+                inside -= 1
+                yield item
+        finally:
+            self._ask(lambda: self._leave(stream))
+
+    def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
+        for step in steps:
+            self._refuse(step.resources, f"step {step.name}")
+        return self._carry(Stream(steps, [self._pack(step) for step in steps]), items)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._ask(self._shut)
+            self._thread.join()
+
+    # In the thread that owns the workers
+
+    def _dispatch(self) -> None:
+        while not self._closed:
+            try:
+                self._turn()
+            except Exception as error:  # of the machine or of Ray: no stream can go on
+                for stream in self._streams:
+                    stream.fail(error)
+                self._streams.clear()
+        self._obey()
+
+    def _obey(self) -> None:
+        """Does all that was asked by now."""
+        while not self._commands.empty():
+            self._commands.get()()
+
+    def _open_ids(self) -> set[str]:
+        """Steps of open streams: workers keep the functions of no others."""
+        return {step for stream in self._streams for step in stream.ids}
+
+    def _waiting(self, resources: Resources) -> int:
+        return sum(
+            len(waiting)
+            for stream in self._streams
+            for step, waiting in zip(stream.steps, stream.queues, strict=True)
+            if step.resources == resources
+        )
+
+    def _by_turn(self) -> Iterator[tuple[Stream, int]]:
+        """Steps with items, in the order they are served: see the contract."""
+        for stream in sorted(self._streams, key=lambda stream: (stream.busy, stream.served_s)):
+            for number in reversed(range(len(stream.steps))):
+                if stream.queues[number]:
+                    yield stream, number
+
+    def _leave(self, stream: Stream) -> None:
+        if stream in self._streams:
+            self._streams.remove(stream)
+        self._end_workers_of(stream)
+
+    def _shut(self) -> None:
+        self._closed = True
+        for stream in self._streams:
+            stream.fail(StageError("the run was stopped", "the executor", "run again to go on"))
+        self._streams.clear()
+        self._end_workers_of(None)
+
+    # In other threads
+
+    def _tell(self, command: Callable[[], object]) -> None:
+        """Has the thread do it."""
+        with self._birth:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._dispatch, daemon=True)
+                self._thread.start()
+        self._commands.put(command)
+        self._ring()
+
+    def _ask(self, command: Callable[[], T]) -> T | None:
+        """Has the thread do it, and waits for what comes of it; None from a closed executor."""
+        done: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                done.set_result(command())
+            except Exception as error:
+                done.set_exception(error)
+
+        self._tell(do)
+        while True:
+            try:
+                return done.result(LOOK_UP_S)
+            except TimeoutError:
+                if self._closed and self._thread and not self._thread.is_alive():
+                    return None

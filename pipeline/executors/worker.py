@@ -1,0 +1,83 @@
+"""A worker's life: the functions of the steps it has met, and the loop of a local one."""
+
+import atexit
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Collection
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pipeline.terminal import guard
+
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+
+
+class Functions:
+    """The functions that a worker has started, by the id of their step."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, Callable[[Any], Any]] = {}
+
+    def start(
+        self, step: str, start: Callable[[], Callable[[Any], Any]], used: Collection[str]
+    ) -> None:
+        """Starts a step; those that are no longer used go first, with their models."""
+        self._started = {name: fn for name, fn in self._started.items() if name in used}
+        self._started[step] = start()
+
+    def run(self, step: str, item: Any) -> Any:
+        return self._started[step](item)
+
+
+def serve(pipe: Connection, driver: int) -> None:
+    """Items in, answers out, until the pipe closes."""
+    _end_with(driver)
+    guard()
+    atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
+    functions = Functions()
+    _answer(pipe, pickle.dumps(("ready", None)))
+    while True:
+        try:
+            step, start, used, item = pickle.loads(pipe.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            if start is not None:
+                functions.start(step, pickle.loads(start), used)
+                _answer(pipe, pickle.dumps(("started", None)))
+            answer = pickle.dumps(("done", functions.run(step, item)))
+        except Exception as error:
+            answer = pickle.dumps(("error", _portable(error)))
+        _answer(pipe, answer)
+
+
+def _answer(pipe: Connection, answer: bytes) -> None:
+    try:
+        pipe.send_bytes(answer)
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit()  # the driver has gone
+
+
+def _end_with(driver: int) -> None:
+    """From now on this process is killed when its driver ends, whatever it is in the midst of.
+
+    So it is when the thread ends that started it. Elsewhere than on Linux it ends when it next
+    looks at its pipe.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if driver != os.getppid():  # it ended before we asked
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it survives pickling, else its words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,134 @@
+"""What is the local executor's own: processes that stay, pipes that break, work in this process."""
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ShardError, StageError
+from pipeline.executors import Step
+from pipeline.executors import local as local_module
+from pipeline.executors.local import LocalExecutor
+from pipeline.stage import Resources
+from tests.pipeline.executors.conftest import ONE, OTHER, step
+from tests.pipeline.executors.test_contract import fail_on_seven, see_gpus, until, wait_for
+
+
+@pytest.fixture
+def single(monkeypatch):
+    """One CPU and one GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    executor = LocalExecutor(1)
+    yield executor
+    executor.close()
+
+
+def pid(item):
+    return os.getpid()
+
+
+def test_with_no_workers_all_is_done_in_this_process():
+    executor = LocalExecutor(0)
+    assert list(executor.stream([step(pid), step(str)], range(3))) == [str(os.getpid())] * 3
+    with pytest.raises(ShardError, match="seven"):
+        list(executor.stream([step(fail_on_seven)], [{"i": 7}]))
+
+
+def test_idle_workers_of_every_profile_stay_while_memory_lasts(single):
+    seen = {
+        resources: {
+            worker for _ in range(3) for worker in single.stream([step(pid, resources)], range(2))
+        }
+        for resources in (ONE, OTHER)
+    }
+    seen[ONE] |= set(single.stream([step(pid, ONE)], range(2)))
+    assert [len(pids) for pids in seen.values()] == [1, 1]
+
+
+def test_an_idle_worker_ends_where_another_profile_lacks_its_gpu(single, tmp_path):
+    gpu, other_gpu = Resources(gpus=1, memory_gb=0.1), Resources(gpus=1, memory_gb=0.2)
+    (first,) = single.stream([step(pid, gpu)], [0])
+    (same,) = single.stream([step(pid, replace(gpu))], [0])
+    (second,) = single.stream([step(pid, other_gpu)], [0])
+    assert first == same != second
+    assert not Path(f"/proc/{first}").exists()
+
+
+def die_four_times(folder: Path, item):
+    deaths = len(list(folder.iterdir()))
+    if deaths < 4:
+        (folder / str(deaths)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def bound(function, *arguments):
+    return step(partial(function, *arguments))
+
+
+def test_an_item_may_end_every_worker_that_there_is_before_one_has_answered(single, tmp_path):
+    # Attempts are counted by the item's function, not here.
+    assert list(single.stream([bound(die_four_times, tmp_path)], [0])) == [0]
+
+
+def die_in_mid_answer(folder: Path, item):
+    """Kills its worker, the first time, when half of the answer is in the pipe."""
+    if not (folder / "half").exists():
+        (folder / "half").touch()
+        Connection.send_bytes = half_an_answer
+    return item
+
+
+def half_an_answer(pipe, data):
+    os.write(pipe.fileno(), (1000).to_bytes(4, "big") + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_in_mid_answer_is_replaced(single, tmp_path):
+    assert sorted(single.stream([bound(die_in_mid_answer, tmp_path)], range(3))) == [0, 1, 2]
+
+
+def test_workers_that_cannot_even_boot_are_an_error_not_a_loop(single, monkeypatch):
+    monkeypatch.setattr(local_module, "BOOT", "raise SystemExit(3)")
+    with pytest.raises(StageError, match=r"exit code 3") as raised:
+        list(single.stream([step(pid)], range(4)))
+    assert "--workers 0" in raised.value.args[2]
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise TypeError("not to be sent")
+
+
+def test_an_item_that_cannot_be_sent_ends_its_stream(single):
+    with pytest.raises(TypeError, match="not to be sent"):
+        list(single.stream([step(pid)], [Unpicklable()]))
+    assert len(list(single.stream([step(pid)], range(2)))) == 2
+
+
+def test_a_stream_that_is_open_when_all_ends_raises(tmp_path):
+    executor, caught = LocalExecutor(1), []
+
+    def waiting():
+        try:
+            list(executor.stream([bound(wait_for, tmp_path / "never")], [0]))
+        except StageError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=waiting)
+    thread.start()
+    until(lambda: executor._streams)
+    executor.close()
+    thread.join()
+    assert "stopped" in str(caught[0])
+
+
+def test_a_gpu_is_named_as_the_driver_of_the_run_sees_it(single, tmp_path):
+    gpu = Resources(gpus=0.5, memory_gb=0.1)
+    named = Step(name="gpu", start=bound(see_gpus, tmp_path, 1).start, resources=gpu)
+    assert list(single.stream([named], [0])) == ["7"]

@@ -1,0 +1,47 @@
+"""What a machine has: limits of containers, visible GPUs."""
+
+import os
+
+import pytest
+
+from pipeline.executors import machine
+
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [("", ()), ("-1", ()), ("0", ("0",)), ("2, 3", ("2", "3")), ("1,-1,0", ("1",))],
+)
+def test_gpus_are_those_that_cuda_would_see(visible, seen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.gpus() == seen
+
+
+def test_without_the_variable_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "DRIVER_GPUS", tmp_path)
+    assert machine.gpus() == ()
+    for address in ("0000:04:00.0", "0000:05:00.0"):
+        (tmp_path / address).mkdir()
+    assert machine.gpus() == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "text", "limit_gb"),
+    [
+        ("0::/job/step", "job/memory.max", str(GB // 2), 0.5),
+        ("0::/job", "memory.max", str(GB // 4), 0.25),
+        ("4:memory:/job", "memory/job/memory.limit_in_bytes", str(GB // 2), 0.5),
+        ("0::/job", "job/memory.max", "max", None),
+        ("3:cpu:/job", "cpu/job/memory.max", "1", None),
+    ],
+)
+def test_memory_is_what_the_container_may_have(line, file, text, limit_gb, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(f"{line}\n")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    whole_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+    assert machine.memory_gb() == (limit_gb or whole_gb)
