@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from metadata.outputs import Outputs
+from metadata.stats import Estimate
 from pipeline.errors import RecipeError
 from pipeline.recipe import nearest
 from pipeline.state import RunState, StageState
@@ -32,13 +33,61 @@ Metric = tuple[str, str]  # task and metric
 Arm = tuple[str, str]  # dataset and training; of an outside model, its evaluation twice
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One metric of one arm, and its difference to each baseline: null to itself and without pairs
+    of equal seed."""
+
+    arm: str
+    seeds: int
+    result: Estimate | None
+    against: tuple[Estimate | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """One metric of one task, of every arm."""
+
+    task: str
+    metric: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The arms, those that others are compared with, and every metric."""
+
+    arms: tuple[str, ...]
+    baselines: tuple[str, ...]
+    rows: tuple[MetricRow, ...]
+
+    @property
+    def headlines(self) -> list[MetricRow]:
+        """One row a task, of its most telling metric; retrieval first."""
+        telling = []
+        for task in dict.fromkeys(row.task for row in self.rows):
+            of_task = {row.metric: row for row in self.rows if row.task == task}
+            metric = next((name for name in HEADLINES if name in of_task), next(iter(of_task)))
+            telling.append(of_task[metric])
+        return sorted(telling, key=lambda row: row.metric != HEADLINES[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCurve:
+    """The loss of one training at each stored step; `stage` bears the seed too."""
+
+    stage: str
+    step: tuple[int, ...]
+    loss: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Trial:
     """One evaluated model: its arm, its seed, and every metric with its interval."""
 
     stages: tuple[str, ...]  # evaluation, model, export, what is exported
     seed: int
-    metrics: dict[Metric, dict[str, float]]
+    metrics: dict[Metric, Estimate]
 
     @property
     def arm(self) -> Arm:
@@ -46,7 +95,7 @@ class Trial:
         return (made[-1], made[0]) if made else (self.stages[0], self.stages[0])
 
 
-def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
+def results(state: RunState, baselines: Sequence[str]) -> Results | None:
     """Every metric of every arm, with its difference to each baseline; None without an evaluation.
 
     Without a name, the first arm of the recipe is the baseline.
@@ -61,99 +110,49 @@ def results(state: RunState, baselines: Sequence[str]) -> dict[str, Any] | None:
         values = {arm: _values(of, (task, metric)) for arm, of in by_arm.items()}
         cells = []
         for arm, of in by_arm.items():
-            spread = over_seeds(list(values[arm].values()))
-            if spread and len(values[arm]) == 1:
-                spread = next(t.metrics[task, metric] for t in of if (task, metric) in t.metrics)
-            differences = [
-                over_seeds(
+            result = over_seeds(list(values[arm].values()))
+            if result and len(values[arm]) == 1:
+                result = next(t.metrics[task, metric] for t in of if (task, metric) in t.metrics)
+            against = [
+                None
+                if arm == base
+                else over_seeds(
                     [values[arm][s] - values[base][s] for s in values[arm] if s in values[base]]
                 )
                 for base in chosen
             ]
             cells.append(
-                {
-                    "arm": arm,
-                    "seeds": len(values[arm]),
-                    "found": spread,
-                    "against": [
-                        None if arm == base else difference
-                        for base, difference in zip(chosen, differences, strict=True)
-                    ],
-                }
+                Cell(arm=arm, seeds=len(values[arm]), result=result, against=tuple(against))
             )
-        rows.append({"task": task, "metric": metric, "cells": cells})
-    return {"arms": list(by_arm), "baselines": chosen, "headlines": headlines(rows), "rows": rows}
+        rows.append(MetricRow(task=task, metric=metric, cells=tuple(cells)))
+    return Results(arms=tuple(by_arm), baselines=tuple(chosen), rows=tuple(rows))
 
 
-def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a task, of its most telling metric; retrieval first."""
-    found = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        of_task = {row["metric"]: row for row in rows if row["task"] == task}
-        metric = next((name for name in HEADLINES if name in of_task), next(iter(of_task)))
-        found.append(of_task[metric])
-    return sorted(found, key=lambda row: row["metric"] != HEADLINES[0])
-
-
-def headline(found: dict[str, Any]) -> str:
-    """One metric a task as a table in text: every arm, and its difference to the first baseline."""
-    rows = headlines(found["rows"])
-    base, arms = found["baselines"][0], found["arms"]
-    seeds = {cell["seeds"] for row in rows for cell in row["cells"]}
-    told = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
-    others = [arm for arm in arms if arm != base]
-    head = ["in points of 100", "", *arms, *(f"{arm} - {base}" for arm in others)]
-    lines = [head]
-    for row in rows:
-        by_arm = {cell["arm"]: cell for cell in row["cells"]}
-        means = [_points(by_arm[arm]["found"], "") for arm in arms]
-        apart = [_points(by_arm[arm]["against"][0], "+") for arm in others]
-        lines.append([row["task"], row["metric"], *means, *apart])
-    width = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [
-        "  ".join(
-            cell.ljust(width[i]) if i < 2 else cell.rjust(width[i]) for i, cell in enumerate(line)
-        ).rstrip()
-        for line in lines
-    ]
-    pairs = "; a difference is of pairs with equal seed, with its 95 % interval" if others else ""
-    return "\n".join([*text, f"seeds an arm: {told}{pairs}"])
-
-
-def _points(interval: dict[str, float] | None, sign: str) -> str:
-    if interval is None:
-        return ""
-    value = f"{100 * interval['value']:{sign}.1f}"
-    if not sign or "low" not in interval:
-        return value
-    return f"{value} ({100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})"
-
-
-def over_seeds(values: Sequence[float]) -> dict[str, float] | None:
+def over_seeds(values: Sequence[float]) -> Estimate | None:
     """Mean, and the 95 % interval of the mean where there are two values or more."""
     if not values:
         return None
     mean = float(np.mean(values))
     if len(values) == 1:
-        return {"value": mean}
+        return Estimate(mean)
     student = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 2.09
     half = student * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return {"value": mean, "low": mean - half, "high": mean + half}
+    return Estimate(mean, mean - half, mean + half)
 
 
-def losses(state: RunState) -> list[dict[str, Any]]:
-    """Step and loss of every training whose curve is stored."""
-    found = []
+def losses(state: RunState) -> list[LossCurve]:
+    """The curve of every training that stores one."""
+    curves = []
     for name, stage in state.stages.items():
         for file in _outputs(stage):
             if not file.endswith(LOSS):
                 continue
             table = pq.read_table(io.BytesIO(Outputs(stage.folder).read(file)))
             if {"step", "loss"} <= set(table.column_names):
-                columns = {column: table[column].to_pylist() for column in ("step", "loss")}
+                step, loss = (tuple(table[column].to_pylist()) for column in ("step", "loss"))
                 seed = file.removesuffix(LOSS).strip(".-").replace("-", " ")
-                found.append({"stage": f"{name} {seed}".strip(), **columns})
-    return found
+                curves.append(LossCurve(stage=f"{name} {seed}".strip(), step=step, loss=loss))
+    return curves
 
 
 def _trials(state: RunState, name: str) -> list[Trial]:
@@ -185,9 +184,9 @@ def _by_name(trials: list[Trial]) -> dict[str, list[Trial]]:
     }
 
 
-def _metrics(tasks: dict[str, Any]) -> dict[Metric, dict[str, float]]:
+def _metrics(tasks: dict[str, Any]) -> dict[Metric, Estimate]:
     return {
-        (task, metric): interval
+        (task, metric): Estimate(interval["value"], interval.get("low"), interval.get("high"))
         for task, said in tasks.items()
         for metric, interval in said.get("metrics", {}).items()
         if isinstance(interval, dict) and "value" in interval
@@ -200,7 +199,7 @@ def _outputs(stage: StageState) -> list[str]:
 
 
 def _values(trials: list[Trial], key: Metric) -> dict[int, float]:
-    return {trial.seed: trial.metrics[key]["value"] for trial in trials if key in trial.metrics}
+    return {trial.seed: trial.metrics[key].value for trial in trials if key in trial.metrics}
 
 
 def _arm_of(name: str, by_arm: dict[str, list[Trial]]) -> str:

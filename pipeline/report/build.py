@@ -12,8 +12,8 @@ import yaml
 from pipeline.ledger.causes import Cause
 from pipeline.ledger.funnel import End, funnel
 from pipeline.ledger.groups import keep_rates
-from pipeline.ledger.planted import left_by
-from pipeline.ledger.results import losses, results
+from pipeline.ledger.planted import last_planted
+from pipeline.ledger.results import LossCurve, losses, results
 from pipeline.ledger.stored import Place, selects_up_to
 from pipeline.ledger.survey import KEPT, Scores, survey
 from pipeline.report.charts import histogram, lines
@@ -34,7 +34,7 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
         run=_run(state),
         funnel=rows,
         results=results(state, baselines),
-        truth=left_by(state),
+        truth=last_planted(state),
         losses=[_loss(curve) for curve in losses(state)],
         duplicates=duplicates(state),
         leaks=leaks(state),
@@ -87,7 +87,7 @@ def _end(state: RunState, end: End) -> dict[str, Any]:
         "falls": falls,
         "scores": [_score(score) for score in found["scores"]],
         "groups": [
-            {"by": name, "is_asked_for": name in columns, **keep_rates(tally)}
+            {"by": name, "is_asked_for": name in columns, **vars(keep_rates(tally))}
             for name, tally in found["groups"].items()
         ],
         "samples": [{"reason": "", "rows": end.kept, "samples": samples.get(KEPT, [])}, *causes],
@@ -118,14 +118,14 @@ def _score(score: Scores) -> dict[str, Any]:
     }
 
 
-def _loss(curve: dict[str, Any]) -> dict[str, Any]:
+def _loss(curve: LossCurve) -> dict[str, Any]:
     """The curve, thinned to what a screen can show; its last steps as one mean."""
-    step, loss = curve["step"], curve["loss"]
+    step, loss = curve.step, curve.loss
     every = max(1, len(step) // 400)
     tail = loss[-max(1, len(loss) // 20) :]
-    chart = lines([("loss", step[::every], loss[::every])])
+    chart = lines([("loss", list(step[::every]), list(loss[::every]))])
     last = sum(tail) / len(tail) if tail else None
-    return {"stage": curve["stage"], "steps": len(step), "last": last, "chart": chart}
+    return {"stage": curve.stage, "steps": len(step), "last": last, "chart": chart}
 
 
 def work(name: str, stage: StageState) -> dict[str, Any]:

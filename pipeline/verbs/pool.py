@@ -4,12 +4,18 @@ import argparse
 import importlib.util
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
+from pipeline.terminal import cut
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json, add_run
 
+if TYPE_CHECKING:
+    from pipeline.ledger.planted import KindRows, Planted
+
 HELP = "build a raw pool with known truth, or serve it"
+SHOWN_CAUSES = 4
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +76,42 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from pipeline.ledger import planted
+    from pipeline.ledger.answer import as_json
+    from pipeline.ledger.planted import planted
     from pipeline.state import latest
 
-    found = planted.score(latest(options.run), options.directory)
-    print(json.dumps(found, indent=1) if options.json else planted.text(found))
+    answer = planted(latest(options.run), options.directory)
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+
+
+def text(planted: "Planted") -> str:
+    """Markdown tables: one a select stage, and how well scores tell faults."""
+    from pipeline.ledger.truth import MAX_VALUES
+
+    lines = []
+    for judged in planted.selects:
+        lines += [
+            f"'{judged.stage}' keeps {judged.kept:,} of {judged.rows:,} rows:",
+            "",
+            "| planted | rows | caught by | kept |",
+            "|---|---:|---|---:|",
+            *map(_line, judged.planted),
+            "",
+        ]
+    if planted.detection:
+        lines += ["| captions told from good ones | rows | AUC | |", "|---|---:|---:|---|"]
+    for row in planted.detection:
+        area = f"{row.auc.value:.3f} ({row.auc.low:.3f} to {row.auc.high:.3f})"
+        lines.append(f"| {row.kind} | {row.rows:,} | {area} | {row.column} of {row.stage} |")
+    for column, values in planted.unjudged.items():
+        lines.append(f"not judged: {column}, of {values:,} values (at most {MAX_VALUES})")
+    return "\n".join(lines).rstrip()
+
+
+def _line(row: "KindRows") -> str:
+    causes = list(row.caught.items())
+    shown = [f"{cut(cause)} {count:,}" for cause, count in causes[:SHOWN_CAUSES]]
+    if len(causes) > SHOWN_CAUSES:
+        shown.append(f"other {sum(count for _, count in causes[SHOWN_CAUSES:]):,}")
+    mark = "" if row.harmless else " missed" if row.kept else ""
+    return f"| {row.kind} | {row.rows:,} | {', '.join(shown) or 'none'} | {row.kept:,}{mark} |"

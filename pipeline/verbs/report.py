@@ -2,9 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_run
+
+if TYPE_CHECKING:
+    from metadata.stats import Estimate
+    from pipeline.ledger.results import Results
 
 HELP = "a run on one HTML page"
 
@@ -24,13 +29,46 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page; prints its results in a few lines, and where it is."""
-    from pipeline.ledger.results import headline, results
+    from pipeline.ledger.results import results
     from pipeline.report.build import report
     from pipeline.state import latest
 
     state = latest(options.run)
     options.out.write_text(report(state, options.baseline), encoding="utf-8")
     if arms := results(state, options.baseline):
-        print(f"{headline(arms)}\n")
+        print(f"{text(arms)}\n")
     print(options.out)
     return DONE
+
+
+def text(results: "Results") -> str:
+    """One metric a task: every arm, and its difference to the first baseline."""
+    base, arms = results.baselines[0], results.arms
+    seeds = {cell.seeds for row in results.headlines for cell in row.cells}
+    counts = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
+    others = [arm for arm in arms if arm != base]
+    head = ["in points of 100", "", *arms, *(f"{arm} - {base}" for arm in others)]
+    lines = [head]
+    for row in results.headlines:
+        by_arm = {cell.arm: cell for cell in row.cells}
+        means = [_points(by_arm[arm].result, "") for arm in arms]
+        apart = [_points(by_arm[arm].against[0], "+") for arm in others]
+        lines.append([row.task, row.metric, *means, *apart])
+    width = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    table = [
+        "  ".join(
+            cell.ljust(width[i]) if i < 2 else cell.rjust(width[i]) for i, cell in enumerate(line)
+        ).rstrip()
+        for line in lines
+    ]
+    pairs = "; a difference is of pairs with equal seed, with its 95 % interval" if others else ""
+    return "\n".join([*table, f"seeds an arm: {counts}{pairs}"])
+
+
+def _points(estimate: "Estimate | None", sign: str) -> str:
+    if estimate is None:
+        return ""
+    value = f"{100 * estimate.value:{sign}.1f}"
+    if not sign or estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"

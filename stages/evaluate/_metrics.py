@@ -4,17 +4,17 @@ A rank is 0 where the right answer scores best; a hit at k is a rank below k. Ti
 that stands first.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metadata.stats import wilson
+
 # Shapes: N queries, M answers, C classes, D width of the embedding.
 
 SCORES = 2**22  # (queries, answers) scores held at a time: 32 MB
-Z = 1.959963984540054  # of a two-sided 95 % interval
 CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
 NEVER = np.iinfo(np.int64).max  # rank of what no answer is right for: a hit at no k
@@ -80,14 +80,9 @@ def proportion(hit_N: NDArray[np.bool_]) -> dict[str, float]:
 
 
 def interval(share: float, trials: float) -> dict[str, float]:
-    """A share of independent trials, and the 95 % interval around it: value, low, high.
-
-    Source: Wilson (1927), which keeps inside 0 and 1 and has a width at both.
-    """
-    spread = Z * math.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
-    centre, scale = share + Z**2 / (2 * trials), 1 + Z**2 / trials
-    low, high = (centre - spread) / scale, (centre + spread) / scale
-    return {"value": share, "low": max(0.0, low), "high": min(1.0, high)}
+    """A share of independent trials, and the 95 % interval around it: value, low, high."""
+    low, high = wilson(share, trials)
+    return {"value": share, "low": low, "high": high}
 
 
 def _blocks(queries: int, answers: int) -> Iterator[slice]:

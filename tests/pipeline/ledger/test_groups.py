@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.ledger.groups import LARGEST, keep_rates, wilson
+from pipeline.ledger.groups import LARGEST, KeepRates, keep_rates
 
 
 def tally(**groups: tuple[int, int]) -> Counter:
@@ -14,15 +14,15 @@ def tally(**groups: tuple[int, int]) -> Counter:
     )
 
 
-def warnings(found: dict) -> dict[str, str]:
-    return {group["name"]: group["warning"] for group in found["groups"] if group["warning"]}
+def warnings(found: KeepRates) -> dict[str, str]:
+    return {group.name: group.warning for group in found.groups if group.warning}
 
 
 def test_a_group_that_loses_more_than_twice_the_average_is_warned_of():
     found = keep_rates(tally(en=(9000, 1000), fr=(700, 300), de=(880, 120)))
-    assert found["average"] == pytest.approx(10580 / 12000)
+    assert found.average == pytest.approx(10580 / 12000)
     assert warnings(found) == {"fr": "loses 2.5 times the average"}
-    assert found["warnings"] == 1
+    assert found.warnings == 1
 
 
 def test_where_most_is_lost_the_warning_is_of_what_is_kept():
@@ -37,22 +37,15 @@ def test_a_handful_of_rows_warns_of_nothing():
 def test_the_smaller_groups_stand_together_but_for_those_warned_of():
     many = {f"g{i:02}": (50, 50) for i in range(LARGEST + 5)}
     found = keep_rates(tally(en=(500, 500), **many, zz=(0, 90)))
-    names = [group["name"] for group in found["groups"]]
+    names = [group.name for group in found.groups]
     assert names[0] == "en"
     assert names[-2:] == ["zz", "6 others"]
-    assert sum(group["rows"] for group in found["groups"]) == 1000 + 100 * (LARGEST + 5) + 90
+    assert sum(group.rows for group in found.groups) == 1000 + 100 * (LARGEST + 5) + 90
 
 
 def test_rows_of_no_group_are_shown_as_such():
     found = keep_rates(Counter({(None, True): 3, ("en", False): 1}))
-    assert [group["name"] for group in found["groups"]] == ["(none)", "en"]
-
-
-@pytest.mark.parametrize(
-    ("hits", "trials", "low", "high"), [(0, 10, 0, 0.2775), (5, 10, 0.2366, 0.7634)]
-)
-def test_intervals_are_wilsons(hits, trials, low, high):
-    assert wilson(hits, trials) == pytest.approx((low, high), abs=1e-4)
+    assert [group.name for group in found.groups] == ["(none)", "en"]
 
 
 TWO_SELECTS = """

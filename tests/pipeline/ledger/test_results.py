@@ -1,50 +1,54 @@
 """Results by arm: means and paired differences worked out by hand, and what names an arm."""
 
+from dataclasses import astuple
+
 import pytest
 import yaml
 
+from metadata.stats import Estimate
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.results import headline, losses, over_seeds, results
+from pipeline.ledger.results import Cell, Results, losses, over_seeds, results
 from pipeline.plan import make_plan
 from pipeline.progress import Lines
 from pipeline.recipe import Recipe
 from pipeline.run import run_plan
+from pipeline.verbs.report import text
 
 
-def cells(found) -> dict:
-    (row,) = found["rows"]
-    assert (row["task"], row["metric"]) == ("flags", "acc1")  # acc5 has no value there
-    return {cell["arm"]: cell for cell in row["cells"]}
+def cells(found: Results) -> dict[str, Cell]:
+    (row,) = found.rows
+    assert (row.task, row.metric) == ("flags", "acc1")  # acc5 has no value there
+    return {cell.arm: cell for cell in row.cells}
 
 
 def test_arms_are_the_exports_and_differences_pair_equal_seeds(state):
-    found = results(state, []) or {}
-    assert (found["arms"], found["baselines"]) == (["raw", "shards"], ["raw"])
+    found = results(state, [])
+    assert (found.arms, found.baselines) == (("raw", "shards"), ("raw",))
     raw, best = cells(found)["raw"], cells(found)["shards"]
-    assert (raw["seeds"], best["seeds"]) == (2, 2)
-    assert raw["found"]["value"] == pytest.approx(0.25)
-    assert best["found"]["value"] == pytest.approx(0.46)
-    assert raw["against"] == [None]
+    assert (raw.seeds, best.seeds) == (2, 2)
+    assert raw.result.value == pytest.approx(0.25)
+    assert best.result.value == pytest.approx(0.46)
+    assert raw.against == (None,)
     # differences 0.20 and 0.22: mean 0.21, their deviation 0.01 * sqrt(2), over sqrt(2) seeds
-    (against,) = best["against"]
-    assert against["value"] == pytest.approx(0.21)
-    assert against["low"] == pytest.approx(0.21 - 12.706 * 0.01)
-    assert against["high"] == pytest.approx(0.21 + 12.706 * 0.01)
+    (against,) = best.against
+    assert against.value == pytest.approx(0.21)
+    assert against.low == pytest.approx(0.21 - 12.706 * 0.01)
+    assert against.high == pytest.approx(0.21 + 12.706 * 0.01)
 
 
 @pytest.mark.parametrize("name", ["shards", "best_models", "best_scores", "subset"])
 def test_an_arm_is_named_by_any_stage_that_is_its_own(name, state):
-    found = results(state, [name]) or {}
-    assert found["baselines"] == ["shards"]
-    assert cells(found)["raw"]["against"][0]["value"] == pytest.approx(-0.21)
+    found = results(state, [name])
+    assert found.baselines == ("shards",)
+    assert cells(found)["raw"].against[0].value == pytest.approx(-0.21)
 
 
 def test_several_baselines_give_a_difference_each(state):
     found = results(state, ["raw", "shards"])
-    assert cells(found)["raw"]["against"][0] is None
-    assert cells(found)["shards"]["against"][1] is None
+    assert cells(found)["raw"].against[0] is None
+    assert cells(found)["shards"].against[1] is None
 
 
 def test_an_unknown_baseline_is_refused(state):
@@ -56,25 +60,26 @@ def test_an_unknown_baseline_is_refused(state):
     ("values", "known"),
     [
         ([], None),
-        ([0.3], {"value": 0.3}),
-        ([1.0, 2.0, 3.0], {"value": 2.0, "low": 2 - 4.303 / 3**0.5, "high": 2 + 4.303 / 3**0.5}),
+        ([0.3], Estimate(0.3)),
+        ([1.0, 2.0, 3.0], Estimate(2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5)),
     ],
 )
 def test_the_interval_is_students_and_one_seed_has_none(values, known):
-    assert over_seeds(values) == (known and pytest.approx(known))
+    found = over_seeds(values)
+    assert (found and astuple(found)) == (known and pytest.approx(astuple(known)))
 
 
 def test_losses_are_those_stored(state):
     found = losses(state)
-    assert [curve["stage"] for curve in found] == [
+    assert [curve.stage for curve in found] == [
         *("raw_models seed 0", "raw_models seed 1"),
         *("best_models seed 0", "best_models seed 1"),
     ]
-    assert (found[0]["step"][-1], found[0]["loss"][0]) == (99, 5.0)
+    assert (found[0].step[-1], found[0].loss[0]) == (99, 5.0)
 
 
 def test_the_headline_is_one_metric_a_task_with_every_arm_and_difference(state):
-    head, flags, note = headline(results(state, []) or {}).splitlines()
+    head, flags, note = text(results(state, [])).splitlines()
     assert head.split() == ["in", "points", "of", "100", "raw", "shards", "shards", "-", "raw"]
     assert flags.split() == ["flags", "acc1", "25.0", "46.0", "+21.0", "(+8.3", "to", "+33.7)"]
     assert note.startswith("seeds an arm: 2; a difference is of pairs")
@@ -101,17 +106,17 @@ def trained_twice(state, tmp_path_factory):
 
 
 def test_two_trainings_of_one_export_are_two_arms_and_pair_by_seed(trained_twice):
-    found = results(trained_twice, []) or {}
-    assert found["arms"] == ["raw/short", "raw/long"]
+    found = results(trained_twice, [])
+    assert found.arms == ("raw/short", "raw/long")
     short, long = cells(found).values()
-    assert short["found"]["value"] == pytest.approx(0.25)
-    assert long["found"]["value"] == pytest.approx(0.55)
-    assert long["against"][0] == pytest.approx({"value": 0.3, "low": 0.3, "high": 0.3})
+    assert short.result.value == pytest.approx(0.25)
+    assert long.result.value == pytest.approx(0.55)
+    assert astuple(long.against[0]) == pytest.approx((0.3, 0.3, 0.3))
 
 
 @pytest.mark.parametrize("name", ["raw/long", "long", "long_scores"])
 def test_a_training_names_its_arm(name, trained_twice):
-    assert (results(trained_twice, [name]) or {})["baselines"] == ["raw/long"]
+    assert results(trained_twice, [name]).baselines == ("raw/long",)
 
 
 @pytest.mark.parametrize("name", ["raw", "pool"])
