@@ -51,6 +51,9 @@ POSITION = Column("position", pa.int32(), "0 up", "Row number inside its shard."
 IDENTITY = [UID.name, SHARD.name, POSITION.name]  # what rows that leave their shard carry
 REASON = Column("reason", REASON_TYPE, "code", "Why this stage gave no value; null where it did.")
 
+SOURCE = Column(
+    "source", pa.string(), "stage name", "Which ingest stage of the recipe a row is of."
+)
 URL = Column("url", pa.string(), "URL", "Where the image was found.")
 TEXT = Column("text", pa.string(), "caption", "The caption as found: never overwritten.")
 ORIGINAL_WIDTH = Column("original_width", pa.int32(), "pixels", "Width as the pool states it.")
@@ -116,6 +119,9 @@ CENTROID_COSINE = Column("centroid_cosine", pa.float32(), "cosine", "Cosine to t
 KEEP = Column("keep", pa.bool_(), "verdict", "Whether a select stage keeps the row.")
 BALANCE_RANK = Column(
     "balance_rank", pa.float64(), "rows, 0 up", "Kept where t is above: the least draw of the row."
+)
+DECIDING_CONCEPT = Column(
+    "deciding_concept", pa.string(), "entry", "The concept that drew `balance_rank`."
 )
 
 TEXTS = Column(

@@ -234,8 +234,9 @@ class Selects(Protocol):
     ) -> Iterator[Verdicts]:
         """The verdicts with each of the values in the threshold's place.
 
-        `rows` has uid, shard, position and the columns named in `threshold.reads`, `made` those in
-        `threshold.made`; null where there is none. ValueError where a value cannot be.
+        `rows` has uid, shard, position and the columns named in `threshold.reads` that it reads;
+        `made` has `keep`, today's verdict, and those in `threshold.made`. ValueError where a value
+        cannot be.
         """
         ...
 

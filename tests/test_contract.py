@@ -4,19 +4,25 @@ A new stage is found by itself; what it needs is one line in tests/every_stage.y
 """
 
 import dataclasses
+import json
 import pickle
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from metadata.outputs import Outputs
 from metadata.schema import REASON, REASON_TYPE, UID, Column
 from pipeline.chain import worker_of
+from pipeline.ledger.results import losses
+from pipeline.ledger.stored import artifacts
 from pipeline.settings import known_uses, stage_class
-from pipeline.stage import DatasetStage, RowStage
+from pipeline.stage import Artifact, DatasetStage, RowStage
 from tests import every_stage as every_stage_
 
 USES = known_uses()
@@ -67,6 +73,37 @@ def test_a_stage_declares_columns_and_unique_short_reasons(uses, every_stage):
         form = first + r"[a-z][a-z0-9_]{2,31}"
         assert all(re.fullmatch(form, reason) for reason in stage.reasons)
     assert set(stage.transient) <= set(stage.reasons)
+
+
+FIELDS = {  # that readers ask of each kind of artifact
+    "loss": {"step", "loss"},
+    "results": {"models"},
+    "leaks": {"column", "at", "tasks"},
+    "recall": {"texts_drawn"},
+    "balance": {"t", "matched", "expected", "kept"},
+    "concepts": {"entry", "count", "kept", "t"},
+    "listed": {"uids", "missing"},
+}
+
+
+@every_use
+def test_a_declared_artifact_is_in_out_and_holds_what_its_kind_holds(uses, every_stage):
+    planned = every_stage.stage_of(uses)
+    for kind, _ in planned.stage.artifacts:
+        stage = every_stage.state.stages[planned.name]
+        (file,) = artifacts(stage, kind).values()
+        body = Outputs(stage.folder).read(file)
+        is_table = file.endswith(".parquet")
+        names = pq.read_schema(pa.BufferReader(body)).names if is_table else json.loads(body)
+        assert FIELDS[kind] <= set(names)
+
+
+def test_every_kind_of_artifact_is_declared_by_a_stage_and_every_loss_is_read(every_stage):
+    stages = [planned for planned in every_stage.plan.stages.values()]
+    kinds = {kind for planned in stages for kind, _ in planned.stage.artifacts}
+    assert kinds == FIELDS.keys() == set(typing.get_args(Artifact))
+    trained = {planned.name for planned in stages if planned.uses.startswith("train.")}
+    assert {curve.stage for curve in losses(every_stage.state)} == trained
 
 
 @every_use

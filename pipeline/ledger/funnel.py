@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.outputs import OUT
 from metadata.schema import KEEP, UID
 from metadata.shard import NOT_SELECTED
 from metadata.uid import halves
@@ -25,7 +26,7 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.ledger.causes import Cause, causes, lacking, left_out, taken_by
 from pipeline.ledger.exports import Export, exports
 from pipeline.ledger.reasons import ShardReasons
-from pipeline.ledger.stored import Place
+from pipeline.ledger.stored import Place, artifacts
 from pipeline.planned import PlannedStage
 from pipeline.state import RunState
 
@@ -199,14 +200,14 @@ def _is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
 def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) -> StageRows:
     uses = state.plan.stages[name].uses
     folder = state.stages[name].folder
-    is_list = uses == "select.uid_list"
+    lists = artifacts(state.stages[name], "listed").values()
     return StageRows(
         stage=name,
         uses=uses,
         rows=counts.total(),
         fine=counts["fine", ""],
         not_selected=counts[NOT_SELECTED, ""],
-        listed=folder.read_json("out/list.json", dict[str, Any]) if is_list else None,
+        listed=next((folder.read_json(f"{OUT}/{file}", dict[str, Any]) for file in lists), None),
         failed=_of("failed", counts),
         upstream=_of("upstream", counts),
         dropped=_of("dropped", counts),

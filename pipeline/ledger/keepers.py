@@ -6,28 +6,26 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import DUPLICATE_OF, KEEP, TEXT, UID
+from metadata.schema import KEEP, TEXT, Column
 from pipeline.ledger.at_row import Keeper, StageRow, shown
 from pipeline.ledger.find import places_of
+from pipeline.ledger.near import naming
 from pipeline.ledger.stored import Place, binding, rows_at
 from pipeline.state import RunState
-
-KEEPERS = {  # columns that name another row, and what that row is
-    DUPLICATE_OF.name: "equal to it, and better,",
-    "earlier_uid": "most like it, of the rows before it,",
-}
 
 
 def with_keepers(
     state: RunState, rows: Sequence[StageRow], uid: bytes, own: Mapping[str, Place]
 ) -> list[StageRow]:
     """The rows of a sample, each with its `keeper`, or with its `keeper_of`."""
-    named = {row.stage: column for row in rows for column in _columns(state, row)}
+    named: dict[str, Column] = {}
     uids: dict[str, set[bytes]] = {}  # by root
     for row in rows:
-        if row.stage in named and row.values[named[row.stage]]:
-            root = state.plan.stages[row.stage].root or ""
-            uids.setdefault(root, set()).add(bytes.fromhex(row.values[named[row.stage]]))
+        planned = state.plan.stages[row.stage]
+        if column := naming(planned.stage, "keeper", "neighbour"):
+            named[row.stage] = column
+            if uid_hex := row.values[column.name]:
+                uids.setdefault(planned.root or "", set()).add(bytes.fromhex(uid_hex))
     places = {root: places_of(state, root, wanted, own[root]) for root, wanted in uids.items()}
     selects = [row.stage for row in rows if state.plan.stages[row.stage].is_select]
     return [
@@ -38,24 +36,19 @@ def with_keepers(
     ]
 
 
-def _columns(state: RunState, row: StageRow) -> list[str]:
-    """The columns in which a stage names rows by their uid."""
-    names = KEEPERS.keys() & row.values.keys()
-    return [name for name in names if state.plan.schema(row.stage, name) == UID.dtype]
-
-
 def _with_keeper(
     state: RunState,
     row: StageRow,
-    column: str,
+    column: Column,
     uid: bytes,
     places: Mapping[str, Mapping[bytes, Place]],
     selects: Sequence[str],
 ) -> StageRow:
-    keeper = row.values[column]
+    keeper = row.values[column.name]
     if not keeper:
-        is_counted = column == DUPLICATE_OF.name
-        return replace(row, keeper_of=_naming(state, row.stage, column, uid)) if is_counted else row
+        if column.names == "neighbour":
+            return row
+        return replace(row, keeper_of=_naming(state, row.stage, column.name, uid))
     root = state.plan.stages[row.stage].root or ""
     place = places[root][bytes.fromhex(keeper)]
     text = binding(state, row.stage, TEXT.name)
@@ -70,7 +63,7 @@ def _with_keeper(
     return replace(
         row,
         keeper=Keeper(
-            column=column,
+            column=column.name,
             uid=keeper,
             shard=shard,
             position=position,

@@ -2,73 +2,84 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import UID
-from pipeline.ledger.selection import comparisons
+from metadata.schema import UID, Column, Named
 from pipeline.ledger.stored import Place, stored
 from pipeline.planned import Binding
+from pipeline.stage import Selects, Stage
 from pipeline.state import RunState
 
 # Shapes: N rows of a pool.
 
 Bools = NDArray[np.bool_]
-# A select that tells rows apart by the sign, however it is put: near are those on this side.
-OF_DISTANCE = {">": "<=", "<=": "<=", ">=": "<", "<": "<"}
-OF_SIMILARITY = {"<": ">=", ">=": ">=", "<=": ">", ">": ">"}
+Sign = Literal["<", "<=", ">", ">="]
 REACHES = {"<=": pc.less_equal, "<": pc.less, ">=": pc.greater_equal, ">": pc.greater}
+# The near side of a threshold, whichever side the select keeps: rows on the worse side of it.
+LOW_IS_NEAR: dict[str, Sign] = {">": "<=", "<=": "<=", ">=": "<", "<": "<"}
+HIGH_IS_NEAR: dict[str, Sign] = {"<": ">=", ">=": ">=", "<=": ">", ">": ">"}
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How near is near: a column against a number, and the select that has it so."""
+    """From which value of a column rows are near, and the select stage that says so."""
 
     column: str
-    sign: str
-    number: str
-    stage: str | None = None  # None: no select has one, and the page takes its own
+    sign: Sign
+    value: float
+    stage: str | None = None  # None: no select says so, and the column's own `alike` counts
 
     @property
     def text(self) -> str:
-        return f"{self.column} {self.sign} {self.number}"
+        return f"{self.column} {self.sign} {self.value:g}"
 
     def reached(self, value: pa.ChunkedArray) -> Bools:
-        """Whether each row is as near; a row without a value is not."""
-        number = pa.scalar(float(self.number)).cast(value.type, safe=False)  # as `where` compares
+        """(N,) whether each row is as near; a row without a value is not."""
+        number = pa.scalar(self.value).cast(value.type, safe=False)  # as `where` compares
         near = REACHES[self.sign](value, number)
         return np.asarray(near.fill_null(False).to_numpy())
 
 
-def is_distance(dtype: pa.DataType) -> bool:
-    """Whether less is nearer: bits are counted, likeness is measured."""
-    return bool(pa.types.is_integer(dtype))
+def naming(stage: Stage, *kinds: Named) -> Column | None:
+    """The first column of a stage whose values name such a thing."""
+    return next((column for column in stage.writes if column.names in kinds), None)
 
 
-def cut_of(state: RunState, stage: str, column: str) -> Cut | None:
-    """The first threshold on a stage's column in a select of the run."""
-    near = OF_DISTANCE if is_distance(state.plan.schema(stage, column)) else OF_SIMILARITY
+def nearness_of(stage: Stage) -> Column | None:
+    """The column that says how near the rows are which a stage names; None where they are equal."""
+    return next((column for column in stage.writes if column.better), None)
+
+
+def cut_of(state: RunState, stage: str, near: Column) -> Cut | None:
+    """The first threshold on the nearness in a select of the run, else where rows are `alike`."""
+    signs = LOW_IS_NEAR if near.better == "high" else HIGH_IS_NEAR
     for name, planned in state.plan.stages.items():
-        if planned.uses == "select.where":
-            for at in comparisons(planned.stage):
-                if planned.bindings[0].get(at.column) == (stage, column) and at.sign in near:
-                    return Cut(column, near[at.sign], at.number, name)
-    return None
+        if isinstance(planned.stage, Selects):
+            for at in planned.stage.thresholds():
+                is_on_it = planned.bindings[0].get(at.column) == (stage, near.name)
+                if is_on_it and not at.is_size and at.sign in signs:
+                    return Cut(near.name, signs[at.sign], at.value, name)
+    if near.alike is None:
+        return None
+    return Cut(near.name, "<=" if near.better == "high" else ">=", near.alike)
 
 
-def nearness(value: pa.ChunkedArray) -> NDArray[np.float64]:
-    """(N,) less is nearer."""
-    value_N: NDArray[np.float64] = value.cast(pa.float64()).to_numpy()
-    return value_N if is_distance(value.type) else -value_N
-
-
-def spread(rows: NDArray[np.int64], value: pa.ChunkedArray | None, few: int) -> NDArray[np.int64]:
+def spread(
+    rows: NDArray[np.int64], value: pa.ChunkedArray, near: Column, few: int
+) -> NDArray[np.int64]:
     """Some of the rows, nearest first: evenly spaced from the nearest to the farthest."""
-    if value is not None:
-        rows = rows[np.argsort(nearness(value.take(pa.array(rows))), kind="stable")]
+    value_N = value.cast(pa.float64()).to_numpy()[rows]
+    nearest_first = value_N if near.better == "high" else -value_N
+    return evenly(rows[np.argsort(nearest_first, kind="stable")], few)
+
+
+def evenly(rows: NDArray[np.int64], few: int) -> NDArray[np.int64]:
+    """Some of the rows in their order, evenly spaced, the first and the last among them."""
     return rows[np.linspace(0, len(rows) - 1, min(few, len(rows))).round().astype(np.int64)]
 
 

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from metadata.outputs import Outputs
 from metadata.stats import Estimate
 from pipeline.errors import RecipeError
+from pipeline.ledger.stored import artifacts
 from pipeline.recipe import nearest
-from pipeline.state import RunState, StageState
+from pipeline.state import RunState
 
-RESULTS, LOSS = "results.json", "loss.parquet"
 STUDENT = (  # two-sided 95 %, by degrees of freedom from 1
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -144,32 +144,31 @@ def losses(state: RunState) -> list[LossCurve]:
     """The curve of every training that stores one."""
     curves = []
     for name, stage in state.stages.items():
-        for file in _outputs(stage):
-            if not file.endswith(LOSS):
-                continue
+        for prefix, file in artifacts(stage, "loss").items():
             table = pq.read_table(io.BytesIO(Outputs(stage.folder).read(file)))
-            if {"step", "loss"} <= set(table.column_names):
-                step, loss = (tuple(table[column].to_pylist()) for column in ("step", "loss"))
-                seed = file.removesuffix(LOSS).strip(".-").replace("-", " ")
-                curves.append(LossCurve(stage=f"{name} {seed}".strip(), step=step, loss=loss))
+            step, loss = (tuple(table[column].to_pylist()) for column in ("step", "loss"))
+            seed = prefix.strip(".-").replace("-", " ")
+            curves.append(LossCurve(stage=f"{name} {seed}".strip(), step=step, loss=loss))
     return curves
 
 
 def _trials(state: RunState, name: str) -> list[Trial]:
     stage = state.stages[name]
-    if RESULTS not in _outputs(stage):
+    files = artifacts(stage, "results")
+    if not files:
         return []
-    held = json.loads(Outputs(stage.folder).read(RESULTS))
+    models = [
+        model
+        for file in files.values()
+        for model in json.loads(Outputs(stage.folder).read(file)).get("models", [])
+    ]
     stages = [name]
     model = state.plan.stages[name].model
     if model:
         stages.append(model)
         if exported := state.plan.stages[model].data:
             stages += [exported, *state.plan.stages[exported].parents]
-    return [
-        Trial(tuple(stages), int(one["seed"]), _metrics(one["tasks"]))
-        for one in held.get("models", [])
-    ]
+    return [Trial(tuple(stages), int(one["seed"]), _metrics(one["tasks"])) for one in models]
 
 
 def _by_name(trials: list[Trial]) -> dict[str, list[Trial]]:
@@ -191,11 +190,6 @@ def _metrics(tasks: dict[str, Any]) -> dict[Metric, Estimate]:
         for metric, interval in said.get("metrics", {}).items()
         if isinstance(interval, dict) and "value" in interval
     }
-
-
-def _outputs(stage: StageState) -> list[str]:
-    """The files in a complete stage's out/."""
-    return Outputs(stage.folder).names if stage.complete else []
 
 
 def _values(trials: list[Trial], key: Metric) -> dict[int, float]:

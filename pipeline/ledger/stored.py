@@ -1,5 +1,6 @@
 """What a run has stored of its rows, as a reader of results wants it: columns, and chosen rows."""
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from metadata.outputs import Outputs
 from metadata.record import ShardState
-from metadata.schema import KEEP, LANGUAGE, UID, URL
+from metadata.schema import KEEP, LANGUAGE, SOURCE, UID, URL
 from metadata.shard import read_at, read_stage
 from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import WHOLE, Part, PoolShards
-from pipeline.state import RunState
+from pipeline.stage import Artifact
+from pipeline.state import RunState, StageState
 
 # Shapes: N rows.
 
@@ -39,7 +42,7 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
 
 def groupings(state: RunState, stage: str) -> dict[str, Binding]:
     """What rows are told apart by: language, source of a union, domain; those that are stored."""
-    columns = {"language": LANGUAGE.name, "source": "source", "domain": URL.name}
+    columns = {"language": LANGUAGE.name, "source": SOURCE.name, "domain": URL.name}
     found = {name: binding(state, stage, column) for name, column in columns.items()}
     return {name: bound for name, bound in found.items() if bound is not None}
 
@@ -102,6 +105,19 @@ def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShar
         bindings=dict(bound),
         root=root,
     )
+
+
+def artifacts(stage: StageState, kind: Artifact) -> dict[str, str]:
+    """The files in a complete stage's out/ that it declares to be of that kind, by their prefix."""
+    names = [name for what, name in stage.planned.stage.artifacts if what == kind]
+    if not names or not stage.complete:
+        return {}
+    files = Outputs(stage.folder).names
+    return {
+        file.removesuffix(name.removeprefix("*")): file
+        for name in names
+        for file in fnmatch.filter(files, name)
+    }
 
 
 def least(bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -15,7 +15,6 @@ from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
 from pipeline.ledger.causes import Cause, causes
 from pipeline.ledger.reasons import ShardReasons
-from pipeline.ledger.selection import comparisons
 from pipeline.ledger.stored import (
     SHOWN,
     Place,
@@ -27,6 +26,7 @@ from pipeline.ledger.stored import (
     stored,
 )
 from pipeline.planned import Binding
+from pipeline.stage import Selects
 from pipeline.state import RunState
 
 # Shapes: N rows of a shard, B bins.
@@ -120,28 +120,30 @@ def survey(state: RunState, end: str) -> dict[str, Any]:
 
 
 def scores_of(state: RunState, end: str) -> list[Scores]:
-    """The columns of numbers that a select stage and those before it read, with their cuts."""
+    """The columns of numbers that a select stage and those before it read, with their cuts.
+
+    A column of their own is one of them where it says which way is better.
+    """
     found: dict[Binding, Scores] = {}
     for planned in selects_up_to(state, end):
         stage, bound = planned.name, planned.bindings[0]
-        for name, where in bound.items():
+        own = {
+            column.name: (stage, column.name) for column in planned.stage.writes if column.better
+        }
+        for name, where in {**own, **bound}.items():
             dtype = state.plan.schema(*where)
             numeric = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
             if numeric and name != IMAGE_BYTES.name:
                 found.setdefault(where, Scores(name, where, [], pa.types.is_integer(dtype)))
-        if planned.uses == "select.where":
-            for at in comparisons(planned.stage):
-                if bound[at.column] in found:
-                    score, number = found[bound[at.column]], float(at.number)
-                    beside = number + BESIDE.get(at.sign, 0.0) * score.is_whole
-                    score.cuts.append({"text": at.text, "value": beside, "stage": stage})
-            top = getattr(planned.stage, "top", None)
-            if top is not None and bound[top.column] in found:
-                value = _lowest_kept(state, stage, bound[top.column])
-                how = f"{100 * top.fraction:.4g} %" if top.fraction else f"{top.rows:,} rows"
-                if value is not None:
-                    cut = {"text": f"top {how}: from {value:.4g}", "value": value, "stage": stage}
-                    found[bound[top.column]].cuts.append(cut)
+        for at in planned.stage.thresholds() if isinstance(planned.stage, Selects) else ():
+            score = found.get(bound.get(at.column, (stage, at.column)))
+            value: float | None = at.value
+            if score and at.is_size:
+                value = _lowest_kept(state, stage, score.where)
+            if score and value is not None and math.isfinite(value):
+                text = f"{at.text}: from {value:.4g}" if at.is_size else at.text
+                beside = value + BESIDE.get(at.sign, 0.0) * score.is_whole
+                score.cuts.append({"text": text, "value": beside, "stage": stage})
     return sorted(found.values(), key=lambda score: not score.cuts)
 
 

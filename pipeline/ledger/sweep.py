@@ -1,10 +1,9 @@
 """`clipmill sweep`: what a select stage would keep at other thresholds, no model rerun."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -12,19 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import BALANCE_RANK, KEEP, POSITION, SHARD, TEXT, UID
+from metadata.schema import KEEP, POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
-from pipeline.ledger.selection import (
-    Bools,
-    Comparison,
-    Verdicts,
-    by_number,
-    by_t,
-    by_top,
-    comparisons,
-    tops,
-)
 from pipeline.ledger.stored import (
     Groups,
     binding,
@@ -38,6 +27,7 @@ from pipeline.ledger.stored import (
 from pipeline.plan import check_threshold
 from pipeline.planned import PlannedStage
 from pipeline.recipe import nearest
+from pipeline.stage import Selects, Threshold, Verdicts
 from pipeline.state import RunState
 from pipeline.terminal import one_line
 
@@ -46,9 +36,6 @@ from pipeline.terminal import one_line
 FORM = re.compile(
     r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"
 )
-TOP = ("top.fraction", "top.rows")
-BALANCE = "select.balance"
-SELECTS = ("select.where", BALANCE)
 MAX_VALUES = 1000
 NAMED = 3  # groups whose share stands in the table
 
@@ -64,30 +51,37 @@ class Vary:
 
 @dataclass(frozen=True)
 class Rows:
-    """The stored columns that the stage reads, the groups of each row, and today's verdict."""
+    """What other verdicts are made of, the groups of each row, and today's verdict."""
 
-    table: pa.Table
+    read: pa.Table  # uid, shard, position and columns as the stage reads them
+    made: pa.Table  # columns that it wrote
+    value: pa.ChunkedArray  # of the column that the threshold cuts
     groups: dict[str, Groups]
-    today: Bools  # (N,)
+    today: NDArray[np.bool_]  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.read)
 
 
 def sweep(state: RunState, stage: str, vary: str) -> dict[str, Any]:
     """Rows kept at each value beside those kept today, with examples of the rows won and lost."""
-    planned = _select_stage(state, stage)
-    wanted = parse(vary)
-    today, value, column, verdicts = _verdicts(state.plan.stages, planned, wanted)
-    rows = _read(state, planned)
-    bits_N = coin_hash(rows.table[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
-    points = [_point(found, column, rows, bits_N) for found in verdicts(rows.table)]
+    planned, wanted = _select_stage(state, stage), parse(vary)
+    threshold = _threshold(planned, wanted)
+    if not threshold.is_size:
+        for number in (wanted.values[0], wanted.values[-1]):
+            check_threshold(state.plan.stages, planned, threshold.column, float(number))
+    rows = _read(state, planned, threshold)
+    bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
+    points = [_point(found, rows, bits_N) for found in _verdicts(planned, threshold, wanted, rows)]
     _add_captions(state, planned, points)
     return {
         "run": str(state.run),
         "stage": stage,
         "vary": wanted.name,
-        "column": column,
-        "today": today,
-        "today_value": value if isfinite(value) else None,  # a balance that keeps all
-        "rows": len(rows.table),
+        "column": threshold.column,
+        "today": threshold.text,
+        "today_value": threshold.value if isfinite(threshold.value) else None,  # it keeps all
+        "rows": len(rows),
         "kept": int(rows.today.sum()),
         "groups": {name: group.counts(rows.today) for name, group in rows.groups.items()},
         "points": points,
@@ -122,8 +116,8 @@ def _select_stage(state: RunState, stage: str) -> PlannedStage:
     if stage not in stages:
         do = f"did you mean '{nearest(stage, stages)}'?"
         raise RecipeError(f"no stage '{stage}'", "--stage", do)
-    if stages[stage].uses not in SELECTS:
-        selects = [name for name, other in stages.items() if other.uses in SELECTS]
+    if not isinstance(stages[stage].stage, Selects):
+        selects = [name for name, other in stages.items() if isinstance(other.stage, Selects)]
         raise RecipeError(
             f"'{stage}' is {stages[stage].uses}, which has no threshold",
             "--stage",
@@ -134,85 +128,50 @@ def _select_stage(state: RunState, stage: str) -> PlannedStage:
     return stages[stage]
 
 
-def _verdicts(
-    stages: Mapping[str, PlannedStage], planned: PlannedStage, vary: Vary
-) -> tuple[str, float, str, Any]:
-    """Today's rule and value, the column it is about, and the function that varies it."""
-    stage: Any = planned.stage
-    if planned.uses == BALANCE:
-        return _balance(planned, vary)
-    if vary.name not in TOP:
-        at = _comparison(planned, vary)
-        for number in (vary.values[0], vary.values[-1]):
-            check_threshold(stages, planned, at.column, float(number))
-        vary_it = partial(by_number, stage, at, vary.values)
-        return at.text, float(at.number), at.column, vary_it
-    key = vary.name.removeprefix("top.")
-    today = getattr(stage.top, key, None)
-    if today is None or vary.sign != "=":
-        raise RecipeError(
-            f"'{planned.name}' has no `{vary.name}`" if today is None else f"'{vary.sign}'",
-            planned.where,
-            f"write one of: {_known(planned)}, then =START:STOP:STEP",
-        )
-    try:
-        varied = tops(stage, key, vary.values)
-    except ValueError as error:
-        raise RecipeError(str(error), "--vary", "change the range") from None
-    vary_it = partial(by_top, stage, key, varied)
-    return f"{vary.name} = {today}", float(today), stage.top.column, vary_it
-
-
-def _balance(planned: PlannedStage, vary: Vary) -> tuple[str, float, str, Any]:
-    """The same for a balance, whose ranks answer every `t`."""
-    stage: Any = planned.stage
-    if stage.t is None or stage.per_language:
-        raise RecipeError(
-            f"'{planned.name}' has no `t` that can be varied",
-            planned.where,
-            "give it `t`, without `per_language`; or vary `top.rows` of a select.where",
-        )
-    if vary.name != "t" or vary.sign != "=":
-        raise RecipeError(f"'{vary.name}{vary.sign}'", "--vary", "write t=START:STOP:STEP")
-    if vary.values[0] <= 0:
-        raise RecipeError(f"t is {vary.values[0]}", "--vary", "t lies above 0")
-    return f"t = {stage.t:g}", stage.t, BALANCE_RANK.name, partial(by_t, vary.values)
-
-
-def _comparison(planned: PlannedStage, vary: Vary) -> Comparison:
-    """The one comparison that is varied."""
-    named = [at for at in comparisons(planned.stage) if at.column == vary.name]
+def _threshold(planned: PlannedStage, vary: Vary) -> Threshold:
+    """The one threshold that is varied; RecipeError that names what can be."""
+    assert isinstance(planned.stage, Selects)  # see _select_stage
+    known = planned.stage.thresholds()
+    named = [threshold for threshold in known if threshold.name == vary.name]
     hits = {at.text: at for at in named if vary.sign in ("=", at.sign)}
     if len(hits) == 1:
         return next(iter(hits.values()))
     if hits:
         raise RecipeError(
             f"'{vary.name}' is compared {len(hits)} times: {', '.join(hits)}",
-            f"{planned.where}, key `where`",
+            planned.where,
             "name the one by its sign: " + " or ".join(f"{vary.name}{at.sign}…" for at in named),
         )
+    names = ", ".join(dict.fromkeys(threshold.name for threshold in known))
     raise RecipeError(
-        f"'{vary.name}' is compared with no number" + f" by {vary.sign}" * (vary.sign != "="),
-        f"{planned.where}, key `where`",
-        f"vary one of: {_known(planned)}",
+        f"'{planned.name}' has no threshold '{vary.name}{vary.sign.removeprefix('=')}'",
+        planned.where,
+        f"vary one of: {names}" if names else "no number of its settings decides by itself",
     )
 
 
-def _known(planned: PlannedStage) -> str:
-    stage: Any = planned.stage
-    names = [at.column for at in comparisons(stage)]
-    names += [name for name in TOP if getattr(stage.top, name.removeprefix("top."), None)]
-    return ", ".join(dict.fromkeys(names)) or "none; no number decides here"
+def _verdicts(
+    planned: PlannedStage, threshold: Threshold, vary: Vary, rows: Rows
+) -> Iterator[Verdicts]:
+    assert isinstance(planned.stage, Selects)  # see _select_stage
+    try:
+        yield from planned.stage.verdicts(threshold, vary.values, rows.read, rows.made)
+    except ValueError as error:
+        raise RecipeError(str(error), "--vary", "change the range") from None
 
 
-def _read(state: RunState, planned: PlannedStage) -> Rows:
+def _read(state: RunState, planned: PlannedStage, threshold: Threshold) -> Rows:
     assert planned.root is not None
     groups = groupings(state, planned.name)
-    ranked = {BALANCE_RANK.name: (planned.name, BALANCE_RANK.name)}
+    given = planned.bindings[0]
+    reads = [name for name in threshold.reads if name in given]
+    column = given.get(threshold.column, (planned.name, threshold.column))
     bound = {
-        **(ranked if planned.uses == BALANCE else planned.bindings[0]),
+        **{f"read {name}": given[name] for name in reads},
+        **{f"made {name}": (planned.name, name) for name in threshold.made},
         **{f"group {name}": where for name, where in groups.items()},
-        "kept today": (planned.name, KEEP.name),
+        "value": column,
+        "kept": (planned.name, KEEP.name),
     }
     shards = stored(state, planned.root, bound)
     if not len(shards):
@@ -226,42 +185,48 @@ def _read(state: RunState, planned: PlannedStage) -> Rows:
             table = table.set_column(place, f"group {name}", codes)
         tables.append(table)
     whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    place = {name: whole[name] for name in (UID.name, SHARD.name, POSITION.name)}
     return Rows(
-        table=whole,
+        read=pa.table(place | {name: whole[f"read {name}"] for name in reads}),
+        made=pa.table(
+            {KEEP.name: whole["kept"]} | {name: whole[f"made {name}"] for name in threshold.made}
+        ),
+        value=whole["value"],
         groups={name: largest(whole[f"group {name}"]) for name in groups},
-        today=whole["kept today"].to_numpy(),
+        today=whole["kept"].to_numpy(),
     )
 
 
-def _point(found: Verdicts, column: str, rows: Rows, bits_N: NDArray[np.uint64]) -> dict[str, Any]:
+def _point(found: Verdicts, rows: Rows, bits_N: NDArray[np.uint64]) -> dict[str, Any]:
     won_N, lost_N = found.keep & ~rows.today, rows.today & ~found.keep
     kept, won = int(found.keep.sum()), int(won_N.sum())
     return {
         "value": found.value,
         "rule": found.rule,
         "kept": kept,
-        "share": kept / len(rows.table) if len(rows.table) else 0.0,
+        "share": kept / len(rows) if len(rows) else 0.0,
         "common": kept - won,
         "won": won,
         "lost": int(lost_N.sum()),
         "groups": {name: group.counts(found.keep) for name, group in rows.groups.items()},
         "samples": {
-            "won": _samples(rows.table, column, least(bits_N, won_N)),
-            "lost": _samples(rows.table, column, least(bits_N, lost_N)),
+            "won": _samples(rows, least(bits_N, won_N)),
+            "lost": _samples(rows, least(bits_N, lost_N)),
         },
     }
 
 
-def _samples(table: pa.Table, column: str, index: NDArray[np.int64]) -> list[dict[str, Any]]:
-    rows = table.select([UID.name, SHARD.name, POSITION.name, column]).take(pa.array(index))
+def _samples(rows: Rows, index: NDArray[np.int64]) -> list[dict[str, Any]]:
+    table = rows.read.select([UID.name, SHARD.name, POSITION.name])
+    some = table.append_column("value", rows.value).take(pa.array(index))
     return [
         {
             "uid": row[UID.name].hex(),
             "shard": row[SHARD.name],
             "position": row[POSITION.name],
-            "value": row[column] if _is_json(row[column]) else str(row[column]),
+            "value": row["value"] if _is_json(row["value"]) else str(row["value"]),
         }
-        for row in rows.to_pylist()
+        for row in some.to_pylist()
     ]
 
 

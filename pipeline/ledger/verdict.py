@@ -7,17 +7,17 @@ from functools import partial
 
 import pyarrow as pa
 
-from metadata.schema import BALANCE_RANK, KEEP, REASON
+from metadata.schema import KEEP, REASON
 from metadata.shard import NOT_SELECTED
 from pipeline.ledger.at_row import Keeper, StageRow
 from pipeline.ledger.causes import askable, trace
-from pipeline.ledger.keepers import KEEPERS
+from pipeline.ledger.near import naming, nearness_of
 from pipeline.ledger.stored import Place
+from pipeline.stage import Selects, Stage
 from pipeline.state import RunState
 from pipeline.terminal import cut, one_line
 
 SHORT = 80  # characters of a keeper's caption
-NEAR = "near it, and better,"  # where joined_at says how near
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +82,32 @@ def _sentence(
     others: dict[str, None] = {}
     for read, (source, column) in planned.bindings[0].items():
         if re.search(rf"(?<![\w.]){re.escape(read)}\b", code):
-            row = rows[source]
-            other = _other(row)
+            row, writer = rows[source], state.plan.stages[source].stage
+            other = _other(writer, row)
             others |= {other: None} if other else {}
-            if column not in KEEPERS or not other:
+            if not other or column not in {c.name for c in writer.writes if c.names}:
                 value = {**row.values, REASON.name: row.reason}[column]
                 values.append(f"{read} is {cut(repr(value))}")
-    own = rows[stage].values
-    if "balance_t" in own and own[BALANCE_RANK.name] is not None:  # what a balance says of itself
-        rank, t = own[BALANCE_RANK.name], own["balance_t"]
-        values.append(
-            f"its least draw, of {own['deciding_concept']!r}, is {rank:.4g}, and t is {t:g}"
-        )
+    if isinstance(planned.stage, Selects):
+        values += filter(None, [planned.stage.explain(code, rows[stage].values)])
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
     return "; ".join([f"{by}: {one_line(code)}", *([", ".join(values)] if values else []), *others])
 
 
-def _other(row: StageRow) -> str:
-    """The keeper or evaluation sample that a stage names, in words; empty where it names none."""
-    values = row.values
+def _other(stage: Stage, row: StageRow) -> str:
+    """The row, sample or cluster that a stage names, in words; empty where it names none."""
     if keeper := row.keeper:
-        how = NEAR if "joined_at" in values else KEEPERS[keeper.column]
+        how = "most like it, of the rows before it,"
+        if naming(stage, "keeper"):
+            how = "near it, and better," if nearness_of(stage) else "equal to it, and better,"
         gone = f", itself dropped by '{keeper.dropped_by[0]}'" if keeper.dropped_by else ""
         place = where(keeper.shard, keeper.position)
         return f"{how} is {keeper.uid[:8]}… ({place}{gone}){caption(keeper)}"
-    if values.get("eval_task") and values.get("eval_key"):
-        return f"nearest to it is sample {values['eval_key']!r} of task {values['eval_task']!r}"
+    named = {column.names: row.values[column.name] for column in stage.writes if column.names}
+    if named.get("task") and named.get("sample"):
+        return f"nearest to it is sample {named['sample']!r} of task {named['task']!r}"
+    if named.get("cluster") is not None:
+        return f"its cluster in '{row.stage}' is {named['cluster']}"
     return ""
 
 

@@ -15,12 +15,13 @@ from metadata.schema import (
     BALANCE_RANK,
     CONCEPT_IDS,
     CONCEPT_LIST,
+    DECIDING_CONCEPT,
     KEEP,
     LANGUAGE,
     UID,
 )
 from metadata.uid import coin_hash
-from pipeline.ledger.stored import Place, binding, rows_at, stored
+from pipeline.ledger.stored import Place, artifacts, binding, rows_at, stored
 from pipeline.report.charts import lines, short
 from pipeline.report.samples import samples_at
 from pipeline.state import RunState
@@ -33,23 +34,24 @@ POINTS = 200  # of a curve, by logarithm
 
 
 def concepts(state: RunState) -> list[dict[str, Any]]:
-    """Of every finished select.balance: sizes, the curve, the heaviest and rarest, languages."""
-    return [
-        _balanced(state, name)
-        for name, stage in state.stages.items()
-        if stage.planned.uses == "select.balance" and stage.complete and stage.shards
-    ]
+    """Of every finished balance: sizes, the curve, the heaviest and rarest, languages."""
+    found = []
+    for name, stage in state.stages.items():
+        counts, sizes = artifacts(stage, "concepts"), artifacts(stage, "balance")
+        if counts and sizes and stage.shards:
+            found.append(_balanced(state, name, *counts.values(), *sizes.values()))
+    return found
 
 
-def _balanced(state: RunState, name: str) -> dict[str, Any]:
+def _balanced(state: RunState, name: str, counts: str, sizes: str) -> dict[str, Any]:
     outputs = Outputs(state.stages[name].folder)
-    table = pl.read_parquet(outputs.read("concepts.parquet")).with_row_index("id")
+    table = pl.read_parquet(outputs.read(counts)).with_row_index("id")
     met = table.filter(pl.col("count") > 0).sort(["count", "id"], descending=[True, False])
     ends = {"heaviest": met.head(ENDS), "rarest": met.tail(ENDS).reverse()}
     shown = dict.fromkeys(row for end in ends.values() for row in end["id"].to_list())
     places, languages = _looked_up(state, name, list(shown))
     samples = _samples(state, name, places)
-    summary = json.loads(outputs.read("balance.json"))
+    summary = json.loads(outputs.read(sizes))
     return {
         "stage": name,
         **summary,
@@ -157,7 +159,7 @@ def _samples(
     """Picture, caption, rank and verdict of each chosen row."""
     every = sorted({place for few in places.values() for place in few})
     seen = samples_at(state, name, every)
-    names = (BALANCE_RANK.name, "deciding_concept", KEEP.name)
+    names = (BALANCE_RANK.name, DECIDING_CONCEPT.name, KEEP.name)
     bound = {column: (name, column) for column in names}
     said = dict(zip(every, rows_at(state, bound, every), strict=True))
     return {
@@ -166,7 +168,7 @@ def _samples(
                 **seen[place],
                 "values": {
                     BALANCE_RANK.name: said[place][BALANCE_RANK.name],
-                    "by": said[place]["deciding_concept"],
+                    "by": said[place][DECIDING_CONCEPT.name],
                     "verdict": "kept" if said[place][KEEP.name] else "dropped",
                 },
             }

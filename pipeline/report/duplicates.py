@@ -1,11 +1,12 @@
 """What the stages that name a keeper found: groups of duplicates, their sizes, the largest ones.
 
-By column names, so that anybody's stage is shown: `duplicate_of` names the row that stays, and
-`earlier_uid` a row that need not. A group is the rows that lead to one row that is no duplicate.
+By what columns name, so that anybody's stage is shown: a keeper stays, a neighbour need not. A
+group is the rows that lead to one row that is no duplicate.
 
 Held at once are two uids and a value of every row, and what groups them: some 100 bytes a row.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import DUPLICATE_OF, UID
-from pipeline.ledger.near import Bools, Cut, Pool, cut_of, spread, whole
+from metadata.outputs import Outputs
+from metadata.schema import UID, Column
+from pipeline.ledger.near import (
+    Bools,
+    Cut,
+    Pool,
+    cut_of,
+    evenly,
+    naming,
+    nearness_of,
+    spread,
+    whole,
+)
+from pipeline.ledger.stored import artifacts
 from pipeline.report.samples import strips_of
-from pipeline.state import RunState
+from pipeline.state import RunState, StageState
 
 # Shapes: N rows of a pool.
 
-NEAR = {DUPLICATE_OF.name: "joined_at", "earlier_uid": "earlier_cosine"}  # beside a keeper
-ALIKE = Cut("earlier_cosine", ">=", "0.95")  # where no select has one
 SIZES = (2, 3, 6, 11, 101)  # that a class of groups begins with
 GROUPS = 6  # that are shown
 MEMBERS = 9  # of each, beside its keeper
@@ -31,25 +42,24 @@ def duplicates(state: RunState) -> list[dict[str, Any]]:
     """Of every finished stage that names keepers: duplicates, groups by size, the largest."""
     found = []
     for name, stage in state.stages.items():
-        written = {column.name: column.dtype for column in stage.planned.stage.writes}
-        if stage.planned.gives_rows and stage.complete and stage.shards:
-            found += [
-                _grouped(state, name, keeper, near if near in written else None)
-                for keeper, near in NEAR.items()
-                if written.get(keeper) == UID.dtype
-            ]
+        other = naming(stage.planned.stage, "keeper", "neighbour")
+        near = nearness_of(stage.planned.stage)
+        cut = cut_of(state, name, near) if near else None
+        is_told_apart = other is not None and (other.names == "keeper" or cut is not None)
+        if other and is_told_apart and stage.complete and stage.shards:
+            found.append(_grouped(state, name, other, near, cut))
     return found
 
 
-def _grouped(state: RunState, name: str, keeper: str, near: str | None) -> dict[str, Any]:
+def _grouped(
+    state: RunState, name: str, other: Column, near: Column | None, cut: Cut | None
+) -> dict[str, Any]:
     planned = state.plan.stages[name]
     assert planned.root is not None
-    bound = {"keeper": (name, keeper), **({"near": (name, near)} if near else {})}
+    bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
     pool = whole(state, planned.root, bound)
-    cut = cut_of(state, name, near) if near else None
     duplicate_N = pool.table["keeper"].is_valid().to_numpy()
-    if keeper != DUPLICATE_OF.name:
-        cut = cut or ALIKE
+    if other.names == "neighbour" and cut:
         duplicate_N &= cut.reached(pool.table["near"])
     first_N = led_to(pool.table[UID.name], pool.table["keeper"], duplicate_N)
     size_N = np.bincount(first_N, minlength=len(first_N))
@@ -61,12 +71,21 @@ def _grouped(state: RunState, name: str, keeper: str, near: str | None) -> dict[
         "duplicates": int(duplicate_N.sum()),
         "sizes": sizes(size_N),
         "largest": int(size_N.max(initial=1)),
-        "near": near,
-        "limits": planned.stage.limits.get(near) if near else None,
+        "near": near and near.name,
+        "limits": planned.stage.limits.get(near.name) if near else None,
         "cut": cut,
+        "recall": _recall(state.stages[name]),
         "reached": int(cut.reached(pool.table["near"]).sum()) if cut else 0,
         "strips": _strips(state, name, pool, first_N, largest[size_N[largest] > 1], near, cut),
     }
+
+
+def _recall(stage: StageState) -> dict[str, int] | None:
+    """Of some texts those that have a near one, and those of them that the stage joined."""
+    for file in artifacts(stage, "recall").values():
+        drawn: dict[str, int] = json.loads(Outputs(stage.folder).read(file))["texts_drawn"]
+        return drawn
+    return None
 
 
 def led_to(uid: pa.ChunkedArray, keeper: pa.ChunkedArray, duplicate_N: Bools) -> NDArray[np.int64]:
@@ -100,20 +119,20 @@ def _strips(
     pool: Pool,
     first_N: NDArray[np.int64],
     largest: NDArray[np.int64],
-    near: str | None,
+    near: Column | None,
     cut: Cut | None,
 ) -> list[dict[str, Any]]:
     """The largest groups: keeper first, then members from the nearest to the farthest."""
-    value = pool.table["near"] if near else None
-    past_N = ~cut.reached(value) if cut and value is not None else np.zeros(len(first_N), bool)
+    past_N = ~cut.reached(pool.table["near"]) if cut else np.zeros(len(first_N), bool)
     groups, shown = [], []
     for first in largest.tolist():
         members = np.flatnonzero(first_N == first)
-        few = spread(members[members != first], value, MEMBERS)
+        others = members[members != first]
+        few = spread(others, pool.table["near"], near, MEMBERS) if near else evenly(others, MEMBERS)
         marks = ["keeper", *np.where(past_N[few], "past the cut", "").tolist()]
         groups.append({"rows": len(members), "more": len(members) - len(marks), "marks": marks})
         shown.append(pool.places([first, *few.tolist()]))
-    strips = strips_of(state, name, shown, [near] if near else [])
+    strips = strips_of(state, name, shown, [near.name] if near else [])
     for strip in strips:
         strip[0]["values"] = dict.fromkeys(strip[0]["values"])  # a keeper is near to nobody here
     return [{**group, "samples": strip} for group, strip in zip(groups, strips, strict=True)]

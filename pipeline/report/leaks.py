@@ -1,7 +1,7 @@
 """What the stages that compare with evaluation sets found: by task how many rows, and which.
 
-By column names: `eval_task` and `eval_key` name the nearest sample, the stage's other column says
-how near it is; its out/leaks.json counts rows within some limits of each task.
+By what columns name: a task and its sample, beside the column that says how near that is. The
+stage's `leaks` artifact counts rows within some limits of each task.
 """
 
 import json
@@ -12,23 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.outputs import Outputs
-from pipeline.ledger.near import Cut, cut_of, spread, whole
+from metadata.schema import Column
+from pipeline.ledger.near import Cut, cut_of, naming, nearness_of, spread, whole
+from pipeline.ledger.stored import artifacts
 from pipeline.report.samples import strips_of
 from pipeline.state import RunState
 
-TASK, KEY = "eval_task", "eval_key"
-# Where no select has one.
-CUTS = {
-    cut.column: cut
-    for cut in (
-        Cut("eval_distance", "<=", "2"),
-        Cut("eval_cosine", ">=", "0.9"),
-        Cut("eval_overlap", ">=", "1"),
-    )
-}
 LIMITS = 7  # at which rows are counted
 TASKS = 6  # of which rows are shown
-LEAKS = "leaks.json"
 SHOWN = 10  # of each
 
 
@@ -36,29 +27,33 @@ def leaks(state: RunState) -> list[dict[str, Any]]:
     """Of every finished stage that names evaluation samples: rows by task, and some of them."""
     found = []
     for name, stage in state.stages.items():
-        written = {column.name for column in stage.planned.stage.writes}
-        if {TASK, KEY} <= written and stage.complete and stage.shards:
-            outputs = Outputs(stage.folder)
-            if LEAKS in outputs.names:
-                found.append(_leaked(state, name, json.loads(outputs.read(LEAKS))))
+        near, task = nearness_of(stage.planned.stage), naming(stage.planned.stage, "task")
+        cut = cut_of(state, name, near) if near else None
+        for file in artifacts(stage, "leaks").values():
+            if near and cut and task and stage.shards:
+                counts = json.loads(Outputs(stage.folder).read(file))
+                found.append(_leaked(state, name, counts, near, task, cut))
     return found
 
 
-def _leaked(state: RunState, name: str, told: dict[str, Any]) -> dict[str, Any]:
-    planned, near = state.plan.stages[name], told["column"]
+def _leaked(
+    state: RunState, name: str, told: dict[str, Any], near: Column, named: Column, cut: Cut
+) -> dict[str, Any]:
+    planned = state.plan.stages[name]
     assert planned.root is not None
-    pool = whole(state, planned.root, {"near": (name, near), "task": (name, TASK)})
+    pool = whole(state, planned.root, {"near": (name, near.name), "task": (name, named.name)})
     value, task = pool.table["near"], pool.table["task"]
-    cut = cut_of(state, name, near) or CUTS[near]
     reached_N = cut.reached(value)
     counted = pc.value_counts(task.filter(pa.array(reached_N))).to_pylist()
     rows = {count["values"]: count["counts"] for count in counted}
     largest = sorted(rows, key=lambda task: (-rows[task], task))[:TASKS]
     shown = [
-        spread(np.flatnonzero(reached_N & pc.equal(task, one).fill_null(False)), value, SHOWN)
+        spread(np.flatnonzero(reached_N & pc.equal(task, one).fill_null(False)), value, near, SHOWN)
         for one in largest
     ]
-    strips = strips_of(state, name, [pool.places(few.tolist()) for few in shown], [near, KEY])
+    sample = naming(planned.stage, "sample")
+    columns = [near.name, *([sample.name] if sample else [])]
+    strips = strips_of(state, name, [pool.places(few.tolist()) for few in shown], columns)
     return {
         "stage": name,
         "uses": planned.uses,

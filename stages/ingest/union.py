@@ -16,6 +16,7 @@ from metadata.schema import (
     REASON,
     REASON_TYPE,
     SHA256,
+    SOURCE,
     TEXT,
     UID,
     URL,
@@ -25,9 +26,6 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs, Shards, Task
 from pipeline.stage import DatasetStage
 
-SOURCE = Column(
-    "source", pa.string(), "stage name", "Which ingest stage of the recipe a row is of."
-)
 SIZES = (ORIGINAL_WIDTH, ORIGINAL_HEIGHT)
 IMAGES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256)
 

@@ -18,6 +18,7 @@ from metadata.schema import (
     BALANCE_RANK,
     CONCEPT_IDS,
     CONCEPT_LIST,
+    DECIDING_CONCEPT,
     IMAGE_BYTES,
     KEEP,
     POSITION,
@@ -38,9 +39,6 @@ from stages.select._draws import Draw, Pairs
 
 KEEP_PROBABILITY = Column(
     "keep_probability", pa.float32(), "0 to 1", "How likely a draw keeps the row."
-)
-DECIDING_CONCEPT = Column(
-    "deciding_concept", pa.string(), "entry", "The concept that drew `balance_rank`."
 )
 BALANCE_T = Column("balance_t", pa.float64(), "rows", "The t that the rank is held against.")
 ENGLISH = "en"
@@ -116,7 +114,7 @@ class Balance(DatasetStage):
                 sign="<",
                 value=self.t,
                 text=f"t = {self.t:g}",
-                made=(BALANCE_RANK.name, KEEP.name),
+                made=(BALANCE_RANK.name,),
             ),
         )
 

@@ -39,7 +39,7 @@ def test_cuts_are_the_conditions_those_of_earlier_selects_and_of_top(found, stat
     table = stored(state, "pool", {"v": ("look", "luma_std"), "keep": ("subset", "keep")})
     rows = [row for i in range(len(table)) for row in table.table(i).to_pylist()]
     assert cut["value"] == min(row["v"] for row in rows if row["keep"])
-    assert cut["text"].startswith("top 80 %: from ")
+    assert cut["text"].startswith("top.fraction = 0.8: from ")
 
 
 def test_a_cut_between_whole_numbers_stands_between_their_bins(state):

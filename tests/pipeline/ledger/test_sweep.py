@@ -278,13 +278,13 @@ def test_decimal_steps_do_not_drift():
     [
         ("subst", "score=0:1:1", "no stage 'subst'"),
         ("pool", "score=0:1:1", "which has no threshold"),
-        ("subset", "scoer=0:1:1", "compared with no number\n.*\n.*score, words"),
-        ("subset", "language=0:1:1", "compared with no number"),
+        ("subset", "scoer=0:1:1", "no threshold 'scoer'\n.*\n.*score, words"),
+        ("subset", "language=0:1:1", "no threshold 'language'"),
         ("subset", "words=0:1:1", "compared 2 times: words > 2, words <= 9"),
-        ("subset", "top.rows=1:5:1", "has no `top.rows`\n.*\n.*top.fraction"),
+        ("subset", "top.rows=1:5:1", "no threshold 'top.rows'\n.*\n.*top.fraction"),
         ("subset", "top.fraction=0.5:1.5:0.5", "fraction is 1.5"),
         ("subset", "top.fraction=0:1:0.5", "fraction is 0"),
-        ("subset", "top.fraction>0.1:1:0.5", "'>'"),
+        ("subset", "top.fraction>0.1:1:0.5", "no threshold 'top.fraction>'"),
     ],
 )
 def test_what_cannot_be_varied_is_refused_with_what_can(stage, vary, found, ran):

@@ -1,12 +1,16 @@
 """Groups of duplicates and leaked rows, against loops over the rows of the run of every stage."""
 
 import dataclasses
+import json
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger.near import Cut, Pool, cut_of, spread
+from metadata.schema import Column
+from pipeline.ledger.near import Cut, Pool, cut_of, evenly, spread
 from pipeline.plan import make_plan
 from pipeline.report.build import report
 from pipeline.report.duplicates import GROUPS, MEMBERS, SIZES, duplicates, led_to, sizes
@@ -21,6 +25,10 @@ def uids(*names: int | None) -> pa.ChunkedArray:
     halves = len(names) // 2
     found = [None if name is None else name.to_bytes(16, "big") for name in names]
     return pa.chunked_array([found[:halves], found[halves:]], pa.binary(16))
+
+
+def column(name: str, **says: Any) -> Column:
+    return Column(name, pa.float32(), "any", "Of a test.", **says)
 
 
 def led(uid: list[int], keeper: list[int | None], is_duplicate: list[bool] | None = None) -> list:
@@ -71,20 +79,21 @@ def test_groups_are_counted_by_class_of_size():
 def test_the_shown_are_spread_from_the_nearest_to_the_farthest():
     bits = pa.chunked_array([np.arange(100, dtype=np.int32)])
     rows = np.array([90, 10, 50, 30, 70])
-    assert spread(rows, bits, 3).tolist() == [10, 50, 90]
-    assert spread(rows, bits, 9).tolist() == [10, 30, 50, 70, 90]
-    assert spread(rows, bits.cast(pa.float32()), 2).tolist() == [90, 10]  # likeness: more is nearer
-    assert spread(rows, None, 2).tolist() == [90, 70]
-    assert spread(rows[:0], bits, 3).tolist() == []
+    distance, likeness = column("bits", better="high"), column("likeness", better="low")
+    assert spread(rows, bits, distance, 3).tolist() == [10, 50, 90]
+    assert spread(rows, bits, distance, 9).tolist() == [10, 30, 50, 70, 90]
+    assert spread(rows, bits, likeness, 2).tolist() == [90, 10]
+    assert evenly(rows, 2).tolist() == [90, 70]
+    assert spread(rows[:0], bits, distance, 3).tolist() == []
 
 
 def test_a_threshold_is_compared_in_the_columns_own_type():
     cosine = pa.chunked_array([pa.array([0.95, 0.949, None, 1], pa.float32())])
-    assert Cut("c", ">=", "0.95").reached(cosine).tolist() == [True, False, False, True]
-    assert Cut("c", ">", "0.95").reached(cosine).tolist() == [False, False, False, True]
+    assert Cut("c", ">=", 0.95).reached(cosine).tolist() == [True, False, False, True]
+    assert Cut("c", ">", 0.95).reached(cosine).tolist() == [False, False, False, True]
     bits = pa.chunked_array([pa.array([0, 2, None, 3], pa.int32())])
-    assert Cut("b", "<=", "2").reached(bits).tolist() == [True, True, False, False]
-    assert Cut("b", "<", "2").reached(bits).tolist() == [True, False, False, False]
+    assert Cut("b", "<=", 2).reached(bits).tolist() == [True, True, False, False]
+    assert Cut("b", "<", 2).reached(bits).tolist() == [True, False, False, False]
 
 
 def test_places_are_counted_shard_by_shard():
@@ -93,37 +102,41 @@ def test_places_are_counted_shard_by_shard():
 
 
 def test_a_cut_is_the_near_side_of_a_selects_threshold(state):
-    assert cut_of(state, "look", "min_side") == Cut("min_side", "<", "30", "subset")
-    assert cut_of(state, "look", "aspect_ratio") == Cut("aspect_ratio", ">", "3", "subset")
-    assert cut_of(state, "look", "luma_std") is None  # `top` has no number of its own
+    far, alike = column("min_side", better="high"), column("aspect_ratio", better="low")
+    assert cut_of(state, "look", far) == Cut("min_side", "<", 30, "subset")
+    assert cut_of(state, "look", alike) == Cut("aspect_ratio", ">", 3, "subset")
+    ranked = column("luma_std", better="low")
+    assert cut_of(state, "look", ranked) is None  # the number of `top` is none of the column
+    assert cut_of(state, "look", replace(ranked, alike=0.5)) == Cut("luma_std", ">=", 0.5)
+    assert cut_of(state, "look", replace(ranked, better="high", alike=0.5)).sign == "<="
 
 
 def test_leaks_are_counted_at_the_strictest_limits_up_to_one_past_the_cut():
     told = {"at": [0, 1, 2, 3], "tasks": {"a": {"samples": 5, "rows": [1, 2, 3, 9]}}}
-    found = limits(told, Cut("d", "<=", "1"), {"a": 2, "b": 7})
+    found = limits(told, Cut("d", "<=", 1), {"a": 2, "b": 7})
     assert found["at"] == [0, 1, 2]
     assert found["tasks"] == [
         {"task": "a", "samples": 5, "too_short": 0, "nearest": 2, "within": [1, 2, 3]}
     ]
     told = {"at": [0.5, 0.9, 1.0], "tasks": {"a": {"samples": 5, "rows": [9, 4, 1]}}}
-    found = limits(told, Cut("c", ">=", "0.9"), {})
+    found = limits(told, Cut("c", ">=", 0.9), {})
     assert (found["at"], found["tasks"][0]["within"]) == ([1.0, 0.9, 0.5], [1, 4, 9])
     many = {"at": list(range(20)), "tasks": {"a": {"samples": 5, "rows": list(range(20))}}}
-    assert limits(many, Cut("d", "<=", "99"), {})["at"] == list(range(20))[-LIMITS:]
+    assert limits(many, Cut("d", "<=", 99), {})["at"] == list(range(20))[-LIMITS:]
 
 
 def test_a_limit_that_adds_no_row_is_left_out_but_for_the_last_at_the_cut():
-    def at(number: str, **rows: list[int]) -> list[int]:
+    def at(number: float, **rows: list[int]) -> list[int]:
         tasks = {task: {"samples": 5, "rows": within} for task, within in rows.items()}
         return limits({"at": [0, 1, 2, 3, 4], "tasks": tasks}, Cut("d", "<=", number), {})["at"]
 
     even = [1, 1, 4, 4, 6]
-    assert at("2", a=even) == [0, 2, 4]
-    assert at("3", a=even) == [0, 2, 3, 4]
-    assert at("0", a=even) == [0, 2]
-    assert at("2", a=even, b=[0, 1, 1, 1, 1]) == [0, 1, 2, 4]
-    assert at("2", a=[0] * 5) == [0, 2, 4]
-    assert at("-1", a=even) == [0]
+    assert at(2, a=even) == [0, 2, 4]
+    assert at(3, a=even) == [0, 2, 3, 4]
+    assert at(0, a=even) == [0, 2]
+    assert at(2, a=even, b=[0, 1, 1, 1, 1]) == [0, 1, 2, 4]
+    assert at(2, a=[0] * 5) == [0, 2, 4]
+    assert at(-1, a=even) == [0]
 
 
 def test_a_pools_own_column_of_that_name_is_passed_over(tmp_path):
@@ -171,7 +184,7 @@ def test_members_past_a_selects_cut_are_marked_and_a_select_of_the_plan_is_enoug
     recipe = state.plan.recipe
     wider = dataclasses.replace(recipe, stages={**recipe.stages, "apart": apart})
     _, near = duplicates(RunState(make_plan(wider), state.run))
-    assert near["cut"] == Cut("joined_at", "<=", "0", "apart")
+    assert near["cut"] == Cut("joined_at", "<=", 0, "apart")
     assert 0 < near["reached"] < near["duplicates"]
     for strip in near["strips"]:
         for mark, sample in zip(strip["marks"][1:], strip["samples"][1:], strict=True):
@@ -181,7 +194,7 @@ def test_members_past_a_selects_cut_are_marked_and_a_select_of_the_plan_is_enoug
 
 def test_leaked_rows_stand_under_the_task_of_their_nearest_sample(state):
     (found,) = leaks(state)
-    assert found["cut"] == Cut("eval_overlap", ">=", "1")  # no select has one
+    assert found["cut"] == Cut("eval_overlap", ">=", 1)  # no select has one
     tales = [row for row in range(ROWS) if caption(row) == HOSTILE]
     assert found["reached"] == len(tales) + 2
     assert found["at"] == [1.0, 0.1]  # no row has a part of a caption, so no limit adds one
@@ -242,3 +255,21 @@ def test_a_run_without_pictures_shows_texts(every_stage):
     samples = [sample for strip in wording["strips"] for sample in strip["samples"]]
     assert samples
     assert all(sample["texts"] and sample["picture"] is None for sample in samples)
+
+
+def test_how_many_near_texts_a_stage_missed_is_told(tmp_path):
+    texts = [f"a long caption about the same old thing, number {row // 2}" for row in range(8)]
+    rows = [json.dumps({"url": str(row), "text": text}) for row, text in enumerate(texts)]
+    (tmp_path / "pool.jsonl").write_text("\n".join(rows))
+    state = numbered.run(
+        tmp_path,
+        "pool: {uses: ingest.url_list, path: ''}\n"
+        "wording: {uses: dedup.minhash, from: pool, min_jaccard: 0.5}",
+    )
+    (found,) = duplicates(state)
+    drawn = found["recall"]["with_a_near_one"]
+    assert drawn > 0
+    assert (
+        f"of {drawn} drawn texts that have a near one, it joined {drawn}"
+        in Page(report(state)).text
+    )

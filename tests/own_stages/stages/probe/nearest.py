@@ -22,8 +22,8 @@ class Nearest(RowStage):
         Column("cosine", pa.float32(), "cosine", "How near."),
     )
     writes = (
-        Column("earlier_cosine", pa.float32(), "cosine", "As read."),
-        Column("earlier_uid", pa.binary(16), "uid", "As read."),
+        Column("earlier_cosine", pa.float32(), "cosine", "As read.", better="low", alike=0.95),
+        Column("earlier_uid", pa.binary(16), "uid", "As read.", names="neighbour"),
     )
     reasons = ("no_near",)
 

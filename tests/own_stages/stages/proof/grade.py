@@ -24,6 +24,7 @@ class Grade(DatasetStage):
     determinism = "exact"
     takes = ("rows", "model")
     gives = ("data",)
+    artifacts = (("results", "results.json"),)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         ctx.map(partial(store, self.acc1), [0])

@@ -24,6 +24,7 @@ class Learn(DatasetStage):
     determinism = "exact"
     takes = ("rows", "data")
     gives = ("model",)
+    artifacts = (("loss", "*loss.parquet"),)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         ctx.map(store, self.seeds)

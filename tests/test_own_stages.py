@@ -1,0 +1,99 @@
+"""Promise 7: stages in a user's own folder are planned, swept, explained and shown as ours are.
+
+tests/own_stages/stages/mine/ has an annotator, a dedup stage with a nearness of its own and a
+select stage. Nothing outside their files knows them.
+"""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.parsed import Page
+
+pytestmark = pytest.mark.usefixtures("own_stages")
+ROWS = 60
+ANIMALS = ("zebra", "otter", "heron", "camel")
+RECIPE = """
+seed: 0
+stages:
+  pool:   {uses: ingest.url_list, path: pool.jsonl, shard_rows: 25}
+  voices: {uses: mine.vowels, from: pool}
+  alike:  {uses: mine.same_start, from: pool, letters: 6}
+  first:
+    uses: select.where
+    from: [voices, alike]
+    where: vowel_share >= 0.2 AND (shared_letters IS NULL OR shared_letters < 12)
+  best:   {uses: mine.quota, from: [first, pool], rows: 3}
+"""
+
+
+def caption(row: int) -> str:
+    if row % 10 == 0:
+        return f"brr pssst {row:02d}"  # no vowels
+    return f"{ANIMALS[row % 4]} {'beside the river' if row % 3 else 'on a hill'} {row:02d}"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, clipmill, own_stages):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"url": f"https://x.test/{row}", "text": caption(row)} for row in range(ROWS)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    said = clipmill("run", "mine.yaml", "--out", "run", "--workers", "0")
+    assert said.code == 0, said.err
+    return clipmill
+
+
+def test_a_threshold_outside_of_what_an_own_dedup_stage_stores_is_refused_at_plan(run):
+    said = run("plan", "mine.yaml", "--set", "first.where=shared_letters < 4")
+    assert said.code == 2
+    assert "'alike' stores values from 6 to 1000" in said.err
+
+
+def test_an_own_select_is_swept_as_a_run_with_that_number_selects(run):
+    (one, *_, seven) = run(
+        *("sweep", "--run", "run", "--stage", "best", "--vary", "rows=1:7:3", "--json")
+    ).json["points"]
+    for point, rows in ((one, 1), (seven, 7)):
+        other = ("--set", f"best.rows={rows}")
+        assert run("run", "mine.yaml", "--out", "run", "--workers", "0", *other).code == 0
+        (end,) = run("funnel", "--run", "run", "--json").json["ends"]
+        assert point["kept"] == end["kept"]
+    assert one["kept"] < seven["kept"]
+    refused = run("sweep", "--run", "run", "--stage", "best", "--vary", "row=1:7:3")
+    assert refused.code == 2
+    assert "vary one of: rows" in refused.err
+
+
+def test_why_explains_a_row_in_the_words_of_own_stages(run):
+    (end,) = run("funnel", "--run", "run", "--json").json["ends"]
+    example = {(cause["stage"], cause["reason"]): cause["example"] for cause in end["causes"]}
+    sentences = {}
+    for cause, uid in example.items():
+        *_, last = run("why", uid, "--run", "run", "--json").json["ends"]
+        sentences[cause] = last["sentence"]
+    own = sentences["best", "over_quota"]
+    assert "it is number " in own
+    assert own.endswith("of its length, and 3 stay")
+    copy = next(text for (_, reason), text in sentences.items() if "shared_letters" in reason)
+    assert "near it, and better, is " in copy
+    assert any(f": '{animal} " in copy for animal in ANIMALS)
+    silent = next(text for (_, reason), text in sentences.items() if "vowel_share" in reason)
+    assert "vowel_share is 0.0" in silent
+
+
+def test_the_report_shows_own_scores_cuts_and_groups_of_copies(run, tmp_path):
+    assert run("report", "--run", "run", "--out", "report.html").code == 0
+    page = Page((tmp_path / "report.html").read_text())
+    plots = [plot["aria-label"] for plot in page.all("svg")]
+    for score, cut in (
+        ("vowel_share", "vowel_share >= 0.2"),
+        ("shared_letters", "shared_letters < 12"),
+        ("quota_rank", "rows = 3"),
+    ):
+        assert any(plot.startswith(f"Histogram of {score}: ") and cut in plot for plot in plots)
+    starts = Counter(caption(row)[:6] for row in range(ROWS))
+    copies = sum(starts.values()) - len(starts)
+    assert f"mine.same_start {copies}" in page.text
+    assert "at shared_letters >= 12" in page.text
