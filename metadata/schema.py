@@ -105,6 +105,7 @@ IMAGE_EMBEDDING = Column(
 TEXT_EMBEDDING = Column(
     "text_embedding", pa.list_(pa.float32()), "model space", "Embedding of the caption."
 )
+PHASH = Column("phash", pa.uint64(), "64 bits", "A hash of which near copies differ in few bits.")
 IMAGE_FEATURES = Column(
     "image_features", pa.list_(pa.float32()), "model space", "What a frozen network sees of it."
 )

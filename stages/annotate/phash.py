@@ -6,10 +6,9 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import IMAGE, PIXELS, REASON, REASON_TYPE, Column
+from metadata.schema import IMAGE, PHASH, PIXELS, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
 
-PHASH = Column("phash", pa.uint64(), "64 bits", "Low frequencies of the grey image, by sign.")
 DHASH = Column("dhash", pa.uint64(), "64 bits", "Where the grey image gets lighter to the right.")
 
 

@@ -1,6 +1,7 @@
 """The nearest evaluation sample of each row: by hash, by direction, by the pieces of a caption."""
 
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from scipy.sparse import csr_array
 
 from pipeline.errors import StageError
 from stages.dedup import _shingles as shingles
+from stages.ops.evaluation import samples_in
 from stages.ops.vectors import as_matrix, nearest, unit_rows
 
 # Shapes: N rows, M samples, D width of a vector; V distinct pieces of the samples, P pieces of all
@@ -21,7 +23,7 @@ ROWS = 1024  # of captions at a time
 
 
 class Samples(Protocol):
-    """The samples of a task, of which the nearest are found."""
+    """A task's samples, which answer what is nearest."""
 
     def values(self, column: Any) -> tuple[NDArray[np.bool_], Any]:
         """(N,) which rows of a column can be compared, and the values of those."""
@@ -117,6 +119,33 @@ class Captions:
         share_N, which_N = np.zeros(len(text), np.float32), np.full(len(text), -1)
         share_N[some_N], which_N[some_N] = share_S[best], which_S[best]
         return share_N, which_N
+
+
+@lru_cache(maxsize=1)  # a worker asks for the same samples with every shard
+def opened(
+    folder: str,
+    names: tuple[str, ...],
+    compare: Literal["phash", "embedding", "caption"],
+    pieces: tuple[shingles.Unit, int],
+    tasks: str,
+) -> list[tuple[pa.ChunkedArray, Samples]]:
+    """The keys of each task's samples, and the samples, as `put_samples` stored them in a folder.
+
+    Captions are compared by `pieces`, their unit and size; `tasks` is where the samples come from.
+    """
+    every: list[tuple[pa.ChunkedArray, Samples]] = []
+    for name in names:
+        stored = samples_in(folder, name)
+        samples: Samples
+        match compare:
+            case "phash":
+                samples = Codes(stored["value"])
+            case "embedding":
+                samples = Directions(stored["value"], f"key `tasks`: task '{name}' in {tasks}")
+            case "caption":
+                samples = Captions(stored["value"], *pieces)
+        every.append((stored["key"], samples))
+    return every
 
 
 def are_long(text: pa.Array, unit: shingles.Unit, size: int) -> pa.Array:

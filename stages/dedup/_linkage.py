@@ -23,8 +23,8 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Shards, State
 from stages.dedup._merging import fall
+from stages.ops.combined import Concatenated, Zipped
 from stages.ops.keeper import PREFERENCE, best_first
-from stages.ops.together import Beside, Together
 
 # Shapes: N rows; V nodes (distinct values), E edges between them.
 
@@ -46,7 +46,7 @@ def link(
     equal: float,
     partitions: int,
     joined_at: Column,
-) -> Together:
+) -> Concatenated:
     """Every row, in no order: joined_at, the size of that height or null, and duplicate_of.
 
     rows: those of ROW, shuffled by node; edges: those of EDGE, shuffled by a and then dropped, by
@@ -66,13 +66,13 @@ def link(
         ctx.drop(before)
         ctx.drop(meeting)
     labels = ctx.shuffle(ctx.map_shards(labels_of, pointers), NODE.name, partitions)
-    grouped = Beside(partial(labelled, True), (rows, labels))
+    grouped = Zipped(partial(labelled, True), (rows, labels))
     groups = ctx.shuffle(
-        Together((grouped, ctx.map_shards(labelled_edges, pointers))), LABEL, partitions
+        Concatenated((grouped, ctx.map_shards(labelled_edges, pointers))), LABEL, partitions
     )
     ctx.drop(pointers)
-    alone = Beside(partial(settled_alone, equal, joined_at), (rows, labels))
-    return Together((alone, ctx.map_shards(partial(settled, equal, joined_at), groups)))
+    alone = Zipped(partial(settled_alone, equal, joined_at), (rows, labels))
+    return Concatenated((alone, ctx.map_shards(partial(settled, equal, joined_at), groups)))
 
 
 def as_edges(

@@ -13,9 +13,9 @@ from metadata.schema import UID, Column
 from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State, Task
 from stages.dedup._linkage import NODE, add
+from stages.ops.combined import Concatenated, Zipped
 from stages.ops.keeper import best_first
 from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
-from stages.ops.together import Beside, Together
 
 # Shapes: N rows or pairs, V nodes, E edges.
 
@@ -31,12 +31,12 @@ def put_pairs(ctx: Context, rows: Shards, edges: Shards, *, equal: float, value:
     best rows of its nodes, and each other row of a node is one with the best of that node, at
     `equal`. So pairs grow as rows and edges, however many rows are equal; all others follow.
     """
-    halfway = ctx.shuffle(Beside(with_first, (rows, edges)), "b", len(edges))
-    named = Beside(with_second, (rows, halfway))
-    pairs = Together((Beside(partial(of_equals, equal), (rows,)), named))
-    most = int(ctx.reduce(counted, Together((rows, edges)), add)["rows"])
+    halfway = ctx.shuffle(Zipped(with_first, (rows, edges)), "b", len(edges))
+    named = Zipped(with_second, (rows, halfway))
+    pairs = Concatenated((Zipped(partial(of_equals, equal), (rows,)), named))
+    most = int(ctx.reduce(counted, Concatenated((rows, edges)), add)["rows"])
     bits = bits_for(most, RANGE_ROWS)
-    by_range = ranged(ctx, Beside(partial(in_ranges, bits), (pairs,)), bits)
+    by_range = ranged(ctx, Zipped(partial(in_ranges, bits), (pairs,)), bits)
     ctx.drop(halfway)
     ctx.map(partial(write, by_range, value), [FILE])
 

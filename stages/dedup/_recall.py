@@ -11,7 +11,7 @@ from pipeline.dataset import Context, Shards, State, Task
 from stages.dedup._bands import recall
 
 if TYPE_CHECKING:
-    from stages.dedup.minhash import MinHashDuplicate
+    from stages.dedup._shingles import Unit
 
 # Shapes: V distinct texts of a partition, S texts that are drawn.
 
@@ -27,22 +27,29 @@ def drawn(text: pa.Array, node_V: np.ndarray, chance: float) -> list[str]:
 
 
 def report(
-    stage: "MinHashDuplicate", ctx: Context, sample: list[str], rows: Shards, edges: Shards
+    ctx: Context,
+    sample: list[str],
+    rows: Shards,
+    edges: Shards,
+    *,
+    min_jaccard: float,
+    bands: tuple[int, int],
+    pieces: "tuple[Unit, int]",
 ) -> None:
     """Stores out/recall.json.
 
-    `rows` have `node` and `plain`, a text and its number. A forest of edges is enough: it holds
-    each text's nearest.
+    `rows` have `plain` and `node`, a text and its number; `pieces` are their unit and size. A
+    forest of edges is enough: it has each text's nearest.
     """
-    best = ctx.reduce(partial(nearest_of_all, stage, sample), rows, greatest)
+    best = ctx.reduce(partial(nearest_of_all, sample, pieces), rows, greatest)
     found = ctx.reduce(partial(nearest_by_edges, sample), edges, greatest)
     best_S, found_S = (state["jaccard"].astype(np.float32) for state in (best, found))
-    has_near_S = best_S >= np.float32(stage.min_jaccard)
-    at = [s for s in (round(stage.min_jaccard + more, 6) for more in BEYOND) if s <= 1]
+    has_near_S = best_S >= np.float32(min_jaccard)
+    at = [s for s in (round(min_jaccard + more, 6) for more in BEYOND) if s <= 1]
     said = {
-        "bands": stage.bands[0],
-        "rows": stage.bands[1],
-        "pairs_compared": {str(s): round(recall(s, *stage.bands), 6) for s in at},
+        "bands": bands[0],
+        "rows": bands[1],
+        "pairs_compared": {str(s): round(recall(s, *bands), 6) for s in at},
         "texts_drawn": {
             "all": len(sample),
             "with_a_near_one": int(has_near_S.sum()),
@@ -53,13 +60,13 @@ def report(
     ctx.map(put, [said])
 
 
-def nearest_of_all(stage: "MinHashDuplicate", sample: list[str], rows: pa.Table) -> State:
+def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table) -> State:
     """(S,) the greatest Jaccard to another text of the partition."""
     from stages.dedup._nearest_texts import Few
     from stages.dedup._shingles import digests
 
     text = pa.array(sample, pa.large_string())
-    few = Few(text, digests(text), stage.unit, stage.size)
+    few = Few(text, digests(text), *pieces)
     jaccard_S = few.nearest(rows["plain"].combine_chunks(), rows["node"].to_numpy())
     return {"jaccard": jaccard_S.astype(np.float32)}
 

@@ -3,16 +3,18 @@
 import json
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from metadata.keys import redacted
 from metadata.schema import (
     IDENTITY,
     IMAGE_EMBEDDING,
+    PHASH,
     REASON,
     REASON_TYPE,
     TEXT,
@@ -21,13 +23,15 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, Resources, location
-from stages.dedup._samples import FEATURES, prepared, samples_of
+from pipeline.stage import DatasetStage, Resources, Worker, location
+from stages.models import image_text, images
 from stages.ops.vectors import as_matrix
+
+if TYPE_CHECKING:
+    from stages.ops.evaluation import Measure
 
 # Shapes: N rows, T tasks, D width of a vector, L limits that rows are counted at.
 
-PHASH = Column("phash", pa.uint64(), "64 bits", "A hash whose near copies differ in few bits.")
 NEAREST = "To the nearest evaluation image."
 EVAL_DISTANCE = Column("eval_distance", pa.int32(), "bits", NEAREST, better="high", alike=2)
 EVAL_COSINE = Column("eval_cosine", pa.float32(), "cosine", NEAREST, better="low", alike=0.9)
@@ -120,10 +124,8 @@ class AgainstEvaluation(DatasetStage):
             raise ValueError(f"size is {self.size}; it is at least 1")
         if self.model is not None and self.compare != "embedding":
             raise ValueError(f"`model` embeds images; it has no part in `compare: {self.compare}`")
-        if self.model is not None and self.model.partition(":")[0] != FEATURES:
-            from stages.models.image_text import width_of
-
-            width_of(self.model)  # an unknown scheme stops the plan, not the run
+        if self.model is not None:
+            images.check(self.model)  # an unknown scheme stops the plan, not the run
 
     @property
     def way(self) -> Way:
@@ -191,11 +193,60 @@ class AgainstEvaluation(DatasetStage):
         return {"column": self.way.writes.name, "at": self.way.limits, "tasks": tasks}
 
 
+def prepared(
+    stage: AgainstEvaluation, trained: str | None, item: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """out/TASK.parquet: key and value of each sample to compare with. Their number.
+
+    Beside it, of captions, the number of those that are too short to compare.
+    """
+    from stages.dedup._copies import are_long
+    from stages.dedup._shingles import plain
+    from stages.ops.evaluation import Wanted, put_samples
+
+    def are_comparable(captions: pa.ChunkedArray) -> pa.Array:
+        return are_long(plain(captions), stage.unit, stage.size)
+
+    is_caption = stage.compare == "caption"
+    wanted = Wanted(
+        column=pa.field(stage.compared.name, stage.compared.dtype),
+        measure=None if is_caption else measure_of(stage, trained, task.worker),
+        fits=are_comparable if is_caption else None,
+    )
+    counts = put_samples(stage.tasks, item["task"], wanted, task)
+    short = {"too_short": counts["read"] - counts["stored"]} if is_caption else {}
+    return {"samples": counts["stored"], **short}
+
+
+def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) -> "Measure":
+    """What makes a value of each picture."""
+    if stage.compared.name == PHASH.name:
+        from stages.ops.perceptual import phash
+
+        return phash
+    if trained:  # a stage's model is the engine's to watch
+        return image_text.load(f"checkpoint:{trained}", worker.device, worker.threads).embed_images
+    if stage.model:
+        return images.embedder(stage.model, worker)
+    return partial(unmeasured, stage.compared.name)
+
+
+def unmeasured(column: str, pictures: list) -> NDArray[np.float32]:
+    raise StageError(
+        found=f"evaluation images, and nothing that makes a '{column}' of them",
+        where="keys `column` and `model`",
+        do="name the model of the pool's embeddings, or give Parquet files with that column",
+    )
+
+
 def nearest_of_all(
     stage: AgainstEvaluation, folder: str, names: tuple[str, ...], shard: pa.Table
 ) -> pa.Table:
     """The stage's columns of every row, and how near it is to each task."""
-    tasks = samples_of(stage, folder, names)
+    from stages.dedup._copies import opened
+
+    pieces, where = (stage.unit, stage.size), redacted(stage.tasks)
+    tasks = opened(folder, names, stage.compare, pieces, where)
     column = shard[stage.compared.name]
     defined_N, values = tasks[0][1].values(column)
     rows = np.flatnonzero(defined_N)

@@ -109,7 +109,7 @@ class MinHashDuplicate(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.dedup._linkage import add, link
         from stages.dedup._pairs import put_pairs
-        from stages.ops.together import Beside, Combined, Gathered, Together
+        from stages.ops.combined import Combined, Concatenated, Zipped, ZippedWithFiner
 
         partitions = ctx.partitions(inputs.rows)
         with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
@@ -125,19 +125,27 @@ class MinHashDuplicate(DatasetStage):
         # Pairs go where their first text is, then with it to where the second one is.
         pairs = ctx.shuffle(ctx.map_shards(candidates, met), "a", finer)
         ctx.drop(met)
-        halfway = ctx.shuffle(Beside(first_texts, (rows, pairs)), "b", finer)
+        halfway = ctx.shuffle(Zipped(first_texts, (rows, pairs)), "b", finer)
         ctx.drop(pairs)
-        near: Combined = Gathered(partial(similar, self), rows, halfway)
+        near: Combined = ZippedWithFiner(partial(similar, self), rows, halfway)
         if self.pairs:  # nothing makes them fewer: as finely parted as what they are made of
-            near = Beside(partial(verified, self), (rows, halfway))
+            near = Zipped(partial(verified, self), (rows, halfway))
         edges = ctx.shuffle(near, "a", finer if self.pairs else partitions)
         ctx.drop(halfway)
         if self.pairs:
             put_pairs(ctx, rows, edges, equal=1, value=JACCARD)
-        _recall.report(self, ctx, [text for one in seen for text in one["drawn"]], rows, edges)
+        _recall.report(
+            ctx,
+            [text for one in seen for text in one["drawn"]],
+            rows,
+            edges,
+            min_jaccard=self.min_jaccard,
+            bands=self.bands,
+            pieces=(self.unit, self.size),
+        )
         linked = link(ctx, rows, edges, equal=-1, partitions=partitions, joined_at=JOINED_AT)
         textless = ctx.map_shards(partial(without_text, self.column), inputs.rows)
-        ctx.restore(Together((textless, linked)))
+        ctx.restore(Concatenated((textless, linked)))
 
 
 def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:

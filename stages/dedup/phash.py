@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, Column
+from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, PHASH, Column
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage, later
 from stages.ops.keeper import (
@@ -28,7 +28,6 @@ JOINED_AT = Column(
     better="high",
 )
 DISTANCE = Column("distance", pa.int32(), "bits", "Of the two hashes.")
-HASH = Column("phash", pa.uint64(), "64 bits", "A hash whose near copies differ in few bits.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class PHashDuplicate(DatasetStage):
     """
 
     max_distance: int = 2  # two pHashes differ in an even number of bits: half of each are 1
-    column: str = HASH.name
+    column: str = PHASH.name
     keep: Order = None  # then the least uid
     pairs: bool = later(False)
 
@@ -77,7 +76,7 @@ class PHashDuplicate(DatasetStage):
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
-        return (replace(HASH, name=self.column), *reads_of(self.keep))
+        return (replace(PHASH, name=self.column), *reads_of(self.keep))
 
     def candidates(self, rows: int) -> float:
         """Of codes that are nobody's copy: two share the bits of a key by chance."""
@@ -90,7 +89,7 @@ class PHashDuplicate(DatasetStage):
         from stages.dedup._hamming import masks
         from stages.dedup._linkage import link
         from stages.dedup._pairs import put_pairs
-        from stages.ops.together import Together
+        from stages.ops.combined import Concatenated
 
         partitions = ctx.partitions(inputs.rows)
         hashed = ctx.map_shards(partial(with_hash, self.column, self.keep), inputs.rows)
@@ -106,7 +105,7 @@ class PHashDuplicate(DatasetStage):
             put_pairs(ctx, rows, edges, equal=0, value=DISTANCE)
         linked = link(ctx, rows, edges, equal=0, partitions=partitions, joined_at=JOINED_AT)
         unhashed = ctx.map_shards(partial(without_hash, self.column), inputs.rows)
-        ctx.restore(Together((unhashed, linked)))
+        ctx.restore(Concatenated((unhashed, linked)))
 
 
 def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:

@@ -1,7 +1,7 @@
-"""Evaluation sets as what is to be kept out of a pool: CLIP_benchmark's folders, and Parquet files.
+"""The samples of evaluation tasks, and a value of each: a hash, an embedding, a caption.
 
-Of these each is a task, and has what is compared in a column, or `image`, encoded pictures of which
-it is made; `key` names a row, else its number does.
+Tasks are folders in CLIP_benchmark's layout, Parquet files, or both. A file has the values in a
+column, or encoded pictures in `image`; a row is named by `key`, else by its number.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from metadata.fingerprint import digest
 from metadata.storage import Entry, Storage
+from pipeline.dataset import Task
 from pipeline.errors import StageError
 from stages.ops import tasks
 from stages.ops.images import RGB, ImageError, decode, shrunk
@@ -30,10 +31,14 @@ Measure = Callable[[list[RGB]], np.ndarray]  # a value of each picture
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is read of a task: a column of that type; of pictures, what `measure` makes of them."""
+    """The values of a task's samples: a column of that type, or what `measure` makes of pictures.
+
+    Without a `measure` they are captions. `fits` says of many values which of them are stored.
+    """
 
     column: pa.Field
-    measure: Measure | None  # None: captions
+    measure: Measure | None
+    fits: Callable[[pa.ChunkedArray], pa.Array] | None = None
 
 
 def listed(uri: str, stage: str) -> list[dict[str, Any]]:
@@ -60,6 +65,27 @@ def glanced(uri: str) -> str:
     """A digest that changes with the name, size or time of a file."""
     folder = Storage(uri)
     return digest([*map(astuple, _parquet(folder)), tasks.listing_digest(folder)])
+
+
+def put_samples(uri: str, name: str, wanted: Wanted, task: Task) -> dict[str, int]:
+    """Stores out/NAME.parquet, key and value of each sample. How many are `read` and `stored`."""
+    path, read_rows, stored = task.worker.scratch / f"{name}{PARQUET}", 0, 0
+    schema = pa.schema([("key", pa.string()), ("value", wanted.column.type)])
+    with pq.ParquetWriter(path, schema) as writer:
+        for table in read(uri, name, wanted, task.worker.stage):
+            read_rows += len(table)
+            if wanted.fits is not None:
+                table = table.filter(wanted.fits(table["value"]))
+            writer.write_table(table)
+            stored += len(table)
+    task.put_file(path.name, path)
+    return {"read": read_rows, "stored": stored}
+
+
+def samples_in(folder: str, name: str) -> pa.Table:
+    """Key and value of each sample that `put_samples` stored in a stage's folder."""
+    with Storage(folder).open(f"out/{name}{PARQUET}") as source:
+        return pq.read_table(source)
 
 
 def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
@@ -97,7 +123,7 @@ def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
 
 
 def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
-    """The same, of which the values of a column need no measuring."""
+    """Where a key is to be found, keys, and pictures or the values of the column, by batches."""
     where = f"stage '{stage}', key `tasks`: {folder}/{file}"
     try:
         with folder.open(file) as source:

@@ -15,8 +15,8 @@ from metadata.keys import redacted
 from metadata.schema import UID
 from metadata.uid import from_halves, from_hex
 from pipeline.errors import StageError
+from stages.ops.combined import Combined
 from stages.ops.tables import open_pool
-from stages.ops.together import Combined
 
 DTYPE = np.dtype("u8,u8")
 PIECE_BYTES = 16 << 20  # whole uids

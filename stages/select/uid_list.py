@@ -66,11 +66,11 @@ class UidList(DatasetStage):
         return glanced(self.path)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.ops.together import Beside, Together
+        from stages.ops.combined import Concatenated, Zipped
         from stages.ops.uid_lists import opened
 
         listed = opened(self.path, f"stage '{ctx.worker.stage}', key `path`")
-        both = Together((ctx.map_shards(may_stay, inputs.rows), Beside(lines, (listed,))))
+        both = Concatenated((ctx.map_shards(may_stay, inputs.rows), Zipped(lines, (listed,))))
         partitions = ctx.partitions(inputs.rows, listed.uids)
         met = ctx.shuffle(both, UID.name, partitions)  # a row, and the lines that name it
         found = ctx.reduce(counted, met, merged)

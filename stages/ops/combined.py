@@ -1,4 +1,4 @@
-"""Several sets of shards read as one; what is put together can be shuffled and restored."""
+"""Several sets of shards read as one, which can be shuffled, reduced and restored as others."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from pipeline.dataset import Shards
 
 
 class Combined(ABC):
-    """What both kinds have in common. Implements `Shards`, but for its length and `table`."""
+    """`Shards` by their length and `table`, which makes one shard whenever it is read."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -29,13 +29,13 @@ class Combined(ABC):
         table = self.table(index)
         return (table.slice(start, batch_rows) for start in range(0, len(table), batch_rows))
 
-    def select(self, names: Iterable[str]) -> "Beside":
-        return Beside(partial(pa.Table.select, columns=list(names)), (self,))
+    def select(self, names: Iterable[str]) -> "Zipped":
+        return Zipped(partial(pa.Table.select, columns=list(names)), (self,))
 
 
 @dataclass(frozen=True)
-class Together(Combined):
-    """The shards of each, one after another."""
+class Concatenated(Combined):
+    """The shards of the first member, then those of the next."""
 
     members: tuple[Shards, ...]
 
@@ -51,10 +51,11 @@ class Together(Combined):
 
 
 @dataclass(frozen=True)
-class Beside(Combined):
-    """What a function makes of partition i of each: of shuffles by equal keys.
+class Zipped(Combined):
+    """Shard i is a function of shard i of every member: of shuffles by the same keys.
 
-    One into a divisor of the others' number begins again: its partition has the keys of theirs.
+    A shuffle into fewer partitions, a divisor of the others' number, starts again after its last:
+    keys of shard i of the others are in its shard i modulo its number.
     """
 
     function: Callable[..., pa.Table]
@@ -68,10 +69,10 @@ class Beside(Combined):
 
 
 @dataclass(frozen=True)
-class Gathered(Combined):
-    """What a function makes of partition i, and one by one of those of a finer shuffle there.
+class ZippedWithFiner(Combined):
+    """Shard i is a function of shard i of `whole`, and one by one of the finer shards of its keys.
 
-    Both are by equal keys, and the finer one into a multiple of the other's number.
+    `finer` is a shuffle by the same keys into a multiple of the number of `whole`.
     """
 
     function: Callable[[pa.Table, Iterator[pa.Table]], pa.Table]

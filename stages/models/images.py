@@ -1,0 +1,38 @@
+"""What embeds pictures: a model of images and texts, or the frozen network of `embed.features`."""
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stage import Worker
+from stages.models.image_text import load, width_of
+
+# Shapes: N images, D width of the embedding, H x W pixels.
+
+FEATURES = "features"  # or features:float32
+Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to (N, D)
+
+
+def check(model: str) -> None:
+    """ValueError where there is no such model. Imports no framework."""
+    if model.partition(":")[0] != FEATURES:
+        width_of(model)
+
+
+def embedder(model: str, worker: Worker) -> Embed:
+    """Embeddings of pictures by a model, whose weights are pinned."""
+    kind, _, precision = model.partition(":")
+    if kind != FEATURES:
+        network = load(model, worker.device, worker.threads)
+        if network.sha256:
+            worker.pin(model, network.sha256)
+        return network.embed_images
+    from stages.models.features import ImageFeatures, Precision
+
+    features = ImageFeatures(
+        cast(Precision, precision or "bfloat16"), worker.device, worker.threads
+    )
+    worker.pin(model, features.sha256)
+    return features
