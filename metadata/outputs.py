@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from metadata.damage import DamagedError
+from metadata.parquet_file import opened
 from metadata.record import Manifest
-from metadata.shard import opened
 from metadata.storage import Storage
 
 OUT = "out"

@@ -1,35 +1,24 @@
-"""One shard's Parquet file: written in a stream to the same bytes every time, read by batches.
+"""One shard's Parquet file, written in a stream to the same bytes every time; then its record.
 
 Row groups are cut at 4,096 rows or 16 MB, whichever comes first at the end of a batch, so that a
-reader of images holds little. Pages carry checksums, and a file's name its digest: a reader that
-meets a changed byte says which file is damaged, and gives no value.
+reader of images holds little. Pages carry checksums, and a file's name its digest.
 """
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from metadata.damage import DamagedError
-from metadata.record import Record, ShardState, data_name, digest_in
-from metadata.schema import IMAGE, KEEP, POSITION, REASON, UID
+from metadata.record import Record, data_name
+from metadata.schema import IMAGE, REASON, UID
 from metadata.storage import Storage
 
 GROUP_ROWS = 4096
 GROUP_BYTES = 16 << 20
-SMALL_BYTES = 256 << 10
-NOT_SELECTED = "not_selected"
-UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)  # what a changed file can raise
-
-Types = Mapping[str, pa.DataType]  # of columns, as their stage declares them
 
 
 class ShardWriter:
@@ -123,232 +112,6 @@ def store(folder: Storage, writer: ShardWriter, scratch: Path, record: dict[str,
     folder.commit(scratch, data)
     folder.put(made.name, made.to_json().encode(), point="record")
     return made
-
-
-def read_stage(
-    folder: Storage,
-    state: ShardState,
-    columns: Sequence[str],
-    batch_rows: int,
-    mask_folder: Storage | None = None,
-    types: Types = MappingProxyType({}),
-) -> Iterator[pa.Table]:
-    """Columns of one stage's shard, `batch_rows` at a time; passes coalesced, the mask applied.
-
-    DamagedError where a file is gone, has changed, or is not of these types and the record's rows.
-    """
-    base = read_file(folder, state.files[0], columns, batch_rows, types, state.rows)
-    if len(state.files) == 1 and state.mask is None:
-        yield from base
-        return
-    later = [_Sparse(folder, name, columns, types) for name in state.files[1:]]
-    mask = (
-        read_stage(mask_folder, state.mask, [KEEP.name], batch_rows)
-        if state.mask is not None and mask_folder is not None
-        else None
-    )
-    start = 0
-    for batch in base:
-        index = np.arange(len(batch))
-        parts = [batch]
-        offset = len(batch)
-        for sparse in later:
-            rows = sparse.take(start, start + len(batch))
-            if len(rows):
-                position = rows[POSITION.name].to_numpy() - start
-                index[position] = offset + np.arange(len(rows))
-                parts.append(rows.drop_columns([POSITION.name]).select(batch.column_names))
-                offset += len(rows)
-        whole = pa.concat_tables(parts).unify_dictionaries()
-        outside = None
-        if mask is not None:
-            keep = pc.fill_null(next(mask)[KEEP.name], False)
-            outside = ~keep.to_numpy(zero_copy_only=False)
-        yield _taken(whole, index, outside)
-        start += len(batch)
-
-
-def read_file(
-    folder: Storage,
-    name: str,
-    columns: Sequence[str],
-    batch_rows: int,
-    types: Types = MappingProxyType({}),
-    rows: int | None = None,
-) -> Iterator[pa.Table]:
-    """Columns of one Parquet file in batches of exactly `batch_rows`, the last one shorter."""
-    with opened(folder, name, digest_in(name), types, rows) as file:
-        empty = file.schema_arrow.empty_table().select(list(columns))
-        yield from recut(_whole(file, batch_rows, columns), batch_rows, empty)
-
-
-def _whole(file: pq.ParquetFile, batch_rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """All rows of a file; pa.ArrowInvalid at the end where a page was passed over."""
-    rows = 0
-    for batch in file.iter_batches(batch_rows, columns=list(columns), use_threads=False):
-        rows += len(batch)
-        yield pa.Table.from_batches([batch])
-    if rows != file.metadata.num_rows:
-        raise pa.ArrowInvalid(f"{rows} of {file.metadata.num_rows} rows")
-
-
-def read_at(
-    folder: Storage, name: str, columns: Sequence[str], positions: NDArray[np.int64]
-) -> pa.Table:
-    """Columns of one Parquet file at rising positions: only their row groups are read."""
-    with opened(folder, name, digest_in(name)) as file:
-        tables = [file.schema_arrow.empty_table().select(list(columns))]
-        start = 0
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            here = positions[(positions >= start) & (positions < stop)] - start
-            if len(here):
-                table = file.read_row_group(group, columns=list(columns), use_threads=False)
-                tables.append(table.take(pa.array(here)))
-            start = stop
-    return pa.concat_tables(tables)
-
-
-def sound_groups(folder: Storage, name: str, schema: pa.Schema) -> list[tuple[int, bool]]:
-    """Rows of each row group, and whether it can be read; nothing of an unreadable file."""
-    groups: list[tuple[int, bool]] = []
-    try:
-        with opened(folder, name, "", dict(zip(schema.names, schema.types, strict=True))) as file:
-            for group in range(file.num_row_groups):
-                is_sound = False
-                with contextlib.suppress(*UNREADABLE):
-                    file.read_row_group(group, columns=schema.names, use_threads=False)
-                    is_sound = True
-                groups.append((file.metadata.row_group(group).num_rows, is_sound))
-    except (DamagedError, *UNREADABLE):
-        return []
-    return groups
-
-
-@contextlib.contextmanager
-def opened(
-    folder: Storage,
-    name: str,
-    sha256: str,
-    types: Types = MappingProxyType({}),
-    rows: int | None = None,
-) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, to be read inside; DamagedError where that fails as its bytes have changed.
-
-    `sha256` is what its digest begins with: it tells damage from a disk that fails for a moment.
-    A small file is read as a whole and held to it, as headers, which have no checksum, are much
-    of it: of a million changed bytes in one of 4 kB, 44 were not met without (docs/reliability.md).
-    """
-    try:
-        with (
-            _whole_if_small(folder.open(name), sha256) as source,
-            pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True) as file,
-        ):
-            if rows is not None and file.metadata.num_rows != rows:
-                found = f"{file.metadata.num_rows} rows, and its record says {rows}"
-                raise DamagedError(folder.uri, name, found)
-            for field in file.schema_arrow:
-                if field.type != types.get(field.name, field.type):
-                    found = f"'{field.name}' is {field.type}, and declared {types[field.name]}"
-                    raise DamagedError(folder.uri, name, found)
-            yield file
-    except UNREADABLE as error:
-        if not _has_digest(folder, name, sha256):
-            raise DamagedError(folder.uri, name, f"it cannot be read: {error}") from error
-        raise
-
-
-def _whole_if_small(source: pa.NativeFile, sha256: str) -> pa.NativeFile:
-    """The file, or its bytes; pa.ArrowInvalid where a small one has another digest."""
-    if source.size() > SMALL_BYTES:
-        return source
-    with source:
-        data = source.read_buffer()
-    if not hashlib.sha256(data).hexdigest().startswith(sha256):
-        raise pa.ArrowInvalid("its bytes have changed")
-    return pa.BufferReader(data)
-
-
-def _has_digest(folder: Storage, name: str, sha256: str) -> bool:
-    try:
-        return folder.sha256(name).startswith(sha256)
-    except FileNotFoundError:
-        return False
-
-
-def recut(batches: Iterator[pa.Table], rows: int, empty: pa.Table) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows`, the last one shorter; one empty table of none."""
-    held: list[pa.Table] = []
-    count = 0
-    seen = False
-    for batch in batches:
-        if len(batch) == rows and not held:  # how a whole row group is cut: nothing to do
-            seen = True
-            yield batch
-            continue
-        while len(batch):
-            part = batch.slice(0, rows - count)
-            batch = batch.slice(len(part))
-            held.append(part)
-            count += len(part)
-            if count == rows:
-                seen = True
-                yield pa.concat_tables(held)
-                held, count = [], 0
-    if held:
-        yield pa.concat_tables(held)
-    elif not seen:
-        yield empty
-
-
-class _Sparse:
-    """A later pass: rows with their positions, read once from front to back."""
-
-    def __init__(self, folder: Storage, name: str, columns: Sequence[str], types: Types) -> None:
-        self._batches = read_file(folder, name, [POSITION.name, *columns], 1024, types)
-        self._held: pa.Table | None = next(self._batches, None)
-
-    def take(self, start: int, stop: int) -> pa.Table:
-        """The rows at positions in [start, stop); positions rise."""
-        parts = []
-        while self._held is not None:
-            position = self._held[POSITION.name].to_numpy()
-            upto = int(np.searchsorted(position, stop))
-            parts.append(self._held.slice(0, upto))
-            if upto < len(position):
-                self._held = self._held.slice(upto)
-                break
-            self._held = next(self._batches, None)
-        return (
-            pa.concat_tables(parts)
-            if parts
-            else pa.table({POSITION.name: pa.array([], pa.int32())})
-        )
-
-
-def _taken(table: pa.Table, index: Any, outside: Any) -> pa.Table:
-    """Rows of the table by index; null, and `not_selected`, where outside the mask."""
-    taken = table.take(pa.array(index, mask=outside))
-    if outside is None or not outside.any():
-        return taken
-    columns = {}
-    for name in taken.column_names:
-        column = taken[name]
-        if name == UID.name:
-            column = table[name].take(pa.array(index))
-        elif name == REASON.name:
-            column = reason_where(outside, NOT_SELECTED, column)
-        columns[name] = column
-    return pa.table(columns)
-
-
-def reason_where(where: Any, code: str, otherwise: pa.ChunkedArray) -> pa.Array:
-    """A reason column: the code where true, else what it was."""
-    plain = otherwise.cast(pa.string())
-    chosen = pc.if_else(pa.array(where), code, plain)
-    if isinstance(chosen, pa.ChunkedArray):
-        chosen = chosen.combine_chunks()
-    return chosen.dictionary_encode()
 
 
 def _count(reason: pa.ChunkedArray, counts: dict[str, int]) -> None:

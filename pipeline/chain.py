@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 
 from metadata.damage import DamagedError
 from metadata.fingerprint import digest
+from metadata.passes import NOT_SELECTED, read_stage, reason_where
 from metadata.record import Failure, Record, ShardState, state_of
 from metadata.schema import IMAGE, KEEP, PIXELS, POSITION, REASON, UID
 from metadata.scratch import scratch_folder
-from metadata.shard import NOT_SELECTED, ShardWriter, read_stage, reason_where, store
+from metadata.shard import ShardWriter, store
 from metadata.storage import Storage
 from pipeline import attempts
 from pipeline.declared import as_declared, stored_schema

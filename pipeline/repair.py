@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from metadata.damage import DamagedError
 from metadata.outputs import OUT
+from metadata.parquet_file import opened, sound_groups
+from metadata.passes import NOT_SELECTED
 from metadata.record import Record, record_name
 from metadata.schema import REASON, UID
-from metadata.shard import NOT_SELECTED, ShardWriter, opened, sound_groups, store
+from metadata.shard import ShardWriter, store
 from metadata.storage import Storage
 from pipeline.declared import stored_schema
 from pipeline.errors import StageError

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metadata.passes import read_stage
 from metadata.record import ShardState
 from metadata.schema import POSITION, REASON, SHARD, UID
-from metadata.shard import read_stage
 from metadata.storage import Storage
 from pipeline.dataset import TableFunction
 from pipeline.planned import Binding, PlannedStage

@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 import numpy as np
 
 from metadata.fingerprint import digest
+from metadata.parquet_file import read_at
 from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, state_of
 from metadata.schema import UID
-from metadata.shard import read_at
 from metadata.storage import Storage
 from pipeline.done import current, parents_of, standing
 from pipeline.errors import RecipeError

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metadata.concepts.load import concept_list, of_entries, save
+from metadata.passes import read_stage
 from metadata.schema import PIXELS, REASON, UID
-from metadata.shard import read_stage
 from metadata.storage import Storage
 from pipeline.chain import decode
 from pipeline.executors.local import LocalExecutor

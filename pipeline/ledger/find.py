@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.parquet_file import read_file
 from metadata.schema import UID
-from metadata.shard import read_file
 from pipeline.errors import RecipeError
 from pipeline.ledger.stored import Place
 from pipeline.state import RunState

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.outputs import OUT
+from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, UID
-from metadata.shard import NOT_SELECTED
 from metadata.uid import halves
 from pipeline.errors import RecipeError, StageError
 from pipeline.ledger.causes import Cause, causes, lacking, left_out, taken_by

@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metadata.outputs import Outputs
+from metadata.parquet_file import read_at
+from metadata.passes import read_stage
 from metadata.record import ShardState
 from metadata.schema import KEEP, LANGUAGE, SOURCE, UID, URL
-from metadata.shard import read_at, read_stage
 from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import WHOLE, Part, PoolShards
 from pipeline.stage import Artifact

@@ -7,8 +7,8 @@ from functools import partial
 
 import pyarrow as pa
 
+from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, REASON
-from metadata.shard import NOT_SELECTED
 from pipeline.ledger.at_row import Keeper, StageRow
 from pipeline.ledger.causes import askable, trace
 from pipeline.ledger.near import naming, nearness_of

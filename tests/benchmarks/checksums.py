@@ -23,7 +23,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata import shard
+from metadata import parquet_file
 from tests.benchmarks.side_by_side import side_by_side
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
@@ -82,7 +82,7 @@ def nothing_checked() -> Iterator[None]:
     with (
         mock.patch.object(pq, "ParquetWriter", plain_writer),
         mock.patch.object(pq, "ParquetFile", plain_file),
-        mock.patch.object(shard, "SMALL_BYTES", -1),
+        mock.patch.object(parquet_file, "SMALL_BYTES", -1),
     ):
         yield
 

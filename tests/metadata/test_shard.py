@@ -7,11 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata import shard
+from metadata import parquet_file
 from metadata.damage import DamagedError
+from metadata.parquet_file import read_at, read_file, recut
+from metadata.passes import read_stage
 from metadata.record import scan, state_of
 from metadata.schema import KEEP, POSITION, REASON, UID
-from metadata.shard import GROUP_ROWS, ShardWriter, read_at, read_file, read_stage, recut, store
+from metadata.shard import GROUP_ROWS, ShardWriter, store
 from metadata.storage import Storage
 
 VALUE = pa.field("value", pa.int64())
@@ -129,13 +131,13 @@ def test_later_passes_hide_what_they_hold_and_a_mask_hides_the_rest(folder, tmp_
 # Damage
 
 
-@pytest.mark.parametrize(("small", "missed"), [(shard.SMALL_BYTES, 0), (0, 2)])
+@pytest.mark.parametrize(("small", "missed"), [(parquet_file.SMALL_BYTES, 0), (0, 2)])
 def test_no_changed_byte_of_a_file_is_read(tmp_path, monkeypatch, small, missed):
     """At every place, one change each: by a small file's digest, or by pages, less their headers.
 
     A changed header can turn a page of a dictionary into one that is passed over.
     """
-    monkeypatch.setattr(shard, "SMALL_BYTES", small)
+    monkeypatch.setattr(parquet_file, "SMALL_BYTES", small)
     folder = Storage(str(tmp_path))
     table = rows([None if n % 5 == 0 else n * n for n in range(40)])
     record = stored(folder, [table.slice(0, 25), table.slice(25)])
@@ -175,7 +177,7 @@ def test_damage_names_the_file_and_what_was_found(tmp_path):
 def test_a_disk_that_fails_for_a_moment_is_no_damage(tmp_path, monkeypatch):
     folder = Storage(str(tmp_path))
     name = stored(folder, [rows([1, 2])]).data
-    monkeypatch.setattr(shard.pq.ParquetFile, "iter_batches", _fails)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", _fails)
     with pytest.raises(OSError, match="I/O"):
         list(read_file(folder, name, ["value"], 10))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from metadata.passes import read_stage
 from metadata.record import Record
-from metadata.shard import read_stage
 from metadata.storage import Storage
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import Plan, make_plan

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metadata.shard import NOT_SELECTED
+from metadata.passes import NOT_SELECTED
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.ledger.causes import BEFORE, UNDEFINED, trace

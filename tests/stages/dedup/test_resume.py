@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.shard import read_stage
+from metadata.passes import read_stage
 from metadata.storage import Storage
 from pipeline import context
 from pipeline.context import RunContext

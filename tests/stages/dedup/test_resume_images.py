@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from metadata.shard import read_stage
+from metadata.passes import read_stage
 from metadata.storage import Storage
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import make_plan

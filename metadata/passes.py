@@ -1,0 +1,109 @@
+"""What readers see of a shard: the rows of all its passes in their places, under today's mask."""
+
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.parquet_file import Types, read_file
+from metadata.record import ShardState
+from metadata.schema import KEEP, POSITION, REASON, UID
+from metadata.storage import Storage
+
+NOT_SELECTED = "not_selected"
+
+
+def read_stage(
+    folder: Storage,
+    state: ShardState,
+    columns: Sequence[str],
+    batch_rows: int,
+    mask_folder: Storage | None = None,
+    types: Types = MappingProxyType({}),
+) -> Iterator[pa.Table]:
+    """Columns of one stage's shard, `batch_rows` at a time; passes coalesced, the mask applied.
+
+    DamagedError where a file is gone, has changed, or is not of these types and the record's rows.
+    """
+    base = read_file(folder, state.files[0], columns, batch_rows, types, state.rows)
+    if len(state.files) == 1 and state.mask is None:
+        yield from base
+        return
+    later = [_Sparse(folder, name, columns, types) for name in state.files[1:]]
+    mask = (
+        read_stage(mask_folder, state.mask, [KEEP.name], batch_rows)
+        if state.mask is not None and mask_folder is not None
+        else None
+    )
+    start = 0
+    for batch in base:
+        index = np.arange(len(batch))
+        parts = [batch]
+        offset = len(batch)
+        for sparse in later:
+            rows = sparse.take(start, start + len(batch))
+            if len(rows):
+                position = rows[POSITION.name].to_numpy() - start
+                index[position] = offset + np.arange(len(rows))
+                parts.append(rows.drop_columns([POSITION.name]).select(batch.column_names))
+                offset += len(rows)
+        whole = pa.concat_tables(parts).unify_dictionaries()
+        outside = None
+        if mask is not None:
+            keep = pc.fill_null(next(mask)[KEEP.name], False)
+            outside = ~keep.to_numpy(zero_copy_only=False)
+        yield _taken(whole, index, outside)
+        start += len(batch)
+
+
+class _Sparse:
+    """A later pass: rows with their positions, read once from front to back."""
+
+    def __init__(self, folder: Storage, name: str, columns: Sequence[str], types: Types) -> None:
+        self._batches = read_file(folder, name, [POSITION.name, *columns], 1024, types)
+        self._held: pa.Table | None = next(self._batches, None)
+
+    def take(self, start: int, stop: int) -> pa.Table:
+        """The rows at positions in [start, stop); positions rise."""
+        parts = []
+        while self._held is not None:
+            position = self._held[POSITION.name].to_numpy()
+            upto = int(np.searchsorted(position, stop))
+            parts.append(self._held.slice(0, upto))
+            if upto < len(position):
+                self._held = self._held.slice(upto)
+                break
+            self._held = next(self._batches, None)
+        return (
+            pa.concat_tables(parts)
+            if parts
+            else pa.table({POSITION.name: pa.array([], pa.int32())})
+        )
+
+
+def _taken(table: pa.Table, index: Any, outside: Any) -> pa.Table:
+    """Rows of the table by index; null, and `not_selected`, where outside the mask."""
+    taken = table.take(pa.array(index, mask=outside))
+    if outside is None or not outside.any():
+        return taken
+    columns = {}
+    for name in taken.column_names:
+        column = taken[name]
+        if name == UID.name:
+            column = table[name].take(pa.array(index))
+        elif name == REASON.name:
+            column = reason_where(outside, NOT_SELECTED, column)
+        columns[name] = column
+    return pa.table(columns)
+
+
+def reason_where(where: Any, code: str, otherwise: pa.ChunkedArray) -> pa.Array:
+    """A reason column: the code where true, else what it was."""
+    plain = otherwise.cast(pa.string())
+    chosen = pc.if_else(pa.array(where), code, plain)
+    if isinstance(chosen, pa.ChunkedArray):
+        chosen = chosen.combine_chunks()
+    return chosen.dictionary_encode()
