@@ -1,31 +1,68 @@
-"""Stored images made small enough for a page, as data URIs."""
+"""Stored images made small enough for a page, as data URIs.
 
-import importlib
+A pool's bytes are a stranger's: of a picture that is large or costly beyond any ordinary one, the
+page shows none.
+"""
+
+import warnings
 from base64 import b64encode
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 SIDE = 144  # pixels: shown at 112, so that a dense screen has some to spare
 JPEG_QUALITY = 78
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+JPEG = b"\xff\xd8"
+MOST = {b"\xff\xda": 20, b"\xff\xe1": 1000}  # scans and EXIF segments of an ordinary JPEG
+TILE_SIDES = 322, 323  # of a TIFF: a tile may be larger than its picture
+MAX_TILE_PIXELS = 89_478_484  # as Pillow bounds pictures
+MAX_PYTHON_PIXELS = 2**22  # of a BMP in runs, which Pillow decodes in Python
 
 
 def picture(image: bytes | None) -> dict[str, Any] | None:
     """src, width and height of the small picture; None without an image that can be decoded."""
-    images = importlib.import_module("stages.ops.images")  # its guards against bombs are ours
     if image is None:
         return None
-    try:
-        pixels = Image.fromarray(images.decode(image))
-    except images.ImageError:
+    if image.startswith(JPEG) and any(image.count(mark) > most for mark, most in MOST.items()):
         return None
-    pixels.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            pixels = _small(image)
+    except Exception:  # on hostile bytes decoders raise anything, KeyError to OSError
+        return None
     coded = {"jpeg": _coded(pixels, "JPEG", quality=JPEG_QUALITY, optimize=True)}
     coded["png"] = _coded(pixels, "PNG", optimize=True)  # a drawing is smaller so, and sharp
     kind = min(coded, key=lambda name: len(coded[name]))
     source = f"data:image/{kind};base64,{b64encode(coded[kind]).decode()}"
     return {"src": source, "width": pixels.width, "height": pixels.height}
+
+
+def _small(body: bytes) -> Image.Image:
+    """The first frame, upright, on white."""
+    opened = Image.open(BytesIO(body), formats=FORMATS)
+    tile_area = np.prod([getattr(opened, "tag_v2", {}).get(tag, 1) for tag in TILE_SIDES])
+    in_python_area = opened.width * opened.height if opened.tile[0][0] == "bmp_rle" else 0
+    if tile_area > MAX_TILE_PIXELS or in_python_area > MAX_PYTHON_PIXELS:
+        raise Image.DecompressionBombError
+    opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than that needs
+    opened.load()
+    image: Image.Image = opened
+    if image.mode.startswith("I"):  # 16 bits of grey
+        image = Image.fromarray(
+            (np.clip(np.asarray(image, np.int32), 0, 0xFFFF) >> 8).astype(np.uint8)
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = ImageOps.exif_transpose(image.convert("RGB"))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.info.clear()  # or its comments and profiles are written too
+    return image
 
 
 def _coded(pixels: Image.Image, kind: str, **options: Any) -> bytes:
