@@ -23,8 +23,7 @@ def is_places(name: str) -> bool:
     return name.endswith(SUFFIX)
 
 
-def read_places(exported: Outputs, file: str) -> NDArray[np.int32]:
-    """(N, 2) shard and position of each row, in the file's order; FileNotFoundError of an export
-    made before there were places."""
-    places_N2: NDArray[np.int32] = np.load(io.BytesIO(exported.read(places_name(file))))
-    return places_N2
+def read_places(exported: Outputs, name: str) -> NDArray[np.int32]:
+    """(N, 2) shard and position of each row; FileNotFoundError where none were stored."""
+    place_N2: NDArray[np.int32] = np.load(io.BytesIO(exported.read(name)))
+    return place_N2

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE, PIXELS, REASON, UID, Column
+from metadata.schema import IMAGE, KEEP, PIXELS, REASON, REPEATS, UID, Column
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.planned import Binding, PlannedStage
 from pipeline.recipe import Recipe, nearest
@@ -49,13 +49,9 @@ def bind(
         if found is None:
             continue
         bound[read] = found
-        have = types[read] = type_of(planned[found[0]].stage, found[1])
-        if isinstance(column, Column) and read != PIXELS.name and not column.accepts(have):
-            raise RecipeError(
-                found=f"{found[0]}.{found[1]} is {have}, and '{read}' is {column.dtype}",
-                where=recipe.where(name, "read"),
-                do=f"bind another column, read: {{{read}: stage.column}}: {column.doc}",
-            )
+        types[read] = type_of(planned[found[0]].stage, found[1])
+        if isinstance(column, Column) and read != PIXELS.name:
+            _check_type(recipe, name, read, column, found, planned)
     for read in chosen:
         if read not in names:
             raise RecipeError(
@@ -68,6 +64,43 @@ def bind(
     except ClipmillError as error:
         found, at, do = error.args
         raise RecipeError(found, f"{recipe.where(name)}: {at}", do) from None
+    return bound
+
+
+def _check_type(
+    recipe: Recipe,
+    name: str,
+    read: str,
+    column: Column,
+    found: Binding,
+    planned: dict[str, PlannedStage],
+) -> None:
+    have = type_of(planned[found[0]].stage, found[1])
+    if not column.accepts(have):
+        raise RecipeError(
+            found=f"{found[0]}.{found[1]} is {have}, and '{read}' is {column.dtype}",
+            where=recipe.where(name, "read"),
+            do=f"bind another column, read: {{{read}: stage.column}}: {column.doc}",
+        )
+
+
+def bind_mask(
+    recipe: Recipe,
+    name: str,
+    select: str,
+    planned: dict[str, PlannedStage],
+    ancestors: dict[str, set[str]],
+) -> dict[str, Binding]:
+    """Where a select's verdict is found, and how often a row counts where it or an ancestor says.
+
+    These are the columns that an export of the select would read.
+    """
+    line = {select} | ancestors[select]
+    bound = {KEEP.name: (select, KEEP.name)}
+    repeats = _find(recipe, name, REPEATS.name, line, planned, ancestors, wanted=False)
+    if repeats:
+        _check_type(recipe, name, REPEATS.name, REPEATS, repeats, planned)
+        bound[REPEATS.name] = repeats
     return bound
 
 

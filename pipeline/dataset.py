@@ -42,12 +42,24 @@ class Shards(Protocol):
         ...
 
 
+class Mask(Protocol):
+    """Which rows of an export the select stage keeps that `rows` names."""
+
+    def times(self, file: str) -> NDArray[np.int32]:
+        """(N,) how often each row of an exported file counts; 0 where it is not kept.
+
+        Picklable: tasks may carry it. Memory is bounded by one shard of the pool.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """A dataset stage's inputs: what the plan gives it of the edges that it takes."""
 
     rows: Shards  # none where it takes no rows
     data: str = ""  # URI of the export's folder; empty where it takes no data
+    mask: Mask | None = None  # of the export's rows; None where all of them are meant
     model: str | None = None  # URI of the folder of `model: "stage:x"`
 
 

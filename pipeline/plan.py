@@ -7,17 +7,19 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import pyarrow as pa
 
 from metadata.fingerprint import fingerprint, settings_of
 from metadata.schema import UID
-from pipeline.bindings import bind, type_of
+from pipeline.bindings import bind, bind_mask, type_of
+from pipeline.edges import check_edges, edges_of
 from pipeline.errors import RecipeError
 from pipeline.planned import PlannedStage
 from pipeline.recipe import Recipe, nearest
 from pipeline.settings import typed_settings
-from pipeline.stage import DatasetStage, RowStage, Selects, Stage
+from pipeline.stage import DatasetStage, Selects, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,10 @@ class Plan:
     def read_of(self, name: str) -> frozenset[str]:
         """The columns of a stage that stages of this plan read."""
         bound = [
-            where for one in self.stages.values() for b in one.bindings for where in b.values()
+            where
+            for one in self.stages.values()
+            for b in (*one.bindings, one.mask)
+            for where in b.values()
         ]
         return frozenset(column for stage, column in bound if stage == name)
 
@@ -56,7 +61,7 @@ class Plan:
 def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
     """The plan of a recipe; RecipeError where anything in it cannot be."""
     settings = {name: typed_settings(recipe, name) for name in recipe.stages}
-    order = _order(recipe)
+    order = _order(recipe, settings)
     planned: dict[str, PlannedStage] = {}
     ancestors: dict[str, set[str]] = {}
     for name in order:
@@ -78,33 +83,7 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
     )
 
 
-def _edges(recipe: Recipe, name: str) -> dict[str, list[str]]:
-    """The stages that a stage names, by kind of edge."""
-    keys = recipe.stages[name]
-    rows = keys.get("from", [])
-    rows = rows if isinstance(rows, list) else [rows]
-    model = keys.get("model")
-    edges = {
-        "from": rows,
-        "data": [keys["data"]] if "data" in keys else [],
-        "only": [keys["only"]] if "only" in keys else [],
-        "model": [model.removeprefix("stage:")]
-        if isinstance(model, str) and model.startswith("stage:")
-        else [],
-    }
-    for edge, targets in edges.items():
-        for target in targets:
-            if not isinstance(target, str) or target not in recipe.stages:
-                raise RecipeError(
-                    found=f"no stage '{target}'",
-                    where=recipe.where(name, edge),
-                    do=f"did you mean '{nearest(str(target), recipe.stages)}'?"
-                    f"  Stages: {', '.join(recipe.stages)}",
-                )
-    return edges
-
-
-def _order(recipe: Recipe) -> list[str]:
+def _order(recipe: Recipe, settings: Mapping[str, Stage]) -> list[str]:
     """Stage names, each after those it names; the recipe's order otherwise."""
     order: list[str] = []
     path: list[str] = []
@@ -120,7 +99,7 @@ def _order(recipe: Recipe) -> list[str]:
                 "break it at one of its edges",
             )
         path.append(name)
-        for targets in _edges(recipe, name).values():
+        for targets in edges_of(recipe, name, settings[name]).values():
             for target in targets:
                 visit(target)
         path.pop()
@@ -138,8 +117,8 @@ def _planned(
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
 ) -> PlannedStage:
-    edges = _edges(recipe, name)
-    _check_edges(recipe, name, stage, edges, planned)
+    edges = edges_of(recipe, name, stage)
+    check_edges(recipe, name, stage, edges, planned)
     parents = edges["from"]
     ancestors[name] = set().union(*({p} | ancestors[p] for p in parents)) if parents else set()
     roots = dict.fromkeys(planned[p].root for p in parents)
@@ -154,8 +133,11 @@ def _planned(
     bindings = tuple(
         bind(recipe, name, stage, group, planned, ancestors) for group in groups if group
     )
+    mask = {}
+    for select in edges["rows"]:
+        mask = bind_mask(recipe, name, select, planned, ancestors)
     root = name if is_root else next(iter(roots), None)
-    marks = {
+    marks: dict[str, Any] = {
         "bindings": [
             {read: [planned[s].fingerprint, c] for read, (s, c) in bound.items()}
             for bound in bindings
@@ -163,6 +145,8 @@ def _planned(
         "root": planned[root].fingerprint if root and root != name else None,
         "data": [planned[p].fingerprint for p in edges["data"]],
     }
+    if mask:
+        marks["rows"] = {read: [planned[s].fingerprint, c] for read, (s, c) in mask.items()}
     settings = settings_of(stage)
     if edges["model"]:
         settings["model"] = planned[edges["model"][0]].fingerprint
@@ -177,6 +161,7 @@ def _planned(
         only=next(iter(edges["only"]), None),
         root=root,
         bindings=bindings,
+        mask=mask,
         fingerprint=fingerprint(uses, stage.version, settings, marks),
         where=recipe.where(name),
     )
@@ -203,51 +188,3 @@ def check_threshold(
             where=f"{planned.where}, key `where`",
             do=f"stay in that range, or let '{source}' look further: {stages[source].where}",
         )
-
-
-def _check_edges(
-    recipe: Recipe,
-    name: str,
-    stage: Stage,
-    edges: dict[str, list[str]],
-    planned: dict[str, PlannedStage],
-) -> None:
-    uses = recipe.stages[name]["uses"]
-    kinds = {"from": "rows", "data": "data", "model": "model", "only": "rows"}
-    for edge, kind in kinds.items():
-        for target in edges[edge]:
-            gives = planned[target].stage.gives
-            if kind not in gives:
-                fits = {"rows": "from", "data": "data", "model": 'model: "stage:…"'}
-                raise RecipeError(
-                    found=f"'{target}' gives {' and '.join(gives)}, and `{edge}` takes {kind}",
-                    where=recipe.where(name, edge),
-                    do=f"name a stage that gives {kind}, or use `{fits[gives[0]]}`",
-                )
-        if edge != "only" and edges[edge] and kind not in stage.takes:
-            raise RecipeError(
-                found=f"{uses} takes no `{edge}`",
-                where=recipe.where(name, edge),
-                do=f"it takes: {', '.join(stage.takes) or 'nothing; it is a root'}",
-            )
-    if "rows" in stage.takes and not edges["from"]:
-        raise RecipeError(f"{uses} needs rows", recipe.where(name), "write `from: <stage>`")
-    if "data" in stage.takes and not edges["data"]:
-        raise RecipeError(
-            f"{uses} needs a dataset",
-            recipe.where(name),
-            "write `data: <export stage>`",
-        )
-    for target in edges["only"]:
-        if not planned[target].is_select:
-            raise RecipeError(
-                f"'{target}' writes no `keep`",
-                recipe.where(name, "only"),
-                "name a select stage",
-            )
-        if not isinstance(stage, RowStage):
-            raise RecipeError(
-                f"{uses} sees the whole pool at once and takes no `only`",
-                recipe.where(name, "only"),
-                "put `only` on the row stages before it",
-            )

@@ -21,6 +21,7 @@ class PlannedStage:
     only: str | None
     root: str | None  # the stage whose shards and positions its rows have
     bindings: tuple[dict[str, Binding], ...]  # read name to where; one a parent for a union
+    mask: dict[str, Binding]  # of `rows`: `keep`, and `repeats` where there is one
     fingerprint: str
     where: str
 
@@ -38,6 +39,11 @@ class PlannedStage:
         return any(column.name == KEEP.name for column in self.stage.writes)
 
     @property
+    def kept_by(self) -> str | None:
+        """The select stage that `rows` names: it decides which rows of `data` are read."""
+        return self.mask[KEEP.name][0] if self.mask else None
+
+    @property
     def is_root(self) -> bool:
         return self.root == self.name
 
@@ -52,7 +58,7 @@ class PlannedStage:
     @property
     def sources(self) -> tuple[str, ...]:
         """The stages whose shards it reads: those of its columns, and the root's for the uid."""
-        found = {stage for bound in self.bindings for stage, _ in bound.values()}
+        found = {stage for b in (*self.bindings, self.mask) for stage, _ in b.values()}
         if self.root is not None and not self.is_root:
             found.add(self.root)
         return tuple(sorted(found))

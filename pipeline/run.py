@@ -298,7 +298,8 @@ class _Run:
                 stage.folder.delete_folder(OUT)  # made of other inputs, or damaged
                 stage.folder.delete_folder(NOTES)
                 stage.folder.put(f"{context.journal}/begun.json", b"{}", point="journal")
-            planned.stage.run(Inputs(rows=rows, data=data, model=model), context)
+            mask = self.state.mask(planned)
+            planned.stage.run(Inputs(rows=rows, data=data, mask=mask, model=model), context)
             stored = noted_outputs(stage.folder)
         except LostLockError:
             raise

@@ -92,7 +92,8 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         )
     cls = stage_class(uses, recipe.where(name, "uses"))
     known = {field.name for field in settings_fields(cls)}
-    given = {key: value for key, value in keys.items() if key not in ENGINE_KEYS}
+    engine_keys = (*ENGINE_KEYS, "rows") if "data" in cls.takes else ENGINE_KEYS
+    given = {key: value for key, value in keys.items() if key not in engine_keys}
     for key in given:
         if key not in known:
             raise RecipeError(
@@ -100,7 +101,7 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
                 where=recipe.where(name, key),
                 do="put the value before it in quotes: inside {…} a comma ends a value"
                 if " " in key
-                else f"did you mean '{nearest(key, (*known, *ENGINE_KEYS))}'?"
+                else f"did you mean '{nearest(key, (*known, *engine_keys))}'?"
                 f"  {uses} knows: {', '.join(sorted(known)) or 'no settings'}",
             )
     try:

@@ -16,8 +16,9 @@ from metadata.schema import UID
 from metadata.storage import Storage
 from pipeline.done import current, parents_of, standing
 from pipeline.errors import RecipeError
+from pipeline.masks import SelectMask
 from pipeline.plan import Plan, make_plan
-from pipeline.planned import PlannedStage
+from pipeline.planned import Binding, PlannedStage
 from pipeline.recipe import Recipe
 from pipeline.rows import JoinedShards, Part, PoolShards, parts_of
 
@@ -189,24 +190,31 @@ class RunState:
 
     def inputs(self, planned: PlannedStage) -> PoolShards | JoinedShards:
         """The rows a dataset stage reads, none where it takes none; its parents are complete."""
-        members = []
-        for parent, bound in zip(planned.parents, planned.bindings, strict=False):
-            root = self.plan.stages[parent].root
-            assert root is not None
-            used = dict.fromkeys([root, *(stage for stage, _ in bound.values())])
-            count = self.stages[root].total or 0
-            members.append(
-                PoolShards(
-                    parts={stage: self.parts[stage] for stage in used},
-                    states=tuple(
-                        {stage: self.stages[stage].shards[shard] for stage in used}
-                        for shard in range(count)
-                    ),
-                    bindings=bound,
-                    root=root,
-                )
-            )
+        bound = zip(planned.parents, planned.bindings, strict=False)
+        members = [self._pool_shards(parent, bindings) for parent, bindings in bound]
         return members[0] if members and not planned.is_root else JoinedShards(tuple(members))
+
+    def mask(self, planned: PlannedStage) -> SelectMask | None:
+        """Which rows of its data a dataset stage reads; None where all of them."""
+        if planned.data is None or planned.kept_by is None:
+            return None
+        verdicts = self._pool_shards(planned.kept_by, planned.mask)
+        return SelectMask(verdicts, self.parts[planned.data].folder)
+
+    def _pool_shards(self, stage: str, bindings: dict[str, Binding]) -> PoolShards:
+        """These columns of all rows of the stage's root; they are complete."""
+        root = self.plan.stages[stage].root
+        assert root is not None
+        used = dict.fromkeys([root, *(source for source, _ in bindings.values())])
+        return PoolShards(
+            parts={source: self.parts[source] for source in used},
+            states=tuple(
+                {source: self.stages[source].shards[shard] for source in used}
+                for shard in range(self.stages[root].total or 0)
+            ),
+            bindings=bindings,
+            root=root,
+        )
 
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
         """The columns of a stage at one row: one row group is read where the shard has one file."""

@@ -86,7 +86,10 @@ CASES = {
         *("no stage 'ingest.urllist'", "mine.yaml:2, stage 'pool', key 'uses'", "ingest.url_list"),
     ),
     "a file that is no stage": Case(
-        "  pool: {uses: ops.sql}\n", "0 stage classes", "mine.yaml:2", "one file holds one stage"
+        "  pool: {uses: ops.vectors}\n",
+        "0 stage classes",
+        "mine.yaml:2",
+        "one file holds one stage",
     ),
     "a mistyped key": Case(
         POOL + "  lang:\n    uses: annotate.language\n    form: pool\n",
@@ -172,6 +175,40 @@ CASES = {
     "only for the whole pool": Case(
         select("language = 'en'") + "  uids: {uses: export.uid_list, from: pool, only: keep}\n",
         *("takes no `only`", "mine.yaml:5", "row stages"),
+    ),
+    "only where rows is meant": Case(
+        select("language = 'en'")
+        + "  uids: {uses: export.uid_list, from: pool}\n"
+        + "  clip: {uses: train.clip, data: uids, only: keep}\n",
+        *("takes no `only`", "mine.yaml:6, stage 'clip', key 'only'", "write `rows: keep`"),
+    ),
+    "rows of what selects nothing": Case(
+        TEXTS
+        + "  uids: {uses: export.uid_list, from: pool}\n"
+        + "  clip: {uses: train.clip, data: uids, rows: lang}\n",
+        *("'lang' writes no `keep`", "mine.yaml:5, stage 'clip', key 'rows'", "a select stage"),
+    ),
+    "rows of another root": Case(
+        select("language = 'en'")
+        + "  other: {uses: ingest.url_list, path: b}\n"
+        + "  uids: {uses: export.uid_list, from: other}\n"
+        + "  clip: {uses: train.clip, data: uids, rows: keep}\n",
+        *("'keep' selects rows of 'pool', and 'uids' holds rows of 'other'", "mine.yaml:7"),
+        "name a select stage over 'other', or an export of 'pool'",
+    ),
+    "rows of a model's results": Case(
+        select("language = 'en'")
+        + "  zero: {uses: evaluate.zero_shot, model: reference, tasks: a}\n"
+        + "  clip: {uses: train.clip, data: zero, rows: keep}\n",
+        *("'zero' (evaluate.zero_shot) holds no rows of a pool", "mine.yaml:6", "an export"),
+    ),
+    "rows without data": Case(
+        select("language = 'en'") + "  clip: {uses: train.clip, rows: keep}\n",
+        *("train.clip needs a dataset", "mine.yaml:5", "write `data: <export stage>`"),
+    ),
+    "rows where no data is taken": Case(
+        select("language = 'en'") + "  look: {uses: annotate.caption, from: pool, rows: keep}\n",
+        *("unknown key 'rows'", "mine.yaml:5, stage 'look', key 'rows'", "annotate.caption"),
     ),
     # Columns
     "a column of no ancestor": Case(

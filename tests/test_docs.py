@@ -28,7 +28,7 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLLOWED = [ROOT / "README.md", ROOT / "docs" / "adding-a-stage.md"]
+FOLLOWED = [ROOT / name for name in ("README.md", "docs/adding-a-stage.md", "docs/training.md")]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from pipeline.ledger.causes import Cause, causes, lacking, left_out, taken_by
 from pipeline.ledger.exports import Export, exports
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.stored import Place, artifacts
+from pipeline.ledger.subsets import Subset, subsets
 from pipeline.planned import PlannedStage
 from pipeline.state import RunState
 
@@ -86,6 +87,7 @@ class Funnel:
     stages: tuple[StageRows, ...]
     ends: tuple[End, ...]
     exports: tuple[Export, ...]
+    subsets: tuple[Subset, ...] = ()
 
 
 def funnel(state: RunState) -> Funnel:
@@ -112,6 +114,7 @@ def funnel(state: RunState) -> Funnel:
         stages=tuple(_stage_rows(state, name, rows) for name, rows in counts.items()),
         ends=tuple(_end(state, name, counts[name], rows) for name, rows in lost.items()),
         exports=exports(state),
+        subsets=subsets(state),
     )
 
 

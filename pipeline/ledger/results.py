@@ -166,8 +166,10 @@ def _trials(state: RunState, name: str) -> list[Trial]:
     model = state.plan.stages[name].model
     if model:
         stages.append(model)
-        if exported := state.plan.stages[model].data:
-            stages += [exported, *state.plan.stages[exported].parents]
+        trained = state.plan.stages[model]
+        if trained.data:  # an arm bears the name of the select that chose its rows, if one did
+            kept_by = [trained.kept_by] if trained.kept_by else []
+            stages += [*kept_by, trained.data, *state.plan.stages[trained.data].parents]
     return [Trial(tuple(stages), int(one["seed"]), _metrics(one["tasks"])) for one in models]
 
 

@@ -30,7 +30,7 @@ def text(plan: Plan, state: RunState | None) -> str:
         made = _stage_json(plan, planned, state)
         done = f"  [{made['done']}]" if "done" in made else ""
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
-        for edge in ("from", "data", "model", "only"):
+        for edge in ("from", "data", "rows", "model", "only"):
             if made.get(edge):
                 value = made[edge]
                 lines.append(
@@ -72,6 +72,7 @@ def _stage_json(plan: Plan, planned: PlannedStage, state: RunState | None) -> di
         "determinism": stage.determinism,
         "from": list(planned.parents),
         "data": planned.data,
+        "rows": planned.kept_by,
         "model": planned.model,
         "only": planned.only,
         "settings": {

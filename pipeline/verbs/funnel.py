@@ -74,4 +74,11 @@ def text(funnel: "Funnel") -> str:
         if export.rows is not None:
             left_out = "".join(f", {count:,} {why}" for why, count in export.left.items())
             lines.append(f"    {export.exported:,} of {export.rows:,} rows{left_out}")
+    for subset in funnel.subsets:
+        lacking = f", which lacks {subset.lacking:,}" if subset.lacking else ""
+        lines += [
+            "",
+            f"{subset.stage}: {subset.read:,} of the {subset.kept:,} rows that '{subset.select}'"
+            f" keeps, read from '{subset.data}'{lacking}",
+        ]
     return "\n".join(lines)

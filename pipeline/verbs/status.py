@@ -42,6 +42,8 @@ def _status_of(name: str, stage: "StageState") -> dict[str, Any]:
     return {
         "name": name,
         "uses": stage.planned.uses,
+        "data": stage.planned.data,
+        "rows_of": stage.planned.kept_by,
         "complete": stage.complete,
         "shards": len(stage.shards),
         "total": stage.total,
@@ -75,7 +77,10 @@ def text(state: "RunState") -> str:
             held = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
         else:
             held = f"{len(stage.outputs):>10,} files{'':>26}"
-        lines.append(f"{name:<{width}}  {summary(stage):<24} {held}  {made['seconds']:>8,.1f} s")
+        planned = stage.planned
+        subset = f"  rows of '{planned.kept_by}' in '{planned.data}'" if planned.kept_by else ""
+        seconds = f"{made['seconds']:>8,.1f} s"
+        lines.append(f"{name:<{width}}  {summary(stage):<24} {held}  {seconds}{subset}")
     lines += failures(state)
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 Decoding costs more than a small training step, so it is done once; see tests/benchmarks/loader.py.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from metadata.outputs import Outputs
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from metadata.storage import Storage
-from pipeline.dataset import Task
+from pipeline.dataset import Mask, Task
 from pipeline.errors import StageError
 from stages.clip.texts import token_bags
 from stages.ops.images import RGB, ImageError, decode
@@ -52,27 +55,58 @@ def square(rgb: RGB, size: int) -> RGB:
 
 
 def cache_shard(
-    data: str, folder: str, size: int, buckets: int, tokens: int, file: str, task: Task
+    data: str,
+    folder: str,
+    size: int,
+    buckets: int,
+    tokens: int,
+    file: str,
+    task: Task,
+    mask: Mask | None = None,
 ) -> dict[str, Any]:
-    """Stores one shard of an export below `cache/`; its rows, and those left out by reason."""
+    """Stores one shard of an export below `cache/`; its rows, and those left out by reason.
+
+    Under a mask only the rows that it keeps, as often as it says; `mask` is a digest of both.
+    """
     exported, target = Outputs(Storage(data)), Storage(folder)
     counts: Counter[str] = Counter()
     exported.check(file)
+    times_N = mask.times(file) if mask else None
     with target.scratch(f"cache/{file}.npy") as path, exported.parquet(file) as parquet:
-        shape = (max(1, parquet.metadata.num_rows), size, size, 3)  # no file can map no byte
+        rows = parquet.metadata.num_rows if times_N is None else int(np.count_nonzero(times_N))
+        shape = (max(1, rows), size, size, 3)  # no file can map no byte
         image_NSS3 = open_memmap(path, "w+", np.uint8, shape)
         kept: list[pa.Table] = []
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=COLUMNS):
+        for batch in _batches(parquet, times_N):
             start = sum(map(len, kept))
-            kept.append(_store_images(pa.Table.from_batches([batch]), image_NSS3[start:], counts))
+            kept.append(_store_images(batch, image_NSS3[start:], counts))
         image_NSS3.flush()
         del image_NSS3
         target.commit(path, f"cache/{file}.npy")
-    rows = pa.concat_tables(kept) if kept else parquet.schema_arrow.empty_table()
+    table = pa.concat_tables(kept) if kept else parquet.schema_arrow.empty_table()
     sink = BytesIO()
-    np.savez(sink, **_arrays(rows, buckets, tokens))  # type: ignore[arg-type]  # as in numpy's docs
+    arrays = _arrays(table, buckets, tokens)
+    np.savez(sink, **arrays)  # type: ignore[arg-type]  # as in numpy's docs
     target.put(f"cache/{file}.npz", sink.getvalue(), point="rename")
-    return {"file": file, "rows": len(rows), "left_out": {k: counts[k] for k in LEFT_OUT}}
+    left_out = {reason: counts[reason] for reason in LEFT_OUT}
+    made: dict[str, Any] = {"file": file, "rows": len(table), "left_out": left_out}
+    if times_N is not None:
+        left_out["not_kept"] = int(np.count_nonzero(times_N == 0))
+        made["mask"] = hashlib.sha256(times_N.tobytes()).hexdigest()
+    return made
+
+
+def _batches(parquet: pq.ParquetFile, times_N: NDArray[np.int32] | None) -> Iterator[pa.Table]:
+    """The rows of a file; under a mask those it keeps, with its `repeats`."""
+    start = 0
+    for batch in parquet.iter_batches(BATCH_ROWS, columns=COLUMNS):
+        table = pa.Table.from_batches([batch])
+        if times_N is not None:
+            times = pa.array(times_N[start : start + len(batch)])
+            at = table.column_names.index(REPEATS.name)
+            table = table.set_column(at, REPEATS.name, times).filter(pc.greater(times, 0))
+        start += len(batch)
+        yield table
 
 
 def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counter[str]) -> pa.Table:

@@ -86,7 +86,8 @@ class ClipTraining(DatasetStage):
         self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
         a = SCALES[self.scale]
         cache = partial(cache_shard, inputs.data, ctx.folder, a.image_size, a.buckets, a.tokens)
-        cached = ctx.map(cache, [file["file"] for file in dataset["files"]])
+        files = [file["file"] for file in dataset["files"]]
+        cached = ctx.map(partial(cache, mask=inputs.mask), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
@@ -94,6 +95,8 @@ class ClipTraining(DatasetStage):
         rows = sum(shard["rows"] for shard in cached)
         self.refuse_few(rows, f"after leaving out {left_out} there are", stage)
         facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out}
+        if inputs.mask:
+            facts["mask"] = digest([shard["mask"] for shard in cached])
         ctx.map(partial(train_clip, self, ctx.folder, cached, facts), self.seeds)
         for done in ("cache", "checkpoints"):
             Storage(ctx.folder).delete_folder(done)

@@ -223,6 +223,40 @@ def test_a_stage_that_another_trains_enters_by_its_fingerprint():
         plan_of(text.replace("stage:learn", "stage:pool").replace("ROUNDS", "1"))
 
 
+SHARDS = "uids: {uses: export.uid_list, from: pool}\n"
+CLIP = "clip: {uses: train.clip, data: uids, rows: keep}\n"
+
+
+def test_the_select_that_chooses_the_rows_of_data_is_a_parent():
+    plain, masked = plan_of(SHARDS + CLIP.replace(", rows: keep", "")), plan_of(SHARDS + CLIP)
+    clip = masked.stages["clip"]
+    assert (clip.data, clip.kept_by, clip.needs) == ("uids", "keep", ("keep", "uids"))
+    assert plain.stages["clip"].fingerprint != clip.fingerprint
+    changed = plan_of(SHARDS + CLIP, keep__where="d > 4")
+    assert {name for name in prints(masked) if prints(masked)[name] != prints(changed)[name]} == {
+        *("keep", "clip")
+    }
+    assert "keep" in plan_of(SHARDS + CLIP, until="clip").stages
+    assert masked.read_of("keep") == {"keep"}
+
+
+def test_how_often_a_row_counts_is_read_where_the_select_would_read_it():
+    text = "listed: {uses: select.uid_list, from: pool, path: a.txt}\n" + (
+        "few: {uses: select.where, from: [listed, two], where: d > 3}\n"
+    )
+    for select, bound in (("listed", "listed"), ("few", "listed")):
+        clip = plan_of(text + SHARDS + CLIP.replace("keep", select)).stages["clip"]
+        assert clip.mask == {"keep": (select, "keep"), "repeats": (bound, "repeats")}
+
+
+def test_the_setting_rows_of_a_select_is_no_edge():
+    text = "lang: {uses: annotate.language, from: pool}\n" + (
+        "words: {uses: annotate.concepts, from: lang, concepts: list.json}\n"
+        "even: {uses: select.balance, from: words, concepts: list.json, rows: 5}\n"
+    )
+    assert plan_of(text).stages["even"].stage.rows == 5
+
+
 # Stages
 
 

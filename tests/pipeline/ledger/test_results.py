@@ -114,6 +114,19 @@ def test_two_trainings_of_one_export_are_two_arms_and_pair_by_seed(trained_twice
     assert astuple(long.against[0]) == pytest.approx((0.3, 0.3, 0.3))
 
 
+def test_arms_on_one_export_bear_the_names_of_the_selects_that_chose_their_rows(state, tmp_path):
+    stages = yaml.safe_load(TWICE)
+    stages["pool"]["path"] = state.plan.recipe.stages["pool"]["path"]
+    for select, training in (("few", "short"), ("all", "long")):
+        where = f"text LIKE '%{'a' if select == 'few' else ''}%'"
+        stages[select] = {"uses": "select.where", "from": "pool", "where": where}
+        stages[training]["rows"] = select
+    plan = make_plan(Recipe(name="masks", path="masks.yaml", seed=0, stages=stages))
+    ran = run_plan(plan, Storage(str(tmp_path)), LocalExecutor(0), Lines()).state
+    assert results(ran, []).arms == ("few", "all")
+    assert results(ran, ["long"]).baselines == ("all",)
+
+
 @pytest.mark.parametrize("name", ["raw/long", "long", "long_scores"])
 def test_a_training_names_its_arm(name, trained_twice):
     assert results(trained_twice, [name]).baselines == ("raw/long",)
