@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import CONCEPT_IDS, UID
+from metadata.schema import CONCEPT_IDS, IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin, coin_hash
+from pipeline.dataset import State
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
@@ -67,3 +68,24 @@ class Draw:
         is_head = self.weight > t
         p_E[is_head] = t / self.weight[is_head]
         return p_E
+
+
+def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
+    """Of each reason that keeps a row from drawing, the rows that it does not hold for."""
+    matched = pc.greater(pc.list_value_length(rows[CONCEPT_IDS.name]), 0).fill_null(False)
+    may = {f"undefined:{CONCEPT_IDS.name}": matched.to_numpy()}
+    if IMAGE_BYTES.name in rows.column_names:
+        may = {f"undefined:{IMAGE_BYTES.name}": rows[IMAGE_BYTES.name].is_valid().to_numpy(), **may}
+    if KEEP.name in rows.column_names:
+        may = {"dropped_before": rows[KEEP.name].fill_null(False).to_numpy(), **may}
+    return may
+
+
+def drawing(rows: pa.Table) -> pa.Table:
+    """The rows that draw."""
+    return rows.filter(pa.array(np.logical_and.reduce([*may_draw(rows).values()])))
+
+
+def merged(one: State, other: State) -> State:
+    """The sum of two states, array by array."""
+    return {name: np.add(one[name], other[name]) for name in one}

@@ -1,6 +1,5 @@
 """Fewer rows of what is everywhere: MetaCLIP's balancing of a pool over its concepts."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.concepts.load import ConceptList
@@ -28,12 +26,13 @@ from metadata.schema import (
     UID,
     Column,
 )
-from pipeline.dataset import Context, Inputs, Shards, State, Task
+from pipeline.dataset import Context, Inputs, State
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Threshold, Verdicts
 from stages.ops.concept_lists import glanced, opened
-from stages.select import _cut as cut
-from stages.select._draws import Draw, Pairs
+from stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
+from stages.select._draws import Draw, Pairs, drawing, may_draw, merged
+from stages.select._t import by_language, leaving, tail_count
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
@@ -41,9 +40,6 @@ KEEP_PROBABILITY = Column(
     "keep_probability", pa.float32(), "0 to 1", "How likely a draw keeps the row."
 )
 BALANCE_T = Column("balance_t", pa.float64(), "rows", "The t that the rank is held against.")
-ENGLISH = "en"
-FIXED = 2.0**24  # sums of probabilities in fixed point: 2^38 rows fit into 64 bits
-TABLE, SUMMARY = "concepts.parquet", "balance.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +147,9 @@ class Balance(DatasetStage):
             weight_E, t = self.weights(found["count_E"], concepts, worker.stage)
             draw = replace(draw, weight=weight_E)
             if self.rows or self.fraction:
-                t = self.quantile(int(found["matched"]), draw, rows, ctx)
+                matched = int(found["matched"])
+                wanted = self.rows or int(matched * (self.fraction or 0))
+                t = leaving(wanted, matched, draw, rows, ctx)
             found |= ctx.reduce(partial(kept_counts, draw, t), rows, merged)
             ctx.map(partial(put_tables, concepts, draw, found), [{"t": t}])
         rules = partial(judged, draw, t, concepts.entries, self.keep_unmatched)
@@ -161,70 +159,10 @@ class Balance(DatasetStage):
         self, count_E: NDArray, concepts: ConceptList, stage: str
     ) -> tuple[NDArray[np.float64], float]:
         """Each concept's count in units of t, and t; only the counts where a size will fix t."""
-        if not self.per_language:
-            t = tail_count(count_E, self.tail_share) if self.tail_share else self.t or np.inf
-            return count_E.astype(np.float64), t
-        ids = {name: places.to_numpy() for name, places in concepts.by_language()}
-        if ENGLISH not in ids:
-            raise StageError(
-                found=f"no concept of language '{ENGLISH}' in the list",
-                where=f"stage '{stage}', key `per_language`",
-                do="leave per_language out, or build the list with --language",
-            )
-        share = self.tail_share or share_below(count_E[ids[ENGLISH]], self.t or np.inf)
-        t_of = {name: tail_count(count_E[places], share) for name, places in ids.items()}
-        t = t_of[ENGLISH] = self.t or t_of[ENGLISH]
-        weight_E = np.empty(len(count_E))
-        for name, places in ids.items():  # multiplied first: a count up to its t is at most t
-            weight_E[places] = count_E[places] * t / t_of[name]
-        return weight_E, t
-
-    def quantile(self, matched: int, draw: Draw, rows: Shards, ctx: Context) -> float:
-        """The t below which the wanted number of ranks lies."""
-        wanted = self.rows or int(matched * (self.fraction or 0))
-        if wanted > matched:
-            raise StageError(
-                found=f"{wanted:,} rows wanted, and {matched:,} have a concept",
-                where=f"stage '{ctx.worker.stage}', key `rows`",
-                do="want fewer, or match with a list of more concepts",
-            )
-        if wanted == matched:
-            return np.inf
-        ranked = ctx.map_shards(partial(with_ranks, draw), rows)
-        nth, found = matched - wanted, cut.EVERYTHING  # from the greatest rank down
-        for _ in range(4):  # digits of a float64
-            survey = ctx.reduce(partial(rank_digits, begin=found), ranked, merged)
-            found, nth = cut.extend(found, nth, survey["by_digit"])
-        return as_float(found)
-
-
-def share_below(count_E: NDArray, t: float) -> float:
-    """Share of all pairs that belong to concepts of fewer than t rows."""
-    return float(count_E[count_E < t].sum() / max(1, count_E.sum()))
-
-
-def tail_count(count_E: NDArray, share: float) -> float:
-    """The count up to which concepts, rarest first, hold nearest to this share of all pairs."""
-    count = np.sort(count_E[count_E > 0])
-    if not len(count):
-        return np.inf
-    return float(count[np.abs(np.cumsum(count) / count.sum() - share).argmin()])
-
-
-def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    """Of each reason that keeps a row from drawing, the rows that it does not hold for."""
-    matched = pc.greater(pc.list_value_length(rows[CONCEPT_IDS.name]), 0).fill_null(False)
-    may = {f"undefined:{CONCEPT_IDS.name}": matched.to_numpy()}
-    if IMAGE_BYTES.name in rows.column_names:
-        may = {f"undefined:{IMAGE_BYTES.name}": rows[IMAGE_BYTES.name].is_valid().to_numpy(), **may}
-    if KEEP.name in rows.column_names:
-        may = {"dropped_before": rows[KEEP.name].fill_null(False).to_numpy(), **may}
-    return may
-
-
-def drawing(rows: pa.Table) -> pa.Table:
-    """The rows that draw."""
-    return rows.filter(pa.array(np.logical_and.reduce([*may_draw(rows).values()])))
+        if self.per_language:
+            return by_language(count_E, concepts, self.t, self.tail_share, stage)
+        t = tail_count(count_E, self.tail_share) if self.tail_share else self.t or np.inf
+        return count_E.astype(np.float64), t
 
 
 def counted(entries: int, digest: str, rows: pa.Table) -> State:
@@ -242,47 +180,6 @@ def counted(entries: int, digest: str, rows: pa.Table) -> State:
         "rows": np.array(len(rows)),
         "matched": np.array(len(some)),
     }
-
-
-def merged(one: State, other: State) -> State:
-    return {name: np.add(one[name], other[name]) for name in one}
-
-
-def with_ranks(draw: Draw, rows: pa.Table) -> pa.Table:
-    """The rows that draw, with their rank."""
-    some = drawing(rows)
-    pairs = Pairs.of(some)
-    rank_N = pa.array(pairs.least(draw.of(some, pairs)))
-    return some.select([UID.name, SHARD.name, POSITION.name]).append_column("rank", rank_N)
-
-
-def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:
-    return {"by_digit": cut.next_digit(cut.value_digits(rows["rank"]), begin)}
-
-
-def as_float(digits: cut.Cut) -> float:
-    """The number, 0 or above, that has these digits in `cut.value_digits`."""
-    bits = int.from_bytes(np.array(digits, ">u2").tobytes()) ^ (1 << 63)
-    return float(np.array(bits, np.uint64).view(np.float64))
-
-
-def kept_counts(draw: Draw, t: float, rows: pa.Table) -> State:
-    """Kept rows of each concept; kept rows, their expected number and its variance."""
-    some = drawing(rows)
-    pairs = Pairs.of(some)
-    keep_N = pairs.least(draw.of(some, pairs)) < t
-    chance_N = pairs.keep_probability(draw.probability(t))
-    kept_M = pairs.concept[np.repeat(keep_N, pairs.size)]
-    return {
-        "kept_E": np.bincount(kept_M, minlength=len(draw.weight)),
-        "kept": np.array(keep_N.sum()),
-        "expected": np.array(in_fixed_point(chance_N).sum()),
-        "variance": np.array(in_fixed_point(chance_N * (1 - chance_N)).sum()),
-    }
-
-
-def in_fixed_point(value_N: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.rint(value_N * FIXED).astype(np.int64)  # whose sum no order of rows changes
 
 
 def judged(
@@ -315,28 +212,3 @@ def judged(
         REASON.name: reason.cast(REASON_TYPE),
     }
     return pa.table(columns)
-
-
-def put_tables(
-    concepts: ConceptList, draw: Draw, found: dict[str, Any], item: dict[str, Any], task: Task
-) -> dict[str, Any]:
-    """out/concepts.parquet: every entry's count before and after. out/balance.json: the sizes."""
-    summary = {
-        "t": item["t"] if item["t"] < np.inf else None,  # JSON has no infinity
-        **{name: int(found[name]) for name in ("rows", "matched", "kept")},
-        "entries_dropped": concepts.dropped,
-        "expected": float(found["expected"] / FIXED),
-        "sigma": float(np.sqrt(found["variance"] / FIXED)),
-    }
-    table = concepts.table.drop_columns(["count"])
-    for name, values in (("count", found["count_E"]), ("kept", found["kept_E"])):
-        table = table.append_column(name, pa.array(values, pa.int64()))
-    met_E = found["count_E"] > 0
-    t_E = np.full(len(met_E), np.nan)
-    t_E[met_E] = item["t"] * found["count_E"][met_E] / draw.weight[met_E]  # of its language
-    table = table.append_column("t", pa.array(t_E, mask=~met_E))
-    pq.write_table(table, task.worker.scratch / TABLE, compression="zstd")
-    (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))
-    for name in (TABLE, SUMMARY):
-        task.put_file(name, task.worker.scratch / name)
-    return summary

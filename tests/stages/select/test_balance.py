@@ -11,7 +11,8 @@ from metadata.concepts.load import concept_list, of_entries, save
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
 from stages.select import _cut as cut
-from stages.select.balance import Balance, as_float, share_below, tail_count
+from stages.select._t import as_float, share_below, tail_count
+from stages.select.balance import Balance
 
 LISTS = 4_000
 ENGLISH = [f"e{i}" for i in range(6)]
