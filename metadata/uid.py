@@ -58,18 +58,22 @@ def coin_hash(
     ).digest()
     key_hi, key_lo = np.frombuffer(key, ">u8").astype(np.uint64)
     halves_N2 = halves(uid)
-    return _mix(_mix(halves_N2[:, 0] ^ key_hi) + (halves_N2[:, 1] ^ key_lo))
+    return mixed(mixed(halves_N2[:, 0] ^ key_hi) + (halves_N2[:, 1] ^ key_lo))
 
 
 def coin(
     uid: pa.ChunkedArray | pa.Array, *, seed: int, stage: str, purpose: str
 ) -> NDArray[np.float64]:
     """(N,) uniform in [0, 1), a pure function of (seed, stage, purpose, uid)."""
-    bits_N = coin_hash(uid, seed=seed, stage=stage, purpose=purpose)
+    return uniform(coin_hash(uid, seed=seed, stage=stage, purpose=purpose))
+
+
+def uniform(bits_N: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """(N,) numbers in [0, 1), uniform as the bits are."""
     return (bits_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(x_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(x_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finaliser: every input bit moves every output bit."""
     with np.errstate(over="ignore"):
         x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -36,7 +36,7 @@ LEFT_OUT = ("no_image", "undecodable", "no_text")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class CachedShard:
     """One exported shard: its usable rows in their order."""
 
     file: str
@@ -150,12 +150,12 @@ def _arrays(rows: pa.Table, buckets: int, tokens: int) -> dict[str, NDArray[Any]
     }
 
 
-def read_parts(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
+def read_cached(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[CachedShard]:
     """The shards that `cache_shard` stored; images stay on disk where the disk is this one."""
     storage = Storage(folder)
     for shard in cached:
         try:
-            yield _read_part(storage, shard["file"], shard["rows"])
+            yield _read_shard(storage, shard["file"], shard["rows"])
         except (FileNotFoundError, ValueError, EOFError, BadZipFile) as error:
             raise StageError(
                 found=f"a damaged cache of {shard['file']}: {error}",
@@ -164,11 +164,11 @@ def read_parts(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[Par
             ) from error
 
 
-def _read_part(storage: Storage, file: str, rows: int) -> Part:
+def _read_shard(storage: Storage, file: str, rows: int) -> CachedShard:
     name = f"cache/{file}"
     if storage.is_local:
         image_NSS3 = np.load(Path(storage.locate(f"{name}.npy")), mmap_mode="r")
     else:
         image_NSS3 = np.load(BytesIO(storage.read(f"{name}.npy")))
     with np.load(BytesIO(storage.read(f"{name}.npz"))) as arrays:
-        return Part(file=file, images=image_NSS3[:rows], **arrays)
+        return CachedShard(file=file, images=image_NSS3[:rows], **arrays)

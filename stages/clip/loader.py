@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import UID
 from metadata.uid import coin_hash
-from stages.clip.cache import Part
+from stages.clip.cache import CachedShard
 
 # Shapes: B rows of the batch, N rows in all, E samples of an epoch, S pixels a side, T tokens.
 
@@ -38,21 +38,21 @@ class Batch:
 class Batches:
     """Batches of `size` rows: `batches[n]`, for any n from 0 up."""
 
-    def __init__(self, parts: Sequence[Part], *, size: int, seed: int) -> None:
+    def __init__(self, shards: Sequence[CachedShard], *, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self.parts = [part for part in parts if len(part.uids)]
-        self.first = np.cumsum([0, *(len(part.uids) for part in self.parts)])
-        uid_N16 = np.concatenate([part.uids for part in self.parts])
+        self.shards = [shard for shard in shards if len(shard.uids)]
+        self.first = np.cumsum([0, *(len(shard.uids) for shard in self.shards)])
+        uid_N16 = np.concatenate([shard.uids for shard in self.shards])
         self.uid = pa.FixedSizeBinaryArray.from_buffers(
             UID.dtype, len(uid_N16), [None, pa.py_buffer(np.ascontiguousarray(uid_N16))]
         )
-        repeats_N = np.concatenate([part.repeats for part in self.parts])
+        repeats_N = np.concatenate([shard.repeats for shard in self.shards])
         self.row_E = np.repeat(np.arange(len(repeats_N)), repeats_N)
         ends_N = np.cumsum(repeats_N)
         self.copy_E = np.arange(len(self.row_E)) - np.repeat(ends_N - repeats_N, repeats_N)
         self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, but tiny epochs
-        texts = [np.diff(part.text_starts) for part in self.parts]
-        self.weight_N = np.concatenate([part.weights for part in self.parts])
+        texts = [np.diff(shard.text_starts) for shard in self.shards]
+        self.weight_N = np.concatenate([shard.weights for shard in self.shards])
         self.texts_N = np.concatenate(texts)
 
     def __getitem__(self, n: int) -> Batch:
@@ -61,19 +61,19 @@ class Batches:
         caption_B = ((coin_B >> np.uint64(32)) % self.texts_N[row_B].astype(np.uint64)).astype(int)
         shifts = np.uint64(2 * SHIFT + 1)
         down_B, right_B = coin_B % shifts, coin_B // shifts % shifts
-        S = self.parts[0].images.shape[1]
+        S = self.shards[0].images.shape[1]
         canvas_BSS3 = np.full((len(row_B), S + 2 * SHIFT, S + 2 * SHIFT, 3), 255, np.uint8)
         bags: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(row_B)
-        part_B = np.searchsorted(self.first, row_B, side="right") - 1
-        for number in np.unique(part_B):
-            part = self.parts[number]
-            here = np.flatnonzero(part_B == number)
+        shard_B = np.searchsorted(self.first, row_B, side="right") - 1
+        for number in np.unique(shard_B):
+            shard = self.shards[number]
+            here = np.flatnonzero(shard_B == number)
             local = row_B[here] - self.first[number]
-            canvas_BSS3[here, SHIFT:-SHIFT, SHIFT:-SHIFT] = part.images[local]
-            text = part.text_starts[local] + caption_B[here]
-            spans = zip(part.token_starts[text], part.token_starts[text + 1], strict=True)
+            canvas_BSS3[here, SHIFT:-SHIFT, SHIFT:-SHIFT] = shard.images[local]
+            text = shard.text_starts[local] + caption_B[here]
+            spans = zip(shard.token_starts[text], shard.token_starts[text + 1], strict=True)
             for place, (start, stop) in zip(here, spans, strict=True):  # lengths differ
-                bags[place] = part.tokens[start:stop]
+                bags[place] = shard.tokens[start:stop]
         windows = sliding_window_view(canvas_BSS3, (S, S), axis=(1, 2))
         return Batch(
             pixels=windows[np.arange(len(row_B)), down_B.astype(int), right_B.astype(int)],
@@ -86,7 +86,7 @@ class Batches:
     def files(self, row_B: NDArray[np.int64]) -> list[str]:
         """The exported shards that rows are from, in order."""
         numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)
-        return [self.parts[number].file for number in numbers]
+        return [self.shards[number].file for number in numbers]
 
     def _rows(self, n: int) -> NDArray[np.int64]:
         sample_B = np.arange(n * self.size, (n + 1) * self.size)

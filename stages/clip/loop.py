@@ -20,7 +20,7 @@ MAX_NORM = 1.0  # of the gradient of all weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Schedule:
     """How long and how fast a model learns."""
 
     steps: int
@@ -37,12 +37,12 @@ class Trainer:
     gradients are clipped to norm 1, which DataComp does not.
     """
 
-    def __init__(self, model: Clip, plan: Plan) -> None:
-        self.model, self.plan = model, plan
+    def __init__(self, model: Clip, schedule: Schedule) -> None:
+        self.model, self.schedule = model, schedule
         matrices, others = matrices_first(model)
         self.optimiser = torch.optim.AdamW(
             [
-                {"params": matrices, "weight_decay": plan.weight_decay},
+                {"params": matrices, "weight_decay": schedule.weight_decay},
                 {"params": others, "weight_decay": 0.0},
             ],
             betas=(0.9, 0.98),
@@ -79,16 +79,19 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """(B,) the loss of every row, with gradients."""
-        dtype = DTYPES[self.plan.precision]
+        dtype = DTYPES[self.schedule.precision]
         image_BD = self.model.embed_images(torch.from_numpy(batch.pixels), dtype)
         token_T, start_B = torch.from_numpy(batch.tokens), torch.from_numpy(batch.starts)
         text_BD = self.model.embed_texts(token_T, start_B, dtype)
         return info_nce(image_BD, text_BD, self.model.scale)
 
     def rate(self, step: int) -> float:
-        plan = self.plan
+        schedule = self.schedule
         return learning_rate(
-            step, peak=plan.learning_rate, warmup_steps=plan.warmup_steps, steps=plan.steps
+            step,
+            peak=schedule.learning_rate,
+            warmup_steps=schedule.warmup_steps,
+            steps=schedule.steps,
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -119,14 +122,14 @@ def train(
     every: int,
     store: Callable[[Trainer], None],
 ) -> None:
-    """Steps up to the plan's last; `store` is called after every `every` of them."""
-    while trainer.step < trainer.plan.steps:
+    """Steps up to the last of the schedule; `store` is called after every `every` of them."""
+    while trainer.step < trainer.schedule.steps:
         batch = batches[trainer.step]
         before = trainer.step
         loss_B = trainer.learn(batch)
         if trainer.step == before:
             raise no_number(loss_B, batch, batches, stage, trainer.step)
-        if trainer.step % every == 0 and trainer.step < trainer.plan.steps:
+        if trainer.step % every == 0 and trainer.step < trainer.schedule.steps:
             store(trainer)
 
 

@@ -21,7 +21,7 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.uid import coin_hash, halves
+from metadata.uid import coin_hash, halves, uniform
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.stage import DatasetStage
 from stages.ops.vectors import (
@@ -147,8 +147,7 @@ def cell_sums(centre_KD: NDArray, train_fraction: float, rows: pa.Table) -> Stat
 
     unit_ND = as_matrix(rows["unit"])
     if train_fraction < 1:
-        coin_N = (rows["coin"].to_numpy() >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        unit_ND = unit_ND[coin_N < train_fraction]
+        unit_ND = unit_ND[uniform(rows["coin"].to_numpy()) < train_fraction]
     index_N = nearest_centre(unit_ND, centre_KD)
     # Whole numbers, of which float64 sums 2^23 rows of a shard without rounding.
     sum_KD = torch.zeros(centre_KD.shape, dtype=torch.float64)

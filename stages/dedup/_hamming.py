@@ -14,7 +14,6 @@ from pipeline.errors import StageError
 
 # Shapes: N filed codes, K keys a code, E pairs, C codes of one crowd.
 
-MAX_RADIUS = 10  # imagededup's default; unrelated pictures are as near as that
 CROWD = 4096  # codes under one key from which neighbours are looked up, not compared
 MANY = 2**21  # pairs from which only a forest of them is held
 MOST = 2**25  # pairs that are held where all are asked for: 1 GB

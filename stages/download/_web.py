@@ -85,7 +85,7 @@ class Host:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Requests:
     """What the requests of one call share."""
 
     session: aiohttp.ClientSession
@@ -119,7 +119,7 @@ class Client:
 
     async def _fetch_all(self, urls: list[str], keep: Callable[[bytes], Any]) -> list[Answer]:
         async with _session(self.rules) as session:
-            batch = Batch(
+            batch = Requests(
                 session=session,
                 keep=keep,
                 slots=asyncio.Semaphore(self.rules.concurrency),
@@ -130,7 +130,7 @@ class Client:
                 batch.hosts[url.raw_host, url.port].due += 1
             return await asyncio.gather(*(self._fetch(url, batch) for url in firsts))
 
-    async def _fetch(self, url: URL | None, batch: Batch) -> Answer:
+    async def _fetch(self, url: URL | None, batch: Requests) -> Answer:
         rules, now = self.rules, self.loop.time
         left_s, hops, tries, status, reason = rules.deadline_s, 0, 0, None, "host_down"
         while url is not None:

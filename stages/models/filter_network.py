@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metadata.keys import redacted
+from stages.clip.losses import FIRST_SCALE, MAX_SCALE
 from stages.models.features import in_batches
 from stages.models.saved import matching, read_model
 
@@ -22,7 +23,6 @@ from stages.models.saved import matching, read_model
 
 KIND = "filter_network"
 DROPOUT = 0.5
-FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # CLIP's
 ROWS = 64  # a batch when embedding: one shape, so that no value depends on the others
 
 

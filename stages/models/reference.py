@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from metadata.uid import mixed
 from stages.ops.vectors import unit_rows
 
 # Shapes: N images or texts, D = WIDTH, F features of an image, H x W pixels, G = GRID.
@@ -42,7 +43,8 @@ class Reference:
         feature_NF = np.zeros((len(image_HW3), F))
         for i, image in enumerate(image_HW3):  # sizes differ
             feature_NF[i] = image_features(image)
-        sign_FD = np.where(_mix(np.arange(F * WIDTH)) >> np.uint64(63), 1.0, -1.0).reshape(F, WIDTH)
+        bits_FD = _spread(np.arange(F * WIDTH)).reshape(F, WIDTH)
+        sign_FD = np.where(bits_FD >> np.uint64(63), 1.0, -1.0)
         return unit_rows(feature_NF @ sign_FD)  # of whole numbers: exact, whatever the batch
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
@@ -54,7 +56,7 @@ class Reference:
             spaced = f" {' '.join(words)} "
             grams = [spaced[j : j + GRAM] for j in range(max(1, len(spaced) - GRAM + 1))]
             hash_T = np.array([zlib.crc32(t.encode("utf-8", "replace")) for t in words + grams])
-            bits_T = _mix(hash_T)
+            bits_T = _spread(hash_T)
             column_T = 1 + (bits_T % np.uint64(WIDTH - 1)).astype(np.int64)
             sign_T = np.where(bits_T >> np.uint64(63), 1, -1)
             sign_T[: len(words)] *= 2  # a whole word says more than a piece of one
@@ -100,10 +102,6 @@ def _centred_unit(block: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.rint(centred_F * (4096 / max(np.sqrt(centred_F @ centred_F), 1)))
 
 
-def _mix(x_N: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """splitmix64: well-spread bits of small numbers."""
-    with np.errstate(over="ignore"):
-        z_N = (x_N.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z_N = (z_N ^ (z_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z_N = (z_N ^ (z_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z_N ^ (z_N >> np.uint64(31))
+def _spread(number_N: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """64 well-spread bits of each small number: splitmix64's, its n-th step."""
+    return mixed((number_N.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))

@@ -122,25 +122,25 @@ def train_clip(
     """Trains from the newest checkpoint, and stores model and loss curve; the last loss."""
     import torch
 
-    from stages.clip.cache import read_parts
+    from stages.clip.cache import read_cached
     from stages.clip.checkpoint import Checkpoints
     from stages.clip.loader import Batches
-    from stages.clip.loop import Plan, Trainer, train
+    from stages.clip.loop import Schedule, Trainer, train
     from stages.clip.towers import SCALES, new_model
     from stages.models import checkpoint
 
     torch.set_num_threads(task.worker.threads)
     prefix = f"seed-{seed}." if len(settings.seeds) > 1 else ""
     seed += task.worker.seed
-    batches = Batches(list(read_parts(folder, cached)), size=settings.batch_size, seed=seed)
-    plan = Plan(
+    batches = Batches(list(read_cached(folder, cached)), size=settings.batch_size, seed=seed)
+    schedule = Schedule(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         precision=settings.precision,
     )
-    trainer = Trainer(new_model(SCALES[settings.scale], seed), plan)
+    trainer = Trainer(new_model(SCALES[settings.scale], seed), schedule)
     alone = settings_of(replace(settings, seeds=(seed,)))  # other seeds change nothing here
     checkpoints = Checkpoints(folder, digest([facts, alone])[:12])
     checkpoints.restore(trainer)
@@ -149,7 +149,7 @@ def train_clip(
     pq.write_table(curve(trainer, settings.batch_size), path)
     task.put_file(prefix + CURVE, path)
     card = {"scale": settings.scale, "seed": seed, "batch_size": settings.batch_size}
-    checkpoint.save(trainer.model, card | {"plan": asdict(plan)} | facts, task, prefix)
+    checkpoint.save(trainer.model, card | {"plan": asdict(schedule)} | facts, task, prefix)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}
 
 

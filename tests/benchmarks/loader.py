@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
-from stages.clip.cache import cache_shard, read_parts, square
+from stages.clip.cache import cache_shard, read_cached, square
 from stages.clip.loader import Batches
 from stages.clip.towers import NANO
 from stages.ops.images import decode
@@ -38,7 +38,7 @@ def main() -> None:
         a = NANO
         sizes = (a.image_size, a.buckets, a.tokens)
         cached = cache_shard(str(folder / "data"), name, *sizes, "00000.parquet", None)
-        [part] = read_parts(name, [cached])
+        [part] = read_cached(name, [cached])
         for number in range(20):
             np.testing.assert_array_equal(part.images[number], decoded(jpegs[number]))
         batches = Batches([part], size=ROWS, seed=0)

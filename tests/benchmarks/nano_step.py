@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from stages.clip.loader import Batch
-from stages.clip.loop import Plan, Precision, Trainer
+from stages.clip.loop import Precision, Schedule, Trainer
 from stages.clip.losses import info_nce
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import NANO, Clip, matrices_first, new_model
@@ -60,14 +60,14 @@ def random_batch() -> Batch:
 
 
 def trainer(precision: Precision) -> Trainer:
-    plan = Plan(
+    schedule = Schedule(
         steps=STEPS,
         learning_rate=PEAK,
         warmup_steps=WARMUP,
         weight_decay=0.1,
         precision=precision,
     )
-    return Trainer(new_model(NANO, 0), plan)
+    return Trainer(new_model(NANO, 0), schedule)
 
 
 class PlainLoop:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.clip.cache import cache_shard, read_parts
+from stages.clip.cache import cache_shard, read_cached
 from stages.clip.loader import Batches
 from tests.stages.clip.exported import TINY, row, write_export
 
@@ -22,7 +22,7 @@ def cached(tmp_path):
         names = [f"{number:05d}.parquet" for number in range(len(shards))]
         size, buckets, tokens = TINY.image_size, TINY.buckets, TINY.tokens
         said = [cache_shard(data, folder, size, buckets, tokens, name, None) for name in names]
-        return list(read_parts(folder, said)), said
+        return list(read_cached(folder, said)), said
 
     return make
 

@@ -6,7 +6,7 @@ import pytest
 
 from metadata.storage import Storage
 from pipeline.errors import StageError
-from stages.clip.cache import read_parts, square
+from stages.clip.cache import read_cached, square
 from stages.clip.texts import token_bags
 from tests.hostile_pictures import scanned
 from tests.stages.clip.exported import TINY, caption, row
@@ -76,7 +76,7 @@ def test_images_are_mapped_from_this_disk_and_read_from_another(cached, tmp_path
     remote = f"file://{tmp_path}/stage"
     monkeypatch.setattr(Storage, "is_local", False, raising=False)
     monkeypatch.setattr(Storage, "__init__", _remote(Storage.__init__))
-    [read] = read_parts(remote, said)
+    [read] = read_cached(remote, said)
     assert not isinstance(read.images, np.memmap)
     np.testing.assert_array_equal(read.images, mapped.images)
 
@@ -97,5 +97,5 @@ def test_a_torn_cache_is_refused_with_what_to_delete(suffix, cached, tmp_path):
     for torn in (b"", whole[: len(whole) // 2], b"{}"):
         file.write_bytes(torn)
         with pytest.raises(StageError, match=r"damaged cache of 00000\.parquet") as refused:
-            list(read_parts(str(tmp_path / "stage"), said))
+            list(read_cached(str(tmp_path / "stage"), said))
         assert "delete that folder and the calls-* folder" in refused.value.args[2]

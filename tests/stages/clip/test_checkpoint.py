@@ -1,16 +1,18 @@
 """Checkpoints of a training: which of them an interrupted one goes on from."""
 
 from stages.clip.checkpoint import Checkpoints
-from stages.clip.loop import Plan, Trainer
+from stages.clip.loop import Schedule, Trainer
 from stages.clip.towers import new_model
 from tests.stages.clip.exported import TINY
 
 
 def test_checkpoints_of_other_inputs_dont_count_and_the_newest_of_ours_does(tmp_path):
-    plan = Plan(steps=9, learning_rate=1e-3, warmup_steps=1, weight_decay=0.1, precision="float32")
+    schedule = Schedule(
+        steps=9, learning_rate=1e-3, warmup_steps=1, weight_decay=0.1, precision="float32"
+    )
 
     def at(step):
-        trainer = Trainer(new_model(TINY, 0), plan)
+        trainer = Trainer(new_model(TINY, 0), schedule)
         trainer.losses, trainer.scales = [0.0] * step, [1.0] * step
         return trainer
 

@@ -22,7 +22,7 @@ def same(a, b) -> bool:
 def test_batch_n_is_the_same_whatever_was_asked_for_before(batches):
     forwards = batches()
     held = [forwards[n] for n in range(7)]
-    backwards = Batches(forwards.parts, size=8, seed=0)
+    backwards = Batches(forwards.shards, size=8, seed=0)
     for n in reversed(range(7)):
         assert same(backwards[n], held[n])
 
@@ -40,7 +40,7 @@ def test_epochs_follow_each_other_without_a_gap(batches):
 
 def test_another_seed_gives_another_order(batches):
     first = batches()
-    assert rows_of(first, 3).tolist() != rows_of(Batches(first.parts, size=8, seed=1), 3).tolist()
+    assert rows_of(first, 3).tolist() != rows_of(Batches(first.shards, size=8, seed=1), 3).tolist()
 
 
 def test_the_order_hangs_on_uids_and_not_on_shards(cached, batches):
@@ -48,8 +48,8 @@ def test_the_order_hangs_on_uids_and_not_on_shards(cached, batches):
         return [bytes(made.uid[int(i)].as_py()) for i in rows_of(made, 3)]
 
     one = batches()
-    halves = [_cut(one.parts[1], 0, 6), _cut(one.parts[1], 6, 14)]
-    assert uids(one) == uids(Batches([*halves, one.parts[0]], size=8, seed=0))
+    halves = [_cut(one.shards[1], 0, 6), _cut(one.shards[1], 6, 14)]
+    assert uids(one) == uids(Batches([*halves, one.shards[0]], size=8, seed=0))
 
 
 def test_a_row_is_seen_as_often_as_it_repeats_and_not_in_one_heap(cached):
@@ -69,7 +69,7 @@ def test_pictures_are_shifted_by_up_to_four_pixels_into_white(batches):
         batch = made[n]
         assert batch.pixels.shape == (8, 3, 16, 16)
         for pixels, number in zip(batch.pixels, batch.rows, strict=True):
-            part = made.parts[int(number >= 10)]
+            part = made.shards[int(number >= 10)]
             image = part.images[number - 10 * (number >= 10)]
             padded = np.pad(image, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), constant_values=255)
             fits = {

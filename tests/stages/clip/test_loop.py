@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import StageError
 from stages.clip.checkpoint import Checkpoints
 from stages.clip.loader import Batches
-from stages.clip.loop import Plan, Trainer, train
+from stages.clip.loop import Schedule, Trainer, train
 from stages.clip.losses import info_nce
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import new_model
@@ -17,8 +17,8 @@ from tests.stages.clip.exported import TINY, row
 
 
 def trainer(precision="bf16", steps=12, **changes) -> Trainer:
-    plan = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, **changes}
-    return Trainer(new_model(TINY, 0), Plan(steps=steps, precision=precision, **plan))
+    schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, **changes}
+    return Trainer(new_model(TINY, 0), Schedule(steps=steps, precision=precision, **schedule))
 
 
 class StopError(Exception):
@@ -87,7 +87,7 @@ def test_stopped_anywhere_and_resumed_it_ends_at_the_same_bits(batches, tmp_path
     resumes = 0
     while True:
         learner = trainer(precision)  # as a new process would have it
-        fresh = Batches(made.parts, size=8, seed=0)
+        fresh = Batches(made.shards, size=8, seed=0)
         checkpoints.restore(learner)
         try:
             train(learner, fresh, "it", 5, store_and_stop)
