@@ -1,9 +1,7 @@
-"""`clipmill sweep`: what a select stage would keep at other thresholds, no model rerun."""
+"""What a select stage would keep at other thresholds, from stored columns."""
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -16,6 +14,7 @@ from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
 from pipeline.ledger.stored import (
     Groups,
+    Place,
     binding,
     group_of,
     groupings,
@@ -24,29 +23,79 @@ from pipeline.ledger.stored import (
     rows_at,
     stored,
 )
+from pipeline.ledger.vary import Vary, parse, select_stage, threshold_of
 from pipeline.plan import check_threshold
 from pipeline.planned import PlannedStage
-from pipeline.recipe import nearest
 from pipeline.stage import Selects, Threshold, Verdicts
 from pipeline.state import RunState
-from pipeline.terminal import one_line
 
 # Shapes: N rows of the pool.
 
-FORM = re.compile(
-    r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"
-)
-MAX_VALUES = 1000
-NAMED = 3  # groups whose share stands in the table
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A row, and its value in the column that the threshold cuts."""
+
+    uid: str
+    shard: int
+    position: int
+    value: Any
+    text: str | None
+
+    @property
+    def place(self) -> Place:
+        return self.shard, self.position
 
 
-@dataclass(frozen=True)
-class Vary:
-    """What is varied, `=` or the sign that tells one comparison from another, and the values."""
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """A few of the rows won and of those lost, chosen by a hash of their uid."""
 
-    name: str
-    sign: str
-    values: tuple[Decimal, ...]
+    won: tuple[Sample, ...]
+    lost: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The rows kept with one value in the threshold's place.
+
+    `common` are kept today too, `won` are not, and `lost` are kept today only; `groups` counts the
+    kept ones by language, source and domain.
+    """
+
+    value: float
+    rule: str
+    kept: int
+    share: float
+    common: int
+    won: int
+    lost: int
+    groups: dict[str, dict[str, int]]
+    samples: Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A select stage at several values of one threshold, beside the rows that it keeps today.
+
+    `today` is the rule of today, `today_value` its number; null where that keeps all.
+    """
+
+    run: str
+    stage: str
+    vary: str
+    column: str
+    today: str
+    today_value: float | None
+    rows: int
+    kept: int
+    groups: dict[str, dict[str, int]]
+    points: tuple[Point, ...]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Those of every point; one row may stand in many."""
+        return [sample for at in self.points for sample in (*at.samples.won, *at.samples.lost)]
 
 
 @dataclass(frozen=True)
@@ -63,97 +112,37 @@ class Rows:
         return len(self.read)
 
 
-def sweep(state: RunState, stage: str, vary: str) -> dict[str, Any]:
-    """Rows kept at each value beside those kept today, with examples of the rows won and lost."""
-    planned, wanted = _select_stage(state, stage), parse(vary)
-    threshold = _threshold(planned, wanted)
+def sweep(state: RunState, stage: str, vary: str) -> Sweep:
+    """The select stage at each value of `vary`, as in `clip_score=0.10:0.40:0.02`.
+
+    RecipeError where the stage has no such threshold, or stores no value that would answer.
+    """
+    planned, wanted = select_stage(state, stage), parse(vary)
+    threshold = threshold_of(planned, wanted)
     if not threshold.is_size:
         for number in (wanted.values[0], wanted.values[-1]):
             check_threshold(state.plan.stages, planned, threshold.column, float(number))
     rows = _read(state, planned, threshold)
     bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
-    points = [_point(found, rows, bits_N) for found in _verdicts(planned, threshold, wanted, rows)]
-    _add_captions(state, planned, points)
-    return {
-        "run": str(state.run),
-        "stage": stage,
-        "vary": wanted.name,
-        "column": threshold.column,
-        "today": threshold.text,
-        "today_value": threshold.value if isfinite(threshold.value) else None,  # it keeps all
-        "rows": len(rows),
-        "kept": int(rows.today.sum()),
-        "groups": {name: group.counts(rows.today) for name, group in rows.groups.items()},
-        "points": points,
-    }
-
-
-def parse(vary: str) -> Vary:
-    """`clip_score=0.10:0.40:0.02`; RecipeError where it names no range."""
-    where = f"--vary {vary}"
-    match = FORM.fullmatch(vary)
-    if not match:
-        raise RecipeError(
-            "it is not NAME=START:STOP:STEP", where, "write it as in clip_score=0.10:0.40:0.02"
-        )
-    name, sign, *texts = match.groups()
-    try:
-        start, stop, step = map(Decimal, texts)
-    except InvalidOperation:
-        raise RecipeError("a range is three numbers", where, "write START:STOP:STEP") from None
-    if not all(number.is_finite() for number in (start, stop, step)):
-        raise RecipeError("a range is finite", where, "write three plain numbers")
-    if step <= 0 or stop < start:
-        raise RecipeError("the range is empty", where, "START is at most STOP, STEP is above 0")
-    count = int((stop - start) / step) + 1
-    if count > MAX_VALUES:
-        raise RecipeError(f"{count:,} values", where, f"take a wider STEP: at most {MAX_VALUES:,}")
-    return Vary(name, sign, tuple(start + step * i for i in range(count)))
-
-
-def _select_stage(state: RunState, stage: str) -> PlannedStage:
-    stages = state.plan.stages
-    if stage not in stages:
-        do = f"did you mean '{nearest(stage, stages)}'?"
-        raise RecipeError(f"no stage '{stage}'", "--stage", do)
-    if not isinstance(stages[stage].stage, Selects):
-        selects = [name for name, other in stages.items() if isinstance(other.stage, Selects)]
-        raise RecipeError(
-            f"'{stage}' is {stages[stage].uses}, which has no threshold",
-            "--stage",
-            f"name a select stage; here: {', '.join(selects) or 'none'}",
-        )
-    if not state.stages[stage].complete:
-        raise RecipeError(f"'{stage}' is not complete", str(state.run), "run the recipe first")
-    return stages[stage]
-
-
-def _threshold(planned: PlannedStage, vary: Vary) -> Threshold:
-    """The one threshold that is varied; RecipeError that names what can be."""
-    assert isinstance(planned.stage, Selects)  # see _select_stage
-    known = planned.stage.thresholds()
-    named = [threshold for threshold in known if threshold.name == vary.name]
-    hits = {at.text: at for at in named if vary.sign in ("=", at.sign)}
-    if len(hits) == 1:
-        return next(iter(hits.values()))
-    if hits:
-        raise RecipeError(
-            f"'{vary.name}' is compared {len(hits)} times: {', '.join(hits)}",
-            planned.where,
-            "name the one by its sign: " + " or ".join(f"{vary.name}{at.sign}…" for at in named),
-        )
-    names = ", ".join(dict.fromkeys(threshold.name for threshold in known))
-    raise RecipeError(
-        f"'{planned.name}' has no threshold '{vary.name}{vary.sign.removeprefix('=')}'",
-        planned.where,
-        f"vary one of: {names}" if names else "no number of its settings decides by itself",
+    points = [_point(kept, rows, bits_N) for kept in _verdicts(planned, threshold, wanted, rows)]
+    return Sweep(
+        run=str(state.run),
+        stage=stage,
+        vary=wanted.name,
+        column=threshold.column,
+        today=threshold.text,
+        today_value=threshold.value if isfinite(threshold.value) else None,
+        rows=len(rows),
+        kept=int(rows.today.sum()),
+        groups={name: group.counts(rows.today) for name, group in rows.groups.items()},
+        points=_with_captions(state, planned, points),
     )
 
 
 def _verdicts(
     planned: PlannedStage, threshold: Threshold, vary: Vary, rows: Rows
 ) -> Iterator[Verdicts]:
-    assert isinstance(planned.stage, Selects)  # see _select_stage
+    assert isinstance(planned.stage, Selects)  # see select_stage
     try:
         yield from planned.stage.verdicts(threshold, vary.values, rows.read, rows.made)
     except ValueError as error:
@@ -197,85 +186,60 @@ def _read(state: RunState, planned: PlannedStage, threshold: Threshold) -> Rows:
     )
 
 
-def _point(found: Verdicts, rows: Rows, bits_N: NDArray[np.uint64]) -> dict[str, Any]:
-    won_N, lost_N = found.keep & ~rows.today, rows.today & ~found.keep
-    kept, won = int(found.keep.sum()), int(won_N.sum())
-    return {
-        "value": found.value,
-        "rule": found.rule,
-        "kept": kept,
-        "share": kept / len(rows) if len(rows) else 0.0,
-        "common": kept - won,
-        "won": won,
-        "lost": int(lost_N.sum()),
-        "groups": {name: group.counts(found.keep) for name, group in rows.groups.items()},
-        "samples": {
-            "won": _samples(rows, least(bits_N, won_N)),
-            "lost": _samples(rows, least(bits_N, lost_N)),
-        },
-    }
+def _point(verdicts: Verdicts, rows: Rows, bits_N: NDArray[np.uint64]) -> Point:
+    won_N, lost_N = verdicts.keep & ~rows.today, rows.today & ~verdicts.keep
+    kept, won = int(verdicts.keep.sum()), int(won_N.sum())
+    return Point(
+        value=verdicts.value,
+        rule=verdicts.rule,
+        kept=kept,
+        share=kept / len(rows) if len(rows) else 0.0,
+        common=kept - won,
+        won=won,
+        lost=int(lost_N.sum()),
+        groups={name: group.counts(verdicts.keep) for name, group in rows.groups.items()},
+        samples=Samples(
+            won=_samples(rows, least(bits_N, won_N)), lost=_samples(rows, least(bits_N, lost_N))
+        ),
+    )
 
 
-def _samples(rows: Rows, index: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _samples(rows: Rows, index: NDArray[np.int64]) -> tuple[Sample, ...]:
+    """The rows at these indices, their captions yet to be read."""
     table = rows.read.select([UID.name, SHARD.name, POSITION.name])
     some = table.append_column("value", rows.value).take(pa.array(index))
-    return [
-        {
-            "uid": row[UID.name].hex(),
-            "shard": row[SHARD.name],
-            "position": row[POSITION.name],
-            "value": row["value"] if _is_json(row["value"]) else str(row["value"]),
-        }
+    return tuple(
+        Sample(
+            uid=row[UID.name].hex(),
+            shard=row[SHARD.name],
+            position=row[POSITION.name],
+            value=row["value"] if _is_json(row["value"]) else str(row["value"]),
+            text=None,
+        )
         for row in some.to_pylist()
-    ]
+    )
 
 
 def _is_json(value: Any) -> bool:
     return not isinstance(value, float) or isfinite(value)
 
 
-def _add_captions(state: RunState, planned: PlannedStage, points: list[dict[str, Any]]) -> None:
+def _with_captions(
+    state: RunState, planned: PlannedStage, points: list[Point]
+) -> tuple[Point, ...]:
+    """The points, each sample with its caption; all captions are read at once."""
     bound = binding(state, planned.name, TEXT.name)
-    places = sorted({(s["shard"], s["position"]) for s in every_sample(points)})
-    texts = rows_at(state, {"text": bound}, places) if bound else [{"text": None}] * len(places)
-    by_place = dict(zip(places, texts, strict=True))
-    for sample in every_sample(points):
-        sample["text"] = by_place[sample["shard"], sample["position"]]["text"]
+    if bound is None:
+        return tuple(points)
+    kinds = [(point.samples.won, point.samples.lost) for point in points]
+    places = sorted({sample.place for both in kinds for some in both for sample in some})
+    texts = rows_at(state, {"text": bound}, places)
+    text = {place: row["text"] for place, row in zip(places, texts, strict=True)}
 
+    def captioned(some: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        return tuple(replace(sample, text=text[sample.place]) for sample in some)
 
-def every_sample(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The samples won and lost at every value; one row may stand in many."""
-    for point in points:
-        yield from (*point["samples"]["won"], *point["samples"]["lost"])
-
-
-def text(found: dict[str, Any]) -> str:
-    """The same as a table: a line a value, with the shares of the largest groups."""
-    share = found["kept"] / found["rows"] if found["rows"] else 0.0
-    lines = [
-        f"{found['run']}: '{found['stage']}' keeps {found['kept']:,} of {found['rows']:,} rows"
-        f" ({share:.1%}) with {one_line(found['today'])}",
-        "",
-    ]
-    named = [
-        (group, name)
-        for group, counts in found["groups"].items()
-        for name in list(counts)[:NAMED]
-        if any(len(point["groups"][group]) > 1 for point in found["points"])
-    ]
-    heads = "".join(f"  {one_line(name)[-14:]:>14}" for _, name in named)
-    lines.append(
-        f"{found['vary']:>14}{'kept':>12}{'share':>8}{'common':>12}{'won':>10}{'lost':>10}{heads}"
+    return tuple(
+        replace(point, samples=Samples(won=captioned(won), lost=captioned(lost)))
+        for point, (won, lost) in zip(points, kinds, strict=True)
     )
-    for point in found["points"]:
-        shares = "".join(
-            f"  {point['groups'][group].get(name, 0) / max(1, point['kept']):>14.1%}"
-            for group, name in named
-        )
-        lines.append(
-            f"{point['value']:>14g}{point['kept']:>12,}{point['share']:>8.1%}"
-            f"{point['common']:>12,}{point['won']:>10,}{point['lost']:>10,}{shares}"
-        )
-    if named:
-        lines += ["", "the last columns: share of the kept rows, of the groups largest today"]
-    return "\n".join(lines)

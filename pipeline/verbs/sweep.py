@@ -3,11 +3,17 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pipeline.terminal import one_line
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json, add_run
 
+if TYPE_CHECKING:
+    from pipeline.ledger.sweep import Sweep
+
 HELP = "what a select stage would keep at other thresholds"
+NAMED = 3  # groups whose share stands in the table
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +29,46 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the rows kept at every value; with `--html` writes a page of them."""
-    from pipeline.ledger.sweep import sweep, text
+    from pipeline.ledger.answer import as_json
+    from pipeline.ledger.sweep import sweep
     from pipeline.report.sweep_page import sweep_page
     from pipeline.state import latest
 
     state = latest(options.run)
-    found = sweep(state, options.stage, options.vary)
+    answer = sweep(state, options.stage, options.vary)
     if options.html:
-        options.html.write_text(sweep_page(state, found), encoding="utf-8")
-    print(json.dumps(found, indent=1) if options.json else text(found))
+        options.html.write_text(sweep_page(state, answer), encoding="utf-8")
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
     return DONE
+
+
+def text(sweep: "Sweep") -> str:
+    """A line a value, with the shares of the largest groups."""
+    share = sweep.kept / sweep.rows if sweep.rows else 0.0
+    lines = [
+        f"{sweep.run}: '{sweep.stage}' keeps {sweep.kept:,} of {sweep.rows:,} rows"
+        f" ({share:.1%}) with {one_line(sweep.today)}",
+        "",
+    ]
+    named = [
+        (group, name)
+        for group, counts in sweep.groups.items()
+        for name in list(counts)[:NAMED]
+        if any(len(point.groups[group]) > 1 for point in sweep.points)
+    ]
+    heads = "".join(f"  {one_line(name)[-14:]:>14}" for _, name in named)
+    lines.append(
+        f"{sweep.vary:>14}{'kept':>12}{'share':>8}{'common':>12}{'won':>10}{'lost':>10}{heads}"
+    )
+    for point in sweep.points:
+        shares = "".join(
+            f"  {point.groups[group].get(name, 0) / max(1, point.kept):>14.1%}"
+            for group, name in named
+        )
+        lines.append(
+            f"{point.value:>14g}{point.kept:>12,}{point.share:>8.1%}"
+            f"{point.common:>12,}{point.won:>10,}{point.lost:>10,}{shares}"
+        )
+    if named:
+        lines += ["", "the last columns: share of the kept rows, of the groups largest today"]
+    return "\n".join(lines)

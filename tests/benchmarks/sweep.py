@@ -45,9 +45,9 @@ def main() -> None:
                 kept = [rows_kept(run(folder, state.run.path, rule, v)) for v in VALUES]
                 spent["rerun"].append(perf_counter() - begun)
                 begun = perf_counter()
-                points = sweep(state, "subset", "clip_score=0.16:0.35:0.01")["points"]
+                points = sweep(state, "subset", "clip_score=0.16:0.35:0.01").points
                 spent["sweep"].append(perf_counter() - begun)
-                assert [point["kept"] for point in points] == kept  # a fast wrong answer is none
+                assert [point.kept for point in points] == kept  # a fast wrong answer is none
                 state.run.delete_folder("stages")
             ratio = sorted(a / b for a, b in zip(spent["rerun"], spent["sweep"], strict=True))
             print(

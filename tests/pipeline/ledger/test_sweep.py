@@ -1,6 +1,7 @@
 """sweep: equal to running the selection again, for every form of threshold; and what it refuses."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,12 +13,15 @@ from metadata.schema import KEEP
 from metadata.storage import Storage
 from metadata.uid import uid_of
 from pipeline.errors import RecipeError
+from pipeline.ledger.answer import as_json
 from pipeline.ledger.stored import GROUPS, largest, stored
-from pipeline.ledger.sweep import parse, sweep, text
+from pipeline.ledger.sweep import sweep
+from pipeline.ledger.vary import parse
 from pipeline.plan import make_plan
 from pipeline.recipe import load_recipe
 from pipeline.report.sweep_page import sweep_page
 from pipeline.state import RunState
+from pipeline.verbs.sweep import text
 from tests.parsed import Page
 
 ROWS = 400
@@ -129,20 +133,20 @@ def test_a_threshold_keeps_what_a_run_with_it_keeps(vary, today, others, top, ra
 
 def check(found: dict, today: set[int], reruns: list[set[int]]) -> None:
     """Every figure of a sweep against the rows that the runs kept."""
-    assert found["kept"] == len(today)
-    assert len(found["points"]) == len(reruns)
-    for point, rows in zip(found["points"], reruns, strict=True):
+    assert found.kept == len(today)
+    assert len(found.points) == len(reruns)
+    for point, rows in zip(found.points, reruns, strict=True):
         won, lost = rows - today, today - rows
-        assert (point["kept"], point["common"]) == (len(rows), len(rows & today)), point["rule"]
-        assert (point["won"], point["lost"]) == (len(won), len(lost))
+        assert (point.kept, point.common) == (len(rows), len(rows & today)), point.rule
+        assert (point.won, point.lost) == (len(won), len(lost))
         for kind, there in (("won", won), ("lost", lost)):
-            samples = [number_of()[s["uid"]] for s in point["samples"][kind]]
+            samples = [number_of()[s.uid] for s in getattr(point.samples, kind)]
             assert len(samples) == min(12, len(there))
             assert set(samples) <= there
         languages = [["en", "en", "de", None][i % 4] or "(none)" for i in rows]
-        assert point["groups"]["language"] == {x: languages.count(x) for x in set(languages)}
+        assert point.groups["language"] == {x: languages.count(x) for x in set(languages)}
         hosts = ["(none)" if i % 50 == 0 else f"{'abc'[i % 3]}.test" for i in rows]
-        assert point["groups"]["domain"] == {x: hosts.count(x) for x in set(hosts)}
+        assert point.groups["domain"] == {x: hosts.count(x) for x in set(hosts)}
 
 
 @pytest.mark.parametrize("rest", ["", ", over: pool", ", datacomp_compat: true"])
@@ -150,7 +154,7 @@ def test_a_share_keeps_what_a_run_with_it_keeps(rest, ran):
     top = f"{{column: score, fraction: 0.3{rest}}}"
     state = ran(WHERE, top)
     found = sweep(state, "subset", "top.fraction=0.1:1:0.3")
-    assert [point["value"] for point in found["points"]] == [0.1, 0.4, 0.7, 1.0]
+    assert [point.value for point in found.points] == [0.1, 0.4, 0.7, 1.0]
     runs = [ran(WHERE, top, f"subset.top.fraction={f}") for f in (0.1, 0.4, 0.7, 1.0)]
     check(found, kept(state), [kept(run) for run in runs])
 
@@ -173,9 +177,9 @@ def test_a_comparison_inside_or_and_not_is_varied_where_it_stands(ran):
 
 def test_no_row_that_an_earlier_select_dropped_comes_back(ran):
     state = ran("words >= 5")
-    (point, *_) = sweep(state, "subset", "words=0:5:5")["points"]
+    (point, *_) = sweep(state, "subset", "words=0:5:5").points
     assert kept(ran("words >= 0")) == kept(ran("words > 1"))
-    assert point["kept"] == len(kept(ran("words > 1")))
+    assert point.kept == len(kept(ran("words > 1")))
 
 
 def test_no_row_without_an_image_is_won(tmp_path, clipmill):
@@ -192,8 +196,8 @@ def test_no_row_without_an_image_is_won(tmp_path, clipmill):
     assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", "0").code == 0
     state = RunState(make_plan(load_recipe(str(recipe))), Storage(str(tmp_path / "run")))
     found = sweep(state, "subset", "image_bytes=0:200:100")
-    assert found["kept"] == 2
-    assert [point["kept"] for point in found["points"]] == [2, 2, 2]
+    assert found.kept == 2
+    assert [point.kept for point in found.points] == [2, 2, 2]
 
 
 # What is said of it
@@ -203,18 +207,18 @@ def test_samples_are_the_same_each_time_and_carry_value_and_caption(ran):
     state = ran()
     found = sweep(state, "subset", "score=0.1:0.5:0.2")
     assert found == sweep(state, "subset", "score=0.1:0.5:0.2")
-    sample = found["points"][0]["samples"]["won"][0]
-    assert sample["text"] == f"caption {number_of()[sample['uid']]}"
-    assert 0.1 <= sample["value"] < 0.3
-    assert json.loads(json.dumps(found, allow_nan=False))
+    sample = found.points[0].samples.won[0]
+    assert sample.text == f"caption {number_of()[sample.uid]}"
+    assert 0.1 <= sample.value < 0.3
+    assert json.loads(json.dumps(as_json(found), allow_nan=False))
 
 
 def test_an_infinite_value_is_a_word_which_json_has(ran):
     found = sweep(
         ran("score > 5", "{column: score, fraction: 1.0}"), "subset", "top.fraction=0.5:1:0.5"
     )
-    (sample,) = found["points"][0]["samples"]["lost"]  # half of one row is none
-    assert (number_of()[sample["uid"]], sample["value"]) == (5, "inf")
+    (sample,) = found.points[0].samples.lost  # half of one row is none
+    assert (number_of()[sample.uid], sample.value) == (5, "inf")
 
 
 def test_the_table_has_a_line_a_value_and_says_what_is_kept_today(ran):
@@ -228,7 +232,10 @@ def test_the_table_has_a_line_a_value_and_says_what_is_kept_today(ran):
 def test_the_page_draws_every_value_and_escapes_captions(ran):
     state = ran()
     found = sweep(state, "subset", "score=0.1:0.5:0.2")
-    found["points"][0]["samples"]["won"][0]["text"] = "<script>alert(1)</script>"
+    first = found.points[0]
+    hostile = replace(first.samples.won[0], text="<script>alert(1)</script>")
+    changed = replace(first, samples=replace(first.samples, won=(hostile,)))
+    found = replace(found, points=(changed, *found.points[1:]))
     page = sweep_page(state, found)
     assert page.count('<circle class="dot s1"') == 3 * 3  # three plots of three values
     assert Page(page).asks_for_nothing()
