@@ -23,9 +23,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="STAGE.KEY=VALUE",
-        help="override one key of the recipe; may be repeated",
+        help="another value for one key of the recipe; may be repeated",
     )
-    parser.add_argument("--until", metavar="STAGE", help="only this stage and what it needs")
+    parser.add_argument("--until", metavar="STAGE", help="run only this stage and those it needs")
 
 
 def planned(options: argparse.Namespace) -> "Plan":
@@ -47,7 +47,7 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="REASON",
-        help="try again the rows that failed for this passing reason, or `crashed` shards",
+        help="try rows again that failed for this reason (`timeout`), or `crashed` shards",
     )
 
 
@@ -78,10 +78,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
     """`--executor`, `--address`, `--workers`: see `executor`."""
-    parser.add_argument("--executor", choices=("local", "ray"), default="local")
-    parser.add_argument("--address", metavar="A", help="Ray cluster; without it a local Ray")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes; 0 runs in this one, for a debugger"
+        "--executor", choices=("local", "ray"), default="local", help="default: local"
+    )
+    parser.add_argument(
+        "--address", metavar="A", help="Ray cluster, HOST:6379 or auto; none: a local Ray"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes; 0: all in this one, for a debugger"
     )
 
 

@@ -14,7 +14,7 @@ from pipeline.verbs._options import add_json
 if TYPE_CHECKING:
     from metadata.concepts.load import ConceptList
 
-HELP = "a list of concepts to match captions with"
+HELP = "build a list of concepts to match captions with, or show one"
 SHOWN = 10  # entries with the highest counts
 # A mark of these stands between spaces in a caption, and not in such an entry.
 NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
@@ -23,9 +23,9 @@ NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `build` and of `show`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    build = kinds.add_parser("build", help="a list out of WordNet, a corpus, page views")
+    build = kinds.add_parser("build", help="make a list from WordNet, a corpus, page views")
     build.add_argument("out", metavar="FILE", help="the Parquet file to write: a path or s3://…")
-    build.add_argument("--language", metavar="CODE", help="language of the entries: en")
+    build.add_argument("--language", metavar="CODE", help="language of all entries, as in `en`")
     build.add_argument("--list", metavar="FILE", help="another list, whose entries come first")
     build.add_argument(
         "--wordnet", metavar="DIR", help="folder with data.noun…, or `debian` or `npm` to fetch it"
@@ -35,12 +35,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="Parquet with `text`, a pool's metadata for one, or lines of text: for n-grams",
+        help="n-grams of these: Parquet with `text`, as a pool's metadata, or lines of text",
     )
     build.add_argument(
-        "--titles", nargs="+", default=[], metavar="FILE", help="hourly page views of Wikipedia"
+        "--titles",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="titles of these: Wikipedia's hourly page views",
     )
-    build.add_argument("--project", default="en", help="whose titles (default en)")
+    build.add_argument("--project", default="en", help="titles of this project (default: en)")
     for name, kind, text in (
         ("min-unigram-count", int, "published: 100"),
         ("min-bigram-count", int, "published: 1"),

@@ -14,7 +14,7 @@ from pipeline.errors import ClipmillError
 from pipeline.verbs import DONE, FAILED
 from pipeline.verbs._options import add_json
 
-HELP = "check this machine, and whether a model loads"
+HELP = "check this machine, a model, or a folder of evaluation tasks"
 PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
 EXTRAS = {
     "pool": ("resvg_py",),
@@ -28,7 +28,9 @@ LEAST_DISK_GB = 10.0
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments, and those of `doctor tasks`."""
-    parser.add_argument("--model", action="append", default=[], metavar="SCHEME")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="SCHEME", help="check that it loads"
+    )
     parser.add_argument("--out", metavar="URI", help="run folder: its disk is checked")
     add_json(parser)
     subjects = parser.add_subparsers(dest="subject", metavar="[tasks DIR]")

@@ -12,7 +12,7 @@ HELP = "check a recipe and show what would run"
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_recipe(parser)
-    parser.add_argument("--out", metavar="URI", help="run folder: shows what is done there")
+    parser.add_argument("--out", metavar="URI", help="run folder: also show what is done there")
     add_json(parser)
 
 

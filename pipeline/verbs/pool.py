@@ -14,7 +14,7 @@ from pipeline.verbs._options import add_json, add_run
 if TYPE_CHECKING:
     from pipeline.ledger.planted import KindRows, Planted
 
-HELP = "build a raw pool with known truth, or serve it"
+HELP = "build a raw pool whose faults are known, serve it, score a run on it"
 SHOWN_CAUSES = 4
 
 

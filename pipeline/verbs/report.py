@@ -17,13 +17,15 @@ HELP = "a run on one HTML page"
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html"
+    )
     parser.add_argument(
         "--baseline",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="arm that results are compared with: an export, a training, a stage on its way",
+        help="compare results with those of this export, training or stage before them",
     )
 
 

@@ -1,4 +1,4 @@
-"""`clipmill status`: what of a run is done, and what failed."""
+"""`clipmill status`: what is done in a run, and what failed."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from metadata.record import Failure
     from pipeline.state import RunState, StageState
 
-HELP = "what of a run is done, and what failed"
+HELP = "what is done in a run, and what failed"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

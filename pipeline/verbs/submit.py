@@ -13,11 +13,17 @@ HELP = "run a recipe on a Ray cluster, and follow it from here"
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_recipe(parser)
-    parser.add_argument("--address", metavar="URL", required=True, help="http://HOST:8265")
-    parser.add_argument("--out", metavar="URI", required=True, help="run folder, seen from there")
+    parser.add_argument(
+        "--address", metavar="URL", required=True, help="dashboard of the cluster: http://HOST:8265"
+    )
+    parser.add_argument(
+        "--out", metavar="URI", required=True, help="run folder, as the cluster names it"
+    )
     add_retry(parser)
-    parser.add_argument("--workers", type=int, metavar="N", help="at most, of one kind")
-    parser.add_argument("--no-wait", action="store_true", help="do not follow the run")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="workers of one resource profile, at most"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="return when the job is sent")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -22,7 +22,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("--stage", required=True, help="a select stage")
     parser.add_argument(
-        "--vary", required=True, metavar="NAME=START:STOP:STEP", help="clip_score=0.10:0.40:0.02"
+        "--vary",
+        required=True,
+        metavar="NAME=START:STOP:STEP",
+        help="as in clip_score=0.10:0.40:0.02",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write plots and pictures too")
 

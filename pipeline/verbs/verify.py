@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="make damaged files again; only this asks anew for answers of the web",
+        help="make damaged files again; damaged downloads are asked for again only with this",
     )
     add_executor(parser)
 

@@ -11,7 +11,7 @@ from pipeline.verbs._options import add_json, add_run
 if TYPE_CHECKING:
     from pipeline.ledger.why import Why
 
-HELP = "what every stage said of one sample, and why it went"
+HELP = "what every stage stored for one sample, and why it was dropped"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
