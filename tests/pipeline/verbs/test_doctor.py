@@ -33,7 +33,7 @@ def test_a_model_that_loads_is_good_and_one_that_does_not_is_bad(clipmill):
     said = clipmill("doctor", "--model", "refrence")
     assert said.code == 1
     assert "BAD   model refrence" in said.out
-    assert re.search(r"known: .*\breference\b", said.out)
+    assert re.search(r"Known: .*\breference\b", said.out)
 
 
 def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):
