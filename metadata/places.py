@@ -23,6 +23,15 @@ def is_places(name: str) -> bool:
     return name.endswith(SUFFIX)
 
 
+def unplaced(exported: Outputs, file: str) -> tuple[str, str, str]:
+    """What is said of an exported file without places: what was found, where, and what to do."""
+    return (
+        f"no {places_name(file)}, which says where in the pool the rows are from",
+        f"{exported.folder}/out/{file}",
+        f"delete {exported.folder}, which an older version made, and run again",
+    )
+
+
 def read_places(exported: Outputs, name: str) -> NDArray[np.int32]:
     """(N, 2) shard and position of each row; FileNotFoundError where none were stored."""
     place_N2: NDArray[np.int32] = np.load(io.BytesIO(exported.read(name)))

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.outputs import Outputs
-from metadata.places import places_name, read_places
+from metadata.places import places_name, read_places, unplaced
 from metadata.schema import KEEP, REPEATS
 from metadata.storage import Storage
 from pipeline.errors import StageError
@@ -22,14 +22,11 @@ class SelectMask:
     export: Storage
 
     def times(self, file: str) -> NDArray[np.int32]:
+        outputs = Outputs(self.export)
         try:
-            place_N2 = read_places(Outputs(self.export), places_name(file))
+            place_N2 = read_places(outputs, places_name(file))
         except FileNotFoundError:
-            raise StageError(
-                found=f"no {places_name(file)}, which says where in the pool the rows are from",
-                where=f"{self.export}/out/{file}",
-                do=f"delete {self.export}, which an older version made, and run again",
-            ) from None
+            raise StageError(*unplaced(outputs, file)) from None
         times_N = np.zeros(len(place_N2), np.int32)
         for shard in np.unique(place_N2[:, 0]):
             here = place_N2[:, 0] == shard

@@ -11,7 +11,7 @@ import msgspec
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, nearest
-from pipeline.stage import Stage, settings_fields
+from pipeline.stage import Stage, edges_taken, settings_fields
 from pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
@@ -92,7 +92,7 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         )
     cls = stage_class(uses, recipe.where(name, "uses"))
     known = {field.name for field in settings_fields(cls)}
-    engine_keys = (*ENGINE_KEYS, "rows") if "data" in cls.takes else ENGINE_KEYS
+    engine_keys = (*ENGINE_KEYS, "rows") if "data" in edges_taken(cls) else ENGINE_KEYS
     given = {key: value for key, value in keys.items() if key not in engine_keys}
     for key in given:
         if key not in known:

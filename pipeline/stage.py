@@ -87,7 +87,7 @@ class Stage(ABC):
 
     version: ClassVar[int]  # raised when a stored value may change, by a last bit even
     determinism: ClassVar[Determinism]
-    takes: ClassVar[tuple[Edge, ...]] = ("rows",)
+    takes: ClassVar[tuple[Edge | tuple[Edge, ...], ...]] = ("rows",)  # a tuple inside: one of them
     gives: ClassVar[tuple[Edge, ...]] = ("rows",)
 
     @property
@@ -246,6 +246,13 @@ class Selects(Protocol):
         Empty where the reason says it all; values of columns that a reason names are shown anyway.
         """
         ...
+
+
+def edges_taken(stage: Stage | type[Stage]) -> tuple[Edge, ...]:
+    """The kinds of edge that a stage may take."""
+    return tuple(
+        kind for one in stage.takes for kind in (one if isinstance(one, tuple) else (one,))
+    )
 
 
 def settings_fields(stage: Stage | type[Stage]) -> tuple[Field[Any], ...]:

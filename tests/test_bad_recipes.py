@@ -206,6 +206,20 @@ CASES = {
         select("language = 'en'") + "  clip: {uses: train.clip, rows: keep}\n",
         *("train.clip needs a dataset", "mine.yaml:5", "write `data: <export stage>`"),
     ),
+    "rows of a stage's own rows": Case(
+        select("language = 'en'") + "  set: {uses: export.parquet, from: pool, rows: keep}\n",
+        *("`rows` says which rows of `data` are read", "mine.yaml:5", "write `from: keep`"),
+    ),
+    "rows and data for one of them": Case(
+        select("language = 'en'")
+        + "  uids: {uses: export.uid_list, from: keep}\n"
+        + "  set: {uses: export.webdataset, from: pool, data: uids}\n",
+        *("export.webdataset takes `from` or `data`, and both", "mine.yaml:6", "leave one"),
+    ),
+    "neither rows nor data": Case(
+        POOL + "  set: {uses: export.webdataset}\n",
+        *("export.webdataset needs rows or a dataset", "mine.yaml:3", "`from: <stage>` or `data"),
+    ),
     "rows where no data is taken": Case(
         select("language = 'en'") + "  look: {uses: annotate.caption, from: pool, rows: keep}\n",
         *("unknown key 'rows'", "mine.yaml:5, stage 'look', key 'rows'", "annotate.caption"),

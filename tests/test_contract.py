@@ -22,7 +22,7 @@ from pipeline.chain import worker_of
 from pipeline.ledger.results import losses
 from pipeline.ledger.stored import artifacts
 from pipeline.settings import known_uses, stage_class
-from pipeline.stage import Artifact, DatasetStage, RowStage
+from pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken
 from tests import every_stage as every_stage_
 
 USES = known_uses()
@@ -52,7 +52,7 @@ def test_a_stage_declares_version_determinism_and_edges(uses):
     assert isinstance(cls.version, int)
     assert cls.version >= 1
     assert cls.determinism in ("exact", "close", "recorded")
-    assert set(cls.takes) <= {"rows", "data", "model"}
+    assert set(edges_taken(cls)) <= {"rows", "data", "model"}
     assert isinstance(cls.gives, tuple)
     assert set(cls.gives) <= {"rows", "data", "model"}
     assert issubclass(cls, RowStage) != issubclass(cls, DatasetStage)

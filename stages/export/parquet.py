@@ -23,6 +23,7 @@ from metadata.schema import (
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, later
+from stages.export._exported import rows_of
 from stages.export._groups import REASONS, export_files
 
 FIXED = (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT, UID_HEX)
@@ -33,8 +34,9 @@ class Parquet(DatasetStage):
     """Shards of uid, image bytes, texts, repeats, loss_weight and chosen columns, in hashed order.
 
     Takes the rows that `keep` keeps (all, where no select stage stands before) and that have an
-    image and a caption. Beside them: dataset.json (files and counts), a data card, Croissant
-    metadata. Rows and bytes depend on the pool, the seed and the settings, never on the workers.
+    image and a caption; or those of another export, under a select where `rows` names one. Beside
+    them: dataset.json (files and counts), a data card, Croissant metadata. Rows and bytes depend on
+    the pool, the seed and the settings, never on the workers.
 
     Error: rows mix within a group of source shards, about one file's worth; a loader mixes groups.
     """
@@ -47,6 +49,7 @@ class Parquet(DatasetStage):
 
     version = 1
     determinism = "exact"
+    takes = (("rows", "data"),)
     gives = ("data",)
     optional_reads = (KEEP, IMAGE_BYTES, REPEATS, LOSS_WEIGHT)
     reasons = REASONS
@@ -69,7 +72,8 @@ class Parquet(DatasetStage):
         write = partial(write_file, (*hex_too, *self.columns))
         said = {"license": self.license, "url": self.url}
         about = {name: text for name, text in said.items() if text}
-        export_files(inputs.rows, ctx, "parquet", self.rows_per_shard, write, about=about)
+        rows = rows_of(inputs, self.columns, ctx)
+        export_files(rows, ctx, "parquet", self.rows_per_shard, write, about=about)
 
 
 def write_file(
@@ -89,7 +93,8 @@ def write_file(
 def exported(table: pa.Table, columns: tuple[str, ...]) -> pa.Table:
     """The rows as they leave."""
     out = {UID.name: table[UID.name], IMAGE.name: table[IMAGE.name]}
-    out[TEXTS.name] = as_texts(table[TEXT.name])
+    given = TEXTS.name in table.column_names  # of another export
+    out[TEXTS.name] = table[TEXTS.name] if given else as_texts(table[TEXT.name])
     for column in (REPEATS, LOSS_WEIGHT):
         given = column.name in table.column_names
         values = table[column.name] if given else pa.nulls(len(table), column.dtype)

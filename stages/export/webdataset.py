@@ -31,6 +31,7 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage
+from stages.export._exported import rows_of
 from stages.export._groups import COPY, REASONS, export_files, repeats
 
 SAMPLES = 10_000  # most keys are the tar's number and four digits
@@ -65,6 +66,7 @@ class WebDataset(DatasetStage):
 
     version = 2
     determinism = "exact"
+    takes = (("rows", "data"),)
     gives = ("data",)
     optional_reads = (KEEP, IMAGE_BYTES, REPEATS, *WHERE_THERE)
     reasons = REASONS
@@ -79,7 +81,8 @@ class WebDataset(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         write = partial(write_file, self.columns)
-        export_files(inputs.rows, ctx, "webdataset", self.rows_per_shard, write, repeats)
+        rows = rows_of(inputs, self.columns, ctx)
+        export_files(rows, ctx, "webdataset", self.rows_per_shard, write, repeats)
 
 
 def write_file(

@@ -1,6 +1,5 @@
 """A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.datacard import SUMMARY
 from metadata.fingerprint import digest, settings_of
-from metadata.outputs import Outputs
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, location
+from stages.ops.exports import summary_of
 
 if TYPE_CHECKING:
     from stages.clip.loop import Trainer
@@ -72,17 +70,8 @@ class ClipTraining(DatasetStage):
         from stages.clip.cache import cache_shard
         from stages.clip.towers import SCALES
 
-        try:
-            dataset = json.loads(Outputs(Storage(inputs.data)).read(SUMMARY))
-        except FileNotFoundError:
-            dataset = None
         stage = ctx.worker.stage
-        if dataset is None or dataset["format"] != "parquet":
-            raise StageError(
-                found="no Parquet export" if dataset is None else f"a {dataset['format']} export",
-                where=f"stage '{stage}', key `data`: {Storage(inputs.data)}",
-                do="name a stage of export.parquet",
-            )
+        dataset = summary_of(inputs.data, stage)
         self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
         a = SCALES[self.scale]
         cache = partial(cache_shard, inputs.data, ctx.folder, a.image_size, a.buckets, a.tokens)

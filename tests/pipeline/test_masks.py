@@ -23,6 +23,7 @@ from pipeline.run import Outcome, run_plan
 from pipeline.state import RunState
 from pipeline.verbs.funnel import text
 from pipeline.verbs.status import text as status
+from tests.engine_stages.harness import clipmill_run, meaning
 from tests.stages.clip.exported import row
 
 TRAIN = "uses: train.clip, batch_size: 8, samples_seen: 24, warmup_steps: 1"
@@ -208,6 +209,56 @@ def test_kept_rows_that_the_export_lacks_are_counted(copy):
     assert json.loads(out(outcome.state, "on_half", "model.json"))["rows"] == 8
 
 
+EXPORTS = """
+  red_again: {uses: export.parquet, data: shards, rows: reds}
+  red_tars:  {uses: export.webdataset, from: reds}
+  same_tars: {uses: export.webdataset, data: shards, rows: reds}
+  listed_again: {uses: export.parquet, data: shards, rows: listed}
+  all_again: {uses: export.parquet, data: shards}
+  nested:    {uses: export.parquet, data: all_again, rows: reds}
+"""
+
+
+def test_an_export_of_an_export_under_a_select_holds_the_rows_of_an_export_of_the_select(copy):
+    outcome = copy.run(COPIED + EXPORTS)
+    assert outcome.complete, outcome.stopped
+    state = outcome.state
+    for one, other in (
+        *(("red_again", "red_shards"), ("listed_again", "listed_shards")),
+        *(("all_again", "shards"), ("nested", "red_shards")),
+    ):
+        assert rows_in(state, one) == rows_in(state, other)
+    told = ("place", "uid", "caption", "status")
+    one, other = (
+        [{name: row[name] for name in told} for row in rows_in(state, stage)]
+        for stage in ("red_tars", "same_tars")
+    )
+    assert one == other
+    counts = {export.stage: export for export in funnel(state).exports}["red_again"]
+    assert (counts.rows, counts.exported, counts.left) == (32, 8, {"not_kept": 24})
+
+
+def test_a_column_that_the_export_lacks_is_said_with_those_it_has(copy):
+    more = "\n  more: {uses: export.parquet, data: shards, columns: [language]}\n"
+    assert copy.run(more).stopped["more"].args == (
+        "no column 'language' in the export",
+        "stage 'more', key `columns`",
+        "add it to the export's `columns`; it has uid, image, texts, repeats, loss_weight",
+    )
+
+
+def rows_in(state: RunState, stage: str) -> list[dict]:
+    """The rows of an export by place, with their places."""
+    outputs = Outputs(state.stages[stage].folder)
+    found = []
+    for name in filter(is_places, outputs.names):
+        with outputs.parquet(name.replace(".places.npy", ".parquet")) as parquet:
+            rows = parquet.read().to_pylist()
+        places = read_places(outputs, name).tolist()
+        found += [{"place": place, **row} for place, row in zip(places, rows, strict=True)]
+    return sorted(found, key=lambda row: row["place"])
+
+
 def test_an_export_of_an_older_version_is_read_whole_and_not_under_a_select(copy, whole):
     _, state = whole
     folder = Path(state.stages["red_shards"].folder.path)
@@ -220,16 +271,22 @@ def test_an_export_of_an_older_version_is_read_whole_and_not_under_a_select(copy
     before = copy.written()
     assert copy.run(COPIED).complete
     assert changed(copy, before) == set()
-    masked = f"\n  again: {{{TRAIN}, data: red_shards, rows: reds}}\n"
+    masked = f"""
+  again: {{{TRAIN}, data: red_shards, rows: reds}}
+  tars:  {{uses: export.webdataset, data: red_shards}}
+"""
     outcome = copy.run(COPIED + masked)
-    found, where, do = outcome.stopped["again"].args
-    assert found.startswith("no 00000.places.npy")
-    assert where.endswith("00000.parquet")
-    assert str(folder) in do
+    for reader in ("again", "tars"):
+        found, where, do = outcome.stopped[reader].args
+        assert found.startswith("no 00000.places.npy")
+        assert where.endswith("00000.parquet")
+        assert str(folder) in do
     shutil.rmtree(folder)
     before = copy.written()
     assert copy.run(COPIED + masked).complete
-    assert changed(copy, before) == {"red_shards", "again"}, "from_reds read the same export"
+    assert changed(copy, before) == {"red_shards", "again", "tars"}, (
+        "from_reds read the same export"
+    )
 
 
 def test_an_export_that_is_damaged_where_its_places_are_is_made_again(copy, whole):
@@ -241,3 +298,21 @@ def test_an_export_that_is_damaged_where_its_places_are_is_made_again(copy, whol
     more = f"\n  more: {{{TRAIN}, data: shards, rows: bright}}\n"
     assert copy.run(MASKED + more).complete
     assert file.read_bytes() == held
+
+
+@pytest.mark.chaos
+def test_killed_while_it_reads_and_run_again_the_files_are_those_of_a_calm_run(whole, tmp_path):
+    runs, _ = whole
+    recipe = runs.out.with_suffix(".yaml")
+    runs.plan(MASKED.replace("warmup_steps: 1", "warmup_steps: 1, checkpoint_steps: 1"))
+    calm = clipmill_run(recipe, tmp_path / "calm", tmp_path / "points")
+    assert calm.code == 0, calm.output
+    expected = meaning(Storage(str(tmp_path / "calm")))
+    reading = [n for n, point in enumerate(calm.points, 1) if "cache/" in point]
+    steps = [n for n, point in enumerate(calm.points, 1) if point.startswith("step checkpoints/")]
+    for number in (reading[1], steps[1]):
+        out = tmp_path / str(number)
+        killed = clipmill_run(recipe, out, tmp_path / f"{number}-f", fault=f"any:{number}")
+        assert killed.killed, killed.output
+        assert clipmill_run(recipe, out, tmp_path / f"{number}-again").code == 0
+        assert meaning(Storage(str(out))) == expected
