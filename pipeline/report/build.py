@@ -10,18 +10,19 @@ from typing import Any
 import yaml
 
 from pipeline.ledger.causes import Cause
+from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.funnel import End, funnel
 from pipeline.ledger.groups import keep_rates
+from pipeline.ledger.leaks import leaks
 from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import LossCurve, losses, results
 from pipeline.ledger.stored import Place, selects_up_to
 from pipeline.ledger.survey import KEPT, Scores, survey
 from pipeline.report.charts import histogram, lines
 from pipeline.report.concepts import concepts
-from pipeline.report.duplicates import duplicates
-from pipeline.report.leaks import leaks
 from pipeline.report.page import render
 from pipeline.report.samples import samples_at
+from pipeline.report.strips import duplicate_strips, leak_strips
 from pipeline.state import RunState, StageState, newest_recipe, summary
 
 
@@ -36,8 +37,10 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
         results=results(state, baselines),
         truth=last_planted(state),
         losses=[_loss(curve) for curve in losses(state)],
-        duplicates=duplicates(state),
-        leaks=leaks(state),
+        duplicates=[
+            {**vars(of), "strips": duplicate_strips(state, of)} for of in duplicates(state)
+        ],
+        leaks=[{**vars(of), "strips": leak_strips(state, of)} for of in leaks(state)],
         concepts=concepts(state),
         ends=[_end(state, end) for end in rows.ends],
         work=[work(name, stage) for name, stage in state.stages.items()],

@@ -1,4 +1,4 @@
-"""What the stages that name a keeper found: groups of duplicates, their sizes, the largest ones.
+"""Groups of duplicates: what the stages found that name keepers or neighbours, by group size.
 
 By what columns name, so that anybody's stage is shown: a keeper stays, a neighbour need not. A
 group is the rows that lead to one row that is no duplicate.
@@ -7,7 +7,8 @@ Held at once are two uids and a value of every row, and what groups them: some 1
 """
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,7 @@ from pipeline.ledger.near import (
     spread,
     whole,
 )
-from pipeline.ledger.stored import artifacts
-from pipeline.report.samples import strips_of
+from pipeline.ledger.stored import Place, artifacts
 from pipeline.state import RunState, StageState
 
 # Shapes: N rows of a pool.
@@ -38,50 +38,82 @@ GROUPS = 6  # that are shown
 MEMBERS = 9  # of each, beside its keeper
 
 
-def duplicates(state: RunState) -> list[dict[str, Any]]:
-    """Of every finished stage that names keepers: duplicates, groups by size, the largest."""
-    found = []
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows that are copies of one, and where some stand: the keeper first, then others from the
+    nearest to the farthest; `past_cut` says of each whether the cut lets it stay."""
+
+    rows: int
+    places: tuple[Place, ...]
+    past_cut: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """What one stage found in the rows of its root.
+
+    `sizes` counts groups by the classes of SIZES, `largest` the rows of the largest group. `near`
+    is the column that says how near rows are, `limits` between which values the stage looked, `cut`
+    the threshold on it and `reached` the rows as near as that. `recall` tells of some texts how
+    many had a near one, and how many of those the stage joined. `groups` are the largest.
+    """
+
+    stage: str
+    uses: str
+    rows: int
+    duplicates: int
+    sizes: tuple[int, ...]
+    largest: int
+    near: str | None
+    limits: tuple[float, float] | None
+    cut: Cut | None
+    recall: dict[str, int] | None
+    reached: int
+    groups: tuple[Group, ...]
+
+
+def duplicates(state: RunState) -> list[Duplicates]:
+    """Every complete stage that names keepers, or neighbours with a threshold on their nearness."""
+    answers = []
     for name, stage in state.stages.items():
         other = naming(stage.planned.stage, "keeper", "neighbour")
         near = nearness_of(stage.planned.stage)
         cut = cut_of(state, name, near) if near else None
         is_told_apart = other is not None and (other.names == "keeper" or cut is not None)
         if other and is_told_apart and stage.complete and stage.shards:
-            found.append(_grouped(state, name, other, near, cut))
-    return found
+            answers.append(_grouped(state, name, other, near, cut))
+    return answers
 
 
 def _grouped(
     state: RunState, name: str, other: Column, near: Column | None, cut: Cut | None
-) -> dict[str, Any]:
+) -> Duplicates:
     planned = state.plan.stages[name]
-    assert planned.root is not None
     bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
-    pool = whole(state, planned.root, bound)
+    pool = whole(state, planned.root or "", bound)
     duplicate_N = pool.table["keeper"].is_valid().to_numpy()
     if other.names == "neighbour" and cut:
         duplicate_N &= cut.reached(pool.table["near"])
     first_N = led_to(pool.table[UID.name], pool.table["keeper"], duplicate_N)
     size_N = np.bincount(first_N, minlength=len(first_N))
     largest = np.argsort(-size_N, kind="stable")[:GROUPS]
-    return {
-        "stage": name,
-        "uses": planned.uses,
-        "rows": len(first_N),
-        "duplicates": int(duplicate_N.sum()),
-        "sizes": sizes(size_N),
-        "largest": int(size_N.max(initial=1)),
-        "near": near and near.name,
-        "limits": planned.stage.limits.get(near.name) if near else None,
-        "cut": cut,
-        "recall": _recall(state.stages[name]),
-        "reached": int(cut.reached(pool.table["near"]).sum()) if cut else 0,
-        "strips": _strips(state, name, pool, first_N, largest[size_N[largest] > 1], near, cut),
-    }
+    return Duplicates(
+        stage=name,
+        uses=planned.uses,
+        rows=len(first_N),
+        duplicates=int(duplicate_N.sum()),
+        sizes=tuple(sizes(size_N)),
+        largest=int(size_N.max(initial=1)),
+        near=near.name if near else None,
+        limits=planned.stage.limits.get(near.name) if near else None,
+        cut=cut,
+        recall=_recall(state.stages[name]),
+        reached=int(cut.reached(pool.table["near"]).sum()) if cut else 0,
+        groups=tuple(_groups(pool, first_N, largest[size_N[largest] > 1], near, cut)),
+    )
 
 
 def _recall(stage: StageState) -> dict[str, int] | None:
-    """Of some texts those that have a near one, and those of them that the stage joined."""
     for file in artifacts(stage, "recall").values():
         drawn: dict[str, int] = json.loads(Outputs(stage.folder).read(file))["texts_drawn"]
         return drawn
@@ -113,26 +145,20 @@ def sizes(size_N: NDArray[np.int64]) -> list[int]:
     return list(map(int, np.bincount(groups, minlength=len(SIZES))))
 
 
-def _strips(
-    state: RunState,
-    name: str,
+def _groups(
     pool: Pool,
     first_N: NDArray[np.int64],
     largest: NDArray[np.int64],
     near: Column | None,
     cut: Cut | None,
-) -> list[dict[str, Any]]:
-    """The largest groups: keeper first, then members from the nearest to the farthest."""
+) -> Iterator[Group]:
     past_N = ~cut.reached(pool.table["near"]) if cut else np.zeros(len(first_N), bool)
-    groups, shown = [], []
     for first in largest.tolist():
         members = np.flatnonzero(first_N == first)
         others = members[members != first]
         few = spread(others, pool.table["near"], near, MEMBERS) if near else evenly(others, MEMBERS)
-        marks = ["keeper", *np.where(past_N[few], "past the cut", "").tolist()]
-        groups.append({"rows": len(members), "more": len(members) - len(marks), "marks": marks})
-        shown.append(pool.places([first, *few.tolist()]))
-    strips = strips_of(state, name, shown, [near.name] if near else [])
-    for strip in strips:
-        strip[0]["values"] = dict.fromkeys(strip[0]["values"])  # a keeper is near to nobody here
-    return [{**group, "samples": strip} for group, strip in zip(groups, strips, strict=True)]
+        yield Group(
+            rows=len(members),
+            places=tuple(pool.places([first, *few.tolist()])),
+            past_cut=(False, *past_N[few].tolist()),
+        )

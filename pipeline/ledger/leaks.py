@@ -1,0 +1,148 @@
+"""Copies of evaluation samples in a pool: by task how many rows, and which.
+
+By what columns name: a task and its sample, beside the column that says how near that is. The
+stage's `leaks` artifact counts rows within some limits of each task.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.outputs import Outputs
+from metadata.schema import Column
+from pipeline.ledger.near import Cut, cut_of, naming, nearness_of, spread, whole
+from pipeline.ledger.stored import Place, artifacts
+from pipeline.state import RunState
+
+LIMITS = 7  # at which rows are counted
+TASKS = 6  # of which rows are shown
+SHOWN = 10  # of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCounts:
+    """Rows of the pool that are near one task's samples.
+
+    `samples` were compared, and `too_short` were not. `nearest` counts the rows within the cut
+    whose nearest sample is of this task, `within` those near any of its samples, at each limit of
+    `Leaks.at`.
+    """
+
+    task: str
+    samples: int
+    too_short: int
+    nearest: int
+    within: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRows:
+    """Where some of the rows within the cut stand whose nearest sample is of one task."""
+
+    task: str
+    rows: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaks:
+    """What one stage found: `reached` of the pool's rows are within `cut` of an evaluation sample.
+
+    `sample` is the column that names the nearest sample, `at` the limits at which rows are counted,
+    the strictest first.
+    """
+
+    stage: str
+    uses: str
+    rows: int
+    cut: Cut
+    sample: str | None
+    reached: int
+    at: tuple[float, ...]
+    tasks: tuple[TaskCounts, ...]
+    shown: tuple[TaskRows, ...]
+
+
+def leaks(state: RunState) -> list[Leaks]:
+    """Every complete stage that compared the pool with evaluation sets."""
+    answers = []
+    for name, stage in state.stages.items():
+        near, task = nearness_of(stage.planned.stage), naming(stage.planned.stage, "task")
+        cut = cut_of(state, name, near) if near else None
+        for file in artifacts(stage, "leaks").values():
+            if near and cut and task and stage.shards:
+                counts = json.loads(Outputs(stage.folder).read(file))
+                answers.append(_leaked(state, name, counts, near, task, cut))
+    return answers
+
+
+def _leaked(
+    state: RunState, name: str, counts: dict[str, Any], near: Column, named: Column, cut: Cut
+) -> Leaks:
+    planned = state.plan.stages[name]
+    bound = {"near": (name, near.name), "task": (name, named.name)}
+    pool = whole(state, planned.root or "", bound)
+    value, task = pool.table["near"], pool.table["task"]
+    reached_N = cut.reached(value)
+    counted = pc.value_counts(task.filter(pa.array(reached_N))).to_pylist()
+    rows = {count["values"]: count["counts"] for count in counted}
+    largest = sorted(rows, key=lambda task: (-rows[task], task))[:TASKS]
+    few = {
+        one: spread(
+            np.flatnonzero(reached_N & pc.equal(task, one).fill_null(False)), value, near, SHOWN
+        )
+        for one in largest
+    }
+    sample = naming(planned.stage, "sample")
+    at, tasks = limits(counts, cut, rows)
+    return Leaks(
+        stage=name,
+        uses=planned.uses,
+        rows=len(reached_N),
+        cut=cut,
+        sample=sample.name if sample else None,
+        reached=int(reached_N.sum()),
+        at=at,
+        tasks=tasks,
+        shown=tuple(
+            TaskRows(task=one, rows=rows[one], places=tuple(pool.places(some.tolist())))
+            for one, some in few.items()
+        ),
+    )
+
+
+def limits(
+    counts: dict[str, Any], cut: Cut, nearest: dict[str, int]
+) -> tuple[tuple[float, ...], tuple[TaskCounts, ...]]:
+    """The limits that tell more than the one before, and the rows of each task within them.
+
+    From the strictest to the first past the cut that adds rows, or the loosest where none does.
+    Limits that add none to the one before are left out, but for the last at the cut: distances of
+    pHashes are nearly all even.
+    """
+    order = sorted(counts["at"], reverse=">" in cut.sign)  # the strictest first
+    columns = [counts["at"].index(limit) for limit in order]
+    rows_TL = np.array([of["rows"] for of in counts["tasks"].values()])[:, columns]
+    adds_L = np.append(True, np.diff(rows_TL).any(axis=0))
+    reached_L = cut.reached(pa.chunked_array([order]))
+    adds_L[[*np.flatnonzero(reached_L)[-1:], -1]] = True
+    past = np.flatnonzero(adds_L & ~reached_L)[:1]
+    shown = np.append(np.flatnonzero(adds_L & reached_L), past)[-LIMITS:]
+    tasks = [
+        TaskCounts(
+            task=task,
+            samples=of["samples"],
+            too_short=of.get("too_short", 0),
+            nearest=nearest.get(task, 0),
+            within=tuple(within),
+        )
+        for (task, of), within in zip(
+            counts["tasks"].items(), rows_TL[:, shown].tolist(), strict=True
+        )
+    ]
+    ranked = sorted(tasks, key=lambda task: -max(task.within))
+    return tuple(order[at] for at in shown.tolist()), tuple(ranked)

@@ -1,0 +1,74 @@
+"""Rows that a dedup stage compared, side by side: duplicates, copies of evaluation samples."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from metadata.schema import IMAGE_BYTES, SHA256, TEXT, URL
+from pipeline.ledger.duplicates import Duplicates
+from pipeline.ledger.leaks import Leaks
+from pipeline.ledger.stored import Place, binding, rows_at
+from pipeline.planned import Binding
+from pipeline.report.samples import samples_at
+from pipeline.state import RunState
+
+
+def duplicate_strips(state: RunState, of: Duplicates) -> list[dict[str, Any]]:
+    """The largest groups: keeper first, then members from the nearest to the farthest."""
+    columns = [of.near] if of.near else []
+    strips = _strips(state, of.stage, [group.places for group in of.groups], columns)
+    for strip in strips:
+        strip[0]["values"] = dict.fromkeys(columns)  # a keeper is near to nobody here
+    return [
+        {
+            "rows": group.rows,
+            "more": group.rows - len(strip),
+            "marks": [
+                "keeper",
+                *("past the cut" if is_past else "" for is_past in group.past_cut[1:]),
+            ],
+            "samples": strip,
+        }
+        for group, strip in zip(of.groups, strips, strict=True)
+    ]
+
+
+def leak_strips(state: RunState, of: Leaks) -> list[dict[str, Any]]:
+    """Rows near an evaluation sample, by its task, from the nearest to the farthest."""
+    columns = [of.cut.column, *([of.sample] if of.sample else [])]
+    strips = _strips(state, of.stage, [shown.places for shown in of.shown], columns)
+    return [
+        {"task": shown.task, "rows": shown.rows, "more": shown.rows - len(strip), "samples": strip}
+        for shown, strip in zip(of.shown, strips, strict=True)
+    ]
+
+
+def _strips(
+    state: RunState, stage: str, strips: Sequence[Sequence[Place]], columns: Sequence[str]
+) -> list[list[dict[str, Any]]]:
+    """The rows that a stage compared, strip by strip, with `values` of its columns and `texts`:
+    those it compared, or all there is where the run has no pictures; else none."""
+    places = [place for strip in strips for place in strip]
+    seen = samples_at(state, stage, places)
+    texts = rows_at(state, _texts(state, stage), places)
+    values = rows_at(state, {name: (stage, name) for name in columns}, places)
+    samples = (
+        {**seen[place], "texts": text, "values": row}
+        for place, text, row in zip(places, texts, values, strict=True)
+    )
+    return [list(islice(samples, len(strip))) for strip in strips]
+
+
+def _texts(state: RunState, stage: str) -> dict[str, Binding]:
+    texts = {
+        read: where
+        for bound in state.plan.stages[stage].bindings[:1]
+        for read, where in bound.items()
+        if pa.types.is_string(state.plan.schema(*where)) and where[1] != SHA256.name
+    }
+    if texts or binding(state, stage, IMAGE_BYTES.name):
+        return texts
+    found = {name: binding(state, stage, name) for name in (TEXT.name, URL.name)}
+    return {name: where for name, where in found.items() if where}

@@ -1,0 +1,49 @@
+"""Near and far: the cut that a run draws, rows on its near side, and where they stand."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from metadata.schema import Column
+from pipeline.ledger.near import Cut, Pool, cut_of, evenly, spread
+
+
+def column(name: str, **says: Any) -> Column:
+    return Column(name, pa.float32(), "any", "Of a test.", **says)
+
+
+def test_the_shown_are_spread_from_the_nearest_to_the_farthest():
+    bits = pa.chunked_array([np.arange(100, dtype=np.int32)])
+    rows = np.array([90, 10, 50, 30, 70])
+    distance, likeness = column("bits", better="high"), column("likeness", better="low")
+    assert spread(rows, bits, distance, 3).tolist() == [10, 50, 90]
+    assert spread(rows, bits, distance, 9).tolist() == [10, 30, 50, 70, 90]
+    assert spread(rows, bits, likeness, 2).tolist() == [90, 10]
+    assert evenly(rows, 2).tolist() == [90, 70]
+    assert spread(rows[:0], bits, distance, 3).tolist() == []
+
+
+def test_a_threshold_is_compared_in_the_columns_own_type():
+    cosine = pa.chunked_array([pa.array([0.95, 0.949, None, 1], pa.float32())])
+    assert Cut("c", ">=", 0.95).reached(cosine).tolist() == [True, False, False, True]
+    assert Cut("c", ">", 0.95).reached(cosine).tolist() == [False, False, False, True]
+    bits = pa.chunked_array([pa.array([0, 2, None, 3], pa.int32())])
+    assert Cut("b", "<=", 2).reached(bits).tolist() == [True, True, False, False]
+    assert Cut("b", "<", 2).reached(bits).tolist() == [True, False, False, False]
+
+
+def test_places_are_counted_shard_by_shard():
+    pool = Pool(pa.table({}), (0, 4, 5), np.array([0, 3, 3]))
+    assert pool.places([0, 2, 3, 9]) == [(0, 0), (0, 2), (5, 0), (5, 6)]
+
+
+def test_a_cut_is_the_near_side_of_a_selects_threshold(state):
+    far, alike = column("min_side", better="high"), column("aspect_ratio", better="low")
+    assert cut_of(state, "look", far) == Cut("min_side", "<", 30, "subset")
+    assert cut_of(state, "look", alike) == Cut("aspect_ratio", ">", 3, "subset")
+    ranked = column("luma_std", better="low")
+    assert cut_of(state, "look", ranked) is None  # the number of `top` is none of the column
+    assert cut_of(state, "look", replace(ranked, alike=0.5)) == Cut("luma_std", ">=", 0.5)
+    assert cut_of(state, "look", replace(ranked, better="high", alike=0.5)).sign == "<="
