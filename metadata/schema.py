@@ -4,6 +4,7 @@ Names follow DataComp and img2dataset. A column that only one stage writes and n
 is declared in that stage's file.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,18 @@ class Column:
         if pa.types.is_list(self.dtype) and pa.types.is_fixed_size_list(dtype):
             return bool(dtype.value_type == self.dtype.value_type)
         return bool(dtype == self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(Column):
+    """A column that is computed from another when a row stage reads it, and never stored.
+
+    `derive` is a module-level function from the values of `source` to those of this column; it
+    imports what it needs when it is called. Stages that run together share one computation.
+    """
+
+    source: Column
+    derive: Callable[[pa.ChunkedArray], pa.Array]
 
 
 REASON_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -80,13 +93,6 @@ WIDTH = Column("width", pa.int32(), "pixels", "Width of the stored image.")
 HEIGHT = Column("height", pa.int32(), "pixels", "Height of the stored image.")
 SHA256 = Column("sha256", pa.string(), "hex", "SHA-256 of the raw bytes, before any resizing.")
 HTTP_STATUS = Column("http_status", pa.int16(), "code", "Last HTTP status; null without an answer.")
-
-PIXELS = Column(
-    "pixels",
-    pa.struct([("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.binary())]),
-    "8-bit RGB, row-major",
-    "The decoded image, shrunk to 2^20 pixels where larger: never stored; shared by a chain.",
-)
 
 LANGUAGE = Column("language", pa.string(), "ISO 639 code", "Most likely language of the caption.")
 LANGUAGE_CONFIDENCE = Column(

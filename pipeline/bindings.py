@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE, KEEP, PIXELS, REASON, REPEATS, UID, Column
+from metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.planned import Binding, PlannedStage
 from pipeline.recipe import Recipe, nearest
@@ -44,14 +44,15 @@ def bind(
         names.add(read)
         if read in bound or read == UID.name:
             continue
-        source = IMAGE.name if read == PIXELS.name else chosen.get(read, read)
+        stored = column.source if isinstance(column, Derived) else column
+        source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
         found = _find(recipe, name, source, line, planned, ancestors, wanted)
         if found is None:
             continue
         bound[read] = found
         types[read] = type_of(planned[found[0]].stage, found[1])
-        if isinstance(column, Column) and read != PIXELS.name:
-            _check_type(recipe, name, read, column, found, planned)
+        if isinstance(stored, Column):
+            _check_type(recipe, name, read, stored, found, planned)
     for read in chosen:
         if read not in names:
             raise RecipeError(
@@ -78,7 +79,7 @@ def _check_type(
     have = type_of(planned[found[0]].stage, found[1])
     if not column.accepts(have):
         raise RecipeError(
-            found=f"{found[0]}.{found[1]} is {have}, and '{read}' is {column.dtype}",
+            found=f"{found[0]}.{found[1]} is {have}, and '{column.name}' is {column.dtype}",
             where=recipe.where(name, "read"),
             do=f"bind another column, read: {{{read}: stage.column}}: {column.doc}",
         )

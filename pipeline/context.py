@@ -23,7 +23,6 @@ from metadata.scratch import scratch_folder
 from metadata.sealed import put_sealed, read_sealed
 from metadata.storage import Storage
 from pipeline import attempts
-from pipeline.chain import worker_of
 from pipeline.dataset import State, TableFunction, Task
 from pipeline.done import standing
 from pipeline.errors import StageError
@@ -50,6 +49,7 @@ from pipeline.units import (
     restore_shard,
     split_shard,
 )
+from pipeline.worker import worker_of
 
 PARTITION_ROWS = 250_000
 LEAST_PARTITIONS = 4

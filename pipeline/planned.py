@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from metadata.schema import KEEP
+from metadata.schema import KEEP, Derived
 from pipeline.stage import RowStage, Stage
 
 Binding = tuple[str, str]  # stage and column
@@ -54,6 +54,12 @@ class PlannedStage:
     @property
     def gives_data(self) -> bool:
         return "data" in self.stage.gives
+
+    @property
+    def derived(self) -> dict[str, Derived]:
+        """The columns that are computed for it as it reads them, by name."""
+        reads = (*self.stage.reads, *self.stage.optional_reads)
+        return {column.name: column for column in reads if isinstance(column, Derived)}
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ WHOLE = 1 << 30  # rows: one batch for the whole shard
 
 
 @dataclass(frozen=True)
-class Part:
-    """Where one stage's part of every shard is found. Picklable."""
+class StoredColumns:
+    """One stage's columns of every shard, and how a shard of them is read. Picklable."""
 
     folder: Storage
     mask_folder: Storage | None = None  # of its `only:` stage
@@ -35,21 +35,21 @@ class Part:
         return read_stage(self.folder, state, columns, batch_rows, self.mask_folder, self.types)
 
 
-def parts_of(stages: Mapping[str, PlannedStage], run: Storage) -> dict[str, Part]:
-    """The part of every stage of a plan."""
-    parts = {}
+def stored_columns(stages: Mapping[str, PlannedStage], run: Storage) -> dict[str, StoredColumns]:
+    """Where each stage of a plan has its columns."""
+    stored = {}
     for name, planned in stages.items():
         mask = run.child(stages[planned.only].folder) if planned.only else None
         stage = planned.stage if isinstance(planned.stage, DatasetStage) else None
         virtual = stage if stage is not None and stage.virtual else None
-        stored = (UID, POSITION, REASON, *planned.stage.writes)
-        types = {column.name: column.dtype for column in stored}
-        parts[name] = Part(run.child(planned.folder), mask, virtual, types)
-    return parts
+        columns = (UID, POSITION, REASON, *planned.stage.writes)
+        types = {column.name: column.dtype for column in columns}
+        stored[name] = StoredColumns(run.child(planned.folder), mask, virtual, types)
+    return stored
 
 
 def read_rows(
-    parts: Mapping[str, Part],
+    stored: Mapping[str, StoredColumns],
     states: Mapping[str, ShardState],
     bindings: Mapping[str, Binding],
     root: str,
@@ -59,7 +59,7 @@ def read_rows(
     wanted: dict[str, dict[str, None]] = {root: {UID.name: None}}
     loaded: dict[str, list[str]] = {}
     for stage, column in bindings.values():
-        source = parts[stage].stage
+        source = stored[stage].stage
         if source is not None and column in {virtual.name for virtual in source.virtual}:
             loaded.setdefault(stage, []).append(column)
         else:
@@ -67,10 +67,10 @@ def read_rows(
     virtual = {
         name: source.load_virtual(names, states[name].source or {})
         for name, names in loaded.items()
-        if (source := parts[name].stage)  # each of these has one
+        if (source := stored[name].stage)  # each of these has one
     }
     readers = {
-        stage: parts[stage].read(states[stage], list(columns), batch_rows)
+        stage: stored[stage].read(states[stage], list(columns), batch_rows)
         for stage, columns in wanted.items()
     }
     start = 0
@@ -91,7 +91,7 @@ def read_rows(
 class PoolShards:
     """Rows of a root, shard by shard, with the columns a stage reads. Implements `Shards`."""
 
-    parts: Mapping[str, Part]
+    stored: Mapping[str, StoredColumns]
     states: tuple[Mapping[str, ShardState], ...]  # by shard: stage to its state
     bindings: Mapping[str, Binding]
     root: str
@@ -111,7 +111,7 @@ class PoolShards:
             return
         start = 0
         for batch in read_rows(
-            self.parts, self.states[index], self.bindings, self.root, batch_rows
+            self.stored, self.states[index], self.bindings, self.root, batch_rows
         ):
             yield with_place(batch, index, start)
             start += len(batch)

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from metadata.damage import DamagedError
@@ -14,7 +15,8 @@ from metadata.places import is_places
 from metadata.record import Failure, Manifest, Record, fold
 from metadata.storage import Storage
 from pipeline import attempts, lock
-from pipeline.chain import Segment, ShardItem
+from pipeline.chain import Chain, ShardItem
+from pipeline.chain_run import ChainRun
 from pipeline.claim import claim
 from pipeline.context import RunContext, StageRun
 from pipeline.dataset import Inputs
@@ -141,11 +143,11 @@ class _Run:
             self.watcher.stage(planned.name, stage.total, len(stage.shards))
             self._drop_stale(stage)
         segments = [
-            Segment(
+            Chain(
                 seed=self.plan.seed,
                 run_id=self.run_id,
                 stages=tuple(group),
-                parts=self.state.parts,
+                stored=self.state.stored,
                 models=self.state.digests([p.model for p in group if p.model]),
                 retry=self.retry,
             )
@@ -154,7 +156,7 @@ class _Run:
         steps = [
             Step(
                 name=" + ".join(planned.name for planned in segment.stages),
-                start=segment,
+                start=partial(ChainRun, segment),
                 resources=segment.stages[0].stage.resources,
             )
             for segment in segments
@@ -290,8 +292,8 @@ class _Run:
                 on_unit=lambda call, done, n: self.watcher.unit(planned.name, call, done, n),
             )
         )
-        model = self.state.parts[planned.model].folder.uri if planned.model else None
-        data = self.state.parts[planned.data].folder.uri if planned.data else ""
+        model = self.state.stored[planned.model].folder.uri if planned.model else None
+        data = self.state.stored[planned.data].folder.uri if planned.data else ""
         began = time.monotonic()
         try:
             if not planned.is_root and context.journal not in stage.folder.folders():
@@ -361,7 +363,7 @@ class _Run:
 
     def _heal(self, reading: list[PlannedStage], damaged: list[DamagedError]) -> None:
         """Takes damaged files away, so that the next wave makes them again. Each once a run."""
-        names = {part.folder.uri: name for name, part in self.state.parts.items()}
+        names = {part.folder.uri: name for name, part in self.state.stored.items()}
         refused = False
         for found in {(found.folder, found.name): found for found in damaged}.values():
             name = names.get(found.folder)

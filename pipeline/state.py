@@ -20,7 +20,7 @@ from pipeline.masks import SelectMask
 from pipeline.plan import Plan, make_plan
 from pipeline.planned import Binding, PlannedStage
 from pipeline.recipe import Recipe
-from pipeline.rows import JoinedShards, Part, PoolShards, parts_of
+from pipeline.rows import JoinedShards, PoolShards, StoredColumns, stored_columns
 
 RAN_NAME = re.compile(r"\d{8}T\d{15}-[0-9a-f]{12}\.json")
 
@@ -76,7 +76,7 @@ class RunState:
     def __init__(self, plan: Plan, run: Storage) -> None:
         self.plan = plan
         self.run = run
-        self.parts: dict[str, Part] = parts_of(plan.stages, run)
+        self.stored: dict[str, StoredColumns] = stored_columns(plan.stages, run)
         names = list(plan.stages)
         with ThreadPoolExecutor(8) as pool:
             states = pool.map(self._scanned, names)
@@ -90,7 +90,7 @@ class RunState:
         self.resolve(name)
 
     def _scanned(self, name: str) -> StageState:
-        planned, folder = self.plan.stages[name], self.parts[name].folder
+        planned, folder = self.plan.stages[name], self.stored[name].folder
         found = scan(folder)
         if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
             for record in found.lost:
@@ -199,7 +199,7 @@ class RunState:
         if planned.data is None or planned.kept_by is None:
             return None
         verdicts = self._pool_shards(planned.kept_by, planned.mask)
-        return SelectMask(verdicts, self.parts[planned.data].folder)
+        return SelectMask(verdicts, self.stored[planned.data].folder)
 
     def _pool_shards(self, stage: str, bindings: dict[str, Binding]) -> PoolShards:
         """These columns of all rows of the stage's root; they are complete."""
@@ -207,7 +207,7 @@ class RunState:
         assert root is not None
         used = dict.fromkeys([root, *(source for source, _ in bindings.values())])
         return PoolShards(
-            parts={source: self.parts[source] for source in used},
+            stored={source: self.stored[source] for source in used},
             states=tuple(
                 {source: self.stages[source].shards[shard] for source in used}
                 for shard in range(self.stages[root].total or 0)
@@ -218,7 +218,7 @@ class RunState:
 
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
         """The columns of a stage at one row: one row group is read where the shard has one file."""
-        part, shard_state = self.parts[name], self.stages[name].shards[shard]
+        part, shard_state = self.stored[name], self.stages[name].shards[shard]
         if len(shard_state.files) == 1 and shard_state.mask is None:
             at = np.array([position])
             return dict(read_at(part.folder, shard_state.files[0], columns, at).to_pylist()[0])

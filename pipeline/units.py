@@ -25,7 +25,6 @@ from metadata.sealed import put_sealed
 from metadata.shard import ShardWriter, store
 from metadata.storage import Storage
 from pipeline import attempts
-from pipeline.chain import worker_of
 from pipeline.dataset import State, Task
 from pipeline.declared import as_declared, stored_schema
 from pipeline.errors import ShardError, StageError
@@ -33,6 +32,7 @@ from pipeline.planned import PlannedStage
 from pipeline.rows import Partitions, PoolShards
 from pipeline.stage import Worker
 from pipeline.states import put_state
+from pipeline.worker import worker_of
 
 Work = Callable[[Any, "UnitTask"], Any]
 

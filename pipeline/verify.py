@@ -92,7 +92,7 @@ def _of_plan(plan: Plan, stages: list[Checked]) -> Iterator[tuple[PlannedStage, 
 
 def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
     assert planned.root is not None
-    root, folder = state.parts[planned.root], state.parts[planned.name].folder
+    root, folder = state.stored[planned.root], state.stored[planned.name].folder
     found = scan(folder)
     asked = 0
     for shard in sorted({shard_of(name) for name in damaged}):

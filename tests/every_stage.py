@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 
 from metadata.concepts.load import concept_list, of_entries, save
 from metadata.passes import read_stage
-from metadata.schema import PIXELS, REASON, UID
+from metadata.schema import REASON, UID
 from metadata.storage import Storage
-from pipeline.chain import decode
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import Plan, make_plan
 from pipeline.planned import PlannedStage
@@ -33,6 +32,7 @@ from pipeline.progress import Lines
 from pipeline.recipe import load_recipe
 from pipeline.run import run_plan
 from pipeline.state import RunState
+from stages.ops.pixels import PIXELS
 
 RECIPE = Path(__file__).parent / "every_stage.yaml"
 SOURCES = ("pool", "list", "folder", "tars")
@@ -78,12 +78,12 @@ class Finished:
         table = pa.concat_tables(rows.table(shard) for shard in range(len(rows)))
         if PIXELS.name in table.column_names:
             at = table.column_names.index(PIXELS.name)
-            table = table.set_column(at, PIXELS.name, decode(table[PIXELS.name]))
+            table = table.set_column(at, PIXELS.name, PIXELS.derive(table[PIXELS.name]))
         return table.select([UID.name, *planned.bindings[0]])
 
     def written(self, planned: PlannedStage) -> pa.Table:
         """All rows of a stage: uid, its own columns, its reason."""
-        stage, folder = self.state.stages[planned.name], self.state.parts[planned.name].folder
+        stage, folder = self.state.stages[planned.name], self.state.stored[planned.name].folder
         names = [UID.name, *(column.name for column in planned.stage.writes), REASON.name]
         shards = [
             table

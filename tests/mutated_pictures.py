@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from metadata.schema import PIXELS, REASON
+from metadata.schema import REASON
 from pipeline.stage import RowFunction, RowStage, Worker
 from stages.annotate.image import AnnotateImage
 from stages.annotate.phash import PHash
@@ -25,6 +25,7 @@ from stages.download.images import DownloadImages, kept
 from stages.embed.clip import ClipEmbedding
 from stages.export.webdataset import suffix_of
 from stages.ops.images import pixels_column
+from stages.ops.pixels import PIXELS
 from tests.hostile_pictures import noise, saved
 
 STAGES = (AnnotateImage(), PHash(dhash=True), ClipEmbedding(model="reference"))

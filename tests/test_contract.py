@@ -18,11 +18,11 @@ import pytest
 
 from metadata.outputs import Outputs
 from metadata.schema import REASON, REASON_TYPE, UID, Column
-from pipeline.chain import worker_of
 from pipeline.ledger.results import losses
 from pipeline.ledger.stored import artifacts
 from pipeline.settings import known_uses, stage_class
 from pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken
+from pipeline.worker import worker_of
 from tests import every_stage as every_stage_
 
 USES = known_uses()
@@ -146,7 +146,7 @@ def opened(every_stage, tmp_path):
         worker = worker_of(planned, seed=0, scratch=tmp_path)
         if planned.model:
             worker = dataclasses.replace(
-                worker, model=every_stage.state.parts[planned.model].folder.uri
+                worker, model=every_stage.state.stored[planned.model].folder.uri
             )
         function = planned.stage.open(worker)
         return planned, function, every_stage.read(planned).combine_chunks()

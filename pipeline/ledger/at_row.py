@@ -55,7 +55,7 @@ def stage_row(state: RunState, planned: PlannedStage, place: Place) -> StageRow:
         uses=planned.uses,
         values={name: shown(value) for name, value in values.items()},
         reason=reason,
-        folder=str(state.parts[planned.name].folder),
+        folder=str(state.stored[planned.name].folder),
     )
 
 

@@ -81,7 +81,7 @@ def lacking(state: RunState, shard: int, stage: str, columns: set[str]) -> pa.Ar
     if asked is None:
         return None
     shard_state = state.stages[stage].shards[shard]
-    tables = list(state.parts[stage].read(shard_state, asked, 65_536))
+    tables = list(state.stored[stage].read(shard_state, asked, 65_536))
     missing = [pc.is_null(pa.concat_tables(tables)[name]).combine_chunks() for name in asked]
     return reduce(pc.or_, missing, pa.array([False] * sum(map(len, tables)), pa.bool_()))
 

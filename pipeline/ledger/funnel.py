@@ -184,7 +184,7 @@ def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
         tables = [
             table
             for shard in stage.shards.values()
-            for table in state.parts[stage.planned.name].read(shard, [UID.name], 65_536)
+            for table in state.stored[stage.planned.name].read(shard, [UID.name], 65_536)
         ]
         if tables:
             uids = halves(pa.concat_tables(tables)[UID.name]).view("u8,u8").ravel()

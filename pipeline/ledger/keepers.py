@@ -75,7 +75,7 @@ def _with_keeper(
 
 def _naming(state: RunState, stage: str, column: str, uid: bytes) -> int:
     """Rows of a stage that name the uid in a column."""
-    part, rows = state.parts[stage], 0
+    part, rows = state.stored[stage], 0
     for shard in state.stages[stage].shards.values():
         for table in part.read(shard, [column], 1 << 20):
             named = pc.equal(table[column].cast(pa.binary()), pa.scalar(uid, pa.binary()))

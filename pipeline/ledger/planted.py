@@ -179,7 +179,7 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
         cause = np.full(shard_state.rows, "", dtype=object)
         for stage, code, rows in causes(ShardReasons(state, root, shard), end):
             cause[rows.to_numpy(zero_copy_only=False)] = f"{stage}: {code}"
-        tables = state.parts[root].read(shard_state, [UID.name], 65_536)
+        tables = state.stored[root].read(shard_state, [UID.name], 65_536)
         frames.append(
             pl.DataFrame({"uid": _hex(pa.concat_tables(tables)), "cause": cause.tolist()})
         )

@@ -54,7 +54,7 @@ class ShardReasons(Mapping[str, pa.Array]):
         recorded = self._recorded(stage)
         if recorded is not None and recorded.keys() <= {""}:
             return pa.nulls(shard.rows, pa.string())
-        tables = self.state.parts[stage].read(shard, [REASON.name], 65_536)
+        tables = self.state.stored[stage].read(shard, [REASON.name], 65_536)
         return pa.concat_tables(tables)[REASON.name].cast(pa.string()).combine_chunks()
 
 

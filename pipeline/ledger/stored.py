@@ -15,7 +15,7 @@ from metadata.passes import read_stage
 from metadata.record import ShardState
 from metadata.schema import KEEP, LANGUAGE, SOURCE, UID, URL
 from pipeline.planned import Binding, PlannedStage
-from pipeline.rows import WHOLE, Part, PoolShards
+from pipeline.rows import WHOLE, PoolShards, StoredColumns
 from pipeline.stage import Artifact
 from pipeline.state import RunState, StageState
 
@@ -98,7 +98,7 @@ def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShar
     """The bound columns, each under the name it is given here, over every shard of a root."""
     used = dict.fromkeys([root, *(stage for stage, _ in bound.values())])
     return PoolShards(
-        parts={stage: state.parts[stage] for stage in used},
+        stored={stage: state.stored[stage] for stage in used},
         states=tuple(
             {stage: state.stages[stage].shards[shard] for stage in used}
             for shard in sorted(state.stages[root].shards)
@@ -145,7 +145,7 @@ def rows_at(
             position = np.array([places[index][1] for index in here])
             unique, back = np.unique(position, return_inverse=True)
             table = _at(
-                state.parts[stage],
+                state.stored[stage],
                 state.stages[stage].shards[shard],
                 list(dict.fromkeys(columns.values())),
                 unique,
@@ -155,7 +155,9 @@ def rows_at(
     return found
 
 
-def _at(part: Part, shard: ShardState, columns: list[str], position: NDArray[np.int64]) -> pa.Table:
+def _at(
+    part: StoredColumns, shard: ShardState, columns: list[str], position: NDArray[np.int64]
+) -> pa.Table:
     """Columns at rising positions; where the shard is one file, only their row groups are read."""
     if len(shard.files) > 1:
         tables, start = [], 0

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, PIXELS, REASON, REASON_TYPE, Column
+from metadata.schema import IMAGE, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
+from stages.ops.pixels import PIXELS
 
 # Shapes: H height, W width of one image.
 

@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import IMAGE, PHASH, PIXELS, REASON, REASON_TYPE, Column
+from metadata.schema import IMAGE, PHASH, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
+from stages.ops.pixels import PIXELS
 
 DHASH = Column("dhash", pa.uint64(), "64 bits", "Where the grey image gets lighter to the right.")
 

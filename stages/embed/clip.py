@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE_EMBEDDING, PIXELS, TEXT, TEXT_EMBEDDING, Column
+from metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
 from pipeline.errors import StageError
 from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
 from stages.embed._pair import pair, vectors
 from stages.models.image_text import ImageTextModel, load, width_of
+from stages.ops.pixels import PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE_FEATURES, PIXELS, TEXT, TEXT_FEATURES
+from metadata.schema import IMAGE_FEATURES, TEXT, TEXT_FEATURES
 from pipeline.stage import Resources, RowFunction, RowStage, Worker
 from stages.embed._pair import pair, vectors
+from stages.ops.pixels import PIXELS
 
 if TYPE_CHECKING:
     from stages.models.features import ImageFeatures, TextFeatures

@@ -27,11 +27,11 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from metadata.schema import PIXELS
 from pipeline.errors import ShardError
 from stages.ops import native
 from stages.ops.formats import format_of, is_whole
 from stages.ops.parts import Parts, parts_of
+from stages.ops.pixels import PIXELS
 
 # Shapes: H height, W width, 3 or 4 channels; N rows of a batch.
 RGB = NDArray[np.uint8]

@@ -25,8 +25,8 @@ import pyarrow as pa
 from PIL import Image
 from scipy.fft import dct
 
-from metadata.schema import PIXELS
 from stages.annotate.phash import PHASH, PHash, hashed
+from stages.ops.pixels import PIXELS
 from tests.benchmarks.side_by_side import side_by_side
 
 LANCZOS = Image.Resampling.LANCZOS

@@ -55,7 +55,7 @@ class Ran:
     def column(self, stage: str, column: str, shard: int | None = None) -> list[Any]:
         """The stage's values in the pool's order, as its readers see them today."""
         state = self.outcome.state.stages[stage]
-        part = self.outcome.state.parts[stage]
+        part = self.outcome.state.stored[stage]
         shards = sorted(state.shards) if shard is None else [shard]
         return [
             value

@@ -175,3 +175,16 @@ def test_a_retry_under_a_mask_leaves_the_rows_outside_alone(engine, moody):
     ran = engine.run(stages, retry=("timeout",))
     assert seen(engine) == [5]
     assert ran.column("copy", "copy") == [n if n < 10 else None for n in range(31)]
+
+
+def test_a_retry_is_not_forgotten_where_a_new_stage_goes_first_in_the_chain(engine, moody):
+    moody([5])
+    (engine.folder / "mood.json").write_text(json.dumps({}))
+    (engine.folder / "mood.log").unlink()
+    stages = f"""
+  square: {{uses: toy.power, from: numbers}}
+  copy: {{uses: toy.moody, from: numbers, script: {engine.folder / "mood.json"}}}
+"""
+    ran = engine.run(stages, retry=("timeout",))
+    assert seen(engine) == [5]
+    assert ran.column("copy", "copy") == list(range(31))

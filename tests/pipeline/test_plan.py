@@ -74,6 +74,23 @@ def test_a_reason_is_a_column_of_its_stage():
     assert bound(line) == {"one.reason": ("one", "reason")}
 
 
+PICTURES = "pics: {uses: ingest.image_folder, path: pics}\n"
+
+
+def test_a_derived_column_is_found_where_its_source_is():
+    plan = plan_of(PICTURES + "it: {uses: annotate.phash, from: pics}")
+    [binding] = plan.stages["it"].bindings
+    assert binding == {"image": ("pics", "image"), "pixels": ("pics", "image")}
+
+
+def test_a_derived_column_is_bound_to_a_column_of_the_type_of_its_source():
+    line = PICTURES + "it: {uses: annotate.phash, from: pics, read: {pixels: pics.%s}}"
+    assert plan_of(line % "image").stages["it"].bindings[0]["pixels"] == ("pics", "image")
+    with pytest.raises(RecipeError, match="'image' is binary") as refused:
+        plan_of(line % "url")
+    assert "pics.url is string" in str(refused.value)
+
+
 TYPES = """
 datacomp: {uses: ingest.datacomp, path: pool, scores: true}
 same: {uses: dedup.exact, from: datacomp}

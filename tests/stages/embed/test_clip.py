@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import PIXELS
 from pipeline.errors import StageError
 from pipeline.stage import Worker
 from stages.clip.towers import Clip
 from stages.embed.clip import ClipEmbedding, embeddings
 from stages.models import checkpoint
 from stages.models.image_text import load
+from stages.ops.pixels import PIXELS
 from tests.stages.clip.exported import TINY
 
 MODEL = load("reference")

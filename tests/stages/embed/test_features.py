@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import PIXELS
 from pipeline.stage import Worker
 from stages.embed.features import Features, features
+from stages.ops.pixels import PIXELS
 
 RED = {"height": 1, "width": 2, "rgb": bytes([255, 0, 0] * 2)}
 DECLARED = [column.dtype for column in Features.writes]

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from metadata.schema import PIXELS
 from stages.ops import images
 from stages.ops.images import (
     MAX_COLUMN_PIXELS,
@@ -24,6 +23,7 @@ from stages.ops.images import (
     rows_of,
     shrunk,
 )
+from stages.ops.pixels import PIXELS
 from tests.hostile_pictures import apng, commented, in_runs, scanned, segmented, tiff
 
 FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
