@@ -71,6 +71,12 @@ def stage_class(uses: str, where: str) -> type[Stage]:
             where,
             "write @dataclass(frozen=True, kw_only=True) above it",
         )
+    if isinstance(found[0].gives, str):
+        raise RecipeError(
+            f"{module_name}.{found[0].__name__} has gives = {found[0].gives!r}",
+            where,
+            f"write gives = ({found[0].gives!r},): a stage may give several",
+        )
     missing = [name for name in ("version", "determinism") if not hasattr(found[0], name)]
     missing += sorted(found[0].__abstractmethods__)
     if missing:

@@ -299,6 +299,11 @@ BAD_STAGES = {
         "class It(RowStage):\n    version, determinism = 1, 'exact'\n",
         "@dataclass(frozen=True, kw_only=True)",
     ),
+    "one word": (
+        "from dataclasses import dataclass\nfrom pipeline.stage import RowStage\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    gives = 'model'\n",
+        "write gives = ('model',)",
+    ),
     "undeclared": (
         "from dataclasses import dataclass\nfrom pipeline.stage import RowStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    version = 1\n",

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -109,6 +110,33 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint(
     ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
     assert stored == [5, 10]
     assert weights(Path(ctx.folder)) == weights(whole)
+
+
+class Every:
+    """A mask that keeps all rows but one."""
+
+    def __init__(self, left_out: int) -> None:
+        self.left_out = left_out
+
+    def times(self, file: str) -> np.ndarray:
+        first, rows = (0, 9) if file == "00000.parquet" else (9, 2)
+        return (np.arange(first, first + rows) != self.left_out).astype(np.int32)
+
+
+def test_a_checkpoint_of_other_verdicts_is_not_gone_on_from(launching_context, data, monkeypatch):
+    ctx, fresh = launching_context(), launching_context()
+
+    def stopped(self, trainer, plain=Checkpoints.store):
+        plain(self, trainer)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "store", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ClipTraining(**SMALL).run(Inputs(rows=[], data=data, mask=Every(0)), ctx)
+    for context in (ctx, fresh):
+        ClipTraining(**SMALL).run(Inputs(rows=[], data=data, mask=Every(10)), context)
+    assert weights(Path(ctx.folder)) == weights(Path(fresh.folder))
 
 
 def test_a_subset_smaller_than_a_batch_is_refused_before_anything_is_read(trained, data):
