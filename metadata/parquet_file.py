@@ -133,7 +133,7 @@ def _has_digest(folder: Storage, name: str, sha256: str) -> bool:
 
 
 def recut(batches: Iterator[pa.Table], rows: int, empty: pa.Table) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows`, the last one shorter; one empty table of none."""
+    """The rows in tables of exactly `rows`, the last one shorter; no rows are one empty table."""
     held: list[pa.Table] = []
     count = 0
     seen = False

@@ -44,7 +44,7 @@ class ShardItem:
         return parents_of(planned, self.states, models)
 
     def is_partial(self, planned: PlannedStage) -> bool:
-        """Whether the stage computes some rows only: those of a mask, or of a later pass."""
+        """Whether the stage computes only some rows: of a mask, or in a later pass."""
         return bool(planned.only or self.records.get(planned.name))
 
     def is_blocked(self, planned: PlannedStage) -> bool:

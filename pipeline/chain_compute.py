@@ -64,7 +64,7 @@ class Functions:
 
 @dataclass(frozen=True)
 class Computation:
-    """One attempt at stages of a chain over one shard."""
+    """One attempt to compute a shard through the stages of a chain."""
 
     chain: Chain
     functions: Functions

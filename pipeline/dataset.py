@@ -38,7 +38,7 @@ class Shards(Protocol):
         ...
 
     def select(self, names: Iterable[str]) -> "Shards":
-        """The same rows with these columns only, so that no image is read where none is needed."""
+        """The rows with these columns only: an image that is not named is not read."""
         ...
 
 
@@ -71,7 +71,7 @@ class Task(Protocol):
 
     @property
     def page_checksums(self) -> bool:
-        """Whether Parquet files in out/ get them: not where they had none, and are made again."""
+        """Whether Parquet files in out/ get checksums: not where such a file had none before."""
         ...
 
     def put_file(self, name: str, path: Path) -> None:

@@ -40,7 +40,7 @@ class Head:
             return answer.status, await answer.text()
 
     async def fetch(self, path: str, method: str = "GET", **body: Any) -> Any:
-        """Its answer, out of JSON."""
+        """The head's answer, parsed from JSON."""
         status, text = await self.ask(path, method, **body)
         with contextlib.suppress(ValueError):
             if status == 200:

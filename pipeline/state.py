@@ -56,7 +56,7 @@ class StageState:
 
     @property
     def seconds(self) -> float:
-        """Of work in all workers; of a dataset stage from the begin of its last run to its end."""
+        """Seconds of work in all workers; of a dataset stage, from begin to end of its last run."""
         if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
             return self.manifest.seconds
         return sum(record.seconds for record in self.records)

@@ -139,7 +139,7 @@ async def _follow(job: Job) -> int:
 
 
 def _exit_code(job: Job, ended: dict[str, Any]) -> int:
-    """That of `clipmill run`, which has said why; ClipmillError where it could not."""
+    """The exit code of the job's `clipmill run`; ClipmillError where it has none."""
     code = ended.get("driver_exit_code")
     if ended["status"] == "SUCCEEDED":
         return 0

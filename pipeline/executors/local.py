@@ -144,7 +144,7 @@ class LocalExecutor(Dispatcher):
         return [self._start(resources, cpus, share) for share in gpus]
 
     def _waits_for_items(self, stream: Stream, resources: Resources) -> bool:
-        """Whether it would get its worker once no item is in hand."""
+        """Whether the stream would get its workers if no item were in hand."""
         count = stream.ranks or 1
         launched = [worker for worker in self._living if worker.job and worker.job[0].ranks]
         ending = self._may_end(
@@ -160,7 +160,7 @@ class LocalExecutor(Dispatcher):
     def _may_end(
         self, workers: Sequence[_Worker], stream: Stream, resources: Resources
     ) -> list[_Worker]:
-        """Those of the workers that may end for one of these resources, the first to end last.
+        """The workers that may end to make room for these resources; the first to end is last.
 
         A profile with items waiting keeps its workers for a while, lest models load in turn. For
         more workers of a profile that has some, only those go that no open stream uses.
@@ -177,7 +177,7 @@ class LocalExecutor(Dispatcher):
         return sorted(ending, key=lambda w: (w.resources not in used, bool(w.gpus)))
 
     def _cpus(self, resources: Resources, beside: int) -> float:
-        """What one of so many workers takes of the CPUs while it is busy."""
+        """The CPUs that each of `beside` workers takes while it is busy."""
         return min(float(resources.cpus), max(1, self.workers) / beside)
 
     def _room(
@@ -281,7 +281,7 @@ class LocalExecutor(Dispatcher):
                 stream.passed(number, value)
 
     def _bury(self, worker: _Worker) -> None:
-        """Its item is tried again, in another worker."""
+        """Ends a worker that died; its item is tried again in another."""
         assert worker.job is not None
         stream, number, item = worker.job
         self._end([worker])

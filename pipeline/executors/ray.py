@@ -263,7 +263,7 @@ class RayExecutor(Dispatcher):
             self._gave_s = time.monotonic()
 
     def _bury(self, pool: _Pool, actor: _Actor, error: Exception) -> None:
-        """Its item goes back to the head of the queue; a new actor comes by `_share_room`."""
+        """Puts a dead actor's item at the head of the queue; `_share_room` starts a new actor."""
         self._drop(pool, actor)
         concerned = self._users(pool)
         if actor.job is not None:
@@ -416,7 +416,7 @@ class RayExecutor(Dispatcher):
         return max(32, 8 * sum(len(pool.up()) for pool in list(self._pools.values())))
 
     def _need(self, resources: Resources, beside: int = 1) -> Need:
-        """What one of `beside` workers asks of Ray; a local one takes the CPUs there are."""
+        """What one of `beside` workers asks of Ray; of a local one, its share of the CPUs."""
         cpus = float(resources.cpus)
         if self._session.is_local:
             share = self.total()["CPU"] / beside

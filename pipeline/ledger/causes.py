@@ -63,12 +63,12 @@ def trace(
 
 
 def taken_by(plan: Plan, name: str) -> set[Binding]:
-    """What a stage takes from others: stage and column."""
+    """The columns that a stage reads, each with the stage that writes it."""
     return {source for bound in plan.stages[name].bindings for source in bound.values()}
 
 
 def left_out(stage: str, columns: set[str], rows: pa.Array, lacks: Lacks) -> pa.Array:
-    """Those of the rows for which the stage left out one of the columns."""
+    """Those of `rows` (a mask) for which the stage stored no value in one of the columns."""
     if not columns or not pc.any(rows).as_py():
         return pc.and_(rows, False)
     missing = lacks(stage, columns)

@@ -42,7 +42,7 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
 
 
 def groupings(state: RunState, stage: str) -> dict[str, Binding]:
-    """What rows are told apart by: language, source of a union, domain; those that are stored."""
+    """The stored columns that rows are grouped by: language, source of a union, domain."""
     columns = {"language": LANGUAGE.name, "source": SOURCE.name, "domain": URL.name}
     found = {name: binding(state, stage, column) for name, column in columns.items()}
     return {name: bound for name, bound in found.items() if bound is not None}
@@ -66,7 +66,7 @@ class Groups:
     codes: NDArray[np.int8]  # (N,)
 
     def counts(self, rows_N: NDArray[np.bool_]) -> dict[str, int]:
-        """Of some rows those in each group, the largest first."""
+        """The number of these rows in each group, the largest first."""
         count = np.bincount(self.codes[rows_N], minlength=len(self.names))
         return {self.names[i]: int(count[i]) for i in np.argsort(-count, kind="stable") if count[i]}
 

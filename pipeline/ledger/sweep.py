@@ -94,7 +94,7 @@ class Sweep:
 
     @property
     def samples(self) -> list[Sample]:
-        """Those of every point; one row may stand in many."""
+        """The samples of all points; a row may be in several."""
         return [sample for at in self.points for sample in (*at.samples.won, *at.samples.lost)]
 
 

@@ -49,7 +49,7 @@ class Row:
 
     @property
     def site(self) -> str:
-        """One of 40, the first far busier than the last."""
+        """The name of the row's site, one of 40; the first have far more rows than the last."""
         return f"s{int(SITES * self.chance.u('site') ** 2.2):02d}"
 
 

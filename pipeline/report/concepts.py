@@ -34,7 +34,7 @@ POINTS = 200  # of a curve, by logarithm
 
 
 def concepts(state: RunState) -> list[dict[str, Any]]:
-    """Of every finished balance: sizes, the curve, the heaviest and rarest, languages."""
+    """Every finished balance: its sizes, the curve, the heaviest and rarest concepts, languages."""
     found = []
     for name, stage in state.stages.items():
         counts, sizes = artifacts(stage, "concepts"), artifacts(stage, "balance")

@@ -116,7 +116,7 @@ def _wrapped(utf8, offset, kind):
 
 @cache
 def _kinds() -> Bytes:
-    """Of every byte: 1 if a space goes before and after, 2 if it becomes one."""
+    """(256,) for every byte: 1 where a space goes before and after, 2 where it becomes a space."""
     kind = np.zeros(256, np.uint8)
     kind[list(WRAPPED)] = 1
     kind[list(BLANKS)] = 2
@@ -154,7 +154,7 @@ def _codes(text: str) -> Codes:
 
 
 def _before(is_C: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether the character before each one is such."""
+    """`is_C` of the character before each."""
     return np.append(False, is_C)[: len(is_C)]
 
 
@@ -165,7 +165,7 @@ def _mark(is_such: NDArray[np.bool_], ranges: tuple[tuple[int, int], ...]) -> No
 
 @cache
 def _classes() -> NDArray[np.uint8]:
-    """What each character is to the rule `words`."""
+    """The class of every character by the rule `words`."""
     by_category = {**dict.fromkeys("LMN", WORD), **dict.fromkeys("ZC", BLANK), "P": MARK}
     found = np.full(0x110000, SYMBOL, np.uint8)
     for code in range(len(found)):

@@ -142,7 +142,7 @@ def _lowest(clusters: int, rows: State) -> State:
 
 
 def cell_sums(centre_KD: NDArray, train_fraction: float, rows: pa.Table) -> State:
-    """Of each centre's rows: the sum of their vectors in fixed point, and their number."""
+    """For each centre, the sum of its rows' vectors in fixed point, and their number."""
     import torch  # whose index_add_ is many times NumPy's sum by group
 
     unit_ND = as_matrix(rows["unit"])

@@ -64,7 +64,7 @@ def distinct(
 
 
 def _of_distinct(row_UD, length_U, precision):
-    """The same for vectors none of which is another's copy."""
+    """Cosine and place of the most similar earlier vector of each, where no two are equal."""
     U = len(row_UD)
     scores, gap = _coarse(row_UD, length_U, precision)
     cosine_U = np.full(U, -1, np.float32)

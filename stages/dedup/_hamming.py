@@ -40,7 +40,7 @@ def keys(code_N: NDArray[np.uint64], radius: int) -> NDArray[np.uint64]:
 
 
 def _key(bits: NDArray[np.uint64], mask: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Of the bits of a mask, which is told by its number."""
+    """The hash of the bits that a mask leaves and of the mask's number."""
     return _mixed(_mixed(bits) + mask.astype(np.uint64))
 
 

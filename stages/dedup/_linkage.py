@@ -129,7 +129,7 @@ def jumped(meeting: pa.Table) -> pa.Table:
 
 
 def unsettled(pointers: pa.Table) -> State:
-    """How many pointers moved, or would be led on by their partition: 0 when all groups stand."""
+    """Pointers that moved, or would move in their partition; 0 when the groups are final."""
     node_V, x_E, y_E = numbered(pointers["x"], pointers["y"])
     _, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
     changes_E = (root_V[x_E] != y_E) | pointers["moved"].to_numpy()

@@ -79,7 +79,7 @@ class PHashDuplicate(DatasetStage):
         return (replace(PHASH, name=self.column), *reads_of(self.keep))
 
     def candidates(self, rows: int) -> float:
-        """Of codes that are nobody's copy: two share the bits of a key by chance."""
+        """Comparisons of unrelated codes, of which two share a key by chance."""
         from stages.dedup._hamming import masks
 
         chance = sum(0.5 ** np.bitwise_count(mask) for mask in masks(self.max_distance))

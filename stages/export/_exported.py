@@ -75,7 +75,7 @@ def first_texts(texts: pa.ChunkedArray) -> pa.Array:
 
 
 def rows_of(inputs: Inputs, columns: Iterable[str], ctx: Context) -> Shards:
-    """What an export exports: rows of the pool, or of another export, which has these columns."""
+    """The rows to export, with these columns: of the pool, or of another export."""
     if not inputs.data:
         return inputs.rows
     dataset = summary_of(inputs.data, ctx.worker.stage)

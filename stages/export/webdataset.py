@@ -149,7 +149,7 @@ def add_samples(tar: tarfile.TarFile, images: pa.ChunkedArray, metas: pa.Table) 
 
 
 def suffix_of(image: bytes) -> str:
-    """Of the format that the bytes are in; `bin` where no decoder knows it."""
+    """The suffix of the image's format; `bin` where no decoder knows it."""
     from stages.ops.images import ImageError, probe  # decoders: not while a recipe is planned
 
     try:

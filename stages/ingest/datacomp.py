@@ -116,7 +116,7 @@ class DataComp(DatasetStage):
         ctx.create_shards(partial(read, self), [s for file in scanned for s in file["sources"]])
 
     def lacking(self, name: str, holds: str | None, where: str) -> StageError:
-        """Of a column that a stage reads, and that a file lacks or has in another type."""
+        """The error of a file that lacks a column a stage reads, or has it in another type."""
         if holds is None:
             do = "give a pool that has it, or leave out what reads it"
             return StageError(f"no column '{name}', and a stage reads it", where, do)

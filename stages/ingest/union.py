@@ -66,7 +66,7 @@ class Union(DatasetStage):
 
 
 class Joined(Shards, Protocol):
-    """What the engine gives a stage that joins roots: the parents' shards, one after another."""
+    """The shards of all parents, one after another, for a stage that joins roots."""
 
     def source(self, index: int) -> str:
         """Name of the ingest stage that the shard comes from."""

@@ -89,7 +89,7 @@ class UrlList(DatasetStage):
 
     @property
     def columns(self) -> list[tuple[Column, str]]:
-        """The same, with those passed through."""
+        """The columns that are stored, each with its name in the file; `extra` ones last."""
         extra = (
             (Column(name, pa.type_for_alias(alias), "as found", "Passed through from the pool."))
             for name, alias in self.extra.items()
@@ -102,7 +102,7 @@ class UrlList(DatasetStage):
 
     @property
     def names(self) -> list[str]:
-        """What is read of each file."""
+        """The columns to read from each file."""
         names = [*(name for _, name in self.columns), *([self.uid_col] if self.uid_col else [])]
         return list(dict.fromkeys(names))
 

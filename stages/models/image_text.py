@@ -39,7 +39,7 @@ class ImageTextModel(Protocol):
 
     @property
     def sha256(self) -> str | None:
-        """Of its weights; None where it has none."""
+        """Digest of the weights; None where the model has none."""
         ...
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -51,7 +51,7 @@ Order = Keep | tuple[Keep, ...] | None
 
 
 def dropped_before(rows: pa.Table) -> pa.Array:
-    """Whether an earlier select dropped each row; of none where there is no select."""
+    """(N,) whether an earlier select dropped the row; false where there is no select."""
     if KEEP.name not in rows.column_names:
         return pa.array(np.zeros(len(rows), bool))
     return pc.invert(rows[KEEP.name].combine_chunks().fill_null(False))
@@ -63,7 +63,7 @@ def reads_of(order: Order) -> tuple[Column, ...]:
 
 
 def prefers(order: Order) -> tuple[tuple[str, str], ...]:
-    """The same as a stage declares it: column, and `asc` or `desc`."""
+    """The columns that decide, each with `asc` or `desc`, as a stage declares them."""
     return tuple((keep.column, keep.order) for keep in in_turn(order))
 
 

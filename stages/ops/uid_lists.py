@@ -36,7 +36,7 @@ class UidList(Combined):
 
     @property
     def uids(self) -> int:
-        """How many there are, or of text as many as there may be."""
+        """The number of uids; of a text file, the most that its bytes can hold."""
         return (self.bounds[-1] - self.bounds[0]) // (33 if self.is_text else 16)
 
     def table(self, index: int) -> pa.Table:

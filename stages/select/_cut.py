@@ -41,7 +41,7 @@ def tie_digits(rows: pa.Table) -> NDArray[np.uint16]:
 
 
 def as_digits(number_ND: NDArray[np.unsignedinteger]) -> NDArray[np.uint16]:
-    """The same numbers in 16-bit digits, most significant first."""
+    """The numbers as 16-bit digits, most significant first."""
     big_endian = np.ascontiguousarray(number_ND, number_ND.dtype.newbyteorder(">"))
     return big_endian.view(">u2").astype(np.uint16)
 

@@ -44,7 +44,7 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What draws hang on: seed, stage, and each concept's count in units of t."""
+    """A draw of each concept of a row, by seed, stage, and the concept's count in units of t."""
 
     seed: int
     stage: str
@@ -71,7 +71,7 @@ class Draw:
 
 
 def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    """Of each reason that keeps a row from drawing, the rows that it does not hold for."""
+    """For each reason not to draw, (N,) whether the row is free of it."""
     matched = pc.greater(pc.list_value_length(rows[CONCEPT_IDS.name]), 0).fill_null(False)
     may = {f"undefined:{CONCEPT_IDS.name}": matched.to_numpy()}
     if IMAGE_BYTES.name in rows.column_names:

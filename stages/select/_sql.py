@@ -225,7 +225,7 @@ def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
 
 
 def _inside(comparison: Tree) -> list[Tree]:
-    """Its nodes, but for those inside another comparison."""
+    """The nodes of a comparison, without those inside another comparison."""
     return list(comparison.walk(prune=lambda n: n is not comparison and isinstance(n, COMPARISONS)))
 
 
