@@ -9,15 +9,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.ledger.causes import Cause
 from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.funnel import End, funnel
-from pipeline.ledger.groups import keep_rates
 from pipeline.ledger.leaks import leaks
 from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import LossCurve, losses, results
-from pipeline.ledger.stored import Place, selects_up_to
-from pipeline.ledger.survey import KEPT, Scores, survey
+from pipeline.ledger.scores import Score
+from pipeline.ledger.survey import KEPT, survey
 from pipeline.report.charts import histogram, lines
 from pipeline.report.concepts import concepts
 from pipeline.report.page import render
@@ -66,58 +64,51 @@ def _run(state: RunState) -> dict[str, Any]:
 def _end(state: RunState, end: End) -> dict[str, Any]:
     """One last select stage: its waterfall, scores, groups, and samples by cause."""
     found = survey(state, end.stage)
-    samples = _samples(state, end.stage, found["samples"])
     left, falls = end.rows, []
     for cause in end.causes:
         left -= cause.rows
-        falls.append(
-            {"stage": cause.stage, "reason": cause.reason, "rows": cause.rows, "left": left}
-        )
-    causes = [
-        {**vars(cause), "samples": samples.get((cause.stage, cause.reason), [])}
-        for cause in end.causes
-    ]
-    columns = {
-        column
-        for planned in selects_up_to(state, end.stage)
-        for _, column in planned.bindings[0].values()
-    }
+        falls.append({**vars(cause), "left": left})
+    shown = [(KEPT, end.kept), *(((loss.stage, loss.reason), loss.rows) for loss in end.causes)]
+    places = (row.place for rows in found.samples.values() for row in rows)
+    seen = samples_at(state, end.stage, places)
     return {
         "stage": end.stage,
         "rows": end.rows,
         "kept": end.kept,
         "share": end.kept / end.rows if end.rows else 0.0,
         "falls": falls,
-        "scores": [_score(score) for score in found["scores"]],
+        "scores": [_score(score) for score in found.scores],
         "groups": [
-            {"by": name, "is_asked_for": name in columns, **vars(keep_rates(tally))}
-            for name, tally in found["groups"].items()
+            {"by": by, "is_asked_for": by in found.asked_for, **vars(rates)}
+            for by, rates in found.groups.items()
         ],
-        "samples": [{"reason": "", "rows": end.kept, "samples": samples.get(KEPT, [])}, *causes],
+        "samples": [
+            {
+                "stage": stage,
+                "reason": reason,
+                "rows": rows,
+                "samples": [
+                    {**seen[place], "values": values}
+                    for place, values in found.samples.get((stage, reason), ())
+                ],
+            }
+            for (stage, reason), rows in shown
+        ],
     }
 
 
-def _samples(
-    state: RunState, end: str, chosen: dict[Cause, list[tuple[Place, dict[str, Any]]]]
-) -> dict[Cause, list[dict[str, Any]]]:
-    """Picture, caption and deciding values of each chosen row, by cause."""
-    seen = samples_at(state, end, (place for few in chosen.values() for place, _ in few))
+def _score(score: Score) -> dict[str, Any]:
     return {
-        cause: [{**seen[place], "values": values} for place, values in few]
-        for cause, few in chosen.items()
-    }
-
-
-def _score(score: Scores) -> dict[str, Any]:
-    kept, dropped = score.kept.tolist(), score.dropped.tolist()
-    return {
-        "name": score.name,
-        "stage": score.where[0],
-        "cuts": score.cuts,
-        "undefined": score.undefined,
-        "kept": sum(kept),
-        "dropped": sum(dropped),
-        "chart": histogram(score.edges.tolist(), kept, dropped, score.cuts, score.is_whole),
+        **vars(score),
+        "kept": sum(score.kept),
+        "dropped": sum(score.dropped),
+        "chart": histogram(
+            score.edges,
+            score.kept,
+            score.dropped,
+            [vars(cut) for cut in score.cuts],
+            score.is_whole,
+        ),
     }
 
 

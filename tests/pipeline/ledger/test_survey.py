@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.stored import SHOWN, least, rows_at, stored
-from pipeline.ledger.survey import KEPT, scores_of, survey
+from pipeline.ledger.survey import KEPT, survey
 from tests.drawn import ROWS
 
 
@@ -15,49 +15,48 @@ def found(state):
 
 
 def scores(found) -> dict:
-    return {score.name: score for score in found["scores"]}
+    return {score.name: score for score in found.scores}
 
 
 def test_every_row_is_in_a_bin_or_without_a_value(found):
-    for score in found["scores"]:
-        assert score.kept.sum() + score.dropped.sum() + score.undefined == ROWS, score.name
+    for score in found.scores:
+        assert sum(score.kept) + sum(score.dropped) + score.undefined == ROWS, score.name
     assert scores(found)["caption_words"].undefined == 0
     assert scores(found)["min_side"].undefined > 0  # outside the mask, or broken
 
 
 def test_kept_rows_are_the_subsets(found, state):
     kept = state.stages["subset"].counts[""]
-    assert {score.kept.sum() for score in found["scores"]} == {kept}
+    assert {sum(score.kept) for score in found.scores} == {kept}
 
 
 def test_cuts_are_the_conditions_those_of_earlier_selects_and_of_top(found, state):
-    cuts = {name: [cut["text"] for cut in score.cuts] for name, score in scores(found).items()}
+    cuts = {name: [cut.text for cut in score.cuts] for name, score in scores(found).items()}
     assert cuts["min_side"] == ["min_side >= 30"]
     assert cuts["aspect_ratio"] == ["aspect_ratio <= 3"]
     assert cuts["caption_words"] == ["caption_words >= 2"]
     (cut,) = scores(found)["luma_std"].cuts
     table = stored(state, "pool", {"v": ("look", "luma_std"), "keep": ("subset", "keep")})
     rows = [row for i in range(len(table)) for row in table.table(i).to_pylist()]
-    assert cut["value"] == min(row["v"] for row in rows if row["keep"])
-    assert cut["text"].startswith("top.fraction = 0.8: from ")
+    assert cut.value == min(row["v"] for row in rows if row["keep"])
+    assert cut.text.startswith("top.fraction = 0.8: from ")
 
 
-def test_a_cut_between_whole_numbers_stands_between_their_bins(state):
-    (words,) = (score for score in scores_of(state, "subset") if score.name == "caption_words")
-    assert [cut["value"] for cut in words.cuts] == [1.5]
+def test_a_cut_between_whole_numbers_stands_between_their_bins(found):
+    assert [cut.value for cut in scores(found)["caption_words"].cuts] == [1.5]
 
 
 def test_samples_stand_under_the_cause_that_the_funnel_counts_them_under(found, state):
     (end,) = funnel(state).ends
     causes = {(c.stage, c.reason): c.rows for c in end.causes} | {KEPT: end.kept}
-    assert {at: len(few) for at, few in found["samples"].items()} == {
+    assert {at: len(few) for at, few in found.samples.items()} == {
         at: min(rows, SHOWN) for at, rows in causes.items()
     }
-    short = found["samples"]["worth", "caption_words >= 2"]
+    short = found.samples["worth", "caption_words >= 2"]
     assert [values for _, values in short] == [{"caption_words": 1}] * len(short)
     captions = rows_at(state, {"text": ("pool", "text")}, [place for place, _ in short])
     assert captions == [{"text": "word"}] * len(short)
-    small = found["samples"]["subset", "min_side >= 30"]
+    small = found.samples["subset", "min_side >= 30"]
     assert all(values == {"min_side": 20} for _, values in small)
 
 
