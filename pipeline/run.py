@@ -18,11 +18,12 @@ from pipeline import attempts, lock
 from pipeline.chain import Chain, ShardItem
 from pipeline.chain_run import ChainRun
 from pipeline.claim import claim
-from pipeline.context import RunContext, StageRun
+from pipeline.context import RunContext
 from pipeline.dataset import Inputs
 from pipeline.errors import ClipmillError, LostLockError, StageError
 from pipeline.executors import Executor, Step
 from pipeline.failures import raised, storage_error
+from pipeline.journal import StageRun
 from pipeline.origin import refuse_another_pool, remember_pools
 from pipeline.plan import Plan
 from pipeline.planned import PlannedStage

@@ -24,7 +24,9 @@ try:
 finally:
     print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
-WORK = """lambda item: [__import__("pipeline.chain"), __import__("pipeline.units")] and {
+WORK = """lambda item: [__import__("pipeline." + name) for name in (
+    "chain_run", "own_shards", "shuffling", "states"
+)] and {
     "modules": sorted(__import__("sys").modules)
 }"""
 OF_A_STAGE = {

@@ -10,10 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from metadata.schema import REASON_TYPE
-from metadata.storage import Storage
 from pipeline.errors import RetryableError, ShardError
-from pipeline.states import put_state, read_state
-from pipeline.units import groups_of_shards
 
 CALLED: list[object] = []  # what the functions below did, in this process
 
@@ -218,46 +215,3 @@ def test_launch_gives_the_first_ranks_result_and_is_journalled(program, engine, 
     assert ran.column("it", "value") == [2] * 31
     out = engine.folder / "run" / ran.outcome.state.plan.stages["it"].folder / "out" / "said"
     assert out.read_text() == "it"
-
-
-# Small parts
-
-
-def test_groups_cover_every_shard_once_in_order():
-    for sizes, rows, least in [
-        ([], 10, 4),
-        ([5], 10, 4),
-        ([0, 0], 10, 4),
-        ([5, 5, 5, 5], 10, 2),
-        ([50, 1, 1, 50], 10, 4),
-    ]:
-        groups = groups_of_shards(sizes, rows, least)
-        assert [shard for a, b in groups for shard in range(a, b)] == list(range(len(sizes)))
-        assert all(b - a == 1 or sum(sizes[a:b]) <= rows for a, b in groups)
-
-
-def test_a_state_is_stored_to_the_same_bytes_and_read_back(tmp_path):
-    folder, state = Storage(str(tmp_path)), {"b": np.arange(3), "a": np.float32(1.5)}
-    put_state(folder, "one", state, point="step")
-    put_state(folder, "other", dict(reversed(state.items())), point="step")
-    assert folder.read("one") == folder.read("other")
-    back = read_state(folder, "one")
-    assert back["a"] == state["a"]
-    assert back["b"].tolist() == [0, 1, 2]
-
-
-def test_a_state_holds_no_pickle(tmp_path):
-    with pytest.raises(ValueError, match="allow_pickle"):
-        put_state(Storage(str(tmp_path)), "it", {"a": np.array([object()])}, point="step")
-
-
-def test_a_state_that_is_torn_or_something_else_is_none(tmp_path):
-    folder = Storage(str(tmp_path))
-    put_state(folder, "it", {"a": np.arange(40), "b": np.float32(1.5)}, point="step")
-    whole = folder.read("it")
-    for cut in range(0, len(whole), 7):
-        folder.put("it", whole[:cut], point="step")
-        assert read_state(folder, "it") is None
-    for data in (b"{}", b"[1]", b"null", b'"x"'):
-        folder.put("it", data, point="step")
-        assert read_state(folder, "it") is None
