@@ -1,11 +1,11 @@
-"""Captions and concepts as a matcher sees them: by a rule of spaces, as bytes in one flat array.
+"""Captions and concepts with spaces set by a rule, as bytes in one flat array.
 
 A concept matches where it stands between two spaces. The rules:
 
 - `metaclip`: the published one. A space goes before and after a caption, and around each of
   , . ; : ? ! and the back-tick; tab, line feed and carriage return become spaces. Concepts stay as
   they are: one with a full stop never matches, and neither does `dog` in `dog-friendly`.
-- `metaclip2`: the same, but a concept needs no space on a side where it begins or ends with
+- `metaclip2`: as `metaclip`, but a concept needs no space on a side where it begins or ends with
   punctuation, or with a character of a script that has no spaces.
 - `words`: ours. Captions and concepts alike are folded (NFKC and case), white space counts as one
   space and each punctuation mark as one more, a symbol is a word, and what has no width is left
@@ -51,7 +51,7 @@ class Texts:
 
 
 def spaced(texts: pa.Array, rule: str) -> Texts:
-    """The texts by a rule; a null is an empty text."""
+    """The texts with spaces set by a rule; a null is an empty text."""
     if rule == "words":
         utf8 = _folded(texts)
         return Texts(utf8, np.flatnonzero(utf8 == END))
@@ -59,7 +59,7 @@ def spaced(texts: pa.Array, rule: str) -> Texts:
 
 
 def padded(concepts: pa.Array, rule: str) -> pa.StringArray:
-    """What to look for in spaced texts; empty where a concept has nothing to look for."""
+    """The pattern of each concept in spaced texts; empty where nothing of it is left."""
     is_open = np.zeros(0x110000, bool)
     if rule == "words":
         folded = _folded(concepts).tobytes().split(bytes([END]))[:-1]
@@ -86,7 +86,7 @@ def utf8_of(texts: pa.StringArray) -> tuple[Bytes, NDArray[np.int32]]:
 
 @compiled()
 def _wrapped(utf8, offset, kind):
-    """(B,) bytes of every text with its spaces and its END, and (N,) where those are."""
+    """(B,) bytes of every text with its spaces and END, and (N,) the place of each END."""
     texts = len(offset) - 1
     size = 3 * texts
     for place in range(offset[0], offset[-1]):

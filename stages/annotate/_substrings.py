@@ -1,8 +1,8 @@
-"""Which of many patterns stand in each of many texts: exact, word by word, in compiled code.
+"""Which of many patterns each of many texts contains: exact, word by word, in compiled code.
 
 From every place where a pattern may begin, a hash runs along the text. At the end of each word (or
 of each character, for a pattern that needs no space around it) it is looked up among the beginnings
-of patterns; where it is none, no pattern goes on from there. What is found whole is compared byte
+of patterns; where it is none, no pattern goes on from there. A whole pattern is then compared byte
 by byte, so no hash decides.
 """
 
@@ -23,7 +23,7 @@ Table = tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.bool_]]
 
 
 class Finder:
-    """The patterns, ready to be found; an empty one never is, of equal ones the first is."""
+    """Patterns to look for. An empty pattern is never found; of equal ones the first is."""
 
     def __init__(self, patterns: pa.StringArray) -> None:
         self.utf8, offset = utf8_of(patterns)
@@ -55,12 +55,12 @@ class Finder:
 
     @property
     def size_bytes(self) -> int:
-        """What the tables hold."""
+        """Bytes of the tables."""
         arrays = (self.utf8, self.start_E, self.stop_E, *self.words, *self.characters)
         return sum(array.nbytes for array in arrays)
 
     def find(self, texts: Texts) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """(N,) how many patterns each text has, and (M,) those, ascending, each once a text."""
+        """(N,) number of patterns in each text, and (M,) these patterns, ascending, each once."""
         room = 16 * len(texts.ends)
         while True:
             count_N, pattern_M = _found(
@@ -91,7 +91,7 @@ def _hashed(value, byte):
 
 @compiled()
 def _ends(utf8, place, by_word):
-    """Whether a beginning ends before this byte."""
+    """Whether a pattern's beginning may end before this byte."""
     return utf8[place] == SPACE if by_word else (utf8[place] & 0xC0) != 0x80
 
 
@@ -107,7 +107,7 @@ def _equal(text, start, stop, utf8, begin, end):
 
 @compiled()
 def _beginnings(utf8, start_E, stop_E, pattern, by_word):
-    """How many beginnings there are, those counted twice that several patterns share."""
+    """Number of beginnings; one that several patterns share counts for each."""
     count = len(pattern)
     for e in pattern:
         for place in range(start_E[e], stop_E[e]):
@@ -140,7 +140,7 @@ def _found(
     text, end_N, utf8, start_E, stop_E, word_S, word_pattern_S, word_more_S,
     character_S, character_pattern_S, character_more_S, has_open, room,
 ):  # fmt: skip
-    """Counts and patterns of `Finder.find`; what there is no room for is counted."""
+    """Counts and patterns of `Finder.find`. Patterns past the room given are counted only."""
     count_N = np.zeros(len(end_N), np.int64)
     found = np.empty(room, np.int32)
     seen_E = np.full(len(start_E), NONE, np.int64)  # the last text that had it
@@ -192,7 +192,7 @@ def _found(
 
 @compiled()
 def _sort(some):
-    """In place; nearly always few."""
+    """Sorts in place, for few items."""
     if len(some) > FEW:
         some[:] = np.sort(some)
         return

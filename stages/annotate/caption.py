@@ -1,4 +1,4 @@
-"""What can be counted in a caption."""
+"""Counts of a caption: words, tokens, characters, letters, tags, garbling."""
 
 from dataclasses import dataclass
 

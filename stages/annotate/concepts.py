@@ -1,4 +1,4 @@
-"""Which concepts of a list stand in a caption."""
+"""The concepts of a list that a caption contains."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,10 +17,10 @@ from stages.ops.concept_lists import opened
 
 @dataclass(frozen=True, kw_only=True)
 class Concepts(RowStage):
-    """Places in the list of every concept that stands in the caption, ascending; null without one.
+    """Positions in the list of every concept in the caption, ascending; null without a caption.
 
-    `concept_list` is the digest of the list, by which select.balance knows that it is the same.
-    The rules of spacing stand in stages/annotate/_spacing.py; each concept counts once a caption.
+    `concept_list` is the digest of the list, by which select.balance knows the list.
+    The rules of spacing are in stages/annotate/_spacing.py; each concept counts once a caption.
 
     Source: MetaCLIP (Xu et al. 2024), section 3.2; `metaclip2` is the rule of MetaCLIP 2 (Chuang et
     al. 2025), with `by_language` for its lists, one a language.
@@ -61,7 +61,7 @@ class Concepts(RowStage):
 
 
 class Lists:
-    """The concepts to match with, of each language or of all; each finder built when first met."""
+    """The concepts to match with, by language or for all; a finder is built when first used."""
 
     def __init__(self, concepts: ConceptList, rule: str, by_language: bool) -> None:
         self.digest, self.rule, self.entries = concepts.digest, rule, concepts.entries
@@ -71,7 +71,7 @@ class Lists:
         self.finder = cache(self._built)
 
     def concepts_of(self, texts: pa.StringArray, language: str | None = None) -> pa.ListArray:
-        """Places in the list of each text's concepts, ascending; an empty list without one."""
+        """Positions in the list of each text's concepts, ascending; an empty list without any."""
         from stages.annotate._spacing import spaced
 
         count_N, place_M = self.finder(language).find(spaced(texts, self.rule))

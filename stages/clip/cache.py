@@ -97,7 +97,7 @@ def cache_shard(
 
 
 def _batches(parquet: pq.ParquetFile, times_N: NDArray[np.int32] | None) -> Iterator[pa.Table]:
-    """The rows of a file; under a mask those it keeps, with its `repeats`."""
+    """The rows of a file; under a mask the rows it keeps, with its `repeats`."""
     start = 0
     for batch in parquet.iter_batches(BATCH_ROWS, columns=COLUMNS):
         table = pa.Table.from_batches([batch])
@@ -110,7 +110,7 @@ def _batches(parquet: pq.ParquetFile, times_N: NDArray[np.int32] | None) -> Iter
 
 
 def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counter[str]) -> pa.Table:
-    """The usable rows without their images, which go into the array."""
+    """Writes the images of usable rows into the array; gives these rows without images."""
     size = image_NSS3.shape[1]
     usable, done = [], 0
     texts = batch[TEXTS.name].to_pylist()

@@ -12,14 +12,14 @@ from stages.clip.loop import Trainer
 
 
 class Checkpoints:
-    """The newest state of one training, below `checkpoints/`; those of other inputs don't count."""
+    """The newest state of one training, below `checkpoints/`; those of other inputs are ignored."""
 
     def __init__(self, folder: str, inputs: str) -> None:
         self.storage = Storage(folder)
         self.inputs = inputs
 
     def store(self, trainer: Trainer) -> None:
-        """Puts the state, then takes away the one before."""
+        """Stores the state, then deletes the one before."""
         name = f"{self.inputs}-{trainer.step:08d}.safetensors"
         self.storage.put(
             f"checkpoints/{name}", safetensors.torch.save(_plain(trainer.state())), "step"

@@ -1,8 +1,8 @@
 """Batch number n, as a pure function of the seed, n and the exported shards.
 
-An epoch holds each row `repeats` times, ordered by hash; epochs follow each other without a gap,
-so every subset is asked for the same number of samples, whatever its size. Hashes hang on the seed
-and not on the stage's name: two subsets trained under one seed differ by their rows alone.
+An epoch has each row `repeats` times, ordered by hash. Epochs follow each other without a gap, so
+every subset gives the same number of samples, whatever its size. Hashes depend on the seed and not
+on the stage's name: two subsets trained under one seed differ by their rows alone.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ STAGE = "train.clip"
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step learns from."""
+    """The images and captions of one step."""
 
     pixels: NDArray[np.uint8]  # (B, 3, S, S)
     tokens: NDArray[np.int32]  # (T,)

@@ -21,7 +21,7 @@ MAX_NORM = 1.0  # of the gradient of all weights
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast a model learns."""
+    """Steps, learning rate, decay and precision of a training."""
 
     steps: int
     learning_rate: float
@@ -54,7 +54,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
         return len(self.losses)
 
     def learn(self, batch: Batch) -> Tensor:
@@ -95,7 +95,7 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on, by name."""
+        """Everything that the next step depends on, by name."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, weight in self.model.named_parameters():
             for key, value in self.optimiser.state[weight].items():
@@ -105,7 +105,7 @@ class Trainer:
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a state, bit for bit."""
+        """Sets the trainer to a state, bit for bit."""
         self.losses, self.scales = state["losses"].tolist(), state["scales"].tolist()
         self.model.load_state_dict(_below("model.", state))
         for name, weight in self.model.named_parameters():
@@ -134,7 +134,7 @@ def train(
 
 
 def no_number(loss_B: Tensor, batch: Batch, batches: Batches, stage: str, step: int) -> StageError:
-    """The loss is NaN or infinite: at which step, and from which shards."""
+    """The error for a loss that is NaN or infinite: names the step and the shards."""
     bad_B = ~torch.isfinite(loss_B).numpy()
     if bad_B.all() or not bad_B.any():  # a model that has diverged blames no row
         rows, do = batch.rows, "lower `learning_rate`, or raise `warmup_steps`"

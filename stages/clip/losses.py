@@ -1,4 +1,4 @@
-"""Losses of a batch of pairs, one value a row: whoever sums them can weight and name the rows."""
+"""Losses of a batch of pairs, one value a row, so that the caller can weight and name rows."""
 
 import math
 

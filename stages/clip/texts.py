@@ -18,7 +18,7 @@ WORD = re.compile(r"\w+")
 def token_bags(
     texts: Sequence[str], buckets: int, most: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """(T,) bucket of every token, and (N + 1,) where each text's begin; at most `most` a text.
+    """(T,) bucket of every token, and (N + 1,) the first token of each text; at most `most` a text.
 
     Words come before pieces, so that a long caption loses its pieces first. A text without a
     word has an empty bag.

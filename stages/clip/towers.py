@@ -1,4 +1,4 @@
-"""The two towers, and the numbers they are rebuilt from.
+"""The two towers, and the settings they are built from.
 
 Weights are float32; the convolutions and linear maps compute in the type of their input, so that
 bfloat16 inputs train bfloat16 copies of float32 masters.
@@ -19,7 +19,7 @@ from stages.clip.losses import FIRST_SCALE, MAX_SCALE
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """All that a model of this family is made from."""
+    """The settings that a model of this family is built from."""
 
     image_size: int  # pixels a side
     channels: tuple[int, ...]  # of each residual block
@@ -56,7 +56,7 @@ class Clip(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by, 1 to 100."""
+        """The factor of all cosines, 1 to 100."""
         return self.log_scale.exp().clamp(1, MAX_SCALE)
 
     def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -130,21 +130,21 @@ class TextTower(nn.Module):
 
 
 class Linear(nn.Linear):
-    """In the type of its input."""
+    """A linear map that computes in the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class Conv(nn.Conv2d):
-    """In the type of its input; without a bias."""
+    """A convolution without a bias that computes in the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.to(x.dtype), None)
 
 
 def new_model(architecture: Architecture, seed: int) -> Clip:
-    """The model at its start: weights depend on architecture, seed and torch alone."""
+    """An untrained model: weights depend on architecture, seed and torch alone."""
     bits = int.from_bytes(blake2b(f"{seed} weights".encode(), digest_size=8).digest(), "big")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bits)
@@ -153,6 +153,6 @@ def new_model(architecture: Architecture, seed: int) -> Clip:
 
 
 def matrices_first(model: nn.Module) -> tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]]:
-    """The weights that decay, and the norms, biases and scale, which do not."""
+    """The matrices, which decay, and the norms, biases and scale, which do not."""
     every = list(model.parameters())
     return [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]

@@ -1,10 +1,10 @@
-"""How to cut signatures into bands, so that pairs at a floor share one."""
+"""Number and length of the bands of a signature, for a recall at a floor."""
 
 
 def bands_for(min_jaccard: float, permutations: int, min_recall: float) -> tuple[int, int]:
-    """Bands, and rows of each: the longest bands, hence the fewest pairs, with that recall.
+    """Number of bands, and rows of each: the longest bands with that recall, hence fewest pairs.
 
-    ValueError where even bands of one row miss more.
+    ValueError where bands of one row have less.
     """
     for rows in range(permutations, 0, -1):
         bands = permutations // rows

@@ -23,7 +23,7 @@ ROWS = 1024  # of captions at a time
 
 
 class Samples(Protocol):
-    """A task's samples, which answer what is nearest."""
+    """A task's samples, ready to be compared with rows."""
 
     def values(self, column: Any) -> tuple[NDArray[np.bool_], Any]:
         """(N,) which rows of a column can be compared, and the values of those."""
@@ -35,7 +35,7 @@ class Samples(Protocol):
 
 
 class Codes:
-    """By Hamming distance."""
+    """Samples compared by Hamming distance, in bits."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self.code_M = column.to_numpy()
@@ -56,7 +56,7 @@ class Codes:
 
 
 class Directions:
-    """By cosine."""
+    """Samples compared by cosine, -1 to 1."""
 
     def __init__(self, column: pa.ChunkedArray, where: str) -> None:
         self.unit_MD, self.where = unit_rows(as_matrix(column)), where
@@ -79,7 +79,7 @@ class Directions:
 
 
 class Captions:
-    """By the share of a sample's pieces that a text has; 0 and -1 where it has none of any."""
+    """Samples compared by the share of their pieces that a text has; 0 and -1 without any."""
 
     def __init__(self, column: pa.ChunkedArray, unit: shingles.Unit, size: int) -> None:
         self.unit, self.size = unit, size

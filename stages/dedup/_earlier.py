@@ -1,4 +1,4 @@
-"""The most similar earlier vector of each: exact, in memory that grows with the vectors alone.
+"""The most similar earlier vector of each vector: exact, in memory that grows with their number.
 
 Float32 or bfloat16 only rules out: of columns in groups of GROUP, a row's best one lies in a group
 whose own best comes within rounding of the row's. Those groups, mostly one, float64 decides.
@@ -31,7 +31,7 @@ def most_similar_earlier(
     """(N,) greatest cosine of each vector to one before it, and (N,) the first that has it.
 
     -1 and -1 for the first vector. No vector is zero or has a NaN. Equal to float64's cosines of
-    all pairs, rounded to float32, whatever the precision: that says how fast, not what.
+    all pairs, rounded to float32: `precision` changes the time, not the result.
     """
     length_N = _lengths(row_ND)
     place_U, kind_N = distinct(row_ND, length_N)
@@ -78,7 +78,7 @@ def _of_distinct(row_UD, length_U, precision):
 
 
 def _coarse(row_UD, length_U, precision) -> tuple[Scores, np.float32]:
-    """What orders the columns of a strip for each row of a block, and within what it is unsure.
+    """Scores that order the columns of a strip for each row of a block, and their error bound.
 
     A sum of D products in float32 is off by at most D * 2^-24 in any order, for unit vectors; so
     are their roundings, by 2^-24 each. 1.01 covers the products of these.

@@ -52,7 +52,7 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
     """Pairs of distinct codes at most `radius` apart under an equal key, and their distances.
 
-    All such pairs; of many, or in a crowd, those that a minimum spanning forest may need.
+    All such pairs; where there are many, those that a minimum spanning forest may need.
     """
     order_N = np.lexsort((code_N, key_N))
     key_N, code_N = key_N[order_N], code_N[order_N]
@@ -77,8 +77,7 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
 def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: int) -> Pairs:
     """All pairs of distinct codes at most `radius` apart that have no equal key of a lesser mask.
 
-    So each pair of a pool comes once, of the several keys under which it meets. StageError past
-    MOST of them.
+    So a pair that meets under several keys comes once. StageError past MOST pairs.
     """
     order_N = np.argsort(key_N, kind="stable")
     key_N, code_N = key_N[order_N], code_N[order_N]
@@ -129,8 +128,8 @@ def neighbours(
 def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
     """Pairs that hold the minimum spanning tree of ascending codes, for a time linear in them.
 
-    Level by level, from distance 1 up: each code's neighbours at that distance are looked up, but
-    for codes of what is the largest group by then. An edge between two groups has an end outside.
+    Level by level, from distance 1 up: neighbours at that distance are looked up for every code
+    outside the largest group so far, since an edge between two groups has an end outside.
     """
     varies = np.bitwise_or.reduce(code_C) ^ np.bitwise_and.reduce(code_C)
     bits = [np.uint64(1) << np.uint64(bit) for bit in range(64) if varies >> np.uint64(bit) & 1]

@@ -49,8 +49,9 @@ def link(
 ) -> Concatenated:
     """Every row, in no order: joined_at, the size of that height or null, and duplicate_of.
 
-    rows: those of ROW, shuffled by node; edges: those of EDGE, shuffled by a and then dropped, by
-    height from the nearest up, all above `equal`, which is the height between rows of one node.
+    `rows` have the columns of ROW and are shuffled by node; `edges` have those of EDGE, are
+    shuffled by a, and dropped here. A lower height is nearer; `equal`, below all of them, is the
+    height between rows of one node.
     Memory is bounded by a partition, and at last by the largest group: its rows and one edge a node
     meet in one place. Storage holds one round.
     """
@@ -98,9 +99,9 @@ def thinned(edges: pa.Table) -> pa.Table:
 
 
 def contracted(pointers: pa.Table) -> pa.Table:
-    """Each pointer led to the lowest node that its partition knows of, and filed twice.
+    """Each pointer led to the lowest node of its group in this partition, and filed twice.
 
-    Under its y, to ask where that points; under its x, to tell: there it has no edge.
+    Under y the pointer asks where y points; under x, without an edge, it answers where x points.
     """
     node_V, x_E, y_E = numbered(pointers["x"], pointers["y"])
     edge_V, root_V = fall(x_E, y_E, np.zeros(len(x_E), np.float32), len(node_V))
@@ -115,7 +116,7 @@ def contracted(pointers: pa.Table) -> pa.Table:
 
 
 def jumped(meeting: pa.Table) -> pa.Table:
-    """Each pointer led to where its y points, the lowest of several; and whether it moved."""
+    """Each pointer led to where y points, to the lowest node of several; and whether it moved."""
     is_telling = pc.is_null(meeting["height"])
     telling, asking = meeting.filter(is_telling), meeting.filter(pc.invert(is_telling))
     x_T, to_T, y_E = telling["x"].to_numpy(), telling["y"].to_numpy(), asking["y"].to_numpy()
@@ -149,7 +150,7 @@ def labels_of(pointers: pa.Table) -> pa.Table:
 
 
 def labelled(has_label: bool, rows: pa.Table, labels: pa.Table) -> pa.Table:
-    """The rows that have a label, or those that have none, as members of GROUPED."""
+    """The rows with a label, or the rows without one, in the columns of GROUPED."""
     node_V, first_V = np.unique(labels[NODE.name].to_numpy(), return_index=True)
     at_N, found_N = found(node_V, rows[NODE.name].to_numpy())
     assert len(np.unique(at_N[found_N])) == len(node_V), "equal nodes met in other partitions"
@@ -160,7 +161,7 @@ def labelled(has_label: bool, rows: pa.Table, labels: pa.Table) -> pa.Table:
 
 
 def labelled_edges(pointers: pa.Table) -> pa.Table:
-    """The edges of every group, as members of GROUPED."""
+    """The edges with the label of their group, in the columns of GROUPED."""
     edges = pointers.select([*EDGE.names, "y"]).rename_columns([*EDGE.names, LABEL])
     return _padded(edges)
 
@@ -202,7 +203,7 @@ def settled(equal: float, joined_at: Column, members: pa.Table) -> pa.Table:
 
 
 def unlinked(shard: pa.Table, joined_at: Column, reason: pa.ChunkedArray | pa.Array) -> pa.Table:
-    """The rows that have a reason, with neither value."""
+    """The rows that have a reason, with null for both values."""
     rows = shard.select(IDENTITY)
     for column in (joined_at, DUPLICATE_OF):
         rows = rows.append_column(column.name, pa.nulls(len(rows), column.dtype))
@@ -212,7 +213,7 @@ def unlinked(shard: pa.Table, joined_at: Column, reason: pa.ChunkedArray | pa.Ar
 def numbered(
     a: pa.ChunkedArray, b: pa.ChunkedArray
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-    """(V,) the nodes of edges in ascending order, and the number of each edge's two."""
+    """(V,) the nodes of edges, ascending, and (E,) the number of each edge's first and second."""
     both = np.concatenate([a.to_numpy(), b.to_numpy()])
     node_V, number = np.unique(both, return_inverse=True)
     return node_V, number[: len(a)], number[len(a) :]

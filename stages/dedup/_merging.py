@@ -1,4 +1,4 @@
-"""Kruskal's algorithm on numbered nodes: who falls to whom, and by which edge."""
+"""Kruskal's algorithm on numbered nodes: the edge that joins each node to a lower one."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ def fall(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(V,) the edge by which each node's group falls to a lower node, -1 for never; (V,) its root.
 
-    Edges join groups from the least height up, and the lowest node of a group is its root. The
-    edges that are named make a minimum spanning forest, each by exactly one node.
+    Edges join groups from the least height up, and the lowest node of a group is its root. These
+    edges are a minimum spanning forest; each belongs to exactly one node.
     """
     order_E = np.argsort(height_E, kind="stable")
     edge_V, root_V = _fall(a_E[order_E], b_E[order_E], nodes)

@@ -1,4 +1,4 @@
-"""How near the nearest of many texts is to each of a few: Jaccard of all pairs, by an index."""
+"""Greatest Jaccard of each of a few texts to any of many, by an index of the few."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ BLOCK_BYTES = 1 << 20  # of text at a time
 
 
 class Few:
-    """Plain texts, and an index of their pieces. Texts are told apart by a number of each."""
+    """A few plain texts and an index of their pieces. Equal texts have equal numbers."""
 
     def __init__(
         self, text: pa.Array, name_S: NDArray[np.uint64], unit: shingles.Unit, size: int
@@ -31,7 +31,7 @@ class Few:
         self.table = _indexed(number_I, slots_for(len(number_I)))
 
     def nearest(self, text: pa.Array, name_N: NDArray[np.uint64]) -> NDArray[np.float64]:
-        """(S,) the greatest Jaccard of each to one of these texts but itself, 0 where none shares.
+        """(S,) greatest Jaccard of each to another of these texts, 0 where none shares a piece.
 
         name_N: the number of each text.
         """
@@ -48,7 +48,7 @@ class Few:
 
 @compiled()
 def _indexed(number_I, slots):
-    """The slots of the numbers, and which number each holds."""
+    """A table of slots for the numbers, and the index of the number in each slot."""
     held_T, round_T = np.empty(slots, np.uint64), np.zeros(slots, np.int64)
     which_T = np.empty(slots, np.int64)
     for i in range(len(number_I)):
@@ -59,7 +59,7 @@ def _indexed(number_I, slots):
 
 @compiled()
 def _nearest(texts, index, pieces_S, name_S, best_S):
-    """Raises each of best_S to what a text reaches."""
+    """Raises best_S to the Jaccard of each text, where that is greater."""
     number_P, end_N, name_N, slots = texts
     held_T, round_T, which_T, end_I, owner_O = index
     own, own_round = np.empty(slots, np.uint64), np.zeros(slots, np.int64)

@@ -27,9 +27,9 @@ OTHER = "other_uid"  # the greater of the two
 def put_pairs(ctx: Context, rows: Shards, edges: Shards, *, equal: float, value: Column) -> None:
     """Stores out/pairs.parquet: uid, other_uid and the value of each pair, sorted by the two.
 
-    rows and edges are those that `link` takes, each edge there once. An edge is the pair of the
-    best rows of its nodes, and each other row of a node is one with the best of that node, at
-    `equal`. So pairs grow as rows and edges, however many rows are equal; all others follow.
+    `rows` and `edges` are as `link` takes them, each edge once. An edge gives the pair of the best
+    rows of its nodes; each other row of a node gives a pair with the best row of the node, at
+    `equal`. So there are as many pairs as rows and edges, however many rows are equal.
     """
     halfway = ctx.shuffle(Zipped(with_first, (rows, edges)), "b", len(edges))
     named = Zipped(with_second, (rows, halfway))
@@ -61,13 +61,13 @@ def with_first(rows: pa.Table, edges: pa.Table) -> pa.Table:
 
 
 def with_second(rows: pa.Table, halfway: pa.Table) -> pa.Table:
-    """The pairs that they are."""
+    """The pairs, with a uid for the second node too."""
     first, second = halfway[UID.name].combine_chunks(), uids_at(rows, halfway["b"].to_numpy())
     return in_pairs(first, second, halfway["height"].combine_chunks())
 
 
 def of_equals(equal: float, rows: pa.Table) -> pa.Table:
-    """Each row that is not the best of its node, with the best."""
+    """The pairs of each row that is not the best of its node with the best."""
     _, best_V = best_of(rows)
     others = rows.take(pa.array(np.setdiff1d(np.arange(len(rows)), best_V)))
     best = uids_at(rows, others[NODE.name].to_numpy())
@@ -76,7 +76,7 @@ def of_equals(equal: float, rows: pa.Table) -> pa.Table:
 
 
 def in_pairs(one: pa.Array, other: pa.Array, height: pa.Array) -> pa.Table:
-    """The lesser uid first."""
+    """Pairs of uids, the lesser first, and their heights."""
     one_N2, other_N2 = halves(one), halves(other)
     is_equal_N = one_N2[:, 0] == other_N2[:, 0]
     swap_N = np.where(is_equal_N, one_N2[:, 1] > other_N2[:, 1], one_N2[:, 0] > other_N2[:, 0])
@@ -94,7 +94,7 @@ def in_ranges(bits: int, pairs: pa.Table) -> pa.Table:
 
 
 def write(by_range: Ranges, value: Column, name: str, task: Task) -> dict[str, Any]:
-    """The file: ranges in their order, each sorted in memory and appended."""
+    """Writes the file: each range is sorted in memory and appended. Number of pairs."""
     schema = pa.schema([(UID.name, UID.dtype), (OTHER, UID.dtype), (value.name, value.dtype)])
     path, written = task.worker.scratch / name, 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:

@@ -1,4 +1,4 @@
-"""How many near pairs the bands of `dedup.minhash` found: by the formula, and of some texts."""
+"""Share of the near pairs that `dedup.minhash` finds: by formula, and counted for some texts."""
 
 import json
 from functools import partial
@@ -21,7 +21,7 @@ BEYOND = (0, 0.05, 0.1, 0.2)  # the floor
 
 
 def drawn(text: pa.Array, node_V: np.ndarray, chance: float) -> list[str]:
-    """Some of the texts, each with that chance: a hash of its own, not its order inside a band."""
+    """A sample of the texts, each drawn with that chance by a hash of its node."""
     hash_V = node_V * np.uint64(0x9E3779B97F4A7C15)
     return text.filter(pa.array(hash_V < min(chance, 1) * 2.0**64)).to_pylist()
 
@@ -91,7 +91,7 @@ def greatest(a: State, b: State) -> State:
 
 
 def put(said: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Stores the file."""
+    """Stores out/recall.json."""
     path = task.worker.scratch / FILE
     path.write_text(json.dumps(said, indent=1) + "\n")
     task.put_file(FILE, path)

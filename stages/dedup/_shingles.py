@@ -25,7 +25,7 @@ START_5 = np.array([0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476, 0xC3D2E1F0],
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """Where each text's pieces lie in one run of UTF-8; text n has those before end[n]."""
+    """Where each text's pieces lie in one run of UTF-8; text n has the pieces up to end[n]."""
 
     utf8: NDArray[np.uint8]
     start: NDArray[np.int64]  # (P,)
@@ -42,7 +42,7 @@ class Sets:
 
 
 def plain(text: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Lower case, each run of white space one space, none at the ends; null where nothing is left.
+    """Texts in lower case, with single spaces and none at the ends; null where nothing is left.
 
     Punctuation and accents stay: another accent is another word.
     """
@@ -107,7 +107,7 @@ def sizes(text: pa.Array) -> NDArray[np.int64]:
 
 
 def digests(text: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """(N,) 64 bits of each text, by which equal ones are known: wrong for 2^-64 of pairs."""
+    """(N,) 64-bit hash of each text; two different texts share one with a chance of 2^-64."""
     blake = hashlib.blake2b  # takes one text at a time
     digest = b"".join(blake(one.encode(), digest_size=8).digest() for one in text.to_pylist())
     return np.frombuffer(digest, "<u8").astype(np.uint64)
@@ -167,7 +167,7 @@ def _extend(w_L, w3_L, w8_L, w14_L):
 
 @compiled()
 def _round(t, w_L, a_L, b_L, c_L, d_L, e_L):
-    """e becomes the round's sum, and b turns by 30 bits."""
+    """One round of SHA-1 on five words."""
     for i in range(LANES):
         turned = np.uint32(a_L[i] << np.uint32(5)) | np.uint32(a_L[i] >> np.uint32(27))
         e_L[i] += np.uint32(turned) + w_L[i]
@@ -217,7 +217,7 @@ def _distinct(hash_P, end_N):
 
 
 def numbers(found: Pieces) -> NDArray[np.uint64]:
-    """(P,) 64 bits of each piece, quick ones: equal pieces are known by them, SHA-1 they are not.
+    """(P,) quick 64-bit hash of each piece, to know equal pieces by.
 
     Error: none for pieces of up to 7 bytes; of others, equal with a chance of 2^-64 a pair.
     """
@@ -284,7 +284,7 @@ def _jaccard(number_P, end_N, a_E, b_E, slots):
 
 
 def blocks(size_N: NDArray[np.int64], most: int) -> list[slice]:
-    """Runs of neighbours of about `most` in sum, one of them at least."""
+    """Slices of neighbours whose sizes sum to about `most`, each of one item at least."""
     part_N = np.cumsum(size_N) // most
     bounds = [0, *(np.flatnonzero(np.diff(part_N)) + 1).tolist(), len(size_N)]
     return [slice(a, b) for a, b in pairwise(bounds) if a < b]

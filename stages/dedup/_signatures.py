@@ -1,4 +1,4 @@
-"""MinHash signatures, datasketch's int for int, and the bands of them that equal sets share."""
+"""MinHash signatures, equal to datasketch's, and a key for each band of them."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def _signatures(hash_P, end_N, a_K, b_K):
 
 
 def band_keys(signature_NK: NDArray[np.uint32], bands: int, rows: int) -> NDArray[np.uint64]:
-    """(N, B) one number per band; two rows that share one of band b have that band equal.
+    """(N, B) one key per band; rows of equal key b have band b equal.
 
     Error: other bands meet under one number with a chance of 2^-64 a pair: one comparison more.
     """

@@ -10,13 +10,13 @@ from stages.ops.compiled import compiled
 
 
 def slots_for(numbers: int) -> int:
-    """Slots for so many: at most half of them are taken."""
+    """Number of slots for so many numbers: a power of two, at most half full."""
     return 1 << (2 * numbers).bit_length()
 
 
 @compiled()
 def entered(held_T, round_T, number, present):
-    """Whether the number is new in this round; it is there now."""
+    """Enters a number in this round's set; whether it was new."""
     slot = slot_of(held_T, round_T, number, present)
     is_new = round_T[slot] != present
     held_T[slot], round_T[slot] = number, present
@@ -25,7 +25,7 @@ def entered(held_T, round_T, number, present):
 
 @compiled()
 def slot_of(held_T, round_T, number, present):
-    """Where the number is; where it would be, if that slot's round is another."""
+    """The slot of a number; of a number that is not in the set, the free slot for it."""
     last = np.uint64(len(held_T) - 1)
     slot = number & last
     while round_T[slot] == present and held_T[slot] != number:

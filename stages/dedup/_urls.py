@@ -1,4 +1,4 @@
-"""One spelling for the links that every server takes to be the same."""
+"""The normal form of URLs: one spelling for links that mean the same to every server."""
 
 import string
 from functools import lru_cache
@@ -33,7 +33,7 @@ def normalised(url: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 @lru_cache
 def encodings() -> tuple[list[str], list[str]]:
-    """Every %xx in every case, and how it is written in normal form."""
+    """Every spelling of a percent-encoding, and its normal form."""
     spellings, normal = [], []
     for byte in range(256):
         upper = f"%{byte:02X}"

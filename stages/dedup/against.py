@@ -56,7 +56,7 @@ BY_TASK = "by_task"  # how near each task is, until leaks are counted
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """What is read, what is written, why it may be missing, and where leaks are counted."""
+    """One way to compare: column read, column written, reasons, thresholds at which leaks count."""
 
     reads: Column
     writes: Column
@@ -94,10 +94,10 @@ class AgainstEvaluation(DatasetStage):
 
     `compare: phash` gives eval_distance, `embedding` eval_cosine, `caption` eval_overlap: the
     greatest share of an evaluation caption's runs of `size` words that the row's caption has, 0
-    where there is none (and no eval_task). Shorter evaluation captions are left out: any caption
-    that names the thing would hold them. A row leaks at a threshold when it is as near as that;
-    out/leaks.json counts such rows by task, and the samples compared and left out. Of equally near
-    samples the first is named.
+    (and no eval_task) without any. Evaluation captions of fewer words are left out: too many
+    captions contain them. A row leaks at a threshold when it is as near or nearer; out/leaks.json
+    counts leaks by task, and the samples compared and left out. Of equally near samples the first
+    is named.
 
     Source: DataComp (Gadre et al. 2023) for the embedding: with ISC21's descriptors in the pool and
     in Parquet files of `tasks`, `eval_cosine < 0.604169` is its rule. Overlap of n-grams as in
@@ -176,7 +176,7 @@ class AgainstEvaluation(DatasetStage):
         ctx.restore(rows)
 
     def nothing(self, where: str, numbers: dict[str, dict[str, int]]) -> StageError:
-        """No task has a sample to compare with."""
+        """The error where no task has a sample to compare with."""
         found = "no sample to compare with"
         do = "give tasks with pictures; with captions, for `compare: caption`"
         if short := sum(made.get("too_short", 0) for made in numbers.values()):
@@ -187,7 +187,7 @@ class AgainstEvaluation(DatasetStage):
     def report(
         self, numbers: dict[str, dict[str, int]], rows: dict[str, list[int]]
     ) -> dict[str, Any]:
-        """leaks.json: for each task its samples, and the rows that are within each limit of one."""
+        """leaks.json: for each task its samples, and the number of rows within each limit."""
         nobody = [0] * len(self.way.limits)  # is near to a task without samples
         tasks = {name: {**made, "rows": rows.get(name, nobody)} for name, made in numbers.items()}
         return {"column": self.way.writes.name, "at": self.way.limits, "tasks": tasks}
@@ -196,9 +196,9 @@ class AgainstEvaluation(DatasetStage):
 def prepared(
     stage: AgainstEvaluation, trained: str | None, item: dict[str, Any], task: Task
 ) -> dict[str, Any]:
-    """out/TASK.parquet: key and value of each sample to compare with. Their number.
+    """Stores out/TASK.parquet, key and value of each sample to compare with.
 
-    Beside it, of captions, the number of those that are too short to compare.
+    Number of `samples`, and of captions that are `too_short` to compare.
     """
     from stages.dedup._copies import are_long
     from stages.dedup._shingles import plain
@@ -219,7 +219,7 @@ def prepared(
 
 
 def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) -> "Measure":
-    """What makes a value of each picture."""
+    """The function that gives a value of each picture."""
     if stage.compared.name == PHASH.name:
         from stages.ops.perceptual import phash
 
@@ -278,7 +278,7 @@ def nearest_of_all(
 
 
 def counted(way: Way, tasks: int, rows: pa.Table) -> State:
-    """(T, L) rows that are within each limit of each task."""
+    """(T, L) number of rows within each limit of each task."""
     near_NT = as_matrix(rows[BY_TASK]).reshape(len(rows), tasks)
     sign = -1 if way.is_distance else 1
     limits = np.array(way.limits, np.float32)

@@ -91,7 +91,7 @@ class ExactDuplicate(DatasetStage):
 
 
 def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
-    """Who the rows are, what they are compared by or why not, and their place in the keep order."""
+    """The rows' identity, the value they are compared by or a reason, and their preference."""
     if stage.columns:
         key = together([shard[name].combine_chunks() for name in stage.columns])
         absent = key.is_null()
@@ -107,7 +107,7 @@ def with_key(stage: ExactDuplicate, shard: pa.Table) -> pa.Table:
 
 
 def together(values: list[pa.Array]) -> pa.StructArray:
-    """The values of each row as one; null where any of them is."""
+    """One value for each row from all columns; null where any of them is null."""
     missing_N = np.any([value.is_null() for value in values], axis=0)
     names = [str(number) for number in range(len(values))]
     return pa.StructArray.from_arrays(values, names, mask=pa.array(missing_N))

@@ -149,7 +149,7 @@ class MinHashDuplicate(DatasetStage):
 
 
 def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
-    """The rows that have a text, as `link` takes them, and the text made plain."""
+    """The rows with a text, in the columns that `link` takes, and the plain text."""
     from stages.dedup._shingles import digests, plain
 
     text = plain(shard[column])
@@ -161,7 +161,7 @@ def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 
 def without_text(column: str, shard: pa.Table) -> pa.Table:
-    """The rows that have none, with the reason."""
+    """The rows without a text, with the reason."""
     from stages.dedup._linkage import unlinked
     from stages.dedup._shingles import plain
 
@@ -177,7 +177,7 @@ def distinct_texts(rows: pa.Table) -> tuple[NDArray[np.uint64], pa.Array]:
 
 
 def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[str, Any]:
-    """How many distinct texts a partition has, their bytes, and some of them."""
+    """Number of distinct texts in a partition, their bytes, and a sample of them."""
     from stages.dedup._shingles import sizes
 
     node_V, text = distinct_texts(rows.table(partition))
@@ -186,7 +186,7 @@ def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[st
 
 
 def pair_bytes(seen: list[dict[str, Any]]) -> float:
-    """Bytes of two nodes and a text, on average."""
+    """Mean bytes of a pair with one text."""
     return 24 + sum(one["bytes"] for one in seen) / max(1, sum(one["texts"] for one in seen))
 
 
@@ -210,7 +210,7 @@ def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
 
 
 def counted(met: pa.Table) -> State:
-    """How many pairs `candidates` makes."""
+    """Number of pairs that `candidates` gives."""
     from stages.dedup._hamming import runs
 
     _, size_R = runs(np.sort(met["band"].to_numpy()))
@@ -254,7 +254,7 @@ def verified(stage: MinHashDuplicate, rows: pa.Table, halfway: pa.Table) -> pa.T
 
 
 def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) -> pa.Table:
-    """A forest of these edges."""
+    """A minimum spanning forest of the edges that `verified` gives, one finer shard at a time."""
     from stages.dedup._linkage import EDGE, forest
 
     texts_V = distinct_texts(rows)

@@ -109,7 +109,7 @@ class PHashDuplicate(DatasetStage):
 
 
 def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:
-    """The rows that have a hash, as `link` takes them."""
+    """The rows with a hash, in the columns that `link` takes."""
     rows = shard.select(IDENTITY)
     rows = rows.append_column(PREFERENCE.name, preference(order, shard))
     rows = rows.append_column("node", shard[column])
@@ -117,7 +117,7 @@ def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 
 def without_hash(column: str, shard: pa.Table) -> pa.Table:
-    """The rows that have none, with the reason."""
+    """The rows without a hash, with the reason."""
     from stages.dedup._linkage import unlinked
 
     missing = pc.make_struct(dropped_before(shard), shard[column].is_null())
@@ -135,7 +135,7 @@ def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
 
 
 def near_edges(stage: PHashDuplicate, met: pa.Table) -> pa.Table:
-    """The pairs of near codes among those that met; where none is asked for, a forest of them."""
+    """All pairs of near codes under an equal key with `pairs`, else a minimum spanning forest."""
     from stages.dedup._hamming import every_pair, near_pairs
     from stages.dedup._linkage import as_edges, forest
 

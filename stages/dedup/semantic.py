@@ -99,7 +99,7 @@ class SemanticDuplicate(DatasetStage):
 
 
 def with_order(column: str, order: Order, shard: pa.Table) -> pa.Table:
-    """Who the rows are, their place in the keep order, cluster and vector; or a reason."""
+    """The rows' identity, preference, cluster and vector; or a reason."""
     vector_ND = as_matrix(shard[column])
     defined_N = np.isfinite(vector_ND).all(axis=1) & vector_ND.any(axis=1)
     cluster = shard[CLUSTER_ID.name]
@@ -115,7 +115,7 @@ def with_order(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 
 def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
-    """The two columns of every row of whole clusters."""
+    """earlier_cosine and earlier_uid of every row; each cluster is whole in its partition."""
     from stages.dedup._earlier import (
         most_similar_earlier,
     )  # compiled: not while a recipe is planned

@@ -1,4 +1,4 @@
-"""Which addresses may be asked: the public internet's, and those that a recipe allows beside."""
+"""Which addresses a download may connect to: public ones, and those that the recipe allows."""
 
 import re
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ WRITE = "write networks such as 10.0.0.0/8 and host names such as images.interna
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may be asked beside the public internet."""
+    """Addresses and hosts that may be connected to beside the public internet."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
@@ -86,7 +86,7 @@ def _network(entry: str) -> Network:
 
 
 def _target(address: Address) -> Address:
-    """Where the packets go: the IPv4 address inside an IPv6 one."""
+    """The address that packets reach: the IPv4 address inside an IPv6 one."""
     if not isinstance(address, IPv6Address):
         return address
     if address in NAT64:
@@ -95,6 +95,6 @@ def _target(address: Address) -> Address:
 
 
 def _is_public(address: Address) -> bool:
-    """Whether it is on the public internet."""
+    """Whether an address is on the public internet."""
     inner = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
     return address.is_global and not inner

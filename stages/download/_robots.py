@@ -1,4 +1,4 @@
-"""X-Robots-Tag: what a server asks of those who take its images."""
+"""X-Robots-Tag: whether a server asks that its images not be used."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator

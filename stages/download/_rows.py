@@ -32,7 +32,7 @@ WRITES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What is stored of one body, or why nothing is."""
+    """The image to store of one body, its size and digest; or the reason that there is none."""
 
     sha256: str
     image: bytes | None = None
@@ -42,7 +42,7 @@ class Kept:
 
 
 def check(settings: Any, uses: str) -> None:
-    """Refuses settings that no row could be downloaded by; one of them would wait for ever."""
+    """ValueError for settings with which no row could be downloaded."""
     for name, least in LEAST.items():
         value = getattr(settings, name, least)
         if not value >= least:  # NaN too
@@ -84,7 +84,7 @@ def downloaded(
 
 
 def _row(answer: "Answer | None", url: str | None, crawled: str | None, verify: bool) -> dict:
-    """The written columns of one row, by name; those that are left out are null."""
+    """The written columns of one row, by name; a column that is left out is null."""
     if url is None:
         return {REASON.name: "no_url"}
     if answer is None or (verify and not crawled):

@@ -21,10 +21,10 @@ TOO_LARGE = "the body is too large"
 
 
 def opener(may: Allowed, max_body_bytes: int) -> OpenerDirector:
-    """For http and https alone: no files, no ftp, and no proxy that the environment names.
+    """An opener of http and https URLs: no files, no ftp, no proxy from the environment.
 
-    OSError with PRIVATE in place of a connection that may not be made, at any hop; with TOO_LARGE
-    in place of a larger body.
+    It raises OSError with PRIVATE where a connection is not allowed, at any redirect, and with
+    TOO_LARGE where a body is larger.
     """
 
     class Body(HTTPResponse):

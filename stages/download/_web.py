@@ -37,7 +37,7 @@ asked_host: ContextVar[str] = ContextVar("asked_host")  # of a task's request; s
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How a client behaves; the words are those of `download.images`."""
+    """Limits and manners of a client, named as the settings of `download.images`."""
 
     timeout_s: float
     deadline_s: float
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What one request brought."""
+    """The outcome of one request."""
 
     status: int | None = None
     reason: str | None = None
@@ -77,7 +77,7 @@ class PrivateAddressError(OSError):
 
 @dataclass(kw_only=True)
 class Host:
-    """What the requests of one batch to one host and port share."""
+    """State that the requests of one call to one host and port share."""
 
     turns: asyncio.Semaphore
     due: int = 0  # URLs that begin with it
@@ -86,7 +86,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """What the requests of one call share."""
+    """State that all requests of one call share."""
 
     session: aiohttp.ClientSession
     keep: Callable[[bytes], Any]
@@ -111,9 +111,9 @@ class Client:
         weakref.finalize(self, self.loop.close)
 
     def fetch_all(self, urls: list[str], keep: Callable[[bytes], Any]) -> list[Answer]:
-        """The answer of every URL, in order; `keep` turns a body, in a thread, into what stays.
+        """The answer of every URL, in order; `keep` runs in a thread and gives `kept` of a body.
 
-        A body is held only until it is kept: there are at most `concurrency` of them.
+        At most `concurrency` bodies are in memory.
         """
         return self.loop.run_until_complete(self._fetch_all(urls, keep))
 
@@ -234,8 +234,8 @@ def _session(rules: Rules) -> aiohttp.ClientSession:
 
 
 def _sockets(rules: Rules) -> Callable[..., socket.socket]:
-    """Makes a socket for an address about to be connected: the one place that no redirect, no
-    second answer of a name server and no odd spelling of an address gets around."""
+    """A maker of sockets that refuses forbidden addresses: no redirect, no second answer of a name
+    server and no odd spelling of an address gets around it."""
     may = allowed(rules.allow_private_addresses)
 
     def made(address_info) -> socket.socket:
@@ -248,13 +248,13 @@ def _sockets(rules: Rules) -> Callable[..., socket.socket]:
 
 
 def reason_of(status: int) -> str:
-    """The code of a status that brings no body."""
+    """The reason for a status without a body."""
     family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
     return family if 300 <= status < 600 else "bad_response"
 
 
 def _retry_after_s(wish: str) -> float:
-    """Seconds that the server asks us to wait; 0 where it asks for nothing we understand."""
+    """Seconds that the server asks to wait; 0 without such a header, or one that cannot be read."""
     if wish.isdecimal():
         return float(wish)
     try:
@@ -264,8 +264,8 @@ def _retry_after_s(wish: str) -> float:
 
 
 def _reason(error: Exception) -> str:
-    """The code of what went wrong on the way; most special first, as they inherit."""
-    match error:
+    """The reason for an error of a request."""
+    match error:  # subclasses first
         case TimeoutError():
             return "timeout"
         case aiohttp.ClientConnectorDNSError():

@@ -90,7 +90,7 @@ class DownloadImages(RowStage):
 
 
 def kept(body: bytes, settings: DownloadImages) -> Kept:
-    """The image to store for a raw body."""
+    """The image to store of a body, with its size and digest, or a reason."""
     from stages.ops.images import ImageError, decode, probe
     from stages.ops.resize import ENCODED, encode, reduction, resize
 

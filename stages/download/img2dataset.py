@@ -56,7 +56,7 @@ COSTLY = ("too_many_pixels", "too_costly")  # the rest of what is wrong is its t
 class Img2dataset(RowStage):
     """The image at each URL as img2dataset makes it, its size and SHA-256; null without one.
 
-    Keys are those of download.images, and so are the columns: change `uses` to compare.
+    Keys and columns are those of download.images: change `uses` to compare.
 
     Source: img2dataset 1.47, download_image_with_retry and Resizer. Departs: only http and https,
     no proxy, no private addresses, and bodies are capped.
@@ -176,7 +176,7 @@ def fetched(
 
 
 def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
-    """What its two functions say of one URL, in our words."""
+    """The answer of one URL, from the results of img2dataset's two functions."""
     from stages.download._web import Answer, reason_of
     from stages.ops.images import ImageError, weighed
 
@@ -201,5 +201,5 @@ def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
 
 
 def first(known: tuple[tuple[str, str], ...], message: str) -> str:
-    """The reason of the first pattern that the message holds."""
+    """The reason of the first pattern that matches the message."""
     return next(reason for pattern, reason in known if re.search(pattern, message, re.DOTALL))

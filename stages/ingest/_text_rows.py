@@ -36,7 +36,7 @@ def scan_text(
     quoted: bool,
     do: str,
 ) -> list[dict[str, Any]]:
-    """One source per `shard_rows` rows, by byte offsets; one in all of a compressed file."""
+    """A source for each `shard_rows` rows, by byte offsets; a compressed file is one source."""
     where = f"{storage}/{file['path']}"
     source = {"path": file["path"], "digest": file["digest"]}
     kind = _kind(file["path"])
@@ -115,7 +115,7 @@ def read_header(stream: IO[bytes], delimiter: str, quoted: bool) -> tuple[list[s
 
 
 def open_range(storage: Storage, path: str, start: int, stop: int | None) -> io.BufferedReader:
-    """The bytes from start to stop; without a stop, those from start on, once unpacked."""
+    """The bytes from start to stop; without a stop, all from start on, unpacked."""
     if stop is None:
         stream = storage.fs.open_input_stream(storage.locate(path))  # unpacks .gz, .bz2, .zst
         stream.read(start)
@@ -190,7 +190,7 @@ def json_rows(stream: IO[bytes], columns: Sequence[str]) -> Iterator[Rows]:
 
 
 def _with_skipped(table: pa.Table, row: int, skipped: Sequence[tuple[int, str]]) -> Rows:
-    """The table, whose first row is number `row` of the stream, with null rows where it skipped."""
+    """The table with null rows for skipped ones; its first row is number `row` of the stream."""
     raw = pa.nulls(len(table), pa.string())
     if skipped:
         is_skipped = np.zeros(len(table) + len(skipped), bool)
@@ -202,7 +202,7 @@ def _with_skipped(table: pa.Table, row: int, skipped: Sequence[tuple[int, str]])
 
 
 def _kind(name: str) -> str:
-    """csv, tsv, jsonl ...: the suffix before that of the packing."""
+    """The format by suffix: csv, tsv, jsonl; without the suffix of a compression."""
     name = name.lower()
     for pack in PACKED:
         name = name.removesuffix(pack)

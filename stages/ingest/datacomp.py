@@ -57,8 +57,8 @@ WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup
 class DataComp(DatasetStage):
     """DataComp's columns, as published; null where the pool says nothing.
 
-    `scores: true` adds the published CLIP scores, of the type that `score_type` says and no other,
-    and the face boxes; a file needs those of them that a stage reads.
+    `scores: true` adds the published CLIP scores, in the type `score_type` and no other, and the
+    face boxes; a file needs only the ones that a stage reads.
     The vectors of the .npz are columns too, read only when a stage asks: CLIP's b32_img, b32_txt
     (512 wide), l14_img, l14_txt (768), and dedup, ISC21's copy descriptor (256); float16 there,
     exact in float32. A uid that is not 32 hex digits is the hash of url and text (`bad_uid`). A
@@ -144,7 +144,7 @@ def npz_of(path: str) -> str:
 
 
 def scan(stage: DataComp, file: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """The file's sources, and its unfit columns: null where there is none, else the type."""
+    """The file's sources, and its unfit columns: name to type, null where it is missing."""
     storage, _ = open_pool(stage.path)
     sources, schema = scan_parquet(storage, file, stage.shard_rows)
     if schema is None:
@@ -163,12 +163,12 @@ def scan(stage: DataComp, file: Mapping[str, Any], task: Task) -> dict[str, Any]
 
 
 def is_other(column: Column, dtype: pa.DataType) -> bool:
-    """Whether scores are of another type than is said: rounded, a row may pass a cut it missed."""
+    """Whether scores have another type than `score_type`: rounding could move a row past a cut."""
     return column.dtype in SCORE_TYPES.values() and dtype not in (column.dtype, pa.null())
 
 
 def read(stage: DataComp, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
-    """The source's rows in the stage's columns; one empty table of none."""
+    """The source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
     names = [UID.name, *(column.name for column in stage.writes)]
     none = pa.table({name: pa.array([], pa.string()) for name in (UID.name, URL.name, TEXT.name)})
@@ -178,7 +178,7 @@ def read(stage: DataComp, source: Mapping[str, Any], task: Task) -> Iterator[pa.
 
 
 def fitted(stage: DataComp, rows: pa.Table) -> pa.Table:
-    """Rows of a file, as the columns the stage writes."""
+    """Rows of a file in the columns that the stage writes."""
     given = {column: pa.nulls(len(rows)) for column in stage.writes}
     for column in given:
         if column.name in rows.column_names and not is_other(column, rows[column.name].type):
@@ -196,7 +196,7 @@ def fitted(stage: DataComp, rows: pa.Table) -> pa.Table:
 
 
 def _rows_of(array_ND: Any, name: str, source: Mapping[str, Any], where: str) -> pa.Array:
-    """The source's rows of an array that has one for each row of the Parquet file."""
+    """The source's part of an array with a row for each row of the Parquet file."""
     expected = (source["rows"], WIDTHS[name])
     if array_ND.shape != expected:
         raise ShardError(

@@ -133,7 +133,7 @@ def told(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
 def row_of(
     storage: Storage, name: str, is_small: bool, captions: Mapping[str, Any], texts: set[str]
 ) -> dict[str, Any]:
-    """One image and what is known of it, as plain values."""
+    """Path, caption, bytes and reason of one image, as plain values."""
     image = read_if_allowed(storage, name) if is_small else None
     text = captions.get(name)
     beside = f"{stem_of(name)}.txt"
@@ -159,7 +159,7 @@ def read_if_allowed(storage: Storage, name: str) -> bytes | None:
 
 
 def fitted(rows: list[dict[str, Any]]) -> pa.Table:
-    """Images as the columns the stage writes."""
+    """Images in the columns that the stage writes."""
     fits = {it.name: fit([row[it.name] for row in rows], it.dtype) for it in ImageFolder.writes}
     values = {name: column for name, (column, _) in fits.items()}
     masks = {

@@ -34,11 +34,11 @@ IMAGES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256)
 class Union(DatasetStage):
     """The rows of all its parents in the order of `from`, shard by shard, as one new root.
 
-    A column that a parent lacks is null for its rows. `images: true` takes the stored images and
-    what is said of them along. A uid that two parents share stays in both places, for (shard,
+    A column that a parent lacks is null for its rows. `images: true` takes the stored images along,
+    with their size and digest. A uid that two parents share stays in both places, for (shard,
     position) is a row's identity; dedup.exact finds them.
 
-    Error: none. What a parent said of a row that it could not read stays with the parent.
+    Error: none. A parent's reason for a row that it could not read stays with the parent.
     """
 
     version = 1

@@ -38,8 +38,8 @@ MEND = "name the columns of the file in url_col, caption_col, uid_col, width_col
 class UrlList(DatasetStage):
     """URL and caption of every row, as found; null, with a reason, where there is none.
 
-    The uid is the 32 hex digits of `uid_col`, else the hash of url and text; so it is too where
-    `uid_col` holds anything else (`bad_uid`). A row that no parser reads keeps its place with
+    The uid is the 32 hex digits of `uid_col`; the hash of url and text without that column, or
+    where it holds anything else (`bad_uid`). A row that no parser reads keeps its place with
     nulls (`unparsable`), as does a value that is not of its column's type (`bad_value`). A null
     caption is no fault. A file without rows is a shard without rows.
 
@@ -78,7 +78,7 @@ class UrlList(DatasetStage):
 
     @property
     def _own(self) -> list[tuple[Column, str]]:
-        """Columns written, and what the file calls them."""
+        """Columns written, and their names in the file."""
         named = (
             (URL, self.url_col),
             (TEXT, self.caption_col),
@@ -128,7 +128,7 @@ def scan(stage: UrlList, file: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
 
 def read(stage: UrlList, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
-    """The source's rows in the stage's columns; one empty table of none."""
+    """The source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
     none: Rows = ({name: [] for name in stage.names}, pa.nulls(0, pa.string()))
     with failing_its_shard(f"{storage}/{source['path']}"):
@@ -142,13 +142,13 @@ def read(stage: UrlList, source: Mapping[str, Any], task: Task) -> Iterator[pa.T
 
 
 def unparsed_nowhere(table: pa.Table) -> Rows:
-    """Rows of a Parquet file, which a parser reads all or none of."""
+    """Rows of a Parquet file, all marked as parsed: its parser reads all of them or none."""
     columns = dict(zip(table.column_names, table.columns, strict=True))
     return columns, pa.nulls(len(table), pa.string())
 
 
 def fitted(stage: UrlList, rows: Mapping[str, Any], unparsed: pa.Array) -> pa.Table:
-    """Rows of a file, as the columns the stage writes."""
+    """Rows of a file in the columns that the stage writes."""
     fits = {column.name: fit(rows[name], column.dtype) for column, name in stage.columns}
     values = {name: column for name, (column, _) in fits.items()}
     url = values[URL.name]

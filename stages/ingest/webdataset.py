@@ -82,7 +82,7 @@ class WebDataset(DatasetStage):
 
 
 def read(stage: WebDataset, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
-    """The tar's samples, streamed; one empty table of none."""
+    """The tar's samples, streamed; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{source['path']}"
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
@@ -134,7 +134,7 @@ def size_of(sample: tuple[str, Members]) -> int:
 
 
 def row_of(place: str, parts: Members) -> dict[str, Any]:
-    """What a sample's members say, and what is wrong with them, as plain values."""
+    """Image, caption, fields of the .json and reason of a sample, as plain values."""
     image = next((parts[suffix] for suffix in parts if f".{suffix}" in IMAGES), None)
     stated = json_object(parts.get("json") or b"{}")
     info = stated or {}
@@ -154,7 +154,7 @@ def row_of(place: str, parts: Members) -> dict[str, Any]:
 
 
 def fitted(tar: str, batch: list[tuple[str, Members]]) -> pa.Table:
-    """Samples as the columns the stage writes."""
+    """Samples in the columns that the stage writes."""
     rows = [row_of(f"{tar}/{key}", parts) for key, parts in batch]
     column = {name: [row[name] for row in rows] for name in row_of("", {})}
     fits = {it.name: fit(column[it.name], it.dtype) for it in WebDataset.writes}

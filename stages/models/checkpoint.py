@@ -23,7 +23,7 @@ ROWS = 64  # a call of a tower always has as many rows, so that neighbours chang
 
 
 def width(name: str) -> None:
-    """Not known to a plan, which opens no weights: the recipe says it."""
+    """None: a plan opens no weights, so the recipe says the width."""
     if not name:
         raise ValueError("write checkpoint:<URI> or stage:<name>")
 
@@ -104,7 +104,7 @@ class TrainedClip:
 
 
 def architecture_of(card: Mapping[str, Any], uri: str) -> "Architecture":
-    """What the card's model is rebuilt from; StageError where this code builds no such one."""
+    """The architecture that a card describes; StageError where this version cannot build it."""
     from stages.clip.towers import Architecture
 
     try:

@@ -58,13 +58,13 @@ def shared_target_loss(image_ND: Tensor, text_ND: Tensor, scale: Tensor, target_
 
 
 def shared_targets(caption_N: Tensor) -> Tensor:
-    """(N, N) each row's mass, shared by the rows of its caption: they are right answers all."""
+    """(N, N) targets of each row: equal shares for all rows of its caption, which are all right."""
     same_NN = (caption_N[:, None] == caption_N[None]).float()
     return same_NN / same_NN.sum(1, keepdim=True)
 
 
 class Embedder:
-    """A trained network over columns of features; NaN in, NaN out."""
+    """A trained network, applied to columns of features; NaN in, NaN out."""
 
     def __init__(self, uri: str, device: str = "cpu", threads: int = 1) -> None:
         torch.set_num_threads(threads)

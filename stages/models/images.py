@@ -1,4 +1,4 @@
-"""What embeds pictures: a model of images and texts, or the frozen network of `embed.features`."""
+"""Embeddings of pictures: by a model of images and texts, or by the network of `embed.features`."""
 
 from collections.abc import Callable
 from typing import cast
@@ -22,7 +22,7 @@ def check(model: str) -> None:
 
 
 def embedder(model: str, worker: Worker) -> Embed:
-    """Embeddings of pictures by a model, whose weights are pinned."""
+    """The function that embeds pictures by a model; pins the digest of its weights."""
     kind, _, precision = model.partition(":")
     if kind != FEATURES:
         network = load(model, worker.device, worker.threads)

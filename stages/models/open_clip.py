@@ -27,7 +27,7 @@ INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
 
 
 def width(name: str) -> int:
-    """The width that the package's own configuration of the network says; imports no framework."""
+    """Width of the embeddings, from open_clip's configuration files. Imports no framework."""
     network, _, _ = parts(name)
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
@@ -57,7 +57,7 @@ def parts(name: str) -> tuple[str, str | None, Path | None]:
 
 
 def load(name: str, device: str, threads: int) -> "OpenClip":
-    """The network with its weights; StageError where either is not to be had."""
+    """The network with its weights; StageError where either cannot be had."""
     network, tag, file = parts(name)
     width(name)
     if file is not None and not file.is_file():
@@ -109,7 +109,7 @@ class OpenClip:
 
 
 def middle(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image; of a line its middle.
+    """The image, cut to its middle where it is longer than MAX_ASPECT times its width.
 
     A network's preprocessing brings the shorter side to its own, then cuts out a square: a line of
     one pixel by a million would fill 200 GB on the way.

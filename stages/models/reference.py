@@ -97,7 +97,7 @@ def area_means(image_HW3: NDArray[np.uint8], grid: int) -> NDArray[np.int64]:
 
 
 def _centred_unit(block: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(F,) the block without its mean, at length 4096, rounded: sums of whole numbers are exact."""
+    """(F,) the block minus its mean, at length 4096, in whole numbers, whose sums are exact."""
     centred_F = (block * block.size - block.sum()).reshape(-1)
     return np.rint(centred_F * (4096 / max(np.sqrt(centred_F @ centred_F), 1)))
 

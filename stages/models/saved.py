@@ -1,4 +1,4 @@
-"""A trained model at rest: `model.json` says what it is, `model.safetensors` holds its weights.
+"""A trained model on storage: `model.json` describes it, `model.safetensors` holds its weights.
 
 The card is {"kind", "version", every setting that rebuilds the network, "sha256" of the weights}.
 A stage that trains leaves both below `out/`; a copy of them elsewhere may do without that folder.
@@ -54,7 +54,7 @@ def put_model(
 def read_model(
     uri: str, kind: str, name: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A card, by default the first, and its weights; StageError where they are no such model."""
+    """A card, by default the first, and its weights; StageError where they are of another kind."""
     folder = Storage(uri)
     name = name or cards(uri)[0]
     card = read_card(folder, name)
@@ -83,7 +83,7 @@ def read_model(
 
 
 def read_card(folder: Storage, name: str) -> dict[str, Any]:
-    """What a card says; DamagedError where it or its weights are not as a stage left them."""
+    """The fields of a card; DamagedError where it or its weights changed since they were stored."""
     if name.startswith(f"{OUT}/"):
         outputs = Outputs(folder)
         for file in (name, name.removesuffix(CARD) + WEIGHTS):
@@ -92,7 +92,7 @@ def read_card(folder: Storage, name: str) -> dict[str, Any]:
 
 
 def cards(uri: str) -> list[str]:
-    """The names of the cards in a folder or its out/, by seed; StageError where there is none."""
+    """Names of the cards in a folder or its out/, by seed; StageError where there is none."""
     folder = Storage(uri)
     for place in ("", "out/"):
         if found := [e.name for e in folder.entries(place.rstrip("/")) if e.name.endswith(CARD)]:
@@ -110,7 +110,7 @@ def _by_seed(name: str) -> tuple[bool, int]:
 
 
 def matching(network: Any, weights: dict[str, Tensor], where: str) -> Any:
-    """The network with these weights; StageError where they are another architecture's."""
+    """The network with these weights; StageError where they are of another architecture."""
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -54,8 +54,8 @@ class Concatenated(Combined):
 class Zipped(Combined):
     """Shard i is a function of shard i of every member: of shuffles by the same keys.
 
-    A shuffle into fewer partitions, a divisor of the others' number, starts again after its last:
-    keys of shard i of the others are in its shard i modulo its number.
+    Members may have different numbers of shards, each a multiple of the smaller ones: shard i goes
+    with shard i modulo the smaller number, which has the same keys.
     """
 
     function: Callable[..., pa.Table]

@@ -8,10 +8,10 @@ from numba import njit
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """The loop as machine code, which holds no lock.
+    """The loop as machine code that runs without Python's lock.
 
-    It is kept beside its source, or in the user's cache where that cannot be written; where neither
-    can (a read-only image, a user without a home), each process compiles it anew, some seconds.
+    The code is kept beside its source, else in the user's cache. Where neither can be written (a
+    read-only image, a user without a home), each process compiles again, which takes seconds.
     """
 
     def decorate(loop: Callable[..., Any]) -> Any:

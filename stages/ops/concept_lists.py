@@ -1,4 +1,4 @@
-"""A concept list as a stage opens it."""
+"""Opening a concept list, with errors that name it."""
 
 from metadata.concepts.load import ConceptList, ConceptListError, load
 from metadata.fingerprint import digest
@@ -7,7 +7,7 @@ from pipeline.errors import StageError
 
 
 def opened(uri: str, where: str) -> ConceptList:
-    """The list; StageError where there is none, or none that can be matched with."""
+    """The list; StageError where there is none, or the file is no list of concepts."""
     try:
         return load(uri)
     except (ConceptListError, OSError) as error:

@@ -89,7 +89,7 @@ def samples_in(folder: str, name: str) -> pa.Table:
 
 
 def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
-    """key and value of every sample of a task; StageError at the first that is not as it should."""
+    """Key and value of every sample of a task. StageError at the first sample that is unfit."""
     folder, file = Storage(uri), f"{name}{PARQUET}"
     schema = pa.schema([("key", pa.string()), ("value", wanted.column.type)])
     if any(entry.name == file for entry in _parquet(folder)):
@@ -105,7 +105,7 @@ def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
 
 
 def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
-    """Where a key is to be found, keys, and pictures or captions, a batch at a time."""
+    """Batches of (where in the task, keys, pictures or captions)."""
     task, findings = tasks.describe(folder, name)
     tasks.refuse([finding for finding in findings if finding.is_fatal], stage, folder)
     if wanted.measure is None and not task.is_retrieval:
@@ -123,7 +123,7 @@ def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
 
 
 def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
-    """Where a key is to be found, keys, and pictures or the values of the column, by batches."""
+    """Batches of (where in the file, keys, pictures or values of the column)."""
     where = f"stage '{stage}', key `tasks`: {folder}/{file}"
     try:
         with folder.open(file) as source:
@@ -141,7 +141,7 @@ def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
 
 
 def _column(schema: pa.Schema, wanted: Wanted, where: str) -> str:
-    """The column to read; StageError where there is none, or where it would have to be guessed."""
+    """Name of the column to read; StageError where there is none, or its type is another."""
     name = wanted.column.name
     takes_pictures = wanted.measure is not None
     if name in schema.names:
@@ -158,7 +158,7 @@ def _column(schema: pa.Schema, wanted: Wanted, where: str) -> str:
 
 
 def _kinds(dtype: pa.DataType):
-    """The types that a column may have, and in words."""
+    """Tests of the types that a column may have, and their names for an error."""
     if pa.types.is_uint64(dtype):
         return (pa.types.is_uint64, pa.types.is_int64), "64-bit integers, uint64 or int64"
     if pa.types.is_list(dtype):
@@ -202,7 +202,7 @@ def _measured(wanted: Wanted, pictures: list[RGB]) -> pa.Array:
 
 
 def _width(values: pa.Array, width: int | None, where: str, keys: list[str]) -> int | None:
-    """The one width of all vectors so far; StageError at another, and at one without direction."""
+    """Width of all vectors so far. StageError at a vector of another width, zero or not finite."""
     wide_N = pc.list_value_length(values).to_numpy()
     width = int(wide_N[0]) if width is None and len(wide_N) else width
     for row in np.flatnonzero(wide_N != width)[:1]:

@@ -1,4 +1,4 @@
-"""The formats of pictures that are read here, told by first bytes, and whether all is there."""
+"""The format of a picture by its first bytes, and whether the file is complete."""
 
 LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
 DECLARED = {"webp": (4, 8), "bmp": (2, 0)}  # where the file's size stands, and what it leaves out
@@ -25,7 +25,7 @@ def format_of(body: bytes) -> str | None:
 
 
 def is_whole(name: str, body: bytes) -> bool:
-    """Whether a file of that format has its own end."""
+    """Whether the bytes end as a file of that format does."""
     if name not in DECLARED:
         return body.rstrip(b"\0\r\n").endswith(LAST_BYTES.get(name, b""))
     at, beyond = DECLARED[name]

@@ -68,14 +68,14 @@ def prefers(order: Order) -> tuple[tuple[str, str], ...]:
 
 
 def in_turn(order: Order) -> tuple[Keep, ...]:
-    """The columns, the first to decide first; none where the uid alone does."""
+    """The columns that decide, in turn; none where the uid decides."""
     if order is None:
         return ()
     return order if isinstance(order, tuple) else (order,)
 
 
 def preference(order: Order, rows: pa.Table) -> pa.ListArray:
-    """The preferences of each row, in the order of its columns' values and as exact as they are."""
+    """A list of integers for each row, lowest first to stay. Exact: no value is rounded."""
     keeps = in_turn(order)
     rank_NK = np.empty((len(rows), len(keeps)), np.uint64)
     for k, keep in enumerate(keeps):
@@ -100,7 +100,7 @@ def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
 
 
 def best_first(rows: pa.Table) -> NDArray[np.int64]:
-    """(N,) the rows' numbers by preference, then uid, then place: which comes of a repeated uid."""
+    """(N,) row numbers, the row that stays first: by preference, uid, then place in the pool."""
     uid_N2 = halves(rows[UID.name])
     place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
     rank = rows[PREFERENCE.name].combine_chunks().flatten().to_numpy()

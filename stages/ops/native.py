@@ -1,4 +1,4 @@
-"""What C libraries may do in this process: settings of glibc, and nothing where it is not."""
+"""Settings of glibc: freed memory is kept, messages are silenced. No effect elsewhere."""
 
 import ctypes
 import platform
@@ -18,9 +18,9 @@ _silent = 0  # how many are
 
 
 def keep_freed_memory() -> None:
-    """Buffers of up to 128 MB are used again; 32 MB where glibc allows no more.
+    """Freed buffers of up to 128 MB are used again, of 32 MB where glibc allows no more.
 
-    By default each comes from the system page by page and goes back: a third of decoding.
+    By default the system takes each back and gives it out page by page: a third of decoding time.
     """
     if libc:
         any(libc.mallopt(M_MMAP_THRESHOLD, size << 20) for size in (128, 32))
@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """What C code prints meanwhile is gone: libtiff and OpenCV's libjpeg tell of each bad file.
+    """Drops what C code prints: libtiff and OpenCV's libjpeg write a line for each bad file.
 
     C's `stderr` is a variable. File descriptor 2, where Python writes, stays as it is.
     """

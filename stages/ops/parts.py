@@ -1,4 +1,4 @@
-"""The parts of an encoded image, told without a decoder: its frames, and what it costs to read.
+"""The parts of an encoded image, read without a decoder: its frames, and what decoding costs.
 
 Decoders walk them one by one, some in Python, and a file may be made of little else. A part is
 named by its kind, in the file's order: a marker of a JPEG, a chunk of a PNG, a block of a GIF, the
@@ -27,9 +27,9 @@ RUNS, RUNS_COST = b"runs", 80  # pixels of a BMP packed as runs: read in Python,
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The kinds of a file's parts, in order; none of a format whose decoder needs no guard.
+    """The kinds of a file's parts, in order; empty for a format whose decoder needs no guard.
 
-    Error: a file that breaks off or lies has those that are found on the way.
+    Error: of a file that breaks off or has false lengths, the parts up to there.
     """
 
     format: str
@@ -37,7 +37,7 @@ class Parts:
 
     @property
     def frames(self) -> int:
-        """Pictures in the file, whatever it says of their number; 1 up."""
+        """Number of pictures in the file, 1 up; counted, not read from the header."""
         if self.format == "png":
             before = self.kinds[: self.kinds.index(b"IDAT")] if b"IDAT" in self.kinds else []
             if b"acTL" not in before:
@@ -48,14 +48,14 @@ class Parts:
 
     @property
     def scans(self) -> int:
-        """How often decoding goes over all pixels, or takes as long as if it did."""
+        """Cost of decoding, in passes over all pixels; 1 up."""
         if self.format == "bmp":
             return RUNS_COST if RUNS in self.kinds else 1
         return max(1, self.kinds.count(SCAN)) if self.format == "jpeg" else 1
 
     @property
     def is_clean_jpeg(self) -> bool:
-        """Whether it ends with its one scan or, where progressive, scans and nothing but tables."""
+        """Whether it has one scan, then its end; if progressive, scans and their tables alone."""
         first = self.kinds.index(SCAN) if SCAN in self.kinds else len(self.kinds)
         head, tail = self.kinds[:first], self.kinds[first:]
         if PROGRESSIVE not in head:
@@ -64,7 +64,7 @@ class Parts:
 
 
 def parts_of(name: str, body: bytes) -> Parts | None:
-    """The parts of a file in that format; None of more than any picture has."""
+    """The parts of a file in that format; None where it has more than any picture has."""
     walk, most = WALKS.get(name), MOST.get(name, 0)
     kinds = list(islice(walk(body), most + 1)) if walk else []
     return Parts(format=name, kinds=kinds) if len(kinds) <= most else None
@@ -88,7 +88,7 @@ def _png(body: bytes) -> Iterator[bytes]:
 
 
 def _gif(body: bytes) -> Iterator[bytes]:
-    """Each block inside an extension is one; those of an image are its decoder's, in C."""
+    """Images, extensions and each block of an extension. A decoder reads blocks of images in C."""
     at = 13 + _palette(body[10:11])
     while (kind := body[at : at + 1]) not in (b"", GIF_END):
         yield kind

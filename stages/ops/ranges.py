@@ -1,4 +1,4 @@
-"""Rows in rising order of their uids, a range at a time: sorted without holding them all."""
+"""Rows in rising order of their uids, a range in memory at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ RANGE = "range"  # the leading bits of a uid
 
 @dataclass(frozen=True)
 class Ranges:
-    """The rows of each range, in the order of the ranges; inside one, in none. Picklable."""
+    """The rows of each range, ranges in order, rows inside a range in any order. Picklable."""
 
     shuffled: Shards
     place: dict[int, int]  # the partition of each range that has rows
@@ -29,19 +29,19 @@ class Ranges:
 
 
 def bits_for(rows: int, rows_per_range: int) -> int:
-    """How many bits part so many rows into ranges of no more, on average."""
+    """Bits of a range's number, so that a range has at most `rows_per_range` rows on average."""
     return max(0, (rows - 1) // rows_per_range).bit_length()
 
 
 def range_of(uid: pa.ChunkedArray, bits: int) -> pa.Array:
-    """The range that each uid lies in."""
+    """(N,) number of the range of each uid."""
     first_N = halves(uid)[:, 0]
     range_N = first_N >> np.uint64(64 - bits) if bits else np.zeros_like(first_N)
     return pa.array(range_N.astype(np.int32))
 
 
 def ranged(ctx: Context, rows: Shards, bits: int) -> Ranges:
-    """The rows, which have RANGE, by their range."""
+    """The rows by range; they have the column RANGE."""
     shuffled = ctx.shuffle(rows, RANGE, 2**bits)
     partitions = list(range(len(shuffled) if len(rows) else 0))
     found = ctx.map(partial(ranges_in, shuffled), partitions)
@@ -51,5 +51,5 @@ def ranged(ctx: Context, rows: Shards, bits: int) -> Ranges:
 
 
 def ranges_in(shuffled: Shards, partition: int, task: Task) -> dict[str, Any]:
-    """The ranges that lie in a partition."""
+    """The ranges whose rows are in one partition."""
     return {"ranges": pc.unique(shuffled.table(partition)[RANGE]).to_pylist()}

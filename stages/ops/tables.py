@@ -1,4 +1,4 @@
-"""A pool's files: found, opened, cut into ranges of rows, and fitted to declared columns."""
+"""A pool's files: listed, cut into ranges of rows, read, and fitted to declared columns."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -80,9 +80,9 @@ def sizes_of(files: list[dict[str, Any]]) -> dict[str, int]:
 
 @contextmanager
 def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
-    """What goes wrong in reading a file fails the file's shard, by name.
+    """Turns an error in reading a file into a ShardError that names the file.
 
-    A corrupt page and a store that does not answer are both an OSError: it is tried again.
+    An OSError is tried again: a corrupt page and a store that does not answer both raise it.
     """
     try:
         yield
@@ -115,10 +115,10 @@ def require(columns: Iterable[str], there: Sequence[str], where: str, do: str) -
 def scan_parquet(
     storage: Storage, file: Mapping[str, Any], shard_rows: int
 ) -> tuple[list[dict[str, Any]], pa.Schema | None]:
-    """One source per `shard_rows` rows, and the file's schema.
+    """A source for each `shard_rows` rows, and the file's schema.
 
-    One without an end, and no schema, where the file cannot be opened. A file without rows is a
-    shard without rows, so that its place in the pool is seen.
+    Where the file cannot be opened, one source without an end, and no schema. A file without rows
+    is a shard without rows, so that it keeps its place in the pool.
     """
     source = {"path": file["path"], "digest": file["digest"]}
     try:
@@ -175,9 +175,9 @@ def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[l
 
 
 def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
-    """The values as this type, and which of them cannot be: those are null.
+    """The values as this type, and which of them are unfit and null.
 
-    NaN, pandas' missing integer, is null in an integer column and no fault of it.
+    NaN in an integer column, which is how pandas writes a missing integer, is null and fits.
     """
     if not isinstance(values, list) and values.type in (pa.string(), pa.large_string()):
         values = values.cast(pa.large_binary())  # nobody has looked whether it is UTF-8: _cast does
@@ -194,14 +194,14 @@ def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
 
 
 def uid_values(values: Values) -> pa.Array:
-    """Uids out of 16 bytes or 32 hex digits; null where a value is neither."""
+    """Uids from 16 bytes or 32 hex digits; null where a value is neither."""
     if not isinstance(values, list) and values.type == pa.binary(16):
         return _whole(values)
     return from_hex(fit(values, pa.string())[0])
 
 
 def uid_column(uid: pa.Array | None, url: pa.Array, text: pa.Array) -> pa.Array:
-    """The given uids; where there is none, the hash of url and text."""
+    """The given uids; the hash of url and text where one is null."""
     if uid is not None and not uid.null_count:
         return uid
     pairs = zip(url.to_pylist(), text.to_pylist(), strict=True)
@@ -215,7 +215,7 @@ def first_reason(masks: Mapping[str, pa.Array]) -> pa.Array:
 
 
 def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
-    """Which rows at least one of the masks marks."""
+    """Whether at least one of the masks is true."""
     return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *map(np.asarray, masks)]))
 
 
@@ -242,7 +242,7 @@ def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
 
 
 def _one(value: Any, dtype: pa.DataType) -> Any:
-    """The value as this type, a number that is written as text too; None where it is neither."""
+    """The value as this type, also from a number written as text; None where it is unfit."""
     errors = (pa.ArrowException, ValueError, TypeError, OverflowError)
     with suppress(*errors):
         if isinstance(value, bytes) and not pa.types.is_binary(dtype):

@@ -47,7 +47,7 @@ class TaskFolder:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, and what is right about it."""
+    """One picture, and its class or captions."""
 
     key: str
     rgb: NDArray[np.uint8]
@@ -80,13 +80,13 @@ def content_digest(folder: Storage, name: str) -> str:
 
 
 def listing_digest(folder: Storage) -> str:
-    """A digest that changes where a file of a task does, by its name, size or time."""
+    """A digest that changes with the name, size or time of any file of a task."""
     places = [f"{name}{below}" for name in names(folder) for below in ("", "/test")]
     return digest([[at, sorted(map(astuple, folder.entries(at)))] for at in places])
 
 
 def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
-    """A task by its text files and the names of its shards; no picture is read."""
+    """A task from its text files and the names of its shards, and findings; reads no picture."""
     classnames, templates = _lines(folder, name, CLASSNAMES), _lines(folder, name, TEMPLATES)
     said = _lines(folder, name, TYPE)
     is_retrieval = said[0] == "retrieval" if said else classnames is None and templates is None
@@ -104,7 +104,7 @@ def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
 
 
 def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
-    """Every sample of a task's shards in their order, and in the place of a bad one, why."""
+    """Every sample of a task's shards in order; a Finding in the place of a bad sample."""
     from stages.ops.images import ImageError, decode
 
     for shard in task.shards:
@@ -133,7 +133,7 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
 
 
 def refuse(findings: list[Finding], stage: str, folder: Storage) -> None:
-    """StageError of the first finding, where there is one."""
+    """Raises StageError for the first finding, if any."""
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         first = findings[0]
@@ -246,7 +246,7 @@ def _name_findings(
 
 
 def _groups(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of a tar: neighbours of one key; a suffix that repeats begins another."""
+    """The samples of a tar: neighbours of one key; a repeated suffix begins a new sample."""
     key, members = "", {}  # type: str, dict[str, bytes]
     with folder.open(shard) as source, tarfile.open(fileobj=source, mode="r:") as tar:
         for member in tar:

@@ -51,7 +51,7 @@ class UidList(Combined):
 
 
 def opened(path: str, where: str) -> UidList:
-    """The list; StageError where there is none, or of another kind."""
+    """The list in a file; StageError where there is none, or the file holds something else."""
     where = f"{where}: {redacted(path)}"
     storage, name = open_pool(path)
     try:
@@ -70,7 +70,7 @@ def opened(path: str, where: str) -> UidList:
 
 
 def _header(file: pa.NativeFile) -> tuple[int, int]:
-    """Where the uids begin, and how many they are; nothing is unpickled."""
+    """Offset of the first uid, and the number of uids. Unpickles nothing."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -84,7 +84,7 @@ def _bounds(start: int, stop: int) -> tuple[int, ...]:
 
 
 def _of_lines(file: pa.NativeFile, start: int, stop: int, where: str) -> pa.Array:
-    """The uids of the lines that begin between two bytes; blank lines are none."""
+    """The uids of the lines that begin between two offsets, blank lines left out."""
     begin = max(0, start - 1)  # a line begins behind the end of another
     file.seek(begin)
     data = file.read(stop - begin + LINE_BYTES)
@@ -105,7 +105,7 @@ def _of_lines(file: pa.NativeFile, start: int, stop: int, where: str) -> pa.Arra
 
 
 def _newlines(file: pa.NativeFile, stop: int) -> int:
-    """How many lines end before a byte."""
+    """Number of lines that end before an offset."""
     file.seek(0)
     ends = [*range(0, stop, PIECE_BYTES), stop]
     return sum(file.read(b - a).count(b"\n") for a, b in pairwise(ends))

@@ -56,7 +56,7 @@ def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def blocks(rows: int) -> Iterator[slice]:
-    """Rows a few at a time, so that what is made of them in float64 stays in the cache."""
+    """Slices of few rows, whose float64 copies fit the processor's cache."""
     return (slice(start, start + CACHED) for start in range(0, rows, CACHED))
 
 
