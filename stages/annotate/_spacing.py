@@ -167,9 +167,9 @@ def _mark(is_such: NDArray[np.bool_], ranges: tuple[tuple[int, int], ...]) -> No
 def _classes() -> NDArray[np.uint8]:
     """The class of every character by the rule `words`."""
     by_category = {**dict.fromkeys("LMN", WORD), **dict.fromkeys("ZC", BLANK), "P": MARK}
-    found = np.full(0x110000, SYMBOL, np.uint8)
-    for code in range(len(found)):
+    class_C = np.full(0x110000, SYMBOL, np.uint8)
+    for code in range(len(class_C)):
         category = unicodedata.category(chr(code))
-        found[code] = NO_WIDTH if category == "Cf" else by_category.get(category[0], SYMBOL)
-    found[0xFE00:0xFE10] = NO_WIDTH  # variation selectors: the same, as text or as picture
-    return found
+        class_C[code] = NO_WIDTH if category == "Cf" else by_category.get(category[0], SYMBOL)
+    class_C[0xFE00:0xFE10] = NO_WIDTH  # variation selectors: the same, as text or as picture
+    return class_C

@@ -142,7 +142,7 @@ def _found(
 ):  # fmt: skip
     """Counts and patterns of `Finder.find`. Patterns past the room given are counted only."""
     count_N = np.zeros(len(end_N), np.int64)
-    found = np.empty(room, np.int32)
+    pattern_M = np.empty(room, np.int32)
     seen_E = np.full(len(start_E), NONE, np.int64)  # the last text that had it
     total, start = 0, 0
     for n in range(len(end_N)):
@@ -160,7 +160,7 @@ def _found(
                         if is_new and _equal(text, begin + 1, place, utf8, start_E[e], stop_E[e]):
                             seen_E[e] = n
                             if total < room:
-                                found[total] = e
+                                pattern_M[total] = e
                             total += 1
                         if not word_more_S[slot]:
                             break
@@ -178,16 +178,16 @@ def _found(
                         if is_new and _equal(text, begin, place, utf8, start_E[e], stop_E[e]):
                             seen_E[e] = n
                             if total < room:
-                                found[total] = e
+                                pattern_M[total] = e
                             total += 1
                         if not character_more_S[slot]:
                             break
                     value = _hashed(value, text[place])
                     place += 1
         count_N[n] = total - first
-        _sort(found[first : min(total, room)])
+        _sort(pattern_M[first : min(total, room)])
         start = end + 1
-    return count_N, found
+    return count_N, pattern_M
 
 
 @compiled()

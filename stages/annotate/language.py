@@ -58,16 +58,16 @@ def check_digest(path: Path, model: str, where: str) -> None:
     """StageError where the file is not the published model: other weights, other values."""
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StageError(
             found=f"the model file cannot be read: {error}",
             where=where,
             do="set model_path to a file that is there, or leave it out with lid.176.ftz",
         ) from None
-    if found != SHA256[model]:
+    if sha256 != SHA256[model]:
         raise StageError(
-            found=f"{path} has sha256 {found}",
+            found=f"{path} has sha256 {sha256}",
             where=where,
             do=f"give the file that fastText publishes as {model}, sha256 {SHA256[model]}",
         )

@@ -111,8 +111,8 @@ class Trainer:
         for name, weight in self.model.named_parameters():
             for key, value in _below(f"optimiser.{name}.", state).items():
                 # In the weight's own memory order: another one sums in another order.
-                held = torch.empty_like(weight if value.ndim else value).detach()
-                self.optimiser.state[weight][key] = held.copy_(value)
+                moment = torch.empty_like(weight if value.ndim else value).detach()
+                self.optimiser.state[weight][key] = moment.copy_(value)
 
 
 def train(

@@ -83,9 +83,9 @@ class Captions:
 
     def __init__(self, column: pa.ChunkedArray, unit: shingles.Unit, size: int) -> None:
         self.unit, self.size = unit, size
-        found = pieces_of(shingles.plain(column), unit, size)
-        self.piece_V, column_P = np.unique(found.item, return_inverse=True)
-        ends = np.append(0, found.end)
+        pieces = pieces_of(shingles.plain(column), unit, size)
+        self.piece_V, column_P = np.unique(pieces.item, return_inverse=True)
+        ends = np.append(0, pieces.end)
         self.pieces_M = np.diff(ends)
         shape = len(column), len(self.piece_V)
         self.has_VM = csr_array((np.ones(len(column_P), np.int32), column_P, ends), shape).T.tocsr()
@@ -102,11 +102,11 @@ class Captions:
         return share_N, which_N
 
     def _nearest(self, text: pa.Array) -> Nearest:
-        found = pieces_of(text, self.unit, self.size)
-        at_P = np.searchsorted(self.piece_V, found.item)
-        known_P = np.append(self.piece_V, 0)[at_P] == found.item
+        pieces = pieces_of(text, self.unit, self.size)
+        at_P = np.searchsorted(self.piece_V, pieces.item)
+        known_P = np.append(self.piece_V, 0)[at_P] == pieces.item
         known_P &= at_P < len(self.piece_V)
-        ends = np.append(0, np.cumsum(known_P))[np.append(0, found.end)]
+        ends = np.append(0, np.cumsum(known_P))[np.append(0, pieces.end)]
         shape = len(text), len(self.piece_V)
         has_NV = csr_array((np.ones(ends[-1], np.int32), at_P[known_P], ends), shape)
         shared_NM = has_NV @ self.has_VM
@@ -158,7 +158,7 @@ def are_long(text: pa.Array, unit: shingles.Unit, size: int) -> pa.Array:
 def pieces_of(text: pa.Array, unit: shingles.Unit, size: int) -> shingles.Sets:
     """The set of each plain text's runs of `size` units; empty where it has fewer, or is null."""
     is_long = are_long(text, unit, size)
-    found = shingles.pieces(text.filter(is_long), unit, size)
-    sets = shingles.distinct(shingles.hashes(found), found.end)
+    pieces = shingles.pieces(text.filter(is_long), unit, size)
+    sets = shingles.distinct(shingles.hashes(pieces), pieces.end)
     end_N = np.append(0, sets.end)[np.cumsum(is_long)]  # a short one ends where the one before does
     return shingles.Sets(item=sets.item, end=end_N)

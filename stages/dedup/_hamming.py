@@ -15,8 +15,8 @@ from pipeline.errors import StageError
 # Shapes: N filed codes, K keys a code, E pairs, C codes of one crowd.
 
 CROWD = 4096  # codes under one key from which neighbours are looked up, not compared
-MANY = 2**21  # pairs from which only a forest of them is held
-MOST = 2**25  # pairs that are held where all are asked for: 1 GB
+MANY = 2**21  # pairs from which only a forest of them is kept
+MOST = 2**25  # pairs that are kept where all are asked for: 1 GB
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
 
@@ -57,20 +57,20 @@ def near_pairs(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
     order_N = np.lexsort((code_N, key_N))
     key_N, code_N = key_N[order_N], code_N[order_N]
     first_R, size_R = runs(key_N)
-    found: list[Pairs] = []
+    pairs: list[Pairs] = []
     for start, size in zip(first_R[size_R > CROWD], size_R[size_R > CROWD], strict=True):
         a, b, distance = crowd_pairs(code_N[start : start + size], radius)
-        found.append((start + a, start + b, distance))
+        pairs.append((start + a, start + b, distance))
     size_R[size_R > CROWD] = 1  # done
-    held = 0
+    count = 0
     for a, b in neighbours(first_R, size_R):
         distance = np.bitwise_count(code_N[a] ^ code_N[b])
         near = np.flatnonzero((distance <= radius) & (distance > 0))
-        found.append((a[near], b[near], distance[near]))
-        held += len(near)
-        if held > MANY:
-            (found, _), held = _thinned(found, len(code_N)), 0
-    a, b, distance = _joined(found)
+        pairs.append((a[near], b[near], distance[near]))
+        count += len(near)
+        if count > MANY:
+            (pairs, _), count = _thinned(pairs, len(code_N)), 0
+    a, b, distance = _joined(pairs)
     return order_N[a], order_N[b], distance
 
 
@@ -82,23 +82,23 @@ def every_pair(key_N: NDArray[np.uint64], code_N: NDArray[np.uint64], radius: in
     order_N = np.argsort(key_N, kind="stable")
     key_N, code_N = key_N[order_N], code_N[order_N]
     mask_K = masks(radius)
-    found: list[Pairs] = []
-    held = 0
+    pairs: list[Pairs] = []
+    count = 0
     for a, b in neighbours(*runs(key_N)):
         differs = code_N[a] ^ code_N[b]
         distance = np.bitwise_count(differs)
         near = np.flatnonzero((distance <= radius) & (distance > 0))
         first = ((differs[near, None] & mask_K) == 0).argmax(axis=1)
         near = near[_key(code_N[a[near]] & mask_K[first], first) == key_N[a[near]]]
-        found.append((a[near], b[near], distance[near]))
-        held += len(near)
-        if held > MOST:
+        pairs.append((a[near], b[near], distance[near]))
+        count += len(near)
+        if count > MOST:
             raise StageError(
                 found=f"more than {MOST:,} pairs within {radius} bits in one partition",
                 where="key `pairs`",
                 do="lower max_distance, or leave `pairs` out: the columns hold no pairs",
             )
-    a, b, distance = _joined(found)
+    a, b, distance = _joined(pairs)
     return order_N[a], order_N[b], distance
 
 
@@ -133,23 +133,23 @@ def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
     """
     varies = np.bitwise_or.reduce(code_C) ^ np.bitwise_and.reduce(code_C)
     bits = [np.uint64(1) << np.uint64(bit) for bit in range(64) if varies >> np.uint64(bit) & 1]
-    found: list[Pairs] = []
+    pairs: list[Pairs] = []
     root_C = np.arange(len(code_C))
     for level in range(1, radius + 1):
         largest = np.bincount(root_C).argmax()
         outside = np.flatnonzero(root_C != largest)
-        held = 0
+        count = 0
         for flipped in combinations(bits, level):
             wanted = code_C[outside] ^ np.bitwise_or.reduce(flipped)
             at = np.minimum(np.searchsorted(code_C, wanted), len(code_C) - 1)
             hit = (code_C[at] == wanted) & (root_C[at] != root_C[outside])
             a, b = outside[hit], at[hit]
-            found.append((a, b, np.full(len(a), level, np.uint8)))
-            held += len(a)
-            if held > len(code_C):  # where many bits vary, memory would grow with them
-                (found, root_C), held = _thinned(found, len(code_C)), 0
-        found, root_C = _thinned(found, len(code_C))
-    return found[0]
+            pairs.append((a, b, np.full(len(a), level, np.uint8)))
+            count += len(a)
+            if count > len(code_C):  # where many bits vary, memory would grow with them
+                (pairs, root_C), count = _thinned(pairs, len(code_C)), 0
+        pairs, root_C = _thinned(pairs, len(code_C))
+    return pairs[0]
 
 
 def _thinned(pairs: list[Pairs], codes: int) -> tuple[list[Pairs], NDArray[np.int64]]:

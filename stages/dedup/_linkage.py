@@ -122,7 +122,7 @@ def jumped(meeting: pa.Table) -> pa.Table:
     x_T, to_T, y_E = telling["x"].to_numpy(), telling["y"].to_numpy(), asking["y"].to_numpy()
     order_T = np.lexsort((to_T, x_T))
     node_V, first_V = np.unique(x_T[order_T], return_index=True)
-    at_E, moves_E = found(node_V, y_E)
+    at_E, moves_E = places_in(node_V, y_E)
     y_E = y_E.copy()
     y_E[moves_E] = to_T[order_T[first_V[at_E[moves_E]]]]
     columns = [asking["x"], pa.array(y_E), *asking.select(EDGE.names).columns, pa.array(moves_E)]
@@ -152,7 +152,7 @@ def labels_of(pointers: pa.Table) -> pa.Table:
 def labelled(has_label: bool, rows: pa.Table, labels: pa.Table) -> pa.Table:
     """The rows with a label, or the rows without one, in the columns of GROUPED."""
     node_V, first_V = np.unique(labels[NODE.name].to_numpy(), return_index=True)
-    at_N, found_N = found(node_V, rows[NODE.name].to_numpy())
+    at_N, found_N = places_in(node_V, rows[NODE.name].to_numpy())
     assert len(np.unique(at_N[found_N])) == len(node_V), "equal nodes met in other partitions"
     chosen = pa.array(found_N if has_label else ~found_N)
     label = labels[LABEL].take(pa.array(first_V)).take(pa.array(at_N, mask=~found_N))
@@ -219,7 +219,7 @@ def numbered(
     return node_V, number[: len(a)], number[len(a) :]
 
 
-def found(
+def places_in(
     node_V: NDArray[np.uint64], value_N: NDArray[np.uint64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """(N,) where each value stands among ascending nodes, and (N,) whether it is there."""

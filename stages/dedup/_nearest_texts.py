@@ -21,8 +21,8 @@ class Few:
         self, text: pa.Array, name_S: NDArray[np.uint64], unit: shingles.Unit, size: int
     ) -> None:
         self.name_S, self.unit, self.size = name_S, unit, size
-        found = shingles.pieces(text, unit, size)
-        sets = shingles.distinct(shingles.numbers(found), found.end)
+        pieces = shingles.pieces(text, unit, size)
+        sets = shingles.distinct(shingles.numbers(pieces), pieces.end)
         self.pieces_S = np.diff(sets.end, prepend=0)
         owner_O = np.repeat(np.arange(len(text)), self.pieces_S)
         number_I, of_O = np.unique(sets.item, return_inverse=True)
@@ -37,10 +37,10 @@ class Few:
         """
         best_S = np.zeros(len(self.name_S))
         for part in shingles.blocks(shingles.sizes(text), BLOCK_BYTES):
-            found = shingles.pieces(text[part], self.unit, self.size)
-            number_P = shingles.numbers(found)
-            slots = slots_for(int(np.diff(found.end, prepend=0).max(initial=0)))
-            texts = (number_P, found.end, name_N[part], slots)
+            pieces = shingles.pieces(text[part], self.unit, self.size)
+            number_P = shingles.numbers(pieces)
+            slots = slots_for(int(np.diff(pieces.end, prepend=0).max(initial=0)))
+            texts = (number_P, pieces.end, name_N[part], slots)
             index = (*self.table, self.end_I, self.owner_O)
             _nearest(texts, index, self.pieces_S, self.name_S, best_S)
         return best_S

@@ -42,22 +42,22 @@ def report(
     forest of edges is enough: it has each text's nearest.
     """
     best = ctx.reduce(partial(nearest_of_all, sample, pieces), rows, greatest)
-    found = ctx.reduce(partial(nearest_by_edges, sample), edges, greatest)
-    best_S, found_S = (state["jaccard"].astype(np.float32) for state in (best, found))
+    joined = ctx.reduce(partial(nearest_by_edges, sample), edges, greatest)
+    best_S, joined_S = (state["jaccard"].astype(np.float32) for state in (best, joined))
     has_near_S = best_S >= np.float32(min_jaccard)
     at = [s for s in (round(min_jaccard + more, 6) for more in BEYOND) if s <= 1]
-    said = {
+    counts = {
         "bands": bands[0],
         "rows": bands[1],
         "pairs_compared": {str(s): round(recall(s, *bands), 6) for s in at},
         "texts_drawn": {
             "all": len(sample),
             "with_a_near_one": int(has_near_S.sum()),
-            "joined": int((has_near_S & (found_S > 0)).sum()),
-            "joined_to_the_nearest": int((has_near_S & (found_S == best_S)).sum()),
+            "joined": int((has_near_S & (joined_S > 0)).sum()),
+            "joined_to_the_nearest": int((has_near_S & (joined_S == best_S)).sum()),
         },
     }
-    ctx.map(put, [said])
+    ctx.map(put, [counts])
 
 
 def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table) -> State:
@@ -73,14 +73,14 @@ def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table
 
 def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
     """(S,) the greatest Jaccard of the edges at each text, 0 where it has none."""
-    from stages.dedup._linkage import found
+    from stages.dedup._linkage import places_in
     from stages.dedup._shingles import digests
 
     node_S = digests(pa.array(sample, pa.large_string()))
     order_S = np.argsort(node_S)
     jaccard_S = np.zeros(len(sample), np.float32)
     for end in ("a", "b"):
-        at_E, is_drawn_E = found(node_S[order_S], edges[end].to_numpy())
+        at_E, is_drawn_E = places_in(node_S[order_S], edges[end].to_numpy())
         similarity = -edges["height"].to_numpy()[is_drawn_E]
         np.maximum.at(jaccard_S, order_S[at_E[is_drawn_E]], similarity)
     return {"jaccard": jaccard_S}
@@ -90,9 +90,9 @@ def greatest(a: State, b: State) -> State:
     return {name: np.maximum(a[name], b[name]) for name in a}
 
 
-def put(said: dict[str, Any], task: Task) -> dict[str, Any]:
+def put(counts: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/recall.json."""
     path = task.worker.scratch / FILE
-    path.write_text(json.dumps(said, indent=1) + "\n")
+    path.write_text(json.dumps(counts, indent=1) + "\n")
     task.put_file(FILE, path)
-    return {"texts": said["texts_drawn"]["all"]}
+    return {"texts": counts["texts_drawn"]["all"]}

@@ -113,15 +113,15 @@ def digests(text: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
     return np.frombuffer(digest, "<u8").astype(np.uint64)
 
 
-def hashes(found: Pieces) -> NDArray[np.uint64]:
+def hashes(pieces: Pieces) -> NDArray[np.uint64]:
     """(P,) the first 64 bits of each piece's SHA-1, little-endian: datasketch's sha1_hash64.
 
     Its sha1_hash32 is their lower half.
     """
-    hash_P = np.empty(len(found.start), np.uint64)
-    _sha1(found.utf8, found.start, found.stop, hash_P)
-    for piece in np.flatnonzero(found.stop - found.start > ONE_BLOCK):  # rare, and few
-        message = found.utf8[found.start[piece] : found.stop[piece]].tobytes()
+    hash_P = np.empty(len(pieces.start), np.uint64)
+    _sha1(pieces.utf8, pieces.start, pieces.stop, hash_P)
+    for piece in np.flatnonzero(pieces.stop - pieces.start > ONE_BLOCK):  # rare, and few
+        message = pieces.utf8[pieces.start[piece] : pieces.stop[piece]].tobytes()
         digest = hashlib.sha1(message, usedforsecurity=False).digest()
         hash_P[piece] = int.from_bytes(digest[:8], "little")
     return hash_P
@@ -216,12 +216,12 @@ def _distinct(hash_P, end_N):
     return item_M[:made], stop_N
 
 
-def numbers(found: Pieces) -> NDArray[np.uint64]:
+def numbers(pieces: Pieces) -> NDArray[np.uint64]:
     """(P,) quick 64-bit hash of each piece, to know equal pieces by.
 
     Error: none for pieces of up to 7 bytes; of others, equal with a chance of 2^-64 a pair.
     """
-    return _numbers(found.utf8, found.start, found.stop)
+    return _numbers(pieces.utf8, pieces.start, pieces.stop)
 
 
 @compiled()

@@ -153,22 +153,22 @@ class AgainstEvaluation(DatasetStage):
 
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files."""
-        from stages.ops.evaluation import glanced
+        from stages.ops.evaluation import listing_digest
 
-        return glanced(self.tasks)
+        return listing_digest(self.tasks)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.ops.evaluation import listed
+        from stages.ops.evaluation import tasks_at
 
-        items = listed(self.tasks, ctx.worker.stage)
-        held = ctx.map(partial(prepared, self, inputs.model), items)
-        numbers = {item["task"]: made for item, made in zip(items, held, strict=True)}
+        items = tasks_at(self.tasks, ctx.worker.stage)
+        counts = ctx.map(partial(prepared, self, inputs.model), items)
+        numbers = {item["task"]: made for item, made in zip(items, counts, strict=True)}
         names = [name for name, made in numbers.items() if made["samples"]]
         if not names:
             raise self.nothing(f"stage '{ctx.worker.stage}', key `tasks`", numbers)
-        found = partial(nearest_of_all, self, ctx.folder, tuple(names))
+        nearest = partial(nearest_of_all, self, ctx.folder, tuple(names))
         # Stored once, so that rows are compared once: leaks are counted and rows go home from here.
-        rows = ctx.shuffle(ctx.map_shards(found, inputs.rows), UID.name)
+        rows = ctx.shuffle(ctx.map_shards(nearest, inputs.rows), UID.name)
         if len(inputs.rows):
             leaks = ctx.reduce(partial(counted, self.way, len(names)), rows, added)
             within = dict(zip(names, leaks["rows_TL"].tolist(), strict=True))

@@ -198,9 +198,9 @@ def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
     node_V, text = distinct_texts(rows)
     key_VB = np.empty((len(text), stage.bands[0]), np.uint64)
     for part in shingles.blocks(shingles.sizes(text), BLOCK_BYTES):
-        found = shingles.pieces(text[part], stage.unit, stage.size)
+        pieces = shingles.pieces(text[part], stage.unit, stage.size)
         signature_VK = _signatures.signatures(
-            shingles.hashes(found), found.end, stage.permutations, stage.permutation_seed
+            shingles.hashes(pieces), pieces.end, stage.permutations, stage.permutation_seed
         )
         key_VB[part] = _signatures.band_keys(signature_VK, *stage.bands)
     next_VB = np.roll(key_VB, -1, axis=1)  # orders a template's band: who shares more lies nearer
@@ -290,7 +290,7 @@ def similarity(
         at = order_E[part]
         second_S, second = np.unique(second_E[at], return_inverse=True)
         both = [first_E.take(pa.array(at)), text_V.take(pa.array(second_S))]
-        found = shingles.pieces(pa.concat_arrays(both), stage.unit, stage.size)
+        pieces = shingles.pieces(pa.concat_arrays(both), stage.unit, stage.size)
         ends = np.arange(len(at)), len(at) + second
-        jaccard_E[at] = shingles.jaccard(shingles.numbers(found), found.end, *ends)
+        jaccard_E[at] = shingles.jaccard(shingles.numbers(pieces), pieces.end, *ends)
     return jaccard_E

@@ -140,7 +140,7 @@ def near_edges(stage: PHashDuplicate, met: pa.Table) -> pa.Table:
     from stages.dedup._linkage import as_edges, forest
 
     code_N = met["code"].to_numpy()
-    found = every_pair if stage.pairs else near_pairs
-    a, b, distance = found(met["key"].to_numpy(), code_N, stage.max_distance)
+    pairs = every_pair if stage.pairs else near_pairs
+    a, b, distance = pairs(met["key"].to_numpy(), code_N, stage.max_distance)
     edges = as_edges(code_N[a], code_N[b], distance.astype(np.float32))
     return edges if stage.pairs else forest(edges)

@@ -89,11 +89,11 @@ def _row(answer: "Answer | None", url: str | None, crawled: str | None, verify: 
         return {REASON.name: "no_url"}
     if answer is None or (verify and not crawled):
         return {REASON.name: "no_sha256"}
-    found, image = {HTTP_STATUS.name: answer.status}, answer.kept
+    columns, image = {HTTP_STATUS.name: answer.status}, answer.kept
     if answer.reason:
-        return {**found, REASON.name: answer.reason}
+        return {**columns, REASON.name: answer.reason}
     if crawled and crawled.lower() != image.sha256:
-        return {**found, REASON.name: "hash_mismatch"}
+        return {**columns, REASON.name: "hash_mismatch"}
     if image.reason:
-        return {**found, REASON.name: image.reason}
-    return {**found, **vars(image), IMAGE_BYTES.name: len(image.image)}
+        return {**columns, REASON.name: image.reason}
+    return {**columns, **vars(image), IMAGE_BYTES.name: len(image.image)}

@@ -62,10 +62,10 @@ def _connected(may: Allowed, address: tuple[str, int], *options) -> socket.socke
     host, port = address
     error = OSError(PRIVATE)
     for *_, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        found = str(target[0])
-        if may.admits(found, host):
+        ip = str(target[0])
+        if may.admits(ip, host):
             try:
-                return socket.create_connection((found, port), *options)
+                return socket.create_connection((ip, port), *options)
             except OSError as failed:
                 error = failed
     raise error

@@ -150,8 +150,8 @@ def fetched(
     from img2dataset import downloader
 
     # Its own urlopen alone: install_opener would hold all else in this process to our rules.
-    held = SimpleNamespace(Request=Request, urlopen=web.open)
-    downloader.urllib = SimpleNamespace(request=held)
+    request = SimpleNamespace(Request=Request, urlopen=web.open)
+    downloader.urllib = SimpleNamespace(request=request)
     room = Semaphore(2 * settings.concurrency)  # bodies in memory
 
     def rows() -> Iterator[tuple[int, str]]:
@@ -182,8 +182,8 @@ def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
 
     if body is None:
         message = error or ""
-        if found := STATUS.match(message):
-            status = int(found[1])
+        if match := STATUS.match(message):
+            status = int(match[1])
             reason = first(REDIRECTING, message) if status < 400 else reason_of(status)
             return Answer(status=status, reason=reason)
         reason = first(FETCHING, message)

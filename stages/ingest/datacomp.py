@@ -110,9 +110,9 @@ class DataComp(DatasetStage):
             for file in list_files(self.path, (".parquet",), ctx.worker.stage)
         ]
         scanned = ctx.map(partial(scan, self), files)
-        for file, found in zip(files, scanned, strict=True):
-            for name in sorted(ctx.wanted & found["unfit"].keys()):
-                raise self.lacking(name, found["unfit"][name], f"{folder}/{file['path']}")
+        for file, scanned_file in zip(files, scanned, strict=True):
+            for name in sorted(ctx.wanted & scanned_file["unfit"].keys()):
+                raise self.lacking(name, scanned_file["unfit"][name], f"{folder}/{file['path']}")
         ctx.create_shards(partial(read, self), [s for file in scanned for s in file["sources"]])
 
     def lacking(self, name: str, holds: str | None, where: str) -> StageError:

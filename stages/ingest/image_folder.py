@@ -95,28 +95,28 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task) -> Iterator[
     wanted = {name for name, _ in source["images"]}
     for path in source["metadata"]:
         with failing_its_shard(f"{storage}/{path}"):
-            captions |= {name: text for name, text in told(storage, path) if name in wanted}
+            captions |= {name: text for name, text in captions_in(storage, path) if name in wanted}
     texts = set(source["texts"])
     with failing_its_shard(str(storage)):
-        found = (
+        rows = (
             row_of(storage, name, size <= stage.max_image_bytes, captions, texts)
             for name, size in source["images"]
         )
-        for batch in in_batches(found, lambda row: len(row[IMAGE.name] or b"")):
+        for batch in in_batches(rows, lambda row: len(row[IMAGE.name] or b"")):
             yield fitted(batch)
 
 
-def told(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
+def captions_in(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
     """Name below the pool's folder, and caption, of each row of a metadata file."""
     folder = path[: path.rfind("/") + 1]
     columns = ["file_name", "text"]
     with io.BufferedReader(storage.open(path), 1 << 20) as file:
-        found = (
+        batches = (
             json_rows(file, columns)
             if path.endswith(".jsonl")
             else csv_rows(file, [], columns, ",", quoted=True)
         )
-        for rows, unparsed in found:
+        for rows, unparsed in batches:
             if unparsed.null_count < len(unparsed):
                 raise ShardError(
                     found=f"a row that no parser reads: {unparsed.drop_null()[0]}",

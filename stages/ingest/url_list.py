@@ -132,12 +132,12 @@ def read(stage: UrlList, source: Mapping[str, Any], task: Task) -> Iterator[pa.T
     storage, _ = open_pool(stage.path)
     none: Rows = ({name: [] for name in stage.names}, pa.nulls(0, pa.string()))
     with failing_its_shard(f"{storage}/{source['path']}"):
-        found: Iterator[Rows]
+        batches: Iterator[Rows]
         if source["path"].lower().endswith(PARQUET):
-            found = map(unparsed_nowhere, parquet_rows(storage, source, stage.names))
+            batches = map(unparsed_nowhere, parquet_rows(storage, source, stage.names))
         else:
-            found = text_rows(storage, source, stage.names, stage.quoted)
-        for rows, unparsed in chain([none], found):
+            batches = text_rows(storage, source, stage.names, stage.quoted)
+        for rows, unparsed in chain([none], batches):
             yield fitted(stage, rows, unparsed)
 
 

@@ -87,8 +87,8 @@ def read(stage: WebDataset, source: Mapping[str, Any], task: Task) -> Iterator[p
     where = f"{storage}/{source['path']}"
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
         yield fitted(source["path"], [])
-        found = samples(members(file, stage.max_member_bytes, where))
-        for batch in in_batches(found, size_of):
+        every = samples(members(file, stage.max_member_bytes, where))
+        for batch in in_batches(every, size_of):
             yield fitted(source["path"], batch)
 
 
@@ -111,11 +111,11 @@ def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, bytes 
         )
 
 
-def samples(found: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, Members]]:
+def samples(members: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, Members]]:
     """Key and members of each sample: a new one where the key changes or a suffix repeats."""
     key = ""
     parts: dict[str, bytes | None] = {}
-    for name, data in found:
+    for name, data in members:
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
         suffix = suffix.lower()

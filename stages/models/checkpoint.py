@@ -40,10 +40,10 @@ def load(
     from stages.clip.towers import Clip
     from stages.models.saved import matching, read_model
 
-    said, weights = read_model(name, KIND, card)
+    facts, weights = read_model(name, KIND, card)
     torch.set_num_threads(threads)
-    model = matching(Clip(architecture_of(said, name)), weights, redacted(name))
-    return TrainedClip(model.to(memory_format=torch.channels_last), said["sha256"], device)
+    model = matching(Clip(architecture_of(facts, name)), weights, redacted(name))
+    return TrainedClip(model.to(memory_format=torch.channels_last), facts["sha256"], device)
 
 
 def save(model: "Clip", facts: Mapping[str, Any], task: Task, prefix: str = "") -> None:
@@ -109,8 +109,8 @@ def architecture_of(card: Mapping[str, Any], uri: str) -> "Architecture":
 
     try:
         pairs = card["architecture"].items()
-        held: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-        return Architecture(**held)
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
+        return Architecture(**settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise StageError(
             found=f"a model of another architecture: {error}",

@@ -105,9 +105,9 @@ class TextFeatures:
             for name, tensor in weights.items()
             if tensor.is_floating_point()
         }
-        # Not Tokenizer.from_file: what it is told of padding and cuts would be thrown away here.
-        told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        self.tokenizer = Tokenizer.from_str(json.dumps(told | {"padding": None}))
+        # Not Tokenizer.from_file, whose settings of padding and cuts would have to be undone.
+        settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self.tokenizer = Tokenizer.from_str(json.dumps(settings | {"padding": None}))
         self.tokenizer.enable_truncation(TOKENS[-1])
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:

@@ -132,16 +132,16 @@ def _created(open_clip: Any, network: str, tag: str | None, file: Path | None, d
         )
     except Exception as error:  # of the hub, its client, the file's format, the network
         text = str(error).strip().splitlines()
-        said = f"{type(error).__name__}: {text[0] if text else ''}"
+        problem = f"{type(error).__name__}: {text[0] if text else ''}"
         if tag:
             raise StageError(
-                found=f"no weights of {where}, here or at their hub: {said}",
+                found=f"no weights of {where}, here or at their hub: {problem}",
                 where=where,
                 do=f"connect once to fetch them, or copy the file: open_clip:{network}@FILE",
             ) from None
         detail = f": {text[1].strip()}" if len(text) > 1 else ""
         raise StageError(
-            found=f"weights that {network} cannot take: {said}{detail}",
+            found=f"weights that {network} cannot take: {problem}{detail}",
             where=str(file),
             do=f"name the file of a {network}, .pt or .safetensors, or the network of this file",
         ) from None

@@ -95,8 +95,8 @@ def cards(uri: str) -> list[str]:
     """Names of the cards in a folder or its out/, by seed; StageError where there is none."""
     folder = Storage(uri)
     for place in ("", "out/"):
-        if found := [e.name for e in folder.entries(place.rstrip("/")) if e.name.endswith(CARD)]:
-            return sorted((place + name for name in found), key=_by_seed)
+        if names := [e.name for e in folder.entries(place.rstrip("/")) if e.name.endswith(CARD)]:
+            return sorted((place + name for name in names), key=_by_seed)
     raise StageError(
         found=f"no {CARD}, nor out/{CARD}",
         where=str(folder),

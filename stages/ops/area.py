@@ -61,13 +61,13 @@ def _shrink(flat_H3W, across, down, made_R3C):
     width, length = len(start_C) - 1, flat_H3W.shape[1] // 3
     plane_3W = np.empty((3, length), np.float32)
     row_3C, sum_3C = np.empty(3 * width, np.float32), np.empty(3 * width, np.float32)
-    held = -1  # the line that row_3C is of: neighbours share one
+    shrunk = -1  # the line that row_3C has: neighbours share one
     for r in range(len(made_R3C)):
         begin, stop = down[0][r], down[0][r + 1]
         for tap in range(begin, stop):
             y, share = down[1][tap], down[2][tap]
-            if y != held:
-                held = y
+            if y != shrunk:
+                shrunk = y
                 line, red, green, blue = flat_H3W[y], plane_3W[0], plane_3W[1], plane_3W[2]
                 for x in range(length):  # apart first: neighbours are converted together
                     red[x], green[x], blue[x] = line[3 * x], line[3 * x + 1], line[3 * x + 2]

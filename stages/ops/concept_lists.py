@@ -16,7 +16,7 @@ def opened(uri: str, where: str) -> ConceptList:
         ) from None
 
 
-def glanced(uri: str) -> str:
+def listing_digest(uri: str) -> str:
     """A digest that changes with the size or time of the list's file."""
     store, path = open_uri(uri)
     info = store.get_file_info(path)

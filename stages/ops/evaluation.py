@@ -41,27 +41,27 @@ class Wanted:
     fits: Callable[[pa.ChunkedArray], pa.Array] | None = None
 
 
-def listed(uri: str, stage: str) -> list[dict[str, Any]]:
+def tasks_at(uri: str, stage: str) -> list[dict[str, Any]]:
     """The tasks at a URI by name, each with a digest of its bytes."""
     folder = Storage(uri)
     where = f"stage '{stage}', key `tasks`: {folder}"
     files = [entry.name for entry in _parquet(folder)]
-    found = [(file.removesuffix(PARQUET), _digest(folder, file)) for file in files]
-    found += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
-    if not found:
+    every = [(file.removesuffix(PARQUET), _digest(folder, file)) for file in files]
+    every += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
+    if not every:
         raise StageError(
             found=tasks.none_at(folder),
             where=where,
             do="give a folder of tasks in CLIP_benchmark's layout, or of Parquet files",
         )
-    found.sort()
-    for (name, _), (following, _) in pairwise(found):
+    every.sort()
+    for (name, _), (following, _) in pairwise(every):
         if name == following:
             raise StageError(f"'{name}' and '{name}{PARQUET}'", where, "rename one: each is a task")
-    return [{"task": name, "sha256": sha256} for name, sha256 in found]
+    return [{"task": name, "sha256": sha256} for name, sha256 in every]
 
 
-def glanced(uri: str) -> str:
+def listing_digest(uri: str) -> str:
     """A digest that changes with the name, size or time of a file."""
     folder = Storage(uri)
     return digest([*map(astuple, _parquet(folder)), tasks.listing_digest(folder)])
@@ -97,8 +97,10 @@ def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
     else:
         batches = _of_folder(folder, name, wanted, stage)
     width = None
-    for where, keys, found in batches:
-        values = found if isinstance(found, pa.Array) else _measured(wanted, found)
+    for where, keys, read_values in batches:
+        values = (
+            read_values if isinstance(read_values, pa.Array) else _measured(wanted, read_values)
+        )
         if isinstance(schema.field("value").type, pa.ListType):
             width = _width(values, width, where, keys)
         yield pa.table({"key": keys, "value": values}).cast(schema)
@@ -127,11 +129,11 @@ def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
     where = f"stage '{stage}', key `tasks`: {folder}/{file}"
     try:
         with folder.open(file) as source:
-            held = pq.ParquetFile(source)
-            column = _column(held.schema_arrow, wanted, where)
-            there = [name for name in ("key", column) if name in held.schema_arrow.names]
+            parquet = pq.ParquetFile(source)
+            column = _column(parquet.schema_arrow, wanted, where)
+            there = [name for name in ("key", column) if name in parquet.schema_arrow.names]
             named, row = f"{where}, {'key' if 'key' in there else 'row'}", 0
-            for batch in held.iter_batches(BATCH, columns=there):
+            for batch in parquet.iter_batches(BATCH, columns=there):
                 keys = batch["key"] if "key" in there else range(row, row + len(batch))
                 keys = [str(key) for key in keys]
                 yield named, keys, _values(batch[column], column, named, keys)

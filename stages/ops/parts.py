@@ -71,13 +71,13 @@ def parts_of(name: str, body: bytes) -> Parts | None:
 
 
 def _jpeg(body: bytes) -> Iterator[bytes]:
-    found = JPEG_MARKER.search(body, 2)
-    while found:
-        yield found[1]
-        if found[1] == END:
+    marker = JPEG_MARKER.search(body, 2)
+    while marker:
+        yield marker[1]
+        if marker[1] == END:
             return
-        at = found.end()  # its length follows, and counts itself
-        found = JPEG_MARKER.search(body, at + int.from_bytes(body[at : at + 2]))
+        at = marker.end()  # its length follows, and counts itself
+        marker = JPEG_MARKER.search(body, at + int.from_bytes(body[at : at + 2]))
 
 
 def _png(body: bytes) -> Iterator[bytes]:

@@ -61,16 +61,16 @@ def thumbnails(pictures: Sequence[RGB], rows: int, columns: int) -> NDArray[np.u
     """
     made_NRC = np.empty((len(pictures), rows, columns), np.uint8)
     # Memory that is asked for anew is cleared by the system, which takes as long as the arithmetic.
-    held = np.empty((2, max((rgb.size // 3 for rgb in pictures), default=0)), np.uint8)
+    scratch_2P = np.empty((2, max((rgb.size // 3 for rgb in pictures), default=0)), np.uint8)
     for number, rgb in enumerate(pictures):  # pictures differ in size
         height, width = rgb.shape[:2]
-        grey_HW = held[0, : height * width].reshape(height, width)
+        grey_HW = scratch_2P[0, : height * width].reshape(height, width)
         _grey(rgb.reshape(height, 3 * width), grey_HW)
         across, down = taps(width, columns), taps(height, rows)
         if rows < height and 2 * (width - columns) < height - rows:  # a tall picture: see Error
             made_NRC[number] = _shrink_both(grey_HW, *down, *across).T
         else:
-            grey_WH = held[1, : height * width].reshape(width, height)
+            grey_WH = scratch_2P[1, : height * width].reshape(width, height)
             cv2.transpose(grey_HW, grey_WH)
             made_NRC[number] = _shrink_both(grey_WH, *across, *down)
     return made_NRC

@@ -44,9 +44,9 @@ def ranged(ctx: Context, rows: Shards, bits: int) -> Ranges:
     """The rows by range; they have the column RANGE."""
     shuffled = ctx.shuffle(rows, RANGE, 2**bits)
     partitions = list(range(len(shuffled) if len(rows) else 0))
-    found = ctx.map(partial(ranges_in, shuffled), partitions)
+    by_partition = ctx.map(partial(ranges_in, shuffled), partitions)
     return Ranges(
-        shuffled, {number: p for p, part in enumerate(found) for number in part["ranges"]}
+        shuffled, {number: p for p, part in enumerate(by_partition) for number in part["ranges"]}
     )
 
 

@@ -53,7 +53,7 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
     storage, pattern = open_pool(path)
     selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
     wanted = _glob(pattern)
-    found = []
+    files = []
     for info in storage.fs.get_file_info(selector):
         name = info.path[len(storage.path) :].lstrip("/")
         if (
@@ -63,14 +63,14 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
             and not re.search(r"(^|/)\.", name)
         ):
             digest = f"{name} {info.size} {info.mtime_ns}"
-            found.append({"path": name, "digest": digest, "size": info.size})
-    if not found:
+            files.append({"path": name, "digest": digest, "size": info.size})
+    if not files:
         raise StageError(
             found=f"no file that ends in {', '.join(suffixes)}",
             where=f"stage '{stage}', key `path`: {redacted(path)}",
             do="give a file, a folder or a glob that holds the pool",
         )
-    return sorted(found, key=lambda file: file["path"])
+    return sorted(files, key=lambda file: file["path"])
 
 
 def sizes_of(files: list[dict[str, Any]]) -> dict[str, int]:
@@ -162,16 +162,16 @@ def parquet_rows(
 
 def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[list[T]]:
     """The items in lists of at most 1,024 items, cut after 32 MB."""
-    held: list[T] = []
+    batch: list[T] = []
     size = 0
     for item in items:
-        held.append(item)
+        batch.append(item)
         size += size_bytes(item)
-        if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:

@@ -88,8 +88,8 @@ def listing_digest(folder: Storage) -> str:
 def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
     """A task from its text files and the names of its shards, and findings; reads no picture."""
     classnames, templates = _lines(folder, name, CLASSNAMES), _lines(folder, name, TEMPLATES)
-    said = _lines(folder, name, TYPE)
-    is_retrieval = said[0] == "retrieval" if said else classnames is None and templates is None
+    lines = _lines(folder, name, TYPE)
+    is_retrieval = lines[0] == "retrieval" if lines else classnames is None and templates is None
     shards, findings = _shards(folder, name)
     if not is_retrieval:
         findings += _name_findings(name, classnames, templates)
@@ -147,33 +147,33 @@ def refuse(findings: list[Finding], stage: str, folder: Storage) -> None:
 def check(uri: str) -> list[Finding]:
     """All that is wrong with a folder of tasks; every picture is decoded."""
     folder = Storage(uri)
-    found = []
+    findings = []
     if not names(folder):
-        found = [Finding(none_at(folder), str(folder), "one subfolder is one task")]
+        findings = [Finding(none_at(folder), str(folder), "one subfolder is one task")]
     for name in names(folder):
-        task, findings = describe(folder, name)
-        found += findings
+        task, of_task = describe(folder, name)
+        findings += of_task
         labels: Counter[int] = Counter()
         bare = 0
         for sample in samples(folder, task):
             if isinstance(sample, Finding):
-                found.append(sample)
+                findings.append(sample)
             else:
                 labels[sample.label] += 1
                 bare += not sample.captions
         if task.shards and not labels:
-            found.append(Finding("no sample", name, "put pictures into the shards of test/"))
+            findings.append(Finding("no sample", name, "put pictures into the shards of test/"))
         elif task.is_retrieval and bare:
             is_fatal = bare == labels.total()
             text = (
                 f"{bare} of {labels.total()} pictures have no caption: none can be found for them"
             )
-            found.append(Finding(text, name, "write one a line into KEY.txt", is_fatal))
+            findings.append(Finding(text, name, "write one a line into KEY.txt", is_fatal))
         unseen = [c for i, c in enumerate(task.classnames) if i not in labels]
         if not task.is_retrieval and unseen and labels:
             text = f"{len(unseen)} of {len(task.classnames)} classes have no picture: {unseen[0]!r}"
-            found.append(Finding(text, f"{name}/{CLASSNAMES}", "check the names' order", False))
-    return found
+            findings.append(Finding(text, f"{name}/{CLASSNAMES}", "check the names' order", False))
+    return findings
 
 
 def _labelled(
@@ -192,23 +192,23 @@ def _labelled(
 
 
 def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]:
-    said = _lines(folder, name, NSHARDS)
+    lines = _lines(folder, name, NSHARDS)
     where = f"{name}/{NSHARDS}"
-    if said is None and folder.read_if_there(NSHARDS) is not None:
+    if lines is None and folder.read_if_there(NSHARDS) is not None:
         return (), [Finding("a task, not a folder of them", NSHARDS, "give the folder above it")]
-    if said is None:
+    if lines is None:
         return (), [Finding("no such file", where, "write the number of shards into it")]
-    if not said or not said[0].isdecimal() or not int(said[0]):
-        return (), [Finding(f"holds {' '.join(said)!r}", where, "write the number of shards")]
-    shards = tuple(f"{number}.tar" for number in range(int(said[0])))
+    if not lines or not lines[0].isdecimal() or not int(lines[0]):
+        return (), [Finding(f"holds {' '.join(lines)!r}", where, "write the number of shards")]
+    shards = tuple(f"{number}.tar" for number in range(int(lines[0])))
     there = {e.name for e in folder.entries(f"{name}/test") if e.name.endswith(".tar")}
     findings = []
     if missing := [shard for shard in shards if shard not in there]:
         findings.append(
-            Finding(f"says {said[0]}, and {missing[0]} is missing", where, "mend it or add shards")
+            Finding(f"says {lines[0]}, and {missing[0]} is missing", where, "mend it or add shards")
         )
     if unread := sorted(there - set(shards)):
-        text = f"says {said[0]}, so {unread[0]} is never read"
+        text = f"says {lines[0]}, so {unread[0]} is never read"
         findings.append(Finding(text, where, "mend the number, or remove the shard"))
     return tuple(shard for shard in shards if shard in there), findings
 
@@ -216,14 +216,14 @@ def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]
 def _name_findings(
     name: str, classnames: list[str] | None, templates: list[str] | None
 ) -> list[Finding]:
-    found = []
+    findings = []
     for file, lines, what in (
         (CLASSNAMES, classnames, "a class"),
         (TEMPLATES, templates, "a template"),
     ):
         if not lines:
             text = "no such file" if lines is None else "an empty file"
-            found.append(Finding(text, f"{name}/{file}", f"write {what} a line"))
+            findings.append(Finding(text, f"{name}/{file}", f"write {what} a line"))
     for number, template in enumerate(templates or (), 1):
         where = f"{name}/{TEMPLATES}, line {number}"
         try:
@@ -231,18 +231,18 @@ def _name_findings(
         except (ValueError, LookupError):  # a stray brace, another name
             same = True
         if same:
-            found.append(
+            findings.append(
                 Finding(f"{template!r} has no {{c}}", where, "put {c} where the class goes")
             )
     for number, text in enumerate(classnames or (), 1):
         if not text:
             where = f"{name}/{CLASSNAMES}, line {number}"
-            found.append(Finding("a class without a name", where, "name it"))
+            findings.append(Finding("a class without a name", where, "name it"))
     for text, count in Counter(classnames or ()).items():
         if text and count > 1:
             what = f"{count} classes are named {text!r}: no model can tell them apart"
-            found.append(Finding(what, f"{name}/{CLASSNAMES}", "give each its own name", False))
-    return found
+            findings.append(Finding(what, f"{name}/{CLASSNAMES}", "give each its own name", False))
+    return findings
 
 
 def _groups(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -29,7 +29,7 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs, State
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Threshold, Verdicts
-from stages.ops.concept_lists import glanced, opened
+from stages.ops.concept_lists import listing_digest, opened
 from stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
 from stages.select._draws import Draw, Pairs, drawing, may_draw, merged
 from stages.select._t import by_language, leaving, tail_count
@@ -135,7 +135,7 @@ class Balance(DatasetStage):
 
     def outside(self) -> str:
         """The time and size of the list's file: another list than was matched with is refused."""
-        return glanced(self.concepts)
+        return listing_digest(self.concepts)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows, worker = inputs.rows, ctx.worker

@@ -22,7 +22,7 @@ from metadata.schema import (
 from metadata.uid import from_halves, halves
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.stage import DatasetStage
-from stages.ops.concept_lists import glanced
+from stages.ops.concept_lists import listing_digest
 from stages.ops.keeper import dropped_before
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class UidList(DatasetStage):
 
     def outside(self) -> str:
         """The time and size of the list's file."""
-        return glanced(self.path)
+        return listing_digest(self.path)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.combined import Concatenated, Zipped

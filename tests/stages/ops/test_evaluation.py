@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StageError
-from stages.ops.evaluation import Wanted, glanced, listed, read
+from stages.ops.evaluation import Wanted, listing_digest, read, tasks_at
 from stages.ops.images import decode
 from tests.stages.task_folders import picture, write_tar
 
@@ -145,9 +145,9 @@ def test_a_file_that_is_no_parquet_is_refused(kept, parquet):
 
 
 def test_tasks_are_listed_with_a_digest_of_their_bytes(tasks, parquet):
-    assert [item["task"] for item in listed(str(tasks), "it")] == ["colours", "words"]
-    (one,) = listed(str(parquet("a", text=["one"])), "it")
-    (two,) = listed(str(parquet("a", text=["two"])), "it")
+    assert [item["task"] for item in tasks_at(str(tasks), "it")] == ["colours", "words"]
+    (one,) = tasks_at(str(parquet("a", text=["one"])), "it")
+    (two,) = tasks_at(str(parquet("a", text=["two"])), "it")
     assert (one["task"], two["task"]) == ("a", "a")
     assert one["sha256"] != two["sha256"]
 
@@ -155,24 +155,24 @@ def test_tasks_are_listed_with_a_digest_of_their_bytes(tasks, parquet):
 def test_folders_and_files_in_one_place_are_all_tasks_and_hidden_ones_none(tasks):
     pq.write_table(pa.table({"phash": pa.array([7], pa.uint64())}), tasks / "more.parquet")
     (tasks / "._more.parquet").write_bytes(b"of a file system")
-    assert [item["task"] for item in listed(str(tasks), "it")] == ["colours", "more", "words"]
+    assert [item["task"] for item in tasks_at(str(tasks), "it")] == ["colours", "more", "words"]
     assert everything(tasks, "more", BY_RED) == [("0", 7)]
     assert len(everything(tasks, "words", BY_RED)) == 7
     (tasks / "more.parquet").rename(tasks / "words.parquet")
     with pytest.raises(StageError, match=r"'words' and 'words.parquet'"):
-        listed(str(tasks), "it")
+        tasks_at(str(tasks), "it")
 
 
 def test_no_task_is_refused(tmp_path):
     with pytest.raises(StageError, match="no task"):
-        listed(str(tmp_path), "it")
+        tasks_at(str(tmp_path), "it")
     with pytest.raises(StageError, match="no such folder"):
-        listed(str(tmp_path / "mistyped"), "it")
+        tasks_at(str(tmp_path / "mistyped"), "it")
 
 
 def test_a_glance_sees_that_a_file_of_either_kind_changed(tasks):
-    seen = {glanced(str(tasks))}
+    seen = {listing_digest(str(tasks))}
     for number, path in enumerate([tasks / "a.parquet", tasks / "colours" / "classnames.txt"], 1):
         path.write_bytes(b"red")
-        seen.add(glanced(str(tasks)))
+        seen.add(listing_digest(str(tasks)))
         assert len(seen) == 1 + number
