@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any
+from typing import Literal
 
 from pipeline.errors import ClipmillError
 from pipeline.verbs import DONE, FAILED
@@ -24,6 +25,16 @@ EXTRAS = {
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked; `do` says what to do where it is not good."""
+
+    name: str
+    verdict: Literal["good", "note", "bad"]
+    found: str
+    do: str = ""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +54,12 @@ def run(options: argparse.Namespace) -> int:
     """Prints the findings; FAILED where one is bad."""
     is_tasks = options.subject == "tasks"
     findings = examine_tasks(options.folder) if is_tasks else examine(options.model, options.out)
-    print(json.dumps(findings, indent=1) if options.json else text(findings))
-    return FAILED if any(finding["verdict"] == "bad" for finding in findings) else DONE
+    print(json.dumps(list(map(asdict, findings)), indent=1) if options.json else text(findings))
+    return FAILED if any(finding.verdict == "bad" for finding in findings) else DONE
 
 
-def examine(models: list[str], out: str | None) -> list[dict[str, Any]]:
-    """Findings, each with name, verdict (`good`, `note`, `bad`), what was found, and what to do."""
+def examine(models: list[str], out: str | None) -> list[Finding]:
+    """This machine's packages, GPU, memory, disk and limits, and each of the models."""
     return [
         _python(),
         *map(_package, PACKAGES),
@@ -62,62 +73,58 @@ def examine(models: list[str], out: str | None) -> list[dict[str, Any]]:
     ]
 
 
-def _finding(name: str, verdict: str, found: str, do: str = "") -> dict[str, Any]:
-    return {"name": name, "verdict": verdict, "found": found, "do": do}
-
-
-def _python() -> dict[str, Any]:
+def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     good = sys.version_info >= (3, 11)
-    return _finding("python", "good" if good else "bad", version, "" if good else "use 3.11 or up")
+    return Finding("python", "good" if good else "bad", version, "" if good else "use 3.11 or up")
 
 
-def _package(name: str) -> dict[str, Any]:
+def _package(name: str) -> Finding:
     try:
-        return _finding(name, "good", importlib.metadata.version(name))
+        return Finding(name, "good", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return _finding(name, "bad", "not installed", f"pip install {name}")
+        return Finding(name, "bad", "not installed", f"pip install {name}")
 
 
-def _extra(extra: str, modules: tuple[str, ...]) -> dict[str, Any]:
+def _extra(extra: str, modules: tuple[str, ...]) -> Finding:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
-        return _finding(f"extra {extra}", "good", "installed")
+        return Finding(f"extra {extra}", "good", "installed")
     do = f"pip install 'clipmill[{extra}]' where a recipe needs it"
-    return _finding(f"extra {extra}", "note", f"without {', '.join(missing)}", do)
+    return Finding(f"extra {extra}", "note", f"without {', '.join(missing)}", do)
 
 
-def _jobs() -> dict[str, Any]:
+def _jobs() -> Finding:
     missing = [module for module in DASHBOARD if importlib.util.find_spec(module) is None]
     if not missing:
-        return _finding("ray jobs", "good", "a head started here takes what `submit` sends")
+        return Finding("ray jobs", "good", "a head started here takes what `submit` sends")
     do = "pip install 'ray[default]' on the head of a cluster; whoever submits needs nothing"
-    return _finding("ray jobs", "note", f"a head started here takes none: no {missing[0]}", do)
+    return Finding("ray jobs", "note", f"a head started here takes none: no {missing[0]}", do)
 
 
-def _gpu() -> dict[str, Any]:
+def _gpu() -> Finding:
     if shutil.which("nvidia-smi") is None:
-        return _finding("gpu", "note", "no NVIDIA driver", "stages run on the CPU")
+        return Finding("gpu", "note", "no NVIDIA driver", "stages run on the CPU")
     if importlib.util.find_spec("torch") is None:
-        return _finding("gpu", "note", "a driver, and no torch", "pip install torch")
+        return Finding("gpu", "note", "a driver, and no torch", "pip install torch")
     torch = import_module("torch")
     count = torch.cuda.device_count()
     if not count:
-        return _finding("gpu", "bad", "torch sees no GPU", "install a CUDA build of torch")
+        return Finding("gpu", "bad", "torch sees no GPU", "install a CUDA build of torch")
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
-    return _finding("gpu", "good", names)
+    return Finding("gpu", "good", names)
 
 
-def _memory() -> dict[str, Any]:
+def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = os.cpu_count() or 1
     found = f"{total:.0f} GiB, {cores} cores"
     if total / cores >= 2:
-        return _finding("memory", "good", found)
-    return _finding("memory", "note", found, f"run with --workers {max(1, int(total // 2))}")
+        return Finding("memory", "good", found)
+    return Finding("memory", "note", found, f"run with --workers {max(1, int(total // 2))}")
 
 
-def _disk(uri: str) -> dict[str, Any]:
+def _disk(uri: str) -> Finding:
     from metadata.storage import Storage
 
     storage = Storage(uri)
@@ -126,53 +133,53 @@ def _disk(uri: str) -> dict[str, Any]:
             storage.put("doctor.txt", b"clipmill was here", point="doctor")
             storage.delete("doctor.txt")
         except OSError as error:
-            return _finding("storage", "bad", f"{storage}: {error}", "check keys and bucket")
-        return _finding("storage", "good", f"{storage} can be written")
+            return Finding("storage", "bad", f"{storage}: {error}", "check keys and bucket")
+        return Finding("storage", "good", f"{storage} can be written")
     path = storage.path
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     free = shutil.disk_usage(path).free / 1e9
     good = free >= LEAST_DISK_GB and os.access(path, os.W_OK)
     do = "" if good else f"a run wants {LEAST_DISK_GB:.0f} GB free and writable, or s3://…"
-    return _finding("disk", "good" if good else "note", f"{free:,.0f} GB free at {path}", do)
+    return Finding("disk", "good" if good else "note", f"{free:,.0f} GB free at {path}", do)
 
 
-def _files() -> dict[str, Any]:
+def _files() -> Finding:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     good = soft >= LEAST_FILES
     do = "" if good else f"ulimit -n {min(hard, 65_536)} before a run that downloads"
-    return _finding("open files", "good" if good else "note", f"{soft:,} allowed", do)
+    return Finding("open files", "good" if good else "note", f"{soft:,} allowed", do)
 
 
-def _model(scheme: str) -> dict[str, Any]:
+def _model(scheme: str) -> Finding:
     try:
         model = import_module("stages.models.image_text").load(scheme)
     except ClipmillError as error:
-        return _finding(f"model {scheme}", "bad", error.args[0], error.args[2])
+        return Finding(f"model {scheme}", "bad", error.args[0], error.args[2])
     except (ValueError, OSError, ImportError) as error:
-        return _finding(f"model {scheme}", "bad", str(error), "check the scheme and its package")
-    return _finding(f"model {scheme}", "good", f"loads; embeddings are {model.width} wide")
+        return Finding(f"model {scheme}", "bad", str(error), "check the scheme and its package")
+    return Finding(f"model {scheme}", "good", f"loads; embeddings are {model.width} wide")
 
 
-def examine_tasks(folder: str) -> list[dict[str, Any]]:
-    """What is wrong with a folder of evaluation tasks, in the same form."""
+def examine_tasks(folder: str) -> list[Finding]:
+    """Everything wrong with a folder of evaluation tasks; one good finding where nothing is."""
     found = import_module("stages.ops.tasks").check(folder)
     if not found:
-        return [_finding("tasks", "good", f"every task in {folder} can be scored")]
+        return [Finding("tasks", "good", f"every task in {folder} can be scored")]
     return [
-        _finding(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
+        Finding(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
         for wrong in found
     ]
 
 
-def text(findings: list[dict[str, Any]]) -> str:
+def text(findings: list[Finding]) -> str:
     """One line a finding; what to do below it."""
     marks = {"good": "ok  ", "note": "note", "bad": "BAD "}
     lines = []
     for finding in findings:
-        lines.append(f"{marks[finding['verdict']]}  {finding['name']:<24} {finding['found']}")
-        if finding["do"]:
-            lines.append(f"{'':<6}{finding['do']}")
+        lines.append(f"{marks[finding.verdict]}  {finding.name:<24} {finding.found}")
+        if finding.do:
+            lines.append(f"{'':<6}{finding.do}")
     return "\n".join(lines)

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from pipeline.verbs.doctor import PACKAGES, examine, text
+from pipeline.verbs.doctor import PACKAGES, Finding, examine, text
 
 
-def by_name(*models: str, out: str | None = None) -> dict[str, dict]:
-    return {finding["name"]: finding for finding in examine(list(models), out)}
+def by_name(*models: str, out: str | None = None) -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine(list(models), out)}
 
 
 def test_everything_that_can_stop_a_run_is_looked_at():
@@ -18,18 +18,18 @@ def test_everything_that_can_stop_a_run_is_looked_at():
     assert set(PACKAGES) < found.keys()
     assert {"python", "gpu", "memory", "disk", "open files"} < found.keys()
     assert {"extra pool", "extra gpu", "extra img2dataset"} < found.keys()
-    assert all(finding["verdict"] in ("good", "note", "bad") for finding in found.values())
-    assert all(finding["found"] for finding in found.values())
+    assert all(finding.verdict in ("good", "note", "bad") for finding in found.values())
+    assert all(finding.found for finding in found.values())
 
 
 def test_what_is_not_good_comes_with_advice():
     for finding in examine(["refrence"], None):
-        assert (finding["verdict"] == "good") or finding["do"], finding
+        assert (finding.verdict == "good") or finding.do, finding
 
 
 def test_a_model_that_loads_is_good_and_one_that_does_not_is_bad(clipmill):
-    assert by_name("reference")["model reference"]["verdict"] == "good"
-    assert "64 wide" in by_name("reference")["model reference"]["found"]
+    assert by_name("reference")["model reference"].verdict == "good"
+    assert "64 wide" in by_name("reference")["model reference"].found
     said = clipmill("doctor", "--model", "refrence")
     assert said.code == 1
     assert "BAD   model refrence" in said.out
@@ -39,35 +39,35 @@ def test_a_model_that_loads_is_good_and_one_that_does_not_is_bad(clipmill):
 def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("pipeline.verbs.doctor.PACKAGES", ("no-such-package",))
     finding = by_name()["no-such-package"]
-    assert (finding["verdict"], finding["do"]) == ("bad", "pip install no-such-package")
+    assert (finding.verdict, finding.do) == ("bad", "pip install no-such-package")
 
 
 def test_a_head_without_the_dashboards_packages_takes_no_jobs(monkeypatch):
-    assert by_name()["ray jobs"]["verdict"] == "good"
+    assert by_name()["ray jobs"].verdict == "good"
     monkeypatch.setattr("pipeline.verbs.doctor.DASHBOARD", ("no_such_module",))
     finding = by_name()["ray jobs"]
-    assert finding["verdict"] == "note"
-    assert "ray[default]" in finding["do"]
+    assert finding.verdict == "note"
+    assert "ray[default]" in finding.do
 
 
 def test_an_old_python_is_bad(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    assert by_name()["python"]["verdict"] == "bad"
+    assert by_name()["python"].verdict == "bad"
 
 
 def test_the_disk_is_that_of_the_run_folder_which_need_not_be_there(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9e12, 0, 9e12))
     finding = by_name(out=str(tmp_path / "a" / "b"))["disk"]
-    assert finding["verdict"] == "good"
-    assert finding["found"] == f"9,000 GB free at {tmp_path}"
+    assert finding.verdict == "good"
+    assert finding.found == f"9,000 GB free at {tmp_path}"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9e12, 9e12, 1e9))
-    assert by_name(out=str(tmp_path))["disk"]["verdict"] == "note"
+    assert by_name(out=str(tmp_path))["disk"].verdict == "note"
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verdict", ["good", "note", "bad"])
 def test_the_page_has_a_line_for_each(verdict):
-    page = text([{"name": "it", "verdict": verdict, "found": "this", "do": "that"}])
+    page = text([Finding("it", verdict, "this", "that")])
     assert page.splitlines()[0].split() == [
         {"good": "ok", "bad": "BAD"}.get(verdict, verdict),
         "it",
