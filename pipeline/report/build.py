@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.ledger.balances import balances
 from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.funnel import End, funnel
 from pipeline.ledger.leaks import leaks
@@ -16,8 +17,8 @@ from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import LossCurve, losses, results
 from pipeline.ledger.scores import Score
 from pipeline.ledger.survey import KEPT, survey
+from pipeline.report.balances import balance_section
 from pipeline.report.charts import histogram, lines
-from pipeline.report.concepts import concepts
 from pipeline.report.page import render
 from pipeline.report.samples import samples_at
 from pipeline.report.strips import duplicate_strips, leak_strips
@@ -39,7 +40,7 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
             {**vars(of), "strips": duplicate_strips(state, of)} for of in duplicates(state)
         ],
         leaks=[{**vars(of), "strips": leak_strips(state, of)} for of in leaks(state)],
-        concepts=concepts(state),
+        concepts=[balance_section(state, of) for of in balances(state)],
         ends=[_end(state, end) for end in rows.ends],
         work=[work(name, stage) for name, stage in state.stages.items()],
     )

@@ -7,11 +7,12 @@ import pytest
 
 from metadata.storage import Storage
 from pipeline.executors.local import LocalExecutor
+from pipeline.ledger.balances import balances, ranked
 from pipeline.plan import make_plan
 from pipeline.progress import Lines
 from pipeline.recipe import load_recipe
+from pipeline.report.balances import balance_section, curve
 from pipeline.report.build import report
-from pipeline.report.concepts import concepts, curve
 from pipeline.run import run_plan
 from pipeline.state import RunState
 from tests.parsed import Page
@@ -40,29 +41,29 @@ def balanced(generated, tmp_path_factory) -> RunState:
 
 
 def test_the_ends_are_the_most_and_the_least_frequent_concepts_that_stand_in_a_caption(balanced):
-    (found,) = concepts(balanced)
-    heaviest = [row["count"] for row in found["ends"]["heaviest"]]
-    rarest = [row["count"] for row in found["ends"]["rarest"]]
+    (found,) = balances(balanced)
+    heaviest = [concept.count for concept in found.heaviest]
+    rarest = [concept.count for concept in found.rarest]
     assert heaviest == sorted(heaviest, reverse=True)
     assert rarest == sorted(rarest)
     assert rarest[0] > 0
-    assert found["entries"] == len(ENTRIES)
-    assert found["met"] < len(ENTRIES)
-    for end in found["ends"].values():
+    assert found.entries == len(ENTRIES)
+    assert found.met < len(ENTRIES)
+    for end in balance_section(balanced, found)["ends"].values():
         for row in end:
             assert 0 < len(row["samples"]) <= 4
             assert all(row["entry"] in sample["text"] for sample in row["samples"])
 
 
 def test_languages_add_up_to_the_pool(balanced):
-    (found,) = concepts(balanced)
+    (found,) = balances(balanced)
     for key in ("rows", "matched", "kept"):
-        assert sum(group[key] for group in found["languages"]) == found[key]
-    assert all(group["rows"] >= group["matched"] >= group["kept"] for group in found["languages"])
+        assert sum(getattr(of, key) for of in found.languages) == getattr(found, key)
+    assert all(of.rows >= of.matched >= of.kept for of in found.languages)
 
 
 def test_the_curve_falls_and_t_is_level():
-    chart = curve(np.array([1000, 10, 0, 100]), np.array([50, 10, 0, 40]), 30.0)
+    chart = curve(ranked(np.array([1000, 10, 0, 100])), ranked(np.array([50, 10, 0, 40])), 30.0)
     assert [line["name"] for line in chart["lines"]] == ["before", "after", "t"]
     before, after, t = (line["dots"] for line in chart["lines"])
     assert [dot["y"] for dot in before] == sorted(dot["y"] for dot in before)
@@ -75,7 +76,8 @@ def test_the_curve_falls_and_t_is_level():
 
 @pytest.mark.parametrize("t", [None, 0.5])
 def test_a_curve_of_nothing_is_drawn_all_the_same(t):
-    assert curve(np.zeros(3, np.int64), np.zeros(3, np.int64), t)["lines"][0]["dots"] == []
+    assert ranked(np.zeros(3, np.int64)) == ()
+    assert curve((), (), t)["lines"][0]["dots"] == []
 
 
 def test_the_page_shows_it_and_asks_for_nothing(balanced):
@@ -87,5 +89,5 @@ def test_the_page_shows_it_and_asks_for_nothing(balanced):
 
 
 def test_a_run_without_balancing_has_no_such_page(state):
-    assert concepts(state) == []
+    assert balances(state) == []
     assert "Concepts balanced" not in report(state)
