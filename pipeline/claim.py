@@ -9,7 +9,7 @@ from metadata.fingerprint import digest, plain
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.plan import Plan
-from pipeline.state import newest_name
+from pipeline.ran import newest_name
 
 FORMAT = 1  # of the run folder
 

@@ -1,4 +1,4 @@
-"""The rows of one shard, put together from the stages that hold its columns."""
+"""Rows that a stage reads: columns of one shard from several stages, or partitions of a shuffle."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,7 +55,7 @@ def read_rows(
     root: str,
     batch_rows: int,
 ) -> Iterator[pa.Table]:
-    """uid and the bound columns, each under the name it is read by."""
+    """uid and the bound columns of one shard, each under the name it is read by."""
     wanted: dict[str, dict[str, None]] = {root: {UID.name: None}}
     loaded: dict[str, list[str]] = {}
     for stage, column in bindings.values():
@@ -175,11 +175,11 @@ class JoinedShards:
 class Partitions:
     """Rows by the hash of a key, as `shuffle` left them. Implements `Shards`.
 
-    pieces[i][p] is the byte range of partition p in the file that shard i wrote.
+    Each shard wrote one file; partition p is in it from byte offsets[p] to offsets[p + 1].
     """
 
     folder: Storage
-    pieces: tuple[tuple[str, tuple[int, ...]], ...]  # file and its offsets
+    pieces: tuple[tuple[str, tuple[int, ...]], ...]  # file and offsets, by shard
     count: int
     functions: tuple[TableFunction, ...] = ()
 

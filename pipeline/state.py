@@ -1,11 +1,10 @@
 """What of a plan is done in a run folder: one scan a stage, checked against its parents."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +14,12 @@ from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, s
 from metadata.schema import UID
 from metadata.storage import Storage
 from pipeline.done import current, parents_of, standing
-from pipeline.errors import RecipeError
 from pipeline.masks import SelectMask
 from pipeline.plan import Plan, make_plan
 from pipeline.planned import Binding, PlannedStage
+from pipeline.ran import newest_recipe
 from pipeline.recipe import Recipe
 from pipeline.rows import JoinedShards, PoolShards, StoredColumns, stored_columns
-
-RAN_NAME = re.compile(r"\d{8}T\d{15}-[0-9a-f]{12}\.json")
 
 
 @dataclass
@@ -91,52 +88,64 @@ class RunState:
 
     def _scanned(self, name: str) -> StageState:
         planned, folder = self.plan.stages[name], self.stored[name].folder
-        found = scan(folder)
+        scanned = scan(folder)
         if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
-            for record in found.lost:
-                found.records.pop(record.shard, None)
+            for record in scanned.lost:
+                scanned.records.pop(record.shard, None)
                 place, do = f"{folder}/{record.data}", f"clipmill verify --run {self.run} --repair"
-                found.failures[record.shard] = Failure(
+                scanned.failures[record.shard] = Failure(
                     record.shard, record.parents, True, "its answers are gone", place, do
                 )
-        return StageState(planned, folder, found)
+        return StageState(planned, folder, scanned)
 
     def resolve(self, name: str) -> None:
         """Which of a stage's shards are good today; stages before it are resolved."""
         state = self.stages[name]
-        planned, records = state.planned, state.scan.records
         state.shards, state.failures, state.manifest = {}, {}, None
-        manifest = state.scan.manifest
-        if planned.is_root:
-            state.total = manifest.shards if manifest else None
-            for shard, found in records.items():
-                if state.total is None or shard < state.total:
-                    state.shards[shard] = state_of(found, None)
-            state.failures = {s: f for s, f in state.scan.failures.items() if s not in state.shards}
-            if manifest and state.complete:
-                state.manifest = manifest
-            return
-        if planned.is_row:
+        if state.planned.is_root:
+            self._resolve_root(state)
+        elif state.planned.is_row:
             self._resolve_rows(state)
-            return
+        else:
+            self._resolve_dataset(state)
+
+    def _resolve_root(self, state: StageState) -> None:
+        """Every shard that its manifest counts; whether the source has changed, its run asks."""
+        manifest = state.scan.manifest
+        state.total = manifest.shards if manifest else None
+        state.shards = {
+            shard: state_of(records, None)
+            for shard, records in state.scan.records.items()
+            if state.total is None or shard < state.total
+        }
+        state.failures = {s: f for s, f in state.scan.failures.items() if s not in state.shards}
+        state.manifest = manifest if state.complete else None
+
+    def _resolve_dataset(self, state: StageState) -> None:
+        """All shards or none: its manifest names the inputs that all of them were made of."""
+        planned, manifest = state.planned, state.scan.manifest
         inputs = self.inputs_digest(planned)
         state.total = self.stages[planned.root].total if planned.root else None
         if inputs is None or manifest is None or manifest.inputs != inputs or not manifest.digest:
             return
         if manifest.outputs != state.scan.outputs:
             return
-        if planned.gives_rows and not manifest.outputs and self._is_opened(name):
+        if planned.gives_rows and not manifest.outputs and self._is_opened(planned.name):
             return  # made before the stage left files: its rows stay, and the files are added
-        good = {s: passes for s, r in records.items() if (passes := current(r, manifest.made_of))}
+        good = {
+            shard: state_of(passes, None)
+            for shard, records in state.scan.records.items()
+            if (passes := current(records, manifest.made_of))
+        }
         if len(good) == manifest.shards:
-            state.manifest = manifest
-            state.shards = {shard: state_of(passes, None) for shard, passes in good.items()}
+            state.manifest, state.shards = manifest, good
 
     def _is_opened(self, name: str) -> bool:
         """Whether a stage of the plan reads files in this one's out/."""
         return any(name in planned.folders for planned in self.plan.stages.values())
 
     def _resolve_rows(self, state: StageState) -> None:
+        """Each shard by itself: made of its parents as they are now, under today's mask."""
         planned = state.planned
         assert planned.root is not None
         state.total = self.stages[planned.root].total
@@ -151,23 +160,18 @@ class RunState:
             mask = states[planned.only] if planned.only else None
             records = state.scan.records.get(shard, [])
             failure = state.scan.failures.get(shard)
-            found = standing(records, failure, parents, mask.digest if mask else None)
-            if found == "good":
+            verdict = standing(records, failure, parents, mask.digest if mask else None)
+            if verdict == "good":
                 state.shards[shard] = state_of(records, mask)
-            elif found == "failed":
+            elif verdict == "failed":
                 state.failures[shard] = failure
 
     def shard_states(self, planned: PlannedStage, shard: int) -> dict[str, ShardState] | None:
-        """The state of each shard that this one is made of; None where one is missing."""
-        found = {}
-        for need in (*planned.sources, planned.only):
-            if need is None:
-                continue
-            state = self.stages[need].shards.get(shard)
-            if state is None:
-                return None
-            found[need] = state
-        return found
+        """The good shards, by stage, that this one is made of; None where one is missing."""
+        needs = (*planned.sources, *([planned.only] if planned.only else []))
+        states = {need: self.stages[need].shards.get(shard) for need in needs}
+        good = {need: state for need, state in states.items() if state is not None}
+        return good if len(good) == len(states) else None
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """The digest of what each of these stages left in out/, of those that are done."""
@@ -218,12 +222,12 @@ class RunState:
 
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
         """The columns of a stage at one row: one row group is read where the shard has one file."""
-        part, shard_state = self.stored[name], self.stages[name].shards[shard]
+        stored, shard_state = self.stored[name], self.stages[name].shards[shard]
         if len(shard_state.files) == 1 and shard_state.mask is None:
             at = np.array([position])
-            return dict(read_at(part.folder, shard_state.files[0], columns, at).to_pylist()[0])
+            return dict(read_at(stored.folder, shard_state.files[0], columns, at).to_pylist()[0])
         start = 0
-        for table in part.read(shard_state, columns, 4096):
+        for table in stored.read(shard_state, columns, 4096):
             if position < start + len(table):
                 return dict(table.slice(position - start, 1).to_pylist()[0])
             start += len(table)
@@ -248,47 +252,15 @@ def summary(state: StageState) -> str:
     return shards + (f", {failed} failed" if failed else "") + damaged
 
 
-class RanRecipe(TypedDict):
-    """What `recipes/<time>-<digest>.json` holds."""
-
-    name: str
-    path: str
-    seed: int
-    stages: dict[str, dict[str, Any]]
-    overrides: list[str]
-    folders: dict[str, str]
-
-
-def newest_name(run: Storage) -> str | None:
-    """The name of the recipe that ran last in a folder."""
-    names = (entry.name for entry in run.entries("recipes"))
-    return max(filter(RAN_NAME.fullmatch, names), default=None)
-
-
-def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
-    """Name and content of the recipe that ran last in a folder."""
-    name = newest_name(run)
-    if name is None:
-        raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
-    held = run.read_json(f"recipes/{name}", RanRecipe)
-    if held is None or not name.endswith(f"-{digest(held)[:12]}.json"):
-        raise RecipeError(
-            found="a recipe that cannot be read",
-            where=f"{run}/recipes/{name}",
-            do="run the recipe again, or delete it: the one that ran before counts then",
-        )
-    return name, held
-
-
 def latest(uri: str) -> RunState:
     """The run folder seen through the recipe that ran there last."""
     run = Storage(uri)
-    _, held = newest_recipe(run)
+    _, ran = newest_recipe(run)
     recipe = Recipe(
-        name=held["name"],
-        path=held["path"],
-        seed=held["seed"],
-        stages=held["stages"],
-        overrides=tuple(held["overrides"]),
+        name=ran["name"],
+        path=ran["path"],
+        seed=ran["seed"],
+        stages=ran["stages"],
+        overrides=tuple(ran["overrides"]),
     )
     return RunState(make_plan(recipe), run)
