@@ -14,7 +14,7 @@ from pipeline.state import RunState
 
 if TYPE_CHECKING:
     from pipeline.executors import Executor
-    from pipeline.run import Watcher
+    from pipeline.running import Watcher
 
 
 def export(

@@ -46,15 +46,16 @@ class Hold:
     run: Storage
     owner: str
     every_s: float
+    is_over: bool = field(default=False, init=False)  # what of us still runs writes no more
     good_until: float = field(default=0.0, init=False)  # by the wall clock, which sleep moves on
 
     def check(self) -> None:
         """LostLockError where it is another's by now."""
         now = time.time()
-        if now < self.good_until:
+        if now < self.good_until and not self.is_over:
             return
         lease = self.run.read_json(NAME, Lease)
-        if lease is None or lease.owner != self.owner:
+        if self.is_over or lease is None or lease.owner != self.owner:
             raise LostLockError(
                 found=f"another run took this folder over: {lease or 'it has ended by now'}",
                 where=str(self.run),
@@ -101,9 +102,11 @@ def held(run: Storage) -> Iterator[Owned]:
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(run, owner, stop), daemon=True)
     renewal.start()
+    hold = Hold(run, owner, LEASE_S / 4)
     try:
-        yield Owned(run.uri, Hold(run, owner, LEASE_S / 4))
+        yield Owned(run.uri, hold)
     finally:
+        hold.is_over = True
         stop.set()
         renewal.join()
         if _is_of(run, owner):

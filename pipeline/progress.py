@@ -13,7 +13,7 @@ from pipeline.terminal import bars
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from pipeline.run import Watcher
+    from pipeline.running import Watcher
     from pipeline.state import StageState
 
 
@@ -131,7 +131,9 @@ class Lines:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """The lines in one piece: stages that run side by side write at the same time."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _damage_line(name: str, found: DamagedError) -> str:

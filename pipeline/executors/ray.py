@@ -42,7 +42,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pipeline.errors import StageError
 from pipeline.executors import Item, Step, machine
 from pipeline.executors.ray_session import Session, first_line
-from pipeline.executors.streams import TURN_S, Dispatcher, Stream
+from pipeline.executors.streams import TURN_S, Dispatcher, Stream, stopped
 from pipeline.executors.worker import Functions
 from pipeline.stage import Resources
 
@@ -145,7 +145,7 @@ class RayExecutor(Dispatcher):
         actors: list[Any] = []
         try:
             while not group.wait(IDLE_S):
-                self._session.check_alive()
+                self._check_alive()
                 if time.monotonic() - launch.since_s > GIVE_UP_S and not self._is_busy():
                     raise self._no_room(resources, where, workers)
             launch.is_placed = True
@@ -157,7 +157,7 @@ class RayExecutor(Dispatcher):
             while waiting:  # the first failure, whichever rank has it
                 done, waiting = ray.wait(waiting, timeout=IDLE_S)
                 ray.get(done)
-                self._session.check_alive()
+                self._check_alive()
             return list(ray.get(calls))
         except RayTaskError as error:
             raise _original(error) from error
@@ -178,11 +178,16 @@ class RayExecutor(Dispatcher):
         super().close()
         self._session.close()
 
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise stopped()
+        self._session.check_alive()
+
     # Turns
 
     def _turn(self) -> None:
         if self._streams or self._launches:
-            self._session.check_alive()
+            self._check_alive()
         self._feed()
         self._share_room()
         with suppress(queue.Empty):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services, worker
+from ray._private import auto_init_hook, ray_constants, services, worker
 from ray._raylet import (  # type: ignore[attr-defined]  # compiled
     AuthenticationTokenLoader,
     Config,
@@ -50,6 +50,7 @@ class Session:
                 "_memory": int(machine.memory_gb() * 2**30),
             }
         _init(address, new)
+        auto_init_hook.enable_auto_connect = False  # or a late call would start another Ray
 
     def lost(self) -> str | None:
         """The process of a local Ray without which it is none, where that has died."""

@@ -21,6 +21,10 @@ TURN_S = 10.0  # a profile keeps its last worker so long, lest those who share l
 LOOK_UP_S = 0.5  # a thread that waits looks up: a signal may have come while another one ran
 
 
+def stopped() -> StageError:
+    return StageError("the run was stopped", "the executor", "run again to go on")
+
+
 class Stream:
     """One call of `stream` or `launch`: its items by the step they wait for, and its results."""
 
@@ -124,7 +128,7 @@ class Dispatcher(ABC):
         return self._carry(Stream(steps, [self._pack(step) for step in steps]), items)
 
     def close(self) -> None:
-        if self._thread is not None:
+        if self._thread is not None and not self._closed:
             self._ask(self._shut)
             self._thread.join()
 
@@ -172,7 +176,7 @@ class Dispatcher(ABC):
     def _shut(self) -> None:
         self._closed = True
         for stream in self._streams:
-            stream.fail(StageError("the run was stopped", "the executor", "run again to go on"))
+            stream.fail(stopped())
         self._streams.clear()
         self._end_workers_of(None)
 

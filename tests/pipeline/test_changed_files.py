@@ -7,6 +7,7 @@ import pytest
 
 from metadata.outputs import noted_outputs
 from metadata.storage import Storage
+from pipeline import dataset_job
 from pipeline import run as run_module
 from pipeline.state import latest, summary
 from tests.engine_stages.harness import meaning
@@ -86,10 +87,12 @@ def test_damage_that_comes_back_stops_the_stage(engine, monkeypatch):
 
 
 def test_a_shard_first_written_without_checksums_is_made_again_without(engine, monkeypatch):
-    from pipeline import chain
+    from pipeline import chain_compute
 
-    writer = chain.ShardWriter
-    monkeypatch.setattr(chain, "ShardWriter", lambda path, schema, _: writer(path, schema, False))
+    writer = chain_compute.ShardWriter
+    monkeypatch.setattr(
+        chain_compute, "ShardWriter", lambda path, schema, _: writer(path, schema, False)
+    )
     engine.run(MADE)
     monkeypatch.undo()
     before = data_files(engine.folder / "run", "square")
@@ -130,7 +133,7 @@ def test_a_file_that_changed_before_its_stage_was_done_is_made_again(engine, mon
             raise OSError(errno.ENOSPC, "full")
         return noted_outputs(folder)
 
-    monkeypatch.setattr(run_module, "noted_outputs", full)
+    monkeypatch.setattr(dataset_job, "noted_outputs", full)
     assert "full" in engine.run(MADE).error("files")
     monkeypatch.undo()
     file = next((engine.folder / "run").glob("stages/files-*/out/1.txt"))
