@@ -44,13 +44,20 @@ def bind(
         names.add(read)
         if read in bound or read == UID.name:
             continue
+        if isinstance(column, Derived) and isinstance(stage, DatasetStage):
+            raise RecipeError(
+                found=f"the column '{read}' is derived, which a dataset stage cannot read",
+                where=recipe.where(name, "uses"),
+                do=f"read '{column.source.name}' and call its `derive`",
+            )
         stored = column.source if isinstance(column, Derived) else column
         source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
         found = _find(recipe, name, source, line, planned, ancestors, wanted)
         if found is None:
             continue
         bound[read] = found
-        types[read] = type_of(planned[found[0]].stage, found[1])
+        have = type_of(planned[found[0]].stage, found[1])
+        types[read] = column.dtype if isinstance(column, Derived) else have
         if isinstance(stored, Column):
             _check_type(recipe, name, read, stored, found, planned)
     for read in chosen:

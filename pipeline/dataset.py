@@ -1,4 +1,4 @@
-"""What a dataset stage works with: the doors of the engine, without the engine.
+"""What a dataset stage is given, and the calls that it makes; the engine behind them is elsewhere.
 
 Every call that stores is numbered and journalled: run again after a crash, a finished call
 returns its stored result at once, and an unfinished one does only its missing parts. Functions
@@ -26,7 +26,7 @@ class Shards(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, index: int) -> int:
-        """Rows of one shard, without reading it (of a pool-shaped one; -1 where unknown)."""
+        """Rows of one shard, without reading it; -1 of a partition, where only reading tells."""
         ...
 
     def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
@@ -64,7 +64,7 @@ class Inputs:
 
 
 class Task(Protocol):
-    """One item's place of work inside `ctx.map`."""
+    """Where a function of `map`, `create_shards` or `launch` runs."""
 
     @property
     def worker(self) -> Worker: ...
@@ -84,13 +84,15 @@ class Context(Protocol):
 
     worker: Worker
     folder: str  # URI of the stage's folder
-    wanted: frozenset[str]  # of the stage's columns those that a stage of the plan reads
+    wanted: frozenset[str]  # columns of this stage that another stage of the plan reads
 
     def map(
         self, fn: Callable[[Any, Task], Mapping[str, Any]], items: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """fn of every item, in workers; results are small and JSON; items are JSON too, or a
-        (JSON, Shards) pair is bound with functools.partial."""
+        """fn of every item, in workers, in the order of the items.
+
+        Items and results are small and JSON; Shards that fn reads are bound by functools.partial.
+        """
         ...
 
     def create_shards(
@@ -110,11 +112,11 @@ class Context(Protocol):
         ...
 
     def shuffle(self, over: Shards, key: str, partitions: int | None = None) -> Shards:
-        """The same rows in partitions by the hash of `key`: equal keys meet; memory is bounded
-        by a partition. Nulls meet in one partition. Rows keep shard and position.
+        """The same rows in partitions by the hash of `key`: equal keys meet, and so do nulls.
 
-        A partition's number is the hash modulo how many there are: where a shuffle has n times as
-        many as another, every n-th of them, from i on, has the keys of the other's partition i.
+        Rows keep shard and position; memory is bounded by a partition. A partition's number is the
+        hash modulo their count: so of n * k partitions, i, i + n, i + 2n ... have the keys that
+        partition i has of n.
         """
         ...
 
@@ -123,10 +125,10 @@ class Context(Protocol):
         ...
 
     def drop(self, shuffled: Shards) -> None:
-        """Frees the storage of what `shuffle` gave, which is not read again.
+        """Frees the storage of a shuffle, whose rows cannot be read after that.
 
-        To be called once all that was made of it is stored by later calls: so a stage that is
-        killed and run again, which does the same, has no need of it either.
+        Call it when the results made of them are stored: a stage that is killed and run again makes
+        the same calls, and gets those results from the journal.
         """
         ...
 
@@ -140,8 +142,10 @@ class Context(Protocol):
         over: Shards,
         merge: Callable[[State, State], State],
     ) -> State:
-        """fn of every shard, merged in the order of the shards. Sums that are order-free
-        (integers, fixed point) make the result independent of the shards' size."""
+        """fn of every shard, merged in the order of the shards.
+
+        Sums of integers or of fixed point do not depend on how rows are cut into shards.
+        """
         ...
 
     def iterate(
@@ -151,7 +155,7 @@ class Context(Protocol):
         rounds: int,
         until: Callable[[State], bool] | None = None,
     ) -> State:
-        """step(state, round), `rounds` times or until `until`; the state is stored per step."""
+        """The state after step(state, round), `rounds` times or until `until`; each is stored."""
         ...
 
     def launch(

@@ -152,3 +152,20 @@ def test_an_answer_for_some_rows_is_spread_among_all():
     assert whole["score"].to_pylist() == [None, 0.5, None, None, None]
     left_out = "not_selected"
     assert whole["reason"].to_pylist() == [left_out, None, left_out, "dark", left_out]
+
+
+DOUBLED = """
+  small:  {uses: select.where, from: numbers, where: number < 4}
+  square: {uses: toy.power, from: numbers}
+  plain:  {uses: toy.doubled, from: numbers}
+  again:  {uses: toy.doubled, from: square, read: {double: square.power}}
+  some:   {uses: toy.doubled, from: numbers, only: small}
+"""
+
+
+def test_a_column_is_derived_from_what_is_stored_and_from_what_the_chain_has_just_made(engine):
+    ran = engine.run(DOUBLED)
+    assert ran.complete
+    assert ran.column("plain", "doubled") == [2 * n for n in range(31)]
+    assert ran.column("again", "doubled") == [2 * n * n if n % 7 else None for n in range(31)]
+    assert ran.column("some", "doubled") == [2 * n if n < 4 else None for n in range(31)]

@@ -91,6 +91,13 @@ def test_a_derived_column_is_bound_to_a_column_of_the_type_of_its_source():
     assert "pics.url is string" in str(refused.value)
 
 
+def test_a_dataset_stage_reads_no_derived_column(monkeypatch):
+    exported = stage_class("export.uid_list", "it.yaml")
+    monkeypatch.setattr(exported, "reads", stage_class("annotate.phash", "it.yaml").reads)
+    with pytest.raises(RecipeError, match="'pixels' is derived, which a dataset stage cannot"):
+        plan_of(PICTURES + "it: {uses: export.uid_list, from: pics}")
+
+
 TYPES = """
 datacomp: {uses: ingest.datacomp, path: pool, scores: true}
 same: {uses: dedup.exact, from: datacomp}
