@@ -40,7 +40,7 @@ def attempt(
     place: str,
     least: int = 1,
 ) -> T:
-    """The result of work(1), or of work(2) or work(3) where the one before may pass.
+    """The result of work(number): tried a second and a third time while its error may pass.
 
     It is counted in `<name>.attempt`, anew for another digest of the inputs. CrashedError where
     fewer than `least` attempts are left, as the others ended their worker; that count stays.
@@ -75,16 +75,16 @@ def _tried(work: Callable[[int], T], place: str) -> T:
 
 def _begin(folder: Storage, name: str, inputs: str, run: str) -> int:
     """How many attempts are left, this one among them; it is counted."""
-    held = folder.read_json(f"{name}.attempt", Count)
-    if held is None or held.inputs != inputs:
-        held = Count(inputs, run, attempts=0, runs=1)
-    elif held.run != run:
-        held = Count(inputs, run, attempts=0, runs=held.runs + 1)
-    held = replace(held, attempts=held.attempts + 1)
-    if held.attempts > MAX_ATTEMPTS or held.runs > MAX_RUNS:
+    count = folder.read_json(f"{name}.attempt", Count)
+    if count is None or count.inputs != inputs:
+        count = Count(inputs, run, attempts=0, runs=1)
+    elif count.run != run:
+        count = Count(inputs, run, attempts=0, runs=count.runs + 1)
+    count = replace(count, attempts=count.attempts + 1)
+    if count.attempts > MAX_ATTEMPTS or count.runs > MAX_RUNS:
         return 0
-    folder.put(f"{name}.attempt", json.dumps(asdict(held)).encode(), point="attempt")
-    return MAX_ATTEMPTS + 1 - held.attempts
+    folder.put(f"{name}.attempt", json.dumps(asdict(count)).encode(), point="attempt")
+    return MAX_ATTEMPTS + 1 - count.attempts
 
 
 def end(folder: Storage, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A chain in a worker: decides for each shard what is missing, has it computed, notes the rest.
+"""A chain in a worker: for each shard it finds what is missing, and has it computed and stored.
 
 It decides from digests, so a repaired parent redoes its own shard and no other.
 """

@@ -37,8 +37,8 @@ def parents_of(
 
     A stage may read rows and files of one other: then the files stand under `stage:NAME`.
     """
-    found = {source: states[source].digest for source in planned.sources}
+    parents = {source: states[source].digest for source in planned.sources}
     if planned.model:
-        name = f"stage:{planned.model}" if planned.model in found else planned.model
-        found[name] = models[planned.model]
-    return found
+        name = f"stage:{planned.model}" if planned.model in parents else planned.model
+        parents[name] = models[planned.model]
+    return parents

@@ -47,9 +47,9 @@ class Neighbours:
 
 
 def neighbours(sizes: list[int], rows: int, least: int) -> list[tuple[int, int]]:
-    """Runs of shards, first and last + 1, of about `rows` rows; at least `least` runs if possible.
+    """First shard and last + 1 of each run of neighbours, which have about `rows` rows together.
 
-    `sizes` are the rows of each shard.
+    `sizes` are the rows of each shard. There are at least `least` runs where shards allow it.
     """
     most = max(1, min(rows, -(-sum(sizes) // least)))
     runs: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""What a stage reads from outside the run, held to the digest it had at first use.
+"""Bytes that a stage reads from outside the run must keep the digest they had at first use.
 
 Weights have a name in the recipe and bytes elsewhere: `open_clip:ViT-B-32@file.pt` may be another
 file tomorrow, and half a column would be of either. A stage's folder keeps the digest.
@@ -29,16 +29,16 @@ def pin(folder: Storage, stage: str, what: str, sha256: str) -> None:
     if not folder.has(name):
         text = json.dumps(asdict(Pin(what, sha256)))
         folder.put(name, text.encode(), point="pin")
-    held = folder.read_json(name, Pin)  # of two workers that write at once, one
-    if held is None:
+    pinned = folder.read_json(name, Pin)  # of two workers that write at once, one
+    if pinned is None:
         raise StageError(
             found=f"the digest that {what} had at first use cannot be read",
             where=where,
             do="delete that file if the bytes are still the same, or use another --out",
         )
-    if held.sha256 != sha256:
+    if pinned.sha256 != sha256:
         raise StageError(
-            found=f"{what} has digest {sha256[:12]}, and had {held.sha256[:12]} at first use",
+            found=f"{what} has digest {sha256[:12]}, and had {pinned.sha256[:12]} at first use",
             where=where,
             do="bring the former bytes back, give these another name, or use another --out",
         )

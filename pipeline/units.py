@@ -73,10 +73,10 @@ class UnitTask:
 
     def put_file(self, name: str, path: Path) -> None:
         """Stores a scratch file as `out/<name>` in the stage's folder."""
-        with self.folder.scratch(f"{OUT}/{name}") as held:
-            shutil.move(path, held)  # scratch may be another disk
-            note_output(self.folder, name, held)
-            self.folder.commit(held, f"{OUT}/{name}")
+        with self.folder.scratch(f"{OUT}/{name}") as stored:
+            shutil.move(path, stored)  # scratch may be another disk
+            note_output(self.folder, name, stored)
+            self.folder.commit(stored, f"{OUT}/{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
