@@ -31,7 +31,7 @@ def openmoji() -> Iterator[Drawing]:
 
 
 def twemoji() -> Iterator[Drawing]:
-    """Its art also comes as bitmaps in another package: rows of both are copies."""
+    """Twemoji; another package has the same art as bitmaps, so rows of both are copies."""
     files = npm_files(*TWEMOJI, lambda path: path.endswith(".svg"))
     known = emojibase().by_hex
     for path, svg in sorted(files.items()):

@@ -23,11 +23,6 @@ class Emoji:
     subgroup: str
     words: Mapping[str, Words]
 
-    @property
-    def is_variant(self) -> bool:
-        """Whether this is a skin-tone variant of another emoji."""
-        return self.words["en"].label != self.concept
-
 
 @dataclass(frozen=True)
 class Emojibase:
