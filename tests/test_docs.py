@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_layers import imports
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"(?P<skip><!-- not run[^>]*-->\n)?"
@@ -133,6 +135,47 @@ def test_a_short_document_is_true(path, follower):
 def test_links_lead_somewhere(path):
     for target in LINK.findall(path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def the_map() -> dict[str, int]:
+    """Every file and every folder without files in design.md's map, with its line."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^```text map\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    folders: list[str] = []
+    places: dict[str, int] = {}
+    for number, line in enumerate(tree.splitlines()):
+        names = re.split("  +", line.strip())[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        if names.endswith("/"):
+            folders[depth:] = [names.split()[-1]]
+            places |= {"".join([*folders[:depth], name]): number for name in names.split()}
+        elif depth <= len(folders):
+            for name in names.split(", "):
+                places["".join([*folders[:depth], f"{name}.py"])] = number
+            places.pop("".join(folders[:depth]), None)
+    return places
+
+
+def test_the_map_of_the_tree_names_every_file():
+    places = the_map()
+    folders = tuple(place for place in places if place.endswith("/"))
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("metadata", "pipeline", "stages")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    assert places.keys() - folders == {path for path in there if not path.startswith(folders)}
+
+
+def test_imports_of_the_engine_go_down_the_map():
+    places = {path: line for path, line in the_map().items() if path.count("/") == 1}
+    for path in places:
+        if path.startswith("pipeline/") and path.endswith(".py"):
+            for module, _ in imports(path):
+                name = "/".join(module.split(".")[:2]) + ".py"
+                assert places.get(name, places[path]) >= places[path], f"{path} imports {module}"
 
 
 def test_a_document_is_followed_as_this_file_says(follower, tmp_path):
