@@ -1,4 +1,4 @@
-"""Groups of duplicates: what the stages found that name keepers or neighbours, by group size.
+"""Groups of duplicates, by the stages that name a keeper or a neighbour of each row.
 
 By what columns name, so that anybody's stage is shown: a keeper stays, a neighbour need not. A
 group is the rows that lead to one row that is no duplicate.

@@ -188,8 +188,8 @@ def _by_name(trials: list[Trial]) -> dict[str, list[Trial]]:
 def _metrics(tasks: dict[str, Any]) -> dict[Metric, Estimate]:
     return {
         (task, metric): Estimate(interval["value"], interval.get("low"), interval.get("high"))
-        for task, said in tasks.items()
-        for metric, interval in said.get("metrics", {}).items()
+        for task, result in tasks.items()
+        for metric, interval in result.get("metrics", {}).items()
         if isinstance(interval, dict) and "value" in interval
     }
 
@@ -200,12 +200,12 @@ def _values(trials: list[Trial], key: Metric) -> dict[int, float]:
 
 def _arm_of(name: str, by_arm: dict[str, list[Trial]]) -> str:
     """The arm of this name, else the one that a stage of this name belongs to."""
-    found = [arm for arm, of in by_arm.items() if any(name in trial.stages for trial in of)]
-    if name in by_arm or len(found) == 1:
-        return name if name in by_arm else found[0]
-    if found:
+    named = [arm for arm, of in by_arm.items() if any(name in trial.stages for trial in of)]
+    if name in by_arm or len(named) == 1:
+        return name if name in by_arm else named[0]
+    if named:
         raise RecipeError(
-            f"{len(found)} arms come from '{name}'", "--baseline", f"name one: {', '.join(found)}"
+            f"{len(named)} arms come from '{name}'", "--baseline", f"name one: {', '.join(named)}"
         )
     known = [*by_arm, *(stage for of in by_arm.values() for trial in of for stage in trial.stages)]
     raise RecipeError(

@@ -1,8 +1,7 @@
-"""What a run has stored of its rows, as a reader of results wants it: columns, and chosen rows."""
+"""Stored columns of a run: where they are, all rows shard by shard, and chosen rows."""
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from metadata.outputs import Outputs
 from metadata.parquet_file import read_at
 from metadata.passes import read_stage
 from metadata.record import ShardState
-from metadata.schema import KEEP, LANGUAGE, SOURCE, UID, URL
+from metadata.schema import KEEP, UID
 from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import WHOLE, PoolShards, StoredColumns
 from pipeline.stage import Artifact
@@ -21,9 +20,7 @@ from pipeline.state import RunState, StageState
 
 # Shapes: N rows.
 
-GROUPS = 20  # that are told apart by name
 SHOWN = 12  # rows of each kind that are looked at
-HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)"
 Place = tuple[int, int]  # shard and position: a row's identity
 
 
@@ -33,57 +30,12 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
     planned = state.plan.stages[stage]
     if planned.bindings and column in planned.bindings[0]:
         return planned.bindings[0][column]
-    found = None
+    last = None
     for name, other in state.plan.stages.items():
         stores = column in {written.name for written in other.stage.writes}
         if stores and other.root == planned.root and state.stages[name].complete:
-            found = (name, column)
-    return found
-
-
-def groupings(state: RunState, stage: str) -> dict[str, Binding]:
-    """The stored columns that rows are grouped by: language, source of a union, domain."""
-    columns = {"language": LANGUAGE.name, "source": SOURCE.name, "domain": URL.name}
-    found = {name: binding(state, stage, column) for name, column in columns.items()}
-    return {name: bound for name, bound in found.items() if bound is not None}
-
-
-def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The group of each row, dictionary-encoded; of a URL, its host. Null without one."""
-    if name != "domain":
-        return column.cast(pa.string()).dictionary_encode()
-    import polars as pl  # not while `why` answers
-
-    host = pl.Series(values=column).str.extract(HOST, 1).str.to_lowercase()
-    return pa.chunked_array([host.to_arrow().cast(pa.string())]).dictionary_encode()
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The group of every row: the largest of the pool by name, all others together."""
-
-    names: list[str]
-    codes: NDArray[np.int8]  # (N,)
-
-    def counts(self, rows_N: NDArray[np.bool_]) -> dict[str, int]:
-        """The number of these rows in each group, the largest first."""
-        count = np.bincount(self.codes[rows_N], minlength=len(self.names))
-        return {self.names[i]: int(count[i]) for i in np.argsort(-count, kind="stable") if count[i]}
-
-
-def largest(column: pa.ChunkedArray) -> Groups:
-    """The groups of a dictionary-encoded column, the largest of them by name."""
-    codes = column.combine_chunks()
-    codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
-    code_N = codes.indices.fill_null(len(codes.dictionary)).to_numpy()
-    rows = np.bincount(code_N, minlength=len(codes.dictionary) + 1)
-    ranked = np.argsort(-rows[:-1], kind="stable")
-    named = ranked[:GROUPS]
-    short = np.full(len(rows), len(named), np.int8)
-    short[named] = np.arange(len(named))
-    short[-1] = len(named) + 1
-    names = [*codes.dictionary.take(pa.array(named)).to_pylist(), "(others)", "(none)"]
-    return Groups(names, short[code_N])
+            last = (name, column)
+    return last
 
 
 def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
@@ -133,7 +85,7 @@ def rows_at(
     state: RunState, bound: Mapping[str, Binding], places: Sequence[Place]
 ) -> list[dict[str, Any]]:
     """The bound columns at each place; what a stage never copies (virtual columns) is None."""
-    found: list[dict[str, Any]] = [dict.fromkeys(bound) for _ in places]
+    rows: list[dict[str, Any]] = [dict.fromkeys(bound) for _ in places]
     wanted: dict[str, dict[str, str]] = {}
     for name, (stage, column) in bound.items():
         written = {column.name for column in state.plan.stages[stage].stage.writes}
@@ -151,8 +103,8 @@ def rows_at(
                 unique,
             )
             for index, row in zip(here, table.take(pa.array(back)).to_pylist(), strict=True):
-                found[index].update({name: row[column] for name, column in columns.items()})
-    return found
+                rows[index].update({name: row[column] for name, column in columns.items()})
+    return rows
 
 
 def _at(
@@ -166,9 +118,9 @@ def _at(
             tables.append(table.take(pa.array(here, pa.int64())))
             start += len(table)
         return pa.concat_tables(tables)
-    found = read_at(part.folder, shard.files[0], columns, position)
+    table = read_at(part.folder, shard.files[0], columns, position)
     if shard.mask is None or part.mask_folder is None:
-        return found
+        return table
     (mask,) = read_stage(part.mask_folder, shard.mask, [KEEP.name], WHOLE)
     selected = mask[KEEP.name].fill_null(False).to_numpy()[position]
-    return found.take(pa.array(np.arange(len(found)), mask=~selected))
+    return table.take(pa.array(np.arange(len(table)), mask=~selected))

@@ -10,19 +10,11 @@ import pyarrow as pa
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
 from pipeline.ledger.causes import Cause, causes
+from pipeline.ledger.groupings import group_of, groupings
 from pipeline.ledger.groups import KeepRates, keep_rates
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.scores import Score, ScoreColumn, histograms, score_columns
-from pipeline.ledger.stored import (
-    SHOWN,
-    Place,
-    group_of,
-    groupings,
-    least,
-    rows_at,
-    selects_up_to,
-    stored,
-)
+from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
 from pipeline.planned import Binding
 from pipeline.state import RunState
 

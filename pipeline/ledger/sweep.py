@@ -12,17 +12,8 @@ from numpy.typing import NDArray
 from metadata.schema import KEEP, POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
-from pipeline.ledger.stored import (
-    Groups,
-    Place,
-    binding,
-    group_of,
-    groupings,
-    largest,
-    least,
-    rows_at,
-    stored,
-)
+from pipeline.ledger.groupings import Groups, group_of, groupings, largest
+from pipeline.ledger.stored import Place, binding, least, rows_at, stored
 from pipeline.ledger.vary import Vary, parse, select_stage, threshold_of
 from pipeline.plan import check_threshold
 from pipeline.planned import PlannedStage

@@ -65,13 +65,13 @@ def _run(state: RunState) -> dict[str, Any]:
 
 def _end(state: RunState, end: End) -> dict[str, Any]:
     """One last select stage: its waterfall, scores, groups, and samples by cause."""
-    found = survey(state, end.stage)
+    surveyed = survey(state, end.stage)
     left, falls = end.rows, []
     for cause in end.causes:
         left -= cause.rows
         falls.append({**vars(cause), "left": left})
     shown = [(KEPT, end.kept), *(((loss.stage, loss.reason), loss.rows) for loss in end.causes)]
-    places = (row.place for rows in found.samples.values() for row in rows)
+    places = (row.place for rows in surveyed.samples.values() for row in rows)
     seen = samples_at(state, end.stage, places)
     return {
         "stage": end.stage,
@@ -79,10 +79,10 @@ def _end(state: RunState, end: End) -> dict[str, Any]:
         "kept": end.kept,
         "share": end.kept / end.rows if end.rows else 0.0,
         "falls": falls,
-        "scores": [_score(score) for score in found.scores],
+        "scores": [_score(score) for score in surveyed.scores],
         "groups": [
-            {"by": by, "is_asked_for": by in found.asked_for, **vars(rates)}
-            for by, rates in found.groups.items()
+            {"by": by, "is_asked_for": by in surveyed.asked_for, **vars(rates)}
+            for by, rates in surveyed.groups.items()
         ],
         "samples": [
             {
@@ -91,7 +91,7 @@ def _end(state: RunState, end: End) -> dict[str, Any]:
                 "rows": rows,
                 "samples": [
                     {**seen[place], "values": values}
-                    for place, values in found.samples.get((stage, reason), ())
+                    for place, values in surveyed.samples.get((stage, reason), ())
                 ],
             }
             for (stage, reason), rows in shown

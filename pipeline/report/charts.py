@@ -47,8 +47,8 @@ def lines(
     series: Sequence[Line], marks: Sequence[dict[str, Any]] = (), from_zero: bool = True
 ) -> dict[str, Any]:
     """A line a series over one x axis, with vertical marks."""
-    xs = [x for _, found, _ in series for x in found] + [mark["value"] for mark in marks]
-    ys = [y for _, _, found in series for y in found]
+    xs = [x for _, values, _ in series for x in values] + [mark["value"] for mark in marks]
+    ys = [y for _, _, values in series for y in values]
     if not xs or not ys:
         xs, ys = xs or [0.0], ys or [0.0]
     low, high = min(xs), max(xs)

@@ -12,7 +12,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 MINUS = "\N{MINUS SIGN}"
 
 
-def render(template: str, **found: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """The page. A value that a template lacks is an error, never a blank."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -31,7 +31,7 @@ def render(template: str, **found: Any) -> str:
         "value": value,
         "cut": cut,
     }
-    return environment.get_template(template).render(found)
+    return environment.get_template(template).render(values)
 
 
 def size(size_bytes: int) -> str:
@@ -42,10 +42,10 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
-def value(found: Any) -> str:
+def value(stored: Any) -> str:
     """A stored value in few characters."""
-    if found is None:
+    if stored is None:
         return "none"
-    if isinstance(found, bytes):
-        return found.hex()[:8]
-    return short(found) if isinstance(found, float) else str(found)
+    if isinstance(stored, bytes):
+        return stored.hex()[:8]
+    return short(stored) if isinstance(stored, float) else str(stored)

@@ -70,5 +70,5 @@ def _texts(state: RunState, stage: str) -> dict[str, Binding]:
     }
     if texts or binding(state, stage, IMAGE_BYTES.name):
         return texts
-    found = {name: binding(state, stage, name) for name in (TEXT.name, URL.name)}
-    return {name: where for name, where in found.items() if where}
+    bound = {name: binding(state, stage, name) for name in (TEXT.name, URL.name)}
+    return {name: where for name, where in bound.items() if where}

@@ -14,7 +14,8 @@ from metadata.storage import Storage
 from metadata.uid import uid_of
 from pipeline.errors import RecipeError
 from pipeline.ledger.answer import as_json
-from pipeline.ledger.stored import GROUPS, largest, stored
+from pipeline.ledger.groupings import GROUPS, largest
+from pipeline.ledger.stored import stored
 from pipeline.ledger.sweep import sweep
 from pipeline.ledger.vary import parse
 from pipeline.plan import make_plan
