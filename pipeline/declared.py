@@ -38,11 +38,11 @@ def as_declared(planned: PlannedStage, answer: pa.Table, shard: int) -> pa.Table
                 f"declare or return {field.type}",
             )
         columns[field.name] = column
-    reasons = pc.unique(columns[REASON.name].cast(pa.string())).to_pylist()
-    unknown = [reason for reason in reasons if reason not in (None, *planned.stage.reasons)]
+    reasons = pc.unique(columns[REASON.name].unify_dictionaries()).cast(pa.string())
+    unknown = set(reasons.to_pylist()) - {None, *planned.stage.reasons}
     if unknown:
         raise StageError(
-            f"reason {unknown[0]!r} is not declared",
+            f"reason {min(unknown)!r} is not declared",
             place,
             f"one of {sorted(planned.stage.reasons)}",
         )

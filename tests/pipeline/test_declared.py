@@ -66,6 +66,12 @@ def test_an_answer_of_another_shape_is_refused_by_column_and_type(table, said):
         assert do == "declare or return float"
 
 
+def test_reasons_may_come_in_chunks_of_several_dictionaries():
+    chunks = [pa.array([code]).dictionary_encode() for code in ("torn", "dark")]
+    stored = as_declared(PLANNED, answer(reason=pa.chunked_array(chunks)), 7)
+    assert stored["reason"].to_pylist() == ["torn", "dark"]
+
+
 def test_a_reason_that_no_row_has_needs_no_declaration():
     reason = pa.DictionaryArray.from_arrays(pa.array([0, None], pa.int32()), ["dark", "unused"])
     assert as_declared(PLANNED, answer(reason=reason), 7)["reason"].to_pylist() == ["dark", None]
