@@ -129,7 +129,6 @@ class Computation:
             return {planned.name: self._store(planned, file, began, records, mask)}
 
     def _batches(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Iterator[pa.Table]:
-        assert planned.root is not None
         assert isinstance(planned.stage, RowStage)
         rows = planned.stage.batch_rows
         return read_rows(self.chain.stored, self.item.states, reading, planned.root, rows)

@@ -109,9 +109,9 @@ def check_roots(
 ) -> None:
     """RecipeError where a select decides on other rows than those in the data."""
     data = planned[export]
-    while data.root is None and data.data is not None:  # an export of an export
+    while not data.root and data.data is not None:  # an export of an export
         data = planned[data.data]
-    if data.root is None:
+    if not data.root:
         raise RecipeError(
             f"'{export}' ({planned[export].uses}) holds no rows of a pool",
             recipe.where(name, "rows"),

@@ -125,7 +125,7 @@ def _planned(
     is_root = stage.takes == () or (isinstance(stage, DatasetStage) and stage.joins_roots)
     if len(roots) > 1 and not is_root:
         raise RecipeError(
-            found=f"rows of two roots meet: {', '.join(map(str, roots))}",
+            found=f"rows of two roots meet: {', '.join(roots)}",
             where=recipe.where(name, "from"),
             do="join them with ingest.union first, and go on from there",
         )
@@ -136,7 +136,7 @@ def _planned(
     mask = {}
     for select in edges["rows"]:
         mask = bind_mask(recipe, name, select, planned, ancestors)
-    root = name if is_root else next(iter(roots), None)
+    root = name if is_root else next(iter(roots), "")
     marks: dict[str, Any] = {
         "bindings": [
             {read: [planned[s].fingerprint, c] for read, (s, c) in bound.items()}

@@ -19,7 +19,7 @@ class PlannedStage:
     data: str | None
     model: str | None
     only: str | None
-    root: str | None  # the stage whose shards and positions its rows have
+    root: str  # the stage whose shards and positions its rows have; empty where it has no rows
     bindings: tuple[dict[str, Binding], ...]  # read name to where; one a parent for a union
     mask: dict[str, Binding]  # of `rows`: `keep`, and `repeats` where there is one
     fingerprint: str
@@ -65,7 +65,7 @@ class PlannedStage:
     def sources(self) -> tuple[str, ...]:
         """The stages whose shards it reads: those of its columns, and the root's for the uid."""
         found = {stage for b in (*self.bindings, self.mask) for stage, _ in b.values()}
-        if self.root is not None and not self.is_root:
+        if self.root and not self.is_root:
             found.add(self.root)
         return tuple(sorted(found))
 

@@ -108,7 +108,7 @@ class _Schedule:
     def _ready(self) -> list[Job]:
         """What can start: for each root the row stages whose other needs have ended; each dataset
         stage whose needs are complete."""
-        waves: dict[str | None, list[PlannedStage]] = {}
+        waves: dict[str, list[PlannedStage]] = {}
         dataset: list[Job] = []
         begun = {*self.ended, *self.stopped, *self._names(self.jobs)}
         for job, damaged in self.damaged:

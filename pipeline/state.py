@@ -147,7 +147,6 @@ class RunState:
     def _resolve_rows(self, state: StageState) -> None:
         """Each shard by itself: made of its parents as they are now, under today's mask."""
         planned = state.planned
-        assert planned.root is not None
         state.total = self.stages[planned.root].total
         models = self.digests(planned.folders)
         for shard in self.stages[planned.root].shards:
@@ -208,7 +207,6 @@ class RunState:
     def _pool_shards(self, stage: str, bindings: dict[str, Binding]) -> PoolShards:
         """These columns of all rows of the stage's root; they are complete."""
         root = self.plan.stages[stage].root
-        assert root is not None
         used = dict.fromkeys([root, *(source for source, _ in bindings.values())])
         return PoolShards(
             stored={source: self.stored[source] for source in used},

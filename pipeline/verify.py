@@ -91,7 +91,6 @@ def _of_plan(plan: Plan, stages: list[Checked]) -> Iterator[tuple[PlannedStage, 
 
 
 def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
-    assert planned.root is not None
     root, folder = state.stored[planned.root], state.stored[planned.name].folder
     found = scan(folder)
     asked = 0

@@ -77,7 +77,6 @@ class Wave:
         """One item for each shard with something to do; small: states and records, no rows."""
         known = self.running.state.stages
         root = self.stages[0].root
-        assert root is not None
         names = {planned.name for planned in self.stages}
         needs = {need for planned in self.stages for need in (*planned.sources, planned.only)}
         outside = [need for need in needs - names if need]

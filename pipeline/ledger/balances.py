@@ -153,7 +153,7 @@ def _looked_up(
 ) -> tuple[dict[int, list[Place]], tuple[LanguageRows, ...]]:
     """A few rows of each concept, by hash; and the rows of each language."""
     planned = state.plan.stages[name]
-    root = planned.root or ""
+    root = planned.root
     language = binding(state, name, LANGUAGE.name)
     bound = {
         "ids": planned.bindings[0][CONCEPT_IDS.name],

@@ -90,7 +90,7 @@ def _grouped(
 ) -> Duplicates:
     planned = state.plan.stages[name]
     bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
-    pool = whole(state, planned.root or "", bound)
+    pool = whole(state, planned.root, bound)
     duplicate_N = pool.table["keeper"].is_valid().to_numpy()
     if other.names == "neighbour" and cut:
         duplicate_N &= cut.reached(pool.table["near"])

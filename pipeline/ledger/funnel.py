@@ -101,7 +101,7 @@ def funnel(state: RunState) -> Funnel:
     done = [planned for planned in complete if planned.gives_rows]
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
     lost = {planned.name: _Lost() for planned in done if _is_end(planned, done)}
-    for root in dict.fromkeys(planned.root or "" for planned in done):
+    for root in dict.fromkeys(planned.root for planned in done):
         for shard in sorted(state.stages[root].shards):
             reasons = ShardReasons(state, root, shard)
             for name in reasons:
@@ -223,7 +223,7 @@ def _of(kind: str, counts: Counter[tuple[str, str]]) -> dict[str, int]:
 
 def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lost) -> End:
     order = list(state.plan.stages)
-    root = state.plan.stages[name].root or ""
+    root = state.plan.stages[name].root
     rows, kept = counts.total(), counts["fine", ""]
     if kept + lost.rows.total() != rows:
         raise StageError(

@@ -25,7 +25,7 @@ def with_keepers(
         if column := naming(planned.stage, "keeper", "neighbour"):
             named[row.stage] = column
             if uid_hex := row.values[column.name]:
-                uids.setdefault(planned.root or "", set()).add(bytes.fromhex(uid_hex))
+                uids.setdefault(planned.root, set()).add(bytes.fromhex(uid_hex))
     places = {root: places_of(state, root, wanted, own[root]) for root, wanted in uids.items()}
     selects = [row.stage for row in rows if state.plan.stages[row.stage].is_select]
     return [
@@ -49,7 +49,7 @@ def _with_keeper(
         if column.names == "neighbour":
             return row
         return replace(row, keeper_of=_naming(state, row.stage, column.name, uid))
-    root = state.plan.stages[row.stage].root or ""
+    root = state.plan.stages[row.stage].root
     place = places[root][bytes.fromhex(keeper)]
     text = binding(state, row.stage, TEXT.name)
     (seen,) = rows_at(state, {"text": text} if text else {}, [place])

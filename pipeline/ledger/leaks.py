@@ -85,7 +85,7 @@ def _leaked(
 ) -> Leaks:
     planned = state.plan.stages[name]
     bound = {"near": (name, near.name), "task": (name, named.name)}
-    pool = whole(state, planned.root or "", bound)
+    pool = whole(state, planned.root, bound)
     value, task = pool.table["near"], pool.table["task"]
     reached_N = cut.reached(value)
     counted = pc.value_counts(task.filter(pa.array(reached_N))).to_pylist()

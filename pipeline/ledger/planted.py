@@ -173,7 +173,7 @@ def _extra_copies(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _first_causes(state: RunState, end: str) -> pl.DataFrame:
     """uid in hex, and the first cause as `stage: reason`; empty where the row is kept."""
-    root = state.plan.stages[end].root or ""
+    root = state.plan.stages[end].root
     frames = []
     for shard, shard_state in sorted(state.stages[root].shards.items()):
         cause = np.full(shard_state.rows, "", dtype=object)
@@ -188,7 +188,7 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
 
 def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detection]:
     """A score's areas, of English captions and of those of no language, as boilerplate is."""
-    shards = stored(state, state.plan.stages[bound[0]].root or "", {SCORE: bound})
+    shards = stored(state, state.plan.stages[bound[0]].root, {SCORE: bound})
     columns = pa.concat_tables(
         shards.table(n).select([UID.name, SCORE]) for n in range(len(shards))
     )

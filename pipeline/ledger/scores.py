@@ -122,7 +122,7 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
 
 def _lowest_kept(state: RunState, stage: str, where: Binding) -> float | None:
     """The least value that a stage's `top` let through: its cut; None where nothing is kept."""
-    root = state.plan.stages[stage].root or ""
+    root = state.plan.stages[stage].root
     shards = stored(state, root, {"value": where, "kept": (stage, KEEP.name)})
     lowest = [
         pc.min(table["value"].filter(table["kept"])).as_py()

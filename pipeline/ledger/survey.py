@@ -43,7 +43,7 @@ class Survey:
 
 def survey(state: RunState, end: str) -> Survey:
     """The answer for a complete select stage; reads its columns over the whole pool, twice."""
-    root = state.plan.stages[end].root or ""
+    root = state.plan.stages[end].root
     columns = score_columns(state, end)
     counted = histograms(state, root, columns)
     groups = groupings(state, end)

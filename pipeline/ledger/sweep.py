@@ -141,7 +141,6 @@ def _verdicts(
 
 
 def _read(state: RunState, planned: PlannedStage, threshold: Threshold) -> Rows:
-    assert planned.root is not None
     groups = groupings(state, planned.name)
     given = planned.bindings[0]
     reads = [name for name in threshold.reads if name in given]

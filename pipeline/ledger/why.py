@@ -67,7 +67,7 @@ def why(state: RunState, uid: str) -> Why:
         copies=max(Counter(copy.root for copy in copies).values()),
         stages=tuple(by_stage.values()),
         ends=tuple(
-            verdict(state, name, by_stage, first[state.plan.stages[name].root or ""])
+            verdict(state, name, by_stage, first[state.plan.stages[name].root])
             for name in by_stage
             if state.plan.stages[name].is_select
         ),
