@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from metadata.storage import Storage
 from pipeline.errors import RecipeError
 
 CENTRE = "  centre: {uses: toy.centre, from: numbers, rounds: 3}\n"
@@ -31,7 +32,7 @@ def test_a_model_of_another_stage_stands_in_records_under_its_name_as_ever(engin
 
 def test_other_files_redo_what_reads_them_and_equal_rows_nothing_else(engine):
     ran = engine.run(CENTRE + REJOINED + ROWS_ONLY)
-    folder = ran.outcome.state.stages["centre"].folder
+    folder = Storage(ran.outcome.state.stages["centre"].folder.uri)
     manifest = json.loads(folder.read("manifest.json"))
     folder.put("manifest.json", json.dumps({**manifest, "digest": "another"}).encode(), "manifest")
     again = engine.run(CENTRE + REJOINED + ROWS_ONLY)
@@ -63,7 +64,7 @@ def test_a_reader_of_files_has_them_added_to_such_a_folder_and_its_rows_stay(eng
 
 def before_files(ran):
     """The run's `centre` as a version that left no files had it."""
-    folder = ran.outcome.state.stages["centre"].folder
+    folder = Storage(ran.outcome.state.stages["centre"].folder.uri)
     manifest = json.loads(folder.read("manifest.json"))
     shutil.rmtree(f"{folder.path}/out")
     text = json.dumps({**manifest, "outputs": [], "output_sha256": {}})
