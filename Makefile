@@ -37,7 +37,7 @@ check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/mypy metadata pipeline stages
 
 unit: .venv/installed-dev  ## every test but those that take minutes
-	$(BIN)/python -m pytest -q -n 2 -m 'not chaos'
+	$(BIN)/python -m pytest -q -n 2 -m 'not chaos' --durations 12
 
 chaos: .venv/installed-dev  ## kill -9 at every point, on disk, on S3, on Ray; the README; the demo
 	$(BIN)/python -m pytest -q -n 2 -m chaos --durations 12

