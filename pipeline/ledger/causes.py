@@ -1,17 +1,16 @@
 """The first cause of each lost row: back through the selects, then to the first stage that left out
 a value which a later one takes."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial, reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP
+from metadata.schema import KEEP
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.plan import Plan
 from pipeline.planned import Binding
-from pipeline.state import RunState
 
 UNDEFINED = "undefined:"
 BEFORE = "dropped_before"
@@ -22,8 +21,7 @@ Cause = tuple[str, str]  # stage and reason
 
 def causes(reasons: ShardReasons, end: str) -> Iterator[tuple[str, str, pa.Array]]:
     """(stage, reason, mask): the rows of a shard that a select stage dropped, by first cause."""
-    lacks = partial(lacking, reasons.state, reasons.shard)
-    return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), lacks)
+    return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), reasons.lacking)
 
 
 def trace(
@@ -75,30 +73,14 @@ def left_out(stage: str, columns: set[str], rows: pa.Array, lacks: Lacks) -> pa.
     return rows if missing is None else pc.and_(rows, missing)
 
 
-def lacking(state: RunState, shard: int, stage: str, columns: set[str]) -> pa.Array | None:
-    """Rows of a shard for which the stage left out one of the columns; None where `askable` is."""
-    asked = askable(state.plan, stage, columns)
-    if asked is None:
-        return None
-    shard_state = state.stages[stage].shards[shard]
-    tables = list(state.stored[stage].read(shard_state, asked, 65_536))
-    missing = [pc.is_null(pa.concat_tables(tables)[name]).combine_chunks() for name in asked]
-    return reduce(pc.or_, missing, pa.array([False] * sum(map(len, tables)), pa.bool_()))
-
-
-def askable(plan: Plan, stage: str, columns: set[str]) -> list[str] | None:
-    """The columns that tell what a stage left out; None where they are too large to be read.
-
-    Of an image its size tells. A vector is taken to be missing where the stage has a reason.
-    """
-    types = {column.name: column.dtype for column in plan.stages[stage].stage.writes}
-    proxy = {IMAGE.name: IMAGE_BYTES.name} if IMAGE_BYTES.name in types else {}
-    asked = sorted({proxy.get(name, name) for name in columns})
-    cheap = all(
-        name in types and not pa.types.is_nested(types[name]) and name != IMAGE.name
-        for name in asked
-    )
-    return asked if cheap else None
+def named_in(plan: Plan, stage: str, code: str) -> dict[str, Binding]:
+    """The columns that a reason of a stage names, as the stage reads them, and where they are."""
+    bindings = plan.stages[stage].bindings
+    return {
+        read: where
+        for read, where in (bindings[0] if bindings else {}).items()
+        if re.search(rf"(?<![\w.]){re.escape(read)}\b", code)
+    }
 
 
 def _line(plan: Plan, name: str) -> list[str]:

@@ -11,7 +11,6 @@ reasons of shards that several passes have made.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, UID
 from metadata.uid import halves
 from pipeline.errors import RecipeError, StageError
-from pipeline.ledger.causes import Cause, causes, lacking, left_out, taken_by
+from pipeline.ledger.causes import Cause, causes, left_out, taken_by
 from pipeline.ledger.exports import Export, exports
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.stored import Place, artifacts
@@ -164,13 +163,12 @@ def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
     ]
     if not lossy or not reasons.counts(name).keys() - {"", NOT_SELECTED}:
         return Counter()
-    lacks = partial(lacking, reasons.state, reasons.shard)
     own = reasons[name]
     is_late = pa.array([False] * len(own), pa.bool_())
     for source in lossy:
         taken = {column for stage, column in taken_by(plan, name) if stage == source}
         rows = pc.and_(pc.is_valid(own), pc.is_valid(reasons[source]))
-        is_late = pc.or_(is_late, left_out(source, taken, rows, lacks))
+        is_late = pc.or_(is_late, left_out(source, taken, rows, reasons.lacking))
     return Counter(own.filter(is_late).to_pylist())
 
 

@@ -1,11 +1,13 @@
-"""The reasons that stages gave for the rows of one shard, and how many rows have each."""
+"""The reasons that stages gave for the rows of one shard, and the values that they left out."""
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON
+from metadata.schema import IMAGE, IMAGE_BYTES, REASON
+from pipeline.plan import Plan
 from pipeline.state import RunState
 
 
@@ -20,6 +22,7 @@ class ShardReasons(Mapping[str, pa.Array]):
         self.state = state
         self.shard = shard
         self._columns: dict[str, pa.Array | None] = dict.fromkeys(stages_of(state, root))
+        self._missing: dict[tuple[str, ...], pa.Array] = {}
 
     def __getitem__(self, stage: str) -> pa.Array:
         column = self._columns[stage]
@@ -40,6 +43,19 @@ class ShardReasons(Mapping[str, pa.Array]):
             return recorded
         counted = pc.value_counts(pc.fill_null(self[stage], "")).to_pylist()
         return {count["values"]: count["counts"] for count in counted}
+
+    def lacking(self, stage: str, columns: set[str]) -> pa.Array | None:
+        """Rows for which a stage left out one of the columns; None where `askable` is."""
+        asked = askable(self.state.plan, stage, columns)
+        if asked is None:
+            return None
+        if (stage, *asked) not in self._missing:
+            shard = self.state.stages[stage].shards[self.shard]
+            table = pa.concat_tables(self.state.stored[stage].read(shard, asked, 65_536))
+            nulls = [pc.is_null(table[name]).combine_chunks() for name in asked]
+            none = pa.array([False] * len(table), pa.bool_())
+            self._missing[stage, *asked] = reduce(pc.or_, nulls, none)
+        return self._missing[stage, *asked]
 
     def _recorded(self, stage: str) -> dict[str, int] | None:
         """The record's counts; None where a later pass or another mask has changed them."""
@@ -65,3 +81,18 @@ def stages_of(state: RunState, root: str) -> list[str]:
         for name, stage in state.stages.items()
         if stage.planned.root == root and stage.planned.gives_rows and stage.complete
     ]
+
+
+def askable(plan: Plan, stage: str, columns: set[str]) -> list[str] | None:
+    """The columns that tell what a stage left out; None where they are too large to be read.
+
+    Of an image its size tells. A vector is taken to be missing where the stage has a reason.
+    """
+    types = {column.name: column.dtype for column in plan.stages[stage].stage.writes}
+    proxy = {IMAGE.name: IMAGE_BYTES.name} if IMAGE_BYTES.name in types else {}
+    asked = sorted({proxy.get(name, name) for name in columns})
+    cheap = all(
+        name in types and not pa.types.is_nested(types[name]) and name != IMAGE.name
+        for name in asked
+    )
+    return asked if cheap else None

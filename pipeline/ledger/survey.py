@@ -1,6 +1,5 @@
 """The pool under one select stage: its scores, who is kept, and a few rows of each cause."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,13 +8,12 @@ import pyarrow as pa
 
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.ledger.causes import Cause, causes
+from pipeline.ledger.causes import Cause, causes, named_in
 from pipeline.ledger.groupings import group_of, groupings
 from pipeline.ledger.groups import KeepRates, keep_rates
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.scores import Score, ScoreColumn, histograms, score_columns
 from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
-from pipeline.planned import Binding
 from pipeline.state import RunState
 
 KEPT = ("", "")  # the cause of the rows that stay
@@ -105,15 +103,5 @@ def _with_values(
     a cut."""
     deciding = {column.name: column.where for column in columns if column.cuts}
     if cause != KEPT:
-        deciding = _named_in(state, *cause)
+        deciding = named_in(state.plan, *cause)
     return tuple(map(RowValues, places, rows_at(state, deciding, places)))
-
-
-def _named_in(state: RunState, stage: str, code: str) -> dict[str, Binding]:
-    """The columns that a reason names."""
-    bindings = state.plan.stages[stage].bindings
-    return {
-        read: where
-        for read, where in (bindings[0] if bindings else {}).items()
-        if re.search(rf"(?<![\w.]){re.escape(read)}\b", code)
-    }

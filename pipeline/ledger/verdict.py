@@ -1,6 +1,5 @@
 """What a select stage decided of one row, and why, in a sentence."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +9,9 @@ import pyarrow as pa
 from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, REASON
 from pipeline.ledger.at_row import Keeper, StageRow
-from pipeline.ledger.causes import askable, trace
+from pipeline.ledger.causes import named_in, trace
 from pipeline.ledger.near import naming, nearness_of
+from pipeline.ledger.reasons import askable
 from pipeline.ledger.stored import Place
 from pipeline.stage import Selects, Stage
 from pipeline.state import RunState
@@ -63,7 +63,7 @@ def verdict(state: RunState, select: str, rows: Mapping[str, StageRow], place: P
 
 
 def _lacks(state: RunState, place: Place, stage: str, columns: set[str]) -> pa.Array | None:
-    """Whether the stage left out one of the columns at one row; see `causes.lacking`."""
+    """Whether the stage left out one of the columns at one row; see `ShardReasons.lacking`."""
     asked = askable(state.plan, stage, columns)
     if asked is None:
         return None
@@ -80,14 +80,13 @@ def _sentence(
         return f"dropped by '{end}', since '{stage}' gave no value: {code}"
     values: list[str] = []
     others: dict[str, None] = {}
-    for read, (source, column) in planned.bindings[0].items():
-        if re.search(rf"(?<![\w.]){re.escape(read)}\b", code):
-            row, writer = rows[source], state.plan.stages[source].stage
-            other = _other(writer, row)
-            others |= {other: None} if other else {}
-            if not other or column not in {c.name for c in writer.writes if c.names}:
-                value = {**row.values, REASON.name: row.reason}[column]
-                values.append(f"{read} is {cut(repr(value))}")
+    for read, (source, column) in named_in(state.plan, stage, code).items():
+        row, writer = rows[source], state.plan.stages[source].stage
+        other = _other(writer, row)
+        others |= {other: None} if other else {}
+        if not other or column not in {c.name for c in writer.writes if c.names}:
+            value = {**row.values, REASON.name: row.reason}[column]
+            values.append(f"{read} is {cut(repr(value))}")
     if isinstance(planned.stage, Selects):
         values += filter(None, [planned.stage.explain(code, rows[stage].values)])
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
