@@ -1,12 +1,22 @@
 """Evaluation sets as folders or Parquet: what is read of each, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StageError
-from stages.ops.evaluation import Wanted, listing_digest, read, tasks_at
+from stages.ops.evaluation import (
+    Wanted,
+    listing_digest,
+    put_samples,
+    read,
+    samples_in,
+    tasks_at,
+)
 from stages.ops.images import decode
 from tests.stages.task_folders import picture, write_tar
 
@@ -176,3 +186,16 @@ def test_a_glance_sees_that_a_file_of_either_kind_changed(tasks):
         path.write_bytes(b"red")
         seen.add(listing_digest(str(tasks)))
         assert len(seen) == 1 + number
+
+
+def test_samples_that_fit_are_stored_by_task_and_read_again(parquet, memory_context):
+    folder = str(parquet("a", key=["one", "two"], text=["a cat", "cat"]))
+    ctx = memory_context()
+    task = SimpleNamespace(worker=ctx.worker, put_file=ctx.put_file)
+    wanted = Wanted(
+        column=pa.field("text", pa.string()),
+        measure=None,
+        fits=lambda captions: pc.match_substring(captions, " "),
+    )
+    assert put_samples(folder, "a", wanted, task) == {"read": 2, "stored": 1}
+    assert samples_in(ctx.folder, "a").to_pydict() == {"key": ["one"], "value": ["a cat"]}

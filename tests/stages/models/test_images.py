@@ -1,0 +1,40 @@
+"""What embeds pictures: any scheme, or the features of a frozen network; weights are pinned."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.stage import Worker
+from stages.models.image_text import load
+from stages.models.images import check, embedder
+
+PICTURES = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
+
+
+def test_a_scheme_embeds_as_its_model_does_and_without_weights_pins_nothing(worker):
+    embedded_2D = embedder("reference", worker[0])(PICTURES)
+    np.testing.assert_array_equal(embedded_2D, load("reference").embed_images(PICTURES))
+    assert worker[1] == []
+
+
+def test_features_are_those_of_the_frozen_network_whose_weights_are_pinned(worker):
+    assert embedder("features:float32", worker[0])(PICTURES).shape == (2, 1280)
+    ((name, sha256),) = worker[1]
+    assert name == "features:float32"
+    assert len(sha256) == 64
+
+
+def test_an_unknown_scheme_is_refused_and_features_are_known():
+    check("features")
+    check("reference")
+    with pytest.raises(ValueError, match="did you mean 'reference'"):
+        check("refrence")
+
+
+@pytest.fixture
+def worker(tmp_path) -> tuple[Worker, list[tuple[str, str]]]:
+    """A worker, and what it has pinned."""
+    pinned: list[tuple[str, str]] = []
+    here = {"seed": 0, "stage": "it", "device": "cpu", "threads": 1, "scratch": Path(tmp_path)}
+    return Worker(**here, pin=lambda *what: pinned.append(what)), pinned
