@@ -15,8 +15,6 @@ from stages.ops.compiled import compiled
 # Shapes: H x W the picture's pixels, R x C those of the smaller one, T taps of all rows or columns.
 RGB = NDArray[np.uint8]
 
-MAX_SIDE = 1 << 14
-
 
 def shrink(rgb_HW3: RGB, width: int, height: int) -> RGB:
     """(height, width, 3) each pixel the mean of those it covers, edges by the part covered.
