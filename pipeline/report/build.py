@@ -17,13 +17,14 @@ from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import LossCurve, losses, results
 from pipeline.ledger.scores import Score
 from pipeline.ledger.survey import KEPT, survey
+from pipeline.ledger.work import work
 from pipeline.ran import newest_recipe
 from pipeline.report.balances import balance_section
 from pipeline.report.charts import histogram, lines
 from pipeline.report.page import render
 from pipeline.report.samples import samples_at
 from pipeline.report.strips import duplicate_strips, leak_strips
-from pipeline.state import RunState, StageState, summary
+from pipeline.state import RunState
 
 
 def report(state: RunState, baselines: Sequence[str] = ()) -> str:
@@ -43,7 +44,7 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
         leaks=[{**vars(of), "strips": leak_strips(state, of)} for of in leaks(state)],
         concepts=[balance_section(state, of) for of in balances(state)],
         ends=[_end(state, end) for end in rows.ends],
-        work=[work(name, stage) for name, stage in state.stages.items()],
+        work=work(state),
     )
 
 
@@ -122,27 +123,3 @@ def _loss(curve: LossCurve) -> dict[str, Any]:
     chart = lines([("loss", list(step[::every]), list(loss[::every]))])
     last = sum(tail) / len(tail) if tail else None
     return {"stage": curve.stage, "steps": len(step), "last": last, "chart": chart}
-
-
-def work(name: str, stage: StageState) -> dict[str, Any]:
-    """A stage's rows, seconds of work, bytes and faults, from its records."""
-    records = stage.records
-    seconds = stage.seconds
-    rows = sum(record.computed for record in records)
-    outputs = sum(size for _, size in stage.outputs)
-    return {
-        "stage": name,
-        "uses": stage.planned.uses,
-        "done": summary(stage),
-        "shards": len(stage.shards),
-        "rows": rows,
-        "seconds": seconds,
-        "rows_per_s": rows / seconds if seconds and rows else None,
-        "bytes": sum(record.size_bytes for record in records) + outputs,
-        "retries": sum(record.attempts - 1 for record in records),
-        "failures": [
-            {"shard": failure.shard, "found": failure.found, "do": failure.do}
-            for failure in stage.failures.values()
-            if failure is not None
-        ],
-    }

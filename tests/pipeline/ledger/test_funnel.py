@@ -14,7 +14,7 @@ from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.ledger.causes import BEFORE, UNDEFINED, trace
 from pipeline.ledger.funnel import funnel
-from pipeline.report.build import work
+from pipeline.ledger.work import work
 from pipeline.state import RunState
 from pipeline.verbs.funnel import text
 from pipeline.verbs.status import as_json
@@ -217,8 +217,7 @@ def test_status_and_the_reports_table_of_work_open_no_data_file(tmp_path, monkey
         "no_number": 4,
         "unlucky": 2,
     }
-    computed = [work(name, stage)["rows"] for name, stage in state.stages.items()]
-    assert computed == [20] * 6 + [0]
+    assert [of.rows for of in work(state)] == [20] * 6 + [0]
     assert not names
 
 

@@ -1,0 +1,49 @@
+"""What the stages of a run cost, from their records: no data file is opened."""
+
+from dataclasses import dataclass
+
+from metadata.record import Failure
+from pipeline.state import RunState, StageState, summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageWork:
+    """One stage: its good shards, the rows computed for them, and what that took.
+
+    `seconds` are of work in all workers, `rows_per_s` of one of them, null without rows. `bytes`
+    are stored. `retries` counts attempts past the first; `failures` are of the shards set aside.
+    """
+
+    stage: str
+    uses: str
+    done: str
+    shards: int
+    rows: int
+    seconds: float
+    rows_per_s: float | None
+    bytes: int
+    retries: int
+    failures: tuple[Failure, ...]
+
+
+def work(state: RunState) -> list[StageWork]:
+    """Every stage, in the recipe's order."""
+    return [_work(name, stage) for name, stage in state.stages.items()]
+
+
+def _work(name: str, stage: StageState) -> StageWork:
+    records = stage.records
+    rows = sum(record.computed for record in records)
+    outputs = sum(size for _, size in stage.outputs)
+    return StageWork(
+        stage=name,
+        uses=stage.planned.uses,
+        done=summary(stage),
+        shards=len(stage.shards),
+        rows=rows,
+        seconds=stage.seconds,
+        rows_per_s=rows / stage.seconds if stage.seconds and rows else None,
+        bytes=sum(record.size_bytes for record in records) + outputs,
+        retries=sum(record.attempts - 1 for record in records),
+        failures=tuple(failure for failure in stage.failures.values() if failure is not None),
+    )
