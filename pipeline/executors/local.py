@@ -12,55 +12,22 @@ import math
 import multiprocessing
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection, wait
-from multiprocessing.spawn import get_preparation_data
+from multiprocessing.connection import wait
 from typing import Any
 
 from metadata.scratch import sweep_scratch
 from pipeline.errors import StageError
 from pipeline.executors import Item, Step, machine
+from pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
 from pipeline.executors.streams import TURN_S, Dispatcher, Stream
 from pipeline.stage import Resources
 
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
-LEAVE_S = 0.2  # what idle workers have to leave by themselves
-GONE = (EOFError, OSError)  # what a pipe says of a process that died, or died in mid-answer
 ROUNDING = 1e-6  # of ten shares of 0.1
-# A path and a main module like ours, as multiprocessing gives them; its own `Process` would put our
-# environment, which is every thread's, in the place of the worker's.
-BOOT = """
-import pickle, sys
-from multiprocessing.connection import Connection
-from multiprocessing.spawn import prepare
-pipe, driver = Connection(int(sys.argv[1])), int(sys.argv[2])
-try:
-    prepare(pickle.loads(pipe.recv_bytes()))
-except EOFError:
-    sys.exit()
-from pipeline.executors.worker import serve
-serve(pipe, driver)
-"""
-
-
-@dataclass(eq=False)
-class _Worker:
-    process: "subprocess.Popen[bytes]"
-    pipe: Connection
-    resources: Resources
-    cpus: float  # while it is busy
-    gpus: tuple[str, ...]
-    born_s: float = field(default_factory=time.monotonic)
-    ready: bool = False
-    started: list[str] = field(default_factory=list)  # ids of the steps whose function it holds
-    job: tuple[Stream, int, Item] | None = None  # step number and item in hand
 
 
 class LocalExecutor(Dispatcher):
@@ -74,7 +41,7 @@ class LocalExecutor(Dispatcher):
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.side_by_side = self.workers > 0
         self._memory_gb, self._gpus = machine.memory_gb(), machine.gpus()
-        self._living: list[_Worker] = []
+        self._living: list[LocalWorker] = []
         self._bell, self._ringer = multiprocessing.Pipe(duplex=False)
 
     def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
@@ -126,7 +93,7 @@ class LocalExecutor(Dispatcher):
                 return False
         return False
 
-    def _workers_for(self, stream: Stream, resources: Resources) -> list[_Worker]:
+    def _workers_for(self, stream: Stream, resources: Resources) -> list[LocalWorker]:
         """A worker for an item, or one for each rank; none where CPUs or other things lack."""
         count, cpus = stream.ranks or 1, self._cpus(resources, stream.ranks or 1)
         if _cpus_of(self._living) + count * cpus > max(1, self.workers) + ROUNDING:
@@ -141,7 +108,9 @@ class LocalExecutor(Dispatcher):
                 return []
             staying.remove(spare.pop())
         self._end([worker for worker in self._living if worker not in staying])
-        return [self._start(resources, cpus, share) for share in gpus]
+        started = [start_worker(resources, cpus, own) for own in gpus]
+        self._living += started
+        return started
 
     def _waits_for_items(self, stream: Stream, resources: Resources) -> bool:
         """Whether the stream would get its workers if no item were in hand."""
@@ -158,8 +127,8 @@ class LocalExecutor(Dispatcher):
         )
 
     def _may_end(
-        self, workers: Sequence[_Worker], stream: Stream, resources: Resources
-    ) -> list[_Worker]:
+        self, workers: Sequence[LocalWorker], stream: Stream, resources: Resources
+    ) -> list[LocalWorker]:
         """The workers that may end to make room for these resources; the first to end is last.
 
         A profile with items waiting keeps its workers for a while, lest models load in turn. For
@@ -169,7 +138,7 @@ class LocalExecutor(Dispatcher):
         is_first = stream.ranks or all(w.resources != resources for w in self._living)
         old_s = time.monotonic() - TURN_S
 
-        def may_end(worker: _Worker) -> bool:
+        def may_end(worker: LocalWorker) -> bool:
             has_turn = self._waiting(worker.resources) and worker.born_s > old_s
             return worker.resources not in used or bool(is_first and not has_turn)
 
@@ -181,7 +150,7 @@ class LocalExecutor(Dispatcher):
         return min(float(resources.cpus), max(1, self.workers) / beside)
 
     def _room(
-        self, resources: Resources, count: int, living: Sequence[_Worker]
+        self, resources: Resources, count: int, living: Sequence[LocalWorker]
     ) -> list[tuple[str, ...]] | None:
         """The GPUs of each of `count` workers beside these; None where GPUs or memory lack."""
         wanted_gb = count * resources.memory_gb + sum(w.resources.memory_gb for w in living)
@@ -216,32 +185,12 @@ class LocalExecutor(Dispatcher):
     def _most_inside(self, stream: Stream) -> int:
         return stream.ranks or 2 * self.workers * len(stream.steps)
 
-    # Processes
-
-    def _start(self, resources: Resources, cpus: float, gpus: tuple[str, ...]) -> _Worker:
-        # Ctrl-C is the driver's to answer: a worker is born deaf to it, as this thread is.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        ours, theirs = multiprocessing.Pipe()
-        own = {**machine.thread_limits(resources.cpus), "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        process = subprocess.Popen(
-            [sys.executable, "-c", BOOT, str(theirs.fileno()), str(os.getpid())],
-            env={**os.environ, **own},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        worker = _Worker(process, ours, resources, cpus, gpus)
-        self._living.append(worker)
-        parents = get_preparation_data("worker")
-        parents.pop("authkey")  # of multiprocessing's servers, which there are none of
-        with contextlib.suppress(*GONE):  # seen when we wait
-            ours.send_bytes(pickle.dumps(parents))
-        return worker
+    # What workers say
 
     def _pack(self, step: Step) -> bytes:
         return pickle.dumps(step.start)
 
-    def _send(self, worker: _Worker) -> None:
+    def _send(self, worker: LocalWorker) -> None:
         assert worker.job is not None
         stream, number, item = worker.job
         step = stream.ids[number]
@@ -254,7 +203,7 @@ class LocalExecutor(Dispatcher):
         with contextlib.suppress(*GONE):  # seen when we wait
             worker.pipe.send_bytes(message)
 
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: LocalWorker) -> None:
         assert worker.job is not None
         stream, number, _ = worker.job
         try:
@@ -280,7 +229,7 @@ class LocalExecutor(Dispatcher):
             else:
                 stream.passed(number, value)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: LocalWorker) -> None:
         """Ends a worker that died; its item is tried again in another."""
         assert worker.job is not None
         stream, number, item = worker.job
@@ -300,19 +249,10 @@ class LocalExecutor(Dispatcher):
                 where = f"step {stream.steps[number].name}"
                 stream.fail(StageError(found, where, "run with --workers 0 to see why"))
 
-    def _end(self, workers: Sequence[_Worker]) -> None:
-        """Ends them all, side by side: idle ones may leave by themselves."""
+    def _end(self, workers: Sequence[LocalWorker]) -> None:
         for worker in workers:
             self._living.remove(worker)
-            worker.pipe.close()
-        limit = time.monotonic() + LEAVE_S
-        for worker in workers:
-            if worker.job is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(max(0.0, limit - time.monotonic()))
-            worker.process.kill()
-        for worker in workers:
-            worker.process.wait()
+        end_workers(workers)
 
     def _end_workers_of(self, stream: Stream | None) -> None:
         self._end([w for w in self._living if stream is None or (w.job and w.job[0] is stream)])
@@ -335,5 +275,5 @@ def _ranked(
     return rank, fn(rank, workers)
 
 
-def _cpus_of(workers: Iterable[_Worker]) -> float:
+def _cpus_of(workers: Iterable[LocalWorker]) -> float:
     return sum(worker.cpus for worker in workers if worker.job)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -115,7 +116,7 @@ class Dispatcher(ABC):
                 if not inside:
                     return
                 if drawn:
-                    self._tell(lambda drawn=drawn: stream.queues[0].extend(drawn))  # type: ignore[misc]
+                    self._tell(partial(stream.queues[0].extend, drawn))
                 item = stream.next()
                 inside -= 1
                 yield item

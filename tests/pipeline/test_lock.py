@@ -173,6 +173,13 @@ def test_who_lost_the_lock_puts_and_deletes_nothing_more(run, monkeypatch):
     assert (Path(run.path) / "stage" / "mine").read_bytes() == b"1"
 
 
+def test_what_still_runs_of_a_run_that_has_ended_writes_nothing_more(run):
+    with lock.held(run) as owned:
+        owned.put("mine", b"1", point="record")
+    with pytest.raises(LostLockError):
+        owned.put("mine", b"2", point="record")
+
+
 SLEEPER = """
 import os, signal, sys
 from metadata import storage

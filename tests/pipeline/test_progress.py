@@ -36,6 +36,24 @@ def test_a_line_says_shard_rows_failures_and_speed(capsys):
     )
 
 
+class Pieces(io.StringIO):
+    """What is written, call by call."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def write(self, text):
+        self.pieces.append(text)
+        return len(text)
+
+
+def test_a_line_is_written_in_one_piece_beside_those_of_other_stages(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Pieces())
+    Lines().unit("near", "02-shuffle", 3, 3)
+    assert sys.stderr.pieces == ["near: 02-shuffle, 3 units\n"]
+
+
 def test_a_call_of_a_dataset_stage_is_told_when_it_is_done(capsys):
     for done in (1, 2, 3):
         Lines().unit("near", "02-shuffle", done, 3)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ShardError, StageError
-from pipeline.executors import Step
-from pipeline.executors import local as local_module
+from pipeline.executors import Step, local_worker
 from pipeline.executors.local import LocalExecutor
 from pipeline.stage import Resources
 from tests.pipeline.executors.conftest import ONE, OTHER, step
@@ -94,7 +93,7 @@ def test_a_worker_that_dies_in_mid_answer_is_replaced(single, tmp_path):
 
 
 def test_workers_that_cannot_even_boot_are_an_error_not_a_loop(single, monkeypatch):
-    monkeypatch.setattr(local_module, "BOOT", "raise SystemExit(3)")
+    monkeypatch.setattr(local_worker, "BOOT", "raise SystemExit(3)")
     with pytest.raises(StageError, match=r"exit code 3") as raised:
         list(single.stream([step(pid)], range(4)))
     assert "--workers 0" in raised.value.args[2]

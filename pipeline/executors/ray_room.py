@@ -1,0 +1,277 @@
+"""Who gets room on Ray: pools of actors, one for each profile, and launches beside them."""
+
+import math
+import os
+import sys
+import sysconfig
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+from pipeline.errors import StageError
+from pipeline.executors import Item, machine
+from pipeline.executors.ray_session import Session
+from pipeline.executors.streams import TURN_S, Stream
+from pipeline.executors.worker import Functions
+from pipeline.stage import Resources
+
+IDLE_S = 0.5  # an actor without work this long goes, where another pool lacks room
+KEPT_S = 10.0  # one of a profile that no open stream uses goes anyway
+PLACING_S = 30.0  # an actor not up after this long lacks room, whatever the totals say
+GIVE_UP_S = 900.0  # time for a cluster to grow by the node that is missing
+
+State = Literal["opening", "starting", "running", "idle"]  # of an actor
+Need = dict[str, float]  # amounts by Ray's name of the resource
+
+
+class Worker(Functions):
+    """An actor: one process of a pool."""
+
+    def ready(self) -> None:
+        """Answers once the process is up."""
+
+    def launch(
+        self, fn: Callable[[int, int], Mapping[str, Any]], rank: int, workers: int
+    ) -> Mapping[str, Any]:
+        return fn(rank, workers)
+
+
+@dataclass(eq=False)
+class Actor:
+    handle: Any
+    state: State = "opening"
+    job: tuple[Stream, int, Item] | None = None  # step number and item in hand
+    answer: Any = None  # what it was asked last
+    leaves: bool = False  # once it is idle, for a pool without any
+    started: set[str] = field(default_factory=set)  # ids of steps
+    born_s: float = field(default_factory=time.monotonic)
+    since_s: float = field(default_factory=time.monotonic)  # in its state
+
+    def enter(self, state: State) -> None:
+        self.state, self.since_s = state, time.monotonic()
+
+    def rests(self, how_long_s: float) -> bool:
+        return self.state == "idle" and time.monotonic() - self.since_s > how_long_s
+
+
+@dataclass(eq=False)
+class Pool:
+    resources: Resources
+    need: Need
+    actors: list[Actor] = field(default_factory=list)
+    early_death_s: float = -math.inf  # when one last died before it had started
+
+    def opening(self) -> list[Actor]:
+        return [actor for actor in self.actors if actor.state == "opening"]
+
+    def up(self) -> list[Actor]:
+        return [actor for actor in self.actors if actor.state != "opening"]
+
+
+@dataclass(eq=False)
+class Launch:
+    need: Need  # of all ranks
+    since_s: float = field(default_factory=time.monotonic)
+    is_placed: bool = False
+
+
+class Room:
+    """Actors by profile, and launches, within what the nodes have."""
+
+    def __init__(self, session: Session, workers: int | None, env: Mapping[str, str]) -> None:
+        self.pools: dict[Resources, Pool] = {}
+        self.launches: list[Launch] = []
+        self._session = session
+        self._most_actors = workers or sys.maxsize
+        self._env = dict(env)
+        self._gave_s = -math.inf  # when an actor last left for others
+        self._nodes_have: Need = {}
+        self._asked_s = -math.inf
+
+    def share(
+        self, used: Collection[Resources], items: Callable[[Resources], int]
+    ) -> list[tuple[Pool, Actor]]:
+        """New actors: one for each pool, more where items wait, at most twice as many at a time.
+
+        What is asked for may exceed what is free: that is how a cluster learns to grow. So that
+        no stream or launch waits for ever, actors go where others lack room: those at rest first.
+        """
+        opened = []
+        self.pools = {r: pool for r, pool in self.pools.items() if pool.actors or r in used}
+        for resources in set(used) - self.pools.keys():
+            self.pools[resources] = Pool(resources, self.need(resources))
+        pools = list(self.pools.values())
+        waiting = {pool: items(pool.resources) for pool in pools}
+        short = [pool for pool in pools if waiting[pool] and self._lacks_room(pool)]
+        without = [pool for pool in short if not pool.up()]
+        launching = [launch for launch in self.launches if self._could_be_placed(launch)]
+        is_wanted = bool(short) or any(
+            self._is_short_of(launch.need, launch.since_s) for launch in launching
+        )
+        asked = [pool for pool in pools if waiting[pool] and pool.opening() and not pool.up()]
+        for pool in pools:
+            opening, up = len(pool.opening()), len(pool.up())
+            may_open = not without if up else self._fits_beside(pool, asked)
+            if pool.resources in used and not launching and may_open:
+                wanted = min(waiting[pool], up) if up else int(waiting[pool] > 0 or not short)
+                for _ in range(min(wanted - opening, self._most_actors - opening - up)):
+                    actor = Actor(self.new(pool.resources, pool.need))
+                    pool.actors.append(actor)
+                    opened.append((pool, actor))
+            if pool.resources not in used:
+                spare = [a for a in pool.actors if a.rests(0 if is_wanted else KEPT_S)]
+            elif is_wanted and not waiting[pool]:
+                spare = [a for a in pool.actors if a.rests(IDLE_S) or a.state == "opening"]
+                if not (without or launching):  # they only want more: one, not the last
+                    spare = spare[: int(up > 1)]
+            else:  # no more for who has some
+                spare = pool.opening() if launching or (without and up) else []
+            for actor in spare:
+                self.drop(pool, actor)
+        if is_wanted and (without or launching):
+            self._make_way([pool for pool in pools if pool.up() and pool not in without])
+        return opened
+
+    def _make_way(self, givers: Sequence[Pool]) -> None:
+        """One actor of the largest pool leaves after its item; the only one of a pool in turn."""
+        if not givers or any(actor.leaves for pool in givers for actor in pool.actors):
+            return
+        giver = max(givers, key=lambda pool: len(pool.up()))
+        if len(giver.up()) == 1:
+            giver = min(givers, key=lambda pool: pool.up()[0].born_s)
+            if time.monotonic() - giver.up()[0].born_s < TURN_S:
+                return
+        actor = min(giver.up(), key=lambda actor: actor.state != "idle")
+        actor.leaves = True
+        if actor.state == "idle":
+            self.give(giver, actor)
+
+    def give(self, pool: Pool, actor: Actor) -> None:
+        """An actor ends, so that others get its room."""
+        self.drop(pool, actor)
+        self._gave_s = time.monotonic()
+
+    def _fits_beside(self, pool: Pool, asked: Sequence[Pool]) -> bool:
+        """Whether its first actor takes no room from those that were asked for before."""
+        claims = [it.need for it in asked if it is not pool and _fits(it.need, self.total())]
+        return not claims or _fits(pool.need, self._free(claims))
+
+    def _lacks_room(self, pool: Pool) -> bool:
+        """Whether an actor was asked for and can't be placed beside those that are up."""
+        if not pool.opening():
+            return False
+        return self._is_short_of(pool.need, pool.opening()[0].since_s)
+
+    def is_given_up(self, since_s: float) -> bool:
+        """Whether what was asked for so long ago is not to be waited for: nothing runs either."""
+        return time.monotonic() - since_s > GIVE_UP_S and not self._is_busy()
+
+    def _could_be_placed(self, launch: Launch) -> bool:
+        """Whether only actors are in the way of a launch: not other launches, or missing nodes."""
+        placed = [other.need for other in self.launches if other.is_placed]
+        return not launch.is_placed and _fits(launch.need, _less(self.total(), placed))
+
+    def _is_short_of(self, need: Need, since_s: float) -> bool:
+        is_late = time.monotonic() - max(since_s, self._gave_s) > PLACING_S
+        return is_late or not _fits(need, self._free())
+
+    def _free(self, claimed: Sequence[Need] = ()) -> Need:
+        """What the nodes have beyond actors that are up, placed launches, and what is claimed."""
+        taken = [pool.need for pool in self.pools.values() for _ in pool.up()]
+        taken += [launch.need for launch in self.launches if launch.is_placed]
+        return _less(self.total(), [*taken, *claimed])
+
+    def _is_busy(self) -> bool:
+        """Whether something runs that will leave its room to others."""
+        return any(pool.up() for pool in list(self.pools.values())) or any(
+            launch.is_placed for launch in list(self.launches)
+        )
+
+    def drop(self, pool: Pool, actor: Actor) -> None:
+        ray.kill(actor.handle)
+        pool.actors.remove(actor)
+        actor.answer = None
+
+    def new(self, resources: Resources, need: Need, **options: Any) -> Any:
+        """A new process, placed where `need` is free; Ray queues it until then."""
+        env = {name: value for name, value in os.environ.items() if name.startswith("CLIPMILL_")}
+        env |= machine.thread_limits(resources.cpus)
+        env |= {"PYTHONPATH": os.pathsep.join(_import_path())} | self._env
+        if not resources.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ""
+        return (
+            ray.remote(Worker)
+            .options(
+                num_cpus=need["CPU"],
+                num_gpus=need.get("GPU", 0),
+                memory=need["memory"],
+                runtime_env={"env_vars": env},
+                **options,
+            )
+            .remote()
+        )
+
+    def need(self, resources: Resources, beside: int = 1) -> Need:
+        """What one of `beside` workers asks of Ray; of a local one, its share of the CPUs."""
+        cpus = float(resources.cpus)
+        if self._session.is_local:
+            share = self.total()["CPU"] / beside
+            cpus = min(cpus, math.floor(share) or share)
+        need = {"CPU": cpus, "memory": resources.memory_gb * 2**30}
+        return need | ({"GPU": resources.gpus} if resources.gpus else {})
+
+    def refuse(self, resources: Resources, where: str, beside: int = 1) -> None:
+        """A local Ray does not grow; for a cluster it is too early to say."""
+        need = self.need(resources, beside)
+        left = _less(self.total(), [need] * (beside - 1))
+        if self._session.is_local and not _fits(need, left):
+            raise self.no_room(resources, where, beside)
+
+    def no_room(self, resources: Resources, where: str, beside: int = 1) -> StageError:
+        asked, there = _in_words(self.need(resources, beside)), _in_words(self.total())
+        workers = "a worker" if beside == 1 else f"{beside} workers, each"
+        return StageError(
+            found=f"no place for {workers} with {asked}: the nodes have {there}",
+            where=where,
+            do="lower what the stage asks for, or add a node that has it",
+        )
+
+    def total(self) -> Need:
+        """What all nodes have; of a cluster asked again each second, for nodes come and go."""
+        is_known = self._nodes_have and self._session.is_local
+        if not is_known and time.monotonic() - self._asked_s > 1:
+            self._nodes_have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray
+            self._asked_s = time.monotonic()
+        return self._nodes_have
+
+
+def _less(total: Need, taken: Sequence[Need]) -> Need:
+    """What is left of the total."""
+    left = defaultdict(float, total)
+    for need in taken:
+        for name, amount in need.items():
+            left[name] -= amount
+    return left
+
+
+def _fits(need: Need, free: Need) -> bool:
+    return all(free.get(name, 0) >= amount for name, amount in need.items())
+
+
+def _in_words(amounts: Need) -> str:
+    gb, gpus = amounts.get("memory", 0) / 2**30, amounts.get("GPU", 0)
+    return f"{amounts.get('CPU', 0):g} CPUs, {gb:.1f} GB and {gpus:g} GPUs"
+
+
+def _import_path() -> list[str]:
+    """What this process put on its path beyond the interpreter's own folders.
+
+    Packages stay behind: a worker finds them, and before the library they would hide parts of it.
+    """
+    own = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
+    mine = [path for path in sys.path if not path.startswith(own)]
+    return [os.path.abspath(path) for path in mine if not path.endswith("-packages")]
