@@ -19,6 +19,7 @@ from metadata.schema import KEEP, POSITION, REASON, UID
 from metadata.shard import ShardWriter, store
 from pipeline.chain import Chain, ShardItem
 from pipeline.declared import as_declared, stored_schema
+from pipeline.done import parents_of
 from pipeline.errors import StageError
 from pipeline.planned import Binding, PlannedStage
 from pipeline.rows import StoredColumns, read_rows
@@ -94,10 +95,13 @@ class Computation:
                     answer = self.functions(planned, given, self.item.shard)
                     columns |= {(planned.name, name): answer[name] for name in answer.column_names}
                     writer.add(answer)
-            return {
-                planned.name: self._store(planned, file, began, [], None)
-                for planned, file in zip(stages, files, strict=True)
-            }
+            records: dict[str, Record] = {}
+            states = dict(self.item.states)  # those of a chain name the ones before them as parents
+            for planned, file in zip(stages, files, strict=True):
+                parents = parents_of(planned, states, self.chain.models)
+                records[planned.name] = self._store(planned, file, began, [], None, parents)
+                states[planned.name] = state_of([records[planned.name]], None)
+            return records
 
     def missing_rows(self, planned: PlannedStage) -> dict[str, Record]:
         """A pass: the rows that today's mask or `--retry` asks for. No record where one says so."""
@@ -126,7 +130,8 @@ class Computation:
                         answer = spread(answer, row_K, uids)
                     file[1].add(answer)
                 start += len(uids)
-            return {planned.name: self._store(planned, file, began, records, mask)}
+            parents = self.item.parents(planned, self.chain.models)
+            return {planned.name: self._store(planned, file, began, records, mask, parents)}
 
     def _batches(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Iterator[pa.Table]:
         assert isinstance(planned.stage, RowStage)
@@ -151,6 +156,7 @@ class Computation:
         began: float,
         earlier: list[Record],
         mask: ShardState | None,
+        parents: dict[str, str],
     ) -> Record:
         """Data, then its record."""
         path, writer = file
@@ -162,7 +168,7 @@ class Computation:
                 "shard": self.item.shard,
                 "number": len(earlier),
                 "rows": earlier[0].rows if earlier else writer.rows,
-                "parents": self.item.parents(planned, self.chain.models),
+                "parents": parents,
                 "mask": mask.digest if mask else None,
                 "seconds": round(time.monotonic() - began, 3),
                 "attempts": self.attempt,

@@ -169,3 +169,17 @@ def test_a_column_is_derived_from_what_is_stored_and_from_what_the_chain_has_jus
     assert ran.column("plain", "doubled") == [2 * n for n in range(31)]
     assert ran.column("again", "doubled") == [2 * n * n if n % 7 else None for n in range(31)]
     assert ran.column("some", "doubled") == [2 * n if n < 4 else None for n in range(31)]
+
+
+CHAINED = """
+  copy: {uses: toy.moody, from: numbers, script: %(script)s}
+  more: {uses: toy.moody, from: copy, read: {number: copy.copy}, script: %(script)s}
+"""
+
+
+def test_a_chain_is_computed_once_where_a_stage_reads_the_one_before_it(engine, tmp_path):
+    script = tmp_path / "mood.json"
+    script.write_text("{}")
+    assert engine.run(CHAINED % {"script": script}).complete
+    seen = script.with_suffix(".log").read_text().split()
+    assert sorted(map(int, seen)) == sorted([*range(31)] * 2)
