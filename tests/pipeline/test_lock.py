@@ -156,9 +156,9 @@ def test_a_holder_that_lost_its_lock_does_not_take_it_back(run):
     assert json.loads(run.read(lock.NAME))["owner"] == "another"
 
 
-def test_who_lost_the_lock_puts_and_deletes_nothing_more(run, monkeypatch):
-    monkeypatch.setattr(lock, "LEASE_S", 0.0)  # looked at each time
+def test_who_lost_the_lock_puts_and_deletes_nothing_more(run):
     with lock.held(run) as owned:
+        owned.hold.every_s = 0.0  # looked at each time
         stage = pickle.loads(pickle.dumps(owned.child("stage")))  # as a worker gets it
         stage.put("mine", b"1", point="record")
         write_lease(run)
