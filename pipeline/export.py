@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 from metadata.outputs import Outputs
 from metadata.places import is_places
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError
-from pipeline.plan import make_plan
-from pipeline.recipe import nearest
-from pipeline.run import run_plan
-from pipeline.state import RunState
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import nearest
+from pipeline.run_folder.state import RunState
 
 if TYPE_CHECKING:
+    from pipeline.engine.running import Watcher
     from pipeline.executors import Executor
-    from pipeline.running import Watcher
 
 
 def export(

@@ -13,8 +13,8 @@ from pipeline.terminal import bars
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from pipeline.running import Watcher
-    from pipeline.state import StageState
+    from pipeline.engine.running import Watcher
+    from pipeline.run_folder.state import StageState
 
 
 @contextmanager
@@ -125,7 +125,7 @@ class Lines:
         _print(_damage_line(name, found))
 
     def finished(self, name: str, state: "StageState") -> None:
-        from pipeline.state import summary
+        from pipeline.run_folder.state import summary
 
         _print(f"{name}: {summary(state)}")
 

@@ -27,7 +27,7 @@ from metadata.keys import redacted, without_keys
 from metadata.storage import local_path
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, token
-from pipeline.plan import Plan
+from pipeline.planning.plan import Plan
 from pipeline.stage import settings_fields
 
 LOST_S = 120.0  # a head that is silent this long while its log is followed is given up

@@ -9,12 +9,12 @@ import yaml
 from PIL import Image, ImageDraw
 
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import make_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
-from pipeline.recipe import Recipe
-from pipeline.run import run_plan
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 HOSTILE = """"><img src=x onerror=alert(1)> a tale of <script>alert(2)</script> & 'quotes'"""
 ROWS = 60

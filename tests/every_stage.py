@@ -24,14 +24,14 @@ from metadata.concepts.load import concept_list, of_entries, save
 from metadata.passes import read_stage
 from metadata.schema import REASON, UID
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import Plan, make_plan
-from pipeline.planned import PlannedStage
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.recipe import load_recipe
 from pipeline.pools.server import BEHAVIOUR, start_server
 from pipeline.progress import Lines
-from pipeline.recipe import load_recipe
-from pipeline.run import run_plan
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from stages.ops.pixels import PIXELS
 
 RECIPE = Path(__file__).parent / "every_stage.yaml"

@@ -1,6 +1,6 @@
 """The engine's calls on tables in memory: what a dataset stage means, without running one.
 
-tests/pipeline/test_context_contract.py holds it to what the engine does.
+tests/pipeline/engine/test_context_contract.py holds it to what the engine does.
 """
 
 import json

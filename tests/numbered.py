@@ -11,12 +11,12 @@ import yaml
 
 from metadata.storage import Storage
 from metadata.uid import uid_of
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import Plan, make_plan
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
-from pipeline.recipe import Recipe
-from pipeline.run import run_plan
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 ROWS = range(1, 21)
 STAGES = """

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
 from pipeline.ledger.funnel import funnel
-from pipeline.plan import make_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
 from pipeline.pools.faults import bomb
 from pipeline.progress import Lines
-from pipeline.recipe import load_recipe
-from pipeline.run import run_plan
 from tests.every_stage import Finished
 from tests.hostile_pictures import apng, chunk, commented, png_with, saved, scanned, segmented, tiff
 

@@ -18,11 +18,11 @@ import pytest
 
 from metadata.outputs import Outputs
 from metadata.schema import REASON, REASON_TYPE, UID, Column
+from pipeline.engine.worker import worker_of
 from pipeline.ledger.results import losses
 from pipeline.ledger.stored import artifacts
-from pipeline.settings import known_uses, stage_class
+from pipeline.planning.settings import known_uses, stage_class
 from pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken
-from pipeline.worker import worker_of
 from tests import every_stage as every_stage_
 
 USES = known_uses()
@@ -125,7 +125,7 @@ def test_settings_survive_pickling(uses, every_stage):
 def test_planning_imports_nothing_heavy():
     program = (
         "import sys\n"
-        "from pipeline.settings import known_uses, stage_class\n"
+        "from pipeline.planning.settings import known_uses, stage_class\n"
         "for uses in known_uses():\n"
         "    stage_class(uses, '')\n"
         f"    heavy = sorted(set({HEAVY}) & sys.modules.keys())\n"

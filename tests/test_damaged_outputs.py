@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
+from pipeline.engine.verify import repair, verify
 from pipeline.executors.local import LocalExecutor
 from pipeline.progress import Lines
-from pipeline.run import run_plan
-from pipeline.state import RunState
-from pipeline.verify import repair, verify
-from tests.pipeline.test_changed_files import flip
+from pipeline.run_folder.state import RunState
+from tests.pipeline.engine.test_changed_files import flip
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.planned import PlannedStage
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.settings import known_uses
 from pipeline.pools.build import build_pool
-from pipeline.settings import known_uses
 from tests.every_stage import Finished, run, served
 
 GOLDEN = Path(__file__).parent / "golden.json"

@@ -24,7 +24,7 @@ try:
 finally:
     print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
-WORK = """lambda item: [__import__("pipeline." + name) for name in (
+WORK = """lambda item: [__import__("pipeline.engine." + name) for name in (
     "chain_run", "own_shards", "shuffling", "states"
 )] and {
     "modules": sorted(__import__("sys").modules)
@@ -33,7 +33,7 @@ OF_A_STAGE = {
     *("torch", "cv2", "PIL", "numba", "scipy", "sklearn", "transformers", "tokenizers", "ray"),
     *("aiohttp", "asyncio", "jinja2", "rich", "pandas", "pyarrow.dataset"),
 }
-PLANNERS = {"yaml", "sqlglot", "polars", "pipeline.plan", "pipeline.recipe"}
+PLANNERS = {"yaml", "sqlglot", "polars", "pipeline.planning.plan", "pipeline.planning.recipe"}
 TABLES = {"numpy", "pyarrow"}
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from metadata.schema import IMAGE, REASON
 from pipeline.ledger.stored import Place
-from pipeline.planned import PlannedStage
-from pipeline.state import RunState
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.state import RunState
 
 LONG = 200  # characters of a value that are shown
 

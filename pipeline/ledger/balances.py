@@ -23,7 +23,7 @@ from metadata.schema import (
 )
 from metadata.uid import coin_hash
 from pipeline.ledger.stored import Place, artifacts, binding, rows_at, stored
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard, M concepts of them, E entries of the list.
 

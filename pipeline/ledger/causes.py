@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from metadata.schema import KEEP
 from pipeline.ledger.reasons import ShardReasons
-from pipeline.plan import Plan
-from pipeline.planned import Binding
+from pipeline.planning.plan import Plan
+from pipeline.planning.planned import Binding
 
 UNDEFINED = "undefined:"
 BEFORE = "dropped_before"

@@ -29,7 +29,7 @@ from pipeline.ledger.near import (
     whole,
 )
 from pipeline.ledger.stored import Place, artifacts
-from pipeline.state import RunState, StageState
+from pipeline.run_folder.state import RunState, StageState
 
 # Shapes: N rows of a pool.
 

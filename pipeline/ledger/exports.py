@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from metadata.datacard import SUMMARY
 from metadata.outputs import Outputs
 from pipeline.errors import StageError
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

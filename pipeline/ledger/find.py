@@ -12,7 +12,7 @@ from metadata.parquet_file import read_file
 from metadata.schema import UID
 from pipeline.errors import RecipeError
 from pipeline.ledger.stored import Place
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 
 class UidRow(NamedTuple):

@@ -27,8 +27,8 @@ from pipeline.ledger.exports import Export, exports
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.stored import Place, artifacts
 from pipeline.ledger.subsets import Subset, subsets
-from pipeline.planned import PlannedStage
-from pipeline.state import RunState
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.state import RunState
 
 SORTED_ROWS = 50_000_000
 

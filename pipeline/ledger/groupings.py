@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from metadata.schema import LANGUAGE, SOURCE, URL
 from pipeline.ledger.stored import binding
-from pipeline.planned import Binding
-from pipeline.state import RunState
+from pipeline.planning.planned import Binding
+from pipeline.run_folder.state import RunState
 
 # Shapes: N rows.
 

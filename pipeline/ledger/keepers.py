@@ -11,7 +11,7 @@ from pipeline.ledger.at_row import Keeper, StageRow, shown
 from pipeline.ledger.find import places_of
 from pipeline.ledger.near import naming
 from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 
 def with_keepers(

@@ -16,7 +16,7 @@ from metadata.outputs import Outputs
 from metadata.schema import Column
 from pipeline.ledger.near import Cut, cut_of, naming, nearness_of, spread, whole
 from pipeline.ledger.stored import Place, artifacts
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 LIMITS = 7  # at which rows are counted
 TASKS = 6  # of which rows are shown

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from metadata.schema import UID, Column, Named
 from pipeline.ledger.stored import Place, stored
-from pipeline.planned import Binding
+from pipeline.planning.planned import Binding
+from pipeline.run_folder.state import RunState
 from pipeline.stage import Selects, Stage
-from pipeline.state import RunState
 
 # Shapes: N rows of a pool.
 

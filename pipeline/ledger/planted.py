@@ -22,8 +22,8 @@ from pipeline.ledger.causes import causes
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.stored import binding, stored
 from pipeline.ledger.truth import HARMLESS, Truth, read_truth
-from pipeline.planned import Binding
-from pipeline.state import RunState
+from pipeline.planning.planned import Binding
+from pipeline.run_folder.state import RunState
 
 SCORE = "clip_score"  # the column whose AUC is shown
 LEFT = "truth.json"  # in the run's folder

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.schema import IMAGE, IMAGE_BYTES, REASON
-from pipeline.plan import Plan
-from pipeline.state import RunState
+from pipeline.planning.plan import Plan
+from pipeline.run_folder.state import RunState
 
 
 class ShardReasons(Mapping[str, pa.Array]):

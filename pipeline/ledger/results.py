@@ -21,8 +21,8 @@ from metadata.outputs import Outputs
 from metadata.stats import Estimate
 from pipeline.errors import RecipeError
 from pipeline.ledger.stored import artifacts
-from pipeline.recipe import nearest
-from pipeline.state import RunState
+from pipeline.planning.recipe import nearest
+from pipeline.run_folder.state import RunState
 
 STUDENT = (  # two-sided 95 %, by degrees of freedom from 1
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
 from pipeline.ledger.stored import selects_up_to, stored
-from pipeline.planned import Binding
+from pipeline.planning.planned import Binding
+from pipeline.run_folder.state import RunState
 from pipeline.stage import Selects
-from pipeline.state import RunState
 
 # Shapes: N rows of a shard, B bins, E = B + 1 edges.
 

@@ -13,10 +13,10 @@ from metadata.parquet_file import read_at
 from metadata.passes import read_stage
 from metadata.record import ShardState
 from metadata.schema import KEEP, UID
-from pipeline.planned import Binding, PlannedStage
-from pipeline.rows import WHOLE, PoolShards, StoredColumns
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.run_folder.rows import WHOLE, PoolShards, StoredColumns
+from pipeline.run_folder.state import RunState, StageState
 from pipeline.stage import Artifact
-from pipeline.state import RunState, StageState
 
 # Shapes: N rows.
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from metadata.outputs import Outputs
 from metadata.places import is_places, read_places
-from pipeline.masks import SelectMask
-from pipeline.state import RunState
+from pipeline.run_folder.masks import SelectMask
+from pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pipeline.ledger.groups import KeepRates, keep_rates
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.scores import Score, ScoreColumn, histograms, score_columns
 from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 KEPT = ("", "")  # the cause of the rows that stay
 

@@ -15,10 +15,10 @@ from pipeline.errors import RecipeError
 from pipeline.ledger.groupings import Groups, group_of, groupings, largest
 from pipeline.ledger.stored import Place, binding, least, rows_at, stored
 from pipeline.ledger.vary import Vary, parse, select_stage, threshold_of
-from pipeline.plan import check_threshold
-from pipeline.planned import PlannedStage
+from pipeline.planning.plan import check_threshold
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.state import RunState
 from pipeline.stage import Selects, Threshold, Verdicts
-from pipeline.state import RunState
 
 # Shapes: N rows of the pool.
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from pipeline.errors import RecipeError
-from pipeline.planned import PlannedStage
-from pipeline.recipe import nearest
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.recipe import nearest
+from pipeline.run_folder.state import RunState
 from pipeline.stage import Selects, Threshold
-from pipeline.state import RunState
 
 FORM = re.compile(
     r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"

@@ -13,8 +13,8 @@ from pipeline.ledger.causes import named_in, trace
 from pipeline.ledger.near import naming, nearness_of
 from pipeline.ledger.reasons import askable
 from pipeline.ledger.stored import Place
+from pipeline.run_folder.state import RunState
 from pipeline.stage import Selects, Stage
-from pipeline.state import RunState
 from pipeline.terminal import cut, one_line
 
 SHORT = 80  # characters of a keeper's caption

@@ -14,7 +14,7 @@ from pipeline.ledger.find import rows_of
 from pipeline.ledger.keepers import with_keepers
 from pipeline.ledger.stored import Place
 from pipeline.ledger.verdict import Verdict, verdict
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from metadata.record import Failure
-from pipeline.state import RunState, StageState, summary
+from pipeline.run_folder.state import RunState, StageState, summary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from metadata.schema import BALANCE_RANK
 from pipeline.ledger.balances import Balance, ConceptRows, Curve
 from pipeline.report.charts import lines, short
 from pipeline.report.samples import samples_at
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 
 def balance_section(state: RunState, balance: Balance) -> dict[str, Any]:

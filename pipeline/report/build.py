@@ -18,13 +18,13 @@ from pipeline.ledger.results import LossCurve, losses, results
 from pipeline.ledger.scores import Score
 from pipeline.ledger.survey import KEPT, survey
 from pipeline.ledger.work import work
-from pipeline.ran import newest_recipe
 from pipeline.report.balances import balance_section
 from pipeline.report.charts import histogram, lines
 from pipeline.report.page import render
 from pipeline.report.samples import samples_at
 from pipeline.report.strips import duplicate_strips, leak_strips
-from pipeline.state import RunState
+from pipeline.run_folder.ran import newest_recipe
+from pipeline.run_folder.state import RunState
 
 
 def report(state: RunState, baselines: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from metadata.schema import IMAGE, IMAGE_BYTES, TEXT, UID
 from pipeline.ledger.stored import Place, binding, rows_at
 from pipeline.report.pictures import picture
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 
 def samples_at(state: RunState, stage: str, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:

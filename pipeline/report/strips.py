@@ -10,9 +10,9 @@ from metadata.schema import IMAGE_BYTES, SHA256, TEXT, URL
 from pipeline.ledger.duplicates import Duplicates
 from pipeline.ledger.leaks import Leaks
 from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.planned import Binding
+from pipeline.planning.planned import Binding
 from pipeline.report.samples import samples_at
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 
 def duplicate_strips(state: RunState, of: Duplicates) -> list[dict[str, Any]]:

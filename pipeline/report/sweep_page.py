@@ -8,7 +8,7 @@ from pipeline.ledger.sweep import Sample, Sweep
 from pipeline.report.charts import Line, lines
 from pipeline.report.page import render
 from pipeline.report.pictures import picture
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 
 LINES = 3  # groups in a plot
 

@@ -11,7 +11,7 @@ from pipeline.verbs._signals import stopped_by_signals
 
 if TYPE_CHECKING:
     from pipeline.executors import Executor
-    from pipeline.plan import Plan
+    from pipeline.planning.plan import Plan
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +32,8 @@ def planned(options: argparse.Namespace) -> "Plan":
     """The recipe's plan."""
     gc.disable()  # what is imported here is no garbage, and to look for some takes a tenth longer
     try:
-        from pipeline.plan import make_plan
-        from pipeline.recipe import load_recipe
+        from pipeline.planning.plan import make_plan
+        from pipeline.planning.recipe import load_recipe
 
         return make_plan(load_recipe(options.recipe, options.overrides), options.until)
     finally:
@@ -53,7 +53,7 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
 
 def check_retry(plan: "Plan", reasons: list[str]) -> None:
     """RecipeError for a reason that no stage of the plan can try again."""
-    from pipeline.recipe import nearest
+    from pipeline.planning.recipe import nearest
 
     known = {"crashed"}.union(*(stage.stage.transient for stage in plan.stages.values()))
     for reason in reasons:
@@ -67,7 +67,7 @@ def check_retry(plan: "Plan", reasons: list[str]) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """`--run URI`; `pipeline.state.latest` reads it."""
+    """`--run URI`; `pipeline.run_folder.state.latest` reads it."""
     parser.add_argument("--run", required=True, metavar="URI", help="run folder")
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from metadata.fingerprint import plain
 from metadata.schema import UID
-from pipeline.plan import Plan
-from pipeline.planned import PlannedStage
+from pipeline.planning.plan import Plan
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.state import RunState, summary
 from pipeline.stage import DatasetStage, settings_fields
-from pipeline.state import RunState, summary
 from pipeline.terminal import one_line
 
 SIZES = (10**6, 10**8, 10**10)  # rows of a pool, where what grows with their square is asked for

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes the files and prints how many."""
     from pipeline.export import export
     from pipeline.progress import watcher
-    from pipeline.state import latest
+    from pipeline.run_folder.state import latest
 
     state = latest(options.run)
     with executor(options) as workers, watcher() as watch:

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the counts."""
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.funnel import funnel
-    from pipeline.state import latest
+    from pipeline.run_folder.state import latest
 
     answer = funnel(latest(options.run))
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))

@@ -20,8 +20,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the plan; with `--out` also what of it is done."""
     plan = planned(options)
     from metadata.storage import Storage
-    from pipeline.origin import refuse_another_pool
-    from pipeline.state import RunState
+    from pipeline.run_folder.origin import refuse_another_pool
+    from pipeline.run_folder.state import RunState
     from pipeline.verbs import _plan_page
 
     state = None

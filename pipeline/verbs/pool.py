@@ -78,7 +78,7 @@ def _build(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.planted import planted
-    from pipeline.state import latest
+    from pipeline.run_folder.state import latest
 
     answer = planted(latest(options.run), options.directory)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes the page; prints its results in a few lines, and where it is."""
     from pipeline.ledger.results import results
     from pipeline.report.build import report
-    from pipeline.state import latest
+    from pipeline.run_folder.state import latest
 
     state = latest(options.run)
     options.out.write_text(report(state, options.baseline), encoding="utf-8")

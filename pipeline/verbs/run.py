@@ -16,7 +16,7 @@ from pipeline.verbs._options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.run import Outcome
+    from pipeline.engine.run import Outcome
 
 HELP = "run a recipe; run it again to go on where it stopped"
 
@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the plan and prints how it ended."""
     plan = planned(options)
     from metadata.storage import Storage
+    from pipeline.engine.run import run_plan
     from pipeline.progress import watcher
-    from pipeline.run import run_plan
     from pipeline.verbs._plan_page import notes
 
     check_retry(plan, options.retry)

@@ -9,7 +9,7 @@ from pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
     from metadata.record import Failure
-    from pipeline.state import RunState, StageState
+    from pipeline.run_folder.state import RunState, StageState
 
 HELP = "what is done in a run, and what failed"
 
@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line a stage, and what failed."""
-    from pipeline.state import latest
+    from pipeline.run_folder.state import latest
 
     state = latest(options.run)
     print(json.dumps(as_json(state), indent=1) if options.json else text(state))
@@ -66,7 +66,7 @@ def _failure_json(failure: "Failure") -> dict[str, Any]:
 
 def text(state: "RunState") -> str:
     """A line a stage; its failures below."""
-    from pipeline.state import summary
+    from pipeline.run_folder.state import summary
 
     lines = [f"{state.run}: {state.plan.recipe.path}", ""]
     width = max(map(len, state.stages))

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.sweep import sweep
     from pipeline.report.sweep_page import sweep_page
-    from pipeline.state import latest
+    from pipeline.run_folder.state import latest
 
     state = latest(options.run)
     answer = sweep(state, options.stage, options.vary)

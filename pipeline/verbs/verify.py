@@ -10,7 +10,7 @@ from pipeline.verbs import run as run_verb
 from pipeline.verbs._options import add_executor, add_json, add_run, executor
 
 if TYPE_CHECKING:
-    from pipeline.verify import Checked
+    from pipeline.engine.verify import Checked
 
 HELP = "check every stored file of a run against its record"
 
@@ -29,11 +29,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what is damaged; with `--repair` makes it again."""
-    from pipeline.plan import make_plan
+    from pipeline.engine.run import run_plan
+    from pipeline.engine.verify import others, repair, verify
+    from pipeline.planning.plan import make_plan
     from pipeline.progress import reading, watcher
-    from pipeline.run import run_plan
-    from pipeline.state import latest
-    from pipeline.verify import others, repair, verify
+    from pipeline.run_folder.state import latest
 
     state = latest(options.run)
     plan, folder = state.plan, state.run

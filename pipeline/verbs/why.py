@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the sample's values, stage by stage."""
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.why import why
-    from pipeline.state import latest
+    from pipeline.run_folder.state import latest
 
     answer = why(latest(options.run), options.uid)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))

@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from metadata.schema import REASON, UID
 from metadata.shard import GROUP_ROWS
-from pipeline.planned import PlannedStage
-from pipeline.worker import worker_of
+from pipeline.engine.worker import worker_of
+from pipeline.planning.planned import PlannedStage
 from tests.benchmarks.side_by_side import side_by_side
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from metadata.schema import KEEP
 from pipeline.ledger.stored import stored
 from pipeline.ledger.sweep import sweep
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
 ROWS, SHARD_ROWS, ROUNDS = 1_000_000, 50_000, 3

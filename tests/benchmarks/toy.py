@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import Plan, make_plan
-from pipeline.recipe import Recipe
-from pipeline.run import run_plan
-from pipeline.state import RunState
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.recipe import Recipe
+from pipeline.run_folder.state import RunState
 
 OWN_STAGES = Path(__file__).parent / "own_stages"
 sys.path.insert(0, str(OWN_STAGES))  # workers inherit it

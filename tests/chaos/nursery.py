@@ -14,8 +14,8 @@ import threading
 from importlib import import_module
 
 from pipeline.cli import main
-from pipeline.recipe import load_recipe
-from pipeline.settings import stage_class
+from pipeline.planning.recipe import load_recipe
+from pipeline.planning.settings import stage_class
 
 
 def born(task: dict) -> int:
@@ -35,7 +35,7 @@ def born(task: dict) -> int:
 def serve(recipe: str, *modules: str) -> None:
     for keys in load_recipe(recipe).stages.values():  # not planned: that starts Polars' threads
         stage_class(keys["uses"], recipe)
-    ours = ("polars", "pyarrow.parquet", "pipeline.run", "pipeline.executors.local")
+    ours = ("polars", "pyarrow.parquet", "pipeline.engine.run", "pipeline.executors.local")
     for name in (*ours, *modules):
         import_module(name)
     assert threading.active_count() == 1, "a fork would lose a thread"

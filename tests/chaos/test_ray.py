@@ -11,7 +11,7 @@ import pytest
 
 from metadata.storage import Storage
 from tests.engine_stages.harness import Ended, clipmill_run, meaning, write_pool
-from tests.pipeline.test_changed_files import flip
+from tests.pipeline.engine.test_changed_files import flip
 
 pytestmark = pytest.mark.chaos
 

@@ -8,12 +8,12 @@ import pytest
 from metadata import storage
 from metadata.keys import redacted
 from metadata.storage import Storage
-from pipeline import attempts
+from pipeline.engine import attempts
+from pipeline.engine.run import Outcome, run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import make_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
-from pipeline.recipe import load_recipe
-from pipeline.run import Outcome, run_plan
 from tests.chaos.flaky import Trouble
 from tests.engine_stages.harness import meaning, toy_stages
 

@@ -10,12 +10,12 @@ import pytest
 from metadata.passes import read_stage
 from metadata.record import Record
 from metadata.storage import Storage
+from pipeline.engine.run import Outcome, run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import Plan, make_plan
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
-from pipeline.recipe import load_recipe
-from pipeline.run import Outcome, run_plan
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from tests import drawn
 from tests.conftest import OWN_STAGES
 from tests.engine_stages.harness import toy_stages, write_pool

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
 from tests.answering import Answering
 
 SECRET = "hush"

@@ -15,7 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.ledger.causes import BEFORE, UNDEFINED, trace
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.work import work
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from pipeline.verbs.funnel import text
 from pipeline.verbs.status import as_json
 from tests import numbered

@@ -7,13 +7,13 @@ import yaml
 
 from metadata.stats import Estimate
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
 from pipeline.ledger.results import Cell, Results, losses, over_seeds, results
-from pipeline.plan import make_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
-from pipeline.recipe import Recipe
-from pipeline.run import run_plan
 from pipeline.verbs.report import text
 
 

@@ -18,10 +18,10 @@ from pipeline.ledger.groupings import GROUPS, largest
 from pipeline.ledger.stored import stored
 from pipeline.ledger.sweep import sweep
 from pipeline.ledger.vary import parse
-from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
 from pipeline.report.sweep_page import sweep_page
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from pipeline.verbs.sweep import text
 from tests.parsed import Page
 

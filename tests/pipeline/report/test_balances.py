@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
 from pipeline.ledger.balances import balances, ranked
-from pipeline.plan import make_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
-from pipeline.recipe import load_recipe
 from pipeline.report.balances import balance_section, curve
 from pipeline.report.build import report
-from pipeline.run import run_plan
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from tests.parsed import Page
 
 ENTRIES = ["circle", "square", "Kreis", "icon", "<b>bold</b>", "sun", "cercle", "rouge", "nowhere"]

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import make_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
-from pipeline.recipe import Recipe
 from pipeline.report.build import report
-from pipeline.run import run_plan
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from tests.drawn import HOSTILE, ROWS
 from tests.parsed import Page
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pipeline.ledger.duplicates import GROUPS, MEMBERS, duplicates
 from pipeline.ledger.leaks import leaks
 from pipeline.ledger.near import Cut
-from pipeline.plan import make_plan
+from pipeline.planning.plan import make_plan
 from pipeline.report.build import report
 from pipeline.report.strips import duplicate_strips, leak_strips
-from pipeline.state import RunState
+from pipeline.run_folder.state import RunState
 from tests import numbered
 from tests.drawn import HOSTILE, ROWS, caption
 from tests.parsed import Page

@@ -9,12 +9,12 @@ import pytest
 
 from metadata.passes import read_stage
 from metadata.storage import Storage
-from pipeline import context
-from pipeline.context import RunContext
+from pipeline.engine import context
+from pipeline.engine.context import RunContext
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import make_plan
-from pipeline.recipe import Recipe
-from pipeline.run import run_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
 
 ROWS = 160
 

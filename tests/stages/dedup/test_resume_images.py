@@ -9,10 +9,10 @@ import pytest
 
 from metadata.passes import read_stage
 from metadata.storage import Storage
+from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import make_plan
-from pipeline.recipe import Recipe
-from pipeline.run import run_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
 from tests.stages.dedup.test_resume import KilledError, Watcher
 from tests.stages.task_folders import write_tasks
 

@@ -1,0 +1,114 @@
+"""Attempts at a piece of work, counted in storage before it starts: so a crash leaves its trace.
+
+Success or a clean error takes the count away. Work that ends its worker three times within a run
+fails. A run that was killed as a whole says less: ten of those, each with the same work in hand,
+count as much.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
+
+from metadata.damage import DamagedError
+from metadata.record import Failure
+from metadata.storage import Storage
+from pipeline.engine.failures import explained
+from pipeline.errors import ClipmillError, CrashedError, RetryableError, ShardError, StageError
+
+T = TypeVar("T")
+MAX_ATTEMPTS = 3
+MAX_RUNS = 10
+
+
+@dataclass(frozen=True)
+class Count:
+    """What `<name>.attempt` holds."""
+
+    inputs: str
+    run: str
+    attempts: int  # of that run
+    runs: int
+
+
+def attempt(
+    work: Callable[[int], T],
+    folder: Storage,
+    name: str,
+    inputs: str,
+    run: str,
+    place: str,
+    least: int = 1,
+) -> T:
+    """The result of work(number): tried a second and a third time while its error may pass.
+
+    It is counted in `<name>.attempt`, anew for another digest of the inputs. CrashedError where
+    fewer than `least` attempts are left, as the others ended their worker; that count stays.
+    """
+    if _begin(folder, name, inputs, run) < least:
+        raise CrashedError(
+            f"{place} ended its worker {MAX_ATTEMPTS} times",
+            str(folder),
+            "look for a crash in its native code or for too little memory,"
+            " then run again with --retry crashed",
+        )
+    try:
+        result = _tried(work, place)
+    except (StageError, ShardError, DamagedError):
+        end(folder, name)
+        raise
+    end(folder, name)
+    return result
+
+
+def _tried(work: Callable[[int], T], place: str) -> T:
+    number = 1
+    while True:
+        try:
+            with explained(place):
+                return work(number)
+        except RetryableError:
+            if number == MAX_ATTEMPTS:
+                raise
+        number += 1
+
+
+def _begin(folder: Storage, name: str, inputs: str, run: str) -> int:
+    """How many attempts are left, this one among them; it is counted."""
+    count = folder.read_json(f"{name}.attempt", Count)
+    if count is None or count.inputs != inputs:
+        count = Count(inputs, run, attempts=0, runs=1)
+    elif count.run != run:
+        count = Count(inputs, run, attempts=0, runs=count.runs + 1)
+    count = replace(count, attempts=count.attempts + 1)
+    if count.attempts > MAX_ATTEMPTS or count.runs > MAX_RUNS:
+        return 0
+    folder.put(f"{name}.attempt", json.dumps(asdict(count)).encode(), point="attempt")
+    return MAX_ATTEMPTS + 1 - count.attempts
+
+
+def end(folder: Storage, name: str) -> None:
+    """Takes the count away."""
+    folder.delete(f"{name}.attempt")
+
+
+def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError) -> Failure:
+    """Sets a shard aside with its reason: `<shard>.failed.json`."""
+    found, where, do = error.args
+    failure = Failure(shard, parents, isinstance(error, CrashedError), found, where, do)
+    text = json.dumps(asdict(failure), sort_keys=True)
+    folder.put(failure.name, text.encode(), point="failed")
+    return failure
+
+
+def forget(folder: Storage) -> None:
+    """Lets what crashed its worker be tried again."""
+    places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
+    for place in places:
+        for below in [
+            "",
+            *(f"/{name}" for name in (folder.folders(place) if place else [])),
+        ]:
+            for entry in folder.entries(f"{place}{below}"):
+                if entry.name.endswith(".attempt"):
+                    folder.delete(f"{place}{below}/{entry.name}".lstrip("/"))

@@ -1,0 +1,70 @@
+"""A chain: row stages that run together, shard by shard; and which of them are due on a shard."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metadata.damage import DamagedError
+from metadata.record import Failure, Record, ShardState
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.done import parents_of
+from pipeline.run_folder.rows import StoredColumns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Row stages that run together, and what they need to know of the run."""
+
+    seed: int
+    run_id: str
+    stages: tuple[PlannedStage, ...]
+    stored: Mapping[str, StoredColumns]  # of every stage of the plan
+    models: Mapping[str, str]  # stages that give one to these: the digest of their files
+    retry: tuple[str, ...] = ()  # reasons whose rows are tried again
+
+
+@dataclass(kw_only=True)
+class ShardItem:
+    """One shard on its way through chains, small: states and records by stage, no rows."""
+
+    shard: int
+    states: dict[str, ShardState]  # good ones, of these stages and of those that they read
+    failed: dict[str, Failure | None]  # None: not its own fault, an earlier stage's
+    records: dict[str, list[Record]]
+    set_aside: dict[str, Failure]  # failures of earlier runs
+    unchecked: frozenset[str]  # stages whose lost file had no page checksums: made again alike
+    made: list[tuple[str, Record]] = field(default_factory=list)
+    damaged: list[DamagedError] = field(default_factory=list)
+
+    def mask(self, planned: PlannedStage) -> ShardState | None:
+        """The shard of the select stage whose rows alone are computed."""
+        return self.states[planned.only] if planned.only else None
+
+    def parents(self, planned: PlannedStage, models: Mapping[str, str]) -> dict[str, str]:
+        """The digests of what the stage's shard is made of."""
+        return parents_of(planned, self.states, models)
+
+    def is_partial(self, planned: PlannedStage) -> bool:
+        """Whether the stage computes only some rows: of a mask, or in a later pass."""
+        return bool(planned.only or self.records.get(planned.name))
+
+    def is_blocked(self, planned: PlannedStage) -> bool:
+        """Whether a stage that it needs has failed here."""
+        return any(need in self.failed for need in planned.needs)
+
+
+def next_together(todo: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
+    """The stages that are computed next, in one go over the shard.
+
+    `todo` has needs before those who need them. A stage that computes some rows only goes alone;
+    it may also turn out to be good, once its parents are done.
+    """
+    first, *rest = todo
+    together = [first]
+    if item.is_partial(first):
+        return together
+    open_needs = {planned.name for planned in todo}
+    for planned in rest:
+        missing = open_needs & set(planned.needs) - {other.name for other in together}
+        if not missing and not item.is_partial(planned):
+            together.append(planned)
+    return together

@@ -1,0 +1,256 @@
+"""The columns of row stages over one shard: read once, computed by batches, stored by stage."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.passes import NOT_SELECTED, read_stage, reason_where
+from metadata.record import Record, ShardState, state_of
+from metadata.schema import KEEP, POSITION, REASON, UID
+from metadata.shard import ShardWriter, store
+from pipeline.engine.chain import Chain, ShardItem
+from pipeline.engine.declared import as_declared, stored_schema
+from pipeline.engine.worker import worker_of
+from pipeline.errors import StageError
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.run_folder.done import parents_of
+from pipeline.run_folder.rows import StoredColumns, read_rows
+from pipeline.stage import RowFunction, RowStage
+
+# Shapes: N rows of the shard or of a batch, K those of them that are computed.
+
+Shared = dict[tuple[Callable[..., pa.Array], Binding], pa.Array]  # columns of one batch
+File = tuple[Path, ShardWriter]
+
+
+class Functions:
+    """The functions of a chain's stages, each opened when first called, and kept."""
+
+    def __init__(self, chain: Chain, scratch: Path) -> None:
+        self.chain = chain
+        self.scratch = scratch
+        self._opened: dict[str, RowFunction] = {}
+
+    def __call__(self, planned: PlannedStage, batch: pa.Table, shard: int) -> pa.Table:
+        """The stage's answer for a batch, in the columns that it declares."""
+        if planned.name not in self._opened:
+            self._opened[planned.name] = self._open(planned)
+        answer = self._opened[planned.name](batch)
+        if len(answer) != len(batch):
+            raise StageError(
+                f"{len(answer)} rows came back for {len(batch)}",
+                f"stage '{planned.name}' ({planned.uses}), shard {shard}",
+                "a row stage keeps its rows",
+            )
+        if UID.name in answer.column_names:
+            answer = answer.drop_columns([UID.name])
+        return as_declared(planned, answer.add_column(0, UID.name, batch[UID.name]), shard)
+
+    def _open(self, planned: PlannedStage) -> RowFunction:
+        assert isinstance(planned.stage, RowStage)
+        stored = self.chain.stored
+        model = stored[planned.model].folder if planned.model else None
+        folder = stored[planned.name].folder
+        return planned.stage.open(worker_of(planned, self.chain.seed, self.scratch, folder, model))
+
+
+@dataclass(frozen=True)
+class Computation:
+    """One attempt to compute a shard through the stages of a chain."""
+
+    chain: Chain
+    functions: Functions
+    item: ShardItem
+    attempt: int  # 1 up
+
+    def whole_shard(self, stages: list[PlannedStage]) -> dict[str, Record]:
+        """Every row, by stages that read the shard together: the record of each.
+
+        A column that one of them writes is handed to the next in memory.
+        """
+        began = time.monotonic()
+        inside = {planned.name for planned in stages}
+        reading = {
+            f"{stage}.{column}": (stage, column)
+            for planned in stages
+            for stage, column in planned.bindings[0].values()
+            if stage not in inside
+        }
+        with ExitStack() as stack:
+            files = [stack.enter_context(self._file(planned, None)) for planned in stages]
+            for batch in self._batches(stages[0], reading):
+                columns = {binding: batch[name] for name, binding in reading.items()}
+                derived: Shared = {}
+                for planned, (_, writer) in zip(stages, files, strict=True):
+                    given = stage_input(planned, batch[UID.name], columns, derived)
+                    answer = self.functions(planned, given, self.item.shard)
+                    columns |= {(planned.name, name): answer[name] for name in answer.column_names}
+                    writer.add(answer)
+            records: dict[str, Record] = {}
+            states = dict(self.item.states)  # those of a chain name the ones before them as parents
+            for planned, file in zip(stages, files, strict=True):
+                parents = parents_of(planned, states, self.chain.models)
+                records[planned.name] = self._store(planned, file, began, [], None, parents)
+                states[planned.name] = state_of([records[planned.name]], None)
+            return records
+
+    def missing_rows(self, planned: PlannedStage) -> dict[str, Record]:
+        """A pass: the rows that today's mask or `--retry` asks for. No record where one says so."""
+        began = time.monotonic()
+        records, mask = self.item.records.get(planned.name, []), self.item.mask(planned)
+        stored = self.chain.stored[planned.name]
+        asked_N = rows_asked(stored, records, mask, self.chain.retry)
+        if records and not asked_N.any():
+            return self._empty_pass(planned, records, mask)
+        reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
+        start = 0
+        with self._file(planned, records) as file:
+            for batch in self._batches(planned, reading):
+                uids = batch[UID.name]
+                row_K = np.flatnonzero(asked_N[start : start + len(batch)])
+                if len(row_K) < len(batch):
+                    batch = batch.take(pa.array(row_K))
+                if len(row_K) or not records:
+                    columns = {binding: batch[name] for name, binding in reading.items()}
+                    given = stage_input(planned, batch[UID.name], columns, {})
+                    answer = self.functions(planned, given, self.item.shard)
+                    if records:
+                        position = pa.array((row_K + start).astype(np.int32))
+                        answer = answer.add_column(1, POSITION.name, position)
+                    elif len(row_K) < len(uids):
+                        answer = spread(answer, row_K, uids)
+                    file[1].add(answer)
+                start += len(uids)
+            parents = self.item.parents(planned, self.chain.models)
+            return {planned.name: self._store(planned, file, began, records, mask, parents)}
+
+    def _batches(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Iterator[pa.Table]:
+        assert isinstance(planned.stage, RowStage)
+        rows = planned.stage.batch_rows
+        return read_rows(self.chain.stored, self.item.states, reading, planned.root, rows)
+
+    @contextlib.contextmanager
+    def _file(self, planned: PlannedStage, earlier: list[Record] | None) -> Iterator[File]:
+        """A scratch file for a pass, and what writes it; after earlier passes it is sparse."""
+        schema = stored_schema(planned.stage, sparse=bool(earlier))
+        is_checked = planned.name not in self.item.unchecked
+        with (
+            self.chain.stored[planned.name].folder.scratch(planned.name) as path,
+            ShardWriter(path, schema, is_checked) as writer,
+        ):
+            yield path, writer
+
+    def _store(
+        self,
+        planned: PlannedStage,
+        file: File,
+        began: float,
+        earlier: list[Record],
+        mask: ShardState | None,
+        parents: dict[str, str],
+    ) -> Record:
+        """Data, then its record."""
+        path, writer = file
+        return store(
+            self.chain.stored[planned.name].folder,
+            writer,
+            path,
+            {
+                "shard": self.item.shard,
+                "number": len(earlier),
+                "rows": earlier[0].rows if earlier else writer.rows,
+                "parents": parents,
+                "mask": mask.digest if mask else None,
+                "seconds": round(time.monotonic() - began, 3),
+                "attempts": self.attempt,
+            },
+        )
+
+    def _empty_pass(
+        self, planned: PlannedStage, earlier: list[Record], mask: ShardState | None
+    ) -> dict[str, Record]:
+        """A record that this mask asks for nothing more, where none says so."""
+        if mask is None or any(record.mask == mask.digest for record in earlier):
+            return {}
+        record = Record(
+            shard=self.item.shard,
+            number=len(earlier),
+            data=None,
+            size_bytes=0,
+            sha256="",
+            rows=earlier[0].rows,
+            computed=0,
+            uid_sha256="",
+            parents=earlier[0].parents,
+            mask=mask.digest,
+        )
+        folder = self.chain.stored[planned.name].folder
+        folder.put(record.name, record.to_json().encode(), point="record")
+        return {planned.name: record}
+
+
+def stage_input(
+    planned: PlannedStage,
+    uids: pa.ChunkedArray,
+    columns: Mapping[Binding, pa.ChunkedArray],
+    derived: Shared,
+) -> pa.Table:
+    """uid and the columns that a stage reads, by the names it reads them.
+
+    What is derived for it is added to `derived`, and taken from there by the next.
+    """
+    given = {UID.name: uids}
+    for read, binding in planned.bindings[0].items():
+        given[read] = columns[binding]
+        if column := planned.derived.get(read):
+            key = (column.derive, binding)
+            if key not in derived:
+                derived[key] = column.derive(columns[binding])
+            given[read] = derived[key]
+    return pa.table(given)
+
+
+def rows_asked(
+    stored: StoredColumns,
+    records: list[Record],
+    mask: ShardState | None,
+    retry: tuple[str, ...],
+) -> NDArray[np.bool_]:
+    """(N,) whether each row is to be computed: in the mask and not yet, or up for retry."""
+    asked_N = np.ones(records[0].rows if records else mask.rows if mask else 0, bool)
+    if mask is not None and stored.mask_folder is not None:
+        keep = [
+            pc.fill_null(table[KEEP.name], False).to_numpy(zero_copy_only=False)
+            for table in read_stage(stored.mask_folder, mask, [KEEP.name], 65_536)
+        ]
+        asked_N = np.concatenate(keep)
+    if not records:
+        return asked_N
+    unmasked = replace(stored, mask_folder=None)
+    tables = unmasked.read(state_of(records, None), [REASON.name], 65_536)
+    reason = pa.concat_tables(tables)[REASON.name].cast(pa.string())
+    again = pc.fill_null(pc.is_in(reason, pa.array((NOT_SELECTED, *retry))), False)
+    asked_N &= again.to_numpy(zero_copy_only=False)
+    return asked_N
+
+
+def spread(answer: pa.Table, row_K: NDArray[np.int64], uids: pa.ChunkedArray) -> pa.Table:
+    """The answer for some rows of a batch among all of them; the others null, `not_selected`."""
+    index = np.zeros(len(uids), np.int64)
+    outside = np.ones(len(uids), bool)
+    index[row_K] = np.arange(len(row_K))
+    outside[row_K] = False
+    rows = answer.take(pa.array(index, mask=outside))
+    columns: dict[str, Any] = {name: rows[name] for name in answer.column_names}
+    columns[UID.name] = uids
+    columns[REASON.name] = reason_where(outside, NOT_SELECTED, rows[REASON.name])
+    return pa.table(columns, schema=answer.schema)

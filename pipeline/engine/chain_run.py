@@ -1,0 +1,124 @@
+"""A chain in a worker: for each shard it finds what is missing, and has it computed and stored.
+
+It decides from digests, so a repaired parent redoes its own shard and no other.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from metadata.damage import DamagedError
+from metadata.fingerprint import digest
+from metadata.record import state_of
+from metadata.scratch import scratch_folder
+from pipeline.engine import attempts
+from pipeline.engine.chain import Chain, ShardItem, next_together
+from pipeline.engine.chain_compute import Computation, Functions
+from pipeline.errors import ShardError
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.done import current, standing
+
+
+class ChainRun:
+    """The function of one shard that a worker keeps; a stage is opened at its first batch."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
+        self.functions = Functions(chain, Path(self.scratch.name))
+
+    def __call__(self, item: ShardItem) -> ShardItem:
+        """The item with each stage's state, or why it failed. Only a StageError is raised."""
+        todo = self._missing(self.chain.stages, item)
+        while todo:
+            together = next_together(todo, item)
+            self._attempt(together, item)
+            todo = self._missing([planned for planned in todo if planned not in together], item)
+        return item
+
+    def _missing(self, stages: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
+        """The stages with something to compute; those that wait for one of them are among them."""
+        missing: list[PlannedStage] = []
+        for planned in stages:
+            if item.is_blocked(planned):
+                item.failed[planned.name] = None
+                continue
+            waits = {other.name for other in missing} & set(planned.needs)
+            if waits or not self._is_settled(planned, item):
+                missing.append(planned)
+        return missing
+
+    def _is_settled(self, planned: PlannedStage, item: ShardItem) -> bool:
+        """Whether the shard is good, or left alone after a crash: the item then says which."""
+        name, mask = planned.name, item.mask(planned)
+        parents = item.parents(planned, self.chain.models)
+        stored = item.records.get(name, [])
+        records = item.records[name] = current(stored, parents)
+        for record in [] if records else stored[:0:-1]:  # passes over rows that are no more
+            self.chain.stored[name].folder.delete(record.name)
+        failure = item.set_aside.get(name)
+        verdict = standing(records, failure, parents, mask.digest if mask else None)
+        if verdict == "failed" and failure and failure.crashed:
+            item.failed[name] = failure
+            return True
+        counted = {reason for record in records for reason in record.counts}
+        if verdict != "good" or counted & set(self.chain.retry):
+            return False
+        item.states[name] = state_of(records, mask)
+        return True
+
+    def _attempt(self, stages: list[PlannedStage], item: ShardItem) -> None:
+        """Computes stages together, counting attempts in storage; a failure is written down.
+
+        Stages that fail together, or have ended their worker, are done one by one: that tells whose
+        fault it is, and what the others made stays.
+        """
+        first, shard = stages[0], item.shard
+        folder = self.chain.stored[first.name].folder
+        parents = item.parents(first, self.chain.models)
+        is_alone = len(stages) == 1
+        name = f"{shard:06d}" if is_alone else f"{shard:06d}.chain"
+        try:
+            attempts.attempt(
+                partial(self._compute, stages, item),
+                folder,
+                name,
+                digest(parents),
+                self.chain.run_id,
+                f"stage '{' + '.join(planned.name for planned in stages)}', shard {shard}",
+                least=1 if is_alone else attempts.MAX_ATTEMPTS,
+            )
+        except DamagedError as damaged:  # an earlier stage's file: that one is made again first
+            item.damaged.append(damaged)
+            item.failed.update({planned.name: None for planned in stages})
+        except ShardError as error:
+            if is_alone:
+                item.failed[first.name] = attempts.fail(folder, shard, parents, error)
+            else:
+                self._attempt_each(stages, item)
+            attempts.end(folder, name)  # of a crash
+        else:
+            for planned in stages:
+                if failure := item.set_aside.get(planned.name):
+                    self.chain.stored[planned.name].folder.delete(failure.name)
+
+    def _attempt_each(self, stages: list[PlannedStage], item: ShardItem) -> None:
+        for planned in stages:
+            if item.is_blocked(planned):
+                item.failed[planned.name] = None
+            else:
+                self._attempt([planned], item)
+
+    def _compute(self, stages: list[PlannedStage], item: ShardItem, attempt: int) -> None:
+        computation = Computation(self.chain, self.functions, item, attempt)
+        if item.is_partial(stages[0]):
+            records = computation.missing_rows(stages[0])
+        else:
+            records = computation.whole_shard(stages)
+        for planned in stages:
+            name = planned.name
+            if record := records.get(name):
+                item.records[name] = [*item.records.get(name, []), record]
+                item.made.append((name, record))
+            item.states[name] = state_of(item.records[name], item.mask(planned))

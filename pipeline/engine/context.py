@@ -1,0 +1,263 @@
+"""The calls of a dataset stage, as a run answers them: journalled, in workers."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from metadata.fingerprint import digest
+from metadata.record import Failure, Record
+from metadata.scratch import scratch_folder
+from metadata.sealed import put_sealed, read_sealed
+from pipeline.dataset import State, TableFunction, Task
+from pipeline.engine import attempts
+from pipeline.engine.journal import Journal, StageRun
+from pipeline.engine.own_shards import (
+    Neighbours,
+    OneShard,
+    create_shard,
+    neighbours,
+    restore_neighbours,
+    restore_shard,
+)
+from pipeline.engine.shuffling import by_hash, by_home, split_shard
+from pipeline.engine.states import put_state, read_state, reduce_some
+from pipeline.engine.units import UnitTask, Work, launched, map_one, units_of
+from pipeline.engine.worker import worker_of
+from pipeline.errors import ShardError, StageError
+from pipeline.run_folder.done import standing
+from pipeline.run_folder.rows import Partitions, PoolShards
+
+PARTITION_ROWS = 250_000
+LEAST_PARTITIONS = 4
+REDUCE_UNITS = 256
+
+
+class RunContext:
+    """Implements `Context` for one dataset stage of one run."""
+
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        self.calls = Journal(run)
+        self.wanted = run.wanted
+        self.folder = run.folder.uri
+        self.worker = worker_of(run.planned, run.seed, scratch_folder(), run.folder)
+        self.records: dict[int, Record] = {}
+        self.failures: dict[int, Failure] = {}
+        self.shards = 0
+
+    @property
+    def journal(self) -> str:
+        """The name of its journal's folder."""
+        return self.calls.name
+
+    @property
+    def page_checksums(self) -> bool:
+        return self.run.page_checksums
+
+    # The calls
+
+    def map(
+        self, fn: Callable[[Any, Task], Mapping[str, Any]], items: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        return self.calls.results(self.calls.next_call("map"), partial(map_one, fn), list(items))
+
+    def create_shards(
+        self,
+        fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
+        sources: Sequence[dict[str, Any]],
+    ) -> None:
+        shards = [
+            OneShard(shard, {"source": digest(source)}, source)
+            for shard, source in enumerate(sources)
+        ]
+        work = partial(create_shard, fn, self.run.planned)
+        self._store("shards", work, shards, len(shards), tolerant=True)
+
+    def map_shards(self, fn: TableFunction, over: Any) -> Any:
+        return over.mapped(fn)
+
+    def shuffle(self, over: Any, key: str, partitions: int | None = None) -> Partitions:
+        count = partitions or max(LEAST_PARTITIONS, self.partitions(self._home))
+        return self._shuffle(over, partial(by_hash, key, count), count)
+
+    def partitions(self, over: Any, more: int = 0) -> int:
+        rows = sum(over.rows(shard) for shard in range(len(over))) + more
+        return -(-rows // PARTITION_ROWS) or 1
+
+    def drop(self, shuffled: Any) -> None:
+        for folder in {file.rpartition("/")[0] for file, _ in shuffled.pieces}:
+            if not self.run.folder.has(_dropped(folder)):
+                self.run.folder.put(_dropped(folder), b"{}", point="journal")
+            self.run.folder.delete_folder(folder)
+
+    def restore(self, over: Any) -> None:
+        home, parents = self._home, self.run.made_of
+        if isinstance(over, PoolShards):
+            work = partial(restore_shard, over, self.run.planned)
+            shards = [OneShard(shard, parents) for shard in range(len(over))]
+            self._store("shards", work, shards, len(shards))
+            return
+        # Rows go home in two steps: to a run of neighbouring shards, then each to its own.
+        sizes = [home.rows(shard) for shard in range(len(home))]
+        runs = neighbours(sizes, PARTITION_ROWS, LEAST_PARTITIONS)
+        starts = np.array([start for start, _ in runs])
+        homeward = self._shuffle(over, partial(by_home, starts), len(runs))
+        groups = [Neighbours(p, a, sizes[a:b], parents) for p, (a, b) in enumerate(runs)]
+        work = partial(restore_neighbours, homeward, self.run.planned)
+        self._store("restore", work, groups, len(home))
+
+    def reduce(
+        self,
+        fn: Callable[[pa.Table], State],
+        over: Any,
+        merge: Callable[[State, State], State],
+    ) -> State:
+        call, folder = self.calls.next_call("reduce"), self.run.folder
+        stored = read_state(folder, f"{call}.npz")
+        if stored is not None:
+            return stored
+        size = -(-len(over) // REDUCE_UNITS) or 1
+        spans = [[start, min(start + size, len(over))] for start in range(0, len(over), size)]
+        results = self.calls.results(
+            call,
+            partial(reduce_some, fn, over, merge, f"{call}.data"),
+            spans,
+            lambda result: read_state(folder, result["file"]) is not None,
+        )
+        if not results:
+            raise StageError(
+                "no shards to reduce",
+                f"stage '{self.run.planned.name}'",
+                "the pool is empty",
+            )
+        state = functools.reduce(merge, (self._state(result["file"]) for result in results))
+        put_state(folder, f"{call}.npz", state, point="journal")
+        folder.delete_folder(f"{call}.data")
+        return state
+
+    def iterate(
+        self,
+        state: State,
+        step: Callable[[State, int], State],
+        rounds: int,
+        until: Callable[[State], bool] | None = None,
+    ) -> State:
+        call, folder = self.calls.next_call("iterate"), self.run.folder
+        begin = 0
+        for entry in folder.entries(call):
+            number = int(entry.name.removesuffix(".npz"))
+            stored = read_state(folder, f"{call}/{entry.name}")
+            if stored is not None and number > begin:
+                begin, state = number, stored
+        for number in range(begin, rounds):
+            if until is not None and number and until(state):
+                break
+            with self.calls.round(call, number):
+                state = step(state, number)
+            put_state(folder, f"{call}/{number + 1:06d}.npz", state, point="step")
+            folder.delete(f"{call}/{number:06d}.npz")  # the newest is enough
+        return state
+
+    def launch(
+        self,
+        fn: Callable[[int, int, Task], Mapping[str, Any]],
+        workers: int,
+        gpus: float = 0,
+    ) -> dict[str, Any]:
+        call, folder = self.calls.next_call("launch"), self.run.folder
+        stored = read_sealed(folder, f"{call}.json")
+        if stored is not None:
+            return dict(stored)
+        task = UnitTask(self.worker, folder, call, self.page_checksums)
+        resources = replace(self.run.planned.stage.resources, gpus=gpus)
+        results = self.run.executor.launch(partial(launched, fn, task), workers, resources)
+        put_sealed(folder, f"{call}.json", dict(results[0]), point="journal")
+        return dict(results[0])
+
+    # Behind them
+
+    @property
+    def _home(self) -> PoolShards:
+        if self.run.home is None:
+            raise StageError(
+                "a stage without rows restores none",
+                f"stage '{self.run.planned.name}'",
+                "use create_shards, or put_file",
+            )
+        return self.run.home
+
+    def _shuffle(self, over: Any, key: Callable[[pa.Table], Any], count: int) -> Partitions:
+        call, folder = self.calls.next_call("shuffle"), self.run.folder
+        data = f"{call}.data"
+        is_dropped = folder.has(_dropped(data))
+        sizes = {f"{data}/{entry.name}": entry.size for entry in folder.entries(data)}
+        results = self.calls.results(
+            call,
+            partial(split_shard, over, key, count, data),
+            list(range(len(over))),
+            lambda result: is_dropped or sizes.get(result["file"]) == result["offsets"][-1],
+        )
+        pieces = tuple((result["file"], tuple(result["offsets"])) for result in results)
+        return Partitions(folder, pieces, count)
+
+    def _state(self, name: str) -> State:
+        state = read_state(self.run.folder, name)
+        if state is None:
+            raise StageError("a damaged state", f"{self.run.folder}/{name}", "run again")
+        return state
+
+    def _store(
+        self,
+        name: str,
+        work: Work,
+        inputs: Sequence[OneShard | Neighbours],
+        total: int,
+        *,
+        tolerant: bool = False,
+    ) -> None:
+        """Stores this stage's own shards; those whose record is good are left alone.
+
+        Where it is tolerant, a shard that fails is set aside, and the others go on.
+        """
+        self.shards = total
+        known = self.run.known
+        left = []
+        for unit in units_of(inputs):
+            shards, parents = unit.input.shards, unit.input.parents
+            stored = [known.records.get(shard, []) for shard in shards]
+            failure = known.failures.get(shards[0])
+            verdicts = {standing(records, failure, parents) for records in stored}
+            if verdicts == {"good"}:
+                self._note([records[0] for records in stored])
+            elif "failed" in verdicts and failure and failure.crashed and not self.run.crash_ok:
+                self.failures[shards[0]] = failure
+            else:
+                left.append(unit)
+        for answer in self.calls.answers(f"{self.journal}/{name}", work, left):
+            if tolerant and isinstance(answer.error, ShardError):
+                self._set_aside(answer.unit.input, answer.error)
+            else:
+                self._note(answer.result_or_raise())
+
+    def _note(self, records: list[Record]) -> None:
+        for record in records:
+            self.records[record.shard] = record
+            if failure := self.run.known.failures.get(record.shard):
+                self.run.folder.delete(failure.name)
+            self.run.on_shard(record, self.shards)
+
+    def _set_aside(self, given: OneShard, error: ShardError) -> None:
+        folder, shard = self.run.folder, given.shard
+        if shard in self.run.known.records:  # of what the source held before
+            folder.delete(f"{shard:06d}.json")
+        self.failures[shard] = attempts.fail(folder, shard, given.parents, error)
+
+
+def _dropped(data: str) -> str:
+    """The object that says that a shuffle's files are gone as they should be."""
+    return data.removesuffix(".data") + ".dropped"

@@ -1,0 +1,110 @@
+"""A dataset stage in a run: its own code over all shards, then its manifest."""
+
+import time
+from dataclasses import dataclass
+
+from metadata.damage import DamagedError
+from metadata.outputs import NOTES, OUT, noted_outputs
+from pipeline.dataset import Inputs
+from pipeline.engine.context import RunContext
+from pipeline.engine.failures import raised, storage_error
+from pipeline.engine.journal import StageRun
+from pipeline.engine.manifests import put_dataset_manifest
+from pipeline.engine.running import Running
+from pipeline.errors import ClipmillError, LostLockError, StageError
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.rows import PoolShards
+from pipeline.stage import DatasetStage
+
+
+@dataclass
+class DatasetJob:
+    """One dataset stage. Its state is this job's own while it runs."""
+
+    running: Running
+    planned: PlannedStage
+
+    @property
+    def stages(self) -> list[PlannedStage]:
+        return [self.planned]
+
+    def run(self) -> list[DamagedError]:
+        """Runs the stage where it is not done; the damaged file that it met, to be made again."""
+        planned, state, watcher = self.planned, self.running.state, self.running.watcher
+        assert isinstance(planned.stage, DatasetStage)
+        state.resolve(planned.name)
+        try:
+            outside = planned.stage.outside()
+        except OSError as error:
+            raise storage_error(error, planned.where) from error
+        stage = state.stages[planned.name]
+        if stage.complete and not planned.is_root:
+            if stage.manifest and stage.manifest.outside == outside:
+                return []
+            stage.folder.delete("manifest.json")
+            state.rescan(planned.name)
+        watcher.stage(planned.name, state.stages[planned.name].total, 0)
+        inputs = state.inputs_digest(planned)
+        assert inputs is not None
+        made_of = {"inputs": inputs, **({"outside": outside} if outside else {})}
+        rows = state.inputs(planned)
+        context = self._context(made_of, rows if isinstance(rows, PoolShards) else None)
+        model = state.stored[planned.model].folder.uri if planned.model else None
+        data = state.stored[planned.data].folder.uri if planned.data else ""
+        began = time.monotonic()
+        try:
+            self._begin_journal(context)
+            mask = state.mask(planned)
+            planned.stage.run(Inputs(rows=rows, data=data, mask=mask, model=model), context)
+            stored = noted_outputs(stage.folder)
+        except DamagedError as found:
+            return [found]
+        except LostLockError:
+            raise
+        except ClipmillError as error:
+            raise StageError(*error.args) from error
+        except OSError as error:
+            raise storage_error(error, planned.where) from error
+        except Exception as error:
+            raise StageError(*raised(error, planned.where), "mend the stage") from error
+        for failure in context.failures.values():
+            watcher.failed(planned.name, failure)
+        stage, seconds = state.stages[planned.name], time.monotonic() - began
+        put_dataset_manifest(stage, context, made_of, stored, seconds)
+        state.rescan(planned.name)
+        if planned.is_root:
+            stage = state.stages[planned.name]
+            stage.total = context.shards
+            stage.failures.update(context.failures)
+        return []
+
+    def _context(self, made_of: dict[str, str], home: PoolShards | None) -> RunContext:
+        planned, running = self.planned, self.running
+        stage = running.state.stages[planned.name]
+        before = stage.scan.manifest
+        is_remade = before is not None and before.made_of == made_of
+        return RunContext(
+            StageRun(
+                planned=planned,
+                seed=running.plan.seed,
+                run_id=running.run_id,
+                folder=stage.folder,
+                executor=running.executor,
+                made_of=made_of,
+                known=stage.scan,
+                crash_ok=running.crash_ok,
+                home=home,
+                page_checksums=before.page_checksums if before and is_remade else True,
+                wanted=running.plan.read_of(planned.name),
+                on_shard=lambda record, total: running.watcher.shard(planned.name, record, total),
+                on_unit=lambda call, done, n: running.watcher.unit(planned.name, call, done, n),
+            )
+        )
+
+    def _begin_journal(self, context: RunContext) -> None:
+        """A new journal starts with an empty out/: what is there was made of other inputs."""
+        folder = self.running.state.stages[self.planned.name].folder
+        if not self.planned.is_root and context.journal not in folder.folders():
+            folder.delete_folder(OUT)
+            folder.delete_folder(NOTES)
+            folder.put(f"{context.journal}/begun.json", b"{}", point="journal")

@@ -1,0 +1,55 @@
+"""A stage's answer, checked against the columns and reasons that the stage declares."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import POSITION, REASON, REASON_TYPE, UID
+from pipeline.errors import StageError
+from pipeline.planning.planned import PlannedStage
+from pipeline.stage import Stage
+
+
+def stored_schema(stage: Stage, sparse: bool = False) -> pa.Schema:
+    """The columns of a stage's shard file; a sparse one, of a later pass, has positions."""
+    columns = [UID, *([POSITION] if sparse else []), *stage.writes, REASON]
+    return pa.schema([(column.name, column.dtype) for column in columns])
+
+
+def as_declared(planned: PlannedStage, answer: pa.Table, shard: int) -> pa.Table:
+    """The columns that are stored of an answer; reasons may be plain strings.
+
+    StageError where a column is missing or of another type, or a reason is not in the list.
+    """
+    place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
+    schema = stored_schema(planned.stage)
+    columns: dict[str, Any] = {}
+    for field in schema:
+        if field.name not in answer.column_names:
+            raise StageError(f"no column '{field.name}' came back", place, "mend the stage")
+        column = answer[field.name]
+        if field.name == REASON.name and _holds_strings(column.type):
+            column = column.cast(pa.string()).cast(REASON_TYPE)
+        if column.type != field.type:
+            raise StageError(
+                f"'{field.name}' came back as {column.type}",
+                place,
+                f"declare or return {field.type}",
+            )
+        columns[field.name] = column
+    reasons = pc.unique(columns[REASON.name].unify_dictionaries()).cast(pa.string())
+    unknown = set(reasons.to_pylist()) - {None, *planned.stage.reasons}
+    if unknown:
+        raise StageError(
+            f"reason {min(unknown)!r} is not declared",
+            place,
+            f"one of {sorted(planned.stage.reasons)}",
+        )
+    return pa.table(columns, schema=schema)
+
+
+def _holds_strings(dtype: pa.DataType) -> bool:
+    if pa.types.is_dictionary(dtype):
+        return dtype != REASON_TYPE and _holds_strings(dtype.value_type)
+    return bool(pa.types.is_string(dtype) or pa.types.is_null(dtype))

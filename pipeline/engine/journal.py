@@ -1,0 +1,121 @@
+"""The journal of a dataset stage, by which a killed stage resumes at the call it was in.
+
+A call is numbered (`02-shuffle`). Each of its units, once done, leaves a small result in
+`calls-<inputs>/02-shuffle/`; when all are done the call's results become `02-shuffle.json` and the
+units go. Run again, a finished call returns at once and an unfinished one does what is missing.
+A digest of the inputs is in the folder's name: changed inputs start a new journal.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from metadata.fingerprint import digest
+from metadata.record import Record, Scan
+from metadata.sealed import put_sealed, read_sealed
+from metadata.storage import Storage
+from pipeline.engine.units import Answer, Unit, Units, Work, units_of
+from pipeline.executors import Executor, Step
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.rows import PoolShards
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One dataset stage in one run: what its calls work with, and whom they tell."""
+
+    planned: PlannedStage
+    seed: int
+    run_id: str
+    folder: Storage
+    executor: Executor
+    made_of: dict[str, str]  # parents of the records it stores
+    known: Scan
+    crash_ok: bool  # shards that ended their worker are tried again
+    home: PoolShards | None  # the rows it reads; None where it has none of one root
+    page_checksums: bool
+    wanted: frozenset[str]
+    on_shard: Callable[[Record, int], None]
+    on_unit: Callable[[str, int, int], None]
+
+
+class Journal:
+    """The numbered calls of a dataset stage, and the results that it has of them."""
+
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        # Whose hashes and formats a journal holds.
+        versions = f"{pa.__version__} {version('polars')}"
+        key = digest([*run.made_of.values(), versions])[:12]
+        self.name = "calls" if run.planned.is_root else f"calls-{key}"
+        self._prefix = ""
+        self._count = 0
+
+    def next_call(self, kind: str) -> str:
+        """The path of the stage's next call in its folder, without an ending."""
+        self._count += 1
+        return f"{self.name}/{self._prefix}{self._count:02d}-{kind}"
+
+    @contextlib.contextmanager
+    def round(self, call: str, number: int) -> Iterator[None]:
+        """Inside it calls are numbered anew, after the call and round that they belong to."""
+        outside = self._prefix, self._count
+        self._prefix, self._count = f"{call.removeprefix(f'{self.name}/')}.{number:04d}.", 0
+        yield
+        self._prefix, self._count = outside
+
+    def results(
+        self,
+        call: str,
+        work: Work,
+        inputs: list[Any],
+        is_whole: Callable[[dict[str, Any]], bool] = lambda result: True,
+    ) -> list[dict[str, Any]]:
+        """The result of work on every input; of those in the journal that are whole, at once."""
+        folder = self.run.folder
+        units = units_of(inputs)
+        stored = read_sealed(folder, f"{call}.json")
+        done = {key: result for key, result in (stored or {}).items() if is_whole(result)}
+        if any(unit.key not in done for unit in units):
+            there = {entry.name for entry in folder.entries(call)}
+            for key in (unit.key for unit in units if f"{unit.key}.json" in there):
+                result = read_sealed(folder, f"{call}/{key}.json")
+                done |= {key: result} if result is not None and is_whole(result) else {}
+        left = [unit for unit in units if unit.key not in done]
+        for answer in self.answers(call, work, left, journalled=True):
+            done[answer.unit.key] = answer.result_or_raise()
+        results = {unit.key: done[unit.key] for unit in units}
+        if stored is None or left:
+            put_sealed(folder, f"{call}.json", results, point="journal")
+            folder.delete_folder(call)
+        return list(results.values())
+
+    def answers(
+        self, call: str, work: Work, units: list[Unit], *, journalled: bool = False
+    ) -> Iterator[Answer]:
+        """What became of each unit, as they finish; not journalled where records are stored."""
+        if not units:
+            return
+        run, name = self.run, call.removeprefix(f"{self.name}/")
+        step = Step(
+            name=f"{run.planned.name} {name}",
+            start=Units(
+                planned=run.planned,
+                seed=run.seed,
+                run_id=run.run_id,
+                folder=run.folder,
+                journal=call,
+                work=work,
+                journalled=journalled,
+                page_checksums=run.page_checksums,
+                unchecked=run.known.unchecked,
+            ),
+            resources=run.planned.stage.resources,
+        )
+        for number, answer in enumerate(run.executor.stream([step], units), start=1):
+            run.on_unit(name, number, len(units))
+            yield answer

@@ -1,0 +1,93 @@
+"""How a stage that has ended is stored: its records folded into one file, then its manifest."""
+
+import json
+from dataclasses import replace
+
+from metadata.fingerprint import digest, settings_of
+from metadata.outputs import NOTES, Noted
+from metadata.places import is_places
+from metadata.record import Manifest, Record, fold
+from pipeline.engine.context import RunContext
+from pipeline.run_folder.state import StageState
+
+
+def seal(stage: StageState) -> None:
+    """Stores what says that a complete stage is done, and takes away what its run needed."""
+    if stage.planned.is_row:
+        made = Manifest(
+            shards=len(stage.shards),
+            rows=sum(state.rows for state in stage.shards.values()),
+            inputs=digest([[s, stage.shards[s].digest] for s in sorted(stage.shards)]),
+        )
+        _put(stage, made, stage.records)
+    elif not stage.scan.folded:
+        fold(stage.folder, stage.records)
+    _tidy(stage)
+
+
+def put_dataset_manifest(
+    stage: StageState,
+    context: RunContext,
+    made_of: dict[str, str],
+    stored: dict[str, Noted],
+    seconds: float,
+) -> None:
+    """Stores the manifest of a dataset stage; only its records where shards failed."""
+    folder = stage.folder
+    if stage.planned.is_root:
+        for shard in [s for s in stage.scan.records if s >= context.shards]:
+            folder.delete(f"{shard:06d}.json")  # the pool has shrunk
+    if context.failures:
+        folder.delete("manifest.json")
+        fold(folder, context.records.values())
+        return
+    records = [context.records[shard] for shard in sorted(context.records)]
+    outputs = tuple((name, noted.size_bytes) for name, noted in stored.items())
+    told = [file for file in outputs if not is_places(file[0])]
+    made = Manifest(
+        shards=len(records),
+        rows=sum(record.rows for record in records),
+        **made_of,
+        digest=digest([*made_of.values(), [r.sha256 for r in records], told]),
+        outputs=outputs,
+        output_sha256={name: noted.sha256 for name, noted in stored.items()},
+        page_checksums=context.page_checksums,
+        seconds=round(seconds, 3),
+    )
+    _put(stage, made, records)
+
+
+def _put(stage: StageState, made: Manifest, records: list[Record]) -> None:
+    """Fold and manifest, where they say something new."""
+    held = stage.scan.manifest
+    if held and replace(held, seconds=made.seconds) == made and stage.scan.folded:
+        return
+    fold(stage.folder, records)
+    planned = stage.planned
+    whole = {
+        "stage": planned.name,
+        "uses": planned.uses,
+        "version": planned.stage.version,
+        "determinism": planned.stage.determinism,
+        "settings": settings_of(planned.stage),
+        "fingerprint": planned.fingerprint,
+        **vars(made),
+    }
+    text = json.dumps(whole, sort_keys=True, indent=1)
+    stage.folder.put("manifest.json", text.encode(), point="manifest")
+    stage.scan.manifest = made
+
+
+def _tidy(stage: StageState) -> None:
+    """Takes away the journal of a finished stage, and what a killed run left of its attempts.
+
+    A root keeps the results of its calls: what it scanned is not scanned again.
+    """
+    for name in stage.scan.attempts:
+        stage.folder.delete(name)
+    if stage.planned.is_row:
+        return
+    kept = "calls" if stage.planned.is_root else ""
+    for name in stage.folder.folders(kept):
+        if kept or name.startswith("calls-") or name == NOTES:
+            stage.folder.delete_folder(f"{kept}/{name}".lstrip("/"))

@@ -1,0 +1,145 @@
+"""Units: the pieces of work that a call of a dataset stage is made of, and how a worker does one.
+
+Each unit counts its attempts in storage, works, and leaves a small result in the journal.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from metadata.damage import DamagedError
+from metadata.fingerprint import digest
+from metadata.outputs import OUT, note_output
+from metadata.scratch import scratch_folder
+from metadata.sealed import put_sealed
+from metadata.storage import Storage
+from pipeline.dataset import Task
+from pipeline.engine import attempts
+from pipeline.engine.worker import worker_of
+from pipeline.errors import ShardError, StageError
+from pipeline.planning.planned import PlannedStage
+from pipeline.stage import Worker
+
+Work = Callable[[Any, "UnitTask"], Any]  # from the input of a unit to its result
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of a call's work. The key changes with the input."""
+
+    key: str
+    input: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a unit: the result of its work, or why there is none."""
+
+    unit: Unit
+    result: Any = None
+    error: ShardError | DamagedError | None = None
+
+    def result_or_raise(self) -> Any:
+        """The result; an error stops the stage."""
+        if isinstance(self.error, DamagedError):
+            raise self.error
+        if self.error is not None:
+            raise StageError(*self.error.args) from self.error
+        return self.result
+
+
+def units_of(inputs: Sequence[Any]) -> list[Unit]:
+    """A unit for each input: its key is its number, and a digest of what is in it."""
+    texts = [vars(given) if is_dataclass(given) else given for given in inputs]
+    return [
+        Unit(f"{index:06d}-{digest(text)[:12]}", given)
+        for index, (text, given) in enumerate(zip(texts, inputs, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """Where one unit of work runs. Implements `Task`."""
+
+    worker: Worker
+    folder: Storage
+    key: str
+    page_checksums: bool = True  # in out/
+    unchecked: frozenset[int] = frozenset()  # shards that are made again, as they were: without
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Stores a scratch file as `out/<name>` in the stage's folder."""
+        with self.folder.scratch(f"{OUT}/{name}") as stored:
+            shutil.move(path, stored)  # scratch may be another disk
+            note_output(self.folder, name, stored)
+            self.folder.commit(stored, f"{OUT}/{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """A call's work, opened once per worker: what the executor carries."""
+
+    planned: PlannedStage
+    seed: int
+    run_id: str
+    folder: Storage
+    journal: str
+    work: Work
+    journalled: bool  # false where the work stores records: they are its journal
+    page_checksums: bool
+    unchecked: frozenset[int]
+
+    def __call__(self) -> "UnitsRun":
+        return UnitsRun(self)
+
+
+class UnitsRun:
+    """Does one unit: counts the attempt, works, and leaves the result in the journal."""
+
+    def __init__(self, units: Units) -> None:
+        self.units = units
+        self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
+
+    def __call__(self, unit: Unit) -> Answer:
+        units = self.units
+        worker = worker_of(units.planned, units.seed, Path(self.scratch.name), units.folder)
+        task = UnitTask(
+            worker,
+            units.folder,
+            unit.key,
+            units.page_checksums,
+            units.unchecked,
+        )
+        name = f"{units.journal}/{unit.key}"
+        place = f"stage '{units.planned.name}', unit {unit.key}"
+        try:
+            result = attempts.attempt(
+                partial(self._work, unit, task), units.folder, name, unit.key, units.run_id, place
+            )
+        except (ShardError, DamagedError) as error:
+            return Answer(unit, error=error)
+        return Answer(unit, result)
+
+    def _work(self, unit: Unit, task: UnitTask, number: int) -> Any:
+        units = self.units
+        result = units.work(unit.input, task)
+        if units.journalled:
+            name = f"{units.journal}/{unit.key}.json"
+            put_sealed(units.folder, name, result, point="journal")
+        return result
+
+
+def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], item: Any, task: UnitTask) -> Any:
+    """The work of `map`: fn of one item."""
+    return dict(fn(item, task))
+
+
+def launched(fn: Callable[[int, int, Task], Any], task: UnitTask, rank: int, of: int) -> Any:
+    """The work of `launch`: fn of one rank, with a scratch folder of its own."""
+    with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
+        worker = replace(task.worker, scratch=Path(scratch))
+        return fn(rank, of, replace(task, worker=worker))

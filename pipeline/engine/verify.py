@@ -1,0 +1,144 @@
+"""`clipmill verify`: every stored file of a run against its record, and what is damaged mended."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import pyarrow as pa
+
+from metadata.damage import DamagedError
+from metadata.outputs import OUT
+from metadata.record import scan
+from metadata.schema import UID
+from metadata.storage import Storage
+from pipeline.engine.repair import is_asked, salvage, shard_of, take_away
+from pipeline.planning.plan import Plan
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder import lock
+from pipeline.run_folder.rows import WHOLE
+from pipeline.run_folder.state import RunState
+
+RunUntil = Callable[[str], object]
+
+READERS = 8  # files at once: waits on a disk or a network, and hashing leaves Python's lock
+
+
+@dataclass
+class Checked:
+    """What was found in one stage's folder."""
+
+    folder: str
+    files: int
+    size_bytes: int
+    damaged: list[DamagedError] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _File:
+    folder: Storage
+    name: str
+    size_bytes: int
+    sha256: str  # of its bytes, or how that begins
+
+
+def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
+    """Every stage's folder, whichever recipe made it; `on_bytes(done, total)` as files are read."""
+    stages = [_files(run, f"stages/{name}") for name in run.folders("stages")]
+    total = sum(checked.size_bytes for checked, _ in stages)
+    done = 0
+    with ThreadPoolExecutor(READERS) as pool:
+        for checked, files in stages:
+            for file, found in zip(files, pool.map(_wrong, files), strict=True):
+                checked.damaged += [found] if found else []
+                done += file.size_bytes
+                on_bytes(done, total)
+    return [checked for checked, _ in stages]
+
+
+def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil) -> int:
+    """Has the plan's damaged files made again, but for the rows of answers: those it only lists.
+
+    `run_until(stage)` runs the plan as far as that stage. Returns how many rows the next run will
+    ask for again, at most.
+    """
+    asked = []
+    with lock.held(run):
+        for planned, checked in _of_plan(plan, stages):
+            if planned.is_row and is_asked(planned.stage):
+                asked.append((planned, {found.name for found in checked.damaged}))
+                continue
+            for found in checked.damaged:
+                take_away(run.child(planned.folder), found.name)
+    for root in dict.fromkeys(planned.root for planned, _ in asked if planned.root):
+        run_until(root)  # whose uids the rows have
+    state = RunState(plan, run)
+    with lock.held(run):
+        return sum(_salvage(state, planned, names) for planned, names in asked)
+
+
+def others(plan: Plan, stages: list[Checked]) -> list[str]:
+    """Folders of other recipes' stages that are damaged: made again when these are run."""
+    ours = {planned.folder for planned, _ in _of_plan(plan, stages)}
+    return [found.folder for found in stages if found.damaged and found.folder not in ours]
+
+
+def _of_plan(plan: Plan, stages: list[Checked]) -> Iterator[tuple[PlannedStage, Checked]]:
+    by_folder = {planned.folder: planned for planned in plan.stages.values()}
+    for checked in stages:
+        if checked.damaged and checked.folder in by_folder:
+            yield by_folder[checked.folder], checked
+
+
+def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
+    root, folder = state.stored[planned.root], state.stored[planned.name].folder
+    found = scan(folder)
+    asked = 0
+    for shard in sorted({shard_of(name) for name in damaged}):
+        lost = [record for record in found.lost if record.shard == shard]
+        records = sorted([*found.records.get(shard, []), *lost], key=lambda record: record.number)
+        tables = root.read(state.stages[planned.root].shards[shard], [UID.name], WHOLE)
+        uid = pa.concat_tables(tables)[UID.name].combine_chunks()
+        asked += salvage(planned, folder, records, damaged, uid)
+    return asked
+
+
+def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
+    folder = run.child(name)
+    found = scan(folder)
+    kept = [record for records in found.records.values() for record in records]
+    files = [
+        _File(folder, record.data, record.size_bytes, record.sha256)
+        for record in (*kept, *found.lost)
+        if record.data is not None
+    ]
+    outputs = found.manifest.outputs if found.manifest else ()
+    digests = found.manifest.output_sha256 if found.manifest else {}
+    files += [_File(folder, f"{OUT}/{name}", size, digests.get(name, "")) for name, size in outputs]
+    checked = Checked(name, len(files), sum(file.size_bytes for file in files))
+    strangers = {name for name, _ in found.outputs} - {name for name, _ in outputs}
+    checked.damaged = [
+        DamagedError(folder.uri, f"{OUT}/{name}", "no file of this stage's")
+        for name in sorted(strangers)
+    ]
+    return checked, files
+
+
+def _wrong(file: _File) -> DamagedError | None:
+    """What is wrong with a file; None where it is as it was stored."""
+    wrong = partial(DamagedError, file.folder.uri, file.name)
+    try:
+        with file.folder.open(file.name) as opened:
+            size_bytes = opened.size()
+        if size_bytes != file.size_bytes:
+            return wrong(f"{size_bytes:,} bytes, and {file.size_bytes:,} were stored")
+        sha256 = file.folder.sha256(file.name)
+    except FileNotFoundError:
+        return wrong("it is gone")
+    except OSError as error:
+        if not file.folder.is_local:  # a network that fails says nothing of the file
+            raise
+        return wrong(f"it cannot be read: {error}")
+    if not sha256.startswith(file.sha256):
+        return wrong(f"its digest is {sha256[:16]}, and {file.sha256[:16]} was stored")
+    return None

@@ -1,0 +1,161 @@
+"""A wave: row stages of one root that run together, shard by shard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from metadata.damage import DamagedError
+from metadata.record import fold
+from pipeline.engine.chain import Chain, ShardItem
+from pipeline.engine.chain_run import ChainRun
+from pipeline.engine.failures import storage_error
+from pipeline.engine.running import Running
+from pipeline.executors import Step
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.state import StageState
+from pipeline.stage import RowStage
+
+FOLD_EVERY = 1000  # records: what a resume reads one by one at most
+
+
+@dataclass
+class Wave:
+    """Row stages of one root, in order. Their states are this job's own while it runs."""
+
+    running: Running
+    stages: list[PlannedStage]
+
+    def run(self) -> list[DamagedError]:
+        """Computes what is missing; the damaged files that it met, which are to be made again."""
+        for stage in self._states():  # stages of this run may have changed what is good
+            self.running.state.resolve(stage.planned.name)
+            self.running.watcher.stage(stage.planned.name, stage.total, len(stage.shards))
+            _drop_stale(stage)
+        steps = self._steps()
+        unfolded = 0
+        damaged: list[DamagedError] = []
+        try:
+            for item in self.running.executor.stream(steps, self._items()):
+                damaged += item.damaged
+                unfolded += self._take(item)
+                if unfolded >= FOLD_EVERY:
+                    self._fold()
+                    unfolded = 0
+            if damaged:
+                self._fold()
+        except OSError as error:
+            raise storage_error(error, f"stage '{steps[0].name}'") from error
+        return damaged
+
+    def _states(self) -> list[StageState]:
+        return [self.running.state.stages[planned.name] for planned in self.stages]
+
+    def _steps(self) -> list[Step]:
+        """One step for each chain: its stages share a worker, and hand batches on in memory."""
+        running = self.running
+        chains = [
+            Chain(
+                seed=running.plan.seed,
+                run_id=running.run_id,
+                stages=tuple(stages),
+                stored=running.state.stored,
+                models=running.state.digests([p.model for p in stages if p.model]),
+                retry=running.retry,
+            )
+            for stages in chained(self.stages)
+        ]
+        return [
+            Step(
+                name=" + ".join(planned.name for planned in chain.stages),
+                start=partial(ChainRun, chain),
+                resources=chain.stages[0].stage.resources,
+            )
+            for chain in chains
+        ]
+
+    def _items(self) -> Iterator[ShardItem]:
+        """One item for each shard with something to do; small: states and records, no rows."""
+        known = self.running.state.stages
+        root = self.stages[0].root
+        names = {planned.name for planned in self.stages}
+        needs = {need for planned in self.stages for need in (*planned.sources, planned.only)}
+        outside = [need for need in needs - names if need]
+        for shard in sorted(known[root].shards):
+            stages = self._states()
+            if all(shard in stage.shards for stage in stages) and not self.running.retry:
+                continue
+            states = {need: known[need].shards.get(shard) for need in outside}
+            yield ShardItem(
+                shard=shard,
+                states={n: s for n, s in states.items() if s is not None},
+                failed={n: None for n, s in states.items() if s is None},
+                records={stage.planned.name: stage.scan.records.get(shard, []) for stage in stages},
+                set_aside={
+                    stage.planned.name: replace(
+                        failure, crashed=failure.crashed and not self.running.crash_ok
+                    )
+                    for stage in stages
+                    if (failure := stage.scan.failures.get(shard))
+                },
+                unchecked=frozenset(
+                    stage.planned.name for stage in stages if shard in stage.scan.unchecked
+                ),
+            )
+
+    def _take(self, item: ShardItem) -> int:
+        """Notes what became of a shard; returns how many records were made."""
+        known, watcher, shard = self.running.state.stages, self.running.watcher, item.shard
+        own = {planned.name for planned in self.stages}
+        for name, failure in item.failed.items():
+            if failure is not None:
+                watcher.failed(name, failure)
+            if name in own:
+                known[name].failures[shard] = failure
+        for name, shard_state in item.states.items():
+            if name in own:
+                known[name].shards[shard] = shard_state
+                known[name].failures.pop(shard, None)
+                known[name].scan.records[shard] = item.records[name]
+        for name, record in item.made:
+            watcher.shard(name, record, known[name].total)
+        return len(item.made)
+
+    def _fold(self) -> None:
+        for stage in self._states():
+            fold(stage.folder, stage.records)
+
+
+def _drop_stale(stage: StageState) -> None:
+    """Takes records whose parents changed out of the fold, before they are made again."""
+    if any(shard not in stage.shards for shard in stage.scan.records):
+        fold(stage.folder, stage.records)
+        stage.scan.folded = False
+
+
+def chained(wave: list[PlannedStage]) -> list[list[PlannedStage]]:
+    """The wave in an order that keeps needs first, cut where stages cannot run together."""
+    left = list(wave)
+    chains: list[list[PlannedStage]] = []
+    placed: set[str] = set()
+    inside = {planned.name for planned in wave}
+    while left:
+        ready = [p for p in left if all(n in placed for n in p.needs if n in inside)]
+        fits = [p for p in ready if chains and _share_a_worker(chains[-1][-1], p)]
+        if fits:
+            chains[-1].append(fits[0])
+        else:
+            chains.append([ready[0]])
+        placed.add(chains[-1][-1].name)
+        left.remove(chains[-1][-1])
+    return chains
+
+
+def _share_a_worker(one: PlannedStage, other: PlannedStage) -> bool:
+    assert isinstance(one.stage, RowStage)
+    assert isinstance(other.stage, RowStage)
+    return (
+        one.only is None
+        and other.only is None
+        and one.stage.resources == other.stage.resources
+        and one.stage.batch_rows == other.stage.batch_rows
+    )

@@ -1,0 +1,29 @@
+"""What a stage's function gets to know of the place where it runs."""
+
+from functools import partial
+from pathlib import Path
+
+from metadata.storage import Storage
+from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.pins import pin
+from pipeline.stage import Worker, unpinned
+
+
+def worker_of(
+    planned: PlannedStage,
+    seed: int,
+    scratch: Path,
+    folder: Storage | None = None,
+    model: Storage | None = None,
+) -> Worker:
+    """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned."""
+    resources = planned.stage.resources
+    return Worker(
+        seed=seed,
+        stage=planned.name,
+        device="cuda" if resources.gpus else "cpu",
+        threads=resources.cpus,
+        scratch=scratch,
+        model=model.uri if model else None,
+        pin=partial(pin, folder, planned.name) if folder else unpinned,
+    )

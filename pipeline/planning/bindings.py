@@ -1,0 +1,182 @@
+"""Which column is meant: where each one that a stage reads is found among its ancestors."""
+
+import pyarrow as pa
+
+from metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
+from pipeline.errors import ClipmillError, RecipeError
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.planning.recipe import Recipe, nearest
+from pipeline.stage import DatasetStage, Stage
+
+
+def bind(
+    recipe: Recipe,
+    name: str,
+    stage: Stage,
+    parents: list[str],
+    planned: dict[str, PlannedStage],
+    ancestors: dict[str, set[str]],
+) -> dict[str, Binding]:
+    """Where each column that the stage reads is found among its ancestors."""
+    line = set(parents).union(*(ancestors[p] for p in parents))
+    chosen = recipe.stages[name].get("read", {})
+    if not isinstance(chosen, dict):
+        raise RecipeError(
+            f"`read` is {chosen!r}",
+            recipe.where(name, "read"),
+            "write {column: stage.column}",
+        )
+    for read, source in chosen.items():
+        if not isinstance(source, str):
+            raise RecipeError(
+                f"'{read}' is bound to {source!r}",
+                recipe.where(name, "read", read),
+                f"write {{{read}: stage.column}}",
+            )
+    bound: dict[str, Binding] = {}
+    types: dict[str, pa.DataType] = {UID.name: UID.dtype}
+    names: set[str] = set()
+    for column, wanted in (
+        *((read, True) for read in stage.reads),
+        *((read, False) for read in stage.optional_reads),
+    ):
+        read = column if isinstance(column, str) else column.name
+        names.add(read)
+        if read in bound or read == UID.name:
+            continue
+        if isinstance(column, Derived) and isinstance(stage, DatasetStage):
+            raise RecipeError(
+                found=f"the column '{read}' is derived, which a dataset stage cannot read",
+                where=recipe.where(name, "uses"),
+                do=f"read '{column.source.name}' and call its `derive`",
+            )
+        stored = column.source if isinstance(column, Derived) else column
+        source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
+        found = _find(recipe, name, source, line, planned, ancestors, wanted)
+        if found is None:
+            continue
+        bound[read] = found
+        have = type_of(planned[found[0]].stage, found[1])
+        types[read] = column.dtype if isinstance(column, Derived) else have
+        if isinstance(stored, Column):
+            _check_type(recipe, name, read, stored, found, planned)
+    for read in chosen:
+        if read not in names:
+            raise RecipeError(
+                f"the stage reads no '{read}'",
+                recipe.where(name, "read", read),
+                f"it reads: {', '.join(sorted(names))}",
+            )
+    try:
+        stage.check(types)
+    except ClipmillError as error:
+        found, at, do = error.args
+        raise RecipeError(found, f"{recipe.where(name)}: {at}", do) from None
+    return bound
+
+
+def _check_type(
+    recipe: Recipe,
+    name: str,
+    read: str,
+    column: Column,
+    found: Binding,
+    planned: dict[str, PlannedStage],
+) -> None:
+    have = type_of(planned[found[0]].stage, found[1])
+    if not column.accepts(have):
+        raise RecipeError(
+            found=f"{found[0]}.{found[1]} is {have}, and '{column.name}' is {column.dtype}",
+            where=recipe.where(name, "read"),
+            do=f"bind another column, read: {{{read}: stage.column}}: {column.doc}",
+        )
+
+
+def bind_mask(
+    recipe: Recipe,
+    name: str,
+    select: str,
+    planned: dict[str, PlannedStage],
+    ancestors: dict[str, set[str]],
+) -> dict[str, Binding]:
+    """Where a select's verdict is found, and how often a row counts where it or an ancestor says.
+
+    These are the columns that an export of the select would read.
+    """
+    line = {select} | ancestors[select]
+    bound = {KEEP.name: (select, KEEP.name)}
+    repeats = _find(recipe, name, REPEATS.name, line, planned, ancestors, wanted=False)
+    if repeats:
+        _check_type(recipe, name, REPEATS.name, REPEATS, repeats, planned)
+        bound[REPEATS.name] = repeats
+    return bound
+
+
+def _find(
+    recipe: Recipe,
+    name: str,
+    source: str,
+    line: set[str],
+    planned: dict[str, PlannedStage],
+    ancestors: dict[str, set[str]],
+    wanted: bool,
+) -> Binding | None:
+    """Stage and column of `column` or `stage.column`; None where an optional one is absent.
+
+    A column written again further down the line hides the earlier one; two that do not stand in
+    line are ambiguous.
+    """
+    stage, dot, column = source.rpartition(".")
+    if dot:
+        if stage not in line:
+            raise RecipeError(
+                found=f"'{stage}' is no ancestor of '{name}'",
+                where=recipe.where(name),
+                do=f"add it to `from`; ancestors: {', '.join(sorted(line))}",
+            )
+        if type_of(planned[stage].stage, column) is None:
+            have = [written.name for written in columns_of(planned[stage].stage)] + [REASON.name]
+            raise RecipeError(
+                found=f"'{stage}' writes no '{column}'",
+                where=recipe.where(name),
+                do=f"did you mean '{stage}.{nearest(column, have)}'?",
+            )
+        return stage, column
+    writers = {
+        other
+        for other in line
+        if source in {written.name for written in columns_of(planned[other].stage)}
+    }
+    writers -= {other for other in writers if any(other in ancestors[w] for w in writers)}
+    if len(writers) == 1:
+        return writers.pop(), source
+    if writers:
+        first, second, *_ = sorted(writers)
+        raise RecipeError(
+            found=f"column '{source}' comes from two ancestors: '{first}' and '{second}'",
+            where=recipe.where(name),
+            do=f"write {first}.{source} or {second}.{source},"
+            f" or bind it: read: {{{source}: {first}.{source}}}",
+        )
+    if not wanted:
+        return None
+    visible = {written.name for other in line for written in columns_of(planned[other].stage)}
+    raise RecipeError(
+        found=f"no ancestor writes column '{source}'",
+        where=recipe.where(name),
+        do=f"did you mean '{nearest(source, visible)}'?"
+        f"  Columns here: {', '.join(sorted(visible))}",
+    )
+
+
+def type_of(stage: Stage, column: str) -> pa.DataType | None:
+    """The type of a stage's column; None where it has no such column."""
+    if column == REASON.name:
+        return REASON.dtype
+    found = {written.name: written.dtype for written in columns_of(stage)}
+    return found.get(column)
+
+
+def columns_of(stage: Stage) -> tuple[Column, ...]:
+    """What a stage writes, and what it reads from its source when asked."""
+    return (*stage.writes, *(stage.virtual if isinstance(stage, DatasetStage) else ()))

@@ -1,0 +1,126 @@
+"""The edges of a recipe: which stages a stage names, and whether it takes what they give."""
+
+from pipeline.errors import RecipeError
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.recipe import Recipe, nearest
+from pipeline.stage import RowStage, Stage, edges_taken
+
+KEYS = {  # of an edge that cannot be left out: its key, what it brings, how it is written
+    "rows": ("from", "rows", "`from: <stage>`"),
+    "data": ("data", "a dataset", "`data: <export stage>`"),
+}
+
+
+def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
+    """The stages that a stage names, by the key that names them."""
+    keys = recipe.stages[name]
+    rows = keys.get("from", [])
+    rows = rows if isinstance(rows, list) else [rows]
+    model = keys.get("model")
+    edges = {
+        "from": rows,
+        "data": [keys["data"]] if "data" in keys else [],
+        "rows": [keys["rows"]] if "rows" in keys and "data" in edges_taken(stage) else [],
+        "only": [keys["only"]] if "only" in keys else [],
+        "model": [model.removeprefix("stage:")]
+        if isinstance(model, str) and model.startswith("stage:")
+        else [],
+    }
+    for edge, targets in edges.items():
+        for target in targets:
+            if not isinstance(target, str) or target not in recipe.stages:
+                raise RecipeError(
+                    found=f"no stage '{target}'",
+                    where=recipe.where(name, edge),
+                    do=f"did you mean '{nearest(str(target), recipe.stages)}'?"
+                    f"  Stages: {', '.join(recipe.stages)}",
+                )
+    return edges
+
+
+def check_edges(
+    recipe: Recipe,
+    name: str,
+    stage: Stage,
+    edges: dict[str, list[str]],
+    planned: dict[str, PlannedStage],
+) -> None:
+    """RecipeError where a stage does not take what an edge brings."""
+    uses = recipe.stages[name]["uses"]
+    taken = edges_taken(stage)
+    kinds = {"from": "rows", "data": "data", "rows": "rows", "model": "model", "only": "rows"}
+    for edge, kind in kinds.items():
+        for target in edges[edge]:
+            gives = planned[target].stage.gives
+            if kind not in gives:
+                fits = {"rows": "from", "data": "data", "model": 'model: "stage:…"'}
+                raise RecipeError(
+                    found=f"'{target}' gives {' and '.join(gives)}, and `{edge}` takes {kind}",
+                    where=recipe.where(name, edge),
+                    do=f"name a stage that gives {kind}, or use `{fits[gives[0]]}`",
+                )
+        if edge in ("from", "data", "model") and edges[edge] and kind not in taken:
+            raise RecipeError(
+                found=f"{uses} takes no `{edge}`",
+                where=recipe.where(name, edge),
+                do=f"it takes: {', '.join(taken) or 'nothing; it is a root'}",
+            )
+    for one in stage.takes:
+        keys = [KEYS[kind] for kind in (one if isinstance(one, tuple) else (one,)) if kind in KEYS]
+        given = [key for key, *_ in keys if edges[key]]
+        if keys and not given:
+            raise RecipeError(
+                f"{uses} needs {' or '.join(what for _, what, _ in keys)}",
+                recipe.where(name),
+                f"write {' or '.join(do for *_, do in keys)}",
+            )
+        if len(given) > 1:
+            raise RecipeError(
+                f"{uses} takes `{'` or `'.join(given)}`, and both are given",
+                recipe.where(name, given[-1]),
+                "leave one of them out",
+            )
+    for edge in ("only", "rows"):
+        for target in edges[edge]:
+            if not planned[target].is_select:
+                raise RecipeError(
+                    f"'{target}' writes no `keep`", recipe.where(name, edge), "name a select stage"
+                )
+    if edges["only"] and not isinstance(stage, RowStage):
+        raise RecipeError(
+            f"{uses} sees the whole pool at once and takes no `only`",
+            recipe.where(name, "only"),
+            f"write `rows: {edges['only'][0]}`"
+            if "data" in taken
+            else "put `only` on the row stages before it",
+        )
+    for select in edges["rows"]:
+        if not edges["data"]:
+            raise RecipeError(
+                f"`rows` says which rows of `data` are read, and {uses} has none",
+                recipe.where(name, "rows"),
+                f"write `from: {select}`, or name an export as `data`",
+            )
+        check_roots(recipe, name, planned[select], edges["data"][0], planned)
+
+
+def check_roots(
+    recipe: Recipe, name: str, select: PlannedStage, export: str, planned: dict[str, PlannedStage]
+) -> None:
+    """RecipeError where a select decides on other rows than those in the data."""
+    data = planned[export]
+    while not data.root and data.data is not None:  # an export of an export
+        data = planned[data.data]
+    if not data.root:
+        raise RecipeError(
+            f"'{export}' ({planned[export].uses}) holds no rows of a pool",
+            recipe.where(name, "rows"),
+            "name an export as `data`",
+        )
+    if select.root != data.root:
+        raise RecipeError(
+            f"'{select.name}' selects rows of '{select.root}', and '{export}' holds rows of"
+            f" '{data.root}'",
+            recipe.where(name, "rows"),
+            f"name a select stage over '{data.root}', or an export of '{select.root}'",
+        )

@@ -1,0 +1,190 @@
+"""From a recipe to a plan: stages found, settings typed, edges checked, columns bound.
+
+Nothing is opened that costs: a plan of fifteen stages takes a fraction of a second.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import pyarrow as pa
+
+from metadata.fingerprint import fingerprint, settings_of
+from metadata.schema import UID
+from pipeline.errors import RecipeError
+from pipeline.planning.bindings import bind, bind_mask, type_of
+from pipeline.planning.edges import check_edges, edges_of
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.recipe import Recipe, nearest
+from pipeline.planning.settings import typed_settings
+from pipeline.stage import DatasetStage, Selects, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The stages of a recipe in an order in which each stands after what it needs."""
+
+    recipe: Recipe
+    seed: int
+    stages: dict[str, PlannedStage]
+
+    def needed_by(self, name: str) -> set[str]:
+        """The stages before this one, and itself."""
+        found: set[str] = set()
+        left = [name]
+        while left:
+            one = left.pop()
+            if one not in found:
+                found.add(one)
+                left += (*self.stages[one].needs, *self.stages[one].parents)
+        return found
+
+    def read_of(self, name: str) -> frozenset[str]:
+        """The columns of a stage that stages of this plan read."""
+        bound = [
+            where
+            for one in self.stages.values()
+            for b in (*one.bindings, one.mask)
+            for where in b.values()
+        ]
+        return frozenset(column for stage, column in bound if stage == name)
+
+    def schema(self, name: str, column: str) -> pa.DataType:
+        """The stored type of a stage's column."""
+        found = UID.dtype if column == UID.name else type_of(self.stages[name].stage, column)
+        assert found is not None, f"'{name}' writes no '{column}'"
+        return found
+
+
+def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
+    """The plan of a recipe; RecipeError where anything in it cannot be."""
+    settings = {name: typed_settings(recipe, name) for name in recipe.stages}
+    order = _order(recipe, settings)
+    planned: dict[str, PlannedStage] = {}
+    ancestors: dict[str, set[str]] = {}
+    for name in order:
+        planned[name] = _planned(recipe, name, settings[name], planned, ancestors)
+    if any(one.stage.limits for one in planned.values()):
+        _check_thresholds(planned)
+    plan = Plan(recipe=recipe, seed=recipe.seed, stages=planned)
+    if until is None:
+        return plan
+    if until not in planned:
+        raise RecipeError(
+            f"no stage '{until}'",
+            "--until",
+            f"did you mean '{nearest(until, planned)}'?",
+        )
+    wanted = plan.needed_by(until)
+    return dataclasses.replace(
+        plan, stages={name: stage for name, stage in planned.items() if name in wanted}
+    )
+
+
+def _order(recipe: Recipe, settings: Mapping[str, Stage]) -> list[str]:
+    """Stage names, each after those it names; the recipe's order otherwise."""
+    order: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name in path:
+            circle = " -> ".join([*path[path.index(name) :], name])
+            raise RecipeError(
+                f"a cycle: {circle}",
+                recipe.where(name, "from"),
+                "break it at one of its edges",
+            )
+        path.append(name)
+        for targets in edges_of(recipe, name, settings[name]).values():
+            for target in targets:
+                visit(target)
+        path.pop()
+        order.append(name)
+
+    for name in recipe.stages:
+        visit(name)
+    return order
+
+
+def _planned(
+    recipe: Recipe,
+    name: str,
+    stage: Stage,
+    planned: dict[str, PlannedStage],
+    ancestors: dict[str, set[str]],
+) -> PlannedStage:
+    edges = edges_of(recipe, name, stage)
+    check_edges(recipe, name, stage, edges, planned)
+    parents = edges["from"]
+    ancestors[name] = set().union(*({p} | ancestors[p] for p in parents)) if parents else set()
+    roots = dict.fromkeys(planned[p].root for p in parents)
+    is_root = stage.takes == () or (isinstance(stage, DatasetStage) and stage.joins_roots)
+    if len(roots) > 1 and not is_root:
+        raise RecipeError(
+            found=f"rows of two roots meet: {', '.join(roots)}",
+            where=recipe.where(name, "from"),
+            do="join them with ingest.union first, and go on from there",
+        )
+    groups = [[p] for p in parents] if is_root and parents else [parents]
+    bindings = tuple(
+        bind(recipe, name, stage, group, planned, ancestors) for group in groups if group
+    )
+    mask = {}
+    for select in edges["rows"]:
+        mask = bind_mask(recipe, name, select, planned, ancestors)
+    root = name if is_root else next(iter(roots), "")
+    marks: dict[str, Any] = {
+        "bindings": [
+            {read: [planned[s].fingerprint, c] for read, (s, c) in bound.items()}
+            for bound in bindings
+        ],
+        "root": planned[root].fingerprint if root and root != name else None,
+        "data": [planned[p].fingerprint for p in edges["data"]],
+    }
+    if mask:
+        marks["rows"] = {read: [planned[s].fingerprint, c] for read, (s, c) in mask.items()}
+    settings = settings_of(stage)
+    if edges["model"]:
+        settings["model"] = planned[edges["model"][0]].fingerprint
+    uses = recipe.stages[name]["uses"]
+    return PlannedStage(
+        name=name,
+        uses=uses,
+        stage=stage,
+        parents=tuple(parents),
+        data=next(iter(edges["data"]), None),
+        model=next(iter(edges["model"]), None),
+        only=next(iter(edges["only"]), None),
+        root=root,
+        bindings=bindings,
+        mask=mask,
+        fingerprint=fingerprint(uses, stage.version, settings, marks),
+        where=recipe.where(name),
+    )
+
+
+def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
+    for one in planned.values():
+        if isinstance(one.stage, Selects):
+            for threshold in one.stage.thresholds():
+                if not threshold.is_size:
+                    check_threshold(planned, one, threshold.column, threshold.value)
+
+
+def check_threshold(
+    stages: Mapping[str, PlannedStage], planned: PlannedStage, column: str, number: float
+) -> None:
+    """RecipeError where a select compares a column with what its stage cannot tell of."""
+    source, name = planned.bindings[0].get(column, ("", ""))
+    low, high = stages[source].stage.limits.get(name, (-inf, inf)) if source else (-inf, inf)
+    if not low <= number <= high:
+        raise RecipeError(
+            found=f"{column} is compared with {number:g}, and '{source}' stores values from"
+            f" {low:g} to {high:g}",
+            where=f"{planned.where}, key `where`",
+            do=f"stay in that range, or let '{source}' look further: {stages[source].where}",
+        )

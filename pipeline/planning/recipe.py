@@ -1,0 +1,269 @@
+"""A recipe's YAML, with the line of every key, so that an error can point at it.
+
+A recipe may be a stranger's: it is refused where it is larger or deeper than any honest one, and
+where it holds what grows or acts when it is read: aliases, tags.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import RecipeError
+from pipeline.terminal import cut
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TOP_KEYS = ("seed", "stages")
+NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")
+MOST_BYTES, MOST_VALUES, MOST_STAGES, DEEPEST = 250_000, 10_000, 200, 20
+STRING = "tag:yaml.org,2002:str"
+PLAIN = "a recipe holds numbers, strings, lists and mappings only"
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # in no path, and in no UTF-8
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `no` (a language, a resize mode) and 12:30 are words, 1e-3 is none."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as the base class has it
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp")
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str, where: Callable[[int], str]) -> None:
+        super().__init__(text)
+        self.where = where  # a line, in words
+        self.depth = self.values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node, while it is one of a few plain ones."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML
+        self.depth += 1
+        self.values += 1
+        if isinstance(event, yaml.AliasEvent):
+            raise self._refused(event, f"an alias, *{event.anchor}", "write the value out")
+        if event.tag is not None:
+            raise self._refused(event, f"cannot read the value: it has a tag, {event.tag}", PLAIN)
+        if self.depth > DEEPEST or self.values > MOST_VALUES:
+            most = f"{DEEPEST} deep" if self.depth > DEEPEST else f"{MOST_VALUES:,} values"
+            raise self._refused(event, f"more than {most}", "a recipe is a few stages and settings")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def value(
+        self, node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int]
+    ) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            value: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = key_node.value
+                if key_node.tag != STRING:
+                    what = key if isinstance(key, str) else f"a {key_node.id}"
+                    raise self._refused(key_node, f"{what} as a key", "write a word, or quote it")
+                if key in value:
+                    raise self._refused(key_node, f"'{key}' stands twice", "keep one of the two")
+                lines[(*path, key)] = key_node.start_mark.line + 1
+                value[key] = self.value(value_node, (*path, key), lines)
+            return value
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, path, lines) for item in node.value]
+        try:
+            scalar = self.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:  # a whole number of 5,000 digits
+            what = f"cannot read the value: {getattr(error, 'problem', error)}"
+            raise self._refused(node, what, PLAIN) from None
+        if isinstance(scalar, str) and NO_TEXT.search(scalar):
+            raise self._refused(node, "a character that no text holds", "take it out")
+        if scalar != scalar or (isinstance(scalar, int) and abs(scalar) >= 2**63):
+            raise self._refused(node, f"{node.value} as a number", "write one of at most 64 bits")
+        return scalar
+
+    def _refused(self, at: Any, found: str, do: str) -> RecipeError:
+        return RecipeError(found, self.where(at.start_mark.line + 1), do)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)\Z"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
+    ),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class Recipe:
+    """Stages by name, each a dict of its YAML keys; and where each key stands."""
+
+    name: str
+    path: str
+    seed: int
+    stages: dict[str, dict[str, Any]]
+    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+    def where(self, stage: str, *keys: str) -> str:
+        """The place of a key in words: file, line, stage and key."""
+        for depth in range(len(keys), -1, -1):
+            line = self.lines.get((stage, *keys[:depth]))
+            if line is not None:
+                break
+        at = f"{self.path}:{line}" if line is not None else self.path
+        named = f", key '{'.'.join(keys)}'" if keys else ""
+        return f"{at}, stage '{stage}'{named}"
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a name (`quickstart`) or a path (`mine.yaml`), with `--set` applied."""
+    path = find_recipe(name)
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise RecipeError(f"more than {MOST_BYTES:,} bytes", str(path), "a recipe is a small file")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not UTF-8: {error.reason}", str(path), "save it as UTF-8") from None
+    lines: dict[tuple[str, ...], int] = {}
+    whole = _read(text, lambda line: f"{path}:{line}", lines)
+    if whole is None:
+        whole = {}
+    if not isinstance(whole, dict):
+        raise RecipeError(
+            f"the recipe is a {type(whole).__name__}",
+            str(path),
+            "write `stages:` at its top",
+        )
+    for key in whole:
+        if key not in TOP_KEYS:
+            raise RecipeError(
+                found=f"unknown key '{key}'",
+                where=f"{path}:{lines[(key,)]}",
+                do=f"did you mean '{nearest(key, TOP_KEYS)}'?  Known: {', '.join(TOP_KEYS)}",
+            )
+    stages = whole.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise RecipeError("no stages", str(path), "write at least one stage under `stages:`")
+    if len(stages) > MOST_STAGES:
+        raise RecipeError(f"{len(stages):,} stages", str(path), f"a recipe has {MOST_STAGES}")
+    recipe = Recipe(
+        name=path.stem,
+        path=str(path),
+        seed=_seed(whole.get("seed", 0), path, lines),
+        stages=stages,
+        lines={key[1:]: line for key, line in lines.items() if key[0] == "stages"},
+        overrides=tuple(overrides),
+    )
+    for stage, keys in stages.items():
+        if not NAME.fullmatch(stage):  # it names a folder, and stands in `stage.column`
+            raise RecipeError(
+                f"'{stage}' as a stage's name",
+                recipe.where(stage),
+                "use letters, digits, _ and -, a letter first",
+            )
+        if not isinstance(keys, dict):
+            raise RecipeError(
+                f"a stage is a mapping, found {cut(repr(keys))}",
+                recipe.where(stage),
+                f"write `{stage}: {{uses: kind.name, from: …}}`",
+            )
+    for override in overrides:
+        _override(recipe, override)
+    return recipe
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, ours by name or the user's by path."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        if not path.is_file():
+            raise RecipeError(f"no file '{name}'", "the recipe argument", "check the path")
+        return path
+    ours = RECIPES / f"{name}.yaml"
+    if ours.is_file():
+        return ours
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    raise RecipeError(
+        found=f"no recipe '{name}'",
+        where="the recipe argument",
+        do=f"did you mean '{nearest(name, known)}'?  Known: {', '.join(known)}; or give a path",
+    )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word most like this one; the first where none is."""
+    words = list(known)
+    found = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.0)
+    return found[0] if found else ""
+
+
+def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], int]) -> Any:
+    """The value of a text, None where it is empty; lines gets the line of every key."""
+    try:
+        loader = _Loader(text, where)
+        node = loader.get_single_node()
+        return None if node is None else loader.value(node, (), lines)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
+        raise RecipeError(
+            found=f"not YAML: {problem}",
+            where=where(mark.line + 1 if mark else 1),
+            do="quote the value, or mend the file; a recipe is `seed:` and `stages:`, indented by"
+            " spaces",
+        ) from None
+
+
+def _seed(seed: Any, path: Path, lines: dict[tuple[str, ...], int]) -> int:
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        return seed
+    raise RecipeError(
+        f"seed is {seed!r}", f"{path}:{lines.get(('seed',), 1)}", "write a whole number"
+    )
+
+
+def _override(recipe: Recipe, text: str) -> None:
+    """Applies one `--set stage.key=value`; the value is read as YAML."""
+    target, equals, value = text.partition("=")
+    stage, *keys = target.split(".")
+    where = f"--set {cut(text)}"
+    if not equals:
+        raise RecipeError("no '='", where, "write --set stage.key=value")
+    if len(keys) > DEEPEST:
+        raise RecipeError(f"more than {DEEPEST} deep", where, "write --set stage.key=value")
+    parsed = _read(value, lambda line: where, {})
+    if target == "seed":
+        recipe.seed = _seed(parsed, Path(where), {})
+        return
+    if stage not in recipe.stages:
+        raise RecipeError(
+            found=f"no stage '{stage}'",
+            where=where,
+            do=f"did you mean '{nearest(stage, recipe.stages)}'?"
+            f"  Stages: {', '.join(recipe.stages)}",
+        )
+    if not keys:
+        raise RecipeError("no key", where, f"write --set {stage}.key=value")
+    held = recipe.stages[stage]
+    for key in keys[:-1]:
+        below = held.get(key)
+        held[key] = dict(below) if isinstance(below, dict) else {}
+        held = held[key]
+    held[keys[-1]] = parsed

@@ -1,0 +1,159 @@
+"""From `uses` and YAML keys to a stage: the class found by its file's name, the settings typed."""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import RecipeError
+from pipeline.planning.recipe import Recipe, nearest
+from pipeline.stage import Stage, edges_taken, settings_fields
+from pipeline.terminal import cut
+
+ENGINE_KEYS = ("uses", "from", "data", "only", "read")
+
+
+def known_uses() -> list[str]:
+    """Every `kind.name` on the path, a user's own directories included."""
+    import stages
+
+    found = {
+        f"{file.parent.name}.{file.stem}"
+        for path in stages.__path__  # one folder may stand there twice
+        for file in Path(path).glob("*/*.py")
+        if file.parent.name not in ("ops", "models", "clip") and not file.stem.startswith("_")
+    }
+    return sorted(found)
+
+
+def stage_class(uses: str, where: str) -> type[Stage]:
+    """The one stage class of `stages/<kind>/<name>.py`."""
+    module_name = f"stages.{uses}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise RecipeError(
+                f"'{uses}' needs the package '{error.name}'",
+                where,
+                "install it; see `doctor`",
+            ) from error
+        raise RecipeError(
+            found=f"no stage '{uses}'",
+            where=where,
+            do=f"did you mean '{nearest(uses, known_uses())}'?"
+            "  A stage is a file stages/<kind>/<name>.py on the Python path",
+        ) from None
+    except Exception as error:  # a user's file may hold anything
+        raise RecipeError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
+            where,
+            "mend the stage's file",
+        ) from error
+    found = [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, Stage) and cls.__module__ == module_name
+    ]
+    if len(found) != 1:
+        raise RecipeError(
+            f"{len(found)} stage classes in {module_name}",
+            where,
+            "one file holds one stage",
+        )
+    if "__dataclass_params__" not in vars(found[0]):
+        raise RecipeError(
+            f"{module_name}.{found[0].__name__} is no dataclass of its own",
+            where,
+            "write @dataclass(frozen=True, kw_only=True) above it",
+        )
+    if isinstance(found[0].gives, str):
+        raise RecipeError(
+            f"{module_name}.{found[0].__name__} has gives = {found[0].gives!r}",
+            where,
+            f"write gives = ({found[0].gives!r},): a stage may give several",
+        )
+    missing = [name for name in ("version", "determinism") if not hasattr(found[0], name)]
+    missing += sorted(found[0].__abstractmethods__)
+    if missing:
+        raise RecipeError(
+            f"{module_name}.{found[0].__name__} declares no {' and no '.join(missing)}",
+            where,
+            'write version = 1, determinism = "exact", "close" or "recorded", and open or run',
+        )
+    return found[0]
+
+
+def typed_settings(recipe: Recipe, name: str) -> Stage:
+    """The stage's settings, typed; an error names the key, its line and the nearest name."""
+    keys = recipe.stages[name]
+    uses = keys.get("uses")
+    if not isinstance(uses, str) or "." not in uses:
+        raise RecipeError(
+            f"`uses` is {uses!r}", recipe.where(name, "uses"), "write `uses: kind.name`"
+        )
+    cls = stage_class(uses, recipe.where(name, "uses"))
+    known = {field.name for field in settings_fields(cls)}
+    engine_keys = (*ENGINE_KEYS, "rows") if "data" in edges_taken(cls) else ENGINE_KEYS
+    given = {key: value for key, value in keys.items() if key not in engine_keys}
+    for key in given:
+        if key not in known:
+            raise RecipeError(
+                found=f"unknown key '{key}'",
+                where=recipe.where(name, key),
+                do="put the value before it in quotes: inside {…} a comma ends a value"
+                if " " in key
+                else f"did you mean '{nearest(key, (*known, *engine_keys))}'?"
+                f"  {uses} knows: {', '.join(sorted(known)) or 'no settings'}",
+            )
+    try:
+        made: Stage = msgspec.convert(given, cls)
+    except msgspec.ValidationError as error:
+        text, _, at = str(error).partition(" - at `$")
+        key = at.strip("`.").split(".")[0].split("[")[0]
+        raise RecipeError(
+            found=text if not key else f"{key}: {text}, found {cut(repr(given.get(key)))}",
+            where=recipe.where(name, *([key] if key else [])),
+            do=_allowed(cls, key) or f"see stages/{uses.replace('.', '/')}.py",
+        ) from None
+    except RecipeError as error:  # of the stage's own, which knows no file
+        found, at, do = error.args
+        raise RecipeError(found, f"{recipe.where(name)}: {at}", do) from None
+    except ValueError as error:
+        raise RecipeError(str(error), recipe.where(name), f"mend the settings of {uses}") from None
+    _check_nested(recipe, name, given, made)
+    return made
+
+
+def _allowed(cls: type[Stage], key: str) -> str:
+    """What the setting takes, where that can be listed."""
+    wanted = typing.get_type_hints(cls).get(key)
+    for kind in (wanted, *typing.get_args(wanted)):
+        if typing.get_origin(kind) is typing.Literal:
+            return f"write one of: {', '.join(map(str, typing.get_args(kind)))}"
+        if dataclasses.is_dataclass(kind):
+            names = ", ".join(f"{field.name}: …" for field in dataclasses.fields(kind))
+            return f"write {key}: {{{names}}}"
+    return ""
+
+
+def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage) -> None:
+    """Unknown keys inside nested settings: msgspec lets them pass."""
+    for key, value in given.items():
+        nested = getattr(made, key)
+        is_several = isinstance(value, list) and isinstance(nested, tuple)
+        pairs = zip(value, nested, strict=True) if is_several else [(value, nested)]
+        for written, typed in pairs:
+            if isinstance(written, dict) and dataclasses.is_dataclass(typed):
+                known = {field.name for field in dataclasses.fields(typed)}
+                for inner in written:
+                    if inner not in known:
+                        raise RecipeError(
+                            found=f"unknown key '{key}.{inner}'",
+                            where=recipe.where(name, key, inner),
+                            do=f"did you mean '{nearest(inner, known)}'?",
+                        )

@@ -1,0 +1,44 @@
+"""Whether a shard of a stage is done: decided from what is stored of it, in one place."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from metadata.record import Failure, Record, ShardState
+from pipeline.planning.planned import PlannedStage
+
+Standing = Literal["good", "failed", "missing"]
+
+
+def standing(
+    records: Sequence[Record],
+    failure: Failure | None,
+    parents: Mapping[str, str],
+    mask: str | None = None,
+) -> Standing:
+    """`good`: its passes are made of these parents, and one covers the rows of today's mask.
+
+    `failed`: not good, and the attempt that failed had the same parents. `missing`: all else.
+    """
+    passes = current(records, parents)
+    if any(record.mask in (None, mask) for record in passes):
+        return "good"
+    return "failed" if failure is not None and failure.parents == parents else "missing"
+
+
+def current(records: Sequence[Record], parents: Mapping[str, str]) -> list[Record]:
+    """The passes of a shard where all are made of these parents; none where one is not."""
+    return list(records) if all(record.parents == parents for record in records) else []
+
+
+def parents_of(
+    planned: PlannedStage, states: Mapping[str, ShardState], models: Mapping[str, str]
+) -> dict[str, str]:
+    """The digest of each shard, and of the model's files, that this stage's shard is made of.
+
+    A stage may read rows and files of one other: then the files stand under `stage:NAME`.
+    """
+    parents = {source: states[source].digest for source in planned.sources}
+    if planned.model:
+        name = f"stage:{planned.model}" if planned.model in parents else planned.model
+        parents[name] = models[planned.model]
+    return parents

@@ -1,0 +1,43 @@
+"""Which rows of an export a select stage keeps: joined by shard and position, as uids repeat."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.outputs import Outputs
+from metadata.places import places_name, read_places, unplaced
+from metadata.schema import KEEP, REPEATS
+from metadata.storage import Storage
+from pipeline.errors import StageError
+from pipeline.run_folder.rows import PoolShards
+
+
+@dataclass(frozen=True)
+class SelectMask:
+    """A select stage's verdicts at the rows of an export. Implements `Mask`."""
+
+    verdicts: PoolShards  # keep, and repeats where the select or an ancestor writes it
+    export: Storage
+
+    def times(self, file: str) -> NDArray[np.int32]:
+        outputs = Outputs(self.export)
+        try:
+            place_N2 = read_places(outputs, places_name(file))
+        except FileNotFoundError:
+            raise StageError(*unplaced(outputs, file)) from None
+        times_N = np.zeros(len(place_N2), np.int32)
+        for shard in np.unique(place_N2[:, 0]):
+            here = place_N2[:, 0] == shard
+            times_N[here] = self.times_in_pool(int(shard))[place_N2[here, 1]]
+        return times_N
+
+    def times_in_pool(self, shard: int) -> NDArray[np.int32]:
+        """(N,) how often each row of a shard of the pool counts; 0 where it is not kept."""
+        rows = self.verdicts.table(shard)
+        keep = rows[KEEP.name].fill_null(False)
+        repeated = REPEATS.name in rows.column_names
+        times = rows[REPEATS.name].fill_null(1) if repeated else 1
+        times_N: NDArray[np.int32] = pc.if_else(keep, times, 0).to_numpy().astype(np.int32)
+        return times_N

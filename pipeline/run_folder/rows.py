@@ -1,0 +1,232 @@
+"""Rows that a stage reads: columns of one shard from several stages, or partitions of a shuffle."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from metadata.passes import read_stage
+from metadata.record import ShardState
+from metadata.schema import POSITION, REASON, SHARD, UID
+from metadata.storage import Storage
+from pipeline.dataset import TableFunction
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.stage import DatasetStage
+
+WHOLE = 1 << 30  # rows: one batch for the whole shard
+
+
+@dataclass(frozen=True)
+class StoredColumns:
+    """One stage's columns of every shard, and how a shard of them is read. Picklable."""
+
+    folder: Storage
+    mask_folder: Storage | None = None  # of its `only:` stage
+    stage: DatasetStage | None = None  # where it has virtual columns
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)  # of its stored columns
+
+    def read(
+        self, state: ShardState, columns: Sequence[str], batch_rows: int
+    ) -> Iterator[pa.Table]:
+        """Columns of one shard, `batch_rows` at a time."""
+        return read_stage(self.folder, state, columns, batch_rows, self.mask_folder, self.types)
+
+
+def stored_columns(stages: Mapping[str, PlannedStage], run: Storage) -> dict[str, StoredColumns]:
+    """Where each stage of a plan has its columns."""
+    stored = {}
+    for name, planned in stages.items():
+        mask = run.child(stages[planned.only].folder) if planned.only else None
+        stage = planned.stage if isinstance(planned.stage, DatasetStage) else None
+        virtual = stage if stage is not None and stage.virtual else None
+        columns = (UID, POSITION, REASON, *planned.stage.writes)
+        types = {column.name: column.dtype for column in columns}
+        stored[name] = StoredColumns(run.child(planned.folder), mask, virtual, types)
+    return stored
+
+
+def read_rows(
+    stored: Mapping[str, StoredColumns],
+    states: Mapping[str, ShardState],
+    bindings: Mapping[str, Binding],
+    root: str,
+    batch_rows: int,
+) -> Iterator[pa.Table]:
+    """uid and the bound columns of one shard, each under the name it is read by."""
+    wanted: dict[str, dict[str, None]] = {root: {UID.name: None}}
+    loaded: dict[str, list[str]] = {}
+    for stage, column in bindings.values():
+        source = stored[stage].stage
+        if source is not None and column in {virtual.name for virtual in source.virtual}:
+            loaded.setdefault(stage, []).append(column)
+        else:
+            wanted.setdefault(stage, {})[column] = None
+    virtual = {
+        name: source.load_virtual(names, states[name].source or {})
+        for name, names in loaded.items()
+        if (source := stored[name].stage)  # each of these has one
+    }
+    readers = {
+        stage: stored[stage].read(states[stage], list(columns), batch_rows)
+        for stage, columns in wanted.items()
+    }
+    start = 0
+    for tables in zip(*readers.values(), strict=True):
+        batch = dict(zip(readers, tables, strict=True))
+        rows = len(batch[root])
+        columns = {UID.name: batch[root][UID.name]}
+        for read, (stage, column) in bindings.items():
+            if column in loaded.get(stage, ()):
+                columns[read] = virtual[stage][column].slice(start, rows)
+            else:
+                columns[read] = batch[stage][column]
+        yield pa.table(columns)
+        start += rows
+
+
+@dataclass(frozen=True)
+class PoolShards:
+    """Rows of a root, shard by shard, with the columns a stage reads. Implements `Shards`."""
+
+    stored: Mapping[str, StoredColumns]
+    states: tuple[Mapping[str, ShardState], ...]  # by shard: stage to its state
+    bindings: Mapping[str, Binding]
+    root: str
+    functions: tuple[TableFunction, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def rows(self, index: int) -> int:
+        return self.states[index][self.root].rows
+
+    def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
+        if self.functions:
+            table = self.table(index)
+            for start in range(0, len(table), batch_rows):
+                yield table.slice(start, batch_rows)
+            return
+        start = 0
+        for batch in read_rows(
+            self.stored, self.states[index], self.bindings, self.root, batch_rows
+        ):
+            yield with_place(batch, index, start)
+            start += len(batch)
+
+    def table(self, index: int) -> pa.Table:
+        plain = replace(self, functions=())
+        return apply(self.functions, pa.concat_tables(plain.batches(index, WHOLE)))
+
+    def mapped(self, function: TableFunction) -> "PoolShards":
+        return replace(self, functions=(*self.functions, function))
+
+    def select(self, names: Iterable[str]) -> "PoolShards":
+        bound = {name: self.bindings[name] for name in names if name in self.bindings}
+        return replace(self, bindings=bound)
+
+
+@dataclass(frozen=True)
+class JoinedShards:
+    """Shards of several roots, one after another: what a union reads."""
+
+    members: tuple[PoolShards, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.members))
+
+    def _at(self, index: int) -> tuple[PoolShards, int]:
+        for member in self.members:
+            if index < len(member):
+                return member, index
+            index -= len(member)
+        raise IndexError(index)
+
+    def rows(self, index: int) -> int:
+        member, inner = self._at(index)
+        return member.rows(inner)
+
+    def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
+        member, inner = self._at(index)
+        yield from member.batches(inner, batch_rows)
+
+    def table(self, index: int) -> pa.Table:
+        member, inner = self._at(index)
+        return member.table(inner)
+
+    def select(self, names: Iterable[str]) -> "JoinedShards":
+        wanted = list(names)
+        return JoinedShards(tuple(member.select(wanted) for member in self.members))
+
+    def digest(self, index: int) -> str:
+        """One digest of everything the shard is read from."""
+        member, inner = self._at(index)
+        states = member.states[inner]
+        return "-".join(states[stage].digest[:16] for stage in sorted(states))
+
+    def source(self, index: int) -> str:
+        """The name of the stage whose rows these are."""
+        return self._at(index)[0].root
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """Rows by the hash of a key, as `shuffle` left them. Implements `Shards`.
+
+    Each shard wrote one file; partition p is in it from byte offsets[p] to offsets[p + 1].
+    """
+
+    folder: Storage
+    pieces: tuple[tuple[str, tuple[int, ...]], ...]  # file and offsets, by shard
+    count: int
+    functions: tuple[TableFunction, ...] = ()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, index: int) -> int:
+        return -1
+
+    def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
+        table = self.table(index)
+        for start in range(0, len(table), batch_rows):
+            yield table.slice(start, batch_rows)
+
+    def table(self, index: int) -> pa.Table:
+        tables = []
+        for file, offsets in self.pieces:
+            with self.folder.open(file) as source:
+                source.seek(offsets[index])
+                data = source.read(offsets[index + 1] - offsets[index])
+            tables.append(pa.ipc.open_stream(data).read_all())
+        whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        return apply(self.functions, whole.combine_chunks())
+
+    def mapped(self, function: TableFunction) -> "Partitions":
+        return replace(self, functions=(*self.functions, function))
+
+    def select(self, names: Iterable[str]) -> "Partitions":
+        kept = (UID.name, SHARD.name, POSITION.name, *names)
+        return self.mapped(partial(_only, kept))
+
+
+def _only(names: tuple[str, ...], table: pa.Table) -> pa.Table:
+    return table.select([name for name in table.column_names if name in names])
+
+
+def apply(functions: tuple[Callable[[pa.Table], pa.Table], ...], table: pa.Table) -> pa.Table:
+    """The functions' result, one after another."""
+    for function in functions:
+        table = function(table)
+    return table
+
+
+def with_place(batch: pa.Table, shard: int, start: int) -> pa.Table:
+    """The batch with each row's shard and position after its uid."""
+    position = np.arange(start, start + len(batch), dtype=np.int32)
+    shards: Any = np.full(len(batch), shard, np.int32)
+    return batch.add_column(1, SHARD.name, pa.array(shards)).add_column(
+        2, POSITION.name, pa.array(position)
+    )

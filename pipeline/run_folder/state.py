@@ -1,0 +1,264 @@
+"""What of a plan is done in a run folder: one scan a stage, checked against its parents."""
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from metadata.fingerprint import digest
+from metadata.parquet_file import read_at
+from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, state_of
+from metadata.schema import UID
+from metadata.storage import Storage
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.planning.recipe import Recipe
+from pipeline.run_folder.done import current, parents_of, standing
+from pipeline.run_folder.masks import SelectMask
+from pipeline.run_folder.ran import newest_recipe
+from pipeline.run_folder.rows import JoinedShards, PoolShards, StoredColumns, stored_columns
+
+
+@dataclass
+class StageState:
+    """A stage's shards that are good today, its failures, and whether all of it is there."""
+
+    planned: PlannedStage
+    folder: Storage
+    scan: Scan
+    total: int | None = None  # shards there should be; None while its root is unknown
+    shards: dict[int, ShardState] = field(default_factory=dict)
+    failures: dict[int, Failure | None] = field(default_factory=dict)  # None: an earlier stage's
+    manifest: Manifest | None = None  # good today
+
+    @property
+    def complete(self) -> bool:
+        """All of it is there and good."""
+        if self.planned.is_row or self.planned.is_root:
+            return self.total is not None and len(self.shards) == self.total
+        return self.manifest is not None
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        """Name and bytes of each file in the out/ of a complete stage."""
+        return self.manifest.outputs if self.manifest else ()
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of the good shards, every pass of them."""
+        return [record for shard in sorted(self.shards) for record in self.scan.records[shard]]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work in all workers; of a dataset stage, from begin to end of its last run."""
+        if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
+            return self.manifest.seconds
+        return sum(record.seconds for record in self.records)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Rows by reason, as first computed; "" counts the fine ones."""
+        total: Counter[str] = Counter()
+        for shard in self.shards:
+            total.update(self.scan.records[shard][0].counts)
+        return total
+
+
+class RunState:
+    """The stages of a plan in a run folder."""
+
+    def __init__(self, plan: Plan, run: Storage) -> None:
+        self.plan = plan
+        self.run = run
+        self.stored: dict[str, StoredColumns] = stored_columns(plan.stages, run)
+        names = list(plan.stages)
+        with ThreadPoolExecutor(8) as pool:
+            states = pool.map(self._scanned, names)
+            self.stages = dict(zip(names, states, strict=True))
+        for name in names:
+            self.resolve(name)
+
+    def rescan(self, name: str) -> None:
+        """Reads a stage's folder again, and what of it is good."""
+        self.stages[name] = self._scanned(name)
+        self.resolve(name)
+
+    def _scanned(self, name: str) -> StageState:
+        planned, folder = self.plan.stages[name], self.stored[name].folder
+        scanned = scan(folder)
+        if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
+            for record in scanned.lost:
+                scanned.records.pop(record.shard, None)
+                place, do = f"{folder}/{record.data}", f"clipmill verify --run {self.run} --repair"
+                scanned.failures[record.shard] = Failure(
+                    record.shard, record.parents, True, "its answers are gone", place, do
+                )
+        return StageState(planned, folder, scanned)
+
+    def resolve(self, name: str) -> None:
+        """Which of a stage's shards are good today; stages before it are resolved."""
+        state = self.stages[name]
+        state.shards, state.failures, state.manifest = {}, {}, None
+        if state.planned.is_root:
+            self._resolve_root(state)
+        elif state.planned.is_row:
+            self._resolve_rows(state)
+        else:
+            self._resolve_dataset(state)
+
+    def _resolve_root(self, state: StageState) -> None:
+        """Every shard that its manifest counts; whether the source has changed, its run asks."""
+        manifest = state.scan.manifest
+        state.total = manifest.shards if manifest else None
+        state.shards = {
+            shard: state_of(records, None)
+            for shard, records in state.scan.records.items()
+            if state.total is None or shard < state.total
+        }
+        state.failures = {s: f for s, f in state.scan.failures.items() if s not in state.shards}
+        state.manifest = manifest if state.complete else None
+
+    def _resolve_dataset(self, state: StageState) -> None:
+        """All shards or none: its manifest names the inputs that all of them were made of."""
+        planned, manifest = state.planned, state.scan.manifest
+        inputs = self.inputs_digest(planned)
+        state.total = self.stages[planned.root].total if planned.root else None
+        if inputs is None or manifest is None or manifest.inputs != inputs or not manifest.digest:
+            return
+        if manifest.outputs != state.scan.outputs:
+            return
+        if planned.gives_rows and not manifest.outputs and self._is_opened(planned.name):
+            return  # made before the stage left files: its rows stay, and the files are added
+        good = {
+            shard: state_of(passes, None)
+            for shard, records in state.scan.records.items()
+            if (passes := current(records, manifest.made_of))
+        }
+        if len(good) == manifest.shards:
+            state.manifest, state.shards = manifest, good
+
+    def _is_opened(self, name: str) -> bool:
+        """Whether a stage of the plan reads files in this one's out/."""
+        return any(name in planned.folders for planned in self.plan.stages.values())
+
+    def _resolve_rows(self, state: StageState) -> None:
+        """Each shard by itself: made of its parents as they are now, under today's mask."""
+        planned = state.planned
+        state.total = self.stages[planned.root].total
+        models = self.digests(planned.folders)
+        for shard in self.stages[planned.root].shards:
+            states = self.shard_states(planned, shard)
+            if states is None or len(models) < len(planned.folders):
+                if any(shard in self.stages[need].failures for need in planned.needs):
+                    state.failures[shard] = None
+                continue
+            parents = parents_of(planned, states, models)
+            mask = states[planned.only] if planned.only else None
+            records = state.scan.records.get(shard, [])
+            failure = state.scan.failures.get(shard)
+            verdict = standing(records, failure, parents, mask.digest if mask else None)
+            if verdict == "good":
+                state.shards[shard] = state_of(records, mask)
+            elif verdict == "failed":
+                state.failures[shard] = failure
+
+    def shard_states(self, planned: PlannedStage, shard: int) -> dict[str, ShardState] | None:
+        """The good shards, by stage, that this one is made of; None where one is missing."""
+        needs = (*planned.sources, *([planned.only] if planned.only else []))
+        states = {need: self.stages[need].shards.get(shard) for need in needs}
+        good = {need: state for need, state in states.items() if state is not None}
+        return good if len(good) == len(states) else None
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The digest of what each of these stages left in out/, of those that are done."""
+        manifests = {name: self.stages[name].manifest for name in names}
+        return {name: manifest.digest for name, manifest in manifests.items() if manifest}
+
+    def inputs_digest(self, planned: PlannedStage) -> str | None:
+        """One digest of everything a dataset stage reads; None while some of it is missing."""
+        parts: list[Any] = []
+        for need in planned.needs:
+            state = self.stages[need]
+            if not state.complete:
+                return None
+            if need in planned.sources:
+                shards = [state.shards[shard].digest for shard in sorted(state.shards)]
+                parts.append([need, shards])
+            if need in planned.folders and state.manifest:
+                parts.append([need, state.manifest.digest])
+        return digest(parts)
+
+    def inputs(self, planned: PlannedStage) -> PoolShards | JoinedShards:
+        """The rows a dataset stage reads, none where it takes none; its parents are complete."""
+        bound = zip(planned.parents, planned.bindings, strict=False)
+        members = [self._pool_shards(parent, bindings) for parent, bindings in bound]
+        return members[0] if members and not planned.is_root else JoinedShards(tuple(members))
+
+    def mask(self, planned: PlannedStage) -> SelectMask | None:
+        """Which rows of its data a dataset stage reads; None where all of them."""
+        if planned.data is None or planned.kept_by is None:
+            return None
+        verdicts = self._pool_shards(planned.kept_by, planned.mask)
+        return SelectMask(verdicts, self.stored[planned.data].folder)
+
+    def _pool_shards(self, stage: str, bindings: dict[str, Binding]) -> PoolShards:
+        """These columns of all rows of the stage's root; they are complete."""
+        root = self.plan.stages[stage].root
+        used = dict.fromkeys([root, *(source for source, _ in bindings.values())])
+        return PoolShards(
+            stored={source: self.stored[source] for source in used},
+            states=tuple(
+                {source: self.stages[source].shards[shard] for source in used}
+                for shard in range(self.stages[root].total or 0)
+            ),
+            bindings=bindings,
+            root=root,
+        )
+
+    def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
+        """The columns of a stage at one row: one row group is read where the shard has one file."""
+        stored, shard_state = self.stored[name], self.stages[name].shards[shard]
+        if len(shard_state.files) == 1 and shard_state.mask is None:
+            at = np.array([position])
+            return dict(read_at(stored.folder, shard_state.files[0], columns, at).to_pylist()[0])
+        start = 0
+        for table in stored.read(shard_state, columns, 4096):
+            if position < start + len(table):
+                return dict(table.slice(position - start, 1).to_pylist()[0])
+            start += len(table)
+        raise IndexError(f"position {position} of {start} rows of shard {shard}")
+
+    def uid(self, root: str, shard: int, position: int) -> str:
+        """The uid of a row, in hex."""
+        return str(self.cell(root, shard, position, [UID.name])[UID.name].hex())
+
+
+def summary(state: StageState) -> str:
+    """`done`, `3 of 12 shards`, `nothing yet`: what is there, in words."""
+    if state.complete:
+        return "done"
+    gone = state.scan.changed
+    damaged = f", {gone} {'file' if gone == 1 else 'files'} gone or changed" if gone else ""
+    if not state.shards and not state.failures:
+        return f"nothing yet{damaged}"
+    total = "?" if state.total is None else state.total
+    failed = sum(1 for failure in state.failures.values() if failure is not None)
+    shards = f"{len(state.shards)} of {total} shards"
+    return shards + (f", {failed} failed" if failed else "") + damaged
+
+
+def latest(uri: str) -> RunState:
+    """The run folder seen through the recipe that ran there last."""
+    run = Storage(uri)
+    _, ran = newest_recipe(run)
+    recipe = Recipe(
+        name=ran["name"],
+        path=ran["path"],
+        seed=ran["seed"],
+        stages=ran["stages"],
+        overrides=tuple(ran["overrides"]),
+    )
+    return RunState(make_plan(recipe), run)

@@ -1,0 +1,132 @@
+"""Attempts at a piece of work: how often it is tried, and what a crash leaves behind."""
+
+import pytest
+
+from metadata.damage import DamagedError
+from metadata.storage import Storage
+from pipeline.engine.attempts import MAX_RUNS, attempt, fail, forget
+from pipeline.errors import (
+    CrashedError,
+    LostLockError,
+    RetryableError,
+    ShardError,
+    StageError,
+)
+
+
+class KilledError(BaseException):
+    """The end of a process, as far as one in this process can be."""
+
+
+class Work:
+    """Raises its errors one after another, then answers with the number of the attempt."""
+
+    def __init__(self, folder, *errors):
+        self.folder, self.errors, self.numbers = Storage(str(folder)), list(errors), []
+
+    def __call__(self, number):
+        self.numbers.append(number)
+        if self.errors:
+            raise self.errors.pop(0)
+        return number
+
+    def attempt(self, inputs="a", run="first", least=1):
+        return attempt(self, self.folder, "it", inputs, run, "stage 'it', shard 0", least)
+
+    def is_counted(self):
+        return self.folder.has("it.attempt")
+
+
+def busy():
+    return RetryableError("busy", "there", "wait")
+
+
+def test_work_is_tried_again_while_its_error_may_pass(tmp_path):
+    work = Work(tmp_path, busy(), busy())
+    assert work.attempt() == 3
+    assert not work.is_counted()
+
+
+def test_the_third_error_is_the_last(tmp_path):
+    work = Work(tmp_path, busy(), busy(), busy(), busy())
+    with pytest.raises(RetryableError):
+        work.attempt()
+    assert work.numbers == [1, 2, 3]
+    assert not work.is_counted()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ShardError("bad", "there", "mend it"), ShardError),
+        (StageError("bad", "there", "mend it"), StageError),
+        (DamagedError("folder", "name", "torn"), DamagedError),
+        (ValueError("bad"), ShardError),
+    ],
+    ids=["shard", "stage", "damage", "unexpected"],
+)
+def test_other_errors_end_the_work_at_once_and_are_not_taken_for_a_crash(error, raised, tmp_path):
+    work = Work(tmp_path, error)
+    with pytest.raises(raised):
+        work.attempt()
+    assert work.numbers == [1]
+    assert not work.is_counted()
+
+
+def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
+    work = Work(tmp_path, LostLockError("taken", "there", "wait"))
+    with pytest.raises(LostLockError):
+        work.attempt()
+    assert work.is_counted()
+
+
+def killed(work, **how):
+    work.errors = [KilledError()]
+    with pytest.raises(KilledError):
+        work.attempt(**how)
+
+
+def test_work_that_ends_its_worker_three_times_in_a_run_is_a_crash(tmp_path):
+    work = Work(tmp_path)
+    for _ in range(3):
+        killed(work)
+    with pytest.raises(CrashedError, match="stage 'it', shard 0 ended its worker 3 times"):
+        work.attempt()
+    assert len(work.numbers) == 3
+
+
+def test_a_count_starts_again_for_other_inputs_for_another_run_and_when_forgotten(tmp_path):
+    work = Work(tmp_path)
+    for _ in range(3):
+        killed(work)
+    assert work.attempt(inputs="b") == 1
+    for _ in range(3):
+        killed(work)
+    assert work.attempt(run="second") == 1
+    for _ in range(3):
+        killed(work)
+    forget(work.folder)
+    assert work.attempt() == 1
+
+
+def test_work_in_hand_in_ten_runs_that_were_killed_is_a_crash(tmp_path):
+    work = Work(tmp_path)
+    for number in range(MAX_RUNS):
+        killed(work, run=f"run {number}")
+    with pytest.raises(CrashedError):
+        work.attempt(run="one more")
+
+
+def test_where_one_crash_is_enough_a_second_attempt_is_refused(tmp_path):
+    work = Work(tmp_path)
+    assert work.attempt(least=3) == 1
+    killed(work, least=3)
+    with pytest.raises(CrashedError):
+        work.attempt(least=3)
+
+
+def test_a_shard_set_aside_says_whether_it_crashed(tmp_path):
+    folder = Storage(str(tmp_path))
+    error = ("bad", "there", "mend it")
+    assert fail(folder, 0, {}, CrashedError(*error)).crashed
+    assert not fail(folder, 1, {}, ShardError(*error)).crashed

@@ -1,0 +1,87 @@
+"""A disk without room: the run ends 1 and says so; with room again it goes on where it stopped."""
+
+import contextlib
+import errno
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from metadata.schema import REASON, UID
+from metadata.shard import ShardWriter
+from metadata.storage import Storage
+from pipeline.engine.failures import storage_error
+from pipeline.errors import RetryableError, StageError
+from tests.engine_stages.harness import meaning
+
+FULL = Path("/dev/full")  # every write to it is answered ENOSPC
+STAGES = """
+  square: {uses: toy.power, from: numbers}
+  fourth: {uses: toy.power, from: square, read: {number: square.power}}
+  shared: {uses: toy.shared, from: numbers}
+  centre: {uses: toy.centre, from: numbers, rounds: 2}
+  files:  {uses: toy.files, from: numbers}
+"""
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Holds as many objects as it has room for; what is written after that meets a full disk."""
+    whole = Storage.scratch
+
+    class Disk:
+        room = 1 << 30
+
+        @contextlib.contextmanager
+        def scratch(self, storage: Storage, name: str):
+            self.room -= 1
+            with whole(storage, name) as path:
+                if self.room < 0:
+                    path.symlink_to(FULL)
+                yield path
+
+    disk = Disk()
+    monkeypatch.setattr(Storage, "scratch", lambda storage, name: disk.scratch(storage, name))
+    return disk
+
+
+def test_a_full_disk_stops_the_stage_and_other_trouble_is_tried_again():
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        assert isinstance(storage_error(OSError(number, "no room"), "here"), StageError)
+    assert isinstance(storage_error(OSError(errno.EIO, "no luck"), "here"), RetryableError)
+
+
+def test_parquet_written_to_a_full_disk_fails_by_the_number_of_its_error():
+    schema = pa.schema([(column.name, column.dtype) for column in (UID, REASON)])
+    rows = pa.table({"uid": [b"0" * 16], "reason": ["why"]}, schema=schema)
+    with ShardWriter(FULL, schema) as writer:
+        writer.add(rows)
+        with pytest.raises(OSError, match="No space left") as refused:
+            writer.close()
+    assert refused.value.errno == errno.ENOSPC
+
+
+def test_wherever_the_disk_is_full_the_run_ends_one_and_goes_on_with_room(engine, disk, clipmill):
+    engine.plan(STAGES)  # writes the recipe
+    recipe = engine.folder / "recipe.yaml"
+    assert clipmill("run", recipe, "--out", engine.folder / "whole", "--workers", 0).code == 0
+    expected = meaning(Storage(str(engine.folder / "whole")))
+    objects, disk.room = (1 << 30) - disk.room, 1 << 30
+    for room in range(1, objects, 19):
+        out = engine.folder / str(room)
+        disk.room = room
+        said = clipmill("run", recipe, "--out", out, "--workers", 0)
+        assert said.code == 1, room
+        assert "No space left" in said.out + said.err
+        disk.room = 1 << 30
+        again = clipmill("run", recipe, "--out", out, "--workers", 0)
+        assert again.code == 0, again.out + again.err
+        assert meaning(Storage(str(out))) == expected
+
+
+def test_a_stage_that_meets_a_full_disk_says_what_to_do(engine, disk):
+    engine.run(STAGES, until="numbers")
+    disk.room = 6  # the lock, the recipe, an attempt, and little more
+    ran = engine.run(STAGES)
+    assert "the disk is full" in ran.error("square")
+    assert "free space, then run again" in ran.error("square")

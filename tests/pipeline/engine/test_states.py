@@ -1,0 +1,34 @@
+"""States in storage: the same bytes for the same arrays, and none where they are torn."""
+
+import numpy as np
+import pytest
+
+from metadata.storage import Storage
+from pipeline.engine.states import put_state, read_state
+
+
+def test_a_state_is_stored_to_the_same_bytes_and_read_back(tmp_path):
+    folder, state = Storage(str(tmp_path)), {"b": np.arange(3), "a": np.float32(1.5)}
+    put_state(folder, "one", state, point="step")
+    put_state(folder, "other", dict(reversed(state.items())), point="step")
+    assert folder.read("one") == folder.read("other")
+    back = read_state(folder, "one")
+    assert back["a"] == state["a"]
+    assert back["b"].tolist() == [0, 1, 2]
+
+
+def test_a_state_holds_no_pickle(tmp_path):
+    with pytest.raises(ValueError, match="allow_pickle"):
+        put_state(Storage(str(tmp_path)), "it", {"a": np.array([object()])}, point="step")
+
+
+def test_a_state_that_is_torn_or_something_else_is_none(tmp_path):
+    folder = Storage(str(tmp_path))
+    put_state(folder, "it", {"a": np.arange(40), "b": np.float32(1.5)}, point="step")
+    whole = folder.read("it")
+    for cut in range(0, len(whole), 7):
+        folder.put("it", whole[:cut], point="step")
+        assert read_state(folder, "it") is None
+    for data in (b"{}", b"[1]", b"null", b'"x"'):
+        folder.put("it", data, point="step")
+        assert read_state(folder, "it") is None

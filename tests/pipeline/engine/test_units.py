@@ -1,0 +1,83 @@
+"""Units of work: their names, their results in the journal, and what an error becomes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from metadata.damage import DamagedError
+from metadata.storage import Storage
+from pipeline.engine.units import Answer, Unit, Units, UnitsRun, units_of
+from pipeline.errors import CrashedError, ShardError, StageError
+from pipeline.stage import Resources
+
+PLANNED = SimpleNamespace(name="it", uses="toy.it", stage=SimpleNamespace(resources=Resources()))
+
+
+def doing(work, folder, journalled=True) -> UnitsRun:
+    return UnitsRun(
+        Units(
+            planned=PLANNED,
+            seed=0,
+            run_id="a run",
+            folder=Storage(str(folder)),
+            journal="calls/01-map",
+            work=work,
+            journalled=journalled,
+            page_checksums=True,
+            unchecked=frozenset(),
+        )
+    )
+
+
+def test_a_unit_is_named_by_its_number_and_its_input():
+    first, second = units_of([{"a": 1}, {"a": 1}])
+    assert (first.key[:7], second.key[:7]) == ("000000-", "000001-")
+    assert first.key[7:] == second.key[7:]
+    assert units_of([{"a": 2}])[0].key != first.key
+
+
+@pytest.mark.parametrize("journalled", [True, False])
+def test_a_result_is_in_the_journal_where_it_is_kept_there(journalled, tmp_path):
+    answer = doing(lambda item, task: {"twice": 2 * item}, tmp_path, journalled)(Unit("key", 4))
+    assert answer.result_or_raise() == {"twice": 8}
+    path = tmp_path / "calls/01-map/key.json"
+    assert path.exists() == journalled
+    if journalled:
+        assert json.loads(path.read_text())["value"] == {"twice": 8}
+
+
+def fails(error):
+    def work(item, task):
+        raise error
+
+    return work
+
+
+def test_an_error_of_one_unit_is_an_answer_and_one_of_the_stage_is_raised(tmp_path):
+    bad = ShardError("bad", "there", "mend it")
+    assert doing(fails(bad), tmp_path)(Unit("key", 1)).error is bad
+    assert isinstance(doing(fails(ValueError("x")), tmp_path)(Unit("key", 1)).error, ShardError)
+    with pytest.raises(StageError):
+        doing(fails(StageError("bad", "there", "mend it")), tmp_path)(Unit("key", 1))
+
+
+class KilledError(BaseException):
+    """The end of a process, as far as one in this process can be."""
+
+
+def test_a_unit_that_ended_its_worker_three_times_is_a_crash_and_names_its_stage(tmp_path):
+    for _ in range(3):
+        with pytest.raises(KilledError):
+            doing(fails(KilledError()), tmp_path)(Unit("key", 1))
+    error = doing(fails(KilledError()), tmp_path)(Unit("key", 1)).error
+    assert isinstance(error, CrashedError)
+    assert "stage 'it', unit key ended its worker 3 times" in str(error)
+
+
+def test_an_answer_without_a_result_stops_the_stage():
+    bad = Answer(Unit("key", 1), error=ShardError("bad", "there", "mend it"))
+    with pytest.raises(StageError, match="bad"):
+        bad.result_or_raise()
+    with pytest.raises(DamagedError):
+        Answer(Unit("key", 1), error=DamagedError("folder", "name", "torn")).result_or_raise()

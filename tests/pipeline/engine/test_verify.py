@@ -1,0 +1,156 @@
+"""`clipmill verify`: every stored file against its record; `--repair` mends, and asks little."""
+
+import json
+
+import pytest
+
+from metadata import shard
+from metadata.storage import Storage
+from tests.engine_stages.harness import meaning
+from tests.pipeline.engine.test_changed_files import MADE, READ, data_files, flip
+
+ASKED = """
+  answers: {uses: toy.moody, from: numbers, script: %s}
+  chosen:  {uses: select.where, from: answers, where: '"copy" >= 0'}
+"""
+
+
+@pytest.fixture
+def asked(engine, monkeypatch):
+    """A finished stage of recorded answers in row groups of 8, and the numbers it was asked."""
+    from stages.toy.moody import Moody
+
+    monkeypatch.setattr(Moody, "determinism", "recorded")
+    monkeypatch.setattr(shard, "GROUP_ROWS", 4)
+    script = engine.folder / "mood.json"
+    script.write_text(json.dumps({"timeout": [3]}))
+    stages = ASKED % script
+    engine.run(stages, until="answers")
+    log = script.with_suffix(".log")
+
+    def since() -> list[int]:
+        numbers = list(map(int, log.read_text().split()))
+        log.write_text("")
+        return numbers
+
+    assert len(since()) == 31
+    return stages, since
+
+
+def test_a_run_as_it_was_stored_passes(engine, clipmill):
+    engine.run(MADE)
+    said = clipmill("verify", "--run", engine.folder / "run", "--json")
+    assert said.code == 0
+    files = {stage["folder"].split("/")[1].split("-")[0]: stage["files"] for stage in said.json}
+    assert files == {"numbers": 4, "square": 4, "shared": 4, "chosen": 4, "cube": 4, "files": 4}
+    assert not any(stage["damaged"] for stage in said.json)
+    page = clipmill("verify", "--run", engine.folder / "run")
+    assert page.out.splitlines()[-1] == "all 24 files are as they were stored"
+
+
+def test_every_kind_of_damage_is_named_and_repaired(engine, clipmill):
+    engine.run(MADE)
+    run = engine.folder / "run"
+    before = meaning(Storage(str(run)))
+    square, shared, cube = (data_files(run, stage) for stage in ("square", "shared", "cube"))
+    flip(square[0])
+    shared[1].unlink()
+    cube[0].write_bytes(cube[0].read_bytes()[:-3])
+    file = next(run.glob("stages/files-*/out/1.txt"))
+    flip(file)
+    file.with_name("more.txt").write_text("mine")
+    said = clipmill("verify", "--run", run, "--json")
+    assert said.code == 1
+    named = {bad["file"]: bad["found"] for stage in said.json for bad in stage["damaged"]}
+    assert named.keys() == {
+        square[0].name,
+        shared[1].name,
+        cube[0].name,
+        "out/1.txt",
+        "out/more.txt",
+    }
+    assert "digest" in named[square[0].name]
+    assert named[shared[1].name] == "it is gone"
+    assert "were stored" in named[cube[0].name]
+    repaired = clipmill("verify", "--run", run, "--repair", "--workers", 0)
+    assert repaired.code == 0, repaired.err
+    assert meaning(Storage(str(run))) == before
+    assert clipmill("verify", "--run", run).code == 0
+
+
+def test_a_run_does_not_ask_twice_for_answers_that_are_damaged(engine, asked, clipmill):
+    stages, since = asked
+    run = engine.folder / "run"
+    flip(data_files(run, "answers")[0])
+    after = engine.run(stages)
+    assert not after.complete
+    assert "verify" in after.error("answers")
+    assert since() == []
+
+
+@pytest.mark.parametrize(("place", "again"), [(0.1, 8), (0.999, 12)])
+def test_repair_asks_for_the_damaged_rows_alone(engine, asked, clipmill, place, again):
+    """A row group of 8 where pages are damaged; the whole shard where the footer is."""
+    stages, since = asked
+    whole = engine.run(stages, out="other").column("chosen", "keep")
+    since()
+    run = engine.folder / "run"
+    flip(data_files(run, "answers")[0], place)
+    said = clipmill("verify", "--run", run, "--repair", "--workers", 0)
+    assert said.code == 0, said.err
+    assert f"{again} rows are asked for again" in said.err
+    assert len(since()) == again
+    after = engine.run(stages)
+    assert after.complete
+    assert after.column("chosen", "keep") == whole
+    assert after.column("answers", "reason")[3] == "timeout"
+    assert clipmill("verify", "--run", run).code == 0
+
+
+def test_answers_whose_file_is_gone_are_asked_for_by_repair_alone(engine, asked, clipmill):
+    stages, since = asked
+    run = engine.folder / "run"
+    data_files(run, "answers")[0].unlink()
+    after = engine.run(stages)
+    assert "verify" in after.failures("answers")[0].do
+    assert since() == []
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert len(since()) == 12
+    assert engine.run(stages).complete
+
+
+def test_rows_that_were_tried_again_stay_where_their_pass_is_whole(engine, asked, clipmill):
+    stages, since = asked
+    run = engine.folder / "run"
+    (engine.folder / "mood.json").write_text("{}")
+    engine.run(stages, retry=("timeout",), until="answers")
+    assert since() == [3]
+    base = next(path for path in data_files(run, "answers") if path.name.startswith("000000-"))
+    flip(base, 0.1)
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert len(since()) == 7
+    assert engine.run(stages).column("answers", "copy")[:12] == list(range(12))
+
+
+def test_answers_and_the_root_whose_rows_they_are_of_are_mended_together(engine, asked, clipmill):
+    stages, since = asked
+    run = engine.folder / "run"
+    flip(data_files(run, "numbers")[0])
+    flip(data_files(run, "answers")[0], 0.1)
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert len(since()) == 8
+    assert clipmill("verify", "--run", run).code == 0
+    assert engine.run(stages).complete
+
+
+def test_stages_of_other_recipes_are_checked_and_left_to_these(engine, clipmill):
+    engine.run(MADE)
+    engine.run("  other: {uses: toy.power, from: numbers, exponent: 5}\n")
+    run = engine.folder / "run"
+    flip(data_files(run, "square")[0])
+    said = clipmill("verify", "--run", run, "--repair", "--workers", 0)
+    assert said.code == 1
+    assert "1 of 28 files are damaged" in said.out
+    assert "left to the recipes that made them: stages/square-" in said.err
+    engine.run(READ)
+    assert clipmill("verify", "--run", run).code == 0

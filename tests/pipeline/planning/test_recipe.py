@@ -1,0 +1,110 @@
+"""Recipes as read from YAML: values, lines, overrides. What a wrong one gets: test_bad_recipes."""
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.planning.recipe import RECIPES, find_recipe, load_recipe, nearest
+
+TEXT = """\
+# Two stages.
+seed: 7
+stages:
+  pool: {uses: ingest.url_list, path: a.csv}
+  images:
+    uses: download.images
+    from: pool
+    resize: no
+    timeout_s: 1e1
+    disallowed_header_directives: [noai, on, 12:30]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_a_recipe_has_its_stages_in_order_and_its_seed(mine):
+    recipe = load_recipe(str(mine))
+    assert (recipe.name, recipe.seed, list(recipe.stages)) == ("mine", 7, ["pool", "images"])
+    assert recipe.stages["pool"] == {"uses": "ingest.url_list", "path": "a.csv"}
+
+
+def test_scalars_are_those_of_yaml_1_2(mine):
+    images = load_recipe(str(mine)).stages["images"]
+    assert images["resize"] == "no"
+    assert images["timeout_s"] == 10.0
+    assert images["disallowed_header_directives"] == ["noai", "on", "12:30"]
+
+
+def test_the_seed_is_0_where_none_is_given(mine):
+    mine.write_text(TEXT.replace("seed: 7\n", ""))
+    assert load_recipe(str(mine)).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "place"),
+    [
+        ((), ":5, stage 'images'"),
+        (("resize",), ":8, stage 'images', key 'resize'"),
+        (("resize", "inner"), ":8, stage 'images', key 'resize.inner'"),
+        (("unknown",), ":5, stage 'images', key 'unknown'"),
+    ],
+)
+def test_a_key_is_placed_at_its_line_or_at_what_holds_it(keys, place, mine):
+    assert load_recipe(str(mine)).where("images", *keys) == f"{mine}{place}"
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "key", "value"),
+    [
+        ("pool.path=b.csv", "pool", "path", "b.csv"),
+        ("pool.path=a=b", "pool", "path", "a=b"),
+        ("pool.shard_rows=5", "pool", "shard_rows", 5),
+        ("pool.extra={width: int64}", "pool", "extra", {"width": "int64"}),
+        ("pool.extra.width=int64", "pool", "extra", {"width": "int64"}),
+        ("images.resize=no", "images", "resize", "no"),
+        ("images.max_aspect_ratio=null", "images", "max_aspect_ratio", None),
+        ("images.allow_private_addresses=true", "images", "allow_private_addresses", True),
+    ],
+)
+def test_set_puts_one_yaml_value(override, stage, key, value, mine):
+    assert load_recipe(str(mine), [override]).stages[stage][key] == value
+
+
+def test_later_overrides_win_and_inner_keys_add_up(mine):
+    sets = ["pool.extra.a=int8", "pool.extra.b=string", "pool.path=x", "pool.path=y", "seed=3"]
+    recipe = load_recipe(str(mine), sets)
+    assert recipe.stages["pool"]["extra"] == {"a": "int8", "b": "string"}
+    assert recipe.stages["pool"]["path"] == "y"
+    assert recipe.seed == 3
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_our_recipes_are_found_by_name_and_say_what_they_are(file):
+    assert find_recipe(file.stem) == file
+    head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    said = {line[2:].partition(":")[0].strip() for line in head}
+    assert {"Source", "Run", "Expects", "Measured"} <= said
+
+
+@pytest.mark.parametrize("name", ["quickstrat", "missing/mine.yaml", "mine.yml"])
+def test_a_recipe_that_is_not_there_is_refused(name):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(name)
+    assert name in error.value.args[0]
+
+
+def test_a_mistyped_name_gets_the_nearest_one():
+    with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
+        load_recipe("quickstrat")
+    assert nearest("imgae_size", ["path", "image_size", "resize"]) == "image_size"
+    assert nearest("x", []) == ""
+
+
+def test_a_recipe_that_is_no_text_is_refused(mine):
+    mine.write_bytes(b"seed: \xff\n")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(str(mine))
