@@ -24,8 +24,7 @@ from stages.dedup.exact import pixel_digests
 from stages.download.images import DownloadImages, kept
 from stages.embed.clip import ClipEmbedding
 from stages.export.webdataset import suffix_of
-from stages.ops.images import pixels_column
-from stages.ops.pixels import PIXELS
+from stages.ops.pixels import PIXELS, decoded
 from tests.hostile_pictures import noise, saved
 
 STAGES = (AnnotateImage(), PHash(dhash=True), ClipEmbedding(model="reference"))
@@ -107,7 +106,7 @@ def through(bodies: list[bytes], functions: list[RowFunction]) -> list[list[dict
             "uid": pa.array([bytes(16)] * len(bodies), pa.binary(16)),
             "image": image,
             "text": pa.array([""] * len(bodies)),
-            PIXELS.name: pixels_column(image),
+            PIXELS.name: decoded(image),
         }
     )
     download = DownloadImages(image_size=16, resize="border")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
-from stages.ops.pixels import PIXELS
+from stages.ops.pixels import PIXELS, rows_of
 
 # Shapes: H height, W width of one image.
 
@@ -49,8 +49,6 @@ class AnnotateImage(RowStage):
 
 def annotate(batch: pa.Table) -> pa.Table:
     """The measures of every row, and a reason wherever there are none."""
-    from stages.ops.images import rows_of
-
     image, pixels = batch[IMAGE.name], batch[PIXELS.name]
     rows = [  # images differ in size: one at a time
         {} if rgb is None else {**shape(body), **look(rgb)}

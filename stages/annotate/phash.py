@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from metadata.schema import IMAGE, PHASH, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
-from stages.ops.pixels import PIXELS
+from stages.ops.pixels import PIXELS, rows_of
 
 DHASH = Column("dhash", pa.uint64(), "64 bits", "Where the grey image gets lighter to the right.")
 
@@ -45,7 +45,6 @@ class PHash(RowStage):
 def hashed(batch: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
     """The hashes of every row, and a reason wherever there are none."""
     from stages.ops import perceptual
-    from stages.ops.images import rows_of
 
     rows = rows_of(batch[PIXELS.name])
     pictures = [rgb for rgb in rows if rgb is not None]

@@ -9,7 +9,7 @@ from pipeline.errors import StageError
 from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
 from stages.embed._pair import pair, vectors
 from stages.models.image_text import ImageTextModel, load, width_of
-from stages.ops.pixels import PIXELS
+from stages.ops.pixels import PIXELS, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,6 @@ class ClipEmbedding(RowStage):
 
 def embeddings(batch: pa.Table, model: ImageTextModel) -> pa.Table:
     """Both vectors of every row, and the first input that is missing as the reason."""
-    from stages.ops.images import rows_of  # decoders: not while a recipe is planned
-
     images, texts = rows_of(batch[PIXELS.name]), batch[TEXT.name].to_pylist()
     columns = {
         IMAGE_EMBEDDING.name: vectors(images, model.embed_images, model.width),

@@ -8,7 +8,7 @@ import pyarrow as pa
 from metadata.schema import IMAGE_FEATURES, TEXT, TEXT_FEATURES
 from pipeline.stage import Resources, RowFunction, RowStage, Worker
 from stages.embed._pair import pair, vectors
-from stages.ops.pixels import PIXELS
+from stages.ops.pixels import PIXELS, rows_of
 
 if TYPE_CHECKING:
     from stages.models.features import ImageFeatures, TextFeatures
@@ -52,8 +52,6 @@ class Features(RowStage):
 
 def features(batch: pa.Table, images: "ImageFeatures", texts: "TextFeatures") -> pa.Table:
     """Both vectors of every row, and the first input that is missing as the reason."""
-    from stages.ops.images import rows_of  # decoders: not while a recipe is planned
-
     columns = {
         IMAGE_FEATURES.name: vectors(rows_of(batch[PIXELS.name]), images, IMAGE_WIDTH),
         TEXT_FEATURES.name: vectors(batch[TEXT.name].to_pylist(), texts, TEXT_WIDTH),

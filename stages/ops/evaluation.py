@@ -20,7 +20,8 @@ from metadata.storage import Entry, Storage
 from pipeline.dataset import Task
 from pipeline.errors import StageError
 from stages.ops import tasks
-from stages.ops.images import RGB, ImageError, decode, shrunk
+from stages.ops.images import RGB, ImageError, decode
+from stages.ops.pixels import shrunk
 from stages.ops.vectors import as_matrix, unit_rows
 
 BATCH = 64  # decoded pictures held at a time

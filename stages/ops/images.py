@@ -13,7 +13,6 @@ from io import BytesIO
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
@@ -27,19 +26,15 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from pipeline.errors import ShardError
 from stages.ops import native
 from stages.ops.formats import format_of, is_whole
 from stages.ops.parts import Parts, parts_of
-from stages.ops.pixels import PIXELS
 
 # Shapes: H height, W width, 3 or 4 channels; N rows of a batch.
 RGB = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_484  # LAION's bomb guard, which was Pillow's default
 MAX_SCANS = 20  # of a picture with so many pixels; ten are ordinary, each goes over all of them
-# A batch of decoded images must fit in memory, whatever a pool holds: 64 of these are 200 MB.
-MAX_COLUMN_PIXELS = 1024 * 1024
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they tell the terminal of odd EXIF
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # and these of odd TIFF
@@ -234,69 +229,3 @@ def _upright(rgb: RGB, turn: int) -> RGB:
     if turn in (3, 4, 7, 8):
         rgb = rgb[::-1]
     return np.ascontiguousarray(rgb)
-
-
-def pixels_column(images: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """PIXELS of a column of encoded images; null where there is none or it can't be decoded.
-
-    Images past MAX_COLUMN_PIXELS are shrunk to it, so that memory is bounded by the batch.
-    """
-    pixels = [_column_pixels(body) for body in images.to_pylist()]  # a decoder takes one at a time
-    size_N = np.array([0 if rgb is None else rgb.size for rgb in pixels], np.int64)
-    offsets = np.concatenate([[0], np.cumsum(size_N)])
-    if offsets[-1] > np.iinfo(np.int32).max:
-        raise ShardError(
-            found=f"{len(pixels)} decoded images take {offsets[-1]:,} bytes, an array holds 2 GiB",
-            where="the pixels of one batch",
-            do="lower the `batch_rows` of the stage that reads pixels",
-        )
-    data = np.concatenate(
-        [np.empty(0, np.uint8), *(r.reshape(-1) for r in pixels if r is not None)]
-    )
-    rgb = pa.Array.from_buffers(
-        pa.binary(),
-        len(pixels),
-        [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)],
-    )
-    height, width = (
-        pa.array([0 if rgb is None else rgb.shape[axis] for rgb in pixels], pa.int32())
-        for axis in (0, 1)
-    )
-    missing = pa.array([rgb is None for rgb in pixels], pa.bool_())
-    return pa.StructArray.from_arrays([height, width, rgb], fields=list(PIXELS.dtype), mask=missing)
-
-
-def _column_pixels(body: bytes | None) -> RGB | None:
-    if body is None:
-        return None
-    try:
-        return shrunk(decode(body))
-    except ImageError:
-        return None
-
-
-def shrunk(rgb: RGB) -> RGB:
-    """The picture as PIXELS has it: no larger than MAX_COLUMN_PIXELS."""
-    height, width = rgb.shape[:2]
-    scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
-    if scale >= 1:
-        return rgb
-    from stages.ops.area import shrink  # numba: 60 MB, which most workers do without
-
-    width, height = (min(max(1, int(it * scale)), MAX_COLUMN_PIXELS) for it in (width, height))
-    return shrink(rgb, width, height)
-
-
-def rows_of(pixels: pa.ChunkedArray | pa.Array) -> list[RGB | None]:
-    """(H, W, 3) of each row of a PIXELS column, read-only and without a copy; None where null."""
-    rows: list[RGB | None] = []
-    for chunk in pixels.chunks if isinstance(pixels, pa.ChunkedArray) else [pixels]:
-        height, width, rgb = chunk.flatten()  # nulls and offset of the struct reach its fields
-        _, offsets, data = rgb.buffers()
-        ends = np.frombuffer(offsets, np.int32)[rgb.offset : rgb.offset + len(rgb) + 1]
-        bytes_ = np.frombuffer(data or b"", np.uint8)
-        bytes_.flags.writeable = False  # other stages of the chain read the same decode
-        for row, (h, w) in enumerate(zip(height.to_pylist(), width.to_pylist(), strict=True)):
-            view = bytes_[ends[row] : ends[row + 1]]
-            rows.append(None if h is None else view.reshape(h, w, 3))
-    return rows

@@ -19,8 +19,7 @@ import torch
 from pipeline.stage import Worker
 from stages.embed.features import Features
 from stages.models import features as models
-from stages.ops.images import rows_of
-from stages.ops.pixels import PIXELS
+from stages.ops.pixels import PIXELS, rows_of
 from tests.benchmarks.side_by_side import side_by_side
 
 ROWS, SIDE, PADDED = 512, 200, 77

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from stages.annotate.image import AnnotateImage, annotate, colorfulness, look
-from stages.ops.images import pixels_column
+from stages.ops.pixels import decoded
 
 
 def png(rgb: np.ndarray) -> bytes:
@@ -19,7 +19,7 @@ def png(rgb: np.ndarray) -> bytes:
 
 def batch(*bodies: bytes | None) -> pa.Table:
     image = pa.array(bodies, pa.binary())
-    return pa.table({"image": image, "pixels": pixels_column(image)})
+    return pa.table({"image": image, "pixels": decoded(image)})
 
 
 def flat(rgb: tuple[int, int, int], height: int = 4, width: int = 4) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stages.annotate.phash import PHash
-from stages.ops.images import MAX_COLUMN_PIXELS, pixels_column
+from stages.ops.pixels import MAX_COLUMN_PIXELS, decoded
 
 
 def png(height: int = 40, width: int = 50, seed: int = 0) -> bytes:
@@ -22,7 +22,7 @@ def png(height: int = 40, width: int = 50, seed: int = 0) -> bytes:
 
 def hashed(images: list, **settings) -> dict:
     image = pa.array(images, pa.binary())
-    batch = pa.table({"uid": image, "image": image, "pixels": pixels_column(image)})
+    batch = pa.table({"uid": image, "image": image, "pixels": decoded(image)})
     return PHash(**settings).open(None)(batch).to_pydict()
 
 
@@ -64,7 +64,7 @@ def test_a_transparent_picture_is_hashed_on_white():
 def test_a_picture_past_a_megapixel_is_hashed_as_shrunk_to_one():
     body = png(1_100, 1_000)
     image = pa.array([body], pa.binary())
-    (shrunk,) = pixels_column(image).to_pylist()
+    (shrunk,) = decoded(image).to_pylist()
     assert shrunk["height"] * shrunk["width"] <= MAX_COLUMN_PIXELS
     rgb = np.frombuffer(shrunk["rgb"], np.uint8).reshape(shrunk["height"], shrunk["width"], 3)
     assert hashed([body])["phash"] == [int(str(imagehash.phash(Image.fromarray(rgb))), 16)]
@@ -73,7 +73,7 @@ def test_a_picture_past_a_megapixel_is_hashed_as_shrunk_to_one():
 @pytest.mark.parametrize("settings", [{}, {"dhash": True}], ids=str)
 def test_an_empty_batch_keeps_its_types(settings):
     image = pa.array([], pa.binary())
-    batch = pa.table({"uid": image, "image": image, "pixels": pixels_column(image)})
+    batch = pa.table({"uid": image, "image": image, "pixels": decoded(image)})
     out = PHash(**settings).open(None)(batch)
     assert out.schema.field("phash").type == pa.uint64()
     assert out.schema.field("reason").type == pa.dictionary(pa.int32(), pa.string())

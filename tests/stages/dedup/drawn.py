@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.pools.build import build_pool
 from stages.annotate.phash import PHash
-from stages.ops.images import pixels_column
+from stages.ops.pixels import decoded
 
 LARGEST_BYTES = 1 << 20  # what is planted beyond is a bomb
 
@@ -26,6 +26,6 @@ def drawn_pool(folder: Path, rows: int) -> tuple[pa.Table, pl.DataFrame]:
 
     uid = pa.array([bytes.fromhex(text) for text in pool["uid"].to_pylist()], pa.binary(16))
     image = pa.array(map(body, pool["url"].to_pylist()), pa.binary())
-    columns = {"uid": uid, "image": image, "pixels": pixels_column(image), "text": pool["text"]}
+    columns = {"uid": uid, "image": image, "pixels": decoded(image), "text": pool["text"]}
     phash = PHash().open(None)(pa.table(columns))["phash"]
     return pa.table({**columns, "phash": phash}), pl.read_parquet(folder / "truth.parquet")

@@ -9,21 +9,11 @@ import zlib
 from itertools import product
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
 from stages.ops import images
-from stages.ops.images import (
-    MAX_COLUMN_PIXELS,
-    ImageError,
-    decode,
-    pixels_column,
-    probe,
-    rows_of,
-    shrunk,
-)
-from stages.ops.pixels import PIXELS
+from stages.ops.images import ImageError, decode, probe
 from tests.hostile_pictures import apng, commented, in_runs, scanned, segmented, tiff
 
 FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
@@ -370,45 +360,3 @@ def test_random_damage_never_raises_anything_else():
             with contextlib.suppress(ImageError):  # any other error fails the test
                 probe(body.tobytes())
                 assert decode(body.tobytes(), max_pixels=10_000).dtype == np.uint8
-
-
-def test_pixels_of_a_column_and_back():
-    small, wide = encoded(noise(2, 3), "png"), encoded(noise(4, 1), "png")
-    images = pa.chunked_array([[small, None], [], [b"<html>", wide]], pa.binary())
-    pixels = pixels_column(images)
-    assert pixels.type == PIXELS.dtype
-    assert pixels.is_null().to_pylist() == [False, True, True, False]
-    first, null, bad, last = rows_of(pixels)
-    assert null is bad is None
-    np.testing.assert_array_equal(first, decode(small))
-    np.testing.assert_array_equal(last, decode(wide))
-    assert not first.flags.writeable
-    assert np.shares_memory(last, np.frombuffer(pixels.buffers()[-1], np.uint8))  # no copy
-
-
-def test_a_slice_and_chunks_of_pixels_give_their_own_rows():
-    bodies = [encoded(noise(n, 2), "png") for n in (1, 2, 3)]
-    pixels = pixels_column(pa.array([bodies[0], None, bodies[1], bodies[2]]))
-    chunked = pa.chunked_array([pixels[1:3], pixels[3:]])
-    assert [rgb is None or len(rgb) for rgb in rows_of(chunked)] == [True, 2, 3]
-    assert rows_of(pixels[2:])[1].tolist() == decode(bodies[2]).tolist()
-
-
-def test_an_empty_column_keeps_its_type():
-    pixels = pixels_column(pa.chunked_array([], pa.binary()))
-    assert pixels.type == PIXELS.dtype
-    assert rows_of(pixels) == []
-
-
-def test_a_column_of_large_images_is_bounded_and_keeps_their_shape():
-    body = encoded(Image.new("RGB", (4000, 1000), (10, 20, 30)), "png")
-    (rgb,) = rows_of(pixels_column(pa.array([body])))
-    assert rgb.shape == (512, 2048, 3)
-    assert rgb.shape[0] * rgb.shape[1] <= MAX_COLUMN_PIXELS
-    assert (rgb == [10, 20, 30]).all()
-
-
-def test_a_line_is_bounded_too():
-    line = np.zeros((1, 3 * MAX_COLUMN_PIXELS, 3), np.uint8)
-    assert shrunk(line).shape == (1, MAX_COLUMN_PIXELS, 3)
-    assert shrunk(line.transpose(1, 0, 2)).shape == (MAX_COLUMN_PIXELS, 1, 3)
