@@ -162,7 +162,9 @@ class Context(Protocol):
         self,
         fn: Callable[[int, int, Task], Mapping[str, Any]],
         workers: int,
-        gpus: float = 0,
     ) -> dict[str, Any]:
-        """fn(rank, workers, task) on that many workers side by side; the result of rank 0."""
+        """fn(rank, workers, task) on that many workers side by side; the result of rank 0.
+
+        Each has the stage's resources.
+        """
         ...

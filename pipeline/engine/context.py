@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -167,14 +166,13 @@ class RunContext:
         self,
         fn: Callable[[int, int, Task], Mapping[str, Any]],
         workers: int,
-        gpus: float = 0,
     ) -> dict[str, Any]:
         call, folder = self.calls.next_call("launch"), self.run.folder
         stored = read_sealed(folder, f"{call}.json")
         if stored is not None:
             return dict(stored)
         task = UnitTask(self.worker, folder, call, self.page_checksums)
-        resources = replace(self.run.planned.stage.resources, gpus=gpus)
+        resources = self.run.planned.stage.resources
         results = self.run.executor.launch(partial(launched, fn, task), workers, resources)
         put_sealed(folder, f"{call}.json", dict(results[0]), point="journal")
         return dict(results[0])

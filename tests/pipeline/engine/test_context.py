@@ -11,6 +11,8 @@ import pytest
 
 from metadata.schema import REASON_TYPE
 from pipeline.errors import RetryableError, ShardError
+from pipeline.planning.settings import stage_class
+from pipeline.stage import Resources
 
 CALLED: list[object] = []  # what the functions below did, in this process
 
@@ -198,6 +200,21 @@ def one_rank(rank, of, task):
         path.write_text(task.worker.stage)
         task.put_file("said", path)
     return {"rank": rank, "of": of, "pid": os.getpid()}
+
+
+def asking_for_gpus(inputs, ctx):
+    result = ctx.launch(gpu_of_rank, 2)
+    store(inputs.rows, ctx, lambda n: n * 0 + result["gpu"])
+
+
+def gpu_of_rank(rank, of, task):
+    return {"gpu": int(os.environ["CUDA_VISIBLE_DEVICES"])}
+
+
+def test_every_rank_of_a_launch_has_the_resources_of_its_stage(program, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setattr(stage_class("toy.program", ""), "resources", Resources(gpus=0.5))
+    assert program("asking_for_gpus").column("it", "value") == [7] * 31
 
 
 def test_launch_gives_the_first_ranks_result_and_is_journalled(program, engine, monkeypatch):
