@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 
+from metadata.schema import Column
 from pipeline.errors import RecipeError
 from pipeline.planning.recipe import Recipe, nearest
-from pipeline.stage import Stage, edges_taken, settings_fields
+from pipeline.stage import Determinism, Stage, edges_taken, settings_fields
 from pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
+TUPLES = ("takes", "gives", "reads", "optional_reads", "writes", "reasons", "transient")
 
 
 def known_uses() -> list[str]:
@@ -71,12 +73,15 @@ def stage_class(uses: str, where: str) -> type[Stage]:
             where,
             "write @dataclass(frozen=True, kw_only=True) above it",
         )
-    if isinstance(found[0].gives, str):
-        raise RecipeError(
-            f"{module_name}.{found[0].__name__} has gives = {found[0].gives!r}",
-            where,
-            f"write gives = ({found[0].gives!r},): a stage may give several",
-        )
+    for name in TUPLES:
+        value = getattr(found[0], name)
+        if isinstance(value, str | Column):  # a comma was forgotten
+            shown = f"the column '{value.name}'" if isinstance(value, Column) else repr(value)
+            raise RecipeError(
+                f"{module_name}.{found[0].__name__} has {name} = {shown}",
+                where,
+                f"write a tuple, even of one: {name} = (…,)",
+            )
     missing = [name for name in ("version", "determinism") if not hasattr(found[0], name)]
     missing += sorted(found[0].__abstractmethods__)
     if missing:
@@ -84,6 +89,12 @@ def stage_class(uses: str, where: str) -> type[Stage]:
             f"{module_name}.{found[0].__name__} declares no {' and no '.join(missing)}",
             where,
             'write version = 1, determinism = "exact", "close" or "recorded", and open or run',
+        )
+    if found[0].determinism not in typing.get_args(Determinism):
+        raise RecipeError(
+            f"{module_name}.{found[0].__name__} has determinism = {found[0].determinism!r}",
+            where,
+            f"write one of: {', '.join(typing.get_args(Determinism))}",
         )
     return found[0]
 

@@ -78,6 +78,10 @@ def build_pool(
             where="clipmill pool",
             do="leave it out, or build the generated pool",
         )
+    if rows is not None and rows < 1:
+        raise RecipeError(
+            found=f"rows={rows}", where="clipmill pool generated", do="ask for 1 row or more"
+        )
     if kind == "generated":
         facts["rows"] = rows or GENERATED_ROWS
     if _is_complete(out, facts):

@@ -309,7 +309,19 @@ BAD_STAGES = {
     "one word": (
         "from dataclasses import dataclass\nfrom pipeline.stage import RowStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    gives = 'model'\n",
-        "write gives = ('model',)",
+        "write a tuple, even of one: gives = (…,)",
+    ),
+    "one column": (
+        "from dataclasses import dataclass\nfrom metadata.schema import TEXT\n"
+        "from pipeline.stage import RowStage\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    reads = (TEXT)\n",
+        "reads = the column 'text'",
+    ),
+    "determinism": (
+        "from dataclasses import dataclass\nfrom pipeline.stage import DatasetStage\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass It(DatasetStage):\n"
+        "    version, determinism = 1, 'exakt'\n    def run(self, inputs, ctx): ...\n",
+        "has determinism = 'exakt'",
     ),
     "undeclared": (
         "from dataclasses import dataclass\nfrom pipeline.stage import RowStage\n"

@@ -252,3 +252,10 @@ def test_the_port_stands_in_the_urls_and_in_pool_json(tmp_path):
     build_pool("generated", tmp_path / "pool", rows=40, port=4321)
     assert json.loads((tmp_path / "pool" / "pool.json").read_text())["port"] == 4321
     assert "unfinished" not in {file.name for file in (tmp_path / "pool").iterdir()}
+
+
+@pytest.mark.parametrize("rows", [0, -5])
+def test_a_pool_of_no_rows_is_refused(rows, tmp_path):
+    with pytest.raises(RecipeError, match=f"rows={rows}"):
+        build_pool("generated", tmp_path / "pool", rows=rows)
+    assert not (tmp_path / "pool").exists()
