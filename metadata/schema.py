@@ -6,7 +6,7 @@ is declared in that stage's file.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 
@@ -31,6 +31,11 @@ class Column:
     better: Literal["high", "low"] | None = None
     alike: float | None = None
     names: Named | None = None
+
+    def __post_init__(self) -> None:
+        for word, allowed in ((self.better, ("high", "low")), (self.names, get_args(Named))):
+            if word is not None and word not in allowed:
+                raise ValueError(f"column '{self.name}': {word!r} is none of {', '.join(allowed)}")
 
     def accepts(self, dtype: pa.DataType) -> bool:
         """Whether a stored column of this type can be read as this one.

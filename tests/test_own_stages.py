@@ -7,8 +7,13 @@ select stage. Nothing outside their files knows them.
 import json
 from collections import Counter
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from metadata.schema import Column
+from pipeline.planning.settings import stage_class
+from pipeline.stage import Threshold, Verdicts
 from tests.parsed import Page
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -97,3 +102,68 @@ def test_the_report_shows_own_scores_cuts_and_groups_of_copies(run, tmp_path):
     copies = sum(starts.values()) - len(starts)
     assert f"mine.same_start {copies}" in page.text
     assert "at shared_letters >= 12" in page.text
+
+
+def broken(*_: object) -> None:
+    raise KeyError("oops")
+
+
+def too_few(self, threshold, values, rows, made):
+    yield Verdicts(1.0, "rows = 1", np.ones(len(rows), bool))
+
+
+def too_short(self, threshold, values, rows, made):
+    yield from (Verdicts(float(value), "", np.ones(1, bool)) for value in values)
+
+
+def elsewhere(self):
+    return [Threshold(name="rows", column="nowhere", sign="<", value=3, text="rows = 3")]
+
+
+SWEEP = ("sweep", "--run", "run", "--stage", "best", "--vary", "rows=1:4:1")
+
+
+@pytest.mark.parametrize(
+    ("method", "mistake", "command", "found"),
+    [
+        ("thresholds", broken, SWEEP, "`thresholds` of mine.quota failed: KeyError: 'oops'"),
+        ("thresholds", broken, ("report", "--run", "run"), "`thresholds` of mine.quota failed"),
+        ("thresholds", broken, ("plan", "mine.yaml"), "`thresholds` of mine.quota failed"),
+        ("thresholds", elsewhere, ("plan", "mine.yaml"), "'nowhere' is neither read nor written"),
+        ("verdicts", broken, SWEEP, "`verdicts` of mine.quota failed: KeyError: 'oops'"),
+        ("verdicts", too_few, SWEEP, "1 answers for 4 values"),
+        ("verdicts", too_short, SWEEP, "1 verdicts on 60 rows"),
+    ],
+)
+def test_a_mistake_in_an_own_select_is_named_with_its_line(
+    run, monkeypatch, method, mistake, command, found
+):
+    monkeypatch.setattr(stage_class("mine.quota", ""), method, mistake)
+    said = run(*command)
+    assert said.code == 2
+    assert found in said.err
+    assert "do:    mend the stage's file" in said.err
+
+
+def test_a_mistake_in_the_words_of_an_own_select_is_named(run, monkeypatch):
+    (end,) = run("funnel", "--run", "run", "--json").json["ends"]
+    (uid,) = [it["example"] for it in end["causes"] if it["reason"] == "over_quota"]
+    monkeypatch.setattr(stage_class("mine.quota", ""), "explain", broken)
+    said = run("why", uid, "--run", "run")
+    assert said.code == 2
+    assert "`explain` of mine.quota failed: KeyError: 'oops'" in said.err
+
+
+def test_a_column_that_names_what_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match=r"'a': 'keepers' is none of keeper, neighbour"):
+        Column("a", pa.binary(16), "uid", "", names="keepers")
+    with pytest.raises(ValueError, match=r"'a': 'lowest' is none of high, low"):
+        Column("a", pa.float32(), "cosine", "", better="lowest")
+
+
+def test_an_artifact_of_a_kind_that_nobody_reads_is_refused(run, monkeypatch):
+    monkeypatch.setattr(stage_class("mine.quota", ""), "artifacts", (("losses", "loss.parquet"),))
+    said = run("plan", "mine.yaml")
+    assert said.code == 2
+    assert "mine.quota declares loss.parquet to hold 'losses'" in said.err
+    assert "do:    declare one of: loss, results" in said.err

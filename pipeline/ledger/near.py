@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from metadata.schema import UID, Column, Named
 from pipeline.ledger.stored import Place, stored
 from pipeline.planning.planned import Binding
+from pipeline.planning.selects import thresholds_of
 from pipeline.run_folder.state import RunState
-from pipeline.stage import Selects, Stage
+from pipeline.stage import Stage
 
 # Shapes: N rows of a pool.
 
@@ -59,11 +60,10 @@ def cut_of(state: RunState, stage: str, near: Column) -> Cut | None:
     """The first threshold on the nearness in a select of the run, else where rows are `alike`."""
     signs = LOW_IS_NEAR if near.better == "high" else HIGH_IS_NEAR
     for name, planned in state.plan.stages.items():
-        if isinstance(planned.stage, Selects):
-            for at in planned.stage.thresholds():
-                is_on_it = planned.bindings[0].get(at.column) == (stage, near.name)
-                if is_on_it and not at.is_size and at.sign in signs:
-                    return Cut(near.name, signs[at.sign], at.value, name)
+        for at in thresholds_of(planned):
+            is_on_it = planned.bindings[0].get(at.column) == (stage, near.name)
+            if is_on_it and not at.is_size and at.sign in signs:
+                return Cut(near.name, signs[at.sign], at.value, name)
     if near.alike is None:
         return None
     return Cut(near.name, "<=" if near.better == "high" else ">=", near.alike)

@@ -12,8 +12,8 @@ from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
 from pipeline.ledger.stored import selects_up_to, stored
 from pipeline.planning.planned import Binding
+from pipeline.planning.selects import thresholds_of
 from pipeline.run_folder.state import RunState
-from pipeline.stage import Selects
 
 # Shapes: N rows of a shard, B bins, E = B + 1 edges.
 
@@ -108,7 +108,7 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
             numeric = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
             if numeric and name != IMAGE_BYTES.name:
                 columns.setdefault(where, ScoreColumn(name, where, pa.types.is_integer(dtype)))
-        for at in planned.stage.thresholds() if isinstance(planned.stage, Selects) else ():
+        for at in thresholds_of(planned):
             column = columns.get(bound.get(at.column, (stage, at.column)))
             value: float | None = at.value
             if column and at.is_size:

@@ -1,6 +1,5 @@
 """What a select stage would keep at other thresholds, from stored columns."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -14,11 +13,12 @@ from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
 from pipeline.ledger.groupings import Groups, group_of, groupings, largest
 from pipeline.ledger.stored import Place, binding, least, rows_at, stored
-from pipeline.ledger.vary import Vary, parse, select_stage, threshold_of
+from pipeline.ledger.vary import parse, select_stage, threshold_of
 from pipeline.planning.plan import check_threshold
 from pipeline.planning.planned import PlannedStage
+from pipeline.planning.selects import verdicts_at
 from pipeline.run_folder.state import RunState
-from pipeline.stage import Selects, Threshold, Verdicts
+from pipeline.stage import Threshold, Verdicts
 
 # Shapes: N rows of the pool.
 
@@ -115,7 +115,8 @@ def sweep(state: RunState, stage: str, vary: str) -> Sweep:
             check_threshold(state.plan.stages, planned, threshold.column, float(number))
     rows = _read(state, planned, threshold)
     bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
-    points = [_point(kept, rows, bits_N) for kept in _verdicts(planned, threshold, wanted, rows)]
+    verdicts = verdicts_at(planned, threshold, wanted.values, rows.read, rows.made)
+    points = [_point(at_value, rows, bits_N) for at_value in verdicts]
     return Sweep(
         run=str(state.run),
         stage=stage,
@@ -128,16 +129,6 @@ def sweep(state: RunState, stage: str, vary: str) -> Sweep:
         groups={name: group.counts(rows.today) for name, group in rows.groups.items()},
         points=_with_captions(state, planned, points),
     )
-
-
-def _verdicts(
-    planned: PlannedStage, threshold: Threshold, vary: Vary, rows: Rows
-) -> Iterator[Verdicts]:
-    assert isinstance(planned.stage, Selects)  # see select_stage
-    try:
-        yield from planned.stage.verdicts(threshold, vary.values, rows.read, rows.made)
-    except ValueError as error:
-        raise RecipeError(str(error), "--vary", "change the range") from None
 
 
 def _read(state: RunState, planned: PlannedStage, threshold: Threshold) -> Rows:

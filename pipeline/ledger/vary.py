@@ -7,6 +7,7 @@ from decimal import Decimal, InvalidOperation
 from pipeline.errors import RecipeError
 from pipeline.planning.planned import PlannedStage
 from pipeline.planning.recipe import nearest
+from pipeline.planning.selects import thresholds_of
 from pipeline.run_folder.state import RunState
 from pipeline.stage import Selects, Threshold
 
@@ -68,8 +69,7 @@ def select_stage(state: RunState, stage: str) -> PlannedStage:
 
 def threshold_of(planned: PlannedStage, vary: Vary) -> Threshold:
     """The one threshold that is varied; RecipeError that names what can be."""
-    assert isinstance(planned.stage, Selects)  # see select_stage
-    known = planned.stage.thresholds()
+    known = thresholds_of(planned)
     named = [threshold for threshold in known if threshold.name == vary.name]
     hits = {at.text: at for at in named if vary.sign in ("=", at.sign)}
     if len(hits) == 1:

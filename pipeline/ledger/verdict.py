@@ -13,8 +13,9 @@ from pipeline.ledger.causes import named_in, trace
 from pipeline.ledger.near import naming, nearness_of
 from pipeline.ledger.reasons import askable
 from pipeline.ledger.stored import Place
+from pipeline.planning.selects import explanation
 from pipeline.run_folder.state import RunState
-from pipeline.stage import Selects, Stage
+from pipeline.stage import Stage
 from pipeline.terminal import cut, one_line
 
 SHORT = 80  # characters of a keeper's caption
@@ -87,8 +88,7 @@ def _sentence(
         if not other or column not in {c.name for c in writer.writes if c.names}:
             value = {**row.values, REASON.name: row.reason}[column]
             values.append(f"{read} is {cut(repr(value))}")
-    if isinstance(planned.stage, Selects):
-        values += filter(None, [planned.stage.explain(code, rows[stage].values)])
+    values += filter(None, [explanation(planned, code, rows[stage].values)])
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
     return "; ".join([f"{by}: {one_line(code)}", *([", ".join(values)] if values else []), *others])
 

@@ -18,8 +18,9 @@ from pipeline.planning.bindings import bind, bind_mask, type_of
 from pipeline.planning.edges import check_edges, edges_of
 from pipeline.planning.planned import PlannedStage
 from pipeline.planning.recipe import Recipe, nearest
+from pipeline.planning.selects import thresholds_of
 from pipeline.planning.settings import typed_settings
-from pipeline.stage import DatasetStage, Selects, Stage
+from pipeline.stage import DatasetStage, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +170,9 @@ def _planned(
 
 def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:
     for one in planned.values():
-        if isinstance(one.stage, Selects):
-            for threshold in one.stage.thresholds():
-                if not threshold.is_size:
-                    check_threshold(planned, one, threshold.column, threshold.value)
+        for threshold in thresholds_of(one):
+            if not threshold.is_size:
+                check_threshold(planned, one, threshold.column, threshold.value)
 
 
 def check_threshold(

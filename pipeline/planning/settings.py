@@ -12,7 +12,7 @@ import msgspec
 from metadata.schema import Column
 from pipeline.errors import RecipeError
 from pipeline.planning.recipe import Recipe, nearest
-from pipeline.stage import Determinism, Stage, edges_taken, settings_fields
+from pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
 from pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
@@ -137,6 +137,14 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
     except ValueError as error:
         raise RecipeError(str(error), recipe.where(name), f"mend the settings of {uses}") from None
     _check_nested(recipe, name, given, made)
+    kinds = typing.get_args(Artifact)
+    for kind, file in made.artifacts:
+        if kind not in kinds:
+            raise RecipeError(
+                f"{uses} declares {file} to hold {kind!r}",
+                recipe.where(name),
+                f"declare one of: {', '.join(kinds)}",
+            )
     return made
 
 

@@ -1,0 +1,73 @@
+"""What a select stage answers about its verdicts. A mistake in the stage's own code is named."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import ClipmillError, RecipeError
+from pipeline.planning.planned import PlannedStage
+from pipeline.stage import Selects, Threshold, Verdicts
+
+
+def thresholds_of(planned: PlannedStage) -> tuple[Threshold, ...]:
+    """Its thresholds; none where the stage does not answer."""
+    if not isinstance(planned.stage, Selects):
+        return ()
+    with _answering(planned, "thresholds"):
+        thresholds = tuple(planned.stage.thresholds())
+        known = {*planned.bindings[0], *(column.name for column in planned.stage.writes)}
+        for threshold in thresholds:
+            if threshold.column not in known:
+                raise ValueError(f"column '{threshold.column}' is neither read nor written")
+    return thresholds
+
+
+def verdicts_at(
+    planned: PlannedStage,
+    threshold: Threshold,
+    values: Sequence[Decimal],
+    rows: pa.Table,
+    made: pa.Table,
+) -> Iterator[Verdicts]:
+    """Its verdicts at each value; RecipeError where the stage refuses a value."""
+    assert isinstance(planned.stage, Selects)  # it has a threshold
+    count = 0
+    with _answering(planned, "verdicts"):
+        try:
+            for verdicts in planned.stage.verdicts(threshold, values, rows, made):
+                if len(verdicts.keep) != len(rows):
+                    raise TypeError(f"{len(verdicts.keep)} verdicts on {len(rows)} rows")
+                count += 1
+                yield verdicts
+        except ValueError as error:
+            raise RecipeError(str(error), "--vary", "change the range") from None
+        if count != len(values):
+            raise TypeError(f"{count} answers for {len(values)} values")
+
+
+def explanation(planned: PlannedStage, reason: str, made: Mapping[str, Any]) -> str:
+    """Its own words on why a row is dropped; empty where it has none."""
+    if not isinstance(planned.stage, Selects):
+        return ""
+    with _answering(planned, "explain"):
+        return planned.stage.explain(reason, made)
+
+
+@contextlib.contextmanager
+def _answering(planned: PlannedStage, method: str) -> Iterator[None]:
+    try:
+        yield
+    except ClipmillError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise RecipeError(
+            f"`{method}` of {planned.uses} failed: {type(error).__name__}: {error}",
+            f"{planned.where}, {Path(last.filename).name}:{last.lineno}",
+            "mend the stage's file",
+        ) from error
