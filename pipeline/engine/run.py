@@ -119,7 +119,8 @@ class _Schedule:
                 continue
             if not planned.is_row:
                 needs = [self.state.stages[need] for need in planned.needs]
-                if all(n.planned.name in self.ended and n.complete for n in needs):
+                over = {*self.ended, *self.stopped}
+                if all(n.planned.name in over and n.complete for n in needs):
                     dataset.append(DatasetJob(self.running, planned))
                 continue
             wave = waves.setdefault(planned.root, [])

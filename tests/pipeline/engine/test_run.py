@@ -326,6 +326,15 @@ def test_an_answer_that_breaks_the_contract_stops_the_stage(engine, mood, answer
     assert engine.run(mood()).complete
 
 
+def test_a_row_stage_that_stops_does_not_hold_back_what_reads_a_finished_one(engine, mood):
+    same = f"  same: {{uses: toy.meet_rows, from: numbers, folder: {engine.folder}}}\n"
+    assert engine.run(same).complete
+    shared = "  shared: {uses: toy.shared, from: same, read: {number: same.same}}\n"
+    ran = engine.run(same + mood(answer="short") + shared)
+    assert "7 rows came back for 8" in ran.error("copy")
+    assert ran.outcome.state.stages["shared"].complete
+
+
 def test_a_broken_file_fails_its_shard_alone_and_mended_it_alone_runs(engine):
     good = (engine.pool / "0.txt").read_text()
     (engine.pool / "0.txt").write_text(good.replace("15", "fifteen"))
