@@ -6,7 +6,6 @@ group is the rows that lead to one row that is no duplicate.
 Held at once are two uids and a value of every row, and what groups them: some 100 bytes a row.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
 from metadata.schema import UID, Column
 from pipeline.ledger.near import (
     Bools,
@@ -25,10 +23,10 @@ from pipeline.ledger.near import (
     evenly,
     naming,
     nearness_of,
+    pool_with,
     spread,
-    whole,
 )
-from pipeline.ledger.stored import Place, artifacts
+from pipeline.ledger.stored import Place, json_artifacts
 from pipeline.run_folder.state import RunState, StageState
 
 # Shapes: N rows of a pool.
@@ -90,7 +88,7 @@ def _grouped(
 ) -> Duplicates:
     planned = state.plan.stages[name]
     bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
-    pool = whole(state, planned.root, bound)
+    pool = pool_with(state, planned.root, bound)
     duplicate_N = pool.table["keeper"].is_valid().to_numpy()
     if other.names == "neighbour" and cut:
         duplicate_N &= cut.reached(pool.table["near"])
@@ -114,10 +112,7 @@ def _grouped(
 
 
 def _recall(stage: StageState) -> dict[str, int] | None:
-    for file in artifacts(stage, "recall").values():
-        drawn: dict[str, int] = json.loads(Outputs(stage.folder).read(file))["texts_drawn"]
-        return drawn
-    return None
+    return next((recall["texts_drawn"] for recall in json_artifacts(stage, "recall")), None)
 
 
 def led_to(uid: pa.ChunkedArray, keeper: pa.ChunkedArray, duplicate_N: Bools) -> NDArray[np.int64]:

@@ -4,7 +4,6 @@ By what columns name: a task and its sample, beside the column that says how nea
 stage's `leaks` artifact counts rows within some limits of each task.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.outputs import Outputs
 from metadata.schema import Column
-from pipeline.ledger.near import Cut, cut_of, naming, nearness_of, spread, whole
-from pipeline.ledger.stored import Place, artifacts
+from pipeline.ledger.near import Cut, cut_of, naming, nearness_of, pool_with, spread
+from pipeline.ledger.stored import Place, json_artifacts
 from pipeline.run_folder.state import RunState
 
 LIMITS = 7  # at which rows are counted
@@ -50,7 +48,7 @@ class TaskRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaks:
-    """What one stage found: `reached` of the pool's rows are within `cut` of an evaluation sample.
+    """Leaks by one stage: `reached` of the pool's rows are within `cut` of an evaluation sample.
 
     `sample` is the column that names the nearest sample, `at` the limits at which rows are counted,
     the strictest first.
@@ -73,9 +71,8 @@ def leaks(state: RunState) -> list[Leaks]:
     for name, stage in state.stages.items():
         near, task = nearness_of(stage.planned.stage), naming(stage.planned.stage, "task")
         cut = cut_of(state, name, near) if near else None
-        for file in artifacts(stage, "leaks").values():
+        for counts in json_artifacts(stage, "leaks"):
             if near and cut and task and stage.shards:
-                counts = json.loads(Outputs(stage.folder).read(file))
                 answers.append(_leaked(state, name, counts, near, task, cut))
     return answers
 
@@ -85,7 +82,7 @@ def _leaked(
 ) -> Leaks:
     planned = state.plan.stages[name]
     bound = {"near": (name, near.name), "task": (name, named.name)}
-    pool = whole(state, planned.root, bound)
+    pool = pool_with(state, planned.root, bound)
     value, task = pool.table["near"], pool.table["task"]
     reached_N = cut.reached(value)
     counted = pc.value_counts(task.filter(pa.array(reached_N))).to_pylist()

@@ -57,7 +57,7 @@ def nearness_of(stage: Stage) -> Column | None:
 
 
 def cut_of(state: RunState, stage: str, near: Column) -> Cut | None:
-    """The first threshold on the nearness in a select of the run, else where rows are `alike`."""
+    """The first threshold of a select on the nearness; else its `alike`; else None."""
     signs = LOW_IS_NEAR if near.better == "high" else HIGH_IS_NEAR
     for name, planned in state.plan.stages.items():
         for at in thresholds_of(planned):
@@ -100,7 +100,7 @@ class Pool:
         ]
 
 
-def whole(state: RunState, root: str, bound: Mapping[str, Binding]) -> Pool:
+def pool_with(state: RunState, root: str, bound: Mapping[str, Binding]) -> Pool:
     """uid and the bound columns of every row: all that is held of a pool at once."""
     shards = stored(state, root, bound)
     tables = [shards.table(i).select([UID.name, *bound]) for i in range(len(shards))]

@@ -7,7 +7,6 @@ of training. With one it is the evaluation's own, over its pictures, and a diffe
 """
 
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from metadata.outputs import Outputs
 from metadata.stats import Estimate
 from pipeline.errors import RecipeError
-from pipeline.ledger.stored import artifacts
+from pipeline.ledger.stored import artifacts, json_artifacts
 from pipeline.planning.recipe import nearest
 from pipeline.run_folder.state import RunState
 
@@ -153,14 +152,10 @@ def losses(state: RunState) -> list[LossCurve]:
 
 
 def _trials(state: RunState, name: str) -> list[Trial]:
-    stage = state.stages[name]
-    files = artifacts(stage, "results")
-    if not files:
-        return []
     models = [
         model
-        for file in files.values()
-        for model in json.loads(Outputs(stage.folder).read(file)).get("models", [])
+        for stored in json_artifacts(state.stages[name], "results")
+        for model in stored.get("models", [])
     ]
     stages = [name]
     model = state.plan.stages[name].model

@@ -1,6 +1,7 @@
 """Stored columns of a run: where they are, all rows shard by shard, and chosen rows."""
 
 import fnmatch
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,13 @@ def artifacts(stage: StageState, kind: Artifact) -> dict[str, str]:
         for name in names
         for file in fnmatch.filter(files, name)
     }
+
+
+def json_artifacts(stage: StageState, kind: Artifact) -> list[dict[str, Any]]:
+    """What the JSON files of that kind hold; DamagedError where one has changed."""
+    return [
+        json.loads(Outputs(stage.folder).read(file)) for file in artifacts(stage, kind).values()
+    ]
 
 
 def least(bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -24,13 +24,13 @@ class Subset:
 
 def subsets(state: RunState) -> tuple[Subset, ...]:
     """Every complete stage that reads an export under a select, in the recipe's order."""
-    found = []
+    answers = []
     for name, stage in state.stages.items():
         mask = state.mask(stage.planned) if stage.complete else None
         if mask:
             kept, lacking = _counts(mask)
             planned = stage.planned
-            found.append(
+            answers.append(
                 Subset(
                     stage=name,
                     data=planned.data or "",
@@ -40,7 +40,7 @@ def subsets(state: RunState) -> tuple[Subset, ...]:
                     lacking=lacking,
                 )
             )
-    return tuple(found)
+    return tuple(answers)
 
 
 def _counts(mask: SelectMask) -> tuple[int, int]:

@@ -50,16 +50,20 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
 
 def _run(state: RunState) -> dict[str, Any]:
     """What ran: recipe, seed, when it was started, and its stages as YAML."""
-    newest, held = newest_recipe(state.run)
+    newest, ran = newest_recipe(state.run)
     began = datetime.strptime(newest[:15], "%Y%m%dT%H%M%S")
     return {
         "folder": str(state.run),
         "recipe": state.plan.recipe.name,
         "seed": state.plan.seed,
         "began": began.strftime("%Y-%m-%d %H:%M UTC"),
-        "overrides": held["overrides"],
+        "overrides": ran["overrides"],
         "stages": yaml.safe_dump(
-            held["stages"], sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+            ran["stages"],
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=100,
         ),
     }
 

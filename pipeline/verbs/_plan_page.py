@@ -101,8 +101,8 @@ def _stage_json(plan: Plan, planned: PlannedStage, state: RunState | None) -> di
 
 def notes(plan: Plan) -> list[str]:
     """What a user should know of a plan that can be run."""
-    found = {name: _note(plan, planned) for name, planned in plan.stages.items()}
-    return [f"'{name}': {note}" for name, note in found.items() if note]
+    by_stage = {name: _note(plan, planned) for name, planned in plan.stages.items()}
+    return [f"'{name}': {note}" for name, note in by_stage.items() if note]
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:

@@ -74,13 +74,13 @@ def text(state: "RunState") -> str:
         made = _status_of(name, stage)
         if stage.planned.gives_rows:
             missing = sum(made["reasons"].values())
-            held = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
+            stored = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
         else:
-            held = f"{len(stage.outputs):>10,} files{'':>26}"
+            stored = f"{len(stage.outputs):>10,} files{'':>26}"
         planned = stage.planned
         subset = f"  rows of '{planned.kept_by}' in '{planned.data}'" if planned.kept_by else ""
         seconds = f"{made['seconds']:>8,.1f} s"
-        lines.append(f"{name:<{width}}  {summary(stage):<24} {held}  {seconds}{subset}")
+        lines.append(f"{name:<{width}}  {summary(stage):<24} {stored}  {seconds}{subset}")
     lines += failures(state)
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
+    IDENTITY,
     IMAGE_EMBEDDING,
     POSITION,
     REASON,
@@ -87,17 +88,18 @@ class KMeans(DatasetStage):
         }
 
         def step(state: State, number: int) -> State:
-            sums = partial(cell_sums, state["centre_KD"], self.train_fraction)
-            held = ctx.reduce(sums, rows, merge_sums)
-            now = held["count_K"].sum(), inertia(state["centre_KD"], held).sum()
+            centre_KD = state["centre_KD"]
+            cells = partial(cell_sums, centre_KD, self.train_fraction)
+            sums = ctx.reduce(cells, rows, merge_sums)
+            now = sums["count_K"].sum(), inertia(centre_KD, sums).sum()
             before_R2 = state.get("round_R2", NO_ROUNDS)  # none in a journal of older versions
             rounds = {"round_R2": np.vstack([before_R2, now])}
-            return moved_centres(state["centre_KD"], held) | rounds
+            return moved_centres(centre_KD, sums) | rounds
 
         end = ctx.iterate(start, step, self.rounds, until=lambda state: not state["moved"])
-        held = ctx.reduce(partial(cell_sums, end["centre_KD"], 1.0), rows, merge_sums)
+        sums = ctx.reduce(partial(cell_sums, end["centre_KD"], 1.0), rows, merge_sums)
         tables = {
-            CENTROIDS: centroids(end["centre_KD"], held),
+            CENTROIDS: centroids(end["centre_KD"], sums),
             ROUNDS: rounds(end.get("round_R2", NO_ROUNDS)),
         }
         ctx.map(partial(put_table, tables), list(tables))
@@ -107,7 +109,7 @@ class KMeans(DatasetStage):
 def directions(column: str, coins: Callable, shard: pa.Table) -> pa.Table:
     """The rows that have a direction: who they are, their coin, and the unit vector."""
     unit_ND = unit_rows(as_matrix(shard[column]))
-    rows = shard.select([UID.name, SHARD.name, POSITION.name])
+    rows = shard.select(IDENTITY)
     rows = rows.append_column("coin", pa.array(coins(shard[UID.name])))
     rows = rows.append_column("unit", from_matrix(unit_ND))
     return rows.filter(pc.is_valid(rows["unit"]))
@@ -230,7 +232,7 @@ def assigned(column: str, centre_KD: NDArray, shard: pa.Table) -> pa.Table:
     undefined = pc.make_struct(shard[column].is_null(), pa.array(~defined_N))
     return pa.table(
         {
-            **{c.name: shard[c.name] for c in (UID, SHARD, POSITION)},
+            **{name: shard[name] for name in IDENTITY},
             CLUSTER_ID.name: pa.array(index_N, mask=~defined_N),
             CENTROID_COSINE.name: pa.array(np.clip(cosine_N, -1, 1), mask=~defined_N),
             REASON.name: pc.case_when(undefined, *KMeans.reasons).cast(REASON_TYPE),

@@ -38,22 +38,22 @@ def in_fixed_point(value_N: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def put_tables(
-    concepts: ConceptList, draw: Draw, found: dict[str, Any], item: dict[str, Any], task: Task
+    concepts: ConceptList, draw: Draw, sums: dict[str, Any], item: dict[str, Any], task: Task
 ) -> dict[str, Any]:
     """out/concepts.parquet: every entry's count before and after. out/balance.json: the sizes."""
     summary = {
         "t": item["t"] if item["t"] < np.inf else None,  # JSON has no infinity
-        **{name: int(found[name]) for name in ("rows", "matched", "kept")},
+        **{name: int(sums[name]) for name in ("rows", "matched", "kept")},
         "entries_dropped": concepts.dropped,
-        "expected": float(found["expected"] / FIXED),
-        "sigma": float(np.sqrt(found["variance"] / FIXED)),
+        "expected": float(sums["expected"] / FIXED),
+        "sigma": float(np.sqrt(sums["variance"] / FIXED)),
     }
     table = concepts.table.drop_columns(["count"])
-    for name, values in (("count", found["count_E"]), ("kept", found["kept_E"])):
+    for name, values in (("count", sums["count_E"]), ("kept", sums["kept_E"])):
         table = table.append_column(name, pa.array(values, pa.int64()))
-    met_E = found["count_E"] > 0
+    met_E = sums["count_E"] > 0
     t_E = np.full(len(met_E), np.nan)
-    t_E[met_E] = item["t"] * found["count_E"][met_E] / draw.weight[met_E]  # of its language
+    t_E[met_E] = item["t"] * sums["count_E"][met_E] / draw.weight[met_E]  # of its language
     table = table.append_column("t", pa.array(t_E, mask=~met_E))
     pq.write_table(table, task.worker.scratch / TABLE, compression="zstd")
     (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))

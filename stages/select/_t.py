@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metadata.concepts.load import ConceptList
-from metadata.schema import POSITION, SHARD, UID
+from metadata.schema import IDENTITY
 from pipeline.dataset import Context, Shards, State
 from pipeline.errors import StageError
 from stages.select import _cut as cut
@@ -75,7 +75,7 @@ def with_ranks(draw: Draw, rows: pa.Table) -> pa.Table:
     some = drawing(rows)
     pairs = Pairs.of(some)
     rank_N = pa.array(pairs.least(draw.of(some, pairs)))
-    return some.select([UID.name, SHARD.name, POSITION.name]).append_column("rank", rank_N)
+    return some.select(IDENTITY).append_column("rank", rank_N)
 
 
 def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, POSITION, REASON, SHARD, UID
+from metadata.schema import IDENTITY, KEEP, REASON
 from pipeline.dataset import Context, Shards, State
 from stages.select import _cut as cut
 
@@ -112,7 +112,7 @@ def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
         pc.make_struct(undefined, too_low), f"undefined:{top.column}", f"top:{top.column}"
     )
     reason = pc.coalesce(rows[REASON.name].cast(pa.string()), by_value)
-    judged = rows.select([UID.name, SHARD.name, POSITION.name])
+    judged = rows.select(IDENTITY)
     judged = judged.append_column(KEEP.name, reason.is_null())
     return judged.append_column(REASON.name, reason.dictionary_encode())
 
@@ -123,7 +123,7 @@ class Ranking:
     def __init__(self, top: Top, rows: pa.Table) -> None:
         value = rankable(rows[top.column])
         value_ND = cut.value_digits(value)
-        place = rows.select([UID.name, SHARD.name, POSITION.name])
+        place = rows.select(IDENTITY)
         rank_ND = np.hstack([value_ND, cut.tie_digits(place)])
         order = np.lexsort(rank_ND.T[::-1])[::-1]
         self.order = order[value.is_valid().to_numpy()[order]]

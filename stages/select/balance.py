@@ -17,13 +17,11 @@ from metadata.schema import (
     CONCEPT_IDS,
     CONCEPT_LIST,
     DECIDING_CONCEPT,
+    IDENTITY,
     IMAGE_BYTES,
     KEEP,
-    POSITION,
     REASON,
     REASON_TYPE,
-    SHARD,
-    UID,
     Column,
 )
 from pipeline.dataset import Context, Inputs, State
@@ -143,15 +141,15 @@ class Balance(DatasetStage):
         draw = Draw(seed=worker.seed, stage=worker.stage, weight=np.ones(len(concepts)))
         t = np.inf
         if len(rows):
-            found = ctx.reduce(partial(counted, len(concepts), concepts.digest), rows, merged)
-            weight_E, t = self.weights(found["count_E"], concepts, worker.stage)
+            sums = ctx.reduce(partial(counted, len(concepts), concepts.digest), rows, merged)
+            weight_E, t = self.weights(sums["count_E"], concepts, worker.stage)
             draw = replace(draw, weight=weight_E)
             if self.rows or self.fraction:
-                matched = int(found["matched"])
+                matched = int(sums["matched"])
                 wanted = self.rows or int(matched * (self.fraction or 0))
                 t = leaving(wanted, matched, draw, rows, ctx)
-            found |= ctx.reduce(partial(kept_counts, draw, t), rows, merged)
-            ctx.map(partial(put_tables, concepts, draw, found), [{"t": t}])
+            sums |= ctx.reduce(partial(kept_counts, draw, t), rows, merged)
+            ctx.map(partial(put_tables, concepts, draw, sums), [{"t": t}])
         rules = partial(judged, draw, t, concepts.entries, self.keep_unmatched)
         ctx.restore(ctx.map_shards(rules, rows))
 
@@ -167,10 +165,10 @@ class Balance(DatasetStage):
 
 def counted(entries: int, digest: str, rows: pa.Table) -> State:
     """Rows of each concept, rows with one; StageError where the rows met another list."""
-    for found in pc.unique(rows[CONCEPT_LIST.name]).drop_null().to_pylist():
-        if found != digest:
+    for matched in pc.unique(rows[CONCEPT_LIST.name]).drop_null().to_pylist():
+        if matched != digest:
             raise StageError(
-                found=f"captions were matched with list {found}, and the list is now {digest}",
+                found=f"captions were matched with list {matched}, and the list is now {digest}",
                 where="select.balance, key `concepts`",
                 do=f"match again with `digest: {digest}` in annotate.concepts, or bring it back",
             )
@@ -201,7 +199,7 @@ def judged(
     broken.append(pc.fill_null(pa.array(rank_N >= t).take(place), False))
     reason = pc.case_when(pc.make_struct(*broken), *may, "balanced_out")
     columns = {
-        **{column.name: rows[column.name] for column in (UID, SHARD, POSITION)},
+        **{name: rows[name] for name in IDENTITY},
         KEEP.name: reason.is_null(),
         BALANCE_RANK.name: pa.array(rank_N).take(place),
         KEEP_PROBABILITY.name: pa.array(

@@ -73,8 +73,7 @@ class UidList(DatasetStage):
         both = Concatenated((ctx.map_shards(may_stay, inputs.rows), Zipped(lines, (listed,))))
         partitions = ctx.partitions(inputs.rows, listed.uids)
         met = ctx.shuffle(both, UID.name, partitions)  # a row, and the lines that name it
-        found = ctx.reduce(counted, met, merged)
-        ctx.map(put, [told(found)])
+        ctx.map(put, [summary(ctx.reduce(counted, met, merged))])
         ctx.restore(ctx.map_shards(judged, met))
 
 
@@ -135,19 +134,19 @@ def merged(one: State, other: State) -> State:
     return {"numbers": np.add(one["numbers"], other["numbers"]), "least": least}
 
 
-def told(found: State) -> dict[str, Any]:
+def summary(counts: State) -> dict[str, Any]:
     """What out/list.json holds."""
     names = ("listed", "uids", "missing")
-    least = from_halves(found["least"].astype(np.uint64)).to_pylist()
+    least = from_halves(counts["least"].astype(np.uint64)).to_pylist()
     return {
-        **dict(zip(names, found["numbers"].tolist(), strict=True)),
+        **dict(zip(names, counts["numbers"].tolist(), strict=True)),
         "least_missing": [uid.hex() for uid in least],
     }
 
 
-def put(said: dict[str, Any], task: Task) -> dict[str, Any]:
+def put(listed: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/list.json."""
     path = task.worker.scratch / FILE
-    path.write_text(json.dumps(said, indent=1) + "\n")
+    path.write_text(json.dumps(listed, indent=1) + "\n")
     task.put_file(FILE, path)
-    return {"missing": said["missing"]}
+    return {"missing": listed["missing"]}

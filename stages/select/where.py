@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from metadata.schema import IMAGE_BYTES, KEEP, POSITION, REASON, SHARD, UID
+from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
 from pipeline.dataset import Context, Inputs
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Threshold, Verdicts
@@ -136,7 +136,7 @@ def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     masks, rules = zip(*broken, strict=True)
     code_N = np.select(masks, [stage.reasons.index(rule) for rule in rules], default=-1)
     code = pa.array(code_N.astype(np.int32), mask=code_N < 0)
-    judged = rows.select([UID.name, SHARD.name, POSITION.name])
+    judged = rows.select(IDENTITY)
     judged = judged.append_column(KEEP.name, pa.array(code_N < 0))
     judged = judged.append_column(REASON.name, pa.DictionaryArray.from_arrays(code, stage.reasons))
     if stage.top:
