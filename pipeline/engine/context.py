@@ -236,18 +236,21 @@ class RunContext:
                 self.failures[shards[0]] = failure
             else:
                 left.append(unit)
+        self.run.on_stored(total, len(self.records))
         for answer in self.calls.answers(f"{self.journal}/{name}", work, left):
             if tolerant and isinstance(answer.error, ShardError):
                 self._set_aside(answer.unit.input, answer.error)
             else:
-                self._note(answer.result_or_raise())
+                records = answer.result_or_raise()
+                self._note(records)
+                for record in records:
+                    self.run.on_shard(record, total)
 
     def _note(self, records: list[Record]) -> None:
         for record in records:
             self.records[record.shard] = record
             if failure := self.run.known.failures.get(record.shard):
                 self.run.folder.delete(failure.name)
-            self.run.on_shard(record, self.shards)
 
     def _set_aside(self, given: OneShard, error: ShardError) -> None:
         folder, shard = self.run.folder, given.shard

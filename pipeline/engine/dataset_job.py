@@ -96,6 +96,7 @@ class DatasetJob:
                 home=home,
                 page_checksums=before.page_checksums if before and is_remade else True,
                 wanted=running.plan.read_of(planned.name),
+                on_stored=lambda total, done: running.watcher.stage(planned.name, total, done),
                 on_shard=lambda record, total: running.watcher.shard(planned.name, record, total),
                 on_unit=lambda call, done, n: running.watcher.unit(planned.name, call, done, n),
             )

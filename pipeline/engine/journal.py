@@ -39,7 +39,8 @@ class StageRun:
     home: PoolShards | None  # the rows it reads; None where it has none of one root
     page_checksums: bool
     wanted: frozenset[str]
-    on_shard: Callable[[Record, int], None]
+    on_stored: Callable[[int, int], None]  # its shards, and those of them that are stored
+    on_shard: Callable[[Record, int], None]  # one that is now stored, and how many there will be
     on_unit: Callable[[str, int, int], None]
 
 
@@ -117,5 +118,5 @@ class Journal:
             resources=run.planned.stage.resources,
         )
         for number, answer in enumerate(run.executor.stream([step], units), start=1):
-            run.on_unit(name, number, len(units))
             yield answer
+            run.on_unit(name, number, len(units))

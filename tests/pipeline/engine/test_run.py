@@ -335,6 +335,16 @@ def test_a_row_stage_that_stops_does_not_hold_back_what_reads_a_finished_one(eng
     assert ran.outcome.state.stages["shared"].complete
 
 
+def test_shards_that_are_stored_are_not_told_of_again(engine, capsys):
+    assert engine.run("").complete
+    first = capsys.readouterr().err
+    assert first.index("shard 0 of 4") < first.index("shard 3 of 4") < first.index("4 units")
+    (engine.pool / "3.txt").write_text("31\n")
+    assert engine.run("").complete
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if ": shard " in line]
+    assert told.startswith("numbers: shard 4 of 5: 1 rows, 0 without a value, ")
+
+
 def test_a_broken_file_fails_its_shard_alone_and_mended_it_alone_runs(engine):
     good = (engine.pool / "0.txt").read_text()
     (engine.pool / "0.txt").write_text(good.replace("15", "fifteen"))
