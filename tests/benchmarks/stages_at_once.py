@@ -4,8 +4,8 @@
 
 Each sleeps 5 s in a worker; the row stage takes numbers of two shards. Start, manifests and lock
 count on both sides. Ideal: a ratio of 1.
-Measured (2026-11-26, EPYC, two shared cores, load 6 to 8): 0.89x (0.85 to 0.95); 0.67x (0.64 to
-0.70) when stages ran one after another.
+Measured (2026-11-26, EPYC, two shared cores): idle 0.96x (0.96 to 0.98); at load 6 to 8 0.89x (0.85
+to 0.95), and 0.67x (0.64 to 0.70) when stages ran one after another.
 """
 
 from functools import partial
