@@ -1,6 +1,5 @@
 """A pool's files: listed, cut into ranges of rows, read, and fitted to declared columns."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isnan
@@ -10,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
+from metadata.globs import files_of
+from metadata.globs import open_pool as open_pool  # the readers' one door to a pool
 from metadata.keys import redacted
 from metadata.storage import Storage
 from metadata.uid import from_hex, uid_of
@@ -25,52 +25,24 @@ BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
 
 
-def open_pool(path: str) -> tuple[Storage, str]:
-    """The folder that names are relative to, and the glob they match.
-
-    `*` stands for any part of a name, `**/` for any folders; without a star, a folder means all
-    that lies below it, and a file means itself.
-    """
-    # Behind a URI's `?` stand options, such as the address of an S3 server.
-    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
-    head = head.rstrip("/") or "/"
-    if "*" in head:
-        folder = head[: head.index("*")].rpartition("/")[0]
-        pattern = head[len(folder) :].lstrip("/")
-    elif _is_file(Storage(head + mark + query)):
-        folder, _, pattern = head.rpartition("/")
-    else:
-        folder, pattern = head, "**"
-    return Storage(folder + mark + query), pattern
-
-
 def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str, Any]]:
     """The pool's files with these suffixes, by name: path, digest and size of each.
 
     The digest is name, size and time of change: reading all bytes would cost as much as the work.
     Names that begin with a dot are passed over.
     """
-    storage, pattern = open_pool(path)
-    selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
-    wanted = _glob(pattern)
-    files = []
-    for info in storage.fs.get_file_info(selector):
-        name = info.path[len(storage.path) :].lstrip("/")
-        if (
-            info.type == fs.FileType.File
-            and name.lower().endswith(tuple(suffixes))
-            and wanted.fullmatch(name)
-            and not re.search(r"(^|/)\.", name)
-        ):
-            digest = f"{name} {info.size} {info.mtime_ns}"
-            files.append({"path": name, "digest": digest, "size": info.size})
+    files = [
+        {"path": it.name, "digest": f"{it.name} {it.size} {it.mtime_ns}", "size": it.size}
+        for it in files_of(path)
+        if it.name.lower().endswith(tuple(suffixes))
+    ]
     if not files:
         raise StageError(
             found=f"no file that ends in {', '.join(suffixes)}",
             where=f"stage '{stage}', key `path`: {redacted(path)}",
             do="give a file, a folder or a glob that holds the pool",
         )
-    return sorted(files, key=lambda file: file["path"])
+    return files
 
 
 def sizes_of(files: list[dict[str, Any]]) -> dict[str, int]:
@@ -217,16 +189,6 @@ def first_reason(masks: Mapping[str, pa.Array]) -> pa.Array:
 def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
     """Whether at least one of the masks is true."""
     return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *map(np.asarray, masks)]))
-
-
-def _is_file(storage: Storage) -> bool:
-    return bool(storage.fs.get_file_info(storage.path).type == fs.FileType.File)
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    any_of_them = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
-    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
-    return re.compile("".join(any_of_them.get(part) or re.escape(part) for part in parts))
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
