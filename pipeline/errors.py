@@ -9,10 +9,14 @@ ClipmillError
     CrashedError     the same, as it ended its worker each time
 """
 
+from collections.abc import Iterable
+
 from metadata.keys import without_keys
 from pipeline.terminal import cut
 
 LONGEST = 2000  # characters of each part: an error may quote a value
+NEAR = 0.6  # of difflib's ratio: `lnag` is as near to `lang` as 0.75, `nosuch` to `worth` as 0.36
+MOST_NAMED = 30  # of the words that could have been meant, where none is near
 
 
 class ClipmillError(Exception):
@@ -28,6 +32,30 @@ class ClipmillError(Exception):
     def __str__(self) -> str:
         found, where, do = self.args
         return f"{found}\n  where: {where}\n  do:    {do}"
+
+
+def did_you_mean(word: str, known: Iterable[str], known_are: str = "there are") -> str:
+    """What to write instead of a word: the one or two known words near to it, else the list.
+
+    Near is what differs by a slip of the hand, or holds the other whole: `text` is near `text_col`.
+    """
+    import difflib  # only a mistake needs it
+
+    words = list(dict.fromkeys(known))
+    lower = word[:100].lower()
+    by_lower = {known.lower(): known for known in reversed(words)}
+    near = difflib.get_close_matches(lower, by_lower, n=2, cutoff=NEAR)
+    near += [other for other in by_lower if _is_part(lower, other) and other not in near]
+    if lower in by_lower:
+        near = [lower]
+    if near:
+        return f"did you mean {' or '.join(repr(by_lower[other]) for other in near[:2])}?"
+    more = f", … and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
+    return f"{known_are}: {', '.join(words[:MOST_NAMED]) or 'none'}{more}"
+
+
+def _is_part(one: str, other: str) -> bool:
+    return min(len(one), len(other)) >= 3 and (one in other or other in one)
 
 
 class RecipeError(ClipmillError):

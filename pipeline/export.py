@@ -7,9 +7,8 @@ from metadata.outputs import Outputs
 from metadata.places import is_places
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import nearest
 from pipeline.run_folder.state import RunState
 
 if TYPE_CHECKING:
@@ -23,7 +22,9 @@ def export(
     """The names of the files written to `path`; the export itself stays in the run folder."""
     if stage not in state.plan.stages:
         raise RecipeError(
-            f"no stage '{stage}'", "--stage", f"did you mean '{nearest(stage, state.plan.stages)}'?"
+            f"no stage '{stage}'",
+            "--stage",
+            did_you_mean(stage, state.plan.stages, "the recipe has"),
         )
     name = f"export_{stage}_{to}"
     stages = {**state.plan.recipe.stages, name: {"uses": f"export.{to}", "from": stage}}

@@ -237,7 +237,7 @@ CASES = {
         TWICE.replace("WHERE", "lnag.language = 'en'"), "'lnag'", "mine.yaml:5", "again, lang, pool"
     ),
     "a column its stage does not write": Case(
-        TWICE.replace("WHERE", "lang.languages = 'en'"), "'languages'", ":5", "'lang.language'"
+        TWICE.replace("WHERE", "lang.languages = 'en'"), "'languages'", ":5", "'language'"
     ),
     "a binding of nothing read": Case(
         TEXTS.replace("from: pool", "from: pool, read: {image: pool.url}"),

@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 
 from metadata.outputs import Outputs
 from metadata.stats import Estimate
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, did_you_mean
 from pipeline.ledger.stored import artifacts, json_artifacts
-from pipeline.planning.recipe import nearest
 from pipeline.run_folder.state import RunState
 
 STUDENT = (  # two-sided 95 %, by degrees of freedom from 1
@@ -206,5 +205,7 @@ def _arm_of(name: str, by_arm: dict[str, list[Trial]]) -> str:
     raise RecipeError(
         f"no evaluated model comes from '{name}'",
         "--baseline",
-        f"did you mean '{nearest(name, known)}'?" if known else "run an evaluate stage first",
+        did_you_mean(name, known, "arms and their stages")
+        if known
+        else "run an evaluate stage first",
     )

@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import nearest
 from pipeline.planning.selects import thresholds_of
 from pipeline.run_folder.state import RunState
 from pipeline.stage import Selects, Threshold
@@ -53,7 +52,7 @@ def select_stage(state: RunState, stage: str) -> PlannedStage:
     """The complete stage of this name that has thresholds; RecipeError where there is none."""
     stages = state.plan.stages
     if stage not in stages:
-        do = f"did you mean '{nearest(stage, stages)}'?"
+        do = did_you_mean(stage, stages, "the recipe has")
         raise RecipeError(f"no stage '{stage}'", "--stage", do)
     if not isinstance(stages[stage].stage, Selects):
         selects = [name for name, other in stages.items() if isinstance(other.stage, Selects)]

@@ -3,9 +3,9 @@
 import pyarrow as pa
 
 from metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
-from pipeline.errors import ClipmillError, RecipeError
+from pipeline.errors import ClipmillError, RecipeError, did_you_mean
 from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.recipe import Recipe, nearest
+from pipeline.planning.recipe import Recipe
 from pipeline.stage import DatasetStage, Stage
 
 
@@ -139,7 +139,7 @@ def _find(
             raise RecipeError(
                 found=f"'{stage}' writes no '{column}'",
                 where=recipe.where(name),
-                do=f"did you mean '{stage}.{nearest(column, have)}'?",
+                do=did_you_mean(column, have, f"'{stage}' writes"),
             )
         return stage, column
     writers = {
@@ -164,8 +164,7 @@ def _find(
     raise RecipeError(
         found=f"no ancestor writes column '{source}'",
         where=recipe.where(name),
-        do=f"did you mean '{nearest(source, visible)}'?"
-        f"  Columns here: {', '.join(sorted(visible))}",
+        do=did_you_mean(source, sorted(visible), "columns here"),
     )
 
 

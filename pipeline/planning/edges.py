@@ -1,8 +1,8 @@
 """The edges of a recipe: which stages a stage names, and whether it takes what they give."""
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import Recipe, nearest
+from pipeline.planning.recipe import Recipe
 from pipeline.stage import RowStage, Stage, edges_taken
 
 KEYS = {  # of an edge that cannot be left out: its key, what it brings, how it is written
@@ -32,8 +32,7 @@ def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
                 raise RecipeError(
                     found=f"no stage '{target}'",
                     where=recipe.where(name, edge),
-                    do=f"did you mean '{nearest(str(target), recipe.stages)}'?"
-                    f"  Stages: {', '.join(recipe.stages)}",
+                    do=did_you_mean(str(target), recipe.stages, "the recipe has"),
                 )
     return edges
 

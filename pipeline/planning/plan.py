@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from metadata.fingerprint import fingerprint, settings_of
 from metadata.schema import UID
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.bindings import bind, bind_mask, type_of
 from pipeline.planning.edges import check_edges, edges_of
 from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import Recipe, nearest
+from pipeline.planning.recipe import Recipe
 from pipeline.planning.selects import thresholds_of
 from pipeline.planning.settings import typed_settings
 from pipeline.stage import DatasetStage, Stage
@@ -76,7 +76,7 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
         raise RecipeError(
             f"no stage '{until}'",
             "--until",
-            f"did you mean '{nearest(until, planned)}'?",
+            did_you_mean(until, planned, "the recipe has"),
         )
     wanted = plan.needed_by(until)
     return dataclasses.replace(

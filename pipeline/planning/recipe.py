@@ -4,16 +4,15 @@ A recipe may be a stranger's: it is refused where it is larger or deeper than an
 where it holds what grows or acts when it is read: aliases, tags.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, did_you_mean
 from pipeline.terminal import cut
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -156,7 +155,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(
                 found=f"unknown key '{key}'",
                 where=f"{path}:{lines[(key,)]}",
-                do=f"did you mean '{nearest(key, TOP_KEYS)}'?  Known: {', '.join(TOP_KEYS)}",
+                do=did_you_mean(key, TOP_KEYS, "a recipe has"),
             )
     stages = whole.get("stages")
     if not isinstance(stages, dict) or not stages:
@@ -203,15 +202,8 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(
         found=f"no recipe '{name}'",
         where="the recipe argument",
-        do=f"did you mean '{nearest(name, known)}'?  Known: {', '.join(known)}; or give a path",
+        do=f"{did_you_mean(name, known)}  `mine.yaml` is a file of your own",
     )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like this one; the first where none is."""
-    words = list(known)
-    found = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.0)
-    return found[0] if found else ""
 
 
 def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], int]) -> Any:
@@ -256,8 +248,7 @@ def _override(recipe: Recipe, text: str) -> None:
         raise RecipeError(
             found=f"no stage '{stage}'",
             where=where,
-            do=f"did you mean '{nearest(stage, recipe.stages)}'?"
-            f"  Stages: {', '.join(recipe.stages)}",
+            do=did_you_mean(stage, ("seed", *recipe.stages), "the recipe has"),
         )
     if not keys:
         raise RecipeError("no key", where, f"write --set {stage}.key=value")

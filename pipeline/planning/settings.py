@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from metadata.schema import Column
-from pipeline.errors import RecipeError
-from pipeline.planning.recipe import Recipe, nearest
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.planning.recipe import Recipe
 from pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
 from pipeline.terminal import cut
 
@@ -47,8 +47,8 @@ def stage_class(uses: str, where: str) -> type[Stage]:
         raise RecipeError(
             found=f"no stage '{uses}'",
             where=where,
-            do=f"did you mean '{nearest(uses, known_uses())}'?"
-            "  A stage is a file stages/<kind>/<name>.py on the Python path",
+            do=f"{did_you_mean(uses, known_uses())}"
+            "  A stage of your own is a file stages/<kind>/<name>.py on the Python path",
         ) from None
     except Exception as error:  # a user's file may hold anything
         raise RecipeError(
@@ -118,8 +118,7 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
                 where=recipe.where(name, key),
                 do="put the value before it in quotes: inside {…} a comma ends a value"
                 if " " in key
-                else f"did you mean '{nearest(key, (*known, *engine_keys))}'?"
-                f"  {uses} knows: {', '.join(sorted(known)) or 'no settings'}",
+                else did_you_mean(key, (*sorted(known), *engine_keys), f"{uses} knows"),
             )
     try:
         made: Stage = msgspec.convert(given, cls)
@@ -174,5 +173,5 @@ def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage)
                         raise RecipeError(
                             found=f"unknown key '{key}.{inner}'",
                             where=recipe.where(name, key, inner),
-                            do=f"did you mean '{nearest(inner, known)}'?",
+                            do=did_you_mean(inner, sorted(known), f"{key} knows"),
                         )

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, did_you_mean
 from pipeline.verbs._signals import stopped_by_signals
 
 if TYPE_CHECKING:
@@ -53,16 +53,13 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
 
 def check_retry(plan: "Plan", reasons: list[str]) -> None:
     """RecipeError for a reason that no stage of the plan can try again."""
-    from pipeline.planning.recipe import nearest
-
     known = {"crashed"}.union(*(stage.stage.transient for stage in plan.stages.values()))
     for reason in reasons:
         if reason not in known:
             raise RecipeError(
                 f"no stage here has '{reason}' as a reason that passes",
                 "--retry",
-                f"did you mean '{nearest(reason, sorted(known))}'?"
-                f"  Known: {', '.join(sorted(known))}",
+                did_you_mean(reason, sorted(known), "reasons that pass, here"),
             )
 
 

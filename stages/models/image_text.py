@@ -16,7 +16,6 @@ The file of a scheme has two functions; each gets the NAME after the colon:
 `width` is asked while a recipe is planned, so the file imports frameworks inside `load`.
 """
 
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +24,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import did_you_mean
 from stages import models
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
@@ -90,10 +90,8 @@ def _adapter(model: str) -> tuple[ModuleType, str]:
             ) from error
         adapter = None
     if adapter is None or not all(hasattr(adapter, function) for function in INTERFACE):
-        known = schemes()
-        near = get_close_matches(scheme, known, n=1, cutoff=0)
         raise ValueError(
-            f"model {model!r} has the unknown scheme {scheme!r}; did you mean {near[0]!r}?  "
-            f"Known: {', '.join(known)}. A scheme is a file stages/models/<scheme>.py"
+            f"model {model!r} has the unknown scheme {scheme!r}; "
+            f"{did_you_mean(scheme, schemes())}  A scheme is a file stages/models/<scheme>.py"
         )
     return adapter, name

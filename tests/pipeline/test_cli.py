@@ -162,6 +162,8 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
         ("run quickstart", "--out"),
         ("frobnicate", "invalid choice"),
         ("plan quickstart --until curate", "did you mean 'curated'"),
+        ("plan quickstart --until nosuch", "the recipe has: trusted,"),
+        ("plan quickstart --set nosuch.x=1", "the recipe has: seed, trusted,"),
         ("run quickstart --out R --retry timeuot", "did you mean 'timeout'"),
         ("run quickstart --out R --workers -1", "give 0 or more"),
         ("run quickstart --out R --address x:1", "add --executor ray"),

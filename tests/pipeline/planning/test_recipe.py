@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.planning.recipe import RECIPES, find_recipe, load_recipe, nearest
+from pipeline.planning.recipe import RECIPES, find_recipe, load_recipe
 
 TEXT = """\
 # Two stages.
@@ -100,8 +100,6 @@ def test_a_recipe_that_is_not_there_is_refused(name):
 def test_a_mistyped_name_gets_the_nearest_one():
     with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
         load_recipe("quickstrat")
-    assert nearest("imgae_size", ["path", "image_size", "resize"]) == "image_size"
-    assert nearest("x", []) == ""
 
 
 def test_a_recipe_that_is_no_text_is_refused(mine):
