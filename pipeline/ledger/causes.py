@@ -17,6 +17,7 @@ BEFORE = "dropped_before"
 # Stage and columns to the rows for which it left one of them out; None: take its reasons for it.
 Lacks = Callable[[str, set[str]], pa.Array | None]
 Cause = tuple[str, str]  # stage and reason
+KEPT: Cause = ("", "")  # of the rows that stay
 
 
 def causes(reasons: ShardReasons, end: str) -> Iterator[tuple[str, str, pa.Array]]:

@@ -1,22 +1,24 @@
 """The pool under one select stage: its scores, who is kept, and a few rows of each cause."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.ledger.causes import Cause, causes, named_in
+from pipeline.ledger.causes import KEPT, Cause, causes, named_in, trace
 from pipeline.ledger.groupings import group_of, groupings
 from pipeline.ledger.groups import KeepRates, keep_rates
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.scores import Score, ScoreColumn, histograms, score_columns
 from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
+from pipeline.planning.planned import Binding
 from pipeline.run_folder.state import RunState
-
-KEPT = ("", "")  # the cause of the rows that stay
 
 
 class RowValues(NamedTuple):
@@ -29,13 +31,14 @@ class RowValues(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """One select stage. `groups` has keep-rates by language, source and domain, where the pool has
-    several; `asked_for` names those that a rule reads. `samples` are chosen by a hash of the uid.
+    several; `readers` the selects that read what each of them groups by, for whatever. `samples`
+    are chosen by a hash of the uid.
     """
 
     stage: str
     scores: tuple[Score, ...]
     groups: dict[str, KeepRates]
-    asked_for: frozenset[str]
+    readers: dict[str, tuple[str, ...]]
     samples: dict[Cause, tuple[RowValues, ...]]
 
 
@@ -51,35 +54,41 @@ def survey(state: RunState, end: str) -> Survey:
         "kept": (end, KEEP.name),
     }
     shards = stored(state, root, bound)
-    tallies: dict[str, Counter[tuple[str | None, bool]]] = {name: Counter() for name in groups}
+    tallies: dict[str, Counter[tuple[str | None, Cause]]] = {name: Counter() for name in groups}
     chosen: dict[Cause, list[tuple[int, Place]]] = {}
     for index, shard in enumerate(sorted(state.stages[root].shards)):
         table = shards.table(index)
         keep_N = table["kept"].to_numpy()
         for i, histogram in enumerate(counted):
             histogram.count(table[f"score {i}"], keep_N)
-        for name, tally in tallies.items():
-            _tally(group_of(name, table[f"group {name}"]), table["kept"], tally)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
-        lost = causes(ShardReasons(state, root, shard), end)
-        for stage, code, rows in ((*KEPT, pa.array(keep_N)), *lost):
+        reasons = ShardReasons(state, root, shard)
+        every = [(*KEPT, pa.array(keep_N)), *causes(reasons, end)]
+        for stage, code, rows in every:
             few = least(bits_N, rows.to_numpy(zero_copy_only=False))
             here = [(int(bits_N[i]), (shard, int(i))) for i in few]
             chosen[stage, code] = sorted(chosen.get((stage, code), []) + here)[:SHOWN]
-    read = {
-        column
-        for planned in selects_up_to(state, end)
-        for _, column in planned.bindings[0].values()
-    }
+        for name, tally in tallies.items():
+            group = group_of(name, table[f"group {name}"]).combine_chunks()
+            for stage, code, rows in _through_masks(reasons, every):
+                for count in pc.value_counts(group.filter(rows)).to_pylist():
+                    tally[count["values"], (stage, code)] += count["counts"]
     return Survey(
         stage=end,
         scores=tuple(histogram.score() for histogram in counted),
         groups={
-            by: keep_rates(tally)
+            by: keep_rates(tally, _naming(state, groups[by], {cause for _, cause in tally}))
             for by, tally in tallies.items()
             if len({name for name, _ in tally}) > 1
         },
-        asked_for=frozenset(read & groups.keys()),
+        readers={
+            by: tuple(
+                planned.name
+                for planned in selects_up_to(state, end)
+                if where in planned.bindings[0].values()
+            )
+            for by, where in groups.items()
+        },
         samples={
             cause: _with_values(state, columns, cause, [place for _, place in few])
             for cause, few in chosen.items()
@@ -87,13 +96,26 @@ def survey(state: RunState, end: str) -> Survey:
     )
 
 
-def _tally(
-    group: pa.ChunkedArray, kept: pa.ChunkedArray, into: Counter[tuple[str | None, bool]]
-) -> None:
-    table = pa.table({"group": group, "kept": kept}).unify_dictionaries()
-    counts = table.group_by(["group", "kept"]).aggregate([([], "count_all")])
-    for count in counts.to_pylist():
-        into[count["group"], count["kept"]] += count["count_all"]
+def _through_masks(
+    reasons: ShardReasons, every: list[tuple[str, str, pa.Array]]
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """The causes; of rows outside the mask of a stage, why its select dropped them."""
+    plan = reasons.state.plan
+    for stage, code, rows in every:
+        only = plan.stages[stage].only if code == NOT_SELECTED else None
+        if only and only in reasons:
+            yield from trace(plan, only, reasons, rows, reasons.lacking)
+        else:
+            yield stage, code, rows
+
+
+def _naming(state: RunState, where: Binding, known: set[Cause]) -> set[Cause]:
+    """The rules among the causes that name this column, in whatever select they stand."""
+    return {
+        cause
+        for cause in known - {KEPT}
+        if state.plan.stages[cause[0]].is_select and where in named_in(state.plan, *cause).values()
+    }
 
 
 def _with_values(

@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from pipeline.ledger.balances import balances
+from pipeline.ledger.causes import KEPT
 from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.funnel import End, funnel
 from pipeline.ledger.leaks import leaks
 from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import LossCurve, losses, results
 from pipeline.ledger.scores import Score
-from pipeline.ledger.survey import KEPT, survey
+from pipeline.ledger.survey import survey
 from pipeline.ledger.work import work
 from pipeline.report.balances import balance_section
 from pipeline.report.charts import histogram, lines
@@ -86,7 +87,7 @@ def _end(state: RunState, end: End) -> dict[str, Any]:
         "falls": falls,
         "scores": [_score(score) for score in surveyed.scores],
         "groups": [
-            {"by": by, "is_asked_for": by in surveyed.asked_for, **vars(rates)}
+            {"by": by, "read_by": surveyed.readers[by], **vars(rates)}
             for by, rates in surveyed.groups.items()
         ],
         "samples": [

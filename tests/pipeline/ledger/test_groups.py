@@ -4,13 +4,24 @@ from collections import Counter
 
 import pytest
 
-from pipeline.ledger.groups import LARGEST, KeepRates, keep_rates
+from pipeline.ledger.causes import KEPT
+from pipeline.ledger.groups import LARGEST, KeepRates, LostTo, keep_rates
+from pipeline.ledger.survey import survey
+from pipeline.run_folder.state import latest
+from tests.parsed import Page
+
+SMALL = ("look", "min_side >= 16")
+ENGLISH = ("english", "language = 'en'")
 
 
 def tally(**groups: tuple[int, int]) -> Counter:
     """Kept and dropped rows by group."""
     return Counter(
-        {(name, kept): rows[not kept] for name, rows in groups.items() for kept in (True, False)}
+        {
+            (name, cause): rows
+            for name, of in groups.items()
+            for cause, rows in zip((KEPT, SMALL), of, strict=True)
+        }
     )
 
 
@@ -44,27 +55,66 @@ def test_the_smaller_groups_stand_together_but_for_those_warned_of():
 
 
 def test_rows_of_no_group_are_shown_as_such():
-    found = keep_rates(Counter({(None, True): 3, ("en", False): 1}))
+    found = keep_rates(Counter({(None, KEPT): 3, ("en", SMALL): 1}))
     assert [group.name for group in found.groups] == ["(none)", "en"]
 
 
-TWO_SELECTS = """
+def test_what_took_most_of_a_group_and_the_rules_that_name_it_stand_beside_it():
+    found = keep_rates(
+        Counter(
+            {
+                ("en", KEPT): 90,
+                ("en", SMALL): 10,
+                ("fr", SMALL): 3,
+                ("fr", ENGLISH): 97,
+                ("de", ENGLISH): 40,
+            }
+        ),
+        {ENGLISH, ("english", "language <> 'xx'")},
+    )
+    by_name = {group.name: group.lost_most for group in found.groups}
+    assert by_name["en"] == LostTo(stage="look", reason="min_side >= 16", rows=10)
+    assert by_name["fr"] == LostTo(stage="english", reason="language = 'en'", rows=97)
+    assert found.rules == (LostTo(stage="english", reason="language = 'en'", rows=137),)
+
+
+SELECTS = """
 stages:
   pool:    {uses: ingest.datacomp, path: %s/metadata}
   lang:    {uses: annotate.language, from: pool}
   caption: {uses: annotate.caption, from: pool}
   english: {uses: select.where, from: lang, where: language = 'en'}
-  best:    {uses: select.where, from: [english, caption], where: caption_words >= 1}
+  masked:  {uses: annotate.caption, from: pool, only: english}
 """
+BEST = {  # the last select, by where the rule on language stands
+    "in the last": "{uses: select.where, from: [lang], where: language = 'en'}",
+    "in one before": "{uses: select.where, from: [english, caption], where: caption_words >= 1}",
+    "in a mask": "{uses: select.where, from: [masked], where: caption_words >= 1}",
+    "nowhere": "{uses: select.where, from: [caption], where: caption_words >= 3}",
+}
 
 
-def test_a_group_that_an_earlier_select_asks_for_is_said_to_be_asked_for(
-    clipmill, generated, tmp_path
+@pytest.mark.parametrize("rule", BEST)
+def test_a_lost_group_is_blamed_on_the_rule_that_names_it_in_whatever_select(
+    rule, clipmill, generated, tmp_path
 ):
-    (tmp_path / "it.yaml").write_text(TWO_SELECTS % generated)
+    (tmp_path / "it.yaml").write_text(SELECTS % generated + f"  best: {BEST[rule]}\n")
     run = ("run", tmp_path / "it.yaml", "--out", tmp_path / "run", "--workers", "0")
     assert clipmill(*run).code == 0
+    rates = survey(latest(str(tmp_path / "run")), "best").groups["language"]
+    others = [group for group in rates.groups if group.name == "fr"]
     clipmill("report", "--run", tmp_path / "run", "--out", tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert "the selection asks for a language" in page
-    assert "no rule names the language" not in page
+    page = Page((tmp_path / "page.html").read_text()).text
+    if rule == "nowhere":
+        assert rates.rules == ()  # though `english` stands beside it, it builds on no mask of it
+    else:
+        stage = "best" if rule == "in the last" else "english"
+        (named,) = rates.rules
+        assert (named.stage, named.reason) == (stage, "language = 'en'")
+        spoken = [group for group in rates.groups if group.name not in ("en", "(none)")]
+        assert named.rows == sum(group.rows for group in spoken)
+        assert [(g.lost_most.stage, g.lost_most.reason) for g in others] == [
+            (stage, "language = 'en'")
+        ]
+        assert f"A rule names the language: language = 'en' in {stage} took {named.rows}" in page
+        assert "No rule that took rows names the language" not in page

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from pipeline.ledger.causes import KEPT
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.stored import SHOWN, least, rows_at, stored
-from pipeline.ledger.survey import KEPT, survey
+from pipeline.ledger.survey import survey
 from tests.drawn import ROWS
 
 
