@@ -16,7 +16,6 @@ from metadata.damage import DamagedError
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.terminal import guard
 from pipeline.verbs import (
-    DONE,
     FAILED,
     WRONG,
     Verb,
@@ -54,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check_text(arguments or sys.argv[1:])
         code = int(options.verb.run(options))
-        sys.stdout.flush()  # at exit nobody could answer a pipe that is gone
+        sys.stdout.flush()  # here, where a pipe that is gone is no error
         return code
     except RecipeError as error:
         return _say(error, WRONG)
@@ -65,9 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         return exit_code(stop)
-    except BrokenPipeError:  # `clipmill funnel | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except OSError as error:  # of the run folder; what a stage meets there is its own error
         from metadata.storage import KEYS, wants_keys
 

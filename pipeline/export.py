@@ -10,6 +10,7 @@ from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.plan import make_plan
 from pipeline.run_folder.state import RunState
+from pipeline.target import refuse_others
 
 if TYPE_CHECKING:
     from pipeline.engine.running import Watcher
@@ -39,11 +40,7 @@ def export(
     target = Storage(path)
     outputs = Outputs(made.folder)
     files = [name for name in outputs.names if not is_places(name)]  # they are of the run's shards
-    others = {entry.name for entry in target.entries()} - set(files)
-    if others:  # a loader would read both
-        raise RecipeError(
-            f"the folder holds other files: {min(others)}", str(target), "export to an empty folder"
-        )
+    refuse_others(target, files, "export to an empty folder")  # a loader would read both
     for file in files:
         outputs.check(file)
         with target.scratch(file) as scratch:

@@ -5,6 +5,7 @@ them is a command: it recolours, retitles, overwrites what stands above, turns l
 """
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -49,8 +50,23 @@ class Guarded:
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        self.stream.write(harmless(text))
+        with self._read_or_not():
+            self.stream.write(harmless(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._read_or_not():
+            self.stream.flush()
+
+    @contextmanager
+    def _read_or_not(self) -> Iterator[None]:
+        """Once a pipe's reader has left (`| head`), what is said goes nowhere; the work goes on."""
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:

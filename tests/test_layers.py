@@ -27,7 +27,7 @@ COMMANDS = ("pipeline/cli.py", "pipeline/verbs/")
 DRAW = ("pipeline/report/", *COMMANDS)  # who may import the report
 ASK = ("pipeline/ledger/", *DRAW)  # who may import the ledger
 POOLS = ("pipeline/pools/", "pipeline/verbs/pool.py")  # who may import the pools
-BELOW_POOLS = {"pipeline.errors", "pipeline.terminal", "pipeline.packages"}
+BELOW_POOLS = {f"pipeline.{name}" for name in ("errors", "terminal", "target", "packages")}
 
 
 def imports(file: str) -> Iterator[tuple[str, bool]]:

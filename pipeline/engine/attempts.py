@@ -53,7 +53,7 @@ def attempt(
             " then run again with --retry crashed",
         )
     try:
-        result = _tried(work, place)
+        result = _tried(work, place, folder)
     except (StageError, ShardError, DamagedError):
         end(folder, name)
         raise
@@ -61,11 +61,11 @@ def attempt(
     return result
 
 
-def _tried(work: Callable[[int], T], place: str) -> T:
+def _tried(work: Callable[[int], T], place: str, folder: Storage) -> T:
     number = 1
     while True:
         try:
-            with explained(place):
+            with explained(place, folder):
                 return work(number)
         except RetryableError:
             if number == MAX_ATTEMPTS:

@@ -36,7 +36,7 @@ class DatasetJob:
         try:
             outside = planned.stage.outside()
         except OSError as error:
-            raise storage_error(error, planned.where) from error
+            raise storage_error(error, planned.where, state.run) from error
         stage = state.stages[planned.name]
         if stage.complete and not planned.is_root:
             if stage.manifest and stage.manifest.outside == outside:
@@ -64,7 +64,7 @@ class DatasetJob:
         except ClipmillError as error:
             raise StageError(*error.args) from error
         except OSError as error:
-            raise storage_error(error, planned.where) from error
+            raise storage_error(error, planned.where, state.run) from error
         except Exception as error:
             raise StageError(*raised(error, planned.where), "mend the stage") from error
         for failure in context.failures.values():

@@ -2,24 +2,26 @@
 
 import contextlib
 import errno
+import shutil
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from metadata.damage import DamagedError
-from metadata.storage import KEYS, wants_keys
+from metadata.scratch import scratch_folder
+from metadata.storage import KEYS, Storage, wants_keys
 from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
 
 
 @contextlib.contextmanager
-def explained(place: str) -> Iterator[None]:
+def explained(place: str, folder: Storage) -> Iterator[None]:
     """Inside it every exception becomes a ClipmillError; a DamagedError stays one."""
     try:
         yield
     except (ClipmillError, DamagedError):
         raise
     except OSError as error:
-        raise storage_error(error, place) from error
+        raise storage_error(error, place, folder) from error
     except Exception as error:
         do = "mend the stage; a row that it can give no value gets a reason"
         raise ShardError(*raised(error, place), do) from error
@@ -31,7 +33,7 @@ def raised(error: Exception, place: str) -> tuple[str, str]:
     return f"{type(error).__name__}: {error}", f"{place}, {Path(last.filename).name}:{last.lineno}"
 
 
-def storage_error(error: OSError, place: str) -> ClipmillError:
+def storage_error(error: OSError, place: str, folder: Storage) -> ClipmillError:
     """A full disk or a folder in the way stops the stage; anything else fails the attempt."""
     if isinstance(error, IsADirectoryError):
         way = error.filename2 or error.filename
@@ -39,5 +41,13 @@ def storage_error(error: OSError, place: str) -> ClipmillError:
     if wants_keys(error):
         return StageError(f"the store refuses: {error}", place, KEYS)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageError(f"the disk is full: {error}", place, "free space, then run again")
+        full = error.filename or _fullest(folder)
+        do = "free space there, then run again: what is stored stays"
+        return StageError(f"the disk is full: {error.strerror}", f"{full}, {place}", do)
     return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")
+
+
+def _fullest(folder: Storage) -> str:
+    """Of the places that are written to, the one with the least room: a write names no file."""
+    places = [str(scratch_folder()), *([folder.path] if folder.is_local else [])]
+    return min(reversed(places), key=lambda place: shutil.disk_usage(place).free)

@@ -19,7 +19,7 @@ from pipeline.executors import Executor
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder import lock
-from pipeline.run_folder.claim import claim
+from pipeline.run_folder.claim import claim, refuse_foreign
 from pipeline.run_folder.origin import refuse_another_pool, remember_pools
 from pipeline.run_folder.state import RunState
 
@@ -48,6 +48,7 @@ def run_plan(
     retry: tuple[str, ...] = (),
 ) -> Outcome:
     """Runs what is not done. Finished shards of a stage that fails stay."""
+    refuse_foreign(run)
     with lock.held(run) as owned:
         refuse_another_pool(plan, owned)
         claim(plan, owned)

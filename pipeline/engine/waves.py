@@ -44,7 +44,8 @@ class Wave:
             if damaged:
                 self._fold()
         except OSError as error:
-            raise storage_error(error, f"stage '{steps[0].name}'") from error
+            place = f"stage '{steps[0].name}'"
+            raise storage_error(error, place, self.running.state.run) from error
         return damaged
 
     def _states(self) -> list[StageState]:

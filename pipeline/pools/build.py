@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.pools.drawing import Drawing
 from pipeline.pools.evaluation import EvaluationSet, evaluation_captions, write_set
@@ -33,6 +34,7 @@ from pipeline.pools.render import Made, make_files
 from pipeline.pools.server import BEHAVIOUR
 from pipeline.pools.trusted import trusted_pairs, without, write_trusted
 from pipeline.pools.truth import write_metadata, write_truth
+from pipeline.target import refuse_others
 from pipeline.terminal import bars
 
 Kind = Literal["demo", "full", "generated"]
@@ -224,12 +226,8 @@ def _is_complete(out: Path, facts: dict[str, Any]) -> bool:
 
 def _clear(out: Path) -> None:
     """Makes `out` an empty folder that is marked as ours; refuses a stranger's."""
-    if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
-        raise RecipeError(
-            found="the folder is not empty and is no unfinished pool",
-            where=str(out),
-            do="choose an --out that does not exist yet",
-        )
+    if not (out / UNFINISHED).exists():
+        refuse_others(Storage(str(out)), (), "give --out a new folder, or an empty one")
     out.mkdir(parents=True, exist_ok=True)
     (out / UNFINISHED).touch()
     for folder in FOLDERS:

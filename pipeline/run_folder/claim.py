@@ -9,7 +9,9 @@ from metadata.fingerprint import digest, plain
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.planning.plan import Plan
+from pipeline.run_folder import lock
 from pipeline.run_folder.ran import newest_name
+from pipeline.target import refuse_others
 
 FORMAT = 1  # of the run folder
 
@@ -20,6 +22,12 @@ class Claim:
 
     format: int
     seed: int
+
+
+def refuse_foreign(run: Storage) -> None:
+    """RecipeError where the folder holds files, and no run ever was there."""
+    if not run.has("run.json") and newest_name(run) is None:
+        refuse_others(run, (lock.NAME,), "give --out a new folder, or an empty one")
 
 
 def claim(plan: Plan, run: Storage) -> None:

@@ -1,11 +1,13 @@
-"""The recipe that ran last in a run folder."""
+"""The recipe that ran last in a run folder, and with which settings."""
 
 import re
+import shlex
 from typing import Any, TypedDict
 
-from metadata.fingerprint import digest
+from metadata.fingerprint import digest, plain
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
+from pipeline.planning.recipe import Recipe
 
 RAN_NAME = re.compile(r"\d{8}T\d{15}-[0-9a-f]{12}\.json")
 
@@ -40,3 +42,28 @@ def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
             do="run the recipe again, or delete it: the one that ran before counts then",
         )
     return name, ran
+
+
+def forgotten(recipe: Recipe, run: Storage) -> list[str]:
+    """A clause on each `--set` of the run before which this run of the same recipe does not repeat,
+    and which makes a difference."""
+    name = newest_name(run)
+    ran = run.read_json(f"recipes/{name}", RanRecipe) if name else None
+    if ran is None or ran["name"] != recipe.name:
+        return []
+    given = {text.partition("=")[0] for text in recipe.overrides}
+    told = []
+    for text in ran["overrides"]:
+        target = text.partition("=")[0]
+        then, now = _at(ran["stages"], target), _at(plain(recipe.stages), target)
+        if target not in given and then != now:
+            here = "the recipe leaves it out now" if now is None else f"this one has {now}"
+            told.append(f"last run had {text}; {here}: --set {shlex.quote(text)} has it again")
+    return told
+
+
+def _at(stages: Any, target: str) -> Any:
+    """The value at `stage.key.key`; None where there is none."""
+    for key in target.split("."):
+        stages = stages.get(key) if isinstance(stages, dict) else None
+    return stages

@@ -53,14 +53,19 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
 
 def check_retry(plan: "Plan", reasons: list[str]) -> None:
     """RecipeError for a reason that no stage of the plan can try again."""
-    known = {"crashed"}.union(*(stage.stage.transient for stage in plan.stages.values()))
+    stages = [planned.stage for planned in plan.stages.values()]
+    known = sorted({"crashed"}.union(*(stage.transient for stage in stages)))
     for reason in reasons:
-        if reason not in known:
-            raise RecipeError(
-                f"no stage here has '{reason}' as a reason that passes",
-                "--retry",
-                did_you_mean(reason, sorted(known), "reasons that pass, here"),
-            )
+        if reason in known:
+            continue
+        if any(reason in stage.reasons for stage in stages):
+            found = f"'{reason}' is a reason that does not pass: no row is tried again for it"
+            raise RecipeError(found, "--retry", f"reasons that pass, here: {', '.join(known)}")
+        raise RecipeError(
+            f"no stage here has '{reason}' as a reason that passes",
+            "--retry",
+            did_you_mean(reason, known, "reasons that pass, here"),
+        )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from pipeline.verbs._options import (
 
 if TYPE_CHECKING:
     from pipeline.engine.run import Outcome
+    from pipeline.errors import ClipmillError
 
 HELP = "run a recipe; run it again to go on where it stopped"
 
@@ -36,13 +37,15 @@ def run(options: argparse.Namespace) -> int:
     from metadata.storage import Storage
     from pipeline.engine.run import run_plan
     from pipeline.progress import watcher
+    from pipeline.run_folder.ran import forgotten
     from pipeline.verbs._plan_page import notes
 
     check_retry(plan, options.retry)
-    for note in notes(plan):
+    folder = Storage(options.out)
+    for note in [*notes(plan), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
     with executor(options) as workers, watcher() as watch:
-        outcome = run_plan(plan, Storage(options.out), workers, watch, tuple(options.retry))
+        outcome = run_plan(plan, folder, workers, watch, tuple(options.retry))
     print(json.dumps(as_json(outcome), indent=1) if options.json else text(outcome))
     return DONE if outcome.complete else FAILED
 
@@ -63,9 +66,8 @@ def text(outcome: "Outcome") -> str:
     """How the run ended, in a few lines."""
     state = outcome.state
     lines = []
-    for name, error in outcome.stopped.items():
-        if error is not None:
-            lines += [f"{name}: {error}", ""]
+    for error, names in _stops(outcome).values():
+        lines += [f"{', '.join(names)}: {error}", ""]
     waiting = [name for name, error in outcome.stopped.items() if error is None]
     if waiting:
         lines.append(f"not complete: {', '.join(waiting)}")
@@ -79,3 +81,13 @@ def text(outcome: "Outcome") -> str:
     else:
         lines += ["", "finished shards are kept: mend the cause and run the same command again"]
     return "\n".join(lines)
+
+
+def _stops(outcome: "Outcome") -> "dict[tuple[str, str], tuple[ClipmillError, list[str]]]":
+    """What stopped stages, and which: a full disk stops all that run, and is told once."""
+    stops: dict[tuple[str, str], tuple[ClipmillError, list[str]]] = {}
+    for name, error in outcome.stopped.items():
+        if error is not None:
+            found, _, do = error.args
+            stops.setdefault((found, do), (error, []))[1].append(name)
+    return stops

@@ -10,10 +10,12 @@ from metadata.keys import redacted
 from metadata.storage import Storage
 from pipeline.engine import attempts
 from pipeline.engine.run import Outcome, run_plan
+from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
+from pipeline.run_folder.claim import refuse_foreign
 from tests.chaos.flaky import Trouble
 from tests.engine_stages.harness import meaning, toy_stages
 
@@ -47,6 +49,16 @@ def undisturbed(nursery, bucket, tmp_path_factory):
 
 
 # Storage
+
+
+def test_a_folder_of_others_is_refused_there_too(bucket):
+    folder = Storage(bucket.uri("of-others"))
+    refuse_foreign(folder)  # nothing there
+    folder.put("photos/2019/cat.jpg", b"", point="rename")
+    with pytest.raises(RecipeError, match="holds other files: photos"):
+        refuse_foreign(folder)
+    folder.put("run.json", b"{}", point="run")
+    refuse_foreign(folder)
 
 
 def test_what_is_put_is_read_back_listed_and_deleted(bucket):

@@ -165,6 +165,8 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
         ("plan quickstart --until nosuch", "the recipe has: trusted,"),
         ("plan quickstart --set nosuch.x=1", "the recipe has: seed, trusted,"),
         ("run quickstart --out R --retry timeuot", "did you mean 'timeout'"),
+        ("run smoke --out R --retry http_404", "'http_404' is a reason that does not pass"),
+        ("run smoke --out R --retry http_404", "reasons that pass, here: connection_lost"),
         ("run quickstart --out R --workers -1", "give 0 or more"),
         ("run quickstart --out R --address x:1", "add --executor ray"),
         ("export X --run R --stage a --to csv", "invalid choice"),
@@ -192,6 +194,34 @@ def test_a_stage_that_fails_ends_with_1_and_says_what_waits_for_it(recipe, tmp_p
     assert not found["complete"]
     assert found["stopped"]["pool"]["do"]
     assert found["stopped"]["caption"] is None
+
+
+def test_a_run_refuses_a_folder_of_others_and_leaves_it_as_it_is(recipe, tmp_path, clipmill):
+    out = tmp_path / "photos"
+    (out / "2019").mkdir(parents=True)
+    said = clipmill("run", recipe, "--out", out, "--workers", 0)
+    assert said.code == 2
+    assert "the folder holds other files: 2019" in said.err
+    assert "give --out a new folder" in said.err
+    assert [path.name for path in out.rglob("*")] == ["2019"]
+    (out / "2019").rmdir()
+    (out / ".DS_Store").touch()  # nobody's work
+    assert clipmill("run", recipe, "--out", out, "--workers", 0).code == 0
+    (out / "run.json").unlink()  # as an error may ask for
+    assert clipmill("run", recipe, "--out", out, "--workers", 0).code == 0
+
+
+def test_a_set_that_is_forgotten_is_told_before_the_run(recipe, tmp_path, clipmill):
+    run = ("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+    where = "subset.where=caption_words >= 2"
+    assert "last run" not in clipmill(*run, "--set", where, "--set", "pool.shard_rows=60").err
+    told = f"last run had {where}; this one has caption_words >= 4: --set '{where}' has it again"
+    first = clipmill(*run, "--set", "pool.shard_rows=60").err
+    assert f"clipmill: note: {told}\n" in first
+    assert "shard_rows" not in first
+    assert first.index("note:") < first.index("pool:")
+    assert "last run had pool.shard_rows=60; the recipe" not in clipmill(*run).err
+    assert "last run" not in clipmill(*run).err  # once
 
 
 # A user's own stages
@@ -253,6 +283,18 @@ def test_two_commands_in_one_folder_do_not_mix(recipe, tmp_path, clipmill):
     first.stderr.read()
     assert first.wait(60) == 0
     assert clipmill(*command).code == 0
+
+
+def test_a_reader_that_leaves_stops_no_run_and_hides_no_failure(recipe, tmp_path):
+    """`clipmill run … 2>&1 | head`."""
+    recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 2"))
+    run = f"{' '.join(CLIPMILL)} run {recipe} --out {tmp_path}/run --workers 0"
+    for more, code in (("", 0), (" --set pool.path=nowhere", 1)):
+        shell = f"({run}{more}; echo $? >{tmp_path}/rc) 2>&1 | head -3"
+        ran = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+        assert ran.stdout.count("\n") == 3
+        assert (tmp_path / "rc").read_text() == f"{code}\n"
+    assert len(list(tmp_path.glob("run/stages/uids-*/manifest.json"))) == 1
 
 
 def test_a_reader_that_leaves_is_no_failure(done):

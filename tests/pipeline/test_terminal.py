@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 from functools import partial
@@ -66,6 +67,16 @@ def test_a_stream_is_guarded_once_and_writes_what_its_encoding_lacks_as_a_code(m
     print("é \udcff")
     sys.stdout.writelines(["\x1b"])
     assert raw.buffer.getvalue() == b"\\xe9 \\udcff\n\\u001b"
+
+
+def test_a_reader_that_leaves_takes_nothing_with_it(monkeypatch):
+    read, write = os.pipe()
+    stream = Guarded(os.fdopen(write, "w", buffering=1))
+    os.close(read)
+    print("nobody reads this", file=stream)
+    stream.write("nor this\n")
+    stream.flush()
+    stream.close()
 
 
 def quote(item):

@@ -14,6 +14,7 @@ from pipeline.engine.failures import storage_error
 from pipeline.errors import RetryableError, StageError
 from tests.engine_stages.harness import meaning
 
+HERE = Storage(".")
 FULL = Path("/dev/full")  # every write to it is answered ENOSPC
 STAGES = """
   square: {uses: toy.power, from: numbers}
@@ -47,8 +48,8 @@ def disk(monkeypatch):
 
 def test_a_full_disk_stops_the_stage_and_other_trouble_is_tried_again():
     for number in (errno.ENOSPC, errno.EDQUOT):
-        assert isinstance(storage_error(OSError(number, "no room"), "here"), StageError)
-    assert isinstance(storage_error(OSError(errno.EIO, "no luck"), "here"), RetryableError)
+        assert isinstance(storage_error(OSError(number, "no room"), "here", HERE), StageError)
+    assert isinstance(storage_error(OSError(errno.EIO, "no luck"), "here", HERE), RetryableError)
 
 
 def test_parquet_written_to_a_full_disk_fails_by_the_number_of_its_error():
@@ -84,4 +85,15 @@ def test_a_stage_that_meets_a_full_disk_says_what_to_do(engine, disk):
     disk.room = 6  # the lock, the recipe, an attempt, and little more
     ran = engine.run(STAGES)
     assert "the disk is full" in ran.error("square")
-    assert "free space, then run again" in ran.error("square")
+    assert f"where: {engine.folder}/run/stages/square-" in ran.error("square")
+    assert "free space there, then run again" in ran.error("square")
+
+
+def test_a_full_disk_is_told_once_for_all_that_it_stops(engine, disk, clipmill):
+    engine.run(STAGES, until="numbers")
+    disk.room = 6
+    out = engine.folder / "run"
+    said = clipmill("run", engine.folder / "recipe.yaml", "--out", out, "--workers", 0)
+    assert said.code == 1
+    assert said.out.count("the disk is full") == 1
+    assert f"where: {out}/" in said.out

@@ -238,7 +238,7 @@ def test_another_pool_in_the_folder_is_not_overwritten(small, options, found):
 
 def test_a_strangers_folder_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("five years")
-    with pytest.raises(RecipeError, match="no unfinished pool"):
+    with pytest.raises(RecipeError, match="holds other files: thesis"):
         build_pool("generated", tmp_path, rows=SMALL)
     assert (tmp_path / "thesis.txt").read_text() == "five years"
 
