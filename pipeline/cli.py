@@ -1,5 +1,7 @@
 """`clipmill VERB`: parses the arguments, runs the verb, and turns errors into exit codes.
 
+Wrong arguments get the form of all errors: what was found, where, and what to do.
+
 Exit codes: 0 done, 1 a stage failed, 2 the recipe or the arguments are wrong, 130 and 143 stopped
 by Ctrl-C and by `kill`.
 """
@@ -9,13 +11,16 @@ import atexit
 import errno
 import gc
 import os
+import re
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from metadata.damage import DamagedError
-from pipeline.errors import ClipmillError, RecipeError
+from pipeline.errors import ClipmillError, RecipeError, did_you_mean
 from pipeline.terminal import guard
 from pipeline.verbs import (
+    DONE,
     FAILED,
     WRONG,
     Verb,
@@ -39,19 +44,43 @@ atexit.register(gc.freeze)  # a last search for garbage in all that was imported
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 VERBS: tuple[Verb, ...] = (
     *(plan, run, submit, status, verify),
-    *(funnel, why, sweep, report, export),
+    *(funnel, why, sweep, report),
+    *(export,),
     *(pool, concepts, doctor),
 )
+TITLES = {  # of the help, each above a verb
+    "plan": "run a recipe",
+    "funnel": "ask what came out",
+    "export": "take it out",
+    "pool": "a pool to try it on, and tools",
+}
+SAID = (  # what argparse says, and how we say it
+    ("the following arguments are required: (.*)", "missing: {}"),
+    ("unrecognized arguments: (.*)", "more than it takes: {}"),
+    ("argument (.*): expected .*", "{} without a value"),
+    ("argument (.*): invalid int value: (.*)", "{} is {}, and takes a whole number"),
+    ("argument (.*): invalid float value: (.*)", "{} is {}, and takes a number"),
+)
+CHOICE = r"argument (.+?): invalid choice: '?(.*?)'? \(choose from (.*)\)"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     guard()
     sys.path.insert(0, os.getcwd())  # a `stages/` folder here adds stages
-    parser = _parser()
-    options = parser.parse_args(arguments)
     try:
-        _check_text(arguments or sys.argv[1:])
+        given = sys.argv[1:] if arguments is None else arguments
+        _check_text(given)
+        parser = _parser()
+        options, unknown = parser.parse_known_args(given)
+        if unknown:
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if options.version:
+            print(f"clipmill {_version()}")
+            return DONE
+        if options.verb is None:
+            print(parser.format_help(), end="")
+            return DONE
         code = int(options.verb.run(options))
         sys.stdout.flush()  # here, where a pipe that is gone is no error
         return code
@@ -84,17 +113,75 @@ def _check_text(arguments: list[str]) -> None:
         raise RecipeError("bytes that are no UTF-8", "the arguments", "rename that file") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="clipmill",
-        description="From a raw pool of image-text pairs to a training set for CLIP.",
-    )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+class _Parser(argparse.ArgumentParser):
+    """Of the command and of every verb: its help ends in examples, its errors say what to do."""
+
+    def __init__(self, **keys: Any) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=raw, allow_abbrev=False, **keys)
+        self.set_defaults(parser=self)  # the innermost one wins
+        self.given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = args
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        every = (line for verb in VERBS for line in verb.EXAMPLES.splitlines())
+        mine = [line for line in every if line.startswith(f"{self.prog} ")]
+        if " " in self.prog and mine:
+            self.epilog = "\n  ".join(["examples:", *mine])
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """RecipeError; a mistyped option first, as what is missing may be what it stands for."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        options = [word.partition("=")[0] for word in self.given if word.startswith("--")]
+        more = f"{self.prog} --help shows its arguments, and examples"
+        if choice := re.fullmatch(CHOICE, message, re.DOTALL):
+            name, word, words = choice.groups()
+            what = f"no verb '{word}'" if name == "VERB" else f"'{word}' as {name}"
+            do = did_you_mean(word, [known.strip("'") for known in words.split(", ")])
+            raise RecipeError(what, self.prog, f"{do}  {more}")
+        for option in options:
+            if option not in (*known, "--"):
+                do = f"{did_you_mean(option, known, 'its options are')}  {more}"
+                raise RecipeError(f"unknown option '{option}'", self.prog, do)
+        for pattern, words in SAID:
+            if said := re.fullmatch(pattern, message, re.DOTALL):
+                message = words.format(*said.groups())
+        raise RecipeError(message, self.prog, more)
+
+
+def _parser() -> _Parser:
+    lines = ["From a raw pool of image-text pairs to a training set for CLIP."]
     for verb in VERBS:
-        added = verbs.add_parser(verb.__name__.rpartition(".")[2], help=verb.HELP)
-        verb.add(added)
-        added.set_defaults(verb=verb)
+        lines += ["", f"{TITLES[_name(verb)]}:"] if _name(verb) in TITLES else []
+        lines.append(f"  {_name(verb):<9} {verb.HELP}")
+    parser = _Parser(
+        prog="clipmill",
+        usage="clipmill VERB …",
+        description="\n".join(lines),
+        epilog="clipmill VERB --help shows what a verb takes, and examples",
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    added = parser.add_subparsers(metavar="VERB", prog="clipmill", help=argparse.SUPPRESS)
+    parser.set_defaults(verb=None)
+    for verb in VERBS:
+        its = added.add_parser(_name(verb), description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.")
+        verb.add(its)
+        its.set_defaults(verb=verb)
     return parser
+
+
+def _name(verb: Verb) -> str:
+    return verb.__name__.rpartition(".")[2]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("clipmill")
 
 
 def _say(error: Any, code: int) -> int:

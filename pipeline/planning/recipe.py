@@ -190,20 +190,22 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def find_recipe(name: str) -> Path:
     """The file of a recipe, ours by name or the user's by path."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or "/" in name:
-        if not path.is_file():
-            raise RecipeError(f"no file '{name}'", "the recipe argument", "check the path")
-        return path
-    ours = RECIPES / f"{name}.yaml"
-    if ours.is_file():
-        return ours
+    path, where = Path(name), "the recipe argument"
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    raise RecipeError(
-        found=f"no recipe '{name}'",
-        where="the recipe argument",
-        do=f"{did_you_mean(name, known)}  `mine.yaml` is a file of your own",
-    )
+    if name in known:
+        return RECIPES / f"{name}.yaml"
+    if path.is_dir() or "://" in name:
+        do = f"clipmill init {name} makes a recipe for it"
+        raise RecipeError(f"'{name}' is data, not a recipe", where, do)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"no file '{name}'", where, "check the path")
+        return path
+    if path.exists():
+        do = f"if it is data, clipmill init {name} makes a recipe for it; a recipe ends in .yaml"
+        raise RecipeError(f"'{name}' is no recipe, by its name", where, do)
+    do = f"{did_you_mean(name, known)}  `mine.yaml` is a file of your own"
+    raise RecipeError(f"no recipe '{name}'", where, do)
 
 
 def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], int]) -> Any:

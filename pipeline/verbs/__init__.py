@@ -14,6 +14,7 @@ class Verb(Protocol):
 
     __name__: str
     HELP: str
+    EXAMPLES: str  # whole commands, one a line
 
     def add(self, parser: argparse.ArgumentParser) -> None:
         """Adds its arguments."""

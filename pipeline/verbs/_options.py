@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """`RECIPE`, `--set`, `--until`: see `planned`."""
-    parser.add_argument("recipe", help="a recipe's name (`quickstart`) or a path (`mine.yaml`)")
+    parser.add_argument(
+        "recipe", help="a recipe of `clipmill recipes`, or a file of your own: `mine.yaml`"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="overrides",
         metavar="STAGE.KEY=VALUE",
-        help="another value for one key of the recipe; may be repeated",
+        help="another value for one key of the recipe, as in pool.path=a.csv; may be repeated",
     )
     parser.add_argument("--until", metavar="STAGE", help="run only this stage and those it needs")
 
@@ -70,24 +72,30 @@ def check_retry(plan: "Plan", reasons: list[str]) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """`--run URI`; `pipeline.run_folder.state.latest` reads it."""
-    parser.add_argument("--run", required=True, metavar="URI", help="run folder")
+    parser.add_argument("--run", required=True, metavar="URI", help="run folder: a path or s3://…")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON, for a program")
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
     """`--executor`, `--address`, `--workers`: see `executor`."""
     parser.add_argument(
-        "--executor", choices=("local", "ray"), default="local", help="default: local"
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="where the work runs (default: %(default)s)",
     )
     parser.add_argument(
-        "--address", metavar="A", help="Ray cluster, HOST:6379 or auto; none: a local Ray"
+        "--address", metavar="A", help="Ray cluster, HOST:6379 or auto (default: a local Ray)"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes; 0: all in this one, for a debugger"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: as CPUs and memory allow); 0: all in this one, for a debugger",
     )
 
 

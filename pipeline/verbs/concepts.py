@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from metadata.concepts.load import ConceptList
 
 HELP = "build a list of concepts to match captions with, or show one"
+EXAMPLES = """\
+clipmill concepts build words.parquet --corpus pool/metadata --min-unigram-count 20
+clipmill concepts build words.parquet --wordnet npm --language en
+clipmill concepts show words.parquet
+"""
 SHOWN = 10  # entries with the highest counts
 # A mark of these stands between spaces in a caption, and not in such an entry.
 NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
@@ -44,7 +49,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="titles of these: Wikipedia's hourly page views",
     )
-    build.add_argument("--project", default="en", help="titles of this project (default: en)")
+    build.add_argument(
+        "--project",
+        default="en",
+        metavar="CODE",
+        help="titles of this project (default: %(default)s)",
+    )
     for name, kind, text in (
         ("min-unigram-count", int, "published: 100"),
         ("min-bigram-count", int, "published: 1"),

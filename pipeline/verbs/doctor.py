@@ -16,6 +16,11 @@ from pipeline.verbs import DONE, FAILED
 from pipeline.verbs._options import add_json
 
 HELP = "check this machine, a model, or a folder of evaluation tasks"
+EXAMPLES = """\
+clipmill doctor --out run
+clipmill doctor --model reference --model checkpoint:model.pt
+clipmill doctor tasks eval
+"""
 PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
 EXTRAS = {
     "pool": ("resvg_py",),
@@ -40,13 +45,20 @@ class Finding:
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments, and those of `doctor tasks`."""
     parser.add_argument(
-        "--model", action="append", default=[], metavar="SCHEME", help="check that it loads"
+        "--model",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="check that a model loads, as a recipe names it: `open_clip:ViT-B-32/openai`;"
+        " may be repeated",
     )
-    parser.add_argument("--out", metavar="URI", help="run folder: its disk is checked")
+    parser.add_argument(
+        "--out", metavar="URI", help="run folder whose disk is checked (default: here)"
+    )
     add_json(parser)
     subjects = parser.add_subparsers(dest="subject", metavar="[tasks DIR]")
     tasks = subjects.add_parser("tasks", help="check a folder of evaluation tasks instead")
-    tasks.add_argument("folder", metavar="DIR")
+    tasks.add_argument("folder", metavar="DIR", help="the folder of tasks")
     tasks.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
@@ -158,8 +170,11 @@ def _model(scheme: str) -> Finding:
         model = import_module("stages.models.image_text").load(scheme)
     except ClipmillError as error:
         return Finding(f"model {scheme}", "bad", error.args[0], error.args[2])
-    except (ValueError, OSError, ImportError) as error:
-        return Finding(f"model {scheme}", "bad", str(error), "check the scheme and its package")
+    except ImportError as error:
+        return Finding(f"model {scheme}", "bad", str(error), f"pip install {error.name}")
+    except (ValueError, OSError) as error:  # of a scheme of the user's own
+        do = f"write another name after the colon, or mend stages/models/{scheme.split(':')[0]}.py"
+        return Finding(f"model {scheme}", "bad", str(error), do)
     return Finding(f"model {scheme}", "good", f"loads; embeddings are {model.width} wide")
 
 

@@ -7,6 +7,10 @@ from pipeline.verbs import DONE
 from pipeline.verbs._options import add_executor, add_json, add_run, executor
 
 HELP = "write the rows a stage of a run keeps to a folder"
+EXAMPLES = """\
+clipmill export shards --run run --stage subset --to webdataset
+clipmill export s3://bucket/set --run run --stage subset --to parquet
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +18,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder to write to: a path or s3://…")
     add_run(parser)
     add_json(parser)
-    parser.add_argument("--stage", required=True, help="stage whose rows go out")
-    parser.add_argument("--to", required=True, choices=("parquet", "webdataset", "uid_list"))
+    parser.add_argument("--stage", required=True, metavar="STAGE", help="stage whose rows go out")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("parquet", "webdataset", "uid_list"),
+        help="form of the files",
+    )
     add_executor(parser)
 
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pipeline.ledger.funnel import Funnel
 
 HELP = "where the pool's rows went, by stage and reason"
+EXAMPLES = """\
+clipmill funnel --run run
+clipmill funnel --run run --json
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,11 @@ from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json, add_recipe, planned
 
 HELP = "check a recipe and show what would run"
+EXAMPLES = """\
+clipmill plan quickstart
+clipmill plan mine.yaml --set pool.path=data.csv
+clipmill plan mine.yaml --out run   # with what of it is done there
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pipeline.ledger.planted import KindRows, Planted
 
 HELP = "build a raw pool whose faults are known, serve it, score a run on it"
+EXAMPLES = """\
+clipmill pool generated --out pool --rows 200
+clipmill pool demo --out demo/pool
+clipmill pool serve demo/pool
+clipmill pool score demo/pool --run run
+"""
 SHOWN_CAUSES = 4
 
 
@@ -22,24 +28,43 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of every kind of pool, of `serve` and of `score`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, text in (
-        ("demo", "18,000 real pairs from npm packages, with planted faults"),
-        ("full", "67,000 pairs, from npm and Debian packages"),
-        ("generated", "a tiny drawn pool: no network, no package"),
+        ("demo", "17,950 real pairs from npm packages, with planted faults"),
+        ("full", "66,974 pairs from npm and Debian packages, with planted faults"),
+        ("generated", "a tiny drawn pool, with planted faults: no network, no package"),
     ):
         build = kinds.add_parser(kind, help=text)
-        build.add_argument("--out", required=True, type=Path, metavar="DIR")
-        build.add_argument("--seed", type=int, default=0)
-        build.add_argument("--workers", type=int, metavar="N")
-        build.add_argument("--port", type=int, default=8765, help="port its URLs name")
+        build.add_argument(
+            "--out", required=True, type=Path, metavar="DIR", help="folder to write the pool to"
+        )
+        build.add_argument(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="another draws other faults (default: %(default)s)",
+        )
+        build.add_argument(
+            "--workers", type=int, metavar="N", help="processes that draw (default: one a core)"
+        )
+        add_port(build, "port that its URLs name")
         if kind == "generated":
-            build.add_argument("--rows", type=int, help="about how many rows")
+            build.add_argument(
+                "--rows", type=int, metavar="N", help="about how many rows (default: 600)"
+            )
     serve = kinds.add_parser("serve", help="serve a pool's images over loopback HTTP")
-    serve.add_argument("directory", type=Path, metavar="DIR")
-    serve.add_argument("--port", type=int, default=8765)
+    serve.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
+    add_port(serve, "port to serve at: the one that its URLs name")
     score = kinds.add_parser("score", help="what a run caught of the faults planted in a pool")
-    score.add_argument("directory", type=Path, metavar="DIR")
+    score.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
     add_run(score)
     add_json(score)
+
+
+def add_port(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--port N`."""
+    parser.add_argument(
+        "--port", type=int, default=8765, metavar="N", help=f"{what} (default: %(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

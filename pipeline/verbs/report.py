@@ -12,13 +12,22 @@ if TYPE_CHECKING:
     from pipeline.ledger.results import Results
 
 HELP = "a run on one HTML page"
+EXAMPLES = """\
+clipmill report --run run
+clipmill report --run run --out mine.html
+clipmill report --run run --baseline raw   # models of other arms against those of `raw`
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html"
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="page to write (default: %(default)s)",
     )
     parser.add_argument(
         "--baseline",

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from pipeline.errors import ClipmillError
 
 HELP = "run a recipe; run it again to go on where it stopped"
+EXAMPLES = """\
+clipmill run mine.yaml --out run
+clipmill run mine.yaml --out run --set images.timeout_s=20
+clipmill run mine.yaml --out run --retry timeout --retry refused
+clipmill run quickstart --out s3://bucket/run --executor ray --address auto
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

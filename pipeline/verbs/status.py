@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pipeline.run_folder.state import RunState, StageState
 
 HELP = "what is done in a run, and what failed"
+EXAMPLES = """\
+clipmill status --run run
+clipmill status --run s3://bucket/run --json
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

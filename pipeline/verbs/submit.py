@@ -8,6 +8,10 @@ from pipeline.verbs._options import add_recipe, add_retry, check_retry, check_wo
 from pipeline.verbs._signals import exit_code
 
 HELP = "run a recipe on a Ray cluster, and follow it from here"
+EXAMPLES = """\
+clipmill submit mine.yaml --address http://head:8265 --out s3://bucket/run
+clipmill submit mine.yaml --address http://head:8265 --out s3://bucket/run --no-wait
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +25,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_retry(parser)
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="workers of one resource profile, at most"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="workers of one resource profile, at most (default: as the cluster allows)",
     )
     parser.add_argument("--no-wait", action="store_true", help="return when the job is sent")
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pipeline.ledger.sweep import Sweep
 
 HELP = "what a select stage would keep at other thresholds"
+EXAMPLES = """\
+clipmill sweep --run run --stage subset --vary clip_score=0.10:0.40:0.02
+clipmill sweep --run run --stage subset --vary min_side=100:400:50 --html sweep.html
+"""
 NAMED = 3  # groups whose share stands in the table
 
 
@@ -20,14 +24,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
     add_json(parser)
-    parser.add_argument("--stage", required=True, help="a select stage")
+    parser.add_argument("--stage", required=True, metavar="STAGE", help="a select stage of the run")
     parser.add_argument(
         "--vary",
         required=True,
         metavar="NAME=START:STOP:STEP",
-        help="as in clip_score=0.10:0.40:0.02",
+        help="threshold and range, as in clip_score=0.10:0.40:0.02; a wrong name lists all",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write plots and pictures too")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with plots and pictures too"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

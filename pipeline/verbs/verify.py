@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pipeline.engine.verify import Checked
 
 HELP = "check every stored file of a run against its record"
+EXAMPLES = """\
+clipmill verify --run run
+clipmill verify --run run --repair
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

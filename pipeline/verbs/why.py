@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pipeline.ledger.why import Why
 
 HELP = "what every stage stored for one sample, and why it was dropped"
+EXAMPLES = """\
+clipmill why 09cee89f --run run
+clipmill why 09cee89f --run run --json
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metadata.keys import redacted
 from pipeline.dataset import Task
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,8 @@ ROWS = 64  # a call of a tower always has as many rows, so that neighbours chang
 def width(name: str) -> None:
     """None: a plan opens no weights, so the recipe says the width."""
     if not name:
-        raise ValueError("write checkpoint:<URI> or stage:<name>")
+        do = "write checkpoint:<URI> or stage:<name>"
+        raise RecipeError("a model without a name", "key `model`", do)
 
 
 def load(
@@ -40,6 +41,7 @@ def load(
     from stages.clip.towers import Clip
     from stages.models.saved import matching, read_model
 
+    width(name)
     facts, weights = read_model(name, KIND, card)
     torch.set_num_threads(threads)
     model = matching(Clip(architecture_of(facts, name)), weights, redacted(name))

@@ -10,7 +10,7 @@
 The file of a scheme has two functions; each gets the NAME after the colon:
 
     width(name)                   width of the embeddings, None where only the weights say it;
-                                  ValueError where there is no such model
+                                  RecipeError where there is no such model
     load(name, device, threads)   an ImageTextModel; StageError where its weights are not to be had
 
 `width` is asked while a recipe is planned, so the file imports frameworks inside `load`.
@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import did_you_mean
+from pipeline.errors import RecipeError, did_you_mean
 from stages import models
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
@@ -54,7 +54,7 @@ class ImageTextModel(Protocol):
 def width_of(model: str) -> int | None:
     """Width of a model's embeddings, None where only its weights say it.
 
-    ValueError where there is no such scheme or no such model.
+    RecipeError where there is no such scheme or no such model.
     """
     adapter, name = _adapter(model)
     width: int | None = adapter.width(name)
@@ -85,13 +85,16 @@ def _adapter(model: str) -> tuple[ModuleType, str]:
         adapter = import_module(module)
     except Exception as error:  # a user's file may hold anything
         if scheme in schemes():
-            raise ValueError(
-                f"model {model!r}: {module} cannot be imported: {type(error).__name__}: {error}"
+            raise RecipeError(
+                f"{module} cannot be imported: {type(error).__name__}: {error}",
+                f"model {model!r}",
+                f"mend stages/models/{scheme}.py, or install what it imports",
             ) from error
         adapter = None
     if adapter is None or not all(hasattr(adapter, function) for function in INTERFACE):
-        raise ValueError(
-            f"model {model!r} has the unknown scheme {scheme!r}; "
-            f"{did_you_mean(scheme, schemes())}  A scheme is a file stages/models/<scheme>.py"
+        raise RecipeError(
+            f"unknown scheme {scheme!r}",
+            f"model {model!r}",
+            f"{did_you_mean(scheme, schemes())}  A scheme is a file stages/models/<scheme>.py",
         )
     return adapter, name

@@ -16,7 +16,7 @@ Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to
 
 
 def check(model: str) -> None:
-    """ValueError where there is no such model. Imports no framework."""
+    """RecipeError where there is no such model. Imports no framework."""
     if model.partition(":")[0] != FEATURES:
         width_of(model)
 

@@ -6,7 +6,6 @@ only; or .safetensors) needs no hub: the one to use on machines that see no inte
 
 import json
 import logging
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,27 +30,31 @@ def width(name: str) -> int:
     network, _, _ = parts(name)
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"model 'open_clip:{name}' needs a package: {INSTALL}")
+        raise RecipeError("open_clip is not installed", f"model 'open_clip:{name}'", INSTALL)
     folder = Path(spec.submodule_search_locations[0], "model_configs")
     try:
         config = json.loads((folder / f"{network}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = [path.stem for path in folder.glob("*.json")]
-        near = ", ".join(get_close_matches(network, known, n=5, cutoff=0.5)) or "none"
-        raise ValueError(f"open_clip has no network {network!r}; near it: {near}") from None
+        raise RecipeError(
+            f"open_clip has no network {network!r}",
+            f"model 'open_clip:{name}'",
+            did_you_mean(network, sorted(known), "it has"),
+        ) from None
     return int(config["embed_dim"])
 
 
 def parts(name: str) -> tuple[str, str | None, Path | None]:
-    """Network, and either its tag or its file; ValueError where the name has neither."""
+    """Network, and either its tag or its file; RecipeError where the name has neither."""
     network, at, file = name.partition("@")
     if at and network and file:
         return network, None, Path(file).expanduser()
     network, _, tag = name.partition("/")
     if not network or not tag or at:
-        raise ValueError(
-            f"model 'open_clip:{name}' names no weights: write open_clip:NAME/TAG, "
-            "as in open_clip:ViT-B-32/openai, or open_clip:NAME@FILE"
+        raise RecipeError(
+            "it names no weights",
+            f"model 'open_clip:{name}'",
+            "write open_clip:NAME/TAG, as in open_clip:ViT-B-32/openai, or open_clip:NAME@FILE",
         )
     return network, tag, None
 

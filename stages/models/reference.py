@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metadata.uid import mixed
+from pipeline.errors import RecipeError
 from stages.ops.vectors import unit_rows
 
 # Shapes: N images or texts, D = WIDTH, F features of an image, H x W pixels, G = GRID.
@@ -22,7 +23,9 @@ GRAM = 4  # characters
 
 def width(name: str) -> int:
     if name:
-        raise ValueError(f"model 'reference:{name}': the reference has no variants; 'reference'")
+        raise RecipeError(
+            "the reference has no variants", f"model 'reference:{name}'", "write `reference`"
+        )
     return WIDTH
 
 

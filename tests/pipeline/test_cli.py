@@ -54,7 +54,7 @@ def test_help_lists_every_verb_and_needs_none_of_the_libraries():
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     names = {path.stem for path in (ROOT / "pipeline/verbs").glob("[a-z]*.py")}
-    assert set(re.findall(r"^    (\w+) ", ran.stdout, re.MULTILINE)) == names
+    assert set(re.findall(r"^  (\w+) ", ran.stdout, re.MULTILINE)) == names
 
 
 # Every verb
@@ -158,9 +158,22 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
     ("arguments", "said"),
     [
         ("run quickstrat --out R", "did you mean 'quickstart'"),
-        ("run", "required"),
-        ("run quickstart", "--out"),
-        ("frobnicate", "invalid choice"),
+        ("run", "missing: recipe, --out"),
+        ("run quickstart", "missing: --out"),
+        (
+            "run quickstart --otu R",
+            "unknown option '--otu'\n  where: clipmill run\n  do:    did you",
+        ),
+        ("run quickstart R --out R", "more than it takes: R"),
+        ("run quickstart --out", "--out without a value"),
+        ("run quickstart --out R --workers x", "--workers is 'x', and takes a whole number"),
+        ("rum quickstart", "no verb 'rum'\n  where: clipmill\n  do:    did you mean 'run'?"),
+        ("frobnicate", "no verb 'frobnicate'\n  where: clipmill\n  do:    there are: "),
+        ("--vresion", "did you mean '--version'?"),
+        (
+            "pool dmeo --out R",
+            "'dmeo' as KIND\n  where: clipmill pool\n  do:    did you mean 'demo'",
+        ),
         ("plan quickstart --until curate", "did you mean 'curated'"),
         ("plan quickstart --until nosuch", "the recipe has: trusted,"),
         ("plan quickstart --set nosuch.x=1", "the recipe has: seed, trusted,"),
@@ -169,7 +182,7 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
         ("run smoke --out R --retry http_404", "reasons that pass, here: connection_lost"),
         ("run quickstart --out R --workers -1", "give 0 or more"),
         ("run quickstart --out R --address x:1", "add --executor ray"),
-        ("export X --run R --stage a --to csv", "invalid choice"),
+        ("export X --run R --stage a --to png", "'png' as --to"),
         ("concepts show \udcff", "bytes that are no UTF-8"),
         (f"status --run {'x' * 5000}", "File name too long"),
     ],

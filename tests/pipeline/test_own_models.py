@@ -48,7 +48,7 @@ def test_a_file_in_ones_own_folder_is_a_model_that_plans_runs_and_scores(folder,
     [
         (
             "colours:rgb",
-            ("unknown scheme 'colours'; did you mean 'colour'?", "stages/models/<scheme>.py"),
+            ("unknown scheme 'colours'", "did you mean 'colour'?", "stages/models/<scheme>.py"),
         ),
         ("features:rgb", ("unknown scheme 'features'",)),  # beside the schemes, and none itself
         ("colour:cmyk", ("model 'colour:cmyk': write colour:rgb",)),

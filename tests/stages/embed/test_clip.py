@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Worker
 from stages.clip.towers import Clip
 from stages.embed.clip import ClipEmbedding, embeddings
@@ -60,7 +60,7 @@ def test_types_are_those_declared_even_without_a_single_value(rows):
 
 
 def test_an_unknown_model_is_refused_with_the_settings():
-    with pytest.raises(ValueError, match=r"Known: .*reference"):
+    with pytest.raises(RecipeError, match=r"there are: .*reference"):
         ClipEmbedding(model="resnet50")
 
 

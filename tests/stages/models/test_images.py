@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.errors import RecipeError
 from pipeline.stage import Worker
 from stages.models.image_text import load
 from stages.models.images import check, embedder
@@ -28,7 +29,7 @@ def test_features_are_those_of_the_frozen_network_whose_weights_are_pinned(worke
 def test_an_unknown_scheme_is_refused_and_features_are_known():
     check("features")
     check("reference")
-    with pytest.raises(ValueError, match="did you mean 'reference'"):
+    with pytest.raises(RecipeError, match="did you mean 'reference'"):
         check("refrence")
 
 

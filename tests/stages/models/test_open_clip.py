@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import stages.models.open_clip
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 from stages.models.image_text import load, width_of
 from stages.models.open_clip import parts
 
@@ -98,12 +98,12 @@ def test_a_name_holds_a_network_and_its_weights():
     assert parts("ViT-B-32/openai") == ("ViT-B-32", "openai", None)
     assert parts("ViT-B-32@a/b@c.pt") == ("ViT-B-32", None, Path("a/b@c.pt"))
     for name in ("", "ViT-B-32", "ViT-B-32/", "ViT-B-32@", "@a.pt", "/openai"):
-        with pytest.raises(ValueError, match=r"open_clip:NAME/TAG"):
+        with pytest.raises(RecipeError, match=r"open_clip:NAME/TAG"):
             parts(name)
 
 
 def test_an_unknown_network_is_refused_with_those_of_its_family():
-    with pytest.raises(ValueError, match=r"no network 'ViT-B-23'; near it: .*ViT-B-32"):
+    with pytest.raises(RecipeError, match=r"(?s)no network 'ViT-B-23'.*did you mean 'ViT-B-32'"):
         width_of("open_clip:ViT-B-23/openai")
 
 

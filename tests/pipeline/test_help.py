@@ -1,0 +1,73 @@
+"""What the help says: every argument in words, every default, examples that can be typed."""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import TITLES, VERBS, _parser
+
+ROOT = Path(__file__).parents[2]
+TOP = _parser()
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """This one and all below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+EXAMPLES = [example for verb in VERBS for example in verb.EXAMPLES.splitlines()]
+PARSERS = list(parsers(TOP))[1:]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_of_the_help_can_be_typed(example):
+    command, *arguments = shlex.split(example, comments=True)
+    assert command == "clipmill"
+    options, unknown = TOP.parse_known_args(arguments)
+    assert not unknown
+    assert example in options.parser.format_help()
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_a_verb_has_two_to_four_examples(verb):
+    assert 2 <= len(verb.EXAMPLES.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.prog)
+def test_every_argument_has_a_text_and_says_its_default(parser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        assert action.help, f"{parser.prog} {action.dest}"
+        if action.default not in (None, False, [], argparse.SUPPRESS):
+            said = parser.format_help().replace("\n", " ")
+            assert f"(default: {action.default})" in " ".join(said.split()), action.dest
+
+
+def test_alone_it_lists_the_verbs_in_groups(clipmill):
+    said = clipmill()
+    assert said.code == 0
+    assert said.out == clipmill("--help").out
+    lines = said.out.splitlines()
+    for verb, title in TITLES.items():
+        assert lines[lines.index(f"{title}:") + 1].split()[0] == verb
+    assert len(lines) <= 40
+
+
+def test_its_version_is_that_of_the_package(clipmill):
+    assert clipmill("--version").out == f"clipmill {version('clipmill')}\n"
+
+
+def test_the_help_and_the_docs_say_one_number_of_pairs(clipmill):
+    table = (ROOT / "docs/pools.md").read_text(encoding="utf-8")
+    for kind, rows in (("demo", "17,950"), ("full", "66,974")):
+        assert f"| {rows} |" in next(line for line in table.splitlines() if f"`{kind}`" in line)
+        assert f"{rows} " in clipmill("pool", "--help").out
