@@ -189,6 +189,7 @@ class RayExecutor(Dispatcher):
         state, job = actor.state, actor.job
         if job is None:
             actor.enter("idle")
+            actor.up_s = actor.since_s
         elif state == "starting":
             stream, number, _ = job
             stream.early_deaths[number] = 0

@@ -48,7 +48,8 @@ class Actor:
     answer: Any = None  # what it was asked last
     leaves: bool = False  # once it is idle, for a pool without any
     started: set[str] = field(default_factory=set)  # ids of steps
-    born_s: float = field(default_factory=time.monotonic)
+    born_s: float = field(default_factory=time.monotonic)  # when it was asked for
+    up_s: float = math.inf  # when it was placed: Ray may have queued it long
     since_s: float = field(default_factory=time.monotonic)  # in its state
 
     def enter(self, state: State) -> None:
@@ -142,8 +143,8 @@ class Room:
             return
         giver = max(givers, key=lambda pool: len(pool.up()))
         if len(giver.up()) == 1:
-            giver = min(givers, key=lambda pool: pool.up()[0].born_s)
-            if time.monotonic() - giver.up()[0].born_s < TURN_S:
+            giver = min(givers, key=lambda pool: pool.up()[0].up_s)
+            if time.monotonic() - giver.up()[0].up_s < TURN_S:
                 return
         actor = min(giver.up(), key=lambda actor: actor.state != "idle")
         actor.leaves = True

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ShardError, StageError
-from pipeline.executors import Step, machine
+from pipeline.executors import Step, local, machine, ray_room
 from pipeline.executors.local import LocalExecutor
 from pipeline.stage import Resources
 from tests.pipeline.executors.conftest import ONE, OTHER, WHOLE, adding, note, notes, step
@@ -248,6 +248,36 @@ def test_a_stream_gets_room_beside_one_that_never_rests(executor, tmp_path, reso
             stop.set()
 
     assert side_by_side(never_resting, other)[1] == 30
+
+
+def rest(log: Path, stopped: Path, item):
+    """Takes a second, none once the file is there."""
+    note(log, i=item["i"])
+    limit = time.monotonic() + 1
+    while time.monotonic() < limit and not stopped.exists():
+        time.sleep(0.01)
+    return item
+
+
+def test_a_profile_that_waited_long_for_its_room_has_a_whole_turn(executor, tmp_path, monkeypatch):
+    for module in (local, ray_room):
+        monkeypatch.setattr(module, "TURN_S", 2.0)
+    stop = threading.Event()
+    log, other_log, stopped = (tmp_path / name for name in ("log", "other", "stopped"))
+
+    def never_resting():
+        return run(executor, [step(partial(rest, log, stopped), OTHER)], endless(stop))
+
+    def other():
+        until(log.exists)
+        try:
+            return run(executor, [adding(other_log, "other", WHOLE)], ITEMS[:4])
+        finally:
+            stop.set()
+            stopped.touch()
+
+    assert len(side_by_side(never_resting, other)[1]) == 4
+    assert len(notes(other_log, "built")) == 1
 
 
 def wait_for(file: Path, item):
