@@ -7,7 +7,7 @@ PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/
 	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit chaos test bench clean
+.PHONY: help demo check unit chaos test bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,6 +46,9 @@ test: check unit chaos  ## all of it: what .ci/run calls
 
 bench: .venv/installed-dev  ## every ratio in tests/benchmarks, with the machine's name
 	$(BIN)/python -m tests.benchmarks
+
+docs: .venv/installed  ## docs/stages, from the files of the stages
+	$(BIN)/clipmill stages --docs docs/stages
 
 clean:  ## takes away what make made, but not demo/
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -32,6 +32,14 @@ def known_uses() -> list[str]:
     return sorted(found)
 
 
+def file_of(uses: str) -> Path:
+    """The file of a known stage."""
+    import stages
+
+    files = (Path(path, *uses.split(".")).with_suffix(".py") for path in stages.__path__)
+    return next(file for file in files if file.is_file())
+
+
 def stage_class(uses: str, where: str) -> type[Stage]:
     """The one stage class of `stages/<kind>/<name>.py`."""
     module_name = f"stages.{uses}"

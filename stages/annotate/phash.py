@@ -24,7 +24,7 @@ class PHash(RowStage):
     one with a mirror axis, frequencies tie, and rounding decides their bits, in imagehash too.
     """
 
-    dhash: bool = False  # write this one too
+    dhash: bool = False  # write `dhash` too, a fingerprint by differences of neighbours
 
     version = 1
     determinism = "exact"

@@ -53,12 +53,15 @@ class KMeans(DatasetStage):
     rows whose uids hash lowest; an empty cluster takes half of the largest one (as faiss does), so
     with fewer distinct vectors than clusters some stay empty.
     Error: sums are in fixed point, 2^-31 a value, so no order of rows or shards changes a bit.
+    Example: {clusters: 100}
     """
 
-    clusters: int
-    rounds: int = 20  # fewer when no centre moves any more
-    column: str = IMAGE_EMBEDDING.name
-    train_fraction: float = 1.0  # of the rows, by hash; all rows get their cluster in any case
+    clusters: int  # how many
+    rounds: int = 20  # at most; fewer when no centre moves any more
+    column: str = IMAGE_EMBEDDING.name  # the embeddings that are clustered
+    # share of the rows, by hash, that the centres are found on; all rows get their cluster in any
+    # case
+    train_fraction: float = 1.0
 
     version = 1
     determinism = "exact"

@@ -103,16 +103,20 @@ class AgainstEvaluation(DatasetStage):
     in Parquet files of `tasks`, `eval_cosine < 0.604169` is its rule. Overlap of n-grams as in
     GPT-3 (Brown et al. 2020), for captions, of which the pool's side may be longer.
     Error: none, all pairs are compared; cosines are float32's of float64 sums.
+    Example: {tasks: eval}
     """
 
     tasks: str  # folder of tasks: in CLIP_benchmark's layout, one Parquet file each, or both
+    # images by fingerprint or by embedding, or captions by runs of words
     compare: Literal["phash", "embedding", "caption"] = "phash"
-    column: str | None = None  # else phash, image_embedding, text
-    model: str | None = None  # that embeds evaluation images as it did the pool's; or features
-    unit: Literal["word", "character"] = "word"  # a script without spaces is one word
+    column: str | None = None  # what is compared; null: phash, image_embedding or text
+    # that embeds evaluation images as it did the pool's, or `features`; for `compare: embedding`
+    model: str | None = None
+    # what a caption is cut into; in a script without spaces take character
+    unit: Literal["word", "character"] = "word"
     size: int = 5  # words or characters of a run
-    gpus: float = location(0)
-    memory_gb: float = location(4)
+    gpus: float = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: float = location(4)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"

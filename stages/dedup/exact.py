@@ -59,9 +59,11 @@ class ExactDuplicate(DatasetStage):
     their own uid.
     """
 
+    # what is equal: the stored bytes, the decoded pixels, the link, or the caption
     by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
-    columns: tuple[str, ...] = ()
-    keep: Order = None  # then the least uid
+    columns: tuple[str, ...] = ()  # compare the values of these instead
+    # which of two alike rows stays: the best by these columns in turn, then the least uid
+    keep: Order = None
 
     version = 1
     determinism = "exact"

@@ -64,15 +64,17 @@ class MinHashDuplicate(DatasetStage):
     fixed order only: heights in a template's group may come out lower, and it may fall into a few.
     """
 
+    # from which similarity on rows are joined, 0 to 1; a cut may be higher, not lower
     min_jaccard: float = 0.7
-    column: str = TEXT.name
-    unit: Literal["character", "word"] = "character"
+    column: str = TEXT.name  # the texts that are compared
+    unit: Literal["character", "word"] = "character"  # what a text is cut into
     size: int = 5  # characters or words of a piece
-    permutations: int = 128
-    permutation_seed: int = 1  # datasketch's default
-    min_recall: float = 0.95
-    keep: Order = None  # then the least uid
-    pairs: bool = later(False)
+    permutations: int = 128  # hashes of a signature: more find more, and take longer
+    permutation_seed: int = 1  # of the hashes; 1 is datasketch's default
+    min_recall: float = 0.95  # share of the pairs at `min_jaccard` that must be found
+    # which of two alike rows stays: the best by these columns in turn, then the least uid
+    keep: Order = None
+    pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
 
     version = 1
     determinism = "exact"

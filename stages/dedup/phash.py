@@ -48,10 +48,12 @@ class PHashDuplicate(DatasetStage):
     10^8 of them, and fast with the distance (docs/dedup.md). Flat images are near each other.
     """
 
-    max_distance: int = 2  # two pHashes differ in an even number of bits: half of each are 1
-    column: str = PHASH.name
-    keep: Order = None  # then the least uid
-    pairs: bool = later(False)
+    # bits up to which rows are joined, 0 to 10; even, as half of the bits of a pHash are 1
+    max_distance: int = 2
+    column: str = PHASH.name  # the fingerprints that are compared: phash or dhash
+    # which of two alike rows stays: the best by these columns in turn, then the least uid
+    keep: Order = None
+    pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
 
     version = 1
     determinism = "exact"

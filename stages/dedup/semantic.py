@@ -68,11 +68,13 @@ class SemanticDuplicate(DatasetStage):
     earlier_uid is the first row. Copies in two clusters do not meet.
     """
 
+    # the embeddings that are compared, of which the clusters are
     column: str = IMAGE_EMBEDDING.name
+    # the order of the rows of a cluster, first the one that stays; the default is SemDeDup's
     keep: Order = HARD
-    # Says how fast, not what: bfloat16 is, where the processor multiplies it.
+    # of the first, fast comparison; bfloat16 is faster where the processor multiplies it
     precision: Literal["float32", "bfloat16"] = location("float32")
-    memory_gb: float = location(4)
+    memory_gb: float = location(4)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"

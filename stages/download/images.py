@@ -26,25 +26,33 @@ class DownloadImages(RowStage):
         `full`, as stored: 40 dB up from 2 and 12 megapixels, 32 dB from small, sharp ones.
     """
 
+    # how an image meets `image_size`: border pads to a square, keep_ratio fits the shorter side,
+    # keep_ratio_largest the longer one, center_crop cuts a square; no leaves it as it is
     resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
         "keep_ratio_largest"
     )
-    image_size: int = 512
-    resize_only_if_bigger: bool = True
-    upscale_interpolation: Interpolation = "lanczos"
+    image_size: int = 512  # pixels of the side that `resize` fits
+    resize_only_if_bigger: bool = True  # smaller images stay as they are
+    upscale_interpolation: Interpolation = "lanczos"  # how pixels are made up where an image grows
+    # how pixels are put together where an image shrinks
     downscale_interpolation: Interpolation = "area"
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    encode_quality: int = 95  # for PNG the compression, 0 to 9
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"  # of the stored image
+    encode_quality: int = 95  # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
     skip_reencode: bool = True  # an image that fits and is in encode_format keeps its bytes
-    # reduced: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where 1.5 times the final is left.
+    # reduced: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where 1.5 times the final is left
     decode: Literal["full", "reduced"] = later("full")
-    min_image_size: int = 0  # pixels, the shorter side
-    max_aspect_ratio: float | None = None  # longer side to shorter
-    max_pixels: int = 89_478_484  # LAION's guard against decompression bombs
-    max_body_bytes: int = 20_000_000
-    max_redirects: int = 10
-    verify_sha256: bool = False  # against the pool's column: no bytes but those of the crawl
+    min_image_size: int = 0  # pixels of the shorter side: a smaller image is `too_small`
+    # longer side to shorter: a longer image is `extreme_aspect`
+    max_aspect_ratio: float | None = None
+    # of an image before it is decoded; the default is LAION's, against decompression bombs
+    max_pixels: int = 89_478_484
+    max_body_bytes: int = 20_000_000  # of an answer: a longer one is `too_large`
+    max_redirects: int = 10  # followed from one link
+    # an image that is not the one of the pool's `sha256` is `hash_mismatch`
+    verify_sha256: bool = False
+    # a name of yours in the User-Agent; what X-Robots-Tag says to it counts
     user_agent_token: str | None = None
+    # words of X-Robots-Tag that make a row `opt_out`; [] heeds none
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
     allow_private_addresses: bool | tuple[str, ...] = False

@@ -69,26 +69,35 @@ class Img2dataset(RowStage):
         again what skip_reencode does not keep.
     """
 
+    # how an image meets `image_size`: border pads to a square, keep_ratio fits the shorter side,
+    # keep_ratio_largest the longer one, center_crop cuts a square; no leaves it as it is
     resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
         "keep_ratio_largest"
     )
-    image_size: int = 512
-    resize_only_if_bigger: bool = True
-    upscale_interpolation: Interpolation = "lanczos"
+    image_size: int = 512  # pixels of the side that `resize` fits
+    resize_only_if_bigger: bool = True  # smaller images stay as they are
+    upscale_interpolation: Interpolation = "lanczos"  # how pixels are made up where an image grows
+    # how pixels are put together where an image shrinks
     downscale_interpolation: Interpolation = "area"
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    encode_quality: int = 95  # for PNG the compression, 0 to 9
-    skip_reencode: bool = True
-    min_image_size: int = 0
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"  # of the stored image
+    encode_quality: int = 95  # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
+    skip_reencode: bool = True  # an image that fits and is in encode_format keeps its bytes
+    min_image_size: int = 0  # pixels of the shorter side: a smaller image is `too_small`
+    # longer side to shorter: a longer image is `extreme_aspect`
     max_aspect_ratio: float | None = None
+    # of an image before it is decoded; the default is LAION's, against decompression bombs
     max_pixels: int = 89_478_484
-    max_body_bytes: int = 20_000_000
+    max_body_bytes: int = 20_000_000  # of an answer: a longer one is `too_large`
+    # an image that is not the one of the pool's `sha256` is `hash_mismatch`
     verify_sha256: bool = False
+    # a name of yours in the User-Agent; what X-Robots-Tag says to it counts
     user_agent_token: str | None = None
+    # words of X-Robots-Tag that make a row `opt_out`; [] heeds none
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
     allow_private_addresses: bool | tuple[str, ...] = False
     timeout_s: float = location(10.0)  # of one wait for the network
-    retries: int = location(2)
+    retries: int = location(2)  # after any failure
     concurrency: int = location(64)  # threads, per worker
 
     version = 1

@@ -18,14 +18,16 @@ class ClipEmbedding(RowStage):
 
     Source: the two towers of CLIP (Radford et al. 2021); the recipe names the model.
     Error: none for `reference`, whose sums are of whole numbers; else float32's on one processor.
+    Example: {model: reference}
     """
 
-    model: str  # open_clip:NAME/TAG, open_clip:NAME@FILE, checkpoint:URI, stage:NAME, reference
-    width: int | None = (
-        None  # needed for stage: and checkpoint:, whose weights a plan does not read
-    )
-    gpus: float = location(0)
-    memory_gb: float = location(4)
+    # open_clip:NAME/TAG, open_clip:NAME@FILE, checkpoint:URI, stage:NAME, or reference, which needs
+    # no weights and is for trials
+    model: str
+    # numbers of an embedding; needed for stage: and checkpoint:, whose weights a plan does not read
+    width: int | None = None
+    gpus: float = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: float = location(4)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"

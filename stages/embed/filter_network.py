@@ -21,10 +21,11 @@ class FilterNetworkEmbedding(RowStage):
 
     Source: Data Filtering Networks (Fang et al. 2023); train.filter_network says where it departs.
     Error: none beyond float32's; features of another model than in training give noise.
+    Example: {model: "checkpoint:filter"}
     """
 
-    model: str  # stage:<name> or checkpoint:<URI>, of train.filter_network
-    width: int = 256  # as it was trained
+    model: str  # stage:NAME or checkpoint:URI, of train.filter_network
+    width: int = 256  # numbers of an embedding, as it was trained
 
     version = 1
     determinism = "exact"

@@ -51,12 +51,13 @@ class ZeroShot(DatasetStage):
     which go to the answer that stands first.
     Error: Wilson intervals; those of mean recall and of image retrieval count classes of uneven
     size, and captions of one picture, as fewer trials. They say nothing about training's noise.
+    Example: {model: "checkpoint:model", tasks: eval}
     """
 
-    model: str  # stage:NAME, or any scheme that embed.clip knows
+    model: str  # stage:NAME, or any model that embed.clip knows
     tasks: str  # folder of tasks, each a subfolder
-    gpus: float = location(0)
-    memory_gb: float = location(4)
+    gpus: float = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: float = location(4)  # memory of one worker, in GB
 
     version = 2
     determinism = "exact"

@@ -42,10 +42,11 @@ class Parquet(DatasetStage):
     """
 
     rows_per_shard: int = 10_000  # at most; a group of whole source shards seldom fills it
-    columns: tuple[str, ...] = ()  # `name` or `stage.name`
+    columns: tuple[str, ...] = ()  # stored besides, as `name` or `stage.name`
     license: str | None = later(None)  # of the set: a URL, or a name of SPDX's
-    url: str | None = later(None)  # of the page that presents it
-    uid_hex: bool = later(False)  # a column of the uid as text: Croissant knows no bytes
+    url: str | None = later(None)  # of the page that presents the set
+    # a column of the uid as text, for readers that know no bytes, as Croissant's
+    uid_hex: bool = later(False)
 
     version = 1
     determinism = "exact"

@@ -61,8 +61,8 @@ class WebDataset(DatasetStage):
     Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0).
     """
 
-    rows_per_shard: int = SAMPLES
-    columns: tuple[str, ...] = ()  # `name` or `stage.name`
+    rows_per_shard: int = SAMPLES  # samples of a tar, at most
+    columns: tuple[str, ...] = ()  # in the JSON besides, as `name` or `stage.name`
 
     version = 2
     determinism = "exact"

@@ -66,6 +66,7 @@ class DataComp(DatasetStage):
 
     Source: the pool of DataComp (Gadre et al. 2023), files as its downloader leaves them.
     Error: a file is known by name, size and time of change.
+    Example: {path: pool/metadata}
     """
 
     version = 1
@@ -79,10 +80,11 @@ class DataComp(DatasetStage):
         for name, width in WIDTHS.items()
     )
 
-    path: str = location()
-    scores: bool = False
-    score_type: Literal["float32", "float64"] = later("float32")  # cuts are held in it, too
-    shard_rows: int = 10_000
+    path: str = location()  # folder of the pool's Parquet files and .npz, here or s3://…
+    scores: bool = False  # read the published CLIP scores and face boxes too
+    # of these scores; cuts are held in it, too
+    score_type: Literal["float32", "float64"] = later("float32")
+    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
         check_shard_rows(self.shard_rows)

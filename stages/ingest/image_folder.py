@@ -43,6 +43,7 @@ class ImageFolder(DatasetStage):
     Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
     Error: a file is known by name, size and time of change. Each shard reads the metadata files
         above its images whole. Names that begin with a dot are passed over.
+    Example: {path: pictures}
     """
 
     version = 1
@@ -51,9 +52,9 @@ class ImageFolder(DatasetStage):
     writes = (URL, TEXT, IMAGE, IMAGE_BYTES, SHA256)
     reasons = ("too_large", "unreadable", "bad_caption")
 
-    path: str = location()
-    max_image_bytes: int = 100 << 20
-    shard_rows: int = 10_000
+    path: str = location()  # the folder, here or s3://…
+    max_image_bytes: int = 100 << 20  # a larger file is `too_large`
+    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
         check_shard_rows(self.shard_rows)

@@ -46,7 +46,7 @@ class Union(DatasetStage):
     joins_roots = True
     reads = (URL, TEXT)
 
-    images: bool = False
+    images: bool = False  # take the stored images along, with size and digest
 
     @property
     def optional_reads(self) -> tuple[Column | str, ...]:

@@ -47,6 +47,7 @@ class UrlList(DatasetStage):
     Error: a file is known by name, size and time of change. A compressed file is one shard, for
         it cannot be entered midway. A quote that is never closed joins the rows up to the next
         quote, as in every CSV reader; a CSV row above 16 MB fails its shard.
+    Example: {path: list.csv, caption_col: caption}
     """
 
     version = 1
@@ -54,15 +55,17 @@ class UrlList(DatasetStage):
     takes = ()
     reasons = ("unparsable", "bad_uid", "no_url", "bad_value")
 
-    path: str = location()
-    url_col: str = "url"
-    caption_col: str | None = "text"
+    path: str = location()  # a file, a folder or a glob, here or s3://…
+    url_col: str = "url"  # column of the link
+    caption_col: str | None = "text"  # column of the caption; null where there is none
+    # column of an id of 32 hex digits; null: the hash of link and caption
     uid_col: str | None = None
-    width_col: str | None = None
-    height_col: str | None = None
-    extra: dict[str, str] = field(default_factory=dict)  # passed through; `license: string`
+    width_col: str | None = None  # column of the image's width, in pixels
+    height_col: str | None = None  # column of its height
+    # more columns, each with its Arrow type: {license: string}
+    extra: dict[str, str] = field(default_factory=dict)
     quoted: bool = True  # false for raw TSV, such as CC3M's, whose captions hold stray quotes
-    shard_rows: int = 10_000
+    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
         check_shard_rows(self.shard_rows)

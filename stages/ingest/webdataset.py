@@ -62,6 +62,7 @@ class WebDataset(DatasetStage):
     Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
         repeats the .json and lists the downloads that failed, which are no rows here.
     Error: a file is known by name, size and time of change.
+    Example: {path: tars}
     """
 
     version = 1
@@ -70,8 +71,8 @@ class WebDataset(DatasetStage):
     writes = (IMAGE, IMAGE_BYTES, TEXT, *FROM_JSON, SHA256)
     reasons = ("too_large", "no_image", "unparsable_json", "bad_uid", "bad_value")
 
-    path: str = location()
-    max_member_bytes: int = 100 << 20
+    path: str = location()  # folder or glob of tars, here or s3://…
+    max_member_bytes: int = 100 << 20  # a larger file of a tar is `too_large`
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".tar",), "pool"))

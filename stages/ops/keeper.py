@@ -31,7 +31,7 @@ class Keep:
     """A column of numbers or truth values; `desc` keeps its greatest. Null comes last."""
 
     column: str  # `name` or `stage.name`
-    order: Literal["asc", "desc"]
+    order: Literal["asc", "desc"]  # desc keeps the greatest value, asc the least
 
     @property
     def reads(self) -> Column:

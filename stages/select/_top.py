@@ -28,11 +28,12 @@ class Top:
     ties stay, a cut that lands on rows without a value keeps nothing, and fraction 1 keeps all.
     """
 
-    column: str  # `name` or `stage.name`
-    fraction: float | None = None
-    rows: int | None = None
+    column: str  # whose largest values stay: `name` or `stage.name`
+    fraction: float | None = None  # share of the rows, above 0 and up to 1
+    rows: int | None = None  # or: how many
+    # share of the rows that pass `where`, or of the whole pool
     over: Literal["passing", "pool"] = "passing"
-    datacomp_compat: bool = False
+    datacomp_compat: bool = False  # cut as DataComp's code does: one row more, and all ties
 
     def __post_init__(self) -> None:
         if (self.fraction is None) == (self.rows is None):

@@ -60,14 +60,18 @@ class Balance(DatasetStage):
     2025). Departs: draws are hashes; the published code draws in the order of its index.
     Error: rows of one uid with the same concepts share their draws, so they stay or go together;
     `rows` may then fall short by such a set.
+    Example: {concepts: concepts.parquet, t: 20000}
     """
 
     concepts: str  # the list that `concept_ids` number
-    t: float | None = None  # MetaCLIP: 20,000 of 1.6 billion rows; .inf keeps all with a concept
-    rows: int | None = None
-    fraction: float | None = None
+    # rows that a common concept keeps; MetaCLIP: 20,000 of 1.6 billion rows; .inf keeps all with a
+    # concept
+    t: float | None = None
+    rows: int | None = None  # or: how many rows to keep
+    fraction: float | None = None  # or: which share of the rows with concepts to keep
+    # or: which share of all pairs is left to rare concepts; MetaCLIP: 0.06
     tail_share: float | None = None
-    per_language: bool = False
+    per_language: bool = False  # each language has its own t
     keep_unmatched: bool = False  # rows without concepts stay, undrawn
 
     version = 1

@@ -50,9 +50,10 @@ class UidList(DatasetStage):
 
     Source: DataComp's subset file and its resharder, for which a list is a multiset.
     Error: none. Rows that share a uid stay or go together.
+    Example: {path: kept.npy}
     """
 
-    path: str  # of the list
+    path: str  # of the list: .npy of `u8,u8`, or a text of one uid a line
 
     version = 1
     determinism = "exact"

@@ -29,6 +29,7 @@ class Where(DatasetStage):
 
     Source: the cuts by fraction are DataComp's (Gadre et al. 2023), which keeps one row more.
     Error: none; comparisons with a float32 column are in float32, and the cut is exact.
+    Example: {where: clip_score >= 0.28}
     """
 
     version = 1
@@ -36,8 +37,8 @@ class Where(DatasetStage):
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP,)
 
-    where: str | None = None  # row-wise SQL
-    top: Top | None = None
+    where: str | None = None  # a condition on columns in SQL: min_side >= 200 AND language = 'en'
+    top: Top | None = None  # then only the largest values of a column
 
     def __post_init__(self) -> None:
         if not self.where and not self.top:

@@ -34,15 +34,17 @@ class ClipTraining(DatasetStage):
     Error: exact for one kind of processor and one version of torch.
     """
 
-    scale: Literal["nano"] = "nano"
-    samples_seen: int = 60_160  # 235 steps
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    warmup_steps: int = 20
-    weight_decay: float = 0.1
+    scale: Literal["nano"] = "nano"  # the architecture; nano is two towers of 0.7 M weights
+    samples_seen: int = 60_160  # in all: so many whatever the rows; the default is 235 steps
+    batch_size: int = 256  # pairs of a step
+    learning_rate: float = 2e-3  # its greatest, after the warm-up
+    warmup_steps: int = 20  # in which the learning rate rises
+    weight_decay: float = 0.1  # of AdamW
+    # of the towers' arithmetic; weights stay float32
     precision: Literal["bf16", "float32"] = "bf16"
-    seeds: tuple[int, ...] = (0,)  # each added to the recipe's; several tell the noise
-    checkpoint_steps: int = location(50)
+    # a model each, added to the recipe's seed; several tell the noise
+    seeds: tuple[int, ...] = (0,)
+    checkpoint_steps: int = location(50)  # between two files that a killed training goes on from
 
     version = 1
     determinism = "exact"

@@ -34,11 +34,12 @@ class TrainedFilterNetwork(DatasetStage):
     Error: other processors round other sums, and 100 steps carry that on.
     """
 
-    width: int = 256
-    train_steps: int = 100  # 25 passes over 2,000 rows: pairs held out rank worse from 200 on
-    train_batch: int = 512  # rows a step
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
+    width: int = 256  # numbers of an embedding
+    # 25 passes over 2,000 rows by default: pairs held out rank worse from 200 on
+    train_steps: int = 100
+    train_batch: int = 512  # rows of a step
+    learning_rate: float = 1e-3  # of AdamW
+    weight_decay: float = 0.1  # of AdamW
 
     version = 1
     determinism = "exact"

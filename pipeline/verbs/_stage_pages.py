@@ -1,0 +1,151 @@
+"""A stage as a page of the terminal, and all stages as the Markdown of docs/stages."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline.planning.described import Described, Setting, described
+from pipeline.planning.settings import file_of, known_uses
+from pipeline.planning.snippet import snippet
+
+OURS = Path(__file__).parents[2] / "stages"
+MARK = "<!-- made by `make docs` from the files of the stages: change those -->"
+
+
+def text(said: Described, recipe: str) -> str:
+    """All about one stage, as wide as the terminal, at most 100 columns."""
+    width = min(100, shutil.get_terminal_size().columns)
+    lines = [*_wrapped(f"{said.uses}: {said.title[0].lower()}{said.title[1:]}", width), ""]
+    for paragraph in said.gives.split("\n\n"):
+        lines += [*_wrapped(paragraph, width), ""]
+    lines.append("settings:" if said.settings else "settings: none")
+    for setting in said.settings:
+        lines.append(f"  {setting.name}  ({_kind(setting)})")
+        lines += _wrapped(_meaning(setting), width, "      ")
+    for title, columns in _columns(said).items():
+        lines += ["", f"{title}:"]
+        for column in columns:
+            unit = f", {column['unit']}" if column["unit"] else ""
+            lines.append(f"  {column['name']}  ({column['type']}{unit})")
+            lines += _wrapped(column["doc"], width, "      ")
+    for title, paragraph in _rest(said).items():
+        first = f"{title}:  "
+        lines += ["", *_wrapped(paragraph, width, " " * 4, first)]
+    if recipe:
+        lines += ["", "an example:", *(f"  {line}" for line in recipe.splitlines())]
+    return "\n".join(lines)
+
+
+def pages() -> dict[str, str]:
+    """The files of docs/stages: a page a kind, and an index; of the stages that come with us."""
+    by_kind: dict[str, list[Described]] = {}
+    for uses in known_uses():
+        if file_of(uses).is_relative_to(OURS):
+            by_kind.setdefault(uses.partition(".")[0], []).append(described(uses))
+    index = [
+        "# Stages",
+        "",
+        MARK,
+        "",
+        "What a recipe may use, by kind; `clipmill stages NAME` prints the same. A stage of your"
+        " own is a file: [adding a stage](../adding-a-stage.md).",
+    ]
+    made = {}
+    for kind, stages in by_kind.items():
+        index += ["", f"## [{kind}]({kind}.md)", "", "| stage | |", "|---|---|"]
+        for said in stages:
+            anchor = said.uses.replace(".", "")
+            index.append(f"| [{said.uses}]({kind}.md#{anchor}) | {_cell(said.title)} |")
+        body = (_markdown(said, snippet(said.uses)) for said in stages)
+        made[f"{kind}.md"] = "\n".join([f"# {kind}", "", MARK, "", *body])
+    return {"README.md": "\n".join([*index, ""]), **made}
+
+
+def _markdown(said: Described, recipe: str) -> str:
+    lines = [f"## {said.uses}", "", said.title, "", said.gives, ""]
+    if said.settings:
+        lines += ["| setting | type | default | |", "|---|---|---|---|"]
+        lines += [
+            f"| `{it.name}` | {_cell(_type(it))} | {_cell(_default(it))} | {_cell(_meaning(it))} |"
+            for it in said.settings
+        ]
+        lines.append("")
+    for title, columns in _columns(said).items():
+        lines += [f"| {title} | type | unit | |", "|---|---|---|---|"]
+        lines += [
+            f"| `{it['name']}` | {_cell(it['type'])} | {_cell(it['unit'])} | {_cell(it['doc'])} |"
+            for it in columns
+        ]
+        lines.append("")
+    for title, paragraph in _rest(said).items():
+        lines += [f"**{title}**: {paragraph}", ""]
+    return "\n".join([*lines, "```yaml", recipe, "```", ""])
+
+
+def _columns(said: Described) -> Mapping[str, tuple[dict[str, str], ...]]:
+    """The columns under their titles; those of an example where its settings decide."""
+    groups = {
+        "reads": said.reads,
+        "reads where there": said.optional_reads,
+        "writes": said.writes,
+    }
+    return {title: columns for title, columns in groups.items() if columns}
+
+
+def _rest(said: Described) -> Mapping[str, str]:
+    needs = said.resources
+    gpus = f", {needs.gpus:g} GPU" if needs.gpus else ""
+    parts = {
+        "reasons": ", ".join(said.reasons),
+        "of these --retry tries again": ", ".join(said.transient),
+        "not in the fingerprint, so that a change keeps what is stored": ", ".join(
+            setting.name for setting in said.settings if setting.only_how
+        ),
+        "source": said.source,
+        "error": said.error,
+        "takes": _and(said.takes) or "nothing: rows begin here",
+        "gives": _and(said.leaves),
+        "runs": f"{said.kind}, {said.determinism}, version {said.version};"
+        f" {needs.cpus} CPU{gpus}, {needs.memory_gb:g} GB a worker",
+    }
+    return {title: paragraph for title, paragraph in parts.items() if paragraph}
+
+
+def _and(words: Iterable[str]) -> str:
+    return " and ".join(words).replace("data", "a dataset").replace("model", "a model")
+
+
+def _type(setting: Setting) -> str:
+    return f"{setting.type}, {setting.range}" if setting.range else setting.type
+
+
+def _default(setting: Setting) -> str:
+    return "needed" if setting.required else json.dumps(setting.default, ensure_ascii=False)
+
+
+def _kind(setting: Setting) -> str:
+    default = "needed" if setting.required else f"default: {_default(setting)}"
+    return f"{_type(setting)}; {default}"
+
+
+def _meaning(setting: Setting) -> str:
+    meaning = setting.meaning.rstrip(".")
+    return f"{meaning[:1].upper()}{meaning[1:]}." if meaning else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _wrapped(text: str, width: int, indent: str = "", first: str | None = None) -> list[str]:
+    begin = indent if first is None else first
+    return textwrap.wrap(
+        " ".join(text.split()),
+        width,
+        initial_indent=begin,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,83 @@
+"""`clipmill stages`: what stages there are, and all about one of them."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_json
+
+HELP = "the stages that a recipe may use; of one its settings, columns and an example"
+EXAMPLES = """\
+clipmill stages
+clipmill stages ingest   # those of one kind
+clipmill stages download.images
+clipmill stages select.where --json
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a stage, or a kind of stages")
+    add_json(parser)
+    parser.add_argument("--docs", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # `make docs`
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line a stage, or the page of one."""
+    from pipeline.planning.settings import known_uses
+
+    if options.docs:
+        from pipeline.verbs._stage_pages import pages
+
+        for name, text in pages().items():
+            (options.docs / name).write_text(text, encoding="utf-8")
+        return DONE
+    known = known_uses()
+    kinds = dict.fromkeys(uses.partition(".")[0] for uses in known)
+    if options.name in known:
+        print(_page(options.name, options.json))
+        return DONE
+    if options.name is not None and options.name not in kinds:
+        found, do = f"no stage '{options.name}'", did_you_mean(options.name, [*known, *kinds])
+        raise RecipeError(found, "clipmill stages", f"{do}  clipmill stages lists all")
+    print(
+        _list(
+            [uses for uses in known if options.name in (None, uses.partition(".")[0])], options.json
+        )
+    )
+    return DONE
+
+
+def _list(known: list[str], as_json: bool) -> str:
+    from pipeline.planning.described import title_of
+    from pipeline.planning.settings import file_of
+
+    titles = {uses: title_of(file_of(uses)) for uses in known}
+    if as_json:
+        return json.dumps(
+            [{"uses": uses, "title": title} for uses, title in titles.items()], indent=1
+        )
+    width = max(map(len, titles))
+    lines: list[str] = []
+    kind = ""
+    for uses, title in titles.items():
+        if kind != (kind := uses.partition(".")[0]):
+            lines += [""] if lines else []
+        lines.append(f"{uses:<{width}}  {title}")
+    return "\n".join(
+        [*lines, "", "clipmill stages NAME shows one: its settings, columns, an example"]
+    )
+
+
+def _page(uses: str, as_json: bool) -> str:
+    from pipeline.planning.described import described
+    from pipeline.planning.snippet import snippet
+    from pipeline.verbs._stage_pages import text
+
+    said, recipe = described(uses), snippet(uses)
+    if as_json:
+        return json.dumps(dataclasses.asdict(said) | {"recipe": recipe}, indent=1)
+    return text(said, recipe)

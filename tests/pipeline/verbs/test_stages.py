@@ -1,0 +1,144 @@
+"""`clipmill stages`: every stage described from its file, its example planned, its page in docs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.planning.described import described
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
+from pipeline.planning.settings import known_uses
+from pipeline.planning.snippet import snippet
+from pipeline.verbs._stage_pages import pages
+
+ROOT = Path(__file__).parents[3]
+OURS = sorted(
+    f"{file.parent.name}.{file.stem}"
+    for file in (ROOT / "stages").glob("*/[a-z]*.py")
+    if file.parent.name not in ("ops", "models", "clip")
+)
+OWN = """
+from dataclasses import dataclass
+import pyarrow as pa
+from metadata.schema import TEXT, Column
+from pipeline.stage import RowStage
+
+@dataclass(frozen=True, kw_only=True)
+class Shouting(RowStage):
+    \"\"\"Share of capitals.
+
+    Error: none.
+    Example: {min_letters: 4}
+    \"\"\"
+
+    min_letters: int  # fewer are
+    # too few
+    weight: float = 1.5
+
+    version = 1
+    determinism = "exact"
+    reads = (TEXT,)
+    writes = (Column("capitals", pa.float32(), "0 to 1", "Capitals among the letters."),)
+
+    def open(self, worker): ...
+"""
+
+
+@pytest.mark.parametrize("uses", OURS)
+def test_every_setting_and_column_of_every_stage_has_a_meaning(uses):
+    said = described(uses)
+    assert said.title
+    assert said.gives
+    for setting in said.settings:
+        assert setting.meaning, f"{uses}: {setting.name} wants a comment beside it"
+    assert all(column["doc"] for column in said.writes)
+
+
+@pytest.mark.parametrize("uses", OURS)
+def test_its_example_plans(uses, tmp_path):
+    (tmp_path / "it.yaml").write_text(snippet(uses))
+    plan = make_plan(load_recipe(str(tmp_path / "it.yaml")))
+    assert uses in {stage.uses for stage in plan.stages.values()}
+
+
+def test_the_list_has_a_line_for_each_by_kind(clipmill):
+    lines = clipmill("stages").out.splitlines()
+    assert set(OURS) <= {line.split()[0] for line in lines if line}
+    assert all(len(line.split()) > 3 for line in lines if line)
+    ingest = clipmill("stages", "ingest").out
+    assert "ingest.url_list" in ingest
+    assert "select.where" not in ingest
+    listed = clipmill("stages", "--json").json
+    assert {"uses": "score.clip_score", "title": described("score.clip_score").title} in listed
+
+
+def test_a_page_has_settings_columns_reasons_source_and_an_example(clipmill, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = clipmill("stages", "download.images").out
+    assert "  image_size  (whole number" in page
+    assert "default: 512)\n      Pixels of the side that `resize` fits." in page
+    assert "  http_status  (int16, code)\n      Last HTTP status" in page
+    assert "  {uses: download.images, from: pool}" in page.replace("    images: ", "  ")
+    for part in (
+        "reasons:  no_url",
+        "source:  img2dataset",
+        "error:  what the web",
+        "--retry",
+        "1 CPU",
+    ):
+        assert part in page
+    told = [line for line in page.splitlines() if not re.match(r"  \w+  \(|  \s*\w+: \{", line)]
+    assert max(map(len, told)) <= 80
+
+
+def test_json_says_the_same(clipmill):
+    said = clipmill("stages", "select.where", "--json").json
+    names = [setting["name"] for setting in said["settings"]]
+    assert names[:3] == ["where", "top", "top.column"]
+    assert said["writes"][0]["name"] == "keep"
+    assert "uses: select.where" in said["recipe"]
+
+
+def test_a_stage_in_the_folder_stages_is_listed_and_described(tmp_path, monkeypatch, clipmill):
+    (tmp_path / "stages/score").mkdir(parents=True)
+    (tmp_path / "stages/score/help_shouting.py").write_text('"""How loud it is."""\n' + OWN)
+    (tmp_path / "stages/score/broken.py").write_text("def (")
+    monkeypatch.chdir(tmp_path)
+    listed = clipmill("stages", "score").out
+    assert "score.help_shouting  How loud it is." in listed
+    assert "score.broken         cannot be read: mend the file" in listed
+    page = clipmill("stages", "score.help_shouting").out
+    assert "  min_letters  (whole number; needed)\n      Fewer are.\n" in page
+    assert "  weight  (number; default: 1.5)\n      Too few.\n" in page
+    assert "help_shouting: {uses: score.help_shouting, from: pool, min_letters: 4}" in page
+    broken = clipmill("stages", "score.broken")
+    assert broken.code == 2
+    assert "cannot be imported" in broken.err
+
+
+@pytest.mark.parametrize(
+    ("name", "do"),
+    [
+        ("clip_score", "did you mean 'score.clip_score'"),
+        ("ingset", "did you mean 'ingest'"),
+        ("zzz", "there are: annotate.caption, "),
+    ],
+)
+def test_a_wrong_name_gets_the_nearest_or_the_list(name, do, clipmill):
+    said = clipmill("stages", name)
+    assert said.code == 2
+    assert f"no stage '{name}'" in said.err
+    assert do in said.err
+
+
+def test_docs_stages_are_what_make_docs_writes():
+    files = (ROOT / "docs/stages").iterdir()
+    written = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert written == pages(), "run `make docs`"
+    assert set(OURS) <= set(known_uses())
+    text = "\n".join(written.values())
+    assert all(f"\n## {uses}\n" in text for uses in OURS)
+    for name, page in written.items():
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+            assert (ROOT / "docs/stages" / target).exists(), f"{name}: {target}"
