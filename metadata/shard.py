@@ -19,6 +19,13 @@ from metadata.storage import Storage
 
 GROUP_ROWS = 4096
 GROUP_BYTES = 16 << 20
+LIST_TYPES = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 
 
 class ShardWriter:
@@ -132,8 +139,13 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def _leaf_paths(path: str, dtype: pa.DataType) -> list[str]:
-    if pa.types.is_fixed_size_list(dtype) or pa.types.is_list(dtype):
+    if any(is_one(dtype) for is_one in LIST_TYPES):
         return _leaf_paths(f"{path}.list.element", dtype.value_type)
+    if pa.types.is_map(dtype):
+        pair = f"{path}.key_value"
+        return _leaf_paths(f"{pair}.key", dtype.key_type) + _leaf_paths(
+            f"{pair}.value", dtype.item_type
+        )
     if pa.types.is_struct(dtype):
         return [
             leaf

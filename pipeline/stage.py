@@ -185,6 +185,13 @@ class DatasetStage(Stage):
         """
         return {}
 
+    def head(self, rows: int) -> pa.Table:
+        """Of a root, its first rows as it would store them: uid, its columns and reason.
+
+        Reads no more than that, in no run; ClipmillError where its settings do not fit the files.
+        """
+        raise NotImplementedError  # asked only of a stage that reads files
+
     def candidates(self, rows: int) -> float | None:
         """Pairs that it expects to compare among so many rows; None where they grow as the rows."""
         return None

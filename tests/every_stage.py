@@ -35,7 +35,7 @@ from pipeline.run_folder.state import RunState
 from stages.ops.pixels import PIXELS
 
 RECIPE = Path(__file__).parent / "every_stage.yaml"
-SOURCES = ("pool", "list", "folder", "tars")
+SOURCES = ("pool", "list", "rows", "folder", "tars")
 ON_TORCH = ("embed.features", "embed.filter_network")  # exact on one kind of processor only
 CONCEPTS = {
     "en": ["circle", "square", "star", "red circle", "blue", "and", "icon", "pink arrow"],
@@ -188,7 +188,7 @@ def write_site(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
-    """pool/*.parquet, list/*.csv, folder/*.bmp with captions, tars/*.tar: the same rows each."""
+    """The same rows five times: Parquet, CSV, Parquet with images, BMP with captions, tars."""
     for name in SOURCES:
         (folder / name).mkdir(parents=True)
     size = -(-len(rows) // files)
@@ -196,6 +196,7 @@ def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
         part = rows[number * size : (number + 1) * size]
         columns = {name: [row[name] for row in part] for name in ("uid", "url", "text", "sha256")}
         pq.write_table(pa.table(columns), folder / "pool" / f"{number}.parquet")
+        pq.write_table(nested(part), folder / "rows" / f"{number}.parquet")
         with (folder / "list" / f"{number}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
         with tarfile.open(folder / "tars" / f"{number}.tar", "w") as tar:
@@ -210,6 +211,23 @@ def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
         path.write_bytes(row["image"])
         if row["text"] is not None:
             path.with_suffix(".txt").write_text(row["text"], encoding="utf-8")
+
+
+def nested(rows: list[dict[str, Any]]) -> pa.Table:
+    """The rows as Hugging Face has them, with several captions and a vector each; NaN in some."""
+    images = [
+        {"bytes": None if row["number"] == NO_IMAGE else row["image"], "path": None} for row in rows
+    ]
+    vectors = [[row["number"], 0.5, 1 if row["number"] % 9 else np.nan] for row in rows]
+    return pa.table(
+        {
+            "uid": [row["uid"] for row in rows],
+            "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "captions": [["", row["text"], "a picture"] for row in rows],
+            "sha256": [row["sha256"] for row in rows],
+            "vector": pa.array(vectors, pa.list_(pa.float16())),
+        }
+    )
 
 
 def add_sample(tar: tarfile.TarFile, row: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ import pyarrow.csv as pacsv
 
 from metadata.storage import Storage
 from pipeline.errors import StageError
-from stages.ops.tables import Values, in_batches, require
+from stages.ingest._columns import require
+from stages.ops.tables import Values, in_batches
 
 DELIMITER = {"csv": ",", "tsv": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")
@@ -31,12 +32,14 @@ Rows = tuple[Mapping[str, Values], pa.Array]  # columns, and the text of rows no
 def scan_text(
     storage: Storage,
     file: Mapping[str, Any],
-    columns: Sequence[str],
-    shard_rows: int,
+    asked: Mapping[str, str],
+    shard_rows: int | None,
     quoted: bool,
-    do: str,
 ) -> list[dict[str, Any]]:
-    """A source for each `shard_rows` rows, by byte offsets; a compressed file is one source."""
+    """A source for each `shard_rows` rows, by byte offsets; a compressed file is one source.
+
+    Without `shard_rows` the file is not read for its offsets, and is one source too.
+    """
     where = f"{storage}/{file['path']}"
     source = {"path": file["path"], "digest": file["digest"]}
     kind = _kind(file["path"])
@@ -50,14 +53,14 @@ def scan_text(
             elif stream.read(4096).lstrip().startswith(b"["):
                 raise StageError("a JSON array", where, "write one JSON object a line")
         offsets: list[int | None] = [start, None]
-        if not file["path"].lower().endswith(PACKED):
+        if shard_rows and not file["path"].lower().endswith(PACKED):
             with open_range(storage, file["path"], start, file["size"]) as stream:
                 starts, size = row_starts(stream, shard_rows, quoted)
             offsets = [*(start + offset for offset in starts), start + size]
     except OSError:
         return [{**source, "start": 0, "stop": None, "header": []}]  # reading it fails its shard
     if start:  # a file of no bytes has no rows that lack a column
-        require(columns, header, where, do)
+        require(asked, header, where)
     return [
         {**source, "start": start, "stop": stop, "header": header}
         for start, stop in pairwise(offsets)

@@ -26,16 +26,17 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError, StageError
 from pipeline.stage import DatasetStage, later, location
+from stages.ingest._columns import require
 from stages.ops.tables import (
     any_of,
     check_shard_rows,
     failing_its_shard,
     first_reason,
+    first_rows,
     fit,
     list_files,
     open_pool,
     parquet_rows,
-    require,
     scan_parquet,
     sizes_of,
     uid_column,
@@ -102,6 +103,11 @@ class DataComp(DatasetStage):
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".parquet",), "pool"))
 
+    def head(self, rows: int) -> pa.Table:
+        files = list_files(self.path, (".parquet",), "pool")
+        sources = (source for file in files for source in scan(self, file, None)["sources"])
+        return first_rows((it for source in sources for it in read(self, source, None)), rows)
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder, _ = open_pool(self.path)  # embeddings need not match a glob of metadata
         every = list_files(folder.uri, (".parquet", ".npz"), ctx.worker.stage)
@@ -145,7 +151,7 @@ def npz_of(path: str) -> str:
     return path.removesuffix(".parquet") + ".npz"
 
 
-def scan(stage: DataComp, file: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def scan(stage: DataComp, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
     """The file's sources, and its unfit columns: name to type, null where it is missing."""
     storage, _ = open_pool(stage.path)
     sources, schema = scan_parquet(storage, file, stage.shard_rows)
@@ -157,8 +163,9 @@ def scan(stage: DataComp, file: Mapping[str, Any], task: Task) -> dict[str, Any]
         if column.name in schema.names
     }
     needed = (UID.name, URL.name, TEXT.name)
-    do = "give a DataComp pool, or use ingest.url_list"
-    require((*needed, *(c.name for c in there)), schema.names, f"{storage}/{file['path']}", do)
+    do = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
+    asked = {name: name for name in (*needed, *(c.name for c in there))}
+    require(asked, schema.names, f"{storage}/{file['path']}", do)
     unfit = {column.name: None for column in stage.scored if column not in there}
     other = {c.name: str(dtype) for c, dtype in there.items() if is_other(c, dtype)}
     return {"sources": sources, "unfit": unfit | other}
@@ -169,7 +176,7 @@ def is_other(column: Column, dtype: pa.DataType) -> bool:
     return column.dtype in SCORE_TYPES.values() and dtype not in (column.dtype, pa.null())
 
 
-def read(stage: DataComp, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
+def read(stage: DataComp, source: Mapping[str, Any], task: Task | None) -> Iterator[pa.Table]:
     """The source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
     names = [UID.name, *(column.name for column in stage.writes)]

@@ -20,6 +20,7 @@ from stages.ops.tables import (
     check_shard_rows,
     failing_its_shard,
     first_reason,
+    first_rows,
     fit,
     in_batches,
     list_files,
@@ -62,14 +63,23 @@ class ImageFolder(DatasetStage):
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, IMAGE_SUFFIXES, "pool"))
 
+    def head(self, rows: int) -> pa.Table:
+        images = list_files(self.path, IMAGE_SUFFIXES, "pool")[:rows]
+        sources = self.sources(images, "pool")
+        return first_rows((it for source in sources for it in read(self, source, None)), rows)
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         images = list_files(self.path, IMAGE_SUFFIXES, ctx.worker.stage)
+        sources = self.sources(images, ctx.worker.stage)
+        ctx.create_shards(partial(read, self), sources)
+
+    def sources(self, images: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
+        """One a shard, of these images."""
         folder = open_pool(self.path)[0].uri  # captions need not match a glob of images
         beside = (*IMAGE_SUFFIXES, ".txt", *METADATA)
-        every = {file["path"]: file for file in list_files(folder, beside, ctx.worker.stage)}
+        every = {file["path"]: file for file in list_files(folder, beside, stage)}
         shards = range(0, len(images), self.shard_rows)
-        sources = [source_of(images[i : i + self.shard_rows], every) for i in shards]
-        ctx.create_shards(partial(read, self), sources)
+        return [source_of(images[i : i + self.shard_rows], every) for i in shards]
 
 
 def source_of(images: list[dict[str, Any]], every: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def source_of(images: list[dict[str, Any]], every: Mapping[str, Any]) -> dict[st
     }
 
 
-def read(stage: ImageFolder, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
+def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> Iterator[pa.Table]:
     """The source's images and captions, streamed."""
     storage, _ = open_pool(stage.path)
     captions: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """A pool that is a list of URLs and captions: Parquet, CSV, TSV or JSON lines."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -11,19 +12,27 @@ import pyarrow.compute as pc
 
 from metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import RecipeError
+from pipeline.errors import ShardError
 from pipeline.stage import DatasetStage, location
+from stages.ingest._columns import (
+    TRIED_ROWS,
+    Asked,
+    asked_by,
+    check_extra,
+    fitted,
+    refuse_uids,
+    require,
+)
 from stages.ingest._text_rows import TEXT_SUFFIXES, Rows, scan_text, text_rows
 from stages.ops.tables import (
     any_of,
     check_shard_rows,
     failing_its_shard,
     first_reason,
-    fit,
+    first_rows,
     list_files,
     open_pool,
     parquet_rows,
-    require,
     scan_parquet,
     sizes_of,
     uid_column,
@@ -31,7 +40,13 @@ from stages.ops.tables import (
 )
 
 PARQUET = ".parquet"
-MEND = "name the columns of the file in url_col, caption_col, uid_col, width_col, height_col, extra"
+SUFFIXES = (PARQUET, *TEXT_SUFFIXES)
+OWN = {
+    "url_col": URL,
+    "caption_col": TEXT,
+    "width_col": ORIGINAL_WIDTH,
+    "height_col": ORIGINAL_HEIGHT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,79 +84,77 @@ class UrlList(DatasetStage):
 
     def __post_init__(self) -> None:
         check_shard_rows(self.shard_rows)
-        taken = {UID.name, REASON.name, *(column.name for column, _ in self._own)}
-        for name, alias in self.extra.items():
-            if name in taken:
-                raise RecipeError(f"'{name}' twice", "key `extra`", "leave it out: it is read")
-            try:
-                pa.type_for_alias(alias)
-            except ValueError as error:
-                do = "write an Arrow type: string, int64, float32, bool, ..."
-                raise RecipeError(f"type '{alias}'", f"key `extra.{name}`", do) from error
+        check_extra(self.extra, [it.column.name for it in asked_by(self, OWN, {})])
 
     @property
-    def _own(self) -> list[tuple[Column, str]]:
-        """Columns written, and their names in the file."""
-        named = (
-            (URL, self.url_col),
-            (TEXT, self.caption_col),
-            (ORIGINAL_WIDTH, self.width_col),
-            (ORIGINAL_HEIGHT, self.height_col),
-        )
-        return [(column, name) for column, name in named if name is not None]
-
-    @property
-    def columns(self) -> list[tuple[Column, str]]:
-        """The columns that are stored, each with its name in the file; `extra` ones last."""
-        extra = (
-            (Column(name, pa.type_for_alias(alias), "as found", "Passed through from the pool."))
-            for name, alias in self.extra.items()
-        )
-        return [*self._own, *((column, column.name) for column in extra)]
+    def asked(self) -> list[Asked]:
+        """The columns that are stored, each with its name in the files; `extra` ones last."""
+        return asked_by(self, OWN, self.extra)
 
     @property
     def writes(self) -> tuple[Column, ...]:
-        return tuple(column for column, _ in self.columns)
+        return tuple(it.column for it in self.asked)
 
     @property
-    def names(self) -> list[str]:
-        """The columns to read from each file."""
-        names = [*(name for _, name in self.columns), *([self.uid_col] if self.uid_col else [])]
-        return list(dict.fromkeys(names))
+    def names(self) -> dict[str, str]:
+        """Every column of the files that is read, by its setting."""
+        asked = {it.key: it.name for it in self.asked}
+        return asked | ({"uid_col": self.uid_col} if self.uid_col else {})
 
     def files(self) -> dict[str, int]:
-        return sizes_of(list_files(self.path, (PARQUET, *TEXT_SUFFIXES), "pool"))
+        return sizes_of(list_files(self.path, SUFFIXES, "pool"))
+
+    def head(self, rows: int) -> pa.Table:
+        files = list_files(self.path, SUFFIXES, "pool")
+        sources = (s for file in files for s in scan(self, file, None, is_cut=False)["sources"])
+        return first_rows((it for source in sources for it in read(self, source, None)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        files = list_files(self.path, (PARQUET, *TEXT_SUFFIXES), ctx.worker.stage)
+        files = list_files(self.path, SUFFIXES, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
-        ctx.create_shards(partial(read, self), [s for file in scanned for s in file["sources"]])
+        sources = [source for file in scanned for source in file["sources"]]
+        ctx.map(partial(try_first, self), sources[:1])
+        ctx.create_shards(partial(read, self), sources)
 
 
-def scan(stage: UrlList, file: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """The file's sources: ranges of rows (Parquet) or of bytes (text)."""
+def scan(
+    stage: UrlList, file: Mapping[str, Any], task: Task | None, is_cut: bool = True
+) -> dict[str, Any]:
+    """The file's sources: ranges of rows (Parquet) or of bytes (text); one where it is not cut."""
     storage, _ = open_pool(stage.path)
     if file["path"].lower().endswith(PARQUET):
         sources, schema = scan_parquet(storage, file, stage.shard_rows)
         if schema is not None:
-            require(stage.names, schema.names, f"{storage}/{file['path']}", MEND)
+            require(stage.names, schema.names, f"{storage}/{file['path']}")
     else:
-        sources = scan_text(storage, file, stage.names, stage.shard_rows, stage.quoted, MEND)
+        shard_rows = stage.shard_rows if is_cut else None
+        sources = scan_text(storage, file, stage.names, shard_rows, stage.quoted)
     return {"sources": sources}
 
 
-def read(stage: UrlList, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
+def try_first(stage: UrlList, source: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
+    """StageError where most of the first rows do not fit what the settings say of them."""
+    with suppress(ShardError):  # a damaged file costs its shards, not the stage
+        first_rows(read(stage, source, task, is_tried=True), TRIED_ROWS)
+    return {}
+
+
+def read(
+    stage: UrlList, source: Mapping[str, Any], task: Task | None, is_tried: bool = False
+) -> Iterator[pa.Table]:
     """The source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
-    none: Rows = ({name: [] for name in stage.names}, pa.nulls(0, pa.string()))
-    with failing_its_shard(f"{storage}/{source['path']}"):
+    where = f"{storage}/{source['path']}"
+    names = list(dict.fromkeys(stage.names.values()))
+    none: Rows = ({name: [] for name in names}, pa.nulls(0, pa.string()))
+    with failing_its_shard(where):
         batches: Iterator[Rows]
         if source["path"].lower().endswith(PARQUET):
-            batches = map(unparsed_nowhere, parquet_rows(storage, source, stage.names))
+            batches = map(unparsed_nowhere, parquet_rows(storage, source, names))
         else:
-            batches = text_rows(storage, source, stage.names, stage.quoted)
+            batches = text_rows(storage, source, names, stage.quoted)
         for rows, unparsed in chain([none], batches):
-            yield fitted(stage, rows, unparsed)
+            yield as_stored(stage, rows, unparsed, where if is_tried else None)
 
 
 def unparsed_nowhere(table: pa.Table) -> Rows:
@@ -150,21 +163,23 @@ def unparsed_nowhere(table: pa.Table) -> Rows:
     return columns, pa.nulls(len(table), pa.string())
 
 
-def fitted(stage: UrlList, rows: Mapping[str, Any], unparsed: pa.Array) -> pa.Table:
-    """Rows of a file in the columns that the stage writes."""
-    fits = {column.name: fit(rows[name], column.dtype) for column, name in stage.columns}
-    values = {name: column for name, (column, _) in fits.items()}
+def as_stored(
+    stage: UrlList, rows: Mapping[str, Any], unparsed: pa.Array, tried: str | None
+) -> pa.Table:
+    """Rows of a file in the columns that the stage writes; `tried` as `where` of `fitted`."""
+    values, misfits = fitted(stage.asked, rows, tried)
     url = values[URL.name]
     text = values.get(TEXT.name, pa.nulls(len(unparsed), pa.string()))
     uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None
+    bad_uid = any_of([] if uid is None else [uid.is_null()], len(unparsed))
+    if tried and stage.uid_col:
+        refuse_uids(stage.uid_col, rows[stage.uid_col], bad_uid, tried)
     # Without url and text, the row's own bytes tell it from the next that no parser reads.
     known = uid_column(uid, url, pc.coalesce(unparsed, text))
     masks = {
         "unparsable": unparsed.is_valid(),
-        "bad_uid": uid.is_null()
-        if uid is not None
-        else pa.array([False] * len(unparsed), pa.bool_()),
+        "bad_uid": bad_uid,
         "no_url": pc.fill_null(pc.equal(url, ""), True),
-        "bad_value": any_of([misfit for _, misfit in fits.values()], len(unparsed)),
+        "bad_value": any_of(list(misfits.values()), len(unparsed)),
     }
     return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})

@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ from stages.ops.tables import (
     any_of,
     failing_its_shard,
     first_reason,
+    first_rows,
     fit,
     in_batches,
     list_files,
@@ -77,18 +79,24 @@ class WebDataset(DatasetStage):
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".tar",), "pool"))
 
+    def head(self, rows: int) -> pa.Table:
+        tars = list_files(self.path, (".tar",), "pool")
+        return first_rows((it for tar in tars for it in read(self, tar, None, rows)), rows)
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         tars = list_files(self.path, (".tar",), ctx.worker.stage)
         ctx.create_shards(partial(read, self), tars)
 
 
-def read(stage: WebDataset, source: Mapping[str, Any], task: Task) -> Iterator[pa.Table]:
-    """The tar's samples, streamed; one empty table where there are none."""
+def read(
+    stage: WebDataset, source: Mapping[str, Any], task: Task | None, rows: int | None = None
+) -> Iterator[pa.Table]:
+    """The tar's samples, or its first, streamed; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{source['path']}"
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
         yield fitted(source["path"], [])
-        every = samples(members(file, stage.max_member_bytes, where))
+        every = islice(samples(members(file, stage.max_member_bytes, where)), rows)
         for batch in in_batches(every, size_of):
             yield fitted(source["path"], batch)
 

@@ -23,6 +23,7 @@ Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
+READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 
 
 def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str, Any]]:
@@ -73,17 +74,6 @@ def check_shard_rows(shard_rows: int) -> None:
         raise RecipeError(str(shard_rows), "key `shard_rows`", "write 1 or more")
 
 
-def require(columns: Iterable[str], there: Sequence[str], where: str, do: str) -> None:
-    """Refuses a file that lacks a column, or has it twice."""
-    for column in columns:
-        if there.count(column) != 1:
-            raise StageError(
-                found=f"{there.count(column)} columns named '{column}' among {', '.join(there)}",
-                where=where,
-                do=do,
-            )
-
-
 def scan_parquet(
     storage: Storage, file: Mapping[str, Any], shard_rows: int
 ) -> tuple[list[dict[str, Any]], pa.Schema | None]:
@@ -104,14 +94,20 @@ def scan_parquet(
 
 
 def parquet_rows(
-    storage: Storage, source: Mapping[str, Any], columns: Sequence[str]
+    storage: Storage,
+    source: Mapping[str, Any],
+    columns: Sequence[str],
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.Table]:
     """Rows start to stop of those columns that the file has, streamed.
 
     Only the row groups that overlap are read, but each from its first row: Parquet has no other
     way in, so row groups far larger than a shard are decoded once per shard.
     """
-    with storage.open(source["path"]) as opened, pq.ParquetFile(opened) as parquet:
+    with (
+        storage.open(source["path"]) as opened,
+        pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet,
+    ):
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         start, stop = source["start"], source["stop"]
         end_G = np.cumsum(sizes, dtype=np.int64)
@@ -121,7 +117,7 @@ def parquet_rows(
         left = stop - start
         there = [name for name in columns if name in parquet.schema_arrow.names]
         for batch in parquet.iter_batches(
-            BATCH_ROWS, row_groups=groups, columns=there, use_threads=False
+            batch_rows, row_groups=groups, columns=there, use_threads=False
         ):
             part = batch.slice(skip, left)
             skip = max(0, skip - len(batch))
@@ -150,7 +146,10 @@ def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
     """The values as this type, and which of them are unfit and null.
 
     NaN in an integer column, which is how pandas writes a missing integer, is null and fits.
+    A vector fits that has the width of a fixed-size list of floats, and finite numbers only.
     """
+    if pa.types.is_fixed_size_list(dtype) and pa.types.is_floating(dtype.value_type):
+        return _fit_vectors(values, dtype)
     if not isinstance(values, list) and values.type in (pa.string(), pa.large_string()):
         values = values.cast(pa.large_binary())  # nobody has looked whether it is UTF-8: _cast does
     try:
@@ -181,6 +180,16 @@ def uid_column(uid: pa.Array | None, url: pa.Array, text: pa.Array) -> pa.Array:
     return hashed if uid is None else pc.coalesce(uid, hashed)
 
 
+def first_rows(tables: Iterable[pa.Table], rows: int) -> pa.Table:
+    """So many rows of the tables, which are read no further; at least one table is given."""
+    head: list[pa.Table] = []
+    for table in tables:
+        head.append(table)
+        if sum(map(len, head)) >= rows:
+            break
+    return pa.concat_tables(head).slice(0, rows).unify_dictionaries()
+
+
 def first_reason(masks: Mapping[str, pa.Array]) -> pa.Array:
     """A reason column: the first code whose mask is true."""
     return pc.case_when(pc.make_struct(*masks.values()), *masks).dictionary_encode()
@@ -201,6 +210,43 @@ def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
     if array.type in (pa.binary(), pa.large_binary()) and not pa.types.is_binary(dtype):
         array = array.cast(pa.string())  # checks UTF-8
     return array.cast(dtype)
+
+
+def _fit_vectors(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    array = _lists(values)
+    there_N = np.asarray(array.is_valid())
+    length_N = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
+    fits_N = length_N == dtype.list_size
+    flat = pc.list_flatten(array.filter(pa.array(fits_N))).cast(dtype.value_type, safe=False)
+    part_KD = flat.to_numpy(zero_copy_only=False).reshape(-1, dtype.list_size)  # null is NaN
+    finite_K = np.isfinite(part_KD).all(axis=1)
+    fits_N[fits_N] = finite_K
+    row_ND = np.zeros((len(array), dtype.list_size), part_KD.dtype)
+    row_ND[fits_N] = part_KD[finite_K]
+    fitted = pa.FixedSizeListArray.from_arrays(
+        pa.array(row_ND.reshape(-1), dtype.value_type), type=dtype, mask=pa.array(~fits_N)
+    )
+    return fitted, pa.array(there_N & ~fits_N)
+
+
+def _lists(values: Values) -> pa.Array:
+    """The values as lists of numbers; any other value as a list without one."""
+    if not isinstance(values, list):
+        array = _whole(values)
+        kind = array.type
+        holds = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if holds or pa.types.is_fixed_size_list(kind):
+            number = kind.value_type
+            if pa.types.is_floating(number) or pa.types.is_integer(number):
+                return array
+        values = [None if value is None else [] for value in array.to_pylist()]
+    numbers = (int, float)
+    every = [value if value is None or isinstance(value, list) else [] for value in values]
+    every = [
+        value if value is None or all(isinstance(it, numbers) for it in value) else []
+        for value in every
+    ]
+    return pa.array(every, pa.list_(pa.float64()))
 
 
 def _one(value: Any, dtype: pa.DataType) -> Any:

@@ -67,6 +67,24 @@ def test_the_same_batches_give_the_same_bytes(folder, tmp_path):
     assert stored(folder, tables).sha256 == stored(again, tables).sha256
 
 
+def test_every_value_is_compressed_however_it_nests_but_images(tmp_path):
+    types = [
+        pa.map_(pa.string(), pa.list_(pa.string())),
+        pa.large_list(pa.struct([("a", pa.int8()), ("b", pa.list_(pa.float32(), 2))])),
+        pa.list_view(pa.int8()),
+    ]
+    fields = [(UID.name, UID.dtype), ("image", pa.binary()), *zip("mlv", types, strict=True)]
+    path = tmp_path / "0.parquet"
+    with ShardWriter(path, pa.schema(fields)) as writer:
+        uid = {UID.name: pa.array([bytes(16)], UID.dtype), "image": pa.nulls(1, pa.binary())}
+        nulls = {name: pa.nulls(1, dtype) for name, dtype in fields[2:]}
+        writer.add(pa.table(uid | nulls))
+        writer.close()
+    group = pq.read_metadata(path).row_group(0)
+    codecs = [group.column(i).compression for i in range(group.num_columns)]
+    assert codecs == ["ZSTD", "UNCOMPRESSED", *["ZSTD"] * 5]
+
+
 def test_row_groups_end_at_a_batch(folder):
     part = rows(list(range(3000)))
     record = stored(folder, [part, part, part])

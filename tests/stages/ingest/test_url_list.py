@@ -266,7 +266,7 @@ def test_a_file_without_the_url_column_names_itself_and_its_columns(tmp_path, ru
     assert "'url'" in found
     assert "text" in found
     assert where == name
-    assert "url_col" in do
+    assert do in ("did you mean `url_col: URL`?", "rename all but one of them")
 
 
 def test_a_parquet_without_the_uid_asked_for_stops_the_stage(tmp_path, run):

@@ -1,0 +1,185 @@
+"""Columns of a pool's files: which ones settings ask for, which lack, and which do not fit."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from metadata.schema import REASON, UID, Column
+from pipeline.errors import RecipeError, StageError
+from stages.ingest._arrow_types import comes_back, type_of
+from stages.ops.tables import Values, fit
+
+SHOWN = 24  # names of columns in an error
+PASSED = "Passed through from the pool."
+TRIED_ROWS = 1024  # of the first file, before the others are read
+MANY = 20  # values from which a share says something
+SAME = (  # what others call a column, by letters and digits alone
+    ("url", "imageurl", "imgurl", "link", "imagelink", "href", "src", "uri"),
+    ("text", "caption", "captions", "texts", "alt", "alttext", "title", "description"),
+    ("image", "img", "picture", "jpg", "png", "webp", "bytes", "imagebytes"),
+    ("uid", "id", "key", "sampleid"),
+    ("width", "originalwidth", "imagewidth", "w"),
+    ("height", "originalheight", "imageheight", "h"),
+    ("filename", "file", "path", "filepath", "imagepath"),
+)
+
+
+class Asked(NamedTuple):
+    """A column of the files that a setting asks for, and the column it becomes."""
+
+    key: str
+    name: str
+    column: Column
+
+
+def asked_by(stage: Any, own: Mapping[str, Column], extra: Mapping[str, str]) -> list[Asked]:
+    """What settings ask for: the stage's own columns by their key, then those of `extra`."""
+    named = {key: getattr(stage, key) for key in own}
+    return [
+        *(Asked(key, name, own[key]) for key, name in named.items() if name is not None),
+        *(
+            Asked(f"extra.{name}", name, Column(name, type_of(text), "as found", PASSED))
+            for name, text in extra.items()
+        ),
+    ]
+
+
+def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
+    """Refuses a column that is read already, a type that is none, and one that no file holds."""
+    for name, text in extra.items():
+        if name in {UID.name, REASON.name, *taken}:
+            raise RecipeError(f"'{name}' twice", "key `extra`", "leave it out: it is read")
+        where = f"key `extra.{name}`"
+        try:
+            dtype = type_of(text)
+        except (ValueError, OverflowError, RecursionError) as error:
+            do = (
+                "write an Arrow type as Arrow prints it: string, int64, double, timestamp[us],"
+                " list<item: string>, fixed_size_list<item: float>[512], ..."
+            )
+            raise RecipeError(f"type '{text:.80}': {error}", where, do) from error
+        stored = comes_back(dtype)
+        if stored != dtype:
+            do = "leave it out" if stored is None else f"write {stored}"
+            raise RecipeError(f"Parquet stores no {dtype}", where, do)
+
+
+def require(
+    asked: Mapping[str, str], there: Sequence[str], where: str, do: str | None = None
+) -> None:
+    """Refuses a file that lacks columns, or has one twice; `asked` is setting to column.
+
+    The error proposes the columns that may be meant; `do` is what to do where there is no setting.
+    """
+    for name in asked.values():
+        if there.count(name) > 1:
+            found = f"{there.count(name)} columns named '{name}' among {listed(there)}"
+            raise StageError(found, where, "rename all but one of them")
+    missing = {key: name for key, name in asked.items() if name not in there}
+    if not missing:
+        return
+    names = " and ".join(f"'{name}'" for name in dict.fromkeys(missing.values()))
+    found = f"no column {names}; the file has {listed(there)}"
+    free = [name for name in there if name not in asked.values()]
+    if do is None and any(name.startswith(("http://", "https://")) for name in there):
+        do = "the first row holds no names: name the columns in order, as `columns: [text, url]`"
+    if do is None:
+        meant = {key: alike(name, free) for key, name in missing.items()}
+        likely = [
+            f"`extra.{name}`" if key.startswith("extra.") else f"`{key}: {name}`"
+            for key, name in meant.items()
+            if name
+        ]
+        rest = " and ".join(f"`{key}`" for key in missing if not meant.get(key))
+        asks = f"did you mean {' and '.join(likely)}?" if likely else ""
+        name = f"write in {rest} how the file names it, or leave it out" if rest else ""
+        do = f"{asks} And {name}" if likely and rest else asks + name
+    raise StageError(found, where, do)
+
+
+def alike(name: str, there: Sequence[str]) -> str | None:
+    """The column that is probably meant: the same letters, another word for it, or nearly."""
+    plain = {_letters(column): column for column in reversed(there)}
+    wanted = _letters(name)
+    words = next((words for words in SAME if wanted in words), (wanted,))
+    for word in (wanted, *words, *get_close_matches(wanted, plain, n=1, cutoff=0.75)):
+        if word in plain:
+            return plain[word]
+    return None
+
+
+def fitted(
+    asked: Sequence[Asked], rows: Mapping[str, Values], where: str | None = None
+) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
+    """The columns asked for, by the name they get, and which values of each are unfit.
+
+    With `where`, StageError of a column most of whose values are unfit: its setting is wrong.
+    """
+    fits = {it.column.name: fit(rows[it.name], it.column.dtype) for it in asked}
+    if where is not None:
+        for it in asked:
+            refuse_misfits(it, rows[it.name], fits[it.column.name][1], where)
+    return {n: value for n, (value, _) in fits.items()}, {n: bad for n, (_, bad) in fits.items()}
+
+
+def refuse_misfits(
+    it: Asked, values: Values, misfit: pa.Array, where: str, what: str | None = None
+) -> None:
+    """StageError where most of at least 20 values are unfit, or all of 3 and more."""
+    is_misfit = misfit.to_pylist()
+    given = list(zip(_python(values), is_misfit, strict=True)) if any(is_misfit) else []
+    there = sum(value is not None for value, _ in given)
+    bad = [value for value, is_bad in given if is_bad and value is not None]
+    if len(bad) * 2 <= there or (there < MANY and not 3 <= there == len(bad)):
+        return
+    example = repr(bad[0].decode(errors="replace") if isinstance(bad[0], bytes) else bad[0])
+    example = example if len(example) <= 60 else f"{example[:60]}..."
+    found = f"{len(bad)} of the first {there} values of '{it.name}' are"
+    raise StageError(
+        f"{found} {what or f'no {it.column.dtype}'}: {example}", where, _instead(it, values, bad)
+    )
+
+
+def refuse_uids(name: str, values: Values, misfit: pa.Array, where: str) -> None:
+    """StageError where most values are no uid."""
+    what = "no uid of 16 bytes or 32 hex digits"
+    refuse_misfits(Asked("uid_col", name, UID), values, misfit, where, what)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names, of many the first."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _instead(it: Asked, values: Values, bad: Sequence[Any]) -> str:
+    """What to write in the place of a setting that most values contradict."""
+    if pa.types.is_fixed_size_list(it.column.dtype):
+        widths = {len(value) for value in bad if isinstance(value, list)}
+        if len(widths) == 1 and widths != {it.column.dtype.list_size}:
+            key = "embedding_width" if it.key.endswith("_col") else f"`{it.key}`, the width"
+            return f"write {key}: {widths.pop()}" if it.key.endswith("_col") else f"mend {key}"
+        return f"name a column of vectors without NaN in `{it.key}`, or leave it out"
+    if it.key.startswith("extra."):
+        try:
+            found = pa.array(bad[:MANY]).type if isinstance(values, list) else values.type
+        except (pa.ArrowException, ValueError, TypeError):
+            return f"leave out `{it.key}`: its values are of several types"
+        found = pa.string() if found in (pa.binary(), pa.large_binary()) else found
+        return f"write `{it.key}: {found}`"
+    return f"name another column in `{it.key}`, or leave it out"
+
+
+def _python(values: Values) -> list[Any]:
+    """The values as Python has them; text as bytes, which may be no UTF-8."""
+    if isinstance(values, list):
+        return values
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = values.cast(pa.large_binary())
+    return list(values.to_pylist())
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

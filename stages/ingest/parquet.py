@@ -1,0 +1,266 @@
+"""A pool in Parquet files: links, images, captions, embeddings, and any column beside them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    IMAGE,
+    IMAGE_BYTES,
+    IMAGE_EMBEDDING,
+    ORIGINAL_HEIGHT,
+    ORIGINAL_WIDTH,
+    REASON,
+    SHA256,
+    TEXT,
+    TEXT_EMBEDDING,
+    UID,
+    URL,
+    Column,
+)
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.errors import RecipeError, ShardError, StageError
+from pipeline.stage import DatasetStage, location
+from stages.ingest._columns import (
+    TRIED_ROWS,
+    Asked,
+    asked_by,
+    check_extra,
+    fitted,
+    refuse_misfits,
+    refuse_uids,
+    require,
+)
+from stages.ingest._nested import caption_of, digests_of, holds_images, images_of
+from stages.ops.tables import (
+    BATCH_ROWS,
+    any_of,
+    check_shard_rows,
+    failing_its_shard,
+    first_reason,
+    first_rows,
+    list_files,
+    open_pool,
+    parquet_rows,
+    scan_parquet,
+    sizes_of,
+    uid_column,
+    uid_values,
+)
+
+SUFFIXES = (".parquet", ".parq", ".pq")
+IMAGE_ROWS = 64  # rows in memory at a time where there are images, else 1,024
+VECTORS = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(DatasetStage):
+    """Link, image, caption and embeddings of every row, as found; null, with a reason, if unfit.
+
+    Image: bytes, or Hugging Face's struct of bytes and path. Caption: a text, or of a list of texts
+    (or of structs with `text`, as in an export) the first that is not empty; `extra` keeps the
+    list. url: that of `url_col`, else the image's path. sha256 is that of the image's bytes, and
+    `sha256_col` is held to it (`hash_mismatch`); without images it is the one that a download is
+    to have. Embeddings are stored as float32 of `embedding_width`; of another width, or with NaN,
+    `bad_embedding`. A null caption or embedding is no fault. uid: 16 bytes or 32 hex digits in
+    `uid_col` (else `bad_uid`); without it the hash of caption and url, or of caption and place in
+    the pool, `0.parquet/ROW`, where there is no url.
+
+    Source: Hugging Face's Image feature; img2dataset's column names; DataComp's uid.
+    Error: a file is known by name, size and time of change. An image above 2 GB fails its shard.
+    """
+
+    version = 1
+    determinism = "exact"
+    takes = ()
+    reasons = ("no_image", "no_url", "hash_mismatch", "bad_embedding", "bad_uid", "bad_value")
+
+    path: str = location()
+    image_col: str | None = None
+    url_col: str | None = None
+    caption_col: str | None = None
+    uid_col: str | None = None
+    width_col: str | None = None
+    height_col: str | None = None
+    sha256_col: str | None = None
+    image_embedding_col: str | None = None
+    text_embedding_col: str | None = None
+    embedding_width: int | None = None
+    extra: dict[str, str] = field(default_factory=dict)  # passed through: name to Arrow type
+    shard_rows: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_shard_rows(self.shard_rows)
+        if not (self.image_col or self.url_col or self.image_embedding_col):
+            do = "name the column of links in `url_col`, or that of images in `image_col`"
+            raise RecipeError("neither links nor images", "keys `url_col`, `image_col`", do)
+        has_vectors = self.image_embedding_col or self.text_embedding_col
+        if has_vectors and not (self.embedding_width or 0) > 0:
+            do = "write embedding_width: 512, or how many numbers each vector has"
+            raise RecipeError("embeddings without a width", "key `embedding_width`", do)
+        check_extra(self.extra, [column.name for column in self._own])
+
+    @property
+    def _own(self) -> tuple[Column, ...]:
+        """The columns that are written, without `extra`."""
+        vector = pa.list_(pa.float32(), self.embedding_width or 0)
+        named = (
+            ((URL,), self.url_col or self.image_col),
+            ((IMAGE, IMAGE_BYTES), self.image_col),
+            ((TEXT,), self.caption_col),
+            ((ORIGINAL_WIDTH,), self.width_col),
+            ((ORIGINAL_HEIGHT,), self.height_col),
+            ((SHA256,), self.image_col or self.sha256_col),
+            ((replace(IMAGE_EMBEDDING, dtype=vector),), self.image_embedding_col),
+            ((replace(TEXT_EMBEDDING, dtype=vector),), self.text_embedding_col),
+        )
+        return tuple(column for columns, given in named if given for column in columns)
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The columns of the files that are fitted to a type as they are."""
+        vector = pa.list_(pa.float32(), self.embedding_width or 0)
+        columns = {
+            "url_col": URL,
+            "width_col": ORIGINAL_WIDTH,
+            "height_col": ORIGINAL_HEIGHT,
+            "sha256_col": SHA256,
+            "image_embedding_col": replace(IMAGE_EMBEDDING, dtype=vector),
+            "text_embedding_col": replace(TEXT_EMBEDDING, dtype=vector),
+        }
+        return asked_by(self, columns, self.extra)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Every column of the files that is read, by its setting."""
+        keys = ("url_col", "image_col", "caption_col", "uid_col")
+        own = {key: name for key in keys if (name := getattr(self, key)) is not None}
+        return own | {it.key: it.name for it in self.asked}
+
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        return (*self._own, *(it.column for it in self.asked if it.key.startswith("extra.")))
+
+    def files(self) -> dict[str, int]:
+        return sizes_of(list_files(self.path, SUFFIXES, "pool"))
+
+    def head(self, rows: int) -> pa.Table:
+        files = list_files(self.path, SUFFIXES, "pool")
+        sources = (source for file in files for source in scan(self, file, None)["sources"])
+        return first_rows((it for source in sources for it in read(self, source, None)), rows)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        files = list_files(self.path, SUFFIXES, ctx.worker.stage)
+        scanned = ctx.map(partial(scan, self), files)
+        sources = [source for file in scanned for source in file["sources"]]
+        ctx.map(partial(try_first, self), sources[:1])
+        ctx.create_shards(partial(read, self), sources)
+
+
+def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
+    """The file's sources: ranges of its rows."""
+    storage, _ = open_pool(stage.path)
+    where = f"{storage}/{file['path']}"
+    sources, schema = scan_parquet(storage, file, stage.shard_rows)
+    if schema is None:
+        return {"sources": sources}
+    require(stage.names, schema.names, where)
+    if stage.image_col and not holds_images(dtype := schema.field(stage.image_col).type):
+        do = "name a column of bytes, or of structs with `bytes`; links belong in `url_col`"
+        raise StageError(f"'{stage.image_col}' is {dtype}, not images", where, do)
+    for key in ("image_embedding_col", "text_embedding_col"):
+        dtype = schema.field(name).type if (name := getattr(stage, key)) else None
+        if (
+            dtype
+            and pa.types.is_fixed_size_list(dtype)
+            and dtype.list_size != stage.embedding_width
+        ):
+            do = f"write embedding_width: {dtype.list_size}"
+            raise StageError(f"'{name}' has vectors of {dtype.list_size} numbers", where, do)
+    return {"sources": sources}
+
+
+def try_first(stage: Parquet, source: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
+    """StageError where most of the first rows do not fit what the settings say of them."""
+    with suppress(ShardError):  # a damaged file costs its shards, not the stage
+        first_rows(read(stage, source, task, is_tried=True), TRIED_ROWS)
+    return {}
+
+
+def read(
+    stage: Parquet, source: Mapping[str, Any], task: Task | None, is_tried: bool = False
+) -> Iterator[pa.Table]:
+    """The source's rows in the stage's columns; one empty table where there are none."""
+    storage, _ = open_pool(stage.path)
+    where = f"{storage}/{source['path']}"
+    names = list(dict.fromkeys(stage.names.values()))
+    row = source["start"]
+    yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
+    with failing_its_shard(where):
+        batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
+        for rows in parquet_rows(storage, source, names, batch_rows):
+            places = [f"{source['path']}/{row + number}" for number in range(len(rows))]
+            yield as_stored(stage, rows, pa.array(places), where if is_tried else None)
+            row += len(rows)
+
+
+def as_stored(stage: Parquet, rows: pa.Table, places: pa.Array, tried: str | None) -> pa.Table:
+    """Rows of a file in the columns that the stage writes; `tried` as `where` of `fitted`."""
+    values, misfits = fitted(stage.asked, rows, tried)
+    masks = dict.fromkeys(Parquet.reasons, pa.array(np.zeros(len(rows), bool)))
+    if stage.image_col:
+        image, path = images_of(rows[stage.image_col])
+        digest, stated = digests_of(image), values.get(SHA256.name)
+        values |= {IMAGE.name: image, SHA256.name: digest}
+        values[IMAGE_BYTES.name] = pc.binary_length(image).cast(IMAGE_BYTES.dtype)
+        values.setdefault(URL.name, path)
+        masks["no_image"] = image.is_null()
+        if stated is not None:
+            differs = pc.not_equal(pc.utf8_lower(stated), digest)
+            masks["hash_mismatch"] = pc.fill_null(differs, False)
+    if stage.url_col:
+        masks["no_url"] = pc.fill_null(pc.equal(values[URL.name], ""), True)
+    if stage.caption_col:
+        values[TEXT.name], misfits[TEXT.name] = caption_of(rows[stage.caption_col])
+    uid = uid_values(rows[stage.uid_col]) if stage.uid_col else None
+    if uid is not None:
+        masks["bad_uid"] = uid.is_null()
+    if tried:
+        refuse_unfit(stage, rows, masks, misfits, tried)
+    vectors = [misfits.pop(c.name) for c in VECTORS if c.name in misfits]
+    masks["bad_embedding"] = any_of(vectors, len(rows))
+    masks["bad_value"] = any_of(list(misfits.values()), len(rows))
+    link = values[URL.name] if stage.url_col else pa.nulls(len(rows), pa.string())
+    text = values.get(TEXT.name, pa.nulls(len(rows), pa.string()))
+    stored = {column.name: values[column.name] for column in stage.writes}
+    known = uid_column(uid, pc.coalesce(link, places), text)
+    return pa.table({UID.name: known, **stored, REASON.name: first_reason(masks)})
+
+
+def refuse_unfit(
+    stage: Parquet,
+    rows: pa.Table,
+    masks: Mapping[str, pa.Array],
+    misfits: Mapping[str, pa.Array],
+    where: str,
+) -> None:
+    """StageError where most captions, uids or digests are none."""
+    for key, column, misfit, what in (
+        ("caption_col", TEXT, misfits.get(TEXT.name), "no text"),
+        ("sha256_col", SHA256, masks["hash_mismatch"], "not the SHA-256 of the image"),
+    ):
+        name = getattr(stage, key)
+        if name is not None and misfit is not None:
+            refuse_misfits(Asked(key, name, column), rows[name], misfit, where, what)
+    if stage.uid_col:
+        refuse_uids(stage.uid_col, rows[stage.uid_col], masks["bad_uid"], where)
+    paths = rows[stage.image_col] if stage.image_col else None
+    if paths is not None and pa.types.is_struct(paths.type):
+        without = Asked("image_col", str(stage.image_col), IMAGE)
+        refuse_misfits(without, paths, masks["no_image"], where, "without bytes: paths alone")
