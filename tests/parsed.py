@@ -43,7 +43,9 @@ class Page(HTMLParser):
         leads = {"href", "srcset", "action", "xlink:href", "formaction", "background"}
         return not any(
             tag in runs
-            or attributes.keys() & leads
+            or any(
+                not (attributes[name] or "").startswith("#") for name in attributes.keys() & leads
+            )
             or any(name.startswith("on") for name in attributes)
             or not (attributes.get("src") or "data:image/").startswith("data:image/")
             for tag, attributes in self.tags

@@ -72,9 +72,12 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
-    """The loss of one training at each stored step; `stage` bears the seed too."""
+    """The loss at each stored step of one model that a training stage made; `seed` is a text, empty
+    where the stage makes one model."""
 
     stage: str
+    uses: str
+    seed: str
     step: tuple[int, ...]
     loss: tuple[float, ...]
 
@@ -146,7 +149,8 @@ def losses(state: RunState) -> list[LossCurve]:
             table = pq.read_table(io.BytesIO(Outputs(stage.folder).read(file)))
             step, loss = (tuple(table[column].to_pylist()) for column in ("step", "loss"))
             seed = prefix.strip(".-").replace("-", " ")
-            curves.append(LossCurve(stage=f"{name} {seed}".strip(), step=step, loss=loss))
+            uses = stage.planned.uses
+            curves.append(LossCurve(stage=name, uses=uses, seed=seed, step=step, loss=loss))
     return curves
 
 

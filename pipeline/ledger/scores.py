@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.ledger.stored import selects_up_to, stored
+from pipeline.ledger.stored import binding, selects_up_to, stored
 from pipeline.planning.planned import Binding
 from pipeline.planning.selects import thresholds_of
 from pipeline.run_folder.state import RunState
@@ -20,16 +20,35 @@ from pipeline.run_folder.state import RunState
 BINS = 48
 SAMPLED = 200_000  # values that a scale is chosen from
 TAIL = 0.005  # of the values at either end of a scale, which its outer bins take in
+LOOKED_AT = ("caption_words", "min_side")  # whether a select reads them or not
+GOES = {  # how a value that a threshold drops relates to its number
+    **{"<": np.greater_equal, "<=": np.greater, ">": np.less_equal, ">=": np.less},
+    **{"=": np.not_equal, "<>": np.equal},
+}
 BESIDE = {">=": -0.5, "<": -0.5, ">": 0.5, "<=": 0.5}  # between two whole numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCut:
-    """A threshold of one select stage, in its words, and where it stands on the scale."""
+    """A threshold of one select stage, in its words, and where it stands on the scale.
+
+    `limit` is the number itself, and `sign` how a value that stays relates to it; of `top`, the
+    least value that it let through.
+    """
 
     text: str
     value: float
     stage: str
+    sign: str
+    limit: float
+
+    def beyond(self, value: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """(N,) whether each row is on the side that goes; a row without a value is on none."""
+        number_N = numbers(value)
+        limit = self.limit
+        if pa.types.is_floating(value.type):
+            limit = float(value.type.to_pandas_dtype()(limit))  # as `where` compares
+        return np.asarray(GOES[self.sign](number_N, limit) & ~np.isnan(number_N))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +56,8 @@ class Score:
     """A column of numbers, and how many rows have values in each bin, kept and dropped.
 
     The outer bins take in the tails; `undefined` rows have no finite value. `is_whole`: of whole
-    numbers, whose cuts stand between two of them.
+    numbers, whose cuts stand between two of them. The means are of all rows with a value and of the
+    kept ones, null without any.
     """
 
     name: str
@@ -48,11 +68,13 @@ class Score:
     kept: tuple[int, ...]
     dropped: tuple[int, ...]
     undefined: int
+    mean: float | None
+    kept_mean: float | None
 
 
 @dataclass
 class ScoreColumn:
-    """A column of numbers that a select stage decides by, before its values are counted."""
+    """A column of numbers, before its values are counted."""
 
     name: str
     where: Binding
@@ -69,17 +91,22 @@ class Histogram:
         self.kept_B = np.zeros(len(edge_E) - 1, np.int64)
         self.dropped_B = np.zeros(len(edge_E) - 1, np.int64)
         self.undefined = 0
+        self.sum = self.kept_sum = 0.0
 
     def count(self, value: pa.ChunkedArray, keep_N: NDArray[np.bool_]) -> None:
-        number_N = _numbers(value)
+        number_N = numbers(value)
         defined_N = ~np.isnan(number_N)
         inside_N = np.clip(number_N, self.edge_E[0], self.edge_E[-1])
         self.kept_B += np.histogram(inside_N[defined_N & keep_N], self.edge_E)[0]
         self.dropped_B += np.histogram(inside_N[defined_N & ~keep_N], self.edge_E)[0]
         self.undefined += int((~defined_N).sum())
+        self.sum += float(number_N[defined_N].sum())
+        self.kept_sum += float(number_N[defined_N & keep_N].sum())
 
     def score(self) -> Score:
         """The counts of all that was counted."""
+        kept = int(self.kept_B.sum())
+        rows = kept + int(self.dropped_B.sum())
         return Score(
             name=self.column.name,
             stage=self.column.where[0],
@@ -89,11 +116,14 @@ class Histogram:
             kept=tuple(self.kept_B.tolist()),
             dropped=tuple(self.dropped_B.tolist()),
             undefined=self.undefined,
+            mean=self.sum / rows if rows else None,
+            kept_mean=self.kept_sum / kept if kept else None,
         )
 
 
 def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
-    """The columns of numbers that a select stage and those before it read, those with cuts first.
+    """The columns of numbers that a select stage and those before it read, those with cuts first,
+    and caption lengths and sizes that nobody decides by last.
 
     A column of their own is one of them where it says which way is better.
     """
@@ -116,7 +146,13 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
             if column and value is not None and math.isfinite(value):
                 text = f"{at.text}: from {value:.4g}" if at.is_size else at.text
                 beside = value + BESIDE.get(at.sign, 0.0) * column.is_whole
-                column.cuts.append(ScoreCut(text=text, value=beside, stage=stage))
+                sign = ">=" if at.is_size else at.sign
+                cut = ScoreCut(text=text, value=beside, stage=stage, sign=sign, limit=value)
+                column.cuts.append(cut)
+    for name in LOOKED_AT:
+        found = binding(state, end, name)
+        if found and pa.types.is_integer(state.plan.schema(*found)):
+            columns.setdefault(found, ScoreColumn(name, found, is_whole=True))
     return sorted(columns.values(), key=lambda column: not column.cuts)
 
 
@@ -142,7 +178,7 @@ def histograms(state: RunState, root: str, columns: list[ScoreColumn]) -> list[H
             bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=root, purpose="scale")
             table = table.filter(pa.array(bits_N < np.uint64(2**64 * (SAMPLED / rows))))
         for i, some in enumerate(values):
-            number_N = _numbers(table[str(i)])
+            number_N = numbers(table[str(i)])
             some.append(number_N[~np.isnan(number_N)])
     return [
         Histogram(column, _edges(column, some))
@@ -163,7 +199,7 @@ def _edges(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[np
     return np.linspace(low - room, high + room, BINS + 1)
 
 
-def _numbers(value: pa.ChunkedArray) -> NDArray[np.float64]:
+def numbers(value: pa.ChunkedArray) -> NDArray[np.float64]:
     """Float64, NaN where there is no finite value."""
     number_N = np.array(value.cast(pa.float64(), safe=False).fill_null(math.nan).to_numpy())
     number_N[np.isinf(number_N)] = math.nan

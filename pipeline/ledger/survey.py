@@ -12,6 +12,7 @@ from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
 from pipeline.ledger.causes import KEPT, Cause, causes, named_in, trace
+from pipeline.ledger.cuts import AtCuts, CutRows
 from pipeline.ledger.groupings import group_of, groupings
 from pipeline.ledger.groups import KeepRates, keep_rates
 from pipeline.ledger.reasons import ShardReasons
@@ -32,11 +33,12 @@ class RowValues(NamedTuple):
 class Survey:
     """One select stage. `groups` has keep-rates by language, source and domain, where the pool has
     several; `readers` the selects that read what each of them groups by, for whatever. `samples`
-    are chosen by a hash of the uid.
+    are chosen by a hash of the uid, those of `cuts` by their value.
     """
 
     stage: str
     scores: tuple[Score, ...]
+    cuts: tuple[CutRows, ...]
     groups: dict[str, KeepRates]
     readers: dict[str, tuple[str, ...]]
     samples: dict[Cause, tuple[RowValues, ...]]
@@ -47,6 +49,7 @@ def survey(state: RunState, end: str) -> Survey:
     root = state.plan.stages[end].root
     columns = score_columns(state, end)
     counted = histograms(state, root, columns)
+    at_cuts = AtCuts(state.plan, columns)
     groups = groupings(state, end)
     bound = {
         **{f"score {i}": column.where for i, column in enumerate(columns)},
@@ -63,7 +66,10 @@ def survey(state: RunState, end: str) -> Survey:
             histogram.count(table[f"score {i}"], keep_N)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
         reasons = ShardReasons(state, root, shard)
-        every = [(*KEPT, pa.array(keep_N)), *causes(reasons, end)]
+        lost = list(causes(reasons, end))
+        values = [table[f"score {i}"] for i in range(len(columns))]
+        at_cuts.count(shard, values, bits_N, keep_N, lost)
+        every = [(*KEPT, pa.array(keep_N)), *lost]
         for stage, code, rows in every:
             few = least(bits_N, rows.to_numpy(zero_copy_only=False))
             here = [(int(bits_N[i]), (shard, int(i))) for i in few]
@@ -76,6 +82,7 @@ def survey(state: RunState, end: str) -> Survey:
     return Survey(
         stage=end,
         scores=tuple(histogram.score() for histogram in counted),
+        cuts=at_cuts.rows(),
         groups={
             by: keep_rates(tally, _naming(state, groups[by], {cause for _, cause in tally}))
             for by, tally in tallies.items()

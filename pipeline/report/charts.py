@@ -2,12 +2,24 @@
 
 from collections.abc import Sequence
 from math import ceil, floor, log10
-from typing import Any
+from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 420, 190  # of the viewBox: no wider, so that text stays legible on a phone
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 16, 34
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+TOWERS = 4  # times the next highest bar: a higher one is cut off, so that the others can be seen
+ROOM = 1.25  # over that next highest bar
 Line = tuple[str, Sequence[float], Sequence[float]]  # name, x, y
+
+
+class Band(NamedTuple):
+    """A line with a lower and an upper edge at each x."""
+
+    name: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 def histogram(
@@ -17,15 +29,24 @@ def histogram(
     cuts: Sequence[dict[str, Any]],
     is_whole: bool = False,
 ) -> dict[str, Any]:
-    """Two stacked bars a bin, the kept rows below, and a line at each cut."""
-    most = max([k + d for k, d in zip(kept, dropped, strict=True)], default=0) or 1
+    """Two stacked bars a bin, the kept rows below, and a line at each cut.
+
+    One bar that towers over all others is cut off at the top, with its rows as a number.
+    """
+    height = [k + d for k, d in zip(kept, dropped, strict=True)]
+    second, highest = sorted([0, 0, *height])[-2:]
+    is_tower = second > 0 and highest > TOWERS * second
+    most = (second * ROOM if is_tower else highest) or 1
     low, high = edges[0], edges[-1]
-    bars = []
+    box = frame(low, high, 0, most)
+    top = box["y_top"]
+    bars, towers = [], []
     for i in range(len(kept)):
         x, right = _x(edges[i], low, high), _x(edges[i + 1], low, high)
+        share = min(1.0, top / height[i]) if height[i] else 1.0  # of a tower, what is drawn
         for kind, base, count in (("kept", 0, kept[i]), ("dropped", kept[i], dropped[i])):
             if count:
-                y, bottom = _y(base + count, 0, most), _y(base, 0, most)
+                y, bottom = _y(share * (base + count), 0, top), _y(share * base, 0, top)
                 gap = 0.6 if right - x > 3 else 0
                 bars.append(
                     {
@@ -36,43 +57,66 @@ def histogram(
                         "height": round(bottom - y, 2),
                     }
                 )
+        if is_tower and height[i] == highest:
+            at = min(max((x + right) / 2, LEFT + 30), WIDTH - RIGHT - 30)
+            mark = {"x": round(x, 2), "width": round(right - x, 2), "at": round(at, 2)}
+            towers.append({**mark, "text": f"{highest:,}"})
     marks = [{"x": round(_x(cut["value"], low, high), 2), "text": cut["text"]} for cut in cuts]
-    box = frame(low, high, 0, most)
     if is_whole:
         box["x_ticks"] = [tick for tick in box["x_ticks"] if "." not in tick["text"]]
-    return {**box, "bars": bars, "cuts": marks}
+    return {**box, "bars": bars, "towers": towers, "cuts": marks}
 
 
 def lines(
     series: Sequence[Line], marks: Sequence[dict[str, Any]] = (), from_zero: bool = True
 ) -> dict[str, Any]:
     """A line a series over one x axis, with vertical marks."""
-    xs = [x for _, values, _ in series for x in values] + [mark["value"] for mark in marks]
-    ys = [y for _, _, values in series for y in values]
-    if not xs or not ys:
-        xs, ys = xs or [0.0], ys or [0.0]
+    level = [Band(name, x, y, y, y) for name, x, y in series]
+    return {**bands(level, marks, from_zero), "bands": []}
+
+
+def bands(
+    series: Sequence[Band], marks: Sequence[dict[str, Any]] = (), from_zero: bool = False
+) -> dict[str, Any]:
+    """A line a series in a band of its own over one x axis, with vertical marks."""
+    xs = [x for band in series for x in band.x] + [mark["value"] for mark in marks] or [0.0]
+    ys = [y for band in series for y in (*band.low, *band.high)] or [0.0]
     low, high = min(xs), max(xs)
     if low == high:
         low, high = low - 0.5, high + 0.5
     least, most = (0.0 if from_zero else min(ys)), max(ys)
     if least == most:
         most = least + 1
-    drawn = [
-        {
-            "name": name,
-            "dots": [
-                {"x": round(_x(x, low, high), 2), "y": round(_y(y, least, most), 2)}
-                for x, y in zip(x_values, y_values, strict=True)
-            ],
-        }
-        for name, x_values, y_values in series
-    ]
-    at = [{"x": round(_x(mark["value"], low, high), 2), "text": mark["text"]} for mark in marks]
-    return {**frame(low, high, least, most), "lines": drawn, "cuts": at}
+    box = frame(low, high, least, most, from_zero)
+
+    def dots(x_values: Sequence[float], y_values: Sequence[float]) -> list[dict[str, float]]:
+        return [
+            {
+                "x": round(_x(x, low, high), 2),
+                "y": round(_y(y, box["y_bottom"], box["y_top"]), 2),
+            }
+            for x, y in zip(x_values, y_values, strict=True)
+        ]
+
+    return {
+        **box,
+        "lines": [{"name": band.name, "dots": dots(band.x, band.mean)} for band in series],
+        "bands": [
+            {"dots": dots(band.x, band.low) + dots(band.x, band.high)[::-1]} for band in series
+        ],
+        "cuts": [{"x": round(_x(m["value"], low, high), 2), "text": m["text"]} for m in marks],
+    }
 
 
-def frame(low: float, high: float, least: float, most: float) -> dict[str, Any]:
-    """The plot's box and the ticks of both axes."""
+def frame(
+    low: float, high: float, least: float, most: float, from_zero: bool = True
+) -> dict[str, Any]:
+    """The plot's box and the ticks of both axes; the y axis ends at a tick, and begins at one where
+    it does not begin at zero."""
+    y_ticks = ticks(least, most, 4)
+    step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else most - least
+    top = step * ceil(most / step - 1e-9)
+    bottom = least if from_zero else step * floor(least / step + 1e-9)
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -80,9 +124,12 @@ def frame(low: float, high: float, least: float, most: float) -> dict[str, Any]:
         "right": WIDTH - RIGHT,
         "top": TOP,
         "bottom": HEIGHT - BOTTOM,
+        "y_bottom": bottom,
+        "y_top": top,
         "x_ticks": [{"at": round(_x(v, low, high), 2), "text": short(v)} for v in ticks(low, high)],
         "y_ticks": [
-            {"at": round(_y(v, least, most), 2), "text": short(v)} for v in ticks(least, most, 4)
+            {"at": round(_y(v, bottom, top), 2), "text": short(v)}
+            for v in ticks(bottom, top, max(2, round((top - bottom) / step)))
         ],
     }
 

@@ -28,6 +28,7 @@ def render(template: str, **values: Any) -> str:
         "signed": lambda share: f"{100 * share:+.1f}".replace("-", MINUS),
         "short": short,
         "size": size,
+        "lasting": lasting,
         "value": value,
         "cut": cut,
     }
@@ -40,6 +41,14 @@ def size(size_bytes: int) -> str:
         if size_bytes >= factor:
             return f"{size_bytes / factor:.1f} {unit}"
     return f"{size_bytes} B"
+
+
+def lasting(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def value(stored: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-SIDE = 144  # pixels: shown at 112, so that a dense screen has some to spare
+SMALL = 144  # pixels: shown at 112 at most, so that a dense screen has some to spare
+LARGE = 320  # of samples that can be looked at larger
 JPEG_QUALITY = 78
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 JPEG = b"\xff\xd8"
@@ -22,7 +23,7 @@ MAX_TILE_PIXELS = 89_478_484  # as Pillow bounds pictures
 MAX_PYTHON_PIXELS = 2**22  # of a BMP in runs, which Pillow decodes in Python
 
 
-def picture(image: bytes | None) -> dict[str, Any] | None:
+def picture(image: bytes | None, side: int = SMALL) -> dict[str, Any] | None:
     """src, width and height of the small picture; None without an image that can be decoded."""
     if image is None:
         return None
@@ -32,7 +33,7 @@ def picture(image: bytes | None) -> dict[str, Any] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pixels = _small(image)
+            pixels = _small(image, side)
     except Exception:  # on hostile bytes decoders raise anything, KeyError to OSError
         return None
     coded = {"jpeg": _coded(pixels, "JPEG", quality=JPEG_QUALITY, optimize=True)}
@@ -42,14 +43,14 @@ def picture(image: bytes | None) -> dict[str, Any] | None:
     return {"src": source, "width": pixels.width, "height": pixels.height}
 
 
-def _small(body: bytes) -> Image.Image:
+def _small(body: bytes, side: int) -> Image.Image:
     """The first frame, upright, on white."""
     opened = Image.open(BytesIO(body), formats=FORMATS)
     tile_area = np.prod([getattr(opened, "tag_v2", {}).get(tag, 1) for tag in TILE_SIDES])
     in_python_area = opened.width * opened.height if opened.tile[0][0] == "bmp_rle" else 0
     if tile_area > MAX_TILE_PIXELS or in_python_area > MAX_PYTHON_PIXELS:
         raise Image.DecompressionBombError
-    opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than that needs
+    opened.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded no larger than that needs
     opened.load()
     image: Image.Image = opened
     if image.mode.startswith("I"):  # 16 bits of grey
@@ -60,7 +61,7 @@ def _small(body: bytes) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.exif_transpose(image.convert("RGB"))
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     image.info.clear()  # or its comments and profiles are written too
     return image
 

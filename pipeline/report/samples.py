@@ -1,20 +1,28 @@
-"""What a page shows of a row beside its values: its picture and its caption."""
+"""What a page shows of a row beside its values: its picture, its caption, and its link."""
 
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
-from metadata.schema import IMAGE, IMAGE_BYTES, TEXT, UID
+from metadata.schema import HTTP_STATUS, IMAGE, IMAGE_BYTES, TEXT, UID, URL
 from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.report.pictures import picture
+from pipeline.report.pictures import SMALL, picture
 from pipeline.run_folder.state import RunState
 
 
-def samples_at(state: RunState, stage: str, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
-    """uid, caption and picture of each row under a stage; None where there is none."""
+def samples_at(
+    state: RunState, stage: str, places: Iterable[Place], side: int = SMALL
+) -> dict[Place, dict[str, Any]]:
+    """uid, caption, link and picture of each row under a stage; None where there is none.
+
+    `side`: of the picture, in pixels.
+    """
     image = binding(state, stage, IMAGE_BYTES.name)
     bound = {
         "uid": (state.plan.stages[stage].root or stage, UID.name),
         "text": binding(state, stage, TEXT.name),
+        "url": binding(state, stage, URL.name),
+        "status": binding(state, stage, HTTP_STATUS.name),
         "image": image and (image[0], IMAGE.name),
     }
     there = {name: where for name, where in bound.items() if where}
@@ -24,7 +32,18 @@ def samples_at(state: RunState, stage: str, places: Iterable[Place]) -> dict[Pla
         place: {
             "uid": row["uid"].hex(),
             "text": row.get("text"),
-            "picture": picture(row.get("image")),
+            "url": row.get("url"),
+            "host": host(row.get("url")),
+            "status": row.get("status"),
+            "picture": picture(row.get("image"), side),
         }
         for place, row in rows
     }
+
+
+def host(url: str | None) -> str:
+    """The host that a link names, with its port; empty where it names none."""
+    try:
+        return urlsplit(url or "").netloc.rpartition("@")[2]
+    except ValueError:  # of a broken IPv6 address
+        return ""

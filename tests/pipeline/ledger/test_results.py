@@ -71,10 +71,11 @@ def test_the_interval_is_students_and_one_seed_has_none(values, known):
 
 def test_losses_are_those_stored(state):
     found = losses(state)
-    assert [curve.stage for curve in found] == [
-        *("raw_models seed 0", "raw_models seed 1"),
-        *("best_models seed 0", "best_models seed 1"),
+    assert [(curve.stage, curve.seed) for curve in found] == [
+        *(("raw_models", "seed 0"), ("raw_models", "seed 1")),
+        *(("best_models", "seed 0"), ("best_models", "seed 1")),
     ]
+    assert {curve.uses for curve in found} == {"proof.learn"}
     assert (found[0].step[-1], found[0].loss[0]) == (99, 5.0)
 
 

@@ -38,13 +38,31 @@ def test_bars_stack_and_the_highest_reaches_the_top():
     assert chart["cuts"] == [{"x": (LEFT + WIDTH - RIGHT) / 2, "text": "x > 1"}]
 
 
+def test_a_bar_that_towers_over_all_others_is_cut_off_and_says_its_rows():
+    chart = histogram([0, 1, 2, 3], [900, 2, 0], [100, 2, 3], [])
+    (tower,) = chart["towers"]
+    assert tower["text"] == "1,000"
+    kept, dropped, low, _, _ = chart["bars"]
+    assert dropped["y"] == TOP
+    assert kept["height"] == pytest.approx(9 * dropped["height"], abs=0.1)
+    assert low["height"] > (HEIGHT - TOP - BOTTOM) / 4  # where 2 of 1,000 would be nothing
+    assert histogram([0, 1, 2], [3, 1], [0, 0], [])["towers"] == []
+
+
+def test_the_axis_ends_at_a_tick_above_all_values():
+    chart = lines([("loss", [0, 1], [4.83, 3.12])], from_zero=False)
+    texts = [tick["text"] for tick in chart["y_ticks"]]
+    assert (float(texts[0]), float(texts[-1])) == (3.0, 5.0)
+    assert chart["y_ticks"][-1]["at"] == TOP
+
+
 def test_whole_numbers_get_whole_ticks():
     chart = histogram([-0.5, 0.5], [1], [0], [], is_whole=True)
     assert [tick["text"] for tick in chart["x_ticks"]] == ["0"]
 
 
 def test_lines_go_through_their_points_and_nothing_is_still_a_chart():
-    (line,) = lines([("kept", [0, 10], [0, 5])])["lines"]
+    (line,) = lines([("kept", [0, 10], [0, 4])])["lines"]
     assert line["dots"] == [
         {"x": LEFT, "y": HEIGHT - BOTTOM},
         {"x": WIDTH - RIGHT, "y": TOP},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.pictures import SIDE, picture
+from pipeline.report.pictures import LARGE, SMALL, picture
 from tests.hostile_pictures import commented, in_runs, saved, scanned, segmented, tiff
 
 TILE = (322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 0), (325, 4, 1, 1)
@@ -26,7 +26,8 @@ def test_a_photograph_becomes_a_small_jpeg_that_keeps_its_shape():
     kind, _, data = made["src"].partition(";base64,")
     assert kind == "data:image/jpeg"
     assert Image.open(BytesIO(b64decode(data))).size == (made["width"], made["height"])
-    assert (made["width"], made["height"]) == (SIDE, SIDE // 2)
+    assert (made["width"], made["height"]) == (SMALL, SMALL // 2)
+    assert (picture(encoded(noise), LARGE) or {})["width"] == LARGE
 
 
 def test_a_drawing_becomes_a_png_and_a_small_one_is_not_enlarged():

@@ -1,0 +1,125 @@
+"""What a page shows of one last select stage: its bars, scores, thresholds, groups and samples."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from pipeline.ledger.causes import KEPT
+from pipeline.ledger.cuts import CutRows
+from pipeline.ledger.funnel import End
+from pipeline.ledger.scores import Score
+from pipeline.ledger.stored import Place
+from pipeline.ledger.survey import RowValues, Survey, survey
+from pipeline.report.charts import histogram
+from pipeline.report.pictures import LARGE
+from pipeline.report.samples import samples_at
+from pipeline.run_folder.state import RunState
+
+Section = dict[str, Any]  # id, title and template of a part of the page, and what it draws
+Samples = dict[Place, dict[str, Any]]
+
+
+def section(name: str, title: str, number: int = 0, **values: Any) -> Section:
+    """A part of the page; `number` tells those of one kind apart."""
+    id_ = f"{name}-{number + 1}" if number else name
+    return {"id": id_, "title": title, "template": f"{name}.html", **values}
+
+
+def drawn_end(end: End, number: int) -> dict[str, Any]:
+    """Its waterfall, each bar with the id of its samples; the largest causes first in `most`."""
+    left, falls = end.rows, []
+    for at, cause in enumerate(end.causes):
+        left -= cause.rows
+        falls.append({**vars(cause), "left": left, "id": f"{number + 1}-{at + 1}"})
+    return {
+        "stage": end.stage,
+        "rows": end.rows,
+        "kept": end.kept,
+        "share": end.kept / end.rows if end.rows else 0.0,
+        "id": f"{number + 1}-kept",
+        "falls": falls,
+        "most": sorted(falls, key=lambda fall: -fall["rows"]),
+    }
+
+
+def sections_of(
+    state: RunState, end: dict[str, Any], number: int, several: str
+) -> Iterator[Section]:
+    """The parts that tell of this end; `several` names it in their titles where there are more."""
+    found = survey(state, end["stage"])
+    places = [row.place for rows in found.samples.values() for row in rows]
+    places += [place for cut in found.cuts for place, _ in (*cut.kept, *cut.dropped)]
+    seen = samples_at(state, end["stage"], places, LARGE)
+    part = partial(section, number=number, end=end)
+    if found.scores:
+        title = f"Scores and thresholds{several}"
+        scores = [_score(score, found.cuts) for score in found.scores]
+        yield part("scores", title, scores=scores)
+    if cuts := [_cut(cut, seen) for cut in found.cuts if cut.dropped]:
+        yield part("thresholds", f"At the thresholds{several}", cuts=cuts)
+    if found.groups:
+        yield part("groups", f"Who is kept{several}", found=found)
+    causes = [_cause(KEPT, end["kept"], end["id"], found, seen)]
+    causes += [
+        _cause((fall["stage"], fall["reason"]), fall["rows"], fall["id"], found, seen)
+        for fall in end["falls"]
+    ]
+    selects = {name for name, planned in state.plan.stages.items() if planned.is_select}
+    failed = [
+        cause
+        for cause in causes
+        if cause["stage"] and cause["stage"] not in selects and not cause["has_pictures"]
+    ]
+    yield part(
+        "samples",
+        f"Samples{several}",
+        causes=[cause for cause in causes if cause not in failed],
+        failed=failed,
+    )
+
+
+def _score(score: Score, cuts: Sequence[CutRows]) -> dict[str, Any]:
+    bins = [kept + dropped for kept, dropped in zip(score.kept, score.dropped, strict=True)]
+    at = next((i for i, rows in enumerate(bins) if rows), 0)
+    return {
+        **vars(score),
+        "kept": sum(score.kept),
+        "dropped": sum(score.dropped),
+        "only": sum(map(bool, bins)) < 2 and score.edges[at : at + 2],
+        "rows": {(of.cut.stage, of.cut.text): of for of in cuts if of.column == score.name},
+        "chart": histogram(
+            score.edges,
+            score.kept,
+            score.dropped,
+            [vars(cut) for cut in score.cuts],
+            score.is_whole,
+        ),
+    }
+
+
+def _cut(of: CutRows, seen: Samples) -> dict[str, Any]:
+    """Both sides of a threshold, that of the lower values first."""
+    sides = [
+        {
+            "is_kept": is_kept,
+            "samples": [{**seen[place], "values": {of.column: value}} for place, value in rows],
+        }
+        for is_kept, rows in ((False, of.dropped), (True, of.kept))
+    ]
+    is_upper = of.cut.sign in ("<", "<=")
+    return {**vars(of), "sides": sides[::-1] if is_upper else sides}
+
+
+def _cause(
+    cause: tuple[str, str], rows: int, id_: str, found: Survey, seen: Samples
+) -> dict[str, Any]:
+    few: Sequence[RowValues] = found.samples.get(cause, ())
+    samples = [{**seen[place], "values": values} for place, values in few]
+    return {
+        "stage": cause[0],
+        "reason": cause[1],
+        "rows": rows,
+        "id": id_,
+        "samples": samples,
+        "has_pictures": any(sample["picture"] for sample in samples),
+    }

@@ -1,0 +1,37 @@
+"""Losses on the page: the trainings of one kind in one chart, each with a band over its seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.ledger.results import LossCurve
+from pipeline.report.charts import Band, bands
+
+POINTS = 300  # of a line: no screen shows more
+
+
+def training_charts(curves: Sequence[LossCurve]) -> list[dict[str, Any]]:
+    """A chart for each kind of training, in the recipe's order."""
+    return [
+        _chart(uses, [curve for curve in curves if curve.uses == uses])
+        for uses in dict.fromkeys(curve.uses for curve in curves)
+    ]
+
+
+def _chart(uses: str, curves: Sequence[LossCurve]) -> dict[str, Any]:
+    """The mean of each training's seeds, from the least to the greatest of them; and its end."""
+    drawn, ends = [], []
+    for stage in dict.fromkeys(curve.stage for curve in curves):
+        of = [curve for curve in curves if curve.stage == stage]
+        steps = min(len(curve.step) for curve in of)
+        if not steps:
+            continue
+        loss_SN = np.array([curve.loss[:steps] for curve in of])
+        every = slice(None, None, max(1, steps // POINTS))
+        mean_N, low_N, high_N = loss_SN.mean(0), loss_SN.min(0), loss_SN.max(0)
+        x = of[0].step[:steps][every]
+        drawn.append(Band(stage, x, *(y_N[every].tolist() for y_N in (mean_N, low_N, high_N))))
+        last = float(mean_N[-max(1, steps // 20) :].mean())
+        ends.append({"stage": stage, "seeds": len(of), "steps": steps, "last": last})
+    return {"uses": uses, "chart": bands(drawn), "ends": ends}
