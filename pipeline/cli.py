@@ -25,9 +25,11 @@ from pipeline.verbs import (
     WRONG,
     Verb,
     concepts,
+    curate,
     doctor,
     export,
     funnel,
+    init,
     plan,
     pool,
     report,
@@ -44,14 +46,14 @@ from pipeline.verbs._signals import exit_code
 atexit.register(gc.freeze)  # a last search for garbage in all that was imported takes a while
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 VERBS: tuple[Verb, ...] = (
-    *(stages,),
+    *(init, curate, stages),
     *(plan, run, submit, status, verify),
     *(funnel, why, sweep, report),
     *(export,),
     *(pool, concepts, doctor),
 )
 TITLES = {  # of the help, each above a verb
-    "stages": "start",
+    "init": "start",
     "plan": "run a recipe",
     "funnel": "ask what came out",
     "export": "take it out",

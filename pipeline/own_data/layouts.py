@@ -1,0 +1,203 @@
+"""What the files at a path are: pictures, tars, tables, and what lies beside them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metadata.globs import FoundFile, files_of, open_pool
+from metadata.keys import redacted
+from metadata.storage import Storage
+from pipeline.errors import RecipeError
+from pipeline.own_data.unsure import UnsureError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PACKED = (".gz", ".bz2", ".zst")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
+DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
+OWN = "dataset.json"  # stands in an export of ours, and in a folder of `datasets`' there is another
+INSTEAD = {  # of files that hold data in a form that no stage reads
+    ".xlsx": "save the sheet as CSV UTF-8, and give that file",
+    ".xls": "save the sheet as CSV UTF-8, and give that file",
+    ".ods": "save the sheet as CSV UTF-8, and give that file",
+    ".zip": "unpack it, and give the folder",
+    ".tar.gz": "unpack it (`gunzip`), and give the .tar",
+    ".tgz": "unpack it (`gunzip`), and give the .tar",
+    ".7z": "unpack it, and give the folder",
+    ".feather": "write it as Parquet:  pandas.read_feather(IN).to_parquet(OUT)",
+    ".pkl": "write it as Parquet:  pandas.read_pickle(IN).to_parquet(OUT)",
+    ".db": "write the table as Parquet or CSV, and give that file",
+    ".sqlite": "write the table as Parquet or CSV, and give that file",
+}
+KNOWN = (
+    "CSV, TSV, JSON lines, Parquet, a list of links, a folder of pictures with captions, WebDataset"
+    " tars, or the folder that img2dataset, DataComp, Hugging Face or clipmill wrote"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Files of one kind, the path that names them, and what else was there."""
+
+    kind: str  # a suffix, or `pictures`
+    path: str
+    storage: Storage
+    files: Sequence[FoundFile]
+    beside: Sequence[str] = ()  # files that belong to them
+    aside: Mapping[str, int] = field(default_factory=dict)  # files of no use, by suffix
+
+
+def layout_of(path: str) -> Layout:
+    """The layout of a path; UnsureError where there are two, RecipeError where there is none."""
+    storage, pattern = open_pool(path)
+    files = files_of(path)
+    shown = redacted(path)
+    if not files:
+        is_there = storage.fs.get_file_info(storage.path).type.name != "NotFound"
+        what = "an empty folder" if is_there else "nothing there"
+        raise RecipeError(what, shown, f"give a path that holds data: {KNOWN}")
+    names = [file.name for file in files]
+    _refuse_saved_to_disk(storage, names, shown)
+    _refuse_uid_list(storage, names, shown)
+    by_kind = _by_kind(files)
+    # A glob of pictures names no captions: they lie beside, in the same folder.
+    has_more = "pictures" in by_kind and pattern != "**"
+    beside = _beside(_by_kind(files_of(storage.uri)) if has_more else by_kind)
+    kinds = {
+        kind: kept
+        for kind, every in by_kind.items()
+        if (kept := [file for file in every if file.name not in beside])
+    }
+    data = {kind: kept for kind, kept in kinds.items() if _is_data(kind)}
+    if not data:
+        kind = max(kinds, key=lambda kind: len(kinds[kind])) if kinds else ""
+        raise RecipeError(
+            found=f"no data that can be read: {counted(_counts(kinds))}",
+            where=shown,
+            do=INSTEAD.get(kind, f"give {KNOWN}"),
+        )
+    if len(data) > 1:
+        paths = {_path(path, kind, files): f"{len(files):,} files" for kind, files in data.items()}
+        raise UnsureError(
+            ask="data",
+            candidates=paths,
+            where=shown,
+            do=f"give one of them: {'  or  '.join(paths)}",
+        )
+    ((kind, kept),) = data.items()
+    has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
+    return Layout(
+        kind=kind,
+        path=_path(path, kind, kept) if has_others and kind in (".parquet", *TABLES) else path,
+        storage=storage,
+        files=kept,
+        beside=sorted(beside),
+        aside=_counts({other: kinds[other] for other in kinds if other != kind}),
+    )
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`300 .jpg, 2 .pdf`."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "nothing"
+
+
+def suffix_of(name: str) -> str:
+    """The last suffix in lower case, that of a compression left out of a table's."""
+    base = name.rpartition("/")[2].lower()
+    for pack in PACKED:
+        if base.endswith(pack) and base.removesuffix(pack).endswith(TABLES):
+            base = base.removesuffix(pack)
+    if base.endswith(".tar.gz"):
+        return ".tar.gz"
+    stem, dot, suffix = base.rpartition(".")
+    return dot + suffix if stem else ""
+
+
+def stem_of(name: str) -> str:
+    """The name without its last suffix."""
+    return name.rpartition(".")[0]
+
+
+def _by_kind(files: Iterable[FoundFile]) -> dict[str, list[FoundFile]]:
+    by_kind: dict[str, list[FoundFile]] = {}
+    for file in files:
+        suffix = suffix_of(file.name)
+        by_kind.setdefault("pictures" if suffix in PICTURES else suffix, []).append(file)
+    return by_kind
+
+
+def _is_data(kind: str) -> bool:
+    return kind in ("pictures", ".tar", ".parquet", *TABLES)
+
+
+def _beside(by_kind: Mapping[str, Sequence[FoundFile]]) -> set[str]:
+    """Files that only say something about others: captions, counts, documents."""
+    every = [file.name for files in by_kind.values() for file in files]
+    found = {
+        name
+        for name in every
+        if name.rpartition("/")[2].lower().startswith(DOCUMENTS)
+        or name.endswith(("_stats.json", ".places.npy"))
+        or name.rpartition("/")[2] in (OWN, "dataset_dict.json", "dataset_info.json")
+    }
+    stems = {stem_of(file.name) for kind in ("pictures", ".tar") for file in by_kind.get(kind, ())}
+    stems |= {name.rpartition("/")[0] for name in every if "/" in name and "pictures" in by_kind}
+    found |= {
+        name
+        for name in every
+        if stem_of(name) in stems and suffix_of(name) in (".txt", ".json", ".parquet", ".npz")
+    }
+    if "pictures" in by_kind:
+        found |= {
+            name
+            for name in every
+            if name.rpartition("/")[2] in ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+        }
+    tables = {stem_of(file.name) for file in by_kind.get(".parquet", ())}
+    found |= {name for name in every if name.endswith(".npz") and stem_of(name) in tables}
+    return found
+
+
+def _counts(kinds: Mapping[str, Sequence[FoundFile]]) -> dict[str, int]:
+    counts = Counter({kind or "without a suffix": len(files) for kind, files in kinds.items()})
+    return dict(counts.most_common())
+
+
+def _path(path: str, kind: str, files: Sequence[FoundFile]) -> str:
+    """A glob of the files of one kind below a folder; the path itself where it is none."""
+    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    if "*" in head or (len(files) == 1 and head.endswith(files[0].name)):
+        return path
+    suffixes = Counter(file.name[len(stem_of(file.name)) :] for file in files)
+    suffix = suffixes.most_common(1)[0][0]
+    deep = "**/" if any("/" in file.name for file in files) else ""
+    return f"{head.rstrip('/')}/{deep}*{suffix}{mark}{query}"
+
+
+def _refuse_saved_to_disk(storage: Storage, names: Sequence[str], shown: str) -> None:
+    """The Arrow files of `save_to_disk` have a form of their own; `datasets` writes them anew."""
+    arrow = [name for name in names if name.endswith(".arrow")]
+    if arrow and any(name.rpartition("/")[2] == "state.json" for name in names):
+        split = "" if "dataset_dict.json" not in names else "['train']"
+        raise RecipeError(
+            found="a dataset that `save_to_disk` wrote: Arrow files",
+            where=shown,
+            do='write it as Parquet, and give that file:  python -c "from datasets import'
+            f" load_from_disk; load_from_disk('{shown}'){split}.to_parquet('mine.parquet')\"",
+        )
+
+
+def _refuse_uid_list(storage: Storage, names: Sequence[str], shown: str) -> None:
+    if OWN in names and storage.has(OWN):
+        told = storage.read_json(OWN, dict)
+        if told and told.get("format") == "uid_list":
+            raise RecipeError(
+                found="a list of uids: it says which rows of a pool stay, and has no pictures",
+                where=shown,
+                do="give the pool itself, and this list to `select.uid_list` in its recipe",
+            )
+
+
+def dataset_card(storage: Storage) -> dict[str, object] | None:
+    """What dataset.json says of an export of ours; None where there is none."""
+    told = storage.read_json(OWN, dict)
+    return told if told and "counts" in told else None

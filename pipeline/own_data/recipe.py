@@ -1,0 +1,121 @@
+"""A starter recipe for data: what each line does, and what to change."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.own_data.look import Data
+
+PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others
+SIGNATURE = "# `curate` may write this file anew until you change it: "
+SAID = {  # of each setting of an ingest stage
+    "path": "a file, a folder or a glob",
+    "columns": "names for columns that the file does not name",
+    "delimiter": "what stands between two columns",
+    "image_col": "column of the pictures",
+    "url_col": "column of the links",
+    "caption_col": "column of the captions",
+    "uid_col": "column of the ids, 32 hex digits each",
+    "width_col": "column of the pictures' width",
+    "height_col": "column of the pictures' height",
+    "sha256_col": "column of the pictures' SHA-256, which is checked",
+    "image_embedding_col": "column of the pictures' vectors",
+    "text_embedding_col": "column of the captions' vectors",
+    "embedding_width": "numbers of a vector",
+    "extra": "columns to take along, for rules of your own",
+    "quoted": "a quote is a sign like others, and encloses nothing",
+    "scores": "the pool's CLIP scores are read, too",
+    "score_type": "the type in which the pool stores them",
+    "shard_rows": "rows that are worked on, stored and tried again together",
+}
+CAPTION_RULES = (
+    ("(caption_words >= 2 OR language IN ('zh', 'ja', 'th'))", "two words or more"),
+    ("caption_letters >= 3", "more than signs and numbers"),
+    ("NOT caption_is_filename", "not IMG_0042.jpg"),
+    ("caption_mojibake < 2", "not garbled: â€™ for an apostrophe"),
+    ("caption_markup = 0", "no HTML"),
+)
+IMAGE_RULES = (
+    ("min_side >= 64", "the shorter side; DataComp asks 200"),
+    ("aspect_ratio <= 3", "longer side to shorter: no banners"),
+    ("luma_std > 4", "not one flat colour"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a recipe is to do beyond rules and duplicates."""
+
+    score: str | None = None  # a column of the data to rank by
+    model: str | None = None  # that scores how well captions fit
+    trusted: Data | None = None  # pairs that a filter network learns from
+    keep: float | None = None  # share of the rows, the best by score
+    to: Sequence[str] = ("parquet",)  # forms of the export
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the recipe itself makes a score."""
+        return self.model is not None or self.trusted is not None
+
+    @property
+    def column(self) -> str | None:
+        """The score that rows are ranked by, if any."""
+        return "clip_score" if self.is_scored else self.score
+
+
+def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
+    """The recipe's text; `made_by` is the command that asked, `run_as` the one that runs it."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pipeline", "own_data"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # YAML, and each value of it passes `yaml`
+    )
+    environment.filters["yaml"] = in_yaml
+    environment.filters["padded"] = lambda text, width=36: text.ljust(width)
+    rules = (*(CAPTION_RULES if data.has_captions else ()), *IMAGE_RULES)
+    language = ["language"] if data.has_captions else []
+    return environment.get_template("starter.yaml.j2").render(
+        data=data,
+        wish=wish,
+        made_by=_comment(made_by),
+        run_as=_comment(run_as),
+        said=SAID,
+        pictures="images" if data.is_linked else "pool",
+        rules=rules,
+        rule_width=max(len(rule) for rule, _ in rules),
+        columns=[*language, *([wish.column] if wish.column else [])],
+        train_batch=min(512, max(16, ((wish.trusted and wish.trusted.rows) or 1024) // 2)),
+    )
+
+
+def in_yaml(value: Any) -> str:
+    """The value in YAML, on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{in_yaml(key)}: {in_yaml(value[key])}' for key in value)}}}"
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(map(in_yaml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.split())
+
+
+def signed(text: str) -> str:
+    """The text with a last line by which `is_untouched` knows that nobody changed it."""
+    return f"{text}{SIGNATURE}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
+
+
+def is_untouched(text: str) -> bool:
+    """Whether a recipe is as `curate` wrote it."""
+    before, mark, _ = text.rpartition(SIGNATURE)
+    return bool(mark) and signed(before) == text

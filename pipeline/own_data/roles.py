@@ -1,0 +1,220 @@
+"""Which column of a table is what, told by its name and by the values of its first rows."""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.own_data.unsure import UnsureError
+from pipeline.terminal import one_line
+
+NAMES = {  # in lower case, without other signs
+    "url": (
+        *("url", "urls", "imageurl", "imgurl", "imagelink", "imglink", "link", "links"),
+        *("imagesrc", "imgsrc", "src", "href", "pictureurl", "photourl", "photoimageurl"),
+    ),
+    "caption": (
+        *("text", "texts", "caption", "captions", "alt", "alttext", "alttexts", "title"),
+        *("description", "prompt", "sentence", "sentences", "imagecaption", "imagedescription"),
+    ),
+    "image": ("image", "images", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes"),
+    "uid": ("uid", "uidhex", "uuid", "id", "key", "hash"),
+    "sha256": ("sha256", "imagesha256"),
+    "width": ("originalwidth", "width", "imagewidth", "imgwidth"),
+    "height": ("originalheight", "height", "imageheight", "imgheight"),
+}
+SCORE = re.compile(r"score|similarity|aesthetic|cosine|quality|rating|clip", re.IGNORECASE)
+RESERVED = (  # names that a run gives a meaning of its own
+    *("uid", "reason", "shard", "position", "keep", "image", "url", "text", "sha256"),
+    *("repeats", "loss_weight"),
+)
+MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+EXAMPLE = 32  # characters of a value that is shown
+LEAST_WIDTH = 16  # numbers of a list that is an embedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """The column of each role; None where the table has none."""
+
+    url: str | None
+    caption: str | None
+    image: str | None
+    uid: str | None
+    sha256: str | None
+    width: str | None
+    height: str | None
+    scores: tuple[str, ...]
+    image_embedding: str | None
+    text_embedding: str | None
+
+
+def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
+    """The roles of a table's columns; `answers` come first. UnsureError where two fit alike."""
+    for role, name in answers.items():
+        if name not in table.column_names:
+            raise RecipeError(
+                found=f"no column '{name}'",
+                where=f"--{role}, {where}",
+                do=did_you_mean(name, table.column_names, "columns here"),
+            )
+    found: dict[str, str | None] = {}
+    for role, fits in FITS.items():
+        taken = {*found.values(), *answers.values()} - {None}
+        free = [name for name in table.column_names if name not in taken]
+        found[role] = answers.get(role) or _one(role, fits, table.select(free), where)
+    numbers = [
+        name
+        for name in table.column_names
+        if name not in found.values() and name.lower() not in RESERVED and _is_score(table, name)
+    ]
+    vectors = [name for name in table.column_names if _is_embedding(table[name])]
+    of_text = [name for name in vectors if re.search("te?xt|caption", name, re.IGNORECASE)]
+    of_image = [name for name in vectors if name not in of_text]
+    return Roles(
+        **found,
+        scores=tuple(numbers),
+        image_embedding=next(iter(of_image), None),
+        text_embedding=next(iter(of_text), None),
+    )
+
+
+def _one(
+    role: str, fits: Callable[[pa.ChunkedArray], bool], table: pa.Table, where: str
+) -> str | None:
+    """The column of a role: the one that fits and is named so, else the only one that may be."""
+    fitting = [name for name in table.column_names if fits(table[name])]
+    named = [name for name in fitting if re.sub("[^a-z0-9]", "", name.lower()) in NAMES[role]]
+    if not named and role == "caption":
+        named = [name for name in fitting if _has_words(table[name])]
+    elif not named and role in ("url", "image"):
+        named = fitting
+    # Structs of texts, as in an export, say more than is wanted where a plain caption is there too.
+    named = [name for name in named if not _is_list_of_structs(table[name].type)] or named
+    if len(named) > 1 and role in ("url", "caption", "image"):
+        raise UnsureError(
+            ask=role,
+            candidates={name: example(table[name]) for name in named},
+            where=where,
+            do=f"say which: --{role} {shlex.quote(named[0])}",
+        )
+    return min(named, key=lambda name: _place(role, name)) if named else None
+
+
+def _place(role: str, name: str) -> int:
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    return NAMES[role].index(plain) if plain in NAMES[role] else len(NAMES[role])
+
+
+def example(values: pa.ChunkedArray) -> str:
+    """The first value that there is, short; empty of pictures and of nothing."""
+    if is_image(values):
+        return ""
+    first = next((value.as_py() for value in values if value.is_valid), "")
+    text = one_line(first)
+    return text if len(text) <= EXAMPLE else f"{text[:EXAMPLE]}…"
+
+
+def is_url(values: pa.ChunkedArray) -> bool:
+    """Whether most values are links."""
+    return _most(values, r"^\s*https?://\S")
+
+
+def is_image(values: pa.ChunkedArray) -> bool:
+    """Whether the values are encoded images, or structs of `bytes` and `path` around them."""
+    if pa.types.is_struct(values.type):
+        return any(field.name == "bytes" for field in values.type)
+    if not _is_bytes(values.type):
+        return False
+    first = next((value.as_py() for value in values if value.is_valid), b"")
+    return bool(first.startswith(MAGIC) or first[4:8] == b"ftyp")
+
+
+def is_caption(values: pa.ChunkedArray) -> bool:
+    """Whether the values are texts with letters, and no links, ids or dates."""
+    values = _texts(values)
+    return (
+        _most(values, r"\pL") and not is_url(values) and not _most(values, r"^[0-9a-fA-F-]{16,}$")
+    )
+
+
+def _is_uid(values: pa.ChunkedArray) -> bool:
+    return bool(values.type == pa.binary(16)) or _most(values, r"^[0-9a-fA-F]{32}$")
+
+
+def _is_whole(values: pa.ChunkedArray) -> bool:
+    if pa.types.is_floating(values.type):  # as pandas writes whole numbers among which some lack
+        there = values.drop_null()
+        return bool(pc.all(pc.equal(pc.floor(there), there)).as_py())
+    return bool(pa.types.is_integer(values.type))
+
+
+FITS: dict[str, Callable[[pa.ChunkedArray], bool]] = {
+    "image": is_image,
+    "url": is_url,
+    "uid": _is_uid,
+    "sha256": lambda values: _most(values, r"^[0-9a-fA-F]{64}$"),
+    "width": _is_whole,
+    "height": _is_whole,
+    "caption": is_caption,
+}
+
+
+def _has_words(values: pa.ChunkedArray) -> bool:
+    values = _texts(values)
+    return _most(values, r"\S\s+\S|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]{2}")
+
+
+def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts of a column of texts, of lists of them, or of lists of structs with `text`."""
+    if _is_list(values.type):
+        values = pc.list_flatten(values)
+        if pa.types.is_struct(values.type) and values.type.get_field_index("text") >= 0:
+            values = pc.struct_field(values, "text")
+    return values
+
+
+def _is_list_of_structs(dtype: pa.DataType) -> bool:
+    return _is_list(dtype) and bool(pa.types.is_struct(dtype.value_type))
+
+
+def _is_score(table: pa.Table, name: str) -> bool:
+    dtype = table[name].type
+    if name.startswith(("Unnamed:", "__index")):  # what pandas makes of a row's number
+        return False
+    return pa.types.is_floating(dtype) or (pa.types.is_integer(dtype) and bool(SCORE.search(name)))
+
+
+def _is_embedding(values: pa.ChunkedArray) -> bool:
+    if not _is_list(values.type) or not pa.types.is_floating(values.type.value_type):
+        return False
+    first = next((value for value in values if value.is_valid), None)
+    return first is not None and len(first) >= LEAST_WIDTH
+
+
+def _most(values: pa.ChunkedArray, pattern: str) -> bool:
+    """Whether the pattern is found in more than half of the values that are texts."""
+    if not _is_text(values.type):
+        return False
+    there = values.drop_null()
+    found = pc.sum(pc.match_substring_regex(there, pattern)).as_py() or 0
+    return 2 * int(found) > len(there)
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(dtype) for is_kind in kinds)
+
+
+def _is_bytes(dtype: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(dtype) for is_kind in kinds)
+
+
+def _is_list(dtype: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(dtype) for is_kind in kinds)

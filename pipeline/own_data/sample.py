@@ -1,0 +1,232 @@
+"""The first rows of a table's files, and how many rows there are in all."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from metadata.globs import FoundFile
+from metadata.storage import Storage
+from pipeline.errors import RecipeError
+
+ROWS = 1000
+BLOCK_BYTES = 4 << 20  # of the first file's text
+COUNTED_BYTES = 512 << 20  # text whose lines are counted; of more, the number is an estimate
+MOST_BAD = 20  # one line of so many may hold bytes that are no UTF-8
+COUNTED_FILES = 64  # Parquet files whose rows are added up
+PACKED = (".gz", ".bz2", ".zst")
+DELIMITERS = ",\t;|"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """At most 1,000 rows as they were found, and the form of a text file."""
+
+    table: pa.Table
+    rows: int  # of all files
+    is_exact: bool  # else `rows` is an estimate
+    delimiter: str = ""
+    has_header: bool = True
+    is_quoted: bool = True
+
+
+def parquet_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample:
+    """Of Parquet files."""
+    batches: list[pa.RecordBatch] = []
+    rows = seen = 0
+    for file in files[:COUNTED_FILES]:
+        try:
+            with storage.open(file.name) as opened, pq.ParquetFile(opened) as parquet:
+                rows += parquet.metadata.num_rows
+                schema = parquet.schema_arrow
+                batches_of = parquet.iter_batches(64, use_threads=False)
+                while seen < ROWS and sum(b.nbytes for b in batches) < BLOCK_BYTES * 8:
+                    if (batch := next(batches_of, None)) is None:
+                        break
+                    if batches and batch.schema != batches[0].schema:
+                        break
+                    batches.append(batch)
+                    seen += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(storage, file, error) from None
+    of_all = round(rows * len(files) / len(files[:COUNTED_FILES]))
+    table = pa.Table.from_batches(batches) if batches else pa.Table.from_batches([], schema)
+    return Sample(
+        table=_plain(table.slice(0, ROWS)), rows=of_all, is_exact=len(files) <= COUNTED_FILES
+    )
+
+
+def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sample:
+    """Of CSV, TSV, JSON lines or plain lists."""
+    files = [file for file in files if file.size] or files
+    block, is_whole = _first_block(storage, files[0])
+    where = f"{storage}/{files[0].name}"
+    is_csv = not suffix.startswith((".json", ".ndjson"))
+    form = _csv_form(block, where) if is_csv else {"table": _json_table(block, where)}
+    table = form.pop("table")
+    if is_csv and is_whole and len(files) == 1:
+        rows, is_exact = form.pop("parsed"), True
+    else:
+        lines, is_exact = _count(storage, files, max(1, block.count("\n")) / max(1, len(block)))
+        rows = max(0, lines - len(files) * (is_csv and form["has_header"]))
+        is_exact = is_exact and not (form.pop("parsed", 0) and '"' in block)  # they may hold lines
+    return Sample(table=_plain(table.slice(0, ROWS)), rows=rows, is_exact=is_exact, **form)
+
+
+def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool]:
+    """Whole lines from the begin of a file, unpacked, and whether they are all of it."""
+    where = f"{storage}/{file.name}"
+    try:
+        with storage.fs.open_input_stream(storage.locate(file.name)) as stream:  # unpacks by name
+            block = bytes(stream.read(BLOCK_BYTES))
+            is_whole = not stream.read(1)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(storage, file, error) from None
+    if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise RecipeError("text in UTF-16", where, "save it as UTF-8 (Excel: CSV UTF-8)")
+    if b"\0" in block[:4096]:
+        raise RecipeError("bytes that are no text", where, "give it the suffix of what it is")
+    block = block if is_whole else block[: block.rfind(b"\n") + 1]
+    text = block.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
+    lines = text.splitlines()
+    bad = [number for number, line in enumerate(lines, 1) if "\ufffd" in line]
+    if len(bad) * MOST_BAD > len(lines):
+        found = f"{len(bad):,} of {len(lines):,} lines are not UTF-8, the first is line {bad[0]}"
+        raise RecipeError(found, where, "save it as UTF-8 (Excel: CSV UTF-8)")
+    return text, is_whole
+
+
+def _csv_form(text: str, where: str) -> dict[str, Any]:
+    """The delimiter, whether there is a header and quotes, and the rows they give."""
+    head = text[: 64 << 10]
+    delimiter = _delimiter(head)
+    first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter or "\0"), [])
+    has_header = not any(value.strip().startswith(("http://", "https://")) for value in first)
+    # A field that begins and ends with a quote was quoted; a stray quote, as in CC3M, was not.
+    fields = [field for line in head.splitlines()[:1000] for field in line.split(delimiter or "\0")]
+    is_quoted = any(len(field) > 1 and field[0] == field[-1] == '"' for field in fields)
+    is_quoted = is_quoted or delimiter == "," or not any('"' in field for field in fields)
+    names = first if has_header else [f"column {i + 1}" for i in range(len(first))]
+    table = pa.table({name: pa.array([], pa.string()) for name in names})
+    skipped = []
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        skipped.append(row)
+        return "skip"
+
+    if text.strip():
+        options = pacsv.ParseOptions(
+            delimiter=delimiter or "\t",
+            quote_char='"' if is_quoted else False,
+            newlines_in_values=is_quoted,
+            invalid_row_handler=skip,
+        )
+        table = _read_csv(text, options, names, has_header, where)
+    return {
+        "table": table,
+        "parsed": len(table) + len(skipped),
+        "delimiter": delimiter,
+        "has_header": has_header,
+        "is_quoted": is_quoted,
+    }
+
+
+def _delimiter(head: str) -> str:
+    """The sign that cuts most lines into as many fields as the first; empty where none does."""
+    lines = [line for line in head.splitlines()[:20] if line.strip()]
+
+    def even(sign: str) -> int:
+        counts = [len(row) for row in csv.reader(lines, delimiter=sign)]
+        return sum(count == counts[0] > 1 for count in counts) if counts else 0
+
+    best = max(DELIMITERS, key=even)
+    return best if 2 * even(best) > len(lines) else ""
+
+
+def _read_csv(
+    text: str, options: pacsv.ParseOptions, names: list[str], has_header: bool, where: str
+) -> pa.Table:
+    """The rows, each column in the type that its values have."""
+    data = text.encode()
+    try:
+        return pacsv.read_csv(
+            io.BytesIO(data),
+            pacsv.ReadOptions(
+                use_threads=False,
+                block_size=len(data) + 1,
+                column_names=names,
+                skip_rows_after_names=int(has_header),
+            ),
+            options,
+            pacsv.ConvertOptions(timestamp_parsers=[], strings_can_be_null=True),
+        )
+    except pa.ArrowException as error:
+        raise RecipeError(f"no table: {error}", where, "save it as CSV in UTF-8") from None
+
+
+def _json_table(text: str, where: str) -> pa.Table:
+    """Rows of JSON lines; those that are no object left out."""
+    if text.lstrip().startswith("["):
+        raise RecipeError(
+            found="a JSON array",
+            where=where,
+            do='write one JSON object a line:  python -c "import json, sys;'
+            ' [print(json.dumps(row)) for row in json.load(sys.stdin)]" < IN.json > OUT.jsonl',
+        )
+    rows = []
+    for line in text.splitlines()[: 2 * ROWS]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _column([row.get(name) for row in rows[:ROWS]]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """The values in their own type; as text where they have several."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if it is None else str(it) for it in values], pa.string())
+
+
+def _count(storage: Storage, files: Sequence[FoundFile], lines_a_byte: float) -> tuple[int, bool]:
+    """Lines of all files, and whether they were counted."""
+    size = sum(file.size for file in files)
+    packed = any(file.name.lower().endswith(PACKED) for file in files)
+    if size > COUNTED_BYTES:
+        return round(size * lines_a_byte), False
+    lines = 0
+    for file in files:
+        last = b"\n"
+        with storage.fs.open_input_stream(storage.locate(file.name)) as stream:
+            while block := bytes(stream.read(BLOCK_BYTES)):
+                lines += block.count(b"\n")
+                last = block[-1:]
+        lines += last != b"\n"
+    return lines, not packed or size < COUNTED_BYTES
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Dictionaries as their values."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table[i].cast(field.type.value_type))
+    return table
+
+
+def _unreadable(storage: Storage, file: FoundFile, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"a file that cannot be read: {error}",
+        f"{storage}/{file.name}",
+        "put the whole file in its place, or leave it out",
+    )

@@ -1,0 +1,97 @@
+"""From a path and a few answers to a recipe that is planned and tried, and not yet written."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.own_data.look import Data, look_at
+from pipeline.own_data.preview import Preview, preview
+from pipeline.own_data.recipe import Wish, starter
+from pipeline.own_data.unsure import UnsureError
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
+
+SCORES = "--score COLUMN (a column of numbers), --model MODEL, or --trusted DATA (pairs that fit)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a user says of data, and wants of them; None and empty where nothing is said."""
+
+    path: str
+    columns: Mapping[str, str]  # role to column
+    score: str | None = None
+    model: str | None = None
+    trusted: str | None = None
+    keep: float | None = None
+    to: tuple[str, ...] = ("parquet",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Data, their first rows, and a recipe for them."""
+
+    data: Data
+    preview: Preview
+    recipe: str  # its text
+
+
+def start(asked: Asked, made_by: str, run_as: str) -> Start:
+    """The recipe, planned and its first rows read; UnsureError where a question is open."""
+    data = look_at(asked.path, asked.columns)
+    text = starter(data, wish_of(asked, data), made_by, run_as)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recipe.yaml")
+        path.write_text(text, encoding="utf-8")
+        recipe = load_recipe(str(path))
+    recipe.path = "the recipe for it"  # in the words of an error: the file is gone
+    plan = make_plan(recipe)
+    return Start(data=data, preview=preview(plan), recipe=text)
+
+
+def wish_of(asked: Asked, data: Data) -> Wish:
+    """What is wanted of these data; RecipeError where a share is to be kept and nothing ranks."""
+    if asked.keep is not None and not 0 < asked.keep <= 1:
+        do = "write a share above 0 and up to 1: 0.3 keeps the best 30 %"
+        raise RecipeError(f"--keep {asked.keep:g}", "the arguments", do)
+    ways = [way for way in ("score", "model", "trusted") if getattr(asked, way)]
+    if len(ways) > 1:
+        do = "give one of them"
+        raise RecipeError(f"{' and '.join(f'--{way}' for way in ways)}", "the arguments", do)
+    if not data.has_captions and (asked.model or asked.trusted):
+        do = f"leave out --{ways[0]}: it scores how well captions fit"
+        raise RecipeError("data without captions", data.path, do)
+    score = asked.score
+    if score and score not in data.scores:
+        do = did_you_mean(score, data.scores, "columns of numbers here")
+        raise RecipeError(f"no column of numbers '{score}'", "--score", do)
+    if asked.keep is not None and not ways:
+        if not data.scores:
+            do = f"give what to rank by: {SCORES}"
+            raise RecipeError(f"--keep {asked.keep:g}, and no score", data.path, do)
+        if len(data.scores) > 1:
+            do = f"say which: --score {data.scores[0]}"
+            raise UnsureError("score", dict.fromkeys(data.scores, ""), data.path, do)
+        score = data.scores[0]
+    return Wish(
+        score=score,
+        model=asked.model,
+        trusted=_trusted(asked.trusted) if asked.trusted else None,
+        keep=asked.keep,
+        to=asked.to,
+    )
+
+
+def _trusted(path: str) -> Data:
+    """The pairs that a filter network learns from."""
+    try:
+        data = look_at(path, {})
+    except UnsureError as unsure:
+        found, where, _ = unsure.args
+        do = "leave one of them in the data that are trusted"
+        raise RecipeError(found, f"--trusted {where}", do) from None
+    if not data.has_captions:
+        raise RecipeError("trusted data without captions", path, "give pairs: a caption each")
+    return data

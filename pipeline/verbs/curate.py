@@ -1,0 +1,80 @@
+"""`clipmill curate`: from data to a training set in one command: init, run, report."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.verbs import DONE
+from pipeline.verbs import run as runs
+from pipeline.verbs._options import add_executor, add_retry
+from pipeline.verbs._own_data import add_data, page, started
+
+HELP = "data of your own to a training set: init, run and report in one"
+EXAMPLES = """\
+clipmill curate photos/ --out run
+clipmill curate shop.csv --out run --to webdataset
+clipmill curate laion.parquet --out run --keep 0.3 --score similarity
+clipmill curate photos/ --out run --keep 0.3 --trusted checked/
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    add_data(parser)
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="RUN",
+        help="run folder; the recipe is RUN.yaml beside it, the report RUN.html",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="STAGE.KEY=VALUE",
+        help="another value for one key of the recipe, as in `run`; may be repeated",
+    )
+    add_executor(parser)
+    add_retry(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the recipe, runs it, draws the report; the exit code is that of the run."""
+    from pipeline.own_data.recipe import is_untouched, signed
+    from pipeline.report.build import report
+    from pipeline.run_folder.state import latest
+
+    recipe, page_file = beside(options.out, ".yaml"), beside(options.out, ".html")
+    sets = [word for override in options.overrides for word in ("--set", override)]
+    again = shlex.join(["clipmill", "run", str(recipe), "--out", options.out, *sets])
+    start = started(options, "curate", again, asks=False)
+    if recipe.exists() and not is_untouched(recipe.read_text(encoding="utf-8")):
+        raise RecipeError(
+            found="a recipe that was changed by hand, or is another's",
+            where=str(recipe),
+            do=f"run it:  {again}\n         or give another --out",
+        )
+    print(page(start, options.data), end="\n\n", flush=True)
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(signed(start.recipe), encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    runs.add(parser)
+    told = parser.parse_args([str(recipe), "--out", options.out])
+    vars(told).update({key: value for key, value in vars(options).items() if key in vars(told)})
+    code = runs.run(told)
+    if code == DONE:
+        page_file.write_text(report(latest(options.out), []), encoding="utf-8")
+        print(f"report: {page_file}")
+    print(f"recipe: {recipe}; change a line, then: {again}")
+    return code
+
+
+def beside(out: str, suffix: str) -> Path:
+    """The file beside a run folder that has its name; in this folder where the run's is remote."""
+    if "://" in out:
+        return Path(Path(out.partition("?")[0]).name + suffix)
+    path = Path(out)
+    path = path if path.name not in ("", "..") else path.resolve()
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,119 @@
+"""`clipmill curate`: one command to exports, a report and a recipe to go on from."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipeline.own_data.written import pictures_and_texts
+
+
+@pytest.fixture
+def scored(drawn, tmp_path):
+    """Parquet of the pairs with two scores, the second of which rises."""
+    table = pa.table(
+        {
+            "image": [pair.image for pair in drawn],
+            "caption": [pair.caption for pair in drawn],
+            "aesthetic": np.linspace(9, 1, len(drawn)),
+            "similarity": np.linspace(0.1, 0.4, len(drawn)),
+        }
+    )
+    pq.write_table(table, tmp_path / "scored.parquet")
+    return tmp_path / "scored.parquet"
+
+
+@pytest.fixture
+def curate(clipmill, tmp_path):
+    def curate(data, *more, code=0):
+        said = clipmill("curate", data, "--out", tmp_path / "run", "--workers", 0, *more)
+        assert said.code == code, said.out + said.err
+        return said
+
+    return curate
+
+
+def kept(clipmill, tmp_path) -> int:
+    (end,) = clipmill("funnel", "--run", tmp_path / "run", "--json").json["ends"]
+    return end["kept"]
+
+
+def test_one_command_gives_exports_a_report_and_a_recipe(scored, curate, clipmill, tmp_path):
+    said = curate(scored)
+    assert kept(clipmill, tmp_path) == 24
+    assert f"report: {tmp_path}/run.html" in said.out
+    again = f"clipmill run {tmp_path}/run.yaml --out {tmp_path}/run"
+    assert said.out.endswith(f"recipe: {tmp_path}/run.yaml; change a line, then: {again}\n")
+    assert "<html" in (tmp_path / "run.html").read_text(encoding="utf-8")
+    (uids,) = (tmp_path / "run").glob("stages/uids-*/out/uids.npy")
+    assert len(np.load(uids)) == 24
+    (shards,) = (tmp_path / "run").glob("stages/parquet-*/out")
+    assert sum(len(pq.read_table(path)) for path in shards.glob("*.parquet")) == 24
+
+
+def test_again_it_goes_on_and_finds_all_done(scored, curate, tmp_path):
+    curate(scored)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/stages").rglob("0*")}
+    curate(scored)
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run/stages").rglob("0*")
+    }
+
+
+def test_keep_takes_the_best_by_a_column_and_asks_which_of_two(scored, curate, clipmill, tmp_path):
+    said = curate(scored, "--keep", "0.5", code=2)
+    assert "2 may be the score: aesthetic, similarity" in said.err
+    assert not (tmp_path / "run").exists()
+    curate(scored, "--keep", "0.5", "--score", "similarity")
+    assert kept(clipmill, tmp_path) == 12
+    (shards,) = (tmp_path / "run").glob("stages/parquet-*/out")
+    values = pq.read_table(next(shards.glob("*.parquet")))["similarity"].to_pylist()
+    assert min(values) >= 0.23
+
+
+def test_another_share_writes_the_recipe_anew_until_it_is_changed_by_hand(
+    scored, curate, clipmill, tmp_path
+):
+    curate(scored, "--keep", "0.5", "--score", "similarity")
+    curate(scored, "--keep", "0.25", "--score", "similarity")
+    assert kept(clipmill, tmp_path) == 6
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(recipe.read_text().replace("fraction: 0.25", "fraction: 0.75"))
+    said = curate(scored, code=2)
+    assert "changed by hand" in said.err
+    assert f"clipmill run {recipe} --out {tmp_path}/run" in said.err
+    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0).code == 0
+    assert kept(clipmill, tmp_path) == 18
+
+
+def test_keep_by_a_model(drawn, curate, clipmill, tmp_path):
+    (tmp_path / "data").mkdir()
+    pictures_and_texts(tmp_path / "data", drawn)
+    curate(tmp_path / "data", "--keep", "0.5", "--model", "reference", "--to", "webdataset")
+    assert kept(clipmill, tmp_path) == 12
+
+
+def test_a_score_without_a_share_is_stored_and_cuts_nothing(drawn, curate, clipmill, tmp_path):
+    (tmp_path / "data").mkdir()
+    pictures_and_texts(tmp_path / "data", drawn)
+    curate(tmp_path / "data", "--model", "reference")
+    assert kept(clipmill, tmp_path) == 24
+    (shards,) = (tmp_path / "run").glob("stages/parquet-*/out")
+    assert pq.read_table(next(shards.glob("*.parquet")))["clip_score"].null_count == 0
+
+
+@pytest.mark.chaos
+def test_keep_by_what_trusted_pairs_teach(drawn, curate, clipmill, tmp_path):
+    for name in ("data", "trusted"):
+        (tmp_path / name).mkdir()
+        pictures_and_texts(tmp_path / name, drawn)
+    curate(tmp_path / "data", "--keep", "0.5", "--trusted", tmp_path / "trusted")
+    assert kept(clipmill, tmp_path) == 12
+
+
+def test_links_are_fetched_and_set_reaches_the_run(pairs, curate, clipmill, tmp_path):
+    rows = "".join(f'{pair.url},"{pair.caption.replace(chr(34), "")}"\n' for pair in pairs[:8])
+    (tmp_path / "it.csv").write_text(f"url,text\n{rows}")
+    said = curate(tmp_path / "it.csv", "--set", "images.allow_private_addresses=true")
+    assert kept(clipmill, tmp_path) == 8
+    assert said.out.endswith("--set images.allow_private_addresses=true\n")

@@ -1,0 +1,163 @@
+"""`clipmill init`: what it prints, asks and writes."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.pipeline.own_data.written import pandas_parquet_of_laion, pictures_and_texts
+
+TWO = "url,title,alt\nhttps://a.test/1.jpg,a red shoe,two shoes\nhttps://a.test/2.jpg,b c,d e\n"
+
+
+def recipe_of(path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def photos(drawn, tmp_path):
+    """26 pictures with texts; one is broken, one has no text."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pictures_and_texts(folder, drawn)
+    (folder / "0003.jpg").write_bytes(b"\xff\xd8\xff no more")
+    (folder / "0004.txt").unlink()
+    (folder / "order.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+def test_it_shows_five_rows_and_what_is_of_no_use_and_writes_a_recipe_that_runs(
+    photos, clipmill, tmp_path
+):
+    said = clipmill("init", photos, "--out", tmp_path / "mine.yaml")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert (
+        "is               folder of pictures, captions in a .txt beside each, 26 rows" in said.out
+    )
+    assert "not used         1 .pdf" in said.out
+    assert "pictures without a file for their caption: 1" in said.out
+    head = next(i for i, line in enumerate(lines) if "link or file" in line)
+    assert [line.split()[-3] for line in lines[head + 1 : head + 6]] == [
+        f"000{i}.jpg" for i in range(5)
+    ]
+    assert lines[head + 6] == ""
+    assert "of all 26 rows, 24 can be used: 1 has a broken picture, 1 has no caption" in said.out
+    assert said.out.endswith(f"next: clipmill run {tmp_path}/mine.yaml --out run\n")
+    assert clipmill("plan", tmp_path / "mine.yaml").code == 0
+    assert clipmill("run", tmp_path / "mine.yaml", "--out", tmp_path / "run").code == 0
+    kept = clipmill("funnel", "--run", tmp_path / "run", "--json").json["ends"]
+    assert {end["kept"] for end in kept} == {22}  # less a copy, and a file's name as caption
+
+
+def test_every_setting_of_the_ingest_stage_and_every_stage_is_explained(pairs, clipmill, tmp_path):
+    data = pandas_parquet_of_laion(tmp_path, pairs)
+    clipmill("init", data, "--out", tmp_path / "mine.yaml")
+    lines = (tmp_path / "mine.yaml").read_text(encoding="utf-8").splitlines()
+    pool = lines[lines.index("  pool:") + 2 : lines.index("  images:") - 3]
+    assert [line.split(":")[0].strip() for line in pool] == [
+        *("path", "url_col", "caption_col", "width_col", "height_col", "extra", "shard_rows"),
+    ]
+    assert all("  # " in line for line in pool)
+    assert all(len(line) <= 100 for line in lines if str(tmp_path) not in line)
+    stages = recipe_of(tmp_path / "mine.yaml")["stages"]
+    assert stages["pool"]["extra"] == {"similarity": "double"}
+    assert "only" not in stages["images"]
+    assert "#   top: {column: similarity, fraction: 0.3}" in "\n".join(lines)
+
+
+def test_a_file_that_is_there_is_never_written_over(photos, clipmill, tmp_path):
+    (tmp_path / "mine.yaml").write_text("mine")
+    said = clipmill("init", photos, "--out", tmp_path / "mine.yaml")
+    assert said.code == 2
+    assert "a file that is there already" in said.err
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_off_a_terminal_a_question_is_refused_with_the_flag_that_answers(clipmill, tmp_path):
+    (tmp_path / "it.csv").write_text(TWO)
+    said = clipmill("init", tmp_path / "it.csv", "--out", tmp_path / "mine.yaml")
+    assert said.code == 2
+    assert "2 may be the caption: title (a red shoe), alt (two shoes)" in said.err
+    assert "say which: --caption title" in said.err
+    assert not (tmp_path / "mine.yaml").exists()
+    said = clipmill(
+        *("init", tmp_path / "it.csv", "--caption", "alt", "--out", tmp_path / "mine.yaml")
+    )
+    assert said.code == 0
+    assert recipe_of(tmp_path / "mine.yaml")["stages"]["pool"]["caption_col"] == "alt"
+
+
+def test_on_a_terminal_it_asks_and_the_recipe_says_what_was_answered(tmp_path):
+    (tmp_path / "it.csv").write_text(TWO)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pipeline.cli", "init", "it.csv"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
+    )
+    os.write(ours, b"7\n2\n")
+    out, _ = process.communicate(timeout=60)
+    asked = os.read(ours, 4096).decode()
+    assert process.returncode == 0, asked
+    assert "1  title   a red shoe" in asked
+    assert asked.count("which is the caption? 1 to 2: ") == 2
+    assert "caption          alt" in out
+    text = (tmp_path / "mine.yaml").read_text(encoding="utf-8")
+    assert "# From:  clipmill init it.csv --caption alt\n" in text
+    assert yaml.safe_load(text)["stages"]["pool"]["caption_col"] == "alt"
+
+
+def test_the_table_fits_the_terminal(clipmill, tmp_path, monkeypatch):
+    long = f"https://a.test/{'x' * 200}.jpg"
+    (tmp_path / "it.csv").write_text(f"url,text,score\n{long},{'a word ' * 40},0.123456789\n")
+    for columns in (80, 140):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        said = clipmill("init", tmp_path / "it.csv", "--out", tmp_path / f"{columns}.yaml")
+        table = said.out.split("\n\n")[1].splitlines()
+        assert max(map(len, table)) <= columns
+        assert len(table[1]) > columns - 12
+        assert table[1].endswith("0.1235")
+
+
+def test_a_value_that_yaml_would_read_otherwise_is_quoted(clipmill, tmp_path):
+    folder = tmp_path / "a #1: {x}"
+    folder.mkdir()
+    rows = '"the: link",null\nhttps://a.test/1.jpg,a red shoe\nhttps://a.test/2.jpg,two shoes\n'
+    (folder / "it.csv").write_text(rows)
+    said = clipmill("init", folder / "it.csv", "--out", tmp_path / "mine.yaml")
+    assert said.code == 0, said.err
+    pool = recipe_of(tmp_path / "mine.yaml")["stages"]["pool"]
+    assert (pool["url_col"], pool["caption_col"]) == ("the: link", "null")
+    assert pool["path"] == str(folder / "it.csv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep", "0.3"], "--keep 0.3, and no score"),
+        (["--keep", "3"], "write a share above 0 and up to 1"),
+        (["--score", "rank"], "no column of numbers 'rank'"),
+        (["--model", "reference", "--trusted", "x"], "--model and --trusted"),
+        (["--keep", "0.3", "--model", "nosuch:x"], "nosuch"),
+        (["--keep", "0.3", "--trusted", "not there"], "nothing there"),
+        (["--url", "nosuch"], "pictures have no columns"),
+        (["--to", "csvs"], "csvs"),
+    ],
+)
+def test_wrong_wishes_are_refused_before_anything_is_written(
+    arguments, said, photos, clipmill, tmp_path
+):
+    out = clipmill("init", photos, "--out", tmp_path / "mine.yaml", *arguments)
+    assert out.code == 2, out.out
+    assert said in out.err
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_a_uri_with_keys_is_refused(clipmill, tmp_path):
+    said = clipmill("init", "s3://KEY:SECRET@bucket/data", "--out", tmp_path / "mine.yaml")
+    assert said.code == 2
+    assert "KEY:SECRET" not in said.err
+    assert "AWS_ACCESS_KEY_ID" in said.err

@@ -1,0 +1,210 @@
+"""What files are, by their names and their first rows: no run, no ingest stage."""
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.own_data.look import Data, look_at, shard_rows
+from pipeline.own_data.unsure import UnsureError
+
+ROWS = "url,text\n" + "".join(f"https://a.test/{i}.jpg,a red shoe {i}\n" for i in range(3))
+
+
+def put(folder, **files):
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return str(folder)
+
+
+def look(path, **answers) -> Data:
+    return look_at(str(path), answers)
+
+
+def refused(path, kind=RecipeError) -> RecipeError:
+    with pytest.raises(kind) as error:
+        look(path)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(0, 100), (6_400, 100), (6_401, 101), (100_000, 1_563), (640_000, 10_000), (10**9, 10_000)],
+)
+def test_rows_of_a_shard_give_some_64_shards(rows, expected):
+    assert shard_rows(rows) == expected
+
+
+def test_a_folder_of_csv_files_and_what_is_of_no_use_there(tmp_path):
+    put(tmp_path, **{"a.csv": ROWS, "b.csv": ROWS, "note.pdf": "", "x/c.docx": "", ".hid": ""})
+    found = look(tmp_path)
+    assert (found.uses, found.rows, found.is_exact) == ("ingest.url_list", 6, True)
+    assert found.settings == {"url_col": "url", "caption_col": "text", "shard_rows": 100}
+    assert found.aside == {".pdf": 1, ".docx": 1}
+    assert found.is_linked
+    assert found.has_captions
+
+
+def test_a_quoted_line_feed_is_no_row(tmp_path):
+    put(tmp_path, **{"a.csv": 'url,text\nhttps://a.test/1,"a\nb c"\nhttps://a.test/2,d e\n'})
+    assert look(tmp_path / "a.csv").rows == 2
+
+
+def test_semicolons_a_bom_and_carriage_returns(tmp_path):
+    rows = "\ufeffimage_link;alt\r\nhttps://a.test/1;one, two\r\nhttps://a.test/2;three four\r\n"
+    put(tmp_path, **{"a.csv": rows})
+    found = look(tmp_path / "a.csv")
+    assert found.settings["delimiter"] == ";"
+    assert (found.settings["url_col"], found.settings["caption_col"]) == ("image_link", "alt")
+
+
+def test_tabs_in_a_file_that_is_named_csv(tmp_path):
+    put(tmp_path, **{"a.csv": ROWS.replace(",", "\t")})
+    assert look(tmp_path / "a.csv").settings["delimiter"] == "\t"
+
+
+def test_a_table_without_a_header_has_its_columns_named(tmp_path):
+    put(tmp_path, **{"a.tsv": 'a "b c\thttps://a.test/1\nd e\thttps://a.test/2\n'})
+    found = look(tmp_path / "a.tsv")
+    assert found.rows == 2
+    assert found.settings["columns"] == ["text", "url"]
+    assert found.settings["quoted"] is False
+    assert "without a header" in found.what
+
+
+def test_a_plain_list_of_links_has_no_captions(tmp_path):
+    put(tmp_path, **{"a.txt": "https://a.test/1.jpg\r\n\r\nhttps://a.test/2.jpg?a=1,2\r\n"})
+    found = look(tmp_path / "a.txt")
+    assert found.what == "list of links, no captions"
+    assert found.settings["columns"] == ["url"]
+    assert not found.has_captions
+
+
+def test_a_packed_csv_is_read(tmp_path):
+    put(tmp_path, **{"a.csv.gz": gzip.compress(ROWS.encode())})
+    assert look(tmp_path / "a.csv.gz").rows == 3
+
+
+def test_json_lines_with_a_bad_line_and_numbers(tmp_path):
+    lines = [json.dumps({"link": f"https://a.test/{i}", "alt": "a b", "score": i}) for i in (1, 2)]
+    put(tmp_path, **{"a.jsonl": "\n".join([lines[0], "{", lines[1]])})
+    found = look(tmp_path / "a.jsonl")
+    assert found.settings["extra"] == {"score": "double"}
+    assert found.scores == ("score",)
+
+
+def test_pictures_with_texts_or_metadata_or_without(tmp_path):
+    put(tmp_path / "a", **{"1.jpg": "", "1.txt": "one", "2.PNG": "", "2.txt": "", "3.jpg": ""})
+    found = look(tmp_path / "a")
+    assert (found.uses, found.rows) == ("ingest.image_folder", 3)
+    assert found.notes == ("pictures without a file for their caption: 1",)
+    put(tmp_path / "b", **{"train/1.jpg": "", "train/metadata.jsonl": "{}", "README.md": ""})
+    found = look(tmp_path / "b")
+    assert (found.rows, found.notes, found.aside) == (1, (), {})
+    put(tmp_path / "c", **{"1.jpg": ""})
+    assert "a caption for none of them" in str(refused(tmp_path / "c"))
+
+
+def test_img2datasets_files_and_tars_are_known_with_what_lies_beside(tmp_path):
+    stats = json.dumps({"successes": 7})
+    beside = {"00000.parquet": "x", "00000_stats.json": stats}
+    put(tmp_path / "tars", **{"00000.tar": "x", **beside})
+    found = look(tmp_path / "tars")
+    assert (found.uses, found.rows, found.aside) == ("ingest.webdataset", 7, {})
+    assert "img2dataset's output" in found.what
+    pictures = {"00000/000000000.jpg": "", "00000/000000000.txt": "", "00000/000000000.json": ""}
+    put(tmp_path / "files", **pictures, **beside)
+    found = look(tmp_path / "files")
+    assert (found.uses, found.rows, found.aside) == ("ingest.image_folder", 1, {})
+
+
+def test_datacomp_is_known_by_its_scores_or_its_vectors(tmp_path):
+    table = pa.table({"uid": ["0" * 32], "url": ["https://a.test/1"], "text": ["a b"]})
+    pq.write_table(table, tmp_path / "0.parquet")
+    assert look(tmp_path).uses == "ingest.parquet"
+    np.savez(tmp_path / "0.npz", b32_img=np.ones(1))
+    assert look(tmp_path).uses == "ingest.datacomp"
+    scored = table.append_column("clip_l14_similarity_score", pa.array([0.5]))
+    pq.write_table(scored, tmp_path / "0.parquet")
+    found = look(tmp_path)
+    assert found.settings == {"scores": True, "score_type": "float64", "shard_rows": 100}
+    assert found.scores == ("clip_l14_similarity_score",)
+
+
+def test_a_stated_sha256_that_is_not_of_the_pictures_is_not_used(tmp_path):
+    rows = {"image": [b"\xff\xd8\xff a"], "caption": ["a b"], "sha256": ["0" * 64]}
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet")
+    found = look(tmp_path)
+    assert "sha256_col" not in found.settings
+    assert any("sha256 is not that of the pictures" in note for note in found.notes)
+
+
+def test_vectors_are_read_with_their_width(tmp_path):
+    rows = {"url": ["https://a.test/1"], "text": ["a b"], "emb": pa.array([[0.5] * 48])}
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet")
+    settings = look(tmp_path).settings
+    assert (settings["image_embedding_col"], settings["embedding_width"]) == ("emb", 48)
+
+
+def test_splits_of_hugging_face_are_named(tmp_path):
+    rows = pa.table({"url": ["https://a.test/1"], "text": ["a b"]})
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        pq.write_table(rows, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    put(tmp_path, **{"README.md": "---\n---\n"})
+    assert look(tmp_path).notes == (
+        "splits test, train are read as one; give a glob for one of them",
+    )
+    assert look(tmp_path / "data" / "train-*.parquet").notes == ()
+
+
+def test_two_kinds_of_data_are_a_question(tmp_path):
+    put(tmp_path, **{"1.jpg": "", "1.txt": "a", "b.csv": ROWS})
+    error = refused(tmp_path, UnsureError)
+    assert error.ask == "data"
+    assert list(error.candidates) == [f"{tmp_path}/*.jpg", f"{tmp_path}/*.csv"]
+    assert look(tmp_path / "*.csv").rows == 3
+    assert look(tmp_path / "*.jpg").uses == "ingest.image_folder"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "nothing there"),
+        ({"a.pdf": "%PDF"}, "no data that can be read: 1 .pdf"),
+        ({"a.xlsx": "PK"}, "save the sheet as CSV UTF-8"),
+        ({"a.zip": "PK"}, "unpack it"),
+        ({"a.tar.gz": "PK"}, "gunzip"),
+        ({"a.csv": ""}, "no rows"),
+        ({"a.csv": "\n\n"}, "no rows"),
+        ({"a.csv": "id,name\n1,Anna\n"}, 'no column of links or of pictures among "id", "name"'),
+        ({"a.csv": "url,text\n".encode("utf-16")}, "text in UTF-16"),
+        ({"a.csv": "url,text\nhttps://a.test,caf\xe9 au lait\n".encode("latin-1")}, "UTF-8"),
+        ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\0"}, "bytes that are no text"),
+        ({"a.json": '[{"url": "https://a.test"}]'}, "one JSON object a line"),
+        ({"a.jsonl": "no\n"}, "no rows"),
+        ({"a.parquet": "PAR1 and no more"}, "a file that cannot be read"),
+        ({"d.arrow": "", "state.json": "{}"}, "load_from_disk"),
+        ({"dataset.json": '{"format": "uid_list"}', "uids.npy": ""}, "a list of uids"),
+    ],
+)
+def test_what_no_stage_reads_is_refused_with_what_to_do(files, said, tmp_path):
+    put(tmp_path / "it", **files)
+    assert said in str(refused(tmp_path / "it"))
+
+
+def test_an_empty_folder_is_not_nothing(tmp_path):
+    (tmp_path / "it").mkdir()
+    assert "an empty folder" in str(refused(tmp_path / "it"))
+
+
+def test_a_column_that_is_asked_for_of_pictures_is_refused(tmp_path):
+    put(tmp_path, **{"1.jpg": "", "1.txt": "a"})
+    with pytest.raises(RecipeError, match="pictures have no columns"):
+        look(tmp_path, caption="text")

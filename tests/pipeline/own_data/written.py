@@ -1,0 +1,201 @@
+"""Data of each layout, written by the tool that people write them with."""
+
+import csv
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tests.pipeline.own_data.conftest import Pair
+
+Writer = Callable[[Path, list[Pair]], Path]
+
+
+def frame(pairs: list[Pair], **columns):
+    import pandas as pd
+
+    return pd.DataFrame({name: [getattr(p, it) for p in pairs] for name, it in columns.items()})
+
+
+def pandas_csv(folder: Path, pairs: list[Pair]) -> Path:
+    table = frame(pairs, url="url", caption="caption")
+    table.to_csv(folder / "it.csv", index=False)
+    return folder / "it.csv"
+
+
+def pandas_tsv_without_header(folder: Path, pairs: list[Pair]) -> Path:
+    """CC3M's form: caption, tab, link, and quotes that enclose nothing."""
+    lines = [f"{p.caption}\t{p.url}\n" for p in pairs]
+    (folder / "it.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder / "it.tsv"
+
+
+def pandas_json_lines(folder: Path, pairs: list[Pair]) -> Path:
+    table = frame(pairs, image_url="url", alt_text="caption")
+    table.to_json(folder / "it.jsonl", orient="records", lines=True)
+    return folder / "it.jsonl"
+
+
+def pandas_parquet_of_laion(folder: Path, pairs: list[Pair]) -> Path:
+    table = frame(pairs, URL="url", TEXT="caption")
+    table["WIDTH"], table["HEIGHT"] = 120.0, 90.0
+    table["similarity"] = np.linspace(0.2, 0.4, len(pairs))
+    table["NSFW"] = "UNLIKELY"
+    table.to_parquet(folder / "it.parquet")
+    return folder / "it.parquet"
+
+
+def duckdb_parquet(folder: Path, pairs: list[Pair]) -> Path:
+    import duckdb
+
+    shown = frame(pairs, link="url", title="caption")  # noqa: F841  # DuckDB finds it by name
+    duckdb.sql("SELECT * FROM shown").write_parquet(str(folder / "it.parquet"))
+    return folder / "it.parquet"
+
+
+def duckdb_csv(folder: Path, pairs: list[Pair]) -> Path:
+    import duckdb
+
+    shown = frame(pairs, img_url="url", description="caption")  # noqa: F841
+    duckdb.sql("SELECT * FROM shown").write_csv(str(folder / "it.csv.gz"), compression="gzip")
+    return folder / "it.csv.gz"
+
+
+def spreadsheet_csv(folder: Path, pairs: list[Pair]) -> Path:
+    """The cells of a sheet as a spreadsheet of many countries saves them: semicolons, a BOM."""
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in [("image_link", "alt"), *((p.url, p.caption) for p in pairs)]:
+        sheet.append(row)
+    book.save(folder / "it.xlsx")
+    rows = openpyxl.load_workbook(folder / "it.xlsx").active.values
+    with (folder / "it.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=";").writerows(rows)
+    (folder / "it.xlsx").unlink()
+    return folder / "it.csv"
+
+
+def browsers_list(folder: Path, pairs: list[Pair]) -> Path:
+    (folder / "it.txt").write_bytes("".join(f"{p.url}\r\n" for p in pairs).encode())
+    return folder / "it.txt"
+
+
+def pictures_and_texts(folder: Path, pairs: list[Pair]) -> Path:
+    for pair in pairs:
+        (folder / pair.name).write_bytes(pair.image)
+        (folder / pair.name).with_suffix(".txt").write_text(f"{pair.caption}\n")
+    return folder
+
+
+def datasets_image_folder(folder: Path, pairs: list[Pair]) -> Path:
+    split = folder / "train"
+    split.mkdir()
+    for pair in pairs:
+        (split / pair.name).write_bytes(pair.image)
+    table = frame(pairs, file_name="name", text="caption")
+    table.to_json(split / "metadata.jsonl", orient="records", lines=True)
+    return folder
+
+
+def webdataset_tars(folder: Path, pairs: list[Pair]) -> Path:
+    import webdataset
+
+    with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=10, verbose=0) as sink:
+        for pair in pairs:
+            key = Path(pair.name).stem
+            sink.write({"__key__": key, "jpg": pair.image, "txt": pair.caption})
+    return folder
+
+
+def img2dataset(folder: Path, pairs: list[Pair], output_format: str) -> Path:
+    from img2dataset import download
+
+    listed = folder / "list"
+    listed.mkdir()
+    frame(pairs, url="url", caption="caption").to_parquet(listed / "0.parquet")
+    download(
+        url_list=str(listed),
+        input_format="parquet",
+        url_col="url",
+        caption_col="caption",
+        output_folder=str(folder / "out"),
+        output_format=output_format,
+        image_size=96,
+        resize_mode="keep_ratio_largest",
+        processes_count=1,
+        thread_count=4,
+        number_sample_per_shard=20,
+    )
+    return folder / "out"
+
+
+def img2dataset_tars(folder: Path, pairs: list[Pair]) -> Path:
+    return img2dataset(folder, pairs, "webdataset")
+
+
+def img2dataset_files(folder: Path, pairs: list[Pair]) -> Path:
+    return img2dataset(folder, pairs, "files")
+
+
+def img2dataset_parquet(folder: Path, pairs: list[Pair]) -> Path:
+    return img2dataset(folder, pairs, "parquet")
+
+
+def hugging_face(folder: Path, pairs: list[Pair]) -> Path:
+    """A dataset folder as the Hub has it: data/*.parquet with an Image feature, and a card."""
+    import datasets
+
+    rows = {"image": [{"bytes": p.image, "path": p.name} for p in pairs]}
+    rows["caption"] = [p.caption for p in pairs]
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    made = datasets.Dataset.from_dict(rows, features=features)
+    (folder / "data").mkdir()
+    made.to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# pairs\n")
+    return folder
+
+
+def datacomp(folder: Path, pairs: list[Pair]) -> Path:
+    """Metadata and vectors as DataComp's downloader leaves them."""
+    table = frame(pairs, url="url", text="caption")
+    table["uid"] = [hashlib.md5(p.url.encode()).hexdigest() for p in pairs]
+    table["original_width"], table["original_height"] = 120, 90
+    table["clip_b32_similarity_score"] = np.linspace(0.2, 0.4, len(pairs)).astype(np.float32)
+    table["clip_l14_similarity_score"] = np.linspace(0.1, 0.3, len(pairs)).astype(np.float32)
+    table["face_bboxes"] = [[] for _ in pairs]
+    table["sha256"] = [hashlib.sha256(p.image).hexdigest() for p in pairs]
+    table.to_parquet(folder / "0.parquet")
+    widths = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768}
+    ones = {name: np.ones((len(pairs), width), np.float16) for name, width in widths.items()}
+    np.savez(folder / "0.npz", **ones)
+    return folder
+
+
+def bytes_and_vectors(folder: Path, pairs: list[Pair]) -> Path:
+    """Parquet of raw pictures, captions in a list, and vectors, by pandas."""
+    table = frame(pairs, jpg="image")
+    table["captions"] = [[p.caption] for p in pairs]
+    table["clip_embedding"] = list(np.random.default_rng(0).normal(size=(len(pairs), 32)))
+    table.to_parquet(folder / "it.parquet")
+    return folder / "it.parquet"
+
+
+def metadata_csv(folder: Path, pairs: list[Pair]) -> Path:
+    for pair in pairs:
+        (folder / pair.name).write_bytes(pair.image)
+    frame(pairs, file_name="name", text="caption").to_csv(folder / "metadata.csv", index=False)
+    return folder
+
+
+LAYOUTS: dict[str, Writer] = {
+    writer.__name__: writer
+    for writer in (
+        *(pandas_csv, pandas_json_lines, pandas_parquet_of_laion),
+        *(duckdb_parquet, duckdb_csv, pictures_and_texts),
+        *(datasets_image_folder, metadata_csv, webdataset_tars, img2dataset_tars),
+        *(img2dataset_files, img2dataset_parquet, hugging_face, datacomp, bytes_and_vectors),
+    )
+}
