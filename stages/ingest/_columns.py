@@ -1,5 +1,6 @@
 """Columns of a pool's files: which ones settings ask for, which lack, and which do not fit."""
 
+import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from pipeline.errors import RecipeError, StageError
 from stages.ingest._arrow_types import comes_back, type_of
 from stages.ops.tables import Values, fit
 
+PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 SHOWN = 24  # names of columns in an error
 PASSED = "Passed through from the pool."
 TRIED_ROWS = 1024  # of the first file, before the others are read
@@ -83,6 +85,10 @@ def require(
     names = " and ".join(f"'{name}'" for name in dict.fromkeys(missing.values()))
     found = f"no column {names}; the file has {listed(there)}"
     free = [name for name in there if name not in asked.values()]
+    joined = [mark for mark in (";", "\t", "|", ",") if len(there) == 1 and mark in there[0]]
+    if do is None and joined:
+        shown = json.dumps(joined[0])
+        do = f"its columns are not told apart: write `delimiter: {shown}`"
     if do is None and any(name.startswith(("http://", "https://")) for name in there):
         do = "the first row holds no names: name the columns in order, as `columns: [text, url]`"
     if do is None:
@@ -94,7 +100,7 @@ def require(
         ]
         rest = " and ".join(f"`{key}`" for key in missing if not meant.get(key))
         asks = f"did you mean {' and '.join(likely)}?" if likely else ""
-        name = f"write in {rest} how the file names it, or leave it out" if rest else ""
+        name = f"write in {rest} how the file names it, or null if it has none" if rest else ""
         do = f"{asks} And {name}" if likely and rest else asks + name
     raise StageError(found, where, do)
 
@@ -127,19 +133,32 @@ def fitted(
 def refuse_misfits(
     it: Asked, values: Values, misfit: pa.Array, where: str, what: str | None = None
 ) -> None:
-    """StageError where most of at least 20 values are unfit, or all of 3 and more."""
+    """StageError where most values are unfit; `what` is what they are instead of no such type."""
     is_misfit = misfit.to_pylist()
     given = list(zip(_python(values), is_misfit, strict=True)) if any(is_misfit) else []
     there = sum(value is not None for value, _ in given)
     bad = [value for value, is_bad in given if is_bad and value is not None]
-    if len(bad) * 2 <= there or (there < MANY and not 3 <= there == len(bad)):
+    if not is_most(len(bad), there):
         return
-    example = repr(bad[0].decode(errors="replace") if isinstance(bad[0], bytes) else bad[0])
-    example = example if len(example) <= 60 else f"{example[:60]}..."
+    example = shortened(
+        repr(bad[0].decode(errors="replace") if isinstance(bad[0], bytes) else bad[0])
+    )
     found = f"{len(bad)} of the first {there} values of '{it.name}' are"
     raise StageError(
-        f"{found} {what or f'no {it.column.dtype}'}: {example}", where, _instead(it, values, bad)
+        f"{found} {what or f'no {it.column.dtype}'}: {example}",
+        where,
+        _instead(it, values, bad, where),
     )
+
+
+def is_most(bad: int, values: int) -> bool:
+    """Whether a setting is to blame: most of at least 20 values are unfit, or all of 3 and more."""
+    return bad * 2 > values and (values >= MANY or 3 <= bad == values)
+
+
+def shortened(example: str) -> str:
+    """Its first 60 letters."""
+    return example if len(example) <= 60 else f"{example[:60]}..."
 
 
 def refuse_uids(name: str, values: Values, misfit: pa.Array, where: str) -> None:
@@ -154,7 +173,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _instead(it: Asked, values: Values, bad: Sequence[Any]) -> str:
+def _instead(it: Asked, values: Values, bad: Sequence[Any], where: str) -> str:
     """What to write in the place of a setting that most values contradict."""
     if pa.types.is_fixed_size_list(it.column.dtype):
         widths = {len(value) for value in bad if isinstance(value, list)}
@@ -162,6 +181,9 @@ def _instead(it: Asked, values: Values, bad: Sequence[Any]) -> str:
             key = "embedding_width" if it.key.endswith("_col") else f"`{it.key}`, the width"
             return f"write {key}: {widths.pop()}" if it.key.endswith("_col") else f"mend {key}"
         return f"name a column of vectors without NaN in `{it.key}`, or leave it out"
+    is_text = not where.lower().endswith(PARQUET_SUFFIXES)
+    if is_text and it.column.dtype == pa.string() and isinstance(bad[0], bytes):
+        return "these are no UTF-8: write `encoding: cp1252`, or whichever the file has"
     if it.key.startswith("extra."):
         try:
             found = pa.array(bad[:MANY]).type if isinstance(values, list) else values.type

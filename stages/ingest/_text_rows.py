@@ -5,6 +5,7 @@ import io
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import IO, Any
 
@@ -12,21 +13,44 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from metadata.schema import URL
 from metadata.storage import Storage
 from pipeline.errors import StageError
 from stages.ingest._columns import require
 from stages.ops.tables import Values, in_batches
 
-DELIMITER = {"csv": ",", "tsv": "\t"}
+DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")
 PACKED = (".gz", ".bz2", ".zst")
+PLAIN_SUFFIXES = tuple(f".txt{pack}" for pack in ("", *PACKED))  # read where `path` names them
 TEXT_SUFFIXES = tuple(
-    f".{kind}{pack}" for kind in (*DELIMITER, *JSON_LINES) for pack in ("", *PACKED)
+    f".{kind}{pack}" for kind in ("csv", "tsv", *JSON_LINES) for pack in ("", *PACKED)
 )
 BLOCK_BYTES = 16 << 20  # no row of a CSV file may be longer
 BOM = b"\xef\xbb\xbf"
+WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16, as spreadsheets write it
 
 Rows = tuple[Mapping[str, Values], pa.Array]  # columns, and the text of rows no parser reads
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text file is written, as far as its name and first bytes do not say."""
+
+    quoted: bool = True
+    delimiter: str | None = None  # else by the file's name
+    columns: tuple[str, ...] = ()  # in order, of a file without a header
+    encoding: str | None = None  # else UTF-8, or UTF-16 where a file begins as such
+
+    def of(self, path: str, header: Sequence[str] = ()) -> "Dialect":
+        """That of one file: JSON has no quotes, and neither has a plain list of one column."""
+        kind = kind_of(path)
+        is_plain = kind == "txt" and len(header) == 1
+        return replace(
+            self,
+            quoted=self.quoted and kind in DELIMITER and not is_plain,
+            delimiter=self.delimiter or DELIMITER.get(kind),
+        )
 
 
 def scan_text(
@@ -34,32 +58,42 @@ def scan_text(
     file: Mapping[str, Any],
     asked: Mapping[str, str],
     shard_rows: int | None,
-    quoted: bool,
+    dialect: Dialect,
 ) -> list[dict[str, Any]]:
-    """A source for each `shard_rows` rows, by byte offsets; a compressed file is one source.
+    """A source for each `shard_rows` rows, by byte offsets; without it, all rows are one source.
 
-    Without `shard_rows` the file is not read for its offsets, and is one source too.
+    A file in UTF-16 and a compressed one are one source, for they cannot be entered midway.
     """
     where = f"{storage}/{file['path']}"
     source = {"path": file["path"], "digest": file["digest"]}
-    kind = _kind(file["path"])
-    quoted = quoted and kind in DELIMITER
+    kind = kind_of(file["path"])
+    dialect = dialect.of(file["path"])
     header: list[str] = []
     start = 0
     try:
         with open_range(storage, file["path"], 0, None) as stream:
+            if stream.peek(2)[:2] in WIDE_BOMS:
+                dialect = replace(dialect, encoding="utf-16")
+                source["encoding"] = "utf-16"
+        with open_range(storage, file["path"], 0, None, wide(dialect.encoding)) as stream:
             if kind in DELIMITER:
-                header, start = read_header(stream, DELIMITER[kind], quoted)
+                header, start = read_header(stream, dialect)
             elif stream.read(4096).lstrip().startswith(b"["):
-                raise StageError("a JSON array", where, "write one JSON object a line")
+                do = "write one JSON object a line: jq -c '.[]' pool.json > pool.jsonl"
+                raise StageError("a JSON array", where, do)
+        dialect = dialect.of(file["path"], header)
         offsets: list[int | None] = [start, None]
-        if shard_rows and not file["path"].lower().endswith(PACKED):
+        is_packed = file["path"].lower().endswith(PACKED)
+        if shard_rows and not is_packed and not wide(dialect.encoding):
             with open_range(storage, file["path"], start, file["size"]) as stream:
-                starts, size = row_starts(stream, shard_rows, quoted)
+                starts, size = row_starts(stream, shard_rows, dialect.quoted)
             offsets = [*(start + offset for offset in starts), start + size]
     except OSError:
         return [{**source, "start": 0, "stop": None, "header": []}]  # reading it fails its shard
-    if start:  # a file of no bytes has no rows that lack a column
+    except UnicodeError as error:
+        do = "write the encoding that the file has, as `encoding: cp1252`, or save it as UTF-8"
+        raise StageError(f"no {dialect.encoding}: {error}", where, do) from error
+    if header or start:  # a file of no bytes has no rows that lack a column
         require(asked, header, where)
     return [
         {**source, "start": start, "stop": stop, "header": header}
@@ -68,15 +102,18 @@ def scan_text(
 
 
 def text_rows(
-    storage: Storage, source: Mapping[str, Any], columns: Sequence[str], quoted: bool
+    storage: Storage, source: Mapping[str, Any], columns: Sequence[str], dialect: Dialect
 ) -> Iterator[Rows]:
     """The rows of one source, streamed."""
-    kind = _kind(source["path"])
-    with open_range(storage, source["path"], source["start"], source["stop"]) as stream:
+    kind = kind_of(source["path"])
+    dialect = dialect.of(source["path"], source["header"])
+    encoding = source.get("encoding") or dialect.encoding
+    place = source["path"], source["start"], source["stop"]
+    with open_range(storage, *place, encoding) as stream:
         if kind in JSON_LINES:
             yield from json_rows(stream, columns)
         else:
-            yield from csv_rows(stream, source["header"], columns, DELIMITER[kind], quoted)
+            yield from csv_rows(stream, source["header"], columns, dialect)
 
 
 def row_starts(
@@ -104,35 +141,58 @@ def row_starts(
     return starts, offset
 
 
-def read_header(stream: IO[bytes], delimiter: str, quoted: bool) -> tuple[list[str], int]:
-    """Column names in the first row of a CSV file, and where the rows begin; ([], 0) of nothing."""
+def read_header(stream: io.BufferedReader, dialect: Dialect) -> tuple[list[str], int]:
+    """Column names of a CSV file, and where its rows begin; ([], 0) of nothing.
+
+    They stand in the first row, or are given. A first row that is one link is no header: the file
+    is a plain list, and its column `url`.
+    """
     block = stream.read(BLOCK_BYTES)
-    starts, _ = row_starts(io.BytesIO(block), 1, quoted)
+    mark = len(BOM) if block.startswith(BOM) else 0
+    if dialect.columns:
+        return list(dialect.columns), mark
+    starts, _ = row_starts(io.BytesIO(block), 1, dialect.quoted)
     size = starts[1] if len(starts) > 1 else len(block)
-    text = io.StringIO(block[:size].removeprefix(BOM).decode(errors="replace"), newline="")
-    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    encoding = dialect.encoding if dialect.encoding and not wide(dialect.encoding) else "utf-8"
+    text = io.StringIO(block[mark:size].decode(encoding, errors="replace"), newline="")
+    quoting: Any = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
     try:
-        return next(csv.reader(text, delimiter=delimiter, quoting=quoting), []), size
+        header = next(csv.reader(text, delimiter=dialect.delimiter or ",", quoting=quoting), [])
     except csv.Error:  # no text at all: as good as a header without names
         return [], size
+    if len(header) == 1 and "://" in header[0]:
+        return [URL.name], mark
+    return header, size
 
 
-def open_range(storage: Storage, path: str, start: int, stop: int | None) -> io.BufferedReader:
-    """The bytes from start to stop; without a stop, all from start on, unpacked."""
+def open_range(
+    storage: Storage, path: str, start: int, stop: int | None, encoding: str | None = None
+) -> io.BufferedReader:
+    """The bytes from start to stop; without a stop, all from start on, unpacked; in UTF-8."""
     if stop is None:
         stream = storage.fs.open_input_stream(storage.locate(path))  # unpacks .gz, .bz2, .zst
-        stream.read(start)
     else:
         stream = storage.open(path).get_stream(start, stop - start)
+    if stop is None and not wide(encoding):
+        stream.read(start)
+    if encoding:
+        stream = pa.transcoding_input_stream(stream, encoding, "utf-8")
+    if stop is None and wide(encoding):
+        stream.read(start)
     return io.BufferedReader(stream, 1 << 20)
+
+
+def wide(encoding: str | None) -> str | None:
+    """The encoding where its letters have two bytes or more: offsets are then those of UTF-8."""
+    name = (encoding or "").lower().replace("_", "-")
+    return encoding if name.startswith(("utf-16", "utf-32", "utf16", "utf32")) else None
 
 
 def csv_rows(
     stream: io.BufferedReader,
     header: Sequence[str],
     columns: Sequence[str],
-    delimiter: str,
-    quoted: bool,
+    dialect: Dialect,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Rows]:
     """Columns as bytes, in batches; a row with too few or too many fields keeps its place.
@@ -153,9 +213,9 @@ def csv_rows(
         stream,
         pacsv.ReadOptions(use_threads=False, block_size=block_bytes, column_names=header),
         pacsv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if quoted else False,
-            newlines_in_values=quoted,
+            delimiter=dialect.delimiter or ",",
+            quote_char='"' if dialect.quoted else False,
+            newlines_in_values=dialect.quoted,
             invalid_row_handler=note,
         ),
         pacsv.ConvertOptions(
@@ -204,8 +264,8 @@ def _with_skipped(table: pa.Table, row: int, skipped: Sequence[tuple[int, str]])
     return dict(zip(table.column_names, table.columns, strict=True)), raw
 
 
-def _kind(name: str) -> str:
-    """The format by suffix: csv, tsv, jsonl; without the suffix of a compression."""
+def kind_of(name: str) -> str:
+    """The format by suffix: csv, tsv, txt, jsonl; without the suffix of a compression."""
     name = name.lower()
     for pack in PACKED:
         name = name.removesuffix(pack)

@@ -14,7 +14,7 @@ from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError
 from pipeline.stage import DatasetStage, location
-from stages.ingest._text_rows import csv_rows, json_rows
+from stages.ingest._text_rows import Dialect, csv_rows, json_rows
 from stages.ops.tables import (
     IMAGE_SUFFIXES,
     check_shard_rows,
@@ -125,7 +125,7 @@ def captions_in(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
         batches = (
             json_rows(file, columns)
             if path.endswith(".jsonl")
-            else csv_rows(file, [], columns, ",", quoted=True)
+            else csv_rows(file, [], columns, Dialect())
         )
         for rows, unparsed in batches:
             if unparsed.null_count < len(unparsed):

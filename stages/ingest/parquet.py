@@ -28,6 +28,7 @@ from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import RecipeError, ShardError, StageError
 from pipeline.stage import DatasetStage, location
 from stages.ingest._columns import (
+    PARQUET_SUFFIXES,
     TRIED_ROWS,
     Asked,
     asked_by,
@@ -54,7 +55,6 @@ from stages.ops.tables import (
     uid_values,
 )
 
-SUFFIXES = (".parquet", ".parq", ".pq")
 IMAGE_ROWS = 64  # rows in memory at a time where there are images, else 1,024
 VECTORS = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
 
@@ -148,15 +148,15 @@ class Parquet(DatasetStage):
         return (*self._own, *(it.column for it in self.asked if it.key.startswith("extra.")))
 
     def files(self) -> dict[str, int]:
-        return sizes_of(list_files(self.path, SUFFIXES, "pool"))
+        return sizes_of(list_files(self.path, PARQUET_SUFFIXES, "pool"))
 
     def head(self, rows: int) -> pa.Table:
-        files = list_files(self.path, SUFFIXES, "pool")
+        files = list_files(self.path, PARQUET_SUFFIXES, "pool")
         sources = (source for file in files for source in scan(self, file, None)["sources"])
         return first_rows((it for source in sources for it in read(self, source, None)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        files = list_files(self.path, SUFFIXES, ctx.worker.stage)
+        files = list_files(self.path, PARQUET_SUFFIXES, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
         sources = [source for file in scanned for source in file["sources"]]
         ctx.map(partial(try_first, self), sources[:1])

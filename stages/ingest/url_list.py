@@ -1,5 +1,6 @@
-"""A pool that is a list of URLs and captions: Parquet, CSV, TSV or JSON lines."""
+"""A pool that is a list of URLs and captions: CSV, TSV, plain text, JSON lines or Parquet."""
 
+import codecs
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,18 +13,29 @@ import pyarrow.compute as pc
 
 from metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, location
+from pipeline.errors import RecipeError, ShardError, StageError
+from pipeline.stage import DatasetStage, later, location
 from stages.ingest._columns import (
     TRIED_ROWS,
     Asked,
     asked_by,
     check_extra,
     fitted,
+    is_most,
     refuse_uids,
     require,
+    shortened,
 )
-from stages.ingest._text_rows import TEXT_SUFFIXES, Rows, scan_text, text_rows
+from stages.ingest._text_rows import (
+    DELIMITER,
+    PLAIN_SUFFIXES,
+    TEXT_SUFFIXES,
+    Dialect,
+    Rows,
+    kind_of,
+    scan_text,
+    text_rows,
+)
 from stages.ops.tables import (
     any_of,
     check_shard_rows,
@@ -40,7 +52,6 @@ from stages.ops.tables import (
 )
 
 PARQUET = ".parquet"
-SUFFIXES = (PARQUET, *TEXT_SUFFIXES)
 OWN = {
     "url_col": URL,
     "caption_col": TEXT,
@@ -56,11 +67,14 @@ class UrlList(DatasetStage):
     The uid is the 32 hex digits of `uid_col`; the hash of url and text without that column, or
     where it holds anything else (`bad_uid`). A row that no parser reads keeps its place with
     nulls (`unparsable`), as does a value that is not of its column's type (`bad_value`). A null
-    caption is no fault. A file without rows is a shard without rows.
+    caption is no fault. A file without rows is a shard without rows. A file without a header is
+    read with `columns: [text, url]`, a plain list of links (.txt, one a line, where `path` names
+    it) with `caption_col: null`, a spreadsheet's CSV with `delimiter: ";"` and `encoding: cp1252`;
+    UTF-16 is known by the file's first bytes.
 
     Source: img2dataset's column names. Its CSV reader fails a file with one bad row; ours does not.
     Error: a file is known by name, size and time of change. A compressed file is one shard, for
-        it cannot be entered midway. A quote that is never closed joins the rows up to the next
+        it cannot be entered midway, and so is one in UTF-16. A quote that is never closed joins the rows up to the next
         quote, as in every CSV reader; a CSV row above 16 MB fails its shard.
     Example: {path: list.csv, caption_col: caption}
     """
@@ -80,16 +94,40 @@ class UrlList(DatasetStage):
     # more columns, each with its Arrow type: {license: string}
     extra: dict[str, str] = field(default_factory=dict)
     quoted: bool = True  # false for raw TSV, such as CC3M's, whose captions hold stray quotes
+    columns: tuple[str, ...] = later(())  # in order, of files without a header: [text, url]
+    delimiter: str | None = later(None)  # else a comma in .csv, a tab in .tsv and .txt
+    encoding: str | None = later(None)  # else UTF-8, or UTF-16 where a file begins as such
     shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
         check_shard_rows(self.shard_rows)
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1 or not self.delimiter.isascii()
+        ):
+            do = 'write one character, as delimiter: ";" or delimiter: "\\t"'
+            raise RecipeError(repr(self.delimiter), "key `delimiter`", do)
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError as error:
+            do = "write one that Python knows: utf-8, cp1252, latin-1, utf-16"
+            raise RecipeError(f"{error}", "key `encoding`", do) from error
         check_extra(self.extra, [it.column.name for it in asked_by(self, OWN, {})])
 
     @property
     def asked(self) -> list[Asked]:
         """The columns that are stored, each with its name in the files; `extra` ones last."""
         return asked_by(self, OWN, self.extra)
+
+    @property
+    def dialect(self) -> Dialect:
+        """How its text files are written."""
+        return Dialect(self.quoted, self.delimiter, self.columns, self.encoding)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that it reads: of plain text, those that `path` names."""
+        named = self.path.partition("?")[0].lower().endswith(PLAIN_SUFFIXES)
+        return PLAIN_SUFFIXES if named else (PARQUET, *TEXT_SUFFIXES)
 
     @property
     def writes(self) -> tuple[Column, ...]:
@@ -102,15 +140,15 @@ class UrlList(DatasetStage):
         return asked | ({"uid_col": self.uid_col} if self.uid_col else {})
 
     def files(self) -> dict[str, int]:
-        return sizes_of(list_files(self.path, SUFFIXES, "pool"))
+        return sizes_of(list_files(self.path, self.suffixes, "pool"))
 
     def head(self, rows: int) -> pa.Table:
-        files = list_files(self.path, SUFFIXES, "pool")
+        files = list_files(self.path, self.suffixes, "pool")
         sources = (s for file in files for s in scan(self, file, None, is_cut=False)["sources"])
         return first_rows((it for source in sources for it in read(self, source, None)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        files = list_files(self.path, SUFFIXES, ctx.worker.stage)
+        files = list_files(self.path, self.suffixes, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
         sources = [source for file in scanned for source in file["sources"]]
         ctx.map(partial(try_first, self), sources[:1])
@@ -128,7 +166,7 @@ def scan(
             require(stage.names, schema.names, f"{storage}/{file['path']}")
     else:
         shard_rows = stage.shard_rows if is_cut else None
-        sources = scan_text(storage, file, stage.names, shard_rows, stage.quoted)
+        sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
     return {"sources": sources}
 
 
@@ -147,12 +185,12 @@ def read(
     where = f"{storage}/{source['path']}"
     names = list(dict.fromkeys(stage.names.values()))
     none: Rows = ({name: [] for name in names}, pa.nulls(0, pa.string()))
-    with failing_its_shard(where):
+    with failing_its_shard(where, UnicodeError):
         batches: Iterator[Rows]
         if source["path"].lower().endswith(PARQUET):
             batches = map(unparsed_nowhere, parquet_rows(storage, source, names))
         else:
-            batches = text_rows(storage, source, names, stage.quoted)
+            batches = text_rows(storage, source, names, stage.dialect)
         for rows, unparsed in chain([none], batches):
             yield as_stored(stage, rows, unparsed, where if is_tried else None)
 
@@ -167,6 +205,8 @@ def as_stored(
     stage: UrlList, rows: Mapping[str, Any], unparsed: pa.Array, tried: str | None
 ) -> pa.Table:
     """Rows of a file in the columns that the stage writes; `tried` as `where` of `fitted`."""
+    if tried:
+        refuse_unparsed(stage, unparsed, tried)
     values, misfits = fitted(stage.asked, rows, tried)
     url = values[URL.name]
     text = values.get(TEXT.name, pa.nulls(len(unparsed), pa.string()))
@@ -183,3 +223,16 @@ def as_stored(
         "bad_value": any_of(list(misfits.values()), len(unparsed)),
     }
     return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
+
+
+def refuse_unparsed(stage: UrlList, unparsed: pa.Array, where: str) -> None:
+    """StageError where most rows are none: the file is written in another way than it is read."""
+    bad = unparsed.drop_null()
+    if is_most(len(bad), len(unparsed)):
+        do = "write one JSON object a line"
+        if kind_of(where) in DELIMITER:
+            do = "a row has as many fields as the first, or as `columns` has: see `delimiter` and"
+            do += " `quoted`, which is false for files with stray quotes"
+        example = shortened(repr(bad[0].as_py()))
+        found = f"{len(bad)} of the first {len(unparsed)} rows cannot be read: {example}"
+        raise StageError(found, where, do)

@@ -261,7 +261,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_runs(settings, said
         ({"url": ["a"], "similarty": [1]}, {"url_col": "url", "extra": {"similarity": "int64"}},
          "did you mean `extra.similarty`?"),
         ({"url": ["a"], "x": [1]}, {"url_col": "url", "extra": {"similarity": "int64"}},
-         "write in `extra.similarity` how the file names it, or leave it out"),
+         "write in `extra.similarity` how the file names it, or null if it has none"),
         ({"image": ["http://a"]}, {"image_col": "image"}, "links belong in `url_col`"),
         ({"url": ["a"], "v": pa.array([[1, 2]], pa.list_(pa.float32(), 2))},
          {"url_col": "url", "text_embedding_col": "v", "embedding_width": 3},

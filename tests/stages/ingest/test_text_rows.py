@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.ingest._text_rows import csv_rows, read_header, row_starts
+from stages.ingest._text_rows import Dialect, csv_rows, read_header, row_starts
 
 FIELD = st.text(st.sampled_from('a,"\n\t é'), max_size=6)
 TABLE = st.lists(st.lists(FIELD, min_size=2, max_size=2), min_size=1, max_size=8)
@@ -36,7 +36,7 @@ def read_all(data: bytes, delimiter: str = ",", **settings) -> list[list[str] | 
     names = ["a", "b"]
     stream: Any = io.BufferedReader(io.BytesIO(data))
     rows: list[list[str] | None] = []
-    for table, unparsed in csv_rows(stream, names, names, delimiter, quoted=True, **settings):
+    for table, unparsed in csv_rows(stream, names, names, Dialect(delimiter=delimiter), **settings):
         fields = zip(*(table[name].to_pylist() for name in names), strict=True)  # type: ignore[union-attr]  # CSV gives Arrow
         parsed = [[(field or b"").decode() for field in row] for row in fields]
         rows += [
@@ -75,4 +75,4 @@ def test_a_row_of_any_width_keeps_its_place_however_the_blocks_fall(rows):
     ],
 )
 def test_the_header_is_the_first_row(data, names, size):
-    assert read_header(io.BytesIO(data), ",", quoted=True) == (names, size)
+    assert read_header(io.BufferedReader(io.BytesIO(data)), Dialect(delimiter=",")) == (names, size)

@@ -317,7 +317,105 @@ def test_a_json_array_is_refused_with_what_to_do(tmp_path, run):
         run(UrlList(path=str(tmp_path)))
 
 
-@pytest.mark.parametrize("path", ["", "nowhere", "*.csv", "readme.txt"])
+def test_a_file_without_a_header_has_the_columns_that_the_recipe_names(tmp_path, run):
+    """CC3M's and CC12M's raw TSV: no header, stray quotes, the caption first in one of them."""
+    write(tmp_path, "0.tsv", '"a cat\thttp://a/0\n5" nail\thttp://a/1\n' * 20)
+    stage = {"path": str(tmp_path), "columns": ("text", "url"), "quoted": False}
+    for shard_rows in (7, 100):
+        ctx = run(UrlList(**stage, shard_rows=shard_rows))
+        rows = [row for shard in ctx.shards for row in shard.select(["url", "text"]).to_pylist()]
+        assert rows[:2] == [
+            {"url": "http://a/0", "text": '"a cat'},
+            {"url": "http://a/1", "text": '5" nail'},
+        ]
+        assert len(rows) == 40
+        assert UrlList(**stage).head(1)["text"].to_pylist() == ['"a cat']
+
+
+def test_a_headless_file_whose_columns_are_not_named_is_told_how_to_name_them(tmp_path, run):
+    write(tmp_path, "0.tsv", "a cat\thttp://a/0\n" * 30)
+    with pytest.raises(StageError, match=r"the file has a cat, http://a/0") as error:
+        run(UrlList(path=str(tmp_path)))
+    assert "`columns: [text, url]`" in error.value.args[2]
+
+
+@pytest.mark.parametrize("data", ["http://a/0\nhttp://a/1\n", "\ufeffhttp://a/0\r\nhttp://a/1"])
+@pytest.mark.parametrize("settings", [{}, {"columns": ("url",)}])
+def test_a_plain_list_of_links_is_read_where_the_path_names_it(tmp_path, pool_of, data, settings):
+    path = write(tmp_path, "urls.txt", data)
+    for named in (path, f"{tmp_path}/*.txt"):
+        pool = pool_of(UrlList(path=named, caption_col=None, shard_rows=1, **settings))
+        assert pool["url"].to_pylist() == ["http://a/0", "http://a/1"]
+        assert pool["reason"].null_count == 2
+    with pytest.raises(StageError, match="no column 'text'") as error:
+        pool_of(UrlList(path=path))
+    assert "`caption_col` how the file names it, or null" in error.value.args[2]
+
+
+SHEET = 'url;text\nhttp://a/0;"Müll; naß"\nhttp://a/1;é\n'
+SHEET_ROWS = {"url": ["http://a/0", "http://a/1"], "text": ["Müll; naß", "é"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "settings"),
+    [
+        ("0.csv", SHEET.encode("utf-8-sig"), {"delimiter": ";"}),
+        ("0.csv", SHEET.replace("\n", "\r\n").encode("cp1252"),
+         {"delimiter": ";", "encoding": "cp1252"}),
+        ("0.csv.gz", gzip.compress(SHEET.encode("latin-1")),
+         {"delimiter": ";", "encoding": "latin-1"}),
+        ("0.csv", SHEET.encode("utf-16"), {"delimiter": ";"}),
+        ("0.csv", b"\xfe\xff" + SHEET.encode("utf-16-be"), {"delimiter": ";"}),
+        ("0.txt", SHEET.replace(";", "\t").replace("\t naß", "; naß").encode("utf-16"), {}),
+        ("0.csv", SHEET.replace(";", ",").replace(", naß", "; naß").encode("utf-16-le"),
+         {"encoding": "utf-16-le"}),
+    ],
+    ids=["BOM", "cp1252", "latin-1, packed", "utf-16", "utf-16-be", "Unicode text", "utf-16-le"],
+)  # fmt: skip
+def test_a_spreadsheet_is_read_as_it_was_saved(tmp_path, pool_of, name, data, settings):
+    path = write(tmp_path, name, data)
+    for shard_rows in (1, 10):
+        stage = UrlList(path=path, shard_rows=shard_rows, **settings)
+        pool = pool_of(stage)
+        assert pool.select(["url", "text"]).to_pydict() == SHEET_ROWS
+        assert pool["reason"].null_count == 2
+        assert stage.head(1)["text"].to_pylist() == ["Müll; naß"]
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "found", "do"),
+    [
+        (SHEET, {}, "no column 'url' and 'text'; the file has url;text", '`delimiter: ";"`'),
+        ("url,text\n" + "a,\xfc\n" * 30, {}, "30 values of 'text' are no string: '\ufffd'",
+         "write `encoding: cp1252`"),
+        ("url,text\n" + "a,\xfc\n" * 30, {"encoding": "utf-16-le"}, "no utf-16-le: ",
+         "`encoding: cp1252`"),
+        ("url,text\n" + "a,b,c\n" * 30, {}, "30 of the first 30 rows cannot be read: 'a,b,c'",
+         "as many fields as the first"),
+        ("a,b,c\n" * 30, {"columns": ("url", "text")}, "30 of the first 30 rows cannot be read",
+         "`columns`"),
+        ("url,text,n\n" + "a,t,five\n" * 30, {"extra": {"n": "int32"}},
+         "30 values of 'n' are no int32: 'five'", "write `extra.n: string`"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_read_in_the_wrong_way_stops_the_stage_with_what_to_write(
+    tmp_path, run, data, settings, found, do
+):
+    path = write(tmp_path, "0.csv", data.encode("latin-1"))
+    with pytest.raises(StageError) as error:
+        run(UrlList(path=path, **settings))
+    assert found in error.value.args[0]
+    assert error.value.args[1] == path
+    assert do in error.value.args[2]
+
+
+def test_json_of_which_no_line_is_an_object_stops_the_stage(tmp_path, run):
+    write(tmp_path, "0.json", json.dumps([{"url": "a", "text": "t"}] * 30, indent=1)[1:])
+    with pytest.raises(StageError, match="one JSON object a line"):
+        run(UrlList(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "*.csv"])
 def test_an_empty_pool_stops_the_stage(tmp_path, run, path):
     write(tmp_path, "readme.txt", "")
     with pytest.raises(StageError, match=r"no file that ends in \.parquet"):
@@ -325,7 +423,14 @@ def test_an_empty_pool_stops_the_stage(tmp_path, run, path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"shard_rows": 0}, {"extra": {"text": "string"}}, {"extra": {"license": "words"}}]
+    "settings",
+    [
+        {"shard_rows": 0},
+        {"extra": {"text": "string"}},
+        {"extra": {"license": "words"}},
+        {"delimiter": "::"},
+        {"encoding": "utf-7000"},
+    ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_runs(settings):
     with pytest.raises(RecipeError):
