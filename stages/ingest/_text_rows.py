@@ -252,6 +252,12 @@ def json_rows(stream: IO[bytes], columns: Sequence[str]) -> Iterator[Rows]:
         )
 
 
+def unparsed_nowhere(table: pa.Table) -> Rows:
+    """Rows of a Parquet file, all marked as parsed: its parser reads all of them or none."""
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    return columns, pa.nulls(len(table), pa.string())
+
+
 def _with_skipped(table: pa.Table, row: int, skipped: Sequence[tuple[int, str]]) -> Rows:
     """The table with null rows for skipped ones; its first row is number `row` of the stream."""
     raw = pa.nulls(len(table), pa.string())

@@ -3,18 +3,30 @@
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from metadata.schema import IMAGE, IMAGE_BYTES, REASON, SHA256, TEXT, UID, URL
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, location
-from stages.ingest._text_rows import Dialect, csv_rows, json_rows
+from pipeline.stage import DatasetStage, later, location
+from stages.ingest._columns import require
+from stages.ingest._text_rows import (
+    Dialect,
+    Rows,
+    csv_rows,
+    json_object,
+    json_rows,
+    read_header,
+    unparsed_nowhere,
+)
 from stages.ops.tables import (
     IMAGE_SUFFIXES,
     check_shard_rows,
@@ -25,21 +37,26 @@ from stages.ops.tables import (
     in_batches,
     list_files,
     open_pool,
+    parquet_rows,
     sizes_of,
     uid_column,
 )
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+FILE_NAME = "file_name"
+UNREADABLE = (OSError, pa.ArrowException)  # reading it fails its shards
+LOOKED_AT = 1000  # lines of JSON whose keys stand for all
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(DatasetStage):
     """Every image below a folder, by name, and its caption; null where there is none.
 
-    url is the path below the folder, and uid the hash of that and the caption. Caption: `text`
-    in the metadata.jsonl or metadata.csv nearest above the image, whose `file_name` is relative
-    to it; else the .txt of the image's stem, without white space at its ends. An image that is
-    gone, may not be read (`unreadable`) or is above `max_image_bytes` (`too_large`) is null.
+    url is the path below the folder, and uid the hash of that and the caption. Caption:
+    `caption_col` in the metadata.jsonl, .csv or .parquet nearest above the image, whose `file_name`
+    is relative to it; else the .txt of the image's stem, without white space at its ends. Of a list
+    of captions it is the first that is not empty. An image that is gone, may not be read
+    (`unreadable`) or is above `max_image_bytes` (`too_large`) is null.
 
     Source: the layout of Hugging Face's imagefolder, and the .txt files of caption tools.
     Error: a file is known by name, size and time of change. Each shard reads the metadata files
@@ -55,6 +72,7 @@ class ImageFolder(DatasetStage):
 
     path: str = location()  # the folder, here or s3://…
     max_image_bytes: int = 100 << 20  # a larger file is `too_large`
+    caption_col: str | None = later("text")  # of the captions; null passes metadata files over
     shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
@@ -66,17 +84,21 @@ class ImageFolder(DatasetStage):
     def head(self, rows: int) -> pa.Table:
         images = list_files(self.path, IMAGE_SUFFIXES, "pool")[:rows]
         sources = self.sources(images, "pool")
+        for path in sources[0]["metadata"]:
+            check_metadata(self, path, None)
         return first_rows((it for source in sources for it in read(self, source, None)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         images = list_files(self.path, IMAGE_SUFFIXES, ctx.worker.stage)
         sources = self.sources(images, ctx.worker.stage)
+        metadata = sorted({path for source in sources for path in source["metadata"]})
+        ctx.map(partial(check_metadata, self), metadata)
         ctx.create_shards(partial(read, self), sources)
 
     def sources(self, images: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
         """One a shard, of these images."""
         folder = open_pool(self.path)[0].uri  # captions need not match a glob of images
-        beside = (*IMAGE_SUFFIXES, ".txt", *METADATA)
+        beside = (*IMAGE_SUFFIXES, ".txt", *(METADATA if self.caption_col else ()))
         every = {file["path"]: file for file in list_files(folder, beside, stage)}
         shards = range(0, len(images), self.shard_rows)
         return [source_of(images[i : i + self.shard_rows], every) for i in shards]
@@ -106,7 +128,11 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> It
     wanted = {name for name, _ in source["images"]}
     for path in source["metadata"]:
         with failing_its_shard(f"{storage}/{path}"):
-            captions |= {name: text for name, text in captions_in(storage, path) if name in wanted}
+            captions |= {
+                name: text
+                for name, text in captions_in(storage, path, str(stage.caption_col))
+                if name in wanted
+            }
     texts = set(source["texts"])
     with failing_its_shard(str(storage)):
         rows = (
@@ -117,28 +143,53 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> It
             yield fitted(batch)
 
 
-def captions_in(storage: Storage, path: str) -> Iterator[tuple[str, Any]]:
+def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str, Any]:
+    """StageError where a metadata file names no images, or lacks the captions."""
+    storage, _ = open_pool(stage.path)
+    where = f"{storage}/{path}"
+    names: list[str] = []
+    with suppress(*UNREADABLE), io.BufferedReader(storage.open(path), 1 << 20) as file:
+        if path.endswith(".parquet"):
+            names = pq.ParquetFile(file).schema_arrow.names
+        elif path.endswith(".csv"):
+            names, _ = read_header(file, Dialect(delimiter=","))
+        else:
+            lines = (json_object(line) or {} for line in islice(file, LOOKED_AT))
+            names = list(dict.fromkeys(name for line in lines for name in line))
+    if names:
+        do = f"give each row the path of its image as `{FILE_NAME}`"
+        require({FILE_NAME: FILE_NAME}, names, where, do)
+        require({"caption_col": str(stage.caption_col)}, names, where)
+    return {}
+
+
+def captions_in(storage: Storage, path: str, caption_col: str) -> Iterator[tuple[str, Any]]:
     """Name below the pool's folder, and caption, of each row of a metadata file."""
     folder = path[: path.rfind("/") + 1]
-    columns = ["file_name", "text"]
+    for rows, unparsed in metadata_rows(storage, path, [FILE_NAME, caption_col]):
+        if unparsed.null_count < len(unparsed):
+            raise ShardError(
+                found=f"a row that no parser reads: {unparsed.drop_null()[0]}",
+                where=f"{storage}/{path}",
+                do="mend the row: it is not known whose caption it holds",
+            )
+        names, _ = fit(rows[FILE_NAME], pa.string())
+        texts = rows[caption_col]
+        texts = texts if isinstance(texts, list) else texts.to_pylist()
+        for name, text in zip(names.to_pylist(), texts, strict=True):
+            first = next(filter(None, text), None) if isinstance(text, list) else text
+            yield f"{folder}{name}", first
+
+
+def metadata_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[Rows]:
+    """The rows of a metadata file, streamed."""
+    if path.endswith(".parquet"):
+        source = {"path": path, "start": 0, "stop": None}
+        yield from map(unparsed_nowhere, parquet_rows(storage, source, columns))
+        return
     with io.BufferedReader(storage.open(path), 1 << 20) as file:
-        batches = (
-            json_rows(file, columns)
-            if path.endswith(".jsonl")
-            else csv_rows(file, [], columns, Dialect())
-        )
-        for rows, unparsed in batches:
-            if unparsed.null_count < len(unparsed):
-                raise ShardError(
-                    found=f"a row that no parser reads: {unparsed.drop_null()[0]}",
-                    where=f"{storage}/{path}",
-                    do="mend the row: it is not known whose caption it holds",
-                )
-            names, _ = fit(rows["file_name"], pa.string())
-            texts = rows["text"]
-            texts = texts if isinstance(texts, list) else texts.to_pylist()
-            for name, text in zip(names.to_pylist(), texts, strict=True):
-                yield f"{folder}{name}", text
+        is_json = path.endswith(".jsonl")
+        yield from json_rows(file, columns) if is_json else csv_rows(file, [], columns, Dialect())
 
 
 def row_of(

@@ -74,6 +74,7 @@ class Parquet(DatasetStage):
 
     Source: Hugging Face's Image feature; img2dataset's column names; DataComp's uid.
     Error: a file is known by name, size and time of change. An image above 2 GB fails its shard.
+    Example: {path: rows.parquet, image_col: image, caption_col: caption}
     """
 
     version = 1
@@ -81,19 +82,21 @@ class Parquet(DatasetStage):
     takes = ()
     reasons = ("no_image", "no_url", "hash_mismatch", "bad_embedding", "bad_uid", "bad_value")
 
-    path: str = location()
-    image_col: str | None = None
-    url_col: str | None = None
-    caption_col: str | None = None
+    path: str = location()  # a file, a folder or a glob, here or s3://…
+    image_col: str | None = None  # column of the images: bytes, or structs with `bytes`
+    url_col: str | None = None  # column of the link
+    caption_col: str | None = None  # column of the caption, or of a list of captions
+    # column of an id: 16 bytes or 32 hex digits; null: the hash of caption and link or place
     uid_col: str | None = None
-    width_col: str | None = None
-    height_col: str | None = None
-    sha256_col: str | None = None
-    image_embedding_col: str | None = None
-    text_embedding_col: str | None = None
-    embedding_width: int | None = None
-    extra: dict[str, str] = field(default_factory=dict)  # passed through: name to Arrow type
-    shard_rows: int = 10_000
+    width_col: str | None = None  # column of the image's width, in pixels
+    height_col: str | None = None  # column of its height
+    sha256_col: str | None = None  # column of the image's SHA-256 in hex
+    image_embedding_col: str | None = None  # column of vectors of the images
+    text_embedding_col: str | None = None  # column of vectors of the captions
+    embedding_width: int | None = None  # numbers in a vector
+    # more columns, each with its Arrow type: {license: string, tags: "list<item: string>"}
+    extra: dict[str, str] = field(default_factory=dict)
+    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
         check_shard_rows(self.shard_rows)

@@ -35,6 +35,7 @@ from stages.ingest._text_rows import (
     kind_of,
     scan_text,
     text_rows,
+    unparsed_nowhere,
 )
 from stages.ops.tables import (
     any_of,
@@ -74,8 +75,8 @@ class UrlList(DatasetStage):
 
     Source: img2dataset's column names. Its CSV reader fails a file with one bad row; ours does not.
     Error: a file is known by name, size and time of change. A compressed file is one shard, for
-        it cannot be entered midway, and so is one in UTF-16. A quote that is never closed joins the rows up to the next
-        quote, as in every CSV reader; a CSV row above 16 MB fails its shard.
+        it cannot be entered midway, and so is one in UTF-16. A quote that is never closed joins the
+        rows up to the next quote, as in every CSV reader; a CSV row above 16 MB fails its shard.
     Example: {path: list.csv, caption_col: caption}
     """
 
@@ -193,12 +194,6 @@ def read(
             batches = text_rows(storage, source, names, stage.dialect)
         for rows, unparsed in chain([none], batches):
             yield as_stored(stage, rows, unparsed, where if is_tried else None)
-
-
-def unparsed_nowhere(table: pa.Table) -> Rows:
-    """Rows of a Parquet file, all marked as parsed: its parser reads all of them or none."""
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    return columns, pa.nulls(len(table), pa.string())
 
 
 def as_stored(

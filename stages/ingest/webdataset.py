@@ -56,8 +56,9 @@ class WebDataset(DatasetStage):
 
     A sample is a run of members that share their path up to the first dot of the name; it ends
     too where a suffix repeats, for the next tar may begin with the key that this one ends with,
-    and tars are joined. Caption: the .txt, else `caption` of the .json. url, sizes and sha256:
-    the .json; sha256 is that of the stored bytes without it. uid: 32 hex digits `uid` in the
+    and tars are joined. Caption: the .txt, else `caption` of the .json. url and sizes:
+    the .json. sha256 is that of the stored bytes, whatever the .json says: img2dataset states that
+    of the file before it resizes, and some write one for all. uid: 32 hex digits `uid` in the
     .json (else `bad_uid`), or the hash of url and caption; where there is no url, that of the
     place in the pool, `00000.tar/KEY`, and the caption. No member is written to disk.
 
@@ -67,7 +68,7 @@ class WebDataset(DatasetStage):
     Example: {path: tars}
     """
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ()
     writes = (IMAGE, IMAGE_BYTES, TEXT, *FROM_JSON, SHA256)
@@ -153,7 +154,7 @@ def row_of(place: str, parts: Members) -> dict[str, Any]:
         IMAGE.name: image,
         IMAGE_BYTES.name: len(image) if image is not None else None,
         TEXT.name: parts["txt"] if "txt" in parts else info.get("caption"),
-        SHA256.name: info.get("sha256") or hashed,
+        SHA256.name: hashed,
         UID.name: info.get("uid"),
         "place": info.get("url") or place,
         "too_large": None in parts.values(),

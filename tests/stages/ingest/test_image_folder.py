@@ -3,6 +3,9 @@
 import hashlib
 import json
 
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 
 from metadata.uid import uid_of
@@ -83,9 +86,9 @@ def test_an_image_that_is_gone_since_the_listing_is_unreadable(folder, run):
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("metadata.jsonl", '{"file_name": "a.JPG"}\n{"file'),
+        ("metadata.jsonl", '{"file_name": "a.JPG", "text": "a"}\n{"file'),
         ("metadata.csv", "file_name,text\na.JPG,c,c\n"),
-        ("metadata.csv", "file_name,label\na.JPG,c\n"),
+        ("metadata.parquet", "no Parquet"),
     ],
 )
 def test_a_broken_metadata_file_fails_the_shards_it_speaks_of_by_name(folder, run, name, data):
@@ -95,11 +98,61 @@ def test_a_broken_metadata_file_fails_the_shards_it_speaks_of_by_name(folder, ru
     assert name in shards[1].args[1]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_hugging_face_metadata_of_each_split_has_captions_under_any_name(folder, pool_of, kind):
+    (folder / "train").mkdir()
+    (folder / "train" / "3.jpg").write_bytes(b"three")
+    rows = {"train": [("3.jpg", "three")], "b": [("2.png", "two"), ("10.webp", None)]}
+    for split, pairs in rows.items():
+        path = folder / split / f"metadata.{kind}"
+        table = pa.table({"file_name": [n for n, _ in pairs], "prompt": [t for _, t in pairs]})
+        if kind == "parquet":
+            pq.write_table(table, path)
+        elif kind == "csv":
+            pacsv.write_csv(table, path)
+        else:
+            path.write_text("\n".join(map(json.dumps, table.to_pylist())))
+    stage = ImageFolder(path=str(folder), caption_col="prompt")
+    found = {"a.JPG": None, "b/10.webp": None, "b/2.png": "two", "train/3.jpg": "three"}
+    assert captions(pool_of(stage)) == found
+    assert stage.head(2)["url"].to_pylist() == ["a.JPG", "b/10.webp"]
+    beside = ImageFolder(path=str(folder), caption_col=None)
+    assert captions(pool_of(beside))["b/2.png"] == "two's caption"
+
+
+def test_of_a_list_of_captions_the_first_that_is_not_empty_is_taken(folder, pool_of):
+    lines = [{"file_name": "a.JPG", "text": ["", "a", "b"]}, {"file_name": "b/2.png", "text": []}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert captions(pool_of(ImageFolder(path=str(folder))))["a.JPG"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found", "do"),
+    [
+        ("metadata.csv", "file_name,caption\na.JPG,c\n", "no column 'text'",
+         "did you mean `caption_col: caption`?"),
+        ("metadata.jsonl", '{"file_name": "a.JPG", "label": 3}\n', "the file has file_name, label",
+         "`caption_col` how the file names it, or null"),
+        ("metadata.csv", "image,text\na.JPG,c\n", "no column 'file_name'", "as `file_name`"),
+    ],
+)  # fmt: skip
+def test_metadata_without_the_captions_stops_the_stage_with_what_to_write(
+    folder, run, name, data, found, do
+):
+    (folder / name).write_text(data)
+    for read_all in (run, lambda stage: stage.head(1)):
+        with pytest.raises(StageError) as error:
+            read_all(ImageFolder(path=str(folder)))
+        assert found in error.value.args[0]
+        assert error.value.args[1] == str(folder / name)
+        assert do in error.value.args[2]
+
+
 @pytest.mark.parametrize("name", ["b/2.png", "b/2.txt", "metadata.jsonl"])
 def test_a_changed_file_changes_the_digest_of_its_shard(folder, run, name):
     (folder / "metadata.jsonl").write_text("")
     before = run(ImageFolder(path=str(folder), shard_rows=2)).sources
-    (folder / name).write_text('{"file_name": "other"}')
+    (folder / name).write_text('{"file_name": "other", "text": "t"}')
     after = run(ImageFolder(path=str(folder), shard_rows=2)).sources
     assert before[1]["digest"] != after[1]["digest"]
     assert (before[0]["digest"] != after[0]["digest"]) == (name == "metadata.jsonl")

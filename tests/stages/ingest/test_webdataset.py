@@ -63,10 +63,28 @@ def test_a_sample_of_img2dataset_keeps_all_that_its_json_says(rows_of):
             "original_height": 60,
             "width": 5,
             "height": 6,
-            "sha256": "cd" * 32,
+            "sha256": hashlib.sha256(b"jpeg").hexdigest(),
             "reason": None,
         }
     ]
+
+
+def test_a_digest_that_others_state_is_not_trusted(rows_of):
+    """Some write one for all rows, and img2dataset that of the file before it resized it."""
+    info = {"sha256": "cd" * 32}
+    samples = [(f"{i}.{suffix}", data) for i in range(3) for suffix, data in
+               (("jpg", f"jpeg {i}"), ("json", info))]  # fmt: skip
+    rows = rows_of(*samples)
+    assert [row["sha256"] for row in rows] == [
+        hashlib.sha256(f"jpeg {i}".encode()).hexdigest() for i in range(3)
+    ]
+    assert [row["reason"] for row in rows] == [None] * 3
+
+
+def test_the_first_samples_are_shown_without_reading_the_others(tmp_path):
+    whole = tar_of(*((f"{i}.jpg", b"x" * (1 << 20)) for i in range(9)))
+    (tmp_path / "0.tar").write_bytes(whole[: 5 << 20])  # cut: reading on would fail
+    assert WebDataset(path=str(tmp_path)).head(2)["image_bytes"].to_pylist() == [1 << 20] * 2
 
 
 def test_without_a_json_the_bytes_are_hashed_and_the_place_stands_for_the_url(rows_of):
