@@ -1,8 +1,9 @@
 """What stands beside an export: dataset.json for programs, a data card for people, Croissant.
 
 A summary is {name, format, seed, counts, columns: [[name, type]], files: [{file, rows, bytes,
-sha256}]}, and `license` and `url` where the recipe says them: all of it is known when the last file
-is written, and none of it is a time or a machine.
+sha256}]}, `license` and `url` where the recipe says them, and of rows that a stage lost `dropped`:
+{stage, reason}. All of it is known when the last file is written, and none of it is a time or a
+machine.
 """
 
 import json
@@ -17,6 +18,10 @@ HOW_TO_READ = {
     ": a loader that reads files in any order and mixes a few of them needs no other shuffle.",
     "webdataset": "img2dataset's layout: KEY.jpg (or the suffix of its format), KEY.txt and"
     " KEY.json; a Parquet file beside each tar repeats the JSON.",
+    "csv": "`rows.csv` has a line of names, then a line a row, in UTF-8; lists and structs are"
+    " JSON, an empty field is a missing value. `polars.read_csv` and `pandas.read_csv` read it.",
+    "jsonl": "`rows.jsonl` has a JSON object a line, in UTF-8. `polars.read_ndjson` and"
+    " `pandas.read_json(..., lines=True)` read it.",
     "uid_list": "DataComp's subset file: 128-bit ids as two big-endian halves, `u8,u8`, sorted; an"
     " id that stands k times is to be seen k times. `numpy.load(..., mmap_mode='r')` reads it.",
 }
@@ -71,9 +76,13 @@ def data_card(summary: dict[str, Any]) -> str:
         granted = f". The selection is offered under {summary['license']}."
     page = f"\n<{summary['url']}>\n" if "url" in summary else ""
     left = "\n".join(f"| left out: {reason} | {n:,} |" for reason, n in counts.items())
+    what = "Image-text pairs, curated by clipmill"
+    if "dropped" in summary:
+        lost = summary["dropped"]
+        what = f"Rows that the stage `{lost['stage']}` lost for `{lost['reason']}`"
     return f"""# {summary["name"]}
 
-Image-text pairs, curated by clipmill: {_rows(summary):,} rows, {size_bytes:,} bytes,
+{what}: {_rows(summary):,} rows, {size_bytes:,} bytes,
 {len(summary["files"]):,} files. Seed {summary["seed"]}.
 {page}
 | rows | |

@@ -77,8 +77,8 @@ def note_output(folder: Storage, name: str, path: Path) -> None:
 
 def noted_outputs(folder: Storage) -> dict[str, Noted]:
     """The files in out/, as units of work stored them; DamagedError where one is so no more."""
-    noted = [entry.name.removesuffix(".json") for entry in folder.entries(NOTES)]
-    there = {entry.name: entry.size for entry in folder.entries(OUT)}
+    noted = [entry.name.removesuffix(".json") for entry in folder.entries(NOTES, below=True)]
+    there = {entry.name: entry.size for entry in folder.entries(OUT, below=True)}
 
     def look(name: str) -> Noted:
         note = folder.read_json(f"{NOTES}/{name}.json", Noted)

@@ -209,8 +209,9 @@ def scan(folder: Storage) -> Scan:
     attempts = tuple(name for name in entries if name.endswith(".attempt"))
     is_folded = not newer and held is not None and held.keys() == texts.keys()
     has_outputs = manifest is not None and manifest.outputs
-    outputs = tuple(sorted((e.name, e.size) for e in folder.entries("out"))) if has_outputs else ()
-    return Scan(records, failures, manifest, attempts, is_folded, lost, outputs)
+    outputs = folder.entries("out", below=True) if has_outputs else []
+    named = tuple(sorted((entry.name, entry.size) for entry in outputs))
+    return Scan(records, failures, manifest, attempts, is_folded, lost, named)
 
 
 def fold(folder: Storage, records: Iterable[Record]) -> None:

@@ -74,6 +74,7 @@ SOURCE = Column(
 )
 URL = Column("url", pa.string(), "URL", "Where the image was found.")
 TEXT = Column("text", pa.string(), "caption", "The caption as found: never overwritten.")
+CAPTION = Column("caption", pa.string(), "caption", "The caption: of several the first.")
 ORIGINAL_WIDTH = Column("original_width", pa.int32(), "pixels", "Width as the pool states it.")
 ORIGINAL_HEIGHT = Column("original_height", pa.int32(), "pixels", "Height as the pool states it.")
 CLIP_B32_SIMILARITY_SCORE = Column(

@@ -17,6 +17,7 @@ from metadata.record import Record, data_name
 from metadata.schema import IMAGE, REASON, UID
 from metadata.storage import Storage
 
+IMAGES = (IMAGE.name, f"{IMAGE.name}.bytes")  # leaves that nothing compresses further
 GROUP_ROWS = 4096
 GROUP_BYTES = 16 << 20
 LIST_TYPES = (
@@ -46,9 +47,7 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self._sink, mode="w"),
             schema,
-            compression={
-                name: "NONE" if name == IMAGE.name else "ZSTD" for name in _leaves(schema)
-            },
+            compression={name: "NONE" if name in IMAGES else "ZSTD" for name in _leaves(schema)},
             use_dictionary=[
                 field.name
                 for field in schema
@@ -91,11 +90,12 @@ class ShardWriter:
 
     def _flush(self) -> None:
         group = pa.concat_tables(self._pending).unify_dictionaries().combine_chunks()
-        for chunk in group[UID.name].chunks:
+        types = {field.name: field.type for field in group.schema}  # an export's may be plain text
+        for chunk in group[UID.name].chunks if types[UID.name] == UID.dtype else ():
             self._uids.update(
                 memoryview(chunk.buffers()[1])[chunk.offset * 16 : (chunk.offset + len(chunk)) * 16]
             )
-        if REASON.name in group.column_names:
+        if types.get(REASON.name) == REASON.dtype:
             _count(group[REASON.name], self.counts)
         self._writer.write_table(group, row_group_size=max(1, len(group)))
         self._pending = []

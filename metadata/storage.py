@@ -176,15 +176,18 @@ class Storage:
         """The object, for random access."""
         return self._again(lambda: self.fs.open_input_file(self.locate(name)))
 
-    def entries(self, folder: str = "") -> list[Entry]:
-        """The objects in a folder, not below it; empty where there is no folder."""
+    def entries(self, folder: str = "", below: bool = False) -> list[Entry]:
+        """The objects in a folder; with `below` those of folders in it too, as `data/0.parquet`.
+
+        Empty where there is no folder.
+        """
         path = f"{self.path}/{folder}" if folder else self.path
         if self.is_local:
-            return _list_local(path)
-        selector = fs.FileSelector(path, allow_not_found=True)
+            return _list_local(path, below)
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=below)
         infos = self._again(lambda: self.fs.get_file_info(selector))
         return [
-            Entry(info.base_name, info.size, info.mtime_ns)
+            Entry(info.path[len(path.rstrip("/")) + 1 :], info.size, info.mtime_ns)
             for info in infos
             if info.type == fs.FileType.File
         ]
@@ -254,15 +257,18 @@ def wants_keys(error: OSError) -> bool:
     return bool(re.search("ACCESS_DENIED|ACCESS_KEY|InvalidAccessKey|SIGNATURE", str(error)))
 
 
-def _list_local(path: str) -> list[Entry]:
+def _list_local(path: str, below: bool, prefix: str = "") -> list[Entry]:
     """scandir: six times as fast as pyarrow's selector on a folder of 20,000."""
     try:
         with os.scandir(path) as entries:
             found = []
             for entry in entries:
+                name = f"{prefix}{entry.name}"
                 if entry.is_file() and not entry.name.startswith(".tmp-"):
                     stat = entry.stat()
-                    found.append(Entry(entry.name, stat.st_size, stat.st_mtime_ns))
+                    found.append(Entry(name, stat.st_size, stat.st_mtime_ns))
+                elif below and entry.is_dir(follow_symlinks=False):
+                    found += _list_local(entry.path, below, f"{name}/")
             return found
     except FileNotFoundError:
         return []

@@ -1,51 +1,278 @@
-"""`clipmill export`: a finished stage's rows to a folder, by a stage added to the recipe."""
+"""`clipmill export`: rows of a finished stage, written to a folder by a stage beside the recipe.
+
+The files are made in the run folder, under a fingerprint as any stage's, and copied from there: a
+killed export goes on, and one that is done is found. The recipe that ran stays the last one, so no
+other answer about the run knows of it.
+"""
 
 import dataclasses
-from typing import TYPE_CHECKING
+import json
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from metadata.damage import DamagedError
+from metadata.datacard import SUMMARY
+from metadata.keys import redacted
 from metadata.outputs import Outputs
 from metadata.places import is_places
+from metadata.schema import CAPTION, IMAGE, UID
 from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.plan import make_plan
-from pipeline.run_folder.state import RunState
+from pipeline.engine.dataset_job import DatasetJob
+from pipeline.engine.repair import take_away
+from pipeline.engine.running import Running
+from pipeline.errors import RecipeError, StageError, did_you_mean
+from pipeline.planning.bindings import columns_of
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.run_folder import lock
+from pipeline.run_folder.state import RunState, StageState, summary
 from pipeline.target import refuse_others
 
 if TYPE_CHECKING:
     from pipeline.engine.running import Watcher
     from pipeline.executors import Executor
 
+FORMATS: dict[str, dict[str, Any]] = {  # what `--to` says, as a recipe says it
+    "parquet": {"uses": "export.parquet"},
+    "webdataset": {"uses": "export.webdataset"},
+    "uid_list": {"uses": "export.uid_list"},
+    "csv": {"uses": "export.table", "format": "csv"},
+    "jsonl": {"uses": "export.table", "format": "jsonl"},
+}
+PICTURES = ("parquet", "webdataset")
+ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # of what has pictures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An export in its folder: of `rows` of the stage `exported` left, and `left` stayed by reason.
+
+    `copied` counts the files that were not there yet.
+    """
+
+    stage: str
+    dropped: str | None = None  # the reason for which the stage lost the rows
+    out: str
+    rows: int
+    exported: int
+    left: dict[str, int]
+    files: tuple[str, ...]
+    bytes: int
+    copied: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to export: rows of a stage, or those it lost for a reason, and how.
+
+    `decided` are the columns that the reason names, as the stage reads them, and where they are.
+    """
+
+    to: str
+    stage: str | None = None  # None: the last select stage
+    columns: tuple[str, ...] = ()
+    dropped: str | None = None
+    decided: Mapping[str, Binding] = dataclasses.field(default_factory=dict)
+
 
 def export(
-    state: RunState, stage: str, to: str, path: str, executor: "Executor", watcher: "Watcher"
-) -> list[str]:
-    """The names of the files written to `path`; the export itself stays in the run folder."""
-    if stage not in state.plan.stages:
-        raise RecipeError(
-            f"no stage '{stage}'",
-            "--stage",
-            did_you_mean(stage, state.plan.stages, "the recipe has"),
+    state: RunState, wanted: Wanted, out: str, executor: "Executor", watcher: "Watcher"
+) -> Exported:
+    """Writes the rows to a folder; StageError where none is left to write."""
+    stage = _stage(state, wanted.stage)
+    plan, name = _plan(state.plan, stage, wanted)
+    target = Storage(out)
+    _refuse_strangers(target, None)
+    with lock.held(state.run) as owned:
+        running = Running(
+            plan=plan,
+            state=RunState(plan, owned),
+            executor=executor,
+            watcher=watcher,
+            run_id=uuid.uuid4().hex,
+            retry=(),
+            crash_ok=False,
         )
-    name = f"export_{stage}_{to}"
-    stages = {**state.plan.recipe.stages, name: {"uses": f"export.{to}", "from": stage}}
-    recipe = dataclasses.replace(state.plan.recipe, stages=stages)
-    outcome = run_plan(make_plan(recipe, until=name), state.run, executor, watcher)
-    made = outcome.state.stages[name]
-    if not made.complete:
-        error = next((error for error in outcome.stopped.values() if error), None)
-        raise error or RecipeError(
-            f"stage '{stage}' is not complete", str(state.run), "run the recipe to its end first"
+        _check_done(running.state, plan.stages[name])
+        try:
+            made = _made(running, plan.stages[name], stage, target)
+        except DamagedError as found:
+            folder = running.state.stages[name].folder
+            if found.folder != folder.uri:
+                raise
+            take_away(folder, found.name)
+            running.state.rescan(name)
+            made = _made(running, plan.stages[name], stage, target)
+        finally:
+            owned.sweep()
+    return dataclasses.replace(made, dropped=wanted.dropped, out=redacted(out))
+
+
+def _made(running: Running, planned: PlannedStage, stage: str, target: Storage) -> Exported:
+    """Runs the export where it is not done, and copies what is not there."""
+    for found in DatasetJob(running, planned).run():
+        raise found
+    made = running.state.stages[planned.name]
+    told = json.loads(Outputs(made.folder).read(SUMMARY))
+    left = dict(told["counts"])
+    rows, exported = left.pop("rows"), left.pop("exported")
+    left = {reason: count for reason, count in left.items() if count}
+    if not exported:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in left.items())
+        raise StageError(
+            f"no row to export: of {rows:,} rows {why or 'none is left'}",
+            f"stage '{stage}'",
+            "clipmill funnel --run … shows where the rows went",
         )
-    target = Storage(path)
+    files = [name for name in Outputs(made.folder).names if not is_places(name)]
+    sizes = dict(made.outputs)
+    return Exported(
+        stage=stage,
+        out=str(target),
+        rows=rows,
+        exported=exported,
+        left=left,
+        files=tuple(files),
+        bytes=sum(sizes[name] for name in files),
+        copied=_copy(made, files, target),
+    )
+
+
+def _copy(made: StageState, files: list[str], target: Storage) -> int:
+    """Copies the files that the folder does not hold yet, dataset.json last; how many."""
+    _refuse_strangers(target, files)
     outputs = Outputs(made.folder)
-    files = [name for name in outputs.names if not is_places(name)]  # they are of the run's shards
-    refuse_others(target, files, "export to an empty folder")  # a loader would read both
-    for file in files:
+    there = {entry.name: entry.size for entry in target.entries(below=True)}
+    copied = 0
+    for file in sorted(files, key=lambda name: name == SUMMARY):
         outputs.check(file)
+        is_there = there.get(file) == dict(made.outputs)[file]
+        if is_there and target.sha256(file) == made.folder.sha256(f"out/{file}"):
+            continue
         with target.scratch(file) as scratch:
             with made.folder.open(f"out/{file}") as source, scratch.open("wb") as sink:
                 while block := source.read(8 << 20):
                     sink.write(block)
             target.commit(scratch, file)
-    return files
+        copied += 1
+    return copied
+
+
+def _refuse_strangers(target: Storage, files: Collection[str] | None) -> None:
+    """RecipeError where the folder holds what is not of this export: a loader would read both.
+
+    While the export's files are not known, where it is clearly of something else.
+    """
+    there = [entry.name for entry in target.entries(below=True)]
+    if files is None and SUMMARY in there:
+        return
+    ours = files if files is not None else filter(_is_exports, there)
+    named = [name.rpartition("/") for name in ours]
+    for folder in dict.fromkeys(("", *(folder for folder, _, _ in named))):
+        names = {name for its, _, name in named if its == folder}
+        names |= {its for its, _, _ in named} if not folder else set()
+        at = target.child(folder) if folder else target
+        refuse_others(at, names, "give --out a folder that is empty or new")
+
+
+def _is_exports(name: str) -> bool:
+    """Whether an export may have made a file of that name before it was killed."""
+    is_numbered = name.split("/")[-1].split(".")[0].split("_")[0].split("-")[-1].isdigit()
+    return is_numbered or name in (
+        "README.md",
+        "croissant.json",
+        "uids.npy",
+        "rows.csv",
+        "rows.jsonl",
+    )
+
+
+def _stage(state: RunState, stage: str | None) -> str:
+    """The stage whose rows leave: where none is named the last select stage, if there is one."""
+    stages = state.plan.stages
+    with_rows = [name for name, planned in stages.items() if planned.gives_rows]
+    selects = [name for name in with_rows if stages[name].is_select]
+    if stage is None:
+        built_on = {need for name in selects for need in state.plan.needed_by(name) - {name}}
+        ends = [name for name in selects if name not in built_on]
+        if len(ends) == 1:
+            return ends[0]
+        raise RecipeError(
+            f"{len(ends)} select stages end this recipe" if ends else "no select stage",
+            "the arguments",
+            f"say which rows leave: --stage {' or '.join(ends or with_rows)}",
+        )
+    if stage not in stages:
+        do = did_you_mean(stage, selects + with_rows, "stages with rows")
+        raise RecipeError(f"no stage '{stage}'", "--stage", do)
+    if stage not in with_rows:
+        raise RecipeError(
+            f"'{stage}' ({stages[stage].uses}) holds no rows of a pool",
+            "--stage",
+            f"name a select stage: {', '.join(selects)}"
+            if selects
+            else f"name a stage with rows: {', '.join(with_rows)}",
+        )
+    return stage
+
+
+def _plan(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
+    """The recipe's plan with the export in it, and the export's name."""
+    _check_columns(plan, stage, wanted)
+    settings: dict[str, Any] = {**FORMATS[wanted.to], "from": stage}
+    if wanted.dropped is not None:
+        said = {"stage": stage, "reason": wanted.dropped, "decided": list(wanted.decided)}
+        read = {name: ".".join(where) for name, where in wanted.decided.items()}
+        settings |= {"dropped": said, "read": read}
+    columns = [name for name in wanted.columns if name not in {UID.name, *wanted.decided}]
+    if wanted.to in PICTURES:
+        columns = [name for name in columns if name not in ALWAYS]
+    if columns:
+        settings["columns"] = list(dict.fromkeys(columns))
+    name = f"{'export' if wanted.dropped is None else 'dropped'}_{stage}_{wanted.to}"
+    recipe = dataclasses.replace(plan.recipe, stages={**plan.recipe.stages, name: settings})
+    return make_plan(recipe, until=name), name
+
+
+def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
+    """RecipeError for a column that the format or the stage does not have."""
+    visible = list(_visible(plan, stage))
+    if wanted.to in PICTURES and IMAGE.name not in visible:
+        raise RecipeError(
+            f"--to {wanted.to} needs pictures, and '{stage}' stands before there are any",
+            "the arguments",
+            "--to csv, jsonl and uid_list need none; else name a later stage",
+        )
+    if wanted.columns and wanted.to == "uid_list":
+        raise RecipeError(
+            "a list of uids has no columns", "--columns", "--to csv or jsonl writes a table"
+        )
+    for column in wanted.columns:
+        if column == IMAGE.name and wanted.to not in PICTURES:
+            do = f"--to {' or '.join(PICTURES)} holds pictures; leave 'image' out for a table"
+            raise RecipeError(f"a table in {wanted.to} holds no pictures", "--columns image", do)
+        if column not in (*visible, *ALWAYS):
+            do = did_you_mean(column, visible, f"'{stage}' sees")
+            raise RecipeError(f"no column '{column}' at stage '{stage}'", "--columns", do)
+
+
+def _visible(plan: Plan, stage: str) -> Iterator[str]:
+    """Columns of a stage and of those before it, as a recipe may name them."""
+    line = [name for name in plan.stages if name in plan.needed_by(stage)]
+    for is_whole in (False, True):
+        for name in line:
+            for column in columns_of(plan.stages[name].stage):
+                yield f"{name}.{column.name}" if is_whole else column.name
+
+
+def _check_done(state: RunState, planned: PlannedStage) -> None:
+    """RecipeError where a stage that the export reads is not complete: it makes no other."""
+    for need in planned.needs:
+        stage = state.stages[need]
+        if not stage.complete:
+            raise RecipeError(
+                f"stage '{need}' is not done: {summary(stage)}",
+                str(state.run),
+                "run the recipe to its end first",
+            )

@@ -253,6 +253,9 @@ def exported(out: Path) -> Iterator[dict[str, Any]]:
             yield from samples_of(path)
         elif path.suffix == ".parquet":
             yield from pq.read_table(path).to_pylist()
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                yield from csv.DictReader(file)
         else:
             for high, low in np.load(path).tolist():
                 yield {"uid": f"{high:016x}{low:016x}"}

@@ -60,9 +60,13 @@ def _to(uses: str, chain: Chain, samples: Mapping[str, Stage], path: Chain = ())
                     return None
                 chain = found
     if "data" in edges:
-        exports = [one for one, other in samples.items() if "data" in other.gives and other.takes]
+        exports = [  # one that is an export's source itself: a list of ids or a table is none
+            one
+            for one, other in samples.items()
+            if "data" in other.gives and "data" in edges_taken(other)
+        ]
         longer = [_to(one, chain, samples, (*path, uses)) for one in exports if one != uses]
-        found = max(filter(None, longer), key=lambda one: _wished(one, samples), default=None)
+        found = next(filter(None, longer), None)
         if found is None:
             return None
         chain = found

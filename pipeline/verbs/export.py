@@ -1,41 +1,95 @@
-"""`clipmill export`: the rows that a stage of a run keeps, written to a folder."""
+"""`clipmill export`: rows of a stage of a run, written to a folder."""
 
 import argparse
 import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from pipeline.terminal import one_line
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_executor, add_json, add_run, executor
 
-HELP = "write the rows a stage of a run keeps to a folder"
+if TYPE_CHECKING:
+    from pipeline.export import Exported
+
+HELP = "write the rows that a stage of a run keeps, or those it lost, to a folder"
 EXAMPLES = """\
-clipmill export shards --run run --stage subset --to webdataset
-clipmill export s3://bucket/set --run run --stage subset --to parquet
+clipmill export --run run --to webdataset --out tars
+clipmill export --run run --to csv --columns caption,url,clip_score --out s3://bucket/table
+clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
-    parser.add_argument("path", metavar="PATH", help="folder to write to: a path or s3://…")
     add_run(parser)
-    add_json(parser)
-    parser.add_argument("--stage", required=True, metavar="STAGE", help="stage whose rows go out")
     parser.add_argument(
         "--to",
         required=True,
-        choices=("parquet", "webdataset", "uid_list"),
-        help="form of the files",
+        choices=("parquet", "webdataset", "csv", "jsonl", "uid_list"),
+        help="with pictures: parquet, webdataset; tables without: csv, jsonl; ids alone: uid_list",
     )
+    parser.add_argument(
+        "--out", required=True, metavar="URI", help="folder to write to: a path or s3://…"
+    )
+    parser.add_argument(
+        "--stage",
+        metavar="STAGE",
+        help="whose rows leave; default: the last select stage, if there is one",
+    )
+    parser.add_argument(
+        "--columns",
+        type=lambda names: tuple(name.strip() for name in names.split(",") if name.strip()),
+        default=(),
+        metavar="A,B,…",
+        help="of a table: which, in this order; with pictures: which more",
+    )
+    parser.add_argument(
+        "--dropped", metavar="REASON", help="the rows that a stage lost for this reason, instead"
+    )
+    add_json(parser)
     add_executor(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files and prints how many."""
-    from pipeline.export import export
+    """Writes the files, and prints how many rows left and how many stayed."""
+    from pipeline.export import Wanted, export
+    from pipeline.ledger.answer import as_json
+    from pipeline.ledger.dropped import dropped
     from pipeline.progress import watcher
     from pipeline.run_folder.state import latest
 
     state = latest(options.run)
+    wanted = Wanted(to=options.to, stage=options.stage, columns=options.columns)
+    if options.dropped is not None:
+        lost = dropped(state, options.dropped, options.stage)
+        wanted = replace(wanted, stage=lost.stage, dropped=lost.reason, decided=lost.decided)
     with executor(options) as workers, watcher() as watch:
-        files = export(state, options.stage, options.to, options.path, workers, watch)
-    print(json.dumps(files) if options.json else f"{len(files)} files in {options.path}")
+        answer = export(state, wanted, options.out, workers, watch)
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
     return DONE
+
+
+def text(answer: "Exported") -> str:
+    """How many rows are where; what stayed; whether anything was written."""
+    files = f"{len(answer.files)} file{'s' if len(answer.files) > 1 else ''}"
+    rows = f"{answer.exported:,} row{'s' if answer.exported > 1 else ''}"
+    stage = one_line(answer.stage)
+    whose = f"of {stage}"
+    if answer.dropped is not None:
+        whose = f"that {stage} lost for '{one_line(answer.dropped)}'"
+    lines = [f"{rows} {whose} in {one_line(answer.out)}  ({files}, {size(answer.bytes)})"]
+    stayed = ", ".join(f"{count:,} {reason}" for reason, count in answer.left.items())
+    if stayed and answer.dropped is None:
+        lines.append(f"left out of {answer.rows:,}: {stayed}")
+    if not answer.copied:
+        lines.append("found done: nothing was written")
+    return "\n".join(lines)
+
+
+def size(size_bytes: int) -> str:
+    """Bytes in the largest unit that leaves at least one."""
+    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= of:
+            return f"{size_bytes / of:.1f} {unit}"
+    return f"{size_bytes} bytes"

@@ -1,4 +1,4 @@
-"""What the exports share: which rows leave, into which file, and in which order.
+"""What the exports of images share: into which file a row leaves, and in which order.
 
 A group reads whole source shards, chosen by hash, and orders its rows by hash, so each byte is
 moved once. Its kept rows lie on scratch disk meanwhile: memory is bounded by a batch of images.
@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 
 from metadata.datacard import documents
 from metadata.places import places_name
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, POSITION, REPEATS, SHARD, TEXT, UID, Column
+from metadata.schema import POSITION, SHARD, UID
 from metadata.uid import coin_hash, halves
 from pipeline.dataset import Context, Shards, Task
 from pipeline.errors import StageError
 from pipeline.stage import Worker
+from stages.export._leaving import Takes, Times, once, summed, tally
 
 # Shapes: N rows, S source shards or samples, B batches.
 
-REASONS = ("not_kept", "no_image", "no_text")
-# Enough to count: no image is read for it.
-TALLIED = (KEEP.name, TEXT.name, IMAGE_BYTES.name, REPEATS.name)
 COPY = "copy"  # which of the samples that a row makes
 BATCH_ROWS = 64  # encoded images are held this many at a time
 
@@ -34,83 +32,44 @@ Group = dict[str, Any]  # shards: source shards; first: number of its first file
 # Name without suffix, rows in order, an empty table of their schema: writes one file; returns its
 # name, bytes and sha256, and the schema it has.
 WriteFile = Callable[[str, Iterator[pa.Table], pa.Table, Task], tuple[dict[str, Any], pa.Schema]]
-Times = Callable[[pa.Table], NDArray[np.integer]]  # (N,) how many samples each row makes
+Stem = Callable[[int, int], str]  # of so many files the name of one, without suffix, by its number
 
 
-def once(batch: pa.Table) -> NDArray[np.integer]:
-    """(N,) ones."""
-    return np.ones(len(batch), np.int32)
-
-
-def repeats(batch: pa.Table) -> NDArray[np.integer]:
-    """(N,) `repeats`, 1 where a row has none."""
-    if REPEATS.name not in batch.column_names:
-        return once(batch)
-    return batch[REPEATS.name].fill_null(1).to_numpy()
+def numbered(files: int, number: int) -> str:
+    """img2dataset's five digits, or more."""
+    return f"{number:0{max(5, len(str(files - 1)))}d}"
 
 
 def export_files(
     rows: Shards,
+    takes: Takes,
     ctx: Context,
     layout: str,
     rows_per_file: int,
     write: WriteFile,
     times: Times = once,
-    about: Mapping[str, str] = MappingProxyType({}),
+    about: Mapping[str, Any] = MappingProxyType({}),
+    stem: Stem = numbered,
 ) -> None:
     """The rows that leave, shuffled into files, and beside them what is known, `about` too."""
-    counting = partial(tally, rows.select(TALLIED), BATCH_ROWS, times=times)
+    counting = partial(tally, rows.select(takes.tallied), takes, BATCH_ROWS, times=times)
     tallies = ctx.map(counting, list(range(len(rows))))
     samples = [counts["samples"] for counts in tallies]
     groups = groups_of(samples, rows_per_file, ctx.worker)
     total = sum(len(group["rows"]) for group in groups)
-    written = ctx.map(partial(write_group, rows, write, total, times), groups)
+    named = partial(stem, total)
+    written = ctx.map(partial(write_group, rows, takes, write, named, times), groups)
     summary = {
         "name": ctx.worker.stage,
         "format": layout,
         "seed": ctx.worker.seed,
-        "counts": summed(tallies),
+        "counts": summed(tallies, takes),
         "columns": written[0]["columns"] if written else [],
         "files": [file for group in written for file in group["files"]],
+        **takes.about,
         **about,
     }
     ctx.map(put_documents, [summary])
-
-
-def leaving(batch: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """(N,) the rows that an export takes, and how many it leaves, each by its first reason."""
-    fine = {
-        "not_kept": [batch[n].fill_null(False) for n in _there(batch, KEEP)],
-        "no_image": [batch[n].is_valid() for n in _there(batch, IMAGE, IMAGE_BYTES)],
-        "no_text": [batch[n].is_valid() for n in _there(batch, TEXT)],
-    }
-    left_N = np.zeros(len(batch), bool)
-    counts = dict.fromkeys(REASONS, 0)
-    for reason, columns in fine.items():
-        for column in columns:
-            now_N = ~column.to_numpy(zero_copy_only=False) & ~left_N
-            counts[reason] += int(np.count_nonzero(now_N))
-            left_N |= now_N
-    return ~left_N, counts
-
-
-def tally(
-    rows: Shards, batch_rows: int, shard: int, task: Task, times: Times = once
-) -> dict[str, int]:
-    """Rows of a shard, those that leave and the samples they make, and those left by reason."""
-    total = dict.fromkeys(("rows", "exported", "samples", *REASONS), 0)
-    for batch in rows.batches(shard, batch_rows):
-        leaving_N, counts = leaving(batch)
-        counts |= {"rows": len(batch), "exported": int(np.count_nonzero(leaving_N))}
-        counts["samples"] = int(times(batch)[leaving_N].sum())
-        total = {name: number + counts[name] for name, number in total.items()}
-    return total
-
-
-def summed(tallies: Sequence[dict[str, int]]) -> dict[str, int]:
-    """The tallies of all shards as one."""
-    names = ("rows", "exported", *REASONS)
-    return {name: sum(tally[name] for tally in tallies) for name in names}
 
 
 def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> list[Group]:
@@ -142,16 +101,21 @@ def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> l
 
 
 def write_group(
-    rows: Shards, write: WriteFile, total: int, times: Times, group: Group, task: Task
+    rows: Shards,
+    takes: Takes,
+    write: WriteFile,
+    named: Callable[[int], str],
+    times: Times,
+    group: Group,
+    task: Task,
 ) -> dict[str, Any]:
     """The files of one group, and the columns they hold."""
     files, columns = [], []
-    with shuffled(rows, group, task.worker, times) as shuffle:
+    with shuffled(rows, takes, group, task.worker, times) as shuffle:
         start = 0
         for number, size in enumerate(group["rows"], group["first"]):
-            stem = f"{number:0{max(5, len(str(total - 1)))}d}"  # img2dataset's digits, or more
             tables = shuffle.tables(start, start + size)
-            file, schema = write(stem, tables, shuffle.schema.empty_table(), task)
+            file, schema = write(named(number), tables, shuffle.schema.empty_table(), task)
             put_places(file["file"], shuffle.places(start, start + size), task)
             files.append({**file, "rows": size})
             columns = [[field.name, str(field.type)] for field in schema]
@@ -161,9 +125,9 @@ def write_group(
 
 def put_places(file: str, places_N2: NDArray[np.int32], task: Task) -> None:
     """Stores shard and position of the file's rows beside it."""
-    path = task.worker.scratch / places_name(file)
+    path = task.worker.scratch / "places.npy"
     np.save(path, places_N2)
-    task.put_file(path.name, path)
+    task.put_file(places_name(file), path)
 
 
 def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
@@ -177,7 +141,7 @@ def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
 
 @contextmanager
 def shuffled(
-    rows: Shards, group: Group, worker: Worker, times: Times = once
+    rows: Shards, takes: Takes, group: Group, worker: Worker, times: Times = once
 ) -> Iterator["Shuffled"]:
     """The group's samples in the order of their rows' hashes, to be read file by file."""
     path = worker.scratch / f"group-{group['first']}.arrow"
@@ -188,7 +152,7 @@ def shuffled(
     try:
         for shard in group["shards"]:
             for batch in rows.batches(shard, BATCH_ROWS):
-                leaving_N, _ = leaving(batch)
+                leaving_N, _ = takes(batch)
                 kept = _plain(batch.filter(pa.array(leaving_N)))
                 writer = writer or pa.ipc.new_file(str(path), kept.schema)
                 writer.write_table(kept)
@@ -253,10 +217,6 @@ class Shuffled:
                 taken += len(wanted)
             table = pa.Table.from_batches(parts).take(pa.array(place)).combine_chunks()
             yield table.append_column(COPY, pa.array(self._copy_S[here]))
-
-
-def _there(batch: pa.Table, *columns: Column) -> list[str]:
-    return [column.name for column in columns if column.name in batch.column_names]
 
 
 def _plain(table: pa.Table) -> pa.Table:

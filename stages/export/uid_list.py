@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REPEATS, UID
+from metadata.schema import IDENTITY, REPEATS, UID, Column
 from metadata.uid import halves
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
-from stages.export._groups import REASONS, leaving, put_documents, repeats, summed, tally
+from pipeline.stage import DatasetStage, later
+from stages.export._groups import put_documents
+from stages.export._leaving import REASONS, Dropped, Takes, repeats, summed, tally
 from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
 from stages.ops.uid_lists import DTYPE
 
@@ -34,19 +35,28 @@ class UidList(DatasetStage):
     Source: DataComp's subset file and resharder, for which a list is a multiset.
     """
 
+    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+
     version = 1
     determinism = "exact"
     gives = ("data",)
-    reads = (UID,)
-    optional_reads = (KEEP, IMAGE_BYTES, REPEATS)
     reasons = REASONS
 
+    @property
+    def reads(self) -> tuple[Column | str, ...]:
+        return UID, *Takes(dropped=self.dropped).reads
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        return Takes(dropped=self.dropped).optional_reads
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        counting = partial(tally, inputs.rows, BATCH_ROWS, times=repeats)
+        takes = Takes(dropped=self.dropped)
+        counting = partial(tally, inputs.rows, takes, BATCH_ROWS, times=repeats)
         counts = ctx.map(counting, list(range(len(inputs.rows))))
-        total = summed(counts)
+        total = summed(counts, takes)
         bits = bits_for(total["exported"], RANGE_ROWS)
-        by_range = ranged(ctx, ctx.map_shards(partial(in_ranges, bits), inputs.rows), bits)
+        by_range = ranged(ctx, ctx.map_shards(partial(in_ranges, takes, bits), inputs.rows), bits)
         ids = sum(count["samples"] for count in counts)
         (file,) = ctx.map(partial(write_uids, by_range, ids), [UIDS])
         summary = {
@@ -56,13 +66,14 @@ class UidList(DatasetStage):
             "counts": total,
             "columns": [["uid", "u8,u8"]],
             "files": [file],
+            **takes.about,
         }
         ctx.map(put_documents, [summary])
 
 
-def in_ranges(bits: int, shard: pa.Table) -> pa.Table:
+def in_ranges(takes: Takes, bits: int, shard: pa.Table) -> pa.Table:
     """The rows that leave, with the range that each uid lies in."""
-    leaving_N, _ = leaving(shard)
+    leaving_N, _ = takes(shard)
     rows = shard.filter(pa.array(leaving_N))
     return pa.table(
         {

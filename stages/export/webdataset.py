@@ -13,38 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metadata.schema import (
-    HEIGHT,
-    IMAGE,
-    IMAGE_BYTES,
-    KEEP,
-    LOSS_WEIGHT,
-    ORIGINAL_HEIGHT,
-    ORIGINAL_WIDTH,
-    REPEATS,
-    SHA256,
-    TEXT,
-    UID,
-    URL,
-    WIDTH,
-    Column,
-)
+from metadata.schema import CAPTION, IMAGE, REASON, TEXT, UID, Column
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, later
+from stages.export._columns import WHERE_THERE, as_json, check_columns
 from stages.export._exported import rows_of
-from stages.export._groups import COPY, REASONS, export_files, repeats
+from stages.export._groups import COPY, export_files
+from stages.export._leaving import REASONS, Dropped, Takes, repeats
 
+FIXED = (UID, CAPTION, REASON)
 SAMPLES = 10_000  # most keys are the tar's number and four digits
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
-WHERE_THERE = (
-    URL,
-    WIDTH,
-    HEIGHT,
-    ORIGINAL_WIDTH,
-    ORIGINAL_HEIGHT,
-    SHA256,
-    LOSS_WEIGHT,
-)  # img2dataset's fields, and what a loader needs of ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,37 +42,48 @@ class WebDataset(DatasetStage):
 
     rows_per_shard: int = SAMPLES  # samples of a tar, at most
     columns: tuple[str, ...] = ()  # in the JSON besides, as `name` or `stage.name`
+    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
 
     version = 2
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
-    optional_reads = (KEEP, IMAGE_BYTES, REPEATS, *WHERE_THERE)
     reasons = REASONS
 
     def __post_init__(self) -> None:
+        check_columns(self.columns, FIXED)
         if not 1 <= self.rows_per_shard <= SAMPLES:
             raise ValueError(f"rows_per_shard is {self.rows_per_shard}, not in 1 to {SAMPLES:,}")
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
-        return IMAGE, TEXT, *self.columns
+        return IMAGE, TEXT, *self.columns, *Takes(dropped=self.dropped).reads
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        return *WHERE_THERE, *Takes(dropped=self.dropped).optional_reads
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        write = partial(write_file, self.columns)
-        rows = rows_of(inputs, self.columns, ctx)
-        export_files(rows, ctx, "webdataset", self.rows_per_shard, write, repeats)
+        takes = Takes(dropped=self.dropped)
+        rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
+        write = partial(write_file, self.dropped, self.columns)
+        export_files(rows, takes, ctx, "webdataset", self.rows_per_shard, write, repeats)
 
 
 def write_file(
-    columns: tuple[str, ...], stem: str, tables: Iterator[pa.Table], empty: pa.Table, task: Task
+    dropped: Dropped | None,
+    columns: tuple[str, ...],
+    stem: str,
+    tables: Iterator[pa.Table],
+    empty: pa.Table,
+    task: Task,
 ) -> tuple[dict[str, Any], pa.Schema]:
     """One tar with the two files beside it, and the schema of the Parquet file."""
     path = task.worker.scratch / f"{stem}.tar"
-    metas = [meta(empty, columns, stem, 0)]
+    metas = [meta(empty, dropped, columns, stem, 0)]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for table in tables:
-            metas.append(meta(table, columns, stem, sum(map(len, metas))))
+            metas.append(meta(table, dropped, columns, stem, sum(map(len, metas))))
             add_samples(tar, table[IMAGE.name], metas[-1])
     whole = pa.concat_tables(metas)
     beside = path.with_suffix(".parquet")
@@ -108,7 +98,9 @@ def write_file(
     return written, whole.schema
 
 
-def meta(table: pa.Table, columns: tuple[str, ...], stem: str, first: int) -> pa.Table:
+def meta(
+    table: pa.Table, dropped: Dropped | None, columns: tuple[str, ...], stem: str, first: int
+) -> pa.Table:
     """What the JSON of each sample says; NaN as null, for JSON has none."""
     uids = [uid.hex() for uid in table[UID.name].to_pylist()]
     copies = zip(uids, repeats(table).tolist(), table[COPY].to_pylist(), strict=True)
@@ -117,7 +109,8 @@ def meta(table: pa.Table, columns: tuple[str, ...], stem: str, first: int) -> pa
         for i, (uid, times, copy) in enumerate(copies)
     ]
     known = [c.name for c in WHERE_THERE if c.name in table.column_names]
-    out = {name: table[name] for name in (*known, *columns)}
+    out = dropped.told(table) if dropped else {}
+    out |= {name: table[name] for name in (*known, *columns)}
     for name, values in out.items():
         if pa.types.is_floating(values.type):
             out[name] = pc.if_else(pc.is_nan(values), None, values)
@@ -125,7 +118,7 @@ def meta(table: pa.Table, columns: tuple[str, ...], stem: str, first: int) -> pa
         {
             "key": pa.array(keys, pa.string()),
             UID.name: pa.array(uids, pa.string()),
-            "caption": table[TEXT.name],
+            CAPTION.name: table[TEXT.name],
             "status": pa.array(["success"] * len(table), pa.string()),
             "error_message": pa.nulls(len(table), pa.string()),
             **out,
@@ -134,14 +127,13 @@ def meta(table: pa.Table, columns: tuple[str, ...], stem: str, first: int) -> pa
 
 
 def add_samples(tar: tarfile.TarFile, images: pa.ChunkedArray, metas: pa.Table) -> None:
-    """Three members a sample; headers say nothing of when and by whom."""
+    """Three members a sample, without those that it lacks; headers say neither when nor who."""
     for image, row in zip(images, metas.to_pylist(), strict=True):  # a tar is written one by one
         body = image.as_py()
-        members = {
-            suffix_of(body): body,
-            "json": json.dumps(row, indent=4, default=_as_json).encode(),
-            "txt": row["caption"].encode(),
-        }
+        members = {} if body is None else {suffix_of(body): body}
+        members["json"] = json.dumps(row, indent=4, default=as_json).encode()
+        if row["caption"] is not None:
+            members["txt"] = row["caption"].encode()
         for suffix, data in members.items():
             header = tarfile.TarInfo(f"{row['key']}.{suffix}")
             header.size, header.mode = len(data), 0o644
@@ -163,7 +155,3 @@ def counts(samples: int) -> dict[str, Any]:
     """img2dataset's counts; rows that failed stayed behind with their reasons."""
     failed = {"failed_to_download": 0, "failed_to_resize": 0}
     return {"count": samples, "successes": samples, **failed, "status_dict": {"success": samples}}
-
-
-def _as_json(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)  # uids; times and decimals

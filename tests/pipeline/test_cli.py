@@ -114,9 +114,8 @@ def test_json_of_the_other_verbs_can_be_read(recipe, done, tmp_path, clipmill):
     outcome = clipmill("run", recipe, "--out", done, "--workers", 0, "--json").json
     assert outcome["complete"]
     assert outcome["stopped"] == {}
-    to = ("--to", "uid_list", tmp_path / "uids", "--workers", 0, "--json")
-    files = clipmill("export", "--run", done, "--stage", "subset", *to).json
-    assert "uids.npy" in files
+    to = ("--to", "uid_list", "--out", tmp_path / "uids", "--workers", 0, "--json")
+    assert "uids.npy" in clipmill("export", "--run", done, *to).json["files"]
     assert clipmill("doctor", "--json").json
 
 
@@ -182,7 +181,8 @@ def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
         ("run smoke --out R --retry http_404", "reasons that pass, here: connection_lost"),
         ("run quickstart --out R --workers -1", "give 0 or more"),
         ("run quickstart --out R --address x:1", "add --executor ray"),
-        ("export X --run R --stage a --to png", "'png' as --to"),
+        ("export --run R --stage a --to csv", "missing: --out"),
+        ("export --run R --out X --to png", "'png' as --to"),
         ("concepts show \udcff", "bytes that are no UTF-8"),
         (f"status --run {'x' * 5000}", "File name too long"),
     ],

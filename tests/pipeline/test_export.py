@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,8 +20,8 @@ def run(every_stage, tmp_path) -> Path:
 @pytest.fixture
 def export(run, tmp_path, clipmill):
     def export(stage: str, to: str, *arguments: object, path: str = "out"):
-        where = ("--run", run, "--stage", stage, "--to", to, "--workers", 0)
-        return clipmill("export", tmp_path / path, *where, *arguments)
+        where = ("--run", run, "--out", tmp_path / path, "--workers", 0)
+        return clipmill("export", *where, "--stage", stage, "--to", to, *arguments)
 
     return export
 
@@ -42,7 +43,7 @@ def test_parquet_holds_the_rows_that_a_select_stage_keeps(export, kept, tmp_path
 
 
 def test_a_webdataset_holds_the_same_and_its_files_are_named(export, kept, tmp_path):
-    files = export("subset", "webdataset", "--json").json
+    files = export("subset", "webdataset", "--json").json["files"]
     assert sorted(files) == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert not [file for file in files if "places" in file], "they are of the run's shards"
     with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
@@ -74,11 +75,103 @@ def test_exported_again_the_files_are_the_same_and_nothing_is_computed(export, r
     }
 
 
-def test_the_run_still_answers_after_an_export(export, run, kept, clipmill):
-    export("subset", "uid_list")
-    ends = {end["stage"]: end for end in clipmill("funnel", "--run", run, "--json").json["ends"]}
-    assert ends["subset"]["kept"] == len(kept)
-    assert export("subset", "parquet", path="more").code == 0
+def test_no_answer_about_the_run_knows_of_an_export(export, run, clipmill):
+    of_run = ("--run", run, "--json")
+    before = [clipmill(verb, *of_run).json for verb in ("status", "funnel")]
+    said = export("subset", "csv")
+    assert [clipmill(verb, *of_run).json for verb in ("status", "funnel")] == before
+    assert len(list((run / "recipes").iterdir())) == 1, "the recipe that ran is the last one"
+    assert {line.partition(":")[0] for line in said.err.splitlines()} <= {"export_subset_csv"}
+    assert clipmill("verify", "--run", run).code == 0, "its files are checked as all others are"
+
+
+def test_an_export_runs_nothing_but_itself(export, run, clipmill, tmp_path):
+    """The pool may be gone by then."""
+    shutil.rmtree(next((run / "stages").glob("near-*")))
+    ended = export("subset", "csv")
+    assert ended.code == 2
+    assert "stage 'subset' is not done: nothing yet" in ended.err
+    assert not list((run / "stages").glob("near-*"))
+    assert export("lang", "csv").code == 0
+
+
+def test_a_copy_that_was_cut_off_or_changed_goes_on(export, run, tmp_path):
+    export("subset", "webdataset")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "dataset.json").unlink()  # it is the last
+    (tmp_path / "out" / "00000.tar").write_bytes(bytes(len(whole["00000.tar"])))
+    assert export("subset", "webdataset", "--json").json["copied"] == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole
+    assert "found done: nothing was written" in export("subset", "webdataset").out
+    stored = next(run.glob("stages/export_*/out/00000.tar"))
+    stored.write_bytes(bytes(len(whole["00000.tar"])))
+    assert export("subset", "webdataset").code == 0
+    assert stored.read_bytes() == whole["00000.tar"], "damaged in the run, it is made again"
+
+
+def test_columns_are_those_asked_for(export, tmp_path):
+    names = "caption,look.aspect_ratio,centroid_cosine"
+    assert export("subset", "csv", "--columns", names).code == 0
+    assert pl.read_csv(tmp_path / "out" / "rows.csv").columns == ["uid", *names.split(",")]
+    assert export("subset", "parquet", "--columns", f"uid,{names}", path="more").code == 0
+    file = next((tmp_path / "more").glob("*.parquet"))
+    assert pq.read_schema(file).names[-2:] == ["look.aspect_ratio", "centroid_cosine"]
+
+
+def test_csv_json_lines_and_parquet_say_the_same_of_a_row(export, tmp_path):
+    for to in ("csv", "jsonl", "parquet"):
+        export("subset", to, "--columns", "caption,cluster_id", path=to)
+    csv = pl.read_csv(tmp_path / "csv" / "rows.csv").sort("uid")
+    assert csv.equals(pl.read_ndjson(tmp_path / "jsonl" / "rows.jsonl").sort("uid"))
+    shards = pl.read_parquet(tmp_path / "parquet" / "*.parquet")
+    shards = shards.select(pl.col("uid_hex").alias("uid"), "caption", "cluster_id").sort("uid")
+    assert shards.equals(csv.filter(pl.col("caption").is_not_null()).cast(shards.schema))
+
+
+def test_rows_that_a_stage_lost_say_why(export, clipmill, run, tmp_path):
+    funnel = clipmill("funnel", "--run", run, "--json").json
+    (subset,) = [stage for stage in funnel["stages"] if stage["stage"] == "subset"]
+    rule = "aspect_ratio <= 2.5"
+    said = clipmill(
+        *("export", "--run", run, "--dropped", rule, "--to", "csv", "--out", tmp_path / "out"),
+        *("--workers", 0),
+    )
+    assert said.code == 0
+    found = pl.read_csv(tmp_path / "out" / "rows.csv")
+    assert found.columns[:3] == ["uid", "reason", "aspect_ratio"]
+    assert len(found) == subset["dropped"][rule]
+    assert set(found["reason"]) == {rule}
+    assert found["aspect_ratio"].min() > 2.5
+    assert "lost for `aspect_ratio <= 2.5`" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["parquet", "webdataset", "uid_list", "jsonl"])
+def test_lost_rows_leave_in_every_format_with_the_pictures_they_have(to, export, run, tmp_path):
+    said = export("emb", to, "--dropped", "no_image", "--json").json
+    assert said["exported"] == said["rows"] - said["left"]["other_rows"] > 0
+    wide = export("subset", to, "--dropped", "aspect_ratio <= 2.5", path="wide")
+    assert wide.code == 0
+    if to == "parquet":
+        assert pq.read_table(tmp_path / "out" / "00000.parquet")["image"].null_count > 0
+        assert pq.read_table(tmp_path / "wide" / "00000.parquet")["image"].null_count == 0
+
+
+def test_an_export_without_a_row_fails_with_its_cause(clipmill, tmp_path):
+    recipe = tmp_path / "none.yaml"
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "0.csv").write_text("url,caption\nhttp://a.test/1,cat\n")
+    recipe.write_text(
+        "stages:\n  pool: {uses: ingest.url_list, path: pool}\n"
+        "  words: {uses: annotate.caption, from: pool}\n"
+        "  long: {uses: select.where, from: words, where: caption_words > 3}\n"
+    )
+    where = ("--set", f"pool.path={tmp_path / 'pool'}", "--set", "pool.caption_col=caption")
+    clipmill("run", recipe, *where, "--out", tmp_path / "run", "--workers", 0)
+    to = ("--to", "csv", "--out", tmp_path / "out", "--workers", 0)
+    said = clipmill("export", "--run", tmp_path / "run", *to)
+    assert said.code == 1
+    assert "no row to export: of 1 rows 1 not_kept" in said.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_other_files_is_refused_and_left_alone(export, tmp_path):
@@ -91,17 +184,39 @@ def test_a_folder_that_holds_other_files_is_refused_and_left_alone(export, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("stage", "to", "said"),
+    ("arguments", "said"),
     [
-        ("subste", "parquet", "did you mean 'subset'"),
-        ("shards", "uid_list", "'shards' gives data, and `from` takes rows"),
-        ("lang", "parquet", "no ancestor writes column 'image'"),
+        ("--stage subste --to parquet", "did you mean 'subset'"),
+        ("--stage shards --to uid_list", "name a select stage: subset"),
+        ("--stage lang --to parquet", "--to csv, jsonl and uid_list need none"),
+        ("--stage subset --to cvs", "did you mean 'csv'"),
+        ("--stage subset --to xls", "parquet, webdataset, csv, jsonl, uid_list"),
+        ("--to csv", "--stage subset or listed or even"),
+        ("--stage subset --to csv --columns clster_id", "did you mean 'cluster_id'"),
+        ("--stage subset --to csv --columns look.nosuch", "no column 'look.nosuch'"),
+        ("--stage subset --to csv --columns uid,image", "a table in csv holds no pictures"),
+        ("--stage subset --to uid_list --columns text", "a list of uids has no columns"),
+        ("--to csv --dropped aspect_rato<=2.5", "did you mean 'aspect_ratio <= 2.5'"),
+        ("--to csv --dropped zzzzzzzz", "rows were lost for: "),
+        ("--stage lang --to csv --dropped no_image", "at stage 'lang'"),
+        ("--to csv --dropped no_image", "stages lost rows for 'no_image'"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(stage, to, said, export, run, tmp_path):
+def test_what_cannot_be_exported_is_refused(arguments, said, clipmill, every_stage, tmp_path):
+    run = Path(every_stage.state.run.path)
     before = sorted(run.rglob("*"))
-    ended = export(stage, to)
+    where = ("--run", run, "--out", tmp_path / "out", "--workers", 0)
+    ended = clipmill("export", *where, *arguments.split(" "))
     assert ended.code == 2
     assert said in ended.err
     assert sorted(run.rglob("*")) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused_before_any_work(export, run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    said = export("subset", "parquet")
+    assert said.code == 2
+    assert "the folder holds other files: thesis.txt" in said.err
+    assert not list(run.glob("stages/export_*"))

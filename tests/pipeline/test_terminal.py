@@ -152,7 +152,7 @@ def test_no_verb_passes_on_a_command_to_the_terminal(tell, hostile, clipmill):
     tell("sweep", *of_run, *vary)
     tell("sweep", *of_run, *vary, "--json")
     tell("report", *of_run, "--out", f"{NAME}.html")
-    tell("export", f"{NAME}-out", *of_run, "--stage", "subset", "--to", "uid_list", "--workers", 0)
+    tell("export", *of_run, "--to", "csv", "--out", f"{NAME}-out", "--workers", 0)
     tell("pool", "score", NAME, *of_run, code=2)
     tell("pool", "generated", "--out", f"{NAME}.html", "--workers", 1, code=2)
 

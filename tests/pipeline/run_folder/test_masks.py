@@ -243,7 +243,8 @@ def test_a_column_that_the_export_lacks_is_said_with_those_it_has(copy):
     assert copy.run(more).stopped["more"].args == (
         "no column 'language' in the export",
         "stage 'more', key `columns`",
-        "add it to the export's `columns`; it has uid, image, texts, repeats, loss_weight",
+        "add it to the export's `columns`; it has uid, uid_hex, image, caption, texts, repeats,"
+        " loss_weight",
     )
 
 

@@ -9,35 +9,13 @@ import pytest
 from pipeline.errors import StageError
 from pipeline.stage import Worker
 from stages.export import _groups as groups
+from stages.export._leaving import Takes
+
+TAKES = Takes()
 
 
 def worker(seed: int = 0, scratch: Path = Path()) -> Worker:
     return Worker(seed=seed, stage="it", device="cpu", threads=1, scratch=scratch)
-
-
-def test_a_row_left_out_is_counted_once_at_its_first_reason():
-    batch = pa.table(
-        {
-            "keep": [True, False, None, True, True, False],
-            "image": pa.array([b"i", None, b"i", None, b"i", b"i"]),
-            "text": ["t", None, "t", None, None, "t"],
-        }
-    )
-    leaving_N, counts = groups.leaving(batch)
-    assert leaving_N.tolist() == [True, *[False] * 5]
-    assert counts == {"not_kept": 3, "no_image": 1, "no_text": 1}
-
-
-def test_without_a_select_stage_and_without_images_every_row_leaves():
-    leaving_N, counts = groups.leaving(pa.table({"uid": [b"0" * 16] * 3}))
-    assert leaving_N.all()
-    assert sum(counts.values()) == 0
-
-
-def test_the_size_stands_for_an_image_that_is_not_read():
-    leaving_N, counts = groups.leaving(pa.table({"image_bytes": pa.array([7, None], pa.int64())}))
-    assert leaving_N.tolist() == [True, False]
-    assert counts["no_image"] == 1
 
 
 def test_every_shard_with_rows_is_in_one_group_and_files_are_numbered_through():
@@ -64,7 +42,7 @@ def test_the_seed_chooses_the_groups():
 def test_rows_come_in_hashed_order_with_their_own_values(pool, leaving, memory_shards, tmp_path):
     shards = memory_shards(pool[:100], pool[100:])
     group = {"shards": [1, 0], "first": 0, "rows": [len(leaving)]}
-    with groups.shuffled(shards, group, worker(scratch=tmp_path)) as shuffle:
+    with groups.shuffled(shards, TAKES, group, worker(scratch=tmp_path)) as shuffle:
         whole = pa.concat_tables(shuffle.tables(0, len(leaving)))
         part = pa.concat_tables(shuffle.tables(7, 31))
     assert part.equals(whole[7:31])
@@ -74,13 +52,13 @@ def test_rows_come_in_hashed_order_with_their_own_values(pool, leaving, memory_s
     }
     found = {u: tuple(row) for u, *row in zip(*(whole[n].to_pylist() for n in names), strict=True)}
     assert found == expected
-    with groups.shuffled(shards, group, worker(seed=1, scratch=tmp_path)) as shuffle:
+    with groups.shuffled(shards, TAKES, group, worker(seed=1, scratch=tmp_path)) as shuffle:
         other = pa.concat_tables(shuffle.tables(0, len(leaving)))
     for rows in (whole, other):
         assert rows["uid"].to_pylist() != sorted(rows["uid"].to_pylist())
     assert not other["uid"].equals(whole["uid"])
     with groups.shuffled(
-        memory_shards(pool), {**group, "shards": [0]}, worker(scratch=tmp_path)
+        memory_shards(pool), TAKES, {**group, "shards": [0]}, worker(scratch=tmp_path)
     ) as s:
         assert pa.concat_tables(s.tables(0, len(leaving))).select(names).equals(whole.select(names))
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +68,7 @@ def test_shards_that_change_while_they_are_read_stop_the_stage(pool, memory_shar
     group = {"shards": [0], "first": 0, "rows": [1]}
     with (
         pytest.raises(StageError, match="1 when they were counted"),
-        groups.shuffled(memory_shards(pool), group, worker(scratch=tmp_path)),
+        groups.shuffled(memory_shards(pool), TAKES, group, worker(scratch=tmp_path)),
     ):
         pass
     assert list(tmp_path.iterdir()) == []

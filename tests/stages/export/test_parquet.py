@@ -11,6 +11,7 @@ import pytest
 from metadata.fingerprint import settings_of
 from metadata.schema import LOSS_WEIGHT, REPEATS, TEXTS
 from pipeline.dataset import Inputs
+from stages.export._leaving import Dropped
 from stages.export.parquet import Parquet
 
 
@@ -25,13 +26,15 @@ def test_kept_rows_leave_with_their_images_captions_and_columns(
 ):
     shards = memory_shards(pool[:50], pool[50:50], pool[50:])
     out = export(memory_context(), shards, columns=("language", "score"), rows_per_shard=60)
-    names = ["uid", "image", "texts", "repeats", "loss_weight", "language", "score"]
-    assert out.column_names == names
+    said = ["uid", "uid_hex", "image", "caption", "texts", "repeats", "loss_weight"]
+    assert out.column_names == [*said, "language", "score"]
     out, leaving = out.sort_by("uid"), leaving.sort_by("uid")
     for name in ("uid", "image"):
         assert out[name].to_pylist() == leaving[name].to_pylist()
     assert out["language"].to_pylist() == leaving["language"].to_pylist()
     assert out["score"].type == pa.float32()
+    assert out["uid_hex"].to_pylist() == [uid.hex() for uid in leaving["uid"].to_pylist()]
+    assert out["caption"].to_pylist() == leaving["text"].to_pylist()
     caption = {"source": "original", "model": None, "prompt_id": None, "score": None}
     assert out["texts"].to_pylist() == [
         [{"text": t, **caption}] for t in leaving["text"].to_pylist()
@@ -42,19 +45,18 @@ def test_kept_rows_leave_with_their_images_captions_and_columns(
     assert set(out["repeats"].to_pylist()) == set(out["loss_weight"].to_pylist()) == {1}
 
 
-def test_a_licence_a_page_and_uids_as_text_are_written_where_the_recipe_asks(
+def test_a_licence_and_a_page_are_written_where_the_recipe_says_them(
     pool, memory_shards, memory_context
 ):
     ctx = memory_context()
     said = {"license": "CC-BY-4.0", "url": "https://example.org/set"}
-    out = export(ctx, memory_shards(pool), columns=("score",), uid_hex=True, **said)
-    assert out.column_names[-2:] == ["uid_hex", "score"]
-    assert out["uid_hex"].to_pylist() == [uid.hex() for uid in out["uid"].to_pylist()]
+    out = export(ctx, memory_shards(pool), uid_hex=False, **said)
+    assert "uid_hex" not in out.column_names
     for name in ("croissant.json", "dataset.json"):
         assert said.items() <= json.loads((ctx.out / name).read_text()).items()
 
 
-def test_what_was_exported_before_these_settings_stays_good():
+def test_settings_that_came_later_leave_the_fingerprint_as_it_was():
     stage = Parquet()
     assert settings_of(stage) == {"rows_per_shard": 10_000, "columns": []}
     assert settings_of(Parquet(license="CC0-1.0"))["license"] == "CC0-1.0"
@@ -62,11 +64,33 @@ def test_what_was_exported_before_these_settings_stays_good():
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"url": "example.org"}, "begins with https://"), ({"columns": ("uid_hex",)}, "uid_hex")],
+    [
+        ({"url": "example.org"}, "begins with https://"),
+        ({"columns": ("caption",)}, "'caption', which this export has anyway"),
+        ({"columns": ("a", "b", "a")}, "'a' twice"),
+        ({"rows_per_shard": 0}, "at least 1"),
+    ],
 )
-def test_a_page_that_is_none_and_a_taken_name_are_refused(settings, says):
+def test_settings_that_cannot_be_written_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         Parquet(**settings)
+
+
+def test_rows_that_a_stage_lost_leave_with_their_reason_and_without_what_they_lack(
+    pool, memory_shards, memory_context
+):
+    pool = pool.append_column(
+        "subset.reason",
+        pa.array([None, "score >= 0.5", "no_text"] * 80).dictionary_encode(),
+    )
+    dropped = Dropped("subset", "score >= 0.5", decided=("score",))
+    out = export(memory_context(), memory_shards(pool), dropped=dropped).sort_by("uid")
+    lost = pool.take(list(range(1, 240, 3))).sort_by("uid")
+    for name, was in (("uid", "uid"), ("image", "image"), ("caption", "text"), ("score", "score")):
+        assert out[name].to_pylist() == lost[was].to_pylist()
+    assert out["image"].null_count == 4
+    assert [len(texts) for texts in out["texts"].to_pylist()].count(0) == 4
+    assert set(out["reason"].to_pylist()) == {"score >= 0.5"}
 
 
 def test_repeats_and_weights_go_through(pool, memory_shards, memory_context):
@@ -164,14 +188,6 @@ def test_scratch_disk_is_left_empty(pool, memory_shards, memory_context):
     ctx = memory_context()
     export(ctx, memory_shards(pool))
     assert list(ctx.worker.scratch.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "bad", [{"columns": ("image",)}, {"columns": ("a", "a")}, {"rows_per_shard": 0}]
-)
-def test_settings_that_cannot_be_written_are_refused(bad):
-    with pytest.raises(ValueError, match=r"twice|at least 1"):
-        Parquet(**bad)
 
 
 def test_chosen_columns_are_read_by_name_whatever_their_type():

@@ -1,0 +1,71 @@
+"""The columns of an export: their names, captions in both forms, and values as text."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from metadata.schema import (
+    HEIGHT,
+    LOSS_WEIGHT,
+    ORIGINAL_HEIGHT,
+    ORIGINAL_WIDTH,
+    SHA256,
+    TEXTS,
+    URL,
+    WIDTH,
+    Column,
+)
+
+WHERE_THERE = (
+    URL,
+    WIDTH,
+    HEIGHT,
+    ORIGINAL_WIDTH,
+    ORIGINAL_HEIGHT,
+    SHA256,
+    LOSS_WEIGHT,
+)  # img2dataset's fields, and what a loader needs of ours
+
+
+def check_columns(columns: tuple[str, ...], always: Iterable[Column]) -> None:
+    """ValueError where a chosen column is named twice, or has the name of one that is there."""
+    taken = sorted({column.name for column in always} & set(columns))
+    if taken:
+        raise ValueError(f"`columns` names '{taken[0]}', which this export has anyway")
+    twice = [name for name in columns if columns.count(name) > 1]
+    if twice:
+        raise ValueError(f"`columns` names '{twice[0]}' twice")
+
+
+def as_texts(text: pa.ChunkedArray) -> pa.Array:
+    """One caption a row, as the pool has it; none where it is null."""
+    text = text.combine_chunks()
+    lengths_N = text.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
+    text = text.drop_null()
+    given = {"text": text, "source": pa.array(np.full(len(text), "original"), pa.string())}
+    fields = list(TEXTS.dtype.value_type)
+    values = [given.get(f.name, pa.nulls(len(text), f.type)) for f in fields]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32))
+    return pa.ListArray.from_arrays(
+        offsets, pa.StructArray.from_arrays(values, fields=fields), type=TEXTS.dtype
+    )
+
+
+def as_hex(values: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Two digits a byte."""
+    return pa.array([value and value.hex() for value in values.to_pylist()], pa.string())
+
+
+def with_hex_ids(table: pa.Table) -> pa.Table:
+    """The rows with every id as hex digits: uids are bytes of a fixed number."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_binary(field.type):
+            table = table.set_column(i, field.name, as_hex(table[i]))
+    return table
+
+
+def as_json(value: Any) -> str:
+    """What JSON has no type for: bytes as hex digits, times and decimals as text."""
+    return value.hex() if isinstance(value, bytes) else str(value)

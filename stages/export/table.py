@@ -1,0 +1,183 @@
+"""The rows as a table without pictures: one CSV or JSON Lines file."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from metadata.schema import CAPTION, IMAGE, REASON, TEXT, UID, Column
+from pipeline.dataset import Context, Inputs, Shards, Task
+from pipeline.stage import DatasetStage, later
+from stages.export._columns import WHERE_THERE, as_json, check_columns, with_hex_ids
+from stages.export._groups import put_documents
+from stages.export._leaving import Dropped, Takes, summed, tally
+
+BATCH_ROWS = 4096
+Write = Callable[[pa.Table], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(DatasetStage):
+    """rows.csv or rows.jsonl: the kept rows in the pool's order, uid first, then the columns.
+
+    `columns` says which, in its order; without it the caption and what the pool knows of url,
+    sizes and sha256. A row leaves whatever it lacks: a missing value is empty in CSV, null in JSON.
+    Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN is null. No image is read.
+
+    Error: float32 values are written with the fewest digits that give them back.
+    """
+
+    format: Literal["csv", "jsonl"] = "csv"  # of the file: comma-separated, or JSON Lines
+    columns: tuple[str, ...] = ()  # `name` or `stage.name`; `caption` is the pool's `text`
+    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+
+    version = 1
+    determinism = "exact"
+    gives = ("data",)
+    reasons = ("not_kept", "other_rows")
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, (UID, REASON))
+        if IMAGE.name in self.columns:
+            raise ValueError("`columns` names 'image', and a table holds no pictures")
+
+    @property
+    def takes_rows(self) -> Takes:
+        return Takes(needs=(), dropped=self.dropped)
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:
+        names = (TEXT.name if name == CAPTION.name else name for name in self.columns)
+        return UID, *names, *self.takes_rows.reads
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        known = () if self.columns else (TEXT, *WHERE_THERE)
+        return *known, *self.takes_rows.optional_reads
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        takes = self.takes_rows
+        counting = partial(tally, inputs.rows.select(takes.tallied), takes, BATCH_ROWS)
+        total = summed(ctx.map(counting, list(range(len(inputs.rows)))), takes)
+        write = partial(write_table, inputs.rows, takes, self.columns)
+        (file,) = ctx.map(write, [f"rows.{self.format}"])
+        columns = file.pop("columns")
+        summary = {
+            "name": ctx.worker.stage,
+            "format": self.format,
+            "seed": ctx.worker.seed,
+            "counts": total,
+            "columns": columns,
+            "files": [{**file, "rows": total["exported"]}],
+            **takes.about,
+        }
+        ctx.map(put_documents, [summary])
+
+
+def write_table(
+    rows: Shards, takes: Takes, columns: tuple[str, ...], name: str, task: Task
+) -> dict[str, Any]:
+    """All shards in their order, a batch at a time; and the columns that the file has."""
+    path = task.worker.scratch / name
+    held: list[list[str]] = []
+    with (csv if name.endswith(".csv") else jsonl)(path) as write:
+        for shard in range(len(rows)):
+            for batch in rows.batches(shard, BATCH_ROWS):
+                leaving_N, _ = takes(batch)
+                table = listed(batch.filter(pa.array(leaving_N)), takes.dropped, columns)
+                held = [[field.name, str(field.type)] for field in table.schema]
+                write(table)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size_bytes = path.stat().st_size
+    task.put_file(name, path)
+    return {"file": name, "bytes": size_bytes, "sha256": sha256, "columns": held}
+
+
+def listed(batch: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -> pa.Table:
+    """The rows as they leave: ids as text, dictionaries as their values."""
+    known = [column.name for column in WHERE_THERE if column.name in batch.column_names]
+    first = [CAPTION.name] if TEXT.name in batch.column_names else []
+    out = {UID.name: batch[UID.name]}
+    if dropped:
+        out |= dropped.told(batch)
+    for name in columns or (*first, *known):
+        out[name] = batch[TEXT.name if name == CAPTION.name else name]
+    for name, values in out.items():
+        if pa.types.is_dictionary(values.type):
+            out[name] = values.cast(values.type.value_type)
+    return with_hex_ids(pa.table(out))
+
+
+@contextmanager
+def csv(path: Path) -> Iterator[Write]:
+    """Writes tables as CSV (RFC 4180, UTF-8), below one line of names."""
+    writer: pa_csv.CSVWriter | None = None
+
+    def write(table: pa.Table) -> None:
+        nonlocal writer
+        for i, field in enumerate(table.schema):
+            if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
+                table = table.set_column(i, field.name, _as_text(table[i]))
+        writer = writer or pa_csv.CSVWriter(path, table.schema)
+        writer.write_table(table)
+
+    path.touch()
+    try:
+        yield write
+    finally:
+        if writer:
+            writer.close()
+
+
+@contextmanager
+def jsonl(path: Path) -> Iterator[Write]:
+    """Writes tables as a JSON object a line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+
+        def write(table: pa.Table) -> None:
+            for i, field in enumerate(table.schema):
+                if pa.types.is_floating(field.type):
+                    table = table.set_column(i, field.name, _shortest(table[i]))
+            for row in table.to_pylist():  # JSON is written one by one
+                file.write(_json(row) + "\n")
+
+        yield write
+
+
+def _shortest(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """float64 that prints as the value does in its own width; NaN as null."""
+    values = pc.if_else(pc.is_finite(values), values, None)
+    return (
+        values if pa.types.is_float64(values.type) else values.cast(pa.string()).cast(pa.float64())
+    )
+
+
+def _as_text(values: pa.ChunkedArray) -> pa.Array:
+    texts = (
+        None if v is None else v.hex() if isinstance(v, bytes) else _json(v)
+        for v in values.to_pylist()
+    )
+    return pa.array(texts, pa.string())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, default=as_json)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
