@@ -133,6 +133,14 @@ class Stage(ABC):
         return ()
 
     @property
+    def advice(self) -> Mapping[str, str]:
+        """What to do where most rows have a reason: of those that speak of a fault, not a verdict.
+
+        A row stage whose first shards fail for one of these, or for one that passes, stops its run.
+        """
+        return {}
+
+    @property
     def resources(self) -> Resources:
         return Resources()
 

@@ -72,7 +72,7 @@ def test_a_stage_declares_columns_and_unique_short_reasons(uses, every_stage):
         first = "(undefined:)?" if uses.startswith("select.") else ""  # of a column without a value
         form = first + r"[a-z][a-z0-9_]{2,31}"
         assert all(re.fullmatch(form, reason) for reason in stage.reasons)
-    assert set(stage.transient) <= set(stage.reasons)
+    assert set(stage.transient) <= set(stage.advice) <= set(stage.reasons)
 
 
 FIELDS = {  # that readers ask of each kind of artifact

@@ -28,6 +28,11 @@ class DatasetJob:
     def stages(self) -> list[PlannedStage]:
         return [self.planned]
 
+    @property
+    def blamed(self) -> str:
+        """The stage whose error ends this job."""
+        return self.planned.name
+
     def run(self) -> list[DamagedError]:
         """Runs the stage where it is not done; the damaged file that it met, to be made again."""
         planned, state, watcher = self.planned, self.running.state, self.running.watcher

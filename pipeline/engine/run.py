@@ -46,8 +46,13 @@ def run_plan(
     executor: Executor,
     watcher: Watcher,
     retry: tuple[str, ...] = (),
+    keep_going: bool = False,
 ) -> Outcome:
-    """Runs what is not done. Finished shards of a stage that fails stay."""
+    """Runs what is not done. Finished shards of a stage that fails stay.
+
+    A stage whose first shards fail for one reason stops, also where they were stored before, unless
+    it is to keep going.
+    """
     refuse_foreign(run)
     with lock.held(run) as owned:
         refuse_another_pool(plan, owned)
@@ -61,6 +66,7 @@ def run_plan(
             run_id=uuid.uuid4().hex,
             retry=tuple(reason for reason in retry if reason != "crashed"),
             crash_ok="crashed" in retry,
+            keep_going=keep_going,
         )
         owned.sweep()
         try:
@@ -160,7 +166,8 @@ class _Schedule:
                 self._finish(planned)
         elif isinstance(error, ClipmillError) and not isinstance(error, LostLockError):
             for planned in job.stages:
-                self.stopped[planned.name] = error
+                is_to_blame = job.blamed in (None, planned.name)
+                self.stopped[planned.name] = error if is_to_blame else None
                 self.state.rescan(planned.name)
         else:
             raise error

@@ -40,3 +40,4 @@ class Running:
     run_id: str
     retry: tuple[str, ...]  # reasons whose rows are tried again
     crash_ok: bool  # shards that ended their worker are tried again
+    keep_going: bool = False  # a stage whose first shards fail for one reason does not stop

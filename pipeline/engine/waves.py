@@ -1,7 +1,7 @@
 """A wave: row stages of one root that run together, shard by shard."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from metadata.damage import DamagedError
@@ -9,7 +9,9 @@ from metadata.record import fold
 from pipeline.engine.chain import Chain, ShardItem
 from pipeline.engine.chain_run import ChainRun
 from pipeline.engine.failures import storage_error
+from pipeline.engine.first_shards import FirstShards
 from pipeline.engine.running import Running
+from pipeline.errors import StageError
 from pipeline.executors import Step
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.state import StageState
@@ -24,6 +26,7 @@ class Wave:
 
     running: Running
     stages: list[PlannedStage]
+    blamed: str | None = field(default=None, init=False)  # whose error ends it; None: of them all
 
     def run(self) -> list[DamagedError]:
         """Computes what is missing; the damaged files that it met, which are to be made again."""
@@ -34,19 +37,51 @@ class Wave:
         steps = self._steps()
         unfolded = 0
         damaged: list[DamagedError] = []
+        results = self.running.executor.stream(steps, self._items())
         try:
-            for item in self.running.executor.stream(steps, self._items()):
+            firsts = self._open(self._first_shards())
+            for item in results:
                 damaged += item.damaged
                 unfolded += self._take(item)
+                for first in firsts:
+                    first.settled.add(item.shard)
+                firsts = self._open(firsts)
                 if unfolded >= FOLD_EVERY:
                     self._fold()
                     unfolded = 0
             if damaged:
                 self._fold()
+        except DamagedError as found:  # by what looks at the first shards
+            damaged.append(found)
         except OSError as error:
             place = f"stage '{steps[0].name}'"
             raise storage_error(error, place, self.running.state.run) from error
+        finally:
+            if isinstance(results, Generator):
+                results.close()  # what its workers still do is not waited for
         return damaged
+
+    def _first_shards(self) -> list[FirstShards]:
+        """What is looked at of each stage: stored shards too, unless rows are tried again."""
+        if self.running.keep_going:
+            return []
+        state, retry = self.running.state, self.running.retry
+        return [
+            FirstShards(state, name, set() if retry else set(state.stages[name].shards))
+            for name in (planned.name for planned in self.stages)
+        ]
+
+    def _open(self, firsts: list[FirstShards]) -> list[FirstShards]:
+        """Those with more to see; StageError where a fault was seen."""
+        still = []
+        for first in firsts:
+            try:
+                if first.is_open():
+                    still.append(first)
+            except StageError:
+                self.blamed = first.stage
+                raise
+        return still
 
     def _states(self) -> list[StageState]:
         return [self.running.state.stages[planned.name] for planned in self.stages]

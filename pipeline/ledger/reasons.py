@@ -38,7 +38,7 @@ class ShardReasons(Mapping[str, pa.Array]):
 
     def counts(self, stage: str) -> Mapping[str, int]:
         """Rows by reason, "" for the fine ones: from the record where it tells, else counted."""
-        recorded = self._recorded(stage)
+        recorded = self.state.stages[stage].recorded(self.shard)
         if recorded is not None:
             return recorded
         counted = pc.value_counts(pc.fill_null(self[stage], "")).to_pylist()
@@ -57,17 +57,9 @@ class ShardReasons(Mapping[str, pa.Array]):
             self._missing[stage, *asked] = reduce(pc.or_, nulls, none)
         return self._missing[stage, *asked]
 
-    def _recorded(self, stage: str) -> dict[str, int] | None:
-        """The record's counts; None where a later pass or another mask has changed them."""
-        state = self.state.stages[stage]
-        first, *later = state.scan.records[self.shard]
-        mask = state.shards[self.shard].mask
-        is_todays = not later and first.mask == (mask.digest if mask else None)
-        return first.counts if is_todays and sum(first.counts.values()) == first.rows else None
-
     def _read(self, stage: str) -> pa.Array:
         shard = self.state.stages[stage].shards[self.shard]
-        recorded = self._recorded(stage)
+        recorded = self.state.stages[stage].recorded(self.shard)
         if recorded is not None and recorded.keys() <= {""}:
             return pa.nulls(shard.rows, pa.string())
         tables = self.state.stored[stage].read(shard, [REASON.name], 65_536)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from metadata.fingerprint import digest
 from metadata.parquet_file import read_at
 from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, state_of
-from metadata.schema import UID
+from metadata.schema import REASON, UID
 from metadata.storage import Storage
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.planned import Binding, PlannedStage
@@ -57,6 +59,16 @@ class StageState:
         if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
             return self.manifest.seconds
         return sum(record.seconds for record in self.records)
+
+    def recorded(self, shard: int) -> dict[str, int] | None:
+        """Rows of a good shard by reason, "" for the fine ones: as its record counts them.
+
+        None where a later pass or another mask has changed that.
+        """
+        first, *later = self.scan.records[shard]
+        mask = self.shards[shard].mask
+        is_todays = not later and first.mask == (mask.digest if mask else None)
+        return first.counts if is_todays and sum(first.counts.values()) == first.rows else None
 
     @property
     def counts(self) -> Counter[str]:
@@ -217,6 +229,16 @@ class RunState:
             bindings=bindings,
             root=root,
         )
+
+    def counts(self, name: str, shard: int) -> dict[str, int]:
+        """Rows of a stage's good shard by reason today; its file is read where no record tells."""
+        recorded = self.stages[name].recorded(shard)
+        if recorded is not None:
+            return recorded
+        tables = self.stored[name].read(self.stages[name].shards[shard], [REASON.name], 65_536)
+        reasons = pa.concat_tables(tables)[REASON.name].cast(pa.string())
+        counted = pc.value_counts(pc.fill_null(reasons, "")).to_pylist()
+        return {count["values"]: count["counts"] for count in counted}
 
     def cell(self, name: str, shard: int, position: int, columns: list[str]) -> dict[str, Any]:
         """The columns of a stage at one row: one row group is read where the shard has one file."""

@@ -34,6 +34,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="URI", required=True, help="run folder: a path or s3://…")
     add_executor(parser)
     add_retry(parser)
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="go on where nearly all rows of a stage's first shards fail for one reason",
+    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
@@ -51,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
     for note in [*notes(plan), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
     with executor(options) as workers, watcher() as watch:
-        outcome = run_plan(plan, folder, workers, watch, tuple(options.retry))
+        outcome = run_plan(
+            plan, folder, workers, watch, tuple(options.retry), keep_going=options.keep_going
+        )
     print(json.dumps(as_json(outcome), indent=1) if options.json else text(outcome))
     return DONE if outcome.complete else FAILED
 
@@ -74,7 +81,11 @@ def text(outcome: "Outcome") -> str:
     lines = []
     for error, names in _stops(outcome).values():
         lines += [f"{', '.join(names)}: {error}", ""]
-    waiting = [name for name, error in outcome.stopped.items() if error is None]
+    waiting = [
+        name
+        for name, error in outcome.stopped.items()
+        if error is None and not state.stages[name].complete
+    ]
     if waiting:
         lines.append(f"not complete: {', '.join(waiting)}")
     lines += status.failures(state)

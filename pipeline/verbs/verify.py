@@ -51,11 +51,11 @@ def run(options: argparse.Namespace) -> int:
     with executor(options) as workers, watcher() as watch:
 
         def run_until(stage: str) -> None:
-            run_plan(make_plan(plan.recipe, stage), folder, workers, watch)
+            run_plan(make_plan(plan.recipe, stage), folder, workers, watch, keep_going=True)
 
         asked = repair(plan, folder, stages, run_until)
         print(f"at most {asked} rows are asked for again", file=sys.stderr)
-        outcome = run_plan(plan, folder, workers, watch)
+        outcome = run_plan(plan, folder, workers, watch, keep_going=True)
     print(run_verb.text(outcome), file=sys.stderr)
     left = others(plan, stages)
     if left:

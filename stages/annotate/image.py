@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
-from stages.ops.pixels import PIXELS, rows_of
+from stages.ops.pixels import PIXELS, UNDECODABLE, rows_of
 
 # Shapes: H height, W width of one image.
 
@@ -42,6 +42,7 @@ class AnnotateImage(RowStage):
         *(MEAN_LUMA, LUMA_STD, COLORFULNESS, SHARPNESS),
     )
     reasons = ("no_image", "undecodable")
+    advice = UNDECODABLE
 
     def open(self, worker: Worker) -> RowFunction:
         return annotate

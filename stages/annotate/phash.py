@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from metadata.schema import IMAGE, PHASH, REASON, REASON_TYPE, Column
 from pipeline.stage import RowFunction, RowStage, Worker
-from stages.ops.pixels import PIXELS, rows_of
+from stages.ops.pixels import PIXELS, UNDECODABLE, rows_of
 
 DHASH = Column("dhash", pa.uint64(), "64 bits", "Where the grey image gets lighter to the right.")
 
@@ -31,6 +31,7 @@ class PHash(RowStage):
     batch_rows = 64  # of decoded images, 3 MB each at most
     reads = (IMAGE, PIXELS)
     reasons = ("no_image", "undecodable")
+    advice = UNDECODABLE
 
     @property
     def writes(self) -> tuple[Column, ...]:

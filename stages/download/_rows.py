@@ -27,6 +27,38 @@ LEAST = {
     **dict.fromkeys(("image_size", "max_pixels", "max_body_bytes", "concurrency"), 1),
     **{"max_per_host": 1, "max_redirects": 0, "retries": 0, "timeout_s": 0.01, "deadline_s": 0.01},
 }
+NETWORK = "check that this machine is online and looks names up; proxies are not used"
+SLOWER = "give the hosts time: lower `max_per_host` and `concurrency`, then --retry it"
+COLUMN = "check that the ingest stage takes the links from the right column: its `url_col`"
+THEIRS = "the hosts do not serve these files any more: take another list, or newer links"
+ADVICE = {  # for a reason that most rows have; the others are verdicts on a body
+    "no_url": COLUMN,
+    "bad_url": f"{COLUMN}; a link begins with http:// or https://",
+    "no_sha256": "the pool has no digests: set `verify_sha256: false`",
+    "private_address": "the links lead to this machine or its network: to allow that, set"
+    " `allow_private_addresses: true`, or the networks: [10.0.0.0/8]",
+    "unresolvable": NETWORK,
+    "refused": "nothing listens there: start the server, or check host and port of the links",
+    "tls": "check this machine's clock and certificates, and what stands between it and the web",
+    "timeout": f"{NETWORK}; or the hosts are slow: raise `timeout_s`, lower `concurrency`",
+    "host_down": f"{NETWORK}; or the hosts are slow: raise `timeout_s`, lower `max_per_host`",
+    "connection_lost": NETWORK,
+    "bad_response": "what answers there speaks no HTTP: check host and port of the links",
+    "redirect_loop": "raise `max_redirects`, or check the links in a browser",
+    "http_3xx": "check the links in a browser: these answers lead nowhere",
+    "http_403": "the hosts refuse: say who asks with `user_agent_token`, or ask them",
+    "http_404": THEIRS,
+    "http_410": THEIRS,
+    "http_429": SLOWER,
+    "http_4xx": "check the links in a browser: the hosts refuse them as they are",
+    "http_500": SLOWER,
+    "http_5xx": SLOWER,
+    "hash_mismatch": "the hosts serve other files than the pool's digests are of: set"
+    " `verify_sha256: false` to take them",
+    "not_an_image": f"{COLUMN}; these lead to pages, not to pictures",
+    "undecodable": f"look at one in a browser; and {COLUMN}",
+    "truncated": "what answers there cuts files short: check host, port and what stands between",
+}
 WRITES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
 
 

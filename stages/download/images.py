@@ -7,7 +7,7 @@ from typing import Literal
 
 from metadata.schema import SHA256, URL, Column
 from pipeline.stage import Resources, RowFunction, RowStage, Worker, later, location
-from stages.download._rows import WRITES, Kept, check, downloaded
+from stages.download._rows import ADVICE, WRITES, Kept, check, downloaded
 
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 
@@ -80,6 +80,10 @@ class DownloadImages(RowStage):
         *("unresolvable", "refused", "timeout", "host_down", "connection_lost"),
         *("http_429", "http_500", "http_5xx"),
     )
+
+    @property
+    def advice(self) -> dict[str, str]:
+        return {reason: do for reason, do in ADVICE.items() if reason in self.reasons}
 
     @property
     def reads(self) -> tuple[Column, ...]:

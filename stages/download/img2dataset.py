@@ -17,7 +17,7 @@ from metadata.schema import SHA256, URL, Column
 from pipeline.errors import RecipeError
 from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
 from stages.download._addresses import allowed
-from stages.download._rows import WRITES, Kept, check, downloaded
+from stages.download._rows import ADVICE, WRITES, Kept, check, downloaded
 from stages.download._urllib_web import PRIVATE, TOO_LARGE, opener
 
 if TYPE_CHECKING:
@@ -116,6 +116,10 @@ class Img2dataset(RowStage):
         *("unresolvable", "refused", "timeout", "connection_lost"),
         *("http_429", "http_500", "http_5xx"),
     )
+
+    @property
+    def advice(self) -> dict[str, str]:
+        return {reason: do for reason, do in ADVICE.items() if reason in self.reasons}
 
     @property
     def reads(self) -> tuple[Column, ...]:

@@ -1,5 +1,7 @@
 """The decoded image as a column that stages read; a plan imports no decoder for it."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -9,6 +11,9 @@ from pipeline.errors import ShardError
 
 # Shapes: N rows of a batch, H height, W width.
 
+UNDECODABLE = MappingProxyType(  # what to do where most rows are
+    {"undecodable": "open some of these pictures: is the column that is read one of images?"}
+)
 RGB = NDArray[np.uint8]  # (H, W, 3)
 # A batch of decoded images must fit in memory, whatever a pool holds: 64 of these are 200 MB.
 MAX_COLUMN_PIXELS = 1024 * 1024

@@ -1,6 +1,7 @@
 """How well a caption fits its image, from embeddings already on disk."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,9 @@ class ClipScore(RowStage):
     reads = (IMAGE_EMBEDDING, TEXT_EMBEDDING)
     writes = (CLIP_SCORE,)
     reasons = ("no_image_embedding", "no_text_embedding", "zero_or_nan_embedding")
+    advice = MappingProxyType(
+        {"zero_or_nan_embedding": "the model gives no vectors: try `clipmill doctor --model`"}
+    )
 
     def open(self, worker: Worker) -> RowFunction:
         return clip_score

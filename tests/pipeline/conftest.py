@@ -95,11 +95,12 @@ class Engine:
         workers: int = 0,
         retry: tuple[str, ...] = (),
         until: str | None = None,
+        keep_going: bool = False,
     ) -> Ran:
         plan = self.plan(stages, *overrides, until=until)
-        executor = LocalExecutor(workers)
+        executor, folder = LocalExecutor(workers), Storage(str(self.folder / out))
         try:
-            outcome = run_plan(plan, Storage(str(self.folder / out)), executor, Lines(), retry)
+            outcome = run_plan(plan, folder, executor, Lines(), retry, keep_going)
         finally:
             executor.close()
         return Ran(outcome, self.folder / out)
