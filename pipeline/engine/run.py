@@ -84,6 +84,7 @@ class _Schedule:
         self.state, self.plan, self.watcher = running.state, running.plan, running.watcher
         self.stopped: dict[str, ClipmillError | None] = {}
         self.ended: set[str] = set()
+        self.held: set[str] = set()  # a stage that is to blame, and all that is made of it
         self.jobs: list[Job] = []  # that run
         self.answers: queue.SimpleQueue[tuple[Job, list[DamagedError], BaseException | None]] = (
             queue.SimpleQueue()
@@ -118,7 +119,7 @@ class _Schedule:
         stage whose needs are complete."""
         waves: dict[str, list[PlannedStage]] = {}
         dataset: list[Job] = []
-        begun = {*self.ended, *self.stopped, *self._names(self.jobs)}
+        begun = {*self.ended, *self.stopped, *self.held, *self._names(self.jobs)}
         for job, damaged in self.damaged:
             begun |= self._after(self._names([job]) | self._blamed(damaged))
         for planned in self.plan.stages.values():
@@ -165,6 +166,7 @@ class _Schedule:
             for planned in job.stages:
                 self._finish(planned)
         elif isinstance(error, ClipmillError) and not isinstance(error, LostLockError):
+            self.held |= self._after([job.blamed] if job.blamed else [])
             for planned in job.stages:
                 is_to_blame = job.blamed in (None, planned.name)
                 self.stopped[planned.name] = error if is_to_blame else None

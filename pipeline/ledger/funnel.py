@@ -99,7 +99,7 @@ def funnel(state: RunState) -> Funnel:
         raise RecipeError("no stage is complete", str(state.run), "run the recipe first")
     done = [planned for planned in complete if planned.gives_rows]
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
-    lost = {planned.name: _Lost() for planned in done if _is_end(planned, done)}
+    lost = {planned.name: _Lost() for planned in done if is_end(planned, done)}
     for root in dict.fromkeys(planned.root for planned in done):
         for shard in sorted(state.stages[root].shards):
             reasons = ShardReasons(state, root, shard)
@@ -190,7 +190,7 @@ def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
     return repeated
 
 
-def _is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
+def is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
     """Whether it is a select stage that no other one of these builds on."""
     kept = (planned.name, KEEP.name)
     return planned.is_select and not any(

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import shlex
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.verbs import DONE, FAILED, status
@@ -18,6 +20,7 @@ from pipeline.verbs._options import (
 if TYPE_CHECKING:
     from pipeline.engine.run import Outcome
     from pipeline.errors import ClipmillError
+    from pipeline.ledger.summary import Summary
 
 HELP = "run a recipe; run it again to go on where it stopped"
 EXAMPLES = """\
@@ -44,9 +47,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the plan and prints how it ended."""
+    began = time.monotonic()
     plan = planned(options)
     from metadata.storage import Storage
     from pipeline.engine.run import run_plan
+    from pipeline.ledger.answer import as_json as answer_json
+    from pipeline.ledger.summary import summary
     from pipeline.progress import watcher
     from pipeline.run_folder.ran import forgotten
     from pipeline.verbs._plan_page import notes
@@ -59,8 +65,30 @@ def run(options: argparse.Namespace) -> int:
         outcome = run_plan(
             plan, folder, workers, watch, tuple(options.retry), keep_going=options.keep_going
         )
-    print(json.dumps(as_json(outcome), indent=1) if options.json else text(outcome))
-    return DONE if outcome.complete else FAILED
+    answer = summary(outcome.state, time.monotonic() - began, options.retry)
+    if options.json:
+        print(json.dumps({**as_json(outcome), "summary": answer_json(answer)}, indent=1))
+    else:
+        print(page(outcome, answer, _command(options)))
+    return code(outcome, answer)
+
+
+def code(outcome: "Outcome", answer: "Summary") -> int:
+    """A run that kept nothing has failed, as one that is not complete."""
+    return DONE if outcome.complete and not answer.empty else FAILED
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that runs the same again, ready to paste."""
+    words = ["clipmill", "run", options.recipe]
+    for override in options.overrides:
+        words += ["--set", override]
+    words += ["--until", options.until] if options.until else []
+    words += ["--out", options.out]
+    words += ["--executor", options.executor] if options.executor != "local" else []
+    words += ["--address", options.address] if options.address else []
+    words += ["--workers", str(options.workers)] if options.workers is not None else []
+    return shlex.join(words)
 
 
 def as_json(outcome: "Outcome") -> dict[str, Any]:
@@ -75,12 +103,23 @@ def as_json(outcome: "Outcome") -> dict[str, Any]:
     }
 
 
+def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
+    """How the run ended: its trouble first, then the summary and the next commands."""
+    from pipeline.verbs import _summary_page
+
+    nothing = _summary_page.nothing(answer) if outcome.complete else ""
+    summed = _summary_page.text(answer, again, outcome.complete)
+    return f"{nothing or text(outcome)}\n\n{summed}"
+
+
 def text(outcome: "Outcome") -> str:
-    """How the run ended, in a few lines."""
+    """That all is there; else what stopped, and which shards failed."""
     state = outcome.state
+    if outcome.complete:
+        return f"done: {len(state.stages)} stages in {state.run}"
     lines = []
     for error, names in _stops(outcome).values():
-        lines += [f"{', '.join(names)}: {error}", ""]
+        lines.append(f"{', '.join(names)}: {error}\n")
     waiting = [
         name
         for name, error in outcome.stopped.items()
@@ -88,16 +127,9 @@ def text(outcome: "Outcome") -> str:
     ]
     if waiting:
         lines.append(f"not complete: {', '.join(waiting)}")
-    lines += status.failures(state)
-    if outcome.complete:
-        lines.append(f"done: {len(state.stages)} stages in {state.run}")
-        for name, stage in state.stages.items():
-            if stage.planned.gives_data:
-                lines.append(f"  {name}: {stage.folder}/out")
-        lines.append(f"next: clipmill funnel --run {state.run}")
-    else:
-        lines += ["", "finished shards are kept: mend the cause and run the same command again"]
-    return "\n".join(lines)
+    if failures := status.failures(state):
+        lines += [*failures, ""]
+    return "\n".join([*lines, "finished shards are kept: mend the cause and run again"])
 
 
 def _stops(outcome: "Outcome") -> "dict[tuple[str, str], tuple[ClipmillError, list[str]]]":

@@ -84,15 +84,73 @@ def test_a_plan_says_how_many_pairs_would_be_compared(recipe, generated, tmp_pat
     assert pairs == pytest.approx(6.2e-6 * int(rows) ** 2 / 2, rel=0.01)
 
 
-def test_a_run_says_what_it_did_and_what_to_ask_next(recipe, tmp_path, clipmill):
-    said = clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+def test_a_run_says_what_it_kept_what_it_lost_and_what_to_run_next(recipe, tmp_path, clipmill):
+    run = ("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+    said = clipmill(*run)
     assert said.code == 0
-    assert f"done: 4 stages in {tmp_path}/run" in said.out
-    assert f"next: clipmill funnel --run {tmp_path}/run" in said.out
-    assert "caption: shard 3 of 4: 30 rows" in said.err
-    again = clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0)
-    assert (again.code, again.out) == (0, said.out)
+    lines = said.out.splitlines()
+    assert lines[0] == f"done: 4 stages in {tmp_path}/run"
+    assert re.fullmatch(r"\d+ of 120 rows kept by 'subset' \(\d+\.\d%\); lost first to", lines[2])
+    assert re.fullmatch(r" +\d+ +\d+\.\d%  subset: caption_words >= 4", lines[3])
+    assert re.search(r"uids: \d+ rows, 3 files, 0.0 MB in .*/uids-\w+/out", said.out)
+    report = f"clipmill report --run {tmp_path}/run --out {tmp_path}/run.html"
+    assert lines[-4:-1] == ["next", f"  {report}", f"  clipmill funnel --run {tmp_path}/run"]
+    assert re.fullmatch(r"this run took \d+\.\d s", lines[-1])
+    again = clipmill(*run)
+    assert (again.code, again.out.splitlines()[:-1]) == (0, lines[:-1])
     assert "caption: shard" not in again.err
+    assert clipmill(*report.split()[1:]).code == 0
+    made = clipmill(*run)
+    assert f"  report: {tmp_path}/run.html\n" in made.out
+    assert "clipmill report" not in made.out
+    summed = clipmill(*run, "--json").json["summary"]
+    assert summed["endings"][0]["kept"] == int(lines[2].split()[0])
+
+
+def test_a_run_that_keeps_nothing_ends_with_1_and_says_why_each_time(recipe, tmp_path, clipmill):
+    run = ("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+    for _ in range(2):
+        said = clipmill(*run, "--set", "subset.where=caption_words >= 400")
+        assert said.code == 1
+        assert said.out.startswith(
+            "0 of 120 rows kept by 'subset': subset: caption_words >= 400 took 120\n"
+            "  do:    if that is not meant, change 'subset' in the recipe\n"
+        )
+        assert "done:" not in said.out
+
+
+def test_links_that_all_fail_end_with_1_and_the_command_that_tries_them_again(tmp_path, clipmill):
+    rows = [f"http://127.0.0.1:9/{row}.jpg,the caption of number {row}" for row in range(40)]
+    (tmp_path / "links.csv").write_text("\n".join(["url,text", *rows]))
+    recipe = tmp_path / "links.yaml"
+    recipe.write_text(
+        f"stages:\n  pool: {{uses: ingest.url_list, path: {tmp_path}/links.csv, shard_rows: 10}}\n"
+        "  images: {uses: download.images, from: pool, allow_private_addresses: true, retries: 0}\n"
+        "  look:   {uses: annotate.image, from: images}\n"
+        "  subset: {uses: select.where, from: look, where: min_side >= 16}\n"
+        "  out:    {uses: export.parquet, from: subset}\n"
+    )
+    run = ("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+    retry = f"  clipmill {' '.join(map(str, run))} --retry refused\n"
+    advice = "nothing listens there: start the server, or check host and port of the links"
+    for _ in range(2):
+        stopped = clipmill(*run)
+        assert stopped.code == 1
+        assert stopped.out.startswith("images: 100% of the first 30 rows failed for one reason: ")
+        assert f"  do:    {advice}; then run again with --retry refused." in stopped.out
+        assert retry in stopped.out
+        assert "look: shard 3" not in stopped.err
+    for _ in range(2):
+        empty = clipmill(*run, "--keep-going")
+        assert empty.code == 1
+        first, do, *_ = empty.out.splitlines()
+        assert first == "0 of 40 rows kept by 'subset': images: refused took 40"
+        assert do == f"  do:    {advice}; then run again with --retry refused"
+        assert "images: 100.0% of 40 rows failed for what may pass: 40 refused" in empty.out
+        assert retry in empty.out
+    assert clipmill(*run).out.startswith("images: 100% of the first 30 rows failed")
+    never = clipmill(*run, "--keep-going", "--retry", "host_down")
+    assert "--retry host_down: no row ever failed for it" in never.out
 
 
 @pytest.mark.parametrize("verb", ["status", "funnel"])
@@ -202,7 +260,8 @@ def test_a_stage_that_fails_ends_with_1_and_says_what_waits_for_it(recipe, tmp_p
     assert "pool: no file that ends in .parquet" in said.out
     assert f"where: stage 'pool', key `path`: {tmp_path}/nothing" in said.out
     assert "not complete: caption, subset, uids" in said.out
-    assert "mend the cause and run the same command again" in said.out
+    assert "mend the cause and run again" in said.out
+    assert f"  clipmill run {recipe} --set pool.path={tmp_path}/nothing --out" in said.out
     found = clipmill("run", recipe, "--out", tmp_path / "run", *sets, "--json").json
     assert not found["complete"]
     assert found["stopped"]["pool"]["do"]

@@ -18,7 +18,7 @@ def moody(engine):
         "  square: {uses: toy.power, from: numbers}\n"
         f"  copy: {{uses: toy.moody, from: numbers, script: {script}}}\n"
         "  twice: {uses: toy.power, from: copy, read: {number: copy.copy}}\n"
-        "  files: {uses: toy.files, from: twice}\n"
+        "  files: {uses: toy.files, from: twice, read: {number: twice.power}}\n"
     )
 
     def run(timeout, **options):
@@ -94,8 +94,13 @@ def test_what_later_shards_lose_is_none_either(moody):
 
 def test_a_pool_of_fewer_shards_is_judged_by_all_of_them(engine, moody):
     write_pool(engine.pool, [20, 0, 0])
-    error = moody(range(20)).error("copy")
-    assert error.startswith("100% of the first 20 rows failed for one reason: timeout\n")
+    ran = moody(range(20))
+    assert ran.error("copy").startswith("100% of the first 20 rows failed for one reason: timeout")
+    assert (
+        len(ran.records("copy")) == 4
+    )  # two without a row: all that there is, and nothing is made of it
+    assert ran.outcome.stopped["files"] is None
+    assert not ran.outcome.state.stages["files"].complete
 
 
 def test_a_verdict_is_none(engine):

@@ -1,0 +1,117 @@
+"""How a run ended, as text: what was kept and lost, what to mend, and what to run next."""
+
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+from pipeline.terminal import one_line
+
+if TYPE_CHECKING:
+    from pipeline.ledger.summary import Ending, Lost, Summary
+
+SHOWN = 6  # causes of an ending; the rest is one line
+
+
+def text(summary: "Summary", again: str, is_complete: bool) -> str:
+    """The page of a run; `again` is the command that runs it."""
+    endings = summary.endings if is_complete else ()
+    sections = [_ending(ending) for ending in endings if ending.rows]
+    sections += [_written(summary), _warnings(summary), _next(summary, again, is_complete)]
+    took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
+    return "\n".join(["\n".join(section) for section in sections if section] + [took])
+
+
+def nothing(summary: "Summary") -> str:
+    """What is empty, the cause first; no text where nothing is."""
+    lines = []
+    for ending in summary.endings:
+        if not ending.kept:
+            first = next(iter(ending.lost), None)
+            why = f"{_cause(first)} took {first.rows:,}" if first else "the pool has none"
+            lines.append(f"0 of {ending.rows:,} rows kept by '{ending.stage}': {why}")
+            lines += [f"  do:    {_advice(first, summary)}"] if first else []
+    for export in summary.exports:
+        if export.exported == 0 and not lines:
+            left = ", ".join(f"{count:,} {reason}" for reason, count in export.left.items())
+            lines.append(f"0 of {export.rows:,} rows exported by '{export.stage}': {left}")
+    return "\n".join(lines)
+
+
+def _advice(lost: "Lost", summary: "Summary") -> str:
+    passes = any(p.stage == lost.stage and lost.reason in p.reasons for p in summary.passing)
+    if lost.advice:
+        return lost.advice + (f"; then run again with --retry {lost.reason}" if passes else "")
+    return f"if that is not meant, change '{lost.stage}' in the recipe"
+
+
+def _cause(lost: "Lost") -> str:
+    return f"{lost.stage}: {one_line(lost.reason)}"
+
+
+def _ending(ending: "Ending") -> list[str]:
+    share = f"{ending.kept / ending.rows:.1%}"
+    head = f"{ending.kept:,} of {ending.rows:,} rows kept by '{ending.stage}' ({share})"
+    if not ending.lost:
+        return [head]
+    shown = ending.lost[: SHOWN if len(ending.lost) > SHOWN + 1 else None]
+    rows = [(lost.rows, _cause(lost)) for lost in shown]
+    if rest := ending.lost[len(shown) :]:
+        rows.append((sum(lost.rows for lost in rest), f"{len(rest)} other causes"))
+    first = "lost first to" if ending.is_first else "lost to"
+    table = [f"  {count:>11,} {count / ending.rows:>6.1%}  {cause}" for count, cause in rows]
+    return [f"{head}; {first}", *table]
+
+
+def _written(summary: "Summary") -> list[str]:
+    lines = []
+    for export in summary.exports:
+        rows = f"{export.exported:,} rows, " if export.exported is not None else ""
+        size = f"{export.files} files, {export.bytes / 1e6:,.1f} MB"
+        lines.append(f"  {export.stage}: {rows}{size} in {_near(export.folder)}")
+    lines += [f"  report: {_near(summary.report)}"] if summary.report else []
+    return ["written", *lines] if lines else []
+
+
+def _warnings(summary: "Summary") -> list[str]:
+    lines = []
+    for passing in summary.passing:
+        failed = sum(passing.reasons.values())
+        parts = sorted(passing.reasons.items(), key=lambda item: -item[1])
+        named = ", ".join(f"{count:,} {reason}" for reason, count in parts)
+        lines.append(
+            f"  {passing.stage}: {failed / passing.rows:.1%} of {passing.rows:,} rows failed for"
+            f" what may pass: {named}"
+        )
+    for stage, count in summary.set_aside.items():
+        lines.append(f"  {stage}: {count} {'shard' if count == 1 else 'shards'} failed")
+    lines += [f"  --retry {reason}: no row ever failed for it" for reason in summary.never]
+    return ["warnings", *lines] if lines else []
+
+
+def _next(summary: "Summary", again: str, is_complete: bool) -> list[str]:
+    """Commands ready to paste: rows tried again, the report where there is none, the counts."""
+    reasons = dict.fromkeys(reason for passing in summary.passing for reason in passing.reasons)
+    retries = "".join(f" --retry {reason}" for reason in reasons)
+    run = shlex.quote(_near(summary.run))
+    lines = [f"  {again}{retries}"] if retries or not is_complete else []
+    if not is_complete:
+        return ["next", *lines, f"  clipmill status --run {run}"]
+    if not summary.report:
+        is_local = "://" not in summary.run
+        out = f" --out {shlex.quote(_near(f'{summary.run}.html'))}" if is_local else ""
+        lines.append(f"  clipmill report --run {run}{out}")
+    return ["next", *lines, f"  clipmill funnel --run {run}"]
+
+
+def _near(path: str) -> str:
+    """A path below the folder that the command ran in, as one would type it."""
+    return os.path.relpath(path) if path.startswith(f"{os.getcwd()}/") else path
+
+
+def _duration(seconds: float) -> str:
+    """`8.4 s`, `3 min 20 s`, `5 h 2 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours:,} h {minutes_left} min" if hours else f"{minutes} min {rest} s"

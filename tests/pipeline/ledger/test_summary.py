@@ -1,0 +1,89 @@
+"""How a run ended: kept and lost, what may pass, what is empty."""
+
+import json
+
+import pytest
+
+from pipeline.ledger import summary as summaries
+from pipeline.ledger.funnel import funnel
+from pipeline.ledger.summary import summary
+from tests.engine_stages.harness import write_pool
+
+
+def test_it_counts_what_the_funnel_counts(state):
+    answer = summary(state, 1.5)
+    ends = {end.stage: end for end in funnel(state).ends}
+    assert ends.keys() <= {ending.stage for ending in answer.endings}
+    for ending in answer.endings:
+        end = ends[ending.stage]
+        assert (ending.rows, ending.kept, ending.is_first) == (end.rows, end.kept, True)
+        lost = {(lost.stage, lost.reason): lost.rows for lost in ending.lost}
+        assert lost == {(cause.stage, cause.reason): cause.rows for cause in end.causes}
+        assert [lost.rows for lost in ending.lost] == sorted(lost.values(), reverse=True)
+    assert answer.exports == funnel(state).exports
+    assert (answer.seconds, answer.stages, answer.empty) == (1.5, len(state.stages), ())
+    assert (answer.passing, answer.set_aside, answer.never, answer.report) == ((), {}, (), None)
+
+
+def test_of_a_large_pool_no_file_is_opened(state, monkeypatch):
+    monkeypatch.setattr(summaries, "MOST_ROWS", 0)
+    monkeypatch.setattr(summaries, "causes", None)
+    for stored in state.stored.values():
+        monkeypatch.setattr(type(stored), "read", None)
+    for ending in summary(state).endings:
+        assert not ending.is_first
+        assert ending.kept + sum(lost.rows for lost in ending.lost) == ending.rows
+        assert {lost.stage for lost in ending.lost} == {ending.stage}
+
+
+@pytest.fixture
+def moody(engine):
+    """Runs toy.moody over the pool of 31 rows, these of which time out, and more stages."""
+    script = engine.folder / "mood.json"
+
+    def run(timeout, more="", **options):
+        script.write_text(json.dumps({"timeout": list(timeout)}))
+        stages = f"  copy: {{uses: toy.moody, from: numbers, script: {script}}}\n{more}"
+        return engine.run(stages, keep_going=True, **options).outcome.state
+
+    return run
+
+
+def test_without_a_select_the_last_stage_of_rows_tells(moody):
+    twice = "  twice: {uses: toy.power, from: copy, read: {number: copy.copy}}\n"
+    [ending] = summary(moody([5], twice)).endings
+    assert (ending.stage, ending.rows, ending.kept) == ("twice", 31, 25)
+    whole = summary(moody(range(31), out="none"))
+    [ending] = whole.endings
+    assert (ending.stage, ending.kept, whole.empty) == ("copy", 0, ("copy",))
+
+
+def test_a_stage_beside_the_select_that_has_no_value_at_all_is_told(moody):
+    few = "  few: {uses: select.where, from: numbers, where: number >= 30}\n"
+    told = summary(moody(range(31), few)).endings
+    assert [(ending.stage, ending.kept) for ending in told] == [("few", 1), ("copy", 0)]
+
+
+def test_of_a_root_every_row_is_there_and_an_empty_pool_is_empty(engine):
+    [ending] = summary(engine.run("").outcome.state).endings
+    assert (ending.stage, ending.rows, ending.kept, ending.lost) == ("numbers", 31, 31, ())
+    write_pool(engine.pool, [0, 0, 0])
+    none = summary(engine.run("", out="none").outcome.state)
+    assert none.empty == ("numbers",)
+
+
+def test_what_may_pass_is_counted_as_it_is_after_a_retry(moody):
+    [passing] = summary(moody([5, 6])).passing
+    assert (passing.stage, passing.rows, passing.reasons) == ("copy", 31, {"timeout": 2})
+    [passing] = summary(moody([5], retry=("timeout",)), retry=["timeout"]).passing
+    assert passing.reasons == {"timeout": 1}
+    done = summary(moody([], retry=("timeout",)), retry=["timeout", "refused", "crashed"])
+    assert (done.passing, done.never) == ((), ("refused",))
+
+
+def test_while_a_stage_of_rows_is_not_complete_nothing_has_ended(moody, engine):
+    moody([])
+    (engine.folder / "mood.json").write_text(json.dumps({"raise": [20]}))
+    more = f"  copy: {{uses: toy.moody, from: numbers, script: {engine.folder}/mood.json}}\n"
+    answer = summary(engine.run(more, out="torn").outcome.state)
+    assert (answer.endings, answer.empty, answer.set_aside) == ((), (), {"copy": 1})
