@@ -1,5 +1,6 @@
 # make demo: a raw pool to curated shards and what they are worth.   make test: all that proves it.
-PYTHON ?= python3.11
+PYTHON ?= $(shell for it in python3.11 python3.12 python3.13 python3; do \
+	$$it -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>&- && echo $$it && break; done)
 BIN    := .venv/bin
 DEMO   := demo
 PORT   := 8765
@@ -13,6 +14,8 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 .venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python from 3.11 on. Install one, as in" \
+	"'apt install python3.12-venv' or 'brew install python', or name it: make PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[pool]'

@@ -32,6 +32,7 @@ from pipeline.verbs import (
     init,
     plan,
     pool,
+    recipes,
     report,
     run,
     stages,
@@ -46,7 +47,7 @@ from pipeline.verbs._signals import exit_code
 atexit.register(gc.freeze)  # a last search for garbage in all that was imported takes a while
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 VERBS: tuple[Verb, ...] = (
-    *(init, curate, stages),
+    *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
     *(funnel, why, sweep, report),
     *(export,),
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # of the run folder; what a stage meets there is its own error
         from metadata.storage import KEYS, wants_keys
 
-        what = f"{type(error).__name__}: {error.strerror or error}"
+        what = error.strerror or f"{type(error).__name__}: {error}"
         place = str(error.filename2 or error.filename or "the storage of the run")
         is_in_the_way = isinstance(error, IsADirectoryError)
         do = "delete that folder" if is_in_the_way else "check that it is there and can be written"

@@ -110,6 +110,9 @@ def load(uri: str) -> ConceptList:
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise ConceptListError("it is neither Parquet nor a JSON list of strings")
         return concept_list(of_entries(entries))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        what = "neither Parquet nor JSON, so no list of concepts"
+        raise ConceptListError(f"{redacted(uri)}: {what}") from None
     except (pa.ArrowException, KeyError, ValueError, RecursionError) as error:
         raise ConceptListError(f"{redacted(uri)}: {error}") from None
 

@@ -27,6 +27,7 @@ from pipeline.stage import Resources, RowStage, Stage, settings_fields
 
 SECTIONS = ("Source", "Error", "Example")  # of a stage's docstring; before them, what it gives
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+PLACEHOLDERS = {int: 1, float: 1.0, bool: True}  # of settings without default or example
 BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
 
 
@@ -107,15 +108,18 @@ def example_of(cls: type[Stage]) -> Mapping[str, Any]:
 
 
 def sample(cls: type[Stage]) -> Stage:
-    """The stage with the settings of its example; RecipeError where they do not do."""
+    """The stage with the settings of its example; RecipeError where it is not content with them."""
+    hints = typing.get_type_hints(cls)
+    needed = [one.name for one in settings_fields(cls) if _default(one) is MISSING]
+    given = {name: PLACEHOLDERS.get(hints[name], name) for name in needed}
     try:
-        made: Stage = msgspec.convert(example_of(cls), cls)
+        made: Stage = msgspec.convert({**given, **example_of(cls)}, cls)
         return made
     except (msgspec.ValidationError, ValueError) as error:
         raise RecipeError(
             f"the stage cannot be shown without settings: {error}",
             f"{inspect.getfile(cls)}, docstring of {cls.__name__}",
-            "write those that it needs there, in a line: Example: {path: data}",
+            "write what it needs there, in a line, as in Example: {path: data}",
         ) from None
 
 
@@ -163,9 +167,7 @@ def _settings(cls: type[Any], above: str = "") -> Iterator[Setting]:
     meanings = comments_of(cls)
     for field in settings_fields(cls):
         hint = hints[field.name]
-        default = field.default
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
+        default = _default(field)
         yield Setting(
             name=f"{above}{field.name}",
             type=_type(hint),
@@ -177,6 +179,10 @@ def _settings(cls: type[Any], above: str = "") -> Iterator[Setting]:
         )
         for nested in _mappings(hint):
             yield from _settings(nested, f"{above}{field.name}.")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def comments_of(cls: type[Any]) -> dict[str, str]:

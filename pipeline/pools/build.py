@@ -71,8 +71,8 @@ def build_pool(
     workers: int | None = None,
     port: int = 8765,
     rows: int | None = None,
-) -> None:
-    """Builds the pool into `out`; returns at once if that very pool stands there complete."""
+) -> dict[str, int]:
+    """Builds the pool into `out`, unless that very pool stands there complete; its counts."""
     facts: dict[str, Any] = {"kind": kind, "seed": seed, "port": port, "layout": LAYOUT}
     if rows is not None and kind != "generated":
         raise RecipeError(
@@ -86,8 +86,8 @@ def build_pool(
         )
     if kind == "generated":
         facts["rows"] = rows or GENERATED_ROWS
-    if _is_complete(out, facts):
-        return
+    if found := _stored(out, facts):
+        return found
     _clear(out)
     with _shown_progress() as progress:
         material = _material(kind, seed, facts.get("rows"), progress)
@@ -95,6 +95,7 @@ def build_pool(
     facts |= {"packages": list(material.packages), "counts": counts}
     (out / "pool.json").write_text(json.dumps(facts, indent=1) + "\n")
     (out / UNFINISHED).unlink()
+    return counts
 
 
 def _material(kind: Kind, seed: int, rows: int | None, progress: Progress) -> Material:
@@ -209,13 +210,15 @@ def _write_behaviour(rows: Iterable[Row], files: dict[str, Made], www: Path) -> 
     (www / BEHAVIOUR).write_text(json.dumps(acts, indent=0, sort_keys=True) + "\n")
 
 
-def _is_complete(out: Path, facts: dict[str, Any]) -> bool:
+def _stored(out: Path, facts: dict[str, Any]) -> dict[str, int] | None:
+    """The counts of the pool that stands there complete; None where there is none."""
     try:
         found = json.loads((out / "pool.json").read_text())
     except (OSError, ValueError):
-        return False
+        return None
     if {key: found.get(key) for key in facts} == facts:
-        return True
+        counts: dict[str, int] = found["counts"]
+        return counts
     named = ", ".join(f"{key} {found.get(key)}" for key in facts)
     raise RecipeError(
         found=f"another pool stands there ({named})",

@@ -65,9 +65,10 @@ def start_server(directory: Path, port: int = 0) -> Iterator[str]:
         loop.run_until_complete(runner.cleanup())
         loop.close()
         raise StageError(
-            found=f"port {port} cannot be opened ({error.strerror or error})",
+            found=f"port {port} cannot be opened: {error.strerror or error}",
             where=f"the pool server of {directory}",
-            do="stop the program that listens there, or choose another port",
+            do="stop the program that listens there; or build a pool with another --port N, and"
+            " serve that",
         ) from error
     thread = threading.Thread(target=loop.run_forever, name="pool-server", daemon=True)
     thread.start()
@@ -86,11 +87,18 @@ def web_app(directory: Path) -> web.Application:
     www = (directory / "www").resolve()
     try:
         behaviour: dict[str, dict[str, Any]] = json.loads((www / BEHAVIOUR).read_text())
+    except FileNotFoundError:
+        is_there = directory.is_dir()
+        raise RecipeError(
+            found="no pool: it has no www/ to serve" if is_there else "no such folder",
+            where=str(directory),
+            do=f"name a pool's folder, or build one: clipmill pool generated --out {directory}",
+        ) from None
     except (OSError, ValueError) as error:
         raise RecipeError(
-            found=f"no pool that can be served ({type(error).__name__}: {error})",
+            found=f"a pool that cannot be served: {error}",
             where=str(www / BEHAVIOUR),
-            do=f"build one first: clipmill pool demo --out {directory}",
+            do=f"delete {directory} and build it again: clipmill pool demo --out {directory}",
         ) from error
     served: Counter[str] = Counter()
     open_files = asyncio.Semaphore(MAX_OPEN_FILES)

@@ -20,6 +20,7 @@ clipmill concepts build words.parquet --corpus pool/metadata --min-unigram-count
 clipmill concepts build words.parquet --wordnet npm --language en
 clipmill concepts show words.parquet
 """
+MAKE = "clipmill concepts build FILE --corpus TEXTS"
 SHOWN = 10  # entries with the highest counts
 # A mark of these stands between spaces in a caption, and not in such an entry.
 NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
@@ -99,6 +100,11 @@ def _build(options: argparse.Namespace) -> None:
         load.save(build.build(parts, options.language, least.max_entries), options.out)
     except ValueError as error:  # a list or a Parquet file that is none
         raise RecipeError(str(error), "the arguments", "mend or leave out that source") from None
+    except FileNotFoundError as error:
+        do = "check the path: each source is a file or a folder that is there"
+        raise RecipeError(
+            "no such file or folder", str(error.filename or options.list), do
+        ) from None
 
 
 def _show(file: str, *, as_json: bool) -> int:
@@ -106,8 +112,13 @@ def _show(file: str, *, as_json: bool) -> int:
 
     try:
         found = summary(load(file))
-    except (ConceptListError, OSError) as error:
-        raise RecipeError(str(error), "the arguments", "give a list that can be read") from None
+    except FileNotFoundError:
+        raise RecipeError("no such file", file, f"check the path, or make one: {MAKE}") from None
+    except ConceptListError as error:
+        raise RecipeError(str(error), "clipmill concepts show", f"make a list: {MAKE}") from None
+    except OSError as error:
+        do = "name a file that can be read"
+        raise RecipeError(error.strerror or str(error), file, do) from None
     print(json.dumps(found, indent=1) if as_json else text(file, found))
     return DONE
 

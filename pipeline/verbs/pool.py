@@ -22,6 +22,7 @@ clipmill pool serve demo/pool
 clipmill pool score demo/pool --run run
 """
 SHOWN_CAUSES = 4
+PORT = 8765
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def add_port(parser: argparse.ArgumentParser, what: str) -> None:
     """`--port N`."""
     parser.add_argument(
-        "--port", type=int, default=8765, metavar="N", help=f"{what} (default: %(default)s)"
+        "--port", type=int, default=PORT, metavar="N", help=f"{what} (default: %(default)s)"
     )
 
 
@@ -90,13 +91,20 @@ def _build(options: argparse.Namespace) -> None:
         )
     from pipeline.pools.build import build_pool
 
-    build_pool(
+    counts = build_pool(
         options.kind,
         options.out,
         seed=options.seed,
         workers=options.workers,
         port=options.port,
         rows=getattr(options, "rows", None),
+    )
+    serve = f"clipmill pool serve {options.out}"
+    serve += "" if options.port == PORT else f" --port {options.port}"
+    print(
+        f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata, {counts['good']:,} of"
+        f" them without a fault; {counts['trusted']:,} trusted pairs\n"
+        f"next: {serve}"
     )
 
 

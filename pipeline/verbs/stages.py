@@ -9,7 +9,7 @@ from pipeline.errors import RecipeError, did_you_mean
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json
 
-HELP = "the stages that a recipe may use; of one its settings, columns and an example"
+HELP = "the stages of a recipe; with a name, its settings and an example"
 EXAMPLES = """\
 clipmill stages
 clipmill stages ingest   # those of one kind

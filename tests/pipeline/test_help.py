@@ -29,7 +29,7 @@ PARSERS = list(parsers(TOP))[1:]
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_of_the_help_can_be_typed(example):
-    command, *arguments = shlex.split(example, comments=True)
+    command, *arguments = shlex.split(example.partition(" > ")[0], comments=True)
     assert command == "clipmill"
     options, unknown = TOP.parse_known_args(arguments)
     assert not unknown
@@ -60,6 +60,7 @@ def test_alone_it_lists_the_verbs_in_groups(clipmill):
     for verb, title in TITLES.items():
         assert lines[lines.index(f"{title}:") + 1].split()[0] == verb
     assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
 
 
 def test_its_version_is_that_of_the_package(clipmill):

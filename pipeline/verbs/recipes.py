@@ -1,0 +1,64 @@
+"""`clipmill recipes`: the recipes that come with clipmill, and the text of one."""
+
+import argparse
+import json
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_json
+
+HELP = "the recipes that come with clipmill; with a name, the text of one"
+EXAMPLES = """\
+clipmill recipes
+clipmill recipes quickstart
+clipmill recipes quickstart > mine.yaml   # to start from
+"""
+SHOWN = {"Source": "follows", "Expects": "expects", "Measured": "measured"}
+KEY = re.compile(r"# (\w+): +")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe, to print it whole")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints what each recipe is for, or the text of one."""
+    from pipeline.planning.recipe import RECIPES, find_recipe
+
+    if options.name:
+        print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
+        return DONE
+    heads = {path.stem: head_of(path) for path in sorted(RECIPES.glob("*.yaml"))}
+    print(json.dumps(heads, indent=1) if options.json else text(heads))
+    return DONE
+
+
+def head_of(path: Path) -> dict[str, str]:
+    """The comment on top of a recipe by its words, `Source` and others; "" is its first line."""
+    head, now = {"": ""}, ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if key := KEY.match(line):
+            now, line = key[1], line[key.end() :]
+        head[now] = f"{head.get(now, '')} {line.lstrip('# ')}".strip()
+    return head
+
+
+def text(heads: dict[str, dict[str, str]]) -> str:
+    """A paragraph a recipe: what it does; a line each on what it follows, expects, measured."""
+    width = min(120, shutil.get_terminal_size().columns)
+    lines = []
+    for name, head in heads.items():
+        lines += textwrap.wrap(f"{name}: {head['']}", width, subsequent_indent="  ")
+        for key, word in SHOWN.items():
+            lines.append(f"  {word:<9} {textwrap.shorten(head[key], width - 12, placeholder=' …')}")
+        lines.append("")
+    return "\n".join(
+        [*lines, "clipmill recipes NAME prints one: > mine.yaml is a start of your own"]
+    )
