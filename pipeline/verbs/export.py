@@ -12,7 +12,7 @@ from pipeline.verbs._options import add_executor, add_json, add_run, executor
 if TYPE_CHECKING:
     from pipeline.export import Exported
 
-HELP = "write the rows that a stage of a run keeps, or those it lost, to a folder"
+HELP = "the rows that a stage keeps, or loses, as files in a folder"
 EXAMPLES = """\
 clipmill export --run run --to webdataset --out tars
 clipmill export --run run --to csv --columns caption,url,clip_score --out s3://bucket/table

@@ -47,7 +47,7 @@ def test_every_argument_has_a_text_and_says_its_default(parser):
         if isinstance(action, argparse._SubParsersAction):
             continue
         assert action.help, f"{parser.prog} {action.dest}"
-        if action.default not in (None, False, [], argparse.SUPPRESS):
+        if action.default not in (None, False, [], (), argparse.SUPPRESS):
             said = parser.format_help().replace("\n", " ")
             assert f"(default: {action.default})" in " ".join(said.split()), action.dest
 
