@@ -10,11 +10,13 @@ import os
 import signal
 from pathlib import Path
 
+BY_THE_CLOCK = ("live.json",)  # written by the second: it would shift the numbers of all others
+
 
 def reached(point: str, name: str) -> None:
     """Nothing, unless a test has asked to die here."""
     fault = os.environ.get("CLIPMILL_FAULT")
-    if not fault:
+    if not fault or name in BY_THE_CLOCK:
         return
     wanted, _, count = fault.partition(":")
     folder = Path(os.environ["CLIPMILL_FAULT_DIR"])

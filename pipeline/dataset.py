@@ -86,6 +86,13 @@ class Context(Protocol):
     folder: str  # URI of the stage's folder
     wanted: frozenset[str]  # columns of this stage that another stage of the plan reads
 
+    def say(self, words: str) -> None:
+        """Names what the calls from here on do, for whoever watches: `comparing captions`.
+
+        An empty text names them by their kind again. It changes nothing that is stored.
+        """
+        ...
+
     def map(
         self, fn: Callable[[Any, Task], Mapping[str, Any]], items: Sequence[Any]
     ) -> list[dict[str, Any]]:

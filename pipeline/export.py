@@ -30,7 +30,7 @@ from pipeline.run_folder.state import RunState, StageState, summary
 from pipeline.target import refuse_others
 
 if TYPE_CHECKING:
-    from pipeline.engine.running import Watcher
+    from pipeline.engine.telling import Watcher
     from pipeline.executors import Executor
 
 FORMATS: dict[str, dict[str, Any]] = {  # what `--to` says, as a recipe says it

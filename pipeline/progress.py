@@ -1,6 +1,7 @@
-"""How a run shows itself: bars on a terminal, one line a shard elsewhere."""
+"""How a run shows itself: bars on a terminal, now and then a few lines elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,33 +9,32 @@ from typing import TYPE_CHECKING
 
 from metadata.damage import DamagedError
 from metadata.record import Failure, Record
-from pipeline.terminal import bars
+from pipeline.errors import ClipmillError
+from pipeline.progress_lines import stage_line, total_line, within
+from pipeline.run_folder.live import LiveRun
+from pipeline.terminal import bars, drawing, one_line
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from pipeline.engine.running import Watcher
+    from pipeline.engine.telling import Look, Watcher
     from pipeline.run_folder.state import StageState
+
+LINES_EVERY_S = 10.0  # of a log; a run of hours says less often
+DRAWN_EVERY_S = 0.25
 
 
 @contextmanager
 def watcher() -> Iterator["Watcher"]:
     """Bars where standard error is a terminal, else lines."""
     if not sys.stderr.isatty():
-        yield Lines()
+        lines = Lines()
+        try:
+            yield lines
+        finally:
+            lines.over.set()
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("shards {task.fields[rate]:>14} {task.fields[failed]}", markup=False),
-        Remaining(compact=True),
-    )
-    with bars(*columns) as progress:
-        yield Bars(progress)
+    shown = Bars()
+    with drawing(shown.draw, DRAWN_EVERY_S):
+        yield shown
 
 
 @contextmanager
@@ -52,96 +52,86 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class Bars:
-    """A bar a stage: shards, rows a second of this run, rows that failed, time left."""
+class _Said:
+    """What both say at once, above the bars or between the lines."""
 
-    def __init__(self, progress: "Progress") -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-        self._began: dict[str, float] = {}
-        self._rows: dict[str, int] = {}
-        self._failed: dict[str, int] = {}
+    def __init__(self) -> None:
+        self.look: Look | None = None
 
-    def stage(self, name: str, total: int | None, done: int) -> None:
-        if name in self._tasks:
-            self._progress.update(self._tasks[name], total=total, completed=done)
-        else:
-            self._tasks[name] = self._progress.add_task(
-                name, total=total, completed=done, rate="", failed=""
-            )
-            self._rows[name] = self._failed[name] = 0
+    def begin(self, look: "Look") -> None:
+        self.look = look
 
-    def shard(self, name: str, record: Record, total: int | None) -> None:
-        now = time.monotonic()
-        began = self._began.setdefault(name, now - max(record.seconds, 1e-3))
-        self._rows[name] += record.computed
-        self._failed[name] += record.computed - record.counts.get("", 0)
-        failed = self._failed[name]
-        self._progress.update(
-            self._tasks[name],
-            total=total,
-            rate=f"{self._rows[name] / (now - began):,.0f} rows/s",
-            failed=f"{failed:,} without a value" if failed else "",
-        )
-        self._progress.advance(self._tasks[name])
+    def stage(self, name: str, total: int | None, done: int) -> None: ...
 
-    def unit(self, name: str, call: str, done: int, total: int) -> None:
-        self._progress.update(self._tasks[name], rate=f"{call} {done}/{total}")
+    def shard(self, name: str, record: Record, total: int | None) -> None: ...
+
+    def unit(self, name: str, call: str, done: int, total: int) -> None: ...
+
+    def finished(self, name: str, state: "StageState") -> None: ...
 
     def failed(self, name: str, failure: Failure) -> None:
-        _print(_failure_line(name, failure))
-
-    def damaged(self, name: str, found: DamagedError) -> None:
-        _print(_damage_line(name, found))
-
-    def finished(self, name: str, state: "StageState") -> None:
-        if state.complete:
-            done = len(state.shards)
-            self._progress.update(self._tasks[name], total=done or 1, completed=done or 1)
-
-
-class Lines:
-    """One line a shard, on standard error."""
-
-    def stage(self, name: str, total: int | None, done: int) -> None:
-        pass
-
-    def shard(self, name: str, record: Record, total: int | None) -> None:
-        fine = record.counts.get("", 0)
-        rate = record.computed / max(record.seconds, 1e-3)
         _print(
-            f"{name}: shard {record.shard} of {total}: {record.computed} rows,"
-            f" {record.computed - fine} without a value, {rate:,.0f} rows/s"
+            f"{name}: shard {failure.shard} failed: {failure.found}\n"
+            f"  where: {failure.where}\n  do:    {failure.do}"
         )
 
-    def unit(self, name: str, call: str, done: int, total: int) -> None:
-        if done == total:
-            _print(f"{name}: {call}, {total} {'unit' if total == 1 else 'units'}")
-
-    def failed(self, name: str, failure: Failure) -> None:
-        _print(_failure_line(name, failure))
-
     def damaged(self, name: str, found: DamagedError) -> None:
-        _print(_damage_line(name, found))
+        _print(f"{name}: {found.name} is damaged, and made again: {found.found}")
+
+    def stopped(self, name: str, error: ClipmillError) -> None:
+        _print(f"{name}: failed: {one_line(error.args[0])}")
+
+
+class Bars(_Said):
+    """A line a stage, redrawn: what runs, with bar, speed and time left, and what is done."""
+
+    def draw(self, width: int, height: int) -> list[tuple[str, str]]:
+        """The lines now, each with the colour of its state."""
+        return within(self.look(), time.time(), width, height) if self.look else []
+
+
+class Lines(_Said):
+    """A line when a row stage stores its first shard and when any stage ends; now and then between
+    one on each that runs, and the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = threading.Event()
+        self._begun: set[str] = set()  # stages with a shard
+
+    def begin(self, look: "Look") -> None:
+        super().begin(look)
+        threading.Thread(target=self._now_and_then, daemon=True).start()
+
+    def shard(self, name: str, record: Record, total: int | None) -> None:
+        if self.look and name not in self._begun:
+            self._begun.add(name)
+            if (stage := self.look().stages[name]).is_row:
+                _print(f"{name}: {stage_line(stage, time.time())}")
 
     def finished(self, name: str, state: "StageState") -> None:
-        from pipeline.run_folder.state import summary
+        if self.look:
+            stage = self.look().stages[name]
+            if stage.status in ("done", "found", "stopped"):
+                _print(f"{name}: {stage_line(stage, time.time())}")
 
-        _print(f"{name}: {summary(state)}")
+    def _now_and_then(self) -> None:
+        began = time.time()
+        while not self.over.wait(max(LINES_EVERY_S, min(60.0, (time.time() - began) / 20))):
+            assert self.look is not None
+            if lines := running_lines(live := self.look(), time.time()):
+                _print("\n".join([*lines, total_line(live, time.time())]))
+            if live.ended:
+                return
+
+
+def running_lines(live: LiveRun, now: float) -> list[str]:
+    """A line on each stage that runs."""
+    running = [stage for stage in live.stages.values() if stage.status == "running"]
+    return [f"{stage.name}: {stage_line(stage, now)}" for stage in running]
 
 
 def _print(text: str) -> None:
     """The lines in one piece: stages that run side by side write at the same time."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def _damage_line(name: str, found: DamagedError) -> str:
-    return f"{name}: {found.name} is damaged, and made again: {found.found}"
-
-
-def _failure_line(name: str, failure: Failure) -> str:
-    return (
-        f"{name}: shard {failure.shard} failed: {failure.found}\n"
-        f"  where: {failure.where}\n  do:    {failure.do}"
-    )

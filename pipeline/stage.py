@@ -47,13 +47,18 @@ def unpinned(what: str, sha256: str) -> None:
     """Outside a run nothing is held to an earlier digest."""
 
 
+def untold(done: float, all: float, what: str = "", **values: float) -> None:
+    """Outside a run nobody asks how far it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """Where a stage's function runs: seed and recipe name for its coins, threads, scratch disk.
 
     `model` is the URI of the folder of the stage that `model: "stage:x"` names, else None.
     `pin(what, sha256)` is for bytes from outside the run, weights above all: StageError where this
-    stage had others before.
+    stage had others before. `tell(done, all, what, loss=…)` says how far a long piece of work is,
+    `tell(120, 235, "steps")`: call it as often as you like, some words a second are passed on.
     """
 
     seed: int
@@ -63,6 +68,7 @@ class Worker:
     scratch: Path
     model: str | None = None
     pin: Callable[[str, str], None] = unpinned
+    tell: Callable[..., None] = untold
 
 
 def location(default: Any = MISSING) -> Any:

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -94,3 +94,27 @@ def bars(*columns: "ProgressColumn") -> Iterator["Progress"]:
     with Progress(*columns, console=console) as progress:
         guard()  # for rich puts streams of its own in the place of ours
         yield progress
+
+
+@contextmanager
+def drawing(
+    draw: Callable[[int, int], list[tuple[str, str]]], every_s: float, stream: Any = None
+) -> Iterator[None]:
+    """Lines with their styles, drawn anew, on standard error; what is printed stands above them.
+
+    `draw` gets columns and rows. Its text passes as `harmless`.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    stream = stream or sys.stderr
+    console = Console(file=stream.stream if isinstance(stream, Guarded) else stream)
+
+    def lines() -> Text:
+        drawn = draw(console.width, console.height - 1)  # the cursor has a row of its own
+        return Text("\n").join(Text(harmless(text), style=style) for text, style in drawn)
+
+    with Live(get_renderable=lines, console=console, refresh_per_second=1 / every_s):
+        guard()  # for rich puts streams of its own in the place of ours
+        yield

@@ -56,6 +56,8 @@ class MemoryContext:
         self.stored, self.states = [], []
         self.worker = Worker(seed=seed, stage="it", device="cpu", threads=1, scratch=scratch)
 
+    def say(self, words): ...
+
     def put_file(self, name, path):
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, self.out / name)

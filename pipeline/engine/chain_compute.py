@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from metadata.schema import KEEP, POSITION, REASON, UID
 from metadata.shard import ShardWriter, store
 from pipeline.engine.chain import Chain, ShardItem
 from pipeline.engine.declared import as_declared, stored_schema
+from pipeline.engine.told import Teller
 from pipeline.engine.worker import worker_of
 from pipeline.errors import StageError
 from pipeline.planning.planned import Binding, PlannedStage
@@ -86,6 +87,7 @@ class Computation:
             if stage not in inside
         }
         with ExitStack() as stack:
+            tell = stack.enter_context(self._telling(stages))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
             for batch in self._batches(stages[0], reading):
                 columns = {binding: batch[name] for name, binding in reading.items()}
@@ -95,6 +97,7 @@ class Computation:
                     answer = self.functions(planned, given, self.item.shard)
                     columns |= {(planned.name, name): answer[name] for name in answer.column_names}
                     writer.add(answer)
+                tell(len(batch))
             records: dict[str, Record] = {}
             states = dict(self.item.states)  # those of a chain name the ones before them as parents
             for planned, file in zip(stages, files, strict=True):
@@ -113,7 +116,7 @@ class Computation:
             return self._empty_pass(planned, records, mask)
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
         start = 0
-        with self._file(planned, records) as file:
+        with self._telling([planned]) as tell, self._file(planned, records) as file:
             for batch in self._batches(planned, reading):
                 uids = batch[UID.name]
                 row_K = np.flatnonzero(asked_N[start : start + len(batch)])
@@ -130,6 +133,7 @@ class Computation:
                         answer = spread(answer, row_K, uids)
                     file[1].add(answer)
                 start += len(uids)
+                tell(len(row_K))
             parents = self.item.parents(planned, self.chain.models)
             return {planned.name: self._store(planned, file, began, records, mask, parents)}
 
@@ -137,6 +141,24 @@ class Computation:
         assert isinstance(planned.stage, RowStage)
         rows = planned.stage.batch_rows
         return read_rows(self.chain.stored, self.item.states, reading, planned.root, rows)
+
+    @contextlib.contextmanager
+    def _telling(self, stages: Sequence[PlannedStage]) -> Iterator[Callable[[int], None]]:
+        """Tells how many rows of the shard these stages have computed: called with some more."""
+        teller = Teller(tuple(planned.name for planned in stages), str(self.item.shard))
+        known = self.item.states.get(stages[0].root)
+        done, total = 0, known.rows if known else 0
+
+        def more(rows: int) -> None:
+            nonlocal done
+            done += rows
+            teller(done, max(done, total, 1), "rows")
+
+        more(0)
+        try:
+            yield more
+        finally:
+            teller.over()
 
     @contextlib.contextmanager
     def _file(self, planned: PlannedStage, earlier: list[Record] | None) -> Iterator[File]:

@@ -60,6 +60,9 @@ class RunContext:
 
     # The calls
 
+    def say(self, words: str) -> None:
+        self.calls.words = words
+
     def map(
         self, fn: Callable[[Any, Task], Mapping[str, Any]], items: Sequence[Any]
     ) -> list[dict[str, Any]]:
@@ -156,7 +159,7 @@ class RunContext:
         for number in range(begin, rounds):
             if until is not None and number and until(state):
                 break
-            with self.calls.round(call, number):
+            with self.calls.round(call, number, rounds):
                 state = step(state, number)
             put_state(folder, f"{call}/{number + 1:06d}.npz", state, point="step")
             folder.delete(f"{call}/{number:06d}.npz")  # the newest is enough
@@ -173,7 +176,9 @@ class RunContext:
             return dict(stored)
         task = UnitTask(self.worker, folder, call, self.page_checksums)
         resources = self.run.planned.stage.resources
+        self.calls.told(call, 0, workers)
         results = self.run.executor.launch(partial(launched, fn, task), workers, resources)
+        self.calls.told(call, workers, workers)
         put_sealed(folder, f"{call}.json", dict(results[0]), point="journal")
         return dict(results[0])
 
@@ -237,7 +242,9 @@ class RunContext:
             else:
                 left.append(unit)
         self.run.on_stored(total, len(self.records))
-        for answer in self.calls.answers(f"{self.journal}/{name}", work, left):
+        self.calls.words = ""  # what follows is the storing of its shards
+        done = len(inputs) - len(left)
+        for answer in self.calls.answers(f"{self.journal}/{name}", work, left, done):
             if tolerant and isinstance(answer.error, ShardError):
                 self._set_aside(answer.unit.input, answer.error)
             else:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from metadata.damage import DamagedError
 from metadata.outputs import NOTES, OUT, noted_outputs
@@ -103,7 +104,7 @@ class DatasetJob:
                 wanted=running.plan.read_of(planned.name),
                 on_stored=lambda total, done: running.watcher.stage(planned.name, total, done),
                 on_shard=lambda record, total: running.watcher.shard(planned.name, record, total),
-                on_unit=lambda call, done, n: running.watcher.unit(planned.name, call, done, n),
+                on_unit=partial(running.watcher.unit, planned.name),
             )
         )
 

@@ -23,6 +23,15 @@ from pipeline.executors import Executor, Step
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.rows import PoolShards
 
+KINDS = {  # of calls, in words
+    "map": "working",
+    "shuffle": "sorting rows",
+    "reduce": "counting",
+    "shards": "storing shards",
+    "restore": "storing shards",
+    "launch": "working",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
@@ -41,7 +50,7 @@ class StageRun:
     wanted: frozenset[str]
     on_stored: Callable[[int, int], None]  # its shards, and those of them that are stored
     on_shard: Callable[[Record, int], None]  # one that is now stored, and how many there will be
-    on_unit: Callable[[str, int, int], None]
+    on_unit: Callable[[str, int, int, str], None]  # a call, its units done and all, in words
 
 
 class Journal:
@@ -53,7 +62,8 @@ class Journal:
         versions = f"{pa.__version__} {version('polars')}"
         key = digest([*run.made_of.values(), versions])[:12]
         self.name = "calls" if run.planned.is_root else f"calls-{key}"
-        self._prefix = ""
+        self.words = ""  # what the stage says that its calls do
+        self._prefix = self._round = ""
         self._count = 0
 
     def next_call(self, kind: str) -> str:
@@ -62,12 +72,19 @@ class Journal:
         return f"{self.name}/{self._prefix}{self._count:02d}-{kind}"
 
     @contextlib.contextmanager
-    def round(self, call: str, number: int) -> Iterator[None]:
+    def round(self, call: str, number: int, of: int) -> Iterator[None]:
         """Inside it calls are numbered anew, after the call and round that they belong to."""
-        outside = self._prefix, self._count
+        outside = self._prefix, self._count, self._round
         self._prefix, self._count = f"{call.removeprefix(f'{self.name}/')}.{number:04d}.", 0
+        self._round = f"round {number + 1} of at most {of}, "
         yield
-        self._prefix, self._count = outside
+        self._prefix, self._count, self._round = outside
+
+    def told(self, call: str, done: int, units: int) -> None:
+        """Says how many units of a call are done, in the stage's words or those for its kind."""
+        name = call.removeprefix(f"{self.name}/")
+        words = self.words or KINDS.get(name.rpartition("-")[2], name)
+        self.run.on_unit(name, done, units, f"{self._round}{words}")
 
     def results(
         self,
@@ -87,7 +104,7 @@ class Journal:
                 result = read_sealed(folder, f"{call}/{key}.json")
                 done |= {key: result} if result is not None and is_whole(result) else {}
         left = [unit for unit in units if unit.key not in done]
-        for answer in self.answers(call, work, left, journalled=True):
+        for answer in self.answers(call, work, left, len(done), journalled=True):
             done[answer.unit.key] = answer.result_or_raise()
         results = {unit.key: done[unit.key] for unit in units}
         if stored is None or left:
@@ -96,12 +113,16 @@ class Journal:
         return list(results.values())
 
     def answers(
-        self, call: str, work: Work, units: list[Unit], *, journalled: bool = False
+        self, call: str, work: Work, units: list[Unit], done: int, *, journalled: bool = False
     ) -> Iterator[Answer]:
-        """What became of each unit, as they finish; not journalled where records are stored."""
+        """What became of each unit, as they finish; `done` others were before.
+
+        Not journalled where records are stored.
+        """
         if not units:
             return
         run, name = self.run, call.removeprefix(f"{self.name}/")
+        self.told(call, done, done + len(units))
         step = Step(
             name=f"{run.planned.name} {name}",
             start=Units(
@@ -119,4 +140,4 @@ class Journal:
         )
         for number, answer in enumerate(run.executor.stream([step], units), start=1):
             yield answer
-            run.on_unit(name, number, len(units))
+            self.told(call, done + number, done + len(units))

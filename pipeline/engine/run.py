@@ -12,7 +12,8 @@ from pipeline.engine import attempts
 from pipeline.engine.dataset_job import DatasetJob
 from pipeline.engine.manifests import seal
 from pipeline.engine.repair import is_asked, refusal, take_away
-from pipeline.engine.running import Running, Watcher
+from pipeline.engine.running import Running
+from pipeline.engine.telling import Telling, Watcher
 from pipeline.engine.waves import Wave
 from pipeline.errors import ClipmillError, LostLockError
 from pipeline.executors import Executor
@@ -58,11 +59,14 @@ def run_plan(
         refuse_another_pool(plan, owned)
         claim(plan, owned)
         remember_pools(plan, owned)
+        state = RunState(plan, owned)
+        telling = Telling(state, owned, watcher)
+        executor.on_told = telling.told
         running = Running(
             plan=plan,
-            state=RunState(plan, owned),
+            state=state,
             executor=executor,
-            watcher=watcher,
+            watcher=telling,
             run_id=uuid.uuid4().hex,
             retry=tuple(reason for reason in retry if reason != "crashed"),
             crash_ok="crashed" in retry,
@@ -70,7 +74,8 @@ def run_plan(
         )
         owned.sweep()
         try:
-            return _Schedule(running).run()
+            with telling.kept():
+                return _Schedule(running).run()
         except BaseException:
             executor.close()  # while the folder is ours
             raise
@@ -91,10 +96,9 @@ class _Schedule:
         )
         self.damaged: list[tuple[Job, list[DamagedError]]] = []  # to be made again
         self.healed: set[tuple[str, str]] = set()  # damaged files that were taken away
-        for name, stage in self.state.stages.items():
-            if running.crash_ok:
+        if running.crash_ok:
+            for stage in self.state.stages.values():
                 attempts.forget(stage.folder)
-            self.watcher.stage(name, stage.total, len(stage.shards))
 
     def run(self) -> Outcome:
         """Starts all that can start, until nothing runs and nothing can."""
@@ -171,6 +175,7 @@ class _Schedule:
                 is_to_blame = job.blamed in (None, planned.name)
                 self.stopped[planned.name] = error if is_to_blame else None
                 self.state.rescan(planned.name)
+                self.watcher.stopped(planned.name, error)
         else:
             raise error
 
@@ -213,7 +218,8 @@ class _Schedule:
         planned = next((self.plan.stages[name] for name in self._blamed([found])), None)
         if planned is None or is_asked(planned.stage) or place in self.healed:
             stopped = planned or job.stages[0]
-            self.stopped[stopped.name] = refusal(found, planned, self.state.run)
+            error = self.stopped[stopped.name] = refusal(found, planned, self.state.run)
+            self.watcher.stopped(stopped.name, error)
             return False
         self.watcher.damaged(planned.name, found)
         self.healed.add(place)

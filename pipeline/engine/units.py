@@ -19,6 +19,7 @@ from metadata.sealed import put_sealed
 from metadata.storage import Storage
 from pipeline.dataset import Task
 from pipeline.engine import attempts
+from pipeline.engine.told import Teller
 from pipeline.engine.worker import worker_of
 from pipeline.errors import ShardError, StageError
 from pipeline.planning.planned import PlannedStage
@@ -106,7 +107,9 @@ class UnitsRun:
 
     def __call__(self, unit: Unit) -> Answer:
         units = self.units
-        worker = worker_of(units.planned, units.seed, Path(self.scratch.name), units.folder)
+        teller = Teller((units.planned.name,), unit.key)
+        scratch = Path(self.scratch.name)
+        worker = worker_of(units.planned, units.seed, scratch, units.folder, tell=teller)
         task = UnitTask(
             worker,
             units.folder,
@@ -122,6 +125,8 @@ class UnitsRun:
             )
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)
+        finally:
+            teller.over()
         return Answer(unit, result)
 
     def _work(self, unit: Unit, task: UnitTask, number: int) -> Any:
@@ -141,5 +146,6 @@ def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], item: Any, task: UnitT
 def launched(fn: Callable[[int, int, Task], Any], task: UnitTask, rank: int, of: int) -> Any:
     """The work of `launch`: fn of one rank, with a scratch folder of its own."""
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-        worker = replace(task.worker, scratch=Path(scratch))
+        tell = Teller((task.worker.stage,), f"{task.key}.{rank}")
+        worker = replace(task.worker, scratch=Path(scratch), tell=tell)
         return fn(rank, of, replace(task, worker=worker))

@@ -1,12 +1,13 @@
 """What a stage's function gets to know of the place where it runs."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from metadata.storage import Storage
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.pins import pin
-from pipeline.stage import Worker, unpinned
+from pipeline.stage import Worker, unpinned, untold
 
 
 def worker_of(
@@ -15,6 +16,7 @@ def worker_of(
     scratch: Path,
     folder: Storage | None = None,
     model: Storage | None = None,
+    tell: Callable[..., None] = untold,
 ) -> Worker:
     """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned."""
     resources = planned.stage.resources
@@ -26,4 +28,5 @@ def worker_of(
         scratch=scratch,
         model=model.uri if model else None,
         pin=partial(pin, folder, planned.name) if folder else unpinned,
+        tell=tell,
     )

@@ -48,6 +48,7 @@ class Executor(Protocol):
     """What the engine asks of the place where work runs."""
 
     side_by_side: bool  # whether several streams gain from running at once
+    on_told: Callable[[Any], None]  # gets what functions `tell` while they run (telling.py)
 
     def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
         """Each item through every step in turn; results in the order they finish.

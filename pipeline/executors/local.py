@@ -24,6 +24,7 @@ from pipeline.errors import StageError
 from pipeline.executors import Item, Step, machine
 from pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
 from pipeline.executors.streams import TURN_S, Dispatcher, Stream
+from pipeline.executors.telling import connect
 from pipeline.stage import Resources
 
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
@@ -45,7 +46,10 @@ class LocalExecutor(Dispatcher):
         self._bell, self._ringer = multiprocessing.Pipe(duplex=False)
 
     def stream(self, steps: Sequence[Step], items: Iterable[Item]) -> Iterator[Item]:
-        return super().stream(steps, items) if self.workers else _in_this_thread(steps, items)
+        if self.workers:
+            return super().stream(steps, items)
+        connect(self.on_told)
+        return _in_this_thread(steps, items)
 
     def launch(
         self,
@@ -211,7 +215,9 @@ class LocalExecutor(Dispatcher):
         except GONE:
             self._bury(worker)
             return
-        if kind == "ready":
+        if kind == "told":
+            self.on_told(value)
+        elif kind == "ready":
             worker.ready = True
             self._send(worker)
         elif kind == "started":

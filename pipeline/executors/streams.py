@@ -75,6 +75,7 @@ class Dispatcher(ABC):
     """Streams over workers that one thread owns: it alone starts, feeds and ends them."""
 
     def __init__(self) -> None:
+        self.on_told: Callable[[Any], None] = lambda message: None
         self._streams: list[Stream] = []  # open ones, the oldest first
         self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

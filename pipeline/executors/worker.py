@@ -7,12 +7,15 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pipeline.executors.telling import connect
 from pipeline.terminal import guard
 
+_one_at_a_time = threading.Lock()  # a stage may tell from threads of its own
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -39,6 +42,7 @@ def serve(pipe: Connection, driver: int) -> None:
     guard()
     atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
     functions = Functions()
+    connect(lambda message: _answer(pipe, pickle.dumps(("told", message))))
     _answer(pipe, pickle.dumps(("ready", None)))
     while True:
         try:
@@ -57,7 +61,8 @@ def serve(pipe: Connection, driver: int) -> None:
 
 def _answer(pipe: Connection, answer: bytes) -> None:
     try:
-        pipe.send_bytes(answer)
+        with _one_at_a_time:
+            pipe.send_bytes(answer)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit()  # the driver has gone
 

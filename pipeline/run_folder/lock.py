@@ -137,11 +137,19 @@ def _alone(run: Storage) -> Iterator[None]:
         os.close(folder)
 
 
-def _refuse_if_live(run: Storage) -> None:
+def holder(run: Storage) -> Lease | None:
+    """Who works in a run folder now, as far as can be seen from here: one request."""
     lease = run.read_json(NAME, Lease)
     if lease is None or lease.expires < time.time():
-        return
+        return None
     if lease.host == socket.gethostname() and not _is_alive(lease.pid, lease.started):
+        return None
+    return lease
+
+
+def _refuse_if_live(run: Storage) -> None:
+    lease = holder(run)
+    if lease is None:
         return
     raise RecipeError(
         found=f"another run works here: {lease}",

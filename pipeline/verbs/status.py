@@ -1,104 +1,130 @@
-"""`clipmill status`: what is done in a run, and what failed."""
+"""`clipmill status`: how far a run is, whether it works, and what failed."""
 
 import argparse
 import json
+import shutil
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
-    from metadata.record import Failure
-    from pipeline.run_folder.state import RunState, StageState
+    from pipeline.run_folder.live import LiveRun
+    from pipeline.run_folder.state import RunState
 
-HELP = "what is done in a run, and what failed"
+HELP = "how far a run is, whether it works, and what failed"
 EXAMPLES = """\
 clipmill status --run run
+clipmill status --run run --watch
 clipmill status --run s3://bucket/run --json
 """
+WATCH_S = 3.0
+PAGE = 100  # columns where there is no terminal
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
     add_json(parser)
+    parser.add_argument(
+        "--watch", action="store_true", help="again every 3 seconds, until the run ends"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints a line a stage, and what failed."""
-    from pipeline.run_folder.state import latest
+    """Prints a line a stage, and why what failed did."""
+    from pipeline.ledger.status import status
 
-    state = latest(options.run)
-    print(json.dumps(as_json(state), indent=1) if options.json else text(state))
+    live = status(options.run)
+    if options.watch and live.works and sys.stdout.isatty() and not options.json:
+        live = _drawn(live, options.run)
+    while options.watch and live.works:
+        _print(live, options.json)
+        print(flush=True)
+        time.sleep(WATCH_S)
+        live = status(options.run)
+    _print(live, options.json)
     return DONE
 
 
+def _print(live: "LiveRun", as_json: bool) -> None:
+    from pipeline.run_folder.live import as_json as json_of
+
+    said = json_of(live, time.time())
+    print(json.dumps(said, indent=1) if as_json else text(live, time.time()))
+
+
+def _drawn(live: "LiveRun", run: str) -> "LiveRun":
+    """Draws the run as it goes, in one place of the terminal; as it ended."""
+    from pipeline.ledger.status import status
+    from pipeline.progress_lines import within
+    from pipeline.terminal import drawing
+
+    def draw(width: int, height: int) -> list[tuple[str, str]]:
+        now = time.time()
+        return [(headline(live, now), "bold"), *within(live, now, width, height - 1)]
+
+    with drawing(draw, 1.0, sys.stdout):
+        while live.works:
+            time.sleep(WATCH_S)
+            live = status(run)
+    return live
+
+
 def as_json(state: "RunState") -> dict[str, Any]:
-    """Every stage: shards and rows done, seconds, rows by reason, failures."""
-    return {
-        "run": str(state.run),
-        "recipe": state.plan.recipe.path,
-        "stages": [_status_of(name, stage) for name, stage in state.stages.items()],
-    }
+    """What lies in a run's folder: every stage with shards, rows, seconds, reasons, failures."""
+    from pipeline.run_folder.live import as_json as json_of
+    from pipeline.run_folder.live import live_run
+
+    return json_of(live_run(state, "complete"), time.time())
 
 
-def _status_of(name: str, stage: "StageState") -> dict[str, Any]:
-    return {
-        "name": name,
-        "uses": stage.planned.uses,
-        "data": stage.planned.data,
-        "rows_of": stage.planned.kept_by,
-        "complete": stage.complete,
-        "shards": len(stage.shards),
-        "total": stage.total,
-        "rows": sum(shard.rows for shard in stage.shards.values()),
-        "seconds": round(stage.seconds, 1),
-        "reasons": {code: n for code, n in sorted(stage.counts.items()) if code},
-        "failures": [_failure_json(f) for f in stage.failures.values() if f is not None],
-    }
+def text(live: "LiveRun", now: float) -> str:
+    """Who works there, a line a stage, and what failed: what, where, what to do."""
+    from pipeline.progress_lines import within
+
+    width = max(PAGE, shutil.get_terminal_size((PAGE, 24)).columns)
+    rows = len(live.stages) + 1
+    lines = [line for line, _ in within(live, now, width, rows, bars=False)]
+    return "\n".join([headline(live, now), "", *lines, *_causes(live)])
 
 
-def _failure_json(failure: "Failure") -> dict[str, Any]:
-    return {
-        "shard": failure.shard,
-        "crashed": failure.crashed,
-        "found": failure.found,
-        "where": failure.where,
-        "do": failure.do,
-    }
+def headline(live: "LiveRun", now: float) -> str:
+    """Whether anybody works in the run folder, and since when."""
+    from pipeline.run_folder.words import duration
 
-
-def text(state: "RunState") -> str:
-    """A line a stage; its failures below."""
-    from pipeline.run_folder.state import summary
-
-    lines = [f"{state.run}: {state.plan.recipe.path}", ""]
-    width = max(map(len, state.stages))
-    for name, stage in state.stages.items():
-        made = _status_of(name, stage)
-        if stage.planned.gives_rows:
-            missing = sum(made["reasons"].values())
-            stored = f"{made['rows']:>10,} rows  {missing:>9,} without a value"
-        else:
-            stored = f"{len(stage.outputs):>10,} files{'':>26}"
-        planned = stage.planned
-        subset = f"  rows of '{planned.kept_by}' in '{planned.data}'" if planned.kept_by else ""
-        seconds = f"{made['seconds']:>8,.1f} s"
-        lines.append(f"{name:<{width}}  {summary(stage):<24} {stored}  {seconds}{subset}")
-    lines += failures(state)
-    return "\n".join(lines)
+    who = f"process {live.pid} on {live.host}"
+    ago = "" if live.updated is None else f"{duration(now - live.updated)} ago"
+    said = {
+        "starting": f"starting: {who}",
+        "running": f"running: {who}, last sign of life {ago}",
+        "complete": "complete",
+        "failed": f"not complete: the last run ended {ago} with failures",
+        "stopped": f"not complete: the last run was stopped {ago}".rstrip(),
+        "gone": f"not complete: nobody works here; {who} went without a word, last seen {ago}",
+    }[live.phase]
+    return f"{live.run}: {live.recipe}, {said}"
 
 
 def failures(state: "RunState") -> list[str]:
     """Lines on every shard that failed: what, where, and what to do."""
+    from pipeline.run_folder.live import live_run
+
+    return _causes(live_run(state, "complete"))
+
+
+def _causes(live: "LiveRun") -> list[str]:
+    """Lines on every failure: what, where, and what to do."""
     lines = []
-    for name, stage in state.stages.items():
-        for failure in stage.failures.values():
-            if failure is not None:
-                lines += [
-                    "",
-                    f"{name}, shard {failure.shard}: {failure.found}",
-                    f"  where: {failure.where}",
-                    f"  do:    {failure.do}",
-                ]
+    for name, stage in live.stages.items():
+        for cause in stage.causes:
+            shard = "" if cause.shard is None else f", shard {cause.shard}"
+            lines += [
+                "",
+                f"{name}{shard}: {cause.found}",
+                f"  where: {cause.where}",
+                f"  do:    {cause.do}",
+            ]
     return lines

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import StageError
+from pipeline.stage import untold
 from stages.clip.loader import Batch, Batches
 from stages.clip.losses import MAX_LOG_SCALE, info_nce
 from stages.clip.schedule import learning_rate
@@ -121,6 +122,7 @@ def train(
     stage: str,
     every: int,
     store: Callable[[Trainer], None],
+    tell: Callable[..., None] = untold,
 ) -> None:
     """Steps up to the last of the schedule; `store` is called after every `every` of them."""
     while trainer.step < trainer.schedule.steps:
@@ -129,6 +131,7 @@ def train(
         loss_B = trainer.learn(batch)
         if trainer.step == before:
             raise no_number(loss_B, batch, batches, stage, trainer.step)
+        tell(trainer.step, trainer.schedule.steps, "steps", loss=trainer.losses[-1])
         if trainer.step % every == 0 and trainer.step < trainer.schedule.steps:
             store(trainer)
 

@@ -78,6 +78,7 @@ class ClipTraining(DatasetStage):
         a = SCALES[self.scale]
         cache = partial(cache_shard, inputs.data, ctx.folder, a.image_size, a.buckets, a.tokens)
         files = [file["file"] for file in dataset["files"]]
+        ctx.say("decoding pictures")
         cached = ctx.map(partial(cache, mask=inputs.mask), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
@@ -88,6 +89,7 @@ class ClipTraining(DatasetStage):
         facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out}
         if inputs.mask:
             facts["mask"] = digest([shard["mask"] for shard in cached])
+        ctx.say("training")
         ctx.map(partial(train_clip, self, ctx.folder, cached, facts), self.seeds)
         for done in ("cache", "checkpoints"):
             Storage(ctx.folder).delete_folder(done)
@@ -135,7 +137,8 @@ def train_clip(
     alone = settings_of(replace(settings, seeds=(seed,)))  # other seeds change nothing here
     checkpoints = Checkpoints(folder, digest([facts, alone])[:12])
     checkpoints.restore(trainer)
-    train(trainer, batches, task.worker.stage, settings.checkpoint_steps, checkpoints.store)
+    every, tell = settings.checkpoint_steps, task.worker.tell
+    train(trainer, batches, task.worker.stage, every, checkpoints.store, tell)
     path = task.worker.scratch / CURVE
     pq.write_table(curve(trainer, settings.batch_size), path)
     task.put_file(prefix + CURVE, path)

@@ -50,6 +50,7 @@ class TrainedFilterNetwork(DatasetStage):
     resources = Resources(cpus=1, memory_gb=4)  # 7 KB a row: 300,000 trusted rows
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
+        ctx.say("training")
         ctx.launch(partial(train, inputs.rows, self), workers=1)
 
 
@@ -102,6 +103,7 @@ def train(
         settings.weight_decay,
     ):
         log.append((loss, scale))
+        task.worker.tell(len(log), settings.train_steps, "steps", loss=loss)
         if not np.isfinite(loss):
             raise StageError(
                 found=f"the loss is {loss} at step {len(log)} of {settings.train_steps}",

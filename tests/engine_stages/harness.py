@@ -122,7 +122,7 @@ def meaning(folder: Storage) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for info in infos:
         name = info.path.removeprefix(folder.path).lstrip("/")
-        if info.type != fs.FileType.File:
+        if info.type != fs.FileType.File or name == "live.json":
             continue
         data = folder.read(name)
         if name.startswith("recipes/"):  # named by the time

@@ -96,11 +96,12 @@ class Engine:
         retry: tuple[str, ...] = (),
         until: str | None = None,
         keep_going: bool = False,
+        watcher: Lines | None = None,
     ) -> Ran:
         plan = self.plan(stages, *overrides, until=until)
         executor, folder = LocalExecutor(workers), Storage(str(self.folder / out))
         try:
-            outcome = run_plan(plan, folder, executor, Lines(), retry, keep_going)
+            outcome = run_plan(plan, folder, executor, watcher or Lines(), retry, keep_going)
         finally:
             executor.close()
         return Ran(outcome, self.folder / out)

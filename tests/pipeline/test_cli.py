@@ -96,9 +96,12 @@ def test_a_run_says_what_it_kept_what_it_lost_and_what_to_run_next(recipe, tmp_p
     report = f"clipmill report --run {tmp_path}/run --out {tmp_path}/run.html"
     assert lines[-4:-1] == ["next", f"  {report}", f"  clipmill funnel --run {tmp_path}/run"]
     assert re.fullmatch(r"this run took \d+\.\d s", lines[-1])
+    assert "caption: 1 of 4 shards, 30 rows" in said.err
+    assert re.search("caption: done in .* s, 120 rows", said.err)
     again = clipmill(*run)
     assert (again.code, again.out.splitlines()[:-1]) == (0, lines[:-1])
-    assert "caption: shard" not in again.err
+    assert "caption: found done, 120 rows\n" in again.err
+    assert "caption: 1 of 4" not in again.err
     assert clipmill(*report.split()[1:]).code == 0
     made = clipmill(*run)
     assert f"  report: {tmp_path}/run.html\n" in made.out
@@ -139,7 +142,7 @@ def test_links_that_all_fail_end_with_1_and_the_command_that_tries_them_again(tm
         assert stopped.out.startswith("images: 100% of the first 30 rows failed for one reason: ")
         assert f"  do:    {advice}; then run again with --retry refused." in stopped.out
         assert retry in stopped.out
-        assert "look: shard 3" not in stopped.err
+        assert "look: done" not in stopped.err
     for _ in range(2):
         empty = clipmill(*run, "--keep-going")
         assert empty.code == 1
@@ -327,7 +330,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe, tmp_path):
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("caption: shard"):
+        if line.startswith("caption: 1 of 120"):
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said = process.stderr.read()

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 
 from metadata.storage import Storage
+from pipeline.progress import Lines
 from pipeline.run_folder.state import latest
 from tests.engine_stages.harness import meaning, write_pool
 
@@ -335,14 +337,27 @@ def test_a_row_stage_that_stops_does_not_hold_back_what_reads_a_finished_one(eng
     assert ran.outcome.state.stages["shared"].complete
 
 
+class Calls(Lines):
+    """The shards that it is told of."""
+
+    def __init__(self):
+        super().__init__()
+        self.shards = []
+
+    def shard(self, name, record, total):
+        self.shards.append((name, record.shard, total))
+
+
 def test_shards_that_are_stored_are_not_told_of_again(engine, capsys):
     assert engine.run("").complete
-    first = capsys.readouterr().err
-    assert first.index("shard 0 of 4") < first.index("shard 3 of 4") < first.index("4 units")
-    (engine.pool / "3.txt").write_text("31\n")
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"numbers: done in [\d.]+ s, 31 rows\n", said)
     assert engine.run("").complete
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if ": shard " in line]
-    assert told.startswith("numbers: shard 4 of 5: 1 rows, 0 without a value, ")
+    assert capsys.readouterr().err == "numbers: found done, 31 rows\n"
+    (engine.pool / "3.txt").write_text("31\n")
+    watcher = Calls()
+    assert engine.run("", watcher=watcher).complete
+    assert watcher.shards == [("numbers", 4, 5)]
 
 
 def test_a_broken_file_fails_its_shard_alone_and_mended_it_alone_runs(engine):

@@ -1,0 +1,36 @@
+"""Plain words for what the engine stores: why a row has no value, how long something took."""
+
+from metadata.passes import NOT_SELECTED
+
+UNDEFINED = "undefined:"  # a select stage's reason: the column after it has no value
+BEFORE = "dropped_before"
+KINDS = ("failed", "dropped", "no input", "not selected")
+
+
+def kind_of(reason: str, is_select: bool, is_root: bool) -> str:
+    """One of `KINDS` for a row that has this reason at a stage.
+
+    `no input`: the stage got nothing to work on, whether the pool had none or a stage before it
+    gave none. By the reason alone, so that no file is opened.
+    """
+    if reason == NOT_SELECTED:
+        return "not selected"
+    if reason.startswith((UNDEFINED, "undefined")) or (reason.startswith("no_") and not is_root):
+        return "no input"
+    return "dropped" if is_select else "failed"
+
+
+def in_words(reason: str) -> str:
+    """A reason as a reader's sentence has it; a code of a stage's own stays as it is."""
+    if reason.startswith(UNDEFINED):
+        return f"{reason.removeprefix(UNDEFINED)} has no value"
+    return "dropped by an earlier select" if reason == BEFORE else reason
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `3:20`, `1:02:03`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
