@@ -21,6 +21,7 @@ from metadata.storage import Storage
 from pipeline.engine.dataset_job import DatasetJob
 from pipeline.engine.repair import take_away
 from pipeline.engine.running import Running
+from pipeline.engine.telling import Telling
 from pipeline.errors import RecipeError, StageError, did_you_mean
 from pipeline.planning.bindings import columns_of
 from pipeline.planning.plan import Plan, make_plan
@@ -85,11 +86,14 @@ def export(
     target = Storage(out)
     _refuse_strangers(target, None)
     with lock.held(state.run) as owned:
+        today = RunState(plan, owned)
+        telling = Telling(today, owned, watcher)
+        telling.show_only(name, executor)
         running = Running(
             plan=plan,
-            state=RunState(plan, owned),
+            state=today,
             executor=executor,
-            watcher=watcher,
+            watcher=telling,
             run_id=uuid.uuid4().hex,
             retry=(),
             crash_ok=False,

@@ -61,7 +61,6 @@ def run_plan(
         remember_pools(plan, owned)
         state = RunState(plan, owned)
         telling = Telling(state, owned, watcher)
-        executor.on_told = telling.told
         running = Running(
             plan=plan,
             state=state,
@@ -74,7 +73,7 @@ def run_plan(
         )
         owned.sweep()
         try:
-            with telling.kept():
+            with telling.kept(executor):
                 return _Schedule(running).run()
         except BaseException:
             executor.close()  # while the folder is ours

@@ -13,6 +13,7 @@ from metadata.damage import DamagedError
 from metadata.record import Failure, Record
 from pipeline.engine.told import Told
 from pipeline.errors import ClipmillError, LostLockError
+from pipeline.executors import Executor
 from pipeline.run_folder.live import (
     MOST_CAUSES,
     Cause,
@@ -82,9 +83,16 @@ class Telling:
         with self._lock:
             return copy.deepcopy(self.live)
 
+    def show_only(self, name: str, executor: Executor) -> None:
+        """Shows one stage to the watcher, and stores nothing: its work is no run of the recipe."""
+        self.live.stages = {name: self.live.stages[name]}
+        executor.on_told = self.told
+        self.watcher.begin(self.look)
+
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self, executor: Executor) -> Iterator[None]:
         """Inside it `live.json` is stored every few seconds; last, it says how the run ended."""
+        executor.on_told = self.told
         over = threading.Event()
         thread = threading.Thread(target=self._keep, args=(over,), daemon=True)
         self.watcher.begin(self.look)

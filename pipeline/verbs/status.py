@@ -98,7 +98,7 @@ def headline(live: "LiveRun", now: float) -> str:
     who = f"process {live.pid} on {live.host}"
     ago = "" if live.updated is None else f"{duration(now - live.updated)} ago"
     said = {
-        "starting": f"starting: {who}",
+        "starting": f"at work: {who}, which begins a run or makes an export",
         "running": f"running: {who}, last sign of life {ago}",
         "complete": "complete",
         "failed": f"not complete: the last run ended {ago} with failures",
