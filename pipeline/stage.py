@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from metadata.schema import Column
@@ -32,6 +33,20 @@ Artifact = Literal["loss", "results", "leaks", "recall", "balance", "concepts", 
 Determinism = Literal["exact", "close", "recorded"]
 Edge = Literal["rows", "data", "model"]
 RowFunction = Callable[[pa.Table], pa.Table]
+
+
+# Settings with a range: the plan refuses any other value, with its line of the recipe, and
+# `clipmill stages NAME` prints the range.
+ZeroUp = Annotated[int, Meta(ge=0)]
+OneUp = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(gt=0, le=1)]  # of the rows, of pieces
+Between0And1 = Annotated[float, Meta(gt=0, lt=1)]
+Seconds = Annotated[float, Meta(ge=0.01, le=86_400)]  # of waiting: a day at most
+Gigabytes = Annotated[float, Meta(gt=0, le=100_000)]  # of memory, a worker
+Gpus = Annotated[float, Meta(ge=0, le=1024)]  # a worker; 0.5 shares one
+Rate = Annotated[float, Meta(gt=0, le=10)]  # of learning
+Decay = Annotated[float, Meta(ge=0, le=10)]  # of weights
+NonEmpty = Annotated[str, Meta(min_length=1)]  # a path, a column: the empty text names none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +170,13 @@ class Stage(ABC):
 
         Asked at plan, by the names that it reads, uid among them; `reads` says all that most need.
         """
+
+    def hint(self, column: str) -> str:
+        """What to do where no ancestor has a column that it reads; empty where nothing is special.
+
+        Asked at plan, in the place of the names that are near.
+        """
+        return ""
 
 
 class RowStage(Stage):

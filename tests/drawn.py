@@ -28,7 +28,7 @@ TASKS = {  # of captions, by key
     "tales": {"t/1": HOSTILE},
 }
 STAGES = """
-pool:    {uses: ingest.image_folder, path: "", shard_rows: 25}
+pool:    {uses: ingest.image_folder, path: none, shard_rows: 25}
 caption: {uses: annotate.caption, from: pool}
 worth:   {uses: select.where, from: caption, where: caption_words >= 2}
 look:    {uses: annotate.image, from: pool, only: worth}

@@ -20,7 +20,7 @@ from pipeline.run_folder.state import RunState
 
 ROWS = range(1, 21)
 STAGES = """
-pool:  {uses: ingest.url_list, path: "", extra: {a: int64}, shard_rows: 7}
+pool:  {uses: ingest.url_list, path: none, extra: {a: int64}, shard_rows: 7}
 one:   {uses: probe.copy, from: pool, column: a, to: b, unlucky: 5}
 two:   {uses: probe.copy, from: one, column: b, to: c, unlucky: 7}
 first: {uses: select.where, from: two, where: c > 3}

@@ -24,7 +24,7 @@ from tests.hostile_pictures import apng, chunk, commented, png_with, saved, scan
 
 RECIPE = """
 stages:
-  pool:   {uses: INGEST, path: ""}
+  pool:   {uses: INGEST, path: none}
   look:   {uses: annotate.image, from: pool}
   emb:    {uses: embed.clip, from: pool, model: reference}
   subset: {uses: select.where, from: [look, emb], where: min_side >= 1}

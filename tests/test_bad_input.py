@@ -15,7 +15,7 @@ from pipeline.pools.chance import hex_id
 
 RECIPE = """
 stages:
-  pool:    {uses: ingest.datacomp, path: "", shard_rows: 100, scores: true}
+  pool:    {uses: ingest.datacomp, path: none, shard_rows: 100, scores: true}
   caption: {uses: annotate.caption, from: pool}
   lang:    {uses: annotate.language, from: pool}
   subset:

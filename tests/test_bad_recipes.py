@@ -112,24 +112,54 @@ CASES = {
         *("unknown key 'keep.ordr'", "mine.yaml:9", "'order'"),
     ),
     "a missing setting": Case(
-        "  pool: {uses: ingest.url_list}\n", "`path`", "mine.yaml:2", "url_list.py"
+        "  pool: {uses: ingest.url_list}\n", "`path` is missing", "mine.yaml:2", "write path: text"
     ),
     "a wrong type": Case(
         "  pool: {uses: ingest.url_list, path: a, shard_rows: many}\n",
         *(
-            "shard_rows: Expected `int`, got `str`, found 'many'",
-            "mine.yaml:2",
-            "stages/ingest/url_list.py",
+            "shard_rows is 'many'",
+            "mine.yaml:2, stage 'pool', key 'shard_rows'",
+            "write shard_rows: a whole number, at least 1",
         ),
     ),
     "a value out of range": Case(
-        "  pool: {uses: ingest.url_list, path: a, shard_rows: 0}\n", "0", "mine.yaml:2", "1 or more"
+        "  pool: {uses: ingest.url_list, path: a, shard_rows: 0}\n",
+        *("shard_rows is 0", "mine.yaml:2, stage 'pool', key 'shard_rows'", "at least 1"),
+    ),
+    "a share above 1": Case(
+        TEXTS
+        + "  best:\n    uses: select.where\n    from: lang\n"
+        + "    top:\n      column: language_confidence\n      fraction: 1.5\n",
+        *("top.fraction is 1.5", "mine.yaml:9", "write fraction: a number, above 0, at most 1"),
+    ),
+    "fewer than no retries": Case(
+        POOL + "  images: {uses: download.images, from: pool, retries: -1}\n",
+        *("retries is -1", "mine.yaml:3", "write retries: a whole number, at least 0"),
+    ),
+    "no time at all": Case(
+        POOL + "  images: {uses: download.images, from: pool, timeout_s: 0}\n",
+        *("timeout_s is 0", "mine.yaml:3", "at least 0.01, at most 86,400"),
+    ),
+    "an empty path": Case(
+        "  pool: {uses: ingest.url_list, path: ''}\n", "path is ''", "mine.yaml:2", "not empty"
+    ),
+    "a value in a list out of range": Case(
+        TEXTS + "  uids: {uses: export.parquet, from: lang, columns: [url, '']}\n",
+        *("columns is ''", "mine.yaml:4, stage 'uids', key 'columns'", "not empty"),
+    ),
+    "a nested setting left out": Case(
+        TEXTS + "  best: {uses: select.where, from: lang, top: {fraction: 0.5}}\n",
+        *("`top.column` is missing", "mine.yaml:4, stage 'best', key 'top'", "write column: text"),
+    ),
+    "a top without a size": Case(
+        TEXTS + "  best: {uses: select.where, from: lang, top: {column: language_confidence}}\n",
+        *("neither fraction nor rows", "mine.yaml:4, stage 'best', key 'top'", "one of the two"),
     ),
     "a wrong choice": Case(
         TEXTS.replace("from: pool", "from: pool, model: lid"),
-        "'lid'",
+        "model is 'lid'",
         "mine.yaml:3",
-        "write one of: lid",
+        "write model: one of: lid",
     ),
     "an unknown model": Case(
         POOL + "  emb: {uses: embed.clip, from: pool, model: refrence}\n",
@@ -253,7 +283,7 @@ CASES = {
     ),
     "a keeper that is no mapping": Case(
         POOL + "  same: {uses: dedup.exact, from: pool, by: url, keep: width}",
-        *("keep: Expected", "mine.yaml:3", "write keep: {column: …, order: …}"),
+        *("keep is 'width'", "mine.yaml:3", "write keep: {column: …, order: …}"),
     ),
     "an unquoted comma in braces": Case(
         POOL + "  keep: {uses: select.where, from: pool, where: COALESCE(a, 0) < 3}",
@@ -265,8 +295,10 @@ CASES = {
     ),
     # Conditions
     "an aggregate": Case(select("url = MAX(url)"), "aggregate", "mine.yaml:4", "`top`"),
-    "a subquery": Case(select("url IN (SELECT 1)"), "subquery", "mine.yaml:4", "where.py"),
-    "no SQL": Case(select("url = = 3"), "not SQL", "mine.yaml:4, stage 'keep'", "where.py"),
+    "a subquery": Case(select("url IN (SELECT 1)"), "subquery", "mine.yaml:4", "select.uid_list"),
+    "no SQL": Case(
+        select("url = = 3"), "not SQL", "mine.yaml:4, stage 'keep', key 'where'", "mend it"
+    ),
     "a thousand conditions": Case(
         select(" AND ".join(["url <> 'a'"] * 1000)), "2,999 words", "mine.yaml:4", "`a IN (…)`"
     ),
@@ -282,6 +314,34 @@ CASES = {
     "a condition denied": Case(
         select("NOT " * 400 + "true"), "nested more than 40 deep", "mine.yaml:4", "take"
     ),
+    "a number against text": Case(
+        select("language_confidence >= 'high'"),
+        *("compares a number with text", "mine.yaml:4, stage 'keep', key 'where'"),
+        "language_confidence is a number (float): compare it with a number",
+    ),
+    "a number in quotes": Case(
+        select("language_confidence >= '0.5'"),
+        *("compares a number with text", "mine.yaml:4", "write 0.5, without quotes"),
+    ),
+    "text against a number": Case(
+        select("language = 3"), "compares text with a number", ":4", "write '3', in quotes"
+    ),
+    "a text without quotes": Case(
+        select("language = en"),
+        *("no ancestor writes column 'en'", "mine.yaml:4", "did you mean 'en' in single quotes?"),
+    ),
+    "a text in double quotes": Case(
+        TEXTS + "  keep: {uses: select.where, from: lang, where: 'language IN (\"en\")'}\n",
+        *("no ancestor writes column 'en'", "mine.yaml:4", "did you mean 'en' in single quotes?"),
+    ),
+    "a column of three parts": Case(
+        select("a.b.c > 1"), "`a.b.c` names no column", ":4", "write `column` or `stage.column`"
+    ),
+    "a condition that breaks off": Case(
+        select("language = 'en' AND"),
+        *("something is missing beside `AND`", "mine.yaml:4", "is a condition"),
+    ),
+    "a quote left open": Case(select("language = 'en"), "a quote is not closed", ":4", "close it"),
     "two conditions": Case(select("true; false"), "not one condition", "mine.yaml:4", "AND"),
     # Arguments
     "--set without a value": Case(
@@ -293,7 +353,17 @@ CASES = {
     "--set of a stage alone": Case(
         POOL, "no key", "--set pool=b", "pool.key", arguments=("pool=b",)
     ),
-    "--set of no key": Case(POOL, "'pth'", "mine.yaml:2", "'path'", arguments=("pool.pth=b",)),
+    "--set of no key": Case(POOL, "'pth'", "--set pool.pth=b", "'path'", arguments=("pool.pth=b",)),
+    "--set out of range": Case(
+        POOL,
+        *("shard_rows is 0", "--set pool.shard_rows=0", "at least 1"),
+        arguments=("pool.shard_rows=0",),
+    ),
+    "--set of a condition that names no column": Case(
+        select("true"),
+        *("'langage'", "mine.yaml:4, stage 'keep', --set keep.where=langage", "'language'"),
+        arguments=("keep.where=langage = 'en'",),
+    ),
     "--set of no YAML": Case(
         POOL, "not YAML", "--set pool.path={", "quote", arguments=("pool.path={",)
     ),
@@ -308,7 +378,7 @@ CASES = {
     ),
     "--set of a long condition": Case(
         select("true"),
-        *("nested more than 40 deep", "mine.yaml:4, stage 'keep'", "take"),
+        *("nested more than 40 deep", "--set keep.where=((", "take"),
         arguments=("keep.where=" + "(" * 300 + "true" + ")" * 300,),
     ),
     "--set of a bad seed": Case(

@@ -52,7 +52,8 @@ def bind(
             )
         stored = column.source if isinstance(column, Derived) else column
         source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
-        found = _find(recipe, name, source, line, planned, ancestors, wanted)
+        hint = stage.hint(source)
+        found = _find(recipe, name, source, line, planned, ancestors, wanted, hint)
         if found is None:
             continue
         bound[read] = found
@@ -71,7 +72,7 @@ def bind(
         stage.check(types)
     except ClipmillError as error:
         found, at, do = error.args
-        raise RecipeError(found, f"{recipe.where(name)}: {at}", do) from None
+        raise RecipeError(found, recipe.where_said(name, at), do) from None
     return bound
 
 
@@ -120,6 +121,7 @@ def _find(
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
     wanted: bool,
+    hint: str = "",
 ) -> Binding | None:
     """Stage and column of `column` or `stage.column`; None where an optional one is absent.
 
@@ -164,7 +166,7 @@ def _find(
     raise RecipeError(
         found=f"no ancestor writes column '{source}'",
         where=recipe.where(name),
-        do=did_you_mean(source, sorted(visible), "columns here"),
+        do=hint or did_you_mean(source, sorted(visible), "columns here"),
     )
 
 

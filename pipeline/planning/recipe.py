@@ -18,6 +18,7 @@ from pipeline.terminal import cut
 RECIPES = Path(__file__).parents[1] / "recipes"
 TOP_KEYS = ("seed", "stages")
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")
+KEY = re.compile(r"key `([\w.]+)`")
 MOST_BYTES, MOST_VALUES, MOST_STAGES, DEEPEST = 250_000, 10_000, 200, 20
 STRING = "tag:yaml.org,2002:str"
 PLAIN = "a recipe holds numbers, strings, lists and mappings only"
@@ -117,16 +118,27 @@ class Recipe:
     stages: dict[str, dict[str, Any]]
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    sets: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys to the `--set` with them
 
     def where(self, stage: str, *keys: str) -> str:
-        """The place of a key in words: file, line, stage and key."""
+        """The place of a key in words: the `--set` that wrote it, else file, line, stage, key."""
+        whole = (stage, *keys)
+        for path, text in reversed(self.sets.items()):
+            if path == whole[: len(path)]:
+                return f"--set {cut(text)}"
         for depth in range(len(keys), -1, -1):
             line = self.lines.get((stage, *keys[:depth]))
             if line is not None:
                 break
         at = f"{self.path}:{line}" if line is not None else self.path
         named = f", key '{'.'.join(keys)}'" if keys else ""
-        return f"{at}, stage '{stage}'{named}"
+        below = [text for path, text in self.sets.items() if path[: len(whole)] == whole]
+        return f"{at}, stage '{stage}'{named}" + "".join(f", --set {cut(text)}" for text in below)
+
+    def where_said(self, stage: str, said: str) -> str:
+        """The place that a stage names, which knows no file: "key `top.column`"."""
+        key = KEY.fullmatch(said)
+        return self.where(stage, *key[1].split(".")) if key else f"{self.where(stage)}: {said}"
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -260,3 +272,5 @@ def _override(recipe: Recipe, text: str) -> None:
         held[key] = dict(below) if isinstance(below, dict) else {}
         held = held[key]
     held[keys[-1]] = parsed
+    recipe.sets.pop((stage, *keys), None)  # the last one stands last
+    recipe.sets[stage, *keys] = text

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import msgspec
 from metadata.schema import Column
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.recipe import Recipe
+from pipeline.planning.takes import at_path, in_words
 from pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
 from pipeline.terminal import cut
 
@@ -131,18 +133,10 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
     try:
         made: Stage = msgspec.convert(given, cls)
     except msgspec.ValidationError as error:
-        text, _, at = str(error).partition(" - at `$")
-        key = at.strip("`.").split(".")[0].split("[")[0]
-        raise RecipeError(
-            found=text if not key else f"{key}: {text}, found {cut(repr(given.get(key)))}",
-            where=recipe.where(name, *([key] if key else [])),
-            do=_allowed(cls, key) or f"see stages/{uses.replace('.', '/')}.py",
-        ) from None
+        raise _unfit(recipe, name, cls, given, error) from None
     except RecipeError as error:  # of the stage's own, which knows no file
         found, at, do = error.args
-        raise RecipeError(found, f"{recipe.where(name)}: {at}", do) from None
-    except ValueError as error:
-        raise RecipeError(str(error), recipe.where(name), f"mend the settings of {uses}") from None
+        raise RecipeError(found, recipe.where_said(name, at), do) from None
     _check_nested(recipe, name, given, made)
     kinds = typing.get_args(Artifact)
     for kind, file in made.artifacts:
@@ -155,16 +149,25 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
     return made
 
 
-def _allowed(cls: type[Stage], key: str) -> str:
-    """What the setting takes, where that can be listed."""
-    wanted = typing.get_type_hints(cls).get(key)
-    for kind in (wanted, *typing.get_args(wanted)):
-        if typing.get_origin(kind) is typing.Literal:
-            return f"write one of: {', '.join(map(str, typing.get_args(kind)))}"
-        if dataclasses.is_dataclass(kind):
-            names = ", ".join(f"{field.name}: …" for field in dataclasses.fields(kind))
-            return f"write {key}: {{{names}}}"
-    return ""
+def _unfit(
+    recipe: Recipe, name: str, cls: type[Stage], given: dict[str, Any], error: Exception
+) -> RecipeError:
+    """The error of a setting that is left out, of another type or out of its range."""
+    text, _, path = str(error).rpartition(" - at `$")
+    if error.__cause__ is not None:  # a ValueError of the stage's own
+        keys, _, _ = at_path(cls, given, path if text else "")
+        do = f"mend the settings of {recipe.stages[name]['uses']}"
+        return RecipeError(str(error.__cause__), recipe.where(name, *keys), do)
+    if not text:
+        text, path = path, ""
+    missing = re.match(r"Object missing required field `(\w+)`", text)
+    keys, value, kind = at_path(cls, given, f"{path}.{missing[1]}" if missing else path)
+    key = ".".join(keys)
+    return RecipeError(
+        f"`{key}` is missing" if missing else f"{key} is {cut(repr(value))}",
+        recipe.where(name, *keys[:-1]) if missing else recipe.where(name, *keys),
+        f"write {keys[-1]}: {in_words(kind)}",
+    )
 
 
 def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage) -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from metadata.concepts.load import ConceptList
 from metadata.schema import CONCEPT_IDS, CONCEPT_LIST, LANGUAGE, REASON, REASON_TYPE, TEXT, Column
 from pipeline.errors import StageError
-from pipeline.stage import RowFunction, RowStage, Worker
+from pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
 from stages.ops.concept_lists import opened
 
 
@@ -30,8 +30,8 @@ class Concepts(RowStage):
     """
 
     # the list: Parquet of `clipmill concepts build`, or the JSON that MetaCLIP publishes
-    concepts: str
-    digest: str | None = None  # of the list, to hold it to; a new one matches anew
+    concepts: NonEmpty
+    digest: NonEmpty | None = None  # of the list, to hold it to; a new one matches anew
     # how a concept is found in a caption: as MetaCLIP, as MetaCLIP 2, or at borders of words
     rule: Literal["metaclip", "metaclip2", "words"] = "metaclip"
     by_language: bool = False  # a caption meets the concepts of its own language only

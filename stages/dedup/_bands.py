@@ -12,7 +12,7 @@ def bands_for(min_jaccard: float, permutations: int, min_recall: float) -> tuple
             return bands, rows
     raise ValueError(
         f"{permutations} permutations find {recall(min_jaccard, permutations, 1):.3f} of the pairs "
-        f"at min_jaccard {min_jaccard}, fewer than min_recall {min_recall}: ask for more of them"
+        f"at min_jaccard {min_jaccard}, fewer than min_recall {min_recall}"
     )
 
 

@@ -22,8 +22,17 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Inputs, State, Task
-from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, Resources, Worker, location
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Resources,
+    Worker,
+    location,
+)
 from stages.models import image_text, images
 from stages.ops.vectors import as_matrix
 
@@ -106,17 +115,17 @@ class AgainstEvaluation(DatasetStage):
     Example: {tasks: eval}
     """
 
-    tasks: str  # folder of tasks: in CLIP_benchmark's layout, one Parquet file each, or both
+    tasks: NonEmpty  # folder of tasks: in CLIP_benchmark's layout, one Parquet file each, or both
     # images by fingerprint or by embedding, or captions by runs of words
     compare: Literal["phash", "embedding", "caption"] = "phash"
-    column: str | None = None  # what is compared; null: phash, image_embedding or text
+    column: NonEmpty | None = None  # what is compared; null: phash, image_embedding or text
     # that embeds evaluation images as it did the pool's, or `features`; for `compare: embedding`
-    model: str | None = None
+    model: NonEmpty | None = None
     # what a caption is cut into; in a script without spaces take character
     unit: Literal["word", "character"] = "word"
-    size: int = 5  # words or characters of a run
-    gpus: float = location(0)  # GPUs of one worker; 0.5 shares one between two
-    memory_gb: float = location(4)  # memory of one worker, in GB
+    size: OneUp = 5  # words or characters of a run
+    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"
@@ -124,10 +133,12 @@ class AgainstEvaluation(DatasetStage):
     artifacts = (("leaks", LEAKS),)
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}; it is at least 1")
         if self.model is not None and self.compare != "embedding":
-            raise ValueError(f"`model` embeds images; it has no part in `compare: {self.compare}`")
+            raise RecipeError(
+                f"`model` embeds images, which `compare: {self.compare}` does not ask for",
+                "key `model`",
+                "leave it out, or write compare: embedding",
+            )
         if self.model is not None:
             images.check(self.model)  # an unknown scheme stops the plan, not the run
 

@@ -24,7 +24,8 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage
+from pipeline.errors import RecipeError
+from pipeline.stage import DatasetStage, NonEmpty
 from stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
@@ -61,7 +62,7 @@ class ExactDuplicate(DatasetStage):
 
     # what is equal: the stored bytes, the decoded pixels, the link, or the caption
     by: Literal["bytes", "pixels", "url", "caption"] = "bytes"
-    columns: tuple[str, ...] = ()  # compare the values of these instead
+    columns: tuple[NonEmpty, ...] = ()  # compare the values of these instead
     # which of two alike rows stays: the best by these columns in turn, then the least uid
     keep: Order = None
 
@@ -72,7 +73,11 @@ class ExactDuplicate(DatasetStage):
 
     def __post_init__(self) -> None:
         if self.columns and self.by != "bytes":
-            raise ValueError(f"`by: {self.by}` and `columns` are two ways: give one")
+            raise RecipeError(
+                f"`by: {self.by}` and `columns` are two ways to compare",
+                "key `columns`",
+                "leave one of them out",
+            )
 
     @property
     def prefers(self) -> tuple[tuple[str, str], ...]:

@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, TEXT, Column
 from pipeline.dataset import Context, Inputs, Shards, State, Task
-from pipeline.stage import DatasetStage, later
+from pipeline.errors import RecipeError
+from pipeline.stage import Between0And1, DatasetStage, NonEmpty, OneUp, Share, later
 from stages.dedup import _recall
 from stages.dedup._bands import bands_for
 from stages.ops.keeper import (
@@ -65,13 +67,14 @@ class MinHashDuplicate(DatasetStage):
     """
 
     # from which similarity on rows are joined, 0 to 1; a cut may be higher, not lower
-    min_jaccard: float = 0.7
-    column: str = TEXT.name  # the texts that are compared
+    min_jaccard: Share = 0.7
+    column: NonEmpty = TEXT.name  # the texts that are compared
     unit: Literal["character", "word"] = "character"  # what a text is cut into
-    size: int = 5  # characters or words of a piece
-    permutations: int = 128  # hashes of a signature: more find more, and take longer
-    permutation_seed: int = 1  # of the hashes; 1 is datasketch's default
-    min_recall: float = 0.95  # share of the pairs at `min_jaccard` that must be found
+    size: OneUp = 5  # characters or words of a piece
+    permutations: OneUp = 128  # hashes of a signature: more find more, and take longer
+    # of the hashes; 1 is datasketch's default
+    permutation_seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
+    min_recall: Between0And1 = 0.95  # share of the pairs at `min_jaccard` that must be found
     # which of two alike rows stays: the best by these columns in turn, then the least uid
     keep: Order = None
     pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
@@ -84,13 +87,11 @@ class MinHashDuplicate(DatasetStage):
     artifacts = (("recall", _recall.FILE),)
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_jaccard <= 1:
-            raise ValueError(f"min_jaccard is {self.min_jaccard}; it lies above 0 and up to 1")
-        if not 0 < self.min_recall < 1:
-            raise ValueError(f"min_recall is {self.min_recall}; it lies between 0 and 1")
-        if self.size < 1 or self.permutations < 1:
-            raise ValueError("size and permutations are at least 1")
-        bands_for(self.min_jaccard, self.permutations, self.min_recall)  # raises ValueError
+        try:
+            bands_for(self.min_jaccard, self.permutations, self.min_recall)
+        except ValueError as error:
+            do = "write more of them, or a lower min_recall"
+            raise RecipeError(str(error), "key `permutations`", do) from None
 
     @property
     def bands(self) -> tuple[int, int]:

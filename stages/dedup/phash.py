@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Meta
 
 from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, PHASH, Column
 from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, later
+from pipeline.stage import DatasetStage, NonEmpty, later
 from stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
@@ -49,8 +51,8 @@ class PHashDuplicate(DatasetStage):
     """
 
     # bits up to which rows are joined, 0 to 10; even, as half of the bits of a pHash are 1
-    max_distance: int = 2
-    column: str = PHASH.name  # the fingerprints that are compared: phash or dhash
+    max_distance: Annotated[int, Meta(ge=0, le=10)] = 2
+    column: NonEmpty = PHASH.name  # the fingerprints that are compared: phash or dhash
     # which of two alike rows stays: the best by these columns in turn, then the least uid
     keep: Order = None
     pairs: bool = later(False)  # store all near pairs too, in out/pairs.parquet
@@ -60,13 +62,6 @@ class PHashDuplicate(DatasetStage):
     writes = (JOINED_AT, DUPLICATE_OF)
     optional_reads = (KEEP,)
     reasons = (DROPPED, "no_hash")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_distance <= 10:
-            raise ValueError(
-                f"max_distance is {self.max_distance}; it lies between 0 and 10 bits: past 10, "
-                "hashes of unrelated images are as near"
-            )
 
     @property
     def limits(self) -> dict[str, tuple[float, float]]:

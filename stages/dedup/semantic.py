@@ -20,7 +20,7 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, Resources, location
+from pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
 from stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
@@ -69,12 +69,12 @@ class SemanticDuplicate(DatasetStage):
     """
 
     # the embeddings that are compared, of which the clusters are
-    column: str = IMAGE_EMBEDDING.name
+    column: NonEmpty = IMAGE_EMBEDDING.name
     # the order of the rows of a cluster, first the one that stays; the default is SemDeDup's
     keep: Order = HARD
     # of the first, fast comparison; bfloat16 is faster where the processor multiplies it
     precision: Literal["float32", "bfloat16"] = location("float32")
-    memory_gb: float = location(4)  # memory of one worker, in GB
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"

@@ -23,10 +23,6 @@ from stages.download._addresses import allowed
 if TYPE_CHECKING:
     from stages.download._web import Answer
 
-LEAST = {
-    **dict.fromkeys(("image_size", "max_pixels", "max_body_bytes", "concurrency"), 1),
-    **{"max_per_host": 1, "max_redirects": 0, "retries": 0, "timeout_s": 0.01, "deadline_s": 0.01},
-}
 NETWORK = "check that this machine is online and looks names up; proxies are not used"
 SLOWER = "give the hosts time: lower `max_per_host` and `concurrency`, then --retry it"
 COLUMN = "check that the ingest stage takes the links from the right column: its `url_col`"
@@ -75,12 +71,6 @@ class Kept:
 
 def check(settings: Any, uses: str) -> None:
     """ValueError for settings with which no row could be downloaded."""
-    for name, least in LEAST.items():
-        value = getattr(settings, name, least)
-        if not value >= least:  # NaN too
-            raise RecipeError(
-                f"{name} is {value}", f"{uses}, key `{name}`", f"write {least} or more"
-            )
     token = settings.user_agent_token or ""
     if not (token.isascii() and token.isprintable()):
         do = "write ASCII letters, as HTTP does"

@@ -3,10 +3,22 @@
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from metadata.schema import SHA256, URL, Column
-from pipeline.stage import Resources, RowFunction, RowStage, Worker, later, location
+from pipeline.stage import (
+    OneUp,
+    Resources,
+    RowFunction,
+    RowStage,
+    Seconds,
+    Worker,
+    ZeroUp,
+    later,
+    location,
+)
 from stages.download._rows import ADVICE, WRITES, Kept, check, downloaded
 
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
@@ -31,23 +43,24 @@ class DownloadImages(RowStage):
     resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
         "keep_ratio_largest"
     )
-    image_size: int = 512  # pixels of the side that `resize` fits
+    image_size: OneUp = 512  # pixels of the side that `resize` fits
     resize_only_if_bigger: bool = True  # smaller images stay as they are
     upscale_interpolation: Interpolation = "lanczos"  # how pixels are made up where an image grows
     # how pixels are put together where an image shrinks
     downscale_interpolation: Interpolation = "area"
     encode_format: Literal["jpg", "png", "webp"] = "jpg"  # of the stored image
-    encode_quality: int = 95  # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
+    # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
+    encode_quality: Annotated[int, Meta(ge=0, le=100)] = 95
     skip_reencode: bool = True  # an image that fits and is in encode_format keeps its bytes
     # reduced: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where 1.5 times the final is left
     decode: Literal["full", "reduced"] = later("full")
-    min_image_size: int = 0  # pixels of the shorter side: a smaller image is `too_small`
+    min_image_size: ZeroUp = 0  # pixels of the shorter side: a smaller image is `too_small`
     # longer side to shorter: a longer image is `extreme_aspect`
-    max_aspect_ratio: float | None = None
+    max_aspect_ratio: Annotated[float, Meta(ge=1)] | None = None
     # of an image before it is decoded; the default is LAION's, against decompression bombs
-    max_pixels: int = 89_478_484
-    max_body_bytes: int = 20_000_000  # of an answer: a longer one is `too_large`
-    max_redirects: int = 10  # followed from one link
+    max_pixels: OneUp = 89_478_484
+    max_body_bytes: OneUp = 20_000_000  # of an answer: a longer one is `too_large`
+    max_redirects: ZeroUp = 10  # followed from one link
     # an image that is not the one of the pool's `sha256` is `hash_mismatch`
     verify_sha256: bool = False
     # a name of yours in the User-Agent; what X-Robots-Tag says to it counts
@@ -56,11 +69,11 @@ class DownloadImages(RowStage):
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
     allow_private_addresses: bool | tuple[str, ...] = False
-    timeout_s: float = location(10.0)  # of one request, from look-up to last byte
-    deadline_s: float = location(20.0)  # of a URL: its requests, redirects, pauses and retries
-    retries: int = location(2)  # after time-outs, lost connections, 429 and 5xx
-    concurrency: int = location(64)  # requests at once, per worker
-    max_per_host: int = location(8)  # of these, to one host and port
+    timeout_s: Seconds = location(10.0)  # of one request, from look-up to last byte
+    deadline_s: Seconds = location(20.0)  # of a URL: its requests, redirects, pauses and retries
+    retries: ZeroUp = location(2)  # after time-outs, lost connections, 429 and 5xx
+    concurrency: OneUp = location(64)  # requests at once, per worker
+    max_per_host: OneUp = location(8)  # of these, to one host and port
 
     version = 1
     determinism = "recorded"

@@ -10,12 +10,23 @@ from importlib.util import find_spec
 from io import BytesIO
 from threading import Semaphore
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.request import OpenerDirector, Request
+
+from msgspec import Meta
 
 from metadata.schema import SHA256, URL, Column
 from pipeline.errors import RecipeError
-from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
+from pipeline.stage import (
+    OneUp,
+    Resources,
+    RowFunction,
+    RowStage,
+    Seconds,
+    Worker,
+    ZeroUp,
+    location,
+)
 from stages.download._addresses import allowed
 from stages.download._rows import ADVICE, WRITES, Kept, check, downloaded
 from stages.download._urllib_web import PRIVATE, TOO_LARGE, opener
@@ -74,20 +85,21 @@ class Img2dataset(RowStage):
     resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
         "keep_ratio_largest"
     )
-    image_size: int = 512  # pixels of the side that `resize` fits
+    image_size: OneUp = 512  # pixels of the side that `resize` fits
     resize_only_if_bigger: bool = True  # smaller images stay as they are
     upscale_interpolation: Interpolation = "lanczos"  # how pixels are made up where an image grows
     # how pixels are put together where an image shrinks
     downscale_interpolation: Interpolation = "area"
     encode_format: Literal["jpg", "png", "webp"] = "jpg"  # of the stored image
-    encode_quality: int = 95  # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
+    # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
+    encode_quality: Annotated[int, Meta(ge=0, le=100)] = 95
     skip_reencode: bool = True  # an image that fits and is in encode_format keeps its bytes
-    min_image_size: int = 0  # pixels of the shorter side: a smaller image is `too_small`
+    min_image_size: ZeroUp = 0  # pixels of the shorter side: a smaller image is `too_small`
     # longer side to shorter: a longer image is `extreme_aspect`
-    max_aspect_ratio: float | None = None
+    max_aspect_ratio: Annotated[float, Meta(ge=1)] | None = None
     # of an image before it is decoded; the default is LAION's, against decompression bombs
-    max_pixels: int = 89_478_484
-    max_body_bytes: int = 20_000_000  # of an answer: a longer one is `too_large`
+    max_pixels: OneUp = 89_478_484
+    max_body_bytes: OneUp = 20_000_000  # of an answer: a longer one is `too_large`
     # an image that is not the one of the pool's `sha256` is `hash_mismatch`
     verify_sha256: bool = False
     # a name of yours in the User-Agent; what X-Robots-Tag says to it counts
@@ -96,9 +108,9 @@ class Img2dataset(RowStage):
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
     allow_private_addresses: bool | tuple[str, ...] = False
-    timeout_s: float = location(10.0)  # of one wait for the network
-    retries: int = location(2)  # after any failure
-    concurrency: int = location(64)  # threads, per worker
+    timeout_s: Seconds = location(10.0)  # of one wait for the network
+    retries: ZeroUp = location(2)  # after any failure
+    concurrency: OneUp = location(64)  # threads, per worker
 
     version = 1
     determinism = "recorded"

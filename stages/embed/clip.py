@@ -5,8 +5,18 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
-from pipeline.errors import StageError
-from pipeline.stage import Resources, RowFunction, RowStage, Worker, location
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import (
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Resources,
+    RowFunction,
+    RowStage,
+    Worker,
+    location,
+)
 from stages.embed._pair import pair, vectors
 from stages.models.image_text import ImageTextModel, load, width_of
 from stages.ops.pixels import PIXELS, rows_of
@@ -23,11 +33,11 @@ class ClipEmbedding(RowStage):
 
     # open_clip:NAME/TAG, open_clip:NAME@FILE, checkpoint:URI, stage:NAME, or reference, which needs
     # no weights and is for trials
-    model: str
+    model: NonEmpty
     # numbers of an embedding; needed for stage: and checkpoint:, whose weights a plan does not read
-    width: int | None = None
-    gpus: float = location(0)  # GPUs of one worker; 0.5 shares one between two
-    memory_gb: float = location(4)  # memory of one worker, in GB
+    width: OneUp | None = None
+    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"
@@ -39,9 +49,12 @@ class ClipEmbedding(RowStage):
     def __post_init__(self) -> None:
         known = width_of(self.model)  # an unknown scheme stops the plan, not the run
         if known is None and self.width is None:
-            raise ValueError(f"the width of {self.model!r} is not known: write `width: <number>`")
+            do = "write width: <how many numbers its embeddings have>"
+            raise RecipeError(f"only its weights say how wide {self.model!r} is", "key `model`", do)
         if None not in (known, self.width) and known != self.width:
-            raise ValueError(f"width: {self.width}, and {self.model!r} is {known} wide")
+            do = f"write width: {known}, or leave it out"
+            found = f"{self.model!r} is {known} wide, not {self.width}"
+            raise RecipeError(found, "key `width`", do)
 
     @property
     def _width(self) -> int:

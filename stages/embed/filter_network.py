@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from metadata.schema import IMAGE_EMBEDDING, IMAGE_FEATURES, TEXT_EMBEDDING, TEXT_FEATURES, Column
-from pipeline.errors import StageError
-from pipeline.stage import RowFunction, RowStage, Worker
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
 from stages.embed._pair import pair
 from stages.ops.vectors import as_matrix, from_matrix
 
@@ -24,8 +24,8 @@ class FilterNetworkEmbedding(RowStage):
     Example: {model: "checkpoint:filter"}
     """
 
-    model: str  # stage:NAME or checkpoint:URI, of train.filter_network
-    width: int = 256  # numbers of an embedding, as it was trained
+    model: NonEmpty  # stage:NAME or checkpoint:URI, of train.filter_network
+    width: OneUp = 256  # numbers of an embedding, as it was trained
 
     version = 1
     determinism = "exact"
@@ -35,7 +35,8 @@ class FilterNetworkEmbedding(RowStage):
 
     def __post_init__(self) -> None:
         if self.model.partition(":")[0] not in ("stage", "checkpoint"):
-            raise ValueError(f"model {self.model!r}: write stage:<name> or checkpoint:<URI>")
+            do = "write stage:<name of a train.filter_network> or checkpoint:<URI>"
+            raise RecipeError(f"model is {self.model!r}", "key `model`", do)
 
     @property
     def writes(self) -> tuple[Column, ...]:  # as wide as the network

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, Resources, location
+from pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, Resources, location
 from stages.evaluate._metrics import NEVER, best_ranks, classification, retrieval
 from stages.models.checkpoint import load as load_trained
 from stages.models.image_text import ImageTextModel, load, width_of
@@ -54,10 +54,10 @@ class ZeroShot(DatasetStage):
     Example: {model: "checkpoint:model", tasks: eval}
     """
 
-    model: str  # stage:NAME, or any model that embed.clip knows
-    tasks: str  # folder of tasks, each a subfolder
-    gpus: float = location(0)  # GPUs of one worker; 0.5 shares one between two
-    memory_gb: float = location(4)  # memory of one worker, in GB
+    model: NonEmpty  # stage:NAME, or any model that embed.clip knows
+    tasks: NonEmpty  # folder of tasks, each a subfolder
+    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 2
     determinism = "exact"

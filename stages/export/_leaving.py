@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, REPEATS, TEXT, Column
 from pipeline.dataset import Shards, Task
+from pipeline.stage import NonEmpty
 
 # Shapes: N rows.
 
@@ -23,9 +24,9 @@ Times = Callable[[pa.Table], NDArray[np.integer]]  # (N,) how many samples each 
 class Dropped:
     """The rows that a stage gives this reason, in the place of those that are kept."""
 
-    stage: str  # that gave the reason: the export's `from`, or one before it
-    reason: str  # word for word, as `funnel` prints it
-    decided: tuple[str, ...] = ()  # columns beside it: the values that decided
+    stage: NonEmpty  # that gave the reason: the export's `from`, or one before it
+    reason: NonEmpty  # word for word, as `funnel` prints it
+    decided: tuple[NonEmpty, ...] = ()  # columns beside it: the values that decided
 
     @property
     def column(self) -> str:

@@ -21,7 +21,7 @@ from metadata.schema import (
 )
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage, later
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
 from stages.export._columns import as_hex, as_texts, check_columns
 from stages.export._exported import rows_of
 from stages.export._groups import export_files
@@ -42,10 +42,10 @@ class Parquet(DatasetStage):
     Error: rows mix within a group of source shards, about one file's worth; a loader mixes groups.
     """
 
-    rows_per_shard: int = 10_000  # at most; a group of whole source shards seldom fills it
-    columns: tuple[str, ...] = ()  # stored besides, as `name` or `stage.name`
-    license: str | None = later(None)  # of the set: a URL, or a name of SPDX's
-    url: str | None = later(None)  # of the page that presents the set
+    rows_per_shard: OneUp = 10_000  # at most; a group of whole source shards seldom fills it
+    columns: tuple[NonEmpty, ...] = ()  # stored besides, as `name` or `stage.name`
+    license: NonEmpty | None = later(None)  # of the set: a URL, or a name of SPDX's
+    url: NonEmpty | None = later(None)  # of the page that presents the set
     uid_hex: bool = later(True)  # a column of the uid as text: many readers know no bytes
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
 
@@ -57,8 +57,6 @@ class Parquet(DatasetStage):
 
     def __post_init__(self) -> None:
         check_columns(self.columns, FIXED)
-        if self.rows_per_shard < 1:
-            raise ValueError(f"rows_per_shard is {self.rows_per_shard}, and at least 1")
         if self.url is not None and not self.url.startswith(("https://", "http://")):
             raise ValueError(f"url is {self.url!r}; it begins with https:// or http://")
 

@@ -16,7 +16,7 @@ import pyarrow.csv as pa_csv
 
 from metadata.schema import CAPTION, IMAGE, REASON, TEXT, UID, Column
 from pipeline.dataset import Context, Inputs, Shards, Task
-from pipeline.stage import DatasetStage, later
+from pipeline.stage import DatasetStage, NonEmpty, later
 from stages.export._columns import WHERE_THERE, as_json, check_columns, with_hex_ids
 from stages.export._groups import put_documents
 from stages.export._leaving import Dropped, Takes, summed, tally
@@ -37,7 +37,7 @@ class Table(DatasetStage):
     """
 
     format: Literal["csv", "jsonl"] = "csv"  # of the file: comma-separated, or JSON Lines
-    columns: tuple[str, ...] = ()  # `name` or `stage.name`; `caption` is the pool's `text`
+    columns: tuple[NonEmpty, ...] = ()  # `name` or `stage.name`; `caption` is the pool's `text`
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
 
     version = 1

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import Meta
 
 from metadata.schema import CAPTION, IMAGE, REASON, TEXT, UID, Column
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage, later
+from pipeline.stage import DatasetStage, NonEmpty, later
 from stages.export._columns import WHERE_THERE, as_json, check_columns
 from stages.export._exported import rows_of
 from stages.export._groups import COPY, export_files
@@ -40,8 +41,8 @@ class WebDataset(DatasetStage):
     Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0).
     """
 
-    rows_per_shard: int = SAMPLES  # samples of a tar, at most
-    columns: tuple[str, ...] = ()  # in the JSON besides, as `name` or `stage.name`
+    rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
+    columns: tuple[NonEmpty, ...] = ()  # in the JSON besides, as `name` or `stage.name`
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
 
     version = 2
@@ -52,8 +53,6 @@ class WebDataset(DatasetStage):
 
     def __post_init__(self) -> None:
         check_columns(self.columns, FIXED)
-        if not 1 <= self.rows_per_shard <= SAMPLES:
-            raise ValueError(f"rows_per_shard is {self.rows_per_shard}, not in 1 to {SAMPLES:,}")
 
     @property
     def reads(self) -> tuple[Column | str, ...]:

@@ -25,11 +25,10 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError, StageError
-from pipeline.stage import DatasetStage, later, location
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from stages.ingest._columns import require
 from stages.ops.tables import (
     any_of,
-    check_shard_rows,
     failing_its_shard,
     first_reason,
     first_rows,
@@ -81,14 +80,11 @@ class DataComp(DatasetStage):
         for name, width in WIDTHS.items()
     )
 
-    path: str = location()  # folder of the pool's Parquet files and .npz, here or s3://…
+    path: NonEmpty = location()  # folder of the pool's Parquet files and .npz, here or s3://…
     scores: bool = False  # read the published CLIP scores and face boxes too
     # of these scores; cuts are held in it, too
     score_type: Literal["float32", "float64"] = later("float32")
-    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
-
-    def __post_init__(self) -> None:
-        check_shard_rows(self.shard_rows)
+    shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     @property
     def writes(self) -> tuple[Column, ...]:

@@ -16,7 +16,7 @@ from metadata.schema import IMAGE, IMAGE_BYTES, REASON, SHA256, TEXT, UID, URL
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, later, location
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from stages.ingest._columns import require
 from stages.ingest._text_rows import (
     Dialect,
@@ -29,7 +29,6 @@ from stages.ingest._text_rows import (
 )
 from stages.ops.tables import (
     IMAGE_SUFFIXES,
-    check_shard_rows,
     failing_its_shard,
     first_reason,
     first_rows,
@@ -70,13 +69,10 @@ class ImageFolder(DatasetStage):
     writes = (URL, TEXT, IMAGE, IMAGE_BYTES, SHA256)
     reasons = ("too_large", "unreadable", "bad_caption")
 
-    path: str = location()  # the folder, here or s3://…
-    max_image_bytes: int = 100 << 20  # a larger file is `too_large`
-    caption_col: str | None = later("text")  # of the captions; null passes metadata files over
-    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
-
-    def __post_init__(self) -> None:
-        check_shard_rows(self.shard_rows)
+    path: NonEmpty = location()  # the folder, here or s3://…
+    max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
+    caption_col: NonEmpty | None = later("text")  # of the captions; null passes metadata files over
+    shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, IMAGE_SUFFIXES, "pool"))

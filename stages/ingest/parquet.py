@@ -26,7 +26,7 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import RecipeError, ShardError, StageError
-from pipeline.stage import DatasetStage, location
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, location
 from stages.ingest._columns import (
     PARQUET_SUFFIXES,
     TRIED_ROWS,
@@ -42,7 +42,6 @@ from stages.ingest._nested import caption_of, digests_of, holds_images, images_o
 from stages.ops.tables import (
     BATCH_ROWS,
     any_of,
-    check_shard_rows,
     failing_its_shard,
     first_reason,
     first_rows,
@@ -82,29 +81,28 @@ class Parquet(DatasetStage):
     takes = ()
     reasons = ("no_image", "no_url", "hash_mismatch", "bad_embedding", "bad_uid", "bad_value")
 
-    path: str = location()  # a file, a folder or a glob, here or s3://…
-    image_col: str | None = None  # column of the images: bytes, or structs with `bytes`
-    url_col: str | None = None  # column of the link
-    caption_col: str | None = None  # column of the caption, or of a list of captions
+    path: NonEmpty = location()  # a file, a folder or a glob, here or s3://…
+    image_col: NonEmpty | None = None  # column of the images: bytes, or structs with `bytes`
+    url_col: NonEmpty | None = None  # column of the link
+    caption_col: NonEmpty | None = None  # column of the caption, or of a list of captions
     # column of an id: 16 bytes or 32 hex digits; null: the hash of caption and link or place
-    uid_col: str | None = None
-    width_col: str | None = None  # column of the image's width, in pixels
-    height_col: str | None = None  # column of its height
-    sha256_col: str | None = None  # column of the image's SHA-256 in hex
-    image_embedding_col: str | None = None  # column of vectors of the images
-    text_embedding_col: str | None = None  # column of vectors of the captions
-    embedding_width: int | None = None  # numbers in a vector
+    uid_col: NonEmpty | None = None
+    width_col: NonEmpty | None = None  # column of the image's width, in pixels
+    height_col: NonEmpty | None = None  # column of its height
+    sha256_col: NonEmpty | None = None  # column of the image's SHA-256 in hex
+    image_embedding_col: NonEmpty | None = None  # column of vectors of the images
+    text_embedding_col: NonEmpty | None = None  # column of vectors of the captions
+    embedding_width: OneUp | None = None  # numbers in a vector
     # more columns, each with its Arrow type: {license: string, tags: "list<item: string>"}
-    extra: dict[str, str] = field(default_factory=dict)
-    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
+    extra: dict[NonEmpty, NonEmpty] = field(default_factory=dict)
+    shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
-        check_shard_rows(self.shard_rows)
         if not (self.image_col or self.url_col or self.image_embedding_col):
             do = "name the column of links in `url_col`, or that of images in `image_col`"
             raise RecipeError("neither links nor images", "keys `url_col`, `image_col`", do)
         has_vectors = self.image_embedding_col or self.text_embedding_col
-        if has_vectors and not (self.embedding_width or 0) > 0:
+        if has_vectors and self.embedding_width is None:
             do = "write embedding_width: 512, or how many numbers each vector has"
             raise RecipeError("embeddings without a width", "key `embedding_width`", do)
         check_extra(self.extra, [column.name for column in self._own])

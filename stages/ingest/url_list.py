@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import RecipeError, ShardError, StageError
-from pipeline.stage import DatasetStage, later, location
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from stages.ingest._columns import (
     TRIED_ROWS,
     Asked,
@@ -39,7 +39,6 @@ from stages.ingest._text_rows import (
 )
 from stages.ops.tables import (
     any_of,
-    check_shard_rows,
     failing_its_shard,
     first_reason,
     first_rows,
@@ -85,23 +84,22 @@ class UrlList(DatasetStage):
     takes = ()
     reasons = ("unparsable", "bad_uid", "no_url", "bad_value")
 
-    path: str = location()  # a file, a folder or a glob, here or s3://…
-    url_col: str = "url"  # column of the link
-    caption_col: str | None = "text"  # column of the caption; null where there is none
+    path: NonEmpty = location()  # a file, a folder or a glob, here or s3://…
+    url_col: NonEmpty = "url"  # column of the link
+    caption_col: NonEmpty | None = "text"  # column of the caption; null where there is none
     # column of an id of 32 hex digits; null: the hash of link and caption
-    uid_col: str | None = None
-    width_col: str | None = None  # column of the image's width, in pixels
-    height_col: str | None = None  # column of its height
+    uid_col: NonEmpty | None = None
+    width_col: NonEmpty | None = None  # column of the image's width, in pixels
+    height_col: NonEmpty | None = None  # column of its height
     # more columns, each with its Arrow type: {license: string}
-    extra: dict[str, str] = field(default_factory=dict)
+    extra: dict[NonEmpty, NonEmpty] = field(default_factory=dict)
     quoted: bool = True  # false for raw TSV, such as CC3M's, whose captions hold stray quotes
-    columns: tuple[str, ...] = later(())  # in order, of files without a header: [text, url]
-    delimiter: str | None = later(None)  # else a comma in .csv, a tab in .tsv and .txt
-    encoding: str | None = later(None)  # else UTF-8, or UTF-16 where a file begins as such
-    shard_rows: int = 10_000  # rows of one shard, the unit of work and of resuming
+    columns: tuple[NonEmpty, ...] = later(())  # in order, of files without a header: [text, url]
+    delimiter: NonEmpty | None = later(None)  # else a comma in .csv, a tab in .tsv and .txt
+    encoding: NonEmpty | None = later(None)  # else UTF-8, or UTF-16 where a file begins as such
+    shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
-        check_shard_rows(self.shard_rows)
         if self.delimiter is not None and (
             len(self.delimiter) != 1 or not self.delimiter.isascii()
         ):

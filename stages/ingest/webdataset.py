@@ -26,7 +26,7 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, location
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, location
 from stages.ingest._text_rows import json_object
 from stages.ops.tables import (
     IMAGE_SUFFIXES,
@@ -74,8 +74,8 @@ class WebDataset(DatasetStage):
     writes = (IMAGE, IMAGE_BYTES, TEXT, *FROM_JSON, SHA256)
     reasons = ("too_large", "no_image", "unparsable_json", "bad_uid", "bad_value")
 
-    path: str = location()  # folder or glob of tars, here or s3://…
-    max_member_bytes: int = 100 << 20  # a larger file of a tar is `too_large`
+    path: NonEmpty = location()  # folder or glob of tars, here or s3://…
+    max_member_bytes: OneUp = 100 << 20  # a larger file of a tar is `too_large`
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".tar",), "pool"))

@@ -61,6 +61,15 @@ def width_of(model: str) -> int | None:
     return width
 
 
+def checked_width(model: str) -> int | None:
+    """`width_of`; RecipeError where there is no such model: the plan stops, and not the run."""
+    try:
+        return width_of(model)
+    except ValueError as error:
+        do = "name a model that is there; `clipmill doctor --model …` tries one"
+        raise RecipeError(str(error), "key `model`", do) from None
+
+
 def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
     """The model that a scheme string names, on a device."""
     adapter, name = _adapter(model)

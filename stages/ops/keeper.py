@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import KEEP, POSITION, SHARD, UID, Column
 from metadata.uid import halves
+from pipeline.stage import NonEmpty
 
 # Shapes: N rows, K columns that decide.
 
@@ -30,7 +31,7 @@ DROPPED = (
 class Keep:
     """A column of numbers or truth values; `desc` keeps its greatest. Null comes last."""
 
-    column: str  # `name` or `stage.name`
+    column: NonEmpty  # `name` or `stage.name`
     order: Literal["asc", "desc"]  # desc keeps the greatest value, asc the least
 
     @property

@@ -15,7 +15,7 @@ from metadata.globs import open_pool as open_pool  # the readers' one door to a 
 from metadata.keys import redacted
 from metadata.storage import Storage
 from metadata.uid import from_hex, uid_of
-from pipeline.errors import RecipeError, RetryableError, ShardError, StageError
+from pipeline.errors import RetryableError, ShardError, StageError
 
 T = TypeVar("T")
 Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]
@@ -66,12 +66,6 @@ def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
 
 
 _MEND = "put the whole file in its place and run again: only its shards are redone"
-
-
-def check_shard_rows(shard_rows: int) -> None:
-    """Refuses a shard without rows, before anything runs."""
-    if shard_rows < 1:
-        raise RecipeError(str(shard_rows), "key `shard_rows`", "write 1 or more")
 
 
 def scan_parquet(

@@ -14,7 +14,6 @@ A condition is refused where it is longer or deeper than its parsers can bear: b
 time of polars grows with the square of a chain. Values do not count: IN may list thousands.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +28,8 @@ from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of
 from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # it comes from elsewhere
 
 from metadata.schema import UID
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
+from stages.select._kinds import mismatch
 
 COMPARISONS = (
     *(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.NullSafeEQ, exp.NullSafeNEQ),
@@ -73,14 +73,16 @@ class Conjunct:
 
 @cache
 def conjuncts(where: str) -> tuple[Conjunct, ...]:
-    """The top-level conjuncts, each once, in order; ValueError for what is not row-wise SQL."""
+    """The top-level conjuncts, each once, in order; RecipeError for what is not row-wise SQL."""
     try:
         trees = _parsed(where)
-    except sqlglot.errors.SqlglotError as error:
-        plain = re.sub(r"\x1b\[\d+m|<class 'sqlglot\.[\w.]*\.|(?<=\w)'>", "", str(error))
-        raise ValueError(f"not SQL: {plain}") from None
+    except sqlglot.errors.ParseError as error:
+        raise _no_sql(error) from None
+    except sqlglot.errors.SqlglotError:  # of the tokens
+        do = "close it; an apostrophe inside a text is written twice: 'it''s'"
+        raise _wrong(f"not SQL: a quote is not closed in `{where}`", do) from None
     if len(trees) != 1 or trees[0] is None:
-        raise ValueError(f"{where!r} is not one condition; AND joins several")
+        raise _wrong(f"`{where}` is not one condition", "write one; AND joins several")
     _refuse_unless_row_wise(trees[0])
     by_text = {_text(tree): tree for tree in _operands_of_and(trees[0])}
     return tuple(_conjunct(text, tree) for text, tree in by_text.items())
@@ -92,9 +94,9 @@ def _parsed(where: str) -> list[Tree]:
     tokens = dialect.tokenize(where)
     words = sum(token.token_type not in VALUES for token in tokens)
     if words > MOST_WORDS:
-        raise ValueError(
-            f"{words:,} words beside its values, and {MOST_WORDS:,} are the most; `a IN (…)` says"
-            " what a chain of `a = … OR` does"
+        raise _wrong(
+            f"{words:,} words beside its values, and {MOST_WORDS:,} are the most",
+            "write `a IN (…)` for a chain of `a = … OR`",
         )
     try:
         trees = dialect.parser().parse(tokens, where)
@@ -102,8 +104,25 @@ def _parsed(where: str) -> list[Tree]:
     except RecursionError:
         deep = True
     if deep:
-        raise ValueError(f"nested more than {DEEPEST} deep; take brackets out")
+        raise _wrong(f"nested more than {DEEPEST} deep", "take brackets out")
     return trees
+
+
+def _wrong(found: str, do: str) -> RecipeError:
+    return RecipeError(found, "key `where`", do)
+
+
+def _no_sql(error: sqlglot.errors.ParseError) -> RecipeError:
+    """The error of a text that ends, or goes on, where SQL does not."""
+    at = error.errors[0]
+    before, here = at["start_context"].strip()[-60:], at["highlight"]
+    if at["description"].startswith("Required"):
+        found = f"not SQL: something is missing beside `{here}`, at the end of `{before} {here}`"
+    elif at["description"] == "Expecting )":
+        found = f"not SQL: a bracket is not closed after `{before}{here}`"
+    else:
+        found = f"not SQL: `{here}` cannot follow `{before}`"
+    return _wrong(found, "mend it there: `score >= 0.3 AND language = 'en'` is a condition")
 
 
 def _is_deep(tree: Tree) -> bool:
@@ -139,6 +158,9 @@ def check(conjunct: Conjunct, no_row: pa.Table) -> None:
                 where="key `where`",
                 do=f"ask {_name(column)} IS NOT NULL, or let a stage write what you ask for",
             )
+    if wrong := mismatch(conjunct.tree, no_row.schema):
+        found, do = wrong
+        raise StageError(found, "key `where`", do)
     truth(conjunct, as_frame(no_row))
 
 
@@ -150,32 +172,34 @@ def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:
         if verdict.dtype not in (pl.Boolean, pl.Null):
             raise pl.exceptions.SchemaError(f"it is {verdict.dtype}, neither true nor false")
     except pl.exceptions.PolarsError as error:
-        types = ", ".join(f"{name} {frame.schema[name]}" for name in conjunct.columns)
+        types = ", ".join(f"{name} is {frame.schema[name]}" for name in conjunct.columns)
         raise StageError(
             found=f"`{conjunct.text}` has no answer: {str(error).splitlines()[0]}",
-            where=f"columns {types}",
-            do="compare numbers with numbers and text with text; CAST where they differ",
+            where="key `where`",
+            do=f"compare numbers with numbers and text with text, or CAST: {types}",
         ) from error
     return verdict.cast(pl.Boolean)
 
 
 def _refuse_unless_row_wise(tree: Tree) -> None:
-    """ValueError that names the first thing which one row cannot answer, or polars cannot."""
+    """RecipeError that names the first thing which one row cannot answer, or polars cannot."""
     if node := tree.find(exp.Query, exp.Exists):
-        raise ValueError(f"a subquery is not row-wise: {_text(node)}")
+        do = "ask one row's columns; `select.uid_list` keeps the rows that a list names"
+        raise _wrong(f"`{_text(node)}` asks other rows too: a subquery", do)
     if node := tree.find(exp.AggFunc, exp.Window):
-        raise ValueError(
-            f"an aggregate is not row-wise: {_text(node)}; `top` keeps a share of the rows"
-        )
+        do = "ask one row's columns; `top` keeps a share of the rows"
+        raise _wrong(f"`{_text(node)}` asks other rows too: an aggregate", do)
     for node in tree.walk():
         if not isinstance(node, ROW_WISE):
-            raise ValueError(
-                f"`where` does not know {_text(node)}; docs/select.md lists what it does"
-            )
+            do = "docs/select.md lists what it knows"
+            raise _wrong(f"`where` does not know `{_text(node)}`", do)
+        if isinstance(node, exp.In) and not node.expressions:
+            raise _wrong(f"`{_text(node)}` has no list", "write IN (…), with brackets")
         if isinstance(node, exp.Case) and node.this:
-            raise ValueError(f"write CASE WHEN {_text(node.this)} = ..., not {_text(node)}")
+            raise _wrong(f"`{_text(node)}`", f"write CASE WHEN {_text(node.this)} = … THEN …")
         if isinstance(node, exp.Column) and len(node.parts) > 2:
-            raise ValueError(f"a column is `name` or `stage.name`, not {_text(node)}")
+            do = "write `column` or `stage.column`"
+            raise _wrong(f"`{_text(node)}` names no column: it has {len(node.parts)} parts", do)
 
 
 def _operands_of_and(tree: Tree) -> Iterator[Tree]:
@@ -193,8 +217,19 @@ def _conjunct(text: str, tree: Tree) -> Conjunct:
     try:
         pl.sql_expr(_polars_sql(tree, {}))
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"polars cannot evaluate {text}: {error}") from None
+        do = "ask it in other words; docs/select.md lists what a condition may hold"
+        raise _wrong(f"`{text}` cannot be evaluated: {error}", do) from None
     return Conjunct(text=text, columns=tuple(names), tree=tree)
+
+
+def compared_with(conjunct: Conjunct, name: str) -> bool:
+    """Whether the name stands where a value would: `en` in `language = en`, or in a list of IN."""
+    return any(
+        _name(column) == name
+        and isinstance(column.parent, COMPARISONS)
+        and column is not column.parent.this
+        for column in conjunct.tree.find_all(exp.Column)
+    )
 
 
 def _text(tree: Tree) -> str:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from metadata.schema import IDENTITY, KEEP, REASON
 from pipeline.dataset import Context, Shards, State
+from pipeline.errors import RecipeError
+from pipeline.stage import NonEmpty, OneUp, Share
 from stages.select import _cut as cut
 
 # Shapes: N rows of the pool, D digits of a rank.
@@ -28,22 +30,21 @@ class Top:
     ties stay, a cut that lands on rows without a value keeps nothing, and fraction 1 keeps all.
     """
 
-    column: str  # whose largest values stay: `name` or `stage.name`
-    fraction: float | None = None  # share of the rows, above 0 and up to 1
-    rows: int | None = None  # or: how many
+    column: NonEmpty  # whose largest values stay: `name` or `stage.name`
+    fraction: Share | None = None  # share of the rows, above 0 and up to 1
+    rows: OneUp | None = None  # or: how many
     # share of the rows that pass `where`, or of the whole pool
     over: Literal["passing", "pool"] = "passing"
     datacomp_compat: bool = False  # cut as DataComp's code does: one row more, and all ties
 
     def __post_init__(self) -> None:
         if (self.fraction is None) == (self.rows is None):
-            raise ValueError("top: give `fraction` or `rows`, one of the two")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"top: fraction is {self.fraction}; it lies above 0 and up to 1")
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"top: rows is {self.rows}; at least 1 is needed")
+            both = "fraction and rows" if self.rows else "neither fraction nor rows"
+            do = "write one of the two: fraction: 0.3, or rows: 1000"
+            raise RecipeError(f"`top` has {both}", "key `top`", do)
         if self.datacomp_compat and self.fraction is None:
-            raise ValueError("top: datacomp_compat is a rule about `fraction`")
+            do = "write fraction: …, or leave datacomp_compat out"
+            raise RecipeError("datacomp_compat is a rule about `fraction`", "key `top`", do)
 
     @property
     def size(self) -> str:

@@ -149,10 +149,12 @@ class Rules:
 
 
 def _resized(top: Top, key: str, value: Decimal) -> Top:
-    if key == "fraction":
+    if key == "fraction" and 0 < value <= 1:
         return dataclasses.replace(top, fraction=float(value))
-    if value != int(value):
-        raise ValueError(f"top: rows is {value}, no whole number")
+    if key == "fraction":
+        raise ValueError(f"top.fraction is {value}; it lies above 0, up to 1")
+    if value < 1 or value != int(value):
+        raise ValueError(f"top.rows is {value}; it is a whole number, 1 or more")
     return dataclasses.replace(top, rows=int(value))
 
 

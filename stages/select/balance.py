@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from metadata.concepts.load import ConceptList
@@ -25,8 +26,8 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Inputs, State
-from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, Threshold, Verdicts
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
 from stages.ops.concept_lists import listing_digest, opened
 from stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
 from stages.select._draws import Draw, Pairs, drawing, may_draw, merged
@@ -63,14 +64,14 @@ class Balance(DatasetStage):
     Example: {concepts: concepts.parquet, t: 20000}
     """
 
-    concepts: str  # the list that `concept_ids` number
+    concepts: NonEmpty  # the list that `concept_ids` number
     # rows that a common concept keeps; MetaCLIP: 20,000 of 1.6 billion rows; .inf keeps all with a
     # concept
-    t: float | None = None
-    rows: int | None = None  # or: how many rows to keep
-    fraction: float | None = None  # or: which share of the rows with concepts to keep
+    t: Annotated[float, Meta(gt=0)] | None = None
+    rows: OneUp | None = None  # or: how many rows to keep
+    fraction: Share | None = None  # or: which share of the rows with concepts to keep
     # or: which share of all pairs is left to rare concepts; MetaCLIP: 0.06
-    tail_share: float | None = None
+    tail_share: Share | None = None
     per_language: bool = False  # each language has its own t
     keep_unmatched: bool = False  # rows without concepts stay, undrawn
 
@@ -91,15 +92,13 @@ class Balance(DatasetStage):
         targets = {name: getattr(self, name) for name in ("t", "rows", "fraction", "tail_share")}
         given = {name: value for name, value in targets.items() if value is not None}
         if len(given) != 1:
-            raise ValueError("give one of `t`, `rows`, `fraction` and `tail_share`")
+            found = f"{' and '.join(given) or 'nothing'} says how much stays"
+            do = "give one of `t`, `rows`, `fraction` and `tail_share`"
+            raise RecipeError(found, "its settings", do)
         (name, value), *_ = given.items()
-        most = {"fraction": 1, "tail_share": 1}.get(name, np.inf)
-        if not 0 < value <= most:  # NaN neither
-            raise ValueError(
-                f"{name} is {value}; it lies above 0" + f", up to {most}" * (most == 1)
-            )
         if self.per_language and (name in ("rows", "fraction") or value == np.inf):
-            raise ValueError("per_language goes with a finite `t` or with `tail_share`")
+            do = "give a finite `t` or a `tail_share`, or leave per_language out"
+            raise RecipeError(f"per_language with {name}: {value}", "key `per_language`", do)
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """`t`, which the stored ranks answer; none where a size or a share has found it."""

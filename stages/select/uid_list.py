@@ -21,7 +21,7 @@ from metadata.schema import (
 )
 from metadata.uid import from_halves, halves
 from pipeline.dataset import Context, Inputs, State, Task
-from pipeline.stage import DatasetStage
+from pipeline.stage import DatasetStage, NonEmpty
 from stages.ops.concept_lists import listing_digest
 from stages.ops.keeper import dropped_before
 
@@ -53,7 +53,7 @@ class UidList(DatasetStage):
     Example: {path: kept.npy}
     """
 
-    path: str  # of the list: .npy of `u8,u8`, or a text of one uid a line
+    path: NonEmpty  # of the list: .npy of `u8,u8`, or a text of one uid a line
 
     version = 1
     determinism = "exact"

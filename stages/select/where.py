@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
 from pipeline.dataset import Context, Inputs
-from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, Threshold, Verdicts
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import DatasetStage, NonEmpty, Threshold, Verdicts
 from stages.select import _sql as sql
 from stages.select import _verdicts
 from stages.select._top import Top, find_cut, keep_best, rankable
@@ -37,14 +37,16 @@ class Where(DatasetStage):
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP,)
 
-    where: str | None = None  # a condition on columns in SQL: min_side >= 200 AND language = 'en'
+    # a condition on columns in SQL: min_side >= 200 AND language = 'en'
+    where: NonEmpty | None = None
     top: Top | None = None  # then only the largest values of a column
 
     def __post_init__(self) -> None:
         if not self.where and not self.top:
-            raise ValueError("select.where needs `where`, `top` or both")
+            do = "write `where: score >= 0.3`, `top: {column: score, rows: 1000}`, or both"
+            raise RecipeError("select.where has no rule", "its settings", do)
         if self.where:
-            sql.conjuncts(self.where)  # raises ValueError
+            sql.conjuncts(self.where)  # RecipeError where it is no condition
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -78,6 +80,12 @@ class Where(DatasetStage):
                 where="key `top.column`",
                 do="name a column of numbers",
             )
+
+    def hint(self, column: str) -> str:
+        """That a text wants quotes, where one stands for a value."""
+        if any(sql.compared_with(conjunct, column) for conjunct in self.conjuncts):
+            return f"did you mean '{column}' in single quotes? A bare word is a column"
+        return ""
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """The numbers that `where` compares a column with, then that of `top`."""

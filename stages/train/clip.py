@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from metadata.fingerprint import digest, settings_of
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, location
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import DatasetStage, Decay, OneUp, Rate, ZeroUp, location
 from stages.ops.exports import summary_of
 
 if TYPE_CHECKING:
@@ -35,16 +35,16 @@ class ClipTraining(DatasetStage):
     """
 
     scale: Literal["nano"] = "nano"  # the architecture; nano is two towers of 0.7 M weights
-    samples_seen: int = 60_160  # in all: so many whatever the rows; the default is 235 steps
-    batch_size: int = 256  # pairs of a step
-    learning_rate: float = 2e-3  # its greatest, after the warm-up
-    warmup_steps: int = 20  # in which the learning rate rises
-    weight_decay: float = 0.1  # of AdamW
+    samples_seen: OneUp = 60_160  # in all: so many whatever the rows; the default is 235 steps
+    batch_size: OneUp = 256  # pairs of a step
+    learning_rate: Rate = 2e-3  # its greatest, after the warm-up
+    warmup_steps: ZeroUp = 20  # in which the learning rate rises
+    weight_decay: Decay = 0.1  # of AdamW
     # of the towers' arithmetic; weights stay float32
     precision: Literal["bf16", "float32"] = "bf16"
     # a model each, added to the recipe's seed; several tell the noise
     seeds: tuple[int, ...] = (0,)
-    checkpoint_steps: int = location(50)  # between two files that a killed training goes on from
+    checkpoint_steps: OneUp = location(50)  # between two files that a killed training goes on from
 
     version = 1
     determinism = "exact"
@@ -53,15 +53,15 @@ class ClipTraining(DatasetStage):
     artifacts = (("loss", f"*{CURVE}"),)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, and at least 1")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {list(self.seeds)}: name at least one, and none twice")
-        if not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(
+            do = "name at least one, and none twice"
+            raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
+        if self.warmup_steps >= self.steps:
+            raise RecipeError(
                 f"warmup_steps is {self.warmup_steps}, and the training has {self.steps} steps"
-                f" ({self.samples_seen:,} samples in batches of {self.batch_size})"
+                f" ({self.samples_seen:,} samples in batches of {self.batch_size})",
+                "key `warmup_steps`",
+                "write fewer, or more samples_seen",
             )
 
     @property

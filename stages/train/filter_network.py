@@ -16,7 +16,7 @@ from metadata.schema import IMAGE_FEATURES, KEEP, TEXT, TEXT_FEATURES, UID
 from metadata.uid import coin_hash, halves
 from pipeline.dataset import Context, Inputs, Shards, Task
 from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, Resources
+from pipeline.stage import DatasetStage, Decay, OneUp, Rate, Resources
 from stages.ops.vectors import as_matrix
 
 # Shapes: N usable rows, I and T widths of image and text features.
@@ -34,12 +34,12 @@ class TrainedFilterNetwork(DatasetStage):
     Error: other processors round other sums, and 100 steps carry that on.
     """
 
-    width: int = 256  # numbers of an embedding
+    width: OneUp = 256  # numbers of an embedding
     # 25 passes over 2,000 rows by default: pairs held out rank worse from 200 on
-    train_steps: int = 100
-    train_batch: int = 512  # rows of a step
-    learning_rate: float = 1e-3  # of AdamW
-    weight_decay: float = 0.1  # of AdamW
+    train_steps: OneUp = 100
+    train_batch: OneUp = 512  # rows of a step
+    learning_rate: Rate = 1e-3  # of AdamW
+    weight_decay: Decay = 0.1  # of AdamW
 
     version = 1
     determinism = "exact"

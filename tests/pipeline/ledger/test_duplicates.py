@@ -65,7 +65,7 @@ def test_groups_are_counted_by_class_of_size():
 def test_a_pools_own_column_of_that_name_is_passed_over(tmp_path):
     (tmp_path / "pool.jsonl").write_text('{"url": "a", "text": "b", "duplicate_of": "yes"}')
     extra = "extra: {duplicate_of: string}"
-    state = numbered.run(tmp_path, f'pool: {{uses: ingest.url_list, path: "", {extra}}}')
+    state = numbered.run(tmp_path, f"pool: {{uses: ingest.url_list, path: none, {extra}}}")
     assert duplicates(state) == []
 
 

@@ -33,7 +33,7 @@ def test_funnel_and_sweep_and_why(clipmill, tmp_path):
 
 def test_why_of_rows_that_have_a_keeper_or_are_one(clipmill, tmp_path):
     write_named(tmp_path)
-    numbered.run(tmp_path, NAMED.replace('tasks: ""', f"tasks: {tmp_path / 'tasks'}"))
+    numbered.run(tmp_path, NAMED.replace("tasks: none", f"tasks: {tmp_path / 'tasks'}"))
     for row in range(len(ROWS)):
         said = clipmill("why", number(row), "--run", tmp_path / "run", "--json")
         same(said, f"why_named_{row}", tmp_path)

@@ -87,7 +87,7 @@ def test_the_headline_is_one_metric_a_task_with_every_arm_and_difference(state):
 
 
 TWICE = """
-pool:  {uses: ingest.image_folder, path: ""}
+pool:  {uses: ingest.image_folder, path: none}
 raw:   {uses: export.parquet, from: pool}
 short: {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
 long:  {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}

@@ -301,7 +301,7 @@ def test_what_cannot_be_varied_is_refused_with_what_can(stage, vary, found, ran)
 
 
 def test_half_a_row_is_refused(ran):
-    with pytest.raises(RecipeError, match=r"rows is 1\.5, no whole number"):
+    with pytest.raises(RecipeError, match=r"top.rows is 1\.5; it is a whole number"):
         sweep(ran(WHERE, "{column: size, rows: 20}"), "subset", "top.rows=1:2:0.5")
 
 

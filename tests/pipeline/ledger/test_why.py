@@ -133,12 +133,12 @@ def test_a_uid_that_repeats_shows_its_first_row_and_how_many_there_are(tmp_path)
 FOX = "the quick brown fox jumps over the lazy dog"
 NAMED = """
 pool:
-  {uses: ingest.url_list, path: "", uid_col: id, shard_rows: 3,
+  {uses: ingest.url_list, path: none, uid_col: id, shard_rows: 3,
    extra: {group: string, near: string, cosine: float32}}
 same:  {uses: dedup.exact, from: pool, columns: [group]}
 alike: {uses: dedup.minhash, from: pool, min_jaccard: 0.5}
 near:  {uses: probe.nearest, from: pool}
-leaks: {uses: dedup.against, from: pool, tasks: "", compare: caption}
+leaks: {uses: dedup.against, from: pool, tasks: none, compare: caption}
 last:
   uses: select.where
   from: [same, alike, near, leaks]
@@ -180,7 +180,7 @@ def write_named(folder):
 def named(own_stages, tmp_path_factory):
     folder = tmp_path_factory.mktemp("named")
     write_named(folder)
-    return numbered.run(folder, NAMED.replace('tasks: ""', f"tasks: {folder / 'tasks'}"))
+    return numbered.run(folder, NAMED.replace("tasks: none", f"tasks: {folder / 'tasks'}"))
 
 
 @pytest.mark.parametrize(

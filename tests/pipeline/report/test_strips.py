@@ -86,7 +86,7 @@ def test_how_many_near_texts_a_stage_missed_is_told(tmp_path):
     (tmp_path / "pool.jsonl").write_text("\n".join(rows))
     state = numbered.run(
         tmp_path,
-        "pool: {uses: ingest.url_list, path: ''}\n"
+        "pool: {uses: ingest.url_list, path: none}\n"
         "wording: {uses: dedup.minhash, from: pool, min_jaccard: 0.5}",
     )
     (found,) = duplicates(state)

@@ -6,7 +6,7 @@ import fasttext
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Worker
 from stages.annotate.language import Language
 
@@ -101,5 +101,5 @@ def test_a_missing_model_file_stops_the_stage(annotated, tmp_path):
 
 
 def test_the_large_model_needs_a_path():
-    with pytest.raises(ValueError, match="set model_path"):
+    with pytest.raises(RecipeError, match="write model_path"):
         Language(model="lid.176.bin")

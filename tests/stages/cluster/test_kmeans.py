@@ -219,12 +219,6 @@ def test_another_column_can_be_clustered(memory_shards, memory_context):
     ).equals(clustered(memory_context(), memory_shards(shard), clusters=3))
 
 
-@pytest.mark.parametrize("bad", [{"clusters": 0}, {"clusters": 1, "train_fraction": 0.0}])
-def test_settings_that_make_no_clusters_are_refused(bad):
-    with pytest.raises(ValueError, match="at least 1"):
-        KMeans(**bad)
-
-
 def test_the_column_read_may_be_of_any_width():
     (column,) = KMeans(clusters=2).reads
     assert column.accepts(from_matrix(np.ones((1, D))).type)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import Inputs
+from pipeline.errors import RecipeError
 from stages.dedup.exact import ExactDuplicate, name_keeper, with_key
 from stages.ops.keeper import Keep
 from tests.stages.task_folders import encoded, picture
@@ -174,7 +175,7 @@ def test_values_that_only_run_together_are_not_equal(memory_shards, memory_conte
 
 
 def test_two_ways_to_compare_are_refused():
-    with pytest.raises(ValueError, match="give one"):
+    with pytest.raises(RecipeError, match="two ways"):
         ExactDuplicate(by="url", columns=("width",))
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import Inputs
+from pipeline.errors import RecipeError
 from stages.dedup import _recall, minhash
 from stages.dedup.minhash import MinHashDuplicate
 from stages.ops.keeper import Keep
@@ -225,16 +226,7 @@ def test_another_column_can_be_read():
     assert [getattr(c, "name", c) for c in stage.reads] == ["caption", "score"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"min_jaccard": 0}, "above 0"),
-        ({"min_recall": 1}, "between 0 and 1"),
-        ({"size": 0}, "at least 1"),
-        ({"min_jaccard": 0.05, "permutations": 8}, "ask for more"),
-    ],
-    ids=str,
-)
-def test_settings_that_find_nothing_are_refused(settings, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        MinHashDuplicate(**settings)
+def test_too_few_permutations_for_the_recall_are_refused():
+    with pytest.raises(RecipeError, match="8 permutations find") as error:
+        MinHashDuplicate(min_jaccard=0.05, permutations=8)
+    assert "more of them" in error.value.args[2]

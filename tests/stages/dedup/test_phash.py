@@ -143,11 +143,6 @@ def test_the_pairs_that_a_plan_expects_are_those_that_unrelated_codes_meet():
     assert PHashDuplicate(max_distance=0).candidates(rows) == 0  # equal codes are not compared
 
 
-def test_distances_past_use_are_refused():
-    with pytest.raises(ValueError, match="0 and 10"):
-        PHashDuplicate(max_distance=11)
-
-
 def test_another_hash_can_be_read_and_the_keepers_column_is_read_too():
     stage = PHashDuplicate(column="dhash", keep=Keep(column="score.clip_score", order="desc"))
     assert [getattr(c, "name", c) for c in stage.reads] == ["dhash", "score.clip_score"]

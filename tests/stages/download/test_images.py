@@ -291,11 +291,6 @@ def test_a_quality_the_format_does_not_have_is_refused(name, quality):
 @pytest.mark.parametrize(
     ("name", "value", "do"),
     [
-        ("concurrency", 0, "write 1 or more"),  # would wait for ever
-        ("image_size", -1, "write 1 or more"),
-        ("retries", -1, "write 0 or more"),
-        ("timeout_s", 0.0, "write 0.01 or more"),
-        ("timeout_s", float("nan"), "write 0.01 or more"),
         ("user_agent_token", "mine\r\nX: y", "write ASCII letters"),  # no request could be made
         ("user_agent_token", "mühle", "write ASCII letters"),
     ],

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Worker
 from stages.embed.filter_network import FilterNetworkEmbedding
 from stages.models.filter_network import KIND, ROWS, FilterNetwork
@@ -101,7 +101,7 @@ def test_a_network_of_another_width_is_refused(worker):
 
 
 def test_models_that_are_no_filter_network_are_refused_with_the_settings():
-    with pytest.raises(ValueError, match=r"'reference': write stage:<name> or checkpoint:<URI>"):
+    with pytest.raises(RecipeError, match=r"'reference'(.|\n)*stage:<name.* or checkpoint:<URI>"):
         FilterNetworkEmbedding(model="reference")
 
 

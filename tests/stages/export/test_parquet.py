@@ -68,7 +68,6 @@ def test_settings_that_came_later_leave_the_fingerprint_as_it_was():
         ({"url": "example.org"}, "begins with https://"),
         ({"columns": ("caption",)}, "'caption', which this export has anyway"),
         ({"columns": ("a", "b", "a")}, "'a' twice"),
-        ({"rows_per_shard": 0}, "at least 1"),
     ],
 )
 def test_settings_that_cannot_be_written_are_refused(settings, says):

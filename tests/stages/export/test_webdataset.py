@@ -7,7 +7,6 @@ from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import webdataset
 
 from metadata.schema import REPEATS
@@ -124,11 +123,6 @@ def test_values_that_json_has_not_are_text(pool, memory_shards, memory_context):
     first = json.loads(read([tar])[0]["json"])
     assert first["when"].startswith("1970-01-01")
     assert first["other"] == first["uid"]
-
-
-def test_more_samples_than_four_digits_can_count_are_refused():
-    with pytest.raises(ValueError, match="10001"):
-        WebDataset(rows_per_shard=10_001)
 
 
 def test_a_long_caption_and_a_large_image_survive(pool, memory_shards, memory_context):

@@ -242,7 +242,6 @@ def test_the_first_rows_are_shown_as_they_would_be_stored(tmp_path, pool_of):
         ({"url_col": "u", "extra": {"n": "lst<int>"}}, "Arrow type"),
         ({"url_col": "u", "extra": {"n": "timestamp[s]"}}, r"write timestamp\[ms\]"),
         ({"url_col": "u", "image_embedding_col": "v"}, "embedding_width: 512"),
-        ({"url_col": "u", "shard_rows": 0}, "shard_rows"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_runs(settings, said):

@@ -425,7 +425,6 @@ def test_an_empty_pool_stops_the_stage(tmp_path, run, path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"shard_rows": 0},
         {"extra": {"text": "string"}},
         {"extra": {"license": "words"}},
         {"delimiter": "::"},

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset import Inputs
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
 from stages.clip.checkpoint import Checkpoints
 from stages.clip.schedule import learning_rate
@@ -178,16 +178,13 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
         ({"samples_seen": 800, "batch_size": 256}, "warmup_steps is 20.*3 steps"),
-        ({"warmup_steps": -1}, "warmup_steps is -1"),
-        ({"checkpoint_steps": 0}, "checkpoint_steps is 0"),
         ({"seeds": ()}, r"seeds is \[\]"),
-        ({"seeds": (1, 1)}, r"seeds is \[1, 1\].*none twice"),
+        ({"seeds": (1, 1)}, r"seeds is \[1, 1\](.|\n)*none twice"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
-    with pytest.raises(ValueError, match=found):
+    with pytest.raises(RecipeError, match=found):
         ClipTraining(**settings)
 
 
