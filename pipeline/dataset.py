@@ -114,6 +114,18 @@ class Context(Protocol):
         """
         ...
 
+    def create_shards_together(
+        self,
+        fn: Callable[[list[dict[str, Any]], Task], Iterator[Iterator[pa.Table]]],
+        groups: Sequence[Sequence[dict[str, Any]]],
+    ) -> None:
+        """As create_shards, where neighbours are read as one: fn of a group streams each's rows.
+
+        The shard stays the unit of resume: fn is given those of a group that are not stored. A
+        group that fails is read again source by source, so that only the bad ones are set aside.
+        """
+        ...
+
     def map_shards(self, fn: TableFunction, over: Shards) -> Shards:
         """fn of every shard, when it is next stored or reduced: lazy, so nothing is written."""
         ...

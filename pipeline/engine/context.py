@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
 from metadata.record import Failure, Record
 from metadata.scratch import scratch_folder
 from metadata.sealed import put_sealed, read_sealed
@@ -18,14 +19,18 @@ from pipeline.engine.journal import Journal, StageRun
 from pipeline.engine.own_shards import (
     Neighbours,
     OneShard,
+    Together,
     create_shard,
+    create_together,
+    from_sources,
     neighbours,
     restore_neighbours,
     restore_shard,
+    together,
 )
 from pipeline.engine.shuffling import by_hash, by_home, split_shard
 from pipeline.engine.states import put_state, read_state, reduce_some
-from pipeline.engine.units import UnitTask, Work, launched, map_one, units_of
+from pipeline.engine.units import Unit, UnitTask, Work, launched, map_one, units_of
 from pipeline.engine.worker import worker_of
 from pipeline.errors import ShardError, StageError
 from pipeline.run_folder.done import standing
@@ -73,12 +78,19 @@ class RunContext:
         fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
         sources: Sequence[dict[str, Any]],
     ) -> None:
-        shards = [
-            OneShard(shard, {"source": digest(source)}, source)
-            for shard, source in enumerate(sources)
-        ]
+        shards = from_sources(sources)
         work = partial(create_shard, fn, self.run.planned)
         self._store("shards", work, shards, len(shards), tolerant=True)
+
+    def create_shards_together(
+        self,
+        fn: Callable[[list[dict[str, Any]], Task], Iterator[Iterator[pa.Table]]],
+        groups: Sequence[Sequence[dict[str, Any]]],
+    ) -> None:
+        shards = from_sources([source for group in groups for source in group])
+        work = partial(create_together, fn, self.run.planned)
+        stops = np.cumsum([len(group) for group in groups])
+        self._store("shards", work, shards, len(shards), tolerant=True, stops=stops)
 
     def map_shards(self, fn: TableFunction, over: Any) -> Any:
         return over.mapped(fn)
@@ -222,10 +234,12 @@ class RunContext:
         total: int,
         *,
         tolerant: bool = False,
+        stops: NDArray[np.integer] | None = None,
     ) -> None:
         """Stores this stage's own shards; those whose record is good are left alone.
 
-        Where it is tolerant, a shard that fails is set aside, and the others go on.
+        Where it is tolerant, a shard that fails is set aside, and the others go on. Those between
+        two `stops` are one unit, and units of their own once that has failed.
         """
         self.shards = total
         known = self.run.known
@@ -243,10 +257,17 @@ class RunContext:
                 left.append(unit)
         self.run.on_stored(total, len(self.records))
         self.calls.words = ""  # what follows is the storing of its shards
-        done = len(inputs) - len(left)
-        for answer in self.calls.answers(f"{self.journal}/{name}", work, left, done):
-            if tolerant and isinstance(answer.error, ShardError):
-                self._set_aside(answer.unit.input, answer.error)
+        units = left if stops is None else together(left, stops)
+        alone = {unit.input.shards[0]: unit for unit in left}
+        again: list[Unit] = []  # each alone: known once the first answers are through
+        answers = partial(self.calls.answers, f"{self.journal}/{name}", work)
+        count = len(inputs) if stops is None else len(stops)
+        for answer in chain(answers(units, count - len(units)), answers(again, count)):
+            given = answer.unit.input
+            if isinstance(given, Together) and isinstance(answer.error, ShardError):
+                again += [alone[one.shard] for one in given.each]
+            elif tolerant and isinstance(answer.error, ShardError):
+                self._set_aside(given, answer.error)
             else:
                 records = answer.result_or_raise()
                 self._note(records)

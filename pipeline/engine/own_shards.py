@@ -1,19 +1,22 @@
 """A dataset stage's own shards: created from a source, or stored from rows that came home."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from metadata.fingerprint import digest
 from metadata.record import Record
 from metadata.schema import POSITION, SHARD
 from metadata.shard import ShardWriter, store
 from pipeline.dataset import Task
 from pipeline.engine.declared import as_declared, stored_schema
-from pipeline.engine.units import UnitTask
+from pipeline.engine.units import Unit, UnitTask
 from pipeline.errors import StageError
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.rows import Partitions, PoolShards
@@ -33,6 +36,13 @@ class OneShard:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Shards to store whose sources are read as one."""
+
+    each: tuple[OneShard, ...]
+
+
+@dataclass(frozen=True)
 class Neighbours:
     """Shards to store, from `start` on, whose rows lie in one partition."""
 
@@ -44,6 +54,25 @@ class Neighbours:
     @property
     def shards(self) -> range:
         return range(self.start, self.start + len(self.rows))
+
+
+def from_sources(sources: Sequence[dict[str, Any]]) -> list[OneShard]:
+    """A root's shards: each is of its source, and depends on nothing else."""
+    return [
+        OneShard(shard, {"source": digest(source)}, source) for shard, source in enumerate(sources)
+    ]
+
+
+def together(units: Sequence[Unit], stops: NDArray[np.integer]) -> list[Unit]:
+    """Units of one shard as units of all between two `stops`; one alone stays as it is."""
+    joined: list[Unit] = []
+    for _, group in groupby(
+        units, lambda unit: int(np.searchsorted(stops, unit.input.shard, "right"))
+    ):
+        each = list(group)
+        many = Together(tuple(unit.input for unit in each))
+        joined.append(each[0] if len(each) == 1 else Unit(f"{each[0].key}-{len(each)}", many))
+    return joined
 
 
 def neighbours(sizes: list[int], rows: int, least: int) -> list[tuple[int, int]]:
@@ -72,6 +101,17 @@ def create_shard(
 ) -> list[Record]:
     assert given.source is not None
     return [store_shard(planned, given, fn(given.source, task), task)]
+
+
+def create_together(
+    fn: Callable[[list[dict[str, Any]], Task], Iterator[Iterator[pa.Table]]],
+    planned: PlannedStage,
+    given: OneShard | Together,
+    task: UnitTask,
+) -> list[Record]:
+    each = given.each if isinstance(given, Together) else (given,)
+    streams = fn([dict(one.source or {}) for one in each], task)
+    return [store_shard(planned, one, rows, task) for one, rows in zip(each, streams, strict=True)]
 
 
 def restore_shard(

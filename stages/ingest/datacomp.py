@@ -1,7 +1,7 @@
 """DataComp's pool: metadata in Parquet, CLIP embeddings in .npz files beside it."""
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -27,6 +27,7 @@ from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from stages.ingest._columns import require
+from stages.ops.parquet_rows import Source, parquet_rows, scan_parquet
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -35,8 +36,6 @@ from stages.ops.tables import (
     fit,
     list_files,
     open_pool,
-    parquet_rows,
-    scan_parquet,
     sizes_of,
     uid_column,
     uid_values,
@@ -101,8 +100,9 @@ class DataComp(DatasetStage):
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, (".parquet",), "pool")
-        sources = (source for file in files for source in scan(self, file, None)["sources"])
-        return first_rows((it for source in sources for it in read(self, source, None)), rows)
+        groups = (group for file in files for group in scan(self, file, None)["groups"])
+        tables = (it for group in groups for it in chain.from_iterable(read(self, group, None)))
+        return first_rows(tables, rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder, _ = open_pool(self.path)  # embeddings need not match a glob of metadata
@@ -117,7 +117,8 @@ class DataComp(DatasetStage):
         for file, scanned_file in zip(files, scanned, strict=True):
             for name in sorted(ctx.wanted & scanned_file["unfit"].keys()):
                 raise self.lacking(name, scanned_file["unfit"][name], f"{folder}/{file['path']}")
-        ctx.create_shards(partial(read, self), [s for file in scanned for s in file["sources"]])
+        groups = [group for file in scanned for group in file["groups"]]
+        ctx.create_shards_together(partial(read, self), groups)
 
     def lacking(self, name: str, holds: str | None, where: str) -> StageError:
         """The error of a file that lacks a column a stage reads, or has it in another type."""
@@ -148,11 +149,14 @@ def npz_of(path: str) -> str:
 
 
 def scan(stage: DataComp, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
-    """The file's sources, and its unfit columns: name to type, null where it is missing."""
+    """The file's sources, in groups that are read as one, and its unfit columns.
+
+    Of these, name to type, null where it is missing.
+    """
     storage, _ = open_pool(stage.path)
-    sources, schema = scan_parquet(storage, file, stage.shard_rows)
+    groups, schema = scan_parquet(storage, file, stage.shard_rows)
     if schema is None:
-        return {"sources": sources, "unfit": {}}
+        return {"groups": groups, "unfit": {}}
     there = {
         column: schema.field(column.name).type
         for column in stage.scored
@@ -164,7 +168,7 @@ def scan(stage: DataComp, file: Mapping[str, Any], task: Task | None) -> dict[st
     require(asked, schema.names, f"{storage}/{file['path']}", do)
     unfit = {column.name: None for column in stage.scored if column not in there}
     other = {c.name: str(dtype) for c, dtype in there.items() if is_other(c, dtype)}
-    return {"sources": sources, "unfit": unfit | other}
+    return {"groups": groups, "unfit": unfit | other}
 
 
 def is_other(column: Column, dtype: pa.DataType) -> bool:
@@ -172,14 +176,22 @@ def is_other(column: Column, dtype: pa.DataType) -> bool:
     return column.dtype in SCORE_TYPES.values() and dtype not in (column.dtype, pa.null())
 
 
-def read(stage: DataComp, source: Mapping[str, Any], task: Task | None) -> Iterator[pa.Table]:
-    """The source's rows in the stage's columns; one empty table where there are none."""
+def read(
+    stage: DataComp, group: Sequence[Source], task: Task | None
+) -> Iterator[Iterator[pa.Table]]:
+    """Each source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
+    where = f"{storage}/{group[0]['path']}"
     names = [UID.name, *(column.name for column in stage.writes)]
     none = pa.table({name: pa.array([], pa.string()) for name in (UID.name, URL.name, TEXT.name)})
-    with failing_its_shard(f"{storage}/{source['path']}"):
-        for rows in chain([none], parquet_rows(storage, source, names)):
-            yield fitted(stage, rows)
+
+    def stored(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        with failing_its_shard(where):
+            for rows in chain([none], tables):
+                yield fitted(stage, rows)
+
+    with failing_its_shard(where):
+        yield from map(stored, parquet_rows(storage, group, names))
 
 
 def fitted(stage: DataComp, rows: pa.Table) -> pa.Table:

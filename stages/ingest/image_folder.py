@@ -27,6 +27,7 @@ from stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
+from stages.ops.parquet_rows import parquet_rows
 from stages.ops.tables import (
     IMAGE_SUFFIXES,
     failing_its_shard,
@@ -36,7 +37,6 @@ from stages.ops.tables import (
     in_batches,
     list_files,
     open_pool,
-    parquet_rows,
     sizes_of,
     uid_column,
 )
@@ -180,8 +180,9 @@ def captions_in(storage: Storage, path: str, caption_col: str) -> Iterator[tuple
 def metadata_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[Rows]:
     """The rows of a metadata file, streamed."""
     if path.endswith(".parquet"):
-        source = {"path": path, "start": 0, "stop": None}
-        yield from map(unparsed_nowhere, parquet_rows(storage, source, columns))
+        whole = {"path": path, "start": 0, "stop": None}
+        for tables in parquet_rows(storage, [whole], columns):
+            yield from map(unparsed_nowhere, tables)
         return
     with io.BufferedReader(storage.open(path), 1 << 20) as file:
         is_json = path.endswith(".jsonl")

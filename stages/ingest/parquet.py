@@ -1,9 +1,10 @@
 """A pool in Parquet files: links, images, captions, embeddings, and any column beside them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from stages.ingest._columns import (
     require,
 )
 from stages.ingest._nested import caption_of, digests_of, holds_images, images_of
+from stages.ops.parquet_rows import Source, parquet_rows, scan_parquet
 from stages.ops.tables import (
     BATCH_ROWS,
     any_of,
@@ -47,8 +49,6 @@ from stages.ops.tables import (
     first_rows,
     list_files,
     open_pool,
-    parquet_rows,
-    scan_parquet,
     sizes_of,
     uid_column,
     uid_values,
@@ -153,24 +153,24 @@ class Parquet(DatasetStage):
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, PARQUET_SUFFIXES, "pool")
-        sources = (source for file in files for source in scan(self, file, None)["sources"])
-        return first_rows((it for source in sources for it in read(self, source, None)), rows)
+        groups = (group for file in files for group in scan(self, file, None)["groups"])
+        return first_rows((it for group in groups for it in one_by_one(self, group)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, PARQUET_SUFFIXES, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
-        sources = [source for file in scanned for source in file["sources"]]
-        ctx.map(partial(try_first, self), sources[:1])
-        ctx.create_shards(partial(read, self), sources)
+        groups = [group for file in scanned for group in file["groups"]]
+        ctx.map(partial(try_first, self), groups[:1])
+        ctx.create_shards_together(partial(read, self), groups)
 
 
 def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
-    """The file's sources: ranges of its rows."""
+    """The file's sources: ranges of its rows, in groups that are read as one."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{file['path']}"
-    sources, schema = scan_parquet(storage, file, stage.shard_rows)
+    groups, schema = scan_parquet(storage, file, stage.shard_rows)
     if schema is None:
-        return {"sources": sources}
+        return {"groups": groups}
     require(stage.names, schema.names, where)
     if stage.image_col and not holds_images(dtype := schema.field(stage.image_col).type):
         do = "name a column of bytes, or of structs with `bytes`; links belong in `url_col`"
@@ -184,31 +184,45 @@ def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str
         ):
             do = f"write embedding_width: {dtype.list_size}"
             raise StageError(f"'{name}' has vectors of {dtype.list_size} numbers", where, do)
-    return {"sources": sources}
+    return {"groups": groups}
 
 
-def try_first(stage: Parquet, source: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
+def try_first(stage: Parquet, group: Sequence[Source], task: Task | None) -> dict[str, Any]:
     """StageError where most of the first rows do not fit what the settings say of them."""
     with suppress(ShardError):  # a damaged file costs its shards, not the stage
-        first_rows(read(stage, source, task, is_tried=True), TRIED_ROWS)
+        first_rows(one_by_one(stage, group[:1], is_tried=True), TRIED_ROWS)
     return {}
 
 
-def read(
-    stage: Parquet, source: Mapping[str, Any], task: Task | None, is_tried: bool = False
+def one_by_one(
+    stage: Parquet, group: Sequence[Source], is_tried: bool = False
 ) -> Iterator[pa.Table]:
-    """The source's rows in the stage's columns; one empty table where there are none."""
+    """The rows of all sources of a group."""
+    return chain.from_iterable(read(stage, group, None, is_tried))
+
+
+def read(
+    stage: Parquet, group: Sequence[Source], task: Task | None, is_tried: bool = False
+) -> Iterator[Iterator[pa.Table]]:
+    """Each source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
-    where = f"{storage}/{source['path']}"
+    path = group[0]["path"]
+    where = f"{storage}/{path}"
     names = list(dict.fromkeys(stage.names.values()))
-    row = source["start"]
-    yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
+
+    def stored(tables: Iterator[pa.Table], row: int) -> Iterator[pa.Table]:
+        yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
+        with failing_its_shard(where):
+            for rows in tables:
+                places = pa.array([f"{path}/{row + number}" for number in range(len(rows))])
+                yield as_stored(stage, rows, places, where if is_tried else None)
+                row += len(rows)
+
     with failing_its_shard(where):
         batch_rows = IMAGE_ROWS if stage.image_col else BATCH_ROWS
-        for rows in parquet_rows(storage, source, names, batch_rows):
-            places = [f"{source['path']}/{row + number}" for number in range(len(rows))]
-            yield as_stored(stage, rows, pa.array(places), where if is_tried else None)
-            row += len(rows)
+        each = parquet_rows(storage, group, names, batch_rows)
+        for source, tables in zip(group, each, strict=True):
+            yield stored(tables, source["start"])
 
 
 def as_stored(stage: Parquet, rows: pa.Table, places: pa.Array, tried: str | None) -> pa.Table:

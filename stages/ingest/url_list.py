@@ -1,7 +1,7 @@
 """A pool that is a list of URLs and captions: CSV, TSV, plain text, JSON lines or Parquet."""
 
 import codecs
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +37,7 @@ from stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
+from stages.ops.parquet_rows import Source, parquet_rows, scan_parquet
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -44,8 +45,6 @@ from stages.ops.tables import (
     first_rows,
     list_files,
     open_pool,
-    parquet_rows,
-    scan_parquet,
     sizes_of,
     uid_column,
     uid_values,
@@ -143,55 +142,67 @@ class UrlList(DatasetStage):
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, self.suffixes, "pool")
-        sources = (s for file in files for s in scan(self, file, None, is_cut=False)["sources"])
-        return first_rows((it for source in sources for it in read(self, source, None)), rows)
+        groups = (g for file in files for g in scan(self, file, None, is_cut=False)["groups"])
+        return first_rows((it for group in groups for it in one_by_one(self, group)), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, self.suffixes, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
-        sources = [source for file in scanned for source in file["sources"]]
-        ctx.map(partial(try_first, self), sources[:1])
-        ctx.create_shards(partial(read, self), sources)
+        groups = [group for file in scanned for group in file["groups"]]
+        ctx.map(partial(try_first, self), groups[:1])
+        ctx.create_shards_together(partial(read, self), groups)
 
 
 def scan(
     stage: UrlList, file: Mapping[str, Any], task: Task | None, is_cut: bool = True
 ) -> dict[str, Any]:
-    """The file's sources: ranges of rows (Parquet) or of bytes (text); one where it is not cut."""
+    """The file's sources, in groups that are read as one: ranges of rows (Parquet) or of bytes."""
     storage, _ = open_pool(stage.path)
     if file["path"].lower().endswith(PARQUET):
-        sources, schema = scan_parquet(storage, file, stage.shard_rows)
+        groups, schema = scan_parquet(storage, file, stage.shard_rows)
         if schema is not None:
             require(stage.names, schema.names, f"{storage}/{file['path']}")
-    else:
-        shard_rows = stage.shard_rows if is_cut else None
-        sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
-    return {"sources": sources}
+        return {"groups": groups}
+    shard_rows = stage.shard_rows if is_cut else None
+    sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
+    return {"groups": [[source] for source in sources]}
 
 
-def try_first(stage: UrlList, source: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
+def try_first(stage: UrlList, group: Sequence[Source], task: Task | None) -> dict[str, Any]:
     """StageError where most of the first rows do not fit what the settings say of them."""
     with suppress(ShardError):  # a damaged file costs its shards, not the stage
-        first_rows(read(stage, source, task, is_tried=True), TRIED_ROWS)
+        first_rows(one_by_one(stage, group[:1], is_tried=True), TRIED_ROWS)
     return {}
 
 
-def read(
-    stage: UrlList, source: Mapping[str, Any], task: Task | None, is_tried: bool = False
+def one_by_one(
+    stage: UrlList, group: Sequence[Source], is_tried: bool = False
 ) -> Iterator[pa.Table]:
-    """The source's rows in the stage's columns; one empty table where there are none."""
+    """The rows of all sources of a group."""
+    return chain.from_iterable(read(stage, group, None, is_tried))
+
+
+def read(
+    stage: UrlList, group: Sequence[Source], task: Task | None, is_tried: bool = False
+) -> Iterator[Iterator[pa.Table]]:
+    """Each source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
-    where = f"{storage}/{source['path']}"
+    where = f"{storage}/{group[0]['path']}"
     names = list(dict.fromkeys(stage.names.values()))
     none: Rows = ({name: [] for name in names}, pa.nulls(0, pa.string()))
-    with failing_its_shard(where, UnicodeError):
-        batches: Iterator[Rows]
-        if source["path"].lower().endswith(PARQUET):
-            batches = map(unparsed_nowhere, parquet_rows(storage, source, names))
-        else:
-            batches = text_rows(storage, source, names, stage.dialect)
-        for rows, unparsed in chain([none], batches):
-            yield as_stored(stage, rows, unparsed, where if is_tried else None)
+
+    def stored(batches: Iterator[Rows]) -> Iterator[pa.Table]:
+        with failing_its_shard(where, UnicodeError):
+            for rows, unparsed in chain([none], batches):
+                yield as_stored(stage, rows, unparsed, where if is_tried else None)
+
+    if group[0]["path"].lower().endswith(PARQUET):
+        with failing_its_shard(where):
+            for tables in parquet_rows(storage, group, names):
+                yield stored(map(unparsed_nowhere, tables))
+    else:
+        for source in group:
+            yield stored(text_rows(storage, source, names, stage.dialect))
 
 
 def as_stored(

@@ -1,4 +1,4 @@
-"""A pool's files: listed, cut into ranges of rows, read, and fitted to declared columns."""
+"""A pool's files: listed, and their values fitted to declared columns."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -8,12 +8,10 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from metadata.globs import files_of
 from metadata.globs import open_pool as open_pool  # the readers' one door to a pool
 from metadata.keys import redacted
-from metadata.storage import Storage
 from metadata.uid import from_hex, uid_of
 from pipeline.errors import RetryableError, ShardError, StageError
 
@@ -23,7 +21,6 @@ Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
-READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 
 
 def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str, Any]]:
@@ -66,60 +63,6 @@ def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
 
 
 _MEND = "put the whole file in its place and run again: only its shards are redone"
-
-
-def scan_parquet(
-    storage: Storage, file: Mapping[str, Any], shard_rows: int
-) -> tuple[list[dict[str, Any]], pa.Schema | None]:
-    """A source for each `shard_rows` rows, and the file's schema.
-
-    Where the file cannot be opened, one source without an end, and no schema. A file without rows
-    is a shard without rows, so that it keeps its place in the pool.
-    """
-    source = {"path": file["path"], "digest": file["digest"]}
-    try:
-        with storage.open(file["path"]) as opened, pq.ParquetFile(opened) as parquet:
-            rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-    except (pa.ArrowException, OSError):
-        return [{**source, "start": 0, "stop": None}], None  # reading fails its shard, not the pool
-    starts = range(0, max(rows, 1), shard_rows)
-    bounds = [{"start": start, "stop": min(start + shard_rows, rows)} for start in starts]
-    return [{**source, **bound, "rows": rows} for bound in bounds], schema
-
-
-def parquet_rows(
-    storage: Storage,
-    source: Mapping[str, Any],
-    columns: Sequence[str],
-    batch_rows: int = BATCH_ROWS,
-) -> Iterator[pa.Table]:
-    """Rows start to stop of those columns that the file has, streamed.
-
-    Only the row groups that overlap are read, but each from its first row: Parquet has no other
-    way in, so row groups far larger than a shard are decoded once per shard.
-    """
-    with (
-        storage.open(source["path"]) as opened,
-        pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet,
-    ):
-        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        start, stop = source["start"], source["stop"]
-        end_G = np.cumsum(sizes, dtype=np.int64)
-        stop = sum(sizes) if stop is None else stop
-        groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
-        skip = start - sum(sizes[: groups[0]]) if groups else 0
-        left = stop - start
-        there = [name for name in columns if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(
-            batch_rows, row_groups=groups, columns=there, use_threads=False
-        ):
-            part = batch.slice(skip, left)
-            skip = max(0, skip - len(batch))
-            left -= len(part)
-            if len(part):
-                yield pa.Table.from_batches([part])
-            if not left:
-                return
 
 
 def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[list[T]]:

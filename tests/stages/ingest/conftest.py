@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,14 +37,30 @@ class Ctx:
         self.sources = json.loads(json.dumps(sources))
         self.shards = [self.shard(fn, source) for source in self.sources]
 
+    def create_shards_together(self, fn, groups):
+        fn = pickle.loads(pickle.dumps(fn))
+        groups = json.loads(json.dumps(groups))
+        self.sources = [source for group in groups for source in group]
+        for group in groups:
+            try:
+                self.shards += [self.whole(list(tables)) for tables in fn(group, None)]
+            except ShardError:  # as the engine does: each of them alone
+                self.shards += [self.shard(partial(one_alone, fn), source) for source in group]
+
     def shard(self, fn, source):
         try:
-            tables = list(fn(source, None))
+            return self.whole(list(fn(source, None)))
         except ShardError as error:
             return error
+
+    def whole(self, tables):
         assert all(table.schema == self.schema for table in tables)
         assert all(table["uid"].null_count == 0 for table in tables)
         return pa.concat_tables([self.schema.empty_table(), *tables]).unify_dictionaries()
+
+
+def one_alone(fn, source, task):
+    return chain.from_iterable(fn([source], task))
 
 
 @pytest.fixture

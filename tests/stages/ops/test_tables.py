@@ -1,13 +1,11 @@
-"""Files of a pool: ranges of Parquet rows, values fitted to a type, what an error becomes."""
+"""Files of a pool: values fitted to a type, what an error becomes."""
 
 import pickle
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
 from pipeline.errors import RetryableError, ShardError
 from stages.ops.tables import (
     BATCH_BYTES,
@@ -16,42 +14,8 @@ from stages.ops.tables import (
     first_reason,
     fit,
     in_batches,
-    list_files,
     open_pool,
-    parquet_rows,
-    scan_parquet,
 )
-
-
-@pytest.mark.parametrize("shard_rows", [1, 3, 7, 1500, 5000])
-def test_ranges_of_a_parquet_file_make_the_file(tmp_path, shard_rows):
-    table = pa.table({"n": range(2600), "other": range(2600)})
-    pq.write_table(table.slice(0, 13), tmp_path / "0.parquet", row_group_size=5)
-    pq.write_table(table, tmp_path / "1.parquet", row_group_size=1100)
-    storage = Storage(str(tmp_path))
-    for file in list_files(str(tmp_path), (".parquet",), "pool"):
-        sources, schema = scan_parquet(storage, file, shard_rows)
-        assert schema == table.schema
-        shards = [list(parquet_rows(storage, source, ["n"])) for source in sources]
-        found = [n for shard in shards for part in shard for n in part["n"].to_pylist()]
-        assert found == list(range(sources[0]["rows"]))
-        sizes = [sum(map(len, shard)) for shard in shards]
-        assert max(sizes) <= shard_rows
-        assert {name for shard in shards for part in shard for name in part.column_names} == {"n"}
-
-
-def test_only_the_row_groups_that_overlap_are_read(tmp_path):
-    path = tmp_path / "0.parquet"
-    pq.write_table(pa.table({"n": range(30)}), path, row_group_size=10, compression=None)
-    broken = bytearray(path.read_bytes())
-    for group in (0, 2):
-        chunk = pq.read_metadata(path).row_group(group).column(0)
-        start = chunk.dictionary_page_offset or chunk.data_page_offset
-        broken[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
-    path.write_bytes(broken)
-    source = {"path": "0.parquet", "start": 12, "stop": 18}
-    (rows,) = parquet_rows(Storage(str(tmp_path)), source, ["n"])
-    assert rows["n"].to_pylist() == list(range(12, 18))
 
 
 @pytest.mark.parametrize(

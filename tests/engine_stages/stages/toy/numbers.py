@@ -15,6 +15,7 @@ from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError, StageError
 from pipeline.stage import DatasetStage, location
 
+READ: list[list[int]] = []  # the groups read, in this process
 NUMBER = Column("number", pa.int64(), "", "The number of a line.")
 
 
@@ -24,6 +25,7 @@ class Numbers(DatasetStage):
 
     path: str = location()
     shard_rows: int = location(1000)
+    together: int = location(1)  # sources of a file that are read as one
 
     version = 1
     determinism = "exact"
@@ -40,15 +42,26 @@ class Numbers(DatasetStage):
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         known = [{"file": str(f), "digest": d} for f, d in zip(files, digests, strict=True)]
         counted = ctx.map(count_lines, known)
-        sources = []
+        groups = []
         for file, count in zip(known, counted, strict=True):
             bounds = [*range(0, max(1, count["rows"]), self.shard_rows), count["rows"]]
-            sources += [{**file, "start": a, "stop": b} for a, b in pairwise(bounds)]
-        ctx.create_shards(read, sources)
+            sources = [{**file, "start": a, "stop": b} for a, b in pairwise(bounds)]
+            firsts = range(0, len(sources), self.together)
+            groups += [sources[first : first + self.together] for first in firsts]
+        if self.together > 1:
+            ctx.create_shards_together(read_together, groups)
+        else:
+            ctx.create_shards(read, [source for group in groups for source in group])
 
 
 def count_lines(file: dict[str, Any], task: Task) -> dict[str, int]:
     return {"rows": len(Path(file["file"]).read_text().splitlines())}
+
+
+def read_together(group: list[dict[str, Any]], task: Task) -> Iterator[Iterator[pa.Table]]:
+    """The rows of each source of a group."""
+    READ.append([source["start"] for source in group])
+    return (read(source, task) for source in group)
 
 
 def read(source: dict[str, Any], task: Task) -> Iterator[pa.Table]:

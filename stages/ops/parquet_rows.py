@@ -1,0 +1,103 @@
+"""Rows of Parquet files that others wrote: cut into shards, and each row group read once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metadata.storage import Storage
+from stages.ops.tables import BATCH_ROWS
+
+READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
+
+Source = dict[str, Any]
+
+
+def scan_parquet(
+    storage: Storage, file: Mapping[str, Any], shard_rows: int
+) -> tuple[list[list[Source]], pa.Schema | None]:
+    """Sources of `shard_rows` rows each, by the row group in which they start; the file's schema.
+
+    Where the file cannot be opened, one source without an end, and no schema. A file without rows
+    is a shard without rows, so that it keeps its place in the pool.
+    """
+    source = {"path": file["path"], "digest": file["digest"]}
+    try:
+        with storage.open(file["path"]) as opened, pq.ParquetFile(opened) as parquet:
+            sizes, schema = sizes_of_groups(parquet), parquet.schema_arrow
+    except (pa.ArrowException, OSError):
+        return [[{**source, "start": 0, "stop": None}]], None  # reading fails its shard alone
+    rows = sum(sizes)
+    start_S = np.arange(0, max(rows, 1), shard_rows)
+    stop_S = np.minimum(start_S + shard_rows, rows)
+    group_S = np.searchsorted(np.cumsum(sizes, dtype=np.int64), start_S, "right")
+    groups: dict[int, list[Source]] = {}
+    for group, start, stop in zip(*(it.tolist() for it in (group_S, start_S, stop_S)), strict=True):
+        bounds = {"start": start, "stop": stop, "rows": rows}
+        groups.setdefault(group, []).append(source | bounds)
+    return list(groups.values()), schema
+
+
+def parquet_rows(
+    storage: Storage,
+    sources: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[Iterator[pa.Table]]:
+    """The rows of each source in turn, of those columns that the file has, streamed.
+
+    The sources are of one file, in its order, and start in one row group: that is read once, from
+    its first row, for Parquet has no other way in. Of the next group, which the last source may
+    reach into, so many rows are read as it has. Batches are cut from the group's start, so that a
+    source has the same ones whether it is read alone or with others.
+    """
+    path = sources[0]["path"]
+    with (
+        storage.open(path) as opened,
+        pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet,
+    ):
+        sizes = sizes_of_groups(parquet)
+        start, stop = sources[0]["start"], sources[-1]["stop"]
+        stop = sum(sizes) if stop is None else stop
+        end_G = np.cumsum(sizes, dtype=np.int64)
+        groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
+        there = [name for name in columns if name in parquet.schema_arrow.names]
+        batches = Positioned(
+            parquet.iter_batches(batch_rows, row_groups=groups, columns=there, use_threads=False),
+            sum(sizes[: groups[0]]) if groups else start,
+        )
+        for source in sources:
+            end = stop if source["stop"] is None else source["stop"]
+            yield batches.between(source["start"], end)
+
+
+class Positioned:
+    """Batches that follow one another from a row of a file on, given out by rising ranges."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch], row: int) -> None:
+        self.batches = batches
+        self.row = row  # of the file: the first of `batch`
+        self.batch: pa.RecordBatch | None = None
+
+    def between(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """The rows start to stop; those before are passed over."""
+        while self.row < stop:
+            if self.batch is None and (batch := next(self.batches, None)) is not None:
+                self.batch = batch
+            if self.batch is None:
+                return
+            end = self.row + len(self.batch)
+            first = max(start, self.row)
+            if first < min(end, stop):
+                part = self.batch.slice(first - self.row, min(end, stop) - first)
+                yield pa.Table.from_batches([part])
+            if end > stop:
+                return  # the next range begins in this batch
+            self.row, self.batch = end, None
+
+
+def sizes_of_groups(parquet: pq.ParquetFile) -> list[int]:
+    """Rows of each row group."""
+    return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
