@@ -2,8 +2,8 @@
 
 Wrong arguments get the form of all errors: what was found, where, and what to do.
 
-Exit codes: 0 done, 1 a stage failed, 2 the recipe or the arguments are wrong, 130 and 143 stopped
-by Ctrl-C and by `kill`.
+Exit codes: 0 done, 1 a stage failed or nothing was kept, 2 the recipe or the arguments are wrong,
+130 and 143 stopped by Ctrl-C and by `kill`.
 """
 
 import argparse

@@ -61,6 +61,7 @@ def send(
     out: str,
     until: str | None = None,
     retry: Sequence[str] = (),
+    keep_going: bool = False,
     workers: int | None = None,
 ) -> Job:
     """Makes the job; RecipeError where that can't be, and then there is none."""
@@ -74,6 +75,7 @@ def send(
     more = [f"--set={override}" for override in plan.recipe.overrides]
     more += [f"--until={until}"] if until else []
     more += [f"--retry={reason}" for reason in retry]
+    more += ["--keep-going"] if keep_going else []
     more += [f"--workers={workers}"] if workers is not None else []
     package = packed(Path(plan.recipe.path))
     try:

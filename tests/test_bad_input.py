@@ -163,7 +163,9 @@ def test_files_without_rows_are_shards_without_rows(it):
 
 def test_a_pool_of_no_rows_gives_empty_exports_and_a_funnel_of_zeros(it):
     it.put("0.parquet", pa.Table.from_pylist(rows(1)).slice(0, 0))
-    assert it.run().code == 0
+    said = it.run()
+    assert said.code == 1
+    assert said.out.startswith("nothing is kept: the pool has no rows\n")
     assert it.kept() == []
     (end,) = it.ask("funnel")["ends"]
     assert end == {"stage": "subset", "rows": 0, "kept": 0, "causes": []}
@@ -176,10 +178,11 @@ def test_a_pool_of_no_files_stops_the_stage(it):
     assert f"key `path`: {it.pool}" in said.out
 
 
-def test_a_selection_that_keeps_nothing_exports_nothing_and_is_no_failure(it, clipmill):
+def test_a_selection_that_keeps_nothing_is_complete_and_ends_with_1(it, clipmill):
     it.put("0.parquet", rows(8))
     said = it.run("--set", "subset.where=caption_words > 99")
-    assert said.code == 0
+    assert said.code == 1
+    assert said.out.startswith("0 of 8 rows kept by 'subset': subset: caption_words > 99 took 8\n")
     assert it.kept() == []
     assert "0  kept by 'subset' (0.0%)" in clipmill("funnel", "--run", it.out).out
     (card,) = it.out.glob("stages/uids-*/out/dataset.json")
@@ -211,7 +214,7 @@ def test_odd_captions_are_counted_and_fail_no_neighbour(it):
     }
     table = [{**row, "text": odd.get(i, row["text"])} for i, row in enumerate(rows(8))]
     it.put("0.parquet", table)
-    assert it.run().code == 0
+    assert it.run().code == 1  # none of these scores is kept
     assert it.reasons("caption") == {"no_text": 1}
     assert it.reasons("lang") == {"no_text": 1, "empty_text": 2}
     long = it.ask("why", table[5]["uid"])

@@ -43,13 +43,18 @@ def planned(options: argparse.Namespace) -> "Plan":
 
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
-    """`--retry REASON`: see `check_retry`."""
+    """`--retry REASON`: see `check_retry`; and `--keep-going`."""
     parser.add_argument(
         "--retry",
         action="append",
         default=[],
         metavar="REASON",
         help="try rows again that failed for this reason (`timeout`), or `crashed` shards",
+    )
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="go on where nearly all rows of a stage's first shards fail for one reason",
     )
 
 

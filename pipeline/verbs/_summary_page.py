@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from pipeline.ledger.summary import Ending, Lost, Summary
 
 SHOWN = 6  # causes of an ending; the rest is one line
+MANY = 3  # endings: of more only the rows kept are told
 
 
 def text(summary: "Summary", again: str, is_complete: bool) -> str:
     """The page of a run; `again` is the command that runs it."""
     endings = summary.endings if is_complete else ()
-    sections = [_ending(ending) for ending in endings if ending.rows]
+    is_long = len(endings) > MANY
+    sections = [_ending(ending, is_long) for ending in endings if ending.rows]
     sections += [_written(summary), _warnings(summary), _next(summary, again, is_complete)]
     took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
     return "\n".join(["\n".join(section) for section in sections if section] + [took])
@@ -23,13 +25,15 @@ def text(summary: "Summary", again: str, is_complete: bool) -> str:
 
 def nothing(summary: "Summary") -> str:
     """What is empty, the cause first; no text where nothing is."""
+    if summary.endings and not any(ending.rows for ending in summary.endings):
+        return "nothing is kept: the pool has no rows"
     lines = []
     for ending in summary.endings:
-        if not ending.kept:
-            first = next(iter(ending.lost), None)
-            why = f"{_cause(first)} took {first.rows:,}" if first else "the pool has none"
+        if ending.lost and not ending.kept:
+            first = ending.lost[0]
+            why = f"{_cause(first)} took {first.rows:,}"
             lines.append(f"0 of {ending.rows:,} rows kept by '{ending.stage}': {why}")
-            lines += [f"  do:    {_advice(first, summary)}"] if first else []
+            lines.append(f"  do:    {_advice(first, summary)}")
     for export in summary.exports:
         if export.exported == 0 and not lines:
             left = ", ".join(f"{count:,} {reason}" for reason, count in export.left.items())
@@ -48,10 +52,11 @@ def _cause(lost: "Lost") -> str:
     return f"{lost.stage}: {one_line(lost.reason)}"
 
 
-def _ending(ending: "Ending") -> list[str]:
+def _ending(ending: "Ending", is_long: bool) -> list[str]:
+    """Rows kept; and what took the others, where the page does not get too long."""
     share = f"{ending.kept / ending.rows:.1%}"
     head = f"{ending.kept:,} of {ending.rows:,} rows kept by '{ending.stage}' ({share})"
-    if not ending.lost:
+    if not ending.lost or is_long:
         return [head]
     shown = ending.lost[: SHOWN if len(ending.lost) > SHOWN + 1 else None]
     rows = [(lost.rows, _cause(lost)) for lost in shown]

@@ -37,11 +37,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="URI", required=True, help="run folder: a path or s3://…")
     add_executor(parser)
     add_retry(parser)
-    parser.add_argument(
-        "--keep-going",
-        action="store_true",
-        help="go on where nearly all rows of a stage's first shards fail for one reason",
-    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
         out=options.out,
         until=options.until,
         retry=options.retry,
+        keep_going=options.keep_going,
         workers=options.workers,
     )
     print(f"{job}\n{job.how_to}", file=sys.stderr)

@@ -78,11 +78,11 @@ def run_arguments(head: Head) -> list[str]:
 
 
 def test_the_job_is_the_run_that_was_asked_for(head, send):
-    said = send("--until", "images", "--retry", "timeout", "--workers", "3")
+    said = send("--until", "images", "--retry", "timeout", "--workers", "3", "--keep-going")
     assert (said.code, said.out) == (0, "done\n")
     assert run_arguments(head) == [
         *("recipe/it.yaml", "--out", "s3://bucket/run", "--executor=ray", "--address=auto"),
-        *("--until=images", "--retry=timeout", "--workers=3"),
+        *("--until=images", "--retry=timeout", "--keep-going", "--workers=3"),
         f'--set=pool.path="{os.getcwd()}/pool/metadata"',
     ]
 

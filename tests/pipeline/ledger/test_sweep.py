@@ -89,8 +89,9 @@ def ran(folder, states, clipmill):
         for change in sets:
             arguments += ["--set", change]
         said = clipmill(*arguments)
-        assert said.code == 0, said.err
-        return RunState(make_plan(load_recipe(str(recipe), sets)), Storage(str(folder / "run")))
+        state = RunState(make_plan(load_recipe(str(recipe), sets)), Storage(str(folder / "run")))
+        assert said.code == (0 if kept(state) else 1), said.out + said.err
+        return state
 
     return run
 
