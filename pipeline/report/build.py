@@ -3,6 +3,7 @@
 Every figure and picture is read from the run folder, so the same folder gives the same bytes.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -22,7 +23,10 @@ from pipeline.report.page import render
 from pipeline.report.strips import duplicate_strips, leak_strips
 from pipeline.report.training import training_charts
 from pipeline.run_folder.ran import newest_recipe
+from pipeline.run_folder.sessions import sessions
 from pipeline.run_folder.state import RunState
+
+LONG_PATH = re.compile(r"=(/|\w+://)\S*/(?=[^/\s]+$)")  # of a value: its last part says enough
 
 
 def report(state: RunState, baselines: Sequence[str] = ()) -> str:
@@ -72,19 +76,22 @@ def _sections(
     yield section("time", "Time and throughput")
     if rows.exports:
         yield section("exports", "Exports")
-    yield section("recipe", "Recipe")
+    yield section("recipe", "Recipe and machine")
 
 
 def _run(state: RunState) -> dict[str, Any]:
     """What ran: recipe, seed, when it was started, and its stages as YAML."""
     newest, ran = newest_recipe(state.run)
     began = datetime.strptime(newest[:15], "%Y%m%dT%H%M%S")
+    ended = sessions(state.run)
     return {
         "folder": str(state.run),
         "recipe": state.plan.recipe.name,
         "seed": state.plan.seed,
         "began": began.strftime("%Y-%m-%d %H:%M UTC"),
-        "overrides": ran["overrides"],
+        "overrides": [LONG_PATH.sub("=…/", override) for override in ran["overrides"]],
+        "sessions": ended,
+        "seconds": sum(one.seconds for one in ended),
         "stages": yaml.safe_dump(
             ran["stages"],
             sort_keys=False,

@@ -50,13 +50,18 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.ledger.summary import summary
     from pipeline.progress import watcher
     from pipeline.run_folder.ran import forgotten
+    from pipeline.run_folder.sessions import session
     from pipeline.verbs._plan_page import notes
 
     check_retry(plan, options.retry)
     folder = Storage(options.out)
     for note in [*notes(plan), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
-    with executor(options) as workers, watcher() as watch:
+    with (
+        executor(options) as workers,
+        watcher() as watch,
+        session(folder, plan.recipe.name),
+    ):
         outcome = run_plan(
             plan, folder, workers, watch, tuple(options.retry), keep_going=options.keep_going
         )

@@ -125,6 +125,8 @@ def meaning(folder: Storage) -> dict[str, Any]:
         if info.type != fs.FileType.File or name == "live.json":
             continue
         data = folder.read(name)
+        if name.startswith("sessions/"):  # a killed run leaves none
+            continue
         if name.startswith("recipes/"):  # named by the time
             found.setdefault("recipes", []).append(data.decode())
         elif name.endswith("records.parquet"):

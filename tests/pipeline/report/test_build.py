@@ -13,6 +13,7 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
 from pipeline.report.build import report
+from pipeline.run_folder.sessions import sessions
 from pipeline.run_folder.state import RunState
 from tests.drawn import HOSTILE, ROWS
 from tests.parsed import Page
@@ -134,3 +135,22 @@ def test_the_headline_says_what_is_kept_why_most_went_and_what_it_is_worth(page,
     assert "A model trained on shards is better than one trained on raw by 21.0 points" in page.text
     assert "(95 % interval +8.3 to +33.7, 2 seeds), in acc1 of flags ." in page.text
     assert "This run is not complete" not in page.text
+
+
+def test_it_says_how_long_it_took_on_what_and_no_absolute_path_of_a_setting(
+    clipmill, generated, tmp_path
+):
+    (tmp_path / "it.yaml").write_text("stages: {pool: {uses: ingest.datacomp, path: none}}")
+    path = f"pool.path={generated}/metadata"
+    run = ("run", tmp_path / "it.yaml", "--set", path, "--out", tmp_path / "run", "--workers", "0")
+    for _ in range(2):
+        assert clipmill(*run).code == 0
+    clipmill("report", "--run", tmp_path / "run", "--out", tmp_path / "it.html")
+    page = Page((tmp_path / "it.html").read_text())
+    first, second = sessions(Storage(str(tmp_path / "run")))
+    assert f"{first.seconds + second.seconds:.1f} s by the clock, in 2 runs" in page.text
+    assert first.machine in page.text
+    assert f"clipmill {first.clipmill}" in page.text
+    above_the_recipe = page.text.partition("The stages as they ran")[0]
+    assert "--set pool.path=…/metadata" in above_the_recipe
+    assert str(generated) not in above_the_recipe
