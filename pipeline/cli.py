@@ -45,7 +45,12 @@ from pipeline.verbs import (
 from pipeline.verbs._signals import exit_code
 
 atexit.register(gc.freeze)  # a last search for garbage in all that was imported takes a while
-BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+BAD_PATH: dict[type[OSError], tuple[str, str]] = {
+    FileNotFoundError: ("no such file or folder", "check the path and the folder that it is in"),
+    NotADirectoryError: ("a file, where a folder is meant", "name a folder"),
+    IsADirectoryError: ("a folder, where a file is meant", "name a file or delete that folder"),
+    PermissionError: ("a place that may not be read or written", "name another, or get its rights"),
+}
 VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
@@ -103,12 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
         from metadata.storage import KEYS, wants_keys
 
         what = error.strerror or f"{type(error).__name__}: {error}"
-        place = str(error.filename2 or error.filename or "the storage of the run")
-        is_in_the_way = isinstance(error, IsADirectoryError)
-        do = "delete that folder" if is_in_the_way else "check that it is there and can be written"
+        what, do = BAD_PATH.get(type(error), (what, "check that it is there and can be written"))
         do = KEYS if wants_keys(error) else f"{do}, and run again"
-        said = ClipmillError(what, place, do)
-        is_wrong = isinstance(error, BAD_PATH) or error.errno == errno.ENAMETOOLONG
+        said = ClipmillError(what, str(error.filename2 or error.filename or "the storage"), do)
+        is_wrong = type(error) in BAD_PATH or error.errno == errno.ENAMETOOLONG
         return _say(said, WRONG if is_wrong else FAILED)
 
 
@@ -141,7 +144,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """RecipeError; a mistyped option first, as what is missing may be what it stands for."""
-        known = [name for name in self._option_string_actions if name.startswith("--")]
+        known = [
+            name
+            for name, action in self._option_string_actions.items()
+            if name.startswith("--") and action.help != argparse.SUPPRESS
+        ]
         options = [word.partition("=")[0] for word in self.given if word.startswith("--")]
         more = f"{self.prog} --help shows its arguments, and examples"
         if choice := re.fullmatch(CHOICE, message, re.DOTALL):

@@ -35,7 +35,7 @@ CASES = {
     "not YAML": Case("  pool: {uses: [\n", "not YAML", "mine.yaml:", "mend the file"),
     "a tab": Case("\tpool: {}\n", "not YAML", "mine.yaml:2", "spaces"),
     "a list": Case("- a\n", "list", "mine.yaml", "`stages:`", head=""),
-    "a word": Case("word", "str", "mine.yaml", "`stages:`", head=""),
+    "a word": Case("word", "a value, not keys", "mine.yaml", "`stages:`", head=""),
     "an empty file": Case("", "no stages", "mine.yaml", "at least one stage", head=""),
     "a key that is a list": Case("? [a, b]\n: 1\n", "key", "mine.yaml:1", "word", head=""),
     "no stages": Case("", "no stages", "mine.yaml", "at least one stage"),

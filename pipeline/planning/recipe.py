@@ -157,10 +157,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if whole is None:
         whole = {}
     if not isinstance(whole, dict):
+        found = "a list" if isinstance(whole, list) else "a value"
         raise RecipeError(
-            f"the recipe is a {type(whole).__name__}",
-            str(path),
-            "write `stages:` at its top",
+            f"the recipe is {found}, not keys and values", str(path), "write `stages:` at its top"
         )
     for key in whole:
         if key not in TOP_KEYS:
@@ -240,9 +239,8 @@ def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], i
 def _seed(seed: Any, path: Path, lines: dict[tuple[str, ...], int]) -> int:
     if isinstance(seed, int) and not isinstance(seed, bool):
         return seed
-    raise RecipeError(
-        f"seed is {seed!r}", f"{path}:{lines.get(('seed',), 1)}", "write a whole number"
-    )
+    line = f":{lines[('seed',)]}" if ("seed",) in lines else ""
+    raise RecipeError(f"seed is {seed!r}", f"{path}{line}", "write a whole number")
 
 
 def _override(recipe: Recipe, text: str) -> None:

@@ -1,0 +1,298 @@
+"""Wrong inputs, one a command: each is told what was found, where, and what to do.
+
+More wrong recipes stand in test_bad_recipes.py, wrong rows and pictures in test_bad_input.py
+and test_bad_images.py.
+"""
+
+import io
+import re
+import shlex
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+
+ERROR = re.compile(r"(?:clipmill|\w+): (.*?)\n  where: (.*?)\n  do:    (.*)", re.DOTALL)
+POOL = "stages:\n  pool: {uses: ingest.datacomp, path: pool/metadata, shard_rows: 200}\n"
+TEXTS = {
+    "it.yaml": POOL + "  caption: {uses: annotate.caption, from: pool}\n"
+    "  subset: {uses: select.where, from: caption, where: caption_words >= 4}\n"
+    "  uids: {uses: export.uid_list, from: subset}\n",
+    "words.yaml": "just some words\n",
+    "list.yaml": "- a\n- b\n",
+    "open.yaml": "stages: {pool: [\n",
+    "empty.yaml": "",
+    "tars.yaml": "stages:\n  pool: {uses: ingest.webdataset, path: tars}\n",
+    "pictures.yaml": "stages:\n  pool: {uses: ingest.image_folder, path: notes}\n",
+    "table.yaml": "stages:\n  pool: {uses: ingest.parquet, path: cut.parquet, url_col: url}\n",
+    "links.yaml": "stages:\n  pool: {uses: ingest.url_list, path: one.csv}\n",
+    "down.yaml": "stages:\n  pool: {uses: ingest.url_list, path: good.csv, caption_col: caption}\n"
+    "  images: {uses: download.images, from: pool, retries: 0}\n",
+    "named.yaml": POOL + "  kept: {uses: select.uid_list, from: pool, path: notes/a.md}\n",
+    "concepts.yaml": POOL
+    + "  con: {uses: annotate.concepts, from: pool, concepts: gone.parquet}\n",
+    "tasks.yaml": "stages:\n  zero: {uses: evaluate.zero_shot, model: reference, tasks: notes}\n",
+    "good.csv": "url,caption\n"
+    + "".join(f"http://127.0.0.1:9/{n}.jpg,number {n} of them\n" for n in range(30)),
+    "empty.csv": "",
+    "one.csv": "caption\na dog\na cat\n",
+    "broken.jsonl": '{"url": \n',
+    "numbers.json": "[1, 2]",
+    "text.parquet": "url,caption\n",
+    "empty.parquet": "",
+    "notes/a.md": "xyz\n",
+}
+
+# command: what is found, where, what to do; where the exit code is not 2, that too
+CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
+    # Verbs and options
+    "rum it.yaml": ("no verb 'rum'", "clipmill", "did you mean 'run'?"),
+    "frobnicate": ("no verb 'frobnicate'", "clipmill", "there are: init, curate"),
+    "--vresion": ("unknown option '--vresion'", "clipmill", "did you mean '--version'?"),
+    "run": ("missing: recipe, --out", "clipmill run", "clipmill run --help"),
+    "run it.yaml": ("missing: --out", "clipmill run", "clipmill run --help"),
+    "run it.yaml --otu r": ("unknown option '--otu'", "clipmill run", "did you mean '--out'"),
+    "run it.yaml r --out r": ("more than it takes: r", "clipmill run", "--help"),
+    "run it.yaml --out": ("--out without a value", "clipmill run", "--help"),
+    "run it.yaml --out r --workers x": ("--workers is 'x'", "clipmill run", "--help"),
+    "run it.yaml --out r --workers -1": ("--workers -1", "the arguments", "0 or more"),
+    "run it.yaml --out r --address x:1": ("--address without Ray", "the arguments", "--executor"),
+    "run it.yaml --out r --executor rya": ("'rya' as --executor", "run", "did you mean 'ray'?"),
+    "run it.yaml --out r --retry tiemout": ("'tiemout'", "--retry", "crashed"),
+    "status": ("missing: --run", "clipmill status", "clipmill status --help"),
+    "stages --josn": ("unknown option '--josn'", "clipmill stages", "did you mean '--json'?"),
+    "export --run run --to png --out x": ("'png' as --to", "clipmill export", "there are: parquet"),
+    "export --run run --to csv": ("missing: --out", "clipmill export", "--help"),
+    "sweep --run run --stage subset": ("missing: --vary", "clipmill sweep", "--help"),
+    "pool": ("missing: KIND", "clipmill pool", "clipmill pool --help"),
+    "pool dmeo --out x": ("'dmeo' as KIND", "clipmill pool", "did you mean 'demo'?"),
+    "pool generated": ("missing: --out", "clipmill pool generated", "pool generated --help"),
+    "pool generated --out x --rows many": ("--rows is 'many'", "clipmill pool generated", "--help"),
+    "pool generated --out x --rows 0": ("rows=0", "clipmill pool generated", "1 row or more"),
+    "concepts": ("missing: KIND", "clipmill concepts", "clipmill concepts --help"),
+    "concepts build x --min-pmi y": ("--min-pmi is 'y'", "clipmill concepts build", "--help"),
+    "doctor tsk notes": ("'tsk' as", "clipmill doctor", "did you mean 'tasks'?"),
+    # Recipes
+    "plan gone.yaml": ("no file 'gone.yaml'", "the recipe argument", "check the path"),
+    "plan quickstrat": ("no recipe 'quickstrat'", "recipe", "did you mean 'quickstart'?"),
+    "plan qqq": ("no recipe 'qqq'", "the recipe argument", "there are: datacomp-basic"),
+    "plan good.csv": ("'good.csv' is no recipe", "recipe", "clipmill init good.csv"),
+    "plan notes": ("'notes' is data", "the recipe argument", "clipmill init notes"),
+    "run s3://a/b --out r": ("'s3://a/b' is data", "the recipe argument", "clipmill init s3://a/b"),
+    "plan words.yaml": ("not keys and values", "words.yaml", "`stages:`"),
+    "plan list.yaml": ("the recipe is a list", "list.yaml", "`stages:`"),
+    "plan binary.yaml": ("not UTF-8", "binary.yaml", "UTF-8"),
+    "plan open.yaml": ("not YAML", "open.yaml:2", "mend the file"),
+    "plan empty.yaml": ("no stages", "empty.yaml", "at least one stage"),
+    "recipes smok": ("no recipe 'smok'", "the recipe argument", "did you mean 'smoke'?"),
+    "stages clip_score": ("no stage 'clip_score'", "clipmill stages", "'score.clip_score'"),
+    "plan it.yaml --until susbet": ("no stage 'susbet'", "--until", "did you mean 'subset'?"),
+    "plan it.yaml --set nosuch.a=1": ("no stage 'nosuch'", "--set nosuch.a=1", "seed, pool"),
+    "plan it.yaml --set pool": ("no '='", "--set pool", "stage.key=value"),
+    "plan it.yaml --set pool=1": ("no key", "--set pool=1", "--set pool.key=value"),
+    "plan it.yaml --set seed=x": ("seed is 'x'", "--set seed=x", "whole number"),
+    "plan it.yaml --set 'pool.path=[a'": ("not YAML", "--set pool.path=[a", "quote the value"),
+    "plan it.yaml --set pool.pth=a": ("unknown key 'pth'", "--set pool.pth=a", "'path'"),
+    "plan it.yaml --set pool.shard_rows=x": ("shard_rows is 'x'", "--set", "a whole number"),
+    "plan it.yaml --set pool.shard_rows=0": ("shard_rows is 0", "--set", "at least 1"),
+    "plan it.yaml --set subset.top=3": ("top is 3", "--set subset.top=3", "top: {column: …"),
+    "plan it.yaml --set subset.uses=where": ("`uses` is 'where'", "--set", "kind.name"),
+    "plan it.yaml --set subset.uses=select.were": ("'select.were'", "--set", "'select.where'"),
+    "plan it.yaml --set subset.from=captoin": ("no stage 'captoin'", "--set", "'caption'"),
+    "plan it.yaml --set caption.from=uids": ("a cycle", "--set caption.from=uids", "break it"),
+    "plan it.yaml --set uids.data=subset": ("gives rows", "--set uids.data", "use `from`"),
+    "plan it.yaml --set subset.where=captoin_words=1": ("captoin_words", "'subset'", "did you"),
+    "plan it.yaml --set 'subset.where=url >'": ("not SQL", "--set subset.where=url >", "mend it"),
+    "plan it.yaml --set \"subset.where=caption_words > 'a'\"": (
+        *("compares a number with text", "--set subset.where", "compare it with a number"),
+    ),
+    "plan down.yaml --set images.retries=-1": ("retries is -1", "--set", "at least 0"),
+    "plan down.yaml --set images.timeout_s=0": ("timeout_s is 0", "--set", "at least 0.01"),
+    "plan down.yaml --set images.encode_format=gif": ("'gif'", "--set", "jpg"),
+    "plan named.yaml --set kept.path=": ("path is None", "--set kept.path=", "text"),
+    # Folders of runs
+    "run it.yaml --out notes": ("holds other files: a.md", "notes", "a new folder"),
+    "run it.yaml --out good.csv": (
+        "a file, where a folder is meant",
+        "good.csv",
+        "name a folder",
+    ),
+    "run it.yaml --out /proc/nosuch": (
+        "no such file or folder",
+        "/proc/nosuch",
+        "check the path",
+    ),
+    "status --run gone": ("no run", "gone", "check --run"),
+    "status --run notes": ("no run", "notes", "check --run"),
+    "status --run good.csv": ("a file, where a folder is meant", "good.csv", "name a folder"),
+    "funnel --run gone": ("no run", "gone", "check --run"),
+    "verify --run gone": ("no run", "gone", "check --run"),
+    "report --run gone": ("no run", "gone", "check --run"),
+    "why 01234567 --run gone": ("no run", "gone", "check --run"),
+    # Questions
+    "why zz --run run": ("'zz' is no uid", "the arguments", "32 hex digits"),
+    "why 00000000 --run run": ("no sample 00000000", "run", "check the uid"),
+    "sweep --run run --stage susbet --vary a=1:2:1": ("no stage", "--stage", "'subset'"),
+    "sweep --run run --stage pool --vary a=1:2:1": ("no threshold", "--stage", "subset"),
+    "sweep --run run --stage subset --vary a=1:2:1": (
+        "no threshold 'a'",
+        "'subset'",
+        "caption_words",
+    ),
+    "sweep --run run --stage subset --vary a": ("not NAME=START:STOP:STEP", "--vary a", "as in"),
+    "sweep --run run --stage subset --vary a=2:1:1": ("range is empty", "--vary", "at most STOP"),
+    "sweep --run run --stage subset --vary a=1:9:1e-6": ("values", "--vary", "a wider STEP"),
+    "report --run run --baseline raw": ("comes from 'raw'", "--baseline", "evaluate"),
+    "report --run run --out gone/a.html": (
+        "no such file or folder",
+        "gone/a.html",
+        "check the path",
+    ),
+    "report --run run --out notes": ("a folder, where a file is meant", "notes", "name a file"),
+    "export --run run --stage susbet --to csv --out x": ("no stage", "--stage", ""),
+    "export --run run --stage uids --to csv --out x": ("holds no rows", "--stage", "subset"),
+    "export --run run --to parquet --out x": ("needs pictures", "the arguments", "--to csv"),
+    "export --run run --to csv --columns b --out x": ("no column 'b'", "--columns", "url"),
+    "export --run run --to csv --dropped b --out x": ("lost for 'b'", "--dropped", "caption_words"),
+    # Data for init and curate
+    "init gone.csv": ("nothing there", "gone.csv", "CSV"),
+    "init bare": ("an empty folder", "bare", "CSV"),
+    "init notes": ("no data that can be read: 1 .md", "notes", "CSV"),
+    "init binary.csv": ("bytes that are no text", "binary.csv", "suffix"),
+    "init empty.csv": ("no rows", "empty.csv", "give a file that holds some"),
+    "init one.csv": ("no column of links or of pictures", "one.csv", "--url NAME"),
+    "init latin.csv": ("not UTF-8, the first is line 2", "latin.csv", "save it as UTF-8"),
+    "init empty.parquet": ("0 bytes", "empty.parquet", "put the whole file in its place"),
+    "init cut.parquet": ("cannot be read", "cut.parquet", "put the whole file in its place"),
+    "init text.parquet": ("cannot be read", "text.parquet", "put the whole file in its place"),
+    "init numbers.parquet": ('among "a"', "numbers.parquet", "--url NAME"),
+    "init broken.jsonl": ("no rows", "broken.jsonl", "give a file that holds some"),
+    "init good.csv --out it.yaml": ("there already", "it.yaml", "another name"),
+    "init good.csv --url link --out x.yaml": ("no column 'link'", "good.csv", "url, caption"),
+    "init good.csv --keep 3 --out x.yaml": ("--keep 3", "the arguments", "0.3 keeps the best"),
+    "init good.csv --keep 0.3 --out x.yaml": ("no score", "good.csv", "--score COLUMN"),
+    "init good.csv --keep 0.3 --score b --out x.yaml": ("'b'", "--score", "columns of numbers"),
+    "init good.csv --keep 0.3 --model refrence --out x.yaml": ("'refrence'", "emb", "'reference'"),
+    "curate good.csv": ("missing: --out", "clipmill curate", "clipmill curate --help"),
+    "curate gone.csv --out x": ("nothing there", "gone.csv", "CSV"),
+    "curate good.csv --out x --to csv": ("'csv' as --to", "clipmill curate", "webdataset"),
+    "curate numbers.parquet --out x": ("no column of links", "numbers.parquet", "--url NAME"),
+    # Data that a run meets
+    "run it.yaml --out r --set pool.path=gone": ("ends in .parquet", "gone", "that holds", 1),
+    "run links.yaml --out r": ("the file has caption", "one.csv", "`caption_col: caption`", 1),
+    "run pictures.yaml --out r": ("ends in .jpg", "notes", "a folder", 1),
+    "run table.yaml --out r": ("cannot be read", "cut.parquet", "put the whole file", 1),
+    "run tars.yaml --out r": ("unexpected end of data", "tars/0.tar", "put the whole file", 1),
+    "run named.yaml --out r": ("'xyz' is no uid", "a.md", "", 1),
+    "run concepts.yaml --out r": ("gone.parquet", "con", "", 1),
+    "run tasks.yaml --out r": ("no task", "notes", "subfolders are tasks", 1),
+    "run down.yaml --out r": ("private_address", "images", "`allow_private_addresses: true`", 1),
+    # Pools, concepts, clusters
+    "pool generated --out good.csv": (
+        "a file, where a folder is meant",
+        "good.csv",
+        "name a folder",
+    ),
+    "pool serve gone": ("no such folder", "gone", "clipmill pool generated --out gone"),
+    "pool serve notes": ("no pool", "notes", "name a pool's folder"),
+    "pool serve pool --port 9": ("name port 8765, not 9", "pool.json", "--port 8765"),
+    "pool score notes --run run": ("no truth.parquet", "notes", "a folder of `clipmill pool`"),
+    "concepts show gone": ("no such file", "gone", "clipmill concepts build"),
+    "concepts show notes": ("is a directory", "notes", "name a file"),
+    "concepts show good.csv": ("neither Parquet nor JSON", "concepts show", "concepts build"),
+    "concepts show numbers.json": ("nor a JSON list of strings", "show", "concepts build"),
+    "concepts build x": ("no source of concepts", "the arguments", "--corpus"),
+    "concepts build x --corpus gone": ("no such file or folder", "gone", "check the path"),
+    "concepts build x --corpus numbers.parquet": ("no column 'text'", "the arguments", "leave out"),
+    "concepts build x --list good.csv": ("neither Parquet nor JSON", "the arguments", "leave out"),
+    "submit it.yaml --out s3://a/b": ("missing: --address", "clipmill submit", "--help"),
+    "submit it.yaml --address x --out s3://a/b": (
+        "no address of a dashboard",
+        "--address",
+        "http",
+    ),
+    "submit it.yaml --address http://127.0.0.1:9 --out s3://a/b": (
+        *("no Ray head answers", "--address http://127.0.0.1:9", "check the address"),
+    ),
+}
+MODELS = {  # of doctor, whose form is a line on what was found, and one on what to do
+    "refrence": ("unknown scheme 'refrence'", "did you mean 'reference'?"),
+    "open_clip:ViT-B-32": ("it names no weights", "write open_clip:NAME/TAG"),
+    "open_clip:ViT-B-32@gone.pt": ("no such file", "copy the weights there"),
+    "checkpoint:bare": ("no model.json", "name the folder that a training stage wrote"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(generated, tmp_path_factory) -> Path:
+    """A folder of good and of wrong files, and `run`, a finished run."""
+    world = tmp_path_factory.mktemp("world")
+    for folder in ("notes", "bare", "tars"):
+        (world / folder).mkdir()
+    (world / "pool").symlink_to(generated)
+    for name, text in TEXTS.items():
+        (world / name).write_text(text)
+    (world / "binary.csv").write_bytes(bytes(range(256)) * 20)
+    (world / "binary.yaml").write_bytes(bytes(range(256)))
+    (world / "latin.csv").write_bytes("url,caption\nhttp://a/1.jpg,café\n".encode("latin-1"))
+    pq.write_table(pa.table({"a": [1, 2], "b": [2.0, 3.0]}), world / "numbers.parquet")
+    whole = (world / "numbers.parquet").read_bytes()
+    (world / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    with tarfile.open(world / "tars/0.tar", "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = 3000
+        tar.addfile(member, io.BytesIO(bytes(3000)))
+    tar = (world / "tars/0.tar").read_bytes()
+    (world / "tars/0.tar").write_bytes(tar[:2000])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        patch.setattr(sys, "path", list(sys.path))
+        assert main(["run", "it.yaml", "--out", "run", "--workers", "0"]) == 0
+    return world
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_a_wrong_input_is_told_what_where_and_what_to_do(command, world, clipmill, monkeypatch):
+    found, where, do, *code = CASES[command]
+    monkeypatch.chdir(world)
+    before = sorted(world.iterdir())
+    words = shlex.split(command)
+    if words[0] == "run" and "--workers" not in words:
+        words += ["--workers", "0"]
+    said = clipmill(*words)
+    text = said.out + said.err
+    assert said.code == (code[0] if code else 2), text
+    assert "Traceback" not in text
+    errors = ERROR.findall(text)
+    assert errors, text
+    assert any(
+        found in error[0] and where in error[1] and do in error[2] and error[2].strip()
+        for error in errors
+    ), text
+    left = set(world.iterdir()) - set(before)
+    if said.code == 2:
+        assert not left, f"{command} wrote {left}"
+    for path in left:
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_that_does_not_load_is_told(model, world, clipmill, monkeypatch):
+    monkeypatch.chdir(world)
+    said = clipmill("doctor", "--model", model)
+    found, do = MODELS[model]
+    assert said.code == 1
+    line = next(line for line in said.out.splitlines() if line.startswith(f"BAD   model {model}"))
+    assert found in line
+    assert said.out.partition(line)[2].strip().startswith(do)
+
+
+def test_they_are_ninety_and_more_and_differ():
+    assert len(CASES) + len(MODELS) >= 90
+    assert len({tuple(case) for case in CASES.values()}) >= 90
