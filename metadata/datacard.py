@@ -2,20 +2,34 @@
 
 A summary is {name, format, seed, counts, columns: [[name, type]], files: [{file, rows, bytes,
 sha256}]}, `license` and `url` where the recipe says them, and of rows that a stage lost `dropped`:
-{stage, reason}. All of it is known when the last file is written, and none of it is a time or a
-machine.
+{stage, reason}; `made_by`, the stages before it: {stage, uses, settings}; `features`, as Hugging
+Face names what the columns hold. All of it is known when the last file is written, and none of it
+is a time or a machine.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from metadata import schema
+from metadata.hub_card import head
 
 SUMMARY = "dataset.json"
 DOCS = {c.name: c.doc for c in vars(schema).values() if isinstance(c, schema.Column)}
 HOW_TO_READ = {
     "parquet": "Every file stands alone; rows are shuffled within a file and files by their number"
     ": a loader that reads files in any order and mixes a few of them needs no other shuffle.",
+    "huggingface": "With `datasets` installed, and FOLDER this folder or the set's name on the Hub:"
+    """
+
+```python
+from datasets import load_dataset
+
+pairs = load_dataset("FOLDER", split="train")  # streaming=True reads it without a copy
+pairs[0]["image"], pairs[0]["caption"]  # a PIL picture and a text
+```
+
+Rows are shuffled within a file and files by their number.""",
     "webdataset": "img2dataset's layout: KEY.jpg (or the suffix of its format), KEY.txt and"
     " KEY.json; a Parquet file beside each tar repeats the JSON.",
     "csv": "`rows.csv` has a line of names, then a line a row, in UTF-8; lists and structs are"
@@ -80,7 +94,8 @@ def data_card(summary: dict[str, Any]) -> str:
     if "dropped" in summary:
         lost = summary["dropped"]
         what = f"Rows that the stage `{lost['stage']}` lost for `{lost['reason']}`"
-    return f"""# {summary["name"]}
+    for_hub = head(summary) if summary["format"] == "huggingface" else ""
+    return f"""{for_hub}# {summary["name"]}
 
 {what}: {_rows(summary):,} rows, {size_bytes:,} bytes,
 {len(summary["files"]):,} files. Seed {summary["seed"]}.
@@ -96,7 +111,7 @@ def data_card(summary: dict[str, Any]) -> str:
 | name | type | |
 |---|---|---|
 {fields}
-
+{_made(summary.get("made_by", ()))}
 ## Reading it
 
 {HOW_TO_READ[summary["format"]]} `dataset.json` lists the files with rows, bytes and SHA-256.
@@ -107,6 +122,22 @@ Images and captions belong to their authors: the licences are those of the pool{
 Captions are as found on the web. Every filter keeps some groups of people, languages
 and places more than others: compare the keep rates before a model is trained for use on people.
 """
+
+
+def _made(steps: Sequence[dict[str, Any]]) -> str:
+    """What each stage before it did; nothing where that is not told."""
+    if not steps:
+        return ""
+    lines = ["", "## How it was made", "", "| stage | is | with |", "|---|---|---|"]
+    for step in steps:
+        settings = (f"{key}: {_said(value)}" for key, value in step["settings"].items())
+        lines.append(f"| `{step['stage']}` | `{step['uses']}` | {', '.join(settings)} |")
+    return "\n".join([*lines, ""])
+
+
+def _said(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "`" + text.replace("|", "\\|").replace("\n", " ") + "`"
 
 
 def croissant(summary: dict[str, Any]) -> dict[str, Any]:

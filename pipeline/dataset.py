@@ -8,7 +8,7 @@ handed to a call run in workers: they are module-level, or `functools.partial` o
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,17 @@ class Shards(Protocol):
         ...
 
 
+class Step(TypedDict):
+    """A stage as a data card tells of it: its settings are those the recipe gives, but for places.
+
+    A place is told where it is a URI: the path on one machine means nothing elsewhere.
+    """
+
+    stage: str
+    uses: str
+    settings: dict[str, Any]
+
+
 class Mask(Protocol):
     """Which rows of an export the select stage keeps that `rows` names."""
 
@@ -61,6 +72,7 @@ class Inputs:
     data: str = ""  # URI of the export's folder; empty where it takes no data
     mask: Mask | None = None  # of the export's rows; None where all of them are meant
     model: str | None = None  # URI of the folder of `model: "stage:x"`
+    told: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
 
 
 class Task(Protocol):

@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 FORMATS: dict[str, dict[str, Any]] = {  # what `--to` says, as a recipe says it
     "parquet": {"uses": "export.parquet"},
     "webdataset": {"uses": "export.webdataset"},
+    "huggingface": {"uses": "export.huggingface"},
     "uid_list": {"uses": "export.uid_list"},
     "csv": {"uses": "export.table", "format": "csv"},
     "jsonl": {"uses": "export.table", "format": "jsonl"},
 }
-PICTURES = ("parquet", "webdataset")
+PICTURES = ("parquet", "webdataset", "huggingface")
 ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # of what has pictures
 
 

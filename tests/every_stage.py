@@ -127,7 +127,9 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
     write_sources(rows, folder, files)
     overrides = [f"{name}.path={folder / name}" for name in SOURCES]
     overrides += [f"{name}.shard_rows={shard_rows}" for name in SOURCES if name != "tars"]
-    overrides += [f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples")]
+    overrides += [
+        f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples", "hub")
+    ]
     overrides += [f"{name}.tasks={generated / 'eval'}" for name in ("zero", "leaks")]
     overrides += [f"{name}.concepts={folder / 'concepts.parquet'}" for name in ("concepts", "even")]
     overrides.append(f"listed.path={folder / 'listed.txt'}")

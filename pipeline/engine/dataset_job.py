@@ -50,9 +50,9 @@ class DatasetJob:
             stage.folder.delete("manifest.json")
             state.rescan(planned.name)
         watcher.stage(planned.name, state.stages[planned.name].total, 0)
-        inputs = state.inputs_digest(planned)
-        assert inputs is not None
-        made_of = {"inputs": inputs, **({"outside": outside} if outside else {})}
+        digest = state.inputs_digest(planned)
+        assert digest is not None
+        made_of = {"inputs": digest, **({"outside": outside} if outside else {})}
         rows = state.inputs(planned)
         context = self._context(made_of, rows if isinstance(rows, PoolShards) else None)
         model = state.stored[planned.model].folder.uri if planned.model else None
@@ -61,7 +61,9 @@ class DatasetJob:
         try:
             self._begin_journal(context)
             mask = state.mask(planned)
-            planned.stage.run(Inputs(rows=rows, data=data, mask=mask, model=model), context)
+            told = self.running.plan.steps_to(planned.name)
+            inputs = Inputs(rows=rows, data=data, mask=mask, model=model, told=told)
+            planned.stage.run(inputs, context)
             stored = noted_outputs(stage.folder)
         except DamagedError as found:
             return [found]

@@ -76,7 +76,7 @@ def why(state: RunState, uid: str) -> Why:
 
 
 def _exported(state: RunState, uid: bytes) -> Iterator[ExportFile]:
-    """The files of the run's Parquet exports that hold the sample."""
+    """The files of the run's exports that hold the sample; of tars, the Parquet file beside."""
     for name, stage in state.stages.items():
         if not stage.planned.gives_data or not stage.complete:
             continue
@@ -88,5 +88,6 @@ def _exported(state: RunState, uid: bytes) -> Iterator[ExportFile]:
                 if UID.name not in parquet.schema_arrow.names:
                     continue
                 column = parquet.read([UID.name], use_threads=False)[UID.name].cast(pa.binary())
-            if pc.any(pc.equal(column, pa.scalar(uid, pa.binary()))).as_py():
+            uids = pa.array([uid, uid.hex().encode()], pa.binary())  # as bytes, or as digits
+            if pc.any(pc.is_in(column, uids)).as_py():
                 yield ExportFile(stage=name, file=f"{stage.folder}/out/{file}")

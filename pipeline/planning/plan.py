@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.fingerprint import fingerprint, settings_of
+from metadata.fingerprint import fingerprint, plain, settings_of
 from metadata.schema import UID
+from pipeline.dataset import Step
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.bindings import bind, bind_mask, type_of
 from pipeline.planning.edges import check_edges, edges_of
@@ -51,6 +52,21 @@ class Plan:
             for where in b.values()
         ]
         return frozenset(column for stage, column in bound if stage == name)
+
+    def steps_to(self, name: str) -> tuple[Step, ...]:
+        """The stages before this one, as a data card tells of them."""
+        before = self.needed_by(name) - {name}
+        steps = []
+        for one in (planned for planned in self.stages.values() if planned.name in before):
+            written = self.recipe.stages[one.name]
+            settings = {
+                key: value for key, value in settings_of(one.stage).items() if key in written
+            }
+            for key, value in written.items():
+                if isinstance(value, str) and "://" in value:
+                    settings[key] = plain(value)
+            steps.append(Step(stage=one.name, uses=one.uses, settings=settings))
+        return tuple(steps)
 
     def schema(self, name: str, column: str) -> pa.DataType:
         """The stored type of a stage's column."""

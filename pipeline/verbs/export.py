@@ -26,8 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("parquet", "webdataset", "csv", "jsonl", "uid_list"),
-        help="with pictures: parquet, webdataset; tables without: csv, jsonl; ids alone: uid_list",
+        choices=("parquet", "webdataset", "huggingface", "csv", "jsonl", "uid_list"),
+        help="with pictures: parquet, webdataset, huggingface; tables: csv, jsonl; ids: uid_list",
     )
     parser.add_argument(
         "--out", required=True, metavar="URI", help="folder to write to: a path or s3://…"

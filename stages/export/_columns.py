@@ -39,6 +39,12 @@ def check_columns(columns: tuple[str, ...], always: Iterable[Column]) -> None:
         raise ValueError(f"`columns` names '{twice[0]}' twice")
 
 
+def check_page(url: str | None) -> None:
+    """ValueError where the page of a set is none."""
+    if url is not None and not url.startswith(("https://", "http://")):
+        raise ValueError(f"url is {url!r}; it begins with https:// or http://")
+
+
 def as_texts(text: pa.ChunkedArray) -> pa.Array:
     """One caption a row, as the pool has it; none where it is null."""
     text = text.combine_chunks()

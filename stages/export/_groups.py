@@ -4,6 +4,7 @@ A group reads whole source shards, chosen by hash, and orders its rows by hash, 
 moved once. Its kept rows lie on scratch disk meanwhile: memory is bounded by a batch of images.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -66,6 +67,7 @@ def export_files(
         "counts": summed(tallies, takes),
         "columns": written[0]["columns"] if written else [],
         "files": [file for group in written for file in group["files"]],
+        **(written[0]["features"] if written else {}),
         **takes.about,
         **about,
     }
@@ -109,18 +111,20 @@ def write_group(
     group: Group,
     task: Task,
 ) -> dict[str, Any]:
-    """The files of one group, and the columns they hold."""
-    files, columns = [], []
+    """The files of one group, the columns they hold, and what Hugging Face calls these."""
+    files, columns, features = [], [], {}
     with shuffled(rows, takes, group, task.worker, times) as shuffle:
         start = 0
         for number, size in enumerate(group["rows"], group["first"]):
             tables = shuffle.tables(start, start + size)
             file, schema = write(named(number), tables, shuffle.schema.empty_table(), task)
+            if b"huggingface" in (schema.metadata or {}):
+                features = json.loads(schema.metadata[b"huggingface"])["info"]
             put_places(file["file"], shuffle.places(start, start + size), task)
             files.append({**file, "rows": size})
             columns = [[field.name, str(field.type)] for field in schema]
             start += size
-    return {"files": files, "columns": columns}
+    return {"files": files, "columns": columns, "features": features}
 
 
 def put_places(file: str, places_N2: NDArray[np.int32], task: Task) -> None:

@@ -22,7 +22,7 @@ from metadata.schema import (
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
-from stages.export._columns import as_hex, as_texts, check_columns
+from stages.export._columns import as_hex, as_texts, check_columns, check_page
 from stages.export._exported import rows_of
 from stages.export._groups import export_files
 from stages.export._leaving import REASONS, Dropped, Takes
@@ -57,8 +57,7 @@ class Parquet(DatasetStage):
 
     def __post_init__(self) -> None:
         check_columns(self.columns, FIXED)
-        if self.url is not None and not self.url.startswith(("https://", "http://")):
-            raise ValueError(f"url is {self.url!r}; it begins with https:// or http://")
+        check_page(self.url)
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
@@ -72,8 +71,8 @@ class Parquet(DatasetStage):
         takes = Takes(dropped=self.dropped)
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
         write = partial(write_file, self.uid_hex, self.dropped, self.columns)
-        said = {"license": self.license, "url": self.url}
-        about = {name: text for name, text in said.items() if text}
+        said = {"license": self.license, "url": self.url, "made_by": inputs.told}
+        about = {name: value for name, value in said.items() if value}
         export_files(rows, takes, ctx, "parquet", self.rows_per_shard, write, about=about)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from metadata.schema import CAPTION, IMAGE, REASON, TEXT, UID, Column
+from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
 from pipeline.dataset import Context, Inputs, Shards, Task
 from pipeline.stage import DatasetStage, NonEmpty, later
 from stages.export._columns import WHERE_THERE, as_json, check_columns, with_hex_ids
@@ -78,6 +78,7 @@ class Table(DatasetStage):
             "counts": total,
             "columns": columns,
             "files": [{**file, "rows": total["exported"]}],
+            "made_by": inputs.told,
             **takes.about,
         }
         ctx.map(put_documents, [summary])
@@ -105,7 +106,7 @@ def write_table(
 
 def listed(batch: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -> pa.Table:
     """The rows as they leave: ids as text, dictionaries as their values."""
-    known = [column.name for column in WHERE_THERE if column.name in batch.column_names]
+    known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in batch.column_names]
     first = [CAPTION.name] if TEXT.name in batch.column_names else []
     out = {UID.name: batch[UID.name]}
     if dropped:

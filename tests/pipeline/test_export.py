@@ -145,7 +145,7 @@ def test_rows_that_a_stage_lost_say_why(export, clipmill, run, tmp_path):
     assert "lost for `aspect_ratio <= 2.5`" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("to", ["parquet", "webdataset", "uid_list", "jsonl"])
+@pytest.mark.parametrize("to", ["parquet", "webdataset", "huggingface", "uid_list", "jsonl"])
 def test_lost_rows_leave_in_every_format_with_the_pictures_they_have(to, export, run, tmp_path):
     said = export("emb", to, "--dropped", "no_image", "--json").json
     assert said["exported"] == said["rows"] - said["left"]["other_rows"] > 0
@@ -190,7 +190,7 @@ def test_a_folder_that_holds_other_files_is_refused_and_left_alone(export, tmp_p
         ("--stage shards --to uid_list", "name a select stage: subset"),
         ("--stage lang --to parquet", "--to csv, jsonl and uid_list need none"),
         ("--stage subset --to cvs", "did you mean 'csv'"),
-        ("--stage subset --to xls", "parquet, webdataset, csv, jsonl, uid_list"),
+        ("--stage subset --to xls", "there are: parquet, webdataset, huggingface, csv"),
         ("--to csv", "--stage subset or listed or even"),
         ("--stage subset --to csv --columns clster_id", "did you mean 'cluster_id'"),
         ("--stage subset --to csv --columns look.nosuch", "no column 'look.nosuch'"),

@@ -1,0 +1,68 @@
+"""The head of a dataset card: what the Hugging Face Hub and `load_dataset` read of README.md."""
+
+from typing import Any
+
+import msgspec
+
+SIZES = (  # the Hub's words, up to so many rows
+    ("n<1K", 10**3),
+    ("1K<n<10K", 10**4),
+    ("10K<n<100K", 10**5),
+    ("100K<n<1M", 10**6),
+    ("1M<n<10M", 10**7),
+    ("10M<n<100M", 10**8),
+    ("100M<n<1B", 10**9),
+    ("1B<n<10B", 10**10),
+)
+
+
+def head(summary: dict[str, Any]) -> str:
+    """YAML between two lines of dashes."""
+    rows = sum(file["rows"] for file in summary["files"])
+    size_bytes = sum(file["bytes"] for file in summary["files"])
+    told = {
+        "pretty_name": summary["name"],
+        **_licence(summary.get("license")),
+        "size_categories": [next((word for word, most in SIZES if rows < most), "n>1T")],
+        "tags": ["image-text-pairs", "clipmill"],
+        "dataset_info": {
+            "features": _named(summary.get("features", {})),
+            "splits": [{"name": "train", "num_examples": rows, "num_bytes": size_bytes}],
+            "download_size": size_bytes,
+            "dataset_size": size_bytes,
+        },
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
+            }
+        ],
+    }
+    return f"---\n{msgspec.yaml.encode(told).decode()}---\n\n"
+
+
+def _licence(given: str | None) -> dict[str, str]:
+    """A name of SPDX's in the Hub's letters; of a page, its address."""
+    if given is None:
+        return {}
+    if "://" in given:
+        return {"license": "other", "license_name": "as linked", "license_link": given}
+    return {"license": given.lower()}
+
+
+def _named(features: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, **_feature(feature)} for name, feature in features.items()]
+
+
+def _feature(feature: Any) -> dict[str, Any]:
+    """A feature as a card writes it: `dtype`, `list` or `struct`."""
+    if isinstance(feature, list):
+        return {"list": _named(feature[0])}
+    kind = feature.get("_type")
+    if kind == "Sequence":
+        inner = _feature(feature["feature"])
+        plain = inner["dtype"] if list(inner) == ["dtype"] else inner
+        return {"list": plain} | {k: v for k, v in feature.items() if k == "length"}
+    if isinstance(kind, str):
+        return {"dtype": feature.get("dtype", kind.lower())}
+    return {"struct": _named(feature)}

@@ -1,0 +1,111 @@
+"""The training set as a Hugging Face dataset: a folder that `load_dataset` opens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
+from metadata.shard import ShardWriter
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
+from stages.export._columns import WHERE_THERE, check_columns, check_page, with_hex_ids
+from stages.export._exported import rows_of
+from stages.export._features import PICTURE, with_features
+from stages.export._groups import export_files
+from stages.export._leaving import REASONS, Dropped, Takes
+
+FIXED = (UID, IMAGE, CAPTION, REASON)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(DatasetStage):
+    """data/train-00000-of-00012.parquet …, with a README.md that says what the features are.
+
+    A row has `image` (an `Image`: the encoded bytes as they were stored), `caption`, `uid` as 32
+    hex digits, what the pool knows of url, sizes, sha256, repeats and loss_weight, and the chosen
+    columns. Takes the rows that `export.parquet` takes, in the same order. README.md is a dataset
+    card: features, splits and licence in its head; below, the stages that made the set and counts.
+
+    Source: the Parquet layout of the Hugging Face Hub, as `datasets` writes it.
+    Error: `num_bytes` in the card is the size of the files, not of the decoded table.
+    """
+
+    rows_per_shard: OneUp = 10_000  # at most; a group of whole source shards seldom fills it
+    columns: tuple[NonEmpty, ...] = ()  # stored besides, as `name` or `stage.name`
+    license: NonEmpty | None = None  # of the set: a URL, or a name of SPDX's
+    url: NonEmpty | None = None  # of the page that presents the set
+    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+
+    version = 1
+    determinism = "exact"
+    takes = (("rows", "data"),)
+    gives = ("data",)
+    reasons = REASONS
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, FIXED)
+        check_page(self.url)
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:
+        return IMAGE, TEXT, *self.columns, *Takes(dropped=self.dropped).reads
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        return *WHERE_THERE, *Takes(dropped=self.dropped).optional_reads
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        takes = Takes(dropped=self.dropped)
+        rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
+        write = partial(write_file, self.dropped, self.columns)
+        said = {"license": self.license, "url": self.url, "made_by": inputs.told}
+        about = {name: value for name, value in said.items() if value}
+        export_files(
+            rows, takes, ctx, "huggingface", self.rows_per_shard, write, about=about, stem=stem
+        )
+
+
+def stem(files: int, number: int) -> str:
+    """The Hub's names: the number among how many."""
+    return f"data/train-{number:05d}-of-{files:05d}"
+
+
+def write_file(
+    dropped: Dropped | None,
+    columns: tuple[str, ...],
+    stem: str,
+    tables: Iterator[pa.Table],
+    empty: pa.Table,
+    task: Task,
+) -> tuple[dict[str, Any], pa.Schema]:
+    """One shard, and its schema."""
+    schema = with_features(exported(empty, dropped, columns).schema)
+    path = task.worker.scratch / "rows.parquet"
+    writer = ShardWriter(path, schema, task.page_checksums)
+    for table in tables:
+        writer.add(exported(table, dropped, columns))
+    sha256, size_bytes = writer.close()
+    task.put_file(f"{stem}.parquet", path)
+    return {"file": f"{stem}.parquet", "bytes": size_bytes, "sha256": sha256}, schema
+
+
+def exported(table: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -> pa.Table:
+    """The rows as they leave: pictures as structs, every id as text."""
+    known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in table.column_names]
+    out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: table[TEXT.name]}
+    out[UID.name] = table[UID.name]
+    if dropped:
+        out |= dropped.told(table)
+    return with_hex_ids(pa.table(out | {name: table[name] for name in (*known, *columns)}))
+
+
+def pictures(image: pa.ChunkedArray) -> pa.Array:
+    """{bytes, path: null} of each picture; null without one."""
+    encoded = image.combine_chunks().cast(pa.binary())
+    paths = pa.nulls(len(encoded), pa.string())
+    return pa.StructArray.from_arrays(
+        [encoded, paths], fields=list(PICTURE), mask=encoded.is_null()
+    )
