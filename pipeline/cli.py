@@ -155,6 +155,9 @@ class _Parser(argparse.ArgumentParser):
             name, word, words = choice.groups()
             what = f"no verb '{word}'" if name == "VERB" else f"'{word}' as {name}"
             do = did_you_mean(word, [known.strip("'") for known in words.split(", ")])
+            if name == "VERB" and os.path.exists(word):
+                do = f"for data of your own: clipmill curate {word} --out run"
+                do = f"clipmill run {word} --out run" if word.endswith(".yaml") else do
             raise RecipeError(what, self.prog, f"{do}  {more}")
         for option in options:
             if option not in (*known, "--"):

@@ -54,6 +54,8 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     # Verbs and options
     "rum it.yaml": ("no verb 'rum'", "clipmill", "did you mean 'run'?"),
     "frobnicate": ("no verb 'frobnicate'", "clipmill", "there are: init, curate"),
+    "good.csv": ("no verb 'good.csv'", "clipmill", "clipmill curate good.csv --out run"),
+    "it.yaml": ("no verb 'it.yaml'", "clipmill", "clipmill run it.yaml --out run"),
     "--vresion": ("unknown option '--vresion'", "clipmill", "did you mean '--version'?"),
     "run": ("missing: recipe, --out", "clipmill run", "clipmill run --help"),
     "run it.yaml": ("missing: --out", "clipmill run", "clipmill run --help"),
@@ -163,6 +165,8 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     # Data for init and curate
     "init gone.csv": ("nothing there", "gone.csv", "CSV"),
     "init bare": ("an empty folder", "bare", "CSV"),
+    "init 'nothing-*.csv'": ("no file that fits", "nothing-*.csv", "CSV"),
+    "init tars": ("unexpected end of data", "tars/0.tar", "put the whole file in its place", 1),
     "init notes": ("no data that can be read: 1 .md", "notes", "CSV"),
     "init binary.csv": ("bytes that are no text", "binary.csv", "suffix"),
     "init empty.csv": ("no rows", "empty.csv", "give a file that holds some"),

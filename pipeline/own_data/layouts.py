@@ -53,7 +53,8 @@ def layout_of(path: str) -> Layout:
     shown = redacted(path)
     if not files:
         is_there = storage.fs.get_file_info(storage.path).type.name != "NotFound"
-        what = "an empty folder" if is_there else "nothing there"
+        what = "no file that fits" if "*" in pattern.replace("**", "") else "an empty folder"
+        what = what if is_there else "nothing there"
         raise RecipeError(what, shown, f"give a path that holds data: {KNOWN}")
     names = [file.name for file in files]
     _refuse_saved_to_disk(storage, names, shown)

@@ -65,6 +65,7 @@ class Described:
     writes: tuple[dict[str, str], ...]
     reasons: tuple[str, ...]
     transient: tuple[str, ...]  # of these, those that `--retry` tries again
+    advice: Mapping[str, str]  # of some reasons, what to do where most rows have it
     resources: Resources
     example: Mapping[str, Any]  # settings that show it at work
 
@@ -93,6 +94,7 @@ def described(uses: str) -> Described:
         writes=tuple(_column(column) for column in columns_of(stage) if column is not UID),
         reasons=stage.reasons,
         transient=stage.transient,
+        advice=dict(stage.advice),
         resources=stage.resources,
         example=example_of(cls),
     )

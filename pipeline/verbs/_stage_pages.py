@@ -33,6 +33,10 @@ def text(said: Described, recipe: str) -> str:
     for title, paragraph in _rest(said).items():
         first = f"{title}:  "
         lines += ["", *_wrapped(paragraph, width, " " * 4, first)]
+    if said.advice:
+        lines += ["", "where most rows have one of these reasons:"]
+    for reason, do in said.advice.items():
+        lines += _wrapped(do, width, "      ", f"  {reason}: ")
     if recipe:
         lines += ["", "an example:", *(f"  {line}" for line in recipe.splitlines())]
     return "\n".join(lines)
@@ -50,7 +54,8 @@ def pages() -> dict[str, str]:
         MARK,
         "",
         "What a recipe may use, by kind; `clipmill stages NAME` prints the same. A stage of your"
-        " own is a file: [adding a stage](../adding-a-stage.md).",
+        " own is a file: [adding a stage](../adding-a-stage.md). What each reason means stands in"
+        " [troubleshooting](../troubleshooting.md#reasons).",
     ]
     made = {}
     for kind, stages in by_kind.items():
@@ -81,6 +86,10 @@ def _markdown(said: Described, recipe: str) -> str:
         lines.append("")
     for title, paragraph in _rest(said).items():
         lines += [f"**{title}**: {paragraph}", ""]
+    if said.advice:
+        lines += ["| where most rows have | |", "|---|---|"]
+        lines += [f"| `{reason}` | {_cell(do)} |" for reason, do in said.advice.items()]
+        lines.append("")
     return "\n".join([*lines, "```yaml", recipe, "```", ""])
 
 

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import shutil
+import textwrap
 from pathlib import Path
 
 from pipeline.errors import RecipeError, did_you_mean
@@ -61,12 +63,15 @@ def _list(known: list[str], as_json: bool) -> str:
             [{"uses": uses, "title": title} for uses, title in titles.items()], indent=1
         )
     width = max(map(len, titles))
+    columns = min(120, shutil.get_terminal_size().columns)
     lines: list[str] = []
     kind = ""
     for uses, title in titles.items():
         if kind != (kind := uses.partition(".")[0]):
             lines += [""] if lines else []
-        lines.append(f"{uses:<{width}}  {title}")
+        lines += textwrap.wrap(
+            f"{uses:<{width}}  {title}", columns, subsequent_indent=" " * (width + 2)
+        )
     return "\n".join(
         [*lines, "", "clipmill stages NAME shows one: its settings, columns, an example"]
     )

@@ -69,8 +69,9 @@ class DownloadImages(RowStage):
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
     allow_private_addresses: bool | tuple[str, ...] = False
-    timeout_s: Seconds = location(10.0)  # of one request, from look-up to last byte
-    deadline_s: Seconds = location(20.0)  # of a URL: its requests, redirects, pauses and retries
+    timeout_s: Seconds = location(10.0)  # seconds of one request, from look-up to last byte
+    # seconds of a URL: its requests, redirects, pauses and retries
+    deadline_s: Seconds = location(20.0)
     retries: ZeroUp = location(2)  # after time-outs, lost connections, 429 and 5xx
     concurrency: OneUp = location(64)  # requests at once, per worker
     max_per_host: OneUp = location(8)  # of these, to one host and port

@@ -108,7 +108,7 @@ class Img2dataset(RowStage):
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
     allow_private_addresses: bool | tuple[str, ...] = False
-    timeout_s: Seconds = location(10.0)  # of one wait for the network
+    timeout_s: Seconds = location(10.0)  # seconds of one wait for the network
     retries: ZeroUp = location(2)  # after any failure
     concurrency: OneUp = location(64)  # threads, per worker
 

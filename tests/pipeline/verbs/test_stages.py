@@ -62,7 +62,8 @@ def test_its_example_plans(uses, tmp_path):
     assert uses in {stage.uses for stage in plan.stages.values()}
 
 
-def test_the_list_has_a_line_for_each_by_kind(clipmill):
+def test_the_list_has_a_line_for_each_by_kind(clipmill, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     lines = clipmill("stages").out.splitlines()
     assert set(OURS) <= {line.split()[0] for line in lines if line}
     assert all(len(line.split()) > 3 for line in lines if line)
@@ -88,6 +89,7 @@ def test_a_page_has_settings_columns_reasons_source_and_an_example(clipmill, mon
         "1 CPU",
     ):
         assert part in page
+    assert "\n  refused: nothing listens there: start the server, or check host and port of" in page
     told = [line for line in page.splitlines() if not re.match(r"  \w+  \(|  \s*\w+: \{", line)]
     assert max(map(len, told)) <= 80
 
