@@ -13,6 +13,7 @@ from pipeline.own_data.unsure import UnsureError
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
+FORMS = (".parquet", *TABLES)
 DOCUMENTS = ("readme", "license", "licence", "dataset_infos.json", "croissant.json")
 OWN = "dataset.json"  # stands in an export of ours, and in a folder of `datasets`' there is another
 INSTEAD = {  # of files that hold data in a form that no stage reads
@@ -85,10 +86,11 @@ def layout_of(path: str) -> Layout:
             do=f"give one of them: {'  or  '.join(paths)}",
         )
     ((kind, kept),) = data.items()
+    # A table's stage would read other tables too, and a plain list only where it is named.
     has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
     return Layout(
         kind=kind,
-        path=_path(path, kind, kept) if has_others and kind in (".parquet", *TABLES) else path,
+        path=_path(path, kind, kept) if kind == ".txt" or (has_others and kind in FORMS) else path,
         storage=storage,
         files=kept,
         beside=sorted(beside),

@@ -3,55 +3,31 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from metadata.keys import redacted
 from pipeline.errors import RecipeError
-from pipeline.own_data.layouts import Layout, dataset_card, layout_of, stem_of
-from pipeline.own_data.roles import Roles, roles_of
+from pipeline.own_data.data import Data, shard_rows
+from pipeline.own_data.folders import pictures, tars
+from pipeline.own_data.layouts import Layout, dataset_card, layout_of
+from pipeline.own_data.roles import Roles, private_links, roles_of
 from pipeline.own_data.sample import Sample, parquet_sample, text_sample
 
 DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
-METADATA = ("metadata.jsonl", "metadata.csv")
-FEWEST, MOST, SHARDS = 100, 10_000, 64  # rows of a shard, and how many shards there should be
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # that a stage takes by the file's name
 NAMES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".txt": "text"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Data as a recipe can read them."""
-
-    path: str
-    what: str  # in words: `CSV of links and captions`
-    uses: str  # the ingest stage
-    settings: dict[str, Any]  # of that stage, its path apart
-    rows: int | None  # None where only reading tells
-    is_exact: bool = True  # else `rows` is an estimate
-    columns: dict[str, str] = field(default_factory=dict)  # role to column, in words
-    scores: tuple[str, ...] = ()
-    is_linked: bool = False  # pictures are at links, and are fetched
-    has_captions: bool = True
-    embedding_width: int | None = None
-    aside: Mapping[str, int] = field(default_factory=dict)  # files of no use, by suffix
-    notes: tuple[str, ...] = ()
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The keys of the ingest stage in a recipe."""
-        return {"path": self.path, **self.settings}
 
 
 def look_at(path: str, answers: Mapping[str, str]) -> Data:
     """What lies there; RecipeError where no stage reads it, UnsureError for an open question."""
     layout = layout_of(path)
     if layout.kind == "pictures":
-        return _pictures(layout, answers)
+        return pictures(layout, answers)
     if layout.kind == ".tar":
-        return _tars(layout, answers)
+        return tars(layout, answers)
     shown = redacted(layout.path)
     if layout.kind == ".parquet":
         sample = parquet_sample(layout.storage, layout.files)
@@ -62,64 +38,6 @@ def look_at(path: str, answers: Mapping[str, str]) -> Data:
     if not sample.table.column_names:
         raise RecipeError("no rows", shown, "give a file that holds some")
     return _text(layout, sample, roles_of(sample.table, answers, shown))
-
-
-def shard_rows(rows: int) -> int:
-    """Rows of a shard, so that some 64 shards keep all workers busy."""
-    return min(MOST, max(FEWEST, -(-rows // SHARDS)))
-
-
-def _pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
-    _refuse_answers(answers, layout, "pictures have no columns")
-    captions = [name for name in layout.beside if name.rpartition("/")[2] in METADATA]
-    stems = {stem_of(name) for name in layout.beside if name.lower().endswith(".txt")}
-    folders = {name.rpartition("/")[0] for name in captions}
-    with_caption = sum(
-        stem_of(file.name) in stems
-        or any(not folder or file.name.startswith(f"{folder}/") for folder in folders)
-        for file in layout.files
-    )
-    rows = len(layout.files)
-    if not with_caption:
-        raise RecipeError(
-            found=f"{rows:,} pictures, and a caption for none of them",
-            where=redacted(layout.path),
-            do="write each caption into a .txt beside its picture (cat.jpg, cat.txt), or one"
-            ' metadata.jsonl above them, of lines {"file_name": "cat.jpg", "text": "a cat"}',
-        )
-    said = "metadata.jsonl or metadata.csv" if captions else "a .txt beside each"
-    lacking = f"pictures without a file for their caption: {rows - with_caption:,}"
-    return Data(
-        path=layout.path,
-        what=f"folder of pictures, captions in {said}",
-        uses="ingest.image_folder",
-        settings={"shard_rows": shard_rows(rows)},
-        rows=rows,
-        aside=layout.aside,
-        notes=(lacking,) if with_caption < rows else (),
-    )
-
-
-def _tars(layout: Layout, answers: Mapping[str, str]) -> Data:
-    _refuse_answers(answers, layout, "tars have no columns")
-    stats = [name for name in layout.beside if name.endswith("_stats.json")]
-    card = dataset_card(layout.storage)
-    rows: int | None = None
-    if card is not None:
-        rows = int(str(card.get("rows", 0)))
-    elif len(stats) == len(layout.files):
-        told = [layout.storage.read_json(name, dict[str, Any]) or {} for name in stats]
-        rows = sum(int(one.get("successes", 0)) for one in told)
-    wrote = "clipmill's export" if card is not None else "img2dataset's output" if stats else ""
-    tars = f"{len(layout.files):,} WebDataset tar{'s' if len(layout.files) > 1 else ''}"
-    return Data(
-        path=layout.path,
-        what=f"{tars}{wrote and f', {wrote}'}",
-        uses="ingest.webdataset",
-        settings={},  # a tar is a shard
-        rows=rows,
-        aside=layout.aside,
-    )
 
 
 def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
@@ -142,7 +60,7 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
         if name:
             width = next((len(it) for it in sample.table[name] if it.is_valid), width)
     settings: dict[str, Any] = {key: name for key, name in given.items() if name}
-    notes = _splits(layout)
+    notes = _splits(layout) + (() if roles.image else private_links(sample.table[roles.url]))
     if roles.image and roles.sha256 and not _agree(sample.table, roles.image, roles.sha256):
         del settings["sha256_col"]
         notes += (f"{roles.sha256} is not that of the pictures here, which were made smaller",)
@@ -181,9 +99,12 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
     if is_csv and not sample.has_header:
         plain = {roles.url: "url", roles.caption: "text"}
         names = {name: plain.get(name, name.replace(" ", "_")) for name in names}
-        settings["columns"] = list(names.values())
-    if is_csv and sample.delimiter not in ("", {".tsv": "\t"}.get(layout.kind, ",")):
+        if not is_list:  # a first row that is one link is known for what it is
+            settings["columns"] = list(names.values())
+    if is_csv and sample.delimiter not in ("", DELIMITERS[layout.kind]):
         settings["delimiter"] = sample.delimiter
+    if sample.encoding:
+        settings["encoding"] = sample.encoding
     settings["url_col"] = names[roles.url]
     settings["caption_col"] = names[roles.caption] if roles.caption else None
     more = {"uid_col": roles.uid, "width_col": roles.width, "height_col": roles.height}
@@ -194,6 +115,7 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
         settings["quoted"] = False
     holds = "links" + (" and captions" if roles.caption else ", no captions")
     header = "" if not is_csv or sample.has_header or is_list else " without a header"
+    notes = ("letters are read as Windows writes them: look at the rows below",)
     return Data(
         path=layout.path,
         what=f"list of {holds}" if is_list else f"{_files(layout)}{header} of {holds}",
@@ -206,6 +128,7 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
         is_linked=True,
         has_captions=roles.caption is not None,
         aside=layout.aside,
+        notes=(*(notes if sample.encoding else ()), *private_links(sample.table[roles.url])),
     )
 
 
@@ -234,6 +157,7 @@ def _datacomp(layout: Layout, sample: Sample) -> Data:
         scores=scores,
         is_linked=True,
         aside=layout.aside,
+        notes=private_links(sample.table["url"]),
     )
 
 
@@ -284,8 +208,3 @@ def _no_picture(layout: Layout, sample: Sample) -> RecipeError:
         where=redacted(layout.path),
         do="name it: --url NAME for links (https://…), --image NAME for pictures in the file",
     )
-
-
-def _refuse_answers(answers: Mapping[str, str], layout: Layout, why: str) -> None:
-    for role in answers:
-        raise RecipeError(f"--{role}, and {why}", redacted(layout.path), f"leave out --{role}")

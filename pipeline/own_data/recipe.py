@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.own_data.look import Data
+from pipeline.own_data.data import Data
 
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others
@@ -16,6 +16,7 @@ SAID = {  # of each setting of an ingest stage
     "path": "a file, a folder or a glob",
     "columns": "names for columns that the file does not name",
     "delimiter": "what stands between two columns",
+    "encoding": "how letters are stored: utf-8, cp1252 and others",
     "image_col": "column of the pictures",
     "url_col": "column of the links",
     "caption_col": "column of the captions",

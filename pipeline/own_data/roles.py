@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -122,6 +123,23 @@ def example(values: pa.ChunkedArray) -> str:
 def is_url(values: pa.ChunkedArray) -> bool:
     """Whether most values are links."""
     return _most(values, r"^\s*https?://\S")
+
+
+def private_links(urls: pa.ChunkedArray) -> tuple[str, ...]:
+    """That links lead into the user's own network, where nothing is asked unless they say so."""
+    found = pc.extract_regex(urls.drop_null(), r"^\s*https?://(?:[^/@]*@)?(?P<host>[^/:?#\[]+)")
+    hosts = pc.struct_field(found, "host").drop_null().to_pylist()
+    private = [host for host in hosts if host == "localhost" or _is_private(host)]
+    if 2 * len(private) <= len(hosts):
+        return ()
+    return (f"links lead to {private[0]}: that needs images.allow_private_addresses=true",)
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ip_address(host).is_global
+    except ValueError:  # a name
+        return False
 
 
 def is_image(values: pa.ChunkedArray) -> bool:

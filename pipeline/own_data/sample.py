@@ -21,7 +21,8 @@ COUNTED_BYTES = 512 << 20  # text whose lines are counted; of more, the number i
 MOST_BAD = 20  # one line of so many may hold bytes that are no UTF-8
 COUNTED_FILES = 64  # Parquet files whose rows are added up
 PACKED = (".gz", ".bz2", ".zst")
-DELIMITERS = ",\t;|"
+LINKS = ("http://", "https://")
+WINDOWS = "cp1252"  # what text that is no UTF-8 most likely is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Sample:
     delimiter: str = ""
     has_header: bool = True
     is_quoted: bool = True
+    encoding: str | None = None  # where it is neither UTF-8 nor UTF-16
 
 
 def parquet_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample:
@@ -65,10 +67,10 @@ def parquet_sample(storage: Storage, files: Sequence[FoundFile]) -> Sample:
 def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sample:
     """Of CSV, TSV, JSON lines or plain lists."""
     files = [file for file in files if file.size] or files
-    block, is_whole = _first_block(storage, files[0])
+    block, is_whole, encoding = _first_block(storage, files[0])
     where = f"{storage}/{files[0].name}"
     is_csv = not suffix.startswith((".json", ".ndjson"))
-    form = _csv_form(block, where) if is_csv else {"table": _json_table(block, where)}
+    form = _csv_form(block, suffix, where) if is_csv else {"table": _json_table(block, where)}
     table = form.pop("table")
     if is_csv and is_whole and len(files) == 1:
         rows, is_exact = form.pop("parsed"), True
@@ -76,11 +78,20 @@ def text_sample(storage: Storage, files: Sequence[FoundFile], suffix: str) -> Sa
         lines, is_exact = _count(storage, files, max(1, block.count("\n")) / max(1, len(block)))
         rows = max(0, lines - len(files) * (is_csv and form["has_header"]))
         is_exact = is_exact and not (form.pop("parsed", 0) and '"' in block)  # they may hold lines
-    return Sample(table=_plain(table.slice(0, ROWS)), rows=rows, is_exact=is_exact, **form)
+    return Sample(
+        table=_plain(table.slice(0, ROWS)),
+        rows=rows,
+        is_exact=is_exact,
+        encoding=encoding,
+        **form,
+    )
 
 
-def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool]:
-    """Whole lines from the begin of a file, unpacked, and whether they are all of it."""
+def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool, str | None]:
+    """Whole lines from the begin of a file, whether they are all of it, and their encoding.
+
+    None for UTF-8, and for UTF-16, which a file's first bytes say.
+    """
     where = f"{storage}/{file.name}"
     try:
         with storage.fs.open_input_stream(storage.locate(file.name)) as stream:  # unpacks by name
@@ -89,25 +100,24 @@ def _first_block(storage: Storage, file: FoundFile) -> tuple[str, bool]:
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(storage, file, error) from None
     if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise RecipeError("text in UTF-16", where, "save it as UTF-8 (Excel: CSV UTF-8)")
+        text = block.decode("utf-16", errors="replace")
+        return (text if is_whole else text[: text.rfind("\n") + 1]), is_whole, None
     if b"\0" in block[:4096]:
         raise RecipeError("bytes that are no text", where, "give it the suffix of what it is")
     block = block if is_whole else block[: block.rfind(b"\n") + 1]
     text = block.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
     lines = text.splitlines()
-    bad = [number for number, line in enumerate(lines, 1) if "\ufffd" in line]
-    if len(bad) * MOST_BAD > len(lines):
-        found = f"{len(bad):,} of {len(lines):,} lines are not UTF-8, the first is line {bad[0]}"
-        raise RecipeError(found, where, "save it as UTF-8 (Excel: CSV UTF-8)")
-    return text, is_whole
+    if sum("\ufffd" in line for line in lines) * MOST_BAD <= len(lines):
+        return text, is_whole, None
+    return block.decode(WINDOWS, errors="replace"), is_whole, WINDOWS
 
 
-def _csv_form(text: str, where: str) -> dict[str, Any]:
+def _csv_form(text: str, suffix: str, where: str) -> dict[str, Any]:
     """The delimiter, whether there is a header and quotes, and the rows they give."""
     head = text[: 64 << 10]
-    delimiter = _delimiter(head)
+    delimiter = _delimiter(head, suffix)
     first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter or "\0"), [])
-    has_header = not any(value.strip().startswith(("http://", "https://")) for value in first)
+    has_header = not any(value.strip().startswith(LINKS) for value in first)
     # A field that begins and ends with a quote was quoted; a stray quote, as in CC3M, was not.
     fields = [field for line in head.splitlines()[:1000] for field in line.split(delimiter or "\0")]
     is_quoted = any(len(field) > 1 and field[0] == field[-1] == '"' for field in fields)
@@ -137,15 +147,18 @@ def _csv_form(text: str, where: str) -> dict[str, Any]:
     }
 
 
-def _delimiter(head: str) -> str:
+def _delimiter(head: str, suffix: str) -> str:
     """The sign that cuts most lines into as many fields as the first; empty where none does."""
     lines = [line for line in head.splitlines()[:20] if line.strip()]
+    signs = ",;|\t" if suffix == ".csv" else "\t;|,"  # of two that fit alike, what the name says
+    if suffix == ".txt" and any(line.lstrip().startswith(LINKS) for line in lines[:1]):
+        signs = "\t"  # a link may hold all the others
 
     def even(sign: str) -> int:
         counts = [len(row) for row in csv.reader(lines, delimiter=sign)]
         return sum(count == counts[0] > 1 for count in counts) if counts else 0
 
-    best = max(DELIMITERS, key=even)
+    best = max(signs, key=even)
     return best if 2 * even(best) > len(lines) else ""
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import RecipeError, did_you_mean
-from pipeline.own_data.look import Data, look_at
+from pipeline.own_data.data import Data
+from pipeline.own_data.look import look_at
 from pipeline.own_data.preview import Preview, preview
 from pipeline.own_data.recipe import Wish, starter
 from pipeline.own_data.unsure import UnsureError

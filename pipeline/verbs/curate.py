@@ -3,12 +3,15 @@
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
-from pipeline.verbs import DONE
 from pipeline.verbs import run as runs
 from pipeline.verbs._options import add_executor, add_retry
 from pipeline.verbs._own_data import add_data, page, started
+
+if TYPE_CHECKING:
+    from pipeline.engine.run import Outcome
 
 HELP = "data of your own to a training set: init, run and report in one"
 EXAMPLES = """\
@@ -44,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
     """Writes the recipe, runs it, draws the report; the exit code is that of the run."""
     from pipeline.own_data.recipe import is_untouched, signed
     from pipeline.report.build import report
-    from pipeline.run_folder.state import latest
 
     recipe, page_file = beside(options.out, ".yaml"), beside(options.out, ".html")
     sets = [word for override in options.overrides for word in ("--set", override)]
@@ -63,10 +65,12 @@ def run(options: argparse.Namespace) -> int:
     runs.add(parser)
     told = parser.parse_args([str(recipe), "--out", options.out])
     vars(told).update({key: value for key, value in vars(options).items() if key in vars(told)})
-    code = runs.run(told)
-    if code == DONE:
-        page_file.write_text(report(latest(options.out), []), encoding="utf-8")
-        print(f"report: {page_file}")
+
+    def drawn(outcome: "Outcome") -> None:
+        if outcome.complete:
+            page_file.write_text(report(outcome.state, []), encoding="utf-8")
+
+    code = runs.run(told, drawn)
     print(f"recipe: {recipe}; change a line, then: {again}")
     return code
 

@@ -18,6 +18,8 @@ from pipeline.verbs._options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.engine.run import Outcome
     from pipeline.errors import ClipmillError
     from pipeline.ledger.summary import Summary
@@ -40,8 +42,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the plan and prints how it ended."""
+def run(
+    options: argparse.Namespace, then: "Callable[[Outcome], None]" = lambda outcome: None
+) -> int:
+    """Runs the plan, calls `then`, and prints how it ended."""
     began = time.monotonic()
     plan = planned(options)
     from metadata.storage import Storage
@@ -65,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
         outcome = run_plan(
             plan, folder, workers, watch, tuple(options.retry), keep_going=options.keep_going
         )
+    then(outcome)
     answer = summary(outcome.state, time.monotonic() - began, options.retry)
     if options.json:
         print(json.dumps({**as_json(outcome), "summary": answer_json(answer)}, indent=1))

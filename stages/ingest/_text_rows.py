@@ -30,6 +30,9 @@ BLOCK_BYTES = 16 << 20  # no row of a CSV file may be longer
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16, as spreadsheets write it
 
+# Held, so that it is let go here: Arrow's thread may be late, and cannot where Python has ended.
+_LAST_READER: list[pacsv.CSVStreamingReader] = []
+
 Rows = tuple[Mapping[str, Values], pa.Array]  # columns, and the text of rows no parser reads
 
 
@@ -200,8 +203,6 @@ def csv_rows(
     An empty field is null, a quoted empty field is the empty string. Without a header, the first
     row is one.
     """
-    if not stream.peek(1):
-        return  # pyarrow calls it an error
     bad: deque[tuple[int, str]] = deque()
     first = 1 if header else 2  # pyarrow counts from 1, and its own header too
 
@@ -209,8 +210,8 @@ def csv_rows(
         bad.append((row.number - first, row.text))
         return "skip"
 
-    reader = pacsv.open_csv(
-        stream,
+    reader = _opened(
+        stream.raw,  # one of Arrow's: a thread of Arrow's reads ahead, also while Python ends
         pacsv.ReadOptions(use_threads=False, block_size=block_bytes, column_names=header),
         pacsv.ParseOptions(
             delimiter=dialect.delimiter or ",",
@@ -226,6 +227,8 @@ def csv_rows(
             quoted_strings_can_be_null=False,
         ),
     )
+    if reader is None:
+        return
     row = 0
     for batch in reader:
         skipped: list[tuple[int, str]] = []
@@ -235,6 +238,18 @@ def csv_rows(
         row += len(batch) + len(skipped)
     if bad:
         yield _with_skipped(reader.schema.empty_table(), row, bad)
+
+
+def _opened(stream: Any, *options: Any) -> pacsv.CSVStreamingReader | None:
+    """The reader of a stream; None of an empty one."""
+    try:
+        reader = pacsv.open_csv(stream, *options)
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):
+            return None
+        raise
+    _LAST_READER[:] = [reader]
+    return reader
 
 
 def json_rows(stream: IO[bytes], columns: Sequence[str]) -> Iterator[Rows]:

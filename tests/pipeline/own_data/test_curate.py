@@ -42,6 +42,7 @@ def test_one_command_gives_exports_a_report_and_a_recipe(scored, curate, clipmil
     said = curate(scored)
     assert kept(clipmill, tmp_path) == 24
     assert f"report: {tmp_path}/run.html" in said.out
+    assert "clipmill report" not in said.out
     again = f"clipmill run {tmp_path}/run.yaml --out {tmp_path}/run"
     assert said.out.endswith(f"recipe: {tmp_path}/run.yaml; change a line, then: {again}\n")
     assert "<html" in (tmp_path / "run.html").read_text(encoding="utf-8")

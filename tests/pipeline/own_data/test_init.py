@@ -161,3 +161,24 @@ def test_a_uri_with_keys_is_refused(clipmill, tmp_path):
     assert said.code == 2
     assert "KEY:SECRET" not in said.err
     assert "AWS_ACCESS_KEY_ID" in said.err
+
+
+HEAD = """
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
+pool = make_plan(load_recipe('mine.yaml')).stages['pool'].stage
+assert len(pool.head(9)) == 2
+"""
+
+
+def test_a_process_that_read_the_first_rows_of_a_csv_ends_well(clipmill, tmp_path):
+    """A thread of Arrow's that let go of Python's last would end it with SIGABRT, three in four."""
+    (tmp_path / "it.csv").write_text(TWO)
+    clipmill("init", tmp_path / "it.csv", "--caption", "alt", "--out", tmp_path / "mine.yaml")
+    beside = [
+        subprocess.Popen([sys.executable, "-c", HEAD], cwd=tmp_path, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for process in beside:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said

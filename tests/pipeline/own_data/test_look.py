@@ -9,10 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.own_data.look import Data, look_at, shard_rows
+from pipeline.own_data.data import Data, shard_rows
+from pipeline.own_data.look import look_at
 from pipeline.own_data.unsure import UnsureError
 
 ROWS = "url,text\n" + "".join(f"https://a.test/{i}.jpg,a red shoe {i}\n" for i in range(3))
+
+
+LINE = '{"file_name": "1.jpg", "text": "a red shoe"}'
 
 
 def put(folder, **files):
@@ -70,7 +74,7 @@ def test_tabs_in_a_file_that_is_named_csv(tmp_path):
 
 
 def test_a_table_without_a_header_has_its_columns_named(tmp_path):
-    put(tmp_path, **{"a.tsv": 'a "b c\thttps://a.test/1\nd e\thttps://a.test/2\n'})
+    put(tmp_path, **{"a.tsv": 'a "b, c\thttps://a.test/1\nd, e\thttps://a.test/2\n'})
     found = look(tmp_path / "a.tsv")
     assert found.rows == 2
     assert found.settings["columns"] == ["text", "url"]
@@ -79,10 +83,11 @@ def test_a_table_without_a_header_has_its_columns_named(tmp_path):
 
 
 def test_a_plain_list_of_links_has_no_captions(tmp_path):
-    put(tmp_path, **{"a.txt": "https://a.test/1.jpg\r\n\r\nhttps://a.test/2.jpg?a=1,2\r\n"})
+    put(tmp_path, **{"a.txt": "https://a.test/1,2.jpg\r\n\r\nhttps://a.test/2.jpg?a=1,2\r\n"})
     found = look(tmp_path / "a.txt")
     assert found.what == "list of links, no captions"
-    assert found.settings["columns"] == ["url"]
+    assert "columns" not in found.settings  # a first row that is a link is known for one
+    assert found.settings["caption_col"] is None
     assert not found.has_captions
 
 
@@ -104,11 +109,38 @@ def test_pictures_with_texts_or_metadata_or_without(tmp_path):
     found = look(tmp_path / "a")
     assert (found.uses, found.rows) == ("ingest.image_folder", 3)
     assert found.notes == ("pictures without a file for their caption: 1",)
-    put(tmp_path / "b", **{"train/1.jpg": "", "train/metadata.jsonl": "{}", "README.md": ""})
+    put(tmp_path / "b", **{"train/1.jpg": "", "train/metadata.jsonl": LINE, "README.md": ""})
     found = look(tmp_path / "b")
     assert (found.rows, found.notes, found.aside) == (1, (), {})
     put(tmp_path / "c", **{"1.jpg": ""})
-    assert "a caption for none of them" in str(refused(tmp_path / "c"))
+    found = look(tmp_path / "c")
+    assert not found.has_captions
+    assert found.notes == ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)
+
+
+def test_metadata_beside_pictures_may_name_its_captions_otherwise(tmp_path):
+    put(tmp_path, **{"1.jpg": "", "metadata.csv": "file_name,prompt\n1.jpg,a red shoe\n"})
+    assert look(tmp_path).settings == {"caption_col": "prompt", "shard_rows": 100}
+    put(tmp_path, **{"metadata.csv": "file_name,prompt,title\n1.jpg,a red shoe,shoe 1\n"})
+    assert refused(tmp_path, UnsureError).ask == "caption"
+    assert look(tmp_path, caption="title").settings["caption_col"] == "title"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_letters_that_are_not_utf8_are_read(encoding, tmp_path):
+    rows = "url\ttext\nhttps://a.test/1\tcaf\u00e9 au lait\n"
+    put(tmp_path, **{"a.tsv": rows.encode(encoding)})
+    found = look(tmp_path / "a.tsv")
+    assert found.settings.get("encoding") == {"cp1252": "cp1252"}.get(encoding)
+    assert (found.rows, found.columns) == (1, {"url": "url", "caption": "text"})
+
+
+def test_links_into_ones_own_network_are_told(tmp_path):
+    put(tmp_path, **{"a.csv": ROWS.replace("a.test", "192.168.1.7:80")})
+    (note,) = look(tmp_path / "a.csv").notes
+    assert note == "links lead to 192.168.1.7: that needs images.allow_private_addresses=true"
+    put(tmp_path, **{"a.csv": ROWS.replace("https://a.test", "http://localhost")})
+    assert "localhost" in look(tmp_path / "a.csv").notes[0]
 
 
 def test_img2datasets_files_and_tars_are_known_with_what_lies_beside(tmp_path):
@@ -184,8 +216,6 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
         ({"a.csv": ""}, "no rows"),
         ({"a.csv": "\n\n"}, "no rows"),
         ({"a.csv": "id,name\n1,Anna\n"}, 'no column of links or of pictures among "id", "name"'),
-        ({"a.csv": "url,text\n".encode("utf-16")}, "text in UTF-16"),
-        ({"a.csv": "url,text\nhttps://a.test,caf\xe9 au lait\n".encode("latin-1")}, "UTF-8"),
         ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\0"}, "bytes that are no text"),
         ({"a.json": '[{"url": "https://a.test"}]'}, "one JSON object a line"),
         ({"a.jsonl": "no\n"}, "no rows"),

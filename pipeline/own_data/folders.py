@@ -1,0 +1,91 @@
+"""Data whose pictures are files: folders of them, and tars."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from metadata.globs import files_of
+from metadata.keys import redacted
+from pipeline.errors import RecipeError
+from pipeline.own_data.data import Data, shard_rows
+from pipeline.own_data.layouts import Layout, dataset_card, stem_of, suffix_of
+from pipeline.own_data.roles import roles_of
+from pipeline.own_data.sample import parquet_sample, text_sample
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def pictures(layout: Layout, answers: Mapping[str, str]) -> Data:
+    """Pictures in files, and their captions in others."""
+    tables = [name for name in layout.beside if name.rpartition("/")[2] in METADATA]
+    caption = _caption_of(layout, tables[0], answers) if tables else None
+    if not tables:
+        _refuse_answers(answers, layout, "pictures have no columns")
+    stems = {stem_of(name) for name in layout.beside if name.lower().endswith(".txt")}
+    folders = tuple(name.rpartition("/")[0] for name in tables) if caption else ()
+    with_caption = sum(
+        stem_of(file.name) in stems
+        or any(not folder or file.name.startswith(f"{folder}/") for folder in folders)
+        for file in layout.files
+    )
+    rows = len(layout.files)
+    settings: dict[str, Any] = {"caption_col": caption} if caption not in (None, "text") else {}
+    said = (
+        f"captions in {tables[0].rpartition('/')[2]}"
+        if caption
+        else "captions in a .txt beside each"
+    )
+    notes: tuple[str, ...] = ()
+    if not with_caption:
+        said = "no captions"
+        notes = ("a caption is a .txt beside its picture: cat.jpg, cat.txt",)
+    elif with_caption < rows:
+        notes = (f"pictures without a file for their caption: {rows - with_caption:,}",)
+    return Data(
+        path=layout.path,
+        what=f"folder of pictures, {said}",
+        uses="ingest.image_folder",
+        settings={**settings, "shard_rows": shard_rows(rows)},
+        rows=rows,
+        columns={"caption": caption} if caption else {},
+        has_captions=bool(with_caption),
+        aside=layout.aside,
+        notes=notes,
+    )
+
+
+def _caption_of(layout: Layout, name: str, answers: Mapping[str, str]) -> str | None:
+    """The column of captions in the metadata beside pictures; None where there is none."""
+    (file,) = (file for file in files_of(layout.storage.uri) if file.name == name)
+    if name.endswith(".parquet"):
+        table = parquet_sample(layout.storage, [file]).table
+    else:
+        table = text_sample(layout.storage, [file], suffix_of(name)).table
+    named = [column for column in table.column_names if column != "file_name"]
+    return roles_of(table.select(named), answers, f"{layout.storage}/{name}").caption
+
+
+def tars(layout: Layout, answers: Mapping[str, str]) -> Data:
+    _refuse_answers(answers, layout, "tars have no columns")
+    stats = [name for name in layout.beside if name.endswith("_stats.json")]
+    card = dataset_card(layout.storage)
+    rows: int | None = None
+    if card is not None:
+        rows = int(str(card.get("rows", 0)))
+    elif len(stats) == len(layout.files):
+        told = [layout.storage.read_json(name, dict[str, Any]) or {} for name in stats]
+        rows = sum(int(one.get("successes", 0)) for one in told)
+    wrote = "clipmill's export" if card is not None else "img2dataset's output" if stats else ""
+    tars = f"{len(layout.files):,} WebDataset tar{'s' if len(layout.files) > 1 else ''}"
+    return Data(
+        path=layout.path,
+        what=f"{tars}{wrote and f', {wrote}'}",
+        uses="ingest.webdataset",
+        settings={},  # a tar is a shard
+        rows=rows,
+        aside=layout.aside,
+    )
+
+
+def _refuse_answers(answers: Mapping[str, str], layout: Layout, why: str) -> None:
+    for role in answers:
+        raise RecipeError(f"--{role}, and {why}", redacted(layout.path), f"leave out --{role}")
