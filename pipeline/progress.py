@@ -106,7 +106,8 @@ class Lines(_Said):
     def shard(self, name: str, record: Record, total: int | None) -> None:
         if self.look and name not in self._begun:
             self._begun.add(name)
-            if (stage := self.look().stages[name]).is_row:
+            stage = self.look().stages[name]
+            if stage.is_row and stage.status == "running":
                 _print(f"{name}: {stage_line(stage, time.time())}")
 
     def finished(self, name: str, state: "StageState") -> None:

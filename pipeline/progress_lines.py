@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.run_folder.live import Live, LiveRun, Status
+from pipeline.run_folder.live import LEAST_S, Live, LiveRun, Status
 from pipeline.run_folder.words import KINDS, duration
 
 BAR = 16
@@ -31,7 +31,7 @@ def stage_line(stage: Live, now: float, waits_for: Sequence[str] = ()) -> str:
         return f"waits for {', '.join(waits_for)}" if waits_for else "not begun"
     if stage.status == "running":
         parts = [*_how_far(stage), *_speed(stage, now), *_without(stage)]
-        if (left := stage.left_s(now)) is not None:
+        if (left := stage.left_s(now)) is not None and left >= LEAST_S:
             parts.insert(1, f"{duration(left)} left")
         return ", ".join(parts)
     rows = [f"{stage.rows:,} rows"] if stage.gives_rows and stage.rows else []
@@ -62,7 +62,7 @@ def total_line(live: LiveRun, now: float) -> str:
     if live.began is not None:
         spent = duration((live.ended or now) - live.began)
         parts.append(f"{spent} so far" if live.works else f"the last run took {spent}")
-    if live.works and (left := live.left_s(now)) is not None:
+    if live.works and (left := live.left_s(now)) is not None and left >= LEAST_S:
         waiting = any(stage.status == "waiting" for stage in stages)
         parts.append(f"{'at least ' if waiting else ''}{duration(left)} left")
     return ", ".join(parts)
@@ -81,7 +81,7 @@ def within(
     longest = min(NAME, max((len(stage.name) for stage in shown), default=0))
     lines = []
     for stage in shown:
-        waits = [need for need in stage.needs if not _is_done(live, need)] if live.works else []
+        waits = _waits(live, stage) if live.works else []
         bar = f"{_bar(stage)} " if bars else ""
         name = stage.name if len(stage.name) <= NAME else f"{stage.name[: NAME - 1]}…"
         text = f"{MARKS[stage.status]} {name:<{longest}} {bar}{stage_line(stage, now, waits)}"
@@ -144,8 +144,12 @@ def _bar(stage: Live) -> str:
     return "━" * full + "─" * (BAR - full)
 
 
-def _is_done(live: LiveRun, name: str) -> bool:
-    return name in live.stages and live.stages[name].status in ("done", "found")
+def _waits(live: LiveRun, stage: Live) -> list[str]:
+    """What a stage waits for; not what one of those waits for as well."""
+    needs = [live.stages[need] for need in stage.needs if need in live.stages]
+    open_needs = [need for need in needs if need.status not in ("done", "found")]
+    before = {name for need in open_needs for name in need.needs}
+    return [need.name for need in open_needs if need.name not in before]
 
 
 def _plural(word: str, count: int) -> str:

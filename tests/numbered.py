@@ -35,8 +35,8 @@ CAUSES = {  # of `last`: stage, reason and its rows
     ("two", "unlucky"): (7, 14),
     ("first", "c > 3"): (1, 2, 3),
     ("late", "unlucky"): (4, 8, 12, 16),
-    ("last", "b < 18"): (18, 19),
     ("last", "e <> 9"): (9,),
+    ("last", "b < 18"): (18, 19),
 }
 
 

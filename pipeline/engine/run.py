@@ -174,7 +174,10 @@ class _Schedule:
                 is_to_blame = job.blamed in (None, planned.name)
                 self.stopped[planned.name] = error if is_to_blame else None
                 self.state.rescan(planned.name)
-                self.watcher.stopped(planned.name, error)
+                if is_to_blame:
+                    self.watcher.stopped(planned.name, error)
+                else:
+                    self.watcher.finished(planned.name, self.state.stages[planned.name])
         else:
             raise error
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.planning.plan import Plan
-from pipeline.planning.planned import Binding
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.run_folder.words import BEFORE, UNDEFINED
 
-UNDEFINED = "undefined:"
-BEFORE = "dropped_before"
 # Stage and columns to the rows for which it left one of them out; None: take its reasons for it.
 Lacks = Callable[[str, set[str]], pa.Array | None]
 Cause = tuple[str, str]  # stage and reason
@@ -59,6 +59,32 @@ def trace(
                 left = pc.and_not(left, guilty)
         if pc.any(left).as_py():
             yield end, code, left
+
+
+def later_stages(end: str, done: list[PlannedStage]) -> list[str]:
+    """The stages that compute rows of what a select keeps and decide nothing themselves."""
+    after = {end}
+    for planned in done:
+        if not planned.is_select and after & set(planned.needs):
+            after.add(planned.name)
+    return [planned.name for planned in done if planned.name in after - {end}]
+
+
+def failed_later(
+    reasons: ShardReasons, end: str, later: list[str]
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """(stage, reason, mask): the rows of a shard that an end keeps, each at the first stage after
+    it that gave it no value."""
+    left = pc.is_null(reasons[end])
+    for name in later:
+        if name not in reasons or not reasons.counts(name).keys() - {"", NOT_SELECTED}:
+            continue
+        own = reasons[name]
+        for code in sorted(set(reasons.counts(name)) - {"", NOT_SELECTED}):
+            rows = pc.and_(left, pc.fill_null(pc.equal(own, code), False))
+            if pc.any(rows).as_py():
+                yield name, code, rows
+                left = pc.and_not(left, rows)
 
 
 def taken_by(plan: Plan, name: str) -> set[Binding]:

@@ -10,6 +10,7 @@ from pipeline.ledger.causes import named_in
 from pipeline.ledger.reasons import ShardReasons, stages_of
 from pipeline.planning.planned import Binding
 from pipeline.run_folder.state import RunState
+from pipeline.run_folder.words import in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,13 @@ class Dropped:
 
 
 def dropped(state: RunState, reason: str, stage: str | None = None) -> Dropped:
-    """The rows that a stage lost for this reason; RecipeError where none did, or several."""
+    """The rows that a stage lost for this reason; RecipeError where none did, or several.
+
+    A reason may be given as `funnel` prints it, in plain words.
+    """
     lost = {name: rows for name, rows in _lost(state).items() if stage in (None, name)}
+    codes = {in_words(code): code for rows in lost.values() for code in rows}
+    reason = codes.get(reason, reason)
     found = [name for name, rows in lost.items() if reason in rows]
     if not found:
         at = f"stage '{stage}'" if stage else "any stage"

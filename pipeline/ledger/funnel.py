@@ -10,6 +10,7 @@ reasons of shards that several passes have made.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,14 @@ from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, UID
 from metadata.uid import halves
 from pipeline.errors import RecipeError, StageError
-from pipeline.ledger.causes import Cause, causes, left_out, taken_by
+from pipeline.ledger.causes import (
+    Cause,
+    causes,
+    failed_later,
+    later_stages,
+    left_out,
+    taken_by,
+)
 from pipeline.ledger.exports import Export, exports
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.stored import Place, artifacts
@@ -35,7 +43,7 @@ SORTED_ROWS = 50_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class StageRows:
-    """Rows of one stage; `failed`, `upstream` and `dropped` by reason.
+    """Rows of one stage; `failed`, `upstream` and `dropped` by reason, that in the rules' order.
 
     `failed`: the stage gave no value. `upstream`: nor could it, as a stage before it gave none.
     `dropped`: a select stage did not keep them. `not_selected`: outside its `only:` mask.
@@ -67,7 +75,8 @@ class Loss:
 class End:
     """A select stage that no later one builds on: `rows` = `kept` + the rows of its causes.
 
-    Causes stand in the order of the stages, of one stage the largest first.
+    A row that a later stage failed is not kept, whatever the select says. Causes stand in the order
+    of the stages; those of a select in the order of its rules, of other stages the largest first.
     """
 
     stage: str
@@ -77,11 +86,25 @@ class End:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A stage that is not complete: shards done, of `total` where that is known, and failed."""
+
+    stage: str
+    shards: int
+    total: int | None
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Funnel:
-    """The complete stages of a run; `repeated_uids` counts rows whose uid an earlier row of their
-    root has, and is null for pools too large to sort in memory."""
+    """The complete stages of a run; `unfinished` are the others.
+
+    `repeated_uids` counts rows whose uid an earlier row of their root has, and is null for pools
+    too large to sort in memory.
+    """
 
     run: str
+    unfinished: tuple[Unfinished, ...]
     repeated_uids: int | None
     stages: tuple[StageRows, ...]
     ends: tuple[End, ...]
@@ -99,7 +122,7 @@ def funnel(state: RunState) -> Funnel:
         raise RecipeError("no stage is complete", str(state.run), "run the recipe first")
     done = [planned for planned in complete if planned.gives_rows]
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
-    lost = {planned.name: _Lost() for planned in done if is_end(planned, done)}
+    lost = {p.name: _Lost(later_stages(p.name, done)) for p in done if is_end(p, done)}
     for root in dict.fromkeys(planned.root for planned in done):
         for shard in sorted(state.stages[root].shards):
             reasons = ShardReasons(state, root, shard)
@@ -109,6 +132,7 @@ def funnel(state: RunState) -> Funnel:
                     lost[name].add(reasons, name)
     return Funnel(
         run=str(state.run),
+        unfinished=tuple(_unfinished(state)),
         repeated_uids=_repeated_uids(state, [p.name for p in done if p.is_root]),
         stages=tuple(_stage_rows(state, name, rows) for name, rows in counts.items()),
         ends=tuple(_end(state, name, counts[name], rows) for name, rows in lost.items()),
@@ -119,15 +143,27 @@ def funnel(state: RunState) -> Funnel:
 
 @dataclass
 class _Lost:
-    """Rows of an end by first cause, and where one of each stands."""
+    """Rows of an end by first cause, and where one of each stands.
 
+    `later` are the stages whose failures count as its own.
+    """
+
+    later: list[str]
     rows: Counter[Cause] = field(default_factory=Counter)
     places: dict[Cause, Place] = field(default_factory=dict)
 
     def add(self, reasons: ShardReasons, end: str) -> None:
-        for stage, code, rows in causes(reasons, end):
+        for stage, code, rows in (*causes(reasons, end), *failed_later(reasons, end, self.later)):
             self.rows[stage, code] += pc.sum(rows).as_py() or 0
             self.places.setdefault((stage, code), (reasons.shard, pc.index(rows, True).as_py()))
+
+
+def _unfinished(state: RunState) -> Iterator[Unfinished]:
+    for name, stage in state.stages.items():
+        if not stage.complete:
+            failed = sum(failure is not None for failure in stage.failures.values())
+            total = stage.total if stage.planned.gives_rows else None
+            yield Unfinished(stage=name, shards=len(stage.shards), total=total, failed=failed)
 
 
 def _counted(reasons: ShardReasons, name: str) -> Counter[tuple[str, str]]:
@@ -211,7 +247,7 @@ def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) ->
         listed=next((folder.read_json(f"{OUT}/{file}", dict[str, Any]) for file in lists), None),
         failed=_of("failed", counts),
         upstream=_of("upstream", counts),
-        dropped=_of("dropped", counts),
+        dropped=_in_order(_of("dropped", counts), state.plan.stages[name].stage.reasons),
     )
 
 
@@ -219,17 +255,35 @@ def _of(kind: str, counts: Counter[tuple[str, str]]) -> dict[str, int]:
     return {code: rows for (its, code), rows in counts.items() if its == kind}
 
 
+def _in_order(rows: dict[str, int], rules: Sequence[str]) -> dict[str, int]:
+    """Rows by reason, in the order of a stage's rules."""
+    return {code: rows[code] for code in [*rules, *rows] if code in rows}
+
+
 def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lost) -> End:
     order = list(state.plan.stages)
     root = state.plan.stages[name].root
-    rows, kept = counts.total(), counts["fine", ""]
+    rows = counts.total()
+    later = sum(count for (stage, _), count in lost.rows.items() if stage in lost.later)
+    kept = counts["fine", ""] - later
     if kept + lost.rows.total() != rows:
         raise StageError(
             f"{kept} kept and {lost.rows.total()} lost make no {rows}",
             f"stage '{name}'",
             "this is a fault of ours: report it with the recipe",
         )
-    ranked = sorted(lost.rows.items(), key=lambda item: (order.index(item[0][0]), -item[1]))
+    rules = {
+        planned.name: {code: number for number, code in enumerate(planned.stage.reasons)}
+        for planned in state.plan.stages.values()
+        if planned.is_select
+    }
+
+    def place(item: tuple[Cause, int]) -> tuple[int, int, int]:
+        (stage, code), count = item
+        by_rule = rules.get(stage, {})
+        return order.index(stage), by_rule.get(code, len(by_rule)), -count
+
+    ranked = sorted(lost.rows.items(), key=place)
     return End(
         stage=name,
         rows=rows,

@@ -25,7 +25,14 @@ def status(uri: str) -> LiveRun:
         found.began, found.updated, found.ended = said.began, said.updated, said.ended
         found.host, found.pid = said.host, said.pid
     if not whole:
-        found.phase = "stopped" if said is None else said.phase if said.ended else "gone"
-        if found.phase == "complete":  # its files have changed since
-            found.phase = "stopped"
+        found.phase = _unfinished(said)
     return found
+
+
+def _unfinished(said: LiveRun | None) -> Phase:
+    """How the last run ended, of a folder where stages are not done."""
+    if said is None:
+        return "stopped"
+    if not said.ended:
+        return "gone"
+    return "part" if said.phase == "complete" else said.phase

@@ -24,8 +24,8 @@ LEAST_S = 1.0  # of work, before a rate or a time left says anything
 
 # found: done before this run. stopped: begun, and nobody works on it now.
 Status = Literal["waiting", "running", "done", "found", "failed", "stopped"]
-# gone: nobody works there, though no run said that it ended.
-Phase = Literal["starting", "running", "complete", "failed", "stopped", "gone"]
+# part: all that was asked for. gone: nobody works there, and no run said that it ended.
+Phase = Literal["starting", "running", "complete", "part", "failed", "stopped", "gone"]
 
 
 @dataclass

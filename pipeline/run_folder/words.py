@@ -34,3 +34,11 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def size(size_bytes: int) -> str:
+    """Bytes in the largest unit that leaves at least one: `300 bytes`, `4.7 kB`, `1.2 GB`."""
+    for unit, of in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= of:
+            return f"{size_bytes / of:,.1f} {unit}"
+    return f"{size_bytes} bytes"

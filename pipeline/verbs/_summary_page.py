@@ -68,11 +68,13 @@ def _ending(ending: "Ending", is_long: bool) -> list[str]:
 
 
 def _written(summary: "Summary") -> list[str]:
+    from pipeline.run_folder.words import size
+
     lines = []
     for export in summary.exports:
         rows = f"{export.exported:,} rows, " if export.exported is not None else ""
-        size = f"{export.files} files, {export.bytes / 1e6:,.1f} MB"
-        lines.append(f"  {export.stage}: {rows}{size} in {_near(export.folder)}")
+        files = f"{export.files} files, {size(export.bytes)}"
+        lines.append(f"  {export.stage}: {rows}{files} in {_near(export.folder)}")
     lines += [f"  report: {_near(summary.report)}"] if summary.report else []
     return ["written", *lines] if lines else []
 

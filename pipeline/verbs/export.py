@@ -78,6 +78,8 @@ def text(answer: "Exported") -> str:
     whose = f"of {stage}"
     if answer.dropped is not None:
         whose = f"that {stage} lost for '{one_line(answer.dropped)}'"
+    from pipeline.run_folder.words import size
+
     lines = [f"{rows} {whose} in {one_line(answer.out)}  ({files}, {size(answer.bytes)})"]
     stayed = ", ".join(f"{count:,} {reason}" for reason, count in answer.left.items())
     if stayed and answer.dropped is None:
@@ -85,11 +87,3 @@ def text(answer: "Exported") -> str:
     if not answer.copied:
         lines.append("found done: nothing was written")
     return "\n".join(lines)
-
-
-def size(size_bytes: int) -> str:
-    """Bytes in the largest unit that leaves at least one."""
-    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size_bytes >= of:
-            return f"{size_bytes / of:.1f} {unit}"
-    return f"{size_bytes} bytes"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.terminal import one_line
@@ -9,7 +10,7 @@ from pipeline.verbs import DONE
 from pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
-    from pipeline.ledger.funnel import Funnel
+    from pipeline.ledger.funnel import Funnel, StageRows
 
 HELP = "where the pool's rows went, by stage and reason"
 EXAMPLES = """\
@@ -36,8 +37,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(funnel: "Funnel") -> str:
-    """Stages with their reasons, the waterfall of each end, the exports."""
-    lines = [funnel.run, ""]
+    """What is not complete; stages with their reasons, the waterfall of each end, the exports."""
+    from pipeline.run_folder.words import in_words, size
+
+    lines = [funnel.run, *_unfinished(funnel), ""]
     if not funnel.stages:
         lines.append("none of its complete stages has rows")
     width = max((len(stage.stage) for stage in funnel.stages), default=0)
@@ -46,37 +49,38 @@ def text(funnel: "Funnel") -> str:
             f"{stage.stage:<{width}}  {stage.uses:<22} {stage.rows:>10,} rows"
             f" {stage.fine:>10,} fine"
         )
-        for kind in ("failed", "upstream", "dropped"):
-            for code, count in sorted(getattr(stage, kind).items(), key=lambda item: -item[1]):
-                lines.append(f"{'':<{width}}    {kind:<10} {count:>10,}  {one_line(code)}")
-        if stage.not_selected:
-            lines.append(f"{'':<{width}}    {'not selected':<10} {stage.not_selected:>8,}")
+        for kind, code, count in _without(stage):
+            said = f"{'':<{width}}    {kind:<12} {count:>10,} {_share(count, stage.rows)}  {code}"
+            lines.append(said.rstrip())
         if stage.listed and stage.listed["missing"]:
             lines.append(
-                f"{'':<{width}}    {'no row for':<10} {stage.listed['missing']:>10,}"
+                f"{'':<{width}}    {'no row for':<12} {stage.listed['missing']:>10,}"
                 f"  of {stage.listed['uids']:,} listed uids"
             )
     if funnel.repeated_uids:
         lines += ["", f"{funnel.repeated_uids:>10,}  rows have the uid of an earlier row"]
     for end in funnel.ends:
-        lines += ["", f"{end.rows:>10,}  rows in the pool"]
+        lines += ["", f"{end.rows:>10,} {_share(end.rows, end.rows)}  rows in the pool"]
         left = end.rows
         for cause in end.causes:
             left -= cause.rows
             lines.append(
-                f"{-cause.rows:>10,}  {cause.stage}: {one_line(cause.reason)}"
-                f"  ({left:,} left; why {cause.example[:8]})"
+                f"{-cause.rows:>10,} {_share(cause.rows, end.rows)}  {cause.stage}:"
+                f" {one_line(in_words(cause.reason))}  ({left:,} left; why {cause.example[:8]})"
             )
-        share = end.kept / end.rows if end.rows else 0.0
-        lines.append(f"{end.kept:>10,}  kept by '{end.stage}' ({share:.1%})")
+        names = [stage.stage for stage in funnel.stages]
+        is_last = all(names.index(c.stage) <= names.index(end.stage) for c in end.causes)
+        words = f"kept by '{end.stage}'" if is_last else f"left of what '{end.stage}' keeps"
+        lines.append(f"{end.kept:>10,} {_share(end.kept, end.rows)}  {words}")
     for export in funnel.exports:
         lines += [
             "",
-            f"{export.stage}: {export.files} files,"
-            f" {export.bytes / 1e6:,.1f} MB in {export.folder}",
+            f"{export.stage}: {export.files} files, {size(export.bytes)} in {export.folder}",
         ]
         if export.rows is not None:
-            left_out = "".join(f", {count:,} {why}" for why, count in export.left.items())
+            left_out = "".join(
+                f", {count:,} {why.replace('_', ' ')}" for why, count in export.left.items()
+            )
             lines.append(f"    {export.exported:,} of {export.rows:,} rows{left_out}")
     for subset in funnel.subsets:
         lacking = f", which lacks {subset.lacking:,}" if subset.lacking else ""
@@ -86,3 +90,36 @@ def text(funnel: "Funnel") -> str:
             f" keeps, read from '{subset.data}'{lacking}",
         ]
     return "\n".join(lines)
+
+
+def _unfinished(funnel: "Funnel") -> list[str]:
+    """`not complete: images has 3 of 8 shards; 9 stages have not begun`, and what that means."""
+    begun = [stage for stage in funnel.unfinished if stage.shards or stage.failed]
+    parts = [
+        f"{stage.stage} has {stage.shards} of {'?' if stage.total is None else stage.total} shards"
+        + (f" and {stage.failed} failed" if stage.failed else "")
+        for stage in begun
+    ]
+    if rest := len(funnel.unfinished) - len(begun):
+        parts.append(f"{rest} {'stage is' if rest == 1 else 'stages are'} not done")
+    return [f"not complete: {'; '.join(parts)}; what follows is of the others"] if parts else []
+
+
+def _without(stage: "StageRows") -> Iterator[tuple[str, str, int]]:
+    """(kind, reason, rows) in plain words: failed, no input, dropped, not selected."""
+    from pipeline.run_folder.words import in_words, kind_of
+
+    for kind in ("failed", "upstream", "dropped"):
+        of_kind = getattr(stage, kind).items()
+        in_rules = kind == "dropped"  # whose order says more than the counts
+        for code, count in of_kind if in_rules else sorted(of_kind, key=lambda item: -item[1]):
+            is_root = stage.uses.startswith("ingest.")
+            word = "no input" if kind == "upstream" else kind_of(code, kind == "dropped", is_root)
+            yield word, one_line(in_words(code)), count
+    if stage.not_selected:
+        yield "not selected", "", stage.not_selected
+
+
+def _share(rows: int, of: int) -> str:
+    """A part of the rows, seven wide."""
+    return f"{rows / of if of else 0:>6.1%}"

@@ -101,6 +101,7 @@ def headline(live: "LiveRun", now: float) -> str:
         "starting": f"at work: {who}, which begins a run or makes an export",
         "running": f"running: {who}, last sign of life {ago}",
         "complete": "complete",
+        "part": f"not complete: the last run ended {ago} with all that it was asked for",
         "failed": f"not complete: the last run ended {ago} with failures",
         "stopped": f"not complete: the last run was stopped {ago}".rstrip(),
         "gone": f"not complete: nobody works here; {who} went without a word, last seen {ago}",

@@ -92,7 +92,7 @@ def test_a_run_says_what_it_kept_what_it_lost_and_what_to_run_next(recipe, tmp_p
     assert lines[0] == f"done: 4 stages in {tmp_path}/run"
     assert re.fullmatch(r"\d+ of 120 rows kept by 'subset' \(\d+\.\d%\); lost first to", lines[2])
     assert re.fullmatch(r" +\d+ +\d+\.\d%  subset: caption_words >= 4", lines[3])
-    assert re.search(r"uids: \d+ rows, 3 files, 0.0 MB in .*/uids-\w+/out", said.out)
+    assert re.search(r"uids: \d+ rows, 3 files, .* kB in .*/uids-\w+/out", said.out)
     report = f"clipmill report --run {tmp_path}/run --out {tmp_path}/run.html"
     assert lines[-4:-1] == ["next", f"  {report}", f"  clipmill funnel --run {tmp_path}/run"]
     assert re.fullmatch(r"this run took \d+\.\d s", lines[-1])
@@ -310,7 +310,7 @@ def test_a_stages_folder_where_the_command_runs_adds_stages(tmp_path, monkeypatc
     run = ("mine.yaml", "--out", "run", "--workers", 0, "--set", "pool.path=pool.jsonl")
     monkeypatch.chdir(tmp_path)
     assert clipmill("run", *run).code == 0
-    assert "         4  kept by 'last'" in clipmill("funnel", "--run", "run").out
+    assert "         4  20.0%  kept by 'last'" in clipmill("funnel", "--run", "run").out
     monkeypatch.chdir(ROOT)
     for name in [name for name in sys.modules if name.startswith("stages.probe")]:
         monkeypatch.delitem(sys.modules, name)

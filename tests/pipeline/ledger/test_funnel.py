@@ -1,5 +1,6 @@
 """The funnel: known answers on numbered rows, and causes that add up whatever happened."""
 
+import re
 from functools import cache
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_each_lost_row_is_counted_once_at_the_stage_that_lost_it_first(found):
     assert causes == {cause: len(rows) for cause, rows in numbered.CAUSES.items()}
 
 
-def test_causes_stand_in_the_order_of_the_stages_the_larger_first(found):
+def test_causes_stand_in_the_order_of_the_stages_and_of_the_rules_of_a_select(found):
     (end,) = found.ends
     assert [(cause.stage, cause.reason) for cause in end.causes] == list(numbered.CAUSES)
 
@@ -78,9 +79,57 @@ def test_a_cause_names_one_of_its_rows(found):
 
 def test_the_page_says_the_same(found):
     page = text(found)
-    assert "        20  rows in the pool\n        -3  one: unlucky  (17 left" in page
-    assert "         4  kept by 'last' (20.0%)" in page
-    assert "uids: " in page
+    assert "        20 100.0%  rows in the pool\n        -3  15.0%  one: unlucky  (17 left" in page
+    assert "         4  20.0%  kept by 'last'" in page
+    assert re.search(r"uids: 3 files, 1\.\d kB in ", page)
+    assert "not complete" not in page
+
+
+def test_the_page_has_plain_words_and_the_shares_of_each_stage(found):
+    lines = [re.sub(" +", " ", line).strip() for line in text(found).splitlines()]
+    start = lines.index("last select.where 20 rows 4 fine")
+    assert lines[start + 1 : start + 5] == [
+        "dropped 9 45.0% dropped by an earlier select",
+        "dropped 1 5.0% e <> 9",
+        "dropped 2 10.0% b < 18",
+        "no input 4 20.0% e has no value",
+    ]
+    assert "no input 4 20.0% no_number" in lines, "of `two`, for want of a value of `one`"
+
+
+def test_rows_that_a_later_stage_failed_are_not_kept_whatever_stage_is_last(tmp_path):
+    numbered.write_pool(tmp_path)
+    whole = numbered.plan_of(tmp_path)
+    numbered.run(tmp_path, numbered.STAGES.partition("last:")[0])
+    found = funnel(RunState(whole, Storage(str(tmp_path / "run"))))
+    (end,) = found.ends
+    assert (end.stage, end.kept) == ("first", 7)
+    assert (end.causes[-1].stage, end.causes[-1].reason, end.causes[-1].rows) == (
+        "late",
+        "unlucky",
+        4,
+    )
+    page = text(found)
+    assert "-4  20.0%  late: unlucky  (7 left; why " in page
+    assert "         7  35.0%  left of what 'first' keeps" in page
+
+
+def test_an_unfinished_run_says_so_at_the_top(tmp_path):
+    numbered.write_pool(tmp_path)
+    whole = numbered.plan_of(tmp_path)
+    numbered.run(tmp_path)
+    state = RunState(whole, Storage(str(tmp_path / "run")))
+    lost = state.stages["late"]
+    lost.folder.delete(lost.scan.records[1][0].name)
+    found = funnel(RunState(whole, state.run))
+    assert [(it.stage, it.shards, it.total) for it in found.unfinished] == [
+        ("late", 2, 3),
+        ("last", 0, 3),
+        ("uids", 0, None),
+    ]
+    assert text(found).splitlines()[1] == (
+        "not complete: late has 2 of 3 shards; 2 stages are not done; what follows is of the others"
+    )
 
 
 def test_a_select_stage_that_no_other_builds_on_is_an_end_of_its_own(tmp_path):
@@ -95,11 +144,13 @@ def test_a_select_stage_that_no_other_builds_on_is_an_end_of_its_own(tmp_path):
 
 def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
     numbered.write_pool(tmp_path)
-    pool = (tmp_path / "pool.jsonl").read_text().replace('"a":', '"size": "large", "a":')
-    (tmp_path / "pool.jsonl").write_text(pool)
+    rows = (tmp_path / "pool.jsonl").read_text().splitlines()
+    for start, size in ((0, "1"), (1, '"large"')):
+        rows[start::2] = [row.replace('"a":', f'"size": {size}, "a":') for row in rows[start::2]]
+    (tmp_path / "pool.jsonl").write_text("\n".join(rows))
     sized = numbered.STAGES.replace("a: int64}", "a: int64, size: int64}")
     found = funnel(numbered.run(tmp_path, sized))
-    assert counts(found, "pool") == (0, {"bad_value": 20}, {}, {}, 0)
+    assert counts(found, "pool") == (10, {"bad_value": 10}, {}, {}, 0)
     assert counts(found, "one") == (16, {"unlucky": 3}, {"no_number": 1}, {}, 0)
     (end,) = found.ends
     causes = {(cause.stage, cause.reason): cause.rows for cause in end.causes}
