@@ -96,6 +96,13 @@ def test_a_run_without_a_finished_select_still_has_a_report(state, tmp_path):
     assert not page.all("img")
 
 
+def test_what_an_earlier_select_keeps_is_called_so_in_an_unfinished_run(state, tmp_path):
+    shutil.copytree(state.run.path, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / state.plan.stages["subset"].folder)
+    page = Page(report(RunState(state.plan, Storage(str(tmp_path / "copy")))))
+    assert re.search(rf"So far \d+ of {ROWS} rows kept by worth, ", page.text)
+
+
 def test_a_condition_of_a_thousand_values_is_cut(state, tmp_path):
     many = ", ".join(map(str, range(100, 1100)))
     where = f"caption_words IN ({many})"
