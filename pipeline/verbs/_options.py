@@ -25,7 +25,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="STAGE.KEY=VALUE",
-        help="another value for one key of the recipe, as in pool.path=a.csv; may be repeated",
+        help="another value for one key of the recipe, as in pool.path=a.csv; may be repeated."
+        " `clipmill stages NAME` shows the keys of a stage",
     )
     parser.add_argument("--until", metavar="STAGE", help="run only this stage and those it needs")
 

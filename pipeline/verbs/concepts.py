@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "build a list of concepts to match captions with, or show one"
 EXAMPLES = """\
-clipmill concepts build words.parquet --corpus pool/metadata --min-unigram-count 20
+clipmill concepts build words.parquet --corpus pool/metadata --min-pmi 6
 clipmill concepts build words.parquet --wordnet npm --language en
 clipmill concepts show words.parquet
 """
@@ -29,7 +29,8 @@ NEVER = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]"
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `build` and of `show`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    build = kinds.add_parser("build", help="make a list from WordNet, a corpus, page views")
+    text = "make a list from WordNet, a corpus, page views"
+    build = kinds.add_parser("build", help=text, description=f"{text.capitalize()}.")
     build.add_argument("out", metavar="FILE", help="the Parquet file to write: a path or s3://…")
     build.add_argument("--language", metavar="CODE", help="language of all entries, as in `en`")
     build.add_argument("--list", metavar="FILE", help="another list, whose entries come first")
@@ -57,14 +58,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="titles of this project (default: %(default)s)",
     )
     for name, kind, text in (
-        ("min-unigram-count", int, "published: 100"),
-        ("min-bigram-count", int, "published: 1"),
-        ("min-pmi", float, "bits; published: 30, which takes 2^30 words to reach"),
-        ("min-views", int, "published: 70"),
-        ("max-entries", int, "published: 500000"),
+        ("min-unigram-count", int, "least count of a word (default: 100, as published)"),
+        ("min-bigram-count", int, "least count of two words (default: 1, as published)"),
+        (
+            "min-pmi",
+            float,
+            "their least mutual information in bits (default: 30, as published,"
+            " which takes 2^30 words to reach)",
+        ),
+        ("min-views", int, "least views of a title (default: 70, as published)"),
+        ("max-entries", int, "of the list, at most (default: 500000, as published)"),
     ):
         build.add_argument(f"--{name}", type=kind, metavar="N", help=text)
-    show = kinds.add_parser("show", help="what is in a list, and its digest")
+    text = "what is in a list, and its digest"
+    show = kinds.add_parser("show", help=text, description=f"{text.capitalize()}.")
     show.add_argument("list", metavar="FILE", help="ours, or the JSON that MetaCLIP publishes")
     add_json(show)
 

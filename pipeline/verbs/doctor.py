@@ -57,7 +57,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_json(parser)
     subjects = parser.add_subparsers(dest="subject", metavar="[tasks DIR]")
-    tasks = subjects.add_parser("tasks", help="check a folder of evaluation tasks instead")
+    tasks = subjects.add_parser(
+        "tasks",
+        help="check a folder of evaluation tasks instead",
+        description="Check a folder of evaluation tasks.",
+    )
     tasks.add_argument("folder", metavar="DIR", help="the folder of tasks")
     tasks.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 

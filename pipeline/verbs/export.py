@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HELP = "the rows that a stage keeps, or loses, as files in a folder"
 EXAMPLES = """\
 clipmill export --run run --to webdataset --out tars
-clipmill export --run run --to csv --columns caption,url,clip_score --out s3://bucket/table
+clipmill export --run run --to csv --columns text,url,clip_score --out table
 clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 """
 

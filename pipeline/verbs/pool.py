@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("full", "66,974 pairs from npm and Debian packages, with planted faults"),
         ("generated", "a tiny drawn pool, with planted faults: no network, no package"),
     ):
-        build = kinds.add_parser(kind, help=text)
+        build = kinds.add_parser(kind, help=text, description=f"{text[0].upper()}{text[1:]}.")
         build.add_argument(
             "--out", required=True, type=Path, metavar="DIR", help="folder to write the pool to"
         )
@@ -52,10 +52,12 @@ def add(parser: argparse.ArgumentParser) -> None:
             build.add_argument(
                 "--rows", type=int, metavar="N", help="about how many rows (default: 600)"
             )
-    serve = kinds.add_parser("serve", help="serve a pool's images over loopback HTTP")
+    text = "serve a pool's images over loopback HTTP"
+    serve = kinds.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}.")
     serve.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
     add_port(serve, "port to serve at: the one that its URLs name")
-    score = kinds.add_parser("score", help="what a run caught of the faults planted in a pool")
+    text = "what a run caught of the faults planted in a pool"
+    score = kinds.add_parser("score", help=text, description=f"{text[0].upper()}{text[1:]}.")
     score.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
     add_run(score)
     add_json(score)

@@ -15,7 +15,7 @@ HELP = "a run on one HTML page"
 EXAMPLES = """\
 clipmill report --run run
 clipmill report --run run --out mine.html
-clipmill report --run run --baseline raw   # models of other arms against those of `raw`
+clipmill report --run run --baseline raw   # other arms against `raw`
 """
 
 

@@ -10,7 +10,7 @@ from pipeline.verbs._signals import exit_code
 HELP = "run a recipe on a Ray cluster, and follow it from here"
 EXAMPLES = """\
 clipmill submit mine.yaml --address http://head:8265 --out s3://bucket/run
-clipmill submit mine.yaml --address http://head:8265 --out s3://bucket/run --no-wait
+clipmill submit mine.yaml --address http://head:8265 --out s3://a/r --no-wait
 """
 
 

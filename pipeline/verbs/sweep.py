@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HELP = "what a select stage would keep at other thresholds"
 EXAMPLES = """\
 clipmill sweep --run run --stage subset --vary clip_score=0.10:0.40:0.02
-clipmill sweep --run run --stage subset --vary min_side=100:400:50 --html sweep.html
+clipmill sweep --run r --stage subset --vary min_side=50:400:50 --html p.html
 """
 NAMED = 3  # groups whose share stands in the table
 

@@ -34,6 +34,7 @@ def test_an_example_of_the_help_can_be_typed(example):
     options, unknown = TOP.parse_known_args(arguments)
     assert not unknown
     assert example in options.parser.format_help()
+    assert len(example) <= 78  # and two before it: as wide as a terminal
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
@@ -43,6 +44,7 @@ def test_a_verb_has_two_to_four_examples(verb):
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.prog)
 def test_every_argument_has_a_text_and_says_its_default(parser):
+    assert parser.description
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             continue
