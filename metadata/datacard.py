@@ -18,7 +18,8 @@ SUMMARY = "dataset.json"
 DOCS = {c.name: c.doc for c in vars(schema).values() if isinstance(c, schema.Column)}
 HOW_TO_READ = {
     "parquet": "Every file stands alone; rows are shuffled within a file and files by their number"
-    ": a loader that reads files in any order and mixes a few of them needs no other shuffle.",
+    ": a loader that reads files in any order and mixes a few of them needs no other shuffle."
+    " Polars, DuckDB, pandas and `datasets` read it; `caption` and `uid_hex` are plain text.",
     "huggingface": "With `datasets` installed, and FOLDER this folder or the set's name on the Hub:"
     """
 
@@ -94,8 +95,7 @@ def data_card(summary: dict[str, Any]) -> str:
     if "dropped" in summary:
         lost = summary["dropped"]
         what = f"Rows that the stage `{lost['stage']}` lost for `{lost['reason']}`"
-    for_hub = head(summary) if summary["format"] == "huggingface" else ""
-    return f"""{for_hub}# {summary["name"]}
+    return f"""{head(summary)}# {summary["name"]}
 
 {what}: {_rows(summary):,} rows, {size_bytes:,} bytes,
 {len(summary["files"]):,} files. Seed {summary["seed"]}.

@@ -16,29 +16,42 @@ SIZES = (  # the Hub's words, up to so many rows
 )
 
 
+DATA_FILES = {  # of each format, what `load_dataset(folder)` is to read, and nothing beside it
+    "parquet": "*.parquet",
+    "huggingface": "data/train-*.parquet",
+    "csv": "rows.csv",
+    "jsonl": "rows.jsonl",
+}
+
+
 def head(summary: dict[str, Any]) -> str:
-    """YAML between two lines of dashes."""
+    """YAML between two lines of dashes; empty for a format that `load_dataset` is not told of."""
+    if summary["format"] not in DATA_FILES:
+        return ""
+    data_files = [{"split": "train", "path": DATA_FILES[summary["format"]]}]
+    told = {
+        **(_about(summary) if "features" in summary else {}),
+        "configs": [{"config_name": "default", "data_files": data_files}],
+    }
+    return f"---\n{msgspec.yaml.encode(told).decode()}---\n\n"
+
+
+def _about(summary: dict[str, Any]) -> dict[str, Any]:
+    """Licence, size and features of a set that is to be published."""
     rows = sum(file["rows"] for file in summary["files"])
     size_bytes = sum(file["bytes"] for file in summary["files"])
-    told = {
+    return {
         "pretty_name": summary["name"],
         **_licence(summary.get("license")),
         "size_categories": [next((word for word, most in SIZES if rows < most), "n>1T")],
         "tags": ["image-text-pairs", "clipmill"],
         "dataset_info": {
-            "features": _named(summary.get("features", {})),
+            "features": _named(summary["features"]),
             "splits": [{"name": "train", "num_examples": rows, "num_bytes": size_bytes}],
             "download_size": size_bytes,
             "dataset_size": size_bytes,
         },
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
-            }
-        ],
     }
-    return f"---\n{msgspec.yaml.encode(told).decode()}---\n\n"
 
 
 def _licence(given: str | None) -> dict[str, str]:

@@ -258,7 +258,8 @@ def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
             do = f"--to {' or '.join(PICTURES)} holds pictures; leave 'image' out for a table"
             raise RecipeError(f"a table in {wanted.to} holds no pictures", "--columns image", do)
         if column not in (*visible, *ALWAYS):
-            do = did_you_mean(column, visible, f"'{stage}' sees")
+            known = [name for name in visible if ("." in name) == ("." in column)]
+            do = did_you_mean(column, known, f"'{stage}' sees")
             raise RecipeError(f"no column '{column}' at stage '{stage}'", "--columns", do)
 
 

@@ -74,7 +74,7 @@ def text(answer: "Exported") -> str:
     """How many rows are where; what stayed; whether anything was written."""
     files = f"{len(answer.files)} file{'s' if len(answer.files) > 1 else ''}"
     rows = f"{answer.exported:,} row{'s' if answer.exported > 1 else ''}"
-    stage = one_line(answer.stage)
+    stage = f"'{one_line(answer.stage)}'"
     whose = f"of {stage}"
     if answer.dropped is not None:
         whose = f"that {stage} lost for '{one_line(answer.dropped)}'"

@@ -53,6 +53,22 @@ def test_a_listing_names_objects_and_folders_apart_and_goes_no_deeper(folder):
     assert folder.folders("none") == []
 
 
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_listing_goes_below_where_it_is_asked_to(folder, is_local):
+    folder.put("a.json", b"1", point="put")
+    folder.put("data/b.parquet", b"22", point="put")
+    folder.put("data/more/c.parquet", b"333", point="put")
+    folder.is_local = is_local  # as an object store is listed
+    found = {entry.name: entry.size for entry in folder.entries(below=True)}
+    assert found == {"a.json": 1, "data/b.parquet": 2, "data/more/c.parquet": 3}
+    assert [entry.name for entry in folder.entries("data")] == ["b.parquet"]
+    assert {entry.name for entry in folder.entries("data", below=True)} == {
+        "b.parquet",
+        "more/c.parquet",
+    }
+    assert folder.entries("nowhere", below=True) == []
+
+
 def test_a_writer_that_fails_leaves_nothing(folder):
     def fail(path):
         path.write_bytes(b"half")

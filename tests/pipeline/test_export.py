@@ -109,6 +109,22 @@ def test_a_copy_that_was_cut_off_or_changed_goes_on(export, run, tmp_path):
     assert stored.read_bytes() == whole["00000.tar"], "damaged in the run, it is made again"
 
 
+def test_an_export_that_was_stopped_goes_on_where_it_was(export, run, tmp_path, monkeypatch):
+    def stop(summary, task):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stages.export._groups.put_documents", stop)
+        assert export("subset", "huggingface").code == 130
+    assert not (tmp_path / "out").exists(), "nothing is copied that is not whole"
+    (made,) = run.glob("stages/export_*/out/data/*.parquet")
+    written = made.stat().st_mtime_ns
+    assert export("subset", "huggingface").code == 0
+    assert made.stat().st_mtime_ns == written
+    assert (tmp_path / "out" / "data" / made.name).read_bytes() == made.read_bytes()
+    assert "| `subset` | `select.where` | where: `" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_columns_are_those_asked_for(export, tmp_path):
     names = "caption,look.aspect_ratio,centroid_cosine"
     assert export("subset", "csv", "--columns", names).code == 0

@@ -343,3 +343,17 @@ def test_a_stage_file_that_cannot_be_used_says_why(name, tmp_path, monkeypatch):
     sys.modules.pop(f"stages.bad.{name}", None)
     assert said in str(error.value)
     assert "it.yaml:3" in str(error.value)
+
+
+def test_a_card_is_told_the_stages_before_with_the_settings_of_the_recipe():
+    ids = "ids: {uses: export.uid_list, from: keep}"
+    (pool, one, two, keep) = plan_of(ids).steps_to("ids")
+    assert pool == {
+        "stage": "pool",
+        "uses": "ingest.url_list",
+        "settings": {"extra": {"a": "int64", "b": "int64"}},
+    }, "a path on this machine means nothing elsewhere, nor does a default"
+    assert (one["stage"], two["stage"]) == ("one", "two"), "and not `side`, which it does not need"
+    assert keep["settings"] == {"where": "d > 3"}
+    there = plan_of(ids, pool__path="s3://KEY:SECRET@bucket/a.csv").steps_to("ids")[0]
+    assert there["settings"]["path"] == "s3://bucket/a.csv"

@@ -92,6 +92,15 @@ def test_rows_that_a_stage_lost_leave_with_their_reason_and_without_what_they_la
     assert set(out["reason"].to_pylist()) == {"score >= 0.5"}
 
 
+def test_load_dataset_reads_the_folder(pool, leaving, memory_shards, memory_context, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    ctx = memory_context()
+    export(ctx, memory_shards(pool), rows_per_shard=60)
+    rows = datasets.load_dataset(str(ctx.out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert set(rows["caption"]) == set(leaving["text"].to_pylist())
+    assert set(rows["uid_hex"]) == {uid.hex() for uid in leaving["uid"].to_pylist()}
+
+
 def test_repeats_and_weights_go_through(pool, memory_shards, memory_context):
     given = pool.append_column("repeats", pa.array([3] * 239 + [None], pa.int32()))
     given = given.append_column("loss_weight", pa.array([0.5] * 240, pa.float32()))

@@ -96,6 +96,17 @@ def test_shards_and_batches_do_not_show(form, pool, memory_shards, memory_contex
     assert export(memory_context(), parts, format=form).read_bytes() == whole
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_load_dataset_reads_the_table_and_nothing_beside_it(
+    form, pool, memory_shards, memory_context, tmp_path
+):
+    datasets = pytest.importorskip("datasets")
+    ctx = memory_context()
+    export(ctx, memory_shards(pool), format=form)
+    rows = datasets.load_dataset(str(ctx.out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert (rows.num_rows, rows.column_names) == (160, ["uid", "caption", "url"])
+
+
 def test_dataset_json_counts_every_row(pool, memory_shards, memory_context):
     ctx = memory_context()
     export(ctx, memory_shards(pool))
