@@ -37,7 +37,7 @@ def type_of(text: str) -> pa.DataType:
             return DECIMALS[found[1]](int(found[2]), int(found[3]))
     elif found := re.fullmatch(r"(?s)(\w+)<(.*)>(?:\[(\d+)\])?", text):
         return _nested(found[1], _parts(found[2]), found[3], text)
-    raise ValueError(f"no Arrow type '{text}'")
+    raise ValueError(f"'{text}' is none")
 
 
 def comes_back(dtype: pa.DataType) -> pa.DataType | None:
@@ -64,7 +64,7 @@ def _nested(kind: str, parts: list[str], width: str | None, text: str) -> pa.Dat
     if width is None and kind == "dictionary" and named.keys() >= {"values", "indices"}:
         ordered = named.get("ordered", "0") != "0"
         return pa.dictionary(type_of(named["indices"]), type_of(named["values"]), ordered)
-    raise ValueError(f"no Arrow type '{text}'")
+    raise ValueError(f"'{text}' is none")
 
 
 def _field(text: str, name: str | None) -> pa.Field:

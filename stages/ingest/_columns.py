@@ -61,7 +61,8 @@ def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
                 "write an Arrow type as Arrow prints it: string, int64, double, timestamp[us],"
                 " list<item: string>, fixed_size_list<item: float>[512], ..."
             )
-            raise RecipeError(f"type '{text:.80}': {error}", where, do) from error
+            why = "" if str(error) == f"'{text}' is none" else f": {error}"
+            raise RecipeError(f"'{text:.80}' is no Arrow type{why}", where, do) from error
         stored = comes_back(dtype)
         if stored != dtype:
             do = "leave it out" if stored is None else f"write {stored}"
@@ -131,9 +132,14 @@ def fitted(
 
 
 def refuse_misfits(
-    it: Asked, values: Values, misfit: pa.Array, where: str, what: str | None = None
+    it: Asked,
+    values: Values,
+    misfit: pa.Array,
+    where: str,
+    what: str | None = None,
+    do: str | None = None,
 ) -> None:
-    """StageError where most values are unfit; `what` is what they are instead of no such type."""
+    """StageError where most values are unfit: `what` they are, else no such type; what to `do`."""
     is_misfit = misfit.to_pylist()
     given = list(zip(_python(values), is_misfit, strict=True)) if any(is_misfit) else []
     there = sum(value is not None for value, _ in given)
@@ -143,12 +149,11 @@ def refuse_misfits(
     example = shortened(
         repr(bad[0].decode(errors="replace") if isinstance(bad[0], bytes) else bad[0])
     )
-    found = f"{len(bad)} of the first {there} values of '{it.name}' are"
-    raise StageError(
-        f"{found} {what or f'no {it.column.dtype}'}: {example}",
-        where,
-        _instead(it, values, bad, where),
-    )
+    dtype = it.column.dtype
+    is_vector = pa.types.is_fixed_size_list(dtype)
+    what = what or f"no {f'vectors of {dtype.list_size} numbers' if is_vector else dtype}"
+    found = f"{len(bad)} of the first {there} values of '{it.name}' are {what}: {example}"
+    raise StageError(found, where, do or _instead(it, values, bad, where))
 
 
 def is_most(bad: int, values: int) -> bool:
@@ -161,10 +166,12 @@ def shortened(example: str) -> str:
     return example if len(example) <= 60 else f"{example[:60]}..."
 
 
-def refuse_uids(name: str, values: Values, misfit: pa.Array, where: str) -> None:
+def refuse_uids(
+    name: str, values: Values, misfit: pa.Array, where: str, do: str | None = None
+) -> None:
     """StageError where most values are no uid."""
     what = "no uid of 16 bytes or 32 hex digits"
-    refuse_misfits(Asked("uid_col", name, UID), values, misfit, where, what)
+    refuse_misfits(Asked("uid_col", name, UID), values, misfit, where, what, do)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -178,8 +185,10 @@ def _instead(it: Asked, values: Values, bad: Sequence[Any], where: str) -> str:
     if pa.types.is_fixed_size_list(it.column.dtype):
         widths = {len(value) for value in bad if isinstance(value, list)}
         if len(widths) == 1 and widths != {it.column.dtype.list_size}:
-            key = "embedding_width" if it.key.endswith("_col") else f"`{it.key}`, the width"
-            return f"write {key}: {widths.pop()}" if it.key.endswith("_col") else f"mend {key}"
+            width, kind = widths.pop(), it.column.dtype.value_type
+            if it.key.endswith("_col"):
+                return f"write embedding_width: {width}"
+            return f'write `{it.key}: "fixed_size_list<item: {kind}>[{width}]"`'
         return f"name a column of vectors without NaN in `{it.key}`, or leave it out"
     is_text = not where.lower().endswith(PARQUET_SUFFIXES)
     if is_text and it.column.dtype == pa.string() and isinstance(bad[0], bytes):

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -26,7 +27,13 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from stages.ingest._columns import require
+from stages.ingest._columns import (
+    TRIED_ROWS,
+    Asked,
+    refuse_misfits,
+    refuse_uids,
+    require,
+)
 from stages.ops.parquet_rows import Source, parquet_rows, scan_parquet
 from stages.ops.tables import (
     any_of,
@@ -49,6 +56,7 @@ FACE_BBOXES = Column(
 )
 SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE)
 SCORE_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
+ELSE = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
 WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
 
 
@@ -118,6 +126,7 @@ class DataComp(DatasetStage):
             for name in sorted(ctx.wanted & scanned_file["unfit"].keys()):
                 raise self.lacking(name, scanned_file["unfit"][name], f"{folder}/{file['path']}")
         groups = [group for file in scanned for group in file["groups"]]
+        ctx.map(partial(try_first, self), groups[:1])
         ctx.create_shards_together(partial(read, self), groups)
 
     def lacking(self, name: str, holds: str | None, where: str) -> StageError:
@@ -163,9 +172,8 @@ def scan(stage: DataComp, file: Mapping[str, Any], task: Task | None) -> dict[st
         if column.name in schema.names
     }
     needed = (UID.name, URL.name, TEXT.name)
-    do = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
     asked = {name: name for name in (*needed, *(c.name for c in there))}
-    require(asked, schema.names, f"{storage}/{file['path']}", do)
+    require(asked, schema.names, f"{storage}/{file['path']}", ELSE)
     unfit = {column.name: None for column in stage.scored if column not in there}
     other = {c.name: str(dtype) for c, dtype in there.items() if is_other(c, dtype)}
     return {"groups": groups, "unfit": unfit | other}
@@ -176,8 +184,15 @@ def is_other(column: Column, dtype: pa.DataType) -> bool:
     return column.dtype in SCORE_TYPES.values() and dtype not in (column.dtype, pa.null())
 
 
+def try_first(stage: DataComp, group: Sequence[Source], task: Task | None) -> dict[str, Any]:
+    """StageError where most of the first rows are none of a DataComp pool."""
+    with suppress(ShardError):  # a damaged file costs its shards, not the stage
+        first_rows(chain.from_iterable(read(stage, group[:1], None, is_tried=True)), TRIED_ROWS)
+    return {}
+
+
 def read(
-    stage: DataComp, group: Sequence[Source], task: Task | None
+    stage: DataComp, group: Sequence[Source], task: Task | None, is_tried: bool = False
 ) -> Iterator[Iterator[pa.Table]]:
     """Each source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
@@ -188,14 +203,17 @@ def read(
     def stored(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         with failing_its_shard(where):
             for rows in chain([none], tables):
-                yield fitted(stage, rows)
+                yield fitted(stage, rows, where if is_tried else None)
 
     with failing_its_shard(where):
         yield from map(stored, parquet_rows(storage, group, names))
 
 
-def fitted(stage: DataComp, rows: pa.Table) -> pa.Table:
-    """Rows of a file in the columns that the stage writes."""
+def fitted(stage: DataComp, rows: pa.Table, tried: str | None) -> pa.Table:
+    """Rows of a file in the columns that the stage writes.
+
+    With `tried`, the file, StageError of a column most of whose values are unfit.
+    """
     given = {column: pa.nulls(len(rows)) for column in stage.writes}
     for column in given:
         if column.name in rows.column_names and not is_other(column, rows[column.name].type):
@@ -203,6 +221,11 @@ def fitted(stage: DataComp, rows: pa.Table) -> pa.Table:
     fits = {column.name: fit(values, column.dtype) for column, values in given.items()}
     values = {name: column for name, (column, _) in fits.items()}
     uid = uid_values(rows[UID.name])
+    if tried:
+        refuse_uids(UID.name, rows[UID.name], uid.is_null(), tried, ELSE)
+        for column, (_, misfit) in zip(given, fits.values(), strict=True):
+            it = Asked("", column.name, column)
+            refuse_misfits(it, given[column], misfit, tried, do=ELSE)
     masks = {
         "bad_uid": uid.is_null(),
         "no_url": pc.fill_null(pc.equal(values[URL.name], ""), True),

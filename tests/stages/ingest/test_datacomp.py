@@ -41,6 +41,22 @@ def embeddings(rows: int = ROWS, **changed) -> dict:
     return {name: rng(width).astype(np.float16) for name, width in WIDTHS.items()} | changed
 
 
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"uid": [str(i) for i in range(ROWS)]}, "7 of the first 7 values of 'uid' are no uid of"),
+        ({"original_width": ["wide"] * ROWS}, "'original_width' are no int32: 'wide'"),
+    ],
+)
+def test_a_file_that_is_none_of_datacomp_stops_the_stage(tmp_path, run, changed, found):
+    pq.write_table(metadata(**changed), tmp_path / "0.parquet")
+    with pytest.raises(StageError) as error:
+        run(DataComp(path=str(tmp_path)))
+    assert found in error.value.args[0]
+    assert error.value.args[1] == str(tmp_path / "0.parquet")
+    assert "ingest.parquet" in error.value.args[2]
+
+
 @pytest.fixture
 def pool(tmp_path):
     pq.write_table(metadata(), tmp_path / "0000.parquet", row_group_size=2)

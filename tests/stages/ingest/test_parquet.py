@@ -165,6 +165,14 @@ def test_a_vector_of_another_width_or_with_nan_is_null_and_spares_its_neighbours
     assert pool["reason"].to_pylist() == ["bad_embedding"] * 5 + [None] * 6
 
 
+def test_a_pool_may_be_embeddings_alone(tmp_path, pool_of):
+    write(tmp_path, {"v": [[1.0, 2.0], [3.0, 4.0]]})
+    stage = Parquet(path=str(tmp_path), image_embedding_col="v", embedding_width=2)
+    pool = pool_of(stage)
+    assert pool.column_names == ["uid", "image_embedding", "reason"]
+    assert pool["uid"].to_pylist() == [uid_of(f"0.parquet/{row}", None) for row in range(2)]
+
+
 def test_a_stated_digest_is_held_to_the_image_and_not_trusted(tmp_path, pool_of):
     stated = [DIGESTS[0].upper(), "0" * 64, None]
     write(tmp_path, {"image": BODIES, "sha": stated})
@@ -288,6 +296,8 @@ def test_a_column_that_is_not_there_or_is_no_such_is_told_with_what_to_write(
          "write `extra.x: double`"),
         ([[1.0, 2.0]] * ROWS, {"image_embedding_col": "x", "embedding_width": 3},
          "[1.0, 2.0]", "write embedding_width: 2"),
+        ([[1.0, 2.0]] * ROWS, {"extra": {"x": "fixed_size_list<double>[3]"}},
+         "are no vectors of 3 numbers", 'x: "fixed_size_list<item: double>[2]"'),
         ([[float("nan")]] * ROWS, {"image_embedding_col": "x", "embedding_width": 1},
          "[nan]", "without NaN"),
         (list(range(ROWS)), {"uid_col": "x"}, "32 hex digits: 0", "`uid_col`"),
