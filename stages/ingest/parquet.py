@@ -214,8 +214,7 @@ def read(
         yield pa.schema([(c.name, c.dtype) for c in (UID, *stage.writes, REASON)]).empty_table()
         with failing_its_shard(where):
             for rows in tables:
-                places = pa.array([f"{path}/{row + number}" for number in range(len(rows))])
-                yield as_stored(stage, rows, places, where if is_tried else None)
+                yield as_stored(stage, rows, path, row, where if is_tried else None)
                 row += len(rows)
 
     with failing_its_shard(where):
@@ -225,16 +224,19 @@ def read(
             yield stored(tables, source["start"])
 
 
-def as_stored(stage: Parquet, rows: pa.Table, places: pa.Array, tried: str | None) -> pa.Table:
-    """Rows of a file in the columns that the stage writes; `tried` as `where` of `fitted`."""
+def as_stored(stage: Parquet, rows: pa.Table, path: str, first: int, tried: str | None) -> pa.Table:
+    """Rows of a file, from its row `first` on, in the columns that the stage writes.
+
+    `tried` is as `where` of `fitted`.
+    """
     values, misfits = fitted(stage.asked, rows, tried)
     masks = dict.fromkeys(Parquet.reasons, pa.array(np.zeros(len(rows), bool)))
     if stage.image_col:
-        image, path = images_of(rows[stage.image_col])
+        image, name = images_of(rows[stage.image_col])
         digest, stated = digests_of(image), values.get(SHA256.name)
         values |= {IMAGE.name: image, SHA256.name: digest}
         values[IMAGE_BYTES.name] = pc.binary_length(image).cast(IMAGE_BYTES.dtype)
-        values.setdefault(URL.name, path)
+        values.setdefault(URL.name, name)
         masks["no_image"] = image.is_null()
         if stated is not None:
             differs = pc.not_equal(pc.utf8_lower(stated), digest)
@@ -254,7 +256,10 @@ def as_stored(stage: Parquet, rows: pa.Table, places: pa.Array, tried: str | Non
     link = values[URL.name] if stage.url_col else pa.nulls(len(rows), pa.string())
     text = values.get(TEXT.name, pa.nulls(len(rows), pa.string()))
     stored = {column.name: values[column.name] for column in stage.writes}
-    known = uid_column(uid, pc.coalesce(link, places), text)
+    if link.null_count:  # the place stands for it
+        places = pa.array([f"{path}/{first + number}" for number in range(len(rows))], pa.string())
+        link = pc.coalesce(link, places)
+    known = uid_column(uid, link, text)
     return pa.table({UID.name: known, **stored, REASON.name: first_reason(masks)})
 
 
