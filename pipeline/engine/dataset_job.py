@@ -84,6 +84,12 @@ class DatasetJob:
             stage = state.stages[planned.name]
             stage.total = context.shards
             stage.failures.update(context.failures)
+        elif not context.failures and not state.stages[planned.name].complete:
+            raise StageError(
+                "files of it are gone or changed, just after they were stored",
+                f"stage '{planned.name}', {stage.folder}",
+                "look for what else writes or deletes there, then run again",
+            )
         return []
 
     def _context(self, made_of: dict[str, str], home: PoolShards | None) -> RunContext:

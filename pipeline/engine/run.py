@@ -171,15 +171,24 @@ class _Schedule:
         elif isinstance(error, ClipmillError) and not isinstance(error, LostLockError):
             self.held |= self._after([job.blamed] if job.blamed else [])
             for planned in job.stages:
-                is_to_blame = job.blamed in (None, planned.name)
-                self.stopped[planned.name] = error if is_to_blame else None
                 self.state.rescan(planned.name)
-                if is_to_blame:
-                    self.watcher.stopped(planned.name, error)
+            to_blame = self._to_blame(job)
+            for planned in job.stages:
+                name = planned.name
+                self.stopped[name] = error if name in to_blame else None
+                if name in to_blame:
+                    self.watcher.stopped(name, error)
                 else:
-                    self.watcher.finished(planned.name, self.state.stages[planned.name])
+                    self.watcher.finished(name, self.state.stages[name])
         else:
             raise error
+
+    def _to_blame(self, job: Job) -> list[str]:
+        """The stage that a job blames; else those that its error kept from their end."""
+        names = [planned.name for planned in job.stages]
+        if job.blamed:
+            return [job.blamed]
+        return [name for name in names if not self.state.stages[name].complete] or names
 
     def _finish(self, planned: PlannedStage) -> None:
         stage = self.state.stages[planned.name]

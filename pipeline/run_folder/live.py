@@ -211,17 +211,17 @@ def live_run(state: RunState, phase: Phase, before: LiveRun | None = None) -> Li
         said = before.stages.get(name) if before else None
         if not said or said.folder != stage.folder:
             continue
-        if stage.status == "done":
-            stage.began, stage.ended, stage.computed = said.began, said.ended, said.computed
-        else:
-            told = [cause for cause in said.causes if cause.shard is None]
+        told = [cause for cause in said.causes if cause.shard is None]
+        if told or stage.status != "done":  # a stage may be whole, and what it holds no use
             stage.causes = [*told, *stage.causes][:MOST_CAUSES]
-            if stage.causes:
-                stage.status = "failed"
-            elif said.status in ("running", "stopped"):
-                stage.status = "stopped"
-                stage.call, stage.units, stage.all_units = said.call, said.units, said.all_units
-                stage.pieces = said.pieces
+        if stage.causes:
+            stage.status = "failed"
+        elif stage.status == "done":
+            stage.began, stage.ended, stage.computed = said.began, said.ended, said.computed
+        elif said.status in ("running", "stopped"):
+            stage.status = "stopped"
+            stage.call, stage.units, stage.all_units = said.call, said.units, said.all_units
+            stage.pieces = said.pieces
     return LiveRun(str(state.run), state.plan.recipe.path, phase, stages)
 
 

@@ -5,6 +5,7 @@ by the driver. Workers are killed at the first and the last of each kind, the dr
 the result is that of a local run which nothing disturbed.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,21 @@ def test_damage_that_a_worker_on_ray_meets_is_mended_in_the_same_run(
     assert ended.output.count("is damaged, and made again") == 2  # of numbers and of shared
     found = meaning(Storage(str(tmp_path / "run")))
     assert {**found, "recipes": None} == {**undisturbed[1], "recipes": None}
+
+
+def test_on_ray_too_a_stage_stops_whose_first_shards_fail_for_one_reason(tmp_path):
+    pool = write_pool(tmp_path / "pool", [60])
+    script = tmp_path / "mood.json"
+    script.write_text(json.dumps({"timeout": list(range(60))}))
+    recipe = tmp_path / "it.yaml"
+    recipe.write_text(
+        f"stages:\n  numbers: {{uses: toy.numbers, path: {pool}, shard_rows: 12}}\n"
+        f"  copy: {{uses: toy.moody, from: numbers, script: {script}}}\n"
+    )
+    said = "100% of the first 36 rows failed for one reason: timeout"
+    for name, *more in (("first",), ("again",), ("on", "--keep-going")):
+        on = ("--executor", "ray", *more)
+        ended = clipmill_run(recipe, tmp_path / "run", tmp_path / name, *on, workers=2)
+        assert ended.code == 1, ended.output
+        assert (said in ended.output) == (not more)
+    assert "0 of 60 rows kept by 'copy': copy: timeout took 60" in ended.output

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from metadata.storage import Storage
+from pipeline.engine import dataset_job
 from pipeline.progress import Lines
 from pipeline.run_folder.state import latest
 from tests.engine_stages.harness import meaning, write_pool
@@ -427,3 +428,24 @@ def test_a_dataset_stage_tells_the_seconds_from_its_begin_to_its_end(engine):
         assert stage.seconds == stage.manifest.seconds > 0
     square = ran.outcome.state.stages["square"]
     assert square.seconds == sum(record.seconds for record in square.records)
+
+
+def test_a_model_whose_files_vanish_is_named_and_no_stage_asks_for_it(engine, monkeypatch):
+    stages = """
+  model:  {uses: toy.centre, from: numbers, rounds: 1}
+  other:  {uses: toy.centre, from: numbers, rounds: 2}
+  joined: {uses: toy.rejoined, from: other, model: "stage:model"}
+"""
+    stored = dataset_job.put_dataset_manifest
+
+    def and_gone(stage, *rest):
+        stored(stage, *rest)
+        if stage.planned.name == "model":
+            stage.folder.delete("out/centre.txt")
+
+    monkeypatch.setattr(dataset_job, "put_dataset_manifest", and_gone)
+    ran = engine.run(stages)
+    assert ran.error("model").startswith("files of it are gone or changed, just after")
+    assert ran.outcome.stopped["joined"] is None
+    monkeypatch.undo()
+    assert engine.run(stages).complete
