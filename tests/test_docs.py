@@ -30,7 +30,10 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LONG = [ROOT / name for name in ("README.md", "docs/adding-a-stage.md", "docs/training.md")]
+LONG = [
+    ROOT / name
+    for name in ("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md")
+]
 SHORT = [ROOT / "docs/ledger.md", ROOT / "docs/exports.md", ROOT / "docs/troubleshooting.md"]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from metadata.globs import FoundFile, files_of, open_pool
 from metadata.keys import redacted
-from metadata.storage import Storage
+from metadata.storage import Storage, UriError
 from pipeline.errors import RecipeError
 from pipeline.own_data.unsure import UnsureError
 
@@ -47,11 +47,21 @@ class Layout:
     aside: Mapping[str, int] = field(default_factory=dict)  # files of no use, by suffix
 
 
+CAPTIONS = (
+    "a table of the pictures' captions is read where it is named metadata.csv, and has the columns"
+    " file_name and text"
+)
+
+
 def layout_of(path: str) -> Layout:
     """The layout of a path; UnsureError where there are two, RecipeError where there is none."""
-    storage, pattern = open_pool(path)
-    files = files_of(path)
     shown = redacted(path)
+    try:
+        storage, pattern = open_pool(path)
+        files = files_of(path)
+    except UriError as error:
+        do = "give a path, or a URI of file, s3, gs, abfs or hdfs"
+        raise RecipeError(str(error), shown, do) from None
     if not files:
         is_there = storage.fs.get_file_info(storage.path).type.name != "NotFound"
         what = "no file that fits" if "*" in pattern.replace("**", "") else "an empty folder"
@@ -78,12 +88,16 @@ def layout_of(path: str) -> Layout:
             do=INSTEAD.get(kind, f"give {KNOWN}"),
         )
     if len(data) > 1:
-        paths = {_path(path, kind, files): f"{len(files):,} files" for kind, files in data.items()}
+        paths = {
+            _path(path, kind, files): f"{len(files):,} file{'s' * (len(files) > 1)}"
+            for kind, files in data.items()
+        }
         raise UnsureError(
             ask="data",
             candidates=paths,
             where=shown,
-            do=f"give one of them: {'  or  '.join(paths)}",
+            do=f"give one of them: {'  or  '.join(paths)}"
+            + (f"\n         {CAPTIONS}" if "pictures" in data and len(data) == 2 else ""),
         )
     ((kind, kept),) = data.items()
     # A table's stage would read other tables too, and a plain list only where it is named.

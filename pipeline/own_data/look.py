@@ -1,7 +1,6 @@
 """What the data at a path are: their layout, their columns, the ingest stage that reads them."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from pipeline.own_data.layouts import Layout, dataset_card, layout_of
 from pipeline.own_data.roles import Roles, private_links, roles_of
 from pipeline.own_data.sample import Sample, parquet_sample, text_sample
 
+NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
 DATACOMP = ("uid", "url", "text")
 DATACOMP_SCORES = ("clip_l14_similarity_score", "clip_b32_similarity_score")
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}  # that a stage takes by the file's name
@@ -70,6 +70,7 @@ def _parquet(layout: Layout, sample: Sample, roles: Roles) -> Data:
         settings["extra"] = {name: str(sample.table[name].type) for name in roles.scores}
     holds = "pictures in it" if roles.image else "links"
     captions = "captions" if roles.caption else "no captions"
+    notes += () if roles.caption else (NO_CAPTIONS,)
     wrote = ", clipmill's export" if dataset_card(layout.storage) else ""
     return Data(
         path=layout.path,
@@ -128,7 +129,11 @@ def _text(layout: Layout, sample: Sample, roles: Roles) -> Data:
         is_linked=True,
         has_captions=roles.caption is not None,
         aside=layout.aside,
-        notes=(*(notes if sample.encoding else ()), *private_links(sample.table[roles.url])),
+        notes=(
+            *(notes if sample.encoding else ()),
+            *private_links(sample.table[roles.url]),
+            *(() if roles.caption or is_list else (NO_CAPTIONS,)),
+        ),
     )
 
 
@@ -202,9 +207,14 @@ def _splits(layout: Layout) -> tuple[str, ...]:
 
 
 def _no_picture(layout: Layout, sample: Sample) -> RecipeError:
+    """What to do with a table that has neither links nor pictures."""
+    names = ", ".join(map(repr, sample.table.column_names))
+    where = redacted(layout.path)
+    if not len(sample.table):
+        return RecipeError(f"no rows below {names}", where, "give a file that holds some")
     return RecipeError(
-        found="no column of links or of pictures among "
-        + json.dumps(sample.table.column_names, ensure_ascii=False).strip("[]"),
-        where=redacted(layout.path),
-        do="name it: --url NAME for links (https://…), --image NAME for pictures in the file",
+        found=f"no column of links or of pictures among {names}",
+        where=where,
+        do="name it: --url NAME for links (https://…), --image NAME for pictures in the file;\n"
+        "         names of picture files belong in a metadata.csv beside them, as file_name",
     )

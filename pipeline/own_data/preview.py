@@ -27,14 +27,14 @@ class Preview:
         return len(self.rows)
 
 
-def preview(plan: Plan) -> Preview:
+def preview(plan: Plan, has_captions: bool) -> Preview:
     """Of a starter recipe's pool, read as a run reads it; ClipmillError where it cannot be."""
     pool = plan.stages["pool"].stage
     assert isinstance(pool, DatasetStage)
     has_pictures = any(column.name == IMAGE.name for column in pool.writes)
     rows = pool.head(PICTURES if has_pictures else LOOKED_AT)
     causes = rows[REASON.name].cast(pa.string()).to_pylist()
-    if TEXT.name in rows.column_names:
+    if has_captions:
         texts = rows[TEXT.name].to_pylist()
         causes = [
             cause or (None if text and text.strip() else NO_CAPTION)

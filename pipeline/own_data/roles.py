@@ -56,6 +56,9 @@ class Roles:
 
 def roles_of(table: pa.Table, answers: Mapping[str, str], where: str) -> Roles:
     """The roles of a table's columns; `answers` come first. UnsureError where two fit alike."""
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise RecipeError(f"two columns named '{twice[0]}'", where, "rename one of them")
     for role, name in answers.items():
         if name not in table.column_names:
             raise RecipeError(
@@ -145,7 +148,8 @@ def _is_private(host: str) -> bool:
 def is_image(values: pa.ChunkedArray) -> bool:
     """Whether the values are encoded images, or structs of `bytes` and `path` around them."""
     if pa.types.is_struct(values.type):
-        return any(field.name == "bytes" for field in values.type)
+        held = values.type.get_field_index("bytes") >= 0 and pc.struct_field(values, "bytes")
+        return bool(held) and held.null_count < len(held)
     if not _is_bytes(values.type):
         return False
     first = next((value.as_py() for value in values if value.is_valid), b"")
@@ -167,6 +171,7 @@ def _is_uid(values: pa.ChunkedArray) -> bool:
 def _is_whole(values: pa.ChunkedArray) -> bool:
     if pa.types.is_floating(values.type):  # as pandas writes whole numbers among which some lack
         there = values.drop_null()
+        there = there.cast(pa.float64())
         return bool(pc.all(pc.equal(pc.floor(there), there)).as_py())
     return bool(pa.types.is_integer(values.type))
 

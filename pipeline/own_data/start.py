@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import RecipeError, did_you_mean
+from pipeline.errors import ClipmillError, RecipeError, did_you_mean
 from pipeline.own_data.data import Data
 from pipeline.own_data.look import look_at
 from pipeline.own_data.preview import Preview, preview
@@ -49,7 +49,11 @@ def start(asked: Asked, made_by: str, run_as: str) -> Start:
         recipe = load_recipe(str(path))
     recipe.path = "the recipe for it"  # in the words of an error: the file is gone
     plan = make_plan(recipe)
-    return Start(data=data, preview=preview(plan), recipe=text)
+    try:
+        rows = preview(plan, data.has_captions)
+    except ClipmillError as error:  # of a stage, and here the data are an argument
+        raise RecipeError(*error.args) from None
+    return Start(data=data, preview=rows, recipe=text)
 
 
 def wish_of(asked: Asked, data: Data) -> Wish:

@@ -25,7 +25,8 @@ ROLES = {
     "width": "pictures' width",
     "height": "pictures' height",
 }
-FORMS = ("parquet", "webdataset")
+FORMS = ("parquet", "webdataset", "huggingface")
+WEB = ("hf://datasets/", "hf://", "http://", "https://")
 SHOWN = 5  # rows
 NARROWEST = 12  # columns of a terminal that a text gets
 CAUSES = {  # of the reasons that an ingest stage gives
@@ -103,7 +104,7 @@ def page(start: "Start", given: str) -> str:
     """What the data are, five rows of them, and how many of those looked at are of no use."""
     data = start.data
     about = "" if data.is_exact else "about "
-    rows = "rows are counted as they are read" if data.rows is None else f"{data.rows:,} rows"
+    rows = "rows are counted as they are read" if data.rows is None else _rows(data.rows)
     lines = [given, f"  {'is':<16} {data.what}, {about}{rows}"]
     lines += [f"  {role:<16} {name}" for role, name in data.columns.items()]
     if data.aside:
@@ -117,7 +118,7 @@ def page(start: "Start", given: str) -> str:
 def _usable(preview: "Preview", rows: int | None) -> str:
     """How many of the rows that were looked at can be used, and why others cannot."""
     looked = preview.looked_at
-    which = f"all {looked:,} rows" if rows == looked else f"the first {looked:,} rows"
+    which = f"{'all' if rows == looked else 'the first'} {_rows(looked)}"
     if not preview.unusable:
         return f"{which} can be used" if looked else "no rows"
     causes = ", ".join(
@@ -126,6 +127,10 @@ def _usable(preview: "Preview", rows: int | None) -> str:
     )
     fine = looked - sum(preview.unusable.values())
     return f"of {which}, {fine:,} can be used: {causes}"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
 
 
 def _table(rows: "pa.Table", scores: tuple[str, ...]) -> list[str]:
@@ -190,6 +195,15 @@ def _whole_path(path: str) -> str:
     from metadata.keys import without_keys
     from metadata.storage import KEYS
 
+    if not path:
+        raise RecipeError("an empty path", "DATA", "name a file, a folder, a glob or a URI")
+    if path.startswith(WEB):
+        do = "download it first, for example with: " + (
+            f"hf download --repo-type dataset --local-dir data {path.removeprefix(WEB[0])}"
+            if path.startswith(WEB[0])
+            else f"curl -LO {shlex.quote(path)}"
+        )
+        raise RecipeError("data on the web", path, do)
     if without_keys(path) != path:
         raise RecipeError("a URI with keys in it", path, f"a recipe stores no keys: {KEYS}")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -92,6 +92,18 @@ class Takes:
         }
 
 
+def takes_of(captions: bool, dropped: Dropped | None) -> Takes:
+    """What an export of pairs takes; without captions, one of pictures alone."""
+    return Takes(needs=tuple(NEEDED) if captions else ("no_image",), dropped=dropped)
+
+
+def captions_of(rows: pa.Table) -> pa.ChunkedArray:
+    """The caption of each row; of pictures alone, empty ones."""
+    if TEXT.name in rows.column_names:
+        return rows[TEXT.name]
+    return pa.chunked_array([np.full(len(rows), "")], TEXT.dtype)
+
+
 def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
     return values.to_numpy()
 

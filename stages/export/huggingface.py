@@ -15,7 +15,7 @@ from stages.export._columns import WHERE_THERE, check_columns, check_page, with_
 from stages.export._exported import rows_of
 from stages.export._features import PICTURE, with_features
 from stages.export._groups import export_files
-from stages.export._leaving import REASONS, Dropped, Takes
+from stages.export._leaving import REASONS, Dropped, Takes, captions_of, takes_of
 
 FIXED = (UID, IMAGE, CAPTION, REASON)
 
@@ -38,6 +38,7 @@ class HuggingFace(DatasetStage):
     license: NonEmpty | None = None  # of the set: a URL, or a name of SPDX's
     url: NonEmpty | None = None  # of the page that presents the set
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+    captions: bool = later(True)  # false: pictures alone, each with an empty caption
 
     version = 1
     determinism = "exact"
@@ -50,15 +51,21 @@ class HuggingFace(DatasetStage):
         check_page(self.url)
 
     @property
+    def taking(self) -> Takes:
+        """Which rows leave."""
+        return takes_of(self.captions, self.dropped)
+
+    @property
     def reads(self) -> tuple[Column | str, ...]:
-        return IMAGE, TEXT, *self.columns, *Takes(dropped=self.dropped).reads
+        text = (TEXT,) if self.captions else ()
+        return IMAGE, *text, *self.columns, *self.taking.reads
 
     @property
     def optional_reads(self) -> tuple[Column | str, ...]:
-        return *WHERE_THERE, *Takes(dropped=self.dropped).optional_reads
+        return *WHERE_THERE, *self.taking.optional_reads
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        takes = Takes(dropped=self.dropped)
+        takes = self.taking
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
         write = partial(write_file, self.dropped, self.columns)
         said = {"license": self.license, "url": self.url, "made_by": inputs.told}
@@ -95,7 +102,7 @@ def write_file(
 def exported(table: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -> pa.Table:
     """The rows as they leave: pictures as structs, every id as text."""
     known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in table.column_names]
-    out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: table[TEXT.name]}
+    out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: captions_of(table)}
     out[UID.name] = table[UID.name]
     if dropped:
         out |= dropped.told(table)

@@ -25,7 +25,7 @@ from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
 from stages.export._columns import as_hex, as_texts, check_columns, check_page
 from stages.export._exported import rows_of
 from stages.export._groups import export_files
-from stages.export._leaving import REASONS, Dropped, Takes
+from stages.export._leaving import REASONS, Dropped, Takes, captions_of, takes_of
 
 FIXED = (UID, UID_HEX, IMAGE, CAPTION, TEXTS, REPEATS, LOSS_WEIGHT, REASON)
 
@@ -48,6 +48,7 @@ class Parquet(DatasetStage):
     url: NonEmpty | None = later(None)  # of the page that presents the set
     uid_hex: bool = later(True)  # a column of the uid as text: many readers know no bytes
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+    captions: bool = later(True)  # false: pictures alone, each with an empty caption
 
     version = 2
     determinism = "exact"
@@ -60,15 +61,21 @@ class Parquet(DatasetStage):
         check_page(self.url)
 
     @property
+    def taking(self) -> Takes:
+        """Which rows leave."""
+        return takes_of(self.captions, self.dropped)
+
+    @property
     def reads(self) -> tuple[Column | str, ...]:
-        return IMAGE, TEXT, *self.columns, *Takes(dropped=self.dropped).reads
+        text = (TEXT,) if self.captions else ()
+        return IMAGE, *text, *self.columns, *self.taking.reads
 
     @property
     def optional_reads(self) -> tuple[Column | str, ...]:
-        return LOSS_WEIGHT, *Takes(dropped=self.dropped).optional_reads
+        return LOSS_WEIGHT, *self.taking.optional_reads
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        takes = Takes(dropped=self.dropped)
+        takes = self.taking
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
         write = partial(write_file, self.uid_hex, self.dropped, self.columns)
         said = {"license": self.license, "url": self.url, "made_by": inputs.told}
@@ -104,9 +111,9 @@ def exported(
     out = {UID.name: table[UID.name]}
     if uid_hex:
         out[UID_HEX.name] = as_hex(table[UID.name])
-    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: table[TEXT.name]}
+    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table)}
     given = TEXTS.name in table.column_names  # of another export
-    out[TEXTS.name] = table[TEXTS.name] if given else as_texts(table[TEXT.name])
+    out[TEXTS.name] = table[TEXTS.name] if given else as_texts(captions_of(table))
     for column in (REPEATS, LOSS_WEIGHT):
         given = column.name in table.column_names
         values = table[column.name] if given else pa.nulls(len(table), column.dtype)

@@ -20,7 +20,7 @@ from pipeline.stage import DatasetStage, NonEmpty, later
 from stages.export._columns import WHERE_THERE, as_json, check_columns
 from stages.export._exported import rows_of
 from stages.export._groups import COPY, export_files
-from stages.export._leaving import REASONS, Dropped, Takes, repeats
+from stages.export._leaving import REASONS, Dropped, Takes, captions_of, repeats, takes_of
 
 FIXED = (UID, CAPTION, REASON)
 SAMPLES = 10_000  # most keys are the tar's number and four digits
@@ -44,6 +44,7 @@ class WebDataset(DatasetStage):
     rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
     columns: tuple[NonEmpty, ...] = ()  # in the JSON besides, as `name` or `stage.name`
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
+    captions: bool = later(True)  # false: pictures alone, each with an empty caption
 
     version = 2
     determinism = "exact"
@@ -55,15 +56,21 @@ class WebDataset(DatasetStage):
         check_columns(self.columns, FIXED)
 
     @property
+    def taking(self) -> Takes:
+        """Which rows leave."""
+        return takes_of(self.captions, self.dropped)
+
+    @property
     def reads(self) -> tuple[Column | str, ...]:
-        return IMAGE, TEXT, *self.columns, *Takes(dropped=self.dropped).reads
+        text = (TEXT,) if self.captions else ()
+        return IMAGE, *text, *self.columns, *self.taking.reads
 
     @property
     def optional_reads(self) -> tuple[Column | str, ...]:
-        return *WHERE_THERE, *Takes(dropped=self.dropped).optional_reads
+        return *WHERE_THERE, *self.taking.optional_reads
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        takes = Takes(dropped=self.dropped)
+        takes = self.taking
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
         write = partial(write_file, self.dropped, self.columns)
         export_files(rows, takes, ctx, "webdataset", self.rows_per_shard, write, repeats)
@@ -117,7 +124,7 @@ def meta(
         {
             "key": pa.array(keys, pa.string()),
             UID.name: pa.array(uids, pa.string()),
-            CAPTION.name: table[TEXT.name],
+            CAPTION.name: captions_of(table),
             "status": pa.array(["success"] * len(table), pa.string()),
             "error_message": pa.nulls(len(table), pa.string()),
             **out,

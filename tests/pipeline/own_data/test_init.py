@@ -156,6 +156,28 @@ def test_wrong_wishes_are_refused_before_anything_is_written(
     assert not (tmp_path / "mine.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "do"),
+    [
+        ("https://a.test/data.csv", "curl -LO https://a.test/data.csv"),
+        ("hf://datasets/a/b", "hf download --repo-type dataset --local-dir data a/b"),
+        ("", "name a file, a folder, a glob or a URI"),
+    ],
+)
+def test_data_on_the_web_are_not_fetched(data, do, clipmill, tmp_path):
+    said = clipmill("init", data, "--out", tmp_path / "mine.yaml")
+    assert said.code == 2
+    assert do in said.err
+
+
+def test_a_tar_that_is_none_is_an_argument_that_is_wrong(clipmill, tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 500)
+    said = clipmill("init", tmp_path / "a.tar", "--out", tmp_path / "mine.yaml")
+    assert said.code == 2
+    assert f"where: {tmp_path}/a.tar" in said.err
+    assert not (tmp_path / "mine.yaml").exists()
+
+
 def test_a_uri_with_keys_is_refused(clipmill, tmp_path):
     said = clipmill("init", "s3://KEY:SECRET@bucket/data", "--out", tmp_path / "mine.yaml")
     assert said.code == 2

@@ -16,9 +16,8 @@ QUICK = ("pandas_csv", "pictures_and_texts", "hugging_face")
 
 
 def curated(clipmill, data: Path, out: Path, *more: object):
-    said = clipmill(
-        *("curate", data, "--out", out, "--to", "parquet", "webdataset", "--workers", 0, *more)
-    )
+    forms = ("parquet", "webdataset", "huggingface")
+    said = clipmill("curate", data, "--out", out, "--to", *forms, "--workers", 0, *more)
     assert said.code == 0, said.out + said.err
     return said
 
@@ -65,18 +64,22 @@ def uids_of(out: Path) -> np.ndarray:
     return uids
 
 
-def checked(out: Path, kept: list[str], tmp_path: Path) -> None:
-    """That every loader reads the rows that stay."""
-    tars, shards = exported(out, "webdataset"), exported(out, "parquet")
+def checked(out: Path, tmp_path: Path) -> list[str]:
+    """The captions of the rows that stay, as each loader reads them."""
+    tars = exported(out, "webdataset")
     texts = by_open_clip(tars)
-    assert len(texts) == len(kept) + 1  # one of the two equal pictures
-    assert set(kept) <= set(texts)
     rows = by_datasets(tars, "webdataset", "*.tar", tmp_path / "cache")
     assert sorted(row["txt"] for row in rows) == texts
     assert all(row["jpg"].size[0] > 90 for row in rows)
-    rows = by_datasets(shards, "parquet", "*.parquet", tmp_path / "cache")
-    assert sorted(row["texts"][0]["text"] for row in rows) == texts
+    rows = by_datasets(exported(out, "parquet"), "parquet", "*.parquet", tmp_path / "cache")
+    assert sorted(row["caption"] for row in rows) == texts
+    rows = by_datasets(
+        exported(out, "huggingface"), "parquet", "data/*.parquet", tmp_path / "cache"
+    )
+    assert sorted(row["caption"] for row in rows) == texts
+    assert all(row["image"].size[0] > 90 for row in rows)
     assert len(uids_of(out)) == len(texts)
+    return texts
 
 
 @pytest.mark.parametrize(
@@ -91,22 +94,24 @@ def test_a_layout_goes_to_exports_that_other_loaders_read(layout, pairs, kept, c
     assert said.code == 0, said.err
     fetches = "uses: download.images" in (tmp_path / "mine.yaml").read_text()
     curated(clipmill, data, out, *(["--set", ALLOW] if fetches else []))
-    if layout == "browsers_list":
-        assert len(by_open_clip(exported(out, "webdataset"))) == len(kept) + 2
+    texts = checked(out, tmp_path)
+    if layout == "browsers_list":  # no caption, so none of a file's name
+        assert texts == [""] * (len(kept) + 2)
     else:
-        checked(out, kept, tmp_path)
+        assert len(texts) == len(kept) + 1  # one of the two equal pictures
+        assert set(kept) <= set(texts)
 
 
 ALLOW = "images.allow_private_addresses=true"
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+@pytest.mark.parametrize("form", ["parquet", "webdataset", "huggingface"])
 def test_an_export_of_ours_is_data_too(form, pairs, kept, clipmill, tmp_path):
     (tmp_path / "data").mkdir()
     curated(clipmill, pictures_and_texts(tmp_path / "data", pairs), tmp_path / "first")
     first = exported(tmp_path / "first", form)
     said = curated(clipmill, first, tmp_path / "second")
     assert re.search(r"is +.*clipmill's export, 24 rows", said.out)
-    checked(tmp_path / "second", kept, tmp_path)
+    assert set(kept) <= set(checked(tmp_path / "second", tmp_path))
     assert (uids_of(tmp_path / "first") == uids_of(tmp_path / "second")).all()

@@ -215,7 +215,9 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
         ({"a.tar.gz": "PK"}, "gunzip"),
         ({"a.csv": ""}, "no rows"),
         ({"a.csv": "\n\n"}, "no rows"),
-        ({"a.csv": "id,name\n1,Anna\n"}, 'no column of links or of pictures among "id", "name"'),
+        ({"a.csv": "url,text\n"}, "no rows below 'url', 'text'"),
+        ({"a.csv": "url,text,text\nhttps://a.test/1,a b,c d\n"}, "two columns named 'text'"),
+        ({"a.csv": "id,name\n1,Anna\n"}, "no column of links or of pictures among 'id', 'name'"),
         ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\0"}, "bytes that are no text"),
         ({"a.json": '[{"url": "https://a.test"}]'}, "one JSON object a line"),
         ({"a.jsonl": "no\n"}, "no rows"),
@@ -227,6 +229,27 @@ def test_two_kinds_of_data_are_a_question(tmp_path):
 def test_what_no_stage_reads_is_refused_with_what_to_do(files, said, tmp_path):
     put(tmp_path / "it", **files)
     assert said in str(refused(tmp_path / "it"))
+
+
+def test_pictures_that_are_only_named_and_types_of_any_kind_are_no_traceback(tmp_path):
+    named = pa.array([{"bytes": None, "path": "a.jpg"}])
+    pq.write_table(pa.table({"image": named, "text": ["a b"]}), tmp_path / "a.parquet")
+    assert "file_name" in str(refused(tmp_path / "a.parquet"))
+    rows = {"url": ["https://a.test/1"], "half": pa.array([1], pa.float16()), "none": pa.nulls(1)}
+    rows["map"] = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32()))
+    pq.write_table(pa.table(rows), tmp_path / "b.parquet")
+    found = look(tmp_path / "b.parquet")
+    assert found.settings["extra"] == {"half": "halffloat"}
+    assert not found.has_captions
+
+
+def test_a_uri_of_no_known_kind_is_refused(tmp_path):
+    assert "give a path, or a URI of file, s3" in str(refused("foo://bucket/data"))
+
+
+def test_a_table_of_captions_beside_pictures_is_told_its_name(tmp_path):
+    put(tmp_path, **{"1.jpg": "", "captions.txt": "image,caption\n1.jpg,a dog\n"})
+    assert "is read where it is named metadata.csv" in str(refused(tmp_path, UnsureError))
 
 
 def test_an_empty_folder_is_not_nothing(tmp_path):

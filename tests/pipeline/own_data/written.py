@@ -194,7 +194,7 @@ LAYOUTS: dict[str, Writer] = {
     writer.__name__: writer
     for writer in (
         *(pandas_csv, pandas_tsv_without_header, pandas_json_lines, pandas_parquet_of_laion),
-        *(duckdb_parquet, duckdb_csv, spreadsheet_csv, pictures_and_texts),
+        *(duckdb_parquet, duckdb_csv, spreadsheet_csv, browsers_list, pictures_and_texts),
         *(datasets_image_folder, metadata_csv, webdataset_tars, img2dataset_tars),
         *(img2dataset_files, img2dataset_parquet, hugging_face, datacomp, bytes_and_vectors),
     )

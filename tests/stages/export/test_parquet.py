@@ -45,6 +45,16 @@ def test_kept_rows_leave_with_their_images_captions_and_columns(
     assert set(out["repeats"].to_pylist()) == set(out["loss_weight"].to_pylist()) == {1}
 
 
+def test_pictures_alone_leave_with_empty_captions(pool, memory_shards, memory_context):
+    shards = memory_shards(pool.drop_columns(["text"]))
+    out = export(memory_context(), shards, captions=False)
+    kept = pool.filter(pool["keep"].fill_null(False))
+    assert len(out) == kept["image"].is_valid().to_pylist().count(True) > 140
+    assert set(out["caption"].to_pylist()) == {""}
+    assert "text" not in Parquet(captions=False).reads
+    assert settings_of(Parquet(captions=False))["captions"] is False
+
+
 def test_a_licence_and_a_page_are_written_where_the_recipe_says_them(
     pool, memory_shards, memory_context
 ):
