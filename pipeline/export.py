@@ -16,7 +16,7 @@ from metadata.datacard import SUMMARY
 from metadata.keys import redacted
 from metadata.outputs import Outputs
 from metadata.places import is_places
-from metadata.schema import CAPTION, IMAGE, UID
+from metadata.schema import CAPTION, IMAGE, KEEP, UID
 from metadata.storage import Storage
 from pipeline.engine.dataset_job import DatasetJob
 from pipeline.engine.repair import take_away
@@ -50,7 +50,8 @@ ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # of what has pictures
 class Exported:
     """An export in its folder: of `rows` of the stage `exported` left, and `left` stayed by reason.
 
-    `copied` counts the files that were not there yet.
+    `is_selected` says whether a select stage decided which leave; `copied` counts the files that
+    were not there yet.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class Exported:
     rows: int
     exported: int
     left: dict[str, int]
+    is_selected: bool
     files: tuple[str, ...]
     bytes: int
     copied: int
@@ -138,6 +140,7 @@ def _made(running: Running, planned: PlannedStage, stage: str, target: Storage) 
         rows=rows,
         exported=exported,
         left=left,
+        is_selected=KEEP.name in planned.bindings[0],
         files=tuple(files),
         bytes=sum(sizes[name] for name in files),
         copied=_copy(made, files, target),

@@ -84,6 +84,8 @@ def text(answer: "Exported") -> str:
     stayed = ", ".join(f"{count:,} {reason}" for reason, count in answer.left.items())
     if stayed and answer.dropped is None:
         lines.append(f"left out of {answer.rows:,}: {stayed}")
+    if not answer.is_selected and answer.dropped is None:
+        lines.append(f"{stage} is no select stage, and none stands before it: no rule was asked")
     if not answer.copied:
         lines.append("found done: nothing was written")
     return "\n".join(lines)

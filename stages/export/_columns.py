@@ -1,5 +1,7 @@
 """The columns of an export: their names, captions in both forms, and values as text."""
 
+import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,3 +77,30 @@ def with_hex_ids(table: pa.Table) -> pa.Table:
 def as_json(value: Any) -> str:
     """What JSON has no type for: bytes as hex digits, times and decimals as text."""
     return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def json_text(value: Any) -> str:
+    """JSON of a value, in one line."""
+    return json.dumps(_finite(value), ensure_ascii=False, default=as_json)
+
+
+def as_text(values: pa.ChunkedArray) -> pa.Array:
+    """Bytes as hex digits, lists and structs as JSON, all else as Python prints it."""
+    texts = (
+        value
+        if value is None
+        else json_text(value)
+        if isinstance(value, list | dict)
+        else as_json(value)
+        for value in values.to_pylist()
+    )
+    return pa.array(texts, pa.string())
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

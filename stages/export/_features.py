@@ -16,6 +16,12 @@ RENAMED = {
     "date32[day]": "date32",
     "date64[ms]": "date64",
 }  # Arrow's words to theirs, where they are others
+VALUES = (
+    *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary),
+    *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
+    *(pa.types.is_decimal128, pa.types.is_decimal256),
+)
 
 
 def with_features(schema: pa.Schema) -> pa.Schema:
@@ -30,6 +36,15 @@ def features_of(schema: pa.Schema) -> Features:
         field.name: {"_type": "Image"} if field.name == IMAGE.name else _feature(field.type)
         for field in schema
     }
+
+
+def has_feature(dtype: pa.DataType) -> bool:
+    """Whether `datasets` has a type for these values; a map or an interval has none."""
+    if pa.types.is_struct(dtype):
+        return all(has_feature(field.type) for field in dtype)
+    if pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        return has_feature(dtype.value_type)
+    return any(is_one(dtype) for is_one in VALUES)
 
 
 def _feature(dtype: pa.DataType) -> Any:

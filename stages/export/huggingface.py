@@ -11,9 +11,9 @@ from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
-from stages.export._columns import WHERE_THERE, check_columns, check_page, with_hex_ids
+from stages.export._columns import WHERE_THERE, as_text, check_columns, check_page, with_hex_ids
 from stages.export._exported import rows_of
-from stages.export._features import PICTURE, with_features
+from stages.export._features import PICTURE, has_feature, with_features
 from stages.export._groups import export_files
 from stages.export._leaving import REASONS, Dropped, Takes, captions_of, takes_of
 
@@ -28,6 +28,8 @@ class HuggingFace(DatasetStage):
     hex digits, what the pool knows of url, sizes, sha256, repeats and loss_weight, and the chosen
     columns. Takes the rows that `export.parquet` takes, in the same order. README.md is a dataset
     card: features, splits and licence in its head; below, the stages that made the set and counts.
+
+    What `datasets` has no type for (a map, an interval) is JSON as text.
 
     Source: the Parquet layout of the Hugging Face Hub, as `datasets` writes it.
     Error: `num_bytes` in the card is the size of the files, not of the decoded table.
@@ -106,7 +108,11 @@ def exported(table: pa.Table, dropped: Dropped | None, columns: tuple[str, ...])
     out[UID.name] = table[UID.name]
     if dropped:
         out |= dropped.told(table)
-    return with_hex_ids(pa.table(out | {name: table[name] for name in (*known, *columns)}))
+    rows = with_hex_ids(pa.table(out | {name: table[name] for name in (*known, *columns)}))
+    for i, field in enumerate(rows.schema):
+        if not has_feature(field.type):
+            rows = rows.set_column(i, field.name, as_text(rows[i]))
+    return rows
 
 
 def pictures(image: pa.ChunkedArray) -> pa.Array:

@@ -1,8 +1,6 @@
 """The rows as a table without pictures: one CSV or JSON Lines file."""
 
 import hashlib
-import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +15,15 @@ import pyarrow.csv as pa_csv
 from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
 from pipeline.dataset import Context, Inputs, Shards, Task
 from pipeline.stage import DatasetStage, NonEmpty, later
-from stages.export._columns import WHERE_THERE, as_json, check_columns, with_hex_ids
+from stages.export._columns import WHERE_THERE, as_text, check_columns, json_text, with_hex_ids
 from stages.export._groups import put_documents
 from stages.export._leaving import Dropped, Takes, summed, tally
 
 BATCH_ROWS = 4096
+PLAIN = (  # types that CSV has a plain form for
+    *(pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null),
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_date, pa.types.is_timestamp),
+)
 Write = Callable[[pa.Table], None]
 
 
@@ -127,8 +129,8 @@ def csv(path: Path) -> Iterator[Write]:
     def write(table: pa.Table) -> None:
         nonlocal writer
         for i, field in enumerate(table.schema):
-            if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
-                table = table.set_column(i, field.name, _as_text(table[i]))
+            if not any(is_plain(field.type) for is_plain in PLAIN):
+                table = table.set_column(i, field.name, as_text(table[i]))
         writer = writer or pa_csv.CSVWriter(path, table.schema)
         writer.write_table(table)
 
@@ -150,7 +152,7 @@ def jsonl(path: Path) -> Iterator[Write]:
                 if pa.types.is_floating(field.type):
                     table = table.set_column(i, field.name, _shortest(table[i]))
             for row in table.to_pylist():  # JSON is written one by one
-                file.write(_json(row) + "\n")
+                file.write(json_text(row) + "\n")
 
         yield write
 
@@ -161,24 +163,3 @@ def _shortest(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return (
         values if pa.types.is_float64(values.type) else values.cast(pa.string()).cast(pa.float64())
     )
-
-
-def _as_text(values: pa.ChunkedArray) -> pa.Array:
-    texts = (
-        None if v is None else v.hex() if isinstance(v, bytes) else _json(v)
-        for v in values.to_pylist()
-    )
-    return pa.array(texts, pa.string())
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, default=as_json)
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list) else value

@@ -58,7 +58,8 @@ def test_a_list_of_uids_needs_no_image(export, every_stage, tmp_path):
 
 
 def test_every_row_leaves_where_no_select_stage_stands_before(export, tmp_path):
-    assert export("both", "parquet").code == 0
+    assert "'both' is no select stage, and none stands before it" in export("both", "parquet").out
+    assert "select stage" not in export("subset", "csv", path="more").out
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert card["counts"]["rows"] == 240
     assert card["counts"]["not_kept"] == 0

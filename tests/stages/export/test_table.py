@@ -2,6 +2,7 @@
 
 import csv
 import json
+from decimal import Decimal
 
 import polars as pl
 import pyarrow as pa
@@ -70,6 +71,27 @@ def test_json_lines_hold_the_same_rows(odd, memory_shards, memory_context):
     assert rows[0]["duplicate_of"] == "6b" * 16
     assert rows[0]["box"] == {"w": 1.5, "note": "é"}
     assert pl.read_ndjson(path).columns == ["uid", *COLUMNS]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_values_of_any_arrow_type_are_written(form, pool, memory_shards, memory_context):
+    any_type = {
+        "large": pa.array([b"\x01"], pa.large_binary()),
+        "pairs": pa.array([[("a", float("nan"))]], pa.map_(pa.string(), pa.float64())),
+        "price": pa.array([Decimal("1.50")], pa.decimal128(5, 2)),
+        "took": pa.array([61], pa.duration("s")),
+        "at": pa.array([3600], pa.time32("s")),
+        "half": pa.array([0.5], pa.float16()),
+    }
+    rows = pa.table({"uid": pool["uid"][:1], "text": pool["text"][:1], **any_type})
+    path = export(memory_context(), memory_shards(rows), format=form, columns=tuple(any_type))
+    read = csv.DictReader if form == "csv" else lambda lines: map(json.loads, lines)
+    (found,) = read(path.read_text().splitlines())
+    pairs = found["pairs"]
+    assert (json.loads(pairs) if form == "csv" else pairs) == [["a", None]]
+    said = [found[name] for name in ("large", "price", "took", "at")]
+    assert said == ["01", "1.50", "0:01:01", "01:00:00"]
+    assert float(found["half"]) == 0.5
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
