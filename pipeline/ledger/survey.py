@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.ledger.causes import KEPT, Cause, causes, named_in, trace
+from pipeline.ledger.causes import KEPT, Cause, causes, failed_later, later_stages, named_in, trace
 from pipeline.ledger.cuts import AtCuts, CutRows
 from pipeline.ledger.groupings import group_of, groupings
 from pipeline.ledger.groups import KeepRates, keep_rates
@@ -57,16 +57,21 @@ def survey(state: RunState, end: str) -> Survey:
         "kept": (end, KEEP.name),
     }
     shards = stored(state, root, bound)
+    done = [stage.planned for stage in state.stages.values() if stage.complete]
+    later = later_stages(end, [planned for planned in done if planned.gives_rows])
     tallies: dict[str, Counter[tuple[str | None, Cause]]] = {name: Counter() for name in groups}
     chosen: dict[Cause, list[tuple[int, Place]]] = {}
     for index, shard in enumerate(sorted(state.stages[root].shards)):
         table = shards.table(index)
+        reasons = ShardReasons(state, root, shard)
+        failed = list(failed_later(reasons, end, later))
         keep_N = table["kept"].to_numpy()
+        for *_, rows in failed:  # no less lost than what a select drops
+            keep_N = keep_N & ~rows.to_numpy(zero_copy_only=False)
         for i, histogram in enumerate(counted):
             histogram.count(table[f"score {i}"], keep_N)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
-        reasons = ShardReasons(state, root, shard)
-        lost = list(causes(reasons, end))
+        lost = [*causes(reasons, end), *failed]
         values = [table[f"score {i}"] for i in range(len(columns))]
         at_cuts.count(shard, values, bits_N, keep_N, lost)
         every = [(*KEPT, pa.array(keep_N)), *lost]

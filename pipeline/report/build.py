@@ -40,7 +40,6 @@ def report(state: RunState, baselines: Sequence[str] = ()) -> str:
         funnel=rows,
         ends=ends,
         results=worth,
-        unfinished=[stage for stage in costs if stage.done != "done"],
         work=costs,
         sections=list(_sections(state, rows, ends, worth, costs)),
     )

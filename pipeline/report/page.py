@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report.charts import short
+from pipeline.run_folder.words import duration, in_words, size
 from pipeline.terminal import cut
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,27 +29,12 @@ def render(template: str, **values: Any) -> str:
         "signed": lambda share: f"{100 * share:+.1f}".replace("-", MINUS),
         "short": short,
         "size": size,
-        "lasting": lasting,
+        "lasting": duration,
         "value": value,
         "cut": cut,
+        "words": lambda reason, *longest: cut(in_words(reason), *longest),
     }
     return environment.get_template(template).render(values)
-
-
-def size(size_bytes: int) -> str:
-    """Bytes in the unit that suits them."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes} B"
-
-
-def lasting(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def value(stored: Any) -> str:
