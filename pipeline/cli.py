@@ -72,6 +72,7 @@ SAID = (  # what argparse says, and how we say it
     ("argument (.*): invalid int value: (.*)", "{} is {}, and takes a whole number"),
     ("argument (.*): invalid float value: (.*)", "{} is {}, and takes a number"),
 )
+OPTION = re.compile(r"--?[A-Za-z][\w-]*")
 CHOICE = r"argument (.+?): invalid choice: '?(.*?)'? \(choose from (.*)\)"
 
 
@@ -144,12 +145,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """RecipeError; a mistyped option first, as what is missing may be what it stands for."""
-        known = [
-            name
-            for name, action in self._option_string_actions.items()
-            if name.startswith("--") and action.help != argparse.SUPPRESS
-        ]
-        options = [word.partition("=")[0] for word in self.given if word.startswith("--")]
         more = f"{self.prog} --help shows its arguments, and examples"
         if choice := re.fullmatch(CHOICE, message, re.DOTALL):
             name, word, words = choice.groups()
@@ -159,9 +154,11 @@ class _Parser(argparse.ArgumentParser):
                 do = f"for data of your own: clipmill curate {word} --out run"
                 do = f"clipmill run {word} --out run" if word.endswith(".yaml") else do
             raise RecipeError(what, self.prog, f"{do}  {more}")
-        for option in options:
-            if option not in (*known, "--"):
-                do = f"{did_you_mean(option, known, 'its options are')}  {more}"
+        known = self._option_string_actions  # argparse tells them in no other way
+        for option in (word.partition("=")[0] for word in self.given):
+            if OPTION.fullmatch(option) and option not in known:
+                shown = [name for name in known if known[name].help != argparse.SUPPRESS]
+                do = f"{did_you_mean(option, shown, 'its options are')}  {more}"
                 raise RecipeError(f"unknown option '{option}'", self.prog, do)
         for pattern, words in SAID:
             if said := re.fullmatch(pattern, message, re.DOTALL):

@@ -1,7 +1,8 @@
 """What a stage is: settings and declarations in a frozen dataclass, work in plain functions.
 
 `uses: score.clip_score` in a recipe is the file `stages/score/clip_score.py`: the one class in it
-that is a RowStage or a DatasetStage. Its fields are its YAML keys.
+that is a RowStage or a DatasetStage. Its fields are its YAML keys; what each means
+stands beside it, or above it, as a comment.
 """
 
 from abc import ABC, abstractmethod
