@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
+from pipeline.ledger.results import over_seeds, results
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
 from pipeline.report.build import report
+from pipeline.report.page import MINUS
 from pipeline.run_folder.sessions import sessions
 from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import duration
@@ -167,3 +170,28 @@ def test_it_says_how_long_it_took_on_what_and_no_absolute_path_of_a_setting(
     above_the_recipe = page.text.partition("The stages as they ran")[0]
     assert "--set pool.path=…/metadata" in above_the_recipe
     assert str(generated) not in above_the_recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.2, 0.22], "better than one trained on raw by 21.0 points (95 % interval +8.3 to +33.7"),
+        (
+            [-0.2, -0.22],
+            "worse than one trained on raw by 21.0 points"
+            f" (95 % interval {MINUS}33.7 to {MINUS}8.3, 2 seeds)",
+        ),
+        ([0.2, -0.18], "not told apart from one trained on raw (+1.0 points, 95 % interval"),
+        ([0.2], "+20.0 points apart from one trained on raw : one seed each, so no interval"),
+    ],
+)
+def test_what_a_subset_is_worth_is_said_in_the_words_that_its_interval_allows(
+    values, said, state, monkeypatch
+):
+    found = results(state, [])
+    (row,) = found.rows
+    base, other = row.cells
+    cells = (base, replace(other, seeds=len(values), against=(over_seeds(values),)))
+    told = replace(found, rows=(replace(row, cells=cells),))
+    monkeypatch.setattr("pipeline.report.build.results", lambda *_: told)
+    assert f"A model trained on shards is {said}" in Page(report(state)).text
