@@ -173,11 +173,14 @@ class Stage(ABC):
         """
 
     def hint(self, column: str) -> str:
-        """What to do where no ancestor has a column that it reads; empty where nothing is special.
-
-        Asked at plan, in the place of the names that are near.
-        """
+        """What to do where no ancestor has a column that it reads, in the place of what is near."""
         return ""
+
+    def look(self) -> None:  # noqa: B027  # most read nothing from outside
+        """Raises ClipmillError where a file that a setting names is not there, or another kind.
+
+        Asked by `plan`, and by `run` before it starts, for 2 s at most: nothing large is read.
+        """
 
 
 class RowStage(Stage):
@@ -228,6 +231,15 @@ class DatasetStage(Stage):
         Reads no more than that, in no run; ClipmillError where its settings do not fit the files.
         """
         raise NotImplementedError  # asked only of a stage that reads files
+
+    def look(self) -> None:
+        """Of a root, that there are files and that the first rows fit the settings."""
+        if self.files() and type(self).head is not DatasetStage.head:
+            self.head(1)
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        """Of a root, rows and shards of its files, in turn; none where only reading tells."""
+        return iter(())
 
     def candidates(self, rows: int) -> float | None:
         """Pairs that it expects to compare among so many rows; None where they grow as the rows."""

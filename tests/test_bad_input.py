@@ -171,11 +171,11 @@ def test_a_pool_of_no_rows_gives_empty_exports_and_a_funnel_of_zeros(it):
     assert end == {"stage": "subset", "rows": 0, "kept": 0, "causes": []}
 
 
-def test_a_pool_of_no_files_stops_the_stage(it):
+def test_a_pool_of_no_files_stops_the_run(it):
     said = it.run()
-    assert said.code == 1
-    assert "no file that ends in .parquet" in said.out
-    assert f"key `path`: {it.pool}" in said.out
+    assert said.code == 2
+    assert "no file that ends in .parquet" in said.err
+    assert f"--set pool.path={it.pool}" in said.err
 
 
 def test_a_selection_that_keeps_nothing_is_complete_and_ends_with_1(it, clipmill):

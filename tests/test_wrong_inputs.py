@@ -189,14 +189,14 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "curate bare --out x": ("an empty folder", "bare", "CSV"),
     "curate numbers.parquet --out x": ("no column of links", "numbers.parquet", "--url NAME"),
     # Data that a run meets
-    "run it.yaml --out r --set pool.path=gone": ("ends in .parquet", "gone", "that holds", 1),
-    "run links.yaml --out r": ("the file has caption", "one.csv", "`caption_col: caption`", 1),
-    "run pictures.yaml --out r": ("ends in .jpg", "notes", "a folder", 1),
+    "run it.yaml --out r --set pool.path=gone": ("ends in .parquet", "gone", "that holds"),
+    "run links.yaml --out r": ("the file has caption", "one.csv", "`caption_col: caption`"),
+    "run pictures.yaml --out r": ("ends in .jpg", "notes", "a folder"),
     "run table.yaml --out r": ("cannot be read", "cut.parquet", "put the whole file", 1),
     "run tars.yaml --out r": ("unexpected end of data", "tars/0.tar", "put the whole file", 1),
     "run named.yaml --out r": ("'xyz' is no uid", "a.md", "", 1),
-    "run concepts.yaml --out r": ("gone.parquet", "con", "", 1),
-    "run tasks.yaml --out r": ("no task", "notes", "subfolders are tasks", 1),
+    "run concepts.yaml --out r": ("gone.parquet", "con", ""),
+    "run tasks.yaml --out r": ("no task", "notes", "subfolders are tasks"),
     "run down.yaml --out r": ("private_address", "images", "`allow_private_addresses: true`", 1),
     # Pools, concepts, clusters
     "pool generated --out good.csv": (

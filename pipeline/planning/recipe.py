@@ -18,7 +18,7 @@ from pipeline.terminal import cut
 RECIPES = Path(__file__).parents[1] / "recipes"
 TOP_KEYS = ("seed", "stages")
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")
-KEY = re.compile(r"key `([\w.]+)`")
+KEY = re.compile(r"(?:stage '[^']*', )?key `([\w.]+)`(.*)", re.DOTALL)
 MOST_BYTES, MOST_VALUES, MOST_STAGES, DEEPEST = 250_000, 10_000, 200, 20
 STRING = "tag:yaml.org,2002:str"
 PLAIN = "a recipe holds numbers, strings, lists and mappings only"
@@ -138,7 +138,10 @@ class Recipe:
     def where_said(self, stage: str, said: str) -> str:
         """The place that a stage names, which knows no file: "key `top.column`"."""
         key = KEY.fullmatch(said)
-        return self.where(stage, *key[1].split(".")) if key else f"{self.where(stage)}: {said}"
+        if key is None:
+            return f"{self.where(stage)}: {said}"
+        place = self.where(stage, *key[1].split("."))
+        return place if place.startswith("--set") else place + key[2]  # which has the value
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -19,7 +19,7 @@ def in_words(kind: types.Type) -> str:
     """What to write for a setting of this type: `a whole number, at least 1`."""
     match kind:
         case types.UnionType(types=several):
-            return " or ".join(in_words(one) for one in several)
+            return " or ".join(in_words(one) for one in several if not _is_null(one))
         case types.IntType() | types.FloatType():
             word = "a whole number" if isinstance(kind, types.IntType) else "a number"
             return ", ".join(part for part in (word, range_of(kind)) if part)
@@ -35,9 +35,11 @@ def in_words(kind: types.Type) -> str:
             return f"{{{in_words(key)}: {in_words(value)}}}"
         case types.BoolType():
             return "true or false"
-        case types.NoneType():
-            return "null"
     return str(kind)  # a type of a stage of your own that no recipe of ours has
+
+
+def _is_null(kind: types.Type) -> bool:
+    return isinstance(kind, types.NoneType)  # leaving the setting out says as much
 
 
 def range_of(kind: types.IntType | types.FloatType) -> str:

@@ -1,46 +1,100 @@
 """A plan as text and as JSON, and what a user should know before it runs."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from metadata.fingerprint import plain
 from metadata.schema import UID
+from pipeline.planning.looks import Seen
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
+from pipeline.planning.recipe import RECIPES
 from pipeline.run_folder.state import RunState, summary
+from pipeline.run_folder.words import size
 from pipeline.stage import DatasetStage, settings_fields
 from pipeline.terminal import one_line
 
+WIDTH = 80  # columns, where the output is no terminal
 SIZES = (10**6, 10**8, 10**10)  # rows of a pool, where what grows with their square is asked for
 
 
-def as_json(plan: Plan, state: RunState | None) -> dict[str, Any]:
-    """Every stage: settings, bindings, resources, and what of it is done."""
+def as_json(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> dict[str, Any]:
+    """Every stage: settings, bindings, resources, what its source has, and what of it is done."""
     return {
         "recipe": plan.recipe.path,
         "seed": plan.seed,
-        "stages": [_stage_json(plan, planned, state) for planned in plan.stages.values()],
+        "stages": [_stage_json(plan, planned, state, seen) for planned in plan.stages.values()],
     }
 
 
-def text(plan: Plan, state: RunState | None) -> str:
+def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
+    """A line a stage: what it reads, and what of it is done; `text` says all."""
+    count = f"{len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}"
+    lines = [f"{plan.recipe.name}: {count}, seed {plan.seed}"]
+    names = max(map(len, plan.stages))
+    uses = max(len(planned.uses) for planned in plan.stages.values())
+    for planned in plan.stages.values():
+        done = summary(state.stages[planned.name]) if state else ""
+        left = f"  {planned.name:<{names}}  {planned.uses:<{uses}}  "
+        said = _source(seen.get(planned.name)) or _reads(planned)
+        room = max(16, get_terminal_size((WIDTH, 24)).columns - len(left) - len(done) - 2)
+        said = said if len(said) <= room else f"{said[: room - 1].rstrip(' ,')}…"
+        lines.append(f"{left}{said:<{room if done else 0}}  {done}".rstrip())
+    lines += [f"  note: '{name}': {note}" for name, note in _noted(plan)]
+    if not any(one.error for one in seen.values()):
+        path = Path(plan.recipe.path)
+        recipe = path.stem if path.parent == RECIPES else str(path)
+        lines.append(f"next: clipmill run {recipe} --out {state.run if state else 'run'}")
+    return "\n".join(lines)
+
+
+def _source(seen: Seen | None) -> str:
+    """`17,950 rows in 64 shards, 3.4 MB`: what a root reads; empty of other stages."""
+    if seen is None:
+        return ""
+    if seen.error is not None or seen.is_late:
+        return "is not there" if seen.error else "no answer in 2 s: not looked at"
+    if seen.files is None or seen.bytes is None:
+        return ""
+    parts = [f"{seen.files:,} file{'s' * (seen.files != 1)}, {size(seen.bytes)}"]
+    if seen.rows is not None:
+        shards = f"{seen.shards:,} shard{'s' * (seen.shards != 1)}"
+        parts = [f"{seen.rows:,} rows, {shards}", *parts]
+    return ", ".join(parts)
+
+
+def _reads(planned: PlannedStage) -> str:
+    """`from a, b`, `model stage:c`, `rows of d`: the stages that it reads."""
+    parts = [f"from {', '.join(planned.parents)}"] if planned.parents else []
+    parts += [f"data {planned.data}"] if planned.data else []
+    parts += [f"rows {planned.kept_by}"] if planned.kept_by else []
+    parts += [f"model {planned.model}"] if planned.model else []
+    parts += [f"only {planned.only}"] if planned.only else []
+    return ", ".join(parts)
+
+
+def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
     """One paragraph a stage."""
     lines = [f"{plan.recipe.path}, seed {plan.seed}: {len(plan.stages)} stages", ""]
     for planned in plan.stages.values():
-        made = _stage_json(plan, planned, state)
+        made = _stage_json(plan, planned, state, seen)
         done = f"  [{made['done']}]" if "done" in made else ""
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
+        if source := _source(seen.get(planned.name)):
+            lines.append(f"  source    {source}")
         for edge in ("from", "data", "rows", "model", "only"):
             if made.get(edge):
                 value = made[edge]
                 lines.append(
                     f"  {edge:<9} {', '.join(value) if isinstance(value, list) else value}"
                 )
-        default = {f.name: plain(f.default) for f in settings_fields(planned.stage)}
         settings = ", ".join(
-            f"{key}={one_line(value)}"
+            f"{key}: {one_line(as_yaml(value))}"
             for key, value in made["settings"].items()
-            if value != default[key]
+            if value != _default(planned, key)
         )
         if settings:
             lines.append(f"  settings  {settings}")
@@ -63,7 +117,25 @@ def text(plan: Plan, state: RunState | None) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _stage_json(plan: Plan, planned: PlannedStage, state: RunState | None) -> dict[str, Any]:
+def as_yaml(value: Any) -> str:
+    """A setting as a recipe has it: `{column: score, fraction: 0.3}`, `true`, `[a, b]`."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {as_yaml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _default(planned: PlannedStage, key: str) -> Any:
+    (field,) = (field for field in settings_fields(planned.stage) if field.name == key)
+    made = field.default_factory
+    return plain(field.default if made is dataclasses.MISSING else made())
+
+
+def _stage_json(
+    plan: Plan, planned: PlannedStage, state: RunState | None, seen: Mapping[str, Seen]
+) -> dict[str, Any]:
     stage = planned.stage
     made: dict[str, Any] = {
         "name": planned.name,
@@ -94,6 +166,10 @@ def _stage_json(plan: Plan, planned: PlannedStage, state: RunState | None) -> di
     note = _note(plan, planned)
     if note:
         made["note"] = note
+    if (source := seen.get(planned.name)) and source.files is not None:
+        made["source"] = {
+            name: getattr(source, name) for name in ("files", "bytes", "rows", "shards")
+        }
     if state is not None:
         made["done"] = summary(state.stages[planned.name])
     return made
@@ -101,8 +177,12 @@ def _stage_json(plan: Plan, planned: PlannedStage, state: RunState | None) -> di
 
 def notes(plan: Plan) -> list[str]:
     """What a user should know of a plan that can be run."""
+    return [f"'{name}': {note}" for name, note in _noted(plan)]
+
+
+def _noted(plan: Plan) -> list[tuple[str, str]]:
     by_stage = {name: _note(plan, planned) for name, planned in plan.stages.items()}
-    return [f"'{name}': {note}" for name, note in by_stage.items() if note]
+    return [(name, note) for name, note in by_stage.items() if note]
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:

@@ -1,4 +1,4 @@
-"""`clipmill plan`: checks a recipe and shows what would run."""
+"""`clipmill plan`: checks a recipe and what it reads, and shows what would run."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ EXAMPLES = """\
 clipmill plan quickstart
 clipmill plan mine.yaml --set pool.path=data.csv
 clipmill plan mine.yaml --out run   # with what of it is done there
+clipmill plan mine.yaml -v          # with settings, columns and needs of each stage
 """
 
 
@@ -18,24 +19,32 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_recipe(parser)
     parser.add_argument("--out", metavar="URI", help="run folder: also show what is done there")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="settings, columns and needs of each stage"
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan; with `--out` also what of it is done."""
+    """Prints the plan and what is there of its source; with `--out` also what of it is done."""
     plan = planned(options)
     from metadata.storage import Storage
+    from pipeline.planning.looks import look, refuse_missing
     from pipeline.run_folder.origin import refuse_another_pool
     from pipeline.run_folder.state import RunState
     from pipeline.verbs import _plan_page
 
-    state = None
+    state = folder = None
     if options.out:
         folder = Storage(options.out)
         refuse_another_pool(plan, folder)
         state = RunState(plan, folder)
+    seen = look(plan, folder)
     if options.json:
-        print(json.dumps(_plan_page.as_json(plan, state), indent=1))
+        print(json.dumps(_plan_page.as_json(plan, state, seen), indent=1))
+    elif options.verbose:
+        print(_plan_page.text(plan, state, seen))
     else:
-        print(_plan_page.text(plan, state))
+        print(_plan_page.screen(plan, state, seen))
+    refuse_missing(plan, seen)
     return DONE

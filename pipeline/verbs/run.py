@@ -52,6 +52,7 @@ def run(
     from pipeline.engine.run import run_plan
     from pipeline.ledger.answer import as_json as answer_json
     from pipeline.ledger.summary import summary
+    from pipeline.planning.looks import look, refuse_missing
     from pipeline.progress import watcher
     from pipeline.run_folder.ran import forgotten
     from pipeline.run_folder.sessions import session
@@ -61,14 +62,12 @@ def run(
     folder = Storage(options.out)
     for note in [*notes(plan), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
-    with (
-        executor(options) as workers,
-        watcher() as watch,
-        session(folder, plan.recipe.name),
-    ):
-        outcome = run_plan(
-            plan, folder, workers, watch, tuple(options.retry), keep_going=options.keep_going
-        )
+    with executor(options) as workers:
+        refuse_missing(plan, look(plan, folder))
+        with watcher() as watch, session(folder, plan.recipe.name):
+            outcome = run_plan(
+                plan, folder, workers, watch, tuple(options.retry), keep_going=options.keep_going
+            )
     then(outcome)
     answer = summary(outcome.state, time.monotonic() - began, options.retry)
     if options.json:

@@ -13,6 +13,7 @@ from metadata.schema import CONCEPT_IDS, CONCEPT_LIST, LANGUAGE, REASON, REASON_
 from pipeline.errors import StageError
 from pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
 from stages.ops.concept_lists import opened
+from stages.ops.outside import need_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class Concepts(RowStage):
     def reasons(self) -> tuple[str, ...]:
         of_language = ("no_language", "no_list") if self.by_language else ()
         return ("no_text", "empty_text", *of_language, "no_concept")
+
+    def look(self) -> None:
+        need_file(self.concepts, "concepts", "make a list with `clipmill concepts build`")
 
     def open(self, worker: Worker) -> RowFunction:
         concepts = opened(self.concepts, where=f"stage '{worker.stage}', key `concepts`")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from metadata.schema import LANGUAGE, LANGUAGE_CONFIDENCE, REASON, TEXT
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, location
+from stages.ops.outside import need_file
 
 SHA256 = {
     "lid.176.ftz": "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83",
@@ -50,6 +51,10 @@ class Language(RowStage):
                 "key `model`",
                 "write model_path: <its file>, or model: lid.176.ftz",
             )
+
+    def look(self) -> None:
+        if self.model_path is not None:
+            need_file(self.model_path, "model_path", "give the file of the model")
 
     def open(self, worker: Worker) -> RowFunction:
         import fasttext

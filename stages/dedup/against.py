@@ -34,6 +34,7 @@ from pipeline.stage import (
     location,
 )
 from stages.models import image_text, images
+from stages.ops.outside import need_folder
 from stages.ops.vectors import as_matrix
 
 if TYPE_CHECKING:
@@ -165,6 +166,11 @@ class AgainstEvaluation(DatasetStage):
     @property
     def resources(self) -> Resources:
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def look(self) -> None:
+        need_folder(self.tasks, "tasks", "give a folder of tasks in CLIP_benchmark's layout")
+        if self.model is not None:
+            image_text.look_for(self.model)
 
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files."""

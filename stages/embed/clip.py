@@ -18,7 +18,7 @@ from pipeline.stage import (
     location,
 )
 from stages.embed._pair import pair, vectors
-from stages.models.image_text import ImageTextModel, load, width_of
+from stages.models.image_text import ImageTextModel, load, look_for, width_of
 from stages.ops.pixels import PIXELS, rows_of
 
 
@@ -68,6 +68,9 @@ class ClipEmbedding(RowStage):
     @property
     def resources(self) -> Resources:  # `reference` needs little
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def look(self) -> None:
+        look_for(self.model)
 
     def open(self, worker: Worker) -> RowFunction:
         name = f"checkpoint:{worker.model}" if worker.model else self.model

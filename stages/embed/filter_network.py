@@ -9,6 +9,7 @@ from metadata.schema import IMAGE_EMBEDDING, IMAGE_FEATURES, TEXT_EMBEDDING, TEX
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
 from stages.embed._pair import pair
+from stages.models.image_text import look_for
 from stages.ops.vectors import as_matrix, from_matrix
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class FilterNetworkEmbedding(RowStage):
     def writes(self) -> tuple[Column, ...]:  # as wide as the network
         vector = pa.list_(pa.float32(), self.width)
         return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
+
+    def look(self) -> None:
+        look_for(self.model)
 
     def open(self, worker: Worker) -> RowFunction:
         from stages.models.filter_network import Embedder

@@ -17,7 +17,7 @@ from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, Resources, location
 from stages.evaluate._metrics import NEVER, best_ranks, classification, retrieval
 from stages.models.checkpoint import load as load_trained
-from stages.models.image_text import ImageTextModel, load, width_of
+from stages.models.image_text import ImageTextModel, load, look_for, width_of
 from stages.ops.tasks import (
     Finding,
     Sample,
@@ -72,19 +72,17 @@ class ZeroShot(DatasetStage):
     def resources(self) -> Resources:  # large models want a GPU
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
+    def look(self) -> None:
+        look_for(self.model)
+        self.names("key `tasks`")
+
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files."""
         return listing_digest(Storage(self.tasks))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         folder = Storage(self.tasks)
-        found = names(folder)
-        if not found:
-            raise StageError(
-                found=none_at(folder),
-                where=f"stage '{ctx.worker.stage}', key `tasks`: {folder}",
-                do="give a folder whose subfolders are tasks in CLIP_benchmark's layout",
-            )
+        found = self.names(f"stage '{ctx.worker.stage}', key `tasks`")
         models = self.models(inputs.model)
         digests = {name: content_digest(folder, name) for name in found}
         # A changed task or model is a new item, and only new items are evaluated again.
@@ -94,6 +92,15 @@ class ZeroShot(DatasetStage):
         scored = iter(ctx.map(partial(evaluate, self.model, inputs.model, self.tasks), items))
         results = [{**model, "tasks": {name: next(scored) for name in found}} for model in models]
         ctx.map(put_results, [{"models": results}])
+
+    def names(self, where: str) -> list[str]:
+        """The tasks; StageError where the folder has none."""
+        folder = Storage(self.tasks)
+        found = names(folder)
+        if not found:
+            do = "give a folder whose subfolders are tasks in CLIP_benchmark's layout"
+            raise StageError(none_at(folder), f"{where}: {folder}", do)
+        return found
 
     def models(self, folder: str | None) -> list[dict[str, Any]]:
         """The card, seed and weights' digest of each model; without a stage, what is set."""

@@ -34,7 +34,7 @@ from stages.ingest._columns import (
     refuse_uids,
     require,
 )
-from stages.ops.parquet_rows import Source, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import Source, parquet_counts, parquet_rows, scan_parquet
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -105,6 +105,9 @@ class DataComp(DatasetStage):
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".parquet",), "pool"))
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        return parquet_counts(self.path, (".parquet",), self.shard_rows)
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, (".parquet",), "pool")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from math import ceil
 from typing import Any
 
 import pyarrow as pa
@@ -76,6 +77,10 @@ class ImageFolder(DatasetStage):
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, IMAGE_SUFFIXES, "pool"))
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        images = len(self.files())
+        yield images, ceil(images / self.shard_rows)
 
     def head(self, rows: int) -> pa.Table:
         images = list_files(self.path, IMAGE_SUFFIXES, "pool")[:rows]

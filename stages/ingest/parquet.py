@@ -40,7 +40,7 @@ from stages.ingest._columns import (
     require,
 )
 from stages.ingest._nested import caption_of, digests_of, holds_images, images_of
-from stages.ops.parquet_rows import Source, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import Source, parquet_counts, parquet_rows, scan_parquet
 from stages.ops.tables import (
     BATCH_ROWS,
     any_of,
@@ -150,6 +150,9 @@ class Parquet(DatasetStage):
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, PARQUET_SUFFIXES, "pool"))
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        return parquet_counts(self.path, PARQUET_SUFFIXES, self.shard_rows)
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, PARQUET_SUFFIXES, "pool")

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from math import ceil
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from stages.ingest._columns import (
 )
 from stages.ingest._text_rows import (
     DELIMITER,
+    PACKED,
     PLAIN_SUFFIXES,
     TEXT_SUFFIXES,
     Dialect,
@@ -37,7 +39,7 @@ from stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from stages.ops.parquet_rows import Source, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import Source, counted, parquet_rows, scan_parquet
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -57,6 +59,7 @@ OWN = {
     "width_col": ORIGINAL_WIDTH,
     "height_col": ORIGINAL_HEIGHT,
 }
+COUNTED_BYTES = 16 << 20  # of text, whose rows are counted before it is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,20 @@ class UrlList(DatasetStage):
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, self.suffixes, "pool"))
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        storage, _ = open_pool(self.path)
+        files = list_files(self.path, self.suffixes, "pool")
+        texts = [file for file in files if not file["path"].lower().endswith(PARQUET)]
+        is_packed = any(file["path"].lower().endswith(PACKED) for file in texts)
+        if is_packed or sum(file["size"] for file in texts) > COUNTED_BYTES:
+            return  # only reading tells
+        for file in files:
+            if file in texts:
+                rows = len(scan_text(storage, file, self.names, 1, self.dialect))
+                yield rows, ceil(rows / self.shard_rows)
+            else:
+                yield counted(storage, file, self.shard_rows)
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, self.suffixes, "pool")

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RecipeError, did_you_mean
 from stages import models
+from stages.ops.outside import need_file, need_folder
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
@@ -74,6 +75,16 @@ def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
     """The model that a scheme string names, on a device."""
     adapter, name = _adapter(model)
     return adapter.load(name, device, threads)
+
+
+def look_for(model: str) -> None:
+    """StageError where the file or folder that a model's name holds is not there; reads neither."""
+    scheme, _, name = model.partition(":")
+    if scheme == "open_clip" and "@" in name:
+        file = str(Path(name.partition("@")[2]).expanduser())
+        need_file(file, "model", "copy the weights there, or mend the path")
+    if scheme == "checkpoint":
+        need_folder(name, "model", "name the folder that a training stage wrote")
 
 
 def schemes() -> list[str]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metadata.storage import Storage
-from stages.ops.tables import BATCH_ROWS
+from stages.ops.tables import BATCH_ROWS, list_files, open_pool
 
 READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 
@@ -38,6 +38,21 @@ def scan_parquet(
         bounds = {"start": start, "stop": stop, "rows": rows}
         groups.setdefault(group, []).append(source | bounds)
     return list(groups.values()), schema
+
+
+def parquet_counts(
+    path: str, suffixes: Sequence[str], shard_rows: int
+) -> Iterator[tuple[int, int]]:
+    """Rows and shards of each Parquet file, from its footer; an unreadable file has a shard."""
+    storage, _ = open_pool(path)
+    for file in list_files(path, suffixes, "pool"):
+        yield counted(storage, file, shard_rows)
+
+
+def counted(storage: Storage, file: Mapping[str, Any], shard_rows: int) -> tuple[int, int]:
+    """Rows and shards of a Parquet file."""
+    groups, _ = scan_parquet(storage, file, shard_rows)
+    return groups[0][0].get("rows", 0), sum(map(len, groups))
 
 
 def parquet_rows(

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.fs import FileType
 
 from metadata.globs import files_of
 from metadata.globs import open_pool as open_pool  # the readers' one door to a pool
@@ -35,8 +36,11 @@ def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str,
         if it.name.lower().endswith(tuple(suffixes))
     ]
     if not files:
+        storage, _ = open_pool(path)
+        is_there = storage.fs.get_file_info(storage.path).type != FileType.NotFound
+        ends = f"no file that ends in {', '.join(suffixes)}"
         raise StageError(
-            found=f"no file that ends in {', '.join(suffixes)}",
+            found=ends if is_there else f"{ends}: nothing is there",
             where=f"stage '{stage}', key `path`: {redacted(path)}",
             do="give a file, a folder or a glob that holds the pool",
         )

@@ -29,6 +29,7 @@ from pipeline.dataset import Context, Inputs, State
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
 from stages.ops.concept_lists import listing_digest, opened
+from stages.ops.outside import need_file
 from stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
 from stages.select._draws import Draw, Pairs, drawing, may_draw, merged
 from stages.select._t import by_language, leaving, tail_count
@@ -99,6 +100,9 @@ class Balance(DatasetStage):
         if self.per_language and (name in ("rows", "fraction") or value == np.inf):
             do = "give a finite `t` or a `tail_share`, or leave per_language out"
             raise RecipeError(f"per_language with {name}: {value}", "key `per_language`", do)
+
+    def look(self) -> None:
+        need_file(self.concepts, "concepts", "make a list with `clipmill concepts build`")
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """`t`, which the stored ranks answer; none where a size or a share has found it."""

@@ -66,6 +66,11 @@ class UidList(DatasetStage):
         """The time and size of the list's file."""
         return listing_digest(self.path)
 
+    def look(self) -> None:
+        from stages.ops.uid_lists import opened
+
+        opened(self.path, "key `path`")
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.combined import Concatenated, Zipped
         from stages.ops.uid_lists import opened

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests import numbered
@@ -61,12 +63,53 @@ def test_help_lists_every_verb_and_needs_none_of_the_libraries():
 
 
 def test_a_plan_shows_what_is_bound_and_what_is_done(recipe, done, clipmill):
-    before = clipmill("plan", recipe).out
+    before = clipmill("plan", recipe, "-v").out
     assert "subset: select.where v1\n  from      caption\n" in before
     assert "reads     caption.caption_words" in before
     assert "needs     1 CPU, 2 GB a worker; exact; folder stages/subset-" in before
-    after = clipmill("plan", recipe, "--out", done).out
+    after = clipmill("plan", recipe, "-v", "--out", done).out
     assert after.count("[done]") == 4
+
+
+def test_a_plan_is_a_line_a_stage_with_what_its_source_has(recipe, done, clipmill):
+    said = clipmill("plan", recipe)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert re.fullmatch(r"it: 4 stages, seed \d+", lines[0])
+    assert re.fullmatch(
+        r"  pool     ingest.datacomp   120 rows, 4 shards, 1 file, [\d.]+ kB", lines[1]
+    )
+    assert lines[2:4] == [
+        "  caption  annotate.caption  from pool",
+        "  subset   select.where      from caption",
+    ]
+    assert lines[-1] == f"next: clipmill run {recipe} --out run"
+    assert len(lines) == 6
+    after = clipmill("plan", recipe, "--out", done).out.splitlines()
+    assert [line.split()[-1] for line in after[1:5]] == ["done"] * 4
+
+
+def test_the_plan_of_the_quickstart_fits_a_screen(clipmill, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = clipmill("plan", "quickstart")
+    lines = said.out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert said.code == 2  # for the pool is not made
+    assert "demo/pool/trusted/metadata" in said.err
+
+
+def test_a_setting_is_shown_as_a_recipe_has_it(recipe, clipmill):
+    top = "subset.top={column: caption_words, rows: 3}"
+    said = clipmill("plan", recipe, "-v", "--set", top).out
+    assert "top: {column: caption_words, fraction: null, rows: 3" in said
+
+
+def test_a_run_without_its_source_is_refused_and_writes_nothing(recipe, tmp_path, clipmill):
+    said = clipmill("run", recipe, "--out", tmp_path / "run", "--set", "pool.path=nowhere")
+    assert said.code == 2
+    assert "nothing is there\n  where: --set pool.path=nowhere\n" in said.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_plan_says_how_many_pairs_would_be_compared(recipe, generated, tmp_path, clipmill):
@@ -76,7 +119,8 @@ def test_a_plan_says_how_many_pairs_would_be_compared(recipe, generated, tmp_pat
         "  hash: {uses: annotate.phash, from: images}\n"
         "  near: {uses: dedup.phash, from: hash, max_distance: 4}\n"
     )
-    assert "compares  pairs: 3.1e+06 of 1,000,000 rows, 3.1e+10 of" in clipmill("plan", recipe).out
+    said = clipmill("plan", recipe, "-v").out
+    assert "compares  pairs: 3.1e+06 of 1,000,000 rows, 3.1e+10 of" in said
     out = tmp_path / "run"
     assert clipmill("run", recipe, "--out", out, "--until", "pool", "--workers", "0").code == 0
     known = clipmill("plan", recipe, "--out", out, "--json").json["stages"][-1]["candidates"]
@@ -257,14 +301,19 @@ def test_wrong_arguments_end_with_2(arguments, said, clipmill, tmp_path, monkeyp
 
 
 def test_a_stage_that_fails_ends_with_1_and_says_what_waits_for_it(recipe, tmp_path, clipmill):
-    sets = ("--set", f"pool.path={tmp_path}/nothing", "--workers", 0)
+    pool = tmp_path / "two"  # of whose files only the first is looked at before the run
+    pool.mkdir()
+    columns = {"uid": ["0" * 32], "url": ["http://a.test/1"], "text": ["a caption"]}
+    pq.write_table(pa.table(columns), pool / "0.parquet")
+    pq.write_table(pa.table({"uid": ["1" * 32]}), pool / "1.parquet")
+    sets = ("--set", f"pool.path={pool}", "--workers", 0)
     said = clipmill("run", recipe, "--out", tmp_path / "run", *sets)
     assert said.code == 1
-    assert "pool: no file that ends in .parquet" in said.out
-    assert f"where: stage 'pool', key `path`: {tmp_path}/nothing" in said.out
+    assert "pool: no column 'url' and 'text'" in said.out
+    assert f"where: {pool}/1.parquet" in said.out
     assert "not complete: caption, subset, uids" in said.out
     assert "mend the cause and run again" in said.out
-    assert f"  clipmill run {recipe} --set pool.path={tmp_path}/nothing --out" in said.out
+    assert f"  clipmill run {recipe} --set pool.path={pool} --out" in said.out
     found = clipmill("run", recipe, "--out", tmp_path / "run", *sets, "--json").json
     assert not found["complete"]
     assert found["stopped"]["pool"]["do"]

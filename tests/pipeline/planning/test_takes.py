@@ -65,7 +65,7 @@ class Best:
         (Share, "a number, above 0, at most 1"),
         (Annotated[float, Meta(gt=0, lt=1)], "a number, above 0, below 1"),
         (Annotated[int, Meta(ge=1, le=10_000)], "a whole number, at least 1, at most 10,000"),
-        (OneUp | None, "a whole number, at least 1 or null"),
+        (OneUp | None, "a whole number, at least 1"),
         (Literal["a", "b"], "one of: a, b"),
         (tuple[OneUp, ...], "a list [a whole number, at least 1, …]"),
         (dict[str, bool], "{text: true or false}"),

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset import Inputs
-from pipeline.errors import StageError
+from pipeline.errors import RecipeError, StageError
 from stages.evaluate import zero_shot
 from stages.evaluate.zero_shot import ZeroShot
 from stages.ops.tasks import CLASSNAMES
@@ -152,7 +152,7 @@ def test_a_task_that_is_not_right_is_refused_with_the_way_to_see_it_all(
 
 
 def test_an_unknown_scheme_is_refused_at_plan():
-    with pytest.raises(ValueError, match="unknown scheme 'hub'"):
+    with pytest.raises(RecipeError, match="unknown scheme 'hub'"):
         ZeroShot(model="hub:clip", tasks="tasks")
 
 

@@ -1,0 +1,27 @@
+"""Whether files and folders that settings name are there: asked at plan, without reading them."""
+
+from pyarrow.fs import FileType
+
+from metadata.keys import redacted
+from metadata.storage import open_uri
+from pipeline.errors import StageError
+
+
+def need_file(uri: str, key: str, do: str) -> None:
+    """StageError where a setting names no file."""
+    _need(uri, key, "file", do)
+
+
+def need_folder(uri: str, key: str, do: str) -> None:
+    """StageError where a setting names no folder."""
+    _need(uri, key, "folder", do)
+
+
+def _need(uri: str, key: str, wanted: str, do: str) -> None:
+    kinds = {FileType.File: "file", FileType.Directory: "folder"}
+    store, path = open_uri(uri)
+    there = kinds.get(store.get_file_info(path).type)
+    if there != wanted:
+        at = f"'{redacted(uri)}'"
+        found = f"{at} is a {there}, not a {wanted}" if there else f"no {wanted} {at}"
+        raise StageError(found, f"key `{key}`", do)

@@ -1,0 +1,114 @@
+"""What a plan finds of what a recipe names, before anything runs."""
+
+import re
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.storage import Storage
+from pipeline.errors import RecipeError
+from pipeline.planning.looks import look, refuse_missing
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
+from stages.ingest.url_list import UrlList
+
+TEXTS = "pool: {uses: ingest.url_list, path: PATH/pool.csv}"
+LANG = "lang: {uses: annotate.language, from: pool, MORE}"
+PARTS = {
+    "concepts": "it: {uses: annotate.concepts, from: pool, concepts: PATH/none.parquet}",
+    "path": "it: {uses: select.uid_list, from: pool, path: PATH/none.npy}",
+    "tasks": "it: {uses: evaluate.zero_shot, model: reference, tasks: PATH/none}",
+    "model_path": "it: {uses: annotate.language, from: pool, model_path: PATH/none.ftz}",
+    "model": 'it: {uses: evaluate.zero_shot, model: "checkpoint:PATH/none", tasks: PATH}',
+}
+
+
+@pytest.fixture
+def plan_of(tmp_path):
+    """The plan of stages, whose PATH is a folder with a small list in it."""
+    (tmp_path / "pool.csv").write_text("url,text\nhttp://a.test/1,one\nhttp://a.test/2,two\n")
+
+    def made(*stages):
+        recipe = tmp_path / "mine.yaml"
+        lines = "".join(f"  {stage}\n" for stage in stages).replace("PATH", str(tmp_path))
+        recipe.write_text(f"stages:\n{lines}")
+        return make_plan(load_recipe(str(recipe)))
+
+    return made
+
+
+def refused(plan, run=None):
+    with pytest.raises(RecipeError) as error:
+        refuse_missing(plan, look(plan, run))
+    return error.value.args
+
+
+def test_files_rows_and_shards_of_a_source_are_counted(plan_of, tmp_path):
+    seen = look(plan_of(TEXTS.replace("}", ", shard_rows: 1}")))["pool"]
+    assert (seen.files, seen.rows, seen.shards) == (1, 2, 2)
+    assert seen.bytes == (tmp_path / "pool.csv").stat().st_size
+    pq.write_table(pa.table({"url": ["a"] * 5, "text": ["b"] * 5}), tmp_path / "five.parquet")
+    plan = plan_of("pool: {uses: ingest.url_list, path: PATH/five.parquet, shard_rows: 2}")
+    assert (look(plan)["pool"].rows, look(plan)["pool"].shards) == (5, 3)
+
+
+def test_a_source_that_is_not_there_is_refused_with_the_line(plan_of):
+    found, where, do = refused(plan_of("pool: {uses: ingest.url_list, path: PATH/none}"))
+    assert "nothing is there" in found
+    assert "mine.yaml:2, stage 'pool', key 'path': " in where
+    assert "a file, a folder or a glob" in do
+
+
+def test_a_source_without_the_columns_is_refused_with_the_nearest(plan_of):
+    found, where, do = refused(plan_of(TEXTS.replace("}", ", url_col: URLS}")))
+    assert "no column 'URLS'" in found
+    assert "stage 'pool'" in where
+    assert "`url_col: url`" in do
+
+
+@pytest.mark.parametrize("key", PARTS)
+def test_a_file_that_a_setting_names_is_looked_for(key, plan_of):
+    found, where, do = refused(plan_of(TEXTS, PARTS[key]))
+    assert re.match("no (such folder|file|folder|list of uids)", found)
+    assert f"mine.yaml:3, stage 'it', key '{key}'" in where
+    assert do
+
+
+def test_what_lies_in_the_run_folder_may_be_made_later(plan_of, tmp_path):
+    plan = plan_of(TEXTS, "it: {uses: evaluate.zero_shot, model: reference, tasks: PATH/run/eval}")
+    assert "tasks" in refused(plan)[1]
+    refuse_missing(plan, look(plan, Storage(str(tmp_path / "run"))))
+
+
+def test_a_stage_that_is_done_needs_its_source_no_more(plan_of, tmp_path):
+    plan = plan_of("pool: {uses: ingest.url_list, path: PATH/none}")
+    folder = tmp_path / "run" / plan.stages["pool"].folder
+    folder.mkdir(parents=True)
+    (folder / "records.parquet").touch()
+    refuse_missing(plan, look(plan, Storage(str(tmp_path / "run"))))
+
+
+def test_a_store_that_does_not_answer_holds_nothing_back(plan_of, monkeypatch):
+    monkeypatch.setattr(UrlList, "look", lambda self: time.sleep(5))
+    start = time.monotonic()
+    plan = plan_of(TEXTS)
+    seen = look(plan, seconds=0.1)
+    assert time.monotonic() - start < 2
+    assert seen["pool"].is_late
+    refuse_missing(plan, seen)
+
+
+def test_a_mistake_in_an_own_look_is_named(plan_of, monkeypatch):
+    monkeypatch.setattr(UrlList, "look", lambda self: 1 / 0)
+    found, where, do = refused(plan_of(TEXTS))
+    assert "`look` of ingest.url_list failed: ZeroDivisionError" in found
+    assert "stage 'pool'" in where
+    assert "mend the stage's file" in do
+
+
+def test_a_damaged_file_costs_its_shards_and_not_the_run(plan_of, tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
+    plan = plan_of("pool: {uses: ingest.url_list, path: PATH/bad.parquet}")
+    refuse_missing(plan, look(plan))
