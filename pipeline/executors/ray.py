@@ -41,6 +41,7 @@ from pipeline.executors.streams import Dispatcher, Stream, stopped
 from pipeline.stage import Resources
 
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
+ASK_S = 1.0  # between two questions for news
 EARLY_DEATHS = 3  # generations that died before one had started: none ever will
 
 
@@ -62,6 +63,8 @@ class RayExecutor(Dispatcher):
         super().__init__()
         self._session = Session(address, workers)
         self._room = Room(self._session, workers, env or {})
+        self._news: Any = None  # what the board was asked for last
+        self._asked_s = 0.0
 
     def launch(
         self, fn: Callable[[int, int], Mapping[str, Any]], workers: int, resources: Resources
@@ -121,9 +124,22 @@ class RayExecutor(Dispatcher):
         while self._feed_one():
             pass
         self._share_room()
+        self._listen()
         with suppress(queue.Empty):
             self._commands.get(timeout=IDLE_S)()
             self._obey()
+
+    def _listen(self) -> None:
+        """Takes what workers have told; news is never waited for."""
+        with suppress(RayError):  # the board has died: its news is lost, and no work
+            if self._news is not None and ray.wait([self._news], timeout=0)[0]:
+                taken, self._news = self._news, None
+                for message in ray.get(taken):
+                    self.on_told(message)
+            is_time = time.monotonic() - self._asked_s >= ASK_S
+            if is_time and self._news is None and self._room.board is not None:
+                self._asked_s = time.monotonic()
+                self._news = self._room.board.take.remote()
 
     def _ring(self) -> None:
         """`_turn` waits for commands alone: answers of actors come as such."""

@@ -16,6 +16,7 @@ from pipeline.errors import StageError
 from pipeline.executors import Item, machine
 from pipeline.executors.ray_session import Session
 from pipeline.executors.streams import TURN_S, Stream
+from pipeline.executors.telling import Board, connect
 from pipeline.executors.worker import Functions
 from pipeline.stage import Resources
 
@@ -30,6 +31,10 @@ Need = dict[str, float]  # amounts by Ray's name of the resource
 
 class Worker(Functions):
     """An actor: one process of a pool."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__()
+        connect(board.leave.remote)
 
     def ready(self) -> None:
         """Answers once the process is up."""
@@ -86,6 +91,7 @@ class Room:
     def __init__(self, session: Session, workers: int | None, env: Mapping[str, str]) -> None:
         self.pools: dict[Resources, Pool] = {}
         self.launches: list[Launch] = []
+        self.board: Any = None  # from the first worker on
         self._session = session
         self._most_actors = workers or sys.maxsize
         self._env = dict(env)
@@ -202,6 +208,9 @@ class Room:
         env = {name: value for name, value in os.environ.items() if name.startswith("CLIPMILL_")}
         env |= machine.thread_limits(resources.cpus)
         env |= {"PYTHONPATH": os.pathsep.join(_import_path())} | self._env
+        if self.board is None:
+            own = {"env_vars": {"PYTHONPATH": env["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": ""}}
+            self.board = ray.remote(Board).options(num_cpus=0, runtime_env=own).remote()
         if not resources.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ""
         return (
@@ -213,7 +222,7 @@ class Room:
                 runtime_env={"env_vars": env},
                 **options,
             )
-            .remote()
+            .remote(self.board)
         )
 
     def need(self, resources: Resources, beside: int = 1) -> Need:

@@ -24,3 +24,18 @@ def connect(say: Callable[[Any], None]) -> None:
 def tell(message: Any) -> None:
     """Sends a small picklable message to the driver."""
     _say(message)
+
+
+class Board:
+    """Where workers elsewhere leave what they tell, until the driver takes it: an actor on Ray."""
+
+    def __init__(self) -> None:
+        self._left: list[Any] = []
+
+    def leave(self, message: Any) -> None:
+        self._left.append(message)
+
+    def take(self) -> list[Any]:
+        """All that was left since the last time."""
+        taken, self._left = self._left, []
+        return taken

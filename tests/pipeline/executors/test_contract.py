@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import ShardError, StageError
 from pipeline.executors import Step, local, machine, ray_room
 from pipeline.executors.local import LocalExecutor
+from pipeline.executors.telling import tell
 from pipeline.stage import Resources
 from tests.pipeline.executors.conftest import ONE, OTHER, WHOLE, adding, note, notes, step
 
@@ -48,6 +49,31 @@ def until(condition) -> None:
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+# What work tells
+
+
+def tell_and_wait(gate: Path, item):
+    tell(("half", item))
+    while gate.exists():
+        time.sleep(0.01)
+    return item
+
+
+def test_what_a_function_tells_while_it_works_reaches_the_driver(executor, tmp_path):
+    told = []
+    executor.on_told = told.append
+    (tmp_path / "gate").touch()
+
+    def open_gate():
+        until(lambda: ("half", 3) in told)  # while the item is in hand
+        (tmp_path / "gate").unlink()
+
+    watcher = threading.Thread(target=open_gate)
+    watcher.start()
+    assert list(executor.stream([step(partial(tell_and_wait, tmp_path / "gate"))], [3])) == [3]
+    watcher.join()
 
 
 # Items
