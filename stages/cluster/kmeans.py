@@ -76,6 +76,7 @@ class KMeans(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         coins = partial(coin_hash, seed=ctx.worker.seed, stage=ctx.worker.stage, purpose="train")
         rows = ctx.map_shards(partial(directions, self.column, coins), inputs.rows)
+        ctx.say("drawing the first centres")
         lowest = ctx.reduce(
             partial(lowest_coins, self.clusters),
             rows,
@@ -95,7 +96,9 @@ class KMeans(DatasetStage):
             rounds = {"round_R2": np.vstack([before_R2, now])}
             return moved_centres(centre_KD, sums) | rounds
 
+        ctx.say("moving the centres")
         end = ctx.iterate(start, step, self.rounds, until=lambda state: not state["moved"])
+        ctx.say("")
         sums = ctx.reduce(partial(cell_sums, end["centre_KD"], 1.0), rows, merge_sums)
         tables = {
             CENTROIDS: centroids(end["centre_KD"], sums),

@@ -181,6 +181,7 @@ class AgainstEvaluation(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.ops.evaluation import tasks_at
 
+        ctx.say("comparing with the evaluation samples")
         items = tasks_at(self.tasks, ctx.worker.stage)
         counts = ctx.map(partial(prepared, self, inputs.model), items)
         numbers = {item["task"]: made for item, made in zip(items, counts, strict=True)}

@@ -114,6 +114,7 @@ class MinHashDuplicate(DatasetStage):
         from stages.dedup._pairs import put_pairs
         from stages.ops.combined import Combined, Concatenated, Zipped, ZippedWithFiner
 
+        ctx.say("comparing captions")
         partitions = ctx.partitions(inputs.rows)
         with_text = ctx.map_shards(partial(texts, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(with_text, "node", partitions)  # equal texts meet

@@ -88,6 +88,7 @@ class PHashDuplicate(DatasetStage):
         from stages.dedup._pairs import put_pairs
         from stages.ops.combined import Concatenated
 
+        ctx.say("comparing picture hashes")
         partitions = ctx.partitions(inputs.rows)
         hashed = ctx.map_shards(partial(with_hash, self.column, self.keep), inputs.rows)
         rows = ctx.shuffle(hashed, "node", partitions)  # equal hashes meet

@@ -96,6 +96,7 @@ class SemanticDuplicate(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows = ctx.map_shards(partial(with_order, self.column, self.keep), inputs.rows)
+        ctx.say("comparing embeddings")
         clusters = ctx.shuffle(rows, CLUSTER_ID.name)
         ctx.restore(ctx.map_shards(partial(compared, self.precision), clusters))
 

@@ -89,6 +89,7 @@ class ZeroShot(DatasetStage):
         items = [
             {"task": name, "sha256": digests[name], **model} for model in models for name in found
         ]
+        ctx.say("evaluating")
         scored = iter(ctx.map(partial(evaluate, self.model, inputs.model, self.tasks), items))
         results = [{**model, "tasks": {name: next(scored) for name in found}} for model in models]
         ctx.map(put_results, [{"models": results}])

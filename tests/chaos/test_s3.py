@@ -1,7 +1,9 @@
 """An S3-compatible store: the same results as on a disk, kills, and a store that fails."""
 
+import json
 import math
 import re
+import time
 
 import pytest
 
@@ -12,6 +14,7 @@ from pipeline.engine import attempts
 from pipeline.engine.run import Outcome, run_plan
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
+from pipeline.ledger.status import status
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
@@ -235,3 +238,29 @@ def test_keys_are_in_no_output_and_no_object(undisturbed, bucket):
     for text in (undisturbed[0].output, *texts):
         assert "SECRET" not in text
         assert "KEY" not in text
+
+
+# How it goes
+
+
+def test_status_is_seen_from_elsewhere_and_says_when_nobody_works_any_more(nursery, bucket):
+    uri = bucket.uri("watched")
+    killed = nursery.run(uri, fault="manifest:2")
+    assert killed.killed
+    found = status(uri)
+    assert (found.phase, found.stages["numbers"].status) == ("gone", "done")
+    assert {stage.status for stage in found.stages.values()} >= {"done", "waiting"}
+    run = Storage(uri)
+    lease = json.loads(run.read("lock.json"))
+
+    def lives_elsewhere(for_s: float) -> None:
+        now = {**lease, "host": "elsewhere", "expires": time.time() + for_s}
+        run.put("lock.json", json.dumps(now).encode(), point="lock")
+
+    lives_elsewhere(30)
+    assert status(uri).phase == "running", "for all that can be seen from here"
+    assert "SECRET" not in run.read("live.json").decode()
+    lives_elsewhere(-1)
+    assert status(uri).phase == "gone"
+    assert nursery.run(uri).code == 0
+    assert status(uri).phase == "complete"

@@ -1,11 +1,15 @@
 """`clipmill status`: true in mid-run, after a kill, of a run that failed, of one that is done."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -216,3 +220,33 @@ def test_of_a_working_run_it_asks_for_two_objects(engine, start, status, monkeyp
     monkeypatch.setattr(Storage, "read", lambda self, name: asked.append(name) or read(self, name))
     assert status()["phase"] == "running"
     assert asked == ["lock.json", "live.json"]
+
+
+def test_a_short_terminal_shows_the_working_stages_and_the_end(engine, gate):
+    engine.plan(STAGES.format(gate=gate))
+    recipe, run = str(engine.folder / "recipe.yaml"), str(engine.folder / "run")
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 5, 60, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "run", recipe, "--workers", "3", "--out", run],
+        cwd=ROOT,
+        env=environment(engine.folder / "faults", "any:0") | {"TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # its end
+            break
+        if b"training: 4 of 8 steps" in shown and b"held" in shown:
+            gate.unlink(missing_ok=True)
+    os.close(ours)
+    assert process.wait(SOON_S) == 0
+    frames = shown.decode().replace("\x1b[2K", "").split("\x1b[1A")
+    assert any("> held" in frame for frame in frames)
+    assert "..." not in shown.decode()
+    assert "(1 more stage not shown)" in shown.decode() or "(2 more stages not s" in shown.decode()
+    assert "5 of 5 stages done, the last run took" in frames[-1]
