@@ -25,10 +25,12 @@ MARKS: dict[Status, str] = {
 }
 
 
-def stage_line(stage: Live, now: float, waits_for: Sequence[str] = ()) -> str:
+def stage_line(stage: Live, now: float, waits_for: Sequence[str] | None = None) -> str:
     """What a stage does or has done: shards, rows, time; a rate of a second's work or more."""
     if stage.status == "waiting":
-        return f"waits for {', '.join(waits_for)}" if waits_for else "not begun"
+        if waits_for is None:
+            return "not begun"
+        return f"waits for {', '.join(waits_for)}" if waits_for else "about to begin"
     if stage.status == "running":
         parts = [*_how_far(stage), *_speed(stage, now), *_without(stage)]
         if (left := stage.left_s(now)) is not None and left >= LEAST_S:
@@ -81,7 +83,7 @@ def within(
     longest = min(NAME, max((len(stage.name) for stage in shown), default=0))
     lines = []
     for stage in shown:
-        waits = _waits(live, stage) if live.works else []
+        waits = _waits(live, stage) if live.works else None
         bar = f"{_bar(stage)} " if bars else ""
         name = stage.name if len(stage.name) <= NAME else f"{stage.name[: NAME - 1]}…"
         text = f"{MARKS[stage.status]} {name:<{longest}} {bar}{stage_line(stage, now, waits)}"
