@@ -66,9 +66,8 @@ class AtCuts:
                 apart_K = np.abs(number_N[rows_K] - cut.limit)
                 few = np.lexsort((bits_N[rows_K], apart_K))[:NEAREST]
                 here = [
-                    (float(apart_K[k]), int(bits_N[rows_K[k]]), (shard, int(rows_K[k])), number)
-                    for k in few
-                    for number in [float(number_N[rows_K[k]])]
+                    (float(apart_K[k]), int(bits_N[row]), (shard, int(row)), float(number_N[row]))
+                    for k, row in zip(few, rows_K[few], strict=True)
                 ]
                 self.near[at][side] = sorted(self.near[at][side] + here)[:NEAREST]
 

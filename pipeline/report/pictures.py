@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SMALL = 144  # pixels: shown at 112 at most, so that a dense screen has some to spare
-LARGE = 320  # of samples that can be looked at larger
+LARGE = 256  # of samples that can be looked at larger: 200 photographs take some 3 MB
 JPEG_QUALITY = 78
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 JPEG = b"\xff\xd8"
