@@ -22,7 +22,7 @@ FIXED = (UID, IMAGE, CAPTION, REASON)
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFace(DatasetStage):
-    """data/train-00000-of-00012.parquet …, with a README.md that says what the features are.
+    """Files data/train-00000-of-00012.parquet …, with a README.md that says what the features are.
 
     A row has `image` (an `Image`: the encoded bytes as they were stored), `caption`, `uid` as 32
     hex digits, what the pool knows of url, sizes, sha256, repeats and loss_weight, and the chosen
