@@ -111,6 +111,11 @@ def _comment(text: str) -> str:
     return " ".join(text.split())
 
 
+def path_in_yaml(data: Data) -> str:
+    """The line of a starter recipe by which it is known whose it is."""
+    return f"    path: {in_yaml(data.path)} "
+
+
 def signed(text: str) -> str:
     """The text with a last line by which `is_untouched` knows that nobody changed it."""
     return f"{text}{SIGNATURE}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"

@@ -45,19 +45,23 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the recipe, runs it, draws the report; the exit code is that of the run."""
-    from pipeline.own_data.recipe import is_untouched, signed
+    from pipeline.own_data.recipe import is_untouched, path_in_yaml, signed
     from pipeline.report.build import report
 
     recipe, page_file = beside(options.out, ".yaml"), beside(options.out, ".html")
     sets = [word for override in options.overrides for word in ("--set", override)]
     again = shlex.join(["clipmill", "run", str(recipe), "--out", options.out, *sets])
     start = started(options, "curate", again, asks=False)
-    if recipe.exists() and not is_untouched(recipe.read_text(encoding="utf-8")):
+    before = recipe.read_text(encoding="utf-8") if recipe.exists() else None
+    if before is not None and not is_untouched(before):
         raise RecipeError(
             found="a recipe that was changed by hand, or is another's",
             where=str(recipe),
             do=f"run it:  {again}\n         or give another --out",
         )
+    if before is not None and path_in_yaml(start.data) not in before:
+        do = "give another --out, or delete that folder and its recipe"
+        raise RecipeError(f"{options.out} is the run of other data", str(recipe), do)
     print(page(start, options.data), end="\n\n", flush=True)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(signed(start.recipe), encoding="utf-8")
@@ -70,7 +74,11 @@ def run(options: argparse.Namespace) -> int:
         if outcome.complete:
             page_file.write_text(report(outcome.state, []), encoding="utf-8")
 
-    code = runs.run(told, drawn)
+    try:
+        code = runs.run(told, drawn)
+    except RecipeError:  # nothing has run: the recipe is as it was
+        recipe.unlink() if before is None else recipe.write_text(before, encoding="utf-8")
+        raise
     print(f"recipe: {recipe}; change a line, then: {again}")
     return code
 

@@ -1,10 +1,13 @@
 """`clipmill curate`: one command to exports, a report and a recipe to go on from."""
 
+import socket
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.pools.server import start_server
 from tests.pipeline.own_data.written import pictures_and_texts
 
 
@@ -87,6 +90,58 @@ def test_another_share_writes_the_recipe_anew_until_it_is_changed_by_hand(
     assert kept(clipmill, tmp_path) == 18
 
 
+def test_a_run_of_other_data_and_a_foreign_folder_are_left_as_they_are(
+    scored, drawn, curate, tmp_path
+):
+    curate(scored, "--set", "near.max_distance=0")
+    recipe = (tmp_path / "run.yaml").read_text()
+    (tmp_path / "data").mkdir()
+    pictures_and_texts(tmp_path / "data", drawn[:3])
+    said = curate(tmp_path / "data", code=2)
+    assert f"{tmp_path}/run is the run of other data" in said.err
+    said = curate(scored, "--set", "near.max_distance=99", code=2)
+    assert (tmp_path / "run.yaml").read_text() == recipe
+    said = curate(scored, "--out", tmp_path / "data", code=2)
+    assert "the folder holds other files" in said.err
+    assert not (tmp_path / "data.yaml").exists()
+
+
+def test_pictures_without_captions_leave_alone(drawn, curate, tmp_path):
+    (tmp_path / "data").mkdir()
+    for pair in drawn:
+        (tmp_path / "data" / pair.name).write_bytes(pair.image)
+    said = curate(tmp_path / "data")
+    assert "folder of pictures, no captions, 26 rows" in said.out
+    (shards,) = (tmp_path / "run").glob("stages/parquet-*/out")
+    rows = pq.read_table(next(shards.glob("*.parquet")))
+    assert (len(rows), set(rows["caption"].to_pylist())) == (25, {""})
+    (uids,) = (tmp_path / "run").glob("stages/uids-*/out/uids.npy")
+    assert len(np.load(uids)) == 25
+
+
+def test_links_that_nobody_answered_are_asked_again(drawn, curate, clipmill, tmp_path):
+    www = tmp_path / "served" / "www"
+    www.mkdir(parents=True)
+    (www / "_behaviour.json").write_text("{}")
+    for pair in drawn[:6]:
+        (www / pair.name).write_bytes(pair.image)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    rows = "".join(
+        f"http://127.0.0.1:{port}/{p.name},two words for {p.name[:4]}\n" for p in drawn[:6]
+    )
+    (tmp_path / "it.csv").write_text(f"url,text\n{rows}")
+    words = ["--set", "images.allow_private_addresses=true", "--set", "images.retries=0"]
+    said = curate(tmp_path / "it.csv", *words, code=1)
+    assert "refused" in said.out
+    assert not (tmp_path / "run.html").exists()
+    with start_server(tmp_path / "served", port):
+        curate(tmp_path / "it.csv", *words, "--retry", "refused")
+    assert kept(clipmill, tmp_path) == 6
+
+
+@pytest.mark.chaos
 def test_keep_by_a_model(drawn, curate, clipmill, tmp_path):
     (tmp_path / "data").mkdir()
     pictures_and_texts(tmp_path / "data", drawn)
@@ -94,6 +149,7 @@ def test_keep_by_a_model(drawn, curate, clipmill, tmp_path):
     assert kept(clipmill, tmp_path) == 12
 
 
+@pytest.mark.chaos
 def test_a_score_without_a_share_is_stored_and_cuts_nothing(drawn, curate, clipmill, tmp_path):
     (tmp_path / "data").mkdir()
     pictures_and_texts(tmp_path / "data", drawn)

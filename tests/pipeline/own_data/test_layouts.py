@@ -12,7 +12,7 @@ import pytest
 
 from tests.pipeline.own_data.written import LAYOUTS, pictures_and_texts
 
-QUICK = ("pandas_csv", "pictures_and_texts", "hugging_face")
+QUICK = ("pandas_csv", "hugging_face")
 
 
 def curated(clipmill, data: Path, out: Path, *more: object):
