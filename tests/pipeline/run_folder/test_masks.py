@@ -20,6 +20,7 @@ from pipeline.ledger.funnel import funnel
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
+from pipeline.run_folder.live import live_run
 from pipeline.run_folder.state import RunState
 from pipeline.verbs.funnel import text
 from pipeline.verbs.status import text as status
@@ -205,7 +206,7 @@ def test_kept_rows_that_the_export_lacks_are_counted(copy):
     assert (subset.kept, subset.read, subset.lacking) == (16, 8, 8)
     told = "on_half: 8 of the 16 rows that 'warm' keeps, read from 'half', which lacks 8"
     assert told in text(funnel(outcome.state))
-    assert "rows of 'warm' in 'half'" in status(outcome.state)
+    assert "rows of 'warm' in 'half'" in status(live_run(outcome.state, "complete"), 0.0)
     assert json.loads(out(outcome.state, "on_half", "model.json"))["rows"] == 8
 
 
