@@ -11,7 +11,7 @@ EXAMPLES = """\
 clipmill plan quickstart
 clipmill plan mine.yaml --set pool.path=data.csv
 clipmill plan mine.yaml --out run   # with what of it is done there
-clipmill plan mine.yaml -v          # with settings, columns and needs of each stage
+clipmill plan mine.yaml -v   # with settings, columns and needs
 """
 
 
