@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def webdataset_tars(folder: Path, pairs: list[Pair]) -> Path:
 
 
 def img2dataset(folder: Path, pairs: list[Pair], output_format: str) -> Path:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # a library of its asks the web otherwise
     from img2dataset import download
 
     listed = folder / "list"
