@@ -3,8 +3,9 @@
     python -m tests.test_golden     writes tests/golden.json anew
 
 Values, not files: rows with their floats to the last bit, exports as the rows in them. The class
-`recorded` is held to uid, reason and sha256. Inputs are drawn by integers (tests/every_stage.py);
-a digest that differs on one machine only has found a library that is not `exact`.
+`recorded` is held to uid, reason and sha256. Inputs are drawn by integers (tests/every_stage.py).
+A stage is exact on one kind of processor; one that comes out in several ways has a digest of each:
+`score.clip_score` by OpenBLAS's kernels for AVX-512 and for AVX2, which sum in their own order.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ def test_values_are_those_of_the_version(uses, every_stage):
     planned = every_stage.stage_of(uses)
     golden = json.loads(GOLDEN.read_text())
     assert key_of(planned) in golden, "new or raised: python -m tests.test_golden, and commit it"
-    assert digest_of(every_stage, planned) == golden[key_of(planned)], (
+    assert digest_of(every_stage, planned) in golden[key_of(planned)], (
         f"{uses} gives other values under version {planned.stage.version}. Meant: raise `version` "
         f"in stages/{uses.replace('.', '/')}.py, then python -m tests.test_golden. Else mend it"
     )
@@ -68,8 +69,9 @@ def refresh() -> None:
             finished = run(folder / "pool", folder / "whole", port, files=1, shard_rows=120)
         stages = [finished.stage_of(uses) for uses in known_uses()]
         now = {key_of(planned): digest_of(finished, planned) for planned in stages}
-    GOLDEN.write_text(json.dumps(now, indent=1) + "\n")
-    changed = [key for key in now if before.get(key, now[key]) != now[key]]
+    changed = [key for key in now if now[key] not in before.get(key, [now[key]])]
+    digests = {key: before[key] if now[key] in before.get(key, []) else [now[key]] for key in now}
+    GOLDEN.write_text(json.dumps(digests, indent=1) + "\n")
     if changed:
         sys.exit(f"changed under an unchanged version: {', '.join(changed)}; raise `version`")
 

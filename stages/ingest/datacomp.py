@@ -34,7 +34,7 @@ from stages.ingest._columns import (
     refuse_uids,
     require,
 )
-from stages.ops.parquet_rows import Source, parquet_counts, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import Source, groups_in, parquet_counts, parquet_rows, scan_parquet
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -128,7 +128,7 @@ class DataComp(DatasetStage):
         for file, scanned_file in zip(files, scanned, strict=True):
             for name in sorted(ctx.wanted & scanned_file["unfit"].keys()):
                 raise self.lacking(name, scanned_file["unfit"][name], f"{folder}/{file['path']}")
-        groups = [group for file in scanned for group in file["groups"]]
+        groups = groups_in(scanned)
         ctx.map(partial(try_first, self), groups[:1])
         ctx.create_shards_together(partial(read, self), groups)
 

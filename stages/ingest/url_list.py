@@ -39,7 +39,7 @@ from stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from stages.ops.parquet_rows import Source, counted, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import Source, counted, groups_in, parquet_rows, scan_parquet
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -165,7 +165,7 @@ class UrlList(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, self.suffixes, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
-        groups = [group for file in scanned for group in file["groups"]]
+        groups = groups_in(scanned)
         ctx.map(partial(try_first, self), groups[:1])
         ctx.create_shards_together(partial(read, self), groups)
 

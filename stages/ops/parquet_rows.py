@@ -55,6 +55,18 @@ def counted(storage: Storage, file: Mapping[str, Any], shard_rows: int) -> tuple
     return groups[0][0].get("rows", 0), sum(map(len, groups))
 
 
+def groups_in(scanned: Sequence[Mapping[str, Any]]) -> list[list[Source]]:
+    """The groups of sources in the answers of scans.
+
+    A run folder may keep answers from before there were groups: each source is alone there.
+    """
+    return [
+        group
+        for file in scanned
+        for group in file.get("groups") or [[source] for source in file["sources"]]
+    ]
+
+
 def parquet_rows(
     storage: Storage,
     sources: Sequence[Mapping[str, Any]],

@@ -10,7 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from metadata.sealed import put_sealed, read_sealed
+from metadata.storage import Storage
 from metadata.uid import uid_of
+from pipeline.cli import main
 from pipeline.errors import RecipeError, ShardError, StageError
 from stages.ingest.url_list import UrlList
 
@@ -434,3 +437,21 @@ def test_an_empty_pool_stops_the_stage(tmp_path, run, path):
 def test_settings_that_cannot_be_are_refused_before_anything_runs(settings):
     with pytest.raises(RecipeError):
         UrlList(path="x", **settings)
+
+
+def test_a_run_folder_with_scans_of_before_there_were_groups_is_found_done(tmp_path, capsys):
+    write(tmp_path, "pool/0.csv", COMMAS)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"stages:\n  pool: {{uses: ingest.url_list, path: {tmp_path}/pool, shard_rows: 3}}\n"
+    )
+    command = ["run", str(recipe), "--out", str(tmp_path / "run"), "--workers", "0"]
+    assert main(command) == 0
+    [folder] = (tmp_path / "run/stages").iterdir()
+    scanned = read_sealed(Storage(str(folder)), "calls/01-map.json")
+    for answer in scanned.values():
+        answer["sources"] = [source for group in answer.pop("groups") for source in group]
+    put_sealed(Storage(str(folder)), "calls/01-map.json", scanned, point="journal")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "pool: found done" in capsys.readouterr().err
