@@ -33,7 +33,8 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     # docs/results.md quotes this pool and this run; a busy machine times a few links out.
     quoted = (ROOT / "docs" / "results.md").read_text()
     rows, kept = (
-        int(n.replace(",", "")) for n in re.findall(r"([\d,]+)  (?:rows in|kept by)", quoted)
+        int(n.replace(",", ""))
+        for n in re.findall(r"([\d,]+) +[\d.]+%  (?:rows in|kept by)", quoted)
     )
     assert rows == end["rows"]
     assert abs(kept - end["kept"]) <= 0.005 * rows

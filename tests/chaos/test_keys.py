@@ -32,7 +32,7 @@ def test_a_run_on_a_store_keeps_no_key_and_its_readers_take_them_from_the_enviro
     of_run = ("--run", run.replace(KEYS, ""))
     recipe.write_text(RECIPE.format(pool=pool.replace(KEYS, "")))
     again = clipmill(*go, of_run[1])  # the same run: nothing is left to do
-    assert "caption: shard" not in again.err
+    assert "caption: found done" in again.err
     funnel = clipmill("funnel", *of_run, "--json")
     uid = funnel.json["ends"][0]["causes"][0]["example"]
     to = ("--stage", "subset", "--to", "uid_list", "--workers", 0)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.chaos
 SOURCE = Path(__file__).parents[2]
 PARTS = 4  # each takes every fourth point, so that two processes share the work
 REDONE = 2  # units at most: those a fused chain of two had in hand
-# By the clock: test_lock; where weights come from outside: test_outside; in no run.
-ELSEWHERE = {"lease", "pin", "doctor", "truth"}
+# By the clock: test_lock, test_status; where weights come from outside: test_outside; in no run.
+ELSEWHERE = {"lease", "live", "pin", "doctor", "truth"}
 
 
 @dataclass(frozen=True)
