@@ -32,6 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="compare results with those of this export, training or stage before them",

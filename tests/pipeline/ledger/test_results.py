@@ -1,5 +1,6 @@
 """Results by arm: means and paired differences worked out by hand, and what names an arm."""
 
+import argparse
 from dataclasses import astuple
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.ledger.results import Cell, Results, losses, over_seeds, results
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
-from pipeline.verbs.report import text
+from pipeline.verbs.report import add, text
 
 
 def cells(found: Results) -> dict[str, Cell]:
@@ -49,6 +50,13 @@ def test_several_baselines_give_a_difference_each(state):
     found = results(state, ["raw", "shards"])
     assert cells(found)["raw"].against[0] is None
     assert cells(found)["shards"].against[1] is None
+
+
+@pytest.mark.parametrize("given", [["raw", "rules"], ["raw", "--baseline", "rules"]])
+def test_baselines_are_given_together_or_one_by_one(given):
+    parser = argparse.ArgumentParser()
+    add(parser)
+    assert parser.parse_args(["--run", "run", "--baseline", *given]).baseline == ["raw", "rules"]
 
 
 def test_an_unknown_baseline_is_refused(state):
