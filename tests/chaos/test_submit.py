@@ -243,7 +243,7 @@ def test_killed_and_submitted_again_a_run_has_the_bytes_of_a_local_one(user):
     os.kill(json.loads((run / "lock.json").read_text())["pid"], signal.SIGKILL)
     code, output = outcome(first)
     assert code == 1
-    assert "held: 1 of 6 shards" in output
+    assert "held: 1 of 7 shards" in output
     assert "it died, exit code" in output
     before = times_of(run)
 
@@ -269,5 +269,5 @@ def test_a_stage_that_fails_is_heard_here_and_ends_with_1(user):
     (user.folder / "mood.json").write_text(json.dumps({"raise": [13]}))
     code, output = outcome(user.submit("--until", "moody"))
     assert code == 1
-    assert "moody: 1 of 6 shards" in output
+    assert "moody: 1 of 7 shards" in output
     assert "ZeroDivisionError: in a bad mood" in output
