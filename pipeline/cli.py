@@ -106,8 +106,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         return exit_code(stop)
     except OSError as error:  # of the run folder; what a stage meets there is its own error
-        from metadata.storage import KEYS, wants_keys
+        from metadata.storage import KEYS, UriError, wants_keys
 
+        if isinstance(error, UriError):
+            do = "write a path, or a URI such as s3://bucket/folder"
+            return _say(RecipeError(str(error), "the arguments", do), WRONG)
         what = error.strerror or f"{type(error).__name__}: {error}"
         what, do = BAD_PATH.get(type(error), (what, "check that it is there and can be written"))
         do = KEYS if wants_keys(error) else f"{do}, and run again"

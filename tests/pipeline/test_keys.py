@@ -58,6 +58,7 @@ def test_no_byte_of_a_run_folder_and_no_verb_has_a_key(recipe, tmp_path, clipmil
     assert [one.code for one in said] == [0, 0, 1, 1, 0, 0, 2, 2, 2, 2, 1, 2]
     assert not [one for one in said if SECRET in one.out + one.err]
     assert f"nofs://bucket/pool?{OPTIONS}" in said[1].out
+    assert "do:    write a path, or a URI such as s3://bucket/folder" in said[9].err
     assert len(list(run.glob("recipes/*.json"))) == 2
     assert not [path for path in run.rglob("*") if path.is_file() and hush_in(path)]
 
