@@ -132,7 +132,10 @@ def test_the_status_of_a_run_with_a_failed_shard_reads_well(it, clipmill):
     (it.pool / "1.parquet").write_bytes(b"PAR1 and no more")
     it.run()
     text = clipmill("status", "--run", it.out).out
-    assert "pool     1 of ? shards, 1 failed" in text
+    assert "\n! pool    failed: shard 1: a file that cannot be read" in text
+    assert "\n! caption stopped at 1 of ? shards, 4 rows\n" in text
+    assert "\n0 of 5 stages done, 1 failed, 2 stopped" in text
+    assert f"\n  where: {it.pool}/1.parquet\n" in text
     assert "None" not in text
 
 
@@ -184,7 +187,7 @@ def test_a_selection_that_keeps_nothing_is_complete_and_ends_with_1(it, clipmill
     assert said.code == 1
     assert said.out.startswith("0 of 8 rows kept by 'subset': subset: caption_words > 99 took 8\n")
     assert it.kept() == []
-    assert "0  kept by 'subset' (0.0%)" in clipmill("funnel", "--run", it.out).out
+    assert "0   0.0%  kept by 'subset'" in clipmill("funnel", "--run", it.out).out
     (card,) = it.out.glob("stages/uids-*/out/dataset.json")
     assert json.loads(card.read_text())["rows"] == 0
 

@@ -22,9 +22,9 @@ def copied(every_stage, tmp_path) -> RunState:
 
 
 def outputs(state: RunState) -> dict[str, list[Path]]:
-    """The files in out/, by stage."""
+    """The files in out/ and below, by stage."""
     return {
-        name: sorted(path for path in Path(stage.folder.path, "out").glob("*"))
+        name: sorted(path for path in Path(stage.folder.path, "out").rglob("*") if path.is_file())
         for name, stage in state.stages.items()
         if Path(stage.folder.path, "out").is_dir()
     }
@@ -39,7 +39,18 @@ def run_again(state: RunState) -> RunState:
 def test_verify_finds_a_changed_byte_in_each_and_repair_mends_all(copied):
     before = {name: stage.manifest for name, stage in copied.stages.items()}
     files = outputs(copied)
-    assert {"shards", "samples", "uids", "clip", "dfn", "zero", "even", "leaks"} <= files.keys()
+    assert {
+        "shards",
+        "samples",
+        "uids",
+        "clip",
+        "dfn",
+        "zero",
+        "even",
+        "leaks",
+        "hub",
+    } <= files.keys()
+    assert any(path.parent.name == "data" for path in files["hub"])
     for paths in files.values():
         for path in paths:
             flip(path)

@@ -36,6 +36,7 @@ KINDS = (
     "step",
     "fold",
     "manifest",
+    "session",
 )
 REDONE = 2  # units at most, as on a disk
 
@@ -225,7 +226,8 @@ def test_a_store_that_is_not_there_is_said_without_keys(clipmill, bucket, recipe
     with toy_stages():
         said = clipmill("run", recipe, "--out", nowhere, "--workers", 0)
     assert said.code == 1
-    assert "lock.json" in said.err
+    assert "key 'run/recipes/' in bucket 'bucket': AWS Error NETWORK_CONNECTION" in said.err
+    assert "check that it is there" in said.err
     assert "SECRET" not in said.out + said.err
 
 

@@ -132,7 +132,7 @@ def test_the_package_holds_the_recipe_and_the_code_that_planned_it(head, send, f
     )
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.startswith(f"{there}/pipeline/__init__.py {there}/metadata/__init__.py")
-    assert "square: toy.power v1" in planned.stdout
+    assert "  square   toy.power    from numbers\n" in planned.stdout
 
 
 def test_a_file_of_ones_own_stands_before_ours_as_it_does_here(folder, monkeypatch):

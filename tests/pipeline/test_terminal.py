@@ -195,15 +195,18 @@ def test_a_condition_of_a_thousand_uids_is_cut_on_every_page(hostile, clipmill, 
         f'    from: caption\n    where: "caption_words < 9 AND uid IN ({uids})"\n'
     )
     run = ("--run", tmp_path / "run")
-    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0).code == 0
+    said = clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0)
+    assert said.code == 1
+    assert said.out.startswith("0 of 3 rows kept by 'subset'")
     cause = clipmill("funnel", *run, "--json").json["ends"][0]["causes"][0]
     assert cause["reason"] == f"uid IN ({uids})"
     pages = [
+        said,
         clipmill("plan", recipe),
         clipmill("funnel", *run),
         clipmill("why", cause["example"], *run),
         clipmill("sweep", *run, "--stage", "subset", "--vary", "nothing=1:2:1"),
     ]
-    assert [page.code for page in pages] == [0, 0, 0, 2]
+    assert [page.code for page in pages] == [1, 0, 0, 0, 2]
     assert all(len(line) < 400 for page in pages for line in (page.out + page.err).splitlines())
-    assert all(" … (36,007 characters) … " in page.out for page in pages[1:3])
+    assert all(" … (36,007 characters) … " in page.out for page in pages[2:4])

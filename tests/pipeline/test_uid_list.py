@@ -54,7 +54,7 @@ def test_a_list_that_changed_is_read_again_and_a_bad_line_stops_the_run(
         listed.write_text("\n".join([*wanted, "f" * 32]))
         assert clipmill(*run).code == 0
         assert len(np.load(exported(tmp_path / "run"))) == len(wanted)
-    assert "no row for          1  of 4 listed uids" in clipmill("funnel", "--run", run[3]).out
+    assert "no row for            1  of 4 listed uids" in clipmill("funnel", "--run", run[3]).out
     listed.write_text(f"{uids[0]}\nuid\n")
     said = clipmill(*run)
     assert said.code == 1

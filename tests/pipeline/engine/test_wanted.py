@@ -23,7 +23,7 @@ def test_a_column_is_needed_once_a_stage_reads_it(clipmill, tmp_path):
         return clipmill("run", tmp_path / "it.yaml", *where, *more)
 
     assert run(L14).code == 0
-    assert "1  kept by 'some'" in clipmill("funnel", "--run", tmp_path / "run").out
+    assert "1  33.3%  kept by 'some'" in clipmill("funnel", "--run", tmp_path / "run").out
     assert run(B32, "--until", "pool").code == 0
     said = run(B32)
     assert said.code == 1

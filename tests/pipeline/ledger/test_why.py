@@ -68,7 +68,7 @@ def test_a_sentence_says_who_dropped_it_by_which_rule_and_value(row, sentence, s
 
 def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
     numbered.write_pool(tmp_path)
-    pool = (tmp_path / "pool.jsonl").read_text().replace('"a":', '"size": "large", "a":')
+    pool = (tmp_path / "pool.jsonl").read_text().replace('"a": 10}', '"a": 10, "size": "large"}')
     (tmp_path / "pool.jsonl").write_text(pool)
     state = numbered.run(tmp_path, numbered.STAGES.replace("a: int64}", "a: int64, size: int64}"))
     end = why(state, numbered.uid(10)).ends[-1]

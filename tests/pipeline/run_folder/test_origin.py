@@ -95,6 +95,6 @@ def test_what_is_known_of_a_pool_is_where_it_lies_and_its_files(done, engine):
     [origin] = (engine.folder / "run").glob("stages/numbers-*/origin.json")
     held = json.loads(origin.read_text())
     assert held == {
-        "at": {"path": str(engine.pool), "shard_rows": "12"},
+        "at": {"path": str(engine.pool), "shard_rows": "12", "together": "1"},
         "files": {"0.txt": 50, "1.txt": 0, "2.txt": 33},
     }
