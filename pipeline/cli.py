@@ -77,11 +77,22 @@ CHOICE = r"argument (.+?): invalid choice: '?(.*?)'? \(choose from (.*)\)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Runs one command, else the one that this process was started with; returns its exit code."""
+    if arguments is not None:
+        return _run(arguments)
+    code = _run(sys.argv[1:])
+    looks = sys.modules.get("pipeline.planning.looks")
+    if looks is not None and looks.are_late():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Arrow would wait, for minutes, until the store that is silent answers
+    return code
+
+
+def _run(given: list[str]) -> int:
     guard()
     sys.path.insert(0, os.getcwd())  # a `stages/` folder here adds stages
     try:
-        given = sys.argv[1:] if arguments is None else arguments
         _check_text(given)
         parser = _parser()
         options, unknown = parser.parse_known_args(given)

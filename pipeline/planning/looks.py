@@ -18,6 +18,7 @@ from pipeline.planning.planned import PlannedStage
 from pipeline.stage import DatasetStage, settings_fields
 
 SECONDS = 2.0
+LOOKING = "looks at what a recipe names"  # a thread that does, by its name
 
 
 @dataclass
@@ -39,12 +40,18 @@ def look(plan: Plan, run: Storage | None = None, seconds: float = SECONDS) -> di
     for planned in plan.stages.values():
         if run is None or not (run.child(planned.folder).has(FOLDED) or _lies_in(planned, run)):
             seen = Seen()
-            thread = threading.Thread(target=_look, args=(planned, seen, until), daemon=True)
+            given = (planned, seen, until)
+            thread = threading.Thread(target=_look, args=given, name=LOOKING, daemon=True)
             thread.start()  # a store that does not answer must not hold the command back
             looks.append((planned, seen, thread))
     for _, _, thread in looks:
         thread.join(max(0.0, until - time.monotonic()))
     return {planned.name: seen for planned, seen, _ in looks}
+
+
+def are_late() -> bool:
+    """Whether a look still waits for an answer in this process."""
+    return any(thread.name == LOOKING for thread in threading.enumerate())
 
 
 def refuse_missing(plan: Plan, seen: Mapping[str, Seen]) -> None:

@@ -1,6 +1,9 @@
 """What a plan finds of what a recipe names, before anything runs."""
 
 import re
+import socket
+import subprocess
+import sys
 import time
 
 import pyarrow as pa
@@ -98,6 +101,23 @@ def test_a_store_that_does_not_answer_holds_nothing_back(plan_of, monkeypatch):
     assert time.monotonic() - start < 2
     assert seen["pool"].is_late
     refuse_missing(plan, seen)
+
+
+def test_a_command_ends_though_a_store_stays_silent(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=x"
+        path = f"s3://id:key@bucket/data?endpoint_override={at}"
+        (tmp_path / "it.yaml").write_text(
+            f"stages:\n  pool: {{uses: ingest.url_list, path: '{path}'}}\n"
+        )
+        said = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", "plan", str(tmp_path / "it.yaml")],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    assert "no answer in 2 s" in said.stdout
 
 
 def test_a_mistake_in_an_own_look_is_named(plan_of, monkeypatch):
