@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metadata.keys import without_keys
 from pipeline.own_data.data import Data
 
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
@@ -108,7 +109,8 @@ def in_yaml(value: Any) -> str:
 
 
 def _comment(text: str) -> str:
-    return " ".join(text.split())
+    """One line, without the keys that stand in a run folder's URI."""
+    return without_keys(" ".join(text.split()))
 
 
 def path_in_yaml(data: Data) -> str:

@@ -1,6 +1,7 @@
 """`clipmill curate`: from data to a training set in one command: init, run, report."""
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,9 @@ def run(options: argparse.Namespace) -> int:
     if before is not None and path_in_yaml(start.data) not in before:
         do = "give another --out, or delete that folder and its recipe"
         raise RecipeError(f"{options.out} is the run of other data", str(recipe), do)
+    if before is None and os.path.lexists(page_file):
+        do = "give another --out, or move it away"
+        raise RecipeError("a file that is there already", str(page_file), do)
     print(page(start, options.data), end="\n\n", flush=True)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(signed(start.recipe), encoding="utf-8")

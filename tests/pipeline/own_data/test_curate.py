@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.own_data.look import look_at
+from pipeline.own_data.recipe import Wish, starter
 from pipeline.pools.server import start_server
 from tests.pipeline.own_data.written import pictures_and_texts
 
@@ -104,6 +106,21 @@ def test_a_run_of_other_data_and_a_foreign_folder_are_left_as_they_are(
     said = curate(scored, "--out", tmp_path / "data", code=2)
     assert "the folder holds other files" in said.err
     assert not (tmp_path / "data.yaml").exists()
+
+
+def test_a_page_that_no_run_drew_is_left_as_it_is(scored, curate, tmp_path):
+    (tmp_path / "run.html").write_text("mine")
+    said = curate(scored, code=2)
+    assert f"a file that is there already\n  where: {tmp_path}/run.html" in said.err
+    assert (tmp_path / "run.html").read_text() == "mine"
+    assert not (tmp_path / "run.yaml").exists()
+
+
+def test_keys_of_a_run_folder_are_not_in_its_recipe(scored):
+    data = look_at(str(scored), {})
+    text = starter(data, Wish(), "curate", "clipmill run run.yaml --out s3://AKIA:hush@bucket/run")
+    assert "--out s3://bucket/run" in text
+    assert "hush" not in text
 
 
 def test_pictures_without_captions_leave_alone(drawn, curate, tmp_path):
