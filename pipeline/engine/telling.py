@@ -130,6 +130,8 @@ class Telling:
         with self._lock:
             stage = self.live.stages[name]
             stage.total, stage.shards, stage.found = total, done, done
+            if stage.status == "failed":  # before: it is tried again
+                stage.status = "waiting"
             if stage.is_row:
                 fresh = live_stage(self.state.stages[name])
                 stage.rows, stage.reasons, stage.seconds = fresh.rows, fresh.reasons, fresh.seconds
@@ -175,7 +177,7 @@ class Telling:
                 stage = self.live.stages[name]
                 if not said.all:
                     stage.pieces.pop(said.key, None)
-                elif stage.status not in ("done", "found"):
+                elif stage.status not in ("done", "found", "failed"):  # a word may come late
                     self._begin(stage)
                     stage.pieces[said.key] = Piece(said.done, said.all, said.what, said.values)
 

@@ -37,7 +37,8 @@ class Teller:
 
     def __call__(self, done: float, all: float, what: str = "", **values: float) -> None:
         with _lock:
-            self._newest = Told(self.stages, self.key, done, all, what, values)
+            told = {name: float(value) for name, value in values.items()}  # NumPy's among them
+            self._newest = Told(self.stages, self.key, float(done), float(all), what, told)
             wait_s = self._said_s + TELL_S - time.monotonic()
             if wait_s <= 0:
                 self._send()

@@ -1,0 +1,48 @@
+"""The run as it stands: what workers say in NumPy's numbers, or too late."""
+
+import numpy as np
+import pytest
+
+from metadata.sealed import put_sealed, read_sealed
+from metadata.storage import Storage
+from pipeline.engine import told
+from pipeline.engine.telling import Telling
+from pipeline.engine.told import Told
+from pipeline.errors import StageError
+from pipeline.progress import Lines
+from pipeline.run_folder import lock
+from pipeline.run_folder.state import RunState
+
+STAGES = "  square: {uses: toy.power, from: numbers}\n"
+WORD = Told(("square",), "0", 3.0, 12.0, "rows")
+
+
+@pytest.fixture
+def telling(engine, tmp_path):
+    """Of a run that has begun nothing."""
+    plan = engine.plan(STAGES)
+    with lock.held(Storage(str(tmp_path / "run"))) as owned:
+        yield Telling(RunState(plan, owned), owned, Lines())
+
+
+def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(told, "tell", said.append)
+    teller = told.Teller(("train",), "0")
+    teller(np.int64(3), np.int64(12), "steps", loss=np.float32(0.5))
+    put_sealed(Storage(str(tmp_path)), "it.json", vars(said[0]), point="live")
+    assert (read_sealed(Storage(str(tmp_path)), "it.json") or {})["values"] == {"loss": 0.5}
+
+
+def test_a_word_that_comes_after_a_stage_stopped_does_not_start_it_again(telling):
+    telling.stage("square", 3, 0)
+    telling.told(WORD)
+    assert telling.look().stages["square"].status == "running"
+    telling.stopped("square", StageError("a fault", "there", "mend it"))
+    telling.told(WORD)
+    live = telling.look().stages["square"]
+    assert (live.status, live.pieces) == ("failed", {})
+    telling.stage("square", 3, 0)
+    assert telling.look().stages["square"].status == "waiting"
+    telling.told(WORD)
+    assert telling.look().stages["square"].status == "running"
