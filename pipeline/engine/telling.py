@@ -127,13 +127,13 @@ class Telling:
     # What the jobs say
 
     def stage(self, name: str, total: int | None, done: int) -> None:
+        fresh = live_stage(self.state, name)  # it may open files: nobody waits for that
         with self._lock:
             stage = self.live.stages[name]
             stage.total, stage.shards, stage.found = total, done, done
             if stage.status == "failed":  # before: it is tried again
                 stage.status = "waiting"
             if stage.is_row:
-                fresh = live_stage(self.state.stages[name])
                 stage.rows, stage.reasons, stage.seconds = fresh.rows, fresh.reasons, fresh.seconds
                 stage.causes = []
             else:
@@ -152,8 +152,9 @@ class Telling:
             stage.rows += record.rows
             stage.computed += record.computed
             stage.seconds += record.seconds
-            for code, rows in record.counts.items():
-                stage.reasons[code] = stage.reasons.get(code, 0) + rows
+            if record.number == 0:  # of a later pass the file tells, once the stage is done
+                for code, rows in record.counts.items():
+                    stage.reasons[code] = stage.reasons.get(code, 0) + rows
             if stage.is_row and stage.shards == total and stage.found < total:
                 stage.status, stage.ended = "done", time.time()  # its wave may go on
         self.watcher.shard(name, record, total)
@@ -199,8 +200,9 @@ class Telling:
         self.watcher.stopped(name, error)
 
     def finished(self, name: str, state: StageState) -> None:
+        fresh = live_stage(self.state, name)
         with self._lock:
-            stage, fresh = self.live.stages[name], live_stage(state)
+            stage = self.live.stages[name]
             fresh.began, fresh.computed = stage.began, stage.computed
             if state.complete and not (stage.computed or stage.call):
                 fresh.status, fresh.began = "found", None

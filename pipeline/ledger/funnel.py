@@ -37,6 +37,7 @@ from pipeline.ledger.stored import Place, artifacts
 from pipeline.ledger.subsets import Subset, subsets
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.state import RunState
+from pipeline.run_folder.words import BEFORE
 
 SORTED_ROWS = 50_000_000
 
@@ -46,7 +47,7 @@ class StageRows:
     """Rows of one stage; `failed`, `upstream` and `dropped` by reason, that in the rules' order.
 
     `failed`: the stage gave no value. `upstream`: nor could it, as a stage before it gave none.
-    `dropped`: a select stage did not keep them. `not_selected`: outside its `only:` mask.
+    `dropped`: this select, or one before, did not keep them. `not_selected`: outside its `only:` mask.
     `listed` is of a list of uids: how many it names, and how many of them have no row.
     """
 
@@ -174,7 +175,7 @@ def _counted(reasons: ShardReasons, name: str) -> Counter[tuple[str, str]]:
     for code, rows in sorted(reasons.counts(name).items()):
         if code in ("", NOT_SELECTED):
             counted[code or "fine", ""] = rows
-        elif planned.is_select:
+        elif planned.is_select or code == BEFORE:
             counted["dropped", code] = rows
         else:
             counted["upstream", code] = upstream[code]

@@ -5,21 +5,24 @@ killed run is known by how far it came, and a stage's failure until the stage is
 """
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
+from metadata.damage import DamagedError
 from metadata.record import Failure
 from metadata.sealed import put_sealed, read_sealed
 from metadata.storage import Storage
 from pipeline.errors import ClipmillError
 from pipeline.run_folder.lock import Lease
-from pipeline.run_folder.state import RunState, StageState
+from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import kind_of
 
 NAME = "live.json"
 MOST_CAUSES = 20  # of a stage that are told
+READERS = 8  # threads, that wait for a store
 LEAST_S = 1.0  # of work, before a rate or a time left says anything
 
 # found: done before this run. stopped: begun, and nobody works on it now.
@@ -171,8 +174,9 @@ class LiveRun:
         return max(known, default=None)
 
 
-def live_stage(state: StageState) -> Live:
+def live_stage(run: RunState, name: str) -> Live:
     """What lies in a stage's folder, as the state of a stage that nobody works on."""
+    state = run.stages[name]
     planned = state.planned
     causes = [Cause.of_shard(f) for f in state.failures.values() if f is not None]
     status: Status = "waiting"
@@ -198,15 +202,31 @@ def live_stage(state: StageState) -> Live:
         rows=sum(shard.rows for shard in state.shards.values()),
         files=len(state.outputs),
         seconds=round(state.seconds, 1),
-        reasons={code: rows for code, rows in sorted(state.counts.items()) if rows},
+        reasons=_reasons(run, name),
         causes=causes[:MOST_CAUSES],
         changed=state.scan.changed,
     )
 
 
+def _reasons(run: RunState, name: str) -> dict[str, int]:
+    """Rows by reason today; where a file cannot be read, as its record first counted them."""
+
+    def of(shard: int) -> dict[str, int]:
+        try:
+            return run.counts(name, shard)
+        except (DamagedError, OSError):
+            return run.stages[name].scan.records[shard][0].counts
+
+    total: Counter[str] = Counter()
+    with ThreadPoolExecutor(READERS) as readers:
+        for counts in readers.map(of, run.stages[name].shards):
+            total.update(counts)
+    return dict(sorted((+total).items()))
+
+
 def live_run(state: RunState, phase: Phase, before: LiveRun | None = None) -> LiveRun:
     """What lies in a run folder; what a run `before` said of failures and times is kept."""
-    stages = {name: live_stage(stage) for name, stage in state.stages.items()}
+    stages = {name: live_stage(state, name) for name in state.stages}
     for name, stage in stages.items():
         said = before.stages.get(name) if before else None
         if not said or said.folder != stage.folder:

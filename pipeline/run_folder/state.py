@@ -1,6 +1,5 @@
 """What of a plan is done in a run folder: one scan a stage, checked against its parents."""
 
-from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -69,14 +68,6 @@ class StageState:
         mask = self.shards[shard].mask
         is_todays = not later and first.mask == (mask.digest if mask else None)
         return first.counts if is_todays and sum(first.counts.values()) == first.rows else None
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Rows by reason, as first computed; "" counts the fine ones."""
-        total: Counter[str] = Counter()
-        for shard in self.shards:
-            total.update(self.scan.records[shard][0].counts)
-        return total
 
 
 class RunState:

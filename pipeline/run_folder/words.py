@@ -4,17 +4,20 @@ from metadata.passes import NOT_SELECTED
 
 UNDEFINED = "undefined:"  # a select stage's reason: the column after it has no value
 BEFORE = "dropped_before"
-KINDS = ("failed", "dropped", "no input", "not selected")
+KINDS = ("failed", "dropped", "dropped before", "no input", "not selected")
 
 
 def kind_of(reason: str, is_select: bool, is_root: bool) -> str:
     """One of `KINDS` for a row that has this reason at a stage.
 
+    `dropped before`: by a select that this stage, itself a select or not, takes its rows from.
     `no input`: the stage got nothing to work on, whether the pool had none or a stage before it
     gave none. By the reason alone, so that no file is opened.
     """
     if reason == NOT_SELECTED:
         return "not selected"
+    if reason == BEFORE:
+        return "dropped before"
     if reason.startswith((UNDEFINED, "undefined")) or (reason.startswith("no_") and not is_root):
         return "no input"
     return "dropped" if is_select else "failed"

@@ -107,7 +107,7 @@ def _unfinished(funnel: "Funnel") -> list[str]:
 
 def _without(stage: "StageRows") -> Iterator[tuple[str, str, int]]:
     """(kind, reason, rows) in plain words: failed, no input, dropped, not selected."""
-    from pipeline.run_folder.words import in_words, kind_of
+    from pipeline.run_folder.words import BEFORE, in_words, kind_of
 
     for kind in ("failed", "upstream", "dropped"):
         of_kind = getattr(stage, kind).items()
@@ -115,6 +115,7 @@ def _without(stage: "StageRows") -> Iterator[tuple[str, str, int]]:
         for code, count in of_kind if in_rules else sorted(of_kind, key=lambda item: -item[1]):
             is_root = stage.uses.startswith("ingest.")
             word = "no input" if kind == "upstream" else kind_of(code, kind == "dropped", is_root)
+            word = "dropped" if code == BEFORE else word  # the reason says by whom
             yield word, one_line(in_words(code)), count
     if stage.not_selected:
         yield "not selected", "", stage.not_selected

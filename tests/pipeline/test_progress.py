@@ -108,7 +108,8 @@ def test_a_stage_that_does_not_run_says_why(facts, line):
         ("not_selected", False, False, "not selected"),
         ("clip_score >= 0.3", True, False, "dropped"),
         ("undefined:clip_score", True, False, "no input"),
-        ("dropped_before", True, False, "dropped"),
+        ("dropped_before", True, False, "dropped before"),
+        ("dropped_before", False, False, "dropped before"),
     ],
 )
 def test_rows_without_a_value_are_told_apart(reason, is_select, is_root, kind):

@@ -1,8 +1,11 @@
 """Passes: what a wider mask or a retry adds to a shard, and how readers see all of it as one."""
 
 import json
+from pathlib import Path
 
 import pytest
+
+from pipeline.run_folder.live import live_run, read_live
 
 MASKED = """
   chosen: {uses: select.where, from: numbers, where: number < 3 OR number > 27}
@@ -39,6 +42,25 @@ def test_a_wider_mask_computes_only_the_new_rows_and_keeps_the_old(engine):
     assert wide.written("cube")[first.data] == narrow.written("cube")[first.data]
     assert wide.column("cube", "power") == cubes(1, 2, 3, 4)
     assert wide.column("after", "power") == cubes(1, 2, 3, 4)
+
+
+def test_log_and_status_count_the_rows_of_every_pass(engine):
+    engine.run(MASKED)
+    for rule, today in (("number < 5", 26), ("number < 20", 11), ("number < 3", 28)):
+        ran = engine.run(MASKED, masked(rule))
+        told = read_live(ran.outcome.state.run)
+        assert told.stages["cube"].kinds["not selected"] == today
+        assert live_run(ran.outcome.state, "complete").stages["cube"].reasons == told.stages["cube"].reasons
+        assert sum(told.stages["cube"].reasons.values()) == 31
+
+
+def test_status_of_a_later_pass_that_is_damaged_tells_what_was_first_counted(engine):
+    engine.run(MASKED)
+    ran = engine.run(MASKED, masked("number < 5"))
+    folder = Path(str(ran.outcome.state.stages["cube"].folder))
+    file = folder / ran.records("cube")[0][1].data
+    file.write_bytes(b"x" * file.stat().st_size)
+    assert live_run(ran.outcome.state, "complete").stages["cube"].kinds["not selected"] == 26 + 2
 
 
 def test_a_narrower_mask_computes_nothing_and_reads_null(engine):

@@ -16,6 +16,7 @@ from pipeline.errors import RecipeError
 from pipeline.ledger.causes import BEFORE, UNDEFINED, trace
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.work import work
+from pipeline.run_folder.live import live_run
 from pipeline.run_folder.state import RunState
 from pipeline.verbs.funnel import text
 from pipeline.verbs.status import as_json
@@ -112,6 +113,20 @@ def test_rows_that_a_later_stage_failed_are_not_kept_whatever_stage_is_last(tmp_
     page = text(found)
     assert "-4  20.0%  late: unlucky  (7 left; why " in page
     assert "         7  35.0%  left of what 'first' keeps" in page
+
+
+def test_rows_that_a_select_dropped_have_not_failed_at_the_stages_after_it(engine):
+    ran = engine.run(
+        """
+  bright: {uses: select.where, from: numbers, where: number < 20}
+  same:   {uses: dedup.exact, from: bright, columns: [number]}
+"""
+    )
+    answer = funnel(ran.outcome.state)
+    assert counts(answer, "same") == (20, {}, {}, {BEFORE: 11}, 0)
+    line = next(line for line in text(answer).splitlines() if "earlier select" in line)
+    assert line.split() == "dropped 11 35.5% dropped by an earlier select".split()
+    assert live_run(ran.outcome.state, "complete").stages["same"].kinds == {"dropped before": 11}
 
 
 def test_an_unfinished_run_says_so_at_the_top(tmp_path):
