@@ -50,7 +50,10 @@ def test_log_and_status_count_the_rows_of_every_pass(engine):
         ran = engine.run(MASKED, masked(rule))
         told = read_live(ran.outcome.state.run)
         assert told.stages["cube"].kinds["not selected"] == today
-        assert live_run(ran.outcome.state, "complete").stages["cube"].reasons == told.stages["cube"].reasons
+        assert (
+            live_run(ran.outcome.state, "complete").stages["cube"].reasons
+            == told.stages["cube"].reasons
+        )
         assert sum(told.stages["cube"].reasons.values()) == 31
 
 
