@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from metadata.passes import NOT_SELECTED
 from pipeline.errors import StageError
 from pipeline.run_folder.state import RunState
+from pipeline.run_folder.words import as_sets
 
 FIRST = 3  # shards, of those with rows; all where a pool has fewer
 MOST = 0.95  # of their rows
@@ -55,7 +56,9 @@ class FirstShards:
         planned = self.state.plan.stages[self.stage]
         stage = planned.stage
         do = stage.advice.get(reason, "mend the cause")
-        again = f" with --retry {reason}" if reason in stage.transient else ""
+        sets = as_sets(self.stage, do)
+        sets += [f"--retry {reason}"] if reason in stage.transient else []
+        again = f" with {' '.join(sets)}" if sets else ""
         return StageError(
             f"{share:.0%} of the first {rows:,} rows failed for one reason: {reason}",
             f"stage '{self.stage}' ({planned.uses}), shards {', '.join(map(str, self.seen))}",

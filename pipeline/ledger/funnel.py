@@ -47,7 +47,8 @@ class StageRows:
     """Rows of one stage; `failed`, `upstream` and `dropped` by reason, that in the rules' order.
 
     `failed`: the stage gave no value. `upstream`: nor could it, as a stage before it gave none.
-    `dropped`: this select, or one before, did not keep them. `not_selected`: outside its `only:` mask.
+    `dropped`: this select, or one before, did not keep them.
+    `not_selected`: outside its `only:` mask.
     `listed` is of a list of uids: how many it names, and how many of them have no row.
     """
 

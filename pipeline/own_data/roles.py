@@ -34,6 +34,10 @@ RESERVED = (  # names that a run gives a meaning of its own
     *("repeats", "loss_weight"),
 )
 MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+ALLOW = (
+    "uncomment allow_private_addresses in the recipe,\n"
+    "or run with --set images.allow_private_addresses=true"
+)
 EXAMPLE = 32  # characters of a value that is shown
 LEAST_WIDTH = 16  # numbers of a list that is an embedding
 
@@ -135,7 +139,7 @@ def private_links(urls: pa.ChunkedArray) -> tuple[str, ...]:
     private = [host for host in hosts if host == "localhost" or _is_private(host)]
     if 2 * len(private) <= len(hosts):
         return ()
-    return (f"links lead to {private[0]}: that needs images.allow_private_addresses=true",)
+    return (f"the links lead into your own network, to {private[0]}:\n{ALLOW}",)
 
 
 def _is_private(host: str) -> bool:

@@ -1,9 +1,12 @@
 """Plain words for what the engine stores: why a row has no value, how long something took."""
 
+import re
+
 from metadata.passes import NOT_SELECTED
 
 UNDEFINED = "undefined:"  # a select stage's reason: the column after it has no value
 BEFORE = "dropped_before"
+SETTING = r"`(\w+): ([\w.]+)`"  # in a stage's advice
 KINDS = ("failed", "dropped", "dropped before", "no input", "not selected")
 
 
@@ -28,6 +31,11 @@ def in_words(reason: str) -> str:
     if reason.startswith(UNDEFINED):
         return f"{reason.removeprefix(UNDEFINED)} has no value"
     return "dropped by an earlier select" if reason == BEFORE else reason
+
+
+def as_sets(stage: str, advice: str) -> list[str]:
+    """`--set STAGE.key=value` of each setting that a stage's advice names as `key: value`."""
+    return [f"--set {stage}.{key}={value}" for key, value in re.findall(SETTING, advice)]
 
 
 def duration(seconds: float) -> str:

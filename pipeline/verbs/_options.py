@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError, did_you_mean
@@ -12,6 +13,15 @@ from pipeline.verbs._signals import stopped_by_signals
 if TYPE_CHECKING:
     from pipeline.executors import Executor
     from pipeline.planning.plan import Plan
+
+
+def beside(out: str, suffix: str) -> Path:
+    """The file beside a run folder that has its name; in this folder where the run's is remote."""
+    if "://" in out:
+        return Path(Path(out.partition("?")[0]).name + suffix)
+    path = Path(out)
+    path = path if path.name not in ("", "..") else path.resolve()
+    return path.with_name(path.name + suffix)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RecipeError
@@ -100,8 +101,11 @@ def command(options: argparse.Namespace, verb: str) -> str:
     return shlex.join(words)
 
 
-def page(start: "Start", given: str) -> str:
-    """What the data are, five rows of them, and how many of those looked at are of no use."""
+def page(start: "Start", given: str, overrides: Sequence[str] = ()) -> str:
+    """What the data are, five rows of them, and how many of those looked at are of no use.
+
+    A note that asks for a `--set` is left out where that is given.
+    """
     data = start.data
     about = "" if data.is_exact else "about "
     rows = "rows are counted as they are read" if data.rows is None else _rows(data.rows)
@@ -110,7 +114,9 @@ def page(start: "Start", given: str) -> str:
     if data.aside:
         aside = ", ".join(f"{count:,} {kind}" for kind, count in data.aside.items())
         lines.append(f"  {'not used':<16} {aside}")
-    lines += [f"  {'note':<16} {note}" for note in data.notes]
+    keys = [override.partition("=")[0] for override in overrides]
+    notes = [note for note in data.notes if not any(key in note for key in keys)]
+    lines += [f"  {'note':<16} {note}".replace("\n", f"\n{'':<19}") for note in notes]
     lines += ["", *_table(start.preview.rows.slice(0, SHOWN), data.scores), ""]
     return "\n".join([*lines, _usable(start.preview, data.rows)])
 

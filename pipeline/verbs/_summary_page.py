@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.terminal import one_line
@@ -13,12 +14,12 @@ SHOWN = 6  # causes of an ending; the rest is one line
 MANY = 3  # endings: of more only the rows kept are told
 
 
-def text(summary: "Summary", again: str, is_complete: bool) -> str:
-    """The page of a run; `again` is the command that runs it."""
+def text(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str] = ()) -> str:
+    """The page of a run; `again` is the command that runs it, `sets` are what mends its errors."""
     endings = summary.endings if is_complete else ()
     is_long = len(endings) > MANY
     sections = [_ending(ending, is_long) for ending in endings if ending.rows]
-    sections += [_written(summary), _warnings(summary), _next(summary, again, is_complete)]
+    sections += [_written(summary), _warnings(summary), _next(summary, again, is_complete, sets)]
     took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
     return "\n".join(["\n".join(section) for section in sections if section] + [took])
 
@@ -95,18 +96,20 @@ def _warnings(summary: "Summary") -> list[str]:
     return ["warnings", *lines] if lines else []
 
 
-def _next(summary: "Summary", again: str, is_complete: bool) -> list[str]:
-    """Commands ready to paste: rows tried again, the report where there is none, the counts."""
+def _next(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str]) -> list[str]:
+    """Commands ready to paste: rows tried again, the report where there is none, the counts.
+
+    Where a setting mends what stopped the run, that comes before any row is tried again.
+    """
     reasons = dict.fromkeys(reason for passing in summary.passing for reason in passing.reasons)
     retries = "".join(f" --retry {reason}" for reason in reasons)
     run = shlex.quote(_near(summary.run))
-    lines = [f"  {again}{retries}"] if retries or not is_complete else []
+    more = "".join(f" {word}" for word in sets) or retries
+    lines = [f"  {again}{more}"] if retries or not is_complete else []
     if not is_complete:
         return ["next", *lines, f"  clipmill status --run {run}"]
     if not summary.report:
-        is_local = "://" not in summary.run
-        out = f" --out {shlex.quote(_near(f'{summary.run}.html'))}" if is_local else ""
-        lines.append(f"  clipmill report --run {run}{out}")
+        lines.append(f"  clipmill report --run {run}")
     return ["next", *lines, f"  clipmill funnel --run {run}"]
 
 

@@ -3,12 +3,11 @@
 import argparse
 import os
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
 from pipeline.verbs import run as runs
-from pipeline.verbs._options import add_executor, add_retry
+from pipeline.verbs._options import add_executor, add_retry, beside
 from pipeline.verbs._own_data import add_data, page, started
 
 if TYPE_CHECKING:
@@ -63,10 +62,14 @@ def run(options: argparse.Namespace) -> int:
     if before is not None and path_in_yaml(start.data) not in before:
         do = "give another --out, or delete that folder and its recipe"
         raise RecipeError(f"{options.out} is the run of other data", str(recipe), do)
+<<<<<<< HEAD
     if before is None and os.path.lexists(page_file):
         do = "give another --out, or move it away"
         raise RecipeError("a file that is there already", str(page_file), do)
     print(page(start, options.data), end="\n\n", flush=True)
+=======
+    print(page(start, options.data, options.overrides), end="\n\n", flush=True)
+>>>>>>> b70d39e (After an early stop the next command is the setting that mends it; report's page lies beside its run)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(signed(start.recipe), encoding="utf-8")
     parser = argparse.ArgumentParser()
@@ -85,12 +88,3 @@ def run(options: argparse.Namespace) -> int:
         raise
     print(f"recipe: {recipe}; change a line, then: {again}")
     return code
-
-
-def beside(out: str, suffix: str) -> Path:
-    """The file beside a run folder that has its name; in this folder where the run's is remote."""
-    if "://" in out:
-        return Path(Path(out.partition("?")[0]).name + suffix)
-    path = Path(out)
-    path = path if path.name not in ("", "..") else path.resolve()
-    return path.with_name(path.name + suffix)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.verbs import DONE
-from pipeline.verbs._options import add_run
+from pipeline.verbs._options import add_run, beside
 
 if TYPE_CHECKING:
     from metadata.stats import Estimate
@@ -25,9 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("report.html"),
         metavar="FILE",
-        help="page to write (default: %(default)s)",
+        help="page to write (default: RUN.html beside the run folder; of a remote run, here)",
     )
     parser.add_argument(
         "--baseline",
@@ -46,10 +45,11 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.run_folder.state import latest
 
     state = latest(options.run)
-    options.out.write_text(report(state, options.baseline), encoding="utf-8")
+    page = options.out or beside(options.run, ".html")
+    page.write_text(report(state, options.baseline), encoding="utf-8")
     if arms := results(state, options.baseline):
         print(f"{text(arms)}\n")
-    print(options.out)
+    print(page)
     return DONE
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import time
@@ -112,7 +113,9 @@ def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
     from pipeline.verbs import _summary_page
 
     nothing = _summary_page.nothing(answer) if outcome.complete else ""
-    summed = _summary_page.text(answer, again, outcome.complete)
+    errors = [error.args[2] for error in outcome.stopped.values() if error]
+    mended = dict.fromkeys(word for do in errors for word in re.findall(r"--set \S+=\S+\b", do))
+    summed = _summary_page.text(answer, again, outcome.complete, tuple(mended))
     return f"{nothing or text(outcome)}\n\n{summed}"
 
 

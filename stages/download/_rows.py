@@ -31,7 +31,7 @@ ADVICE = {  # for a reason that most rows have; the others are verdicts on a bod
     "no_url": COLUMN,
     "bad_url": f"{COLUMN}; a link begins with http:// or https://",
     "no_sha256": "the pool has no digests: set `verify_sha256: false`",
-    "private_address": "the links lead to this machine or its network: to allow that, set"
+    "private_address": "the links lead to this machine or its network: to ask there, set"
     " `allow_private_addresses: true`, or the networks: [10.0.0.0/8]",
     "unresolvable": NETWORK,
     "refused": "nothing listens there: start the server, or check host and port of the links",

@@ -137,7 +137,7 @@ def test_a_run_says_what_it_kept_what_it_lost_and_what_to_run_next(recipe, tmp_p
     assert re.fullmatch(r"\d+ of 120 rows kept by 'subset' \(\d+\.\d%\); lost first to", lines[2])
     assert re.fullmatch(r" +\d+ +\d+\.\d%  subset: caption_words >= 4", lines[3])
     assert re.search(r"uids: \d+ rows, 3 files, .* kB in .*/uids-\w+/out", said.out)
-    report = f"clipmill report --run {tmp_path}/run --out {tmp_path}/run.html"
+    report = f"clipmill report --run {tmp_path}/run"
     assert lines[-4:-1] == ["next", f"  {report}", f"  clipmill funnel --run {tmp_path}/run"]
     assert re.fullmatch(r"this run took \d+\.\d s", lines[-1])
     assert "caption: 1 of 4 shards, 30 rows" in said.err

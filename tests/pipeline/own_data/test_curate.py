@@ -191,3 +191,23 @@ def test_links_are_fetched_and_set_reaches_the_run(pairs, curate, clipmill, tmp_
     said = curate(tmp_path / "it.csv", "--set", "images.allow_private_addresses=true")
     assert kept(clipmill, tmp_path) == 8
     assert said.out.endswith("--set images.allow_private_addresses=true\n")
+    assert "own network" not in said.out
+
+
+def test_links_into_ones_own_network_are_told_and_the_refusal_names_the_flag(
+    pairs, curate, clipmill, tmp_path
+):
+    rows = "".join(f"{pair.url},a caption of some words\n" for pair in pairs[:8])
+    (tmp_path / "it.csv").write_text(f"url,text\n{rows}")
+    said = curate(tmp_path / "it.csv", code=1)
+    told, stopped = said.out.split("images: 100% of the first", 1)
+    assert "the links lead into your own network, to 127.0.0.1:\n" in told
+    flag = "--set images.allow_private_addresses=true"
+    assert f"then run again with {flag}." in stopped
+    command = f"clipmill run {tmp_path}/run.yaml --out {tmp_path}/run --workers 0 {flag}"
+    assert stopped[stopped.index("next\n") :].splitlines()[1] == f"  {command}"
+    assert "--retry" not in stopped
+    mended = clipmill(*command.split()[1:])
+    assert mended.code == 0
+    assert f"  clipmill report --run {tmp_path}/run\n" in mended.out  # curate alone draws it
+    assert clipmill("report", "--run", tmp_path / "run").out == f"{tmp_path}/run.html\n"

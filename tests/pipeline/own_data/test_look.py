@@ -138,7 +138,11 @@ def test_letters_that_are_not_utf8_are_read(encoding, tmp_path):
 def test_links_into_ones_own_network_are_told(tmp_path):
     put(tmp_path, **{"a.csv": ROWS.replace("a.test", "192.168.1.7:80")})
     (note,) = look(tmp_path / "a.csv").notes
-    assert note == "links lead to 192.168.1.7: that needs images.allow_private_addresses=true"
+    assert note.splitlines() == [
+        "the links lead into your own network, to 192.168.1.7:",
+        "uncomment allow_private_addresses in the recipe,",
+        "or run with --set images.allow_private_addresses=true",
+    ]
     put(tmp_path, **{"a.csv": ROWS.replace("https://a.test", "http://localhost")})
     assert "localhost" in look(tmp_path / "a.csv").notes[0]
 
