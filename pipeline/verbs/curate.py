@@ -62,14 +62,10 @@ def run(options: argparse.Namespace) -> int:
     if before is not None and path_in_yaml(start.data) not in before:
         do = "give another --out, or delete that folder and its recipe"
         raise RecipeError(f"{options.out} is the run of other data", str(recipe), do)
-<<<<<<< HEAD
     if before is None and os.path.lexists(page_file):
         do = "give another --out, or move it away"
         raise RecipeError("a file that is there already", str(page_file), do)
-    print(page(start, options.data), end="\n\n", flush=True)
-=======
     print(page(start, options.data, options.overrides), end="\n\n", flush=True)
->>>>>>> b70d39e (After an early stop the next command is the setting that mends it; report's page lies beside its run)
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(signed(start.recipe), encoding="utf-8")
     parser = argparse.ArgumentParser()

@@ -16,6 +16,7 @@ from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
 from pipeline.report.build import report
 from pipeline.report.page import MINUS
+from pipeline.run_folder.live import live_stage
 from pipeline.run_folder.sessions import sessions
 from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import duration
@@ -83,7 +84,7 @@ def test_the_run_folder_alone_is_enough(html, state, tmp_path):
 
 def test_it_says_what_ran_and_what_is_left(page, state):
     assert f"{ROWS} rows in the pool" in page.text
-    kept = state.stages["subset"].counts[""]
+    kept = live_stage(state, "subset").reasons[""]
     assert f"{kept} of {ROWS} rows kept" in page.text
     assert re.search(rf"shards \d+ [\d.]+ kB {kept} {ROWS - kept} not_kept", page.text)  # Exports
     assert "seed 0" in page.text
@@ -104,8 +105,10 @@ def test_what_an_earlier_select_keeps_is_called_so_in_an_unfinished_run(state, t
     shutil.copytree(state.run.path, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / state.plan.stages["subset"].folder)
     page = Page(report(RunState(state.plan, Storage(str(tmp_path / "copy")))))
-    kept = state.stages["worth"].counts[""]
-    failed = state.stages["look"].counts["undecodable"]  # no less lost, though `worth` keeps them
+    kept = live_stage(state, "worth").reasons[""]
+    failed = live_stage(state, "look").reasons[
+        "undecodable"
+    ]  # no less lost, though `worth` keeps them
     assert failed > 0
     assert f"So far {kept - failed} of {ROWS} rows kept by worth, " in page.text
     assert re.search(rf"look undecodable {failed} rows?", page.text)
@@ -146,7 +149,7 @@ def test_links_that_failed_stand_in_a_table_with_their_address(clipmill, generat
 
 
 def test_the_headline_says_what_is_kept_why_most_went_and_what_it_is_worth(page, state):
-    kept = state.stages["subset"].counts[""]
+    kept = live_stage(state, "subset").reasons[""]
     assert f"{kept} of {ROWS} rows kept, {kept / ROWS:.1%}. Most were lost to" in page.text
     assert "A model trained on shards is better than one trained on raw by 21.0 points" in page.text
     assert "(95 % interval +8.3 to +33.7, 2 seeds), in acc1 of flags ." in page.text
