@@ -39,6 +39,7 @@ def histogram(
     most = (second * ROOM if is_tower else highest) or 1
     low, high = edges[0], edges[-1]
     box = frame(low, high, 0, most)
+    box["y_ticks"] = [tick for tick in box["y_ticks"] if "." not in tick["text"]]  # rows
     top = box["y_top"]
     bars, towers = [], []
     for i in range(len(kept)):

@@ -37,22 +37,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(why: "Why") -> str:
-    """A paragraph a stage; last a sentence a select stage, and the files."""
+    """What became of the sample, one sentence a cause, and its files; then a paragraph a stage."""
     from pipeline.ledger.verdict import caption, count, where
+    from pipeline.run_folder.words import in_words
 
     lines = [f"{why.uid}  ({where(why.shard, why.position)})"]
     if why.copies > 1:
         lines.append(f"this uid stands in {why.copies} rows; the first is shown")
+    last = {(end.cause, end.reason) if end.cause else end.stage: end.sentence for end in why.ends}
+    lines += last.values()  # where one cause is that of several selects, in the last one's words
+    lines += [f"exported by '{export.stage}' to {export.file}" for export in why.exported]
     for row in why.stages:
-        verdict = "fine" if row.reason is None else one_line(row.reason)
+        verdict = "fine" if row.reason is None else one_line(in_words(row.reason))
         lines += ["", f"{row.stage}  {row.uses}: {verdict}"]
-        lines += [f"    {name:<22} {one_line(value)}" for name, value in row.values.items()]
+        stored = row.values.items()  # what a stage that failed has left out, its reason tells
+        known = stored if row.reason is None else [it for it in stored if it[1] is not None]
+        lines += [f"    {name:<22} {one_line(value)}" for name, value in known]
         if keeper := row.keeper:
             place = where(keeper.shard, keeper.position)
             lines.append(f"    {'which is':<22} {place}{caption(keeper)}")
         if row.keeper_of:
             lines.append(f"    {'keeper of':<22} {count(row.keeper_of)}")
-    lines.append("")
-    lines += [end.sentence for end in why.ends]
-    lines += [f"exported by '{export.stage}' to {export.file}" for export in why.exported]
     return "\n".join(lines)

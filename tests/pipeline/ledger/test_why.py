@@ -1,6 +1,7 @@
 """Why a sample is where it is: every row of the numbered run, and what else can be asked."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
@@ -64,6 +65,18 @@ def test_a_sentence_says_who_dropped_it_by_which_rule_and_value(row, sentence, s
     found = why(state, numbered.uid(row))
     assert found.ends[-1].sentence == sentence
     assert sentence in text(found)
+
+
+def test_the_page_begins_with_what_became_of_the_row_and_has_plain_words(state):
+    said = text(why(state, numbered.uid(10))).splitlines()
+    assert said[1] == "dropped by 'last', since 'one' gave no value: unlucky"
+    assert "first  select.where: c has no value" in said
+    assert not [line for line in said if line.endswith("None")]  # the reason says as much
+    twice = why(state, numbered.uid(2))
+    one = replace(twice.ends[-1], sentence="dropped once more")
+    again = text(replace(twice, ends=(*twice.ends, one)))
+    assert "dropped once more" in again
+    assert twice.ends[-1].sentence not in again  # one cause, one sentence
 
 
 def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):

@@ -56,6 +56,11 @@ def test_the_axis_ends_at_a_tick_above_all_values():
     assert chart["y_ticks"][-1]["at"] == TOP
 
 
+def test_rows_are_counted_in_whole_numbers_whatever_the_values_are():
+    chart = histogram([0.1, 0.2, 0.3], [1, 0], [0, 1], [])
+    assert [tick["text"] for tick in chart["y_ticks"]] == ["0", "1"]
+
+
 def test_whole_numbers_get_whole_ticks():
     chart = histogram([-0.5, 0.5], [1], [0], [], is_whole=True)
     assert [tick["text"] for tick in chart["x_ticks"]] == ["0"]
