@@ -8,14 +8,15 @@ import dataclasses
 import inspect
 import io
 import tokenize
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import msgspec
+import msgspec.inspect as types
 import yaml
 
 from metadata.fingerprint import plain
@@ -23,12 +24,12 @@ from metadata.schema import UID, Column
 from pipeline.errors import RecipeError
 from pipeline.planning.bindings import columns_of
 from pipeline.planning.settings import stage_class
+from pipeline.planning.takes import range_of, setting_types
 from pipeline.stage import Resources, RowStage, Stage, settings_fields
 
 SECTIONS = ("Source", "Error", "Example")  # of a stage's docstring; before them, what it gives
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 PLACEHOLDERS = {int: 1, float: 1.0, bool: True}  # of settings without default or example
-BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,14 +167,14 @@ def _column(column: Column | str) -> dict[str, str]:
 def _settings(cls: type[Any], above: str = "") -> Iterator[Setting]:
     """The fields in order; after one that is a mapping, the keys of the mapping."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    meanings = comments_of(cls)
+    kinds, meanings = setting_types(cls), comments_of(cls)
     for field in settings_fields(cls):
         hint = hints[field.name]
         default = _default(field)
         yield Setting(
             name=f"{above}{field.name}",
             type=_type(hint),
-            range=_range(hint),
+            range=_range(kinds[field.name]),
             required=default is MISSING,
             default=None if default is MISSING else plain(default),
             meaning=meanings.get(field.name, ""),
@@ -209,7 +210,7 @@ def comments_of(cls: type[Any]) -> dict[str, str]:
 
 def _parts(hint: Any) -> tuple[Any, ...]:
     """The types that a union allows; of any other type itself."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if typing.get_origin(hint) in (typing.Union, UnionType):
         return tuple(part for one in typing.get_args(hint) for part in _parts(one))
     return (hint,)
 
@@ -234,20 +235,13 @@ def _word(hint: Any) -> str:
     return "mapping" if dataclasses.is_dataclass(hint) else WORDS.get(hint, str(hint))
 
 
-def _range(hint: Any) -> str:
-    """The range that the type is annotated with, in words."""
-    for part in _parts(hint):
-        for meta in (
-            typing.get_args(part)[1:] if typing.get_origin(part) is typing.Annotated else ()
-        ):
-            bounds = [
-                f"{word} {getattr(meta, name):,}"
-                for name, word in BOUNDS
-                if getattr(meta, name, None) is not None
-            ]
-            if getattr(meta, "min_length", None):
-                bounds.append("not empty")
-            return ", ".join(bounds)
+def _range(kind: types.Type) -> str:
+    """The range of a number, or that a text is not empty."""
+    for part in kind.types if isinstance(kind, types.UnionType) else (kind,):
+        if isinstance(part, types.IntType | types.FloatType):
+            return range_of(part)
+        if isinstance(part, types.StrType) and part.min_length:
+            return "not empty"
     return ""
 
 
