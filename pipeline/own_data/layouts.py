@@ -102,13 +102,21 @@ def layout_of(path: str) -> Layout:
     ((kind, kept),) = data.items()
     # A table's stage would read other tables too, and a plain list only where it is named.
     has_others = any(name.lower().endswith(TABLES) for name in names if name in beside)
+    aside = {other: kinds[other] for other in kinds if other != kind}
+    if kind == ".txt" or (has_others and kind in FORMS):
+        path = _path(path, kind, kept)
+        read = {file.name for file in files_of(path)}
+        for file in kept:  # a glob names one suffix: `.csv`, and no `.CSV` or `.csv.gz`
+            if file.name not in read:
+                aside.setdefault(file.name[len(stem_of(file.name)) :], []).append(file)
+        kept = [file for file in kept if file.name in read]
     return Layout(
         kind=kind,
-        path=_path(path, kind, kept) if kind == ".txt" or (has_others and kind in FORMS) else path,
+        path=path,
         storage=storage,
         files=kept,
         beside=sorted(beside),
-        aside=_counts({other: kinds[other] for other in kinds if other != kind}),
+        aside=_counts(aside),
     )
 
 

@@ -62,7 +62,7 @@ def _source(seen: Seen | None) -> str:
     parts = [f"{seen.files:,} file{'s' * (seen.files != 1)}, {size(seen.bytes)}"]
     if seen.rows is not None:
         shards = f"{seen.shards:,} shard{'s' * (seen.shards != 1)}"
-        parts = [f"{seen.rows:,} rows, {shards}", *parts]
+        parts = [f"{seen.rows:,} row{'s' * (seen.rows != 1)}, {shards}", *parts]
     return ", ".join(parts)
 
 

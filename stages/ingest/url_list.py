@@ -29,7 +29,6 @@ from stages.ingest._columns import (
 )
 from stages.ingest._text_rows import (
     DELIMITER,
-    PACKED,
     PLAIN_SUFFIXES,
     TEXT_SUFFIXES,
     Dialect,
@@ -147,15 +146,19 @@ class UrlList(DatasetStage):
         storage, _ = open_pool(self.path)
         files = list_files(self.path, self.suffixes, "pool")
         texts = [file for file in files if not file["path"].lower().endswith(PARQUET)]
-        is_packed = any(file["path"].lower().endswith(PACKED) for file in texts)
-        if is_packed or sum(file["size"] for file in texts) > COUNTED_BYTES:
+        if sum(file["size"] for file in texts) > COUNTED_BYTES:
             return  # only reading tells
+        rows_of: dict[str, int] = {}
+        for file in texts:
+            rows = scan_text(storage, file, self.names, 1, self.dialect)
+            if rows[0]["stop"] is None:
+                return  # packed, or UTF-16: here too
+            rows_of[file["path"]] = sum(row["stop"] > row["start"] for row in rows)
         for file in files:
-            if file in texts:
-                rows = len(scan_text(storage, file, self.names, 1, self.dialect))
-                yield rows, ceil(rows / self.shard_rows)
-            else:
+            if (count := rows_of.get(file["path"])) is None:
                 yield counted(storage, file, self.shard_rows)
+            else:
+                yield count, max(1, ceil(count / self.shard_rows))
 
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, self.suffixes, "pool")

@@ -37,6 +37,13 @@ def refused(path, kind=RecipeError) -> RecipeError:
     return error.value
 
 
+def test_of_two_suffixes_that_no_glob_names_together_one_is_set_aside(tmp_path):
+    put(tmp_path, **{"a.csv": ROWS, "b.CSV": ROWS, "dataset_infos.json": "{}"})
+    found = look(tmp_path)
+    assert found.path == f"{tmp_path}/*.csv"
+    assert (found.rows, found.aside) == (3, {".CSV": 1})
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [(0, 100), (6_400, 100), (6_401, 101), (100_000, 1_563), (640_000, 10_000), (10**9, 10_000)],

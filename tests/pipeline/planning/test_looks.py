@@ -120,6 +120,17 @@ def test_a_command_ends_though_a_store_stays_silent(tmp_path):
     assert "no answer in 2 s" in said.stdout
 
 
+@pytest.mark.parametrize(
+    ("encoding", "rows", "counted"),
+    [("utf-8", 2, (2, 1)), ("utf-8", 0, (0, 1)), ("utf-16", 2, (None, None))],
+)
+def test_rows_are_counted_where_a_look_can_tell(plan_of, tmp_path, encoding, rows, counted):
+    text = "url,text\n" + "https://x.org/1.jpg,a cat\n" * rows
+    (tmp_path / "it.csv").write_text(text, encoding=encoding)
+    seen = look(plan_of("pool: {uses: ingest.url_list, path: PATH/it.csv}"))["pool"]
+    assert (seen.rows, seen.shards) == counted
+
+
 def test_a_mistake_in_an_own_look_is_named(plan_of, monkeypatch):
     monkeypatch.setattr(UrlList, "look", lambda self: 1 / 0)
     found, where, do = refused(plan_of(TEXTS))
