@@ -6,18 +6,18 @@ stands beside it, or above it, as a comment.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from metadata.schema import Column
+from pipeline.verdicts import Selects as Selects  # a stage's file imports all from here
+from pipeline.verdicts import Threshold as Threshold
+from pipeline.verdicts import Verdicts as Verdicts
 
 if TYPE_CHECKING:
     from pipeline.dataset import Context, Inputs
@@ -248,60 +248,6 @@ class DatasetStage(Stage):
     def load_virtual(self, names: list[str], source: Mapping[str, Any]) -> pa.Table:
         """The named virtual columns of every row of the shard that was made from `source`."""
         raise NotImplementedError  # asked only of a stage that names some in `virtual`
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """A number that decides which rows a select stage keeps."""
-
-    name: str  # `sweep --vary` asks for it by this name
-    column: str  # whose values it cuts, as the stage reads or writes it
-    sign: Literal["<", "<=", ">", ">=", "=", "<>"]  # how a value that stays relates to the number
-    value: float
-    text: str  # the rule in the stage's words: `clip_score >= 0.3`
-    reads: tuple[str, ...] = ()  # columns that other verdicts are made of, as the stage reads them
-    made: tuple[str, ...] = ()  # and of its own
-    is_size: bool = False  # a number or a share of rows, not a value of the column
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What a select stage keeps with another number in the place of a threshold's."""
-
-    value: float
-    rule: str
-    keep: NDArray[np.bool_]  # (N,)
-
-
-@runtime_checkable
-class Selects(Protocol):
-    """What a stage that writes `keep` answers about its verdicts, so that `plan` can check its
-    thresholds, `sweep` can vary them, and `why` and the report can explain them.
-
-    A stage that does not answer selects as well; it has no threshold that anybody sees.
-    """
-
-    def thresholds(self) -> Sequence[Threshold]:
-        """Every number that decides, in the order of the settings."""
-        ...
-
-    def verdicts(
-        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
-    ) -> Iterator[Verdicts]:
-        """The verdicts with each of the values in the threshold's place.
-
-        `rows` has uid, shard, position and the columns named in `threshold.reads` that it reads;
-        `made` has `keep`, today's verdict, and those in `threshold.made`. ValueError where a value
-        cannot be.
-        """
-        ...
-
-    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """A clause on why the row is dropped, from the stage's own columns at that row.
-
-        Empty where the reason says it all; values of columns that a reason names are shown anyway.
-        """
-        ...
 
 
 def edges_taken(stage: Stage | type[Stage]) -> tuple[Edge, ...]:

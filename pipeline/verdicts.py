@@ -1,0 +1,64 @@
+"""What a select stage answers about its verdicts; stages import it from `pipeline.stage`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A number that decides which rows a select stage keeps."""
+
+    name: str  # `sweep --vary` asks for it by this name
+    column: str  # whose values it cuts, as the stage reads or writes it
+    sign: Literal["<", "<=", ">", ">=", "=", "<>"]  # how a value that stays relates to the number
+    value: float
+    text: str  # the rule in the stage's words: `clip_score >= 0.3`
+    reads: tuple[str, ...] = ()  # columns that other verdicts are made of, as the stage reads them
+    made: tuple[str, ...] = ()  # and of its own
+    is_size: bool = False  # a number or a share of rows, not a value of the column
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a select stage keeps with another number in the place of a threshold's."""
+
+    value: float
+    rule: str
+    keep: NDArray[np.bool_]  # (N,)
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """What a stage that writes `keep` answers about its verdicts, so that `plan` can check its
+    thresholds, `sweep` can vary them, and `why` and the report can explain them.
+
+    A stage that does not answer selects as well; it has no threshold that anybody sees.
+    """
+
+    def thresholds(self) -> Sequence[Threshold]:
+        """Every number that decides, in the order of the settings."""
+        ...
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        """The verdicts with each of the values in the threshold's place.
+
+        `rows` has uid, shard, position and the columns named in `threshold.reads` that it reads;
+        `made` has `keep`, today's verdict, and those in `threshold.made`. ValueError where a value
+        cannot be.
+        """
+        ...
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """A clause on why the row is dropped, from the stage's own columns at that row.
+
+        Empty where the reason says it all; values of columns that a reason names are shown anyway.
+        """
+        ...
