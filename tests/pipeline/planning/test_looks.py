@@ -49,12 +49,13 @@ def refused(plan, run=None):
 
 
 def test_files_rows_and_shards_of_a_source_are_counted(plan_of, tmp_path):
-    seen = look(plan_of(TEXTS.replace("}", ", shard_rows: 1}")))["pool"]
+    seen = look(plan_of(TEXTS.replace("}", ", shard_rows: 1}")), seconds=60)["pool"]
     assert (seen.files, seen.rows, seen.shards) == (1, 2, 2)
     assert seen.bytes == (tmp_path / "pool.csv").stat().st_size
     pq.write_table(pa.table({"url": ["a"] * 5, "text": ["b"] * 5}), tmp_path / "five.parquet")
     plan = plan_of("pool: {uses: ingest.url_list, path: PATH/five.parquet, shard_rows: 2}")
-    assert (look(plan)["pool"].rows, look(plan)["pool"].shards) == (5, 3)
+    five = look(plan, seconds=60)["pool"]
+    assert (five.rows, five.shards) == (5, 3)
 
 
 def test_a_source_that_is_not_there_is_refused_with_the_line(plan_of):
@@ -127,7 +128,8 @@ def test_a_command_ends_though_a_store_stays_silent(tmp_path):
 def test_rows_are_counted_where_a_look_can_tell(plan_of, tmp_path, encoding, rows, counted):
     text = "url,text\n" + "https://x.org/1.jpg,a cat\n" * rows
     (tmp_path / "it.csv").write_text(text, encoding=encoding)
-    seen = look(plan_of("pool: {uses: ingest.url_list, path: PATH/it.csv}"))["pool"]
+    plan = plan_of("pool: {uses: ingest.url_list, path: PATH/it.csv}")
+    seen = look(plan, seconds=60)["pool"]
     assert (seen.rows, seen.shards) == counted
 
 
