@@ -12,6 +12,7 @@ import errno
 import gc
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -165,8 +166,8 @@ class _Parser(argparse.ArgumentParser):
             what = f"no verb '{word}'" if name == "VERB" else f"'{word}' as {name}"
             do = did_you_mean(word, [known.strip("'") for known in words.split(", ")])
             if name == "VERB" and os.path.exists(word):
-                do = f"for data of your own: clipmill curate {word} --out run"
-                do = f"clipmill run {word} --out run" if word.endswith(".yaml") else do
+                do = f"for data of your own: clipmill curate {shlex.quote(word)} --out run"
+                do = f"clipmill run {shlex.quote(word)} --out run" if word.endswith(".yaml") else do
             raise RecipeError(what, self.prog, f"{do}  {more}")
         known = self._option_string_actions  # argparse tells them in no other way
         for option in (word.partition("=")[0] for word in self.given):

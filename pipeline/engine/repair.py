@@ -6,6 +6,7 @@ holds any more.
 """
 
 import re
+import shlex
 from dataclasses import replace
 
 import pyarrow as pa
@@ -42,7 +43,8 @@ def refusal(found: DamagedError, planned: PlannedStage | None, run: Storage) -> 
     if planned is None:
         return StageError(found.found, found.place, "not of this run: copy it there once more")
     if is_asked(planned.stage):
-        do = f"clipmill verify --run {run} --repair asks again, for the damaged rows; no run does"
+        again = f"clipmill verify --run {shlex.quote(str(run))} --repair"
+        do = f"{again} asks again, for the damaged rows; no run does"
         return StageError(found.found, found.place, do)
     do = "it was just made again, so look at this machine's disk and memory"
     return StageError(found.found, found.place, do)

@@ -5,6 +5,7 @@ where it holds what grows or acts when it is read: aliases, tags.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,15 +209,16 @@ def find_recipe(name: str) -> Path:
     known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if name in known:
         return RECIPES / f"{name}.yaml"
+    made = f"clipmill init {shlex.quote(name)}"
     if path.is_dir() or "://" in name:
-        do = f"clipmill init {name} makes a recipe for it"
+        do = f"{made} makes a recipe for it"
         raise RecipeError(f"'{name}' is data, not a recipe", where, do)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise RecipeError(f"no file '{name}'", where, "check the path")
         return path
     if path.exists():
-        do = f"if it is data, clipmill init {name} makes a recipe for it; a recipe ends in .yaml"
+        do = f"if it is data, {made} makes a recipe for it; a recipe ends in .yaml"
         raise RecipeError(f"'{name}' is no recipe, by its name", where, do)
     do = f"{did_you_mean(name, known)}  `mine.yaml` is a file of your own"
     raise RecipeError(f"no recipe '{name}'", where, do)

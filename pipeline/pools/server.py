@@ -12,6 +12,7 @@ Behaviour of a path, all keys optional:
 import asyncio
 import contextlib
 import json
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ def start_server(directory: Path, port: int = 0) -> Iterator[str]:
 def web_app(directory: Path) -> web.Application:
     """The application that answers as `_behaviour.json` says, else with the file or 404."""
     www = (directory / "www").resolve()
+    quoted = shlex.quote(str(directory))
     try:
         behaviour: dict[str, dict[str, Any]] = json.loads((www / BEHAVIOUR).read_text())
     except FileNotFoundError:
@@ -92,13 +94,13 @@ def web_app(directory: Path) -> web.Application:
         raise RecipeError(
             found="no pool: it has no www/ to serve" if is_there else "no such folder",
             where=str(directory),
-            do=f"name a pool's folder, or build one: clipmill pool generated --out {directory}",
+            do=f"name a pool's folder, or build one: clipmill pool generated --out {quoted}",
         ) from None
     except (OSError, ValueError) as error:
         raise RecipeError(
             found=f"a pool that cannot be served: {error}",
             where=str(www / BEHAVIOUR),
-            do=f"delete {directory} and build it again: clipmill pool demo --out {directory}",
+            do=f"delete {directory} and build it again: clipmill pool demo --out {quoted}",
         ) from error
     served: Counter[str] = Counter()
     open_files = asyncio.Semaphore(MAX_OPEN_FILES)

@@ -1,5 +1,6 @@
 """What of a plan is done in a run folder: one scan a stage, checked against its parents."""
 
+import shlex
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -95,7 +96,8 @@ class RunState:
         if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
             for record in scanned.lost:
                 scanned.records.pop(record.shard, None)
-                place, do = f"{folder}/{record.data}", f"clipmill verify --run {self.run} --repair"
+                place = f"{folder}/{record.data}"
+                do = f"clipmill verify --run {shlex.quote(str(self.run))} --repair"
                 scanned.failures[record.shard] = Failure(
                     record.shard, record.parents, True, "its answers are gone", place, do
                 )

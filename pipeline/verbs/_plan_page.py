@@ -1,6 +1,7 @@
 """A plan as text and as JSON, and what a user should know before it runs."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from shutil import get_terminal_size
@@ -47,7 +48,8 @@ def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
     if not any(one.error for one in seen.values()):
         path = Path(plan.recipe.path)
         recipe = path.stem if path.parent == RECIPES else str(path)
-        lines.append(f"next: clipmill run {recipe} --out {state.run if state else 'run'}")
+        out = str(state.run) if state else "run"
+        lines.append(f"next: {shlex.join(['clipmill', 'run', recipe, '--out', out])}")
     return "\n".join(lines)
 
 

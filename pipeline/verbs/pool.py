@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def _build(options: argparse.Namespace) -> None:
         port=options.port,
         rows=getattr(options, "rows", None),
     )
-    serve = f"clipmill pool serve {options.out}"
+    serve = f"clipmill pool serve {shlex.quote(str(options.out))}"
     serve += "" if options.port == PORT else f" --port {options.port}"
     print(
         f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata, {counts['good']:,} of"

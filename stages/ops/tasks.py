@@ -6,6 +6,7 @@ A retrieval task has KEY.txt, one caption a line, and no class names.
 """
 
 import hashlib
+import shlex
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -140,7 +141,8 @@ def refuse(findings: list[Finding], stage: str, folder: Storage) -> None:
         raise StageError(
             found=first.found + more,
             where=f"stage '{stage}', key `tasks`: {folder}/{first.where}",
-            do=f"{first.do}; `clipmill doctor tasks {folder}` lists all that is wrong",
+            do=f"{first.do}; `clipmill doctor tasks {shlex.quote(str(folder))}`"
+            " lists all that is wrong",
         )
 
 

@@ -428,3 +428,14 @@ def test_a_reader_that_leaves_is_no_failure(done):
         ["bash", "-c", shell], cwd=ROOT, env=buffered, capture_output=True, text=True
     )
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_commands_to_paste_hold_paths_with_spaces(clipmill, tmp_path):
+    data, recipe = tmp_path / "my pairs.csv", tmp_path / "my recipe.yaml"
+    data.write_text("url,text\nhttps://x.org/1.jpg,a cat\n")
+    recipe.write_text(f"stages:\n  pool: {{uses: ingest.url_list, path: '{data}'}}\n")
+    assert f"clipmill curate '{data}' --out run" in clipmill(data).err
+    assert f"clipmill run '{recipe}' --out run" in clipmill(recipe).err
+    assert f"clipmill init '{data}' makes" in clipmill("plan", data).err
+    assert f"next: clipmill run '{recipe}' --out run" in clipmill("plan", recipe).out
+    assert f"--out '{tmp_path}/my pool'" in clipmill("pool", "serve", tmp_path / "my pool").err
