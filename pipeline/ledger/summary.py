@@ -18,6 +18,7 @@ from pipeline.ledger.exports import Export, exports
 from pipeline.ledger.funnel import is_end
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.ran import newest_name
 from pipeline.run_folder.state import RunState
 
 MOST_ROWS, MOST_SHARDS = (
@@ -65,8 +66,9 @@ class Passing:
 class Summary:
     """What a run left; while a stage of rows is not complete, nothing has ended.
 
-    `report` is null where none lies beside the run folder. `set_aside` counts shards that failed as
-    a whole, by stage; `never` are reasons to be tried again that no row has ever failed for.
+    `report` is null where none lies beside the run folder, or one from before. `set_aside` counts
+    shards that failed as a whole, by stage; `never` are reasons to be tried again that no row has
+    ever failed for.
     """
 
     run: str
@@ -93,7 +95,6 @@ def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] 
     stages = [stage for stage in state.stages.values() if stage.planned.gives_rows]
     done = [stage.planned for stage in stages if stage.complete]
     is_whole = len(done) == len(stages)
-    report = f"{state.run.path}.html" if state.run.is_local else None  # where `curate` puts it
     failures = {
         name: sum(failure is not None for failure in stage.failures.values())
         for name, stage in state.stages.items()
@@ -107,8 +108,19 @@ def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] 
         passing=tuple(_passing(state)),
         set_aside={name: count for name, count in failures.items() if count},
         never=tuple(reason for reason in retry if not _occurred(state, reason)),
-        report=report if report and Path(report).exists() else None,
+        report=_report(state),
     )
+
+
+def _report(state: RunState) -> str | None:
+    """The page that `curate` and `report` write, where nothing of the run is newer than it."""
+    page = Path(f"{state.run.path}.html")
+    if not state.run.is_local or not page.exists():
+        return None
+    parts = [Path(stage.folder.path) for stage in state.stages.values()]
+    parts.append(Path(state.run.path, "recipes", newest_name(state.run) or ""))
+    newest = max((part.stat().st_mtime_ns for part in parts if part.exists()), default=0)
+    return str(page) if page.stat().st_mtime_ns >= newest else None
 
 
 def _endings(state: RunState, done: list[PlannedStage]) -> Iterator[Ending]:

@@ -37,16 +37,16 @@ CONTENT_TYPES = {  # our own: the system's table differs from machine to machine
 }
 
 
-def serve(directory: Path, port: int = 8765) -> None:
-    """Serves the pool until Ctrl-C; refuses a port that the pool's URLs do not name."""
+def serve(directory: Path, port: int | None = None) -> None:
+    """Serves the pool until Ctrl-C, at the port that its URLs name; refuses another."""
     built_for = _pool_facts(directory).get("port", port)
-    if built_for != port:
+    if port is not None and built_for != port:
         raise RecipeError(
             found=f"the pool's URLs name port {built_for}, not {port}",
             where=str(directory / "pool.json"),
             do=f"serve it with --port {built_for}, or build it again with --port {port}",
         )
-    with start_server(directory, port) as url, contextlib.suppress(KeyboardInterrupt):
+    with start_server(directory, built_for or 0) as url, contextlib.suppress(KeyboardInterrupt):
         print(f"serving {directory} at {url} (Ctrl-C stops)")
         threading.Event().wait()
 

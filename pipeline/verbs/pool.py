@@ -23,7 +23,6 @@ clipmill pool serve demo/pool
 clipmill pool score demo/pool --run run
 """
 SHOWN_CAUSES = 4
-PORT = 8765
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +47,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         build.add_argument(
             "--workers", type=int, metavar="N", help="processes that draw (default: one a core)"
         )
-        add_port(build, "port that its URLs name")
+        build.add_argument(
+            "--port",
+            type=int,
+            default=8765,
+            metavar="N",
+            help="port that its URLs name (default: %(default)s)",
+        )
         if kind == "generated":
             build.add_argument(
                 "--rows", type=int, metavar="N", help="about how many rows (default: 600)"
@@ -56,19 +61,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "serve a pool's images over loopback HTTP"
     serve = kinds.add_parser("serve", help=text, description=f"{text[0].upper()}{text[1:]}.")
     serve.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
-    add_port(serve, "port to serve at: the one that its URLs name")
+    serve.add_argument(
+        "--port", type=int, metavar="N", help="port to serve at (default: the one its URLs name)"
+    )
     text = "what a run caught of the faults planted in a pool"
     score = kinds.add_parser("score", help=text, description=f"{text[0].upper()}{text[1:]}.")
     score.add_argument("directory", type=Path, metavar="DIR", help="the pool's folder")
     add_run(score)
     add_json(score)
-
-
-def add_port(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--port N`."""
-    parser.add_argument(
-        "--port", type=int, default=PORT, metavar="N", help=f"{what} (default: %(default)s)"
-    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,12 +102,10 @@ def _build(options: argparse.Namespace) -> None:
         port=options.port,
         rows=getattr(options, "rows", None),
     )
-    serve = f"clipmill pool serve {shlex.quote(str(options.out))}"
-    serve += "" if options.port == PORT else f" --port {options.port}"
     print(
         f"{options.out}: {counts['rows']:,} rows in {options.out}/metadata, {counts['good']:,} of"
         f" them without a fault; {counts['trusted']:,} trusted pairs\n"
-        f"next: {serve}"
+        f"next: clipmill pool serve {shlex.quote(str(options.out))}"
     )
 
 

@@ -150,6 +150,11 @@ def test_a_run_says_what_it_kept_what_it_lost_and_what_to_run_next(recipe, tmp_p
     made = clipmill(*run)
     assert f"  report: {tmp_path}/run.html\n" in made.out
     assert "clipmill report" not in made.out
+    for where in ("caption_words >= 3", "caption_words >= 4"):  # the page is not of this subset
+        other = clipmill(*run, "--set", f"subset.where={where}")
+        assert f"  {report}\n" in other.out
+        assert "run.html" not in other.out
+    assert clipmill(*report.split()[1:]).code == 0
     summed = clipmill(*run, "--json").json["summary"]
     assert summed["endings"][0]["kept"] == int(lines[2].split()[0])
 

@@ -104,6 +104,18 @@ def test_a_folder_without_a_pool_is_refused(tmp_path):
         pass
 
 
+def test_a_pool_is_served_at_the_port_that_its_urls_name(folder, monkeypatch):
+    def start(directory, port):
+        raise StopIteration(port)
+
+    monkeypatch.setattr("pipeline.pools.server.start_server", start)
+    (folder / "pool.json").write_text('{"port": 9321}')
+    for given in (None, 9321):
+        with pytest.raises(StopIteration) as stopped:
+            serve(folder, given)
+        assert stopped.value.value == 9321
+
+
 def test_serving_on_a_port_that_the_urls_do_not_name_is_refused(folder):
     (folder / "pool.json").write_text('{"port": 8765}')
     with pytest.raises(RecipeError, match="8765, not 9999"):

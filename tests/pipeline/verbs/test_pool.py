@@ -17,7 +17,7 @@ def test_a_built_pool_says_its_rows_and_how_to_serve_it(tmp_path, monkeypatch, c
         said = clipmill("pool", "generated", "--out", "it", "--rows", 40, "--port", 9000)
         assert said.code == 0
         assert said.out.startswith("it: 40 rows in it/metadata, ")
-        assert said.out.endswith("\nnext: clipmill pool serve it --port 9000\n")
+        assert said.out.endswith("\nnext: clipmill pool serve it\n")
 
 
 def test_a_folder_that_is_no_pool_is_not_served(tmp_path, clipmill):
