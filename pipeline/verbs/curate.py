@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     sets = [word for override in options.overrides for word in ("--set", override)]
     again = shlex.join(["clipmill", "run", str(recipe), "--out", options.out, *sets])
     start = started(options, "curate", again, asks=False)
-    before = recipe.read_text(encoding="utf-8") if recipe.exists() else None
+    is_there = recipe.exists()
+    before = recipe.read_text(encoding="utf-8", errors="replace") if is_there else None
     if before is not None and not is_untouched(before):
         raise RecipeError(
             found="a recipe that was changed by hand, or is another's",

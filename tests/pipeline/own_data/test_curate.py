@@ -116,6 +116,12 @@ def test_a_page_that_no_run_drew_is_left_as_it_is(scored, curate, tmp_path):
     assert not (tmp_path / "run.yaml").exists()
 
 
+def test_a_recipe_in_other_letters_is_left_as_it_is(scored, curate, tmp_path):
+    (tmp_path / "run.yaml").write_bytes("seed: 0  # größer\n".encode("cp1252"))
+    assert "a recipe that was changed by hand" in curate(scored, code=2).err
+    assert (tmp_path / "run.yaml").read_bytes().endswith("# größer\n".encode("cp1252"))
+
+
 def test_keys_of_a_run_folder_are_not_in_its_recipe(scored):
     data = look_at(str(scored), {})
     text = starter(data, Wish(), "curate", "clipmill run run.yaml --out s3://AKIA:hush@bucket/run")
