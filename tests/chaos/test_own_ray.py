@@ -42,7 +42,7 @@ def at_work(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
     ) as process:
         assert process.stdout
         try:
-            next(line for line in process.stdout if re.match(r"caption: \d+ of", line))
+            next(line for line in process.stdout if re.match(r"caption: [1-9]\d* of", line))
             yield process
         finally:
             process.kill()
