@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -101,8 +102,10 @@ def _next(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str]
 
     Where a setting mends what stopped the run, that comes before any row is tried again.
     """
-    reasons = dict.fromkeys(reason for passing in summary.passing for reason in passing.reasons)
-    retries = "".join(f" --retry {reason}" for reason in reasons)
+    reasons: Counter[str] = Counter()
+    for passing in summary.passing:
+        reasons.update(passing.reasons)
+    retries = "".join(f" --retry {reason}" for reason, _ in reasons.most_common())
     run = shlex.quote(_near(summary.run))
     more = "".join(f" {word}" for word in sets) or retries
     lines = [f"  {again}{more}"] if retries or not is_complete else []

@@ -1,12 +1,14 @@
 """How a run ended: kept and lost, what may pass, what is empty."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pipeline.ledger import summary as summaries
 from pipeline.ledger.funnel import funnel
-from pipeline.ledger.summary import summary
+from pipeline.ledger.summary import Passing, summary
+from pipeline.verbs._summary_page import text
 from tests.engine_stages.harness import write_pool
 
 
@@ -79,6 +81,17 @@ def test_what_may_pass_is_counted_as_it_is_after_a_retry(moody):
     assert passing.reasons == {"timeout": 1}
     done = summary(moody([], retry=("timeout",)), retry=["timeout", "refused", "crashed"])
     assert (done.passing, done.never) == ((), ("refused",))
+
+
+def test_rows_are_tried_again_for_the_commonest_reason_first_and_never_before_a_setting(moody):
+    reasons = {"unresolvable": 1, "refused": 149}
+    answer = summary(moody([]))
+    answer = replace(answer, passing=(Passing(stage="copy", rows=150, reasons=reasons),))
+    again = "clipmill run it.yaml --out run"
+    assert f"\n  {again} --retry refused --retry unresolvable\n" in text(answer, again, False)
+    said = text(answer, again, False, ("--set copy.x=true",))
+    assert f"next\n  {again} --set copy.x=true\n" in said
+    assert "--retry" not in said
 
 
 def test_while_a_stage_of_rows_is_not_complete_nothing_has_ended(moody, engine):
