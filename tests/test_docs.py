@@ -134,6 +134,17 @@ def test_a_short_document_is_true(path, follower):
     follower.follow(path.read_text(encoding="utf-8"), path.name)
 
 
+def test_documents_that_are_followed_side_by_side_serve_their_pools_at_ports_of_their_own():
+    ports = []
+    for path in (*LONG, *SHORT):
+        script = "".join(it.text for it in blocks(path.read_text(encoding="utf-8")))
+        if re.search("^clipmill pool serve", script, re.MULTILINE):
+            (generated,) = re.findall("^clipmill pool generated.*", script, re.MULTILINE)
+            named = re.search(r"--port (\d+)", generated)
+            ports.append(int(named[1]) if named else 8765)  # that of `pool generated`
+    assert len(set(ports)) == len(ports) >= 3
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in LINK.findall(path.read_text(encoding="utf-8")):
