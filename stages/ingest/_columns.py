@@ -1,16 +1,20 @@
 """Columns of a pool's files: which ones settings ask for, which lack, and which do not fit."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from metadata.schema import REASON, UID, Column
-from pipeline.errors import RecipeError, StageError
+from pipeline.dataset import Task
+from pipeline.errors import RecipeError, ShardError, StageError
 from stages.ingest._arrow_types import comes_back, type_of
-from stages.ops.tables import Values, fit
+from stages.ops.parquet_rows import Source
+from stages.ops.tables import Values, first_rows, fit
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 SHOWN = 24  # names of columns in an error
@@ -129,6 +133,18 @@ def fitted(
         for it in asked:
             refuse_misfits(it, rows[it.name], fits[it.column.name][1], where)
     return {n: value for n, (value, _) in fits.items()}, {n: bad for n, (_, bad) in fits.items()}
+
+
+def try_first(
+    read: Callable[..., Iterator[Iterator[pa.Table]]], group: Sequence[Source], task: Task
+) -> dict[str, Any]:
+    """StageError where most of the first rows do not fit what the settings say of them.
+
+    `read` gives each source's rows; with `is_tried` it refuses such rows.
+    """
+    with suppress(ShardError):  # a damaged file costs its shards, not the stage
+        first_rows(chain.from_iterable(read(group[:1], None, is_tried=True)), TRIED_ROWS)
+    return {}
 
 
 def refuse_misfits(

@@ -2,7 +2,6 @@
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -28,11 +27,11 @@ from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import ShardError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from stages.ingest._columns import (
-    TRIED_ROWS,
     Asked,
     refuse_misfits,
     refuse_uids,
     require,
+    try_first,
 )
 from stages.ops.parquet_rows import Source, groups_in, parquet_counts, parquet_rows, scan_parquet
 from stages.ops.tables import (
@@ -129,7 +128,7 @@ class DataComp(DatasetStage):
             for name in sorted(ctx.wanted & scanned_file["unfit"].keys()):
                 raise self.lacking(name, scanned_file["unfit"][name], f"{folder}/{file['path']}")
         groups = groups_in(scanned)
-        ctx.map(partial(try_first, self), groups[:1])
+        ctx.map(partial(try_first, partial(read, self)), groups[:1])
         ctx.create_shards_together(partial(read, self), groups)
 
     def lacking(self, name: str, holds: str | None, where: str) -> StageError:
@@ -185,13 +184,6 @@ def scan(stage: DataComp, file: Mapping[str, Any], task: Task | None) -> dict[st
 def is_other(column: Column, dtype: pa.DataType) -> bool:
     """Whether scores have another type than `score_type`: rounding could move a row past a cut."""
     return column.dtype in SCORE_TYPES.values() and dtype not in (column.dtype, pa.null())
-
-
-def try_first(stage: DataComp, group: Sequence[Source], task: Task | None) -> dict[str, Any]:
-    """StageError where most of the first rows are none of a DataComp pool."""
-    with suppress(ShardError):  # a damaged file costs its shards, not the stage
-        first_rows(chain.from_iterable(read(stage, group[:1], None, is_tried=True)), TRIED_ROWS)
-    return {}
 
 
 def read(

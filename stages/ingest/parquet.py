@@ -1,7 +1,6 @@
 """A pool in Parquet files: links, images, captions, embeddings, and any column beside them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -26,11 +25,10 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import RecipeError, ShardError, StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, location
 from stages.ingest._columns import (
     PARQUET_SUFFIXES,
-    TRIED_ROWS,
     Asked,
     asked_by,
     check_extra,
@@ -38,6 +36,7 @@ from stages.ingest._columns import (
     refuse_misfits,
     refuse_uids,
     require,
+    try_first,
 )
 from stages.ingest._nested import caption_of, digests_of, holds_images, images_of
 from stages.ops.parquet_rows import Source, parquet_counts, parquet_rows, scan_parquet
@@ -157,13 +156,14 @@ class Parquet(DatasetStage):
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, PARQUET_SUFFIXES, "pool")
         groups = (group for file in files for group in scan(self, file, None)["groups"])
-        return first_rows((it for group in groups for it in one_by_one(self, group)), rows)
+        sources = chain.from_iterable(read(self, group, None) for group in groups)
+        return first_rows(chain.from_iterable(sources), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, PARQUET_SUFFIXES, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
         groups = [group for file in scanned for group in file["groups"]]
-        ctx.map(partial(try_first, self), groups[:1])
+        ctx.map(partial(try_first, partial(read, self)), groups[:1])
         ctx.create_shards_together(partial(read, self), groups)
 
 
@@ -188,20 +188,6 @@ def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str
             do = f"write embedding_width: {dtype.list_size}"
             raise StageError(f"'{name}' has vectors of {dtype.list_size} numbers", where, do)
     return {"groups": groups}
-
-
-def try_first(stage: Parquet, group: Sequence[Source], task: Task | None) -> dict[str, Any]:
-    """StageError where most of the first rows do not fit what the settings say of them."""
-    with suppress(ShardError):  # a damaged file costs its shards, not the stage
-        first_rows(one_by_one(stage, group[:1], is_tried=True), TRIED_ROWS)
-    return {}
-
-
-def one_by_one(
-    stage: Parquet, group: Sequence[Source], is_tried: bool = False
-) -> Iterator[pa.Table]:
-    """The rows of all sources of a group."""
-    return chain.from_iterable(read(stage, group, None, is_tried))
 
 
 def read(

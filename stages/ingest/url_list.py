@@ -2,7 +2,6 @@
 
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -14,10 +13,9 @@ import pyarrow.compute as pc
 
 from metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
 from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import RecipeError, ShardError, StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from stages.ingest._columns import (
-    TRIED_ROWS,
     Asked,
     asked_by,
     check_extra,
@@ -26,6 +24,7 @@ from stages.ingest._columns import (
     refuse_uids,
     require,
     shortened,
+    try_first,
 )
 from stages.ingest._text_rows import (
     DELIMITER,
@@ -163,13 +162,14 @@ class UrlList(DatasetStage):
     def head(self, rows: int) -> pa.Table:
         files = list_files(self.path, self.suffixes, "pool")
         groups = (g for file in files for g in scan(self, file, None, is_cut=False)["groups"])
-        return first_rows((it for group in groups for it in one_by_one(self, group)), rows)
+        sources = chain.from_iterable(read(self, group, None) for group in groups)
+        return first_rows(chain.from_iterable(sources), rows)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         files = list_files(self.path, self.suffixes, ctx.worker.stage)
         scanned = ctx.map(partial(scan, self), files)
         groups = groups_in(scanned)
-        ctx.map(partial(try_first, self), groups[:1])
+        ctx.map(partial(try_first, partial(read, self)), groups[:1])
         ctx.create_shards_together(partial(read, self), groups)
 
 
@@ -186,20 +186,6 @@ def scan(
     shard_rows = stage.shard_rows if is_cut else None
     sources = scan_text(storage, file, stage.names, shard_rows, stage.dialect)
     return {"groups": [[source] for source in sources]}
-
-
-def try_first(stage: UrlList, group: Sequence[Source], task: Task | None) -> dict[str, Any]:
-    """StageError where most of the first rows do not fit what the settings say of them."""
-    with suppress(ShardError):  # a damaged file costs its shards, not the stage
-        first_rows(one_by_one(stage, group[:1], is_tried=True), TRIED_ROWS)
-    return {}
-
-
-def one_by_one(
-    stage: UrlList, group: Sequence[Source], is_tried: bool = False
-) -> Iterator[pa.Table]:
-    """The rows of all sources of a group."""
-    return chain.from_iterable(read(stage, group, None, is_tried))
 
 
 def read(
