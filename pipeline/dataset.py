@@ -6,7 +6,7 @@ handed to a call run in workers: they are module-level, or `functools.partial` o
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -72,6 +72,10 @@ class Inputs:
     data: str = ""  # URI of the export's folder; empty where it takes no data
     mask: Mask | None = None  # of the export's rows; None where all of them are meant
     model: str | None = None  # URI of the folder of `model: "stage:x"`
+    centroids: str | None = None  # and of `centroids: "stage:x"`
+    # By column that it reads, which model made it: what the writer's `model` names, or for a stage
+    # USES@FINGERPRINT. Columns of a stage without that setting are not in it.
+    model_of: Mapping[str, str] = field(default_factory=dict)
     told: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # listed    JSON, `uids` that a list names, and how many of them are `missing`
 Artifact = Literal["loss", "results", "leaks", "recall", "balance", "concepts", "listed"]
 Determinism = Literal["exact", "close", "recorded"]
-Edge = Literal["rows", "data", "model"]
+Edge = Literal["rows", "data", "model", "centroids"]
 RowFunction = Callable[[pa.Table], pa.Table]
 
 
@@ -71,7 +71,8 @@ def untold(done: float, all: float, what: str = "", **values: float) -> None:
 class Worker:
     """Where a stage's function runs: seed and recipe name for its coins, threads, scratch disk.
 
-    `model` is the URI of the folder of the stage that `model: "stage:x"` names, else None.
+    `model` is the URI of the folder of the stage that `model: "stage:x"` names, else None;
+    `centroids` that of `centroids: "stage:x"`.
     `pin(what, sha256)` is for bytes from outside the run, weights above all: StageError where this
     stage had others before. `tell(done, all, what, loss=…)` says how far a long piece of work is,
     `tell(120, 235, "steps")`: call it as often as you like, some words a second are passed on.
@@ -83,6 +84,7 @@ class Worker:
     threads: int
     scratch: Path
     model: str | None = None
+    centroids: str | None = None
     pin: Callable[[str, str], None] = unpinned
     tell: Callable[..., None] = untold
 

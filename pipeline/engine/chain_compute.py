@@ -60,8 +60,10 @@ class Functions:
         assert isinstance(planned.stage, RowStage)
         stored = self.chain.stored
         model = stored[planned.model].folder if planned.model else None
+        centroids = stored[planned.centroids].folder if planned.centroids else None
         folder = stored[planned.name].folder
-        return planned.stage.open(worker_of(planned, self.chain.seed, self.scratch, folder, model))
+        worker = worker_of(planned, self.chain.seed, self.scratch, folder, model, centroids)
+        return planned.stage.open(worker)
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,21 @@ class DatasetJob:
         rows = state.inputs(planned)
         context = self._context(made_of, rows if isinstance(rows, PoolShards) else None)
         model = state.stored[planned.model].folder.uri if planned.model else None
+        centroids = state.stored[planned.centroids].folder.uri if planned.centroids else None
         data = state.stored[planned.data].folder.uri if planned.data else ""
         began = time.monotonic()
         try:
             self._begin_journal(context)
             mask = state.mask(planned)
-            told = self.running.plan.steps_to(planned.name)
-            inputs = Inputs(rows=rows, data=data, mask=mask, model=model, told=told)
+            inputs = Inputs(
+                rows=rows,
+                data=data,
+                mask=mask,
+                model=model,
+                centroids=centroids,
+                model_of=self.running.plan.models_of(planned.name),
+                told=self.running.plan.steps_to(planned.name),
+            )
             planned.stage.run(inputs, context)
             stored = noted_outputs(stage.folder)
         except DamagedError as found:

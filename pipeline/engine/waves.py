@@ -95,7 +95,7 @@ class Wave:
                 run_id=running.run_id,
                 stages=tuple(stages),
                 stored=running.state.stored,
-                models=running.state.digests([p.model for p in stages if p.model]),
+                models=running.state.digests(name for p in stages for name in p.folders),
                 retry=running.retry,
             )
             for stages in chained(self.stages)

@@ -16,6 +16,7 @@ def worker_of(
     scratch: Path,
     folder: Storage | None = None,
     model: Storage | None = None,
+    centroids: Storage | None = None,
     tell: Callable[..., None] = untold,
 ) -> Worker:
     """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned."""
@@ -27,6 +28,7 @@ def worker_of(
         threads=resources.cpus,
         scratch=scratch,
         model=model.uri if model else None,
+        centroids=centroids.uri if centroids else None,
         pin=partial(pin, folder, planned.name) if folder else unpinned,
         tell=tell,
     )

@@ -9,6 +9,7 @@ KEYS = {  # of an edge that cannot be left out: its key, what it brings, how it 
     "rows": ("from", "rows", "`from: <stage>`"),
     "data": ("data", "a dataset", "`data: <export stage>`"),
 }
+FOLDERS = ("model", "centroids")  # settings that may say `stage:NAME`
 
 
 def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
@@ -16,16 +17,13 @@ def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
     keys = recipe.stages[name]
     rows = keys.get("from", [])
     rows = rows if isinstance(rows, list) else [rows]
-    model = keys.get("model")
     edges = {
         "from": rows,
         "data": [keys["data"]] if "data" in keys else [],
         "rows": [keys["rows"]] if "rows" in keys and "data" in edges_taken(stage) else [],
         "only": [keys["only"]] if "only" in keys else [],
-        "model": [model.removeprefix("stage:")]
-        if isinstance(model, str) and model.startswith("stage:")
-        else [],
     }
+    edges |= {edge: _stage_named(keys.get(edge)) for edge in FOLDERS}
     for edge, targets in edges.items():
         for target in targets:
             if not isinstance(target, str) or target not in recipe.stages:
@@ -35,6 +33,12 @@ def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
                     do=did_you_mean(str(target), recipe.stages, "the recipe has"),
                 )
     return edges
+
+
+def _stage_named(setting: object) -> list[str]:
+    """The stage that a setting of the form `stage:NAME` names."""
+    is_stage = isinstance(setting, str) and setting.startswith("stage:")
+    return [str(setting).removeprefix("stage:")] if is_stage else []
 
 
 def check_edges(
@@ -47,18 +51,20 @@ def check_edges(
     """RecipeError where a stage does not take what an edge brings."""
     uses = recipe.stages[name]["uses"]
     taken = edges_taken(stage)
-    kinds = {"from": "rows", "data": "data", "rows": "rows", "model": "model", "only": "rows"}
+    kinds = {"from": "rows", "data": "data", "rows": "rows", "only": "rows"}
+    kinds |= {edge: edge for edge in FOLDERS}
     for edge, kind in kinds.items():
         for target in edges[edge]:
             gives = planned[target].stage.gives
             if kind not in gives:
-                fits = {"rows": "from", "data": "data", "model": 'model: "stage:…"'}
+                fits = {"rows": "from", "data": "data"}
+                fits |= {edge: f'{edge}: "stage:…"' for edge in FOLDERS}
                 raise RecipeError(
                     found=f"'{target}' gives {' and '.join(gives)}, and `{edge}` takes {kind}",
                     where=recipe.where(name, edge),
                     do=f"name a stage that gives {kind}, or use `{fits[gives[0]]}`",
                 )
-        if edge in ("from", "data", "model") and edges[edge] and kind not in taken:
+        if edge in ("from", "data", *FOLDERS) and edges[edge] and kind not in taken:
             raise RecipeError(
                 found=f"{uses} takes no `{edge}`",
                 where=recipe.where(name, edge),

@@ -16,7 +16,7 @@ from metadata.schema import UID
 from pipeline.dataset import Step
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.bindings import bind, bind_mask, type_of
-from pipeline.planning.edges import check_edges, edges_of
+from pipeline.planning.edges import FOLDERS, check_edges, edges_of
 from pipeline.planning.planned import PlannedStage
 from pipeline.planning.recipe import Recipe
 from pipeline.planning.selects import thresholds_of
@@ -67,6 +67,19 @@ class Plan:
                     settings[key] = plain(value)
             steps.append(Step(stage=one.name, uses=one.uses, settings=settings))
         return tuple(steps)
+
+    def models_of(self, name: str) -> dict[str, str]:
+        """By column that a stage reads, which model made it: see `Inputs.model_of`."""
+        found = {}
+        reads = [read for bound in self.stages[name].bindings for read in bound.items()]
+        for read, (source, _) in reads:
+            writer = self.stages[source]
+            if writer.model:
+                trained = self.stages[writer.model]
+                found[read] = f"{trained.uses}@{trained.fingerprint}"
+            elif isinstance(made_by := getattr(writer.stage, "model", None), str):
+                found[read] = made_by
+        return found
 
     def schema(self, name: str, column: str) -> pa.DataType:
         """The stored type of a stage's column."""
@@ -165,8 +178,7 @@ def _planned(
     if mask:
         marks["rows"] = {read: [planned[s].fingerprint, c] for read, (s, c) in mask.items()}
     settings = settings_of(stage)
-    if edges["model"]:
-        settings["model"] = planned[edges["model"][0]].fingerprint
+    settings |= {edge: planned[edges[edge][0]].fingerprint for edge in FOLDERS if edges[edge]}
     uses = recipe.stages[name]["uses"]
     return PlannedStage(
         name=name,
@@ -175,6 +187,7 @@ def _planned(
         parents=tuple(parents),
         data=next(iter(edges["data"]), None),
         model=next(iter(edges["model"]), None),
+        centroids=next(iter(edges["centroids"]), None),
         only=next(iter(edges["only"]), None),
         root=root,
         bindings=bindings,

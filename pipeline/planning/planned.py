@@ -18,6 +18,7 @@ class PlannedStage:
     parents: tuple[str, ...]  # `from`
     data: str | None
     model: str | None
+    centroids: str | None
     only: str | None
     root: str  # the stage whose shards and positions its rows have; empty where it has no rows
     bindings: tuple[dict[str, Binding], ...]  # read name to where; one a parent for a union
@@ -72,7 +73,7 @@ class PlannedStage:
     @property
     def folders(self) -> tuple[str, ...]:
         """The stages whose files in out/ it reads."""
-        return tuple(name for name in (self.data, self.model) if name)
+        return tuple(name for name in (self.data, self.model, self.centroids) if name)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -33,12 +33,12 @@ def current(records: Sequence[Record], parents: Mapping[str, str]) -> list[Recor
 def parents_of(
     planned: PlannedStage, states: Mapping[str, ShardState], models: Mapping[str, str]
 ) -> dict[str, str]:
-    """The digest of each shard, and of the model's files, that this stage's shard is made of.
+    """The digest of each shard, and of the files of each folder, that this shard is made of.
 
     A stage may read rows and files of one other: then the files stand under `stage:NAME`.
     """
     parents = {source: states[source].digest for source in planned.sources}
-    if planned.model:
-        name = f"stage:{planned.model}" if planned.model in parents else planned.model
-        parents[name] = models[planned.model]
+    for folder in filter(None, (planned.model, planned.centroids)):
+        name = f"stage:{folder}" if folder in parents else folder
+        parents[name] = models[folder]
     return parents

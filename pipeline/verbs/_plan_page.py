@@ -74,6 +74,7 @@ def _reads(planned: PlannedStage) -> str:
     parts += [f"data {planned.data}"] if planned.data else []
     parts += [f"rows {planned.kept_by}"] if planned.kept_by else []
     parts += [f"model {planned.model}"] if planned.model else []
+    parts += [f"centroids {planned.centroids}"] if planned.centroids else []
     parts += [f"only {planned.only}"] if planned.only else []
     return ", ".join(parts)
 
@@ -87,7 +88,7 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
         if source := _source(seen.get(planned.name)):
             lines.append(f"  source    {source}")
-        for edge in ("from", "data", "rows", "model", "only"):
+        for edge in ("from", "data", "rows", "model", "centroids", "only"):
             if made.get(edge):
                 value = made[edge]
                 lines.append(
@@ -148,6 +149,7 @@ def _stage_json(
         "data": planned.data,
         "rows": planned.kept_by,
         "model": planned.model,
+        "centroids": planned.centroids,
         "only": planned.only,
         "settings": {
             field.name: plain(getattr(stage, field.name)) for field in settings_fields(stage)

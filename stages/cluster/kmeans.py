@@ -48,7 +48,8 @@ class KMeans(DatasetStage):
 
     out/centroids.parquet has a row a cluster: its centroid at length 1, its rows, and their inertia
     (sum of squared distances of unit vectors to it); out/rounds.parquet has rows and inertia of
-    the training rows at the begin of each round. Another stage takes both by `model: "stage:NAME"`.
+    the training rows at the begin of each round. Another stage takes both by
+    `centroids: "stage:NAME"`.
     Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it. Departs: starts from the
     rows whose uids hash lowest; an empty cluster takes half of the largest one (as faiss does), so
     with fewer distinct vectors than clusters some stay empty.
@@ -65,7 +66,7 @@ class KMeans(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = ("rows", "model")
+    gives = ("rows", "centroids")
     writes = (CLUSTER_ID, CENTROID_COSINE)
     reasons = ("no_embedding", "zero_or_nan_embedding")
 

@@ -7,6 +7,8 @@ import pytest
 
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
 
 CENTRE = "  centre: {uses: toy.centre, from: numbers, rounds: 3}\n"
 REJOINED = '  again: {uses: toy.rejoined, from: centre, model: "stage:centre"}\n'
@@ -77,6 +79,45 @@ def again_listed(folder):
     return {e.name: e.mtime_ns for e in folder.entries() if e.name == "manifest.json"}
 
 
+MEASURED = '  apart: {uses: toy.measured, from: numbers, centroids: "stage:centre"}\n'
+EMBEDDED = """\
+  emb: {uses: embed.clip, from: pool, model: reference}
+  own: {uses: embed.clip, from: pool, model: "stage:clip", width: 64}
+  all: {uses: export.parquet, from: pool}
+  clip: {uses: train.clip, data: all}
+  near: {uses: cluster.kmeans, from: emb, clusters: 2}
+  again: {uses: cluster.kmeans, from: own, clusters: 2}
+"""
+
+
+def test_centroids_are_an_edge_of_their_own(engine):
+    ran = engine.run(CENTRE + MEASURED)
+    assert ran.complete
+    assert ran.column("apart", "apart") == ran.column("centre", "distance")
+    other = engine.run(CENTRE.replace("rounds: 3", "rounds: 1") + MEASURED)
+    assert other.column("apart", "apart") != ran.column("apart", "apart")
+
+
+def test_a_stage_without_centroids_is_refused_as_such(engine):
+    steps = "  steps: {uses: toy.steps, from: numbers, gate: none}\n" + MEASURED.replace(
+        "centre", "steps"
+    )
+    with pytest.raises(RecipeError, match="'steps' gives model, and `centroids` takes centroids"):
+        engine.plan(steps)
+
+
+def test_a_stage_is_told_which_model_made_what_it_reads(tmp_path):
+    path = tmp_path / "mine.yaml"
+    pool = "  pool: {uses: ingest.image_folder, path: pictures}\n"
+    path.write_text(f"stages:\n{pool}{EMBEDDED}")
+    plan = make_plan(load_recipe(str(path)))
+    assert plan.models_of("near") == {"image_embedding": "reference"}
+    trained = f"train.clip@{plan.stages['clip'].fingerprint}"
+    assert plan.models_of("again") == {"image_embedding": trained}
+
+
 def test_an_edge_to_what_a_stage_does_not_give_names_all_that_it_gives(engine):
-    with pytest.raises(RecipeError, match="'centre' gives rows and model, and `data` takes data"):
+    with pytest.raises(
+        RecipeError, match="'centre' gives rows and model and centroids, and `data` takes data"
+    ):
         engine.plan(CENTRE + "  clip: {uses: train.clip, data: centre}\n")

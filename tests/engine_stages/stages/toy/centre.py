@@ -30,7 +30,7 @@ class Centre(DatasetStage):
 
     version = 1
     determinism = "exact"
-    gives = ("rows", "model")
+    gives = ("rows", "model", "centroids")
     reads = (NUMBER,)
     writes = (DISTANCE,)
 
