@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from metadata.hosts import host_of
 from metadata.schema import LANGUAGE, SOURCE, URL
 from pipeline.ledger.stored import binding
 from pipeline.planning.planned import Binding
@@ -14,7 +15,6 @@ from pipeline.run_folder.state import RunState
 # Shapes: N rows.
 
 GROUPS = 20  # that have a name of their own
-HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)"
 
 
 def groupings(state: RunState, stage: str) -> dict[str, Binding]:
@@ -26,12 +26,8 @@ def groupings(state: RunState, stage: str) -> dict[str, Binding]:
 
 def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The group of each row, dictionary-encoded; of a URL, its host. Null without one."""
-    if name != "domain":
-        return column.cast(pa.string()).dictionary_encode()
-    import polars as pl  # not while `why` answers
-
-    host = pl.Series(values=column).str.extract(HOST, 1).str.to_lowercase()
-    return pa.chunked_array([host.to_arrow().cast(pa.string())]).dictionary_encode()
+    named = host_of(column) if name == "domain" else column.cast(pa.string())
+    return named.dictionary_encode()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,13 @@
+"""The host that a link names: the domain that rows are grouped by."""
+
+import pyarrow as pa
+
+HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)"
+
+
+def host_of(url: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The host of each URL as text, in lower case; null of what is no URL."""
+    import polars as pl  # late: `why` answers without it
+
+    host = pl.Series(values=url).str.extract(HOST, 1).str.to_lowercase()
+    return pa.chunked_array([host.to_arrow().cast(pa.string())])

@@ -1,0 +1,182 @@
+"""Rows by the values of a column, each with its place among those of its value.
+
+A value may have more rows than a machine holds (`en` of a billion), and there may be more values
+than rows in a partition. So rows meet by value where it is rare; of a frequent one, slices meet,
+each a range of the coins by which its rows are ranked, and a slice's places begin where the lower
+slices' end. Memory is bounded by a partition, and places depend on the rows alone.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.schema import POSITION, SHARD, UID
+from metadata.uid import coin, coin_hash, halves
+from pipeline.dataset import Context, Shards, State
+
+# Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
+# M slices of them.
+
+BUCKETS = 1 << 16  # that values are counted in
+SLICE_ROWS = 1 << 16  # a bucket of more rows is sliced
+VALUE = "value"  # what rows are grouped by; null of rows that are in no group
+PLACE = "place"  # among the rows of its value, 0 up by coin; null without a value
+SIZE = "size"  # rows of its value
+OFFSET = "offset"  # a coin of its value, in [0, 1)
+
+
+Known = dict[bytes, tuple[int, int, float]]  # of a slice: rows before it, its value's, its offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """How many slices the rows of each bucket are cut into, and by whose coins."""
+
+    seed: int
+    stage: str
+    count: NDArray[np.uint64]  # (BUCKETS,)
+
+    def bits(self, uid: pa.ChunkedArray) -> NDArray[np.uint64]:
+        """(N,) the coins that rank rows of one value."""
+        return coin_hash(uid, seed=self.seed, stage=self.stage, purpose="place")
+
+
+def placed(rows: Shards, ctx: Context) -> Shards:
+    """The rows with PLACE, SIZE and OFFSET, in partitions; other columns stay, but for VALUE."""
+    rows_B = np.asarray(ctx.reduce(rows_by_bucket, rows, added)["rows"], np.int64)
+    count_B = (-(-rows_B // SLICE_ROWS)).astype(np.uint64)
+    cut = Slices(seed=ctx.worker.seed, stage=ctx.worker.stage, count=count_B)
+    met = ctx.shuffle(ctx.map_shards(partial(with_unit, cut), rows), "unit")
+    known: Known = {}
+    if (count_B > 1).any():
+        known = told(ctx.reduce(partial(slices_of, cut), met, joined))
+    return ctx.map_shards(partial(with_place, cut, known), met)
+
+
+def rows_by_bucket(rows: pa.Table) -> State:
+    values = rows[VALUE].drop_null()
+    return {"rows": np.bincount(bucket_of(values), minlength=BUCKETS)}
+
+
+def bucket_of(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """(N,) the bucket of each value: results do not depend on which."""
+    import polars as pl  # late, as in stages: a plan needs none
+
+    hashed = pl.DataFrame(pa.table({VALUE: values})).to_series().hash(seed=1)
+    return (hashed.to_numpy() % np.uint64(BUCKETS)).astype(np.int64)
+
+
+def with_unit(cut: Slices, rows: pa.Table) -> pa.Table:
+    """The rows, and which of them meet: bucket and slice; those without a value are spread."""
+    bits_N = cut.bits(rows[UID.name])
+    bucket_N = bucket_of(rows[VALUE])
+    slice_N = (bits_N >> np.uint64(32)) * cut.count[bucket_N] >> np.uint64(32)
+    unit_N = slice_N.astype(np.int64) * BUCKETS + bucket_N
+    has_none_N = rows[VALUE].is_null().to_numpy()
+    spread_N = -1 - (bits_N >> np.uint64(44)).astype(np.int64)
+    return rows.append_column("unit", pa.array(np.where(has_none_N, spread_N, unit_N)))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The rows with a value in the order of their places, by slice of a value."""
+
+    order: NDArray[np.int64]  # (N,)
+    start: NDArray[np.int64]  # (G,) of each slice in that order
+    rows: NDArray[np.int64]  # (G,)
+    digest: list[bytes]  # of each slice: of its value and number; empty where that is not sliced
+    offset: NDArray[np.float64]  # (G,) a coin of each slice's first row
+
+    @classmethod
+    def of(cls, cut: Slices, met: pa.Table) -> "Ranked":
+        code = met[VALUE].combine_chunks().dictionary_encode()
+        code = code.combine_chunks() if isinstance(code, pa.ChunkedArray) else code
+        code_N = code.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        unit_N = met["unit"].to_numpy()
+        uid_N2 = halves(met[UID.name])
+        ties = (met[POSITION.name].to_numpy(), met[SHARD.name].to_numpy(), *uid_N2.T[::-1])
+        order = np.lexsort((*ties, cut.bits(met[UID.name]), code_N, unit_N))
+        order = order[code_N[order] >= 0]
+        key_N2 = np.stack([unit_N[order], code_N[order]], axis=1)
+        begins_N = np.append(True, (key_N2[1:] != key_N2[:-1]).any(axis=1))[: len(order)]
+        start_G = np.flatnonzero(begins_N)
+        firsts = met[UID.name].take(pa.array(order[start_G]))
+        offset_G = coin(firsts, seed=cut.seed, stage=cut.stage, purpose="offset")
+        values = code.dictionary.take(pa.array(key_N2[start_G, 1])).to_pylist()
+        digests = [
+            key_of(value, unit // BUCKETS) if cut.count[unit % BUCKETS] > 1 else b""
+            for value, unit in zip(values, key_N2[start_G, 0].tolist(), strict=True)
+        ]
+        rows_G = np.diff(np.append(start_G, len(order)))
+        return cls(order, start_G, rows_G, digests, offset_G)
+
+
+def key_of(value: object, number: int) -> bytes:
+    """128 bits of a value, 64 of the number of its slice."""
+    digest = hashlib.blake2b(repr(value).encode(), digest_size=16).digest()
+    return digest + np.uint64(number).tobytes()
+
+
+def slices_of(cut: Slices, met: pa.Table) -> State:
+    """The slices of values that are sliced: each lies in one partition."""
+    ranked = Ranked.of(cut, met)
+    some = [g for g, digest in enumerate(ranked.digest) if digest]
+    key_M3 = np.frombuffer(b"".join(ranked.digest[g] for g in some), np.uint64).reshape(-1, 3)
+    return {
+        "digest": key_M3[:, :2],
+        "slice": key_M3[:, 2],
+        "rows": ranked.rows[some],
+        "offset": ranked.offset[some],
+    }
+
+
+def told(found: State) -> Known:
+    """What each slice of a frequent value must know of the others."""
+    order = np.lexsort((found["slice"], found["digest"][:, 1], found["digest"][:, 0]))
+    digest_M2, slice_M = found["digest"][order], found["slice"][order]
+    rows_M = np.asarray(found["rows"], np.int64)[order]
+    _, first_M, value_M = np.unique(digest_M2, axis=0, return_index=True, return_inverse=True)
+    value_M = value_M.reshape(-1)
+    ends_M = np.cumsum(rows_M)
+    begins_V = (ends_M - rows_M)[first_M]
+    before_M = ends_M - rows_M - begins_V[value_M]
+    total_V = np.bincount(value_M, rows_M, len(begins_V)).astype(np.int64)
+    offset_V = found["offset"][order][first_M]
+    keys = (d.tobytes() + n.tobytes() for d, n in zip(digest_M2, slice_M, strict=True))
+    values = before_M.tolist(), total_V[value_M].tolist(), offset_V[value_M].tolist()
+    return dict(zip(keys, zip(*values, strict=True), strict=True))
+
+
+def with_place(cut: Slices, known: Known, met: pa.Table) -> pa.Table:
+    """The rows, each with its place among those of its value, their number, and their coin."""
+    ranked = Ranked.of(cut, met)
+    before_G, total_G = np.zeros(len(ranked.rows), np.int64), ranked.rows.copy()
+    offset_G = ranked.offset.copy()
+    for g, digest in enumerate(ranked.digest):
+        if digest:
+            before_G[g], total_G[g], offset_G[g] = known[digest]
+    within_N = np.arange(len(ranked.order)) - np.repeat(ranked.start, ranked.rows)
+    columns = {
+        PLACE: np.repeat(before_G, ranked.rows) + within_N,
+        SIZE: np.repeat(total_G, ranked.rows),
+        OFFSET: np.repeat(offset_G, ranked.rows),
+    }
+    has_none_N = met[VALUE].is_null().to_numpy()
+    out = met.select([n for n in met.column_names if n not in (VALUE, "unit")])
+    for name, ordered_N in columns.items():
+        whole_N = np.zeros(len(met), ordered_N.dtype)
+        whole_N[ranked.order] = ordered_N
+        out = out.append_column(name, pa.array(whole_N, mask=has_none_N))
+    return out
+
+
+def added(one: State, other: State) -> State:
+    return {name: np.add(one[name], other[name]) for name in one}
+
+
+def joined(one: State, other: State) -> State:
+    return {name: np.concatenate([one[name], other[name]]) for name in one}
