@@ -73,9 +73,12 @@ class Inputs:
     mask: Mask | None = None  # of the export's rows; None where all of them are meant
     model: str | None = None  # URI of the folder of `model: "stage:x"`
     centroids: str | None = None  # and of `centroids: "stage:x"`
+    targets: str | None = None  # and of the export that `targets: "stage:x"` names
     # By column that it reads, which model made it: what the writer's `model` names, or for a stage
     # USES@FINGERPRINT. Columns of a stage without that setting are not in it.
     model_of: Mapping[str, str] = field(default_factory=dict)
+    target_model_of: Mapping[str, str] = field(default_factory=dict)  # the same of `targets`
+    own_model: str | None = None  # what its own `model` names, in the same words
     told: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
 
 

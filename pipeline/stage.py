@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # listed    JSON, `uids` that a list names, and how many of them are `missing`
 Artifact = Literal["loss", "results", "leaks", "recall", "balance", "concepts", "listed"]
 Determinism = Literal["exact", "close", "recorded"]
-Edge = Literal["rows", "data", "model", "centroids"]
+Edge = Literal["rows", "data", "model", "centroids", "targets"]
 RowFunction = Callable[[pa.Table], pa.Table]
 
 

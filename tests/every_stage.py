@@ -131,6 +131,7 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
         f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples", "hub")
     ]
     overrides += [f"{name}.tasks={generated / 'eval'}" for name in ("zero", "leaks")]
+    overrides.append(f"wanted.targets={generated / 'eval'}")
     overrides += [f"{name}.concepts={folder / 'concepts.parquet'}" for name in ("concepts", "even")]
     overrides.append(f"listed.path={folder / 'listed.txt'}")
     if files > 1:

@@ -52,7 +52,7 @@ def test_a_stage_declares_version_determinism_and_edges(uses):
     assert isinstance(cls.version, int)
     assert cls.version >= 1
     assert cls.determinism in ("exact", "close", "recorded")
-    assert set(edges_taken(cls)) <= {"rows", "data", "model", "centroids"}
+    assert set(edges_taken(cls)) <= {"rows", "data", "model", "centroids", "targets"}
     assert isinstance(cls.gives, tuple)
     assert set(cls.gives) <= {"rows", "data", "model", "centroids"}
     assert issubclass(cls, RowStage) != issubclass(cls, DatasetStage)

@@ -57,19 +57,23 @@ class DatasetJob:
         context = self._context(made_of, rows if isinstance(rows, PoolShards) else None)
         model = state.stored[planned.model].folder.uri if planned.model else None
         centroids = state.stored[planned.centroids].folder.uri if planned.centroids else None
+        targets = state.stored[planned.targets].folder.uri if planned.targets else None
         data = state.stored[planned.data].folder.uri if planned.data else ""
         began = time.monotonic()
         try:
             self._begin_journal(context)
-            mask = state.mask(planned)
+            mask, plan = state.mask(planned), self.running.plan
             inputs = Inputs(
                 rows=rows,
                 data=data,
                 mask=mask,
                 model=model,
                 centroids=centroids,
-                model_of=self.running.plan.models_of(planned.name),
-                told=self.running.plan.steps_to(planned.name),
+                targets=targets,
+                model_of=plan.models_of(planned.name),
+                target_model_of=plan.models_of(planned.targets),
+                own_model=plan.model_named(planned.name),
+                told=plan.steps_to(planned.name),
             )
             planned.stage.run(inputs, context)
             stored = noted_outputs(stage.folder)

@@ -9,7 +9,11 @@ KEYS = {  # of an edge that cannot be left out: its key, what it brings, how it 
     "rows": ("from", "rows", "`from: <stage>`"),
     "data": ("data", "a dataset", "`data: <export stage>`"),
 }
-FOLDERS = ("model", "centroids")  # settings that may say `stage:NAME`
+FOLDERS = {  # settings that may say `stage:NAME`, and what such a stage gives
+    "model": "model",
+    "centroids": "centroids",
+    "targets": "data",
+}
 
 
 def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
@@ -52,19 +56,20 @@ def check_edges(
     uses = recipe.stages[name]["uses"]
     taken = edges_taken(stage)
     kinds = {"from": "rows", "data": "data", "rows": "rows", "only": "rows"}
-    kinds |= {edge: edge for edge in FOLDERS}
+    kinds |= FOLDERS
     for edge, kind in kinds.items():
         for target in edges[edge]:
             gives = planned[target].stage.gives
             if kind not in gives:
                 fits = {"rows": "from", "data": "data"}
-                fits |= {edge: f'{edge}: "stage:…"' for edge in FOLDERS}
+                fits |= {edge: f'{edge}: "stage:…"' for edge in ("model", "centroids")}
                 raise RecipeError(
                     found=f"'{target}' gives {' and '.join(gives)}, and `{edge}` takes {kind}",
                     where=recipe.where(name, edge),
                     do=f"name a stage that gives {kind}, or use `{fits[gives[0]]}`",
                 )
-        if edge in ("from", "data", *FOLDERS) and edges[edge] and kind not in taken:
+        wanted = edge if edge in FOLDERS else kind
+        if edge in ("from", "data", *FOLDERS) and edges[edge] and wanted not in taken:
             raise RecipeError(
                 found=f"{uses} takes no `{edge}`",
                 where=recipe.where(name, edge),

@@ -68,18 +68,26 @@ class Plan:
             steps.append(Step(stage=one.name, uses=one.uses, settings=settings))
         return tuple(steps)
 
-    def models_of(self, name: str) -> dict[str, str]:
-        """By column that a stage reads, which model made it: see `Inputs.model_of`."""
-        found = {}
-        reads = [read for bound in self.stages[name].bindings for read in bound.items()]
-        for read, (source, _) in reads:
-            writer = self.stages[source]
-            if writer.model:
-                trained = self.stages[writer.model]
-                found[read] = f"{trained.uses}@{trained.fingerprint}"
-            elif isinstance(made_by := getattr(writer.stage, "model", None), str):
-                found[read] = made_by
-        return found
+    def model_named(self, name: str) -> str | None:
+        """What a stage's setting `model` names: see `Inputs.model_of`."""
+        planned = self.stages[name]
+        if planned.model:
+            trained = self.stages[planned.model]
+            return f"{trained.uses}@{trained.fingerprint}"
+        model = getattr(planned.stage, "model", None)
+        return model if isinstance(model, str) else None
+
+    def models_of(self, name: str | None) -> dict[str, str]:
+        """By column that a stage reads, which model made it: see `Inputs.model_of`.
+
+        Of an export of an export, by column of the first.
+        """
+        while name and self.stages[name].data:
+            name = self.stages[name].data
+        bindings = self.stages[name].bindings if name else ()
+        reads = [read for bound in bindings for read in bound.items()]
+        made = {read: self.model_named(source) for read, (source, _) in reads}
+        return {read: model for read, model in made.items() if model}
 
     def schema(self, name: str, column: str) -> pa.DataType:
         """The stored type of a stage's column."""
@@ -188,6 +196,7 @@ def _planned(
         data=next(iter(edges["data"]), None),
         model=next(iter(edges["model"]), None),
         centroids=next(iter(edges["centroids"]), None),
+        targets=next(iter(edges["targets"]), None),
         only=next(iter(edges["only"]), None),
         root=root,
         bindings=bindings,

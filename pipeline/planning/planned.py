@@ -19,6 +19,7 @@ class PlannedStage:
     data: str | None
     model: str | None
     centroids: str | None
+    targets: str | None
     only: str | None
     root: str  # the stage whose shards and positions its rows have; empty where it has no rows
     bindings: tuple[dict[str, Binding], ...]  # read name to where; one a parent for a union
@@ -73,7 +74,7 @@ class PlannedStage:
     @property
     def folders(self) -> tuple[str, ...]:
         """The stages whose files in out/ it reads."""
-        return tuple(name for name in (self.data, self.model, self.centroids) if name)
+        return tuple(filter(None, (self.data, self.model, self.centroids, self.targets)))
 
     @property
     def needs(self) -> tuple[str, ...]:

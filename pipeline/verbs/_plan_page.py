@@ -75,6 +75,7 @@ def _reads(planned: PlannedStage) -> str:
     parts += [f"rows {planned.kept_by}"] if planned.kept_by else []
     parts += [f"model {planned.model}"] if planned.model else []
     parts += [f"centroids {planned.centroids}"] if planned.centroids else []
+    parts += [f"targets {planned.targets}"] if planned.targets else []
     parts += [f"only {planned.only}"] if planned.only else []
     return ", ".join(parts)
 
@@ -88,7 +89,7 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         lines.append(f"{planned.name}: {planned.uses} v{planned.stage.version}{done}")
         if source := _source(seen.get(planned.name)):
             lines.append(f"  source    {source}")
-        for edge in ("from", "data", "rows", "model", "centroids", "only"):
+        for edge in ("from", "data", "rows", "model", "centroids", "targets", "only"):
             if made.get(edge):
                 value = made[edge]
                 lines.append(
@@ -150,6 +151,7 @@ def _stage_json(
         "rows": planned.kept_by,
         "model": planned.model,
         "centroids": planned.centroids,
+        "targets": planned.targets,
         "only": planned.only,
         "settings": {
             field.name: plain(getattr(stage, field.name)) for field in settings_fields(stage)

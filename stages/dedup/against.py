@@ -193,11 +193,8 @@ def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) ->
         from stages.ops.perceptual import phash
 
         return phash
-    if trained:  # a stage's model is the engine's to watch
-        return image_text.load(f"checkpoint:{trained}", worker.device, worker.threads).embed_images
-    if stage.model:
-        return images.embedder(stage.model, worker)
-    return partial(unmeasured, stage.compared.name)
+    embed = images.embedder_of(stage.model, trained, worker)
+    return embed or partial(unmeasured, stage.compared.name)
 
 
 def unmeasured(column: str, pictures: list) -> NDArray[np.float32]:

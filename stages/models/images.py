@@ -36,3 +36,10 @@ def embedder(model: str, worker: Worker) -> Embed:
     )
     worker.pin(model, features.sha256)
     return features
+
+
+def embedder_of(model: str | None, trained: str | None, worker: Worker) -> Embed | None:
+    """The function of a stage's setting `model`, or of the folder of `model: "stage:x"`, if any."""
+    if trained:  # a stage's model is the engine's to watch
+        return load(f"checkpoint:{trained}", worker.device, worker.threads).embed_images
+    return embedder(model, worker) if model else None

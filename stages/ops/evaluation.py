@@ -40,14 +40,15 @@ class Wanted:
     column: pa.Field
     measure: Measure | None
     fits: Callable[[pa.ChunkedArray], pa.Array] | None = None
+    key: str = "tasks"  # the setting that names the folder
 
 
-def tasks_at(uri: str, stage: str) -> list[dict[str, Any]]:
-    """The tasks at a URI by name, each with a digest of its bytes."""
+def tasks_at(uri: str, stage: str, key: str = "tasks") -> list[dict[str, Any]]:
+    """The tasks at a URI by name, each with a digest of its bytes; `key` is what names the URI."""
     folder = Storage(uri)
-    where = f"stage '{stage}', key `tasks`: {folder}"
+    where = f"stage '{stage}', key `{key}`: {folder}"
     files = [entry.name for entry in _parquet(folder)]
-    every = [(file.removesuffix(PARQUET), _digest(folder, file)) for file in files]
+    every = [(file.removesuffix(PARQUET), file_digest(folder, file)) for file in files]
     every += [(name, tasks.content_digest(folder, name)) for name in tasks.names(folder)]
     if not every:
         raise StageError(
@@ -60,6 +61,12 @@ def tasks_at(uri: str, stage: str) -> list[dict[str, Any]]:
         if name == following:
             raise StageError(f"'{name}' and '{name}{PARQUET}'", where, "rename one: each is a task")
     return [{"task": name, "sha256": sha256} for name, sha256 in every]
+
+
+def file_digest(folder: Storage, file: str) -> str:
+    """SHA-256 of a file's bytes."""
+    with folder.open(file) as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def listing_digest(uri: str) -> str:
@@ -103,20 +110,35 @@ def read(uri: str, name: str, wanted: Wanted, stage: str) -> Iterator[pa.Table]:
             read_values if isinstance(read_values, pa.Array) else _measured(wanted, read_values)
         )
         if isinstance(schema.field("value").type, pa.ListType):
-            width = _width(values, width, where, keys)
+            width = checked_width(values, width, where, keys)
         yield pa.table({"key": keys, "value": values}).cast(schema)
+
+
+def checked_width(values: pa.Array, width: int | None, where: str, keys: list[str]) -> int | None:
+    """Width of all vectors so far. StageError at a vector of another width, zero or not finite."""
+    wide_N = pc.list_value_length(values).to_numpy()
+    width = int(wide_N[0]) if width is None and len(wide_N) else width
+    for row in np.flatnonzero(wide_N != width)[:1]:
+        found = f"an embedding {wide_N[row]} wide, after others {width} wide"
+        raise StageError(found, f"{where} {keys[row]}", "embed all with one model")
+    for row in np.flatnonzero(np.isnan(unit_rows(as_matrix(values))).any(axis=1))[:1]:
+        found = "an embedding that is zero or not finite"
+        raise StageError(found, f"{where} {keys[row]}", "drop it")
+    return width
 
 
 def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
     """Batches of (where in the task, keys, pictures or captions)."""
     task, findings = tasks.describe(folder, name)
-    tasks.refuse([finding for finding in findings if finding.is_fatal], stage, folder)
+    key = wanted.key
+    tasks.refuse([finding for finding in findings if finding.is_fatal], stage, folder, key)
     if wanted.measure is None and not task.is_retrieval:
         return  # class names are no captions
-    where = f"stage '{stage}', key `tasks`: {folder}/{name}, key"
+    where = f"stage '{stage}', key `{key}`: {folder}/{name}, key"
     every = tasks.samples(folder, task)
     while batch := list(islice(every, BATCH)):
-        tasks.refuse([found for found in batch if isinstance(found, tasks.Finding)], stage, folder)
+        bad = [found for found in batch if isinstance(found, tasks.Finding)]
+        tasks.refuse(bad, stage, folder, key)
         samples = [sample for sample in batch if isinstance(sample, tasks.Sample)]
         if wanted.measure is None:
             texts = [(sample.key, text) for sample in samples for text in sample.captions]
@@ -127,7 +149,7 @@ def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
 
 def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
     """Batches of (where in the file, keys, pictures or values of the column)."""
-    where = f"stage '{stage}', key `tasks`: {folder}/{file}"
+    where = f"stage '{stage}', key `{wanted.key}`: {folder}/{file}"
     try:
         with folder.open(file) as source:
             parquet = pq.ParquetFile(source)
@@ -204,25 +226,7 @@ def _measured(wanted: Wanted, pictures: list[RGB]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, value.shape[1])
 
 
-def _width(values: pa.Array, width: int | None, where: str, keys: list[str]) -> int | None:
-    """Width of all vectors so far. StageError at a vector of another width, zero or not finite."""
-    wide_N = pc.list_value_length(values).to_numpy()
-    width = int(wide_N[0]) if width is None and len(wide_N) else width
-    for row in np.flatnonzero(wide_N != width)[:1]:
-        found = f"an embedding {wide_N[row]} wide, after others {width} wide"
-        raise StageError(found, f"{where} {keys[row]}", "embed all with one model")
-    for row in np.flatnonzero(np.isnan(unit_rows(as_matrix(values))).any(axis=1))[:1]:
-        found = "an embedding that is zero or not finite"
-        raise StageError(found, f"{where} {keys[row]}", "drop it")
-    return width
-
-
 def _parquet(folder: Storage) -> list[Entry]:
     """The folder's Parquet files by name; hidden ones are passed over, as hidden tasks are."""
     files = [e for e in folder.entries() if e.name.endswith(PARQUET) and e.name[0] != "."]
     return sorted(files, key=lambda entry: entry.name)
-
-
-def _digest(folder: Storage, file: str) -> str:
-    with folder.open(file) as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()

@@ -17,11 +17,16 @@ def need_folder(uri: str, key: str, do: str) -> None:
     _need(uri, key, "folder", do)
 
 
+def need_either(uri: str, key: str, do: str) -> None:
+    """StageError where a setting names neither a file nor a folder."""
+    _need(uri, key, "file or folder", do)
+
+
 def _need(uri: str, key: str, wanted: str, do: str) -> None:
     kinds = {FileType.File: "file", FileType.Directory: "folder"}
     store, path = open_uri(uri)
     there = kinds.get(store.get_file_info(path).type)
-    if there != wanted:
+    if there is None or there not in wanted:
         at = f"'{redacted(uri)}'"
         found = f"{at} is a {there}, not a {wanted}" if there else f"no {wanted} {at}"
         raise StageError(found, f"key `{key}`", do)

@@ -133,14 +133,14 @@ def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
             yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
 
 
-def refuse(findings: list[Finding], stage: str, folder: Storage) -> None:
-    """Raises StageError for the first finding, if any."""
+def refuse(findings: list[Finding], stage: str, folder: Storage, key: str = "tasks") -> None:
+    """Raises StageError for the first finding, if any; the setting `key` names the folder."""
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         first = findings[0]
         raise StageError(
             found=first.found + more,
-            where=f"stage '{stage}', key `tasks`: {folder}/{first.where}",
+            where=f"stage '{stage}', key `{key}`: {folder}/{first.where}",
             do=f"{first.do}; `clipmill doctor tasks {shlex.quote(str(folder))}`"
             " lists all that is wrong",
         )

@@ -121,3 +121,43 @@ def test_an_edge_to_what_a_stage_does_not_give_names_all_that_it_gives(engine):
         RecipeError, match="'centre' gives rows and model and centroids, and `data` takes data"
     ):
         engine.plan(CENTRE + "  clip: {uses: train.clip, data: centre}\n")
+
+
+AIMED = (
+    '  aimed: {uses: select.image_based, from: emb, centroids: c.parquet, targets: "stage:%s"}\n'
+)
+EXPORTED = """\
+  vectors: {uses: export.parquet, from: emb, columns: [image_embedding]}
+  leaner: {uses: export.parquet, data: vectors, columns: [image_embedding], uid_hex: false}
+"""
+
+
+def test_targets_are_an_edge_to_an_export_and_the_plan_knows_what_made_them(tmp_path):
+    path = tmp_path / "mine.yaml"
+    pool = "  pool: {uses: ingest.image_folder, path: pictures}\n"
+    path.write_text(f"stages:\n{pool}{EMBEDDED}{EXPORTED}{AIMED % 'leaner'}")
+    plan, other = (
+        make_plan(load_recipe(str(path), overrides))
+        for overrides in ([], ["vectors.uid_hex=false"])
+    )
+    assert plan.stages["aimed"].targets == "leaner"
+    assert "leaner" in plan.stages["aimed"].needs
+    assert plan.models_of("leaner") == {"image_embedding": "reference"}
+    assert plan.model_named("emb") == "reference"
+    assert plan.stages["aimed"].fingerprint != other.stages["aimed"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (AIMED % "emb", "'emb' gives rows, and `targets` takes data"),
+        (AIMED % "nobody", "no stage 'nobody'"),
+        (AIMED.replace("from: emb", "from: emb, data: vectors") % "vectors", "takes no `data`"),
+    ],
+)
+def test_targets_that_no_export_gives_are_refused_at_plan(tmp_path, line, said):
+    path = tmp_path / "mine.yaml"
+    pool = "  pool: {uses: ingest.image_folder, path: pictures}\n"
+    path.write_text(f"stages:\n{pool}{EMBEDDED}{EXPORTED}{line}")
+    with pytest.raises(RecipeError, match=said):
+        make_plan(load_recipe(str(path)))

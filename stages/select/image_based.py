@@ -1,0 +1,263 @@
+"""Rows whose image falls into a cluster in which a wanted image falls too."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.fingerprint import digest
+from metadata.schema import (
+    IDENTITY,
+    IMAGE_BYTES,
+    IMAGE_EMBEDDING,
+    KEEP,
+    REASON,
+    REASON_TYPE,
+    UID,
+    Column,
+)
+from pipeline.dataset import Context, Inputs, State, Task
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Resources,
+    Threshold,
+    Verdicts,
+    location,
+)
+from stages.models import image_text, images
+from stages.ops.keeper import dropped_before
+from stages.ops.outside import need_either, need_file
+from stages.ops.vectors import as_matrix, unit_rows
+
+if TYPE_CHECKING:
+    from stages.select._targets import Targets
+
+# Shapes: N rows, K centroids, T tasks.
+
+SUMMARY = "targets.json"
+STAGE = "stage:"  # begins a setting that names a stage
+NEAREST_CENTROID = Column("nearest_centroid", pa.int32(), "0 up", "The centroid nearest to it.")
+TARGETS_NEAR = Column(
+    "targets_near", pa.int32(), "0 up", "Targets that have the same nearest centroid."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBased(DatasetStage):
+    """Whether a row's nearest centroid is the nearest one of some target; null without embedding.
+
+    Targets are the pictures of evaluation tasks, embedded by `model`; or vectors in Parquet files,
+    in a column by the name of `column`, whose schema names its model as `clipmill.model`; or, with
+    `targets: "stage:x"`, that column of an export. Embeddings of another model or width are
+    refused. `targets_near` counts the targets of the row's centroid, so another `at_least` is a
+    query. out/targets.json has, by task, its targets, their centroids, and the rows that these
+    keep; out/TASK.parquet has the targets of each centroid.
+
+    Source: DataComp (Gadre et al. 2023), image-based filtering, whose centroids are means of unit
+    vectors (`metric: euclidean` of cluster.kmeans) and are compared as they are, unnormalised.
+    Error: products are compared in float64, equal ones go to the smaller centroid; the published
+    code compares in float32.
+    Example: {targets: eval, centroids: centroids.parquet, model: reference}
+    """
+
+    targets: NonEmpty  # a folder of tasks, a Parquet of embeddings, or stage:NAME of an export
+    centroids: NonEmpty  # stage:NAME of clusters, or a Parquet of centroids
+    # that embeds the pictures of `targets` as it did the pool's; vectors need none
+    model: NonEmpty | None = None
+    column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that are compared
+    # by inner product with the centroids as they are, or by the cosine
+    nearest: Literal["inner_product", "cosine"] = "inner_product"
+    at_least: OneUp = 1  # targets that a row's centroid must be nearest to; DataComp: 1
+    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+
+    version = 1
+    determinism = "exact"
+    takes = ("rows", "model", "centroids", "targets")
+    optional_reads = (KEEP, IMAGE_BYTES)
+    writes = (KEEP, TARGETS_NEAR, NEAREST_CENTROID)
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            images.check(self.model)  # an unknown scheme stops the plan, not the run
+        if self.model is not None and self.targets.startswith(STAGE):
+            raise RecipeError(
+                "`model` embeds pictures, and an export has embeddings",
+                "key `model`",
+                "leave it out, or name a folder of tasks in `targets`",
+            )
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        return (replace(IMAGE_EMBEDDING, name=self.column),)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        undefined = [f"undefined:{name}" for name in (IMAGE_BYTES.name, self.column)]
+        return "dropped_before", *undefined, "too_few_targets"
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def look(self) -> None:
+        if not self.targets.startswith(STAGE):
+            need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
+        if not self.centroids.startswith(STAGE):
+            need_file(self.centroids, "centroids", 'name clusters as "stage:NAME", or a Parquet')
+        if self.model is not None:
+            image_text.look_for(self.model)
+
+    def outside(self) -> str:
+        """Names, sizes and times of the files of targets and of centroids."""
+        from stages.select._targets import listing_digest
+
+        places = (self.targets, self.centroids)
+        return digest([listing_digest(place) for place in places if not place.startswith(STAGE)])
+
+    def thresholds(self) -> tuple[Threshold, ...]:
+        return (
+            Threshold(
+                name="at_least",
+                column=TARGETS_NEAR.name,
+                sign=">=",
+                value=self.at_least,
+                text=f"{TARGETS_NEAR.name} >= {self.at_least}",
+                made=(TARGETS_NEAR.name,),
+            ),
+        )
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        near_N = made[TARGETS_NEAR.name].fill_null(-1).to_numpy()
+        for value in values:
+            if value < 0:
+                raise ValueError(f"at_least is {value}; it is 0 or more")
+            rule = f"{TARGETS_NEAR.name} >= {value}"
+            yield Verdicts(float(value), rule, near_N >= float(value))
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """The centroid that decided, and its targets."""
+        if reason != self.reasons[-1]:
+            return ""
+        number, near = made[NEAREST_CENTROID.name], made[TARGETS_NEAR.name]
+        return f"its nearest centroid, {number}, is the nearest of {near} targets"
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        from stages.select._targets import Targets, aimed
+
+        targets = Targets(
+            targets=self.targets,
+            centroids=self.centroids,
+            column=self.column,
+            nearest=self.nearest,
+            model=self.model,
+            stage=ctx.worker.stage,
+            folder=ctx.folder,
+            target_folder=inputs.targets,
+            centroid_folder=inputs.centroids,
+            model_folder=inputs.model,
+        )
+        centroids, items = targets.read_centroids(), targets.items()
+        model = targets.model_of(items, centroids.model, inputs)
+        targets = replace(targets, sha256=hashlib.sha256(centroids.vector.tobytes()).hexdigest())
+        ctx.say("looking for the targets' centroids")
+        counts = ctx.map(partial(aimed, targets), items)
+        number = dict.fromkeys((item["task"] for item in items), 0)
+        for item, made in zip(items, counts, strict=True):
+            number[item["task"]] += made["targets"]
+        for task, count in number.items() or {"the export": 0}.items():
+            if not count:
+                do = "give pictures or embeddings, or leave it out"
+                raise StageError(f"no target in '{task}'", targets.where("targets"), do)
+        ctx.say("")
+        place = {task: at for at, task in enumerate(number)}
+        files = tuple((place[item["task"]], item["file"], item["sha256"]) for item in items)
+        targets = replace(targets, files=files)
+        # Stored once, so that rows look for their centroid once: they are counted, and go home.
+        rows = ctx.shuffle(ctx.map_shards(partial(judged, self, targets), inputs.rows), UID.name)
+        if len(inputs.rows):
+            sums = ctx.reduce(partial(counted, targets), rows, added)
+            about = {"column": self.column, "model": model, "nearest": self.nearest}
+            about |= {name: value.tolist() for name, value in sums.items()}
+            ctx.map(partial(put_summary, targets, self.at_least), [{**about, "tasks": number}])
+        ctx.restore(rows)
+
+
+def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
+    """keep, targets, nearest centroid and reason of every row."""
+    from stages.select._targets import EMBED_BOTH, aims, opened
+
+    cells, row_ND = opened(targets), as_matrix(rows[stage.column])
+    broken = {"dropped_before": dropped_before(rows).to_numpy(zero_copy_only=False)}
+    if IMAGE_BYTES.name in rows.column_names:
+        broken[stage.reasons[1]] = rows[IMAGE_BYTES.name].is_null().to_numpy()
+    broken[stage.reasons[2]] = np.isnan(unit_rows(row_ND)).any(axis=1) | (row_ND.shape[1] == 0)
+    undefined_N = np.logical_or.reduce([*broken.values()])
+    some = np.flatnonzero(~undefined_N)
+    wide = cells.vector.shape[1]
+    if len(some) and row_ND.shape[1] != wide:
+        found = f"embeddings {row_ND.shape[1]} wide, and the centroids are {wide} wide"
+        raise StageError(found, targets.where("column"), EMBED_BOTH)
+    number_N, near_N = np.zeros((2, len(rows)), np.int32)
+    number_N[some] = cells.nearest(row_ND[some])
+    near_N[some] = aims(targets).count[number_N[some]]
+    broken[stage.reasons[3]] = near_N < stage.at_least
+    reason = pc.case_when(pc.make_struct(*map(pa.array, broken.values())), *broken)
+    return pa.table(
+        {
+            **{name: rows[name] for name in IDENTITY},
+            KEEP.name: reason.is_null(),
+            TARGETS_NEAR.name: pa.array(near_N, mask=undefined_N),
+            NEAREST_CENTROID.name: pa.array(number_N, mask=undefined_N),
+            REASON.name: reason.cast(REASON_TYPE),
+        }
+    )
+
+
+def counted(targets: "Targets", rows: pa.Table) -> State:
+    """Rows with a nearest centroid, those kept, and by task the kept ones near its targets."""
+    from stages.select._targets import aims
+
+    kept = rows.filter(rows[KEEP.name])[NEAREST_CENTROID.name].to_numpy()
+    return {
+        "rows": np.array(rows[NEAREST_CENTROID.name].is_valid().to_numpy().sum()),
+        "kept": np.array(len(kept)),
+        "kept_T": aims(targets).by_task[:, kept].sum(axis=1),
+    }
+
+
+def added(one: State, other: State) -> State:
+    return {name: np.add(one[name], other[name]) for name in one}
+
+
+def put_summary(
+    targets: "Targets", at_least: int, about: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """Stores out/targets.json."""
+    from stages.select._targets import aims
+
+    near = aims(targets)
+    by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)
+    tasks = {
+        name: {"targets": count, "centroids": int(near_K.sum()), "kept": kept}
+        for (name, count), near_K, kept in by_task
+    }
+    whole = {"centroids": len(near.count), "near": int((near.count >= at_least).sum())}
+    path = task.worker.scratch / SUMMARY
+    path.write_text(json.dumps({**about, **whole, "tasks": tasks}, indent=1) + "\n")
+    task.put_file(SUMMARY, path)
+    return {"tasks": len(tasks)}

@@ -1,0 +1,349 @@
+"""ImageBased: DataComp's rule row for row, ties too; where targets come from; what is refused."""
+
+import json
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import Inputs
+from pipeline.errors import RecipeError, StageError
+from stages.models.reference import Reference
+from stages.ops.centroids import Centroids, to_table
+from stages.ops.images import decode
+from stages.ops.vectors import from_matrix
+from stages.select.image_based import ImageBased
+from stages.select.where import Top, Where
+from tests.stages.task_folders import picture
+
+D = 8
+MODEL = "open_clip:ViT-L-14/openai"
+
+
+def datacomp(row_ND, target_MD, centroid_KD) -> np.ndarray:
+    """(N,) whether the published rule keeps each row, as METHODS have it, in float64."""
+
+    def nearest(vector_ND):
+        products_NK = np.vecdot(vector_ND[:, None], centroid_KD, dtype=np.float64)
+        return products_NK.argmax(axis=1)  # of equal ones the first
+
+    return np.isin(nearest(row_ND), np.unique(nearest(target_MD)))
+
+
+def coarse(rng, rows: int, step: float = 0.25, d: int = D) -> np.ndarray:
+    """Vectors of few distinct numbers, whose products are exact: many of them are equal."""
+    return (rng.integers(-4, 5, (rows, d)) * step).astype(np.float32)
+
+
+def pool(row_ND: np.ndarray, **columns) -> pa.Table:
+    uids = [(1 + i).to_bytes(16, "big") for i in range(len(row_ND))]
+    vectors = from_matrix(row_ND)
+    return pa.table({"uid": pa.array(uids, pa.binary(16)), "image_embedding": vectors, **columns})
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes centroids and targets, and names them as settings do."""
+
+    def write(centroid_KD, model: str | None = None, **tasks) -> dict[str, str]:
+        none = np.zeros(len(centroid_KD))
+        held = Centroids(
+            vector=np.asarray(centroid_KD, np.float32),
+            rows=none.astype(int),
+            inertia=none,
+            metric="euclidean",
+            model=model,
+        )
+        pq.write_table(to_table(held), tmp_path / "centroids.parquet")
+        (tmp_path / "targets").mkdir(exist_ok=True)
+        for name, vectors in tasks.items():
+            write_targets(tmp_path / "targets" / f"{name}.parquet", vectors)
+        places = ("targets", tmp_path / "targets"), ("centroids", tmp_path / "centroids.parquet")
+        return {name: str(place) for name, place in places}
+
+    return write
+
+
+def write_targets(path, vector_MD, model: str | None = MODEL, column="image_embedding") -> str:
+    table = pa.table({column: from_matrix(np.asarray(vector_MD, np.float32))})
+    pq.write_table(table.replace_schema_metadata({"clipmill.model": model} if model else {}), path)
+    return str(path)
+
+
+@pytest.fixture
+def selected(memory_context, memory_shards):
+    """The stored rows of a run over these tables, and what it says of targets."""
+
+    def run(*tables: pa.Table, inputs=None, **settings):
+        ctx = memory_context()
+        stage = ImageBased(**settings)
+        stage.run(Inputs(rows=memory_shards(*tables), **(inputs or {})), ctx)
+        stored = pa.concat_tables(t.unify_dictionaries() for t in ctx.stored)
+        assert {*stored["reason"].to_pylist()} <= {None, *stage.reasons}
+        told = ctx.out / "targets.json"
+        return stored, json.loads(told.read_text()) if told.exists() else None
+
+    return run
+
+
+def test_20_000_rows_with_ties_are_those_of_the_published_rule(files, selected):
+    rng = np.random.default_rng(0)
+    centroid_KD = coarse(rng, 300)
+    centroid_KD[200:250] = centroid_KD[:50]  # copies: only the first of two can be nearest
+    row_ND, target_MD = coarse(rng, 20_000), coarse(rng, 40)
+    product_NK = row_ND.astype(np.float64) @ centroid_KD.T.astype(np.float64)
+    assert ((product_NK == product_NK.max(axis=1)[:, None]).sum(axis=1) > 1).mean() > 0.1
+    places = files(centroid_KD, one=target_MD[:25], two=target_MD[25:])
+    out, told = selected(*(pool(row_ND)[at : at + 7_000] for at in (0, 7_000, 14_000)), **places)
+    keep_N = datacomp(row_ND, target_MD, centroid_KD)
+    assert out["keep"].to_pylist() == keep_N.tolist()
+    assert 2_000 < keep_N.sum() < 18_000
+    assert out["nearest_centroid"].to_pylist() == product_NK.argmax(axis=1).tolist()
+    by_target = (target_MD.astype(np.float64) @ centroid_KD.T.astype(np.float64)).argmax(axis=1)
+    near_N = np.bincount(by_target, minlength=300)[product_NK.argmax(axis=1)]
+    assert out["targets_near"].to_pylist() == near_N.tolist()
+    assert told["kept"] == keep_N.sum()
+    for name, part in (("one", by_target[:25]), ("two", by_target[25:])):
+        assert told["tasks"][name] == {
+            "targets": len(part),
+            "centroids": len(np.unique(part)),
+            "kept": int(np.isin(product_NK.argmax(axis=1), part).sum()),
+        }
+
+
+def test_rows_of_any_length_are_decided_as_float64_decides(files, selected):
+    rng = np.random.default_rng(1)
+    row_ND = rng.standard_normal((4_000, D)) * 10.0 ** rng.integers(-9, 9, (4_000, 1))
+    row_ND = row_ND.astype(np.float32)
+    centroid_KD = (7 * rng.standard_normal((60, D))).astype(np.float32)
+    centroid_KD[30:] = centroid_KD[:30] * np.float32(1 + 2**-22)  # a hair further, so always nearer
+    target_MD = rng.standard_normal((20, D)).astype(np.float32)
+    out, _ = selected(pool(row_ND), **files(centroid_KD, t=target_MD))
+    assert out["keep"].to_pylist() == datacomp(row_ND, target_MD, centroid_KD).tolist()
+
+
+def test_the_cosine_is_the_product_with_centroids_at_length_one(files, selected):
+    rng = np.random.default_rng(2)
+    row_ND, target_MD = coarse(rng, 2_000), coarse(rng, 30)
+    row_ND, target_MD = (v[np.abs(v).sum(axis=1) > 0] for v in (row_ND, target_MD))
+    centroid_KD = coarse(rng, 80)
+    centroid_KD[3] = 0  # has no direction, and is nobody's nearest
+    places = files(centroid_KD, t=target_MD)
+    by_product, _ = selected(pool(row_ND), **places)
+    out, _ = selected(pool(row_ND), **places, nearest="cosine")
+    some = np.delete(np.arange(80), 3)
+    wide_KD = centroid_KD[some].astype(np.float64)
+    unit_KD = (wide_KD / np.linalg.norm(wide_KD, axis=1, keepdims=True)).astype(np.float32)
+    assert out["keep"].to_pylist() == datacomp(row_ND, target_MD, unit_KD).tolist()
+    assert out["keep"] != by_product["keep"]
+    assert 3 not in out["nearest_centroid"].to_pylist()
+
+
+def test_a_long_centroid_draws_rows_that_a_nearer_direction_does_not_get(files, selected):
+    places = files([[1, 0], [3, 3]], t=[[0, 1]])  # the target's centroid is the long one
+    row = pool(np.array([[1, 0.0]], np.float32))
+    by_product, _ = selected(row, **places)  # 1 * 1 < 1 * 3
+    by_cosine, _ = selected(row, **places, nearest="cosine")
+    assert [out["keep"].to_pylist() for out in (by_product, by_cosine)] == [[True], [False]]
+
+
+def test_another_at_least_is_a_query_on_what_is_stored(files, selected):
+    rng = np.random.default_rng(3)
+    rows = pool(coarse(rng, 2_000))
+    places = files(coarse(rng, 30), t=coarse(rng, 60))
+    out, _ = selected(rows, **places)
+    stage = ImageBased(**places)
+    (threshold,) = stage.thresholds()
+    assert (threshold.name, threshold.column, threshold.value) == ("at_least", "targets_near", 1)
+    values = [Decimal(v) for v in (0, 1, 3)]
+    answers = list(stage.verdicts(threshold, values, rows, out))
+    for value, answer in zip((1, 3), answers[1:], strict=True):
+        again, _ = selected(rows, **places, at_least=value)
+        assert answer.keep.tolist() == again["keep"].to_pylist()
+        assert again["targets_near"] == out["targets_near"]
+    sizes = [answer.keep.sum() for answer in answers]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+    with pytest.raises(ValueError, match="at_least is -1"):
+        list(stage.verdicts(threshold, [Decimal(-1)], rows, out))
+
+
+def test_rows_that_stay_out_have_no_value_and_say_why(files, selected):
+    row_ND = np.array([[1, 0], [1, 0], [1, 0], [np.nan, 1], [0, 0], [0, 1], [1, 0]], np.float32)
+    keep = pa.array([True, False, None, True, True, True, True])
+    rows = pool(row_ND, keep=keep, image_bytes=pa.array([1, 1, 1, 1, 1, 1, None], pa.int64()))
+    out, told = selected(rows, **files([[1, 0], [0, 1]], t=[[2, 1]]))
+    assert out["reason"].to_pylist() == [
+        *(None, "dropped_before", "dropped_before"),
+        *["undefined:image_embedding"] * 2,
+        *("too_few_targets", "undefined:image_bytes"),
+    ]
+    assert out["targets_near"].to_pylist() == [1, None, None, None, None, 0, None]
+    assert out["nearest_centroid"].to_pylist() == [0, None, None, None, None, 1, None]
+    assert (told["rows"], told["kept"]) == (2, 1)
+    row = {"targets_near": 0, "nearest_centroid": 1}
+    said = ImageBased(targets="t", centroids="c").explain("too_few_targets", row)
+    assert said == "its nearest centroid, 1, is the nearest of 0 targets"
+
+
+def test_pictures_of_tasks_are_embedded_by_the_model(tasks, files, selected):
+    seen = Reference().embed_images([decode(picture(number)) for number in range(20)])
+    places = files(seen[:5]) | {"targets": str(tasks)}
+    out, told = selected(pool(seen), **places, model="reference")
+    assert all(out["keep"].to_pylist())
+    assert {name: task["targets"] for name, task in told["tasks"].items()} == {
+        "colours": 20,
+        "words": 7,
+    }
+
+
+def test_one_parquet_of_embeddings_is_a_task_of_its_own(tmp_path, files, selected):
+    places = files(np.eye(2), other=[[0, 1]])
+    alone = write_targets(tmp_path / "imagenet.parquet", [[1, 0.1], [2, 0]])
+    out, told = selected(pool(np.eye(2, dtype=np.float32)), **places | {"targets": alone})
+    assert out["keep"].to_pylist() == [True, False]
+    assert told["tasks"] == {"imagenet": {"targets": 2, "centroids": 1, "kept": 1}}
+    assert told["model"] == MODEL
+
+
+def test_models_that_differ_are_refused_in_one_sentence(tmp_path, files, selected):
+    rows = pool(np.eye(2, dtype=np.float32))
+    cases = [
+        (files(np.eye(2), t=np.eye(2)), {"model_of": {"image_embedding": "other"}}, "targets"),
+        (files(np.eye(2), "other", t=np.eye(2)), {}, "targets"),
+        (
+            files(np.eye(2), "other", t=np.eye(2)),
+            {"model_of": {"image_embedding": MODEL}},
+            "`centroids` is",
+        ),
+    ]
+    for places, inputs, said in cases:
+        with pytest.raises(StageError, match="is of model") as error:
+            selected(rows, **places, inputs=inputs)
+        assert all(word in str(error.value) for word in (said, "'other'", f"'{MODEL}'"))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "model", "found"),
+    [
+        (np.eye(3), MODEL, "embeddings 3 wide, and the centroids are 2 wide"),
+        (np.eye(2), None, "t.parquet does not say which model made its 'image_embedding'"),
+        ([[1, 0], [0, 0]], MODEL, "an embedding that is zero or not finite"),
+        (np.empty((0, 2)), MODEL, "no target in 't'"),
+    ],
+    ids=["width", "model", "zero", "empty"],
+)
+def test_targets_that_cannot_be_are_refused(tmp_path, files, selected, vectors, model, found):
+    places = files(np.eye(2))
+    places["targets"] = write_targets(tmp_path / "t.parquet", vectors, model)
+    with pytest.raises(StageError) as error:
+        selected(pool(np.eye(2, dtype=np.float32)), **places)
+    assert found in str(error.value)
+    assert "key `targets`" in str(error.value)
+
+
+def test_rows_of_another_width_than_the_centroids_are_refused(files, selected):
+    with pytest.raises(StageError, match="embeddings 3 wide, and the centroids are 2 wide"):
+        selected(pool(np.eye(3, dtype=np.float32)), **files(np.eye(2), t=np.eye(2)))
+
+
+def test_a_folder_without_targets_and_pictures_without_a_model_are_refused(
+    tmp_path, tasks, files, selected
+):
+    rows, places = pool(np.eye(2, dtype=np.float32)), files(np.eye(2))
+    with pytest.raises(StageError, match="no task"):
+        selected(rows, **places)
+    with pytest.raises(StageError, match="pictures, and nothing that makes a 'image_embedding'"):
+        selected(rows, **places | {"targets": str(tasks)})
+
+
+def test_what_is_not_there_stops_before_anything_runs(tmp_path, files):
+    places = files(np.eye(2), t=np.eye(2))
+    ImageBased(**places).look()
+    for name in places:
+        with pytest.raises(StageError, match="no file"):
+            ImageBased(**places | {name: str(tmp_path / "nowhere")}).look()
+    with pytest.raises(RecipeError, match="an export has embeddings"):
+        ImageBased(targets="stage:x", centroids="c", model="reference")
+
+
+def test_a_shard_without_rows_or_without_an_embedding_is_no_mistake(files, selected):
+    nothing = np.full((2, 2), np.nan, np.float32)
+    places = files(np.eye(2), t=np.eye(2))
+    out, told = selected(pool(nothing[:0]), pool(nothing), **places)
+    assert out["reason"].to_pylist() == ["undefined:image_embedding"] * 2
+    assert told["kept"] == 0
+
+
+CAPTION_FILTER = "language = 'en' AND caption_tokens > 1 AND caption_chars > 5"
+
+
+def test_the_cut_of_the_score_is_fixed_on_the_whole_pool_before_captions_and_images(
+    files, memory_shards, memory_context
+):
+    rng = np.random.default_rng(4)
+    row_ND, target_MD, centroid_KD = coarse(rng, 3_000), coarse(rng, 60), coarse(rng, 100)
+    score_N = rng.integers(0, 400, 3_000).astype(np.float32) / 400
+    language = rng.choice(["en", "de"], 3_000)
+    tokens_N, chars_N = rng.integers(0, 5, (2, 3_000)).astype(np.int32) * [[1], [3]]
+    row_ND[language == "de"] += 1  # so that images and scores differ where captions do
+    score_N[language == "de"] += np.float32(0.2)
+    rows = pool(
+        row_ND,
+        clip_score=pa.array(score_N),
+        language=language,
+        caption_tokens=pa.array(tokens_N, pa.int32()),
+        caption_chars=pa.array(chars_N, pa.int32()),
+    )
+
+    def chain(over: str) -> list[bool]:
+        top = Top(column="clip_score", fraction=0.3, over=over, datacomp_compat=True)
+        near = ImageBased(**files(centroid_KD, t=target_MD))
+        kept = None
+        for stage in (Where(where=CAPTION_FILTER), Where(top=top), near):
+            ctx, given = memory_context(), rows
+            if kept is not None:
+                given = rows.append_column("keep", kept)
+            stage.run(Inputs(rows=memory_shards(given)), ctx)
+            kept = ctx.stored[0]["keep"]
+        return kept.to_pylist()
+
+    cut = np.sort(score_N)[::-1][int(3_000 * 0.3)]  # of all rows, whatever their captions
+    of_caption_N = (language == "en") & (tokens_N > 1) & (chars_N > 5)
+    published = (score_N >= cut) & of_caption_N & datacomp(row_ND, target_MD, centroid_KD)
+    assert chain("pool") == published.tolist()
+    assert 50 < published.sum() < of_caption_N.sum()
+    assert chain("passing") != published.tolist()
+
+
+RECIPE = """\
+stages:
+  pool: {uses: ingest.image_folder, path: %(folder)s/pool}
+  emb: {uses: embed.clip, from: pool, model: reference}
+  clusters: {uses: cluster.kmeans, from: emb, clusters: 4}
+  trusted: {uses: ingest.image_folder, path: %(folder)s/trusted}
+  trusted_emb: {uses: embed.clip, from: trusted, model: reference}
+  vectors: {uses: export.parquet, from: trusted_emb, columns: [image_embedding], captions: false}
+  near: {uses: select.image_based, from: emb, centroids: "stage:clusters", targets: "stage:vectors"}
+"""
+
+
+def test_targets_of_an_export_and_clusters_of_the_run_are_two_edges(tmp_path, clipmill):
+    for folder, numbers in (("pool", range(45)), ("trusted", (5, 10))):
+        (tmp_path / folder).mkdir()
+        for number in numbers:
+            (tmp_path / folder / f"{number:02d}.png").write_bytes(picture(number))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(RECIPE % {"folder": tmp_path})
+    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0).code == 0
+    (near,) = (tmp_path / "run" / "stages").glob("near-*")
+    told = json.loads((near / "out" / "targets.json").read_text())
+    assert told["model"] == "reference"
+    assert told["tasks"]["vectors"]["targets"] == 2
+    rows = pa.concat_tables(map(pq.read_table, sorted(near.glob("0*.parquet"))))
+    assert 0 < told["kept"] == sum(rows["keep"].to_pylist()) < 45
+    varied = ("--stage", "near", "--vary", "at_least=1:2:1", "--json")
+    swept = clipmill("sweep", "--run", tmp_path / "run", *varied)
+    assert swept.json["points"][0]["kept"] == told["kept"]
