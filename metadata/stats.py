@@ -23,11 +23,21 @@ def wilson(share: float, trials: float) -> tuple[float, float]:
 
     Source: Wilson (1927), which keeps inside 0 and 1 and has a width at both.
     """
-    if not trials:
-        return 0.0, 1.0
-    spread = Z * math.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
-    centre, scale = share + Z**2 / (2 * trials), 1 + Z**2 / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low, high = wilson_bounds(np.array([share]), np.array([trials]))
+    return float(low[0]), float(high[0])
+
+
+def wilson_bounds(
+    share_N: NDArray[np.float64], trials_N: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) both bounds of the interval of each share, as `wilson` has them."""
+    some_N = trials_N > 0
+    n_N = np.where(some_N, trials_N, 1).astype(np.float64)
+    spread_N = Z * np.sqrt(share_N * (1 - share_N) / n_N + Z**2 / (4 * n_N**2))
+    centre_N, scale_N = share_N + Z**2 / (2 * n_N), 1 + Z**2 / n_N
+    low_N = np.maximum(0.0, (centre_N - spread_N) / scale_N)
+    high_N = np.minimum(1.0, (centre_N + spread_N) / scale_N)
+    return np.where(some_N, low_N, 0.0), np.where(some_N, high_N, 1.0)
 
 
 def auc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> Estimate:

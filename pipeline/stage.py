@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 # balance   JSON, `t` and the rows `matched`, `expected` and `kept`
 # concepts  Parquet, a row a concept: its `count` before, its rows `kept`, its `t`
 # listed    JSON, `uids` that a list names, and how many of them are `missing`
-Artifact = Literal["loss", "results", "leaks", "recall", "balance", "concepts", "listed"]
+# centroids Parquet, a row a cluster by its number: its `centroid`, its `rows`, their `inertia`
+Artifact = Literal[
+    "loss", "results", "leaks", "recall", "balance", "concepts", "listed", "centroids"
+]
 Determinism = Literal["exact", "close", "recorded"]
 Edge = Literal["rows", "data", "model", "centroids", "targets"]
 RowFunction = Callable[[pa.Table], pa.Table]

@@ -57,8 +57,10 @@ class Selects(Protocol):
         ...
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """A clause on why the row is dropped, from the stage's own columns at that row.
+        """A clause on why the row is dropped, from the stage's own columns at that row; of a row
+        that is kept, where `reason` is empty, on why it stays.
 
-        Empty where the reason says it all; values of columns that a reason names are shown anyway.
+        Empty where the reason says it all; values of columns that a reason names are shown anyway,
+        and so are the clusters that the stage reads.
         """
         ...

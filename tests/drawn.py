@@ -48,6 +48,16 @@ best_models: {uses: proof.learn, from: pool, data: shards, seeds: [0, 1]}
 raw_scores:  {uses: proof.grade, from: pool, model: "stage:raw_models", acc1: [0.2, 0.3]}
 best_scores: {uses: proof.grade, from: pool, model: "stage:best_models", acc1: [0.4, 0.52]}
 """
+CLUSTERED = """
+pool:     {uses: ingest.image_folder, path: none, shard_rows: 25}
+caption:  {uses: annotate.caption, from: pool}
+look:     {uses: annotate.image, from: pool}
+worth:    {uses: select.where, from: [caption, look], where: caption_words >= 2}
+emb:      {uses: embed.clip, from: pool, model: reference}
+clusters: {uses: cluster.kmeans, from: emb, clusters: 9}
+control:  {uses: select.where, from: [worth, look], top: {column: luma_std, fraction: 0.5}}
+even:     {uses: mine.evened, from: [worth, clusters], fraction: 0.5}
+"""
 
 
 def caption(row: int) -> str:
@@ -68,8 +78,8 @@ def draw(path: Path, row: int) -> None:
         path.write_bytes(path.read_bytes()[:60])
 
 
-def run(folder: Path) -> RunState:
-    """The state of the finished run; tests/own_stages must be on the path."""
+def run(folder: Path, text: str = STAGES) -> RunState:
+    """The state of the finished run of these stages; tests/own_stages must be on the path."""
     (folder / "pool").mkdir()
     lines = []
     for row in range(ROWS):
@@ -80,9 +90,10 @@ def run(folder: Path) -> RunState:
     for task, keys in TASKS.items():
         table = pa.table({"key": list(keys), "text": list(keys.values())})
         pq.write_table(table, folder / "tasks" / f"{task}.parquet")
-    stages = yaml.safe_load(STAGES)
+    stages = yaml.safe_load(text)
     stages["pool"]["path"] = str(folder / "pool")
-    stages["leaks"]["tasks"] = str(folder / "tasks")
+    if "leaks" in stages:
+        stages["leaks"]["tasks"] = str(folder / "tasks")
     plan = make_plan(Recipe(name="drawn", path="drawn.yaml", seed=0, stages=stages))
     outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped

@@ -1,6 +1,7 @@
-"""What rows are grouped by: language, source of a union, domain."""
+"""What rows are grouped by: language, source of a union, domain, size of the picture."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +16,33 @@ from pipeline.run_folder.state import RunState
 # Shapes: N rows.
 
 GROUPS = 20  # that have a name of their own
+MIN_SIDE = "min_side"  # in pixels, of the picture as it is stored
+SIDES = (32, 64, 128, 200, 256, 384, 512, 1024)  # where a range of it begins
+RANGES = (
+    f"below {SIDES[0]} px",
+    *(f"{low} to {high - 1} px" for low, high in pairwise(SIDES)),
+    f"{SIDES[-1]} px and more",
+)
 
 
 def groupings(state: RunState, stage: str) -> dict[str, Binding]:
-    """The stored columns that rows are grouped by: language, source of a union, domain."""
+    """The stored columns that rows are grouped by: language, source of a union, domain, size."""
     columns = {"language": LANGUAGE.name, "source": SOURCE.name, "domain": URL.name}
+    columns |= {"size": MIN_SIDE}
     bound = {name: binding(state, stage, column) for name, column in columns.items()}
     return {name: where for name, where in bound.items() if where is not None}
 
 
 def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The group of each row, dictionary-encoded; of a URL, its host. Null without one."""
+    """The group of each row, dictionary-encoded; of a URL its host, of a shorter side its range.
+
+    Null without one.
+    """
+    if name == "size":
+        side_N = column.fill_null(-1).to_numpy()
+        index_N = np.searchsorted(SIDES, side_N, side="right").astype(np.int32)
+        index = pa.array(index_N, mask=side_N < 0)
+        return pa.chunked_array([pa.DictionaryArray.from_arrays(index, RANGES)])
     named = host_of(column) if name == "domain" else column.cast(pa.string())
     return named.dictionary_encode()
 

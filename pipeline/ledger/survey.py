@@ -31,7 +31,7 @@ class RowValues(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """One select stage. `groups` has keep-rates by language, source and domain, where the pool has
+    """One select stage. `groups` has keep-rates by language, source, domain and size, where it has
     several; `readers` the selects that read what each of them groups by, for whatever. `samples`
     are chosen by a hash of the uid, those of `cuts` by their value.
     """

@@ -51,7 +51,7 @@ class Point:
     """The rows kept with one value in the threshold's place.
 
     `common` are kept today too, `won` are not, and `lost` are kept today only; `groups` counts the
-    kept ones by language, source and domain.
+    kept ones by language, source, domain and size.
     """
 
     value: float

@@ -1,6 +1,6 @@
 """What a select stage decided of one row, and why, in a sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,9 +41,9 @@ def verdict(state: RunState, select: str, rows: Mapping[str, StageRow], place: P
             for row in rows.values()
             if row.keeper_of
         ]
-        return Verdict(
-            stage=select, kept=True, sentence="; ".join([f"kept by '{select}'", *keeper_of])
-        )
+        known = [*_clusters(state, select, rows), *_explained(state, select, "", rows)]
+        sentence = "; ".join([f"kept by '{select}'", *known, *keeper_of])
+        return Verdict(stage=select, kept=True, sentence=sentence)
     root = state.plan.stages[select].root
     reasons = {
         name: pa.array([row.reason], pa.string())
@@ -88,9 +88,29 @@ def _sentence(
         if not other or column not in {c.name for c in writer.writes if c.names}:
             value = {**row.values, REASON.name: row.reason}[column]
             values.append(f"{read} is {cut(repr(value))}")
-    values += filter(None, [explanation(planned, code, rows[stage].values)])
+    clusters, explained = [*_clusters(state, stage, rows)], [*_explained(state, stage, code, rows)]
+    if not clusters:
+        values, explained = [*values, *explained], []
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
-    return "; ".join([f"{by}: {one_line(code)}", *([", ".join(values)] if values else []), *others])
+    said = [f"{by}: {one_line(code)}", *([", ".join(values)] if values else [])]
+    return "; ".join([*said, *dict.fromkeys([*others, *clusters]), *explained])
+
+
+def _explained(
+    state: RunState, stage: str, code: str, rows: Mapping[str, StageRow]
+) -> Iterator[str]:
+    """What a select says of its verdict in its own words, where it says something."""
+    if said := explanation(state.plan.stages[stage], code, rows[stage].values):
+        yield said
+
+
+def _clusters(state: RunState, stage: str, rows: Mapping[str, StageRow]) -> Iterator[str]:
+    """The clusters of the row that a select may have gone by."""
+    bound = state.plan.stages[stage].bindings[0]
+    for source, column in dict.fromkeys(bound.values()):
+        writer = state.plan.stages[source].stage
+        if column in {c.name for c in writer.writes if c.names == "cluster"} and source in rows:
+            yield from filter(None, [_other(writer, rows[source])])
 
 
 def _other(stage: Stage, row: StageRow) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.ledger.balances import balances
+from pipeline.ledger.clusters import cluster_maps
 from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.funnel import Funnel, funnel
 from pipeline.ledger.leaks import leaks
@@ -18,6 +19,7 @@ from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import Results, losses, results
 from pipeline.ledger.work import StageWork, work
 from pipeline.report.balances import balance_section
+from pipeline.report.clusters import cluster_section
 from pipeline.report.ends import Section, drawn_end, section, sections_of
 from pipeline.report.page import render
 from pipeline.report.strips import duplicate_strips, leak_strips
@@ -68,6 +70,10 @@ def _sections(
     for number, of in enumerate(balances(state)):
         found = balance_section(state, of)
         yield section("concepts", f"Concepts balanced by {of.stage}", number, found=found)
+    for number, lying in enumerate(cluster_maps(state)):
+        drawn = cluster_section(state, lying)
+        title = f"Concept map of {lying.stage}"
+        yield section("clusters", title, number, found=drawn, is_first=number == 0)
     if truth := last_planted(state):
         yield section("truth", "Against the planted truth", truth=truth)
     if charts := training_charts(losses(state)):

@@ -68,6 +68,7 @@ class KMeans(DatasetStage):
     determinism = "exact"
     gives = ("rows", "centroids")
     writes = (CLUSTER_ID, CENTROID_COSINE)
+    artifacts = (("centroids", CENTROIDS),)
     reasons = ("no_embedding", "zero_or_nan_embedding")
 
     @property

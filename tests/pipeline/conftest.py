@@ -119,3 +119,11 @@ def state(tmp_path_factory) -> RunState:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(OWN_STAGES)
         return drawn.run(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def clustered(tmp_path_factory) -> RunState:
+    """A finished run that clusters the pool of tests/drawn.py, and selects by the clusters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(OWN_STAGES)
+        return drawn.run(tmp_path_factory.mktemp("clustered"), drawn.CLUSTERED)

@@ -62,14 +62,22 @@ def page(state, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def clusters_page(clustered, own_stages, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("page") / "clusters.html"
+    file.write_text(report(clustered))
+    return file
+
+
+@pytest.fixture(scope="module")
 def tab(tmp_path_factory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
 
+@pytest.mark.parametrize("which", ["page", "clusters_page"])
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)
-def test_nothing_is_off_screen_and_all_is_legible(width, scheme, page, tab):
-    tab.show(page, width, scheme)
+def test_nothing_is_off_screen_and_all_is_legible(width, scheme, which, tab, request):
+    tab.show(request.getfixturevalue(which), width, scheme)
     tab.value(UNFOLD)
     assert tab.value("innerWidth") == width
     assert tab.value("document.documentElement.scrollWidth") <= width
@@ -103,8 +111,9 @@ def test_the_whole_width_is_used_and_a_narrow_window_shows_every_arm(page, tab):
     assert tab.value(said) == ['"raw"', '"shards"']
 
 
-def test_every_link_leads_somewhere_and_the_contents_name_every_section(page, tab):
-    tab.show(page, 1400, "light")
+@pytest.mark.parametrize("which", ["page", "clusters_page"])
+def test_every_link_leads_somewhere_and_the_contents_name_every_section(which, tab, request):
+    tab.show(request.getfixturevalue(which), 1400, "light")
     assert tab.value(LEADING_NOWHERE) == []
     ids = '[...document.querySelectorAll("[id]")].map((e) => e.id)'
     assert len(tab.value(ids)) == len(set(tab.value(ids)))
@@ -132,6 +141,52 @@ def test_a_picture_leads_to_a_larger_view_and_back(page, tab):
     assert tab.value(width) > 300
     tab.value("document.querySelector(':target .smaller').click()")
     assert tab.value(width) < 150
+
+
+CARDS = """[...document.querySelectorAll(".c > .card")].filter((e) => e.checkVisibility())
+  .map((e) => e.querySelector("b").textContent)"""
+DISC = 'document.querySelectorAll(".c > i")[{}]'
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_a_disc_that_is_pointed_at_or_gone_to_by_keyboard_shows_its_card(
+    width, scheme, clusters_page, tab
+):
+    tab.show(clusters_page, width, scheme)
+    tab.value("document.querySelector('.plane-view').scrollIntoView()")
+    assert tab.value(CARDS) == []
+    last = tab.value("document.querySelectorAll('.c').length") - 1  # the smallest lies on top
+    box = f"{DISC.format(last)}.getBoundingClientRect()"
+    x, y = (tab.value(f"{box}.{at}") for at in ("left + " + box + ".width / 2", "top + 2"))
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    (pointed,) = tab.value(CARDS)
+    assert pointed in tab.value(f"{DISC.format(last)}.parentElement.ariaLabel + ':'")
+    assert tab.value(OFF_SCREEN) == []
+    assert tab.value(FAINT) == []
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+    assert tab.value(CARDS) == []
+    tab.value("document.querySelector('.by').focus()")
+    for key in ["Tab"]:
+        tab.call(
+            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=9
+        )
+    (reached,) = tab.value(CARDS)
+    assert tab.value("document.activeElement.ariaLabel").startswith(f"{reached}:")
+
+
+def test_the_shade_of_a_disc_is_of_what_is_asked_for(clusters_page, tab):
+    tab.show(clusters_page, 1400, "light")
+    shade = f"getComputedStyle({DISC.format(0)}).backgroundColor"
+    shades = []
+    for number in (1, 2, 3):
+        tab.value(f"document.querySelector('#clusters-by-{number}').click()")
+        shades.append(tab.value(shade))
+        visible = "[...document.querySelectorAll('.scale')].filter((e) => e.checkVisibility())"
+        assert tab.value(f"{visible}.map((e) => e.className)") == [f"scale scale{number}"]
+    assert "rgba(0, 0, 0, 0)" not in shades
+    assert len(set(shades)) > 1
+    tab.value("document.querySelector('.skip a').focus()")
+    assert tab.value("document.querySelector('.skip').getBoundingClientRect().width") > 50
 
 
 def test_what_a_reader_that_sees_nothing_needs_is_there(page, tab):

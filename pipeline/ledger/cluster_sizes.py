@@ -1,0 +1,117 @@
+"""How many rows of large and of small clusters a select keeps as its size changes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.schema import KEEP, POSITION, SHARD, UID
+from pipeline.errors import RecipeError
+from pipeline.ledger.stored import stored
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.planning.selects import thresholds_of, verdicts_at
+from pipeline.run_folder.state import RunState
+from pipeline.stage import Threshold, Verdicts
+
+# Shapes: N rows of the pool, K clusters, G groups of clusters of like size.
+
+TENTHS = tuple(Decimal(tenth) / 10 for tenth in range(1, 11))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtSize:
+    """The rows that a select keeps of each group with one value in the place of its size."""
+
+    value: float
+    rule: str
+    is_today: bool
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSize:
+    """A select stage whose size varies: `name` is what `sweep --vary` calls it."""
+
+    stage: str
+    name: str
+    points: tuple[AtSize, ...]
+
+
+def over_size(
+    state: RunState, planned: PlannedStage, cluster: Binding, group_K: NDArray[np.int8]
+) -> OverSize | None:
+    """The first size that decides in a select, at tenths of all rows in a cluster and at today's
+    value; None where none does, or it can take no other.
+
+    `group_K` is the group of each cluster. The stage's own functions decide over its stored
+    columns, which are held in memory for all rows at once.
+    """
+    sizes = [threshold for threshold in thresholds_of(planned) if threshold.is_size]
+    if not sizes:
+        return None
+    rows, made, group_N = _read(state, planned, sizes[0], cluster, group_K)
+    values = _values(sizes[0], len(group_N[group_N >= 0]))
+    groups = int(group_K.max()) + 1
+    points = tuple(
+        AtSize(
+            value=verdicts.value,
+            rule=verdicts.rule,
+            is_today=verdicts.value == sizes[0].value,
+            kept=tuple(np.bincount(group_N[verdicts.keep & (group_N >= 0)], minlength=groups)),
+        )
+        for verdicts in _verdicts(planned, sizes[0], values, rows, made)
+    )
+    return OverSize(stage=planned.name, name=sizes[0].name, points=points) if points else None
+
+
+def _values(size: Threshold, rows: int) -> list[Decimal]:
+    """Tenths of a share, or of the number of rows; and today's."""
+    today = Decimal(str(size.value))
+    if today <= 1 and not size.name.endswith("rows"):
+        return sorted({*TENTHS, today})
+    tenths = {Decimal(max(1, int(rows * tenth))) for tenth in TENTHS}
+    return sorted({*tenths, today.to_integral_value()})
+
+
+def _verdicts(
+    planned: PlannedStage, size: Threshold, values: list[Decimal], rows: pa.Table, made: pa.Table
+) -> Iterator[Verdicts]:
+    """The verdicts at the values that the stage does not refuse."""
+    for value in values:
+        try:
+            yield from verdicts_at(planned, size, [value], rows, made)
+        except RecipeError:  # a quota that cannot be met, a share that it knows no answer for
+            continue
+
+
+def _read(
+    state: RunState,
+    planned: PlannedStage,
+    size: Threshold,
+    cluster: Binding,
+    group_K: NDArray[np.int8],
+) -> tuple[pa.Table, pa.Table, NDArray[np.int8]]:
+    """What verdicts are made of, and (N,) the group of each row's cluster; -1 without one."""
+    given = planned.bindings[0]
+    reads = [name for name in size.reads if name in given]
+    bound = {
+        **{f"read {name}": given[name] for name in reads},
+        **{f"made {name}": (planned.name, name) for name in size.made},
+        "kept": (planned.name, KEEP.name),
+        "cluster": cluster,
+    }
+    shards = stored(state, planned.root, bound)
+    groups, tables = [], []
+    for shard in range(len(shards)):
+        table = shards.table(shard)
+        of = table["cluster"].fill_null(-1).to_numpy()
+        groups.append(np.where(of >= 0, group_K[of], np.int8(-1)))
+        tables.append(table.drop_columns("cluster"))
+    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    place = {name: whole[name] for name in (UID.name, SHARD.name, POSITION.name)}
+    rows = pa.table(place | {name: whole[f"read {name}"] for name in reads})
+    made = {KEEP.name: whole["kept"]} | {name: whole[f"made {name}"] for name in size.made}
+    return rows, pa.table(made), np.concatenate(groups)

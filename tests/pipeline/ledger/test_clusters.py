@@ -1,0 +1,238 @@
+"""The clusters of a pool: counts against a walk over the rows, the plane, what is most pruned."""
+
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from metadata.schema import CLUSTER_ID, KEEP
+from metadata.stats import wilson, wilson_bounds
+from pipeline.ledger import clusters as ledger
+from pipeline.ledger.answer import as_json
+from pipeline.ledger.axes import plane
+from pipeline.ledger.cluster_rows import FEW, Tally
+from pipeline.ledger.clusters import ClusterMap, cluster_maps
+from pipeline.ledger.groupings import group_of
+from pipeline.ledger.stored import rows_at, stored
+from pipeline.ledger.survey import survey
+from pipeline.ledger.sweep import sweep
+from pipeline.ledger.why import why
+
+PICTURES = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own(own_stages) -> None:
+    """The select that goes by clusters."""
+
+
+@pytest.fixture(scope="module")
+def rows(clustered) -> list[dict]:
+    """Every row, with its cluster and what both selects say."""
+    bound = {
+        "cluster": ("clusters", CLUSTER_ID.name),
+        "even": ("even", KEEP.name),
+        "control": ("control", KEEP.name),
+        "rank": ("even", "evened_rank"),
+    }
+    shards = stored(clustered, "pool", bound)
+    return [row for index in range(len(shards)) for row in shards.table(index).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def found(clustered) -> ClusterMap:
+    (only,) = cluster_maps(clustered)
+    return only
+
+
+def test_rows_and_kept_rows_are_those_of_a_walk(found, rows):
+    of = Counter(row["cluster"] for row in rows)
+    assert found.without == of.pop(None) > 0  # pictures that cannot be read
+    assert {cluster.number: cluster.rows for cluster in found.drawn} == of
+    assert found.rows == sum(of.values())
+    assert list(found.ends) == ["even", "control"]  # the one that goes by the clusters is first
+    for at, end in enumerate(found.ends):
+        kept = Counter(row["cluster"] for row in rows if row[end] and row["cluster"] is not None)
+        assert found.ends[end] == sum(kept.values())
+        assert {c.number: c.kept[at] for c in found.drawn} == {n: kept[n] for n in of}
+
+
+def test_a_few_rows_of_each_stand_where_they_say(found, clustered):
+    for cluster in found.drawn:
+        assert len(cluster.few) == min(FEW, cluster.rows)
+        places = [row.place for row in cluster.few]
+        assert len(set(places)) == len(places)
+        for end, stage in enumerate(found.ends):
+            bound = {"cluster": ("clusters", CLUSTER_ID.name), "keep": (stage, KEEP.name)}
+            there = rows_at(clustered, bound, places)
+            assert {row["cluster"] for row in there} == {cluster.number}
+            assert [row["keep"] for row in there] == [row.kept[end] for row in cluster.few]
+
+
+def test_sizes_are_tenths_of_the_clusters_from_the_largest(found):
+    assert sum(group.clusters for group in found.sizes) == found.met
+    assert sum(group.rows for group in found.sizes) == found.rows
+    bounds = [n for group in found.sizes for n in (group.largest, group.smallest)]
+    assert bounds == sorted(bounds, reverse=True)
+    for at, kept in enumerate(found.ends.values()):
+        assert sum(group.kept[at] for group in found.sizes) == kept
+
+
+def test_the_size_that_varies_keeps_what_a_sweep_says(found, clustered, rows):
+    (over,) = found.over  # of `control` nothing is asked: it does not go by clusters
+    assert (over.stage, over.name) == ("even", "fraction")
+    assert [at.value for at in over.points] == [tenth / 10 for tenth in range(2, 11)]
+    assert [at.value for at in over.points if at.is_today] == [0.5]  # 0.1 was refused
+    kept = [sum(at.kept) for at in over.points]
+    swept = sweep(clustered, "even", "fraction=0.2:1:0.1").points
+    assert kept == [point.kept for point in swept]
+    today = next(at for at in over.points if at.is_today)
+    assert today.kept == tuple(group.kept[0] for group in found.sizes)
+
+
+def test_all_is_plain_values(found):
+    assert as_json(found)["drawn"][0]["few"][0][1] == list(found.drawn[0].few[0].kept)
+
+
+def test_at_most_so_many_are_drawn_and_the_rest_is_counted(clustered, found, monkeypatch):
+    monkeypatch.setattr(ledger, "DRAWN", 2)
+    monkeypatch.setattr(ledger, "EXTREME", 1)
+    (few,) = cluster_maps(clustered)
+    ends = {few.pruned[0].most[0].number, few.pruned[0].least[0].number}
+    drawn = {cluster.number for cluster in few.drawn}
+    assert drawn == {cluster.number for cluster in found.drawn[:2]} | ends
+    assert few.undrawn_rows == found.rows - sum(cluster.rows for cluster in few.drawn) > 0
+    assert few.met == found.met
+
+
+def test_a_large_pool_is_not_asked_at_other_sizes(clustered, monkeypatch):
+    monkeypatch.setattr(ledger, "MOST_ROWS", PICTURES - 1)
+    (it,) = cluster_maps(clustered)
+    assert it.is_too_large
+    assert it.over == ()
+
+
+def test_a_run_without_clusters_has_none(state):
+    assert cluster_maps(state) == []
+
+
+# What is counted and drawn
+
+
+def test_a_tally_is_that_of_a_loop_over_rows():
+    rng = np.random.default_rng(0)
+    shards = [rng.integers(-1, 40, rows) for rows in (300, 0, 1, 200)]
+    keeps = [rng.random((2, len(shard))) < 0.3 for shard in shards]
+    coins = [rng.integers(0, 50, len(shard)).astype(np.uint64) for shard in shards]  # with ties
+    tally = Tally(50, 2)
+    known: dict[int, list] = {cluster: [] for cluster in range(50)}
+    without = 0
+    for shard, (of, keep, coin) in enumerate(zip(shards, keeps, coins, strict=True)):
+        column = pa.chunked_array([pa.array(of.astype(np.int32), mask=of < 0)])
+        tally.count(shard, column, [pa.chunked_array([pa.array(k)]) for k in keep], coin)
+        without += (of < 0).sum()
+        for row in np.flatnonzero(of >= 0):
+            known[of[row]].append((coin[row], shard, row, tuple(keep[:, row].tolist())))
+    assert tally.without == without
+    for cluster, of in known.items():
+        assert tally.rows_K[cluster] == len(of)
+        assert tally.kept_EK[:, cluster].tolist() == [sum(r[3][e] for r in of) for e in (0, 1)]
+        few = [((shard, row), kept) for _, shard, row, kept in sorted(of)[:FEW]]
+        assert [tuple(row) for row in tally.few(cluster)] == few
+
+
+def blocks(vector_ND, weight_N, size):
+    cuts = range(0, len(vector_ND), size)
+    return lambda: ((vector_ND[i : i + size], weight_N[i : i + size]) for i in cuts)
+
+
+def test_the_plane_is_that_of_a_decomposition_of_all_rows_whatever_the_blocks():
+    rng = np.random.default_rng(1)
+    vector_ND = (rng.standard_normal((200, 12)) * np.arange(12, 0, -1)).astype(np.float32)
+    weight_N = rng.integers(0, 9, 200)
+    found = plane(blocks(vector_ND, weight_N, 64))
+    every_ND = np.repeat(vector_ND, weight_N, axis=0).astype(np.float64)
+    _, size, axis_DD = np.linalg.svd(every_ND - every_ND.mean(axis=0), full_matrices=False)
+    wanted_N2 = (vector_ND - every_ND.mean(axis=0)) @ axis_DD[:2].T
+    np.testing.assert_allclose(np.abs(found.place), np.abs(wanted_N2), atol=1e-9)
+    np.testing.assert_allclose(found.share, size[:2] ** 2 / (size**2).sum())
+    np.testing.assert_allclose(
+        plane(blocks(vector_ND, weight_N, 200)).place, found.place, atol=1e-9
+    )
+    flipped = plane(blocks(-vector_ND, weight_N, 64)).place
+    np.testing.assert_allclose(flipped, -found.place, atol=1e-9)  # a sign has its rule
+
+
+@pytest.mark.parametrize(
+    ("vector_ND", "weight_N", "place"),
+    [
+        (np.zeros((0, 3)), [], np.zeros((0, 2))),
+        (np.ones((1, 3)), [5], [[0, 0]]),
+        (np.ones((3, 3)), [1, 2, 3], np.zeros((3, 2))),
+        ([[1], [3]], [1, 1], [[-1, 0], [1, 0]]),
+        ([[0, 2], [0, -2], [1, 0]], [0, 0, 0], [[2, -1 / 3], [-2, -1 / 3], [0, 2 / 3]]),
+    ],
+)
+def test_few_centroids_lie_where_they_must(vector_ND, weight_N, place):
+    found = plane(blocks(np.asarray(vector_ND, np.float32), np.asarray(weight_N, int), 2))
+    np.testing.assert_allclose(found.place, place, atol=1e-7)
+    assert 0 <= sum(found.share) <= 1 + 1e-9
+
+
+def test_a_cluster_of_a_few_rows_is_neither_most_nor_least_pruned():
+    rows_K = np.array([1000, 1000, 1, 1, 500, 500, 500, 500, 0])
+    kept_K = np.array([10, 990, 0, 1, 200, 210, 300, 290, 0])
+    order_M = np.argsort(-rows_K, kind="stable")[:8]
+    most, least = ledger._extremes(rows_K, kept_K, order_M)
+    assert most == [0, 4, 5, 7]
+    assert least == [1, 6, 3, 2]
+
+
+def test_bounds_of_many_shares_are_those_of_each():
+    share_N, trials_N = np.array([0.0, 0.25, 1.0, 0.0]), np.array([7.0, 400.0, 3.0, 0.0])
+    each = [wilson(share, trials) for share, trials in zip(share_N, trials_N, strict=True)]
+    assert list(zip(*wilson_bounds(share_N, trials_N), strict=True)) == each
+    assert each[-1] == (0, 1)
+    share, n, z = Fraction(1, 4), 400, Fraction("1.959963984540054")
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    assert sum(each[1]) / 2 == pytest.approx(float(middle))
+
+
+# Who is kept by size of the picture, and why a row
+
+
+def test_rows_are_grouped_by_the_size_of_their_picture(clustered):
+    side = pa.chunked_array([pa.array([0, 31, 32, 63, 64, 1023, 1024, None, 5000], pa.int32())])
+    assert group_of("size", side).to_pylist() == [
+        *["below 32 px"] * 2,
+        *["32 to 63 px"] * 2,
+        "64 to 127 px",
+        "512 to 1023 px",
+        "1024 px and more",
+        None,
+        "1024 px and more",
+    ]
+    rates = survey(clustered, "even").groups["size"]
+    assert {group.name for group in rates.groups} == {
+        "below 32 px",
+        "32 to 63 px",
+        "64 to 127 px",
+        "(none)",
+    }
+    assert sum(group.rows for group in rates.groups) == PICTURES
+
+
+def test_why_names_the_cluster_the_rank_and_the_quota(clustered, rows):
+    quota = max(row["rank"] for row in rows if row["even"]) + 1
+    seen = set()
+    for row in rows:
+        (end,) = [end for end in why(clustered, row["uid"].hex()).ends if end.stage == "even"]
+        if row["rank"] is None:
+            continue
+        verdict = "kept by 'even'" if row["even"] else "dropped by 'even': over_quota"
+        place = f"it is number {row['rank'] + 1} there, and {quota} stay"
+        assert end.sentence == f"{verdict}; its cluster in 'clusters' is {row['cluster']}; {place}"
+        seen.add(end.kept)
+    assert seen == {True, False}
