@@ -149,6 +149,15 @@ class Context(Protocol):
         """fn of every shard, when it is next stored or reduced: lazy, so nothing is written."""
         ...
 
+    def keep_local(self, over: Shards) -> Shards:
+        """The same rows, which are read from storage once where the workers' scratch has room.
+
+        For rows that several calls read: each machine keeps what its workers read, in the temporary
+        folder, until the stage ends. Give it the rows with the columns that the calls need and no
+        others; before the rounds, not in each.
+        """
+        ...
+
     def shuffle(self, over: Shards, key: str, partitions: int | None = None) -> Shards:
         """The same rows in partitions by the hash of `key`: equal keys meet, and so do nulls.
 

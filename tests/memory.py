@@ -69,6 +69,9 @@ class MemoryContext:
     def map_shards(self, fn, over):
         return MemoryShards(*map(fn, over))
 
+    def keep_local(self, over):
+        return over
+
     def shuffle(self, over, key, partitions=3):
         if not over:
             return MemoryShards()

@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from metadata.fingerprint import digest
 from metadata.record import Failure, Record
-from metadata.scratch import scratch_folder
+from metadata.scratch import remove_shared, scratch_folder, shared_scratch
 from metadata.sealed import put_sealed, read_sealed
 from pipeline.dataset import State, TableFunction, Task
 from pipeline.engine import attempts
 from pipeline.engine.journal import Journal, StageRun
+from pipeline.engine.local_shards import LocalShards
 from pipeline.engine.own_shards import (
     Neighbours,
     OneShard,
@@ -53,6 +55,12 @@ class RunContext:
         self.records: dict[int, Record] = {}
         self.failures: dict[int, Failure] = {}
         self.shards = 0
+        self._local, self._kept = f"rows-{digest([self.folder, run.run_id])[:16]}", 0
+
+    def close(self) -> None:
+        """The stage has ended: rows that it kept on this machine's scratch go."""
+        self.run.local.discard(self._local)
+        remove_shared(self._local)
 
     @property
     def journal(self) -> str:
@@ -95,6 +103,12 @@ class RunContext:
     def map_shards(self, fn: TableFunction, over: Any) -> Any:
         return over.mapped(fn)
 
+    def keep_local(self, over: Any) -> LocalShards:
+        self.run.local.add(self._local)
+        shared_scratch(self._local)  # held by the driver too: workers come and go
+        self._kept += 1
+        return LocalShards(over, self._local, self._kept)
+
     def shuffle(self, over: Any, key: str, partitions: int | None = None) -> Partitions:
         count = partitions or max(LEAST_PARTITIONS, self.partitions(self._home))
         return self._shuffle(over, partial(by_hash, key, count), count)
@@ -111,7 +125,7 @@ class RunContext:
 
     def restore(self, over: Any) -> None:
         home, parents = self._home, self.run.made_of
-        if isinstance(over, PoolShards):
+        if isinstance(over.over if isinstance(over, LocalShards) else over, PoolShards):
             work = partial(restore_shard, over, self.run.planned)
             shards = [OneShard(shard, parents) for shard in range(len(over))]
             self._store("shards", work, shards, len(shards))

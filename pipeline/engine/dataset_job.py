@@ -87,6 +87,8 @@ class DatasetJob:
             raise storage_error(error, planned.where, state.run) from error
         except Exception as error:
             raise StageError(*raised(error, planned.where), "mend the stage") from error
+        finally:
+            context.close()
         for failure in context.failures.values():
             watcher.failed(planned.name, failure)
         stage, seconds = state.stages[planned.name], time.monotonic() - began
@@ -122,6 +124,7 @@ class DatasetJob:
                 home=home,
                 page_checksums=before.page_checksums if before and is_remade else True,
                 wanted=running.plan.read_of(planned.name),
+                local=running.local,
                 on_stored=lambda total, done: running.watcher.stage(planned.name, total, done),
                 on_shard=lambda record, total: running.watcher.shard(planned.name, record, total),
                 on_unit=partial(running.watcher.unit, planned.name),

@@ -48,6 +48,7 @@ class StageRun:
     home: PoolShards | None  # the rows it reads; None where it has none of one root
     page_checksums: bool
     wanted: frozenset[str]
+    local: set[str]  # scratch folders that the stages of this run share between workers, by name
     on_stored: Callable[[int, int], None]  # its shards, and those of them that are stored
     on_shard: Callable[[Record, int], None]  # one that is now stored, and how many there will be
     on_unit: Callable[[str, int, int, str], None]  # a call, its units done and all, in words
@@ -131,6 +132,7 @@ class Journal:
                 run_id=run.run_id,
                 folder=run.folder,
                 journal=call,
+                local=frozenset(run.local),
                 work=work,
                 journalled=journalled,
                 page_checksums=run.page_checksums,

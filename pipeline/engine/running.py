@@ -1,6 +1,6 @@
 """What the jobs of a run share: plan, state, executor, and whom to tell."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.engine.telling import Telling
 from pipeline.executors import Executor
@@ -19,4 +19,5 @@ class Running:
     run_id: str
     retry: tuple[str, ...]  # reasons whose rows are tried again
     crash_ok: bool  # shards that ended their worker are tried again
+    local: set[str] = field(default_factory=set)  # scratch folders that workers share, by name
     keep_going: bool = False  # a stage whose first shards fail for one reason does not stop

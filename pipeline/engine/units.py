@@ -14,7 +14,7 @@ from typing import Any
 from metadata.damage import DamagedError
 from metadata.fingerprint import digest
 from metadata.outputs import OUT, note_output
-from metadata.scratch import scratch_folder
+from metadata.scratch import leave_shared, scratch_folder
 from metadata.sealed import put_sealed
 from metadata.storage import Storage
 from pipeline.dataset import Task
@@ -90,6 +90,7 @@ class Units:
     folder: Storage
     journal: str
     work: Work
+    local: frozenset[str]  # shared scratch folders of stages that still run
     journalled: bool  # false where the work stores records: they are its journal
     page_checksums: bool
     unchecked: frozenset[int]
@@ -103,6 +104,7 @@ class UnitsRun:
 
     def __init__(self, units: Units) -> None:
         self.units = units
+        leave_shared(units.local)
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
 
     def __call__(self, unit: Unit) -> Answer:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metadata.fingerprint import digest
 from metadata.passes import read_stage
 from metadata.record import ShardState
 from metadata.schema import POSITION, REASON, SHARD, UID
@@ -123,6 +124,11 @@ class PoolShards:
     def mapped(self, function: TableFunction) -> "PoolShards":
         return replace(self, functions=(*self.functions, function))
 
+    def digest(self, index: int) -> str:
+        """One digest of everything the shard is read from."""
+        states = self.states[index]
+        return "-".join(states[stage].digest[:16] for stage in sorted(states))
+
     def select(self, names: Iterable[str]) -> "PoolShards":
         bound = {name: self.bindings[name] for name in names if name in self.bindings}
         return replace(self, bindings=bound)
@@ -163,8 +169,7 @@ class JoinedShards:
     def digest(self, index: int) -> str:
         """One digest of everything the shard is read from."""
         member, inner = self._at(index)
-        states = member.states[inner]
-        return "-".join(states[stage].digest[:16] for stage in sorted(states))
+        return member.digest(inner)
 
     def source(self, index: int) -> str:
         """The name of the stage whose rows these are."""
@@ -207,12 +212,17 @@ class Partitions:
     def mapped(self, function: TableFunction) -> "Partitions":
         return replace(self, functions=(*self.functions, function))
 
+    def digest(self, index: int) -> str:
+        """One digest of everything the partition is read from."""
+        return digest([[file, *offsets[index : index + 2]] for file, offsets in self.pieces])
+
     def select(self, names: Iterable[str]) -> "Partitions":
         kept = (UID.name, SHARD.name, POSITION.name, *names)
-        return self.mapped(partial(_only, kept))
+        return self.mapped(partial(only, kept))
 
 
-def _only(names: tuple[str, ...], table: pa.Table) -> pa.Table:
+def only(names: tuple[str, ...], table: pa.Table) -> pa.Table:
+    """The columns of these names."""
     return table.select([name for name in table.column_names if name in names])
 
 

@@ -34,6 +34,7 @@ KINDS = (
     "digest",
     "journal",
     "step",
+    "copy",
     "fold",
     "manifest",
     "session",

@@ -86,6 +86,22 @@ def test_rows_come_whole_or_in_batches_with_their_place(stored):
     assert SEEN == [(12, [5, 5, 2]), (8, [5, 3]), (0, [0]), (11, [5, 5, 1])]
 
 
+def keeps(inputs, ctx):
+    rows = ctx.keep_local(inputs.rows.select(["number"]))
+    SEEN.extend(len(batch) for batch in rows.batches(0, 5))
+    assert [len(batch) for batch in rows.batches(2)] == [0]
+    assert [rows.rows(index) for index in range(len(rows))] == list(SIZES)
+    for index in range(len(rows)):
+        assert rows.table(index) == inputs.rows.select(["number"]).table(index)
+        assert set(rows.select([]).table(index).column_names) == {"uid", "shard", "position"}
+    ctx.restore(number_of(rows, ctx))
+
+
+def test_rows_kept_on_scratch_are_the_rows(stored):
+    assert stored(keeps).values == NUMBERS
+    assert SEEN == [5, 5, 2]
+
+
 # map
 
 

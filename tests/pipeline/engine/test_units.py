@@ -26,6 +26,7 @@ def doing(work, folder, journalled=True) -> UnitsRun:
             journalled=journalled,
             page_checksums=True,
             unchecked=frozenset(),
+            local=frozenset(),
         )
     )
 

@@ -20,8 +20,9 @@ NUMBER = Column("number", pa.int64(), "", "Any number.")
 class Centre(DatasetStage):
     """Number less the centre, and out/centre.txt. Each round takes it half way to the mean.
 
-    An iteration, with a reduce in each step. `log` is a file that gets a line for each step begun;
-    where it names round `fail_at`, and has not yet seen it, the step fails.
+    An iteration, with a reduce in each step, over rows kept on scratch. `log` is a file that
+    gets a line for each step begun; where it names round `fail_at`, and has not yet seen it, the
+    step fails.
     """
 
     rounds: int = 3
@@ -36,9 +37,10 @@ class Centre(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         start = {"centre": np.int64(0)}
-        end = ctx.iterate(start, partial(self.step, ctx, inputs.rows), self.rounds)
+        rows = ctx.keep_local(inputs.rows)
+        end = ctx.iterate(start, partial(self.step, ctx, rows), self.rounds)
         ctx.map(put_centre, [int(end["centre"])])
-        ctx.restore(ctx.map_shards(partial(distance, int(end["centre"])), inputs.rows))
+        ctx.restore(ctx.map_shards(partial(distance, int(end["centre"])), rows))
 
     def step(self, ctx: Context, rows: Shards, state: State, number: int) -> State:
         if self.log:

@@ -1,0 +1,104 @@
+"""Rows kept on each machine's scratch disk, so that rounds over them read storage once.
+
+The first worker of a machine that reads a shard leaves a copy for the others: one file of Arrow,
+uncompressed, which is mapped into memory and not read in. A copy is for speed alone. Where there is
+none, where its bytes have changed, or where the disk has no room for it, storage is read.
+"""
+
+import contextlib
+import os
+import shutil
+import struct
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from metadata.faults import reached
+from metadata.fingerprint import digest
+from metadata.schema import POSITION, SHARD, UID
+from metadata.scratch import shared_scratch
+from pipeline.dataset import TableFunction
+from pipeline.run_folder.rows import JoinedShards, Partitions, PoolShards, apply, only
+
+KEPT_FREE = 0.1  # of the disk: the budget of copies is what is free beyond that
+CHECKSUM = struct.Struct("<I")  # CRC-32 of the Arrow stream, at the end of its file
+
+
+@dataclass(frozen=True)
+class LocalShards:
+    """Rows of which each machine keeps a copy once it has read them. Implements `Shards`."""
+
+    over: "PoolShards | JoinedShards | Partitions | LocalShards"
+    folder: str  # name of the scratch folder that the workers of a machine share
+    number: int  # among the rows that its stage keeps
+    functions: tuple[TableFunction, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.over)
+
+    def rows(self, index: int) -> int:
+        return self.over.rows(index)
+
+    def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
+        table = self.table(index)
+        for start in range(0, max(1, len(table)), batch_rows):
+            yield table.slice(start, batch_rows)
+
+    def table(self, index: int) -> pa.Table:
+        folder = shared_scratch(self.folder)
+        if folder is None:
+            return apply(self.functions, self.over.table(index))
+        path = folder / f"{self.number}-{index:06d}-{self.over.digest(index)[:16]}.arrow"
+        table = read_copy(path)
+        if table is None:
+            table = self.over.table(index).unify_dictionaries().combine_chunks()
+            put_copy(path, table)
+        return apply(self.functions, table)
+
+    def mapped(self, function: TableFunction) -> "LocalShards":
+        return replace(self, functions=(*self.functions, function))
+
+    def select(self, names: Iterable[str]) -> "LocalShards":
+        return self.mapped(partial(only, (UID.name, SHARD.name, POSITION.name, *names)))
+
+    def digest(self, index: int) -> str:
+        """One digest of what the shard is read from."""
+        return digest([self.number, self.over.digest(index)])
+
+
+def read_copy(path: Path) -> pa.Table | None:
+    """The rows of a copy, as they lie on disk: no value is copied; None where it is not whole."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            whole = file.read_buffer()
+        stream = whole.slice(0, max(0, whole.size - CHECKSUM.size))
+        if CHECKSUM.pack(zlib.crc32(stream)) != whole.slice(stream.size).to_pybytes():
+            return None
+        return pa.ipc.open_stream(stream).read_all()
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def put_copy(path: Path, table: pa.Table) -> None:
+    """Leaves a copy, whole or not at all; none where the disk has no room, or fails."""
+    beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        disk = shutil.disk_usage(path.parent)
+        if table.nbytes > disk.free - KEPT_FREE * disk.total:
+            return
+        with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        with pa.memory_map(str(beside)) as file:
+            checksum = zlib.crc32(file.read_buffer())
+        with beside.open("ab") as end:
+            end.write(CHECKSUM.pack(checksum))
+        reached("copy", path.name)
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
