@@ -54,6 +54,7 @@ class MemoryContext:
         scratch.mkdir(parents=True)
         self.folder, self.out = str(folder), folder / "out"
         self.stored, self.states = [], []
+        self.walks = 0
         self.worker = Worker(seed=seed, stage="it", device="cpu", threads=1, scratch=scratch)
 
     def say(self, words): ...
@@ -100,7 +101,9 @@ class MemoryContext:
         return reduce(merge, map(fn, over))
 
     def iterate(self, state, step, rounds, until=None):
-        self.states = self.states or [state]  # those of a killed run, to go on from
+        # Those of a killed run, to go on from, are the first walk's.
+        self.states = [state] if self.walks or not self.states else self.states
+        self.walks += 1
         while (taken := len(self.states) - 1) < rounds:
             if until and taken and until(self.states[-1]):
                 break

@@ -1,0 +1,270 @@
+"""As many rows of each branch of a tree of clusters as of the next, as far as it has them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IDENTITY,
+    IMAGE_BYTES,
+    KEEP,
+    REASON,
+    REASON_TYPE,
+    UID,
+    Column,
+)
+from metadata.uid import coin_hash
+from pipeline.dataset import Context, Inputs, State
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
+from stages.ops.concept_lists import listing_digest
+from stages.ops.keeper import PREFERENCE, Keep, best_first, dropped_before, preference
+from stages.ops.outside import need_file
+
+if TYPE_CHECKING:
+    from stages.select._tree import Tree
+
+# Shapes: N rows, K clusters.
+
+TREE_RANK = Column(
+    "tree_rank", pa.int64(), "rows, 1 up", "The least target of the tree that takes the row."
+)
+TREE_PATH = Column(
+    "tree_path",
+    pa.list_(pa.int32()),
+    "nodes",
+    "From below the root to the row's cluster, each by its number in its level.",
+)
+LEAF_RANK = Column("leaf_rank", pa.int64(), "rows, 1 up", "Place among its cluster's rows.")
+LEAF_QUOTA = Column("leaf_quota", pa.int64(), "rows, 0 up", "Rows that stay of its cluster.")
+MADE = (TREE_RANK, TREE_PATH, LEAF_RANK, LEAF_QUOTA)
+FROM_STAGE = "stage:"
+OUT = "balanced_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedTree(DatasetStage):
+    """Whether a row stays, and its `tree_rank`, 1 up; null for rows without a cluster.
+
+    Clusters are the leaves of a tree, whose upper `levels` are k-means of the centroids below. From
+    the top, a node with target T gives each child min(x, its rows), the whole x being that whose
+    sum is nearest to T, the greater of two as near; so on down to the clusters, each of which keeps
+    its first rows in `order`. The least target that takes a row is its `tree_rank`: another target
+    is a query on it, and what a smaller one keeps a greater one keeps too. Counted are rows that no
+    earlier select dropped and whose image did not fail. out/tree.parquet has a row a node: `level`
+    (0 the clusters), `node`, `parent`, `rows`, `quota`, `kept`; out/tree.json what was asked and
+    kept.
+
+    Source: hierarchical balanced sampling (Vo et al. 2024), section 3. Departs: nodes start from
+    the points whose numbers hash lowest; no resampling of a node's nearest points.
+    Error: what is kept is the rule's, so not the number asked: of C branches each node is off by
+    C / 2 rows at most, one way or the other.
+    Example: {centroids: "stage:kmeans", levels: [50, 10], rows: 5000}
+    """
+
+    # the clusters: stage:NAME of a cluster.kmeans, or a Parquet with a column `centroid`
+    centroids: NonEmpty
+    # how many nodes each level above the clusters has, from the lowest up; [] balances clusters
+    levels: tuple[OneUp, ...]
+    rows: OneUp | None = None  # the tree's target
+    fraction: Share | None = None  # or: which share of the rows with a cluster
+    # a cluster's rows by hash, or those most or least like its centroid first; then by uid
+    order: Literal["random", "nearest", "farthest"] = "random"
+    rounds: OneUp = 20  # of the k-means of a level, at most; fewer when no node moves any more
+
+    version = 1
+    determinism = "exact"
+    takes = ("rows", "centroids")
+    optional_reads = (KEEP, IMAGE_BYTES)
+    writes = (KEEP, *MADE)
+    reasons = (
+        "dropped_before",
+        f"undefined:{IMAGE_BYTES.name}",
+        f"undefined:{CLUSTER_ID.name}",
+        OUT,
+    )
+
+    def __post_init__(self) -> None:
+        if (self.rows is None) == (self.fraction is None):
+            found = f"{'rows and fraction say' if self.rows else 'nothing says'} how much stays"
+            do = "give one of the two: rows: 5000, or fraction: 0.3"
+            raise RecipeError(found, "its settings", do)
+        for below, above in pairwise(self.levels):
+            if above >= below:
+                found = f"levels go from {below} up to {above} nodes"
+                do = "give each level fewer nodes than the one below it: [500, 50, 10]"
+                raise RecipeError(found, "key `levels`", do)
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        return (CLUSTER_ID,) if self.order == "random" else (CLUSTER_ID, CENTROID_COSINE)
+
+    def look(self) -> None:
+        if not self.centroids.startswith(FROM_STAGE):
+            need_file(self.centroids, "centroids", "name a Parquet, or stage:NAME")
+
+    def outside(self) -> str:
+        """The time and size of the centroids' file, where the setting names one."""
+        is_stage = self.centroids.startswith(FROM_STAGE)
+        return "" if is_stage else listing_digest(self.centroids)
+
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """The target, as a number or a share of rows."""
+        name, value = ("rows", self.rows) if self.rows else ("fraction", self.fraction)
+        return (
+            Threshold(
+                name=name,
+                column=TREE_RANK.name,
+                sign="<=",
+                value=float(value or 0),
+                text=f"{name} = {value}",
+                made=(TREE_RANK.name,),
+                is_size=name == "fraction",
+            ),
+        )
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        """The verdicts at each target; ValueError for one that no tree of these rows has."""
+        rank = made[TREE_RANK.name]
+        all_rows = len(rank) - rank.null_count
+        for value in values:
+            target = int(all_rows * float(value)) if threshold.name == "fraction" else int(value)
+            if threshold.name == "fraction" and not 0 < value <= 1:
+                raise ValueError(f"fraction is {value}; it lies above 0, up to 1")
+            if threshold.name == "rows" and not (1 <= value <= all_rows and value == target):
+                raise ValueError(f"rows is {value}; it is a whole number, 1 to {all_rows}")
+            keep = pc.less_equal(rank, target).fill_null(False)
+            yield Verdicts(float(value), f"{threshold.name} = {value}", keep.to_numpy())
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """Cluster, path, place and quota, of a row that another target would keep."""
+        if reason != OUT:
+            return ""
+        *above, cluster = made[TREE_PATH.name]
+        path = f" below {' / '.join(map(str, above))}" if above else ""
+        return (
+            f"cluster {cluster}{path} keeps {made[LEAF_QUOTA.name]:,} rows, and it is number "
+            f"{made[LEAF_RANK.name]:,}; a target of {made[TREE_RANK.name]:,} rows takes it"
+        )
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        from stages.select._levels import clusters_alone, of_clusters, parents_of
+        from stages.select._tree import Tree, put_tree
+
+        where = f"stage '{ctx.worker.stage}'"
+        source = inputs.centroids, self.centroids, where
+        vector_KD, metric = of_clusters(*source)
+        if self.levels and self.levels[0] > len(vector_KD):
+            raise StageError(
+                found=f"{self.levels[0]:,} nodes above {len(vector_KD):,} clusters",
+                where=f"{where}, key `levels`",
+                do=f"begin with {len(vector_KD):,} nodes at most, or make more clusters",
+            )
+        members = partial(with_place, self.order, ctx.worker.seed, ctx.worker.stage)
+        rows = ctx.map_shards(members, inputs.rows)
+        if not len(rows):
+            ctx.restore(rows)
+            return
+        parents = parents_of(
+            partial(clusters_alone, *source), metric, self.levels, self.rounds, ctx
+        )
+        ctx.say("counting rows of clusters")
+        counts = ctx.reduce(partial(counted, len(vector_KD), where), rows, added)
+        tree = Tree.over(counts["rows_K"], parents, self.levels)
+        target = self.target(tree.rows, where)
+        ctx.map(partial(put_tree, tree), [target])
+        ctx.say("taking rows of clusters")
+        clusters = ctx.shuffle(rows, CLUSTER_ID.name)
+        ctx.restore(ctx.map_shards(partial(judged, tree, target), clusters))
+
+    def target(self, rows: int, where: str) -> int:
+        """How many rows the tree is asked for, of those that it has."""
+        if self.rows and self.rows > rows:
+            raise StageError(
+                found=f"{self.rows:,} rows wanted, and {rows:,} have a cluster",
+                where=f"{where}, key `rows`",
+                do=f"want {rows:,} at most",
+            )
+        return self.rows or int(rows * (self.fraction or 0))
+
+
+def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
+    """The rows' identity, cluster and preference in it; without a cluster, why."""
+    out = {"dropped_before": dropped_before(shard)}
+    if IMAGE_BYTES.name in shard.column_names:
+        out[f"undefined:{IMAGE_BYTES.name}"] = shard[IMAGE_BYTES.name].is_null()
+    cluster = shard[CLUSTER_ID.name]
+    out[f"undefined:{CLUSTER_ID.name}"] = cluster.is_null()
+    reason = pc.case_when(pc.make_struct(*out.values()), *out)
+    if order == "random":
+        coin_N = coin_hash(shard[UID.name], seed=seed, stage=stage, purpose="leaf")
+        end_N = pa.array(np.arange(len(shard) + 1, dtype=np.int32))
+        first = pa.ListArray.from_arrays(end_N, pa.array(coin_N))
+    else:
+        by = Keep(column=CENTROID_COSINE.name, order="desc" if order == "nearest" else "asc")
+        first = preference(by, shard)
+    rows = shard.select(IDENTITY)
+    rows = rows.append_column(PREFERENCE.name, first)
+    rows = rows.append_column(CLUSTER_ID.name, pc.if_else(reason.is_null(), cluster, None))
+    return rows.append_column(REASON.name, reason)
+
+
+def counted(clusters: int, where: str, rows: pa.Table) -> State:
+    """Rows of each cluster; StageError where a row is of a cluster that has no centroid."""
+    id_N = rows[CLUSTER_ID.name].drop_null().to_numpy()
+    if len(id_N) and not 0 <= id_N.min() <= id_N.max() < clusters:
+        raise StageError(
+            found=f"a row of cluster {id_N.max() if id_N.min() >= 0 else id_N.min()}, and"
+            f" {clusters:,} centroids",
+            where=f"{where}, key `centroids`",
+            do="give the centroids of the clusters that the rows have",
+        )
+    return {"rows_K": np.bincount(id_N, minlength=clusters)}
+
+
+def added(one: State, other: State) -> State:
+    return {name: np.add(one[name], other[name]) for name in one}
+
+
+def judged(tree: "Tree", target: int, partition: pa.Table) -> pa.Table:
+    """keep, ranks, path and quota of every row; each cluster is whole in its partition."""
+    has_cluster = partition[CLUSTER_ID.name].is_valid()
+    rows = partition.filter(has_cluster)
+    leaf_N = rows[CLUSTER_ID.name].to_numpy().astype(np.int64)
+    order_N = best_first(rows)
+    order_N = order_N[np.argsort(leaf_N[order_N], kind="stable")]
+    ordered_N = leaf_N[order_N]
+    place_N = np.empty(len(rows), np.int64)
+    place_N[order_N] = np.arange(len(rows)) - np.searchsorted(ordered_N, ordered_N) + 1
+    rank_N, path_NL = tree.least_target(leaf_N, place_N), tree.paths(leaf_N)
+    end_N = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(path_NL.shape[1])
+    of_rows = {
+        TREE_RANK.name: pa.array(rank_N),
+        TREE_PATH.name: pa.ListArray.from_arrays(pa.array(end_N), pa.array(path_NL.reshape(-1))),
+        LEAF_RANK.name: pa.array(place_N),
+        LEAF_QUOTA.name: pa.array(tree.quotas(target)[0][leaf_N]),
+    }
+    at_N = np.cumsum(has_cluster.to_numpy()) - 1
+    at = pa.array(at_N, mask=~has_cluster.to_numpy())
+    made = {name: values.take(at) for name, values in of_rows.items()}
+    is_out = pc.greater(made[TREE_RANK.name], target).fill_null(False)
+    reason = pc.coalesce(partition[REASON.name], pc.if_else(is_out, OUT, None))
+    return pa.table(
+        {
+            **{name: partition[name] for name in IDENTITY},
+            KEEP.name: reason.is_null(),
+            **made,
+            REASON.name: reason.cast(REASON_TYPE),
+        }
+    )
