@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 # Shapes: N rows, D width of a vector, K centres.
 
-SCORES = 2**23  # (rows, K) float32 scores held at a time: 32 MB
 CACHED = 64  # rows in float64 at a time
-PAIRS = 2**14  # (row, centre) pairs decided in float64 at a time: 256 MB at D = 1024
 
 
 def as_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
@@ -64,51 +62,24 @@ def nearest(
     unit_ND: NDArray[np.float32], centre_KD: NDArray[np.float32]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """(N,) index of the centre with the greatest dot product, and (N,) that product."""
-    index_N = nearest_centre(unit_ND, centre_KD)
-    return index_N, row_dot(unit_ND, centre_KD[index_N])
+    from stages.ops import nearest as ops  # compiled: a plan reads this file for Arrow alone
+
+    index_N1, dot_N1 = ops.nearest(unit_ND, centre_KD)
+    return index_N1[:, 0], dot_N1[:, 0]
 
 
 def nearest_centre(
     unit_ND: NDArray[np.float32], centre_KD: NDArray[np.float32]
 ) -> NDArray[np.int32]:
-    """(N,) index of the centre with the greatest dot product.
+    """(N,) index of the centre with the greatest dot product."""
+    from stages.ops import nearest as ops
 
-    Equal to the argmax in float64, ties to the smaller index, however rows are batched and the
-    matrix product is blocked: float32 only rules out centres that rounding cannot make nearest.
-    """
-    N, D = unit_ND.shape
-    index_N = np.empty(N, np.int32)
-    # A float32 dot product of unit vectors is off by at most D * 2^-24 in any order of summing;
-    # two of them make the gap. 1.01 covers rows whose length is 1 up to rounding.
-    gap = np.float32(2 * 1.01 * D * 2.0**-24)
-    step = max(1, SCORES // max(1, len(centre_KD)))
-    for start in range(0, N, step):
-        score_BK = unit_ND[start : start + step] @ centre_KD.T
-        best_B = score_BK.max(axis=1)
-        near_BK = score_BK >= (best_B - gap)[:, None]
-        index_B = near_BK.argmax(axis=1)  # right where only one is near; the rest follow
-        count_B = np.count_nonzero(near_BK, axis=1)
-        tied_T = np.flatnonzero(count_B > 1)
-        part_T = np.cumsum(count_B[tied_T]) // PAIRS  # copies of a centre tie with every row
-        for row in np.split(tied_T, np.flatnonzero(np.diff(part_T)) + 1):
-            index_B[row] = _nearest_in_float64(unit_ND[start + row], centre_KD, near_BK[row])
-        index_N[start : start + step] = index_B
-    return index_N
+    return ops.nearest_centre(unit_ND, centre_KD)
 
 
 def row_dot(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     """(N,) dot product of each row of a with the same row of b, summed in float64."""
     return _wide_dot(a_ND, b_ND).astype(np.float32)
-
-
-def _nearest_in_float64(unit_TD, centre_KD, near_TK):
-    """(T,) argmax over each row's near centres, the smaller index where float64 ties."""
-    row_P, centre_P = np.nonzero(near_TK)  # pairs by row, then by centre
-    score_P = _wide_dot(unit_TD[row_P], centre_KD[centre_P])
-    best_T = np.maximum.reduceat(score_P, np.searchsorted(row_P, np.arange(len(unit_TD))))
-    wins_W = np.flatnonzero(score_P == best_T[row_P])
-    _, first_T = np.unique(row_P[wins_W], return_index=True)
-    return centre_P[wins_W[first_T]]
 
 
 def _wide_dot(a_ND, b_ND):

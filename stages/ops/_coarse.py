@@ -1,0 +1,140 @@
+"""Scores of centres for rows, quick and a little off, and a bound on how much.
+
+<x - m, c - m> / (|x - m| * longest) - weight * ratio orders the centres c of a row x as <x, c>
+does, or as -|x - c|^2: m is their mean, `longest` their greatest distance to it, and `weight`, 0 to
+1, what does not depend on the row. Without their mean, near-equal vectors differ in the first of
+the digits that are kept.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Shapes: K centres, D width; B rows of a block, C centres of a strip.
+
+Metric = Literal["cosine", "euclidean", "dot"]
+Precision = Literal["float32", "bfloat16"]
+Bits = NDArray[np.uint16] | NDArray[np.uint32]
+
+BLOCK = 256  # rows
+STRIP = 1024  # centres: their bfloat16 scores for a block fill half of a core's second cache
+FLOAT_BITS = 2.0**-24  # float32 rounds by at most this share
+HALF_BITS = 2.0**-8  # bfloat16 by this
+TINY = 2.0**-200  # less than any distance of float32 vectors but 0
+LIGHT = 2.0**-60  # a row so near to the mean that weights overflow counts as further away
+
+
+@cache
+def processor() -> frozenset[str]:
+    """What this machine's processor can do, as LLVM names it."""
+    from llvmlite.binding import get_host_cpu_features
+
+    return frozenset(name for name, has in get_host_cpu_features().items() if has)
+
+
+def best_precision() -> Precision:
+    """bfloat16 where the processor multiplies it itself, else float32."""
+    return "bfloat16" if processor() & {"avx512bf16", "amx-bf16"} else "float32"
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Centres made ready to be multiplied with rows."""
+
+    middle_D: NDArray[np.float64]  # m
+    longest: float
+    weight_K: NDArray[np.float32]
+    heaviest: float  # what a weight of 1 takes from a dot product
+    beyond: float  # of float64's own errors: |m| where dot products are asked for
+    lost: float  # the most that rounding to bfloat16 takes from a centre
+    precision: Precision
+    strips: list[tuple[int, Callable[[NDArray], Bits]]]  # from which centre on, bits of scores
+
+    def block(self, row_BD: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray]:
+        """The rows made ready, (B,) ratio and (B,) gap: scores further apart are in order.
+
+        The gap is twice the error of a score: sums of D products in any order, roundings of both
+        vectors and of the score; and float64's own, which is what the answer is defined by. Of the
+        weights those matter that take at most 2 from a score: with more, the centre that has the
+        least weight is nearer.
+        """
+        from stages.ops._sift import halve_rows, lengths, shift_rows
+
+        B, D = row_BD.shape
+        length_B, unit_BD = np.empty(B), np.empty((B, D), np.float32)
+        lengths(row_BD, self.middle_D, length_B)
+        np.maximum(length_B, max(self.heaviest / self.longest * LIGHT, TINY), out=length_B)
+        shift_rows(row_BD, self.middle_D, length_B, unit_BD)
+        ratio_B = self.heaviest / (length_B * self.longest)
+        reach_B = length_B + self.longest + self.beyond
+        off_B = D * 2.0**-50 * (reach_B / length_B) * (reach_B / self.longest)
+        if self.precision == "float32":
+            off_B += (D + 24) * FLOAT_BITS
+        else:
+            half_BD, lost_B = np.empty((B, D), np.uint16), np.empty(B, np.float32)
+            halve_rows(unit_BD, unit_BD.view(np.uint32), half_BD, lost_B)
+            off_B += lost_B * (1 + self.lost) + self.lost + HALF_BITS + (4 * D + 24) * FLOAT_BITS
+            unit_BD = half_BD
+        gap_B = np.minimum(2.02 * off_B, 2.0**100)
+        return unit_BD, ratio_B.astype(np.float32), gap_B.astype(np.float32)
+
+
+def coarse(centre_KD: NDArray[np.float32], metric: Metric, precision: Precision) -> Coarse:
+    from stages.ops._sift import halve_rows, lengths, shift_rows
+
+    K, D = centre_KD.shape
+    middle_D, length_K = centre_KD.mean(axis=0, dtype=np.float64), np.empty(K)
+    lengths(centre_KD, middle_D, length_K)
+    longest = float(length_K.max()) or 1.0
+    if metric == "euclidean":
+        weight_K, beyond = length_K**2 / 2, 0.0
+    else:
+        weight_K = np.concatenate([-(centre_KD[part] @ middle_D) for part in _parts(K)])
+        beyond = float(np.sqrt(middle_D @ middle_D))
+    weight_K -= weight_K.min()
+    heaviest = float(weight_K.max())
+    strips, lost = [], 0.0
+    for part in _parts(K):
+        unit_CD = np.empty((part.stop - part.start, D), np.float32)
+        shift_rows(centre_KD[part], middle_D, np.full(len(unit_CD), longest), unit_CD)
+        if precision == "bfloat16":
+            half_CD, lost_C = np.empty(unit_CD.shape, np.uint16), np.empty(len(unit_CD), np.float32)
+            halve_rows(unit_CD, unit_CD.view(np.uint32), half_CD, lost_C)
+            strips.append((part.start, _half_products(half_CD)))
+            lost = max(lost, float(lost_C.max()))
+        else:
+            strips.append((part.start, _float_products(unit_CD)))
+    weight_K = (weight_K / (heaviest or 1)).astype(np.float32)
+    return Coarse(middle_D, longest, weight_K, heaviest, beyond, lost, precision, strips)
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + STRIP, rows)) for start in range(0, rows, STRIP))
+
+
+def _half_products(half_CD: NDArray[np.uint16]) -> Callable[[NDArray], Bits]:
+    import torch  # what multiplies bfloat16
+
+    def tensor(half: NDArray) -> "torch.Tensor":
+        return torch.from_numpy(half.view(np.int16)).view(torch.bfloat16)
+
+    strip = tensor(half_CD)
+    return lambda half_BD: (strip @ tensor(half_BD).T).view(torch.int16).numpy().view(np.uint16)
+
+
+def _float_products(unit_CD: NDArray[np.float32]) -> Callable[[NDArray], Bits]:
+    if "avx512f" not in processor():
+        return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
+    import torch  # whose oneDNN uses all of the processor, where NumPy's OpenBLAS uses half of some
+
+    linear, strip = torch.nn.functional.linear, torch.from_numpy(unit_CD).to_mkldnn()
+
+    def products(unit_BD: NDArray) -> Bits:
+        scores = linear(strip, torch.from_numpy(unit_BD).to_mkldnn()).to_dense()
+        return scores.numpy().view(np.uint32)
+
+    return products

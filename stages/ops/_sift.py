@@ -1,0 +1,224 @@
+"""Loops of `nearest`: the centres so near to a row that only float64 can tell which is nearest.
+
+Every sum in float64 has one order (`LANES`), so it has the same bits on every machine.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.ops.compiled import compiled
+
+# Shapes: N rows, B of a block, D width; K centres, C of a strip, G groups of them; M nearest are
+# asked for; S sums side by side.
+
+GROUP = 32  # centres whose best score decides whether they are looked at one by one
+LANES = 32  # sums that float64 keeps side by side
+NEAR = 64  # centres near to a row that are kept before float64 decides among them
+
+
+class Pairs(NamedTuple):
+    """What float64 compares."""
+
+    row_BD: NDArray[np.float32]
+    centre_KD: NDArray[np.float32]
+    is_distance: bool
+    lane_S: NDArray[np.float64]
+
+
+class Near(NamedTuple):
+    """What was found near to the rows of a block so far."""
+
+    gap_B: NDArray[np.float32]  # scores further apart are in the right order
+    top_BM: NDArray[np.float32]  # the best scores, best first
+    count_B: NDArray[np.int64]  # how many are kept in the next two, by ascending index
+    which_BL: NDArray[np.int32]
+    score_BL: NDArray[np.float32]
+    sure_BM: NDArray[np.float64]  # what float64 has decided on, best first
+    place_BM: NDArray[np.int32]  # and which centres these are; -1 is none
+
+
+def nothing_near(gap_B: NDArray[np.float32], m: int) -> Near:
+    B, L = len(gap_B), max(NEAR, 4 * m)
+    top_BM = np.full((B, m), -np.inf, np.float32)
+    which_BL, score_BL = np.empty((B, L), np.int32), np.empty((B, L), np.float32)
+    sure_BM, place_BM = np.full((B, m), -np.inf), np.full((B, m), -1, np.int32)
+    return Near(gap_B, top_BM, np.zeros(B, np.int64), which_BL, score_BL, sure_BM, place_BM)
+
+
+@compiled(fastmath={"reassoc", "contract"})  # a length only bounds errors: its last bits are free
+def lengths(row_ND, middle_D, length_N):
+    """Distance of each row to the middle."""
+    for n in range(len(row_ND)):
+        square = 0.0
+        for d in range(len(middle_D)):
+            rest = np.float64(row_ND[n, d]) - middle_D[d]
+            square += rest * rest
+        length_N[n] = np.sqrt(square)
+
+
+@compiled()
+def shift_rows(row_ND, middle_D, length_N, out_ND):
+    """(row - middle) / length."""
+    for n in range(len(row_ND)):
+        scale = 1 / length_N[n]
+        for d in range(len(middle_D)):
+            out_ND[n, d] = (np.float64(row_ND[n, d]) - middle_D[d]) * scale
+
+
+@compiled(fastmath={"reassoc", "contract"})
+def halve_rows(row_ND, bits_ND, half_ND, lost_N):
+    """Rows, and their bits, as bits of bfloat16, ties to even; and the length of what is lost."""
+    for n in range(len(bits_ND)):
+        lost = np.float32(0)
+        for d in range(bits_ND.shape[1]):
+            bits = bits_ND[n, d]
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            rounded = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+            half_ND[n, d] = np.uint16(rounded >> np.uint32(16))
+            off = row_ND[n, d] - np.uint32(rounded).view(np.float32)
+            lost += off * off
+        lost_N[n] = np.sqrt(lost)
+
+
+@compiled()
+def sift(bits_CB, shift, first, weight_C, ratio_B, best_GB, near, pairs):
+    """Adds to `near` a strip's centres whose score comes within the gap of the M best so far.
+
+    `bits_CB` is float32's bits of the scores, or bfloat16's with `shift` 16.
+    """
+    C, B = bits_CB.shape
+    last = near.top_BM.shape[1] - 1
+    for begin in range(0, C, GROUP):
+        best_B = best_GB[begin // GROUP]
+        for c in range(begin, min(begin + GROUP, C)):
+            for b in range(B):
+                score = _score(bits_CB[c, b], shift, weight_C[c], ratio_B[b])
+                best_B[b] = score if c == begin or score > best_B[b] else best_B[b]
+        if last == 0:
+            for b in range(B):
+                top = near.top_BM[b, 0]
+                near.top_BM[b, 0] = best_B[b] if best_B[b] > top else top
+    for begin in range(0, C, GROUP):
+        best_B = best_GB[begin // GROUP]
+        for b in range(B):
+            if best_B[b] < near.top_BM[b, last] - near.gap_B[b]:
+                continue
+            for c in range(begin, min(begin + GROUP, C)):
+                score = _score(bits_CB[c, b], shift, weight_C[c], ratio_B[b])
+                if score >= near.top_BM[b, last] - near.gap_B[b]:
+                    if last:
+                        _raise_top(near.top_BM[b], score)
+                    _keep(near, pairs, b, first + c, score)
+
+
+@compiled()
+def settle(near, pairs, valued):
+    """Leaves the M nearest in `place_BM`, best first, and their float64 in `sure_BM`.
+
+    Without `valued` the only near centre of a row is not computed.
+    """
+    last = near.top_BM.shape[1] - 1
+    for b in range(len(near.count_B)):
+        _drop_far(near, b)
+        if last == 0 and near.count_B[b] == 1 and near.place_BM[b, 0] < 0 and not valued:
+            near.place_BM[b, 0] = near.which_BL[b, 0]
+        else:
+            _decide(near, pairs, b)
+
+
+@compiled()
+def add_rows(row_ND, order_N, begin_K, scale, sum_KD):
+    """Rows in fixed point, added up by group: those of group k lie from `begin_K[k]` in the order.
+
+    A number below 2^51 becomes whole, half to even, in the low bits of its sum with 1.5 * 2^52.
+    """
+    high = 6755399441055744.0
+    zero = np.float64(high).view(np.int64)
+    for k in range(len(begin_K) - 1):
+        for at in range(begin_K[k], begin_K[k + 1]):
+            n = order_N[at]
+            for d in range(row_ND.shape[1]):
+                number = np.float64(np.float64(row_ND[n, d]) * scale + high).view(np.int64)
+                sum_KD[k, d] += number - zero
+
+
+@compiled()
+def _score(bits, shift, weight, ratio):
+    return np.uint32(np.uint32(bits) << shift).view(np.float32) - weight * ratio
+
+
+@compiled()
+def _raise_top(top_M, score):
+    at = len(top_M) - 1
+    while at > 0 and top_M[at - 1] < score:
+        top_M[at] = top_M[at - 1]
+        at -= 1
+    top_M[at] = score
+
+
+@compiled()
+def _keep(near, pairs, b, which, score):
+    if near.count_B[b] == near.which_BL.shape[1]:
+        _drop_far(near, b)
+        if near.count_B[b] > near.which_BL.shape[1] // 2:  # many are as near: memory has an end
+            _decide(near, pairs, b)
+    at = near.count_B[b]
+    near.which_BL[b, at], near.score_BL[b, at] = which, score
+    near.count_B[b] = at + 1
+
+
+@compiled()
+def _drop_far(near, b):
+    least = near.top_BM[b, near.top_BM.shape[1] - 1] - near.gap_B[b]
+    kept = 0
+    for at in range(near.count_B[b]):
+        if near.score_BL[b, at] >= least:
+            near.which_BL[b, kept] = near.which_BL[b, at]
+            near.score_BL[b, kept] = near.score_BL[b, at]
+            kept += 1
+    near.count_B[b] = kept
+
+
+@compiled()
+def _decide(near, pairs, b):
+    """Ranks what is near to a row in float64; of equally near ones the smaller index is first."""
+    M = near.sure_BM.shape[1]
+    for number in range(near.count_B[b]):  # by ascending index: a later one must be nearer
+        which = near.which_BL[b, number]
+        sure = _wide(pairs.row_BD[b], pairs.centre_KD[which], pairs.is_distance, pairs.lane_S)
+        at = M
+        while at > 0 and (near.place_BM[b, at - 1] < 0 or near.sure_BM[b, at - 1] < sure):
+            at -= 1
+            if at + 1 < M:
+                near.sure_BM[b, at + 1] = near.sure_BM[b, at]
+                near.place_BM[b, at + 1] = near.place_BM[b, at]
+        if at < M:
+            near.sure_BM[b, at], near.place_BM[b, at] = sure, which
+    near.count_B[b] = 0
+
+
+@compiled()
+def _wide(a_D, b_D, is_distance, lane_S):
+    """Dot product, or minus the squared distance: the sums alone round, in this order."""
+    lane_S[:] = 0.0
+    width = len(a_D)
+    for begin in range(0, width - LANES + 1, LANES):
+        if is_distance:
+            for s in range(LANES):
+                off = np.float64(a_D[begin + s]) - np.float64(b_D[begin + s])
+                lane_S[s] -= off * off
+        else:
+            for s in range(LANES):
+                lane_S[s] += np.float64(a_D[begin + s]) * np.float64(b_D[begin + s])
+    whole = width - width % LANES
+    for d in range(whole, width):
+        a, b = np.float64(a_D[d]), np.float64(b_D[d])
+        lane_S[d - whole] += -(a - b) * (a - b) if is_distance else a * b
+    half = LANES // 2
+    while half:
+        for s in range(half):
+            lane_S[s] += lane_S[s + half]
+        half //= 2
+    return lane_S[0]
