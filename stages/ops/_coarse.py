@@ -25,6 +25,7 @@ STRIP = 1024  # centres: their bfloat16 scores for a block fill half of a core's
 FLOAT_BITS = 2.0**-24  # float32 rounds by at most this share
 HALF_BITS = 2.0**-8  # bfloat16 by this
 TINY = 2.0**-200  # less than any distance of float32 vectors but 0
+LITTLE = 2**24  # products of N * K * D values: below, NumPy is done before torch has begun
 LIGHT = 2.0**-60  # a row so near to the mean that weights overflow counts as further away
 
 
@@ -36,9 +37,10 @@ def processor() -> frozenset[str]:
     return frozenset(name for name, has in get_host_cpu_features().items() if has)
 
 
-def best_precision() -> Precision:
-    """bfloat16 where the processor multiplies it itself, else float32."""
-    return "bfloat16" if processor() & {"avx512bf16", "amx-bf16"} else "float32"
+def best_precision(work: int) -> Precision:
+    """bfloat16 where the processor multiplies it itself and there is work for it, else float32."""
+    has_it = processor() & {"avx512bf16", "amx-bf16"}
+    return "bfloat16" if has_it and work > LITTLE else "float32"
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,21 @@ class Coarse:
         ratio_B = self.heaviest / (length_B * self.longest)
         reach_B = length_B + self.longest + self.beyond
         off_B = D * 2.0**-50 * (reach_B / length_B) * (reach_B / self.longest)
+        ready_BD: NDArray = unit_BD
         if self.precision == "float32":
             off_B += (D + 24) * FLOAT_BITS
         else:
             half_BD, lost_B = np.empty((B, D), np.uint16), np.empty(B, np.float32)
             halve_rows(unit_BD, unit_BD.view(np.uint32), half_BD, lost_B)
             off_B += lost_B * (1 + self.lost) + self.lost + HALF_BITS + (4 * D + 24) * FLOAT_BITS
-            unit_BD = half_BD
+            ready_BD = half_BD
         gap_B = np.minimum(2.02 * off_B, 2.0**100)
-        return unit_BD, ratio_B.astype(np.float32), gap_B.astype(np.float32)
+        return ready_BD, ratio_B.astype(np.float32), gap_B.astype(np.float32)
 
 
-def coarse(centre_KD: NDArray[np.float32], metric: Metric, precision: Precision) -> Coarse:
+def coarse(
+    centre_KD: NDArray[np.float32], metric: Metric, precision: Precision, work: int
+) -> Coarse:
     from stages.ops._sift import halve_rows, lengths, shift_rows
 
     K, D = centre_KD.shape
@@ -107,9 +112,9 @@ def coarse(centre_KD: NDArray[np.float32], metric: Metric, precision: Precision)
             strips.append((part.start, _half_products(half_CD)))
             lost = max(lost, float(lost_C.max()))
         else:
-            strips.append((part.start, _float_products(unit_CD)))
-    weight_K = (weight_K / (heaviest or 1)).astype(np.float32)
-    return Coarse(middle_D, longest, weight_K, heaviest, beyond, lost, precision, strips)
+            strips.append((part.start, _float_products(unit_CD, work)))
+    share_K = (weight_K / (heaviest or 1)).astype(np.float32)
+    return Coarse(middle_D, longest, share_K, heaviest, beyond, lost, precision, strips)
 
 
 def _parts(rows: int) -> Iterator[slice]:
@@ -126,8 +131,8 @@ def _half_products(half_CD: NDArray[np.uint16]) -> Callable[[NDArray], Bits]:
     return lambda half_BD: (strip @ tensor(half_BD).T).view(torch.int16).numpy().view(np.uint16)
 
 
-def _float_products(unit_CD: NDArray[np.float32]) -> Callable[[NDArray], Bits]:
-    if "avx512f" not in processor():
+def _float_products(unit_CD: NDArray[np.float32], work: int) -> Callable[[NDArray], Bits]:
+    if work <= LITTLE or "avx512f" not in processor():
         return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
     import torch  # whose oneDNN uses all of the processor, where NumPy's OpenBLAS uses half of some
 

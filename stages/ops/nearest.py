@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops._coarse import BLOCK, STRIP, Coarse, Metric, Precision, best_precision, coarse
+from stages.ops._coarse import BLOCK, STRIP, Metric, Precision, best_precision, coarse
 
 # Shapes: N rows, D width of a vector, K centres, m nearest (fewer where K is), U centres that no m
 # before them equal; B rows of a block.
@@ -79,7 +79,8 @@ def _nearest(row_ND, centre_KD, metric, m, precision, valued):
     centre_KD = np.ascontiguousarray(centre_KD, np.float32)
     place_U = _few_copies(centre_KD, m)
     centre_UD = centre_KD if len(place_U) == len(centre_KD) else centre_KD[place_U]
-    ready: Coarse = coarse(centre_UD, metric, precision or best_precision())
+    work = N * centre_UD.size
+    ready = coarse(centre_UD, metric, precision or best_precision(work), work)
     best_GB, lane_S = np.empty((-(-STRIP // GROUP), BLOCK), np.float32), np.empty(LANES)
     shift = np.uint32(16 if ready.precision == "bfloat16" else 0)
     for start in range(0, N, BLOCK):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.ops.nearest import fixed_scale, nearest, nearest_centre, sums_by_group
+from stages.ops.nearest import nearest, nearest_centre
 from stages.ops.vectors import unit_rows
 
 METRICS = ("cosine", "euclidean", "dot")
