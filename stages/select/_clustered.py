@@ -1,0 +1,137 @@
+"""Rows by their cluster: which are ranked, how many are wanted, and the first so many of a rank."""
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IDENTITY,
+    IMAGE_BYTES,
+    POSITION,
+    REASON,
+    SHARD,
+    UID,
+)
+from metadata.uid import halves
+from pipeline.dataset import State
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import Threshold, Verdicts
+from stages.ops.keeper import DROPPED, dropped_before
+
+# Shapes: N rows.
+
+Balance = Annotated[float, Meta(ge=0, le=1)]  # of an even share
+UNDEFINED = tuple(f"undefined:{c.name}" for c in (IMAGE_BYTES, CLUSTER_ID, CENTROID_COSINE))
+PRUNED = "pruned"
+REASONS = (DROPPED, *UNDEFINED, PRUNED)
+FIXED = 2.0**30  # a distance in fixed point: sums over 2^32 rows fit into 64 bits, in any order
+
+
+def population(shard: pa.Table) -> pa.Table:
+    """Who the rows are, cluster and cosine; null with a reason where a row is not ranked."""
+    cosine = shard[CENTROID_COSINE.name].combine_chunks()
+    masks = {
+        DROPPED: dropped_before(shard),
+        UNDEFINED[0]: pa.array(np.zeros(len(shard), bool)),
+        UNDEFINED[1]: shard[CLUSTER_ID.name].is_null(),
+        UNDEFINED[2]: pc.fill_null(pc.is_nan(cosine), True),
+    }
+    if IMAGE_BYTES.name in shard.column_names:
+        masks[UNDEFINED[0]] = shard[IMAGE_BYTES.name].is_null()
+    reason = pc.case_when(pc.make_struct(*masks.values()), *masks)
+    cluster = pc.if_else(reason.is_null(), shard[CLUSTER_ID.name], None)
+    # Rows that are not ranked go everywhere, each by its place: they would fill one partition.
+    elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
+    columns = {name: shard[name] for name in IDENTITY}
+    columns["key"] = pc.coalesce(cluster.cast(pa.int64()), elsewhere)
+    columns[CLUSTER_ID.name] = cluster
+    columns[CENTROID_COSINE.name] = pc.if_else(reason.is_null(), cosine, None)
+    return pa.table(columns | {REASON.name: reason})
+
+
+def sizes(partition: pa.Table) -> State:
+    """By cluster, its number of rows and the sum of their distances, 1 - cosine, in fixed point."""
+    ranked = partition.filter(partition[CLUSTER_ID.name].is_valid())
+    cluster_K, index_N = np.unique(ranked[CLUSTER_ID.name].to_numpy(), return_inverse=True)
+    apart_N = np.rint((1 - ranked[CENTROID_COSINE.name].to_numpy().astype(np.float64)) * FIXED)
+    apart_K = np.zeros(len(cluster_K), np.int64)
+    np.add.at(apart_K, index_N, apart_N.astype(np.int64))
+    return {"cluster_K": cluster_K, "size_K": np.bincount(index_N), "apart_K": apart_K}
+
+
+def concatenated(one: State, other: State) -> State:
+    return {name: np.concatenate([one[name], other[name]]) for name in one}
+
+
+def one_size(rows: int | None, fraction: float | None) -> None:
+    """RecipeError where not just one of `rows` and `fraction` is given."""
+    if (rows is None) == (fraction is None):
+        found = "rows and fraction say" if rows else "nothing says"
+        do = "give one of the two: fraction: 0.3, or rows: 1000"
+        raise RecipeError(f"{found} how much stays", "its settings", do)
+
+
+def wanted(rows: int | None, fraction: float | None, ranked: int, stage: str) -> int:
+    """How many rows to keep; StageError where more are wanted than there are."""
+    if rows is not None and rows > ranked:
+        raise StageError(
+            found=f"{rows:,} rows wanted, and {ranked:,} are ranked",
+            where=f"stage '{stage}', key `rows`",
+            do=f"want {ranked:,} at most: rows with a cluster that no earlier select dropped",
+        )
+    return int(ranked * (fraction or 0)) if rows is None else rows
+
+
+def size_threshold(rows: int | None, fraction: float | None, column: str) -> Threshold:
+    """`rows` or `fraction`, which the stored ranks answer."""
+    name, value = ("fraction", fraction) if rows is None else ("rows", rows)
+    return Threshold(
+        name=name,
+        column=column,
+        sign="=",
+        value=float(value or 0),
+        text=f"{name} = {value}",
+        made=(column,),
+        is_size=True,
+    )
+
+
+def first_by_rank(
+    threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+) -> Iterator[Verdicts]:
+    """The verdicts with each value as `rows` or `fraction`; ValueError where it cannot be."""
+    rank = made[threshold.column]
+    ranked_N = np.flatnonzero(rank.is_valid().to_numpy())
+    order_N = ranked_N[in_order(rows.take(ranked_N), rank.drop_null().to_numpy())]
+    for value in values:
+        kept = _size(threshold.name, value, len(order_N))
+        keep_N = np.zeros(len(rows), bool)
+        keep_N[order_N[:kept]] = True
+        yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+
+
+def _size(name: str, value: Decimal, ranked: int) -> int:
+    if name == "fraction":
+        if not 0 < value <= 1:
+            raise ValueError(f"fraction is {value}; it lies above 0, up to 1")
+        return int(ranked * float(value))
+    if value < 1 or value != int(value):
+        raise ValueError(f"rows is {value}; it is a whole number, 1 or more")
+    if value > ranked:
+        raise ValueError(f"rows is {value}; {ranked:,} rows are ranked")
+    return int(value)
+
+
+def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
+    """(N,) row numbers by the keys, the first of them first; then by uid and place."""
+    uid_N2 = halves(rows[UID.name])
+    place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
+    return np.lexsort((*place, uid_N2[:, 1], uid_N2[:, 0], *keys_N[::-1]))

@@ -1,0 +1,61 @@
+"""Pruning by clusters through the commands: run, swept, asked about; the same for all workers."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.uid import uid_of
+
+ROWS = 60
+RECIPE = """
+stages:
+  pool:     {uses: ingest.datacomp, path: %s, shard_rows: 25}
+  clusters: {uses: cluster.kmeans, from: pool, column: b32_img, clusters: 4, rounds: 3}
+  wide:     {uses: select.density, from: clusters, centroids: "stage:clusters", rows: 20}
+  uids:     {uses: export.uid_list, from: wide}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruning")
+    (folder / "pool").mkdir()
+    urls = [f"https://test/{row}" for row in range(ROWS)]
+    rows = {"uid": [uid_of(url, "").hex() for url in urls], "url": urls, "text": [""] * ROWS}
+    pq.write_table(pa.table(rows), folder / "pool" / "0.parquet")
+    vector_ND = np.random.default_rng(0).standard_normal((ROWS, 512)).astype(np.float16)
+    np.savez(folder / "pool" / "0.npz", b32_img=vector_ND)
+    path = folder / "it.yaml"
+    path.write_text(RECIPE % (folder / "pool"))
+    return path
+
+
+@pytest.mark.parametrize(("stage", "rank"), [("wide", "density_rank")])
+def test_pruning_is_swept_and_explained(stage, rank, recipe, clipmill, tmp_path):
+    run = tmp_path / "run"
+    assert clipmill("run", recipe, "--out", run, "--workers", 1).code == 0
+    swept = clipmill(
+        "sweep", "--run", run, "--stage", stage, "--vary", "rows=10:30:10", "--json"
+    ).json
+    assert [(at["kept"], at["won"], at["lost"]) for at in swept["points"]] == [
+        (10, 0, 10),
+        (20, 0, 0),
+        (30, 10, 0),
+    ]
+    lost = swept["points"][2]["samples"]["won"][0]["uid"]
+    why = clipmill("why", lost, "--run", run).out
+    assert f"dropped by '{stage}': pruned" in why
+    assert "cluster" in why
+    assert "it is row " in why
+    assert rank in why
+    again = tmp_path / "again"
+    assert clipmill("run", recipe, "--out", again, "--workers", 0).code == 0
+    (one,), (other,) = (sorted(at.glob(f"stages/{stage}-*")) for at in (run, again))
+    stored = [[f.read_bytes() for f in sorted(at.glob("0*.parquet"))] for at in (one, other)]
+    assert len(stored[0]) == 3
+    assert stored[0] == stored[1]
+    (summary,) = (json.loads(file.read_text()) for file in (one / "out").glob("*.json"))
+    assert (summary["asked"], summary["kept"]) == (20, 20)
