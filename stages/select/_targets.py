@@ -27,7 +27,8 @@ from stages.ops.centroids import MARK, Centroids
 from stages.ops.centroids import read as read_centroids
 from stages.ops.evaluation import PARQUET, Wanted
 from stages.ops.exports import summary_of
-from stages.ops.vectors import as_matrix, nearest_centre, unit_rows
+from stages.ops.nearest import nearest_centre
+from stages.ops.vectors import as_matrix, unit_rows
 
 # Shapes: M targets, D width of a vector, K centroids, T tasks.
 
@@ -60,9 +61,7 @@ class Targets:
 
     @property
     def place(self) -> tuple[Storage, str | None]:
-        """The folder of tasks, and the one file in it that is meant, if one is."""
-        folder, pattern = open_pool(self.targets)
-        return folder, None if pattern == "**" else pattern
+        return place_of(self.targets, self.where("targets"))
 
     def read_centroids(self) -> Centroids:
         return read_centroids(self.centroid_folder, self.centroids, f"stage '{self.stage}'")
@@ -158,6 +157,17 @@ class Targets:
         )
 
 
+def place_of(targets: str, where: str) -> tuple[Storage, str | None]:
+    """The folder of tasks, and the one file in it that is meant, if one is."""
+    folder, pattern = open_pool(targets)
+    if pattern == "**":
+        return folder, None
+    if not pattern.endswith(PARQUET):
+        do = "write the vectors as Parquet, as docs/clusters.md shows"
+        raise StageError(f"'{pattern}' is no Parquet file", where, do)
+    return folder, pattern
+
+
 def listing_digest(targets: str) -> str:
     """A digest that changes with the name, size or time of a file of a folder, or of the file."""
     folder, file = open_pool(targets)
@@ -187,26 +197,14 @@ class Cells:
     @classmethod
     def of(cls, vector_KD: NDArray[np.float32], nearest: Nearest) -> "Cells":
         if nearest == "inner_product":
-            _, power = np.frexp(np.sqrt(np.vecdot(vector_KD, vector_KD, dtype=np.float64)).max())
-            every = np.arange(len(vector_KD), dtype=np.int32)
-            return cls(len(vector_KD), np.ldexp(vector_KD, -power), every)
+            return cls(len(vector_KD), vector_KD, np.arange(len(vector_KD), dtype=np.int32))
         unit_KD = unit_rows(vector_KD)
         some = np.flatnonzero(~np.isnan(unit_KD).any(axis=1)).astype(np.int32)  # zero: no direction
         return cls(len(vector_KD), unit_KD[some], some)
 
     def nearest(self, row_ND: NDArray[np.float32]) -> NDArray[np.int32]:
         """(N,) number of the centroid with the greatest product, ties to the smaller number."""
-        return self.number[nearest_centre(shorter(row_ND), self.vector)]
-
-
-def shorter(row_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, D) each row by the power of two that makes its length 0.5 to 1: no product is rounded.
-
-    What `nearest_centre` rules out in float32 it rules out for rows of a length up to 1.
-    """
-    wide_ND = row_ND.astype(np.float64)
-    _, power_N = np.frexp(np.sqrt(np.vecdot(wide_ND, wide_ND)))
-    return np.ldexp(row_ND, -power_N[:, None])
+        return self.number[nearest_centre(row_ND, self.vector, "dot")]
 
 
 @lru_cache(maxsize=1)  # a worker asks for the same centroids with every shard

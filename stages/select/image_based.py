@@ -50,7 +50,7 @@ SUMMARY = "targets.json"
 STAGE = "stage:"  # begins a setting that names a stage
 NEAREST_CENTROID = Column("nearest_centroid", pa.int32(), "0 up", "The centroid nearest to it.")
 TARGETS_NEAR = Column(
-    "targets_near", pa.int32(), "0 up", "Targets that have the same nearest centroid."
+    "targets_near", pa.int32(), "0 up", "Targets with the same nearest centroid.", better="high"
 )
 
 
@@ -114,7 +114,10 @@ class ImageBased(DatasetStage):
 
     def look(self) -> None:
         if not self.targets.startswith(STAGE):
+            from stages.select._targets import place_of
+
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
+            place_of(self.targets, "key `targets`")
         if not self.centroids.startswith(STAGE):
             need_file(self.centroids, "centroids", 'name clusters as "stage:NAME", or a Parquet')
         if self.model is not None:

@@ -1,21 +1,29 @@
 """ImageBased: DataComp's rule row for row, ties too; where targets come from; what is refused."""
 
+import contextlib
 import json
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from metadata.storage import Storage
 from pipeline.dataset import Inputs
+from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError, StageError
+from pipeline.executors.local import LocalExecutor
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
 from stages.models.reference import Reference
 from stages.ops.centroids import Centroids, to_table
 from stages.ops.images import decode
 from stages.ops.vectors import from_matrix
 from stages.select.image_based import ImageBased
 from stages.select.where import Top, Where
+from tests.stages.dedup.test_resume import KilledError, Watcher
 from tests.stages.task_folders import picture
 
 D = 8
@@ -244,6 +252,58 @@ def test_targets_that_cannot_be_are_refused(tmp_path, files, selected, vectors, 
     assert "key `targets`" in str(error.value)
 
 
+def export(folder, columns: dict, *tables: pa.Table) -> str:
+    """A folder as export.parquet leaves it."""
+    (folder / "out").mkdir(parents=True)
+    held = []
+    for number, table in enumerate(tables):
+        file = f"{number:05d}.parquet"
+        pq.write_table(table, folder / "out" / file)
+        held.append({"file": file, "rows": len(table), "sha256": str(number)})
+    about = {"format": "parquet", "columns": list(columns.items()), "files": held}
+    (folder / "out" / "dataset.json").write_text(json.dumps(about))
+    return str(folder)
+
+
+VECTORS = {"uid": "binary", "image_embedding": "list"}
+
+
+def test_rows_of_an_export_without_an_embedding_are_no_targets(tmp_path, files, selected):
+    some = pool(np.array([[0, 2], [np.nan, 0]], np.float32)), pool(np.array([[0, 1.0]], np.float32))
+    folder = export(tmp_path / "vectors", VECTORS, *some)
+    places = files(np.eye(2)) | {"targets": "stage:vectors"}
+    inputs = {"targets": folder, "target_model_of": {"image_embedding": MODEL}}
+    out, told = selected(pool(np.eye(2, dtype=np.float32)), **places, inputs=inputs)
+    assert out["targets_near"].to_pylist() == [0, 2]
+    assert told["tasks"] == {"vectors": {"targets": 2, "centroids": 1, "kept": 1}}
+    assert told["model"] == MODEL
+
+
+@pytest.mark.parametrize(
+    ("columns", "tables", "more", "found"),
+    [
+        ({"uid": "binary"}, [], {}, "no column 'image_embedding' in the export"),
+        (VECTORS, [], {}, "no target in 'the export'"),
+        (VECTORS, [np.full((3, 2), np.nan)], {}, "no target in 'vectors'"),
+        (VECTORS, [np.zeros((1, 2))], {}, "an embedding that is zero or not finite"),
+        (VECTORS, [np.eye(3)], {}, "embeddings 3 wide, and the centroids are 2 wide"),
+        (VECTORS, [np.eye(2)], {"model_of": "other"}, f"`targets` is of model '{MODEL}', and"),
+    ],
+    ids=["column", "files", "rows", "zero", "width", "model"],
+)
+def test_an_export_that_cannot_be_targets_is_refused(
+    tmp_path, files, selected, columns, tables, more, found
+):
+    folder = export(tmp_path / "vectors", columns, *(pool(t.astype(np.float32)) for t in tables))
+    inputs = {"targets": folder, "target_model_of": {"image_embedding": MODEL}}
+    inputs |= {name: {"image_embedding": model} for name, model in more.items()}
+    places = files(np.eye(2)) | {"targets": "stage:vectors"}
+    with pytest.raises(StageError) as error:
+        selected(pool(np.eye(2, dtype=np.float32)), **places, inputs=inputs)
+    assert found in str(error.value)
+    assert "key `targets`: stage:vectors" in str(error.value)
+
+
 def test_rows_of_another_width_than_the_centroids_are_refused(files, selected):
     with pytest.raises(StageError, match="embeddings 3 wide, and the centroids are 2 wide"):
         selected(pool(np.eye(3, dtype=np.float32)), **files(np.eye(2), t=np.eye(2)))
@@ -265,6 +325,9 @@ def test_what_is_not_there_stops_before_anything_runs(tmp_path, files):
     for name in places:
         with pytest.raises(StageError, match="no file"):
             ImageBased(**places | {name: str(tmp_path / "nowhere")}).look()
+    (tmp_path / "imagenet.npy").write_bytes(b"")
+    with pytest.raises(StageError, match=r"'imagenet.npy' is no Parquet file"):
+        ImageBased(**places | {"targets": str(tmp_path / "imagenet.npy")}).look()
     with pytest.raises(RecipeError, match="an export has embeddings"):
         ImageBased(targets="stage:x", centroids="c", model="reference")
 
@@ -316,6 +379,53 @@ def test_the_cut_of_the_score_is_fixed_on_the_whole_pool_before_captions_and_ima
     assert chain("pool") == published.tolist()
     assert 50 < published.sum() < of_caption_N.sum()
     assert chain("passing") != published.tolist()
+
+
+class DiesOnce(Watcher):
+    """Dies after the first unit of every call, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.survived: set[str] = set()
+
+    def did(self, call):
+        super().did(call)
+        if call not in self.survived:
+            self.survived.add(call)
+            raise KilledError
+
+
+def test_killed_in_every_call_it_ends_as_an_unbroken_run(tmp_path, files):
+    rng = np.random.default_rng(5)
+    (tmp_path / "rows").mkdir()
+    for part in range(3):
+        table = pool(coarse(rng, 50)).rename_columns(["uid", "vector"])
+        uid = [f"{part * 50 + i:032x}" for i in range(50)]
+        pq.write_table(table.set_column(0, "uid", [uid]), tmp_path / "rows" / f"{part}.parquet")
+    places = files(coarse(rng, 20), a=coarse(rng, 4), b=coarse(rng, 4))
+    pool_of = {"path": str(tmp_path / "rows"), "uid_col": "uid", "image_embedding_col": "vector"}
+    stages = {
+        "pool": {"uses": "ingest.parquet", "embedding_width": D, **pool_of},
+        "near": {"uses": "select.image_based", "from": "pool", **places},
+    }
+    plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
+
+    def run(name: str, watcher) -> dict[str, bytes]:
+        folder = Storage(str(tmp_path / name))
+        assert run_plan(plan, folder, LocalExecutor(0), watcher).complete
+        (near,) = (tmp_path / name / "stages").glob("near-*")
+        stored = [*near.glob("0*.parquet"), *near.glob("out/*")]
+        return {str(path.relative_to(near)): path.read_bytes() for path in stored}
+
+    whole, dying = Watcher(), DiesOnce()
+    expected, found = run("whole", whole), None
+    while found is None:
+        with contextlib.suppress(KilledError):
+            found = run("killed", dying)
+    assert found == expected
+    assert {*map(Path, expected)} >= {Path("out/a.parquet"), Path("out/targets.json")}
+    assert dying.calls == whole.calls, "nothing twice"
+    assert len(dying.survived) > 4
 
 
 RECIPE = """\
