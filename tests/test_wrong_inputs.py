@@ -37,6 +37,10 @@ TEXTS = {
     "named.yaml": POOL + "  kept: {uses: select.uid_list, from: pool, path: notes/a.md}\n",
     "concepts.yaml": POOL
     + "  con: {uses: annotate.concepts, from: pool, concepts: gone.parquet}\n",
+    "tree.yaml": POOL
+    + "  near: {uses: cluster.kmeans, from: pool, column: b32_img, clusters: 4}\n"
+    + "  tree: {uses: select.balanced_tree, from: near, centroids: gone.parquet, rows: 9, "
+    + "levels: [2]}\n",
     "tasks.yaml": "stages:\n  zero: {uses: evaluate.zero_shot, model: reference, tasks: notes}\n",
     "good.csv": "url,caption\n"
     + "".join(f"http://127.0.0.1:9/{n}.jpg,number {n} of them\n" for n in range(30)),
@@ -84,7 +88,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     # Recipes
     "plan gone.yaml": ("no file 'gone.yaml'", "the recipe argument", "check the path"),
     "plan quickstrat": ("no recipe 'quickstrat'", "recipe", "did you mean 'quickstart'?"),
-    "plan qqq": ("no recipe 'qqq'", "the recipe argument", "there are: datacomp-basic"),
+    "plan qqq": ("no recipe 'qqq'", "the recipe argument", "there are: balanced-tree"),
     "plan good.csv": ("'good.csv' is no recipe", "recipe", "clipmill init good.csv"),
     "plan notes": ("'notes' is data", "the recipe argument", "clipmill init notes"),
     "run s3://a/b --out r": ("'s3://a/b' is data", "the recipe argument", "clipmill init s3://a/b"),
@@ -118,6 +122,12 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan down.yaml --set images.retries=-1": ("retries is -1", "--set", "at least 0"),
     "plan down.yaml --set images.timeout_s=0": ("timeout_s is 0", "--set", "at least 0.01"),
     "plan down.yaml --set images.encode_format=gif": ("'gif'", "--set", "jpg"),
+    "plan tree.yaml": ("no file 'gone.parquet'", "key 'centroids'", "stage:NAME"),
+    "plan tree.yaml --set tree.centroids=stage:pool": ("gives rows", "--set", "gives centroids"),
+    "plan tree.yaml --set tree.levels=[2,3]": ("from 2 up to 3", "levels", "[500, 50, 10]"),
+    "plan tree.yaml --set tree.levels=[0]": ("levels", "--set", "at least 1"),
+    "plan tree.yaml --set tree.rows=": ("nothing says how much", "'tree'", "rows: 5000"),
+    "plan tree.yaml --set tree.fraction=0": ("fraction is 0", "--set", "above 0"),
     "plan named.yaml --set kept.path=": ("path is None", "--set kept.path=", "text"),
     # Folders of runs
     "run it.yaml --out notes": ("holds other files: a.md", "notes", "a new folder"),

@@ -128,7 +128,7 @@ class BalancedTree(DatasetStage):
                 value=float(value or 0),
                 text=f"{name} = {value}",
                 made=(TREE_RANK.name,),
-                is_size=name == "fraction",
+                is_size=True,
             ),
         )
 
@@ -148,8 +148,8 @@ class BalancedTree(DatasetStage):
             yield Verdicts(float(value), f"{threshold.name} = {value}", keep.to_numpy())
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """Cluster, path, place and quota, of a row that another target would keep."""
-        if reason != OUT:
+        """Cluster, path, quota and place, and the least target that takes the row."""
+        if reason not in ("", OUT):
             return ""
         *above, cluster = made[TREE_PATH.name]
         path = f" below {' / '.join(map(str, above))}" if above else ""

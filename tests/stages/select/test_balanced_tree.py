@@ -196,11 +196,12 @@ def test_a_target_is_swept_and_explained_without_a_run(pool, treed):
         list(share.verdicts(threshold, [Decimal(0)], pool, out))
 
 
-def test_a_dropped_row_is_explained_by_cluster_path_quota_and_place():
+def test_a_row_is_explained_by_cluster_path_quota_and_place():
     stage = BalancedTree(centroids="stage:x", levels=(4, 2), rows=40)
     made = {"tree_path": [1, 17, 212], "leaf_quota": 40, "leaf_rank": 57, "tree_rank": 12_345}
     said = "cluster 212 below 1 / 17 keeps 40 rows, and it is number 57; a target of 12,345 rows"
-    assert stage.explain("balanced_out", made).startswith(said)
+    for reason in ("", "balanced_out"):  # kept, and dropped
+        assert stage.explain(reason, made).startswith(said)
     alone = stage.explain("balanced_out", {**made, "tree_path": [212]})
     assert alone.startswith("cluster 212 keeps")
     assert stage.explain("dropped_before", made) == ""
