@@ -69,7 +69,8 @@ def test_a_stage_declares_columns_and_unique_short_reasons(uses, every_stage):
     assert isinstance(stage.reasons, tuple)
     assert len(set(stage.reasons)) == len(stage.reasons)
     if uses != "select.where":  # whose reasons are the recipe's own conditions
-        first = "(undefined:)?" if uses.startswith("select.") else ""  # of a column without a value
+        # of a column without a value, or of a select that another combines
+        first = "((undefined|dropped_by|kept_by):)?" if uses.startswith("select.") else ""
         form = first + r"[a-z][a-z0-9_]{2,31}"
         assert all(re.fullmatch(form, reason) for reason in stage.reasons)
     assert set(stage.transient) <= set(stage.advice) <= set(stage.reasons)

@@ -12,7 +12,7 @@ from metadata.schema import KEEP
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder.words import BEFORE, UNDEFINED
+from pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
 
 # Stage and columns to the rows for which it left one of them out; None: take its reasons for it.
 Lacks = Callable[[str, set[str]], pa.Array | None]
@@ -36,8 +36,7 @@ def trace(
     codes = pc.unique(reasons[end].filter(rows)).drop_null().to_pylist()
     for code in sorted(codes):
         here = pc.and_(rows, pc.fill_null(pc.equal(reasons[end], code), False))
-        if code == BEFORE:
-            before = plan.stages[end].bindings[0][KEEP.name][0]
+        if before := _earlier(plan, end, code):
             yield from trace(plan, before, reasons, here, lacks)
             continue
         left = here
@@ -59,6 +58,14 @@ def trace(
                 left = pc.and_not(left, guilty)
         if pc.any(left).as_py():
             yield end, code, left
+
+
+def _earlier(plan: Plan, end: str, code: str) -> str | None:
+    """The select stage that dropped the rows to which a later one gives this reason."""
+    bound = plan.stages[end].bindings[0]
+    named = f"{code.removeprefix(DROPPED_BY)}.{KEEP.name}" if code.startswith(DROPPED_BY) else None
+    before = bound[KEEP.name] if code == BEFORE else bound.get(named or "")
+    return before[0] if before else None
 
 
 def later_stages(end: str, done: list[PlannedStage]) -> list[str]:

@@ -40,11 +40,14 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
 
 
 def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
-    """A select stage, the one whose `keep` it builds on, and so on to the first."""
-    name: str | None = end
-    while name is not None and (planned := state.plan.stages[name]).is_select:
-        yield planned
-        name, _ = planned.bindings[0].get(KEEP.name, (None, ""))
+    """A select stage, those whose `keep` it builds on, and so on to the first; each once."""
+    left = [end]
+    for name in left:
+        planned = state.plan.stages[name]
+        if planned.is_select:
+            yield planned
+            bound = planned.bindings[0].values() if planned.bindings else ()
+            left += [stage for stage, column in bound if column == KEEP.name and stage not in left]
 
 
 def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShards:

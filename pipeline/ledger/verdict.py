@@ -89,6 +89,8 @@ def _sentence(
             value = {**row.values, REASON.name: row.reason}[column]
             values.append(f"{read} is {cut(repr(value))}")
     clusters, explained = [*_clusters(state, stage, rows)], [*_explained(state, stage, code, rows)]
+    if stage != end:  # which may say what else had to hold
+        explained += _explained(state, end, rows[end].reason or "", rows)
     if not clusters:
         values, explained = [*values, *explained], []
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"

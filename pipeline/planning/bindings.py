@@ -136,6 +136,10 @@ def _find(
                 where=recipe.where(name),
                 do=f"add it to `from`; ancestors: {', '.join(sorted(line))}",
             )
+        if type_of(planned[stage].stage, column) is None and not wanted:
+            # One that is read where it is there: as that stage would read it.
+            line = {stage} | ancestors[stage]
+            return _find(recipe, name, column, line, planned, ancestors, wanted)
         if type_of(planned[stage].stage, column) is None:
             have = [written.name for written in columns_of(planned[stage].stage)] + [REASON.name]
             raise RecipeError(

@@ -6,6 +6,7 @@ from metadata.passes import NOT_SELECTED
 
 UNDEFINED = "undefined:"  # a select stage's reason: the column after it has no value
 BEFORE = "dropped_before"
+DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"  # a select that another one combines
 SETTING = r"`(\w+): ([\w.]+)`"  # in a stage's advice
 KINDS = ("failed", "dropped", "dropped before", "no input", "not selected")
 
@@ -30,6 +31,9 @@ def in_words(reason: str) -> str:
     """A reason as a reader's sentence has it; a code of a stage's own stays as it is."""
     if reason.startswith(UNDEFINED):
         return f"{reason.removeprefix(UNDEFINED)} has no value"
+    for combined in (DROPPED_BY, KEPT_BY):
+        if reason.startswith(combined):
+            return f"{combined[:-1].replace('_', ' ')} '{reason.removeprefix(combined)}'"
     return "dropped by an earlier select" if reason == BEFORE else reason
 
 

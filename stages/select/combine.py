@@ -1,0 +1,147 @@
+"""What several selects keep, put together: in all of them, in any, in one but not another."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REPEATS, Column
+from pipeline.dataset import Context, Inputs
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import DatasetStage, NonEmpty, Threshold, Verdicts
+from stages.select._condition import DROPPED_BY, KEPT_BY, Condition, any_of, condition
+
+# Shapes: N rows, K selects.
+
+Weight = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combine(DatasetStage):
+    """Whether a row stays, by what the named selects keep; with `repeats`, how often it counts.
+
+    A name stands for the rows that this select keeps: AND takes what both keep, OR what either
+    does, AND NOT takes away. A row stays out that none of them keeps, or whose image failed.
+
+    `repeats: {a: 1, b: 2}` is their union as a multiset: a row counts once for `a`, twice for `b`
+    and three times for both; times what it repeats at that select already. Exports leave so many.
+
+    The reason names the select that decides: the first whose other verdict leads to keeping the row
+    with the fewest such changes, `dropped_by:` it, or `kept_by:` it where that is taken away.
+
+    Source: none needed; weighted unions are DataComp's subset files (Gadre et al. 2023), which are
+    multisets.
+    Error: none.
+    Example: {repeats: {sample: 2}}
+    """
+
+    # which of them keep a row: best AND NOT blurry; (a OR b) AND c
+    where: NonEmpty | None = None
+    # or: how often a row counts for each select that keeps it
+    repeats: Annotated[dict[NonEmpty, Weight], Meta(min_length=1)] | None = None
+
+    version = 1
+    determinism = "exact"
+
+    def __post_init__(self) -> None:
+        if (self.where is None) == (self.repeats is None):
+            given = "neither `where` nor `repeats` is" if self.where is None else "both are"
+            do = "write one: `where: a AND NOT b`, or `repeats: {a: 1, b: 2}`"
+            raise RecipeError(f"{given} given", "its settings", do)
+        self.ask()
+
+    def ask(self) -> Condition:
+        """The condition; RecipeError where it is none."""
+        return condition(self.where) if self.where else any_of(tuple(self.repeats or ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The selects, in the order in which they stand."""
+        return self.ask().names
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(f"{name}.{KEEP.name}" for name in self.names)
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        times = [f"{name}.{REPEATS.name}" for name in self.names] if self.repeats else []
+        return (IMAGE_BYTES, *times)
+
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        return (KEEP, REPEATS) if self.repeats else (KEEP,)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (f"undefined:{IMAGE_BYTES.name}", *self.ask().reasons)
+
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """None: the selects that it names have theirs."""
+        return ()
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        return iter(())
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """The condition, of a row that the selects decide on."""
+        if not reason.startswith((DROPPED_BY, KEPT_BY)):
+            return ""
+        if self.repeats:
+            return f"none of {', '.join(self.names)} keeps it"
+        return f"the condition is {self.where}"
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        ctx.restore(ctx.map_shards(partial(judged, self, ctx.worker.stage), inputs.rows))
+
+
+def judged(stage: Combine, name: str, rows: pa.Table) -> pa.Table:
+    """keep, reason and repeats of every row."""
+    rule = stage.ask()
+    keep_NK = np.stack([kept(rows, read) for read in stage.reads], axis=1)
+    combination_N = keep_NK @ (1 << np.arange(len(rule.names)))
+    has_image_N = np.ones(len(rows), bool)
+    if IMAGE_BYTES.name in rows.column_names:
+        has_image_N = rows[IMAGE_BYTES.name].is_valid().to_numpy()
+    stays_N = rule.holds[combination_N] & has_image_N
+    code_N = np.where(has_image_N, 1 + rule.reason[combination_N], 0)
+    reason = pa.DictionaryArray.from_arrays(
+        pa.array(code_N.astype(np.int32), mask=stays_N), list(stage.reasons)
+    )
+    out = rows.select(IDENTITY).append_column(KEEP.name, pa.array(stays_N))
+    if stage.repeats:
+        times_N = times(stage, rows, keep_NK)
+        if times_N.max(initial=0) > np.iinfo(np.int32).max:
+            raise StageError(
+                f"a row counts {times_N.max():,} times",
+                f"stage '{name}', key `repeats`",
+                "give smaller weights",
+            )
+        repeats = pa.array(times_N.astype(np.int32), REPEATS.dtype, mask=~stays_N)
+        out = out.append_column(REPEATS.name, repeats)
+    return out.append_column(REASON.name, reason)
+
+
+def kept(rows: pa.Table, read: str) -> NDArray[np.bool_]:
+    """(N,) whether the select keeps each row."""
+    return np.asarray(rows[read].fill_null(False).to_numpy())
+
+
+def times(stage: Combine, rows: pa.Table, keep_NK: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(N,) the sum over the selects that keep a row of their weight, times its repeats there."""
+    sum_N = np.zeros(len(rows), np.int64)
+    for k, (name, weight) in enumerate((stage.repeats or {}).items()):
+        read = f"{name}.{REPEATS.name}"
+        there_N = np.ones(len(rows), np.int64)
+        if read in rows.column_names:
+            there_N = rows[read].fill_null(1).to_numpy().astype(np.int64)
+        sum_N += np.where(keep_NK[:, k], weight * there_N, 0)
+    return sum_N
