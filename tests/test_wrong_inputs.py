@@ -126,7 +126,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan tree.yaml --set tree.centroids=stage:pool": ("gives rows", "--set", "gives centroids"),
     "plan tree.yaml --set tree.levels=[2,3]": ("from 2 up to 3", "levels", "[500, 50, 10]"),
     "plan tree.yaml --set tree.levels=[0]": ("levels", "--set", "at least 1"),
-    "plan tree.yaml --set tree.rows=": ("nothing says how much", "'tree'", "rows: 5000"),
+    "plan tree.yaml --set tree.rows=": ("nothing says how much", "'tree'", "rows: 1000"),
     "plan tree.yaml --set tree.fraction=0": ("fraction is 0", "--set", "above 0"),
     "plan named.yaml --set kept.path=": ("path is None", "--set kept.path=", "text"),
     # Folders of runs

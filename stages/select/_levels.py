@@ -1,7 +1,7 @@
 """The upper levels of a tree: k-means of the centroids of clusters, then of those, and so on.
 
 Points are few beside rows, so the sums are taken in one place, in the order of the points; workers
-find the nearest node of each. Vectors are stored in float32, and all is computed in float64.
+find the nearest node of each. Vectors are stored in float32; means and near-ties are in float64.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from metadata.uid import coin_hash, from_halves
 from pipeline.dataset import Context, State
 from stages.ops.centroids import Metric, read
 from stages.ops.combined import Combined
+from stages.ops.nearest import nearest
 from stages.ops.vectors import as_matrix, from_matrix, unit_rows
 
-# Shapes: N points, D width of a vector, L nodes of a level; B points of a block.
+# Shapes: N points, D width of a vector, K clusters, L nodes of a level.
 
 PART = 8192  # points of one piece of work
-SCORES = 2**22  # (points, nodes) in float64 at a time: 32 MB
 COLUMNS = 64  # of a sum at a time
 
 
@@ -93,33 +93,12 @@ def coins(count: int, height: int, ctx: Context) -> NDArray[np.uint64]:
 
 
 def nearest_nodes(node_LD: NDArray, points: pa.Table) -> State:
-    """(N,) the node nearest to each point, the first of equally near ones, and how far it is.
+    """(N,) the node nearest to each point, and (N,) their squared distance.
 
-    `far_N` is half the squared distance, for unit vectors 1 - cosine.
+    Of vectors at length 1 that is the node of the greatest cosine.
     """
-    point_ND = as_matrix(points["vector"]).astype(np.float64)
-    wide_LD = node_LD.astype(np.float64)
-    half_L, half_N = np.vecdot(wide_LD, wide_LD) / 2, np.vecdot(point_ND, point_ND) / 2
-    # Half of a squared distance is off by less than this, in whatever order products are summed.
-    gap = 8 * (point_ND.shape[1] + 2) * 2.0**-53 * float(max(half_L.max(), half_N.max(initial=0)))
-    node_N, far_N = np.empty(len(point_ND), np.int32), np.empty(len(point_ND))
-    step = max(1, SCORES // len(wide_LD))
-    for start in range(0, len(point_ND), step):
-        block_BD = point_ND[start : start + step]
-        far_BL = half_L - block_BD @ wide_LD.T
-        is_near_BL = far_BL <= far_BL.min(axis=1, keepdims=True) + gap
-        row_P, node_P = np.nonzero(is_near_BL)  # pairs by point, then by node; mostly one a point
-        apart_P = np.empty(len(row_P))
-        for part in range(0, len(row_P), PART):  # copies of a node tie with every point
-            pairs = slice(part, part + PART)
-            apart_PD = block_BD[row_P[pairs]] - wide_LD[node_P[pairs]]
-            apart_P[pairs] = np.vecdot(apart_PD, apart_PD) / 2
-        first_B = np.searchsorted(row_P, np.arange(len(block_BD)))
-        least_B = np.minimum.reduceat(apart_P, first_B)
-        wins_W = np.flatnonzero(apart_P == least_B[row_P])
-        _, won_B = np.unique(row_P[wins_W], return_index=True)
-        node_N[start : start + step], far_N[start : start + step] = node_P[wins_W[won_B]], least_B
-    return {"node_N": node_N, "far_N": far_N}
+    index_N1, far_N1 = nearest(as_matrix(points["vector"]), node_LD, "euclidean")
+    return {"node_N": index_N1[:, 0], "far_N": far_N1[:, 0]}
 
 
 def appended(one: State, other: State) -> State:

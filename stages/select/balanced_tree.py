@@ -17,6 +17,7 @@ from metadata.schema import (
     IDENTITY,
     IMAGE_BYTES,
     KEEP,
+    POSITION,
     REASON,
     REASON_TYPE,
     UID,
@@ -29,6 +30,7 @@ from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verd
 from stages.ops.concept_lists import listing_digest
 from stages.ops.keeper import PREFERENCE, Keep, best_first, dropped_before, preference
 from stages.ops.outside import need_file
+from stages.select._clustered import one_size, wanted
 
 if TYPE_CHECKING:
     from stages.select._tree import Tree
@@ -94,10 +96,7 @@ class BalancedTree(DatasetStage):
     )
 
     def __post_init__(self) -> None:
-        if (self.rows is None) == (self.fraction is None):
-            found = f"{'rows and fraction say' if self.rows else 'nothing says'} how much stays"
-            do = "give one of the two: rows: 5000, or fraction: 0.3"
-            raise RecipeError(found, "its settings", do)
+        one_size(self.rows, self.fraction)
         for below, above in pairwise(self.levels):
             if above >= below:
                 found = f"levels go from {below} up to {above} nodes"
@@ -182,21 +181,11 @@ class BalancedTree(DatasetStage):
         ctx.say("counting rows of clusters")
         counts = ctx.reduce(partial(counted, len(vector_KD), where), rows, added)
         tree = Tree.over(counts["rows_K"], parents, self.levels)
-        target = self.target(tree.rows, where)
+        target = wanted(self.rows, self.fraction, tree.rows, ctx.worker.stage)
         ctx.map(partial(put_tree, tree), [target])
         ctx.say("taking rows of clusters")
-        clusters = ctx.shuffle(rows, CLUSTER_ID.name)
+        clusters = ctx.shuffle(rows, "key")
         ctx.restore(ctx.map_shards(partial(judged, tree, target), clusters))
-
-    def target(self, rows: int, where: str) -> int:
-        """How many rows the tree is asked for, of those that it has."""
-        if self.rows and self.rows > rows:
-            raise StageError(
-                found=f"{self.rows:,} rows wanted, and {rows:,} have a cluster",
-                where=f"{where}, key `rows`",
-                do=f"want {rows:,} at most",
-            )
-        return self.rows or int(rows * (self.fraction or 0))
 
 
 def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
@@ -214,9 +203,13 @@ def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
     else:
         by = Keep(column=CENTROID_COSINE.name, order="desc" if order == "nearest" else "asc")
         first = preference(by, shard)
+    cluster = pc.if_else(reason.is_null(), cluster, None)
+    # Rows without a cluster go everywhere, each by its place: they would fill one partition.
+    elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
     rows = shard.select(IDENTITY)
+    rows = rows.append_column("key", pc.coalesce(cluster.cast(pa.int64()), elsewhere))
     rows = rows.append_column(PREFERENCE.name, first)
-    rows = rows.append_column(CLUSTER_ID.name, pc.if_else(reason.is_null(), cluster, None))
+    rows = rows.append_column(CLUSTER_ID.name, cluster)
     return rows.append_column(REASON.name, reason)
 
 

@@ -231,8 +231,8 @@ def test_a_pool_without_shards_has_nothing_to_judge(tmp_path, memory_context, me
 @pytest.mark.parametrize(
     ("settings", "clusters", "said"),
     [
-        ({"rows": 6}, [0] * 5, "6 rows wanted, and 5 have a cluster"),
-        ({"rows": 1}, [None], "1 rows wanted, and 0 have a cluster"),
+        ({"rows": 6}, [0] * 5, "6 rows wanted, and 5 are ranked"),
+        ({"rows": 1}, [None], "1 rows wanted, and 0 are ranked"),
         ({"rows": 1, "levels": (9,)}, [0], "9 nodes above 8 clusters"),
         ({"rows": 1}, [0, 8], "a row of cluster 8, and 8 centroids"),
         ({"rows": 1}, [0, -1], "a row of cluster -1, and 8 centroids"),
