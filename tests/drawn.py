@@ -57,6 +57,7 @@ emb:      {uses: embed.clip, from: pool, model: reference}
 clusters: {uses: cluster.kmeans, from: emb, clusters: 9}
 control:  {uses: select.where, from: [worth, look], top: {column: luma_std, fraction: 0.5}}
 even:     {uses: mine.evened, from: [worth, clusters], fraction: 0.5}
+capped:   {uses: select.sample, from: [worth, clusters], per: cluster_id, at_most: 1}
 """
 
 

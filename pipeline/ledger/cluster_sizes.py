@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -43,13 +43,18 @@ class OverSize:
 def over_size(
     state: RunState, planned: PlannedStage, cluster: Binding, group_K: NDArray[np.int8]
 ) -> OverSize | None:
-    """The first size that decides in a select, at tenths of all rows in a cluster and at today's
-    value; None where none does, or it can take no other.
+    """The first size that decides in a select, at other values and at today's; None where none
+    decides, or can be another.
+
+    A size is a number or a share of rows, or any number that a column of the select's own is held
+    against. Shares go by tenths, numbers of rows by tenths of all rows in a cluster, others are
+    halved and doubled.
 
     `group_K` is the group of each cluster. The stage's own functions decide over its stored
     columns, which are held in memory for all rows at once.
     """
-    sizes = [threshold for threshold in thresholds_of(planned) if threshold.is_size]
+    own = {column.name for column in planned.stage.writes}
+    sizes = [at for at in thresholds_of(planned) if at.is_size or at.column in own]
     if not sizes:
         return None
     rows, made, group_N = _read(state, planned, sizes[0], cluster, group_K)
@@ -68,12 +73,16 @@ def over_size(
 
 
 def _values(size: Threshold, rows: int) -> list[Decimal]:
-    """Tenths of a share, or of the number of rows; and today's."""
     today = Decimal(str(size.value))
-    if today <= 1 and not size.name.endswith("rows"):
+    if size.name.endswith("fraction"):
         return sorted({*TENTHS, today})
-    tenths = {Decimal(max(1, int(rows * tenth))) for tenth in TENTHS}
-    return sorted({*tenths, today.to_integral_value()})
+    if size.name.endswith("rows"):
+        today = Decimal(int(size.value))
+        return sorted({*(Decimal(max(1, int(rows * tenth))) for tenth in TENTHS), today})
+    others = {today * Decimal(2) ** power for power in range(-3, 4)}
+    if today == int(today):
+        others = {max(Decimal(1), other.to_integral_value(ROUND_HALF_UP)) for other in others}
+    return sorted({*others, today})
 
 
 def _verdicts(

@@ -1,6 +1,7 @@
 """What a select stage decided of one row, and why, in a sentence."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,7 +42,8 @@ def verdict(state: RunState, select: str, rows: Mapping[str, StageRow], place: P
             for row in rows.values()
             if row.keeper_of
         ]
-        known = [*_clusters(state, select, rows), *_explained(state, select, "", rows)]
+        known = [*_explained(state, select, "", rows)]
+        known = [*_clusters(state, select, rows, known), *known]
         sentence = "; ".join([f"kept by '{select}'", *known, *keeper_of])
         return Verdict(stage=select, kept=True, sentence=sentence)
     root = state.plan.stages[select].root
@@ -88,9 +90,10 @@ def _sentence(
         if not other or column not in {c.name for c in writer.writes if c.names}:
             value = {**row.values, REASON.name: row.reason}[column]
             values.append(f"{read} is {cut(repr(value))}")
-    clusters, explained = [*_clusters(state, stage, rows)], [*_explained(state, stage, code, rows)]
+    explained = [*_explained(state, stage, code, rows)]
     if stage != end:  # which may say what else had to hold
         explained += _explained(state, end, rows[end].reason or "", rows)
+    clusters = [*_clusters(state, stage, rows, explained)]
     if not clusters:
         values, explained = [*values, *explained], []
     by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
@@ -106,13 +109,16 @@ def _explained(
         yield said
 
 
-def _clusters(state: RunState, stage: str, rows: Mapping[str, StageRow]) -> Iterator[str]:
-    """The clusters of the row that a select may have gone by."""
-    bound = state.plan.stages[stage].bindings[0]
-    for source, column in dict.fromkeys(bound.values()):
+def _clusters(
+    state: RunState, stage: str, rows: Mapping[str, StageRow], explained: Sequence[str]
+) -> Iterator[str]:
+    """The clusters of the row that a select reads, but for those that its own words name."""
+    for source, column in dict.fromkeys(state.plan.stages[stage].bindings[0].values()):
         writer = state.plan.stages[source].stage
-        if column in {c.name for c in writer.writes if c.names == "cluster"} and source in rows:
-            yield from filter(None, [_other(writer, rows[source])])
+        if source in rows and column in {c.name for c in writer.writes if c.names == "cluster"}:
+            said = re.compile(rf"\bcluster {rows[source].values[column]}\b")
+            if not any(map(said.search, explained)):
+                yield from filter(None, [_other(writer, rows[source])])
 
 
 def _other(stage: Stage, row: StageRow) -> str:

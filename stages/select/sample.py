@@ -149,11 +149,13 @@ class Sample(DatasetStage):
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """The rank that decided, of a row that was drawn from."""
         rank = made[SAMPLE_RANK.name]
-        if reason != "sampled_out" or rank is None:
+        if rank is None or reason not in ("", "sampled_out"):
             return ""
         if self.at_most:
             number = f"number {rank + 1:,.0f} of its {self.per}"
             return f"by its coin it is {number}, and {self.at_most:,} stay"
+        if not reason:
+            return ""
         if self.rows:
             return f"its rank is {rank:.6g}, and it is not among the least {self.rows:,}"
         return f"its rank is {rank:.6g}, and fraction is {self.fraction:g}"

@@ -13,12 +13,14 @@ from pipeline.ledger import clusters as ledger
 from pipeline.ledger.answer import as_json
 from pipeline.ledger.axes import plane
 from pipeline.ledger.cluster_rows import FEW, Tally
+from pipeline.ledger.cluster_sizes import _values
 from pipeline.ledger.clusters import ClusterMap, cluster_maps
 from pipeline.ledger.groupings import group_of
 from pipeline.ledger.stored import rows_at, stored
 from pipeline.ledger.survey import survey
 from pipeline.ledger.sweep import sweep
 from pipeline.ledger.why import why
+from pipeline.stage import Threshold
 
 PICTURES = 60
 
@@ -35,6 +37,7 @@ def rows(clustered) -> list[dict]:
         "cluster": ("clusters", CLUSTER_ID.name),
         "even": ("even", KEEP.name),
         "control": ("control", KEEP.name),
+        "capped": ("capped", KEEP.name),
         "rank": ("even", "evened_rank"),
     }
     shards = stored(clustered, "pool", bound)
@@ -52,7 +55,7 @@ def test_rows_and_kept_rows_are_those_of_a_walk(found, rows):
     assert found.without == of.pop(None) > 0  # pictures that cannot be read
     assert {cluster.number: cluster.rows for cluster in found.drawn} == of
     assert found.rows == sum(of.values())
-    assert list(found.ends) == ["even", "control"]  # the one that goes by the clusters is first
+    assert list(found.ends) == ["even", "capped", "control"]  # those by clusters come first
     for at, end in enumerate(found.ends):
         kept = Counter(row["cluster"] for row in rows if row[end] and row["cluster"] is not None)
         assert found.ends[end] == sum(kept.values())
@@ -81,15 +84,33 @@ def test_sizes_are_tenths_of_the_clusters_from_the_largest(found):
 
 
 def test_the_size_that_varies_keeps_what_a_sweep_says(found, clustered, rows):
-    (over,) = found.over  # of `control` nothing is asked: it does not go by clusters
+    over, capped = found.over  # of `control` nothing is asked: it does not go by clusters
     assert (over.stage, over.name) == ("even", "fraction")
     assert [at.value for at in over.points] == [tenth / 10 for tenth in range(2, 11)]
     assert [at.value for at in over.points if at.is_today] == [0.5]  # 0.1 was refused
     kept = [sum(at.kept) for at in over.points]
     swept = sweep(clustered, "even", "fraction=0.2:1:0.1").points
     assert kept == [point.kept for point in swept]
-    today = next(at for at in over.points if at.is_today)
-    assert today.kept == tuple(group.kept[0] for group in found.sizes)
+    assert [at.value for at in capped.points] == [1, 2, 4, 8]
+    for end, of in enumerate((over, capped)):
+        (today,) = (at for at in of.points if at.is_today)
+        assert today.kept == tuple(group.kept[end] for group in found.sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "today", "values"),
+    [
+        ("fraction", 0.25, [0.1, 0.2, 0.25, *(tenth / 10 for tenth in range(3, 11))]),
+        ("top.fraction", 1.0, [tenth / 10 for tenth in range(1, 11)]),
+        ("rows", 70.0, [20, 40, 60, 70, *range(80, 201, 20)]),
+        ("at_most", 35.0, [4, 9, 18, 35, 70, 140, 280]),
+        ("at_most", 1.0, [1, 2, 4, 8]),
+        ("t", 0.5, [0.0625, 0.125, 0.25, 0.5, 1, 2, 4]),
+    ],
+)
+def test_a_size_goes_by_tenths_or_doubles(name, today, values):
+    size = Threshold(name=name, column="x", sign="<", value=today, text="")
+    assert [float(value) for value in _values(size, 200)] == values
 
 
 def test_all_is_plain_values(found):
@@ -224,15 +245,30 @@ def test_rows_are_grouped_by_the_size_of_their_picture(clustered):
     assert sum(group.rows for group in rates.groups) == PICTURES
 
 
+def test_a_cluster_that_a_select_names_itself_is_not_named_twice(clustered, rows, monkeypatch):
+    row = next(row for row in rows if row["even"])
+    monkeypatch.setattr(
+        type(clustered.plan.stages["even"].stage),
+        "explain",
+        lambda self, reason, made: f"number 1 of cluster {row['cluster']}, of which 2 stay",
+    )
+    said = {end.stage: end.sentence for end in why(clustered, row["uid"].hex()).ends}
+    assert said["even"] == f"kept by 'even'; number 1 of cluster {row['cluster']}, of which 2 stay"
+
+
 def test_why_names_the_cluster_the_rank_and_the_quota(clustered, rows):
     quota = max(row["rank"] for row in rows if row["even"]) + 1
     seen = set()
     for row in rows:
-        (end,) = [end for end in why(clustered, row["uid"].hex()).ends if end.stage == "even"]
+        ends = {end.stage: end.sentence for end in why(clustered, row["uid"].hex()).ends}
         if row["rank"] is None:
             continue
         verdict = "kept by 'even'" if row["even"] else "dropped by 'even': over_quota"
         place = f"it is number {row['rank'] + 1} there, and {quota} stay"
-        assert end.sentence == f"{verdict}; its cluster in 'clusters' is {row['cluster']}; {place}"
-        seen.add(end.kept)
+        cluster = f"; its cluster in 'clusters' is {row['cluster']}; "
+        assert ends["even"] == f"{verdict}{cluster}{place}"
+        verdict = "kept by 'capped'" if row["capped"] else "dropped by 'capped': sampled_out"
+        assert ends["capped"].startswith(f"{verdict}{cluster}by its coin it is number ")
+        assert ends["capped"].endswith(" of its cluster_id, and 1 stay")
+        seen.add(row["even"])
     assert seen == {True, False}

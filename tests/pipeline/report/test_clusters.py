@@ -4,10 +4,18 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from metadata.storage import Storage
+from pipeline.engine.run import run_plan
+from pipeline.executors.local import LocalExecutor
 from pipeline.ledger.cluster_rows import DrawnRow
 from pipeline.ledger.clusters import Cluster, ClusterMap, cluster_maps
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
+from pipeline.progress import Lines
 from pipeline.report import build
 from pipeline.report import clusters as drawing
 from pipeline.report.build import report
@@ -46,7 +54,7 @@ def test_the_page_shows_the_map_its_strips_and_its_shares_and_asks_for_nothing(h
     assert "clusters least pruned by even" in page.text
     assert "pruned by control" not in page.text  # which does not go by clusters
     assert "Share kept of large and small clusters, by fraction of even" in page.text
-    for scale in ("share kept by even", "share kept by control", "spread"):
+    for scale in ("share kept by even", "share kept by capped", "share kept by control", "spread"):
         assert scale in page.text
     assert html.count('class="c" tabindex="0"') == len(found.drawn)
 
@@ -121,7 +129,7 @@ def test_pictures_and_captions_are_of_so_many_and_of_so_many_bytes(clustered, fo
     assert all(sample["text"] for card in cards.values() for sample in card)
     monkeypatch.setattr(build, "cluster_section", lambda *_: some)
     page = Page(build.report(clustered))
-    assert f"{some['pictured']} show pictures, 6 captions, the others their numbers" in page.text
+    assert f"{some['pictured']} clusters show pictures, 6 captions, the others" in page.text
 
 
 def test_thousands_of_discs_are_a_page_of_bounded_size(clustered, found, html, monkeypatch):
@@ -131,7 +139,7 @@ def test_thousands_of_discs_are_a_page_of_bounded_size(clustered, found, html, m
         Cluster(
             number=i,
             rows=int(3000 / math.sqrt(i + 1)),
-            kept=(1, 2),
+            kept=(1, 2, 1),
             spread=float(rng.random()),
             x=float(rng.random()),
             y=float(rng.random()),
@@ -145,3 +153,45 @@ def test_thousands_of_discs_are_a_page_of_bounded_size(clustered, found, html, m
     page = build.report(clustered)
     assert len(page) - len(html) < drawing.PICTURE_BYTES + 1_500_000
     assert "Drawn are the 2,000 largest of 100,000 clusters; the others hold 7,000,000 rows" in page
+
+
+PLANTED = {0: 60, 1: 30, 2: 10}  # rows of each direction
+WITHOUT_PICTURES = """
+seed: 0
+stages:
+  pool:
+    uses: ingest.parquet
+    path: {pool}
+    caption_col: text
+    image_embedding_col: vector
+    embedding_width: 3
+    shard_rows: 40
+  ways: {{uses: mine.largest, from: pool}}
+  even: {{uses: mine.evened, from: ways, read: {{cluster_id: ways.largest}}, fraction: 0.5}}
+"""
+
+
+def test_planted_clusters_of_an_own_stage_lie_where_they_must_without_pictures_too(tmp_path):
+    of_N = np.repeat(list(PLANTED), list(PLANTED.values()))
+    order_N = np.random.default_rng(0).permutation(len(of_N))
+    of_N = of_N[order_N]
+    table = {"text": [f"of direction {of}" for of in of_N], "vector": np.eye(3)[of_N].tolist()}
+    vectors = pa.array(table["vector"], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"text": table["text"], "vector": vectors}), tmp_path / "p.parquet")
+    (tmp_path / "it.yaml").write_text(WITHOUT_PICTURES.format(pool=tmp_path / "p.parquet"))
+    plan = make_plan(load_recipe(str(tmp_path / "it.yaml")))
+    state = run_plan(plan, Storage(str(tmp_path / "run")), LocalExecutor(0), Lines()).state
+    (found,) = cluster_maps(state)
+    assert [cluster.rows for cluster in found.drawn] == [60, 30, 10]
+    # 20 of each leave 50 of 100, 21 leave 52.
+    assert [cluster.kept for cluster in found.drawn] == [(20,), (20,), (10,)]
+    assert [cluster.spread for cluster in found.drawn] == [0.25] * 3
+    place = np.array([(cluster.x, cluster.y) for cluster in found.drawn])
+    apart = np.linalg.norm(place[:, None] - place[None], axis=2)
+    np.testing.assert_allclose(apart, np.sqrt(2) * (1 - np.eye(3)), atol=1e-6)  # all in the plane
+    assert sum(found.variance) == pytest.approx(1)
+    assert [cluster.rows for cluster in (*found.pruned[0].most, *found.pruned[0].least)] == [60, 10]
+    page = Page(report(state))
+    assert "Concept map of ways" in page.text
+    assert page.text.count("of direction 0") >= 4
+    assert not page.all("img")

@@ -204,6 +204,7 @@ def test_a_row_is_explained_by_cluster_path_quota_and_place():
         assert stage.explain(reason, made).startswith(said)
     alone = stage.explain("balanced_out", {**made, "tree_path": [212]})
     assert alone.startswith("cluster 212 keeps")
+    assert stage.explain("", made).startswith(said)  # of a row that is kept
     assert stage.explain("dropped_before", made) == ""
 
 
