@@ -9,7 +9,7 @@ the digits that are kept.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,12 @@ Metric = Literal["cosine", "euclidean", "dot"]
 Precision = Literal["float32", "bfloat16"]
 Bits = NDArray[np.uint16] | NDArray[np.uint32]
 
-BLOCK = 256  # rows
-STRIP = 1024  # centres: their bfloat16 scores for a block fill half of a core's second cache
+STRIP = 1024  # centres: with a block of 256 rows their scores stay in a core's second cache
 FLOAT_BITS = 2.0**-24  # float32 rounds by at most this share
 HALF_BITS = 2.0**-8  # bfloat16 by this
-TINY = 2.0**-200  # less than any distance of float32 vectors but 0
 LITTLE = 2**24  # products of N * K * D values: below, NumPy is done before torch has begun
 LIGHT = 2.0**-60  # a row so near to the mean that weights overflow counts as further away
+TINY = 2.0**-200  # less than any distance of float32 vectors but 0
 
 
 @cache
@@ -44,57 +43,49 @@ def best_precision(work: int) -> Precision:
 
 
 @dataclass(frozen=True)
-class Coarse:
-    """Centres made ready to be multiplied with rows."""
+class Frame:
+    """What scores of rows by these centres are measured in."""
 
     middle_D: NDArray[np.float64]  # m
     longest: float
     weight_K: NDArray[np.float32]
     heaviest: float  # what a weight of 1 takes from a dot product
-    beyond: float  # of float64's own errors: |m| where dot products are asked for
-    lost: float  # the most that rounding to bfloat16 takes from a centre
-    precision: Precision
-    strips: list[tuple[int, Callable[[NDArray], Bits]]]  # from which centre on, bits of scores
+    beyond: float  # |m| where dot products are asked for, whose float64 rounds by its share
 
-    def block(self, row_BD: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray]:
-        """The rows made ready, (B,) ratio and (B,) gap: scores further apart are in order.
+    @property
+    def least(self) -> float:
+        """A row nearer to m counts as so far away."""
+        return max(self.heaviest / self.longest * LIGHT, TINY)
 
-        The gap is twice the error of a score: sums of D products in any order, roundings of both
+    def ratio(self, length: Any) -> Any:
+        """What a weight of 1 takes from the scores of rows so far from m: arrays, or tensors."""
+        return self.heaviest / (length * self.longest)
+
+    def gaps(self, length: Any, lost: Any, lost_most: float, precision: Precision) -> Any:
+        """Scores further apart are in order; so are float64's own, summed in any order.
+
+        The first is twice the error of a score: sums of D products in any order, roundings of both
         vectors and of the score; and float64's own, which is what the answer is defined by. Of the
         weights those matter that take at most 2 from a score: with more, the centre that has the
-        least weight is nearer.
+        least weight is nearer. `lost` is what rounding to bfloat16 takes from the rows, and
+        `lost_most` at most from a centre.
         """
-        from stages.ops._sift import halve_rows, lengths, shift_rows
-
-        B, D = row_BD.shape
-        length_B, unit_BD = np.empty(B), np.empty((B, D), np.float32)
-        lengths(row_BD, self.middle_D, length_B)
-        np.maximum(length_B, max(self.heaviest / self.longest * LIGHT, TINY), out=length_B)
-        shift_rows(row_BD, self.middle_D, length_B, unit_BD)
-        ratio_B = self.heaviest / (length_B * self.longest)
-        reach_B = length_B + self.longest + self.beyond
-        off_B = D * 2.0**-50 * (reach_B / length_B) * (reach_B / self.longest)
-        ready_BD: NDArray = unit_BD
-        if self.precision == "float32":
-            off_B += (D + 24) * FLOAT_BITS
+        D = len(self.middle_D)
+        sure = D * 2.0**-50 * (length + self.longest + self.beyond) ** 2
+        off = sure / length / self.longest
+        if precision == "float32":
+            off += (D + 24) * FLOAT_BITS
         else:
-            half_BD, lost_B = np.empty((B, D), np.uint16), np.empty(B, np.float32)
-            halve_rows(unit_BD, unit_BD.view(np.uint32), half_BD, lost_B)
-            off_B += lost_B * (1 + self.lost) + self.lost + HALF_BITS + (4 * D + 24) * FLOAT_BITS
-            ready_BD = half_BD
-        gap_B = np.minimum(2.02 * off_B, 2.0**100)
-        return ready_BD, ratio_B.astype(np.float32), gap_B.astype(np.float32)
+            off += lost * (1 + lost_most) + lost_most + HALF_BITS + (4 * D + 24) * FLOAT_BITS
+        return (2.02 * off).clip(max=2.0**100), sure
 
 
-def coarse(
-    centre_KD: NDArray[np.float32], metric: Metric, precision: Precision, work: int
-) -> Coarse:
-    from stages.ops._sift import halve_rows, lengths, shift_rows
+def frame(centre_KD: NDArray[np.float32], metric: Metric) -> Frame:
+    from stages.ops._sift import lengths
 
-    K, D = centre_KD.shape
+    K = len(centre_KD)
     middle_D, length_K = centre_KD.mean(axis=0, dtype=np.float64), np.empty(K)
     lengths(centre_KD, middle_D, length_K)
-    longest = float(length_K.max()) or 1.0
     if metric == "euclidean":
         weight_K, beyond = length_K**2 / 2, 0.0
     else:
@@ -102,19 +93,48 @@ def coarse(
         beyond = float(np.sqrt(middle_D @ middle_D))
     weight_K -= weight_K.min()
     heaviest = float(weight_K.max())
-    strips, lost = [], 0.0
-    for part in _parts(K):
-        unit_CD = np.empty((part.stop - part.start, D), np.float32)
-        shift_rows(centre_KD[part], middle_D, np.full(len(unit_CD), longest), unit_CD)
-        if precision == "bfloat16":
-            half_CD, lost_C = np.empty(unit_CD.shape, np.uint16), np.empty(len(unit_CD), np.float32)
-            halve_rows(unit_CD, unit_CD.view(np.uint32), half_CD, lost_C)
-            strips.append((part.start, _half_products(half_CD)))
-            lost = max(lost, float(lost_C.max()))
-        else:
-            strips.append((part.start, _float_products(unit_CD, work)))
     share_K = (weight_K / (heaviest or 1)).astype(np.float32)
-    return Coarse(middle_D, longest, share_K, heaviest, beyond, lost, precision, strips)
+    return Frame(middle_D, float(length_K.max()) or 1.0, share_K, heaviest, beyond)
+
+
+class Scores:
+    """Centres made ready to be multiplied with rows on this processor."""
+
+    def __init__(
+        self, centre_KD: NDArray[np.float32], frame: Frame, precision: Precision, work: int
+    ) -> None:
+        from stages.ops._sift import halve_rows, shift_rows
+
+        self.frame, self.precision, self.lost = frame, precision, 0.0
+        self.strips: list[tuple[int, Callable[[NDArray], Bits]]] = []  # from which centre on
+        for part in _parts(len(centre_KD)):
+            unit_CD = np.empty((part.stop - part.start, centre_KD.shape[1]), np.float32)
+            longest_C = np.full(len(unit_CD), frame.longest)
+            shift_rows(centre_KD[part], frame.middle_D, longest_C, unit_CD)
+            if precision == "bfloat16":
+                half_CD, lost_C = np.empty(unit_CD.shape, np.uint16), np.empty(len(unit_CD))
+                halve_rows(unit_CD, unit_CD.view(np.uint32), half_CD, lost_C)
+                self.lost = max(self.lost, float(lost_C.max()))
+                self.strips.append((part.start, _half_products(half_CD)))
+            else:
+                self.strips.append((part.start, _float_products(unit_CD, work)))
+
+    def block(self, row_BD: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """The rows made ready, their (B,) ratio, and their two (B,) gaps."""
+        from stages.ops._sift import halve_rows, lengths, shift_rows
+
+        B, D = row_BD.shape
+        length_B, lost_B, unit_BD = np.empty(B), np.zeros(B), np.empty((B, D), np.float32)
+        lengths(row_BD, self.frame.middle_D, length_B)
+        np.maximum(length_B, self.frame.least, out=length_B)
+        shift_rows(row_BD, self.frame.middle_D, length_B, unit_BD)
+        ready_BD: NDArray = unit_BD
+        if self.precision == "bfloat16":
+            ready_BD = np.empty((B, D), np.uint16)
+            halve_rows(unit_BD, unit_BD.view(np.uint32), ready_BD, lost_B)
+        gap_B, sure_gap_B = self.frame.gaps(length_B, lost_B, self.lost, self.precision)
+        ratio_B = self.frame.ratio(length_B).astype(np.float32)
+        return ready_BD, ratio_B, gap_B.astype(np.float32), sure_gap_B
 
 
 def _parts(rows: int) -> Iterator[slice]:

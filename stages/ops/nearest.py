@@ -3,10 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops._coarse import BLOCK, STRIP, Metric, Precision, best_precision, coarse
+from stages.ops._coarse import STRIP, Frame, Metric, Precision, Scores, best_precision, frame
 
 # Shapes: N rows, D width of a vector, K centres, m nearest (fewer where K is), U centres that no m
 # before them equal; B rows of a block.
+
+BLOCK = 256  # rows compared at a time
 
 
 def nearest(
@@ -15,6 +17,7 @@ def nearest(
     metric: Metric = "cosine",
     m: int = 1,
     precision: Precision | None = None,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """(N, m) the nearest centres, best first, and (N, m) how near: dot products, or distances.
 
@@ -22,9 +25,10 @@ def nearest(
     distance, squared, for "euclidean", whose squares are what is given. As float64 decides, which
     sums in one order on every machine; of equal ones the smaller index, however rows are batched:
     float32 or bfloat16 only rules out what their rounding cannot make nearest. `precision` changes
-    the time, not the result; None is the processor's best. Every value is finite.
+    the time, not the result; None is the processor's best. The same on another `device` of torch,
+    as "cuda" is; a GPU has not been tried. Every value is finite.
     """
-    index_Nm, sure_Nm = _nearest(row_ND, centre_KD, metric, m, precision, valued=True)
+    index_Nm, sure_Nm = _nearest(row_ND, centre_KD, metric, m, precision, device, valued=True)
     value_Nm = -sure_Nm if metric == "euclidean" else sure_Nm
     with np.errstate(over="ignore"):  # products of large float32 are infinite in their own type
         return index_Nm, value_Nm.astype(np.float32)
@@ -35,19 +39,20 @@ def nearest_centre(
     centre_KD: NDArray[np.float32],
     metric: Metric = "cosine",
     precision: Precision | None = None,
+    device: str = "cpu",
 ) -> NDArray[np.int32]:
     """(N,) index of the nearest centre, as `nearest` has it."""
-    return _nearest(row_ND, centre_KD, metric, 1, precision, valued=False)[0][:, 0]
+    return _nearest(row_ND, centre_KD, metric, 1, precision, device, False)[0][:, 0]
 
 
 def fixed_scale(largest: float, rows: int) -> float:
     """The power of two that makes whole numbers of values, so that any sum of rows is exact.
 
-    `largest` is the greatest absolute value in all rows, `rows` their number (2^33 at most to keep
-    30 bits of the largest). Both are agreed on over the pool, so that its shards add up.
+    `largest` is the greatest absolute value in all rows, `rows` their number: 2^33 of them leave
+    the largest 29 bits, and 2^13 or fewer 49. Both hold for the pool, so that its shards add up.
     """
     above = int(np.frexp(largest)[1])  # largest < 2^above
-    return 2.0 ** (min(50, 62 - int(max(rows, 1) - 1).bit_length()) - above)
+    return 2.0 ** (min(50, 63 - int(max(rows, 1) - 1).bit_length()) - above)
 
 
 def sums_by_group(
@@ -67,34 +72,49 @@ def sums_by_group(
     return sum_KD, count_K
 
 
-def _nearest(row_ND, centre_KD, metric, m, precision, valued):
+def _nearest(row_ND, centre_KD, metric, m, precision, device, valued):
     """(N, m) indices, and (N, m) float64 dot products or minus squared distances."""
-    from stages.ops._sift import GROUP, LANES, Pairs, nothing_near, settle, sift
-
     N, m = len(row_ND), max(1, min(m, len(centre_KD)))
-    index_Nm, sure_Nm = np.empty((N, m), np.int32), np.empty((N, m))
     if not N:
-        return index_Nm, sure_Nm
+        return np.empty((0, m), np.int32), np.empty((0, m))
     row_ND = np.ascontiguousarray(row_ND, np.float32)
     centre_KD = np.ascontiguousarray(centre_KD, np.float32)
     place_U = _few_copies(centre_KD, m)
     centre_UD = centre_KD if len(place_U) == len(centre_KD) else centre_KD[place_U]
-    work = N * centre_UD.size
-    ready = coarse(centre_UD, metric, precision or best_precision(work), work)
+    measures, is_distance = frame(centre_UD, metric), metric == "euclidean"
+    if device != "cpu":
+        from stages.ops._on_device import nearest_on
+
+        which_Nm, sure_Nm = nearest_on(
+            device, row_ND, centre_UD, measures, precision or "bfloat16", m, is_distance
+        )
+    else:
+        which_Nm, sure_Nm = _nearest_here(
+            row_ND, centre_UD, measures, precision, m, is_distance, valued
+        )
+    return place_U[which_Nm], sure_Nm
+
+
+def _nearest_here(row_ND, centre_UD, measures: Frame, precision, m, is_distance, valued):
+    from stages.ops._sift import GROUP, LANES, Pairs, nothing_near, settle, sift
+
+    N, work = len(row_ND), len(row_ND) * centre_UD.size
+    which_Nm, sure_Nm = np.empty((N, m), np.int32), np.empty((N, m))
+    scores = Scores(centre_UD, measures, precision or best_precision(work), work)
+    is_half = scores.precision == "bfloat16"
     best_GB, lane_S = np.empty((-(-STRIP // GROUP), BLOCK), np.float32), np.empty(LANES)
-    shift = np.uint32(16 if ready.precision == "bfloat16" else 0)
     for start in range(0, N, BLOCK):
         block = slice(start, start + BLOCK)
-        pairs = Pairs(row_ND[block], centre_UD, metric == "euclidean", lane_S)
-        unit_BD, ratio_B, gap_B = ready.block(pairs.row_BD)
-        near = nothing_near(gap_B, m)
-        for first, products in ready.strips:
-            bits_CB = products(unit_BD)
-            weight_C = ready.weight_K[first : first + len(bits_CB)]
-            sift(bits_CB, shift, first, weight_C, ratio_B, best_GB, near, pairs)
+        pairs = Pairs(row_ND[block], centre_UD, is_distance, lane_S)
+        ready_BD, ratio_B, gap_B, sure_gap_B = scores.block(pairs.row_BD)
+        near = nothing_near(gap_B, sure_gap_B, m)
+        for first, products in scores.strips:
+            bits_CB = products(ready_BD)
+            weight_C = measures.weight_K[first : first + len(bits_CB)]
+            sift(bits_CB, is_half, first, weight_C, ratio_B, best_GB, near, pairs)
         settle(near, pairs, valued)
-        index_Nm[block], sure_Nm[block] = place_U[near.place_BM], near.sure_BM
-    return index_Nm, sure_Nm
+        which_Nm[block], sure_Nm[block] = near.place_BM, near.sure_BM
+    return which_Nm, sure_Nm
 
 
 def _few_copies(centre_KD: NDArray[np.float32], m: int) -> NDArray[np.int32]:

@@ -1,9 +1,12 @@
 """Nearest centres and sums by centre: float64's answer, for every precision, batch and value."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from stages.ops.nearest import nearest, nearest_centre
+from stages.ops import _coarse, _on_device
+from stages.ops.nearest import fixed_scale, nearest, nearest_centre, sums_by_group
 from stages.ops.vectors import unit_rows
 
 METRICS = ("cosine", "euclidean", "dot")
@@ -34,14 +37,18 @@ def wide_scores(row_ND, centre_KD, metric) -> np.ndarray:
 
 
 def assert_nearest(row_ND, centre_KD, metric, m=1, precision="float32"):
+    row_ND, centre_KD = np.asarray(row_ND, np.float32), np.asarray(centre_KD, np.float32)
     score_NK = wide_scores(row_ND, centre_KD, metric)
     index_Nm = np.argsort(-score_NK, axis=1, kind="stable")[:, :m]
     value_Nm = np.take_along_axis(score_NK, index_Nm, 1)
-    found_Nm, how_near_Nm = nearest(row_ND, centre_KD, metric, m, precision)
-    np.testing.assert_array_equal(found_Nm, index_Nm)
     value_Nm = -value_Nm if metric == "euclidean" else value_Nm
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(how_near_Nm, value_Nm.astype(np.float32))
+        value_Nm = value_Nm.astype(np.float32)
+    # "cpu:0" is torch's name for the processor, as it is for a GPU: torch's way is taken.
+    for device in ("cpu", "cpu:0"):
+        found_Nm, how_near_Nm = nearest(row_ND, centre_KD, metric, m, precision, device)
+        np.testing.assert_array_equal(found_Nm, index_Nm)
+        np.testing.assert_array_equal(how_near_Nm, value_Nm)
     if m == 1:
         only_N = nearest_centre(row_ND, centre_KD, metric, precision)
         np.testing.assert_array_equal(only_N, index_Nm[:, 0])
@@ -51,12 +58,141 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(("width", "centres"), [(1, 7), (2, 1), (33, 40), (64, 1100)])
+every = pytest.mark.parametrize(
+    ("metric", "precision"), [(metric, bits) for metric in METRICS for bits in PRECISIONS]
+)
+
+
+@every
+@pytest.mark.parametrize(("width", "centres"), [(1, 7), (2, 1), (33, 40), (96, 1100)])
 def test_random_rows_get_what_float64_says(width, centres, metric, precision):
-    row_ND, centre_KD = normal(0, 300, width), normal(1, centres, width)
+    row_ND, centre_KD = normal(0, 90, width), normal(1, centres, width)
     if metric == "cosine":
         row_ND, centre_KD = unit_rows(row_ND), unit_rows(centre_KD)
-    for m in (1, 8):
+    for m in (1, 8):  # more than there are centres, too
         assert_nearest(row_ND, centre_KD, metric, m, precision)
+
+
+@every
+def test_rows_on_the_border_of_cells(metric, precision):
+    centre_KD = unit_rows(normal(0, 40, 64))
+    middle_D = (centre_KD[3].astype(np.float64) + centre_KD[7]) / 2
+    if metric == "cosine":
+        middle_D /= np.linalg.norm(middle_D)
+    row_ND = (middle_D + 1e-7 * normal(1, 400, 64)).astype(np.float32)
+    assert_nearest(row_ND, centre_KD, metric, 1, precision)
+    in_float32_N = (row_ND @ centre_KD.T).argmax(axis=1)
+    exact_N = nearest_centre(row_ND, centre_KD, metric, precision)
+    assert (in_float32_N != exact_N).any(), "the border rows test nothing"
+
+
+@every
+@pytest.mark.parametrize("spread", [1e-7, 1e-3])
+def test_centres_and_rows_that_are_nearly_one(spread, metric, precision):
+    one_D = normal(0, 64)
+    row_ND, centre_KD = one_D + spread * normal(1, 300, 64), one_D + spread * normal(2, 200, 64)
+    for m in (1, 3):
+        assert_nearest(row_ND, centre_KD, metric, m, precision)
+
+
+@every
+def test_copies_are_taken_by_the_smaller_index(metric, precision):
+    centre_KD = np.repeat(unit_rows(normal(0, 3, 40)), 50, axis=0)[np.arange(150) * 7 % 150]
+    row_ND = np.concatenate([unit_rows(normal(1, 60, 40)), centre_KD[:5]])
+    for m in (1, 8, 150, 200):
+        assert_nearest(row_ND, centre_KD, metric, m, precision)
+
+
+@every
+def test_a_thousand_centres_as_near_as_one_another(metric, precision):
+    turn_K = 2 * np.pi * np.arange(1000) / 1000
+    centre_KD = np.stack([np.cos(turn_K), np.sin(turn_K), np.zeros(1000)], axis=1)
+    row_ND = [[0, 0, 1], [0, 0, 0], [0, 0, -1], [1e-9, 0, 1], [1, 0, 0], [-1e-8, 1e-8, 0.5]]
+    for m in (1, 5):
+        assert_nearest(row_ND, centre_KD, metric, m, precision)
+
+
+@every
+def test_numbers_of_every_size(metric, precision):
+    signs_ND = normal(0, 120, 20)
+    size_N1 = (10.0 ** np.linspace(-44, 37, 120)).astype(np.float32)[:, None]
+    row_ND = np.concatenate([signs_ND * size_N1, np.zeros((2, 20)), [[3e38] * 20, [-1e-45] * 20]])
+    for centre_KD in (row_ND[::5], row_ND[:40], row_ND[90:], row_ND[50:70], row_ND[-4:]):
+        for m in (1, 2):
+            assert_nearest(row_ND, centre_KD, metric, m, precision)
+
+
+@every
+def test_far_from_the_origin_and_with_an_outlier(metric, precision):
+    centre_KD = 1e4 + normal(0, 60, 16)
+    assert_nearest(1e4 + normal(1, 200, 16), centre_KD, metric, 2, precision)
+    centre_KD[17] *= -1e6
+    assert_nearest(1e4 + normal(1, 200, 16), centre_KD, metric, 2, precision)
+
+
+def test_no_rows_and_fewer_centres_than_asked_for():
+    index_Nm, value_Nm = nearest(np.empty((0, 4), np.float32), normal(0, 3, 4), m=2)
+    assert (index_Nm.dtype, value_Nm.dtype, index_Nm.shape) == (np.int32, np.float32, (0, 2))
+    assert nearest(normal(1, 5, 4), normal(0, 3, 4), m=8)[0].shape == (5, 3)
+    assert nearest_centre(np.empty((0, 4), np.float32), np.empty((0, 4), np.float32)).shape == (0,)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_batches_and_strips_change_nothing(precision, monkeypatch):
+    row_ND, centre_KD = normal(3, 700, 32), normal(4, 1000, 32)
+    whole = nearest(row_ND, centre_KD, "dot", 3, precision)
+    monkeypatch.setattr(_coarse, "STRIP", 100)
+    monkeypatch.setattr(_on_device, "SCORES", 2**14)
+    monkeypatch.setattr(_on_device, "PAIRS", 50)
+    for device in ("cpu", "cpu:0"):
+        parts = [
+            nearest(part, centre_KD, "dot", 3, precision, device)
+            for part in np.array_split(row_ND, 20)
+        ]
+        for at_once, in_parts in zip(whole, zip(*parts, strict=True), strict=True):
+            np.testing.assert_array_equal(at_once, np.concatenate(in_parts))
+
+
+def test_every_processor_gives_the_same(monkeypatch):
+    row_ND, centre_KD = normal(5, 400, 64), normal(6, 900, 64)
+    assert row_ND.size * len(centre_KD) > _coarse.LITTLE
+    expected = nearest(row_ND, centre_KD, "euclidean", 2)
+    for has in ([], ["avx512f"], ["avx512f", "avx512bf16"]):
+        monkeypatch.setattr(_coarse, "processor", lambda has=has: frozenset(has))
+        found = nearest(row_ND, centre_KD, "euclidean", 2)
+        for values, same in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(values, same)
+
+
+def test_sums_are_whole_numbers_that_no_order_changes():
+    row_ND, index_N = 100 * normal(0, 500, 24), np.arange(500, dtype=np.int32) ** 2 % 7
+    scale = fixed_scale(float(np.abs(row_ND).max()), 500)
+    sum_KD, count_K = sums_by_group(row_ND, index_N, 9, scale)
+    fixed_ND = np.rint(row_ND.astype(np.float64) * scale).astype(np.int64)
+    for k in range(9):
+        np.testing.assert_array_equal(sum_KD[k], fixed_ND[index_N == k].sum(axis=0))
+        assert count_K[k] == (index_N == k).sum()
+    parts = [sums_by_group(row_ND[s::3], index_N[s::3], 9, scale)[0] for s in range(3)]
+    np.testing.assert_array_equal(sum(parts), sum_KD)
+    assert (
+        sums_by_group(row_ND[:0], index_N[:0], 9, scale)[0].tolist() == np.zeros((9, 24)).tolist()
+    )
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.9999999, 1.5, 3.4e38, 1e-45, 1e-3])
+@pytest.mark.parametrize("rows", [1, 1000, 10**9, 2**33])
+def test_a_sum_of_the_largest_fits_and_keeps_thirty_bits(largest, rows):
+    largest = float(np.float32(largest))
+    scale = fixed_scale(largest, rows)
+    whole = round(Fraction(largest) * Fraction(scale))
+    assert whole * rows < 2**63
+    assert 2**29 <= whole < 2**50
+    sum_KD, _ = sums_by_group(
+        np.full((2, 1), -largest, np.float32), np.zeros(2, np.int32), 1, scale
+    )
+    assert sum_KD.tolist() == [[-2 * whole]]
+
+
+def test_a_pool_of_zeros_has_a_scale():
+    zero_N1, index_N = np.zeros((2, 1), np.float32), np.zeros(2, np.int32)
+    assert sums_by_group(zero_N1, index_N, 1, fixed_scale(0, 2))[0].tolist() == [[0]]
