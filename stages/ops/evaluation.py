@@ -127,6 +127,23 @@ def checked_width(values: pa.Array, width: int | None, where: str, keys: list[st
     return width
 
 
+def column_of(schema: pa.Schema, wanted: Wanted, where: str) -> str:
+    """Name of the column to read; StageError where there is none, or its type is another."""
+    name = wanted.column.name
+    takes_pictures = wanted.measure is not None
+    if name in schema.names:
+        fits, what = _kinds(wanted.column.type)
+    elif "image" in schema.names and takes_pictures:
+        name, fits, what = "image", (pa.types.is_binary, pa.types.is_large_binary), PICTURES
+    else:
+        instead = f", or `image` with {PICTURES}" if takes_pictures else ""
+        raise StageError(f"no column '{name}'", where, f"write it into the file{instead}")
+    dtype = schema.field(name).type
+    if not any(fit(dtype) for fit in fits):
+        raise StageError(f"a column '{name}' of {dtype}", where, f"write it as {what}")
+    return name
+
+
 def _of_folder(folder: Storage, name: str, wanted: Wanted, stage: str):
     """Batches of (where in the task, keys, pictures or captions)."""
     task, findings = tasks.describe(folder, name)
@@ -153,7 +170,7 @@ def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
     try:
         with folder.open(file) as source:
             parquet = pq.ParquetFile(source)
-            column = _column(parquet.schema_arrow, wanted, where)
+            column = column_of(parquet.schema_arrow, wanted, where)
             there = [name for name in ("key", column) if name in parquet.schema_arrow.names]
             named, row = f"{where}, {'key' if 'key' in there else 'row'}", 0
             for batch in parquet.iter_batches(BATCH, columns=there):
@@ -163,23 +180,6 @@ def _of_parquet(folder: Storage, file: str, wanted: Wanted, stage: str):
                 row += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise StageError(f"no Parquet that can be read: {error}", where, "write it again") from None
-
-
-def _column(schema: pa.Schema, wanted: Wanted, where: str) -> str:
-    """Name of the column to read; StageError where there is none, or its type is another."""
-    name = wanted.column.name
-    takes_pictures = wanted.measure is not None
-    if name in schema.names:
-        fits, what = _kinds(wanted.column.type)
-    elif "image" in schema.names and takes_pictures:
-        name, fits, what = "image", (pa.types.is_binary, pa.types.is_large_binary), PICTURES
-    else:
-        instead = f", or `image` with {PICTURES}" if takes_pictures else ""
-        raise StageError(f"no column '{name}'", where, f"write it into the file{instead}")
-    dtype = schema.field(name).type
-    if not any(fit(dtype) for fit in fits):
-        raise StageError(f"a column '{name}' of {dtype}", where, f"write it as {what}")
-    return name
 
 
 def _kinds(dtype: pa.DataType):

@@ -63,7 +63,7 @@ class ImageBased(DatasetStage):
     `targets: "stage:x"`, that column of an export. Embeddings of another model or width are
     refused. `targets_near` counts the targets of the row's centroid, so another `at_least` is a
     query. out/targets.json has, by task, its targets, their centroids, and the rows that these
-    keep; out/TASK.parquet has the targets of each centroid.
+    keep; out/targets-*.parquet have the targets of each centroid.
 
     Source: DataComp (Gadre et al. 2023), image-based filtering, whose centroids are means of unit
     vectors (`metric: euclidean` of cluster.kmeans) and are compared as they are, unnormalised.
@@ -160,7 +160,8 @@ class ImageBased(DatasetStage):
         return f"its nearest centroid, {number}, is the nearest of {near} targets"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.select._targets import Targets, aimed
+        from stages.select._aims import aimed
+        from stages.select._targets import Targets
 
         targets = Targets(
             targets=self.targets,
@@ -176,7 +177,8 @@ class ImageBased(DatasetStage):
         )
         centroids, items = targets.read_centroids(), targets.items()
         model = targets.model_of(items, centroids.model, inputs)
-        targets = replace(targets, sha256=hashlib.sha256(centroids.vector.tobytes()).hexdigest())
+        sha256 = hashlib.sha256(centroids.vector.tobytes()).hexdigest()
+        targets = replace(targets, sha256=sha256, digest=digest(items))
         ctx.say("looking for the targets' centroids")
         counts = ctx.map(partial(aimed, targets), items)
         number = dict.fromkeys((item["task"] for item in items), 0)
@@ -187,14 +189,13 @@ class ImageBased(DatasetStage):
                 do = "give pictures or embeddings, or leave it out"
                 raise StageError(f"no target in '{task}'", targets.where("targets"), do)
         ctx.say("")
-        place = {task: at for at, task in enumerate(number)}
-        files = tuple((place[item["task"]], item["file"], item["sha256"]) for item in items)
-        targets = replace(targets, files=files)
+        numbers = {task: at for at, task in enumerate(number)}
+        targets = replace(targets, tasks=tuple(numbers[item["task"]] for item in items))
         # Stored once, so that rows look for their centroid once: they are counted, and go home.
         rows = ctx.shuffle(ctx.map_shards(partial(judged, self, targets), inputs.rows), UID.name)
         if len(inputs.rows):
             sums = ctx.reduce(partial(counted, targets), rows, added)
-            about = {"column": self.column, "model": model, "nearest": self.nearest}
+            about = {"column": self.column, "model": model or None, "nearest": self.nearest}
             about |= {name: value.tolist() for name, value in sums.items()}
             ctx.map(partial(put_summary, targets, self.at_least), [{**about, "tasks": number}])
         ctx.restore(rows)
@@ -202,7 +203,8 @@ class ImageBased(DatasetStage):
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     """keep, targets, nearest centroid and reason of every row."""
-    from stages.select._targets import EMBED_BOTH, aims, opened
+    from stages.select._aims import aims, opened
+    from stages.select._targets import EMBED_BOTH
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
     broken = {"dropped_before": dropped_before(rows).to_numpy(zero_copy_only=False)}
@@ -233,7 +235,7 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
 
 def counted(targets: "Targets", rows: pa.Table) -> State:
     """Rows with a nearest centroid, those kept, and by task the kept ones near its targets."""
-    from stages.select._targets import aims
+    from stages.select._aims import aims
 
     kept = rows.filter(rows[KEEP.name])[NEAREST_CENTROID.name].to_numpy()
     return {
@@ -251,7 +253,7 @@ def put_summary(
     targets: "Targets", at_least: int, about: dict[str, Any], task: Task
 ) -> dict[str, Any]:
     """Stores out/targets.json."""
-    from stages.select._targets import aims
+    from stages.select._aims import aims
 
     near = aims(targets)
     by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)
