@@ -1,8 +1,8 @@
 """Rows by their cluster: which are ranked, how many are wanted, and the first so many of a rank."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from metadata.schema import (
     REASON,
     SHARD,
     UID,
+    Column,
 )
 from metadata.uid import halves
 from pipeline.dataset import State
@@ -28,6 +29,8 @@ from stages.ops.keeper import DROPPED, dropped_before
 
 # Shapes: N rows.
 
+CLUSTER_RANK = Column("cluster_rank", pa.int32(), "1 up", "Its place in the order of its cluster.")
+CLUSTER_QUOTA = Column("cluster_quota", pa.int32(), "rows, 0 up", "How many its cluster keeps.")
 Balance = Annotated[float, Meta(ge=0, le=1)]  # of an even share
 UNDEFINED = tuple(f"undefined:{c.name}" for c in (IMAGE_BYTES, CLUSTER_ID, CENTROID_COSINE))
 PRUNED = "pruned"
@@ -135,3 +138,13 @@ def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
     uid_N2 = halves(rows[UID.name])
     place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
     return np.lexsort((*place, uid_N2[:, 1], uid_N2[:, 0], *keys_N[::-1]))
+
+
+def explained(reason: str, made: Mapping[str, Any], rank: str) -> str:
+    """Rank in its cluster, rows of it that stay, and from what size it does, of a ranked row."""
+    if reason not in ("", PRUNED):
+        return ""
+    return (
+        f"it is row {made[CLUSTER_RANK.name]:,} there, and {made[CLUSTER_QUOTA.name]:,} stay;"
+        f" it stays from {made[rank]:,.10g} rows on"
+    )

@@ -26,7 +26,13 @@ from metadata.schema import (
 )
 from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State, Task
-from stages.select._clustered import PRUNED, concatenated, in_order
+from stages.select._clustered import (
+    CLUSTER_QUOTA,
+    CLUSTER_RANK,
+    PRUNED,
+    concatenated,
+    in_order,
+)
 from stages.select._quotas import UNIT, Quotas, quotas
 
 # Shapes: N rows of a partition, M of them that are ranked, K clusters with rows, T rows at the cut.
@@ -34,8 +40,6 @@ from stages.select._quotas import UNIT, Quotas, quotas
 DENSITY_RANK = Column(
     "density_rank", pa.float64(), "rows, 0 up", "The least number of rows to keep that keeps it."
 )
-CLUSTER_RANK = Column("cluster_rank", pa.int32(), "1 up", "Its place in the order of its cluster.")
-CLUSTER_QUOTA = Column("cluster_quota", pa.int32(), "rows, 0 up", "How many its cluster keeps.")
 TABLE, SUMMARY = "density.parquet", "density.json"
 Order = Literal["hard", "easy", "hash"]
 Coins = Callable[[pa.ChunkedArray], NDArray[np.uint64]]

@@ -27,11 +27,13 @@ from pipeline.stage import (
 )
 from stages.ops.outside import need_file
 from stages.select._clustered import (
+    CLUSTER_QUOTA,
+    CLUSTER_RANK,
     FIXED,
-    PRUNED,
     REASONS,
     Balance,
     concatenated,
+    explained,
     first_by_rank,
     one_size,
     population,
@@ -40,8 +42,6 @@ from stages.select._clustered import (
     wanted,
 )
 from stages.select._density import (
-    CLUSTER_QUOTA,
-    CLUSTER_RANK,
     DENSITY_RANK,
     Clusters,
     Cut,
@@ -121,12 +121,7 @@ class Density(DatasetStage):
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Rank and quota, of a row that was ranked; its cluster is shown beside."""
-        if reason not in ("", PRUNED):
-            return ""
-        return (
-            f"it is row {made[CLUSTER_RANK.name]:,} there, and {made[CLUSTER_QUOTA.name]:,} stay;"
-            f" it stays from {made[DENSITY_RANK.name]:,.1f} rows on"
-        )
+        return explained(reason, made, DENSITY_RANK.name)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         coins = partial(coin_hash, seed=ctx.worker.seed, stage=ctx.worker.stage, purpose="order")

@@ -15,6 +15,7 @@ stages:
   pool:     {uses: ingest.datacomp, path: %s, shard_rows: 25}
   clusters: {uses: cluster.kmeans, from: pool, column: b32_img, clusters: 4, rounds: 3}
   wide:     {uses: select.density, from: clusters, centroids: "stage:clusters", rows: 20}
+  far:      {uses: select.prototypes, from: clusters, rows: 20}
   uids:     {uses: export.uid_list, from: wide}
 """
 
@@ -33,7 +34,7 @@ def recipe(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("stage", "rank"), [("wide", "density_rank")])
+@pytest.mark.parametrize(("stage", "rank"), [("wide", "density_rank"), ("far", "prototype_rank")])
 def test_pruning_is_swept_and_explained(stage, rank, recipe, clipmill, tmp_path):
     run = tmp_path / "run"
     assert clipmill("run", recipe, "--out", run, "--workers", 1).code == 0

@@ -1,0 +1,189 @@
+"""Ranks of rows by their likeness to their cluster's centroid, and out/ of select.prototypes."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IDENTITY,
+    KEEP,
+    POSITION,
+    REASON,
+    REASON_TYPE,
+    Column,
+)
+from pipeline.dataset import Context, Shards, State, Task
+from stages.select._clustered import (
+    CLUSTER_QUOTA,
+    CLUSTER_RANK,
+    PRUNED,
+    concatenated,
+    in_order,
+    population,
+)
+
+# Shapes: N rows, M of them that are ranked, K clusters with rows, G groups of rows, B bins,
+# P pairs of a group and a cluster.
+
+PROTOTYPE_RANK = Column(
+    "prototype_rank", pa.int64(), "rows, 1 up", "The least number of rows to keep that keeps it."
+)
+TABLE, SUMMARY = "prototypes.parquet", "prototypes.json"
+BINS = 1 << 16  # of the cosine, from -1 to 1
+GROUP_ROWS = 1 << 20  # rows that are sorted together; a bin is never split
+COUNTS = 1 << 24  # of rows by group and cluster: 64 MB
+Sign = Literal[1, -1]
+
+
+def binned(sign: Sign, shard: pa.Table) -> pa.Table:
+    """The rows, and the bin of those that are ranked: the lower, the earlier."""
+    rows = population(shard)
+    cosine_N = rows[CENTROID_COSINE.name].fill_null(0).to_numpy().astype(np.float64)
+    bin_N = np.floor((sign * cosine_N + 1) * (BINS / 2)).clip(0, BINS - 1).astype(np.int32)
+    is_ranked = rows[CLUSTER_ID.name].is_valid()
+    return rows.append_column("bin", pc.if_else(is_ranked, pa.array(bin_N), None))
+
+
+def histogram(rows: pa.Table) -> State:
+    """Ranked rows by bin, and the least number of clusters that there can be."""
+    cluster = rows[CLUSTER_ID.name].drop_null().to_numpy()
+    rows_B = np.bincount(rows["bin"].drop_null().to_numpy(), minlength=BINS)
+    return {"rows_B": rows_B, "clusters": np.array(cluster.max(initial=-1) + 1)}
+
+
+def added(one: State, other: State) -> State:
+    clusters = np.maximum(one["clusters"], other["clusters"])
+    return {"rows_B": np.add(one["rows_B"], other["rows_B"]), "clusters": clusters}
+
+
+def groups(rows_B: NDArray, clusters: int) -> NDArray[np.int64]:
+    """(B,) the group of each bin, ascending: few enough that counts by cluster stay small."""
+    total = int(rows_B.sum())
+    count = max(1, min(-(-total // GROUP_ROWS), COUNTS // max(1, clusters)))
+    group_B = (np.cumsum(rows_B) - rows_B) * count // max(1, total)
+    return np.unique(np.minimum(group_B, count - 1), return_inverse=True)[1]
+
+
+def counted(group_B: NDArray, rows: pa.Table) -> State:
+    """Ranked rows by group and cluster, those that there are."""
+    ranked = rows.filter(rows["bin"].is_valid())
+    pair_M = group_B[ranked["bin"].to_numpy()] << 32 | ranked[CLUSTER_ID.name].to_numpy()
+    pair_P, rows_P = np.unique(pair_M, return_counts=True)
+    return {"pair_P": pair_P.astype(np.int64), "rows_P": rows_P}
+
+
+def joined(one: State, other: State) -> State:
+    both = concatenated(one, other)
+    pair_P, at = np.unique(both["pair_P"], return_inverse=True)
+    return {"pair_P": pair_P, "rows_P": np.bincount(at, both["rows_P"]).astype(np.int64)}
+
+
+def grouped(group_B: NDArray, rows: pa.Table) -> pa.Table:
+    """The rows with their group as the key; those without one go everywhere."""
+    bins = rows["bin"].combine_chunks()
+    group = pa.array(group_B).take(bins)
+    key = pc.coalesce(group, pc.subtract(-1, rows[POSITION.name].cast(pa.int64())))
+    return rows.drop_columns(["bin", "key"]).append_column("group", group).append_column("key", key)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the rows of each group are ranked."""
+
+    number: NDArray[np.int64]  # (K,) of the clusters with rows
+    sign: Sign
+    rounds: Any  # Rounds, whose loop is compiled: not while a recipe is planned
+
+    @classmethod
+    def of(cls, counts: State, group_B: NDArray, sign: Sign, balance: float) -> "Ranking":
+        from stages.select._rounds import Rounds
+
+        pair_P = counts["pair_P"].astype(np.int64)
+        number_K, cluster_P = np.unique(pair_P & 0xFFFFFFFF, return_inverse=True)
+        rows_GK = np.zeros((int(group_B.max()) + 1, len(number_K)), np.int32)
+        rows_GK[pair_P >> 32, cluster_P] = counts["rows_P"]
+        return cls(number_K, sign, Rounds.of(rows_GK, balance))
+
+    def of_group(self, group: int, partition: pa.Table) -> tuple[NDArray, ...]:
+        """Of its rows: numbers in the partition, index of the cluster, rank, and rank in it."""
+        at_group = partition["group"].fill_null(-1).to_numpy() == group
+        row_M = np.flatnonzero(at_group)
+        rows = partition.take(row_M)
+        row_M = row_M[in_order(rows, self.sign * rows[CENTROID_COSINE.name].to_numpy())]
+        cluster_N = partition[CLUSTER_ID.name].fill_null(0).to_numpy()
+        cluster_M = np.searchsorted(self.number, cluster_N[row_M])
+        return row_M, cluster_M, *self.rounds.walk(group, cluster_M)
+
+    def kept(self, asked: int, rows: Shards, ctx: Context) -> NDArray[np.int64]:
+        """(K,) rows of each cluster that stay: only one group must be looked at."""
+        group = self.rounds.group_of(asked)
+        found = ctx.reduce(partial(kept_of_group, self, group, asked), rows, summed)
+        return np.maximum(self.rounds.passed[group] + found["kept_K"], self.rounds.turns(asked))
+
+
+def kept_of_group(ranking: Ranking, group: int, asked: int, partition: pa.Table) -> State:
+    """Rows of each cluster in the group that stay."""
+    _, cluster_M, rank_M, _ = ranking.of_group(group, partition)
+    kept_M = cluster_M[rank_M <= asked]
+    return {"kept_K": np.bincount(kept_M, minlength=len(ranking.number))}
+
+
+def summed(one: State, other: State) -> State:
+    return {name: np.add(one[name], other[name]) for name in one}
+
+
+def judged(
+    ranking: Ranking, kept_K: NDArray[np.int64], asked: int, partition: pa.Table
+) -> pa.Table:
+    """keep, ranks, quota and reason of every row."""
+    rank_N, in_cluster_N, quota_N = (np.zeros(len(partition), np.int64) for _ in range(3))
+    for group in np.unique(partition["group"].drop_null().to_numpy()):
+        row_M, cluster_M, rank_N[row_M], in_cluster_N[row_M] = ranking.of_group(group, partition)
+        quota_N[row_M] = kept_K[cluster_M]
+    out_N = rank_N == 0
+    keep_N = ~out_N & (rank_N <= asked)
+    pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
+    values = {PROTOTYPE_RANK: rank_N, CLUSTER_RANK: in_cluster_N, CLUSTER_QUOTA: quota_N}
+    return pa.table(
+        {
+            **{name: partition[name] for name in IDENTITY},
+            KEEP.name: pa.array(keep_N),
+            **{c.name: pa.array(v_N, mask=out_N).cast(c.dtype) for c, v_N in values.items()},
+            REASON.name: pc.coalesce(partition[REASON.name], pruned).cast(REASON_TYPE),
+        }
+    )
+
+
+def put_tables(
+    ranking: Ranking, kept_K: NDArray[np.int64], item: dict[str, int], task: Task
+) -> dict[str, Any]:
+    """out/prototypes.parquet: a row a cluster. out/prototypes.json: rows asked for and kept."""
+    size_K = ranking.rounds.size
+    table = pa.table(
+        {
+            CLUSTER_ID.name: pa.array(ranking.number, CLUSTER_ID.dtype),
+            "rows": size_K,
+            "least": ranking.rounds.turns(item["asked"]),
+            "kept": kept_K,
+        }
+    )
+    summary = {
+        "asked": item["asked"],
+        "kept": int(kept_K.sum()),
+        "ranked": int(size_K.sum()),
+        "clusters": len(table),
+    }
+    pq.write_table(table, task.worker.scratch / TABLE, write_page_checksum=task.page_checksums)
+    (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))
+    for name in (TABLE, SUMMARY):
+        task.put_file(name, task.worker.scratch / name)
+    return summary
