@@ -26,7 +26,17 @@ from metadata.schema import (
 from metadata.uid import coin_hash
 from pipeline.dataset import Context, Inputs, State
 from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
+from pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    NonEmpty,
+    OneUp,
+    Resources,
+    Share,
+    Threshold,
+    Verdicts,
+    location,
+)
 from stages.ops.concept_lists import listing_digest
 from stages.ops.keeper import PREFERENCE, Keep, best_first, dropped_before, preference
 from stages.ops.outside import need_file
@@ -82,6 +92,7 @@ class BalancedTree(DatasetStage):
     # a cluster's rows by hash, or those most or least like its centroid first; then by uid
     order: Literal["random", "nearest", "farthest"] = "random"
     rounds: OneUp = 20  # of the k-means of a level, at most; fewer when no node moves any more
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"
@@ -106,6 +117,10 @@ class BalancedTree(DatasetStage):
     @property
     def reads(self) -> tuple[Column, ...]:
         return (CLUSTER_ID,) if self.order == "random" else (CLUSTER_ID, CENTROID_COSINE)
+
+    @property
+    def resources(self) -> Resources:  # all centroids, and the clusters of a partition
+        return Resources(memory_gb=self.memory_gb)
 
     def look(self) -> None:
         if not self.centroids.startswith(FROM_STAGE):
@@ -238,9 +253,10 @@ def judged(tree: "Tree", target: int, partition: pa.Table) -> pa.Table:
     order_N = best_first(rows)
     order_N = order_N[np.argsort(leaf_N[order_N], kind="stable")]
     ordered_N = leaf_N[order_N]
-    place_N = np.empty(len(rows), np.int64)
+    place_N, rank_N = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     place_N[order_N] = np.arange(len(rows)) - np.searchsorted(ordered_N, ordered_N) + 1
-    rank_N, path_NL = tree.least_target(leaf_N, place_N), tree.paths(leaf_N)
+    rank_N[order_N] = tree.least_target(ordered_N, place_N[order_N])
+    path_NL = tree.paths(leaf_N)
     end_N = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(path_NL.shape[1])
     of_rows = {
         TREE_RANK.name: pa.array(rank_N),
