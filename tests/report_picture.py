@@ -1,6 +1,8 @@
-"""A picture of a run's report, as a browser shows its top: python -m tests.report_picture RUN FILE
+"""A picture of a run's report in a browser: python -m tests.report_picture RUN FILE [PART]
 
-What it is worth and where the rows went: no picture of the pool, whoever those belong to.
+Of its top: what it is worth and where the rows went, no picture of the pool, whoever those belong
+to.
+Of a part by its id, `clusters`: its begin, the card of one disc open; take a pool that is ours.
 """
 
 import sys
@@ -19,15 +21,21 @@ COLOURS = 128  # of the file: it has few, and is a third of the size
 BEYOND = "#scores, #thresholds, #samples"  # parts of which none is shown
 
 
-def main(run: str, file: str) -> None:
-    """Down to the first part that is beyond it."""
+def main(run: str, file: str, part: str = "") -> None:
+    """Down to the first part that is beyond it, or to what follows a map."""
     with tempfile.TemporaryDirectory() as folder, browser(Path(folder) / "profile") as tab:
         page = Path(folder) / "report.html"
         page.write_text(report(latest(run)), encoding="utf-8")
         tab.show(page, WIDTH, "light")
         first = f"document.querySelector('{BEYOND}')"
         height = tab.value(f"{first} ? {first}.getBoundingClientRect().top : {MOST_HEIGHT}")
+        if part:
+            end = f"document.querySelector('#{part}-after').getBoundingClientRect().bottom"
+            height = tab.value(f"{end} - document.querySelector('#{part}').offsetTop") + 16
         tab.size(WIDTH, min(int(height), MOST_HEIGHT))
+        if part:
+            tab.value(f"document.querySelector('#{part}').scrollIntoView()")
+            tab.value(f"document.querySelector('#{part} .c').focus({{preventScroll: true}})")
         shown = Image.open(BytesIO(tab.picture())).convert("RGB")
     shown.quantize(COLOURS).save(file, optimize=True)
 

@@ -20,6 +20,7 @@ from pipeline.report import build
 from pipeline.report import clusters as drawing
 from pipeline.report.build import report
 from pipeline.report.clusters import cluster_section
+from pipeline.run_folder.state import RunState
 from tests.parsed import Page
 
 
@@ -171,16 +172,19 @@ stages:
 """
 
 
+def without_pictures(folder, of_N, vectors: list, until: str | None = None) -> RunState:
+    """A run over captions and these vectors."""
+    table = {"text": [f"of direction {of}" for of in of_N]}
+    table["vector"] = pa.array(vectors, pa.list_(pa.float32()))
+    pq.write_table(pa.table(table), folder / "pool.parquet")
+    (folder / "it.yaml").write_text(WITHOUT_PICTURES.format(pool=folder / "pool.parquet"))
+    plan = make_plan(load_recipe(str(folder / "it.yaml")), until)
+    return run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines()).state
+
+
 def test_planted_clusters_of_an_own_stage_lie_where_they_must_without_pictures_too(tmp_path):
-    of_N = np.repeat(list(PLANTED), list(PLANTED.values()))
-    order_N = np.random.default_rng(0).permutation(len(of_N))
-    of_N = of_N[order_N]
-    table = {"text": [f"of direction {of}" for of in of_N], "vector": np.eye(3)[of_N].tolist()}
-    vectors = pa.array(table["vector"], pa.list_(pa.float32()))
-    pq.write_table(pa.table({"text": table["text"], "vector": vectors}), tmp_path / "p.parquet")
-    (tmp_path / "it.yaml").write_text(WITHOUT_PICTURES.format(pool=tmp_path / "p.parquet"))
-    plan = make_plan(load_recipe(str(tmp_path / "it.yaml")))
-    state = run_plan(plan, Storage(str(tmp_path / "run")), LocalExecutor(0), Lines()).state
+    of_N = np.random.default_rng(0).permutation(np.repeat(list(PLANTED), list(PLANTED.values())))
+    state = without_pictures(tmp_path, of_N, np.eye(3)[of_N].tolist())
     (found,) = cluster_maps(state)
     assert [cluster.rows for cluster in found.drawn] == [60, 30, 10]
     # 20 of each leave 50 of 100, 21 leave 52.
@@ -195,3 +199,21 @@ def test_planted_clusters_of_an_own_stage_lie_where_they_must_without_pictures_t
     assert "Concept map of ways" in page.text
     assert page.text.count("of direction 0") >= 4
     assert not page.all("img")
+
+
+def test_without_a_select_the_spread_is_all_there_is_to_see(tmp_path):
+    state = without_pictures(tmp_path, range(3), np.eye(3).tolist(), until="ways")
+    (found,) = cluster_maps(state)
+    assert (found.ends, found.pruned, found.over) == ({}, (), ())
+    page = Page(report(state))
+    assert [scale["name"] for scale in cluster_section(state, found)["scales"]] == ["spread"]
+    assert "3 of 3 clusters have rows: 3 rows in all" in page.text
+
+
+def test_clusters_without_any_row_are_said_and_not_drawn(tmp_path):
+    state = without_pictures(tmp_path, range(3), [None] * 3)
+    (found,) = cluster_maps(state)
+    assert (found.met, found.rows, found.without, found.drawn) == (0, 0, 3, ())
+    assert "0 of 3 clusters have rows: 0 rows in all. 3 rows of the pool are in none" in report(
+        state
+    )

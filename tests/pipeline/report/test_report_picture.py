@@ -1,5 +1,6 @@
 """The picture in docs is made by the command that its page names."""
 
+import numpy as np
 from PIL import Image
 
 from tests.report_picture import MOST_HEIGHT, WIDTH, main
@@ -11,3 +12,13 @@ def test_the_picture_of_a_report_is_small_and_ends_before_pictures_begin(state, 
     shown = Image.open(tmp_path / "report.png")
     assert shown.width == WIDTH
     assert 300 < shown.height <= MOST_HEIGHT
+
+
+def test_the_picture_of_a_concept_map_has_all_of_it(clustered, own_stages, tmp_path):
+    main(str(clustered.run), str(tmp_path / "map.png"), "clusters")
+    assert (tmp_path / "map.png").stat().st_size < 200_000
+    shown = Image.open(tmp_path / "map.png").convert("RGB")
+    assert shown.width == WIDTH
+    colours = {colour for _, colour in shown.getcolors(1 << 20)}
+    for shade in ((68, 1, 84), (253, 231, 37)):  # the first and the last
+        assert min(max(abs(np.subtract(colour, shade))) for colour in colours) < 12

@@ -36,8 +36,9 @@ class Largest(DatasetStage):
 
 
 def entries(rows: pa.Table) -> Any:
-    vector = rows[IMAGE_EMBEDDING.name].drop_null().combine_chunks()
-    return vector.flatten().to_numpy().reshape(len(vector), -1).argmax(axis=1)
+    vector = rows[IMAGE_EMBEDDING.name].drop_null()
+    width = vector.type.list_size
+    return vector.combine_chunks().flatten().to_numpy().reshape(-1, width).argmax(axis=1)
 
 
 def counts(rows: pa.Table) -> dict[str, Any]:
