@@ -58,6 +58,11 @@ clusters: {uses: cluster.kmeans, from: emb, clusters: 9}
 control:  {uses: select.where, from: [worth, look], top: {column: luma_std, fraction: 0.5}}
 even:     {uses: mine.evened, from: [worth, clusters], fraction: 0.5}
 capped:   {uses: select.sample, from: [worth, clusters], per: cluster_id, at_most: 1}
+dense:
+  uses: select.density
+  from: [worth, clusters]
+  centroids: "stage:clusters"
+  fraction: 0.5
 """
 
 

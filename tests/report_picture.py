@@ -23,7 +23,8 @@ BEYOND = "#scores, #thresholds, #samples"  # parts of which none is shown
 
 def main(run: str, file: str, part: str = "") -> None:
     """Down to the first part that is beyond it, or to what follows a map."""
-    with tempfile.TemporaryDirectory() as folder, browser(Path(folder) / "profile") as tab:
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # where a browser still ends
+    with scratch as folder, browser(Path(folder) / "profile") as tab:
         page = Path(folder) / "report.html"
         page.write_text(report(latest(run)), encoding="utf-8")
         tab.show(page, WIDTH, "light")

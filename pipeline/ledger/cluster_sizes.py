@@ -1,6 +1,6 @@
 """How many rows of large and of small clusters a select keeps as its size changes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -12,9 +12,9 @@ from metadata.schema import KEEP, POSITION, SHARD, UID
 from pipeline.errors import RecipeError
 from pipeline.ledger.stored import stored
 from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.selects import thresholds_of, verdicts_at
+from pipeline.planning.selects import VARIED, thresholds_of, verdicts_at
 from pipeline.run_folder.state import RunState
-from pipeline.stage import Threshold, Verdicts
+from pipeline.stage import Threshold
 
 # Shapes: N rows of the pool, K clusters, G groups of clusters of like size.
 
@@ -60,16 +60,35 @@ def over_size(
     rows, made, group_N = _read(state, planned, sizes[0], cluster, group_K)
     values = _values(sizes[0], len(group_N[group_N >= 0]))
     groups = int(group_K.max()) + 1
-    points = tuple(
-        AtSize(
-            value=verdicts.value,
-            rule=verdicts.rule,
-            is_today=verdicts.value == sizes[0].value,
-            kept=tuple(np.bincount(group_N[verdicts.keep & (group_N >= 0)], minlength=groups)),
-        )
-        for verdicts in _verdicts(planned, sizes[0], values, rows, made)
-    )
-    return OverSize(stage=planned.name, name=sizes[0].name, points=points) if points else None
+
+    def points(at: list[Decimal]) -> list[AtSize]:
+        return [
+            AtSize(
+                value=verdicts.value,
+                rule=verdicts.rule,
+                is_today=verdicts.value == sizes[0].value,
+                kept=tuple(
+                    np.bincount(group_N[verdicts.keep & (group_N >= 0)], minlength=groups).tolist()
+                ),
+            )
+            for verdicts in verdicts_at(planned, sizes[0], at, rows, made)
+        ]
+
+    found = _unless_refused(points, values)
+    return OverSize(stage=planned.name, name=sizes[0].name, points=tuple(found)) if found else None
+
+
+def _unless_refused(
+    points: Callable[[list[Decimal]], list[AtSize]], values: list[Decimal]
+) -> list[AtSize]:
+    """The points at all values at once; where the stage refuses one, at each that it does not."""
+    try:
+        return points(values)
+    except RecipeError as error:
+        if error.args[1] != VARIED:  # the stage's own mistake
+            raise
+        few = [[value] for value in values] if len(values) > 1 else []
+        return [point for some in few for point in _unless_refused(points, some)]
 
 
 def _values(size: Threshold, rows: int) -> list[Decimal]:
@@ -83,17 +102,6 @@ def _values(size: Threshold, rows: int) -> list[Decimal]:
     if today == int(today):
         others = {max(Decimal(1), other.to_integral_value(ROUND_HALF_UP)) for other in others}
     return sorted({*others, today})
-
-
-def _verdicts(
-    planned: PlannedStage, size: Threshold, values: list[Decimal], rows: pa.Table, made: pa.Table
-) -> Iterator[Verdicts]:
-    """The verdicts at the values that the stage does not refuse."""
-    for value in values:
-        try:
-            yield from verdicts_at(planned, size, [value], rows, made)
-        except RecipeError:  # a quota that cannot be met, a share that it knows no answer for
-            continue
 
 
 def _read(

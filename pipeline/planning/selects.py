@@ -13,6 +13,8 @@ from pipeline.errors import ClipmillError, RecipeError
 from pipeline.planning.planned import PlannedStage
 from pipeline.stage import Selects, Threshold, Verdicts
 
+VARIED = "--vary"  # where a value stands that a stage refuses
+
 
 def thresholds_of(planned: PlannedStage) -> tuple[Threshold, ...]:
     """Its thresholds; none where the stage does not answer."""
@@ -45,7 +47,7 @@ def verdicts_at(
                 count += 1
                 yield verdicts
         except ValueError as error:
-            raise RecipeError(str(error), "--vary", "change the range") from None
+            raise RecipeError(str(error), VARIED, "change the range") from None
         if count != len(values):
             raise TypeError(f"{count} answers for {len(values)} values")
 

@@ -38,6 +38,9 @@ def rows(clustered) -> list[dict]:
         "even": ("even", KEEP.name),
         "control": ("control", KEEP.name),
         "capped": ("capped", KEEP.name),
+        "dense": ("dense", KEEP.name),
+        "place": ("dense", "cluster_rank"),
+        "quota": ("dense", "cluster_quota"),
         "rank": ("even", "evened_rank"),
     }
     shards = stored(clustered, "pool", bound)
@@ -55,7 +58,12 @@ def test_rows_and_kept_rows_are_those_of_a_walk(found, rows):
     assert found.without == of.pop(None) > 0  # pictures that cannot be read
     assert {cluster.number: cluster.rows for cluster in found.drawn} == of
     assert found.rows == sum(of.values())
-    assert list(found.ends) == ["even", "capped", "control"]  # those by clusters come first
+    assert list(found.ends) == [
+        "even",
+        "capped",
+        "dense",
+        "control",
+    ]  # those by clusters come first
     for at, end in enumerate(found.ends):
         kept = Counter(row["cluster"] for row in rows if row[end] and row["cluster"] is not None)
         assert found.ends[end] == sum(kept.values())
@@ -84,7 +92,7 @@ def test_sizes_are_tenths_of_the_clusters_from_the_largest(found):
 
 
 def test_the_size_that_varies_keeps_what_a_sweep_says(found, clustered, rows):
-    over, capped = found.over  # of `control` nothing is asked: it does not go by clusters
+    over, capped, dense = found.over  # of `control` nothing is asked: it does not go by clusters
     assert (over.stage, over.name) == ("even", "fraction")
     assert [at.value for at in over.points] == [tenth / 10 for tenth in range(2, 11)]
     assert [at.value for at in over.points if at.is_today] == [0.5]  # 0.1 was refused
@@ -92,7 +100,8 @@ def test_the_size_that_varies_keeps_what_a_sweep_says(found, clustered, rows):
     swept = sweep(clustered, "even", "fraction=0.2:1:0.1").points
     assert kept == [point.kept for point in swept]
     assert [at.value for at in capped.points] == [1, 2, 4, 8]
-    for end, of in enumerate((over, capped)):
+    assert [at.value for at in dense.points] == [tenth / 10 for tenth in range(1, 11)]
+    for end, of in enumerate((over, capped, dense)):
         (today,) = (at for at in of.points if at.is_today)
         assert today.kept == tuple(group.kept[end] for group in found.sizes)
 
@@ -121,10 +130,12 @@ def test_at_most_so_many_are_drawn_and_the_rest_is_counted(clustered, found, mon
     monkeypatch.setattr(ledger, "DRAWN", 2)
     monkeypatch.setattr(ledger, "EXTREME", 1)
     (few,) = cluster_maps(clustered)
-    ends = {few.pruned[0].most[0].number, few.pruned[0].least[0].number}
+    ends = {of.number for some in few.pruned for of in (*some.most, *some.least)}
+    assert [len(some.most) for some in few.pruned] == [1] * 3
     drawn = {cluster.number for cluster in few.drawn}
     assert drawn == {cluster.number for cluster in found.drawn[:2]} | ends
     assert few.undrawn_rows == found.rows - sum(cluster.rows for cluster in few.drawn) > 0
+    assert len(few.drawn) < len(found.drawn)
     assert few.met == found.met
 
 
@@ -270,5 +281,8 @@ def test_why_names_the_cluster_the_rank_and_the_quota(clustered, rows):
         verdict = "kept by 'capped'" if row["capped"] else "dropped by 'capped': sampled_out"
         assert ends["capped"].startswith(f"{verdict}{cluster}by its coin it is number ")
         assert ends["capped"].endswith(" of its cluster_id, and 1 stay")
-        seen.add(row["even"])
-    assert seen == {True, False}
+        verdict = "kept by 'dense'" if row["dense"] else "dropped by 'dense': pruned"
+        place = f"it is row {row['place']} there, and {row['quota']} stay; "
+        assert ends["dense"].startswith(f"{verdict}{cluster}{place}")
+        seen.add((row["even"], row["dense"]))
+    assert len(seen) > 2

@@ -179,13 +179,13 @@ def test_the_shade_of_a_disc_is_of_what_is_asked_for(clusters_page, tab):
     each = "[...document.querySelectorAll('.c > i')]"
     shade = f"{each}.map((e) => getComputedStyle(e).backgroundColor).join()"
     shades = []
-    for number in (1, 2, 3, 4):
+    for number in (1, 2, 3, 4, 5):
         tab.value(f"document.querySelector('#clusters-by-{number}').click()")
         shades.append(tab.value(shade))
         visible = "[...document.querySelectorAll('.scale')].filter((e) => e.checkVisibility())"
         assert tab.value(f"{visible}.map((e) => e.className)") == [f"scale scale{number}"]
     assert "rgba(0, 0, 0, 0)" not in ",".join(shades)
-    assert len(set(shades)) == 3  # `even` and `capped` keep as many of each of these
+    assert len(set(shades)) >= 3  # `even` and `capped` may keep as many of each
     tab.value("document.querySelector('.skip a').focus()")
     assert tab.value("document.querySelector('.skip').getBoundingClientRect().width") > 50
 

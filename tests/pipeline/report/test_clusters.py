@@ -55,7 +55,7 @@ def test_the_page_shows_the_map_its_strips_and_its_shares_and_asks_for_nothing(h
     assert "clusters least pruned by even" in page.text
     assert "pruned by control" not in page.text  # which does not go by clusters
     assert "Share kept of large and small clusters, by fraction of even" in page.text
-    for scale in ("share kept by even", "share kept by capped", "share kept by control", "spread"):
+    for scale in (*(f"share kept by {end}" for end in found.ends), "spread"):
         assert scale in page.text
     assert html.count('class="c" tabindex="0"') == len(found.drawn)
 
@@ -140,7 +140,7 @@ def test_thousands_of_discs_are_a_page_of_bounded_size(clustered, found, html, m
         Cluster(
             number=i,
             rows=int(3000 / math.sqrt(i + 1)),
-            kept=(1, 2, 1),
+            kept=(1, 2, 1, 1),
             spread=float(rng.random()),
             x=float(rng.random()),
             y=float(rng.random()),
