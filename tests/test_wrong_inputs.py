@@ -41,6 +41,10 @@ TEXTS = {
     + "  near: {uses: cluster.kmeans, from: pool, column: b32_img, clusters: 4}\n"
     + "  tree: {uses: select.balanced_tree, from: near, centroids: gone.parquet, rows: 9, "
     + "levels: [2]}\n",
+    "pruned.yaml": POOL
+    + "  near: {uses: cluster.kmeans, from: pool, column: b32_img, clusters: 4}\n"
+    + "  wide: {uses: select.density, from: near, centroids: gone.parquet, rows: 9}\n"
+    + "  far: {uses: select.prototypes, from: near, rows: 9}\n",
     "tasks.yaml": "stages:\n  zero: {uses: evaluate.zero_shot, model: reference, tasks: notes}\n",
     "good.csv": "url,caption\n"
     + "".join(f"http://127.0.0.1:9/{n}.jpg,number {n} of them\n" for n in range(30)),
@@ -128,6 +132,17 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan tree.yaml --set tree.levels=[0]": ("levels", "--set", "at least 1"),
     "plan tree.yaml --set tree.rows=": ("nothing says how much", "'tree'", "rows: 1000"),
     "plan tree.yaml --set tree.fraction=0": ("fraction is 0", "--set", "above 0"),
+    "plan pruned.yaml": ("no file 'gone.parquet'", "key 'centroids'", "stage:NAME"),
+    "plan pruned.yaml --set wide.centroids=stage:far": ("gives rows", "--set", "gives centroids"),
+    "plan pruned.yaml --set wide.centroids=": ("centroids is None", "--set", "text"),
+    "plan pruned.yaml --set wide.rows=": ("nothing says how much", "'wide'", "rows: 1000"),
+    "plan pruned.yaml --set wide.fraction=0.5": ("rows and fraction", "'wide'", "one of the two"),
+    "plan pruned.yaml --set wide.rows=0": ("rows is 0", "--set", "at least 1"),
+    "plan pruned.yaml --set far.fraction=0": ("fraction is 0", "--set", "above 0"),
+    "plan pruned.yaml --set far.fraction=1.5": ("fraction is 1.5", "--set", "at most 1"),
+    "plan pruned.yaml --set wide.tau=0": ("tau is 0", "--set", "above 0"),
+    "plan pruned.yaml --set far.balance=1.5": ("balance is 1.5", "--set", "at most 1"),
+    "plan pruned.yaml --set wide.order=near": ("order is 'near'", "--set", "hard"),
     "plan named.yaml --set kept.path=": ("path is None", "--set kept.path=", "text"),
     # Folders of runs
     "run it.yaml --out notes": ("holds other files: a.md", "notes", "a new folder"),

@@ -155,11 +155,24 @@ def test_a_size_keeps_just_so_many_rows_and_every_size_is_of_the_next(pruned):
             assert sorted(order[:size]) == np.flatnonzero(keep_N).tolist()
             assert (keep_N >= before_N).all()
             kept = pq.read_table(ctx.out / "density.parquet")
+            assert np.abs(kept["kept"].to_numpy() - kept["quota_rows"].to_numpy()).max() <= 1
             mine = rows["cluster_id"].filter(pa.array(keep_N)).to_numpy()
             assert kept["kept"].to_pylist() == [
                 int((mine == k).sum()) for k in kept["cluster_id"].to_pylist()
             ]
             before_N = keep_N
+
+
+def test_a_size_may_miss_a_quota_further_only_where_many_others_round_alike(pruned):
+    """99 clusters stand at their least, 2.4 of 480 rows, and the wide one takes the difference."""
+    vectors = np.random.default_rng(0).standard_normal((100, 8))
+    cluster, cosine = [0] * 700 + [1 + i % 99 for i in range(495)], [0.1] * 700 + [0.9] * 495
+    _, ctx = pruned(vectors, rows_of(cluster, cosine), rows=480, tau=1e-6)
+    table = pq.read_table(ctx.out / "density.parquet")
+    off_K = table["kept"].to_numpy() - table["quota"].to_numpy()
+    assert off_K[0] == pytest.approx(10, abs=1)
+    assert np.abs(off_K[1:]).max() <= 0.6 + 1e-9
+    assert table["kept"].to_numpy().sum() == 480
 
 
 def test_ranks_that_tie_at_the_cut_stay_by_uid_whatever_the_shards(pruned):
