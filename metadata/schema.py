@@ -41,10 +41,13 @@ class Column:
         """Whether a stored column of this type can be read as this one.
 
         A list without a width stands for a list of any width: a reader of embeddings does not
-        know which model made them.
+        know which model made them. One of float32 stands for one of float16, too.
         """
-        if pa.types.is_list(self.dtype) and pa.types.is_fixed_size_list(dtype):
-            return bool(dtype.value_type == self.dtype.value_type)
+        if pa.types.is_list(self.dtype) and not pa.types.is_nested(self.dtype.value_type):
+            kinds = {self.dtype.value_type}
+            kinds |= {pa.float16()} if pa.float32() in kinds else set()
+            is_list = pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype)
+            return is_list and dtype.value_type in kinds
         return bool(dtype == self.dtype)
 
 
@@ -129,6 +132,12 @@ DUPLICATE_OF = Column(
 )
 CLUSTER_ID = Column("cluster_id", pa.int32(), "0 up", "Nearest cluster centre.", names="cluster")
 CENTROID_COSINE = Column("centroid_cosine", pa.float32(), "cosine", "Cosine to that centre.")
+NEAREST_CLUSTERS = Column(
+    "nearest_clusters", pa.list_(pa.int32()), "0 up", "Nearest cluster centres, nearest first."
+)
+NEAREST_COSINES = Column(
+    "nearest_cosines", pa.list_(pa.float32()), "cosine", "Cosine to each of them."
+)
 KEEP = Column("keep", pa.bool_(), "verdict", "Whether a select stage keeps the row.")
 BALANCE_RANK = Column(
     "balance_rank", pa.float64(), "rows, 0 up", "Kept where t is above: the least draw of the row."

@@ -84,6 +84,7 @@ FIELDS = {  # that readers ask of each kind of artifact
     "balance": {"t", "matched", "expected", "kept"},
     "concepts": {"entry", "count", "kept", "t"},
     "listed": {"uids", "missing"},
+    "centroids": {"cluster_id", "centroid", "rows", "inertia"},
 }
 
 

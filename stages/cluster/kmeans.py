@@ -1,244 +1,178 @@
-"""Clusters of embeddings by direction, over the whole pool."""
+"""Clusters of embeddings by direction or by distance, over the whole pool."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
-    IDENTITY,
     IMAGE_EMBEDDING,
-    POSITION,
-    REASON,
-    REASON_TYPE,
-    SHARD,
-    UID,
+    KEEP,
+    NEAREST_CLUSTERS,
+    NEAREST_COSINES,
     Column,
 )
-from metadata.uid import coin_hash, halves, uniform
-from pipeline.dataset import Context, Inputs, State, Task
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
-from stages.ops.vectors import (
-    as_matrix,
-    blocks,
-    from_matrix,
-    nearest,
-    nearest_centre,
-    unit_rows,
+from metadata.uid import coin_hash
+from pipeline.dataset import Context, Inputs
+from pipeline.errors import RecipeError
+from pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    NonEmpty,
+    OneUp,
+    Resources,
+    Share,
+    later,
+    location,
 )
+from stages.cluster._given import given_tree, space_of
+from stages.cluster._points import REASONS, assigned, points_of
+from stages.cluster._rounds import cell_sums, merge_sums
+from stages.cluster._tables import put_results
+from stages.cluster._training import found
+from stages.cluster._tree import tree_sums
+from stages.ops.centroids import FILE
+from stages.ops.concept_lists import listing_digest
+from stages.ops.outside import need_file
 
-# Shapes: N rows, D width of a vector, K centres (fewer than `clusters` in a small pool), R rounds.
-
-FIXED = 2.0**30  # a sum over 2^33 rows still fits into 64 bits
-CENTROIDS, ROUNDS = "centroids.parquet", "rounds.parquet"
-NO_ROUNDS = np.empty((0, 2))
-TILT = 2.0**-10  # how far the halves of a split cluster start apart, as in faiss
+MOST_PLUS_PLUS = 10_000  # clusters of one level: the last draws, one by one, take minutes there
 
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans(DatasetStage):
-    """Nearest of `clusters` directions and the cosine to it, in [-1, 1]; null without a direction.
+    """Nearest of `clusters` centres and the cosine to it, in [-1, 1]; null without an embedding.
 
-    out/centroids.parquet has a row a cluster: its centroid at length 1, its rows, and their inertia
-    (sum of squared distances of unit vectors to it); out/rounds.parquet has rows and inertia of
-    the training rows at the begin of each round. Another stage takes both by
-    `centroids: "stage:NAME"`.
-    Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it. Departs: starts from the
-    rows whose uids hash lowest; an empty cluster takes half of the largest one (as faiss does), so
-    with fewer distinct vectors than clusters some stay empty.
-    Error: sums are in fixed point, 2^-31 a value, so no order of rows or shards changes a bit.
+    By `cosine` a row is its direction, and so is a centre, the mean of its rows at length 1; by
+    `euclidean` rows are taken as they are, a zero vector too, and centres are their means, at any
+    length. centroid_cosine is null where either is zero. Rows that an earlier select dropped take
+    no part.
+
+    out/centroids.parquet has a row a cluster: its centroid, its rows, and their inertia (sum of
+    squared distances to it, by cosine of unit vectors); out/rounds.parquet has rows and inertia of
+    the training rows at the begin of each round; out/clusters.json has the sums. A stage takes the
+    centroids by `centroids: "stage:NAME"`: this one, too, then assigns and finds none of its own.
+
+    `parents` makes two levels, of which a row costs parents + clusters / parents products a round
+    instead of `clusters`: some clusters first, and each of these split on its own, into more where
+    it has more rows. A row then belongs to the nearest child of the 8 parents nearest to it.
+    Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it; Lloyd's by `euclidean`,
+    as DataComp takes it; two levels as faiss's two_level_clustering has them. Departs: `sampled`
+    starts from the rows whose uids hash lowest; an empty cluster takes half of the largest one (as
+    faiss does), so with fewer distinct vectors than clusters some stay empty.
+    Error: sums are in fixed point, 2^-31 of the greatest value, so no order of rows or shards
+    changes a bit; above 2^32 rows a bit less for each doubling.
     Example: {clusters: 100}
     """
 
-    clusters: OneUp  # how many
+    # how many; fewer where there are fewer rows
+    clusters: OneUp | None = None
     rounds: OneUp = 20  # at most; fewer when no centre moves any more
     column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that are clustered
     # share of the rows, by hash, that the centres are found on; all rows get their cluster in any
     # case
     train_fraction: Share = 1.0
+    # cosine compares directions; euclidean rows as they are, with means of any length: DataComp's
+    metric: Literal["cosine", "euclidean"] = later("cosine")
+    # the first centres: rows drawn by hash, or rows far from each other, which costs 15 rounds more
+    # of at least 64 rows a cluster
+    start: Literal["sampled", "kmeans++"] = later("sampled")
+    # of two levels: clusters of the first; best near the root of `clusters`, from 50,000 of these
+    # on
+    parents: OneUp | None = later(None)
+    m: OneUp = later(1)  # nearest centres stored of each row; cluster labels to train on: 8
+    # instead of `clusters`: stage:NAME, or a Parquet of centroids; rows are assigned to these
+    centroids: NonEmpty | None = later(None)
+    memory_gb: Gigabytes = location(2)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     determinism = "exact"
+    takes = ("rows", "centroids")
     gives = ("rows", "centroids")
-    writes = (CLUSTER_ID, CENTROID_COSINE)
-    artifacts = (("centroids", CENTROIDS),)
-    reasons = ("no_embedding", "zero_or_nan_embedding")
+    optional_reads = (KEEP,)
+    artifacts = (("centroids", FILE),)
+    reasons = REASONS
+
+    def __post_init__(self) -> None:
+        clusters, parents = self.clusters, self.parents
+        if (clusters is None) == (self.centroids is None):
+            what = "neither `clusters` nor `centroids` is given"
+            what = what if clusters is None else "`clusters` and `centroids` are both given"
+            do = "write clusters: 1000 to find some, or centroids: … to assign rows to those"
+            raise RecipeError(what, "its settings", do)
+        if clusters is None:
+            trained = {"rounds": 20, "train_fraction": 1.0, "start": "sampled", "parents": None}
+            for name, default in trained.items():
+                if getattr(self, name) != default:
+                    what = f"`{name}` is about finding centroids, and these are given"
+                    raise RecipeError(what, f"key `{name}`", "leave it out, or leave centroids out")
+            return
+        if self.m > clusters:
+            what = f"m: {self.m} nearest of clusters: {clusters}"
+            raise RecipeError(what, "key `m`", f"write m: {clusters} or less")
+        if parents is not None and 2 * parents > clusters:
+            what = f"parents: {parents} of clusters: {clusters}, which leaves them no 2 children"
+            do = f"write parents: {max(1, round(clusters**0.5))}, the root of clusters"
+            raise RecipeError(what, "key `parents`", do)
+        most = max(parents, clusters // parents) if parents else clusters
+        if self.start == "kmeans++" and most > MOST_PLUS_PLUS:
+            what = f"start: kmeans++ of {most:,} clusters at once; {MOST_PLUS_PLUS:,} is the most"
+            raise RecipeError(what, "key `start`", "write start: sampled, or parents: …")
 
     @property
     def reads(self) -> tuple[Column, ...]:
         return (replace(IMAGE_EMBEDDING, name=self.column),)
 
+    @property
+    def writes(self) -> tuple[Column, ...]:
+        if self.m == 1:
+            return CLUSTER_ID, CENTROID_COSINE
+        clusters = replace(NEAREST_CLUSTERS, dtype=pa.list_(pa.int32(), self.m))
+        cosines = replace(NEAREST_COSINES, dtype=pa.list_(pa.float32(), self.m))
+        return CLUSTER_ID, CENTROID_COSINE, clusters, cosines
+
+    @property
+    def resources(self) -> Resources:  # millions of centres need more
+        return Resources(memory_gb=self.memory_gb)
+
+    @property
+    def _file(self) -> str:
+        """The file that `centroids` names; empty where it names none."""
+        given = self.centroids or ""
+        return "" if given.startswith("stage:") else given
+
+    def look(self) -> None:
+        if self._file:
+            do = "name a Parquet of centroids, or a stage of this recipe as stage:NAME"
+            need_file(self._file, "centroids", do)
+
+    def outside(self) -> str:
+        """The time and size of the file of given centroids."""
+        return listing_digest(self._file) if self._file else ""
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         coins = partial(coin_hash, seed=ctx.worker.seed, stage=ctx.worker.stage, purpose="train")
-        rows = ctx.map_shards(partial(directions, self.column, coins), inputs.rows)
-        ctx.say("drawing the first centres")
-        lowest = ctx.reduce(
-            partial(lowest_coins, self.clusters),
-            rows,
-            partial(merge_lowest, self.clusters),
-        )
-        start = {
-            "centre_KD": lowest["unit_KD"],
-            "moved": np.array(len(lowest["unit_KD"])),
-        }
-
-        def step(state: State, number: int) -> State:
-            centre_KD = state["centre_KD"]
-            cells = partial(cell_sums, centre_KD, self.train_fraction)
-            sums = ctx.reduce(cells, rows, merge_sums)
-            now = sums["count_K"].sum(), inertia(centre_KD, sums).sum()
-            before_R2 = state.get("round_R2", NO_ROUNDS)  # none in a journal of older versions
-            rounds = {"round_R2": np.vstack([before_R2, now])}
-            return moved_centres(centre_KD, sums) | rounds
-
-        ctx.say("moving the centres")
-        end = ctx.iterate(start, step, self.rounds, until=lambda state: not state["moved"])
+        tree = None
+        if self.clusters is None:
+            tree = given_tree(self.centroids or "", self.metric, self.column, inputs, ctx)
+        width = None if tree is None else tree.centre.shape[1]
+        points = partial(points_of, self.column, self.metric, coins, width)
+        rows = ctx.keep_local(ctx.map_shards(points, inputs.rows))
+        pool = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
+        by_round: dict[str, NDArray] = {}
+        if tree is not None:
+            space = space_of(tree, self.metric, rows, pool, ctx)
+        else:
+            space, tree, by_round = found(self, rows, pool, ctx)
+        ctx.say("counting the rows of each cluster")
+        if tree.parent is None:
+            sums = ctx.reduce(partial(cell_sums, tree.centre, 1.0, space=space), rows, merge_sums)
+        else:
+            sums = ctx.reduce(partial(tree_sums, tree, space), rows, merge_sums)
         ctx.say("")
-        sums = ctx.reduce(partial(cell_sums, end["centre_KD"], 1.0), rows, merge_sums)
-        tables = {
-            CENTROIDS: centroids(end["centre_KD"], sums),
-            ROUNDS: rounds(end.get("round_R2", NO_ROUNDS)),
-        }
-        ctx.map(partial(put_table, tables), list(tables))
-        ctx.restore(ctx.map_shards(partial(assigned, self.column, end["centre_KD"]), inputs.rows))
-
-
-def directions(column: str, coins: Callable, shard: pa.Table) -> pa.Table:
-    """The rows that have a direction: who they are, their coin, and the unit vector."""
-    unit_ND = unit_rows(as_matrix(shard[column]))
-    rows = shard.select(IDENTITY)
-    rows = rows.append_column("coin", pa.array(coins(shard[UID.name])))
-    rows = rows.append_column("unit", from_matrix(unit_ND))
-    return rows.filter(pc.is_valid(rows["unit"]))
-
-
-def lowest_coins(clusters: int, rows: pa.Table) -> State:
-    """The rows with the lowest coins, as many as there are clusters, and lowest first."""
-    identity = {
-        "coin_K": rows["coin"].to_numpy(),
-        "uid_K2": halves(rows[UID.name]),
-        "shard_K": rows[SHARD.name].to_numpy(),
-        "position_K": rows[POSITION.name].to_numpy(),
-    }
-    return _lowest(clusters, {**identity, "unit_KD": as_matrix(rows["unit"])})
-
-
-def merge_lowest(clusters: int, a: State, b: State) -> State:
-    return _lowest(clusters, {name: np.concatenate([a[name], b[name]]) for name in a})
-
-
-def _lowest(clusters: int, rows: State) -> State:
-    uid_K2 = rows["uid_K2"]  # decides among equal coins; then the row's place, if uids repeat
-    keys = (
-        rows["position_K"],
-        rows["shard_K"],
-        uid_K2[:, 1],
-        uid_K2[:, 0],
-        rows["coin_K"],
-    )
-    first_K = np.lexsort(keys)[:clusters]
-    return {name: values[first_K] for name, values in rows.items()}
-
-
-def cell_sums(centre_KD: NDArray, train_fraction: float, rows: pa.Table) -> State:
-    """For each centre, the sum of its rows' vectors in fixed point, and their number."""
-    import torch  # whose index_add_ is many times NumPy's sum by group
-
-    unit_ND = as_matrix(rows["unit"])
-    if train_fraction < 1:
-        unit_ND = unit_ND[uniform(rows["coin"].to_numpy()) < train_fraction]
-    index_N = nearest_centre(unit_ND, centre_KD)
-    # Whole numbers, of which float64 sums 2^23 rows of a shard without rounding.
-    sum_KD = torch.zeros(centre_KD.shape, dtype=torch.float64)
-    for part in blocks(len(unit_ND)):
-        fixed_BD = torch.from_numpy(np.rint(unit_ND[part].astype(np.float64) * FIXED))
-        sum_KD.index_add_(0, torch.from_numpy(index_N[part]), fixed_BD)
-    count_K = np.bincount(index_N, minlength=len(centre_KD))
-    return {"sum_KD": sum_KD.numpy().astype(np.int64), "count_K": count_K}
-
-
-def merge_sums(a: State, b: State) -> State:
-    return {name: np.add(a[name], b[name]) for name in a}
-
-
-def moved_centres(centre_KD: NDArray, sums: State) -> State:
-    """The mean direction of each centre's rows, and how many centres it moved."""
-    mean_KD = unit_rows(sums["sum_KD"].astype(np.float64))
-    undefined_K = np.isnan(mean_KD).any(axis=1)  # no rows, or rows that cancel out
-    mean_KD[undefined_K] = centre_KD[undefined_K]
-    count_K = sums["count_K"].copy()
-    tilt_D = np.where(np.arange(centre_KD.shape[1]) % 2, TILT, -TILT).astype(np.float32)
-    for empty in np.flatnonzero(count_K == 0):
-        largest = count_K.argmax()
-        mean_KD[[empty, largest]] = unit_rows(mean_KD[largest] * np.stack([1 + tilt_D, 1 - tilt_D]))
-        count_K[empty] = count_K[largest] // 2
-        count_K[largest] -= count_K[empty]
-    return {
-        "centre_KD": mean_KD,
-        "moved": np.array((mean_KD != centre_KD).any(axis=1).sum()),
-    }
-
-
-def inertia(centre_KD: NDArray, sums: State) -> NDArray[np.float64]:
-    """(K,) sum of the squared distances of each centre's rows to it, all at length 1."""
-    cosine_K = (sums["sum_KD"].astype(np.float64) / FIXED * centre_KD).sum(axis=1)
-    return 2 * (sums["count_K"] - cosine_K)
-
-
-def centroids(centre_KD: NDArray, sums: State) -> pa.Table:
-    """A row a cluster, by its number."""
-    return pa.table(
-        {
-            CLUSTER_ID.name: pa.array(range(len(centre_KD)), CLUSTER_ID.dtype),
-            "centroid": from_matrix(centre_KD),
-            "rows": pa.array(sums["count_K"], pa.int64()),
-            "inertia": pa.array(inertia(centre_KD, sums), pa.float64()),
-        }
-    )
-
-
-def rounds(round_R2: NDArray) -> pa.Table:
-    """A row a round, from 0."""
-    rows_R, inertia_R = round_R2.T
-    return pa.table(
-        {
-            "round": pa.array(range(len(round_R2)), pa.int32()),
-            "rows": pa.array(rows_R.astype(np.int64)),
-            "inertia": pa.array(inertia_R),
-        }
-    )
-
-
-def put_table(tables: dict[str, pa.Table], name: str, task: Task) -> dict[str, int]:
-    """Stores one of them as `out/<name>`."""
-    path = task.worker.scratch / name
-    pq.write_table(tables[name], path, write_page_checksum=task.page_checksums)
-    task.put_file(name, path)
-    return {"rows": len(tables[name])}
-
-
-def assigned(column: str, centre_KD: NDArray, shard: pa.Table) -> pa.Table:
-    """Nearest centre and cosine of every row, and a reason wherever there is none."""
-    unit_ND = unit_rows(as_matrix(shard[column]))
-    defined_N = ~np.isnan(unit_ND).any(axis=1)
-    index_N, cosine_N = (
-        np.zeros(len(unit_ND), np.int32),
-        np.zeros(len(unit_ND), np.float32),
-    )
-    index_N[defined_N], cosine_N[defined_N] = nearest(unit_ND[defined_N], centre_KD)
-    undefined = pc.make_struct(shard[column].is_null(), pa.array(~defined_N))
-    return pa.table(
-        {
-            **{name: shard[name] for name in IDENTITY},
-            CLUSTER_ID.name: pa.array(index_N, mask=~defined_N),
-            CENTROID_COSINE.name: pa.array(np.clip(cosine_N, -1, 1), mask=~defined_N),
-            REASON.name: pc.case_when(undefined, *KMeans.reasons).cast(REASON_TYPE),
-        }
-    )
+        put_results(ctx, self, inputs, tree, sums, space, by_round)
+        stored = partial(assigned, self.column, self.metric, self.m, tree)
+        ctx.restore(ctx.map_shards(stored, inputs.rows))

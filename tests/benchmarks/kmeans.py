@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.cluster.kmeans import cell_sums, moved_centres
+from stages.cluster._rounds import cell_sums, moved_centres
 from stages.ops.vectors import from_matrix, nearest, unit_rows
 from tests.benchmarks.side_by_side import side_by_side
 

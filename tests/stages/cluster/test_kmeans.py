@@ -1,5 +1,6 @@
 """KMeans: blobs found, faiss matched, and nothing that depends on shards, order or a restart."""
 
+import re
 from functools import partial, reduce
 
 import faiss
@@ -10,31 +11,11 @@ import pytest
 
 from metadata.uid import coin_hash
 from pipeline.dataset import Inputs
-from stages.cluster.kmeans import FIXED, KMeans, cell_sums, merge_sums, moved_centres
+from pipeline.errors import RecipeError, StageError
+from stages.cluster._rounds import Space, cell_sums, merge_sums, moved_centres
+from stages.cluster.kmeans import KMeans
 from stages.ops.vectors import as_matrix, from_matrix, nearest, unit_rows
-
-D = 8
-
-
-def table(row_ND: np.ndarray, first: int = 0) -> pa.Table:
-    uids = [(first + i).to_bytes(16, "big") for i in range(len(row_ND))]
-    return pa.table({"uid": pa.array(uids, pa.binary(16)), "image_embedding": from_matrix(row_ND)})
-
-
-def blobs(rows: int, centres: int, spread: float) -> np.ndarray:
-    """Vectors around random directions, of random lengths."""
-    rng = np.random.default_rng(0)
-    near_ND = unit_rows(rng.standard_normal((centres, D)))[rng.integers(0, centres, rows)]
-    row_ND = near_ND + spread * rng.standard_normal((rows, D))
-    return (row_ND * rng.uniform(0.1, 10, (rows, 1))).astype(np.float32)
-
-
-def clustered(ctx, shards, **settings) -> pa.Table:
-    KMeans(**settings).run(Inputs(rows=shards), ctx)
-    return pa.concat_tables(ctx.stored).sort_by("uid")
-
-
-VALUES = ["uid", "cluster_id", "centroid_cosine"]
+from tests.stages.cluster.shared import VALUES, D, blobs, clustered, summary_of, table
 
 
 def test_separated_blobs_are_the_clusters(memory_shards, memory_context):
@@ -94,18 +75,6 @@ def test_inertia_falls_by_round_to_what_the_rows_end_at(memory_shards, memory_co
     assert by_round == sorted(by_round, reverse=True)
 
 
-def test_a_walk_that_an_older_version_began_ends_at_the_same_clusters(
-    memory_shards, memory_context
-):
-    shards = memory_shards(table(blobs(500, centres=12, spread=0.5)))
-    unbroken, resumed = memory_context(), memory_context()
-    expected = clustered(unbroken, shards, clusters=10, rounds=5)
-    held = {name: unbroken.states[3][name] for name in ("centre_KD", "moved")}
-    resumed.states = [None, None, None, held]
-    assert clustered(resumed, shards, clusters=10, rounds=5).equals(expected)
-    assert len(pq.read_table(resumed.out / "rounds.parquet")) == 2
-
-
 def test_values_are_equal_whatever_the_shards_and_their_order(memory_shards, memory_context):
     row_ND = blobs(900, centres=12, spread=0.4)
     row_ND[::97] = np.nan
@@ -131,7 +100,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole_to_the_bit():
         np.testing.assert_array_equal(whole[name], parts[name])
     index_N, _ = nearest(unit_ND, unit_ND[:3])
     first_D = unit_ND[index_N == 0].sum(axis=0, dtype=np.float64)
-    np.testing.assert_allclose(whole["sum_KD"][0] / FIXED, first_D, atol=1e-6)
+    np.testing.assert_allclose(whole["sum_KD"][0] / 2.0**30, first_D, atol=1e-6)
 
 
 def test_the_seed_chooses_the_start(memory_shards, memory_context):
@@ -223,3 +192,136 @@ def test_the_column_read_may_be_of_any_width():
     (column,) = KMeans(clusters=2).reads
     assert column.accepts(from_matrix(np.ones((1, D))).type)
     assert as_matrix(from_matrix(np.ones((1, D)))).shape == (1, D)
+
+
+def test_the_nearest_m_are_those_of_all_cosines_and_the_first_is_the_cluster(
+    memory_shards, memory_context
+):
+    row_ND = blobs(600, centres=20, spread=0.5)
+    row_ND[5] = 0
+    shards, ctx = memory_shards(table(row_ND)), memory_context()
+    out = clustered(ctx, shards, clusters=12, rounds=3, m=4)
+    assert out.schema.field("nearest_clusters").type == pa.list_(pa.int32(), 4)
+    centre_KD = ctx.states[-1]["centre_KD"].astype(np.float64)
+    cosine_NK = unit_rows(row_ND).astype(np.float64) @ centre_KD.T
+    for row, (ids, cosines) in enumerate(
+        zip(out["nearest_clusters"].to_pylist(), out["nearest_cosines"].to_pylist(), strict=True)
+    ):
+        if row == 5:
+            assert ids is cosines is None
+            continue
+        assert ids == np.argsort(-cosine_NK[row], kind="stable")[:4].tolist()
+        np.testing.assert_allclose(cosines, np.sort(cosine_NK[row])[::-1][:4], atol=1e-7)
+    assert [ids and ids[0] for ids in out["nearest_clusters"].to_pylist()] == out[
+        "cluster_id"
+    ].to_pylist()
+    one = clustered(memory_context(), shards, clusters=12, rounds=3)
+    assert one.column_names[-3:] == ["cluster_id", "centroid_cosine", "reason"]
+    assert one.equals(out.select(one.column_names))
+
+
+def test_of_fewer_clusters_than_m_the_rest_is_null(memory_shards, memory_context):
+    ctx = memory_context()
+    out = clustered(ctx, memory_shards(table(blobs(3, 3, 0.1))), clusters=5, m=5)
+    assert [
+        len([i for i in ids if i is not None]) for ids in out["nearest_clusters"].to_pylist()
+    ] == ([3, 3, 3])
+    assert out["nearest_clusters"].to_pylist()[0][3:] == [None, None]
+    assert out["nearest_cosines"].to_pylist()[0][3:] == [None, None]
+    told = summary_of(ctx)
+    assert (told["asked"], told["clusters"], told["rows"]) == (5, 3, 3)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_rows_that_an_earlier_select_dropped_take_no_part(metric, memory_shards, memory_context):
+    row_ND = blobs(300, centres=12, spread=0.5)
+    keep_N = np.arange(300) % 3 > 0
+    whole = table(row_ND)
+    kept = whole.append_column("keep", pa.array(keep_N, mask=np.arange(300) % 6 == 3))
+    settings = {"clusters": 7, "rounds": 4, "metric": metric}
+    out = clustered(memory_context(), memory_shards(kept), **settings)
+    alone = clustered(memory_context(), memory_shards(whole.filter(pa.array(keep_N))), **settings)
+    assert out.filter(pa.array(keep_N)).select(VALUES).equals(alone.select(VALUES))
+    dropped = out.filter(pa.array(~keep_N))
+    assert dropped["cluster_id"].null_count == len(dropped)
+    assert set(dropped["reason"].to_pylist()) == {"dropped_before"}
+
+
+def test_vectors_stored_in_float16_are_those_numbers(memory_shards, memory_context):
+    half_ND = blobs(200, centres=9, spread=0.5).astype(np.float16)
+    settings = {"clusters": 6, "rounds": 4}
+    expected = clustered(
+        memory_context(), memory_shards(table(half_ND.astype(np.float32))), **settings
+    )
+    for dtype in (pa.list_(pa.float16(), D), pa.list_(pa.float16())):
+        (column,) = KMeans(clusters=6).reads
+        assert column.accepts(dtype)
+        halves = table(half_ND.astype(np.float32)).set_column(
+            1, "image_embedding", pa.array(list(half_ND), dtype)
+        )
+        shards = memory_shards(halves[:0], halves)  # a shard whose lists say no width
+        assert (
+            clustered(memory_context(), shards, **settings)
+            .select(VALUES)
+            .equals(expected.select(VALUES))
+        )
+    assert not column.accepts(pa.list_(pa.int8()))
+    assert not column.accepts(pa.float16())
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-6])
+def test_points_all_near_each_other_fill_their_clusters(spread, memory_shards, memory_context):
+    rng = np.random.default_rng(0)
+    row_ND = (np.ones((2_000, D)) + spread * rng.standard_normal((2_000, D))).astype(np.float32)
+    for metric in ("cosine", "euclidean"):
+        ctx = memory_context()
+        out = clustered(ctx, memory_shards(table(row_ND)), clusters=16, metric=metric)
+        size_K = np.bincount(out["cluster_id"].to_numpy(), minlength=16)
+        assert size_K.min() > 20
+        assert size_K.max() < 600
+
+
+@pytest.mark.parametrize("rows", [2**20, 2**33, 2**36])
+def test_sums_of_as_many_equal_rows_as_there_are_fit_64_bits(rows):
+    for metric, value in (("cosine", 1.0), ("euclidean", 1.0), ("euclidean", 3e38)):
+        space = Space.of(metric, rows, value, value * value)
+        (steps,) = {round(value * space.steps)}
+        assert rows * steps < 2**63
+        assert steps >= 2**24, "no coarser than float32"
+        assert rows * round(4 * value * value * space.square_steps) < 2**63
+        sums = {"sum_KD": np.array([[rows * steps]]), "count_K": np.array([rows])}
+        sums["far_K"] = np.array([0])
+        moved = moved_centres(np.zeros((1, 1), np.float32), sums, space)
+        assert moved["centre_KD"].tolist() == [[np.float32(value)]]
+
+
+def test_a_share_without_a_row_to_train_on_is_refused(memory_shards, memory_context):
+    with pytest.raises(StageError, match="none of the rows is in the share of 1e-06 of them"):
+        clustered(
+            memory_context(),
+            memory_shards(table(blobs(9, 3, 0.1))),
+            clusters=2,
+            train_fraction=1e-6,
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, "neither `clusters` nor `centroids` is given"),
+        ({"clusters": 3, "centroids": "stage:x"}, "`clusters` and `centroids` are both given"),
+        ({"clusters": 3, "m": 4}, "m: 4 nearest of clusters: 3"),
+        (
+            {"clusters": 9, "parents": 5},
+            "parents: 5 of clusters: 9, which leaves them no 2 children",
+        ),
+        ({"clusters": 10_001, "start": "kmeans++"}, "start: kmeans++ of 10,001 clusters at once"),
+        ({"centroids": "stage:x", "rounds": 3}, "`rounds` is about finding centroids"),
+        ({"centroids": "stage:x", "parents": 3}, "`parents` is about finding centroids"),
+        ({"centroids": "stage:x", "start": "kmeans++"}, "`start` is about finding centroids"),
+        ({"centroids": "stage:x", "train_fraction": 0.5}, "`train_fraction` is about finding"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, found):
+    with pytest.raises(RecipeError, match=re.escape(found)):
+        KMeans(**settings)

@@ -1,0 +1,105 @@
+"""Rows as points that are clustered, and what is stored of each once there are clusters."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IDENTITY,
+    NEAREST_CLUSTERS,
+    NEAREST_COSINES,
+    REASON,
+    REASON_TYPE,
+    UID,
+)
+from pipeline.errors import StageError
+from stages.cluster._tree import Tree
+from stages.ops.centroids import Metric
+from stages.ops.keeper import DROPPED, dropped_before
+from stages.ops.vectors import as_matrix, from_matrix, row_dot, unit_rows
+
+# Shapes: N rows, D width of a vector, m nearest centres.
+
+REASONS = (DROPPED, "no_embedding", "zero_or_nan_embedding", "non_finite_embedding")
+
+
+def points_of(
+    column: str, metric: Metric, coins: Callable, width: int | None, shard: pa.Table
+) -> pa.Table:
+    """The rows that are clustered: who they are, their coin, and `unit`, the vector as compared.
+
+    StageError where they are not as wide as given centroids.
+    """
+    row_ND, defined_N, _ = _points(column, metric, shard)
+    if width is not None and row_ND.shape[1] != width and defined_N.any():
+        found = f"centroids {width} wide, and embeddings {row_ND.shape[1]} wide"
+        do = f"name centroids of the column '{column}'"
+        raise StageError(found, "cluster.kmeans, key `centroids`", do)
+    rows = shard.select(IDENTITY)
+    rows = rows.append_column("coin", pa.array(coins(shard[UID.name])))
+    rows = rows.append_column("unit", from_matrix(row_ND, ~defined_N))
+    return rows.filter(pa.array(defined_N))
+
+
+def _points(
+    column: str, metric: Metric, shard: pa.Table
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], pa.Array]:
+    """(N, D) the vectors as the metric compares them, (N,) those that are, and why others not."""
+    row_ND = as_matrix(shard[column])
+    if not row_ND.shape[1]:  # lists that say no width, none of them valid
+        row_ND = np.full((len(row_ND), 1), np.nan, np.float32)
+    if metric == "cosine":
+        row_ND, why = unit_rows(row_ND), "zero_or_nan_embedding"
+    else:
+        why = "non_finite_embedding"
+    bad_N = ~np.isfinite(row_ND).all(axis=1)
+    undefined = pc.make_struct(dropped_before(shard), shard[column].is_null(), pa.array(bad_N))
+    reason = pc.case_when(undefined, DROPPED, "no_embedding", why)
+    return row_ND, reason.is_null().to_numpy(zero_copy_only=False), reason.cast(REASON_TYPE)
+
+
+def assigned(column: str, metric: Metric, m: int, tree: Tree, shard: pa.Table) -> pa.Table:
+    """Nearest centres and cosines of every row, and a reason wherever there are none."""
+    row_ND, defined_N, reason = _points(column, metric, shard)
+    some_ND = row_ND[defined_N]
+    index_Nm = np.full((len(row_ND), m), -1, np.int32)
+    cosine_Nm = np.full((len(row_ND), m), np.nan, np.float32)
+    index_Nm[defined_N] = tree.nearest(some_ND, m)
+    for column_m in range(m):
+        some_N = index_Nm[:, column_m] >= 0
+        near_ND = tree.centre[index_Nm[some_N, column_m]]
+        cosine_Nm[some_N, column_m] = cosines(row_ND[some_N], near_ND, metric)
+    columns = {
+        **{name: shard[name] for name in IDENTITY},
+        CLUSTER_ID.name: _values(index_Nm[:, 0], index_Nm[:, 0] < 0),
+        CENTROID_COSINE.name: _values(cosine_Nm[:, 0], np.isnan(cosine_Nm[:, 0])),
+    }
+    if m > 1:
+        columns[NEAREST_CLUSTERS.name] = _lists(index_Nm, index_Nm < 0, defined_N)
+        columns[NEAREST_COSINES.name] = _lists(cosine_Nm, np.isnan(cosine_Nm), defined_N)
+    return pa.table({**columns, REASON.name: reason})
+
+
+def cosines(a_ND: NDArray, b_ND: NDArray, metric: Metric) -> NDArray[np.float32]:
+    """(N,) cosine of each row of a with the same row of b; NaN where either is zero.
+
+    By `cosine` both are at length 1.
+    """
+    if metric == "euclidean":
+        a_ND, b_ND = unit_rows(a_ND), unit_rows(b_ND)
+    return np.clip(row_dot(a_ND, b_ND), -1, 1)
+
+
+def _values(value_N: NDArray, null_N: NDArray) -> pa.Array:
+    return pa.array(value_N, mask=null_N)
+
+
+def _lists(value_Nm: NDArray, null_Nm: NDArray, defined_N: NDArray) -> pa.Array:
+    """A list of m values a row, null of a row without."""
+    values = pa.array(value_Nm.reshape(-1), mask=null_Nm.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(values, value_Nm.shape[1], mask=pa.array(~defined_N))

@@ -1,0 +1,166 @@
+"""Rounds of k-means: sums of each centre's rows in fixed point, and where they move the centre."""
+
+import heapq
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.uid import uniform
+from pipeline.dataset import State
+from stages.ops.centroids import Metric
+from stages.ops.nearest import fixed_scale, nearest, sums_by_group
+from stages.ops.vectors import as_matrix, blocks, unit_rows
+
+# Shapes: N rows, D width of a vector, K centres, B rows of a block.
+
+STEPS = 2.0**30  # of a value of a unit vector, in fixed point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What a mean is, and the fixed point of sums: steps in 1.
+
+    Rows are compared by distance in any case: of unit vectors the nearest has the greatest cosine,
+    and by distance a length that float32 has rounded off 1 does not outweigh a small angle.
+
+    The steps hang on the number of rows and on their greatest value, which no order of rows or
+    shards changes: a sum of as many rows as there are cannot overflow.
+    """
+
+    metric: Metric = "cosine"
+    steps: float = STEPS  # of a value
+    square_steps: float = STEPS  # of a squared distance
+
+    @classmethod
+    def of(cls, metric: Metric, rows: int, value: float, square: float) -> Self:
+        """For so many rows, with the greatest value and the greatest squared length among them."""
+        # Two of them are twice as far apart as the longest is long, at most.
+        return cls(
+            metric=metric,
+            steps=fixed_scale(value, rows),
+            square_steps=fixed_scale(4 * square, rows),
+        )
+
+
+UNIT = Space()
+
+
+def in_training(train_fraction: float, rows: pa.Table) -> pa.Table:
+    """The rows, by their coins, on which centres are found."""
+    if train_fraction == 1:
+        return rows
+    return rows.filter(pa.array(uniform(rows["coin"].to_numpy()) < train_fraction))
+
+
+def cell_sums(
+    centre_KD: NDArray, train_fraction: float, rows: pa.Table, space: Space = UNIT
+) -> State:
+    """For each centre, the sum of its rows' vectors in fixed point, and their number."""
+    return sums_of(space, centre_KD, as_matrix(in_training(train_fraction, rows)["unit"]))
+
+
+def sums_of(space: Space, centre_KD: NDArray, row_ND: NDArray) -> State:
+    """The sums of a matrix of rows, and for each centre that of their squared distances to it."""
+    row_ND = row_ND if len(row_ND) else centre_KD[:0]  # no rows may say no width
+    index_N1, far_N1 = nearest(row_ND, centre_KD, "euclidean")
+    index_N = index_N1.reshape(-1)  # of no centres, too
+    far_N: NDArray = far_N1.reshape(-1)
+    if space.metric == "euclidean":  # whose squares may be past what float32 holds
+        far_N = squared(row_ND, centre_KD, index_N)
+    sum_KD, count_K = sums_by_group(row_ND, index_N, len(centre_KD), space.steps)
+    far_K = far_sums(space, len(centre_KD), index_N, far_N)
+    return {"sum_KD": sum_KD, "count_K": count_K, "far_K": far_K}
+
+
+def far_sums(space: Space, centres: int, index_N: NDArray, far_N: NDArray) -> NDArray[np.int64]:
+    """(K,) the sum of the squared distances of each centre's rows to it, in fixed point."""
+    fixed_N = np.rint(far_N.astype(np.float64) * space.square_steps).astype(np.int64)
+    far_K = np.zeros(centres, np.int64)
+    np.add.at(far_K, index_N, fixed_N)
+    return far_K
+
+
+def squared(row_ND: NDArray, centre_KD: NDArray, index_N: NDArray) -> NDArray[np.float64]:
+    """(N,) squared distance of each row to the centre of its index; 0 of equal vectors."""
+    far_N = np.empty(len(row_ND))
+    for part in blocks(len(row_ND)):
+        apart_BD = row_ND[part].astype(np.float64) - centre_KD[index_N[part]]
+        far_N[part] = np.vecdot(apart_BD, apart_BD)
+    return far_N
+
+
+def merge_sums(a: State, b: State) -> State:
+    return {name: np.add(a[name], b[name]) for name in a}
+
+
+def moved_centres(centre_KD: NDArray, sums: State, space: Space = UNIT) -> State:
+    """The mean of each centre's rows, by cosine at length 1, and how many centres it moved."""
+    count_K = sums["count_K"]
+    wide_KD = sums["sum_KD"].astype(np.float64)
+    if space.metric == "cosine":
+        mean_KD = unit_rows(wide_KD)
+    else:
+        mean_KD = (wide_KD / (np.maximum(count_K, 1) * space.steps)[:, None]).astype(np.float32)
+    undefined_K = (count_K == 0) | np.isnan(mean_KD).any(axis=1)  # or rows that cancel out
+    mean_KD[undefined_K] = centre_KD[undefined_K]
+    fill(mean_KD, count_K, inertia(sums, space), space.metric)
+    return {
+        "centre_KD": mean_KD,
+        "moved": np.array((mean_KD != centre_KD).any(axis=1).sum()),
+    }
+
+
+def fill(mean_KD: NDArray, count_K: NDArray, inertia_K: NDArray, metric: Metric) -> None:
+    """Each centre without rows takes half of the largest cluster, the first of equals.
+
+    The halves start as far apart as the rows of the cluster lie: a share of the centre itself, as
+    faiss has it, leaves near-equal rows to whichever centre lies inside of them.
+    """
+    empty = np.flatnonzero(count_K == 0).tolist()
+    if not empty or len(empty) == len(count_K):
+        return
+    largest = [(-count, centre) for centre, count in enumerate(count_K.tolist()) if count]
+    heapq.heapify(largest)
+    sign_D = np.where(np.arange(mean_KD.shape[1]) % 2, 0.5, -0.5)
+    spread_K = np.sqrt(inertia_K / np.maximum(count_K, 1) / mean_KD.shape[1])
+    for centre in empty:
+        count, other = heapq.heappop(largest)
+        halves_2D = mean_KD[other] + spread_K[other] * np.stack([sign_D, -sign_D])
+        mean_KD[[centre, other]] = unit_rows(halves_2D) if metric == "cosine" else halves_2D
+        spread_K[[centre, other]] = spread_K[other] / 2  # quarters lie between the halves
+        half = -count // 2
+        heapq.heappush(largest, (count + half, other))
+        heapq.heappush(largest, (-half, centre))
+
+
+def inertia(sums: State, space: Space = UNIT) -> NDArray[np.float64]:
+    """(K,) sum of the squared distances of each centre's rows to it, by cosine all at length 1."""
+    return sums["far_K"].astype(np.float64) / space.square_steps
+
+
+def next_round(state: State, sums: State, space: Space) -> State:
+    """The state after a round: its centres, how many moved, and rows and inertia by round."""
+    now = sums["count_K"].sum(), inertia(sums, space).sum()
+    moved = moved_centres(state["centre_KD"], sums, space)
+    return moved | {"round_R2": np.vstack([state["round_R2"], now])}
+
+
+def first_state(centre_KD: NDArray) -> State:
+    return {
+        "centre_KD": centre_KD,
+        "moved": np.array(len(centre_KD)),
+        "round_R2": np.empty((0, 2)),
+    }
+
+
+def settled(space: Space, start_KD: NDArray, row_ND: NDArray, rounds: int) -> State:
+    """The state after `rounds` rounds over rows in memory, fewer where no centre moves any more."""
+    state = first_state(start_KD)
+    for number in range(rounds):
+        if number and not state["moved"]:
+            break
+        state = next_round(state, sums_of(space, state["centre_KD"], row_ND), space)
+    return state

@@ -1,0 +1,75 @@
+"""Centres found over the whole pool: the first ones, their rounds, and a second level."""
+
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING
+
+from numpy.typing import NDArray
+
+from pipeline.dataset import Context, Shards, State
+from pipeline.errors import StageError
+from stages.cluster._rounds import (
+    Space,
+    cell_sums,
+    first_state,
+    merge_sums,
+    next_round,
+)
+from stages.cluster._start import drawn_by_coin, merge_drawn, merge_surveyed, plus_plus, surveyed
+from stages.cluster._tree import LEAST_PARTITIONS, Tree, inertia_by_round, shared_out, split
+
+if TYPE_CHECKING:
+    from stages.cluster.kmeans import KMeans
+
+# Shapes: D width of a vector, K centres, P parents, R rounds.
+
+
+def found(
+    stage: "KMeans", rows: Shards, pool: int, ctx: Context
+) -> tuple[Space, Tree, dict[str, NDArray]]:
+    """The space of the rows, the centres found in it, and rows and inertia by round and level."""
+    assert stage.clusters is not None
+    top = stage.parents or stage.clusters
+    ctx.say("drawing the first centres")
+    if stage.metric == "cosine" and stage.start == "sampled":
+        first = ctx.reduce(partial(drawn_by_coin, top), rows, partial(merge_drawn, top))
+        space = Space.of(stage.metric, pool, 1, 1)
+    else:
+        first = ctx.reduce(partial(surveyed, top), rows, partial(merge_surveyed, top))
+        space = Space.of(stage.metric, pool, *first["greatest"])
+    start_KD = first["unit_KD"]
+    if stage.start == "kmeans++":
+        start_KD = plus_plus(ctx, rows, first, top, stage.train_fraction)
+
+    def step(state: State, number: int) -> State:
+        cells = partial(cell_sums, state["centre_KD"], stage.train_fraction, space=space)
+        sums = ctx.reduce(cells, rows, merge_sums)
+        if len(start_KD) and not sums["count_K"].any():
+            what = f"none of the rows is in the share of {stage.train_fraction:g} of them"
+            raise StageError(what, f"stage '{ctx.worker.stage}'", "raise train_fraction")
+        return next_round(state, sums, space)
+
+    ctx.say("moving the centres")
+    end = ctx.iterate(
+        first_state(start_KD), step, stage.rounds, until=lambda state: not state["moved"]
+    )
+    ctx.say("")
+    centre_KD, by_round = end["centre_KD"], {"": end["round_R2"]}
+    if stage.parents is None or not len(centre_KD):
+        return space, Tree(centre=centre_KD), by_round
+    ctx.say("counting the rows of each parent")
+    cells = partial(cell_sums, centre_KD, stage.train_fraction, space=space)
+    count_P = ctx.reduce(cells, rows, merge_sums)["count_K"]
+    children = split(
+        ctx,
+        rows,
+        max(LEAST_PARTITIONS, ceil(ctx.partitions(rows) * stage.train_fraction)),
+        space,
+        centre_KD,
+        shared_out(stage.clusters, count_P),
+        stage.start,
+        stage.rounds,
+        stage.train_fraction,
+    )
+    ctx.say("")
+    return space, Tree.of(centre_KD, children), {**by_round, "2": inertia_by_round(children)}

@@ -1,0 +1,93 @@
+"""K-means killed in any round, on a disk, on S3 and on Ray: the bytes of a calm run."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.storage import Storage
+from tests.chaos.conftest import nursery_of
+from tests.engine_stages.harness import clipmill_run, meaning
+
+pytestmark = pytest.mark.chaos
+
+RECIPE = Path(__file__).parent / "clusters.yaml"
+ROWS, KILLS, ON_S3 = 100, 8, 3
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> str:
+    """The setting that says where the recipe's rows lie."""
+    folder = tmp_path_factory.mktemp("given")
+    rng = np.random.default_rng(0)
+    rows = {
+        "uid": [f"{number:032x}" for number in range(ROWS)],
+        "url": [f"https://test/{number}" for number in range(ROWS)],
+        "text": [f"caption {number}" for number in range(ROWS)],
+    }
+    vector_ND = rng.standard_normal((12, 512))[rng.integers(0, 12, ROWS)]
+    vector_ND += 0.5 * rng.standard_normal((ROWS, 512))
+    vector_ND[7] = np.nan
+    pq.write_table(pa.table(rows), folder / "0.parquet")
+    np.savez(folder / "0.npz", b32_img=vector_ND.astype(np.float16))
+    return f"pool.path={folder}"
+
+
+@pytest.fixture(scope="module")
+def runs(given, tmp_path_factory):
+    with nursery_of(RECIPE, tmp_path_factory.mktemp("nursery"), given) as nursery:
+        yield nursery
+
+
+def points_of(whole, count: int) -> list[int]:
+    """Numbers of points all along, and those that end a round."""
+    steps = [n for n, point in enumerate(whole.points, 1) if point.split()[0] == "step"]
+    spread = np.linspace(1, len(whole.points), count + 2, dtype=int)[1:-1].tolist()
+    return sorted({*spread, *steps}) if count == KILLS else spread
+
+
+def test_every_round_of_every_stage_that_finds_centres_is_killed_here(calm):
+    whole, _ = calm
+    steps = [point for point in whole.points if point.split()[0] == "step"]
+    assert len(steps) == 3 + 3 + 5 + 2 + 5 + 2, "rounds, and draws of first centres"
+
+
+def test_killed_in_any_round_and_run_again_the_result_is_the_same(runs, calm, tmp_path):
+    whole, expected = calm
+    for number in points_of(whole, KILLS):
+        killed = runs.run(tmp_path / str(number), fault=f"any:{number}")
+        assert killed.killed, killed.output
+        again = runs.run(tmp_path / str(number))
+        assert again.code == 0, again.output
+        assert meaning(Storage(str(tmp_path / str(number)))) == expected, killed.points[-1]
+        assert killed.units + again.units <= whole.units + 1
+
+
+def test_killed_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
+    whole, expected = calm
+    for number in points_of(whole, ON_S3):
+        uri = bucket.uri(f"clusters-{number}")
+        killed = runs.run(uri, fault=f"any:{number}")
+        assert killed.killed, killed.output
+        again = runs.run(uri)
+        assert again.code == 0, again.output
+        assert meaning(Storage(uri)) == expected, killed.points[-1]
+
+
+def test_killed_on_ray_files_are_those_of_a_local_run(given, calm, tmp_path):
+    """The driver is killed as a round ends, then a worker in the midst of one."""
+    _, expected = calm
+    more = ("--set", given, "--executor", "ray")
+    for fault in ("step:6", "rename:20"):
+        folder = tmp_path / fault.replace(":", "-")
+        first = clipmill_run(
+            RECIPE, folder / "run", folder / "first", *more, workers=2, fault=fault, scope="process"
+        )
+        if first.killed:
+            again = clipmill_run(RECIPE, folder / "run", folder / "again", *more, workers=2)
+            assert again.code == 0, again.output
+        else:
+            assert first.code == 0, first.output
+        assert meaning(Storage(str(folder / "run"))) == expected
