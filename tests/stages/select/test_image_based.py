@@ -3,12 +3,15 @@
 import contextlib
 import json
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+import pipeline
 from metadata.storage import Storage
 from pipeline.dataset import Inputs
 from pipeline.engine.run import run_plan
@@ -363,7 +366,7 @@ def test_a_shard_without_rows_or_without_an_embedding_is_no_mistake(files, selec
     assert told["kept"] == 0
 
 
-CAPTION_FILTER = "language = 'en' AND caption_tokens > 1 AND caption_chars > 5"
+PUBLISHED = Path(pipeline.__file__).parent / "recipes" / "datacomp-image-clip.yaml"
 
 
 def test_the_cut_of_the_score_is_fixed_on_the_whole_pool_before_captions_and_images(
@@ -385,10 +388,11 @@ def test_the_cut_of_the_score_is_fixed_on_the_whole_pool_before_captions_and_ima
     )
 
     def chain(over: str) -> list[bool]:
-        top = Top(column="clip_score", fraction=0.3, over=over, datacomp_compat=True)
+        stages = yaml.safe_load(PUBLISHED.read_text())["stages"]
+        top = Top(**stages["fits"]["top"] | {"over": over})
         near = ImageBased(**files(centroid_KD, t=target_MD))
         kept = None
-        for stage in (Where(where=CAPTION_FILTER), Where(top=top), near):
+        for stage in (Where(where=stages["english"]["where"]), Where(top=top), near):
             ctx, given = memory_context(), rows
             if kept is not None:
                 given = rows.append_column("keep", kept)
