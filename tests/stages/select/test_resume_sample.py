@@ -1,0 +1,112 @@
+"""select.sample in the engine: killed in any call it ends the same; partitions stay small."""
+
+import contextlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.passes import read_stage
+from metadata.storage import Storage
+from pipeline.engine import context
+from pipeline.engine.run import run_plan
+from pipeline.executors.local import LocalExecutor
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
+from stages.select import _groups as groups
+from tests.stages.dedup.test_resume import KilledError, Watcher
+
+ROWS = 3_000
+
+
+class DiesOnceACall(Watcher):
+    """Dies in every call of the sample, after its first unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.survived: set[str] = set()
+
+    def unit(self, name, call, done, total):
+        if name == "some":
+            super().unit(name, call, done, total)
+
+    def did(self, call):
+        super().did(call)
+        if call not in self.survived:
+            self.survived.add(call)
+            raise KilledError
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """Half of the rows of one host, the others of nearly as many hosts as rows."""
+    folder = tmp_path_factory.mktemp("hosts")
+    rng = np.random.default_rng(0)
+    uids = [f"{number:032x}" for number in rng.permutation(ROWS)]
+    hosts = np.where(rng.random(ROWS) < 0.5, 0, rng.integers(1, 10 * ROWS, ROWS))
+    urls = [f"http://h{host}.de/{number}" for number, host in enumerate(hosts)]
+    pq.write_table(pa.table({"uid": uids, "url": urls, "text": uids}), folder / "0.parquet")
+    return folder
+
+
+@pytest.fixture
+def run(pool, tmp_path):
+    """Runs a sample into a folder; the rows that it stored."""
+
+    def run(folder, watcher, shard_rows=500, **settings):
+        stages = {
+            "pool": {"uses": "ingest.datacomp", "path": str(pool), "shard_rows": shard_rows},
+            "some": {"uses": "select.sample", "from": "pool", **settings},
+        }
+        plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
+        outcome = run_plan(plan, Storage(str(tmp_path / folder)), LocalExecutor(0), watcher)
+        assert outcome.complete, outcome.stopped
+        state = outcome.state.stages["some"]
+        names = ["uid", "keep", "sample_rank", "reason"]
+        return [
+            row
+            for shard in sorted(state.shards)
+            for table in read_stage(state.folder, state.shards[shard], names, ROWS)
+            for row in table.to_pylist()
+        ]
+
+    return run
+
+
+SETTINGS = [
+    {"by": "domain", "rows": 700},
+    {"rows": 700},
+]  # `per` makes the calls of `by`, and fewer
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_killed_in_every_call_it_goes_on_and_stores_the_same(settings, run, monkeypatch):
+    monkeypatch.setattr(groups, "SLICE_ROWS", 400)
+    expected = run("whole", Watcher(), **settings)
+    assert 600 < sum(row["keep"] for row in expected) < ROWS
+    dying, found = DiesOnceACall(), None
+    while found is None:
+        with contextlib.suppress(KilledError):
+            found = run("killed", dying, **settings)
+    assert found == expected
+    assert len(dying.survived) > 2
+    other = run("shards", Watcher(), shard_rows=700, **settings)
+    assert other == expected
+
+
+def test_no_partition_grows_with_the_rows_of_a_value_or_with_the_number_of_values(run, monkeypatch):
+    monkeypatch.setattr(groups, "SLICE_ROWS", 20)
+    monkeypatch.setattr(context, "PARTITION_ROWS", 150)
+    met: list[int] = []
+
+    def seen(cut, known, rows):
+        met.append(len(rows))
+        assert len(known) < 2 * ROWS / groups.SLICE_ROWS
+        return placed(cut, known, rows)
+
+    placed = groups.with_place
+    monkeypatch.setattr(groups, "with_place", seen)
+    run("small", Watcher(), per="domain", at_most=2)
+    assert len(met) == ROWS // 150
+    assert max(met) < 3 * 150  # by the hash, as any shuffle
