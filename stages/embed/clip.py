@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
-from pipeline.errors import RecipeError, StageError
 from pipeline.stage import (
     Gigabytes,
     Gpus,
@@ -18,6 +17,7 @@ from pipeline.stage import (
     location,
 )
 from stages.embed._pair import pair, vectors
+from stages.embed._width import check_width, planned_width
 from stages.models.image_text import ImageTextModel, load, look_for, width_of
 from stages.ops.pixels import PIXELS, rows_of
 
@@ -47,22 +47,14 @@ class ClipEmbedding(RowStage):
     batch_rows = 64
 
     def __post_init__(self) -> None:
-        known = width_of(self.model)  # an unknown scheme stops the plan, not the run
-        if known is None and self.width is None:
-            do = "write width: <how many numbers its embeddings have>"
-            raise RecipeError(f"only its weights say how wide {self.model!r} is", "key `model`", do)
-        if None not in (known, self.width) and known != self.width:
-            do = f"write width: {known}, or leave it out"
-            found = f"{self.model!r} is {known} wide, not {self.width}"
-            raise RecipeError(found, "key `width`", do)
+        self._width()  # an unknown scheme stops the plan, not the run
 
-    @property
     def _width(self) -> int:
-        return self.width or width_of(self.model) or 0
+        return planned_width(self.model, width_of(self.model), self.width)
 
     @property
     def writes(self) -> tuple[Column, ...]:  # as wide as the model
-        vector = pa.list_(pa.float32(), self._width)
+        vector = pa.list_(pa.float32(), self._width())
         return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
 
     @property
@@ -75,12 +67,7 @@ class ClipEmbedding(RowStage):
     def open(self, worker: Worker) -> RowFunction:
         name = f"checkpoint:{worker.model}" if worker.model else self.model
         model = load(name, worker.device, worker.threads)
-        if model.width != self._width:
-            raise StageError(
-                found=f"a model that is {model.width} wide, where {self._width} was planned",
-                where=f"stage '{worker.stage}', key `width`",
-                do=f"write width: {model.width}",
-            )
+        check_width(model.width, self._width(), worker.stage)
         if worker.model is None and model.sha256:  # a stage's model is the engine's to watch
             worker.pin(self.model, model.sha256)
         return lambda batch: embeddings(batch, model)

@@ -2,6 +2,7 @@
 
     open_clip:NAME/TAG    open_clip's network, weights by tag
     open_clip:NAME@FILE   the same network, weights from a file
+    timm:NAME@FILE        a network of timm's for images alone, weights from a file
     checkpoint:URI        a model that train.clip stored there
     stage:NAME            a model that a stage of the recipe trains
     reference             no weights: for tests
@@ -80,7 +81,7 @@ def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
 def look_for(model: str) -> None:
     """StageError where the file or folder that a model's name holds is not there; reads neither."""
     scheme, _, name = model.partition(":")
-    if scheme == "open_clip" and "@" in name:
+    if scheme in ("open_clip", "timm") and "@" in name:
         file = str(Path(name.partition("@")[2]).expanduser())
         need_file(file, "model", "copy the weights there, or mend the path")
     if scheme == "checkpoint":

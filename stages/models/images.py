@@ -12,13 +12,18 @@ from stages.models.image_text import load, width_of
 # Shapes: N images, D width of the embedding, H x W pixels.
 
 FEATURES = "features"  # or features:float32
+FEATURES_WIDTH = 1280
 Embed = Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]  # image_HW3 to (N, D)
 
 
 def check(model: str) -> None:
     """RecipeError where there is no such model. Imports no framework."""
-    if model.partition(":")[0] != FEATURES:
-        width_of(model)
+    width(model)
+
+
+def width(model: str) -> int | None:
+    """Width of its vectors, None where only the weights say it; RecipeError as `check` has it."""
+    return FEATURES_WIDTH if model.partition(":")[0] == FEATURES else width_of(model)
 
 
 def embedder(model: str, worker: Worker) -> Embed:

@@ -1,0 +1,91 @@
+"""Embeddings of images alone, by a network that need not read captions."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.schema import IMAGE_EMBEDDING, Column
+from pipeline.stage import (
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Resources,
+    RowFunction,
+    RowStage,
+    Worker,
+    location,
+)
+from stages.embed._pair import pair, vectors
+from stages.embed._width import check_width, planned_width
+from stages.models import images
+from stages.models.image_text import look_for
+from stages.ops.pixels import PIXELS, RGB, rows_of
+
+# Shapes: N images, D width of the embedding, H x W pixels.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEmbedding(RowStage):
+    """Vector of the image, of the model's width; null without an image.
+
+    For a network of images alone (DINO, a classifier) beside one of images and captions: clusters
+    then go by looks and scores by captions. Of a model of both, the vectors are those of
+    `embed.clip`. A stage after both reads one by `read: {image_embedding: NAME.image_embedding}`.
+
+    Source: concept clusters by DINO are DBP's (Abbas et al. 2024) and SSP's (Sorscher et al. 2022).
+    Error: as the model's: none for `reference`; `features` are not of length 1.
+    Example: {model: features}
+    """
+
+    # features or features:float32 (EfficientNet-Lite0), timm:NAME@FILE (DINO among them), or any
+    # that embed.clip takes
+    model: NonEmpty
+    # numbers of an embedding; needed where only the weights say it: timm:, stage:, checkpoint:
+    width: OneUp | None = None
+    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+
+    version = 1
+    determinism = "exact"
+    takes = ("rows", "model")
+    reads = (PIXELS,)
+    reasons = ("no_image",)
+    batch_rows = 64
+
+    def __post_init__(self) -> None:
+        self._width()  # an unknown scheme stops the plan, not the run
+
+    def _width(self) -> int:
+        return planned_width(self.model, images.width(self.model), self.width)
+
+    @property
+    def writes(self) -> tuple[Column, ...]:  # as wide as the model
+        return (replace(IMAGE_EMBEDDING, dtype=pa.list_(pa.float32(), self._width())),)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def look(self) -> None:
+        look_for(self.model)
+
+    def open(self, worker: Worker) -> RowFunction:
+        embed = images.embedder_of(self.model, worker.model, worker)
+        assert embed is not None  # it has a model
+        width = self._width()
+
+        def checked(image_HW3: list[RGB]) -> NDArray[np.float32]:
+            row_ND = embed(image_HW3)
+            check_width(row_ND.shape[1], width, worker.stage)
+            return row_ND
+
+        return lambda batch: embeddings(batch, checked, width)
+
+
+def embeddings(batch: pa.Table, embed: images.Embed, width: int) -> pa.Table:
+    """The vector of every row, and a reason where there is none."""
+    columns = {IMAGE_EMBEDDING.name: vectors(rows_of(batch[PIXELS.name]), embed, width)}
+    return pair(columns, ImageEmbedding.reasons)

@@ -1,0 +1,70 @@
+"""ImageEmbedding: the vectors of a model's images, its width, and models refused while planning."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import Worker
+from stages.embed.image import ImageEmbedding
+from stages.models.image_text import load
+from stages.ops.pixels import PIXELS
+
+RED = {"height": 2, "width": 1, "rgb": bytes([255, 0, 0] * 2)}
+BLUE = {"height": 1, "width": 1, "rgb": bytes([0, 0, 255])}
+PICTURES = [np.array(p, np.uint8) for p in ([[[255, 0, 0]]] * 2, [[[0, 0, 255]]])]
+
+
+@pytest.fixture
+def worker(tmp_path):
+    return Worker(seed=0, stage="dino", device="cpu", threads=1, scratch=tmp_path)
+
+
+def batch(*pixels) -> pa.Table:
+    return pa.table({"pixels": pa.array(pixels, PIXELS.dtype)})
+
+
+def test_vectors_are_those_of_the_models_images_and_null_without_one(worker):
+    out = ImageEmbedding(model="reference").open(worker)(batch(RED, None, BLUE))
+    assert out.column_names == ["image_embedding", "reason"]
+    assert out["reason"].to_pylist() == [None, "no_image", None]
+    found_2D = np.array(out["image_embedding"].drop_null().to_pylist(), np.float32)
+    np.testing.assert_array_equal(found_2D, load("reference").embed_images(PICTURES))
+
+
+def test_a_model_without_texts_will_do_and_its_weights_are_pinned(worker, monkeypatch):
+    pinned = []
+    seen = SimpleNamespace(
+        sha256="a" * 64, embed_images=lambda images: np.ones((len(images), 3), np.float32)
+    )
+    monkeypatch.setattr("stages.models.images.load", lambda *_: seen)
+    stage = ImageEmbedding(model="open_clip:ViT-S-32-alt@f.pt")
+    here = replace(worker, pin=lambda *told: pinned.append(told))
+    function = stage.open(here)
+    assert pinned == [("open_clip:ViT-S-32-alt@f.pt", "a" * 64)]
+    with pytest.raises(StageError, match="3 wide, where 256 was planned"):
+        function(batch(RED))
+
+
+def test_the_width_comes_from_the_name_or_the_recipe():
+    widths = [ImageEmbedding(model=name).writes[0].dtype.list_size for name in ("reference",)]
+    assert widths == [64]
+    assert ImageEmbedding(model="features:float32").writes[0].dtype.list_size == 1280
+    assert ImageEmbedding(model="timm:x@f", width=384).writes[0].dtype.list_size == 384
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model": "timm:vit_small_patch14_dinov2@f.pth"}, "write width:"),
+        ({"model": "features", "width": 64}, "1280 wide, not 64"),
+        ({"model": "refrence"}, "did you mean 'reference'"),
+        ({"model": "timm:vit", "width": 3}, "write timm:NAME@FILE"),
+    ],
+)
+def test_models_that_cannot_be_are_refused_while_planning(settings, said):
+    with pytest.raises(RecipeError, match=said):
+        ImageEmbedding(**settings)
