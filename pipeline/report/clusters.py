@@ -81,7 +81,7 @@ def _discs(found: ClusterMap) -> tuple[list[dict[str, Any]], float]:
 
 
 def _scales(found: ClusterMap) -> Iterable[dict[str, Any]]:
-    """What a disc's shade can stand for: the share that each select keeps, and the spread."""
+    """What a disc's shade can stand for: the share that each select keeps, and the density."""
     for number, end in enumerate(found.ends):
 
         def share(of: Cluster, number: int = number) -> float:
@@ -98,7 +98,7 @@ def _scales(found: ClusterMap) -> Iterable[dict[str, Any]]:
     if spreads:
         low, high = (float(end) for end in np.quantile(spreads, [0.02, 0.98]))
         yield {
-            "name": "spread",
+            "name": "density",
             "low": f"{short(low)}, dense",
             "high": f"{short(high)}, loose",
             "of": _shade(lambda of: low if of.spread is None else of.spread, low, high),

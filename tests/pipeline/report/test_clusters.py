@@ -55,7 +55,7 @@ def test_the_page_shows_the_map_its_strips_and_its_shares_and_asks_for_nothing(h
     assert "clusters least pruned by even" in page.text
     assert "pruned by control" not in page.text  # which does not go by clusters
     assert "Share kept of large and small clusters, by fraction of even" in page.text
-    for scale in (*(f"share kept by {end}" for end in found.ends), "spread"):
+    for scale in (*(f"share kept by {end}" for end in found.ends), "density"):
         assert scale in page.text
     assert html.count('class="c" tabindex="0"') == len(found.drawn)
 
@@ -201,12 +201,12 @@ def test_planted_clusters_of_an_own_stage_lie_where_they_must_without_pictures_t
     assert not page.all("img")
 
 
-def test_without_a_select_the_spread_is_all_there_is_to_see(tmp_path):
+def test_without_a_select_the_density_is_all_there_is_to_see(tmp_path):
     state = without_pictures(tmp_path, range(3), np.eye(3).tolist(), until="ways")
     (found,) = cluster_maps(state)
     assert (found.ends, found.pruned, found.over) == ({}, (), ())
     page = Page(report(state))
-    assert [scale["name"] for scale in cluster_section(state, found)["scales"]] == ["spread"]
+    assert [scale["name"] for scale in cluster_section(state, found)["scales"]] == ["density"]
     assert "3 of 3 clusters have rows: 3 rows in all" in page.text
 
 
