@@ -88,7 +88,7 @@ def wanted(rows: int | None, fraction: float | None, ranked: int, stage: str) ->
         raise StageError(
             found=f"{rows:,} rows wanted, and {ranked:,} are ranked",
             where=f"stage '{stage}', key `rows`",
-            do=f"want {ranked:,} at most: rows with a cluster that no earlier select dropped",
+            do=f"want {ranked:,} at most" if ranked else "see why none is: clipmill funnel",
         )
     return int(ranked * (fraction or 0)) if rows is None else rows
 

@@ -307,6 +307,9 @@ def test_more_rows_than_there_are_is_refused_with_the_most_that_can_be(pruned):
     with pytest.raises(StageError, match="9 rows wanted, and 4 are ranked") as caught:
         pruned([[1, 0]], rows_of([0] * 4, [0.5] * 4), rows=9)
     assert "want 4 at most" in str(caught.value)
+    with pytest.raises(StageError, match="1 rows wanted, and 0 are ranked") as caught:
+        pruned([[1, 0]], rows_of([None], [0.5]), rows=1)
+    assert "see why none is: clipmill funnel" in str(caught.value)
 
 
 def test_centroids_of_other_clusters_are_refused(pruned):
