@@ -37,14 +37,15 @@ def given_tree(setting: str, metric: Metric, column: str, inputs: Inputs, ctx: C
             number = int(np.isnan(centre_KD).any(axis=1).argmax())
             do = "leave it out, and number the others anew; or write metric: euclidean"
             raise StageError(f"centroid {number} is zero, which has no direction", at, do)
-    return Tree(centre=centre_KD)
+    return Tree(centre=centre_KD, device=ctx.worker.device)
 
 
 def space_of(tree: Tree, metric: Metric, rows: Shards, pool: int, ctx: Context) -> Space:
     """The space of the rows and of given centres, which may lie far from them."""
     if metric == "cosine":
-        return Space.of(metric, pool, 1, 1)
+        return Space.of(metric, pool, 1, 1, tree.device)
     seen = ctx.reduce(partial(surveyed, 0), rows, partial(merge_surveyed, 0))["greatest"]
     wide_KD = tree.centre.astype(np.float64)
     own = [np.abs(wide_KD).max(initial=0), np.vecdot(wide_KD, wide_KD).max(initial=0)]
-    return Space.of(metric, pool, *np.maximum(seen, own))
+    value, square = np.maximum(seen, own).tolist()
+    return Space.of(metric, pool, value, square, tree.device)

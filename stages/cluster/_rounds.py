@@ -33,15 +33,19 @@ class Space:
     metric: Metric = "cosine"
     steps: float = STEPS  # of a value
     square_steps: float = STEPS  # of a squared distance
+    device: str = "cpu"  # where rows are compared; no result hangs on it
 
     @classmethod
-    def of(cls, metric: Metric, rows: int, value: float, square: float) -> Self:
+    def of(
+        cls, metric: Metric, rows: int, value: float, square: float, device: str = "cpu"
+    ) -> Self:
         """For so many rows, with the greatest value and the greatest squared length among them."""
         # Two of them are twice as far apart as the longest is long, at most.
         return cls(
             metric=metric,
             steps=fixed_scale(value, rows),
             square_steps=fixed_scale(4 * square, rows),
+            device=device,
         )
 
 
@@ -65,7 +69,7 @@ def cell_sums(
 def sums_of(space: Space, centre_KD: NDArray, row_ND: NDArray) -> State:
     """The sums of a matrix of rows, and for each centre that of their squared distances to it."""
     row_ND = row_ND if len(row_ND) else centre_KD[:0]  # no rows may say no width
-    index_N1, far_N1 = nearest(row_ND, centre_KD, "euclidean")
+    index_N1, far_N1 = nearest(row_ND, centre_KD, "euclidean", device=space.device)
     index_N = index_N1.reshape(-1)  # of no centres, too
     far_N: NDArray = far_N1.reshape(-1)
     if space.metric == "euclidean":  # whose squares may be past what float32 holds
@@ -99,18 +103,24 @@ def merge_sums(a: State, b: State) -> State:
 def moved_centres(centre_KD: NDArray, sums: State, space: Space = UNIT) -> State:
     """The mean of each centre's rows, by cosine at length 1, and how many centres it moved."""
     count_K = sums["count_K"]
-    wide_KD = sums["sum_KD"].astype(np.float64)
-    if space.metric == "cosine":
-        mean_KD = unit_rows(wide_KD)
-    else:
-        mean_KD = (wide_KD / (np.maximum(count_K, 1) * space.steps)[:, None]).astype(np.float32)
-    undefined_K = (count_K == 0) | np.isnan(mean_KD).any(axis=1)  # or rows that cancel out
-    mean_KD[undefined_K] = centre_KD[undefined_K]
+    mean_KD = means(centre_KD, sums["sum_KD"], count_K, space)
     fill(mean_KD, count_K, inertia(sums, space), space.metric)
     return {
         "centre_KD": mean_KD,
         "moved": np.array((mean_KD != centre_KD).any(axis=1).sum()),
     }
+
+
+def means(centre_KD: NDArray, sum_KD: NDArray, count_K: NDArray, space: Space) -> NDArray:
+    """(K, D) the mean of each centre's rows; the centre where it has none, or they cancel out."""
+    wide_KD = sum_KD.astype(np.float64)
+    if space.metric == "cosine":
+        mean_KD = unit_rows(wide_KD)
+    else:
+        mean_KD = (wide_KD / (np.maximum(count_K, 1) * space.steps)[:, None]).astype(np.float32)
+    undefined_K = (count_K == 0) | np.isnan(mean_KD).any(axis=1)
+    mean_KD[undefined_K] = centre_KD[undefined_K]
+    return mean_KD
 
 
 def fill(mean_KD: NDArray, count_K: NDArray, inertia_K: NDArray, metric: Metric) -> None:

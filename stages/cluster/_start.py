@@ -85,37 +85,39 @@ def plus_plus(
     if not len(first["unit_KD"]):
         return first["unit_KD"]
     share = min(train_fraction, SAMPLE * number / max(1, int(first["rows"])))
-    seed, stage = ctx.worker.seed, ctx.worker.stage
+    seed, stage, device = ctx.worker.seed, ctx.worker.stage, ctx.worker.device
 
     def draw(state: State, turn: int) -> State:
         coins = partial(coin_hash, seed=seed, stage=stage, purpose=f"draw {turn}")
-        keys = partial(far_drawn, state["centre_CD"], number, share, coins)
+        keys = partial(far_drawn, state["centre_CD"], device, number, share, coins)
         found = ctx.reduce(keys, rows, partial(merge_drawn, number))
         return {"centre_CD": np.concatenate([state["centre_CD"], found["unit_KD"]])}
 
     ctx.say("drawing candidates for the first centres")
     candidates = ctx.iterate({"centre_CD": first["unit_KD"][:1]}, draw, DRAWS)["centre_CD"]
-    near = partial(near_counts, candidates, share)
+    near = partial(near_counts, candidates, device, share)
     weight_C = ctx.reduce(near, rows, merge_sums)["count_C"]
     coin_K = step_coins(number, seed, stage, 0)
     return candidates[chosen(candidates, weight_C, coin_K)]
 
 
 def far_drawn(
-    centre_CD: NDArray, number: int, share: float, coins: partial, rows: pa.Table
+    centre_CD: NDArray, device: str, number: int, share: float, coins: partial, rows: pa.Table
 ) -> State:
     """The rows that a draw by squared distance to the nearest candidate takes."""
     rows = in_training(share, rows)
     row_ND = as_matrix(rows["unit"])
-    far_N = squared(row_ND, centre_CD, nearest_centre(row_ND, centre_CD, "euclidean"))
+    far_N = squared(
+        row_ND, centre_CD, nearest_centre(row_ND, centre_CD, "euclidean", device=device)
+    )
     rows, far_N = rows.filter(pa.array(far_N > 0)), far_N[far_N > 0]
     u_N = uniform(coins(rows[UID.name])) + 2.0**-54  # never 0
     return drawn(-np.log(u_N) / far_N, number, rows)
 
 
-def near_counts(centre_CD: NDArray, share: float, rows: pa.Table) -> State:
+def near_counts(centre_CD: NDArray, device: str, share: float, rows: pa.Table) -> State:
     row_ND = as_matrix(in_training(share, rows)["unit"])
-    index_N = nearest_centre(row_ND, centre_CD, "euclidean")
+    index_N = nearest_centre(row_ND, centre_CD, "euclidean", device=device)
     return {"count_C": np.bincount(index_N, minlength=len(centre_CD))}
 
 

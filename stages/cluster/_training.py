@@ -1,9 +1,11 @@
 """Centres found over the whole pool: the first ones, their rounds, and a second level."""
 
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import Context, Shards, State
@@ -15,8 +17,9 @@ from stages.cluster._rounds import (
     merge_sums,
     next_round,
 )
+from stages.cluster._split import LEAST_PARTITIONS, inertia_by_round, refined, shared_out, split
 from stages.cluster._start import drawn_by_coin, merge_drawn, merge_surveyed, plus_plus, surveyed
-from stages.cluster._tree import LEAST_PARTITIONS, Tree, inertia_by_round, shared_out, split
+from stages.cluster._tree import Tree
 
 if TYPE_CHECKING:
     from stages.cluster.kmeans import KMeans
@@ -33,10 +36,11 @@ def found(
     ctx.say("drawing the first centres")
     if stage.metric == "cosine" and stage.start == "sampled":
         first = ctx.reduce(partial(drawn_by_coin, top), rows, partial(merge_drawn, top))
-        space = Space.of(stage.metric, pool, 1, 1)
+        space = Space.of(stage.metric, pool, 1, 1, ctx.worker.device)
     else:
         first = ctx.reduce(partial(surveyed, top), rows, partial(merge_surveyed, top))
-        space = Space.of(stage.metric, pool, *first["greatest"])
+        value, square = first["greatest"].tolist()
+        space = Space.of(stage.metric, pool, value, square, ctx.worker.device)
     start_KD = first["unit_KD"]
     if stage.start == "kmeans++":
         start_KD = plus_plus(ctx, rows, first, top, stage.train_fraction)
@@ -56,14 +60,15 @@ def found(
     ctx.say("")
     centre_KD, by_round = end["centre_KD"], {"": end["round_R2"]}
     if stage.parents is None or not len(centre_KD):
-        return space, Tree(centre=centre_KD), by_round
+        return space, Tree(centre=centre_KD, device=space.device), by_round
     ctx.say("counting the rows of each parent")
     cells = partial(cell_sums, centre_KD, stage.train_fraction, space=space)
     count_P = ctx.reduce(cells, rows, merge_sums)["count_K"]
+    partitions = max(LEAST_PARTITIONS, ceil(ctx.partitions(rows) * stage.train_fraction))
     children = split(
         ctx,
         rows,
-        max(LEAST_PARTITIONS, ceil(ctx.partitions(rows) * stage.train_fraction)),
+        partitions,
         space,
         centre_KD,
         shared_out(stage.clusters, count_P),
@@ -71,5 +76,8 @@ def found(
         stage.rounds,
         stage.train_fraction,
     )
+    tree = Tree.of(centre_KD, children, space.device)
+    end = refined(ctx, rows, partitions, space, tree, stage.train_fraction)
     ctx.say("")
-    return space, Tree.of(centre_KD, children), {**by_round, "2": inertia_by_round(children)}
+    rounds_R2 = np.concatenate([inertia_by_round(children), end["round_R2"]])
+    return space, replace(tree, centre=end["centre_KD"]), {**by_round, "2": rounds_R2}

@@ -22,6 +22,7 @@ from pipeline.errors import RecipeError
 from pipeline.stage import (
     DatasetStage,
     Gigabytes,
+    Gpus,
     NonEmpty,
     OneUp,
     Resources,
@@ -58,13 +59,14 @@ class KMeans(DatasetStage):
 
     `parents` makes two levels, of which a row costs parents + clusters / parents products a round
     instead of `clusters`: some clusters first, and each of these split on its own, into more where
-    it has more rows. A row then belongs to the nearest child of the 8 parents nearest to it.
+    it has more rows. A row then belongs to the nearest child of the 8 parents nearest to it, to
+    whose rows the children move in two last rounds.
     Source: spherical k-means (Dhillon & Modha 2001), as SemDeDup takes it; Lloyd's by `euclidean`,
     as DataComp takes it; two levels as faiss's two_level_clustering has them. Departs: `sampled`
     starts from the rows whose uids hash lowest; an empty cluster takes half of the largest one (as
     faiss does), so with fewer distinct vectors than clusters some stay empty.
-    Error: sums are in fixed point, 2^-31 of the greatest value, so no order of rows or shards
-    changes a bit; above 2^32 rows a bit less for each doubling.
+    Error: sums are in fixed point, in steps of 2^-32 of the greatest value at a billion rows and of
+    less in smaller pools, so no order of rows or shards changes a bit.
     Example: {clusters: 100}
     """
 
@@ -86,6 +88,7 @@ class KMeans(DatasetStage):
     m: OneUp = later(1)  # nearest centres stored of each row; cluster labels to train on: 8
     # instead of `clusters`: stage:NAME, or a Parquet of centroids; rows are assigned to these
     centroids: NonEmpty | None = later(None)
+    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(2)  # memory of one worker, in GB
 
     version = 2
@@ -136,7 +139,7 @@ class KMeans(DatasetStage):
 
     @property
     def resources(self) -> Resources:  # millions of centres need more
-        return Resources(memory_gb=self.memory_gb)
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     @property
     def _file(self) -> str:

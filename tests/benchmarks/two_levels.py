@@ -3,7 +3,8 @@
     python -m tests.benchmarks.two_levels
 
 The stage over rows in memory, all rounds and the assignment of every row. Vectors lie about twice
-as many directions as there are clusters, of sizes that differ by a factor of a hundred.
+as many points as there are clusters, of sizes that differ by a factor of a hundred: points drawn
+apart, which is the worst for parents, and points in groups, as concepts are.
 """
 
 import os
@@ -27,12 +28,16 @@ from tests.memory import MemoryContext, MemoryShards
 ROWS, WIDTH, CLUSTERS, SHARD = 100_000, 128, 2_000, 10_000
 
 
-def shards() -> MemoryShards:
+def shards(groups: int) -> MemoryShards:
+    """Rows about points in so many groups; 0 draws the points one by one."""
     rng = np.random.default_rng(0)
-    share_C = 100.0 ** rng.uniform(0, 1, 2 * CLUSTERS)
-    centre_CD = rng.standard_normal((2 * CLUSTERS, WIDTH))
-    blob_N = rng.choice(2 * CLUSTERS, ROWS, p=share_C / share_C.sum())
-    row_ND = centre_CD[blob_N] + 0.7 * rng.standard_normal((ROWS, WIDTH))
+    blobs = 2 * CLUSTERS
+    share_C = 100.0 ** rng.uniform(0, 1, blobs)
+    point_CD = rng.standard_normal((blobs, WIDTH))
+    if groups:
+        point_CD = rng.standard_normal((groups, WIDTH))[np.arange(blobs) % groups] + 0.6 * point_CD
+    blob_N = rng.choice(blobs, ROWS, p=share_C / share_C.sum())
+    row_ND = point_CD[blob_N] + (0.4 if groups else 0.7) * rng.standard_normal((ROWS, WIDTH))
     uid = pa.array([number.to_bytes(16, "big") for number in range(ROWS)], pa.binary(16))
     whole = pa.table({"uid": uid, "image_embedding": from_matrix(row_ND)})
     return MemoryShards(*(whole[start : start + SHARD] for start in range(0, ROWS, SHARD)))
@@ -40,9 +45,14 @@ def shards() -> MemoryShards:
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = shards()
+    for groups in (0, 100):
+        print(f"points in {groups} groups" if groups else "points apart")
+        compare(shards(groups))
+
+
+def compare(rows: MemoryShards) -> None:
     first = None
-    for settings in ({}, {"start": "kmeans++"}, {"parents": 45}, {"parents": 20}):
+    for settings in ({}, {"start": "kmeans++"}, {"parents": 45}):
         with tempfile.TemporaryDirectory() as folder:
             ctx = MemoryContext(Path(folder) / "stage")
             begun = process_time()

@@ -51,7 +51,7 @@ def points_of(whole, count: int) -> list[int]:
 def test_every_round_of_every_stage_that_finds_centres_is_killed_here(calm):
     whole, _ = calm
     steps = [point for point in whole.points if point.split()[0] == "step"]
-    assert len(steps) == 3 + 3 + 5 + 2 + 5 + 2, "rounds, and draws of first centres"
+    assert len(steps) == (3 + 3) + (5 + 2) + (5 + 2 + 2), "rounds, draws, and refinements"
 
 
 def test_killed_in_any_round_and_run_again_the_result_is_the_same(runs, calm, tmp_path):

@@ -97,7 +97,7 @@ def test_a_draw_takes_rows_in_proportion_to_their_squared_distance(memory_shards
     )
     coins = partial(coin_hash, seed=0, stage="it", purpose="draw 0")
     centre = np.zeros((1, 1), np.float32)
-    drawn = far_drawn(centre, 700, 1.0, coins, rows)
+    drawn = far_drawn(centre, "cpu", 700, 1.0, coins, rows)
     count = [int((drawn["unit_KD"][:, 0] == value).sum()) for value in (1, 2, 3, 0)]
     assert sum(count) == 700
     assert count[3] == 0
