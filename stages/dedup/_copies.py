@@ -12,7 +12,8 @@ from scipy.sparse import csr_array
 from pipeline.errors import StageError
 from stages.dedup import _shingles as shingles
 from stages.ops.evaluation import samples_in
-from stages.ops.vectors import as_matrix, nearest, unit_rows
+from stages.ops.nearest import nearest
+from stages.ops.vectors import as_matrix, unit_rows
 
 # Shapes: N rows, M samples, D width of a vector; V distinct pieces of the samples, P pieces of all
 # rows in a row, S pairs of a row and a sample that share a piece.
@@ -74,8 +75,8 @@ class Directions:
                 where=self.where,
                 do="embed evaluation images with the model of the pool's embeddings",
             )
-        which_N, cosine_N = nearest(unit_ND, self.unit_MD)
-        return np.clip(cosine_N, -1, 1), which_N.astype(np.int64)
+        which_N1, cosine_N1 = nearest(unit_ND, self.unit_MD)
+        return np.clip(cosine_N1[:, 0], -1, 1), which_N1[:, 0].astype(np.int64)
 
 
 class Captions:

@@ -80,12 +80,19 @@ class Frame:
         return (2.02 * off).clip(max=2.0**100), sure
 
 
+def need_finite(length: Any) -> None:
+    """Lengths of float32 vectors, in an array or a tensor, are finite in float64 if these are."""
+    if not (length < np.inf).all():
+        raise ValueError("a vector that is NaN or infinite is near to nothing")
+
+
 def frame(centre_KD: NDArray[np.float32], metric: Metric) -> Frame:
     from stages.ops._sift import lengths
 
     K = len(centre_KD)
     middle_D, length_K = centre_KD.mean(axis=0, dtype=np.float64), np.empty(K)
     lengths(centre_KD, middle_D, length_K)
+    need_finite(length_K)
     if metric == "euclidean":
         weight_K, beyond = length_K**2 / 2, 0.0
     else:
@@ -126,6 +133,7 @@ class Scores:
         B, D = row_BD.shape
         length_B, lost_B, unit_BD = np.empty(B), np.zeros(B), np.empty((B, D), np.float32)
         lengths(row_BD, self.frame.middle_D, length_B)
+        need_finite(length_B)
         np.maximum(length_B, self.frame.least, out=length_B)
         shift_rows(row_BD, self.frame.middle_D, length_B, unit_BD)
         ready_BD: NDArray = unit_BD

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.ops._coarse import Frame, Precision
+from stages.ops._coarse import Frame, Precision, need_finite
 from stages.ops._sift import LANES
 
 # Shapes: N rows, B of a block, D width; U centres; P pairs of a row and a centre near to it, m
@@ -65,6 +65,7 @@ class _Near:
         """(P,) rows, ascending, and (P,) centres near to them, ascending in each row."""
         rest_BD = row_BD.double() - self.middle_D
         length_B = rest_BD.norm(dim=1).clamp(min=self.frame.least)
+        need_finite(length_B)
         ready_BD, lost_B = self._ready(rest_BD, length_B[:, None])
         gap_B, _ = self.frame.gaps(length_B, lost_B, self.lost, self.precision)
         score_BU = (ready_BD @ self.ready_UD.T).float()

@@ -261,17 +261,17 @@ def _rough(a_D, b_D, is_distance):
 def _wide(a_D, b_D, is_distance, lane_S):
     """Dot product, or minus the squared distance: the sums alone round, in this order."""
     lane_S[:] = 0.0
-    width = len(a_D)
-    for begin in range(0, width - LANES + 1, LANES):
+    whole = len(a_D) - len(a_D) % LANES
+    for begin in range(0, whole, LANES):
+        a_S, b_S = a_D[begin : begin + LANES], b_D[begin : begin + LANES]  # fixed: many at a time
         if is_distance:
             for s in range(LANES):
-                off = np.float64(a_D[begin + s]) - np.float64(b_D[begin + s])
+                off = np.float64(a_S[s]) - np.float64(b_S[s])
                 lane_S[s] -= off * off
         else:
             for s in range(LANES):
-                lane_S[s] += np.float64(a_D[begin + s]) * np.float64(b_D[begin + s])
-    whole = width - width % LANES
-    for d in range(whole, width):
+                lane_S[s] += np.float64(a_S[s]) * np.float64(b_S[s])
+    for d in range(whole, len(a_D)):
         a, b = np.float64(a_D[d]), np.float64(b_D[d])
         lane_S[d - whole] += -(a - b) * (a - b) if is_distance else a * b
     half = LANES // 2

@@ -26,7 +26,7 @@ def nearest(
     sums in one order on every machine; of equal ones the smaller index, however rows are batched:
     float32 or bfloat16 only rules out what their rounding cannot make nearest. `precision` changes
     the time, not the result; None is the processor's best. The same on another `device` of torch,
-    as "cuda" is; a GPU has not been tried. Every value is finite.
+    as "cuda" is; a GPU has not been tried. ValueError where a value is NaN or infinite.
     """
     index_Nm, sure_Nm = _nearest(row_ND, centre_KD, metric, m, precision, device, valued=True)
     value_Nm = -sure_Nm if metric == "euclidean" else sure_Nm

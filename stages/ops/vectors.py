@@ -1,4 +1,4 @@
-"""Vectors in Arrow columns and NumPy matrices, and which of K directions each is nearest to."""
+"""Vectors in Arrow columns and NumPy matrices."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Shapes: N rows, D width of a vector, K centres.
+# Shapes: N rows, D width of a vector.
 
 CACHED = 64  # rows in float64 at a time
 
@@ -56,25 +56,6 @@ def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:
 def blocks(rows: int) -> Iterator[slice]:
     """Slices of few rows, whose float64 copies fit the processor's cache."""
     return (slice(start, start + CACHED) for start in range(0, rows, CACHED))
-
-
-def nearest(
-    unit_ND: NDArray[np.float32], centre_KD: NDArray[np.float32]
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """(N,) index of the centre with the greatest dot product, and (N,) that product."""
-    from stages.ops import nearest as ops  # compiled: a plan reads this file for Arrow alone
-
-    index_N1, dot_N1 = ops.nearest(unit_ND, centre_KD)
-    return index_N1[:, 0], dot_N1[:, 0]
-
-
-def nearest_centre(
-    unit_ND: NDArray[np.float32], centre_KD: NDArray[np.float32]
-) -> NDArray[np.int32]:
-    """(N,) index of the centre with the greatest dot product."""
-    from stages.ops import nearest as ops
-
-    return ops.nearest_centre(unit_ND, centre_KD)
 
 
 def row_dot(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:

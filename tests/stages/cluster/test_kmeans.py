@@ -14,7 +14,8 @@ from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError, StageError
 from stages.cluster._rounds import Space, cell_sums, merge_sums, moved_centres
 from stages.cluster.kmeans import KMeans
-from stages.ops.vectors import as_matrix, from_matrix, nearest, unit_rows
+from stages.ops.nearest import nearest
+from stages.ops.vectors import as_matrix, from_matrix, unit_rows
 from tests.stages.cluster.shared import VALUES, D, blobs, clustered, summary_of, table
 
 
@@ -98,7 +99,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole_to_the_bit():
     for name in ("sum_KD", "count_K"):
         assert whole[name].dtype == np.int64
         np.testing.assert_array_equal(whole[name], parts[name])
-    index_N, _ = nearest(unit_ND, unit_ND[:3])
+    index_N = nearest(unit_ND, unit_ND[:3])[0][:, 0]
     first_D = unit_ND[index_N == 0].sum(axis=0, dtype=np.float64)
     np.testing.assert_allclose(whole["sum_KD"][0] / 2.0**30, first_D, atol=1e-6)
 

@@ -137,6 +137,16 @@ def test_no_rows_and_fewer_centres_than_asked_for():
     assert nearest_centre(np.empty((0, 4), np.float32), np.empty((0, 4), np.float32)).shape == (0,)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused(bad, device):
+    good_ND, bad_ND = normal(0, 3, 4), normal(1, 5, 4)
+    bad_ND[3, 1] = bad
+    for row_ND, centre_KD in ((bad_ND, good_ND), (good_ND, bad_ND)):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            nearest(row_ND, centre_KD, device=device)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_batches_and_strips_change_nothing(precision, monkeypatch):
     row_ND, centre_KD = normal(3, 700, 32), normal(4, 1000, 32)

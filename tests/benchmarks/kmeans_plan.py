@@ -1,0 +1,110 @@
+"""What cluster.kmeans costs on a pool that no machine here holds, on paper.
+
+    python -m tests.benchmarks.kmeans_plan
+
+Prints the table of docs/clusters.md, "Cost"; a test holds the two together.
+"""
+
+from dataclasses import dataclass
+
+SEARCHED = 8  # parents whose children a row is compared with
+UNITS = 256  # sums of shards that a round stores, each merged by the worker that made it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run: rounds on a share of the rows, then all of them; one level of clusters, or two."""
+
+    rows: int = 1_280_000_000
+    width: int = 768
+    clusters: int
+    rounds: int = 20
+    train_fraction: float = 0.1
+    parents: int | None = None
+
+    @property
+    def products(self) -> float:
+        """Rows times centres that are compared: in the rounds, then twice for all rows (to count
+        each cluster's, and to store each row's)."""
+        trained = self.rows * self.train_fraction
+        if self.parents is None:
+            return self.clusters * (self.rounds * trained + 2 * self.rows)
+        children = self.clusters / self.parents
+        above = self.parents * ((self.rounds + 2) * trained + 2 * self.rows)  # counted, and split
+        return above + children * (self.rounds * trained + 2 * SEARCHED * self.rows)
+
+    @property
+    def flop(self) -> float:
+        return 2 * self.products * self.width
+
+    @property
+    def pool_bytes(self) -> int:
+        """The embeddings, of which storage is read twice: at the begin, and to assign."""
+        return self.rows * self.width * 4
+
+    @property
+    def scratch_bytes(self) -> float:
+        """Read from workers' own disks: all rows a round, once to draw the first centres, and once
+        to count; for two levels also to count the parents' and to split them."""
+        return (self.rounds + (2 if self.parents is None else 4)) * self.pool_bytes
+
+    @property
+    def shuffled_bytes(self) -> float:
+        """Training rows brought together by their parent: written once, read once."""
+        return 0 if self.parents is None else 2 * self.train_fraction * self.pool_bytes
+
+    @property
+    def summed_bytes(self) -> int:
+        """Sums that a round stores and its end reads: 8 bytes a value."""
+        return UNITS * (self.parents or self.clusters) * self.width * 8
+
+    @property
+    def worker_bytes(self) -> float:
+        """Held beside a shard: centres in float32 and bfloat16, two sets of sums in 8 bytes; for
+        two levels all children, or the training rows of a parent twice the mean with their sums."""
+        value = self.width * (4 + 2)
+        if self.parents is None:
+            return self.clusters * (value + 16 * self.width)
+        parent = 2 * self.train_fraction * self.rows / self.parents * self.width * 4 * 2
+        return max(self.clusters * value, self.parents * (value + 16 * self.width), parent)
+
+    def row(self) -> str:
+        levels = "one" if self.parents is None else f"{self.parents:,} parents"
+        cells = (
+            f"{self.clusters:,}",
+            levels,
+            f"{self.train_fraction:g}",
+            f"{self.flop:.2g}".replace("e+", "e"),
+            f"{self.flop / GFLOPS / 1e9 / 3600:,.0f}",
+            f"{2 * self.pool_bytes / 1e12:.1f} TB",
+            f"{self.scratch_bytes / 1e12:.0f} TB",
+            f"{self.shuffled_bytes / 1e12:.1f} TB",
+            f"{self.summed_bytes / 1e9:,.0f} GB",
+            f"{self.worker_bytes / 1e9:.1f} GB",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+GFLOPS = 330  # of a core in bfloat16, all told: see tests/benchmarks/kmeans.py
+
+PLANS = (
+    Plan(clusters=100_000, train_fraction=1),
+    Plan(clusters=100_000),
+    Plan(clusters=100_000, parents=320),
+    Plan(clusters=1_000_000),
+    Plan(clusters=1_000_000, parents=1_000),
+)
+
+
+HEADS = "clusters, levels, train_fraction, FLOP, core-hours, storage, own disks, shuffled"
+MORE_HEADS = "sums a round, memory of a worker"
+
+
+def table() -> str:
+    heads = f"{HEADS}, {MORE_HEADS}".split(", ")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(p.row() for p in PLANS)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
