@@ -40,15 +40,22 @@ class Points(Combined):
 
 
 @lru_cache(maxsize=1)  # a worker asks for the same ones with every piece and round
-def of_clusters(folder: str | None, setting: str, where: str) -> tuple[NDArray, Metric]:
-    """The centroids, (K, D), those of a cosine metric at length 1 or 0, and the metric."""
+def of_clusters(
+    folder: str | None, setting: str, where: str, digest: str
+) -> tuple[NDArray[np.float32], Metric]:
+    """The centroids, (K, D), those of a cosine metric at length 1 or 0, and the metric.
+
+    The digest is that of the file that the setting names.
+    """
     held = read(folder, setting, where)
     is_cosine = held.metric == "cosine"
     return np.nan_to_num(unit_rows(held.vector)) if is_cosine else held.vector, held.metric
 
 
-def clusters_alone(folder: str | None, setting: str, where: str) -> NDArray[np.float32]:
-    return of_clusters(folder, setting, where)[0]
+def clusters_alone(
+    folder: str | None, setting: str, where: str, digest: str
+) -> NDArray[np.float32]:
+    return of_clusters(folder, setting, where, digest)[0]
 
 
 def itself(vector_ND: NDArray) -> NDArray[np.float32]:

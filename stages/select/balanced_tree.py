@@ -177,7 +177,7 @@ class BalancedTree(DatasetStage):
         from stages.select._tree import Tree, put_tree
 
         where = f"stage '{ctx.worker.stage}'"
-        source = inputs.centroids, self.centroids, where
+        source = inputs.centroids, self.centroids, where, self.outside()
         vector_KD, metric = of_clusters(*source)
         if self.levels and self.levels[0] > len(vector_KD):
             raise StageError(

@@ -215,6 +215,14 @@ def test_one_cluster_is_a_tree_too(tmp_path, treed):
         assert sum(out["keep"].to_pylist()) == told(ctx)["kept"] == 2
 
 
+def test_centroids_that_changed_on_disk_are_read_anew(tmp_path, pool, treed):
+    file = tmp_path / "mine.parquet"
+    first, _ = treed(pool, centroids=centroids_at(file), rows=40)
+    turned = centroids_at(file, WAYS[::-1] + np.arange(8, dtype=np.float32)[:, None] ** 2)
+    second, _ = treed(pool, centroids=turned, rows=40)
+    assert first["tree_path"] != second["tree_path"]
+
+
 def test_a_pool_whose_rows_have_no_cluster_keeps_none_of_a_share(treed):
     out, ctx = treed(rows_of([None, None]), fraction=0.5)
     assert out["keep"].to_pylist() == [False, False]
