@@ -58,3 +58,31 @@ def test_a_column_that_makes_no_groups_is_refused_with_its_line(generated, clipm
     assert said.code == 2
     assert "column 'concept_ids' holds list<" in said.err
     assert "it.yaml:4" in said.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("fraction: 0", "above 0, at most 1"),
+        ("fraction: 1.01", "above 0, at most 1"),
+        ("rows: 0", "at least 1"),
+        ("rows: 2.5", "a whole number"),
+        ("per: text, at_most: 0", "at least 1"),
+        ('by: "", fraction: 0.5', "text, not empty"),
+        ("fraction: 0.5, rows: 3", "fraction and rows says how much stays"),
+        ("by: words, rows: 3", "no ancestor writes column 'words'"),
+        ("by: pool.words, rows: 3", "'pool' writes no 'words'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_their_line(
+    settings, said, generated, clipmill, tmp_path
+):
+    path = tmp_path / "it.yaml"
+    path.write_text(
+        f"stages:\n  pool: {{uses: ingest.datacomp, path: {generated}/metadata}}\n"
+        f"  few: {{uses: select.sample, from: pool, {settings}}}\n"
+    )
+    refused = clipmill("plan", path)
+    assert refused.code == 2
+    assert said in refused.err
+    assert "it.yaml:3" in refused.err

@@ -108,14 +108,17 @@ def test_every_value_is_left_its_share_rounded_up_or_down(pool, sampled):
             assert set(rows[: left[value]]) <= uids(out)
 
 
-def test_a_number_of_rows_is_shared_out_by_the_values_rows(pool, sampled):
-    drawn_from = ROWS - pool["group"].null_count
-    for rows in (1, 10, 1_000, drawn_from, ROWS):
-        out = sampled(pool, by="group", rows=rows)
-        left = Counter(pool["group"].filter(out["keep"]).to_pylist())
-        assert sum(left.values()) == min(rows, drawn_from)
-        for value, found in by_value(pool).items():
-            assert abs(left[value] - min(1, rows / drawn_from) * len(found)) < 2, value
+def test_a_number_of_rows_is_one_share_of_every_value_rounded_up_or_down(pool, sampled):
+    many = rows_of([*(f"v{number}" for number in range(900)), *["often"] * 1_100])
+    for some in (pool, many):
+        drawn_from = len(some) - some["group"].null_count
+        for rows in (1, 10, 1_000, drawn_from, ROWS):
+            out = sampled(some, by="group", rows=rows)
+            left = Counter(some["group"].filter(out["keep"]).to_pylist())
+            assert sum(left.values()) == min(rows, drawn_from)
+            of_each = [(left[value], len(found)) for value, found in by_value(some).items()]
+            # t * n - 1 < rows left < t * n + 1 for every value, by one t
+            assert max((n - 1) / of for n, of in of_each) < min((n + 1) / of for n, of in of_each)
 
 
 def test_rows_of_rare_values_are_as_likely_as_others(sampled):
