@@ -42,11 +42,15 @@ def given(tmp_path_factory) -> tuple[str, ...]:
     codes = pa.table({**rows, "phash": pa.array(code_N)})
     pq.write_table(codes, folder / "codes.parquet")
     pq.write_table(pa.table({"text": texts[:4]}), folder / "tasks" / "seen.parquet")
+    wanted = pa.table({"b32_img": list(vector_ND[:5].astype(np.float32))})
+    wanted = wanted.replace_schema_metadata({"clipmill.model": "any"})
+    pq.write_table(wanted, folder / "wanted.parquet")
     (folder / "concepts.json").write_text(json.dumps(WORDS))
     settings = {
         "pool.path": folder / "pool",
         "codes.path": folder / "codes.parquet",
         "leaks.tasks": folder / "tasks",
+        "wanted.targets": folder / "wanted.parquet",
         "matched.concepts": folder / "concepts.json",
         "even.concepts": folder / "concepts.json",
     }

@@ -22,7 +22,7 @@ from pipeline.planning.recipe import Recipe
 from stages.models.reference import Reference
 from stages.ops.centroids import Centroids, to_table
 from stages.ops.images import decode
-from stages.ops.vectors import from_matrix
+from stages.ops.vectors import as_matrix, from_matrix
 from stages.select import _targets
 from stages.select.image_based import ImageBased
 from stages.select.where import Top, Where
@@ -459,7 +459,7 @@ RECIPE = """\
 stages:
   pool: {uses: ingest.image_folder, path: %(folder)s/pool}
   emb: {uses: embed.clip, from: pool, model: reference}
-  clusters: {uses: cluster.kmeans, from: emb, clusters: 4}
+  clusters: {uses: cluster.kmeans, from: emb, clusters: 4, metric: euclidean}
   trusted: {uses: ingest.image_folder, path: %(folder)s/trusted}
   trusted_emb: {uses: embed.clip, from: trusted, model: reference}
   vectors: {uses: export.parquet, from: trusted_emb, columns: [image_embedding], captions: false}
@@ -479,8 +479,16 @@ def test_targets_of_an_export_and_clusters_of_the_run_are_two_edges(tmp_path, cl
     told = json.loads((near / "out" / "targets.json").read_text())
     assert told["model"] == "reference"
     assert told["tasks"]["vectors"]["targets"] == 2
-    rows = pa.concat_tables(map(pq.read_table, sorted(near.glob("0*.parquet"))))
-    assert 0 < told["kept"] == sum(rows["keep"].to_pylist()) < 45
+
+    def stored(stage: str, files: str = "0*") -> pa.Table:
+        found = (tmp_path / "run" / "stages").glob(f"{stage}-*/{files}.parquet")
+        return pa.concat_tables(map(pq.read_table, sorted(found)))
+
+    seen, wanted = (as_matrix(stored(name)["image_embedding"]) for name in ("emb", "trusted_emb"))
+    centroid_KD = as_matrix(stored("clusters", "out/centroids")["centroid"])
+    assert not np.allclose(np.linalg.norm(centroid_KD, axis=1), 1), "means, not directions"
+    assert stored("near")["keep"].to_pylist() == datacomp(seen, wanted, centroid_KD).tolist()
+    assert 0 < told["kept"] == sum(stored("near")["keep"].to_pylist()) < 45
     varied = ("--stage", "near", "--vary", "at_least=1:2:1", "--json")
     swept = clipmill("sweep", "--run", tmp_path / "run", *varied)
     assert swept.json["points"][0]["kept"] == told["kept"]
