@@ -88,7 +88,8 @@ class KMeans(DatasetStage):
     m: OneUp = later(1)  # nearest centres stored of each row; cluster labels to train on: 8
     # instead of `clusters`: stage:NAME, or a Parquet of centroids; rows are assigned to these
     centroids: NonEmpty | None = later(None)
-    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
+    # GPUs of one worker; 0.5 shares one between two. The values are the same; no GPU has been tried
+    gpus: Gpus = location(0)
     memory_gb: Gigabytes = location(2)  # memory of one worker, in GB
 
     version = 2
@@ -117,7 +118,7 @@ class KMeans(DatasetStage):
             what = f"m: {self.m} nearest of clusters: {clusters}"
             raise RecipeError(what, "key `m`", f"write m: {clusters} or less")
         if parents is not None and 2 * parents > clusters:
-            what = f"parents: {parents} of clusters: {clusters}, which leaves them no 2 children"
+            what = f"parents: {parents} of clusters: {clusters}, fewer than 2 children each"
             do = f"write parents: {max(1, round(clusters**0.5))}, the root of clusters"
             raise RecipeError(what, "key `parents`", do)
         most = max(parents, clusters // parents) if parents else clusters

@@ -30,14 +30,14 @@ def nearest_on(
     is_distance: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(N, m) places of the nearest centres, and (N, m) dot products, or minus squared distances."""
-    centres = torch.from_numpy(centre_UD).to(device)
+    centres = torch.tensor(centre_UD, device=device)
     place_Nm, sure_Nm = np.empty((len(row_ND), m), np.int64), np.empty((len(row_ND), m))
     step = max(1, SCORES // len(centres))
     with _whole_products():
         near = _Near(centres, frame, precision)
         for start in range(0, len(row_ND), step):
             block = slice(start, start + step)
-            row_BD = torch.from_numpy(row_ND[block]).to(device)
+            row_BD = torch.tensor(row_ND[block], device=device)  # Arrow lends it read-only
             row_P, centre_P = near.pairs(row_BD, m)
             parts = zip(row_P.split(PAIRS), centre_P.split(PAIRS), strict=True)
             sure_P = torch.cat([_wide(row_BD[r], centres[c], is_distance) for r, c in parts])

@@ -1,6 +1,7 @@
 """KMeans: blobs found, faiss matched, and nothing that depends on shards, order or a restart."""
 
 import re
+from dataclasses import replace
 from functools import partial, reduce
 
 import faiss
@@ -314,7 +315,7 @@ def test_a_share_without_a_row_to_train_on_is_refused(memory_shards, memory_cont
         ({"clusters": 3, "m": 4}, "m: 4 nearest of clusters: 3"),
         (
             {"clusters": 9, "parents": 5},
-            "parents: 5 of clusters: 9, which leaves them no 2 children",
+            "parents: 5 of clusters: 9, fewer than 2 children each",
         ),
         ({"clusters": 10_001, "start": "kmeans++"}, "start: kmeans++ of 10,001 clusters at once"),
         ({"centroids": "stage:x", "rounds": 3}, "`rounds` is about finding centroids"),
@@ -326,3 +327,24 @@ def test_a_share_without_a_row_to_train_on_is_refused(memory_shards, memory_cont
 def test_settings_that_do_not_go_together_are_refused(settings, found):
     with pytest.raises(RecipeError, match=re.escape(found)):
         KMeans(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clusters": 9, "m": 3},
+        {"clusters": 9, "metric": "euclidean", "start": "kmeans++"},
+        {"clusters": 12, "parents": 3},
+        {"centroids": "stage:x"},
+    ],
+    ids=["one level", "k-means++", "two levels", "given"],
+)
+def test_values_are_the_same_on_another_device(settings, memory_shards, memory_context):
+    """On torch's own processor, by the way that a GPU goes: there is none here."""
+    shards, given = memory_shards(table(blobs(300, centres=12, spread=0.5))), memory_context()
+    clustered(given, shards, clusters=7)
+    there = memory_context()
+    there.worker = replace(there.worker, device="cpu:0")
+    out = [clustered(ctx, shards, given.folder, **settings) for ctx in (memory_context(), there)]
+    assert out[0].equals(out[1])
+    assert KMeans(gpus=1, **settings).resources.gpus == 1
