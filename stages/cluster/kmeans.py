@@ -164,7 +164,8 @@ class KMeans(DatasetStage):
             tree = given_tree(self.centroids or "", self.metric, self.column, inputs, ctx)
         width = None if tree is None else tree.centre.shape[1]
         points = partial(points_of, self.column, self.metric, coins, width)
-        rows = ctx.keep_local(ctx.map_shards(points, inputs.rows))
+        held = ctx.keep_local(inputs.rows)  # for the end: so storage is read once
+        rows = ctx.keep_local(ctx.map_shards(points, held))
         pool = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))
         by_round: dict[str, NDArray] = {}
         if tree is not None:
@@ -179,4 +180,4 @@ class KMeans(DatasetStage):
         ctx.say("")
         put_results(ctx, self, inputs, tree, sums, space, by_round)
         stored = partial(assigned, self.column, self.metric, self.m, tree)
-        ctx.restore(ctx.map_shards(stored, inputs.rows))
+        ctx.restore(ctx.map_shards(stored, held))
