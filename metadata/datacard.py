@@ -37,6 +37,15 @@ Rows are shuffled within a file and files by their number.""",
     " JSON, an empty field is a missing value. `polars.read_csv` and `pandas.read_csv` read it.",
     "jsonl": "`rows.jsonl` has a JSON object a line, in UTF-8. `polars.read_ndjson` and"
     " `pandas.read_json(..., lines=True)` read it.",
+    "map": """`map.parquet` has a row a point. The viewer embedding-atlas opens it; `pip install
+embedding-atlas` in an environment of its own, then
+
+```sh
+embedding-atlas map.parquet --x x --y y --text caption --image thumbnail --neighbors neighbors
+```
+
+`x` and `y` are of the plane in which the embeddings spread most; `neighbors` names rows of the
+file, from 0, and 1 - cosine to each.""",
     "uid_list": "DataComp's subset file: 128-bit ids as two big-endian halves, `u8,u8`, sorted; an"
     " id that stands k times is to be seen k times. `numpy.load(..., mmap_mode='r')` reads it.",
 }

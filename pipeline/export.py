@@ -16,7 +16,7 @@ from metadata.datacard import SUMMARY
 from metadata.keys import redacted
 from metadata.outputs import Outputs
 from metadata.places import is_places
-from metadata.schema import CAPTION, IMAGE, KEEP, UID
+from metadata.schema import CAPTION, CLUSTER_ID, IMAGE, IMAGE_EMBEDDING, KEEP, UID
 from metadata.storage import Storage
 from pipeline.engine.dataset_job import DatasetJob
 from pipeline.engine.repair import take_away
@@ -41,8 +41,9 @@ FORMATS: dict[str, dict[str, Any]] = {  # what `--to` says, as a recipe says it
     "uid_list": {"uses": "export.uid_list"},
     "csv": {"uses": "export.table", "format": "csv"},
     "jsonl": {"uses": "export.table", "format": "jsonl"},
+    "map": {"uses": "export.map"},
 }
-PICTURES = ("parquet", "webdataset", "huggingface")
+PICTURES = ("parquet", "webdataset", "huggingface", "map")
 ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # of what has pictures
 
 
@@ -193,6 +194,7 @@ def _is_exports(name: str) -> bool:
         "uids.npy",
         "rows.csv",
         "rows.jsonl",
+        "map.parquet",
     )
 
 
@@ -252,6 +254,8 @@ def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
             "the arguments",
             "--to csv, jsonl and uid_list need none; else name a later stage",
         )
+    if wanted.to == "map":
+        _check_map(stage, visible, wanted)
     if wanted.columns and wanted.to == "uid_list":
         raise RecipeError(
             "a list of uids has no columns", "--columns", "--to csv or jsonl writes a table"
@@ -264,6 +268,23 @@ def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
             known = [name for name in visible if ("." in name) == ("." in column)]
             do = did_you_mean(column, known, f"'{stage}' sees")
             raise RecipeError(f"no column '{column}' at stage '{stage}'", "--columns", do)
+
+
+def _check_map(stage: str, visible: list[str], wanted: Wanted) -> None:
+    """RecipeError where the stage knows no place on a map, or no cluster."""
+    for column, by in ((IMAGE_EMBEDDING, "embed.clip"), (CLUSTER_ID, "cluster.kmeans")):
+        if column.name not in visible:
+            raise RecipeError(
+                f"--to map needs '{column.name}', and none is before '{stage}'",
+                "the arguments",
+                f"name a stage after one such as {by}: --stage",
+            )
+    if wanted.dropped is not None:
+        raise RecipeError(
+            "a map holds the rows that are dropped too: its column `kept` is false there",
+            "--dropped",
+            "leave it out",
+        )
 
 
 def _visible(plan: Plan, stage: str) -> Iterator[str]:

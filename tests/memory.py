@@ -76,7 +76,7 @@ class MemoryContext:
     def shuffle(self, over, key, partitions=3):
         if not over:
             return MemoryShards()
-        rows = pa.concat_tables(over)
+        rows = pa.concat_tables(over.table(index) for index in range(len(over)))
         part = np.array([zlib.crc32(repr(v).encode()) % partitions for v in rows[key].to_pylist()])
         order = np.argsort(part, kind="stable")
         rows, bounds = rows.take(order), np.searchsorted(part[order], range(partitions + 1))

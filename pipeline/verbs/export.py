@@ -26,8 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("parquet", "webdataset", "huggingface", "csv", "jsonl", "uid_list"),
-        help="with pictures: parquet, webdataset, huggingface; tables: csv, jsonl; ids: uid_list",
+        choices=("parquet", "webdataset", "huggingface", "map", "csv", "jsonl", "uid_list"),
+        help="with pictures: parquet, webdataset, huggingface; for embedding-atlas: map;"
+        " tables: csv, jsonl; ids: uid_list",
     )
     parser.add_argument(
         "--out", required=True, metavar="URI", help="folder to write to: a path or s3://…"

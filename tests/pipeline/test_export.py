@@ -51,6 +51,20 @@ def test_a_webdataset_holds_the_same_and_its_files_are_named(export, kept, tmp_p
     assert {row["uid"] for row in told} < kept
 
 
+def test_a_map_holds_dropped_rows_too_and_says_which_are_kept(export, kept, tmp_path):
+    said = export("subset", "map", "--columns", "look.min_side", "--json").json
+    assert sorted(said["files"]) == ["README.md", "dataset.json", "map.parquet"]
+    table = pq.read_table(tmp_path / "out" / "map.parquet")
+    rows = {row["uid"]: row for row in table.to_pylist()}
+    assert {uid for uid, row in rows.items() if row["kept"]} == kept
+    assert kept < rows.keys()
+    assert all(row["thumbnail"]["bytes"][:2] == b"\xff\xd8" for row in rows.values())
+    assert said["rows"] - said["exported"] == sum(said["left"].values())
+    before = (tmp_path / "out" / "map.parquet").read_bytes()
+    assert export("subset", "map", "--columns", "look.min_side").code == 0
+    assert (tmp_path / "out" / "map.parquet").read_bytes() == before
+
+
 def test_a_list_of_uids_needs_no_image(export, every_stage, tmp_path):
     assert export("lang", "uid_list").code == 0
     uids = np.load(tmp_path / "out" / "uids.npy")
@@ -207,8 +221,12 @@ def test_a_folder_that_holds_other_files_is_refused_and_left_alone(export, tmp_p
         ("--stage shards --to uid_list", "name a select stage: subset"),
         ("--stage lang --to parquet", "--to csv, jsonl and uid_list need none"),
         ("--stage subset --to cvs", "did you mean 'csv'"),
-        ("--stage subset --to xls", "there are: parquet, webdataset, huggingface, csv"),
-        ("--to csv", "--stage subset or listed or even"),
+        ("--stage subset --to xls", "there are: parquet, webdataset, huggingface, map, csv"),
+        ("--stage both --to map", "--to map needs 'image_embedding', and none is before 'both'"),
+        ("--stage emb --to map", "needs 'cluster_id', and none is before 'emb'"),
+        ("--to map --dropped no_embedding --stage near", "holds the rows that are dropped too"),
+        ("--to csv", "select stages end this recipe"),
+        ("--to csv", "--stage subset or "),
         ("--stage subset --to csv --columns clster_id", "did you mean 'cluster_id'"),
         ("--stage subset --to csv --columns look.nosuch", "no column 'look.nosuch'"),
         ("--stage subset --to csv --columns uid,image", "a table in csv holds no pictures"),

@@ -1,0 +1,210 @@
+"""The rows as a map: one Parquet file that the viewer `embedding-atlas` opens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from metadata.schema import (
+    CAPTION,
+    CLUSTER_ID,
+    IDENTITY,
+    IMAGE,
+    IMAGE_EMBEDDING,
+    KEEP,
+    POSITION,
+    SHARD,
+    TEXT,
+    UID,
+    Column,
+)
+from metadata.shard import ShardWriter
+from metadata.uid import coin_hash
+from pipeline.dataset import Context, Inputs, Shards, Task
+from pipeline.stage import DatasetStage, NonEmpty, OneUp
+from stages.export._columns import check_columns, with_hex_ids
+from stages.export._drawn import CLUSTER, KEPT, THUMBNAIL, Drawn, X, Y
+from stages.export._groups import put_documents
+from stages.export._mapped import Pick, counted, cut, in_order, merged, surveyed
+from stages.export._plane import nearest_rows, on_plane, plane_of
+from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from stages.ops.vectors import as_matrix
+
+# Shapes: N rows of a shard or of whole clusters.
+
+MAP, NEIGHBORS = "map.parquet", "neighbors"
+ROW = "row"  # of the file, from 0
+RANGE_ROWS = 2**14  # of the file, written at a time
+FIXED = (X, Y, THUMBNAIL, CAPTION.name, CLUSTER, KEPT, UID.name, NEIGHBORS, IMAGE.name)
+SOUGHT = 2**14  # rows that neighbours are sought among, at most
+Pixels = Annotated[int, Meta(ge=16, le=512)]
+Rows = Annotated[int, Meta(ge=1, lt=2**31)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map(DatasetStage):
+    """map.parquet: a row for each with an embedding and a cluster, in the order of their uids.
+
+    `x` and `y` are its place on the plane in which the directions of all such rows of the pool
+    spread most, `thumbnail` its picture ({bytes, path: null}; null without one), then `caption`,
+    `cluster`, `kept` (true where no select stage stands before), `uid` as 32 hex digits, the
+    chosen columns, and `neighbors`: {ids: rows of this file from 0, distances: 1 - cosine} of the
+    row itself and the nearest of its cluster, nearest first; the row again where there are fewer,
+    as the viewer wants lists of one length. Of more rows than `rows` those stay whose uids hash
+    lowest; the plane does not change with it.
+
+    Source: the columns that embedding-atlas 0.26 takes by `--x --y --text --image --neighbors`.
+    Departs: neighbours of other clusters are not sought; in a cluster of more than 16,384 rows on
+    the map they are sought among as many that are next to it along `x`.
+    Error: cosines to 2^-26; of `rows` up to a thousandth may be missing.
+    Example: {columns: [clip_score]}
+    """
+
+    rows: Rows = 1_000_000  # at most; a viewer takes a few million
+    columns: tuple[NonEmpty, ...] = ()  # stored besides, as `name` or `stage.name`
+    only_kept: bool = False  # leaves out what an earlier select drops
+    column: NonEmpty = IMAGE_EMBEDDING.name  # the embeddings that are drawn
+    neighbors: OneUp = 10  # of each row, beside itself
+    side: Pixels = 80  # of a thumbnail, the longer one
+
+    version = 1
+    determinism = "exact"
+    gives = ("data",)
+    reasons = ("not_kept", "no_embedding", "no_cluster", "beyond_rows")
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, (Column(name, pa.null(), "", "") for name in FIXED))
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:
+        return IMAGE, replace(IMAGE_EMBEDDING, name=self.column), CLUSTER_ID, *self.columns
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        return TEXT, KEEP
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        seed, stage = ctx.worker.seed, ctx.worker.stage
+        coins = partial(coin_hash, seed=seed, stage=stage, purpose="map")
+        named = (self.column, CLUSTER_ID.name, KEEP.name)
+        rows = ctx.keep_local(inputs.rows.select(named))  # without pictures, four times
+        pick = Pick(self.column, self.only_kept, coins)
+        ctx.say("laying out the map")
+        seen = ctx.reduce(partial(surveyed, pick), rows, merged)
+        pick, plane = replace(pick, below=cut(seen["coins_C"], self.rows)), plane_of(seen)
+        counts = ctx.map(partial(counted, pick, rows), list(range(len(rows))))
+        total = {name: sum(count[name] for count in counts) for name in counts[0]}
+        bits = bits_for(total["exported"], RANGE_ROWS)
+        by_uid = ctx.shuffle(ctx.map_shards(partial(placed, pick, bits), rows), RANGE, 2**bits)
+        sizes = ctx.map(partial(sizes_of, by_uid), list(range(len(by_uid))))
+        numbers = ctx.map_shards(partial(numbered, firsts(sizes)), by_uid)
+        ctx.say("finding neighbours")
+        by_cluster = ctx.shuffle(numbers, CLUSTER, ctx.partitions(rows))
+        ctx.drop(by_uid)
+        beside = partial(neighbours, plane, self.neighbors)
+        near = ranged(ctx, ctx.map_shards(beside, by_cluster), bits)
+        ctx.drop(by_cluster)
+        ctx.say("drawing thumbnails")
+        drawn = Drawn(inputs.rows, pick, plane, bits, self.side, self.columns)
+        pictures = ctx.shuffle(drawn, RANGE, 2**bits)  # partitions as those of the neighbours
+        ctx.say("")
+        (file,) = ctx.map(partial(write_map, drawn, pictures, near), [MAP])
+        ctx.drop(near.shuffled)
+        ctx.drop(pictures)
+        columns = file.pop("columns")
+        summary = {
+            "name": stage,
+            "format": "map",
+            "seed": seed,
+            "counts": total,
+            "columns": columns,
+            "files": [{**file, "rows": total["exported"]}],
+            "made_by": inputs.told,
+        }
+        ctx.map(put_documents, [summary])
+
+
+def placed(pick: Pick, bits: int, shard: pa.Table) -> pa.Table:
+    """The rows on the map: who they are, their cluster and unit vector, and their uid's range."""
+    unit_ND, taken_N, _ = pick(shard)
+    rows = shard.select([*IDENTITY, CLUSTER_ID.name]).filter(pa.array(taken_N))
+    rows = rows.rename_columns([*IDENTITY, CLUSTER])
+    rows = rows.append_column(RANGE, range_of(rows[UID.name], bits))
+    # Without a fixed width: a shard without a vector knows none.
+    ends = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * unit_ND.shape[1], pa.int32())
+    return rows.append_column("unit", pa.ListArray.from_arrays(ends, unit_ND[taken_N].ravel()))
+
+
+def sizes_of(by_uid: Shards, partition: int, task: Task) -> dict[str, int]:
+    """How many rows each range has of those in one partition."""
+    counted = pc.value_counts(by_uid.table(partition)[RANGE].combine_chunks()).to_pylist()
+    return {str(count["values"]): count["counts"] for count in counted}
+
+
+def firsts(sizes: Sequence[dict[str, int]]) -> dict[int, int]:
+    """The number of the first row of each range."""
+    rows = sorted((int(number), count) for part in sizes for number, count in part.items())
+    starts = accumulate((count for _, count in rows), initial=0)
+    return {number: start for (number, _), start in zip(rows, starts, strict=False)}
+
+
+def numbered(first: dict[int, int], rows: pa.Table) -> pa.Table:
+    """The rows of some whole ranges, each with its number on the map."""
+    rows = rows.take(in_order(rows))
+    range_N = rows[RANGE].to_numpy()
+    rank_N = np.arange(len(rows)) - np.searchsorted(range_N, range_N)
+    start_N = np.array([first[number] for number in range_N.tolist()], np.int64)
+    return rows.append_column(ROW, pa.array(start_N + rank_N, pa.int64()))
+
+
+def neighbours(plane: NDArray, k: int, rows: pa.Table) -> pa.Table:
+    """The neighbours of every row of some whole clusters, and the part of the file it is in."""
+    unit_ND = as_matrix(rows["unit"])
+    row_N, cluster_N = rows[ROW].to_numpy(), rows[CLUSTER].to_numpy()
+    order_N = np.lexsort((row_N, on_plane(unit_ND, plane)[:, 0], cluster_N))
+    starts = np.flatnonzero(np.diff(cluster_N[order_N], prepend=-1))
+    sought = [order_N[:0]]
+    for members in np.split(order_N, starts)[1:]:
+        for run in np.array_split(members, -(-len(members) // SOUGHT)):
+            sought.append(run[np.argsort(row_N[run])])
+    found = [nearest_rows(unit_ND[run], row_N[run], k) for run in sought]
+    rows = rows.select([*IDENTITY, RANGE, ROW]).take(np.concatenate(sought))
+    return rows.append_column(NEIGHBORS, pa.chunked_array(found))
+
+
+def write_map(
+    drawn: Drawn, pictures: Shards, near: Ranges, name: str, task: Task
+) -> dict[str, Any]:
+    """All parts of the file in their order; and the columns that it has."""
+    path = task.worker.scratch / name
+    none = nearest_rows(np.empty((0, 0), np.float32), np.empty(0, np.int64), 0)
+    schema = finished(drawn.empty(), none).schema
+    with ShardWriter(path, schema, task.page_checksums) as writer:
+        for number, partition in sorted(near.place.items()):
+            rows = part(pictures.table(partition), number)
+            beside = part(near.shuffled.table(partition), number)
+            writer.add(finished(rows, beside[NEIGHBORS].combine_chunks()))
+        sha256, size_bytes = writer.close()
+    task.put_file(name, path)
+    columns = [[field.name, str(field.type)] for field in schema]
+    return {"file": name, "bytes": size_bytes, "sha256": sha256, "columns": columns}
+
+
+def part(rows: pa.Table, number: int) -> pa.Table:
+    """The rows of one range, in the file's order."""
+    rows = rows.filter(pc.equal(rows[RANGE], number))
+    return rows.take(in_order(rows))
+
+
+def finished(rows: pa.Table, near: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The rows as they leave."""
+    return with_hex_ids(
+        rows.drop_columns([SHARD.name, POSITION.name, RANGE]).append_column(NEIGHBORS, near)
+    )
