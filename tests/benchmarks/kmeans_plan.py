@@ -85,7 +85,7 @@ class Plan:
         return f"| {' | '.join(cells)} |"
 
 
-GFLOPS = 330  # of a core in bfloat16, all told: see tests/benchmarks/kmeans.py
+GFLOPS = 290  # of a core in bfloat16, all told: see tests/benchmarks/kmeans.py
 
 PLANS = (
     Plan(clusters=100_000, train_fraction=1),
