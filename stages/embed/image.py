@@ -35,7 +35,8 @@ class ImageEmbedding(RowStage):
     then go by looks and scores by captions. Of a model of both, the vectors are those of
     `embed.clip`. A stage after both reads one by `read: {image_embedding: NAME.image_embedding}`.
 
-    Source: concept clusters by DINO are DBP's (Abbas et al. 2024) and SSP's (Sorscher et al. 2022).
+    Source: DBP clusters by DINOv2's vectors (Abbas et al. 2024), SSP by those of a self-supervised
+    network (Sorscher et al. 2022).
     Error: as the model's: none for `reference`; `features` are not of length 1.
     Example: {model: features}
     """
