@@ -164,6 +164,8 @@ def _float_products(unit_CD: NDArray[np.float32], work: int) -> Callable[[NDArra
         return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
     import torch  # whose oneDNN uses all of the processor, where NumPy's OpenBLAS uses half of some
 
+    if torch.get_float32_matmul_precision() != "highest":  # oneDNN may then round to bfloat16
+        return lambda unit_BD: (unit_CD @ unit_BD.T).view(np.uint32)
     linear, strip = torch.nn.functional.linear, torch.from_numpy(unit_CD).to_mkldnn()
 
     def products(unit_BD: NDArray) -> Bits:

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from stages.ops import _coarse, _on_device
 from stages.ops.nearest import fixed_scale, nearest, nearest_centre, sums_by_group
@@ -172,6 +173,18 @@ def test_every_processor_gives_the_same(monkeypatch):
         found = nearest(row_ND, centre_KD, "euclidean", 2)
         for values, same in zip(expected, found, strict=True):
             np.testing.assert_array_equal(values, same)
+
+
+def test_a_process_that_lets_torch_round_products_gets_the_same():
+    centre_KD = unit_rows(normal(0, 900, 64))
+    row_ND = unit_rows(centre_KD[np.arange(400)] + centre_KD[np.arange(400) + 1])  # borders
+    expected = nearest_centre(row_ND, centre_KD, precision="float32")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = nearest_centre(row_ND, centre_KD, precision="float32")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_sums_are_whole_numbers_that_no_order_changes():
