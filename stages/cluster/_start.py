@@ -91,6 +91,8 @@ def plus_plus(
         coins = partial(coin_hash, seed=seed, stage=stage, purpose=f"draw {turn}")
         keys = partial(far_drawn, state["centre_CD"], device, number, share, coins)
         found = ctx.reduce(keys, rows, partial(merge_drawn, number))
+        if not len(found["unit_KD"]):  # which may say no width
+            return state
         return {"centre_CD": np.concatenate([state["centre_CD"], found["unit_KD"]])}
 
     ctx.say("drawing candidates for the first centres")

@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from metadata.uid import coin_hash, from_halves
@@ -74,6 +75,16 @@ def test_of_few_distinct_rows_each_is_a_centre(rows, memory_shards, memory_conte
     out = clustered(ctx, memory_shards(table(row_ND)), clusters=6, start="kmeans++")
     assert len({*out["cluster_id"].to_pylist()}) == min(rows, 3)
     assert len(centroids_of(ctx)) == min(rows, 3)
+
+
+def test_a_shard_whose_lists_say_no_width_adds_no_candidate(memory_shards, memory_context):
+    row_ND = np.ones((4, 8), np.float32)
+    rows = table(row_ND, first=9)
+    lists = rows["image_embedding"].cast(pa.list_(pa.float32()))
+    none = rows.slice(0, 2).set_column(1, "image_embedding", pa.nulls(2, lists.type))
+    shards = memory_shards(none, rows.set_column(1, "image_embedding", lists))
+    out = clustered(memory_context(), shards, clusters=2, start="kmeans++")
+    assert out["cluster_id"].drop_null().to_pylist() == [0] * 4
 
 
 def test_a_step_takes_rows_by_weight_and_squared_distance():
