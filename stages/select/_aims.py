@@ -46,8 +46,15 @@ class Cells:
 
 @lru_cache(maxsize=1)  # a worker asks for the same centroids with every shard
 def opened(targets: Targets) -> Cells:
-    """The centroids; StageError where they cannot be read."""
-    return Cells.of(targets.read_centroids().vector, targets.nearest)
+    """The centroids; StageError where they cannot be read, or none can be nearest."""
+    cells = Cells.of(targets.read_centroids().vector, targets.nearest)
+    if not len(cells.vector):
+        raise StageError(
+            found="centroids that are all zero: none has a direction",
+            where=f"stage '{targets.stage}', keys `centroids` and `nearest`",
+            do="give other centroids, or write nearest: inner_product",
+        )
+    return cells
 
 
 def aimed(targets: Targets, item: dict[str, Any], task: Task) -> dict[str, Any]:

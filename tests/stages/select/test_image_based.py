@@ -135,6 +135,14 @@ def test_rows_of_any_length_are_decided_as_float64_decides(files, selected):
     assert out["keep"].to_pylist() == datacomp(row_ND, target_MD, centroid_KD).tolist()
 
 
+def test_centroids_that_are_all_zero_have_no_cosine_and_one_product(files, selected):
+    places = files(np.zeros((3, D)), t=np.ones((2, D)))
+    with pytest.raises(StageError, match=r"all zero.*\n.*`nearest`.*\n.*inner_product"):
+        selected(pool(np.ones((4, D), np.float32)), nearest="cosine", **places)
+    out, _ = selected(pool(np.ones((4, D), np.float32)), **places)
+    assert out["nearest_centroid"].to_pylist() == [0] * 4
+
+
 def test_the_cosine_is_the_product_with_centroids_at_length_one(files, selected):
     rng = np.random.default_rng(2)
     row_ND, target_MD = coarse(rng, 2_000), coarse(rng, 30)
