@@ -88,7 +88,7 @@ class Ranked:
     order: NDArray[np.int64]  # (N,)
     start: NDArray[np.int64]  # (G,) of each slice in that order
     rows: NDArray[np.int64]  # (G,)
-    digest: list[bytes]  # of each slice: of its value and number; empty where that is not sliced
+    digest: dict[int, bytes]  # of a value's slice: of value and number; only where it is sliced
     offset: NDArray[np.float64]  # (G,) a coin of each slice's first row
 
     @classmethod
@@ -106,11 +106,11 @@ class Ranked:
         start_G = np.flatnonzero(begins_N)
         firsts = met[UID.name].take(pa.array(order[start_G]))
         offset_G = coin(firsts, seed=cut.seed, stage=cut.stage, purpose="offset")
-        values = code.dictionary.take(pa.array(key_N2[start_G, 1])).to_pylist()
-        digests = [
-            key_of(value, unit // BUCKETS) if cut.count[unit % BUCKETS] > 1 else b""
-            for value, unit in zip(values, key_N2[start_G, 0].tolist(), strict=True)
-        ]
+        slice_G, bucket_G = np.divmod(key_N2[start_G, 0], BUCKETS)
+        sliced = np.flatnonzero(cut.count[bucket_G] > 1)
+        values = code.dictionary.take(pa.array(key_N2[start_G[sliced], 1])).to_pylist()
+        of_slices = zip(sliced.tolist(), values, slice_G[sliced].tolist(), strict=True)
+        digests = {g: key_of(value, number) for g, value, number in of_slices}
         rows_G = np.diff(np.append(start_G, len(order)))
         return cls(order, start_G, rows_G, digests, offset_G)
 
@@ -124,8 +124,8 @@ def key_of(value: object, number: int) -> bytes:
 def slices_of(cut: Slices, met: pa.Table) -> State:
     """The slices of values that are sliced: each lies in one partition."""
     ranked = Ranked.of(cut, met)
-    some = [g for g, digest in enumerate(ranked.digest) if digest]
-    key_M3 = np.frombuffer(b"".join(ranked.digest[g] for g in some), np.uint64).reshape(-1, 3)
+    some = [*ranked.digest]
+    key_M3 = np.frombuffer(b"".join(ranked.digest.values()), np.uint64).reshape(-1, 3)
     return {
         "digest": key_M3[:, :2],
         "slice": key_M3[:, 2],
@@ -156,9 +156,8 @@ def with_place(cut: Slices, known: Known, met: pa.Table) -> pa.Table:
     ranked = Ranked.of(cut, met)
     before_G, total_G = np.zeros(len(ranked.rows), np.int64), ranked.rows.copy()
     offset_G = ranked.offset.copy()
-    for g, digest in enumerate(ranked.digest):
-        if digest:
-            before_G[g], total_G[g], offset_G[g] = known[digest]
+    for g, digest in ranked.digest.items():
+        before_G[g], total_G[g], offset_G[g] = known[digest]
     within_N = np.arange(len(ranked.order)) - np.repeat(ranked.start, ranked.rows)
     columns = {
         PLACE: np.repeat(before_G, ranked.rows) + within_N,
