@@ -36,9 +36,8 @@ from stages.cluster._rounds import cell_sums, merge_sums
 from stages.cluster._tables import put_results
 from stages.cluster._training import found
 from stages.cluster._tree import tree_sums
-from stages.ops.centroids import FILE
-from stages.ops.concept_lists import listing_digest
-from stages.ops.outside import need_file
+from stages.ops.centroids import FILE, look_for
+from stages.ops.outside import listing_digest
 
 MOST_PLUS_PLUS = 10_000  # clusters of one level: the last draws, one by one, take minutes there
 
@@ -142,20 +141,12 @@ class KMeans(DatasetStage):
     def resources(self) -> Resources:  # millions of centres need more
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
-    @property
-    def _file(self) -> str:
-        """The file that `centroids` names; empty where it names none."""
-        given = self.centroids or ""
-        return "" if given.startswith("stage:") else given
-
     def look(self) -> None:
-        if self._file:
-            do = "name a Parquet of centroids, or a stage of this recipe as stage:NAME"
-            need_file(self._file, "centroids", do)
+        look_for(self.centroids)
 
     def outside(self) -> str:
         """The time and size of the file of given centroids."""
-        return listing_digest(self._file) if self._file else ""
+        return listing_digest(self.centroids)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         coins = partial(coin_hash, seed=ctx.worker.seed, stage=ctx.worker.stage, purpose="train")

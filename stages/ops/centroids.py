@@ -18,6 +18,7 @@ from metadata.outputs import Outputs
 from metadata.schema import CLUSTER_ID
 from metadata.storage import Storage, open_uri
 from pipeline.errors import StageError
+from stages.ops.outside import named, need_file
 from stages.ops.vectors import as_matrix, from_matrix
 
 # Shapes: K clusters, D width of a vector.
@@ -58,6 +59,13 @@ def to_table(centroids: Centroids) -> pa.Table:
     )
     marks = {"metric": centroids.metric, "column": centroids.column, "model": centroids.model}
     return table.replace_schema_metadata({MARK + k: v for k, v in marks.items() if v})
+
+
+def look_for(setting: str | None) -> None:
+    """StageError where a setting `centroids` names a file that is not there."""
+    if uri := named(setting):
+        do = "name a Parquet of centroids, or a stage of this recipe as stage:NAME"
+        need_file(uri, "centroids", do)
 
 
 def read(folder: str | None, setting: str, where: str) -> Centroids:

@@ -1,10 +1,30 @@
-"""Whether files and folders that settings name are there: asked at plan, without reading them."""
+"""Files and folders that settings name: whether they are there, and whether they have changed.
+
+Asked at plan and at each run, without reading them.
+"""
 
 from pyarrow.fs import FileType
 
+from metadata.fingerprint import digest
 from metadata.keys import redacted
 from metadata.storage import open_uri
 from pipeline.errors import StageError
+
+STAGE = "stage:"  # begins a setting that names a stage of the recipe
+
+
+def named(setting: str | None) -> str:
+    """The file or folder that a setting names; empty where it names a stage, or nothing."""
+    return "" if setting is None or setting.startswith(STAGE) else setting
+
+
+def listing_digest(setting: str | None) -> str:
+    """A digest that changes with the size or time of the file; empty where none is named."""
+    if not (uri := named(setting)):
+        return ""
+    store, path = open_uri(uri)
+    info = store.get_file_info(path)
+    return digest([info.size, info.mtime_ns])
 
 
 def need_file(uri: str, key: str, do: str) -> None:

@@ -63,7 +63,7 @@ def mean_distance(
     score_BK = unit_KD[start + row_B] @ np.where(none_K[:, None], np.float32(0), unit_KD).T
     score_BK[:, none_K] = -np.inf
     score_BK[np.arange(len(row_B)), start + row_B] = -np.inf  # itself
-    gap = np.float32(2 * 1.01 * D * 2.0**-24)  # what rounding can hide, as in ops/vectors.py
+    gap = np.float32(2 * 1.01 * D * 2.0**-24)  # what rounding can hide, as in ops/_coarse.py
     last_B = np.partition(score_BK, K - near, axis=1)[:, K - near]
     row_P, other_P = np.nonzero(score_BK >= (last_B - gap)[:, None])
     cosine_P = np.empty(len(row_P))

@@ -28,8 +28,8 @@ from metadata.schema import (
 from pipeline.dataset import Context, Inputs, State
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
-from stages.ops.concept_lists import listing_digest, opened
-from stages.ops.outside import need_file
+from stages.ops.concept_lists import opened
+from stages.ops.outside import listing_digest, need_file
 from stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
 from stages.select._draws import Draw, Pairs, drawing, may_draw, merged
 from stages.select._t import by_language, leaving, tail_count

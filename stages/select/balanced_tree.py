@@ -37,9 +37,9 @@ from pipeline.stage import (
     Verdicts,
     location,
 )
-from stages.ops.concept_lists import listing_digest
+from stages.ops.centroids import look_for
 from stages.ops.keeper import PREFERENCE, Keep, best_first, dropped_before, preference
-from stages.ops.outside import need_file
+from stages.ops.outside import listing_digest
 from stages.select._clustered import one_size, wanted
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ TREE_PATH = Column(
 LEAF_RANK = Column("leaf_rank", pa.int64(), "rows, 1 up", "Place among its cluster's rows.")
 LEAF_QUOTA = Column("leaf_quota", pa.int64(), "rows, 0 up", "Rows that stay of its cluster.")
 MADE = (TREE_RANK, TREE_PATH, LEAF_RANK, LEAF_QUOTA)
-FROM_STAGE = "stage:"
 OUT = "balanced_out"
 
 
@@ -123,13 +122,11 @@ class BalancedTree(DatasetStage):
         return Resources(memory_gb=self.memory_gb)
 
     def look(self) -> None:
-        if not self.centroids.startswith(FROM_STAGE):
-            need_file(self.centroids, "centroids", "name a Parquet, or stage:NAME")
+        look_for(self.centroids)
 
     def outside(self) -> str:
         """The time and size of the centroids' file, where the setting names one."""
-        is_stage = self.centroids.startswith(FROM_STAGE)
-        return "" if is_stage else listing_digest(self.centroids)
+        return listing_digest(self.centroids)
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """The target, as a number or a share of rows."""

@@ -25,7 +25,8 @@ from pipeline.stage import (
     Verdicts,
     location,
 )
-from stages.ops.outside import need_file
+from stages.ops.centroids import look_for, read
+from stages.ops.outside import listing_digest
 from stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
@@ -106,8 +107,11 @@ class Density(DatasetStage):
         return Resources(memory_gb=self.memory_gb)
 
     def look(self) -> None:
-        if not self.centroids.startswith("stage:"):
-            need_file(self.centroids, "centroids", "name a Parquet of them, or stage:NAME")
+        look_for(self.centroids)
+
+    def outside(self) -> str:
+        """The time and size of the centroids' file, where the setting names one."""
+        return listing_digest(self.centroids)
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """`rows` or `fraction`."""
@@ -141,8 +145,6 @@ class Density(DatasetStage):
 
     def clusters(self, inputs: Inputs, rows: Shards, ctx: Context) -> Clusters:
         """The clusters with rows and their quotas."""
-        from stages.ops.centroids import read
-
         where = f"stage '{ctx.worker.stage}'"
         count = len(read(inputs.centroids, self.centroids, where))
         sums = ctx.reduce(sizes, rows, concatenated)

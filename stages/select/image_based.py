@@ -37,8 +37,9 @@ from pipeline.stage import (
     location,
 )
 from stages.models import image_text, images
+from stages.ops.centroids import look_for
 from stages.ops.keeper import dropped_before
-from stages.ops.outside import need_either, need_file
+from stages.ops.outside import STAGE, named, need_either
 from stages.ops.vectors import as_matrix, unit_rows
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 # Shapes: N rows, K centroids, T tasks.
 
 SUMMARY = "targets.json"
-STAGE = "stage:"  # begins a setting that names a stage
 NEAREST_CENTROID = Column("nearest_centroid", pa.int32(), "0 up", "The centroid nearest to it.")
 TARGETS_NEAR = Column(
     "targets_near", pa.int32(), "0 up", "Targets with the same nearest centroid.", better="high"
@@ -113,13 +113,12 @@ class ImageBased(DatasetStage):
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
-        if not self.targets.startswith(STAGE):
+        if named(self.targets):
             from stages.select._targets import place_of
 
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
             place_of(self.targets, "key `targets`")
-        if not self.centroids.startswith(STAGE):
-            need_file(self.centroids, "centroids", 'name clusters as "stage:NAME", or a Parquet')
+        look_for(self.centroids)
         if self.model is not None:
             image_text.look_for(self.model)
 
@@ -127,8 +126,8 @@ class ImageBased(DatasetStage):
         """Names, sizes and times of the files of targets and of centroids."""
         from stages.select._targets import listing_digest
 
-        places = (self.targets, self.centroids)
-        return digest([listing_digest(place) for place in places if not place.startswith(STAGE)])
+        places = filter(None, map(named, (self.targets, self.centroids)))
+        return digest([listing_digest(place) for place in places])
 
     def thresholds(self) -> tuple[Threshold, ...]:
         return (

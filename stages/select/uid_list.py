@@ -22,8 +22,8 @@ from metadata.schema import (
 from metadata.uid import from_halves, halves
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.stage import DatasetStage, NonEmpty
-from stages.ops.concept_lists import listing_digest
 from stages.ops.keeper import dropped_before
+from stages.ops.outside import listing_digest
 
 if TYPE_CHECKING:
     import polars as pl

@@ -217,6 +217,18 @@ def test_hash_takes_any_rows_and_others_under_another_seed(pruned):
     assert 30 < sum(one["keep"].to_pylist()[:100]) < 70
 
 
+def test_another_file_of_centroids_is_another_digest_and_a_stage_of_the_recipe_none(tmp_path):
+    stage = Density(centroids=str(tmp_path / "c.parquet"), rows=1)
+    with pytest.raises(StageError, match="no file"):
+        stage.look()
+    (tmp_path / "c.parquet").write_bytes(b"some")
+    stage.look()
+    before = stage.outside()
+    (tmp_path / "c.parquet").write_bytes(b"others")
+    assert stage.outside() != before
+    assert Density(centroids="stage:x", rows=1).outside() == ""
+
+
 def test_rows_that_are_not_ranked_say_why_and_count_for_nothing(pruned):
     rows = rows_of(
         [0, 0, None, 0, 1, 1, 1],
