@@ -16,7 +16,7 @@ def test_one_level_by_hand():
     assert plan.products == 8 * (5 * 50 + 2 * 100)
     assert plan.flop == 2 * 3 * plan.products
     assert plan.pool_bytes == 100 * 3 * 4
-    assert plan.scratch_bytes == 7 * plan.pool_bytes
+    assert plan.scratch_bytes == (3 + 4 * 0.5) * plan.pool_bytes
     assert plan.shuffled_bytes == 0
     assert plan.summed_bytes == UNITS * 8 * 3 * 8
     assert plan.worker_bytes == 8 * 3 * (4 + 2 + 8 + 8)
@@ -24,10 +24,11 @@ def test_one_level_by_hand():
 
 def test_two_levels_by_hand():
     plan = Plan(**SMALL, parents=2)
-    parents = 2 * (7 * 50 + 2 * 100)
-    children = 4 * (5 * 50 + 2 * 8 * 100)
+    parents = 2 * ((5 + 2 + 2) * 50 + 2 * 100)
+    children = 4 * (5 * 50 + 8 * (2 * 50 + 2 * 100))
     assert plan.products == parents + children
-    assert plan.shuffled_bytes == 2 * 50 * 3 * 4
+    assert plan.scratch_bytes == (3 + 8 * 0.5) * plan.pool_bytes
+    assert plan.shuffled_bytes == 3 * 2 * 50 * 3 * 4
     assert plan.summed_bytes == UNITS * 2 * 3 * 8
     assert plan.worker_bytes == pytest.approx(2 * 25 * 3 * 8)  # a parent's 25 rows, twice as many
 

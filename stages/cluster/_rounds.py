@@ -54,16 +54,12 @@ UNIT = Space()
 
 def in_training(train_fraction: float, rows: pa.Table) -> pa.Table:
     """The rows, by their coins, on which centres are found."""
-    if train_fraction == 1:
-        return rows
     return rows.filter(pa.array(uniform(rows["coin"].to_numpy()) < train_fraction))
 
 
-def cell_sums(
-    centre_KD: NDArray, train_fraction: float, rows: pa.Table, space: Space = UNIT
-) -> State:
+def cell_sums(centre_KD: NDArray, rows: pa.Table, space: Space = UNIT) -> State:
     """For each centre, the sum of its rows' vectors in fixed point, and their number."""
-    return sums_of(space, centre_KD, as_matrix(in_training(train_fraction, rows)["unit"]))
+    return sums_of(space, centre_KD, as_matrix(rows["unit"]))
 
 
 def sums_of(space: Space, centre_KD: NDArray, row_ND: NDArray) -> State:

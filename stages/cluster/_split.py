@@ -13,7 +13,6 @@ from stages.cluster._rounds import (
     Space,
     far_sums,
     first_state,
-    in_training,
     means,
     settled,
     squared,
@@ -50,15 +49,14 @@ def split(
     children_P: NDArray,
     start: str,
     rounds: int,
-    train_fraction: float,
 ) -> State:
-    """The children of every parent, each found among the training rows nearest to that parent.
+    """The children of every parent, each found among the rows nearest to that parent.
 
     A parent's rows meet in one partition, in memory, for all rounds: what is stored of them is
     written once and read once.
     """
     ctx.say("bringing the rows of each parent together")
-    with_parent = partial(under_parent, parent_PD, space.device, train_fraction)
+    with_parent = partial(under_parent, parent_PD, space.device)
     together = ctx.shuffle(ctx.map_shards(with_parent, rows), PARENT, partitions)
     ctx.say("splitting clusters")
     settings = {"start": start, "seed": ctx.worker.seed, "stage": ctx.worker.stage}
@@ -69,11 +67,9 @@ def split(
     return found
 
 
-def under_parent(
-    parent_PD: NDArray, device: str, train_fraction: float, rows: pa.Table
-) -> pa.Table:
-    """The training rows, and the parent of each."""
-    rows = with_width(in_training(train_fraction, rows), parent_PD)
+def under_parent(parent_PD: NDArray, device: str, rows: pa.Table) -> pa.Table:
+    """The rows, and the parent of each."""
+    rows = with_width(rows, parent_PD)
     parent_N = nearest_centre(as_matrix(rows["unit"]), parent_PD, "euclidean", device=device)
     return rows.append_column(PARENT, pa.array(parent_N))
 
@@ -114,15 +110,8 @@ def inertia_by_round(found: State) -> NDArray[np.float64]:
     return by_parent_PR2.sum(axis=0)
 
 
-def refined(
-    ctx: Context,
-    rows: Shards,
-    partitions: int,
-    space: Space,
-    tree: Tree,
-    train_fraction: float,
-) -> State:
-    """The children at the means of the training rows that are nearest to them, of any parent.
+def refined(ctx: Context, rows: Shards, partitions: int, space: Space, tree: Tree) -> State:
+    """The children at the means of the rows that are nearest to them, of any parent.
 
     A border between parents cuts through clusters; split on its own, a parent has but a part of
     them. The rows of a child meet in one partition, as those of a parent did.
@@ -130,7 +119,7 @@ def refined(
 
     def step(state: State, number: int) -> State:
         now = replace(tree, centre=state["centre_KD"])
-        with_child = partial(under_child, now, train_fraction)
+        with_child = partial(under_child, now)
         together = ctx.shuffle(ctx.map_shards(with_child, rows), PARENT, partitions)
         found = ctx.reduce(partial(child_means, now.centre, space), together, merge_children)
         ctx.drop(together)
@@ -149,10 +138,10 @@ def refined(
     )
 
 
-def under_child(tree: Tree, train_fraction: float, rows: pa.Table) -> pa.Table:
-    """The training rows, the child nearest to each, and the parent of that."""
+def under_child(tree: Tree, rows: pa.Table) -> pa.Table:
+    """The rows, the child nearest to each, and the parent of that."""
     assert tree.parent_of is not None
-    rows = with_width(in_training(train_fraction, rows), tree.centre)
+    rows = with_width(rows, tree.centre)
     child_N = tree.nearest(as_matrix(rows["unit"]), 1)[:, 0]
     rows = rows.append_column(CHILD, pa.array(child_N))
     return rows.append_column(PARENT, pa.array(tree.parent_of[child_N]))

@@ -71,9 +71,7 @@ def merge_surveyed(number: int, a: State, b: State) -> State:
     }
 
 
-def plus_plus(
-    ctx: Context, rows: Shards, first: State, number: int, train_fraction: float
-) -> NDArray:
+def plus_plus(ctx: Context, rows: Shards, first: State, number: int) -> NDArray:
     """k-means++ centres over rows that no machine holds whole.
 
     Source: k-means|| (Bahmani et al. 2012): some draws of many candidates, each row by its squared
@@ -84,7 +82,7 @@ def plus_plus(
     """
     if not len(first["unit_KD"]):
         return first["unit_KD"]
-    share = min(train_fraction, SAMPLE * number / max(1, int(first["rows"])))
+    share = SAMPLE * number / max(1, int(first["rows"]))
     seed, stage, device = ctx.worker.seed, ctx.worker.stage, ctx.worker.device
 
     def draw(state: State, turn: int) -> State:

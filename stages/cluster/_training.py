@@ -14,6 +14,7 @@ from stages.cluster._rounds import (
     Space,
     cell_sums,
     first_state,
+    in_training,
     merge_sums,
     next_round,
 )
@@ -42,11 +43,13 @@ def found(
         value, square = first["greatest"].tolist()
         space = Space.of(stage.metric, pool, value, square, ctx.worker.device)
     start_KD = first["unit_KD"]
+    if stage.train_fraction < 1:  # kept apart, so that a round reads no others
+        rows = ctx.keep_local(ctx.map_shards(partial(in_training, stage.train_fraction), rows))
     if stage.start == "kmeans++":
-        start_KD = plus_plus(ctx, rows, first, top, stage.train_fraction)
+        start_KD = plus_plus(ctx, rows, first, top)
 
     def step(state: State, number: int) -> State:
-        cells = partial(cell_sums, state["centre_KD"], stage.train_fraction, space=space)
+        cells = partial(cell_sums, state["centre_KD"], space=space)
         sums = ctx.reduce(cells, rows, merge_sums)
         if len(start_KD) and not sums["count_K"].any():
             what = f"none of the rows is in the share of {stage.train_fraction:g} of them"
@@ -62,7 +65,7 @@ def found(
     if stage.parents is None or not len(centre_KD):
         return space, Tree(centre=centre_KD, device=space.device), by_round
     ctx.say("counting the rows of each parent")
-    cells = partial(cell_sums, centre_KD, stage.train_fraction, space=space)
+    cells = partial(cell_sums, centre_KD, space=space)
     count_P = ctx.reduce(cells, rows, merge_sums)["count_K"]
     partitions = max(LEAST_PARTITIONS, ceil(ctx.partitions(rows) * stage.train_fraction))
     children = split(
@@ -74,10 +77,9 @@ def found(
         shared_out(stage.clusters, count_P),
         stage.start,
         stage.rounds,
-        stage.train_fraction,
     )
     tree = Tree.of(centre_KD, children, space.device)
-    end = refined(ctx, rows, partitions, space, tree, stage.train_fraction)
+    end = refined(ctx, rows, partitions, space, tree)
     ctx.say("")
     rounds_R2 = np.concatenate([inertia_by_round(children), end["round_R2"]])
     return space, replace(tree, centre=end["centre_KD"]), {**by_round, "2": rounds_R2}

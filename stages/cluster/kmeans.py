@@ -165,7 +165,7 @@ class KMeans(DatasetStage):
             space, tree, by_round = found(self, rows, pool, ctx)
         ctx.say("counting the rows of each cluster")
         if tree.parent is None:
-            sums = ctx.reduce(partial(cell_sums, tree.centre, 1.0, space=space), rows, merge_sums)
+            sums = ctx.reduce(partial(cell_sums, tree.centre, space=space), rows, merge_sums)
         else:
             sums = ctx.reduce(partial(tree_sums, tree, space), rows, merge_sums)
         ctx.say("")

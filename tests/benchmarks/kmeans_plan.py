@@ -8,6 +8,7 @@ Prints the table of docs/clusters.md, "Cost"; a test holds the two together.
 from dataclasses import dataclass
 
 SEARCHED = 8  # parents whose children a row is compared with
+REFINED = 2  # last rounds of two levels, in which rows may leave their parent
 UNITS = 256  # sums of shards that a round stores, each merged by the worker that made it
 
 
@@ -30,8 +31,9 @@ class Plan:
         if self.parents is None:
             return self.clusters * (self.rounds * trained + 2 * self.rows)
         children = self.clusters / self.parents
-        above = self.parents * ((self.rounds + 2) * trained + 2 * self.rows)  # counted, and split
-        return above + children * (self.rounds * trained + 2 * SEARCHED * self.rows)
+        whole = REFINED * trained + 2 * self.rows
+        above = self.parents * ((self.rounds + 2) * trained + whole)  # counted, and split
+        return above + children * (self.rounds * trained + SEARCHED * whole)
 
     @property
     def flop(self) -> float:
@@ -44,14 +46,18 @@ class Plan:
 
     @property
     def scratch_bytes(self) -> float:
-        """Read from workers' own disks: all rows a round, once to draw the first centres, and once
-        to count; for two levels also to count the parents' and to split them."""
-        return (self.rounds + (2 if self.parents is None else 4)) * self.pool_bytes
+        """Read from workers' own disks: all rows to draw the first centres, in the first round, and
+        to count; training rows in the other rounds, and for two levels to count the parents', to
+        split them, and to refine."""
+        again = self.rounds - 1 + (0 if self.parents is None else 2 + REFINED)
+        return (3 + again * self.train_fraction) * self.pool_bytes
 
     @property
     def shuffled_bytes(self) -> float:
-        """Training rows brought together by their parent: written once, read once."""
-        return 0 if self.parents is None else 2 * self.train_fraction * self.pool_bytes
+        """Training rows brought together by their parent, and to refine: each time written once and
+        read once."""
+        times = 0 if self.parents is None else 1 + REFINED
+        return 2 * times * self.train_fraction * self.pool_bytes
 
     @property
     def summed_bytes(self) -> int:

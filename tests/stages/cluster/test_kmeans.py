@@ -94,7 +94,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole_to_the_bit():
     unit_ND = unit_rows(blobs(1_000, centres=12, spread=0.5))
     coin = pa.array(np.zeros(1_000, np.uint64))
     rows = pa.table({"coin": coin, "unit": from_matrix(unit_ND)})
-    sums = partial(cell_sums, unit_ND[:3], 1.0)
+    sums = partial(cell_sums, unit_ND[:3])
     whole = sums(rows)
     parts = reduce(merge_sums, [sums(rows[start : start + 7]) for start in range(0, 1_000, 7)])
     for name in ("sum_KD", "count_K"):
@@ -160,7 +160,7 @@ def test_a_cluster_left_empty_takes_half_of_the_largest():
     )
     counts = []
     for _ in range(2):
-        sums = cell_sums(centre_KD, 1.0, rows)
+        sums = cell_sums(centre_KD, rows)
         counts.append(sums["count_K"].tolist())
         centre_KD = moved_centres(centre_KD, sums)["centre_KD"]
     assert counts[0][2] == 0
@@ -171,6 +171,23 @@ def test_copies_of_one_vector_do_not_fail(memory_shards, memory_context):
     same = np.ones((20, D), np.float32)
     out = clustered(memory_context(), memory_shards(table(same)), clusters=4)
     assert len(set(out["cluster_id"].to_pylist())) == 1
+
+
+def test_rounds_read_the_training_rows_alone(memory_shards, memory_context, monkeypatch):
+    ctx, seen = memory_context(), []
+    reduce_ = ctx.reduce
+
+    def counting(fn, over, merge):
+        seen.append(sum(len(over.table(index)) for index in range(len(over))))
+        return reduce_(fn, over, merge)
+
+    monkeypatch.setattr(ctx, "reduce", counting)
+    shards = memory_shards(table(blobs(400, 6, 0.3)))
+    clustered(ctx, shards, clusters=6, rounds=3, train_fraction=0.2)
+    first, *rounds, last = seen
+    assert first == last == 400
+    assert len(rounds) == 3
+    assert max(rounds) < 120
 
 
 def test_train_fraction_leaves_rows_out_of_the_sums_only(memory_shards, memory_context):
