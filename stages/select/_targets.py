@@ -24,6 +24,7 @@ from stages.ops.centroids import read as read_centroids
 from stages.ops.evaluation import PARQUET, Wanted
 from stages.ops.exports import summary_of
 from stages.ops.parquet_rows import sizes_of_groups
+from stages.select.image_based import place_of
 
 ROWS = 4096  # vectors that look for their centroid at a time
 SPAN = 2**16  # rows of a file that one piece of work compares
@@ -185,17 +186,6 @@ class Targets:
             where=f"stage '{self.stage}', keys `targets` and `model`",
             do="name the model of the pool's embeddings, or give Parquet files with that column",
         )
-
-
-def place_of(targets: str, where: str) -> tuple[Storage, str | None]:
-    """The folder of tasks, and the one file in it that is meant, if one is."""
-    folder, pattern = open_pool(targets)
-    if pattern == "**":
-        return folder, None
-    if not pattern.endswith(PARQUET):
-        do = "write the vectors as Parquet, as docs/clusters.md shows"
-        raise StageError(f"'{pattern}' is no Parquet file", where, do)
-    return folder, pattern
 
 
 def listing_digest(targets: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.fingerprint import digest
+from metadata.globs import open_pool
 from metadata.schema import (
     IDENTITY,
     IMAGE_BYTES,
@@ -23,6 +24,7 @@ from metadata.schema import (
     UID,
     Column,
 )
+from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import (
@@ -114,8 +116,6 @@ class ImageBased(DatasetStage):
 
     def look(self) -> None:
         if named(self.targets):
-            from stages.select._targets import place_of
-
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
             place_of(self.targets, "key `targets`")
         look_for(self.centroids)
@@ -198,6 +198,17 @@ class ImageBased(DatasetStage):
             about |= {name: value.tolist() for name, value in sums.items()}
             ctx.map(partial(put_summary, targets, self.at_least), [{**about, "tasks": number}])
         ctx.restore(rows)
+
+
+def place_of(targets: str, where: str) -> tuple[Storage, str | None]:
+    """The folder of tasks, and the one file in it that is meant, if one is."""
+    folder, pattern = open_pool(targets)
+    if pattern == "**":
+        return folder, None
+    if not pattern.endswith(".parquet"):
+        do = "write the vectors as Parquet, as docs/clusters.md shows"
+        raise StageError(f"'{pattern}' is no Parquet file", where, do)
+    return folder, pattern
 
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
