@@ -92,10 +92,6 @@ def squared(row_ND: NDArray, centre_KD: NDArray, index_N: NDArray) -> NDArray[np
     return far_N
 
 
-def merge_sums(a: State, b: State) -> State:
-    return {name: np.add(a[name], b[name]) for name in a}
-
-
 def moved_centres(centre_KD: NDArray, sums: State, space: Space = UNIT) -> State:
     """The mean of each centre's rows, by cosine at length 1, and how many centres it moved."""
     count_K = sums["count_K"]

@@ -18,15 +18,16 @@ from stages.cluster._rounds import (
     squared,
 )
 from stages.cluster._start import in_memory
-from stages.cluster._tree import Tree
+from stages.cluster._tree import PARENT, Tree
 from stages.ops.nearest import nearest_centre, sums_by_group
+from stages.ops.states import joined
 from stages.ops.vectors import as_matrix, from_matrix
 
 # Shapes: N rows, D width of a vector, K centres, M of them in a partition, P parents, R rounds.
 
 LEAST_PARTITIONS = 4
 REFINED = 2  # rounds in which rows may leave their parent: most of what these can give
-PARENT, CHILD = "parent", "child"
+CHILD = "child"
 
 
 def shared_out(clusters: int, rows_P: NDArray) -> NDArray[np.int64]:
@@ -60,9 +61,7 @@ def split(
     together = ctx.shuffle(ctx.map_shards(with_parent, rows), PARENT, partitions)
     ctx.say("splitting clusters")
     settings = {"start": start, "seed": ctx.worker.seed, "stage": ctx.worker.stage}
-    found = ctx.reduce(
-        partial(children_of, children_P, space, rounds, settings), together, merge_children
-    )
+    found = ctx.reduce(partial(children_of, children_P, space, rounds, settings), together, joined)
     ctx.drop(together)
     return found
 
@@ -100,10 +99,6 @@ def children_of(
     }
 
 
-def merge_children(a: State, b: State) -> State:
-    return {name: np.concatenate([a[name], b[name]]) for name in a}
-
-
 def inertia_by_round(found: State) -> NDArray[np.float64]:
     """(R, 2) rows and inertia of all parents' children at the begin of each round."""
     by_parent_PR2 = found["round_PR2"][np.argsort(found["parent_P"], kind="stable")]
@@ -121,7 +116,7 @@ def refined(ctx: Context, rows: Shards, partitions: int, space: Space, tree: Tre
         now = replace(tree, centre=state["centre_KD"])
         with_child = partial(under_child, now)
         together = ctx.shuffle(ctx.map_shards(with_child, rows), PARENT, partitions)
-        found = ctx.reduce(partial(child_means, now.centre, space), together, merge_children)
+        found = ctx.reduce(partial(child_means, now.centre, space), together, joined)
         ctx.drop(together)
         mean_KD = now.centre.copy()
         mean_KD[found["child_M"]] = found["mean_MD"]  # one without rows stays where it is

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from metadata.schema import POSITION, SHARD, UID
 from metadata.uid import coin, coin_hash, from_halves, halves, uniform
 from pipeline.dataset import Context, Shards, State
-from stages.cluster._rounds import in_training, merge_sums, squared
+from stages.cluster._rounds import in_training, squared
 from stages.ops.nearest import nearest_centre
+from stages.ops.states import added
 from stages.ops.vectors import as_matrix
 
 # Shapes: N rows, D width of a vector, K of them drawn, C candidates.
@@ -96,7 +97,7 @@ def plus_plus(ctx: Context, rows: Shards, first: State, number: int) -> NDArray:
     ctx.say("drawing candidates for the first centres")
     candidates = ctx.iterate({"centre_CD": first["unit_KD"][:1]}, draw, DRAWS)["centre_CD"]
     near = partial(near_counts, candidates, device, share)
-    weight_C = ctx.reduce(near, rows, merge_sums)["count_C"]
+    weight_C = ctx.reduce(near, rows, added)["count_C"]
     coin_K = step_coins(number, seed, stage, 0)
     return candidates[chosen(candidates, weight_C, coin_K)]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import Context, Inputs, State, Task
 from stages.cluster._rounds import Space, inertia
-from stages.cluster._tree import Tree
+from stages.cluster._tree import PARENT, Tree
 from stages.ops.centroids import FILE, Centroids, to_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # Shapes: K centres, R rounds.
 
 ROUNDS, SUMMARY = "rounds.parquet", "clusters.json"
-PARENT = "parent"
 
 
 def put_results(

@@ -15,12 +15,12 @@ from stages.cluster._rounds import (
     cell_sums,
     first_state,
     in_training,
-    merge_sums,
     next_round,
 )
 from stages.cluster._split import LEAST_PARTITIONS, inertia_by_round, refined, shared_out, split
 from stages.cluster._start import drawn_by_coin, merge_drawn, merge_surveyed, plus_plus, surveyed
 from stages.cluster._tree import Tree
+from stages.ops.states import added
 
 if TYPE_CHECKING:
     from stages.cluster.kmeans import KMeans
@@ -50,7 +50,7 @@ def found(
 
     def step(state: State, number: int) -> State:
         cells = partial(cell_sums, state["centre_KD"], space=space)
-        sums = ctx.reduce(cells, rows, merge_sums)
+        sums = ctx.reduce(cells, rows, added)
         if len(start_KD) and not sums["count_K"].any():
             what = f"none of the rows is in the share of {stage.train_fraction:g} of them"
             raise StageError(what, f"stage '{ctx.worker.stage}'", "raise train_fraction")
@@ -66,7 +66,7 @@ def found(
         return space, Tree(centre=centre_KD, device=space.device), by_round
     ctx.say("counting the rows of each parent")
     cells = partial(cell_sums, centre_KD, space=space)
-    count_P = ctx.reduce(cells, rows, merge_sums)["count_K"]
+    count_P = ctx.reduce(cells, rows, added)["count_K"]
     partitions = max(LEAST_PARTITIONS, ceil(ctx.partitions(rows) * stage.train_fraction))
     children = split(
         ctx,

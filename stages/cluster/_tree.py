@@ -17,7 +17,6 @@ from stages.ops.vectors import as_matrix
 # row, R rounds, m nearest centres asked for.
 
 SEARCHED = 8  # parents nearest to a row, whose children it may belong to
-LEAST_PARTITIONS = 4
 PARENT = "parent"
 
 

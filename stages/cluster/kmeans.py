@@ -32,12 +32,13 @@ from pipeline.stage import (
 )
 from stages.cluster._given import given_tree, space_of
 from stages.cluster._points import REASONS, assigned, points_of
-from stages.cluster._rounds import cell_sums, merge_sums
+from stages.cluster._rounds import cell_sums
 from stages.cluster._tables import put_results
 from stages.cluster._training import found
 from stages.cluster._tree import tree_sums
 from stages.ops.centroids import FILE, look_for
 from stages.ops.outside import listing_digest
+from stages.ops.states import added
 
 MOST_PLUS_PLUS = 10_000  # clusters of one level: the last draws, one by one, take minutes there
 
@@ -165,9 +166,9 @@ class KMeans(DatasetStage):
             space, tree, by_round = found(self, rows, pool, ctx)
         ctx.say("counting the rows of each cluster")
         if tree.parent is None:
-            sums = ctx.reduce(partial(cell_sums, tree.centre, space=space), rows, merge_sums)
+            sums = ctx.reduce(partial(cell_sums, tree.centre, space=space), rows, added)
         else:
-            sums = ctx.reduce(partial(tree_sums, tree, space), rows, merge_sums)
+            sums = ctx.reduce(partial(tree_sums, tree, space), rows, added)
         ctx.say("")
         put_results(ctx, self, inputs, tree, sums, space, by_round)
         stored = partial(assigned, self.column, self.metric, self.m, tree)

@@ -34,6 +34,7 @@ from pipeline.stage import (
 from stages.dedup._ways import EVAL_KEY, EVAL_TASK, WAYS, Way
 from stages.models import image_text, images
 from stages.ops.outside import need_folder
+from stages.ops.states import added
 from stages.ops.vectors import as_matrix
 
 if TYPE_CHECKING:
@@ -250,10 +251,6 @@ def counted(way: Way, tasks: int, rows: pa.Table) -> State:
     limits = np.array(way.limits, np.float32)
     within = [np.count_nonzero(sign * near_NT >= sign * limit, axis=0) for limit in limits]
     return {"rows_TL": np.stack(within, axis=1)}
-
-
-def added(a: State, b: State) -> State:
-    return {name: np.add(a[name], b[name]) for name in a}
 
 
 def put_leaks(report: dict[str, Any], task: Task) -> dict[str, Any]:

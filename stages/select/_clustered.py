@@ -14,7 +14,6 @@ from metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IDENTITY,
-    IMAGE_BYTES,
     POSITION,
     REASON,
     SHARD,
@@ -25,16 +24,17 @@ from metadata.uid import halves
 from pipeline.dataset import State
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Threshold, Verdicts
-from stages.ops.keeper import DROPPED, dropped_before
+from stages.ops.keeper import DROPPED
+from stages.select._judged import NO_IMAGE, first_of, left_out
 
 # Shapes: N rows.
 
 CLUSTER_RANK = Column("cluster_rank", pa.int32(), "1 up", "Its place in the order of its cluster.")
 CLUSTER_QUOTA = Column("cluster_quota", pa.int32(), "rows, 0 up", "How many its cluster keeps.")
 Balance = Annotated[float, Meta(ge=0, le=1)]  # of an even share
-UNDEFINED = tuple(f"undefined:{c.name}" for c in (IMAGE_BYTES, CLUSTER_ID, CENTROID_COSINE))
+UNDEFINED = tuple(f"undefined:{c.name}" for c in (CLUSTER_ID, CENTROID_COSINE))
 PRUNED = "pruned"
-REASONS = (DROPPED, *UNDEFINED, PRUNED)
+REASONS = (DROPPED, NO_IMAGE, *UNDEFINED, PRUNED)
 FIXED = 2.0**30  # a distance in fixed point: sums over 2^32 rows fit into 64 bits, in any order
 
 
@@ -42,14 +42,11 @@ def population(shard: pa.Table) -> pa.Table:
     """Who the rows are, cluster and cosine; null with a reason where a row is not ranked."""
     cosine = shard[CENTROID_COSINE.name].combine_chunks()
     masks = {
-        DROPPED: dropped_before(shard),
-        UNDEFINED[0]: pa.array(np.zeros(len(shard), bool)),
-        UNDEFINED[1]: shard[CLUSTER_ID.name].is_null(),
-        UNDEFINED[2]: pc.fill_null(pc.is_nan(cosine), True),
+        **left_out(shard),
+        UNDEFINED[0]: shard[CLUSTER_ID.name].is_null(),
+        UNDEFINED[1]: pc.fill_null(pc.is_nan(cosine), True),
     }
-    if IMAGE_BYTES.name in shard.column_names:
-        masks[UNDEFINED[0]] = shard[IMAGE_BYTES.name].is_null()
-    reason = pc.case_when(pc.make_struct(*masks.values()), *masks)
+    reason = first_of(masks)
     cluster = pc.if_else(reason.is_null(), shard[CLUSTER_ID.name], None)
     # Rows that are not ranked go everywhere, each by its place: they would fill one partition.
     elsewhere = pc.subtract(-1, shard[POSITION.name].cast(pa.int64()))
@@ -68,10 +65,6 @@ def sizes(partition: pa.Table) -> State:
     apart_K = np.zeros(len(cluster_K), np.int64)
     np.add.at(apart_K, index_N, apart_N.astype(np.int64))
     return {"cluster_K": cluster_K, "size_K": np.bincount(index_N), "apart_K": apart_K}
-
-
-def concatenated(one: State, other: State) -> State:
-    return {name: np.concatenate([one[name], other[name]]) for name in one}
 
 
 def one_size(rows: int | None, fraction: float | None) -> None:

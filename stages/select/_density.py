@@ -15,24 +15,22 @@ from numpy.typing import NDArray
 from metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
-    IDENTITY,
-    KEEP,
     POSITION,
     REASON,
-    REASON_TYPE,
     SHARD,
     UID,
     Column,
 )
 from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.states import joined
 from stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     PRUNED,
-    concatenated,
     in_order,
 )
+from stages.select._judged import judged_rows
 from stages.select._quotas import UNIT, Quotas, quotas
 
 # Shapes: N rows of a partition, M of them that are ranked, K clusters with rows, T rows at the cut.
@@ -90,7 +88,7 @@ class Cut:
         level_K = np.bincount(cluster_M[enters_M == rank], minlength=len(size_K))
         if below_K.sum() + level_K.sum() == asked:
             return cls(rank, None, below_K + level_K)
-        level = ctx.reduce(partial(at_rank, rank, clusters, places), rows, concatenated)
+        level = ctx.reduce(partial(at_rank, rank, clusters, places), rows, joined)
         order_T = np.lexsort((level["position"], level["shard"], *level["uid"].T[::-1]))
         stays_T = order_T[: asked - int(below_K.sum())]
         kept_K = below_K + np.bincount(level["cluster"][stays_T], minlength=len(size_K))
@@ -154,15 +152,9 @@ def judged(clusters: Clusters, cut: Cut, places: Places, partition: pa.Table) ->
         CLUSTER_RANK: rank_M,
         CLUSTER_QUOTA: cut.kept[cluster_M],
     }
+    made = {c.name: pa.array(value_M).cast(c.dtype).take(at) for c, value_M in values.items()}
     pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
-    return pa.table(
-        {
-            **{name: partition[name] for name in IDENTITY},
-            KEEP.name: pa.array(keep_N),
-            **{c.name: pa.array(value_M).cast(c.dtype).take(at) for c, value_M in values.items()},
-            REASON.name: pc.coalesce(partition[REASON.name], pruned).cast(REASON_TYPE),
-        }
-    )
+    return judged_rows(partition, pc.coalesce(partition[REASON.name], pruned), made)
 
 
 def put_tables(

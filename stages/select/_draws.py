@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from metadata.schema import CONCEPT_IDS, IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin, coin_hash
-from pipeline.dataset import State
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
@@ -84,8 +83,3 @@ def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
 def drawing(rows: pa.Table) -> pa.Table:
     """The rows that draw."""
     return rows.filter(pa.array(np.logical_and.reduce([*may_draw(rows).values()])))
-
-
-def merged(one: State, other: State) -> State:
-    """The sum of two states, array by array."""
-    return {name: np.add(one[name], other[name]) for name in one}

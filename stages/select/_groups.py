@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from metadata.schema import POSITION, SHARD, UID
 from metadata.uid import coin, coin_hash, halves
 from pipeline.dataset import Context, Shards, State
+from stages.ops.states import added, joined
 
 # Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
 # M slices of them.
@@ -171,11 +172,3 @@ def with_place(cut: Slices, known: Known, met: pa.Table) -> pa.Table:
         whole_N[ranked.order] = ordered_N
         out = out.append_column(name, pa.array(whole_N, mask=has_none_N))
     return out
-
-
-def added(one: State, other: State) -> State:
-    return {name: np.add(one[name], other[name]) for name in one}
-
-
-def joined(one: State, other: State) -> State:
-    return {name: np.concatenate([one[name], other[name]]) for name in one}

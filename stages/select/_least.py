@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from metadata.schema import POSITION, SHARD, UID
 from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State
+from stages.ops.states import added
 from stages.select import _cut as cut
 
 # Shapes: N rows, D digits of a rank.
@@ -19,7 +20,7 @@ def least_cut(column: str, wanted: int, rows: Shards, ctx: Context) -> cut.Cut:
     """The cut that the wanted number of rows reach: all with a rank, where they are no more."""
     found, nth = cut.EVERYTHING, wanted
     while True:
-        seen = ctx.reduce(partial(survey, column=column, begin=found), rows, cut_merged)
+        seen = ctx.reduce(partial(survey, column=column, begin=found), rows, added)
         if wanted >= int(seen["ranked"]):
             return cut.EVERYTHING
         found, nth = cut.extend(found, nth, seen["by_digit"])
@@ -45,10 +46,6 @@ def is_least(rows: pa.Table, column: str, lowest: cut.Cut) -> NDArray[np.bool_]:
     """(N,) whether each row has a rank that reaches the cut."""
     is_ranked_N = rows[column].is_valid().to_numpy()
     return is_ranked_N & cut.at_or_above(digits(rows, column), lowest)
-
-
-def cut_merged(one: State, other: State) -> State:
-    return {name: np.add(one[name], other[name]) for name in one}
 
 
 def at_each(

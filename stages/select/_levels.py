@@ -17,6 +17,7 @@ from pipeline.dataset import Context, State
 from stages.ops.centroids import Metric, read
 from stages.ops.combined import Combined
 from stages.ops.nearest import nearest
+from stages.ops.states import joined
 from stages.ops.vectors import as_matrix, from_matrix, unit_rows
 
 # Shapes: N points, D width of a vector, K clusters, L nodes of a level.
@@ -81,12 +82,12 @@ def parents_of(
         start = {"node_LD": load()[first_L], "moved": np.array(count)}
 
         def step(state: State, number: int, points=points) -> State:
-            near = ctx.reduce(partial(nearest_nodes, state["node_LD"]), points, appended)
+            near = ctx.reduce(partial(nearest_nodes, state["node_LD"]), points, joined)
             return moved_nodes(points.load(), state["node_LD"], near, metric)
 
         end = ctx.iterate(start, step, rounds, until=lambda state: not state["moved"])
         node_LD = end["node_LD"]
-        near = ctx.reduce(partial(nearest_nodes, node_LD), points, appended)
+        near = ctx.reduce(partial(nearest_nodes, node_LD), points, joined)
         parents.append(near["node_N"])
         load = partial(itself, node_LD)
     return parents
@@ -106,10 +107,6 @@ def nearest_nodes(node_LD: NDArray, points: pa.Table) -> State:
     """
     index_N1, far_N1 = nearest(as_matrix(points["vector"]), node_LD, "euclidean")
     return {"node_N": index_N1[:, 0], "far_N": far_N1[:, 0]}
-
-
-def appended(one: State, other: State) -> State:
-    return {name: np.concatenate([one[name], other[name]]) for name in one}
 
 
 def moved_nodes(

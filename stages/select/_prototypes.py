@@ -14,22 +14,20 @@ from numpy.typing import NDArray
 from metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
-    IDENTITY,
-    KEEP,
     POSITION,
     REASON,
-    REASON_TYPE,
     Column,
 )
 from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.states import added, joined
 from stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     PRUNED,
-    concatenated,
     in_order,
     population,
 )
+from stages.select._judged import judged_rows
 
 # Shapes: N rows, M of them that are ranked, K clusters with rows, G groups of rows, B bins,
 # P pairs of a group and a cluster.
@@ -60,7 +58,7 @@ def histogram(rows: pa.Table) -> State:
     return {"rows_B": rows_B, "clusters": np.array(cluster.max(initial=-1) + 1)}
 
 
-def added(one: State, other: State) -> State:
+def merged(one: State, other: State) -> State:
     clusters = np.maximum(one["clusters"], other["clusters"])
     return {"rows_B": np.add(one["rows_B"], other["rows_B"]), "clusters": clusters}
 
@@ -81,8 +79,8 @@ def counted(group_B: NDArray, rows: pa.Table) -> State:
     return {"pair_P": pair_P.astype(np.int64), "rows_P": rows_P}
 
 
-def joined(one: State, other: State) -> State:
-    both = concatenated(one, other)
+def counts_merged(one: State, other: State) -> State:
+    both = joined(one, other)
     pair_P, at = np.unique(both["pair_P"], return_inverse=True)
     return {"pair_P": pair_P, "rows_P": np.bincount(at, both["rows_P"]).astype(np.int64)}
 
@@ -126,7 +124,7 @@ class Ranking:
     def kept(self, asked: int, rows: Shards, ctx: Context) -> NDArray[np.int64]:
         """(K,) rows of each cluster that stay: only one group must be looked at."""
         group = self.rounds.group_of(asked)
-        found = ctx.reduce(partial(kept_of_group, self, group, asked), rows, summed)
+        found = ctx.reduce(partial(kept_of_group, self, group, asked), rows, added)
         return np.maximum(self.rounds.passed[group] + found["kept_K"], self.rounds.turns(asked))
 
 
@@ -135,10 +133,6 @@ def kept_of_group(ranking: Ranking, group: int, asked: int, partition: pa.Table)
     _, cluster_M, rank_M, _ = ranking.of_group(group, partition)
     kept_M = cluster_M[rank_M <= asked]
     return {"kept_K": np.bincount(kept_M, minlength=len(ranking.number))}
-
-
-def summed(one: State, other: State) -> State:
-    return {name: np.add(one[name], other[name]) for name in one}
 
 
 def judged(
@@ -151,16 +145,10 @@ def judged(
         quota_N[row_M] = kept_K[cluster_M]
     out_N = rank_N == 0
     keep_N = ~out_N & (rank_N <= asked)
-    pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
     values = {PROTOTYPE_RANK: rank_N, CLUSTER_RANK: in_cluster_N, CLUSTER_QUOTA: quota_N}
-    return pa.table(
-        {
-            **{name: partition[name] for name in IDENTITY},
-            KEEP.name: pa.array(keep_N),
-            **{c.name: pa.array(v_N, mask=out_N).cast(c.dtype) for c, v_N in values.items()},
-            REASON.name: pc.coalesce(partition[REASON.name], pruned).cast(REASON_TYPE),
-        }
-    )
+    made = {c.name: pa.array(v_N, mask=out_N).cast(c.dtype) for c, v_N in values.items()}
+    pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
+    return judged_rows(partition, pc.coalesce(partition[REASON.name], pruned), made)
 
 
 def put_tables(

@@ -10,8 +10,9 @@ from metadata.concepts.load import ConceptList
 from metadata.schema import IDENTITY
 from pipeline.dataset import Context, Shards, State
 from pipeline.errors import StageError
+from stages.ops.states import added
 from stages.select import _cut as cut
-from stages.select._draws import Draw, Pairs, drawing, merged
+from stages.select._draws import Draw, Pairs, drawing
 
 # Shapes: N rows, E entries of the list.
 
@@ -65,7 +66,7 @@ def leaving(wanted: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -
     ranked = ctx.map_shards(partial(with_ranks, draw), rows)
     nth, digits = matched - wanted, cut.EVERYTHING  # from the greatest rank down
     for _ in range(DIGITS):
-        survey = ctx.reduce(partial(rank_digits, begin=digits), ranked, merged)
+        survey = ctx.reduce(partial(rank_digits, begin=digits), ranked, added)
         digits, nth = cut.extend(digits, nth, survey["by_digit"])
     return as_float(digits)
 

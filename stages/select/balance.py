@@ -30,8 +30,9 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
 from stages.ops.concept_lists import opened
 from stages.ops.outside import listing_digest, need_file
+from stages.ops.states import added
 from stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
-from stages.select._draws import Draw, Pairs, drawing, may_draw, merged
+from stages.select._draws import Draw, Pairs, drawing, may_draw
 from stages.select._t import by_language, leaving, tail_count
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
@@ -148,14 +149,14 @@ class Balance(DatasetStage):
         draw = Draw(seed=worker.seed, stage=worker.stage, weight=np.ones(len(concepts)))
         t = np.inf
         if len(rows):
-            sums = ctx.reduce(partial(counted, len(concepts), concepts.digest), rows, merged)
+            sums = ctx.reduce(partial(counted, len(concepts), concepts.digest), rows, added)
             weight_E, t = self.weights(sums["count_E"], concepts, worker.stage)
             draw = replace(draw, weight=weight_E)
             if self.rows or self.fraction:
                 matched = int(sums["matched"])
                 wanted = self.rows or int(matched * (self.fraction or 0))
                 t = leaving(wanted, matched, draw, rows, ctx)
-            sums |= ctx.reduce(partial(kept_counts, draw, t), rows, merged)
+            sums |= ctx.reduce(partial(kept_counts, draw, t), rows, added)
             ctx.map(partial(put_tables, concepts, draw, sums), [{"t": t}])
         rules = partial(judged, draw, t, concepts.entries, self.keep_unmatched)
         ctx.restore(ctx.map_shards(rules, rows))

@@ -19,7 +19,6 @@ from metadata.schema import (
     KEEP,
     POSITION,
     REASON,
-    REASON_TYPE,
     UID,
     Column,
 )
@@ -38,9 +37,11 @@ from pipeline.stage import (
     location,
 )
 from stages.ops.centroids import look_for
-from stages.ops.keeper import PREFERENCE, Keep, best_first, dropped_before, preference
+from stages.ops.keeper import DROPPED, PREFERENCE, Keep, best_first, preference
 from stages.ops.outside import listing_digest
+from stages.ops.states import added
 from stages.select._clustered import one_size, wanted
+from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
     from stages.select._tree import Tree
@@ -99,8 +100,8 @@ class BalancedTree(DatasetStage):
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, *MADE)
     reasons = (
-        "dropped_before",
-        f"undefined:{IMAGE_BYTES.name}",
+        DROPPED,
+        NO_IMAGE,
         f"undefined:{CLUSTER_ID.name}",
         OUT,
     )
@@ -202,12 +203,8 @@ class BalancedTree(DatasetStage):
 
 def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:
     """The rows' identity, cluster and preference in it; without a cluster, why."""
-    out = {"dropped_before": dropped_before(shard)}
-    if IMAGE_BYTES.name in shard.column_names:
-        out[f"undefined:{IMAGE_BYTES.name}"] = shard[IMAGE_BYTES.name].is_null()
     cluster = shard[CLUSTER_ID.name]
-    out[f"undefined:{CLUSTER_ID.name}"] = cluster.is_null()
-    reason = pc.case_when(pc.make_struct(*out.values()), *out)
+    reason = first_of({**left_out(shard), f"undefined:{CLUSTER_ID.name}": cluster.is_null()})
     if order == "random":
         coin_N = coin_hash(shard[UID.name], seed=seed, stage=stage, purpose="leaf")
         end_N = pa.array(np.arange(len(shard) + 1, dtype=np.int32))
@@ -238,10 +235,6 @@ def counted(clusters: int, where: str, rows: pa.Table) -> State:
     return {"rows_K": np.bincount(id_N, minlength=clusters)}
 
 
-def added(one: State, other: State) -> State:
-    return {name: np.add(one[name], other[name]) for name in one}
-
-
 def judged(tree: "Tree", target: int, partition: pa.Table) -> pa.Table:
     """keep, ranks, path and quota of every row; each cluster is whole in its partition."""
     has_cluster = partition[CLUSTER_ID.name].is_valid()
@@ -266,11 +259,4 @@ def judged(tree: "Tree", target: int, partition: pa.Table) -> pa.Table:
     made = {name: values.take(at) for name, values in of_rows.items()}
     is_out = pc.greater(made[TREE_RANK.name], target).fill_null(False)
     reason = pc.coalesce(partition[REASON.name], pc.if_else(is_out, OUT, None))
-    return pa.table(
-        {
-            **{name: partition[name] for name in IDENTITY},
-            KEEP.name: reason.is_null(),
-            **made,
-            REASON.name: reason.cast(REASON_TYPE),
-        }
-    )
+    return judged_rows(partition, reason, made)

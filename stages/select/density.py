@@ -27,13 +27,13 @@ from pipeline.stage import (
 )
 from stages.ops.centroids import look_for, read
 from stages.ops.outside import listing_digest
+from stages.ops.states import joined
 from stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     FIXED,
     REASONS,
     Balance,
-    concatenated,
     explained,
     first_by_rank,
     one_size,
@@ -147,7 +147,7 @@ class Density(DatasetStage):
         """The clusters with rows and their quotas."""
         where = f"stage '{ctx.worker.stage}'"
         count = len(read(inputs.centroids, self.centroids, where))
-        sums = ctx.reduce(sizes, rows, concatenated)
+        sums = ctx.reduce(sizes, rows, joined)
         order_K = np.argsort(sums["cluster_K"])
         number_K, size_K, apart_K = (
             sums[name][order_K].astype(np.int64) for name in ("cluster_K", "size_K", "apart_K")

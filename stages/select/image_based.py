@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from metadata.fingerprint import digest
 from metadata.globs import open_pool
 from metadata.schema import (
-    IDENTITY,
     IMAGE_BYTES,
     IMAGE_EMBEDDING,
     KEEP,
-    REASON,
-    REASON_TYPE,
     UID,
     Column,
 )
@@ -40,9 +36,11 @@ from pipeline.stage import (
 )
 from stages.models import image_text, images
 from stages.ops.centroids import look_for
-from stages.ops.keeper import dropped_before
+from stages.ops.keeper import DROPPED
 from stages.ops.outside import STAGE, named, need_either
+from stages.ops.states import added
 from stages.ops.vectors import as_matrix, unit_rows
+from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
     from stages.select._targets import Targets
@@ -107,8 +105,7 @@ class ImageBased(DatasetStage):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        undefined = [f"undefined:{name}" for name in (IMAGE_BYTES.name, self.column)]
-        return "dropped_before", *undefined, "too_few_targets"
+        return DROPPED, NO_IMAGE, f"undefined:{self.column}", "too_few_targets"
 
     @property
     def resources(self) -> Resources:
@@ -217,11 +214,9 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     from stages.select._targets import EMBED_BOTH
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
-    broken = {"dropped_before": dropped_before(rows).to_numpy(zero_copy_only=False)}
-    if IMAGE_BYTES.name in rows.column_names:
-        broken[stage.reasons[1]] = rows[IMAGE_BYTES.name].is_null().to_numpy()
-    broken[stage.reasons[2]] = np.isnan(unit_rows(row_ND)).any(axis=1) | (row_ND.shape[1] == 0)
-    undefined_N = np.logical_or.reduce([*broken.values()])
+    has_none_N = np.isnan(unit_rows(row_ND)).any(axis=1) | (row_ND.shape[1] == 0)
+    broken = {**left_out(rows), stage.reasons[2]: pa.array(has_none_N)}
+    undefined_N = first_of(broken).is_valid().to_numpy(zero_copy_only=False)
     some = np.flatnonzero(~undefined_N)
     wide = cells.vector.shape[1]
     if len(some) and row_ND.shape[1] != wide:
@@ -230,17 +225,10 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     number_N, near_N = np.zeros((2, len(rows)), np.int32)
     number_N[some] = cells.nearest(row_ND[some])
     near_N[some] = aims(targets).count[number_N[some]]
-    broken[stage.reasons[3]] = near_N < stage.at_least
-    reason = pc.case_when(pc.make_struct(*map(pa.array, broken.values())), *broken)
-    return pa.table(
-        {
-            **{name: rows[name] for name in IDENTITY},
-            KEEP.name: reason.is_null(),
-            TARGETS_NEAR.name: pa.array(near_N, mask=undefined_N),
-            NEAREST_CENTROID.name: pa.array(number_N, mask=undefined_N),
-            REASON.name: reason.cast(REASON_TYPE),
-        }
-    )
+    broken[stage.reasons[3]] = pa.array(near_N < stage.at_least)
+    made = {TARGETS_NEAR.name: near_N, NEAREST_CENTROID.name: number_N}
+    made = {name: pa.array(value_N, mask=undefined_N) for name, value_N in made.items()}
+    return judged_rows(rows, first_of(broken), made)
 
 
 def counted(targets: "Targets", rows: pa.Table) -> State:
@@ -253,10 +241,6 @@ def counted(targets: "Targets", rows: pa.Table) -> State:
         "kept": np.array(len(kept)),
         "kept_T": aims(targets).by_task[:, kept].sum(axis=1),
     }
-
-
-def added(one: State, other: State) -> State:
-    return {name: np.add(one[name], other[name]) for name in one}
 
 
 def put_summary(

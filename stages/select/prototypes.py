@@ -26,14 +26,14 @@ from stages.select._prototypes import (
     PROTOTYPE_RANK,
     Ranking,
     Sign,
-    added,
     binned,
     counted,
+    counts_merged,
     grouped,
     groups,
     histogram,
-    joined,
     judged,
+    merged,
     put_tables,
 )
 
@@ -94,10 +94,10 @@ class Prototypes(DatasetStage):
             ctx.restore(rows)
             return
         ctx.say("counting rows by cosine")
-        seen = ctx.reduce(histogram, rows, added)
+        seen = ctx.reduce(histogram, rows, merged)
         asked = wanted(self.rows, self.fraction, int(seen["rows_B"].sum()), ctx.worker.stage)
         group_B = groups(seen["rows_B"], int(seen["clusters"]))
-        counts = ctx.reduce(partial(counted, group_B), rows, joined)
+        counts = ctx.reduce(partial(counted, group_B), rows, counts_merged)
         ranking = Ranking.of(counts, group_B, sign, self.balance)
         ctx.say("sorting rows by cosine")
         sorted_rows = ctx.shuffle(ctx.map_shards(partial(grouped, group_B), rows), "key")

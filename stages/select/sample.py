@@ -16,7 +16,6 @@ from metadata.schema import (
     IMAGE_BYTES,
     KEEP,
     REASON,
-    REASON_TYPE,
     UID,
     URL,
     Column,
@@ -25,9 +24,10 @@ from metadata.uid import coin
 from pipeline.dataset import Context, Inputs
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
-from stages.ops.keeper import DROPPED, dropped_before
+from stages.ops.keeper import DROPPED
 from stages.select import _cut as cut
 from stages.select._groups import OFFSET, PLACE, SIZE, VALUE, placed
+from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 from stages.select._least import at_each, is_least, least_cut
 
 # Shapes: N rows.
@@ -101,7 +101,7 @@ class Sample(DatasetStage):
     @property
     def reasons(self) -> tuple[str, ...]:
         undefined = [f"undefined:{self.per or self.by}"] if self.column else []
-        return (DROPPED, f"undefined:{IMAGE_BYTES.name}", *undefined, "sampled_out")
+        return (DROPPED, NO_IMAGE, *undefined, "sampled_out")
 
     def check(self, types: Mapping[str, pa.DataType]) -> None:
         """Whether rows can be grouped by such a column."""
@@ -172,14 +172,12 @@ class Sample(DatasetStage):
 
     def drawn(self, seed: int, stage: str, rows: pa.Table) -> pa.Table:
         """Who the rows are and why they are not drawn from; their coin, or what groups them."""
-        masks = {DROPPED: dropped_before(rows)}
-        if IMAGE_BYTES.name in rows.column_names:
-            masks[f"undefined:{IMAGE_BYTES.name}"] = rows[IMAGE_BYTES.name].is_null()
+        masks = left_out(rows)
         if self.column:
             value = host_of(rows[URL.name]) if DOMAIN in (self.per, self.by) else rows[self.column]
             value = groupable(value)
             masks[f"undefined:{self.per or self.by}"] = value.is_null()
-        reason = pc.case_when(pc.make_struct(*masks.values()), *masks)
+        reason = first_of(masks)
         if self.column:
             name, drawn = VALUE, value
         else:
@@ -204,14 +202,7 @@ class Sample(DatasetStage):
         else:
             stays = pc.less(rank, float(self.fraction or self.at_most or 0)).fill_null(False)
         reason = pc.coalesce(rows[REASON.name], pc.if_else(stays, None, "sampled_out"))
-        return pa.table(
-            {
-                **{name: rows[name] for name in IDENTITY},
-                KEEP.name: reason.is_null(),
-                SAMPLE_RANK.name: rank,
-                REASON.name: reason.cast(REASON_TYPE),
-            }
-        )
+        return judged_rows(rows, reason, {SAMPLE_RANK.name: rank})
 
 
 def can_group(dtype: pa.DataType) -> bool:

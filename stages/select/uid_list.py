@@ -14,7 +14,6 @@ from metadata.schema import (
     KEEP,
     POSITION,
     REASON,
-    REASON_TYPE,
     REPEATS,
     SHARD,
     UID,
@@ -22,8 +21,9 @@ from metadata.schema import (
 from metadata.uid import from_halves, halves
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.stage import DatasetStage, NonEmpty
-from stages.ops.keeper import dropped_before
+from stages.ops.keeper import DROPPED
 from stages.ops.outside import listing_digest
+from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
     import polars as pl
@@ -59,7 +59,7 @@ class UidList(DatasetStage):
     determinism = "exact"
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, REPEATS)
-    reasons = ("dropped_before", f"undefined:{IMAGE_BYTES.name}", "not_listed")
+    reasons = (DROPPED, NO_IMAGE, "not_listed")
     artifacts = (("listed", FILE),)
 
     def outside(self) -> str:
@@ -85,10 +85,7 @@ class UidList(DatasetStage):
 
 def may_stay(shard: pa.Table) -> pa.Table:
     """Who the rows are, and why they stay out whatever is listed."""
-    masks = {"dropped_before": dropped_before(shard)}
-    if IMAGE_BYTES.name in shard.column_names:
-        masks[f"undefined:{IMAGE_BYTES.name}"] = shard[IMAGE_BYTES.name].is_null()
-    reason = pc.case_when(pc.make_struct(*masks.values()), *masks)
+    reason = first_of(left_out(shard))
     return pa.table([*shard.select(IDENTITY).columns, reason], schema=MET)
 
 
@@ -106,14 +103,8 @@ def judged(met: pa.Table) -> pa.Table:
     own = met.filter(met[SHARD.name].is_valid())
     unlisted = pc.if_else(pa.array(times_N == 0), UidList.reasons[-1], None)
     reason = pc.coalesce(own[REASON.name], unlisted)
-    return pa.table(
-        {
-            **{name: own[name] for name in IDENTITY},
-            KEEP.name: reason.is_null(),
-            REPEATS.name: pc.if_else(reason.is_null(), pa.array(times_N, REPEATS.dtype), None),
-            REASON.name: reason.cast(REASON_TYPE),
-        }
-    )
+    repeats = pc.if_else(reason.is_null(), pa.array(times_N, REPEATS.dtype), None)
+    return judged_rows(own, reason, {REPEATS.name: repeats})
 
 
 def counted(met: pa.Table) -> State:

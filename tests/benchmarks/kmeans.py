@@ -40,8 +40,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.cluster._rounds import cell_sums, merge_sums, moved_centres
+from stages.cluster._rounds import cell_sums, moved_centres
 from stages.ops import nearest as kernel
+from stages.ops.states import added
 from stages.ops.vectors import as_matrix, from_matrix, unit_rows
 from tests.benchmarks.side_by_side import side_by_side
 
@@ -64,7 +65,7 @@ def ours(shards: list[pa.Table], centre_KD: np.ndarray, precision: str) -> float
     """The inertia after a training and the assignment."""
     with patch.object(kernel, "best_precision", lambda work: precision):
         for _ in range(ROUNDS):
-            sums = reduce(merge_sums, (cell_sums(centre_KD, rows) for rows in shards))
+            sums = reduce(added, (cell_sums(centre_KD, rows) for rows in shards))
             centre_KD = moved_centres(centre_KD, sums)["centre_KD"]
         found = [kernel.nearest(as_matrix(rows["unit"]), centre_KD) for rows in shards]
     return 2 * float(sum((1 - cosine_N.astype(np.float64)).sum() for _, cosine_N in found))

@@ -13,9 +13,10 @@ import pytest
 from metadata.uid import coin_hash
 from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError, StageError
-from stages.cluster._rounds import Space, cell_sums, merge_sums, moved_centres
+from stages.cluster._rounds import Space, cell_sums, moved_centres
 from stages.cluster.kmeans import KMeans
 from stages.ops.nearest import nearest
+from stages.ops.states import added
 from stages.ops.vectors import as_matrix, from_matrix, unit_rows
 from tests.stages.cluster.shared import VALUES, D, blobs, clustered, summary_of, table
 
@@ -96,7 +97,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole_to_the_bit():
     rows = pa.table({"coin": coin, "unit": from_matrix(unit_ND)})
     sums = partial(cell_sums, unit_ND[:3])
     whole = sums(rows)
-    parts = reduce(merge_sums, [sums(rows[start : start + 7]) for start in range(0, 1_000, 7)])
+    parts = reduce(added, [sums(rows[start : start + 7]) for start in range(0, 1_000, 7)])
     for name in ("sum_KD", "count_K"):
         assert whole[name].dtype == np.int64
         np.testing.assert_array_equal(whole[name], parts[name])
