@@ -112,7 +112,10 @@ CASES = {
         *("unknown key 'keep.ordr'", "mine.yaml:9", "'order'"),
     ),
     "a missing setting": Case(
-        "  pool: {uses: ingest.url_list}\n", "`path` is missing", "mine.yaml:2", "write path: text"
+        "  pool: {uses: ingest.url_list}\n",
+        "`path` is missing",
+        "mine.yaml:2",
+        "write path: text, not empty (a file,",
     ),
     "a wrong type": Case(
         "  pool: {uses: ingest.url_list, path: a, shard_rows: many}\n",
@@ -264,7 +267,10 @@ CASES = {
         *("'again' and 'lang'", "mine.yaml:5", "again.language or lang.language"),
     ),
     "a column of no such stage": Case(
-        TWICE.replace("WHERE", "lnag.language = 'en'"), "'lnag'", "mine.yaml:5", "again, lang, pool"
+        TWICE.replace("WHERE", "lnag.language = 'en'"),
+        "'lnag'",
+        "mine.yaml:5",
+        "did you mean 'lang'",
     ),
     "a column its stage does not write": Case(
         TWICE.replace("WHERE", "lang.languages = 'en'"), "'languages'", ":5", "'language'"

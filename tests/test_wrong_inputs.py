@@ -45,6 +45,12 @@ TEXTS = {
     + "  near: {uses: cluster.kmeans, from: pool, column: b32_img, clusters: 4}\n"
     + "  wide: {uses: select.density, from: near, centroids: gone.parquet, rows: 9}\n"
     + "  far: {uses: select.prototypes, from: near, rows: 9}\n",
+    "aims.yaml": POOL
+    + "  near: {uses: cluster.kmeans, from: pool, column: b32_img, clusters: 4}\n"
+    + "  caption: {uses: annotate.caption, from: pool}\n"
+    + '  aims: {uses: select.image_based, from: near, column: b32_img, centroids: "stage:near", '
+    + "targets: pool/eval}\n"
+    + "  even: {uses: select.sample, from: caption, per: caption_words, at_most: 3}\n",
     "tasks.yaml": "stages:\n  zero: {uses: evaluate.zero_shot, model: reference, tasks: notes}\n",
     "good.csv": "url,caption\n"
     + "".join(f"http://127.0.0.1:9/{n}.jpg,number {n} of them\n" for n in range(30)),
@@ -132,6 +138,13 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan tree.yaml --set tree.levels=[0]": ("levels", "--set", "at least 1"),
     "plan tree.yaml --set tree.rows=": ("nothing says how much", "'tree'", "rows: 1000"),
     "plan tree.yaml --set tree.fraction=0": ("fraction is 0", "--set", "above 0"),
+    "plan aims.yaml": ("task 'generated_retrieval' has pictures", "'model'", "name the model"),
+    "plan aims.yaml --set aims.targets=notes": ("no task in", "--set", "CLIP_benchmark's layout"),
+    "plan aims.yaml --set even.rows=3": ("rows and at_most say how much", "'even'", "give one of"),
+    "plan aims.yaml --set even.per=cluster_id": (
+        *("no ancestor writes column 'cluster_id'", "aims.yaml:6"),
+        "add to `from` a stage that writes it: 'near'",
+    ),
     "plan pruned.yaml": ("no file 'gone.parquet'", "key 'centroids'", "stage:NAME"),
     "plan pruned.yaml --set wide.centroids=stage:far": ("gives rows", "--set", "gives centroids"),
     "plan pruned.yaml --set wide.centroids=": ("centroids is None", "--set", "text"),

@@ -130,6 +130,9 @@ def _find(
     """
     stage, dot, column = source.rpartition(".")
     if dot:
+        if stage not in recipe.stages:
+            do = did_you_mean(stage, sorted(line), "ancestors")
+            raise RecipeError(f"no stage '{stage}'", recipe.where(name), do)
         if stage not in line:
             raise RecipeError(
                 found=f"'{stage}' is no ancestor of '{name}'",
@@ -170,8 +173,25 @@ def _find(
     raise RecipeError(
         found=f"no ancestor writes column '{source}'",
         where=recipe.where(name),
-        do=hint or did_you_mean(source, sorted(visible), "columns here"),
+        do=hint
+        or _beside(source, line, planned, ancestors)
+        or did_you_mean(source, sorted(visible), "columns here"),
     )
+
+
+def _beside(
+    source: str,
+    line: set[str],
+    planned: dict[str, PlannedStage],
+    ancestors: dict[str, set[str]],
+) -> str:
+    """What to do where a stage of the same pool writes the column, and is only not named."""
+    writers = [
+        f"'{other}'"
+        for other in sorted(planned.keys() - line)
+        if ancestors[other] & line and type_of(planned[other].stage, source) is not None
+    ]
+    return f"add to `from` a stage that writes it: {', '.join(writers)}" if writers else ""
 
 
 def type_of(stage: Stage, column: str) -> pa.DataType | None:

@@ -6,8 +6,6 @@ What a setting means stands once, in the stage's file: as the comment beside the
 import ast
 import dataclasses
 import inspect
-import io
-import tokenize
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
@@ -23,6 +21,7 @@ from metadata.fingerprint import plain
 from metadata.schema import UID, Column
 from pipeline.errors import RecipeError
 from pipeline.planning.bindings import columns_of
+from pipeline.planning.comments import comments_of
 from pipeline.planning.settings import stage_class
 from pipeline.planning.takes import range_of, setting_types
 from pipeline.stage import Resources, RowStage, Stage, settings_fields
@@ -186,26 +185,6 @@ def _settings(cls: type[Any], above: str = "") -> Iterator[Setting]:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def comments_of(cls: type[Any]) -> dict[str, str]:
-    """What stands beside each field, and on the lines of comment right above it."""
-    source = inspect.cleandoc("\n" + inspect.getsource(cls))
-    beside: dict[int, str] = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            beside[token.start[0]] = token.string.lstrip("# ").strip()
-    lines = source.splitlines()
-    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    found = {}
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            first, last = node.lineno, node.end_lineno or node.lineno
-            while first - 1 in beside and lines[first - 2].lstrip().startswith("#"):
-                first -= 1
-            said = [beside[line] for line in range(first, last + 1) if line in beside]
-            found[node.target.id] = " ".join(said)
-    return found
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

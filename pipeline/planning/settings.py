@@ -12,6 +12,7 @@ import msgspec
 
 from metadata.schema import Column
 from pipeline.errors import RecipeError, did_you_mean
+from pipeline.planning.comments import comments_of
 from pipeline.planning.recipe import Recipe
 from pipeline.planning.takes import at_path, in_words
 from pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
@@ -163,11 +164,12 @@ def _unfit(
     missing = re.match(r"Object missing required field `(\w+)`", text)
     keys, value, kind = at_path(cls, given, f"{path}.{missing[1]}" if missing else path)
     key = ".".join(keys)
-    return RecipeError(
-        f"`{key}` is missing" if missing else f"{key} is {cut(repr(value))}",
-        recipe.where(name, *keys[:-1]) if missing else recipe.where(name, *keys),
-        f"write {keys[-1]}: {in_words(kind)}",
-    )
+    do = f"write {keys[-1]}: {in_words(kind)}"
+    if not missing:
+        return RecipeError(f"{key} is {cut(repr(value))}", recipe.where(name, *keys), do)
+    meaning = comments_of(cls).get(key)
+    do += f" ({meaning})" if meaning else ""
+    return RecipeError(f"`{key}` is missing", recipe.where(name, *keys[:-1]), do)
 
 
 def _check_nested(recipe: Recipe, name: str, given: dict[str, Any], made: Stage) -> None:

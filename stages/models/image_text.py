@@ -116,6 +116,6 @@ def _adapter(model: str) -> tuple[ModuleType, str]:
         raise RecipeError(
             f"unknown scheme {scheme!r}",
             f"model {model!r}",
-            f"{did_you_mean(scheme, schemes())}  A scheme is a file stages/models/<scheme>.py",
+            f"{did_you_mean(scheme, schemes())} (a scheme is a file stages/models/<scheme>.py)",
         )
     return adapter, name

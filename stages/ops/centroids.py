@@ -87,13 +87,16 @@ def read(folder: str | None, setting: str, where: str) -> Centroids:
         do = "name a stage that gives centroids as stage:NAME, or a Parquet of them"
         raise StageError("no such file", at, do) from None
     except (pa.ArrowException, OSError) as error:
-        raise StageError(f"no Parquet that can be read: {error}", at, "write it again") from None
+        do = "name a Parquet of centroids, or write it again"
+        raise StageError(f"no Parquet that can be read: {error}", at, do) from None
 
 
 def _centroids(table: pa.Table, at: str) -> Centroids:
     if "centroid" not in table.column_names or not len(table):
-        found = f"{len(table)} rows of {', '.join(table.column_names) or 'no column'}"
-        raise StageError(found, at, "give a column `centroid` of vectors, a row a cluster")
+        found = "no column `centroid`" if len(table) else "no row"
+        has = ", ".join(table.column_names)
+        do = "give a column `centroid` of vectors, a row a cluster"
+        raise StageError(found, at, f"{do}; it has {has}" if len(table) else do)
     if CLUSTER_ID.name in table.column_names:
         table = table.sort_by(CLUSTER_ID.name)
         if table[CLUSTER_ID.name].to_pylist() != list(range(len(table))):

@@ -24,7 +24,7 @@ from stages.ops.centroids import read as read_centroids
 from stages.ops.evaluation import PARQUET, Wanted
 from stages.ops.exports import summary_of
 from stages.ops.parquet_rows import sizes_of_groups
-from stages.select.image_based import place_of
+from stages.select.image_based import NAME_A_MODEL, place_of
 
 ROWS = 4096  # vectors that look for their centroid at a time
 SPAN = 2**16  # rows of a file that one piece of work compares
@@ -56,7 +56,8 @@ class Targets:
         return f"stage '{self.stage}', key `{key}`: {value}"
 
     def at(self, file: str) -> str:
-        return f"{self.where('targets')}, {file}"
+        at = self.where("targets")
+        return at if at.endswith(file) else f"{at}, {file}"
 
     @property
     def place(self) -> tuple[Storage, str | None]:
@@ -174,7 +175,8 @@ class Targets:
                 yield pq.ParquetFile(source)
         except (pa.ArrowException, OSError) as error:
             found = f"no Parquet that can be read: {error}"
-            raise StageError(found, self.at(file), "write it again") from None
+            do = "name a Parquet of vectors, or write it again"
+            raise StageError(found, self.at(file), do) from None
 
     def _wanted(self) -> Wanted:
         column = pa.field(self.column, pa.list_(pa.float32()))
@@ -184,7 +186,7 @@ class Targets:
         raise StageError(
             found=f"pictures, and nothing that makes a '{self.column}' of them",
             where=f"stage '{self.stage}', keys `targets` and `model`",
-            do="name the model of the pool's embeddings, or give Parquet files with that column",
+            do=NAME_A_MODEL,
         )
 
 

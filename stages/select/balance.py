@@ -94,7 +94,8 @@ class Balance(DatasetStage):
         targets = {name: getattr(self, name) for name in ("t", "rows", "fraction", "tail_share")}
         given = {name: value for name, value in targets.items() if value is not None}
         if len(given) != 1:
-            found = f"{' and '.join(given) or 'nothing'} says how much stays"
+            found = f"{' and '.join(given)} say" if given else "nothing says"
+            found += " how much stays"
             do = "give one of `t`, `rows`, `fraction` and `tail_share`"
             raise RecipeError(found, "its settings", do)
         (name, value), *_ = given.items()

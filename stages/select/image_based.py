@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from metadata.fingerprint import digest
 from metadata.globs import open_pool
+from metadata.keys import redacted
 from metadata.schema import (
     IMAGE_BYTES,
     IMAGE_EMBEDDING,
@@ -52,6 +53,7 @@ NEAREST_CENTROID = Column("nearest_centroid", pa.int32(), "0 up", "The centroid 
 TARGETS_NEAR = Column(
     "targets_near", pa.int32(), "0 up", "Targets with the same nearest centroid.", better="high"
 )
+NAME_A_MODEL = "name the model of the pool's embeddings, or give Parquet files with that column"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,9 @@ class ImageBased(DatasetStage):
     def look(self) -> None:
         if named(self.targets):
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
-            place_of(self.targets, "key `targets`")
+            folder, file = place_of(self.targets, "key `targets`")
+            if file is None:
+                refuse_pictures(folder, self.column, self.model)
         look_for(self.centroids)
         if self.model is not None:
             image_text.look_for(self.model)
@@ -206,6 +210,17 @@ def place_of(targets: str, where: str) -> tuple[Storage, str | None]:
         do = "write the vectors as Parquet, as docs/clusters.md shows"
         raise StageError(f"'{pattern}' is no Parquet file", where, do)
     return folder, pattern
+
+
+def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
+    """RecipeError where a folder has no task, or tasks of pictures and no model to embed them."""
+    tasks = [name for name in folder.folders() if not name.startswith(".")]
+    if not tasks and not any(entry.name.endswith(".parquet") for entry in folder.entries()):
+        do = "give a folder of tasks in CLIP_benchmark's layout, or of Parquet files"
+        raise RecipeError(f"no task in '{redacted(folder.uri)}'", "key `targets`", do)
+    if tasks and model is None:
+        found = f"task '{tasks[0]}' has pictures, and nothing makes a '{column}' of them"
+        raise RecipeError(found, "key `model`", NAME_A_MODEL)
 
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:

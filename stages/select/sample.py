@@ -77,7 +77,8 @@ class Sample(DatasetStage):
         names = ("fraction", "rows", "at_most")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            found = f"{' and '.join(given) or 'nothing'} says how much stays"
+            found = f"{' and '.join(given)} say" if given else "nothing says"
+            found += " how much stays"
             do = "give one of `fraction`, `rows` and `at_most`; for two, one stage after the other"
             raise RecipeError(found, "its settings", do)
         if (self.per is None) != (self.at_most is None):

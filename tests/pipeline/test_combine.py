@@ -150,15 +150,16 @@ def test_the_survey_shows_every_select_that_an_end_builds_on(ran):
 @pytest.mark.parametrize(
     ("combine", "found", "do"),
     [
-        ("where: reds AND one", "'one' is no ancestor of 'it'", "ancestors: "),
+        ("where: reds AND pink", "no stage 'pink'", "ancestors: "),
         ("where: reds AND less", "'less' is no ancestor of 'it'", "add it to `from`"),
+        ("where: reds AND onse", "no stage 'onse'", "did you mean 'ones'"),
         ("where: reds AND pool", "'pool' writes no 'keep'", "'pool' writes"),
         ("where: NOT reds", "keeps rows that none of its selects keeps", "best AND NOT blurry"),
         ("repeats: {reds: 0}", "0", "at least 1"),
         ("repeats: {reds: -1, ones: 1}", "-1", "at least 1"),
         ("repeats: {reds: 0.5}", "0.5", "a whole number"),
         ("repeats: {}", "repeats", "it.yaml"),
-        ("repeats: {one: 1}", "'one' is no ancestor of 'it'", "add it to `from`"),
+        ("repeats: {one: 1}", "no stage 'one'", "did you mean 'ones'?"),
     ],
 )
 def test_a_recipe_that_combines_what_is_not_there_is_refused(

@@ -69,7 +69,7 @@ def test_a_column_that_makes_no_groups_is_refused_with_its_line(generated, clipm
         ("rows: 2.5", "a whole number"),
         ("per: text, at_most: 0", "at least 1"),
         ('by: "", fraction: 0.5', "text, not empty"),
-        ("fraction: 0.5, rows: 3", "fraction and rows says how much stays"),
+        ("fraction: 0.5, rows: 3", "fraction and rows say how much stays"),
         ("by: words, rows: 3", "no ancestor writes column 'words'"),
         ("by: pool.words, rows: 3", "'pool' writes no 'words'"),
     ],
