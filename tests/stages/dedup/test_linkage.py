@@ -28,7 +28,7 @@ def row_table(node_N: np.ndarray) -> pa.Table:
 
 def grouped(ctx, memory_shards, node_N, edges: list[pa.Table], partitions: int) -> pa.Table:
     """The rows in their order."""
-    rows = ctx.shuffle([row_table(node_N)], "node", partitions)
+    rows = ctx.shuffle(memory_shards(row_table(node_N)), "node", partitions)
     shards = memory_shards(*(e.append_column("shard", pa.nulls(len(e))) for e in edges))
     met = ctx.shuffle(shards, "a", partitions)
     out = link(ctx, rows, met, equal=0, partitions=partitions, joined_at=HEIGHT)

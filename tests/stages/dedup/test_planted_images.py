@@ -23,7 +23,7 @@ def planted(tmp_path_factory):
     """All rows of a drawn pool with image, hash and embedding, their truth, and the folder."""
     folder = tmp_path_factory.mktemp("planted") / "pool"
     rows, truth = drawn_pool(folder, 1000)
-    worker = SimpleNamespace(device="cpu", threads=1, model=None)
+    worker = SimpleNamespace(stage="emb", device="cpu", threads=1, model=None)
     embedded = ClipEmbedding(model="reference").open(worker)(rows)["image_embedding"]
     everywhere = pa.array([0] * len(rows), pa.int32())  # one cluster
     rows = rows.drop_columns(["pixels", "text"]).append_column("image_embedding", embedded)
