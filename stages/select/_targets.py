@@ -72,7 +72,7 @@ class Targets:
         Vectors have their `file`, cut into pieces from the row `start` on; pictures have none.
         """
         if self.target_folder is not None:
-            items = self._exported(summary_of(self.target_folder, self.stage))
+            items = self._exported(summary_of(self.target_folder, self.stage, "targets"))
         else:
             items = self._outside()
         return [{**item, "number": number} for number, item in enumerate(items)]

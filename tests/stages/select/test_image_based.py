@@ -338,6 +338,15 @@ def test_an_export_that_cannot_be_targets_is_refused(
     assert "key `targets`: stage:vectors" in str(error.value)
 
 
+def test_targets_of_another_format_than_parquet_are_refused(tmp_path, files, selected):
+    folder = export(tmp_path / "vectors", VECTORS)
+    about = Path(folder) / "out" / "dataset.json"
+    about.write_text(about.read_text().replace("parquet", "csv"))
+    places = files(np.eye(2)) | {"targets": "stage:vectors"}
+    with pytest.raises(StageError, match=r"a csv export\n.*key `targets`"):
+        selected(pool(np.eye(2, dtype=np.float32)), **places, inputs={"targets": folder})
+
+
 def test_rows_of_another_width_than_the_centroids_are_refused(files, selected):
     with pytest.raises(StageError, match="embeddings 3 wide, and the centroids are 2 wide"):
         selected(pool(np.eye(3, dtype=np.float32)), **files(np.eye(2), t=np.eye(2)))
