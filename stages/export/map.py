@@ -37,7 +37,7 @@ from stages.export._plane import nearest_rows, on_plane, plane_of
 from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
 from stages.ops.vectors import as_matrix
 
-# Shapes: N rows of a shard or of whole clusters.
+# Shapes: N rows of a shard or of whole clusters, R ranges of the file.
 
 MAP, NEIGHBORS = "map.parquet", "neighbors"
 ROW = "row"  # of the file, from 0
@@ -160,8 +160,9 @@ def numbered(first: dict[int, int], rows: pa.Table) -> pa.Table:
     rows = rows.take(in_order(rows))
     range_N = rows[RANGE].to_numpy()
     rank_N = np.arange(len(rows)) - np.searchsorted(range_N, range_N)
-    start_N = np.array([first[number] for number in range_N.tolist()], np.int64)
-    return rows.append_column(ROW, pa.array(start_N + rank_N, pa.int64()))
+    range_R, which_N = np.unique(range_N, return_inverse=True)
+    start_R = np.array([first[number] for number in range_R.tolist()], np.int64)
+    return rows.append_column(ROW, pa.array(start_R[which_N] + rank_N, pa.int64()))
 
 
 def neighbours(plane: NDArray, k: int, rows: pa.Table) -> pa.Table:
