@@ -2,18 +2,17 @@
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset import Context, Inputs, State, Task
 from stages.cluster._rounds import Space, inertia
 from stages.cluster._tree import PARENT, Tree
 from stages.ops.centroids import FILE, Centroids, to_table
+from stages.ops.outputs import put_table, put_text
 
 if TYPE_CHECKING:
     from stages.cluster.kmeans import KMeans
@@ -80,11 +79,9 @@ def rounds(by_round: dict[str, NDArray]) -> pa.Table:
 
 def put_file(files: dict[str, Any], name: str, task: Task) -> dict[str, int]:
     """Stores one of them as `out/<name>`."""
-    path: Path = task.worker.scratch / name
     held = files[name]
     if isinstance(held, pa.Table):
-        pq.write_table(held, path, write_page_checksum=task.page_checksums)
+        put_table(name, held, task)
     else:
-        path.write_text(json.dumps(held) + "\n", encoding="utf-8")
-    task.put_file(name, path)
+        put_text(name, json.dumps(held) + "\n", task)
     return {"rows": len(held)}

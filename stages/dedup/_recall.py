@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.dataset import Context, Shards, State, Task
 from stages.dedup._bands import recall
+from stages.ops.outputs import put_text
 
 if TYPE_CHECKING:
     from stages.dedup._shingles import Unit
@@ -92,7 +93,5 @@ def greatest(a: State, b: State) -> State:
 
 def put(counts: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/recall.json."""
-    path = task.worker.scratch / FILE
-    path.write_text(json.dumps(counts, indent=1) + "\n")
-    task.put_file(FILE, path)
+    put_text(FILE, json.dumps(counts, indent=1) + "\n", task)
     return {"texts": counts["texts_drawn"]["all"]}

@@ -33,6 +33,7 @@ from pipeline.stage import (
 )
 from stages.dedup._ways import EVAL_KEY, EVAL_TASK, WAYS, Way
 from stages.models import image_text, images
+from stages.ops.outputs import put_text
 from stages.ops.outside import need_folder
 from stages.ops.states import added
 from stages.ops.vectors import as_matrix
@@ -255,7 +256,5 @@ def counted(way: Way, tasks: int, rows: pa.Table) -> State:
 
 def put_leaks(report: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/leaks.json."""
-    path = task.worker.scratch / LEAKS
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    task.put_file(LEAKS, path)
+    put_text(LEAKS, json.dumps(report, indent=1) + "\n", task)
     return {"tasks": len(report["tasks"])}

@@ -15,6 +15,7 @@ from metadata.storage import Storage
 from pipeline.dataset import Task
 from pipeline.errors import StageError
 from stages.ops.nearest import nearest_centre
+from stages.ops.outputs import put_table
 from stages.ops.vectors import as_matrix, unit_rows
 from stages.select._targets import EMBED_BOTH, ROWS, Nearest, Targets
 
@@ -72,9 +73,7 @@ def aimed(targets: Targets, item: dict[str, Any], task: Task) -> dict[str, Any]:
         CLUSTER_ID.name: pa.array(near, CLUSTER_ID.dtype),
         "targets": pa.array(count_K[near]),
     }
-    path = task.worker.scratch / FILE.format(item["number"])
-    pq.write_table(pa.table(columns), path, write_page_checksum=task.page_checksums)
-    task.put_file(path.name, path)
+    put_table(FILE.format(item["number"]), pa.table(columns), task)
     return {"targets": int(count_K.sum())}
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.schema import (
@@ -23,6 +22,7 @@ from metadata.schema import (
 )
 from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.outputs import put_table, put_text
 from stages.ops.states import joined
 from stages.select._clustered import (
     CLUSTER_QUOTA,
@@ -186,8 +186,6 @@ def put_tables(
         "clusters": len(table),
         "furthest_from_quota": float(np.abs(cut.kept - quota_K).max(initial=0)),
     }
-    pq.write_table(table, task.worker.scratch / TABLE, write_page_checksum=task.page_checksums)
-    (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))
-    for name in (TABLE, SUMMARY):
-        task.put_file(name, task.worker.scratch / name)
+    put_table(TABLE, table, task)
+    put_text(SUMMARY, json.dumps(summary), task)
     return summary

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.schema import (
@@ -19,6 +18,7 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.outputs import put_table, put_text
 from stages.ops.states import added, joined
 from stages.select._clustered import (
     CLUSTER_QUOTA,
@@ -170,8 +170,6 @@ def put_tables(
         "ranked": int(size_K.sum()),
         "clusters": len(table),
     }
-    pq.write_table(table, task.worker.scratch / TABLE, write_page_checksum=task.page_checksums)
-    (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))
-    for name in (TABLE, SUMMARY):
-        task.put_file(name, task.worker.scratch / name)
+    put_table(TABLE, table, task)
+    put_text(SUMMARY, json.dumps(summary), task)
     return summary

@@ -15,10 +15,10 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset import Task
+from stages.ops.outputs import put_table, put_text
 
 # Shapes: C children and P parents of a level, K leaves, N rows.
 
@@ -159,10 +159,7 @@ def put_tree(tree: Tree, target: int, task: Task) -> dict[str, int]:
             zip([*parents, pa.nulls(1, pa.int32())], rows, quotas, kept, strict=True)
         )
     ]
-    table, summary = task.worker.scratch / TABLE, task.worker.scratch / SUMMARY
-    pq.write_table(pa.concat_tables(nodes), table, write_page_checksum=task.page_checksums)
     told = {"rows": tree.rows, "asked": target, "kept": int(kept[-1][0])}
-    summary.write_text(json.dumps(told))
-    for path in (table, summary):
-        task.put_file(path.name, path)
+    put_table(TABLE, pa.concat_tables(nodes), task)
+    put_text(SUMMARY, json.dumps(told), task)
     return told

@@ -38,6 +38,7 @@ from pipeline.stage import (
 from stages.models import image_text, images
 from stages.ops.centroids import look_for
 from stages.ops.keeper import DROPPED
+from stages.ops.outputs import put_text
 from stages.ops.outside import STAGE, named, need_either
 from stages.ops.states import added
 from stages.ops.vectors import as_matrix, unit_rows
@@ -271,7 +272,5 @@ def put_summary(
         for (name, count), near_K, kept in by_task
     }
     whole = {"centroids": len(near.count), "near": int((near.count >= at_least).sum())}
-    path = task.worker.scratch / SUMMARY
-    path.write_text(json.dumps({**about, **whole, "tasks": tasks}, indent=1) + "\n")
-    task.put_file(SUMMARY, path)
+    put_text(SUMMARY, json.dumps({**about, **whole, "tasks": tasks}, indent=1) + "\n", task)
     return {"tasks": len(tasks)}

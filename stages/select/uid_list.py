@@ -22,6 +22,7 @@ from metadata.uid import from_halves, halves
 from pipeline.dataset import Context, Inputs, State, Task
 from pipeline.stage import DatasetStage, NonEmpty
 from stages.ops.keeper import DROPPED
+from stages.ops.outputs import put_text
 from stages.ops.outside import listing_digest
 from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
@@ -143,7 +144,5 @@ def summary(counts: State) -> dict[str, Any]:
 
 def put(listed: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/list.json."""
-    path = task.worker.scratch / FILE
-    path.write_text(json.dumps(listed, indent=1) + "\n")
-    task.put_file(FILE, path)
+    put_text(FILE, json.dumps(listed, indent=1) + "\n", task)
     return {"missing": listed["missing"]}
