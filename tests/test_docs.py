@@ -34,7 +34,7 @@ LONG = [
     ROOT / name
     for name in ("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md")
 ]
-SHORT = [ROOT / "docs/ledger.md", ROOT / "docs/exports.md", ROOT / "docs/troubleshooting.md"]
+SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "exports", "troubleshooting", "clusters")]
 
 
 @dataclass(frozen=True)
