@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from metadata.fingerprint import fingerprint, plain, settings_of
-from metadata.schema import UID
+from metadata.schema import UID, Column
 from pipeline.dataset import Step
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.bindings import bind, bind_mask, type_of
@@ -106,6 +106,7 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
         planned[name] = _planned(recipe, name, settings[name], planned, ancestors)
     if any(one.stage.limits for one in planned.values()):
         _check_thresholds(planned)
+    _check_clusters(planned)
     plan = Plan(recipe=recipe, seed=recipe.seed, stages=planned)
     if until is None:
         return plan
@@ -204,6 +205,20 @@ def _planned(
         fingerprint=fingerprint(uses, stage.version, settings, marks),
         where=recipe.where(name),
     )
+
+
+def _check_clusters(planned: Mapping[str, PlannedStage]) -> None:
+    """RecipeError where a stage has rows of one stage's clusters, and the centroids of another."""
+    for one in planned.values():
+        columns = [column for column in one.stage.reads if isinstance(column, Column)]
+        named = {column.name for column in columns if column.names == "cluster"}
+        for read, (source, _) in one.bindings[0].items() if one.centroids and one.bindings else ():
+            if read in named and source != one.centroids:
+                raise RecipeError(
+                    found=f"'{read}' is of '{source}', and the centroids are of '{one.centroids}'",
+                    where=f"{one.where}, key `centroids`",
+                    do=f'write centroids: "stage:{source}", or read {one.centroids}.{read}',
+                )
 
 
 def _check_thresholds(planned: Mapping[str, PlannedStage]) -> None:

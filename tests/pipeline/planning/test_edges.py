@@ -161,3 +161,17 @@ def test_targets_that_no_export_gives_are_refused_at_plan(tmp_path, line, said):
     path.write_text(f"stages:\n{pool}{EMBEDDED}{EXPORTED}{line}")
     with pytest.raises(RecipeError, match=said):
         make_plan(load_recipe(str(path)))
+
+
+def test_rows_of_one_clustering_do_not_meet_the_centroids_of_another(tmp_path):
+    path = tmp_path / "mine.yaml"
+    pool = "  pool: {uses: ingest.image_folder, path: pictures}\n"
+    emb = "  emb: {uses: embed.clip, from: pool, model: reference}\n"
+    few = "  few: {uses: cluster.kmeans, from: emb, clusters: 2}\n"
+    many = "  many: {uses: cluster.kmeans, from: few, clusters: 9}\n"
+    dense = '  dense: {uses: select.density, from: many, rows: 5, centroids: "stage:%s"}\n'
+    path.write_text(f"stages:\n{pool}{emb}{few}{many}{dense % 'few'}")
+    with pytest.raises(RecipeError, match="'cluster_id' is of 'many', and the centroids are of"):
+        make_plan(load_recipe(str(path)))
+    path.write_text(f"stages:\n{pool}{emb}{few}{many}{dense % 'many'}")
+    assert make_plan(load_recipe(str(path))).stages["dense"].centroids == "many"
