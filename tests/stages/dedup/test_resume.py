@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.passes import read_stage
 from metadata.storage import Storage
 from pipeline.engine import context
 from pipeline.engine.context import RunContext
@@ -15,41 +14,9 @@ from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
+from tests.stages.killed import KilledError, Watcher, rows_of
 
 ROWS = 160
-
-
-class KilledError(BaseException):
-    """The end of a process, as far as one in this process can be."""
-
-
-class Watcher:
-    """Counts the units that each call did, and dies after one of them."""
-
-    def __init__(self, dies_after: int | None = None) -> None:
-        self.calls: list[str] = []
-        self.dies_after = dies_after
-        self.known: dict[tuple[str, str], int] = {}
-
-    def unit(self, name, call, done, total):
-        before = self.known.get((name, call), done)  # a call first says what was done before it
-        self.known[name, call] = done
-        if done > before:
-            self.did(call)
-
-    def did(self, call):
-        self.calls.append(call)
-        if len(self.calls) == self.dies_after:
-            raise KilledError
-
-    def begin(self, look):
-        self.known.clear()
-
-    def stage(self, name, total, done): ...
-    def shard(self, name, record, total): ...
-    def failed(self, name, failure): ...
-    def stopped(self, name, error): ...
-    def finished(self, name, state): ...
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +46,7 @@ def run(pool, monkeypatch):
         plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=changed))
         outcome = run_plan(plan, Storage(str(folder)), LocalExecutor(0), watcher)
         assert outcome.complete, outcome.stopped
-        state = outcome.state.stages["same"]
-        names = ["uid", "joined_at", "duplicate_of", "reason"]
-        return [
-            row
-            for shard in sorted(state.shards)
-            for table in read_stage(state.folder, state.shards[shard], names, ROWS)
-            for row in table.to_pylist()
-        ]
+        return rows_of(outcome, "same", ["uid", "joined_at", "duplicate_of", "reason"])
 
     return run
 

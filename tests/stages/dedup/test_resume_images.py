@@ -13,7 +13,7 @@ from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
-from tests.stages.dedup.test_resume import KilledError, Watcher
+from tests.stages.killed import KilledError, Watcher
 from tests.stages.task_folders import write_tasks
 
 ROWS = 90

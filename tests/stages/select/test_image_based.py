@@ -1,6 +1,5 @@
 """ImageBased: DataComp's rule row for row, ties too; where targets come from; what is refused."""
 
-import contextlib
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +25,7 @@ from stages.ops.vectors import as_matrix, from_matrix
 from stages.select import _targets
 from stages.select.image_based import ImageBased
 from stages.select.where import Top, Where
-from tests.stages.dedup.test_resume import KilledError, Watcher
+from tests.stages.killed import DiesOnceACall, Watcher, until_it_ends
 from tests.stages.task_folders import picture
 
 D = 8
@@ -425,20 +424,6 @@ def test_the_cut_of_the_score_is_fixed_on_the_whole_pool_before_captions_and_ima
     assert chain("passing") != published.tolist()
 
 
-class DiesOnce(Watcher):
-    """Dies after the first unit of every call, once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.survived: set[str] = set()
-
-    def did(self, call):
-        super().did(call)
-        if call not in self.survived:
-            self.survived.add(call)
-            raise KilledError
-
-
 def test_killed_in_every_call_it_ends_as_an_unbroken_run(tmp_path, files):
     rng = np.random.default_rng(5)
     (tmp_path / "rows").mkdir()
@@ -461,12 +446,9 @@ def test_killed_in_every_call_it_ends_as_an_unbroken_run(tmp_path, files):
         stored = [*near.glob("0*.parquet"), *near.glob("out/*")]
         return {str(path.relative_to(near)): path.read_bytes() for path in stored}
 
-    whole, dying = Watcher(), DiesOnce()
-    expected, found = run("whole", whole), None
-    while found is None:
-        with contextlib.suppress(KilledError):
-            found = run("killed", dying)
-    assert found == expected
+    whole, dying = Watcher(), DiesOnceACall()
+    expected = run("whole", whole)
+    assert until_it_ends(lambda: run("killed", dying)) == expected
     assert {"out/targets-00000.parquet", "out/targets-00001.parquet"} < {*expected}
     assert dying.calls == whole.calls, "nothing twice"
     assert len(dying.survived) > 4

@@ -1,13 +1,10 @@
 """select.sample in the engine: killed in any call it ends the same; partitions stay small."""
 
-import contextlib
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.passes import read_stage
 from metadata.storage import Storage
 from pipeline.engine import context
 from pipeline.engine.run import run_plan
@@ -15,27 +12,9 @@ from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from stages.select import _groups as groups
-from tests.stages.dedup.test_resume import KilledError, Watcher
+from tests.stages.killed import DiesOnceACall, Watcher, rows_of, until_it_ends
 
 ROWS = 3_000
-
-
-class DiesOnceACall(Watcher):
-    """Dies in every call of the sample, after its first unit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.survived: set[str] = set()
-
-    def unit(self, name, call, done, total):
-        if name == "some":
-            super().unit(name, call, done, total)
-
-    def did(self, call):
-        super().did(call)
-        if call not in self.survived:
-            self.survived.add(call)
-            raise KilledError
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +40,7 @@ def run(pool, tmp_path):
         }
         plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
         outcome = run_plan(plan, Storage(str(tmp_path / folder)), LocalExecutor(0), watcher)
-        assert outcome.complete, outcome.stopped
-        state = outcome.state.stages["some"]
-        names = ["uid", "keep", "sample_rank", "reason"]
-        return [
-            row
-            for shard in sorted(state.shards)
-            for table in read_stage(state.folder, state.shards[shard], names, ROWS)
-            for row in table.to_pylist()
-        ]
+        return rows_of(outcome, "some", ["uid", "keep", "sample_rank", "reason"])
 
     return run
 
@@ -85,11 +56,8 @@ def test_killed_in_every_call_it_goes_on_and_stores_the_same(settings, run, monk
     monkeypatch.setattr(groups, "SLICE_ROWS", 400)
     expected = run("whole", Watcher(), **settings)
     assert 600 < sum(row["keep"] for row in expected) < ROWS
-    dying, found = DiesOnceACall(), None
-    while found is None:
-        with contextlib.suppress(KilledError):
-            found = run("killed", dying, **settings)
-    assert found == expected
+    dying = DiesOnceACall("some")
+    assert until_it_ends(lambda: run("killed", dying, **settings)) == expected
     assert len(dying.survived) > 2
     other = run("shards", Watcher(), shard_rows=700, **settings)
     assert other == expected

@@ -1,40 +1,19 @@
 """select.balanced_tree in the engine: killed in any call, it goes on from there."""
 
-import contextlib
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.passes import read_stage
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from stages.select import _levels
-from tests.stages.dedup.test_resume import KilledError, Watcher
+from tests.stages.killed import DiesOnceACall, Watcher, rows_of, until_it_ends
 
 ROWS = 120
-
-
-class DiesOnceACall(Watcher):
-    """Dies in every call of the stage, after its first unit: each round is a call of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.survived: set[str] = set()
-
-    def unit(self, name, call, done, total):
-        if name == "tree":
-            super().unit(name, call, done, total)
-
-    def did(self, call):
-        super().did(call)
-        if call not in self.survived:
-            self.survived.add(call)
-            raise KilledError
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +47,13 @@ def test_killed_in_every_call_it_goes_on_and_stores_the_same(pool, tmp_path, mon
 
     def run(folder, watcher):
         outcome = run_plan(plan, Storage(str(folder)), LocalExecutor(0), watcher)
-        assert outcome.complete, outcome.stopped
-        state = outcome.state.stages["tree"]
-        names = ["uid", *(column.name for column in state.planned.stage.writes), "reason"]
-        return [
-            row
-            for shard in sorted(state.shards)
-            for table in read_stage(state.folder, state.shards[shard], names, ROWS)
-            for row in table.to_pylist()
-        ]
+        writes = plan.stages["tree"].stage.writes
+        return rows_of(outcome, "tree", ["uid", *(column.name for column in writes), "reason"])
 
-    whole, dying = Watcher(), DiesOnceACall()
+    whole, dying = Watcher(), DiesOnceACall("tree")
     expected = run(tmp_path / "whole", whole)
     assert 30 < sum(row["keep"] for row in expected) < 50
-    found = None
-    while found is None:
-        with contextlib.suppress(KilledError):
-            found = run(tmp_path / "killed", dying)
-    assert found == expected
+    assert until_it_ends(lambda: run(tmp_path / "killed", dying)) == expected
     assert {"01-iterate.0001.01-reduce", "03-iterate.0001.01-reduce"} <= dying.survived, (
         "rounds too"
     )
