@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import CLUSTER_ID, KEEP, POSITION, SHARD, UID
-from metadata.uid import halves, uniform
+from metadata.schema import CLUSTER_ID, KEEP, UID
+from metadata.uid import uniform
 from pipeline.dataset import Shards, State, Task
 from stages.export._plane import moments
 from stages.ops.vectors import as_matrix, unit_rows
@@ -86,10 +86,3 @@ def counted(pick: Pick, rows: Shards, shard: int, task: Task) -> dict[str, int]:
     table = rows.table(shard)
     _, taken_N, left = pick(table)
     return {"rows": len(table), "exported": int(np.count_nonzero(taken_N)), **left}
-
-
-def in_order(rows: pa.Table) -> NDArray[np.int64]:
-    """(N,) the rows in the order of the file: by uid, hence by range; those of one uid by place."""
-    high_N, low_N = halves(rows[UID.name]).T
-    keys = (rows[POSITION.name], rows[SHARD.name], low_N, high_N)
-    return np.lexsort(keys)

@@ -32,8 +32,9 @@ from pipeline.stage import DatasetStage, NonEmpty, OneUp
 from stages.export._columns import check_columns, with_hex_ids
 from stages.export._drawn import CLUSTER, KEPT, THUMBNAIL, Drawn, X, Y
 from stages.export._groups import put_documents
-from stages.export._mapped import Pick, counted, cut, in_order, merged, surveyed
+from stages.export._mapped import Pick, counted, cut, merged, surveyed
 from stages.export._plane import nearest_rows, on_plane, plane_of
+from stages.ops.keeper import in_order
 from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
 from stages.ops.vectors import as_matrix
 
@@ -157,7 +158,7 @@ def firsts(sizes: Sequence[dict[str, int]]) -> dict[int, int]:
 
 def numbered(first: dict[int, int], rows: pa.Table) -> pa.Table:
     """The rows of some whole ranges, each with its number on the map."""
-    rows = rows.take(in_order(rows))
+    rows = rows.take(in_order(rows))  # by uid, hence by range
     range_N = rows[RANGE].to_numpy()
     rank_N = np.arange(len(rows)) - np.searchsorted(range_N, range_N)
     range_R, which_N = np.unique(range_N, return_inverse=True)

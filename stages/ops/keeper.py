@@ -102,8 +102,13 @@ def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
 
 def best_first(rows: pa.Table) -> NDArray[np.int64]:
     """(N,) row numbers, the row that stays first: by preference, uid, then place in the pool."""
-    uid_N2 = halves(rows[UID.name])
-    place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
     rank = rows[PREFERENCE.name].combine_chunks().flatten().to_numpy()
     rank_NK = rank.reshape(len(rows), len(rank) // max(1, len(rows)))
-    return np.lexsort((*place, uid_N2[:, 1], uid_N2[:, 0], *rank_NK.T[::-1]))
+    return in_order(rows, *rank_NK.T)
+
+
+def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
+    """(N,) row numbers by the keys, the first of them first; then by uid, and place in the pool."""
+    high_N, low_N = halves(rows[UID.name]).T
+    place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
+    return np.lexsort((*place, low_N, high_N, *keys_N[::-1]))

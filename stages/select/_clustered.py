@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from metadata.schema import (
     CENTROID_COSINE,
@@ -16,15 +15,12 @@ from metadata.schema import (
     IDENTITY,
     POSITION,
     REASON,
-    SHARD,
-    UID,
     Column,
 )
-from metadata.uid import halves
 from pipeline.dataset import State
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Threshold, Verdicts
-from stages.ops.keeper import DROPPED
+from stages.ops.keeper import DROPPED, in_order
 from stages.select._judged import NO_IMAGE, first_of, left_out
 
 # Shapes: N rows.
@@ -124,13 +120,6 @@ def _size(name: str, value: Decimal, ranked: int) -> int:
     if value > ranked:
         raise ValueError(f"rows is {value}; {ranked:,} rows are ranked")
     return int(value)
-
-
-def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
-    """(N,) row numbers by the keys, the first of them first; then by uid and place."""
-    uid_N2 = halves(rows[UID.name])
-    place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
-    return np.lexsort((*place, uid_N2[:, 1], uid_N2[:, 0], *keys_N[::-1]))
 
 
 def explained(reason: str, made: Mapping[str, Any], rank: str) -> str:

@@ -22,13 +22,13 @@ from metadata.schema import (
 )
 from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.keeper import in_order
 from stages.ops.outputs import put_table, put_text
 from stages.ops.states import joined
 from stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     PRUNED,
-    in_order,
 )
 from stages.select._judged import judged_rows
 from stages.select._quotas import UNIT, Quotas, quotas

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import POSITION, SHARD, UID
-from metadata.uid import coin, coin_hash, halves
+from metadata.schema import UID
+from metadata.uid import coin, coin_hash
 from pipeline.dataset import Context, Shards, State
+from stages.ops.keeper import in_order
 from stages.ops.states import added, joined
 
 # Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
@@ -98,9 +99,7 @@ class Ranked:
         code = code.combine_chunks() if isinstance(code, pa.ChunkedArray) else code
         code_N = code.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         unit_N = met["unit"].to_numpy()
-        uid_N2 = halves(met[UID.name])
-        ties = (met[POSITION.name].to_numpy(), met[SHARD.name].to_numpy(), *uid_N2.T[::-1])
-        order = np.lexsort((*ties, cut.bits(met[UID.name]), code_N, unit_N))
+        order = in_order(met, unit_N, code_N, cut.bits(met[UID.name]))
         order = order[code_N[order] >= 0]
         key_N2 = np.stack([unit_N[order], code_N[order]], axis=1)
         begins_N = np.append(True, (key_N2[1:] != key_N2[:-1]).any(axis=1))[: len(order)]

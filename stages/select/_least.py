@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import POSITION, SHARD, UID
-from metadata.uid import halves
 from pipeline.dataset import Context, Shards, State
+from stages.ops.keeper import in_order
 from stages.ops.states import added
 from stages.select import _cut as cut
 
@@ -52,9 +51,7 @@ def at_each(
     wanted: Sequence[int], rows: pa.Table, rank: pa.ChunkedArray
 ) -> Iterator[NDArray[np.bool_]]:
     """(N,) the rows that each wanted number leaves; sorted once."""
-    uid_N2 = halves(rows[UID.name])
-    ties = (rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy(), *uid_N2.T[::-1])
-    order = np.lexsort((*ties, rank.fill_null(0).to_numpy()))
+    order = in_order(rows, rank.fill_null(0).to_numpy())
     order = order[rank.is_valid().to_numpy()[order]]
     for number in wanted:
         keep_N = np.zeros(len(rows), bool)

@@ -18,13 +18,13 @@ from metadata.schema import (
     Column,
 )
 from pipeline.dataset import Context, Shards, State, Task
+from stages.ops.keeper import in_order
 from stages.ops.outputs import put_table, put_text
 from stages.ops.states import added, joined
 from stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     PRUNED,
-    in_order,
     population,
 )
 from stages.select._judged import judged_rows
