@@ -60,6 +60,14 @@ def test_the_page_shows_the_map_its_strips_and_its_shares_and_asks_for_nothing(h
     assert html.count('class="c" tabindex="0"') == len(found.drawn)
 
 
+def test_a_strip_says_the_least_and_the_greatest_share_in_it(html, found):
+    for side, clusters in (("most", found.pruned[0].most), ("least", found.pruned[0].least)):
+        end = list(found.ends).index(found.pruned[0].stage)
+        shares = sorted(of.kept[end] / of.rows for of in clusters)
+        said = f"clusters {side} pruned by even {shares[0]:.1%} to {shares[-1]:.1%} kept"
+        assert said in " ".join(Page(html).text.split())
+
+
 def test_the_same_folder_gives_the_same_bytes(html, clustered):
     assert report(clustered) == html
 
