@@ -104,21 +104,20 @@ def first_by_rank(
     ranked_N = np.flatnonzero(rank.is_valid().to_numpy())
     order_N = ranked_N[in_order(rows.take(ranked_N), rank.drop_null().to_numpy())]
     for value in values:
-        kept = _size(threshold.name, value, len(order_N))
+        kept = size_of(threshold.name, value, len(order_N))
         keep_N = np.zeros(len(rows), bool)
         keep_N[order_N[:kept]] = True
         yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
 
 
-def _size(name: str, value: Decimal, ranked: int) -> int:
+def size_of(name: str, value: Decimal, ranked: int) -> int:
+    """The rows that a value of `rows` or `fraction` means; ValueError where it cannot be."""
     if name == "fraction":
         if not 0 < value <= 1:
             raise ValueError(f"fraction is {value}; it lies above 0, up to 1")
         return int(ranked * float(value))
-    if value < 1 or value != int(value):
-        raise ValueError(f"rows is {value}; it is a whole number, 1 or more")
-    if value > ranked:
-        raise ValueError(f"rows is {value}; {ranked:,} rows are ranked")
+    if not 1 <= value <= ranked or value != int(value):
+        raise ValueError(f"rows is {value}; it is a whole number, 1 to {ranked:,}")
     return int(value)
 
 

@@ -1,7 +1,7 @@
 """As many rows of each branch of a tree of clusters as of the next, as far as it has them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from itertools import pairwise
@@ -40,7 +40,7 @@ from stages.ops.centroids import look_for
 from stages.ops.keeper import DROPPED, PREFERENCE, Keep, best_first, preference
 from stages.ops.outside import listing_digest
 from stages.ops.states import added
-from stages.select._clustered import one_size, wanted
+from stages.select._clustered import one_size, size_of, size_threshold, wanted
 from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -131,18 +131,7 @@ class BalancedTree(DatasetStage):
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """The target, as a number or a share of rows."""
-        name, value = ("rows", self.rows) if self.rows else ("fraction", self.fraction)
-        return (
-            Threshold(
-                name=name,
-                column=TREE_RANK.name,
-                sign="<=",
-                value=float(value or 0),
-                text=f"{name} = {value}",
-                made=(TREE_RANK.name,),
-                is_size=True,
-            ),
-        )
+        return (replace(size_threshold(self.rows, self.fraction, TREE_RANK.name), sign="<="),)
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
@@ -151,11 +140,7 @@ class BalancedTree(DatasetStage):
         rank = made[TREE_RANK.name]
         all_rows = len(rank) - rank.null_count
         for value in values:
-            target = int(all_rows * float(value)) if threshold.name == "fraction" else int(value)
-            if threshold.name == "fraction" and not 0 < value <= 1:
-                raise ValueError(f"fraction is {value}; it lies above 0, up to 1")
-            if threshold.name == "rows" and not (1 <= value <= all_rows and value == target):
-                raise ValueError(f"rows is {value}; it is a whole number, 1 to {all_rows}")
+            target = size_of(threshold.name, value, all_rows)
             keep = pc.less_equal(rank, target).fill_null(False)
             yield Verdicts(float(value), f"{threshold.name} = {value}", keep.to_numpy())
 

@@ -299,8 +299,8 @@ def test_sizes_can_be_swept_without_a_run(pruned):
     (half,) = stage.verdicts(share, [Decimal("0.5")], place, out)
     assert half.keep.sum() == len(rows) // 2
     for at, value, said in (
-        (threshold, len(rows) + 1, "rows are ranked"),
-        (threshold, 0, "1 or more"),
+        (threshold, len(rows) + 1, "a whole number, 1 to"),
+        (threshold, 0, "a whole number, 1 to"),
         (share, 2, "up to 1"),
     ):
         with pytest.raises(ValueError, match=said):
