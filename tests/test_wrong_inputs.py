@@ -141,6 +141,7 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan aims.yaml": ("task 'generated_retrieval' has pictures", "'model'", "name the model"),
     "plan aims.yaml --set aims.targets=notes": ("no task in", "--set", "CLIP_benchmark's layout"),
     "plan aims.yaml --set even.rows=3": ("rows and at_most say how much", "'even'", "give one of"),
+    "plan aims.yaml --set even.per=reason": ("no ancestor writes column 'reason'", ":6", "columns"),
     "plan aims.yaml --set even.per=cluster_id": (
         *("no ancestor writes column 'cluster_id'", "aims.yaml:6"),
         "add to `from` a stage that writes it: 'near'",

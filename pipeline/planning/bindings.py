@@ -189,7 +189,8 @@ def _beside(
     writers = [
         f"'{other}'"
         for other in sorted(planned.keys() - line)
-        if ancestors[other] & line and type_of(planned[other].stage, source) is not None
+        if ancestors[other] & line
+        and source in {written.name for written in columns_of(planned[other].stage)}
     ]
     return f"add to `from` a stage that writes it: {', '.join(writers)}" if writers else ""
 
