@@ -10,7 +10,16 @@ import pyarrow as pa
 
 from metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_BYTES, KEEP
 from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, OneUp, Share, Threshold, Verdicts
+from pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    OneUp,
+    Resources,
+    Share,
+    Threshold,
+    Verdicts,
+    location,
+)
 from stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
@@ -62,6 +71,7 @@ class Prototypes(DatasetStage):
     order: Literal["hard", "easy"] = "hard"
     # of an even share of the rows, what each cluster keeps at least; 0: no least share
     balance: Balance = 0.5
+    memory_gb: Gigabytes = location(2)  # memory of one worker, in GB
 
     version = 1
     determinism = "exact"
@@ -72,6 +82,10 @@ class Prototypes(DatasetStage):
 
     def __post_init__(self) -> None:
         one_size(self.rows, self.fraction)
+
+    @property
+    def resources(self) -> Resources:  # the cosines of a partition's clusters
+        return Resources(memory_gb=self.memory_gb)
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """`rows` or `fraction`."""
