@@ -136,6 +136,7 @@ def toys():
         yield
 
 
+@pytest.mark.chaos
 def test_changed_objects_are_found_and_made_again(toys, undisturbed, nursery, bucket, clipmill):
     uri = bucket.uri("changed")
     assert nursery.run(uri).code == 0
@@ -173,6 +174,7 @@ def run_flaky(proxy, bucket, recipe, pool, monkeypatch):
         yield run
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("kind", ["503", "cut"])
 def test_a_store_that_fails_for_a_moment_is_asked_again(kind, run_flaky, undisturbed):
     troubles = [

@@ -35,6 +35,7 @@ def recipe(tmp_path_factory):
     return path
 
 
+@pytest.mark.chaos
 def test_pruning_is_swept_and_explained_and_the_same_for_all_workers(recipe, clipmill, tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     assert clipmill("run", recipe, "--out", run, "--workers", 1).code == 0

@@ -210,6 +210,7 @@ def test_workers_of_a_machine_share_the_copies(program, scratch, tmp_path, monke
     assert not list(scratch.glob(f"{PREFIX}rows-*"))
 
 
+@pytest.mark.chaos
 def test_killed_while_it_writes_a_copy_the_next_run_takes_the_folder_away(
     engine, scratch, tmp_path
 ):

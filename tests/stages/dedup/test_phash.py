@@ -53,6 +53,7 @@ def expected(rows: pa.Table, floor: int, descending: bool | None = None):
     return joined, [None if row is None else uids[row] for row in best]
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("part", range(4))
 def test_values_are_those_of_all_pairs_at_all_distances(
     part, memory_shards, memory_context, monkeypatch
