@@ -223,11 +223,12 @@ def test_a_shard_that_cannot_be_stored_fails_by_name_and_nothing_half_is_there(
     assert meaning(Storage(uri)) == undisturbed[1]
 
 
-def test_a_store_that_is_not_there_is_said_without_keys(clipmill, bucket, recipe, monkeypatch):
+def test_a_store_that_is_not_there_is_said_without_keys(
+    toys, clipmill, bucket, recipe, monkeypatch
+):
     monkeypatch.setattr(storage, "RETRY_S", ())
     nowhere = bucket.uri("run").replace(f":{bucket.port}", ":9")
-    with toy_stages():
-        said = clipmill("run", recipe, "--out", nowhere, "--workers", 0)
+    said = clipmill("run", recipe, "--out", nowhere, "--workers", 0)
     assert said.code == 1
     assert "key 'run/recipes/' in bucket 'bucket': AWS Error NETWORK_CONNECTION" in said.err
     assert "check that it is there" in said.err
