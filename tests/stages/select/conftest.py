@@ -1,0 +1,31 @@
+"""Centroids and targets as files, for those who choose by them."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from stages.ops.centroids import Centroids, to_table
+from tests.stages.select.targets import write_targets
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes centroids and targets, and names them as settings do."""
+
+    def write(centroid_KD, model: str | None = None, **tasks) -> dict[str, str]:
+        none = np.zeros(len(centroid_KD))
+        held = Centroids(
+            vector=np.asarray(centroid_KD, np.float32),
+            rows=none.astype(int),
+            inertia=none,
+            metric="euclidean",
+            model=model,
+        )
+        pq.write_table(to_table(held), tmp_path / "centroids.parquet")
+        (tmp_path / "targets").mkdir(exist_ok=True)
+        for name, vectors in tasks.items():
+            write_targets(tmp_path / "targets" / f"{name}.parquet", vectors)
+        places = ("targets", tmp_path / "targets"), ("centroids", tmp_path / "centroids.parquet")
+        return {name: str(place) for name, place in places}
+
+    return write

@@ -1,0 +1,133 @@
+"""ImageBased in a run: after a score and captions, killed, by clusters of the same recipe."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+import pipeline
+from metadata.storage import Storage
+from pipeline.dataset import Inputs
+from pipeline.engine.run import run_plan
+from pipeline.executors.local import LocalExecutor
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
+from stages.ops.vectors import as_matrix
+from stages.select.image_based import ImageBased
+from stages.select.where import Top, Where
+from tests.stages.killed import DiesOnceACall, Watcher, until_it_ends
+from tests.stages.select.targets import D, coarse, datacomp, pool
+from tests.stages.task_folders import picture
+
+PUBLISHED = Path(pipeline.__file__).parent / "recipes" / "datacomp-image-clip.yaml"
+
+
+def test_the_cut_of_the_score_is_fixed_on_the_whole_pool_before_captions_and_images(
+    files, memory_shards, memory_context
+):
+    rng = np.random.default_rng(4)
+    row_ND, target_MD, centroid_KD = coarse(rng, 3_000), coarse(rng, 60), coarse(rng, 100)
+    score_N = rng.integers(0, 400, 3_000).astype(np.float32) / 400
+    language = rng.choice(["en", "de"], 3_000)
+    tokens_N, chars_N = rng.integers(0, 5, (2, 3_000)).astype(np.int32) * [[1], [3]]
+    row_ND[language == "de"] += 1  # so that images and scores differ where captions do
+    score_N[language == "de"] += np.float32(0.2)
+    rows = pool(
+        row_ND,
+        clip_score=pa.array(score_N),
+        language=language,
+        caption_tokens=pa.array(tokens_N, pa.int32()),
+        caption_chars=pa.array(chars_N, pa.int32()),
+    )
+
+    def chain(over: str) -> list[bool]:
+        stages = yaml.safe_load(PUBLISHED.read_text())["stages"]
+        top = Top(**stages["fits"]["top"] | {"over": over})
+        near = ImageBased(**files(centroid_KD, t=target_MD))
+        kept = None
+        for stage in (Where(where=stages["english"]["where"]), Where(top=top), near):
+            ctx, given = memory_context(), rows
+            if kept is not None:
+                given = rows.append_column("keep", kept)
+            stage.run(Inputs(rows=memory_shards(given)), ctx)
+            kept = ctx.stored[0]["keep"]
+        return kept.to_pylist()
+
+    cut = np.sort(score_N)[::-1][int(3_000 * 0.3)]  # of all rows, whatever their captions
+    of_caption_N = (language == "en") & (tokens_N > 1) & (chars_N > 5)
+    published = (score_N >= cut) & of_caption_N & datacomp(row_ND, target_MD, centroid_KD)
+    assert chain("pool") == published.tolist()
+    assert 50 < published.sum() < of_caption_N.sum()
+    assert chain("passing") != published.tolist()
+
+
+def test_killed_in_every_call_it_ends_as_an_unbroken_run(tmp_path, files):
+    rng = np.random.default_rng(5)
+    (tmp_path / "rows").mkdir()
+    for part in range(3):
+        table = pool(coarse(rng, 50)).rename_columns(["uid", "vector"])
+        uid = [f"{part * 50 + i:032x}" for i in range(50)]
+        pq.write_table(table.set_column(0, "uid", [uid]), tmp_path / "rows" / f"{part}.parquet")
+    places = files(coarse(rng, 20), a=coarse(rng, 4), b=coarse(rng, 4))
+    pool_of = {"path": str(tmp_path / "rows"), "uid_col": "uid", "image_embedding_col": "vector"}
+    stages = {
+        "pool": {"uses": "ingest.parquet", "embedding_width": D, **pool_of},
+        "near": {"uses": "select.image_based", "from": "pool", **places},
+    }
+    plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
+
+    def run(name: str, watcher) -> dict[str, bytes]:
+        folder = Storage(str(tmp_path / name))
+        assert run_plan(plan, folder, LocalExecutor(0), watcher).complete
+        (near,) = (tmp_path / name / "stages").glob("near-*")
+        stored = [*near.glob("0*.parquet"), *near.glob("out/*")]
+        return {str(path.relative_to(near)): path.read_bytes() for path in stored}
+
+    whole, dying = Watcher(), DiesOnceACall()
+    expected = run("whole", whole)
+    assert until_it_ends(lambda: run("killed", dying)) == expected
+    assert {"out/targets-00000.parquet", "out/targets-00001.parquet"} < {*expected}
+    assert dying.calls == whole.calls, "nothing twice"
+    assert len(dying.survived) > 4
+
+
+RECIPE = """\
+stages:
+  pool: {uses: ingest.image_folder, path: %(folder)s/pool}
+  emb: {uses: embed.clip, from: pool, model: reference}
+  clusters: {uses: cluster.kmeans, from: emb, clusters: 4, metric: euclidean}
+  trusted: {uses: ingest.image_folder, path: %(folder)s/trusted}
+  trusted_emb: {uses: embed.clip, from: trusted, model: reference}
+  vectors: {uses: export.parquet, from: trusted_emb, columns: [image_embedding], captions: false}
+  near: {uses: select.image_based, from: emb, centroids: "stage:clusters", targets: "stage:vectors"}
+"""
+
+
+def test_targets_of_an_export_and_clusters_of_the_run_are_two_edges(tmp_path, clipmill):
+    for folder, numbers in (("pool", range(45)), ("trusted", (5, 10))):
+        (tmp_path / folder).mkdir()
+        for number in numbers:
+            (tmp_path / folder / f"{number:02d}.png").write_bytes(picture(number))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(RECIPE % {"folder": tmp_path})
+    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", 0).code == 0
+    (near,) = (tmp_path / "run" / "stages").glob("near-*")
+    told = json.loads((near / "out" / "targets.json").read_text())
+    assert told["model"] == "reference"
+    assert told["tasks"]["vectors"]["targets"] == 2
+
+    def stored(stage: str, files: str = "0*") -> pa.Table:
+        found = (tmp_path / "run" / "stages").glob(f"{stage}-*/{files}.parquet")
+        return pa.concat_tables(map(pq.read_table, sorted(found)))
+
+    seen, wanted = (as_matrix(stored(name)["image_embedding"]) for name in ("emb", "trusted_emb"))
+    centroid_KD = as_matrix(stored("clusters", "out/centroids")["centroid"])
+    assert not np.allclose(np.linalg.norm(centroid_KD, axis=1), 1), "means, not directions"
+    assert stored("near")["keep"].to_pylist() == datacomp(seen, wanted, centroid_KD).tolist()
+    assert 0 < told["kept"] == sum(stored("near")["keep"].to_pylist()) < 45
+    varied = ("--stage", "near", "--vary", "at_least=1:2:1", "--json")
+    swept = clipmill("sweep", "--run", tmp_path / "run", *varied)
+    assert swept.json["points"][0]["kept"] == told["kept"]
