@@ -146,6 +146,18 @@ DECIDING_CONCEPT = Column(
     "deciding_concept", pa.string(), "entry", "The concept that drew `balance_rank`."
 )
 
+TEXT_LIST = pa.list_(
+    pa.struct(
+        [
+            ("text", pa.string()),
+            ("source", pa.string()),  # `original`, or the recipe's name of the stage that made it
+            ("model", pa.string()),
+            ("prompt_id", pa.string()),
+            ("label", pa.string()),  # what kind of text it is, as `short`, `long`, `sentence`
+        ]
+    )
+)
+CAPTIONS = Column("captions", TEXT_LIST, "captions", "Texts that a stage made or found for a row.")
 TEXTS = Column(
     "texts",
     pa.list_(

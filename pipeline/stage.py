@@ -6,7 +6,7 @@ stands beside it, or above it, as a comment.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,7 +15,12 @@ import pyarrow as pa
 from msgspec import Meta
 
 from metadata.schema import Column
-from pipeline.verdicts import Selects as Selects  # a stage's file imports all from here
+from pipeline.provided import Answers as Answers  # a stage's file imports all from here
+from pipeline.provided import Budget as Budget
+from pipeline.provided import Environment as Environment
+from pipeline.provided import Helper as Helper
+from pipeline.provided import Purse, Remembered, StartHelper, no_environment, no_helper
+from pipeline.verdicts import Selects as Selects
 from pipeline.verdicts import Threshold as Threshold
 from pipeline.verdicts import Verdicts as Verdicts
 
@@ -37,6 +42,12 @@ Artifact = Literal[
 Determinism = Literal["exact", "close", "recorded"]
 Edge = Literal["rows", "data", "model", "centroids", "targets"]
 RowFunction = Callable[[pa.Table], pa.Table]
+# Of a stage that `streams`: batches in, as many batches out, in their order; one that is async is
+# called in an event loop that lives as long as its worker.
+StreamFunction = (
+    Callable[[Iterator[pa.Table]], Iterator[pa.Table]]
+    | Callable[[AsyncIterator[pa.Table]], AsyncIterator[pa.Table]]
+)
 
 
 # Settings with a range: the plan refuses any other value, with its line of the recipe, and
@@ -79,6 +90,9 @@ class Worker:
     `pin(what, sha256)` is for bytes from outside the run, weights above all: StageError where this
     stage had others before. `tell(done, all, what, loss=…)` says how far a long piece of work is,
     `tell(120, 235, "steps")`: call it as often as you like, some words a second are passed on.
+    `answers` are those that a `recorded` stage got before; `budget(limits)` is shared by its
+    workers. `environment(packages)` is the Python that has them, made once a machine;
+    `start_helper(command, …)` a process that ends with the worker, whatever happens.
     """
 
     seed: int
@@ -90,6 +104,10 @@ class Worker:
     centroids: str | None = None
     pin: Callable[[str, str], None] = unpinned
     tell: Callable[..., None] = untold
+    answers: Answers = field(default_factory=Remembered)
+    budget: Callable[[Mapping[str, float]], Budget] = Purse
+    environment: Callable[[Environment], Path] = no_environment
+    start_helper: StartHelper = no_helper
 
 
 def location(default: Any = MISSING) -> Any:
@@ -171,6 +189,11 @@ class Stage(ABC):
     def resources(self) -> Resources:
         return Resources()
 
+    @property
+    def environments(self) -> tuple[Environment, ...]:
+        """Other Pythons that its workers ask for: `plan` names them before they are made."""
+        return ()
+
     def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few have more
         """Raises ClipmillError where its settings ask what columns of these types cannot answer.
 
@@ -191,14 +214,20 @@ class Stage(ABC):
 class RowStage(Stage):
     """One shard in, one shard out: same rows, same order, new columns."""
 
-    batch_rows: ClassVar[int] = 1024  # rows a call gets, cut by position in the shard
+    batch_rows: ClassVar[int] = 1024  # rows of a batch, cut by position in the shard
+    streams: ClassVar[bool] = False  # whether `open` returns a StreamFunction
+    # Of a stage that streams: whether finished batches are kept until the shard is stored, so that
+    # one killed in mid-shard asks the web only for the others, and for rows whose reason passes.
+    journals: ClassVar[bool] = False
 
     @abstractmethod
-    def open(self, worker: Worker) -> RowFunction:
+    def open(self, worker: Worker) -> RowFunction | StreamFunction:
         """Loads what the work needs, once per worker; returns the function of one batch.
 
         The batch holds `uid` and the columns read; the result holds the columns written and
-        `reason`, dictionary-encoded, null where the row is fine.
+        `reason`, dictionary-encoded, null where the row is fine. The function of a stage that
+        `streams` is called once a shard, with all its batches: it may take some before it gives
+        the first back, as many as its memory holds.
         """
 
 

@@ -3,12 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 
 from metadata.schema import IMAGE, REASON, TEXT, UID, Derived
 from pipeline.planning.plan import Plan
-from pipeline.stage import DatasetStage, RowStage, Worker
+from pipeline.stage import DatasetStage, RowFunction, RowStage, Worker
 
 LOOKED_AT = 1000  # rows without pictures
 PICTURES = 100  # rows with them, which are decoded
@@ -56,6 +57,7 @@ def _reasons(plan: Plan, name: str, rows: pa.Table) -> list[str | None]:
         given = rows[column.source.name] if isinstance(column, Derived) else rows[column.name]
         batch[column.name] = column.derive(given) if isinstance(column, Derived) else given
     place = Worker(seed=plan.seed, stage=name, device="cpu", threads=1, scratch=Path())
-    made = stage.open(place)(pa.table(batch))
+    function = cast(RowFunction, stage.open(place))  # it does not stream
+    made = function(pa.table(batch))
     found: list[str | None] = made[REASON.name].cast(pa.string()).to_pylist()
     return found
