@@ -150,7 +150,7 @@ class Stage(ABC):
         return ()
 
     @property
-    def limits(self) -> Mapping[str, tuple[float, float]]:
+    def bounds(self) -> Mapping[str, tuple[float, float]]:
         """The least and the greatest value that a written column can have.
 
         The plan refuses a threshold outside of them, since no stored value answers it.

@@ -103,7 +103,7 @@ def _grouped(
         sizes=tuple(sizes(size_N)),
         largest=int(size_N.max(initial=1)),
         near=near.name if near else None,
-        limits=planned.stage.limits.get(near.name) if near else None,
+        limits=planned.stage.bounds.get(near.name) if near else None,
         cut=cut,
         recall=_recall(state.stages[name]),
         reached=int(cut.reached(pool.table["near"]).sum()) if cut else 0,

@@ -104,7 +104,7 @@ def make_plan(recipe: Recipe, until: str | None = None) -> Plan:
     ancestors: dict[str, set[str]] = {}
     for name in order:
         planned[name] = _planned(recipe, name, settings[name], planned, ancestors)
-    if any(one.stage.limits for one in planned.values()):
+    if any(one.stage.bounds for one in planned.values()):
         _check_thresholds(planned)
     _check_clusters(planned)
     plan = Plan(recipe=recipe, seed=recipe.seed, stages=planned)
@@ -233,7 +233,7 @@ def check_threshold(
 ) -> None:
     """RecipeError where a select compares a column with what its stage cannot tell of."""
     source, name = planned.bindings[0].get(column, ("", ""))
-    low, high = stages[source].stage.limits.get(name, (-inf, inf)) if source else (-inf, inf)
+    low, high = stages[source].stage.bounds.get(name, (-inf, inf)) if source else (-inf, inf)
     if not low <= number <= high:
         raise RecipeError(
             found=f"{column} is compared with {number:g}, and '{source}' stores values from"

@@ -98,7 +98,7 @@ class MinHashDuplicate(DatasetStage):
         return bands_for(self.min_jaccard, self.permutations, self.min_recall)
 
     @property
-    def limits(self) -> dict[str, tuple[float, float]]:
+    def bounds(self) -> dict[str, tuple[float, float]]:
         return {JOINED_AT.name: (self.min_jaccard, 1)}
 
     @property

@@ -64,7 +64,7 @@ class PHashDuplicate(DatasetStage):
     reasons = (DROPPED, "no_hash")
 
     @property
-    def limits(self) -> dict[str, tuple[float, float]]:
+    def bounds(self) -> dict[str, tuple[float, float]]:
         return {JOINED_AT.name: (0, self.max_distance)}
 
     @property

@@ -30,7 +30,7 @@ class SameStart(DatasetStage):
     reasons = ("no_text",)
 
     @property
-    def limits(self) -> dict[str, tuple[float, float]]:
+    def bounds(self) -> dict[str, tuple[float, float]]:
         return {SHARED.name: (self.letters, 1000)}
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
