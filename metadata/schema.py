@@ -158,6 +158,9 @@ TEXT_LIST = pa.list_(
     )
 )
 CAPTIONS = Column("captions", TEXT_LIST, "captions", "Texts that a stage made or found for a row.")
+CAPTIONS_MISSING = Column(
+    "captions_missing", pa.int32(), "texts", "How many that the stage asked for it did not get."
+)
 TEXTS = Column(
     "texts",
     pa.list_(
