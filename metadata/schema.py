@@ -177,5 +177,49 @@ TEXTS = Column(
     "captions",
     "Every caption of the image, with where it comes from.",
 )
+# Parallel to `texts`: score.caption and dedup.captions write an item for each text.
+TEXT_CLIP_SCORE = Column(
+    "text_clip_score", pa.list_(pa.float32()), "cosine, -1 to 1", "Similarity to the image."
+)
+TEXT_WORDS = Column("text_words", pa.list_(pa.int32()), "words", "Pieces between white space.")
+TEXT_COPY_RATIO = Column(
+    "text_copy_ratio", pa.list_(pa.float32()), "0 to 1", "Share of words, in order, of its source."
+)
+TEXT_LANGUAGE = Column(
+    "text_language", pa.list_(pa.string()), "ISO 639 code", "Most likely language."
+)
+TEXT_LANGUAGE_CONFIDENCE = Column(
+    "text_language_confidence", pa.list_(pa.float32()), "0 to 1", "Its probability."
+)
+TEXT_FOREIGN = Column(
+    "text_foreign", pa.list_(pa.float32()), "0 to 1", "That it is in a language nobody asked for."
+)
+TEXT_REPETITION = Column(
+    "text_repetition", pa.list_(pa.float32()), "0 to 1", "Share that says again what stands before."
+)
+TEXT_IS_REFUSAL = Column(
+    "text_is_refusal", pa.list_(pa.bool_()), "verdict", "Whether it declines to answer."
+)
+TEXT_PROMPT_LEAK = Column(
+    "text_prompt_leak", pa.list_(pa.float32()), "0 to 1", "Share of words that the prompt has."
+)
+TEXT_HAS_DISCLAIMER = Column(
+    "text_has_disclaimer", pa.list_(pa.bool_()), "verdict", "Whether it speaks of who wrote it."
+)
+TEXT_MARKUP = Column(
+    "text_markup", pa.list_(pa.int32()), "pieces", "Markup, JSON, labels and openings of an answer."
+)
+TEXT_GARBLED = Column(
+    "text_garbled", pa.list_(pa.int32()), "pieces", "Characters and tokens that are no text."
+)
+TEXT_INVENTED = Column(
+    "text_invented", pa.list_(pa.int32()), "pieces", "Numbers and names that nothing else has."
+)
+TEXT_IS_CUT = Column(
+    "text_is_cut", pa.list_(pa.bool_()), "verdict", "Whether it breaks off in the middle."
+)
+TEXT_IMAGES = Column(
+    "text_images", pa.list_(pa.int64()), "images, 1 up", "Different images with this very text."
+)
 REPEATS = Column("repeats", pa.int32(), "times", "How often a row counts; null is once.")
 LOSS_WEIGHT = Column("loss_weight", pa.float32(), "factor", "Weight of the row in the loss.")
