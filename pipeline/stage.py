@@ -194,6 +194,14 @@ class Stage(ABC):
         """Other Pythons that its workers ask for: `plan` names them before they are made."""
         return ()
 
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Of small files that its settings name and that it read when it was made, as prompts.
+
+        They count as settings do: a stage whose prompt has changed is another stage.
+        """
+        return {}
+
     def check(self, types: Mapping[str, pa.DataType]) -> None:  # noqa: B027  # few have more
         """Raises ClipmillError where its settings ask what columns of these types cannot answer.
 

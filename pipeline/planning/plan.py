@@ -186,7 +186,7 @@ def _planned(
     }
     if mask:
         marks["rows"] = {read: [planned[s].fingerprint, c] for read, (s, c) in mask.items()}
-    settings = settings_of(stage)
+    settings = settings_of(stage) | dict(stage.digests)
     settings |= {edge: planned[edges[edge][0]].fingerprint for edge in FOLDERS if edges[edge]}
     uses = recipe.stages[name]["uses"]
     return PlannedStage(
