@@ -2,6 +2,9 @@
 
 Equal images are equal, resized or recompressed ones near; so are texts that share words. Image and
 text spaces have nothing to do with each other: a cosine between them says nothing.
+
+As a generator it turns the words of the prompt's last line round, or names size and colour of the
+image: stages/models/echo.py.
 """
 
 import zlib
@@ -11,6 +14,8 @@ from numpy.typing import NDArray
 
 from metadata.uid import mixed
 from pipeline.errors import RecipeError
+from pipeline.stage import Environment, Worker
+from stages.models.endpoint import Endpoint, Limits
 from stages.ops.vectors import unit_rows
 
 # Shapes: N images or texts, D = WIDTH, F features of an image, H x W pixels, G = GRID.
@@ -32,6 +37,19 @@ def width(name: str) -> int:
 def load(name: str, device: str, threads: int) -> "Reference":
     width(name)
     return Reference()
+
+
+def environments(name: str) -> tuple[Environment, ...]:
+    width(name)
+    return ()
+
+
+def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
+    """The generator, in this process."""
+    from stages.models.echo import reply
+
+    width(name)
+    return Endpoint(url="", model="reference", identity="reference", inside=reply)
 
 
 class Reference:

@@ -1,0 +1,62 @@
+"""One path to every model that writes texts: stored answers, equal requests, budgets."""
+
+import asyncio
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import Worker
+from stages.models.generator import Decoding, Limits, Prompt, open_asker
+
+CAPTION = Prompt(text="Write it anew.\na black cat on a mat =>")
+
+
+def worker(**given) -> Worker:
+    return Worker(seed=0, stage="rewrite", device="cpu", threads=1, scratch=Path(), **given)
+
+
+def reference(at: Worker, form="chat", max_tokens=128, **limits):
+    decoding = Decoding(max_tokens=max_tokens)
+    return open_asker("reference", at, decoding=decoding, limits=Limits(**limits), form=form)
+
+
+def ask(asker, *prompts, **given):
+    async def all_of_them():
+        return await asyncio.gather(*(asker.ask(prompt, seed=7, **given) for prompt in prompts))
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize("form", ["chat", "completion"])
+def test_the_reference_turns_the_words_of_the_last_line_round(form):
+    asker = reference(worker(), form)
+    texts = {ask(asker, CAPTION, candidate=i)[0].text for i in range(20)}
+    assert len(texts) == 5
+    assert {" ".join(sorted(text.split())) for text in texts} == {"a a black cat mat on"}
+    assert "a black cat on a mat" not in texts
+
+
+def test_the_reference_names_an_images_size_and_colour():
+    red_HW3 = np.full((24, 32, 3), (30, 40, 200), np.uint8)  # blue first
+    image = cv2.imencode(".png", red_HW3)[1].tobytes()
+    [answer] = ask(reference(worker()), Prompt(text="What is it?", image=image))
+    assert "32 by 24 pixels" in answer.text
+    assert "red" in answer.text
+
+
+def test_an_answer_of_max_tokens_is_cut():
+    [answer] = ask(reference(worker(), max_tokens=3), CAPTION)
+    assert (len(answer.text.split()), answer.completion_tokens, answer.cut) == (3, 3, True)
+
+
+def test_a_budget_of_nothing_asks_nothing():
+    with pytest.raises(StageError, match=r"0 of 0 tokens(.|\n)*raise limits\.max_tokens_total"):
+        ask(reference(worker(), max_tokens_total=0), CAPTION)
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(RecipeError, match="unknown scheme 'opnai'"):
+        open_asker("opnai:x", worker(), decoding=Decoding(), limits=Limits(), form="chat")
