@@ -163,17 +163,7 @@ CAPTIONS_MISSING = Column(
 )
 TEXTS = Column(
     "texts",
-    pa.list_(
-        pa.struct(
-            [
-                ("text", pa.string()),
-                ("source", pa.string()),  # `original`, or how it was made
-                ("model", pa.string()),
-                ("prompt_id", pa.string()),
-                ("score", pa.float32()),
-            ]
-        )
-    ),
+    TEXT_LIST,
     "captions",
     "Every caption of the image, with where it comes from.",
 )

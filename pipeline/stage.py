@@ -141,8 +141,11 @@ class Stage(ABC):
         return ()
 
     @property
-    def optional_reads(self) -> tuple[Column | str, ...]:
-        """Columns that it gets where an ancestor has them."""
+    def optional_reads(self) -> tuple[Column | str | tuple[Column, ...], ...]:
+        """Columns that it gets where an ancestor has them; a tuple inside: the first that is there.
+
+        Of several, one that `read` binds comes first.
+        """
         return ()
 
     @property
@@ -208,8 +211,11 @@ class Stage(ABC):
         Asked at plan, by the names that it reads, uid among them; `reads` says all that most need.
         """
 
-    def hint(self, column: str) -> str:
-        """What to do where no ancestor has a column that it reads, in the place of what is near."""
+    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
+        """What to do where no ancestor has a column that it reads, in the place of what is near.
+
+        With `writers`: where these ancestors have it, and none follows the other.
+        """
         return ""
 
     def look(self) -> None:  # noqa: B027  # most read nothing from outside
@@ -302,3 +308,12 @@ def edges_taken(stage: Stage | type[Stage]) -> tuple[Edge, ...]:
 def settings_fields(stage: Stage | type[Stage]) -> tuple[Field[Any], ...]:
     """The fields of a stage: its recipe keys."""
     return fields(stage)  # type: ignore[arg-type]  # a dataclass: checked where its file is read
+
+
+def optional_columns(stage: Stage) -> tuple[Column | str, ...]:
+    """Every column that a stage reads where it is there, those of which it takes one too."""
+    return tuple(
+        column
+        for one in stage.optional_reads
+        for column in (one if isinstance(one, tuple) else (one,))
+    )

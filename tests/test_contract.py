@@ -22,7 +22,7 @@ from pipeline.engine.worker import worker_of
 from pipeline.ledger.results import losses
 from pipeline.ledger.stored import artifacts
 from pipeline.planning.settings import known_uses, stage_class
-from pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken
+from pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken, optional_columns
 from tests import every_stage as every_stage_
 
 USES = known_uses()
@@ -61,7 +61,7 @@ def test_a_stage_declares_version_determinism_and_edges(uses):
 @every_use
 def test_a_stage_declares_columns_and_unique_short_reasons(uses, every_stage):
     stage = every_stage.stage_of(uses).stage
-    assert all(isinstance(column, Column | str) for column in (*stage.reads, *stage.optional_reads))
+    assert all(isinstance(read, Column | str) for read in (*stage.reads, *optional_columns(stage)))
     assert all(isinstance(column, Column) for column in stage.writes)
     names = [column.name for column in stage.writes]
     assert len(set(names)) == len(names)

@@ -1,5 +1,7 @@
 """Which column is meant: where each one that a stage reads is found among its ancestors."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
@@ -36,31 +38,32 @@ def bind(
     bound: dict[str, Binding] = {}
     types: dict[str, pa.DataType] = {UID.name: UID.dtype}
     names: set[str] = set()
-    for column, wanted in (
-        *((read, True) for read in stage.reads),
-        *((read, False) for read in stage.optional_reads),
+    for several, wanted in (
+        *(((read,), True) for read in stage.reads),
+        *((_in_turn(read, chosen), False) for read in stage.optional_reads),
     ):
-        read = column if isinstance(column, str) else column.name
-        names.add(read)
-        if read in bound or read == UID.name:
+        reads = [column if isinstance(column, str) else column.name for column in several]
+        names |= {*reads}
+        if any(read in bound or read == UID.name for read in reads):
             continue
-        if isinstance(column, Derived) and isinstance(stage, DatasetStage):
-            raise RecipeError(
-                found=f"the column '{read}' is derived, which a dataset stage cannot read",
-                where=recipe.where(name, "uses"),
-                do=f"read '{column.source.name}' and call its `derive`",
-            )
-        stored = column.source if isinstance(column, Derived) else column
-        source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
-        hint = stage.hint(source)
-        found = _find(recipe, name, source, line, planned, ancestors, wanted, hint)
-        if found is None:
-            continue
-        bound[read] = found
-        have = type_of(planned[found[0]].stage, found[1])
-        types[read] = column.dtype if isinstance(column, Derived) else have
-        if isinstance(stored, Column):
-            _check_type(recipe, name, read, stored, found, planned)
+        for read, column in zip(reads, several, strict=True):
+            if isinstance(column, Derived) and isinstance(stage, DatasetStage):
+                raise RecipeError(
+                    found=f"the column '{read}' is derived, which a dataset stage cannot read",
+                    where=recipe.where(name, "uses"),
+                    do=f"read '{column.source.name}' and call its `derive`",
+                )
+            stored = column.source if isinstance(column, Derived) else column
+            source = chosen.get(read, stored if isinstance(stored, str) else stored.name)
+            found = _find(recipe, name, source, line, planned, ancestors, wanted, stage)
+            if found is None:
+                continue
+            bound[read] = found
+            have = type_of(planned[found[0]].stage, found[1])
+            types[read] = column.dtype if isinstance(column, Derived) else have
+            if isinstance(stored, Column):
+                _check_type(recipe, name, read, stored, found, planned)
+            break
     for read in chosen:
         if read not in names:
             raise RecipeError(
@@ -74,6 +77,14 @@ def bind(
         found, at, do = error.args
         raise RecipeError(found, recipe.where_said(name, at), do) from None
     return bound
+
+
+def _in_turn(
+    read: Column | str | tuple[Column, ...], chosen: Mapping[str, str]
+) -> tuple[Column | str, ...]:
+    """The columns of which the first that is there is read: those that `read` binds before all."""
+    several = read if isinstance(read, tuple) else (read,)
+    return tuple(sorted(several, key=lambda it: isinstance(it, str) or it.name not in chosen))
 
 
 def _check_type(
@@ -106,7 +117,8 @@ def bind_mask(
     """
     line = {select} | ancestors[select]
     bound = {KEEP.name: (select, KEEP.name)}
-    repeats = _find(recipe, name, REPEATS.name, line, planned, ancestors, wanted=False)
+    reader = planned[select].stage
+    repeats = _find(recipe, name, REPEATS.name, line, planned, ancestors, False, reader)
     if repeats:
         _check_type(recipe, name, REPEATS.name, REPEATS, repeats, planned)
         bound[REPEATS.name] = repeats
@@ -121,7 +133,7 @@ def _find(
     planned: dict[str, PlannedStage],
     ancestors: dict[str, set[str]],
     wanted: bool,
-    hint: str = "",
+    reader: Stage,
 ) -> Binding | None:
     """Stage and column of `column` or `stage.column`; None where an optional one is absent.
 
@@ -142,7 +154,7 @@ def _find(
         if type_of(planned[stage].stage, column) is None and not wanted:
             # One that is read where it is there: as that stage would read it.
             line = {stage} | ancestors[stage]
-            return _find(recipe, name, column, line, planned, ancestors, wanted)
+            return _find(recipe, name, column, line, planned, ancestors, wanted, reader)
         if type_of(planned[stage].stage, column) is None:
             have = [written.name for written in columns_of(planned[stage].stage)] + [REASON.name]
             raise RecipeError(
@@ -164,7 +176,8 @@ def _find(
         raise RecipeError(
             found=f"column '{source}' comes from two ancestors: '{first}' and '{second}'",
             where=recipe.where(name),
-            do=f"write {first}.{source} or {second}.{source},"
+            do=reader.hint(source, (first, second))
+            or f"write {first}.{source} or {second}.{source},"
             f" or bind it: read: {{{source}: {first}.{source}}}",
         )
     if not wanted:
@@ -173,7 +186,7 @@ def _find(
     raise RecipeError(
         found=f"no ancestor writes column '{source}'",
         where=recipe.where(name),
-        do=hint
+        do=reader.hint(source)
         or _beside(source, line, planned, ancestors)
         or did_you_mean(source, sorted(visible), "columns here"),
     )

@@ -24,7 +24,7 @@ from pipeline.planning.bindings import columns_of
 from pipeline.planning.comments import comments_of
 from pipeline.planning.settings import stage_class
 from pipeline.planning.takes import range_of, setting_types
-from pipeline.stage import Resources, RowStage, Stage, settings_fields
+from pipeline.stage import Resources, RowStage, Stage, optional_columns, settings_fields
 
 SECTIONS = ("Source", "Error", "Example")  # of a stage's docstring; before them, what it gives
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
@@ -90,7 +90,7 @@ def described(uses: str) -> Described:
         leaves=cls.gives,
         settings=tuple(_settings(cls)),
         reads=tuple(map(_column, stage.reads)),
-        optional_reads=tuple(map(_column, stage.optional_reads)),
+        optional_reads=tuple(map(_column, optional_columns(stage))),
         writes=tuple(_column(column) for column in columns_of(stage) if column is not UID),
         reasons=stage.reasons,
         transient=stage.transient,

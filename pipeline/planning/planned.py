@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from metadata.schema import KEEP, Derived
-from pipeline.stage import RowStage, Stage
+from pipeline.stage import RowStage, Stage, optional_columns
 
 Binding = tuple[str, str]  # stage and column
 
@@ -60,7 +60,7 @@ class PlannedStage:
     @property
     def derived(self) -> dict[str, Derived]:
         """The columns that are computed for it as it reads them, by name."""
-        reads = (*self.stage.reads, *self.stage.optional_reads)
+        reads = (*self.stage.reads, *optional_columns(self.stage))
         return {column.name: column for column in reads if isinstance(column, Derived)}
 
     @property

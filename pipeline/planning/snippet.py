@@ -10,7 +10,7 @@ from pipeline.errors import ClipmillError
 from pipeline.planning.bindings import columns_of
 from pipeline.planning.described import example_of, sample
 from pipeline.planning.settings import known_uses, stage_class
-from pipeline.stage import DatasetStage, Stage, edges_taken
+from pipeline.stage import DatasetStage, Stage, edges_taken, optional_columns
 
 Chain = tuple[str, ...]  # what stages use, each after what it needs
 
@@ -87,7 +87,7 @@ def _columns(chain: Chain, samples: Mapping[str, Stage]) -> set[str]:
 def _wished(chain: Chain, samples: Mapping[str, Stage]) -> int:
     """How many columns its stages read where there are some."""
     there = _columns(chain, samples)
-    return sum(_name(column) in there for one in chain for column in samples[one].optional_reads)
+    return sum(_name(column) in there for one in chain for column in optional_columns(samples[one]))
 
 
 def _written(chain: Chain, samples: Mapping[str, Stage]) -> str:

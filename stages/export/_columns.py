@@ -1,11 +1,10 @@
-"""The columns of an export: their names, captions in both forms, and values as text."""
+"""The columns of an export: their names, and values as text."""
 
 import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from metadata.schema import (
@@ -14,7 +13,6 @@ from metadata.schema import (
     ORIGINAL_HEIGHT,
     ORIGINAL_WIDTH,
     SHA256,
-    TEXTS,
     URL,
     WIDTH,
     Column,
@@ -45,20 +43,6 @@ def check_page(url: str | None) -> None:
     """ValueError where the page of a set is none."""
     if url is not None and not url.startswith(("https://", "http://")):
         raise ValueError(f"url is {url!r}; it begins with https:// or http://")
-
-
-def as_texts(text: pa.ChunkedArray) -> pa.Array:
-    """One caption a row, as the pool has it; none where it is null."""
-    text = text.combine_chunks()
-    lengths_N = text.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
-    text = text.drop_null()
-    given = {"text": text, "source": pa.array(np.full(len(text), "original"), pa.string())}
-    fields = list(TEXTS.dtype.value_type)
-    values = [given.get(f.name, pa.nulls(len(text), f.type)) for f in fields]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32))
-    return pa.ListArray.from_arrays(
-        offsets, pa.StructArray.from_arrays(values, fields=fields), type=TEXTS.dtype
-    )
 
 
 def as_hex(values: pa.ChunkedArray | pa.Array) -> pa.Array:

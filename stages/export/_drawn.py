@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, UID
+from metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, TEXT, UID
 from pipeline.dataset import Shards
 from stages.export._features import PICTURE
-from stages.export._leaving import captions_of
 from stages.export._mapped import Pick, kept
 from stages.export._plane import on_plane
 from stages.ops.ranges import RANGE, range_of
@@ -63,7 +62,7 @@ class Drawn:
             X: place_N2[:, 0],
             Y: place_N2[:, 1],
             THUMBNAIL: thumbnails(rows[IMAGE.name], self.side),
-            CAPTION.name: captions_of(rows),
+            CAPTION.name: captions(rows),
             CLUSTER: rows[CLUSTER_ID.name],
             KEPT: kept(rows),
             **{name: rows[name] for name in (*IDENTITY, *self.columns)},
@@ -76,6 +75,13 @@ class Drawn:
                 for name, values in held.items()
             }
         )
+
+
+def captions(rows: pa.Table) -> pa.ChunkedArray:
+    """The caption of each row; empty ones where the pool has none at all."""
+    if TEXT.name in rows.column_names:
+        return rows[TEXT.name]
+    return pa.chunked_array([np.full(len(rows), "")], TEXT.dtype)
 
 
 def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:

@@ -12,6 +12,7 @@ from metadata.schema import KEEP, POSITION, REPEATS, SHARD, TEXT, TEXTS, UID
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Mask, Shards
 from pipeline.errors import StageError
+from stages.export._texts import as_text_list, first_texts
 from stages.ops.exports import summary_of
 
 # Shapes: N rows of a file.
@@ -51,7 +52,9 @@ class Exported:
                 for at, column in enumerate((SHARD, POSITION)):
                     table = table.append_column(column.name, pa.array(place_N2[here, at]))
                 if TEXTS.name in columns:
-                    table = table.append_column(TEXT.name, first_texts(table[TEXTS.name]))
+                    texts = as_text_list(table[TEXTS.name])
+                    table = table.set_column(columns.index(TEXTS.name), TEXTS.name, texts)
+                    table = table.append_column(TEXT.name, first_texts(texts))
                 yield table if times_N is None else taken(table, times_N[here])
 
     def table(self, index: int) -> pa.Table:
@@ -67,11 +70,6 @@ def taken(table: pa.Table, times_N: np.ndarray) -> pa.Table:
         table = table.drop_columns([REPEATS.name])
     table = table.append_column(REPEATS.name, pa.array(times_N, REPEATS.dtype))
     return table.append_column(KEEP.name, pa.array(times_N > 0))
-
-
-def first_texts(texts: pa.ChunkedArray) -> pa.Array:
-    """The first caption of each row."""
-    return pa.array([row[0]["text"] if row else None for row in texts.to_pylist()], TEXT.dtype)
 
 
 def rows_of(inputs: Inputs, columns: Iterable[str], ctx: Context) -> Shards:

@@ -9,13 +9,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, REASON, REPEATS, TEXT, Column
+from metadata.schema import (
+    CAPTIONS,
+    IMAGE,
+    IMAGE_BYTES,
+    KEEP,
+    REASON,
+    REPEATS,
+    TEXT,
+    TEXTS,
+    Column,
+)
 from pipeline.dataset import Shards, Task
 from pipeline.stage import NonEmpty
+from stages.export._texts import Captions, lists_in, texts_of
 
 # Shapes: N rows.
 
-NEEDED = {"no_image": (IMAGE, IMAGE_BYTES), "no_text": (TEXT,)}  # reason to what a row lacks
+NO_TEXT = "no_text"
+NEEDED = {"no_image": (IMAGE, IMAGE_BYTES), NO_TEXT: (TEXT,)}  # reason to what a row lacks
 REASONS = ("not_kept", *NEEDED, "other_rows")
 Times = Callable[[pa.Table], NDArray[np.integer]]  # (N,) how many samples each row makes
 
@@ -44,21 +56,26 @@ class Takes:
 
     needs: tuple[str, ...] = tuple(NEEDED)
     dropped: Dropped | None = None
+    captions: Captions = False  # what a row's texts are taken from, beside `text`
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Columns that an ancestor must have."""
-        return (self.dropped.column, *self.dropped.decided) if self.dropped else ()
+        lists = self.captions if isinstance(self.captions, tuple) else ()
+        return *lists, *((self.dropped.column, *self.dropped.decided) if self.dropped else ())
 
     @property
-    def optional_reads(self) -> tuple[Column, ...]:
-        """A row that was dropped leaves once, whatever it repeats."""
-        return () if self.dropped else (KEEP, IMAGE_BYTES, REPEATS)
+    def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
+        """Chosen texts, or one stage's; a row that was dropped leaves once, whatever it repeats."""
+        lists = ((TEXTS, CAPTIONS),) if self.captions is True else ()
+        return *lists, *(() if self.dropped else (KEEP, IMAGE_BYTES, REPEATS))
 
     @property
     def tallied(self) -> tuple[str, ...]:
         """Enough to count: no image is read for it."""
-        return (*(c.name for c in (KEEP, TEXT, IMAGE_BYTES, REPEATS)), *self.reads)
+        lists = (TEXTS, CAPTIONS) if self.captions is True else ()
+        known = (KEEP, TEXT, *lists, IMAGE_BYTES, REPEATS)
+        return (*(column.name for column in known), *self.reads)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -82,7 +99,7 @@ class Takes:
             is_so = pc.equal(batch[self.dropped.column].cast(pa.string()), self.dropped.reason)
             return {"other_rows": [_mask(is_so.fill_null(False))]}
         kept = [_mask(batch[KEEP.name].fill_null(False))] if KEEP.name in batch.column_names else []
-        return {"not_kept": kept} | {
+        fine = {"not_kept": kept} | {
             reason: [
                 _mask(batch[column.name].is_valid())
                 for column in NEEDED[reason]
@@ -90,18 +107,15 @@ class Takes:
             ]
             for reason in self.needs
         }
+        if NO_TEXT in fine and lists_in(batch.column_names, self.captions):
+            # One of a caption stage does where the pool has none.
+            fine[NO_TEXT] = [pc.list_value_length(texts_of(batch, self.captions)).to_numpy() > 0]
+        return fine
 
 
-def takes_of(captions: bool, dropped: Dropped | None) -> Takes:
+def takes_of(captions: Captions, dropped: Dropped | None) -> Takes:
     """What an export of pairs takes; without captions, one of pictures alone."""
-    return Takes(needs=tuple(NEEDED) if captions else ("no_image",), dropped=dropped)
-
-
-def captions_of(rows: pa.Table) -> pa.ChunkedArray:
-    """The caption of each row; of pictures alone, empty ones."""
-    if TEXT.name in rows.column_names:
-        return rows[TEXT.name]
-    return pa.chunked_array([np.full(len(rows), "")], TEXT.dtype)
+    return Takes(tuple(NEEDED) if captions else ("no_image",), dropped, captions)
 
 
 def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -1,13 +1,13 @@
 """The training set as a Hugging Face dataset: a folder that `load_dataset` opens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
+from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, TEXTS, UID, Column
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
@@ -15,9 +15,18 @@ from stages.export._columns import WHERE_THERE, as_text, check_columns, check_pa
 from stages.export._exported import rows_of
 from stages.export._features import PICTURE, has_feature, with_features
 from stages.export._groups import export_files
-from stages.export._leaving import REASONS, Dropped, Takes, captions_of, takes_of
+from stages.export._leaving import REASONS, Dropped, Takes, takes_of
+from stages.export._texts import (
+    Captions,
+    captions_of,
+    check_captions,
+    check_types,
+    lists_in,
+    texts_of,
+    which_list,
+)
 
-FIXED = (UID, IMAGE, CAPTION, REASON)
+FIXED = (UID, IMAGE, CAPTION, TEXTS, REASON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +35,10 @@ class HuggingFace(DatasetStage):
 
     A row has `image` (an `Image`: the encoded bytes as they were stored), `caption`, `uid` as 32
     hex digits, what the pool knows of url, sizes, sha256, repeats and loss_weight, and the chosen
-    columns. Takes the rows that `export.parquet` takes, in the same order. README.md is a dataset
-    card: features, splits and licence in its head; below, the stages that made the set and counts.
+    columns; where caption stages wrote some, `texts`: a list of {text, source, model, prompt_id,
+    label}, of which `caption` is the first. Takes the rows that `export.parquet` takes, in the same
+    order. README.md is a dataset card: features, splits and licence in its head; below, the stages
+    that made the set and counts.
 
     What `datasets` has no type for (a map, an interval) is JSON as text.
 
@@ -40,9 +51,11 @@ class HuggingFace(DatasetStage):
     license: NonEmpty | None = None  # of the set: a URL, or a name of SPDX's
     url: NonEmpty | None = None  # of the page that presents the set
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
-    captions: bool = later(True)  # false: pictures alone, each with an empty caption
+    # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
+    # the caption and these lists; false none, so that pictures leave alone
+    captions: Captions = later(True)
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
@@ -50,6 +63,7 @@ class HuggingFace(DatasetStage):
 
     def __post_init__(self) -> None:
         check_columns(self.columns, FIXED)
+        check_captions(self.captions)
         check_page(self.url)
 
     @property
@@ -63,13 +77,24 @@ class HuggingFace(DatasetStage):
         return IMAGE, *text, *self.columns, *self.taking.reads
 
     @property
-    def optional_reads(self) -> tuple[Column | str, ...]:
+    def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
         return *WHERE_THERE, *self.taking.optional_reads
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        """Whether each list that `captions` names is one of captions."""
+        check_types(self.captions, types)
+
+    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
+        """Of two caption stages side by side, how to name both."""
+        return which_list(column, writers)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         takes = self.taking
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
-        write = partial(write_file, self.dropped, self.columns)
+        leave = partial(
+            exported, captions=self.captions, dropped=self.dropped, columns=self.columns
+        )
+        write = partial(write_file, leave)
         said = {"license": self.license, "url": self.url, "made_by": inputs.told}
         about = {name: value for name, value in said.items() if value}
         export_files(
@@ -83,28 +108,32 @@ def stem(files: int, number: int) -> str:
 
 
 def write_file(
-    dropped: Dropped | None,
-    columns: tuple[str, ...],
+    leave: Callable[[pa.Table], pa.Table],
     stem: str,
     tables: Iterator[pa.Table],
     empty: pa.Table,
     task: Task,
 ) -> tuple[dict[str, Any], pa.Schema]:
     """One shard, and its schema."""
-    schema = with_features(exported(empty, dropped, columns).schema)
+    schema = with_features(leave(empty).schema)
     path = task.worker.scratch / "rows.parquet"
     writer = ShardWriter(path, schema, task.page_checksums)
     for table in tables:
-        writer.add(exported(table, dropped, columns))
+        writer.add(leave(table))
     sha256, size_bytes = writer.close()
     task.put_file(f"{stem}.parquet", path)
     return {"file": f"{stem}.parquet", "bytes": size_bytes, "sha256": sha256}, schema
 
 
-def exported(table: pa.Table, dropped: Dropped | None, columns: tuple[str, ...]) -> pa.Table:
+def exported(
+    table: pa.Table, captions: Captions, dropped: Dropped | None, columns: tuple[str, ...]
+) -> pa.Table:
     """The rows as they leave: pictures as structs, every id as text."""
     known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in table.column_names]
-    out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: captions_of(table)}
+    texts = texts_of(table, captions)
+    out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: captions_of(table, texts)}
+    if lists_in(table.column_names, captions):
+        out[TEXTS.name] = texts
     out[UID.name] = table[UID.name]
     if dropped:
         out |= dropped.told(table)

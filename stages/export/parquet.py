@@ -1,6 +1,6 @@
 """The training set itself: shuffled, self-contained Parquet shards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,10 +22,18 @@ from metadata.schema import (
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
-from stages.export._columns import as_hex, as_texts, check_columns, check_page
+from stages.export._columns import as_hex, check_columns, check_page
 from stages.export._exported import rows_of
 from stages.export._groups import export_files
-from stages.export._leaving import REASONS, Dropped, Takes, captions_of, takes_of
+from stages.export._leaving import REASONS, Dropped, Takes, takes_of
+from stages.export._texts import (
+    Captions,
+    captions_of,
+    check_captions,
+    check_types,
+    texts_of,
+    which_list,
+)
 
 FIXED = (UID, UID_HEX, IMAGE, CAPTION, TEXTS, REPEATS, LOSS_WEIGHT, REASON)
 
@@ -48,9 +56,11 @@ class Parquet(DatasetStage):
     url: NonEmpty | None = later(None)  # of the page that presents the set
     uid_hex: bool = later(True)  # a column of the uid as text: many readers know no bytes
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
-    captions: bool = later(True)  # false: pictures alone, each with an empty caption
+    # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
+    # the caption and these lists; false none, so that pictures leave alone
+    captions: Captions = later(True)
 
-    version = 2
+    version = 3
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
@@ -58,6 +68,7 @@ class Parquet(DatasetStage):
 
     def __post_init__(self) -> None:
         check_columns(self.columns, FIXED)
+        check_captions(self.captions)
         check_page(self.url)
 
     @property
@@ -71,29 +82,41 @@ class Parquet(DatasetStage):
         return IMAGE, *text, *self.columns, *self.taking.reads
 
     @property
-    def optional_reads(self) -> tuple[Column | str, ...]:
+    def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
         return LOSS_WEIGHT, *self.taking.optional_reads
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        """Whether each list that `captions` names is one of captions."""
+        check_types(self.captions, types)
+
+    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
+        """Of two caption stages side by side, how to name both."""
+        return which_list(column, writers)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         takes = self.taking
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
-        write = partial(write_file, self.uid_hex, self.dropped, self.columns)
+        leave = partial(
+            exported,
+            captions=self.captions,
+            uid_hex=self.uid_hex,
+            dropped=self.dropped,
+            columns=self.columns,
+        )
+        write = partial(write_file, leave)
         said = {"license": self.license, "url": self.url, "made_by": inputs.told}
         about = {name: value for name, value in said.items() if value}
         export_files(rows, takes, ctx, "parquet", self.rows_per_shard, write, about=about)
 
 
 def write_file(
-    uid_hex: bool,
-    dropped: Dropped | None,
-    columns: tuple[str, ...],
+    leave: Callable[[pa.Table], pa.Table],
     stem: str,
     tables: Iterator[pa.Table],
     empty: pa.Table,
     task: Task,
 ) -> tuple[dict[str, Any], pa.Schema]:
     """One shard, and its schema."""
-    leave = partial(exported, uid_hex=uid_hex, dropped=dropped, columns=columns)
     schema = leave(empty).schema
     path = task.worker.scratch / f"{stem}.parquet"
     writer = ShardWriter(path, schema, task.page_checksums)
@@ -105,15 +128,19 @@ def write_file(
 
 
 def exported(
-    table: pa.Table, uid_hex: bool, dropped: Dropped | None, columns: tuple[str, ...]
+    table: pa.Table,
+    captions: Captions,
+    uid_hex: bool,
+    dropped: Dropped | None,
+    columns: tuple[str, ...],
 ) -> pa.Table:
     """The rows as they leave."""
     out = {UID.name: table[UID.name]}
     if uid_hex:
         out[UID_HEX.name] = as_hex(table[UID.name])
-    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table)}
-    given = TEXTS.name in table.column_names  # of another export
-    out[TEXTS.name] = table[TEXTS.name] if given else as_texts(captions_of(table))
+    texts = texts_of(table, captions)
+    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table, texts)}
+    out[TEXTS.name] = texts
     for column in (REPEATS, LOSS_WEIGHT):
         given = column.name in table.column_names
         values = table[column.name] if given else pa.nulls(len(table), column.dtype)

@@ -47,7 +47,7 @@ class UidList(DatasetStage):
         return UID, *Takes(dropped=self.dropped).reads
 
     @property
-    def optional_reads(self) -> tuple[Column | str, ...]:
+    def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
         return Takes(dropped=self.dropped).optional_reads
 
     def run(self, inputs: Inputs, ctx: Context) -> None:

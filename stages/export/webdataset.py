@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -14,15 +14,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from metadata.schema import CAPTION, IMAGE, REASON, TEXT, UID, Column
+from metadata.schema import CAPTION, CAPTIONS, IMAGE, REASON, TEXT, TEXTS, UID, Column
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, later
 from stages.export._columns import WHERE_THERE, as_json, check_columns
 from stages.export._exported import rows_of
 from stages.export._groups import COPY, export_files
-from stages.export._leaving import REASONS, Dropped, Takes, captions_of, repeats, takes_of
+from stages.export._leaving import REASONS, Dropped, Takes, repeats, takes_of
+from stages.export._texts import (
+    Captions,
+    captions_of,
+    check_captions,
+    check_types,
+    lists_in,
+    texts_of,
+    which_list,
+)
 
-FIXED = (UID, CAPTION, REASON)
+FIXED = (UID, CAPTION, CAPTIONS, TEXTS, REASON)
+PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # of each text, in its order
 SAMPLES = 10_000  # most keys are the tar's number and four digits
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
 
@@ -34,19 +44,24 @@ class WebDataset(DatasetStage):
     Takes the rows that `export.parquet` takes, in the same order. The suffix is that of the
     format the image really has, `bin` where it has none. The JSON holds uid (32 hex digits), key,
     caption, status and what the pool knows of url, sizes, sha256 and loss_weight, and the chosen
-    columns. A row is as many samples as it `repeats`, none for 0; several have the keys UID-0,
-    UID-1 …, and follow one another.
+    columns. Where caption stages wrote some, each further text of a row has a key of its own in the
+    JSON, `caption_1` on; `caption_sources` and `caption_labels` are lists of all. The Parquet has
+    `captions`, a list of all texts, in the place of these keys. A row is as many samples as it
+    `repeats`, none for 0; several have the keys UID-0, UID-1 …, and follow one another.
 
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
-    Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0).
+    Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0). A key a text
+    is what open_clip's `--json-text-key "caption;caption_1"` reads, which skips lists.
     """
 
     rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
     columns: tuple[NonEmpty, ...] = ()  # in the JSON besides, as `name` or `stage.name`
     dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
-    captions: bool = later(True)  # false: pictures alone, each with an empty caption
+    # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
+    # the caption and these lists; false none, so that pictures leave alone
+    captions: Captions = later(True)
 
-    version = 2
+    version = 3
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
@@ -54,6 +69,7 @@ class WebDataset(DatasetStage):
 
     def __post_init__(self) -> None:
         check_columns(self.columns, FIXED)
+        check_captions(self.captions)
 
     @property
     def taking(self) -> Takes:
@@ -66,19 +82,27 @@ class WebDataset(DatasetStage):
         return IMAGE, *text, *self.columns, *self.taking.reads
 
     @property
-    def optional_reads(self) -> tuple[Column | str, ...]:
+    def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
         return *WHERE_THERE, *self.taking.optional_reads
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        """Whether each list that `captions` names is one of captions."""
+        check_types(self.captions, types)
+
+    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
+        """Of two caption stages side by side, how to name both."""
+        return which_list(column, writers)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         takes = self.taking
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
-        write = partial(write_file, self.dropped, self.columns)
+        say = partial(meta, captions=self.captions, dropped=self.dropped, columns=self.columns)
+        write = partial(write_file, say)
         export_files(rows, takes, ctx, "webdataset", self.rows_per_shard, write, repeats)
 
 
 def write_file(
-    dropped: Dropped | None,
-    columns: tuple[str, ...],
+    say: Callable[..., pa.Table],
     stem: str,
     tables: Iterator[pa.Table],
     empty: pa.Table,
@@ -86,10 +110,10 @@ def write_file(
 ) -> tuple[dict[str, Any], pa.Schema]:
     """One tar with the two files beside it, and the schema of the Parquet file."""
     path = task.worker.scratch / f"{stem}.tar"
-    metas = [meta(empty, dropped, columns, stem, 0)]
+    metas = [say(empty, stem, 0)]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for table in tables:
-            metas.append(meta(table, dropped, columns, stem, sum(map(len, metas))))
+            metas.append(say(table, stem, sum(map(len, metas))))
             add_samples(tar, table[IMAGE.name], metas[-1])
     whole = pa.concat_tables(metas)
     beside = path.with_suffix(".parquet")
@@ -105,7 +129,12 @@ def write_file(
 
 
 def meta(
-    table: pa.Table, dropped: Dropped | None, columns: tuple[str, ...], stem: str, first: int
+    table: pa.Table,
+    stem: str,
+    first: int,
+    captions: Captions,
+    dropped: Dropped | None,
+    columns: tuple[str, ...],
 ) -> pa.Table:
     """What the JSON of each sample says; NaN as null, for JSON has none."""
     uids = [uid.hex() for uid in table[UID.name].to_pylist()]
@@ -114,6 +143,11 @@ def meta(
         f"{uid}-{copy}" if times > 1 else f"{stem}{first + i:04d}"
         for i, (uid, times, copy) in enumerate(copies)
     ]
+    texts = texts_of(table, captions)
+    several = {}
+    if lists_in(table.column_names, captions):
+        several = {CAPTIONS.name: every(texts, "text")}
+        several |= {name: every(texts, field) for field, name in PARALLEL.items()}
     known = [c.name for c in WHERE_THERE if c.name in table.column_names]
     out = dropped.told(table) if dropped else {}
     out |= {name: table[name] for name in (*known, *columns)}
@@ -124,7 +158,8 @@ def meta(
         {
             "key": pa.array(keys, pa.string()),
             UID.name: pa.array(uids, pa.string()),
-            CAPTION.name: captions_of(table),
+            CAPTION.name: captions_of(table, texts),
+            **several,
             "status": pa.array(["success"] * len(table), pa.string()),
             "error_message": pa.nulls(len(table), pa.string()),
             **out,
@@ -132,12 +167,27 @@ def meta(
     )
 
 
+def every(texts: pa.Array, field: str) -> pa.Array:
+    """A field of each text, as a list a row."""
+    return pa.ListArray.from_arrays(texts.offsets, pc.struct_field(texts.values, field))
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON says of a sample: each text under its own key, since loaders skip lists."""
+    said: dict[str, Any] = {}
+    for name, value in row.items():
+        others = enumerate(value[1:], 1) if name == CAPTIONS.name else ()
+        said |= {f"{CAPTION.name}_{number}": text for number, text in others}
+        said |= {} if name == CAPTIONS.name else {name: value}
+    return said
+
+
 def add_samples(tar: tarfile.TarFile, images: pa.ChunkedArray, metas: pa.Table) -> None:
     """Three members a sample, without those that it lacks; headers say neither when nor who."""
     for image, row in zip(images, metas.to_pylist(), strict=True):  # a tar is written one by one
         body = image.as_py()
         members = {} if body is None else {suffix_of(body): body}
-        members["json"] = json.dumps(row, indent=4, default=as_json).encode()
+        members["json"] = json.dumps(told(row), indent=4, default=as_json).encode()
         if row["caption"] is not None:
             members["txt"] = row["caption"].encode()
         for suffix, data in members.items():

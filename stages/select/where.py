@@ -81,9 +81,9 @@ class Where(DatasetStage):
                 do="name a column of numbers",
             )
 
-    def hint(self, column: str) -> str:
+    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
         """That a text wants quotes, where one stands for a value."""
-        if any(sql.compared_with(conjunct, column) for conjunct in self.conjuncts):
+        if not writers and any(sql.compared_with(conjunct, column) for conjunct in self.conjuncts):
             return f"did you mean '{column}' in single quotes? A bare word is a column"
         return ""
 

@@ -35,7 +35,7 @@ def test_kept_rows_leave_with_their_images_captions_and_columns(
     assert out["score"].type == pa.float32()
     assert out["uid_hex"].to_pylist() == [uid.hex() for uid in leaving["uid"].to_pylist()]
     assert out["caption"].to_pylist() == leaving["text"].to_pylist()
-    caption = {"source": "original", "model": None, "prompt_id": None, "score": None}
+    caption = {"source": "original", "model": None, "prompt_id": None, "label": "original"}
     assert out["texts"].to_pylist() == [
         [{"text": t, **caption}] for t in leaving["text"].to_pylist()
     ]

@@ -10,7 +10,7 @@ import pytest
 from metadata.schema import IMAGE_EMBEDDING, TEXT_EMBEDDING, TEXTS
 from metadata.uid import uid_of
 from pipeline.errors import RecipeError, ShardError, StageError
-from stages.export.parquet import as_texts
+from stages.export._texts import as_texts
 from stages.ingest.parquet import Parquet
 
 ROWS = 30  # enough that a share of them says something

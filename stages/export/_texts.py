@@ -1,0 +1,134 @@
+"""The texts of a row: the original first, then those of caption stages, each once."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import CAPTIONS, TEXT, TEXT_LIST, TEXTS
+from pipeline.errors import RecipeError
+from pipeline.stage import NonEmpty
+
+# Shapes: N rows, V texts of all of them.
+
+Captions = bool | tuple[NonEmpty, ...]  # false: none; true: those that are there; or lists by name
+ORIGINAL = "original"
+
+
+def check_captions(captions: Captions) -> None:
+    """ValueError where no list is named, or one twice."""
+    if captions == ():
+        raise ValueError("`captions` names no list; write names of lists, true or false")
+    if isinstance(captions, tuple) and len(set(captions)) < len(captions):
+        raise ValueError(f"`captions` names a list twice: {', '.join(captions)}")
+
+
+def check_types(captions: Captions, types: Mapping[str, pa.DataType]) -> None:
+    """RecipeError where a named list holds something else."""
+    for name in captions if isinstance(captions, tuple) else ():
+        if name in types and types[name] != TEXT_LIST:
+            raise RecipeError(
+                f"'{name}' holds {types[name]}, and no list of captions",
+                "key `captions`",
+                "name lists that caption stages write: [rewrites.captions]",
+            )
+
+
+def which_list(column: str, writers: tuple[str, ...]) -> str:
+    """What to write where two caption stages stand side by side."""
+    if column != CAPTIONS.name or not writers:
+        return ""
+    names = ", ".join(f"{writer}.{column}" for writer in writers)
+    return f"name those that leave, in their order: captions: [{names}]"
+
+
+def lists_in(columns: list[str], captions: Captions) -> tuple[str, ...]:
+    """The lists among a table's columns that its texts are taken from, in their order."""
+    if captions is True:
+        return next(((it.name,) for it in (TEXTS, CAPTIONS) if it.name in columns), ())
+    return captions or ()
+
+
+def texts_of(rows: pa.Table, captions: Captions) -> pa.Array:
+    """TEXT_LIST, never null: every text of each row once, the first that there is of equal ones.
+
+    Without empty ones, but for an original that stands alone: it is the pool's word. Where rows
+    have `texts`, the original is among them, or was chosen away.
+    """
+    if not captions:
+        return as_texts(pa.chunked_array([np.full(len(rows), "")], TEXT.dtype))
+    names = lists_in(rows.column_names, captions)
+    lists = [as_text_list(rows[name]) for name in names]
+    if TEXTS.name not in names:
+        lists = [as_texts(rows[TEXT.name]), *lists]
+    return _each_once(lists) if names else lists[0]
+
+
+def first_texts(texts: pa.Array) -> pa.Array:
+    """The first text of each row; null where there is none."""
+    count_N = pc.list_value_length(texts).fill_null(0).to_numpy()
+    at = pa.array(np.cumsum(count_N) - count_N, mask=count_N == 0)
+    return pc.struct_field(pc.list_flatten(texts), "text").take(at)
+
+
+def captions_of(rows: pa.Table, texts: pa.Array) -> pa.Array:
+    """The first text of each row; of one that has none, as rows that a stage lost, the pool's."""
+    first = first_texts(texts)
+    return pc.coalesce(first, rows[TEXT.name]) if TEXT.name in rows.column_names else first
+
+
+def as_texts(text: pa.ChunkedArray) -> pa.Array:
+    """One text a row, as the pool has it; none where it is null."""
+    text = text.combine_chunks()
+    count_N = text.is_valid().to_numpy(zero_copy_only=False)
+    text = text.drop_null()
+    source = pa.array(np.full(len(text), ORIGINAL), pa.string())
+    return _listed(count_N, {"text": text, "source": source, "label": source})
+
+
+def as_text_list(lists: pa.ChunkedArray) -> pa.Array:
+    """Lists of structs with a `text`, whatever else they have or lack: old exports had a score."""
+    lists = lists.combine_chunks()
+    if lists.type == TEXT_LIST:
+        return lists
+    values = pc.list_flatten(lists)
+    held = [name for name in _NAMES if values.type.get_field_index(name) >= 0]
+    fields = {name: pc.struct_field(values, name) for name in held}
+    return _listed(pc.list_value_length(lists).fill_null(0).to_numpy(), fields)
+
+
+_NAMES = tuple(field.name for field in TEXT_LIST.value_type)
+
+
+def _each_once(lists: list[pa.Array]) -> pa.Array:
+    """The texts of several lists a row, those of the first list before those of the second."""
+    rows = len(lists[0])
+    counts = [pc.list_value_length(texts).fill_null(0).to_numpy() for texts in lists]
+    row_V = np.concatenate([np.repeat(np.arange(rows), count_N) for count_N in counts])
+    values = pa.concat_arrays([pc.list_flatten(texts) for texts in lists])
+    order_V = np.argsort(row_V, kind="stable")
+    row_V, values = row_V[order_V], values.take(pa.array(order_V))
+    text = pc.struct_field(values, "text")
+    has_words_V = pc.not_equal(pc.utf8_trim_whitespace(text), "").fill_null(False).to_numpy(False)
+    is_original_V = pc.equal(pc.struct_field(values, "source"), ORIGINAL).fill_null(False)
+    is_alone_V = ~np.isin(row_V, row_V[has_words_V])
+    alone_V = is_alone_V & is_original_V.to_numpy(False) & text.is_valid().to_numpy(False)
+    fine = np.flatnonzero(has_words_V | alone_V)
+    row_V, values, text = row_V[fine], values.take(pa.array(fine)), text.take(pa.array(fine))
+    code_V = text.dictionary_encode().indices.to_numpy().astype(np.int64)
+    _, first_V = np.unique(row_V * (len(text) + 1) + code_V, return_index=True)
+    first_V.sort()
+    values = values.take(pa.array(first_V))
+    count_N = np.bincount(row_V[first_V], minlength=rows)
+    return _listed(count_N, {name: pc.struct_field(values, name) for name in _NAMES})
+
+
+def _listed(count_N: np.ndarray, held: Mapping[str, pa.Array]) -> pa.Array:
+    """So many structs a row, of these values and nulls."""
+    length = int(count_N.sum())
+    fields = list(TEXT_LIST.value_type)
+    values = [held.get(field.name, pa.nulls(length, field.type)) for field in fields]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(count_N)]).astype(np.int32))
+    structs = pa.StructArray.from_arrays(values, fields=fields)
+    return pa.ListArray.from_arrays(offsets, structs, type=TEXT_LIST)
