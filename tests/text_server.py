@@ -1,0 +1,236 @@
+"""A stand-in for a server of texts, on loopback: OpenAI's protocol, and faults when asked for.
+
+python -m tests.text_server --port 8000 --latency 0.2 --faults 429:1,500,half --every 10
+
+Its answers are those of `reference`, the same for equal requests. `GET /counts` tells how often
+each request came, by the digest of its body, and how often it got an answer that can be used.
+
+A fault is a word:
+  429, 429:2      too many requests; with Retry-After: 2
+  500, 503:2      a server's error, the same way
+  400             a request that it does not understand
+  401             an unknown key; the message holds the key that was sent
+  too_long        a prompt longer than the context
+  filtered        an answer that a filter took away
+  half            the connection ends in mid-answer
+  drop            the connection ends before any answer
+  drip            an answer that comes byte by byte, a byte in 50 ms
+  hang            no answer for a minute
+  malformed       JSON that ends early
+  empty           no choices
+  no_usage        a good answer that does not say how many tokens it took
+  large           an answer of 9 MB
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from stages.models.echo import reply
+
+HOST = "127.0.0.1"
+MODEL = "stand-in"
+GOOD = (None, "no_usage", "drip")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: its number from 0, how often its equal came before, its body."""
+
+    number: int
+    before: int
+    body: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The body as it was sent, to look for words in."""
+        return json.dumps(self.body)
+
+
+Script = Callable[[Asked], str | None]
+
+
+@dataclass(kw_only=True)
+class TextServer:
+    """What a server does, and what it has seen."""
+
+    model: str = MODEL
+    latency_s: float = 0
+    key: str = ""  # asked for where it is not empty
+    script: Script = lambda asked: None
+    port: int = 0
+    asked: Counter[str] = field(default_factory=Counter)  # requests, by digest of the body
+    answered: Counter[str] = field(default_factory=Counter)  # of these, good answers sent
+    bodies: list[Mapping[str, Any]] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}/v1"
+
+    def die(self) -> None:
+        """Closes the port and every connection, in mid-answer too."""
+        asyncio.run_coroutine_threadsafe(self._down(), self._loop).result()
+
+    def come_back(self) -> None:
+        """Listens again at the same port."""
+        asyncio.run_coroutine_threadsafe(self._up(), self._loop).result()
+
+    async def _up(self) -> None:
+        app = web.Application(client_max_size=2**26)
+        app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_post("/v1/completions", self._answer)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/counts", self._counts)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, HOST, self.port, backlog=1024).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def _down(self) -> None:
+        for site in list(self._runner.sites):
+            await site.stop()
+        for connection in list(self._runner.server.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self._runner.cleanup()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["TextServer"]:
+        """The server, while a thread serves."""
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self._up())
+        thread = threading.Thread(target=self._loop.run_forever, name="text-server", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.die()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+            self._loop.close()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if not self._may(request):
+            return _error(401, "no such key")
+        return web.json_response({"object": "list", "data": [{"id": self.model}]})
+
+    async def _counts(self, request: web.Request) -> web.Response:
+        return web.json_response({"asked": self.asked, "answered": self.answered})
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if not self._may(request):
+            return _error(401, "no such key")
+        body = await request.json()
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        asked = Asked(number=self.asked.total(), before=self.asked[digest], body=body)
+        self.asked[digest] += 1
+        self.bodies.append(body)
+        if body.get("model") != self.model:
+            return _error(404, f"The model `{body.get('model')}` does not exist.")
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(self.latency_s)
+            fault = self.script(asked)
+            if fault in GOOD:
+                self.answered[digest] += 1
+            return await self._reply(request, body, fault)
+        finally:
+            self.at_once -= 1
+
+    async def _reply(
+        self, request: web.Request, body: Mapping[str, Any], fault: str | None
+    ) -> web.StreamResponse:
+        status, _, wait = (fault or "").partition(":")
+        if status in ("429", "500", "503"):
+            return _error(int(status), "later", {"Retry-After": wait} if wait else {})
+        if fault == "400":
+            return _error(400, "Unrecognized request argument supplied: top_k")
+        if fault == "401":
+            sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            return _error(401, f"Incorrect API key provided: {sent}.")
+        if fault == "too_long":
+            return _error(400, "This model's maximum context length is 64 tokens.")
+        if fault == "drop":
+            request.transport.abort()
+            return web.Response()
+        if fault == "hang":
+            await asyncio.sleep(60)
+        whole = reply(request.path, body)
+        if fault == "filtered":
+            whole["choices"][0]["finish_reason"] = "content_filter"
+        if fault == "empty":
+            whole["choices"] = []
+        if fault == "no_usage":
+            del whole["usage"]
+        data = json.dumps(whole).encode()
+        if fault == "malformed":
+            data = data[: len(data) // 2]
+        if fault == "large":
+            data += b" " * 9_000_000
+        if fault not in ("half", "drip"):
+            return web.Response(body=data, content_type="application/json")
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.content_length = len(data)
+        await response.prepare(request)
+        if fault == "half":
+            await response.write(data[: len(data) // 2])
+            request.transport.abort()
+            return response
+        with contextlib.suppress(ConnectionResetError):  # a client that had enough
+            for byte in data:
+                await response.write(bytes([byte]))
+                await asyncio.sleep(0.05)
+        return response
+
+    def _may(self, request: web.Request) -> bool:
+        return not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = {"error": {"message": message, "code": status}}
+    return web.json_response(body, status=status, headers=headers)
+
+
+def every(faults: list[str], n: int) -> Script:
+    """Each n-th request meets the next of the faults, in turn."""
+
+    def script(asked: Asked) -> str | None:
+        turn, rest = divmod(asked.number + 1, n)
+        return None if rest else faults[(turn - 1) % len(faults)]
+
+    return script
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.text_server", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--latency", type=float, default=0, help="seconds before each answer")
+    parser.add_argument("--key", default="", help="the key that requests must bring")
+    parser.add_argument("--faults", default="", help="words, between commas")
+    parser.add_argument("--every", type=int, default=10, help="which requests meet one")
+    given = parser.parse_args(arguments)
+    server = TextServer(model=given.model, latency_s=given.latency, key=given.key, port=given.port)
+    if given.faults:
+        server.script = every(given.faults.split(","), given.every)
+    with server.running(), contextlib.suppress(KeyboardInterrupt):
+        print(f"openai:{server.url}#{server.model} (Ctrl-C stops)", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
