@@ -176,6 +176,15 @@ class Storage:
         """The object, for random access."""
         return self._again(lambda: self.fs.open_input_file(self.locate(name)))
 
+    def read_at(self, name: str, at: int, size: int) -> bytes:
+        """So many bytes of an object from an offset on; fewer at its end."""
+
+        def get() -> bytes:
+            with self.fs.open_input_file(self.locate(name)) as file:
+                return bytes(file.read_at(min(size, max(0, file.size() - at)), at))
+
+        return self._again(get)
+
     def entries(self, folder: str = "", below: bool = False) -> list[Entry]:
         """The objects in a folder; with `below` those of folders in it too, as `data/0.parquet`.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from metadata.damage import DamagedError
 from metadata.record import Failure, Record, ShardState
+from metadata.storage import Storage
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.done import parents_of
 from pipeline.run_folder.rows import StoredColumns
@@ -16,6 +17,7 @@ class Chain:
 
     seed: int
     run_id: str
+    run: Storage
     stages: tuple[PlannedStage, ...]
     stored: Mapping[str, StoredColumns]  # of every stage of the plan
     models: Mapping[str, str]  # stages that give one to these: the digest of their files

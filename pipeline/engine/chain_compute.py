@@ -17,6 +17,7 @@ from metadata.passes import NOT_SELECTED, read_stage, reason_where
 from metadata.record import Record, ShardState, state_of
 from metadata.schema import KEEP, POSITION, REASON, UID
 from metadata.shard import ShardWriter, store
+from pipeline.engine.answers import FOLDER, StoredAnswers
 from pipeline.engine.chain import Chain, ShardItem
 from pipeline.engine.declared import as_declared, stored_schema
 from pipeline.engine.told import Teller
@@ -39,6 +40,7 @@ class Functions:
     def __init__(self, chain: Chain, scratch: Path) -> None:
         self.chain = chain
         self.scratch = scratch
+        self.answers = StoredAnswers(chain.run.child(FOLDER))
         self._opened: dict[str, RowFunction] = {}
 
     def __call__(self, planned: PlannedStage, batch: pa.Table, shard: int) -> pa.Table:
@@ -62,7 +64,15 @@ class Functions:
         model = stored[planned.model].folder if planned.model else None
         centroids = stored[planned.centroids].folder if planned.centroids else None
         folder = stored[planned.name].folder
-        worker = worker_of(planned, self.chain.seed, self.scratch, folder, model, centroids)
+        worker = worker_of(
+            planned,
+            self.chain.seed,
+            self.scratch,
+            folder,
+            model,
+            centroids,
+            answers=self.answers,
+        )
         return planned.stage.open(worker)
 
 
@@ -182,7 +192,8 @@ class Computation:
         mask: ShardState | None,
         parents: dict[str, str],
     ) -> Record:
-        """Data, then its record."""
+        """Answers, data, then its record."""
+        self.functions.answers.flush()
         path, writer = file
         return store(
             self.chain.stored[planned.name].folder,

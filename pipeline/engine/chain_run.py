@@ -112,10 +112,14 @@ class ChainRun:
 
     def _compute(self, stages: list[PlannedStage], item: ShardItem, attempt: int) -> None:
         computation = Computation(self.chain, self.functions, item, attempt)
-        if item.is_partial(stages[0]):
-            records = computation.missing_rows(stages[0])
-        else:
-            records = computation.whole_shard(stages)
+        self.functions.answers.begin(item.shard)
+        try:
+            if item.is_partial(stages[0]):
+                records = computation.missing_rows(stages[0])
+            else:
+                records = computation.whole_shard(stages)
+        finally:
+            self.functions.answers.flush()  # of a shard that fails too
         for planned in stages:
             name = planned.name
             if record := records.get(name):

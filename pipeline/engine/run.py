@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from metadata.damage import DamagedError
 from metadata.storage import Storage
 from pipeline.engine import attempts
+from pipeline.engine.answers import FOLDER, pack
 from pipeline.engine.dataset_job import DatasetJob
 from pipeline.engine.manifests import seal
 from pipeline.engine.repair import is_asked, refusal, take_away
@@ -72,6 +73,8 @@ def run_plan(
             keep_going=keep_going,
         )
         owned.sweep()
+        if any(planned.stage.determinism == "recorded" for planned in plan.stages.values()):
+            pack(owned.child(FOLDER))
         try:
             with telling.kept(executor):
                 return _Schedule(running).run()

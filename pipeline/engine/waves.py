@@ -93,6 +93,7 @@ class Wave:
             Chain(
                 seed=running.plan.seed,
                 run_id=running.run_id,
+                run=running.state.run,
                 stages=tuple(stages),
                 stored=running.state.stored,
                 models=running.state.digests(name for p in stages for name in p.folders),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metadata.storage import Storage
 from pipeline.planning.planned import PlannedStage
+from pipeline.provided import Answers, Remembered
 from pipeline.run_folder.pins import pin
 from pipeline.stage import Worker, unpinned, untold
 
@@ -18,8 +19,12 @@ def worker_of(
     model: Storage | None = None,
     centroids: Storage | None = None,
     tell: Callable[..., None] = untold,
+    answers: Answers | None = None,
 ) -> Worker:
-    """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned."""
+    """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
+
+    `answers` are those of the run, for a `recorded` stage; others ask nobody.
+    """
     resources = planned.stage.resources
     return Worker(
         seed=seed,
@@ -31,4 +36,5 @@ def worker_of(
         centroids=centroids.uri if centroids else None,
         pin=partial(pin, folder, planned.name) if folder else unpinned,
         tell=tell,
+        answers=answers if answers and planned.stage.determinism == "recorded" else Remembered(),
     )

@@ -1,0 +1,247 @@
+"""Answers that `recorded` stages got, kept in a run folder so that no request is sent twice.
+
+answers/new/<shard>-<digest>.answers    what a worker got within a second, then within a shard
+answers/packed/<digest>.answers         those before this run, which its driver packed
+
+All are files of metadata/answers.py, named by their content and never changed. They are merged by
+the same function: a worker's files of a shard into one, those of all shards by the next run's
+driver. What was merged is deleted when the merged file is stored: a kill between the two leaves
+answers in two files, and nowhere none. There is no list of files beside the files.
+"""
+
+import contextlib
+import hashlib
+import io
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from metadata.answers import (
+    AnswersFile,
+    Pair,
+    elsewhere,
+    in_memory,
+    in_scratch,
+    merged,
+    on_disk,
+    write_answers,
+)
+from metadata.storage import Entry, Storage
+from pipeline.errors import LostLockError
+
+FOLDER, NEW, PACKED = "answers", "new", "packed"
+STORE_S = 1.0  # what a kill may lose
+MOST_SMALL = 64  # files of one second, before they are merged into one
+MOST_BYTES = 16 << 20  # of answers in memory
+AT_ONCE = 64  # files that are merged at once
+
+
+class StoredAnswers:
+    """The answers of a run, for one worker: implements `Answers`. Threads may share it.
+
+    It sees what lay there when it was first asked, what it got itself since, and what another
+    worker got of the shard in hand before it died.
+    """
+
+    def __init__(self, folder: Storage) -> None:
+        self.folder = folder
+        self._storing = threading.RLock()  # whoever stores, merges or looks for files
+        self._adding = threading.Lock()
+        self._fresh: dict[bytes, bytes] = {}  # since the last merge
+        self._fresh_bytes = 0
+        self._waiting: dict[bytes, bytes] = {}  # those of them that are not stored yet
+        self._small: list[str] = []  # files that hold the others
+        self._timer: threading.Timer | None = None
+        self._shard = 0
+        self._is_open = False
+        self._seen: set[str] = set()  # names in new/
+        self._packed: tuple[AnswersFile, ...] = ()
+        self._own: tuple[AnswersFile, ...] = ()  # on scratch disk, each twice as large as the next
+
+    def begin(self, shard: int) -> None:
+        """From now on answers are of this shard; those of a worker that died with it are found."""
+        self._shard = shard
+        if self._is_open:
+            with self._storing:
+                self._adopt(f"{shard:06d}-")
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not self._is_open:
+            self._open()
+        return [self._find(key) for key in keys]
+
+    def put(self, key: bytes, answer: bytes) -> None:
+        with self._adding:
+            before = self._fresh.get(key)
+            if before is not None and before <= answer:
+                return
+            self._fresh[key] = self._waiting[key] = answer
+            self._fresh_bytes += len(answer)
+            if self._timer is None:
+                self._timer = after(STORE_S, self._store)
+
+    def flush(self) -> None:
+        """Stores what is not stored, and merges the files of the shard."""
+        self._store()
+        self._merge()
+
+    def _find(self, key: bytes) -> bytes | None:
+        """The least answer of those that are known: which it is, no clock decides."""
+        found = [answer] if (answer := self._fresh.get(key)) is not None else []
+        for file in (*self._own, *self._packed):
+            if (answer := file.find(key)) is not None:
+                found.append(answer)
+        return min(found) if found else None
+
+    # Storing
+
+    def _store(self) -> None:
+        """Stores what came since the last time. Where it fails, all of it waits for the next."""
+        with self._storing:
+            with self._adding:
+                timer, self._timer = self._timer, None
+                pairs, self._waiting = self._waiting, {}
+            if timer:
+                timer.cancel()
+            if not pairs:
+                return
+            try:
+                self._small.append(_put(self.folder, self._shard, pairs))
+            except BaseException:
+                with self._adding:
+                    self._waiting = pairs | self._waiting
+                    self._timer = self._timer or after(STORE_S, self._store)
+                raise
+            self._seen.add(self._small[-1])
+            if len(self._small) >= MOST_SMALL or self._fresh_bytes >= MOST_BYTES:
+                self._merge()
+
+    def _merge(self) -> None:
+        """Puts one file in the place of those of a second, and of the answers in memory."""
+        with self._storing:
+            with self._adding:
+                pairs = {k: a for k, a in self._fresh.items() if k not in self._waiting}
+            if not pairs:
+                return
+            name = self._small[0]
+            if len(self._small) > 1:
+                name = _put(self.folder, self._shard, pairs)
+                self._seen.add(name)
+            for small in self._small:
+                if small != name:
+                    self.folder.delete(small)
+            self._small = []
+            self._own = _kept(self._own, sorted(pairs.items()))
+            with self._adding:
+                for key in pairs:
+                    if key not in self._waiting:
+                        del self._fresh[key]
+                self._fresh_bytes = sum(map(len, self._fresh.values()))
+
+    # Finding
+
+    def _open(self) -> None:
+        with self._storing:
+            if not self._is_open:
+                self._adopt("")
+                self._packed = tuple(
+                    opened(self.folder, f"{PACKED}/{entry.name}", entry.size)
+                    for entry in self.folder.entries(PACKED)
+                )
+                self._is_open = True
+
+    def _adopt(self, prefix: str) -> None:
+        """Takes in the files of new/ whose names begin so, and that it has not seen."""
+        while True:
+            names = [f"{NEW}/{entry.name}" for entry in self.folder.entries(NEW)]
+            unseen = [n for n in names if n.startswith(f"{NEW}/{prefix}") and n not in self._seen]
+            if not unseen:
+                return
+            for start in range(0, len(unseen), AT_ONCE):
+                files = []
+                for name in unseen[start : start + AT_ONCE]:
+                    data = self.folder.read_if_there(name)
+                    self._seen.add(name)
+                    if data is not None:  # else its worker has just merged it: we look again
+                        files.append(in_memory(data, said(self.folder, name)))
+                self._own = _kept(self._own, merged(files))
+
+
+def pack(folder: Storage) -> None:
+    """Merges the files of new/ into one, with those in packed/ that are not much larger.
+
+    Nobody else writes answers meanwhile. Each answer is copied as often as the logarithm of their
+    number, and packed/ has as few files.
+    """
+    files = [Entry(f"{NEW}/{e.name}", e.size, e.mtime_ns) for e in folder.entries(NEW)]
+    if not files:
+        return
+    for entry in sorted(folder.entries(PACKED), key=lambda entry: entry.size):
+        if entry.size <= 2 * sum(file.size for file in files):
+            files.append(Entry(f"{PACKED}/{entry.name}", entry.size, entry.mtime_ns))
+    own: tuple[AnswersFile, ...] = ()
+    last = max(0, len(files) - AT_ONCE)
+    for start in range(0, last, AT_ONCE):
+        own = _kept(own, merged(_all_opened(folder, files[start : min(last, start + AT_ONCE)])))
+    sources = (*own, *_all_opened(folder, files[last:]))
+    with folder.scratch(f"{PACKED}/pack") as path:
+        with path.open("wb") as writing:
+            write_answers(merged(sources), writing)
+        with path.open("rb") as reading:
+            digest = hashlib.file_digest(reading, "sha256").hexdigest()
+        name = f"{PACKED}/{digest[:32]}.answers"
+        folder.commit(path, name, "answers")
+    for entry in files:
+        if entry.name != name:
+            folder.delete(entry.name)
+
+
+def opened(folder: Storage, name: str, size: int) -> AnswersFile:
+    """A file of answers, as it lies on this machine or elsewhere."""
+    if folder.is_local:
+        return on_disk(folder.locate(name), said(folder, name))
+    return elsewhere(folder, name, size, said(folder, name))
+
+
+def said(folder: Storage, name: str) -> Callable[[str], None]:
+    """What says on standard error that a file is damaged."""
+
+    def say(what: str) -> None:
+        print(f"{folder}/{name}: {what}; its answers are asked for again", file=sys.stderr)
+
+    return say
+
+
+def after(wait_s: float, work: Callable[[], None]) -> threading.Timer:
+    """Does it after so many seconds, in a thread; whoever flushes learns why it could not."""
+
+    def quietly() -> None:
+        with contextlib.suppress(OSError, LostLockError):
+            work()
+
+    timer = threading.Timer(wait_s, quietly)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _all_opened(folder: Storage, files: Sequence[Entry]) -> list[AnswersFile]:
+    return [opened(folder, file.name, file.size) for file in files]
+
+
+def _kept(own: tuple[AnswersFile, ...], pairs: Iterable[Pair]) -> tuple[AnswersFile, ...]:
+    """With a copy of sorted pairs on scratch disk; files of like size are merged: they are few."""
+    files = [*own, in_scratch(pairs)]
+    while len(files) > 1 and files[-2].size <= 2 * files[-1].size:
+        files[-2:] = [in_scratch(merged(files[-2:]))]
+    return tuple(files)
+
+
+def _put(folder: Storage, shard: int, pairs: dict[bytes, bytes]) -> str:
+    """Stores pairs as an object named by its content; that name."""
+    file = io.BytesIO()
+    write_answers(sorted(pairs.items()), file)
+    data = file.getvalue()
+    name = f"{NEW}/{shard:06d}-{hashlib.sha256(data).hexdigest()[:32]}.answers"
+    folder.put(name, data, "answers")
+    return name
