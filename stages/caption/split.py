@@ -16,12 +16,12 @@ from metadata.schema import (
     REASON,
     REASON_TYPE,
     TEXT,
-    TEXT_LIST,
     UID,
     Column,
 )
 from metadata.uid import coin_hash, mixed
 from pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
+from stages.caption._lists import text_list
 from stages.caption._sentences import SPACE, joined, sentences
 
 # Shapes: N rows of the batch, T texts of all of them.
@@ -148,12 +148,3 @@ def drawn(texts: pl.DataFrame, bits_N: NDArray[np.uint64], most: int) -> pl.Data
     coin_T = mixed(bits_N[texts["row"].to_numpy()] + place_T.astype(np.uint64))
     rank = pl.col("coin").rank("ordinal").over("row")
     return texts.with_columns(coin=coin_T).filter(rank <= most)
-
-
-def text_list(texts: pl.DataFrame, texts_N: NDArray[np.int64]) -> pa.Array:
-    """The texts as a column, so many of each row; null where a row has none."""
-    fields = TEXT_LIST.value_type
-    parts = [texts[field.name].to_arrow().cast(field.type) for field in fields]
-    values = pa.StructArray.from_arrays(parts, fields=list(fields))
-    ends = pa.array(np.append(0, np.cumsum(texts_N)), pa.int32())
-    return pa.ListArray.from_arrays(ends, values, mask=pa.array(texts_N == 0))

@@ -34,6 +34,16 @@ def nearest(
         return index_Nm, value_Nm.astype(np.float32)
 
 
+def nearest_sure(
+    row_ND: NDArray[np.float32], centre_KD: NDArray[np.float32], m: int
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """(N, m) the nearest centres by "cosine", as `nearest` has them, and their products in float64.
+
+    What is nearest among several sets of centres can then be told, too.
+    """
+    return _nearest(row_ND, centre_KD, "cosine", m, None, "cpu", valued=True)
+
+
 def nearest_centre(
     row_ND: NDArray[np.float32],
     centre_KD: NDArray[np.float32],

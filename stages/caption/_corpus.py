@@ -1,0 +1,117 @@
+"""Texts to retrieve, with their vectors: the pool's own captions, or a Parquet of texts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from metadata.globs import open_pool
+from metadata.keys import redacted
+from metadata.schema import TEXT
+from pipeline.errors import StageError
+from stages.ops.centroids import MARK
+from stages.ops.combined import Combined
+from stages.ops.keeper import dropped_before
+from stages.ops.parquet_rows import sizes_of_groups
+from stages.ops.vectors import as_matrix, from_matrix, unit_rows
+
+VECTOR = "vector"  # a text's, at length 1
+WORD = r"\S+"
+LINK = r"(?i)https?://|\bwww\.|\b[a-z0-9-]+\.(?:com|net|org|info|biz|io|uk|de|fr|jp|ru|cn)\b"
+EMOJI = r"\p{Emoji_Presentation}|\x{FE0F}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which texts may be retrieved."""
+
+    column: str  # of the vectors
+    min_words: int
+    max_words: int
+    plain: bool
+
+
+def texts_of(wanted: Wanted, shard: pa.Table) -> pa.Table:
+    """The texts of a shard that may be retrieved, in order of their bytes, each once."""
+    import polars as pl
+
+    vector_ND = unit_rows(as_matrix(shard[wanted.column]))
+    has_vector = pa.array(np.isfinite(vector_ND).all(axis=1) & (vector_ND.shape[1] > 0))
+    usable = pc.and_(has_vector, pc.invert(dropped_before(shard)))
+    text = pl.col("text")
+    words = text.str.count_matches(WORD)
+    rule = text.is_not_null() & words.is_between(wanted.min_words, wanted.max_words)
+    if wanted.plain:
+        rule &= ~text.str.contains(LINK) & ~text.str.contains(EMOJI)
+    frame = pl.DataFrame({"text": shard[TEXT.name], "usable": usable}).with_row_index("row")
+    frame = frame.filter(rule & pl.col("usable")).unique("text", keep="first", maintain_order=True)
+    frame = frame.sort("text")
+    row_K = frame["row"].to_numpy()
+    return pa.table(
+        {
+            "text": frame["text"].to_arrow().cast(pa.string()),
+            VECTOR: from_matrix(vector_ND[row_K]),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class ParquetTexts(Combined):
+    """Row groups of Parquet files that have a column `text` and one of vectors, as shards."""
+
+    path: str
+    column: str
+    groups: tuple[tuple[str, int], ...]  # of which file, and its number there
+
+    @staticmethod
+    def of(path: str, column: str, where: str) -> "tuple[ParquetTexts, str]":
+        """The texts, and the model that every file says; StageError where one does not fit."""
+        at = f"{where}, key `corpus`: {redacted(path)}"
+        groups: list[tuple[str, int]] = []
+        models: set[str] = set()
+        for name, parquet in opened(path, at):
+            schema = parquet.schema_arrow
+            missing = [it for it in (TEXT.name, column) if it not in schema.names]
+            if missing:
+                found = f"no column '{missing[0]}' in {name}"
+                has = ", ".join(schema.names)
+                raise StageError(found, at, f"write `text` and `{column}` a row; it has {has}")
+            marks = schema.metadata or {}
+            if MODEL not in marks:
+                do = f"write {MODEL.decode()} into the metadata of its schema"
+                raise StageError(f"{name} does not say which model made '{column}'", at, do)
+            models.add(marks[MODEL].decode())
+            groups += [(name, number) for number in range(len(sizes_of_groups(parquet)))]
+        if len(models) > 1:
+            found = f"texts of {len(models)} models: {', '.join(sorted(models))}"
+            raise StageError(found, at, "embed all texts with one model")
+        return ParquetTexts(path, column, tuple(groups)), models.pop()
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def table(self, index: int) -> pa.Table:
+        name, group = self.groups[index]
+        storage, _ = open_pool(self.path)
+        with storage.open(name) as source, pq.ParquetFile(source) as parquet:
+            return parquet.read_row_group(group, columns=[TEXT.name, self.column])
+
+
+MODEL = f"{MARK}model".encode()
+
+
+def opened(path: str, at: str) -> Iterator[tuple[str, pq.ParquetFile]]:
+    """The Parquet files at a path; StageError where there is none, or one cannot be read."""
+    from stages.ops.tables import list_files
+
+    storage, _ = open_pool(path)
+    for file in list_files(path, (".parquet",), at):
+        try:
+            with storage.open(file["path"]) as source, pq.ParquetFile(source) as parquet:
+                yield file["path"], parquet
+        except (pa.ArrowException, OSError) as error:
+            found = f"no Parquet that can be read: {error}"
+            raise StageError(found, at, "write it again, or leave it out") from None
