@@ -1,4 +1,4 @@
-"""A server that generates text, by OpenAI's protocol, and the limits within which it is asked."""
+"""A server that writes texts, the limits within which it is asked, and how an answer may end."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,23 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from pipeline.stage import NonEmpty, OneUp, Seconds, ZeroUp
+
+SERVER = "look at the server's log: it fails at what it is asked"
+ADVICE = {  # for a reason that most rows have
+    "prompt_too_long": "the model's context is too short: shorten prompts, or take another model",
+    "bad_request": "the server refuses the requests as they are: it may not know a setting of"
+    " `decoding`, or images, or the endpoint that the stage asks",
+    "answer_timeout": "the server is slow or far: raise `limits.timeout_s`, lower"
+    " `limits.concurrency`",
+    "server_lost": SERVER,
+    "server_error": SERVER,
+    "server_busy": "the server asks for patience: lower `limits.concurrency`, raise"
+    " `limits.deadline_s`",
+    "bad_answer": "what answers there does not speak OpenAI's protocol: check the model's URL",
+}
+TRANSIENT = ("answer_timeout", "server_lost", "server_error", "server_busy", "bad_answer")
+REFUSALS = ("prompt_too_long", "refused_content", "empty_answer")  # for good: they are stored
+REASONS = (*REFUSALS, "bad_request", *TRANSIENT)
 
 Price = Annotated[float, Meta(ge=0, le=1e6)]  # dollars a million tokens
 # A server in this process: `chat/completions` or `completions`, and the request, to the reply.
@@ -20,18 +37,18 @@ class Limits:
     concurrency: OneUp = 32  # requests at once, a worker
     timeout_s: Seconds = 120.0  # seconds of one request, to the last byte of its answer
     deadline_s: Seconds = 600.0  # seconds of an answer: its requests, and the pauses between them
-    retries: ZeroUp = 4  # after time-outs, lost connections, 5xx, answers that cannot be read
+    retries: ZeroUp = 4  # after time-outs, lost connections, 5xx and answers that make no sense
     max_tokens_total: ZeroUp | None = None  # of prompts and answers, all workers, all runs
     max_usd: Annotated[float, Meta(ge=0)] | None = None  # the same in dollars, by the prices
-    usd_per_million_input: Price | None = None  # the price of prompts
-    usd_per_million_output: Price | None = None  # the price of answers
+    usd_per_million_input: Price | None = None  # the price of a million tokens of prompts
+    usd_per_million_output: Price | None = None  # the price of a million tokens of answers
     api_key_env: NonEmpty = "OPENAI_API_KEY"  # the environment variable that holds the key
 
     def __post_init__(self) -> None:
         prices = (self.usd_per_million_input, self.usd_per_million_output)
         if self.max_usd is not None and None in prices:
             raise ValueError(
-                "max_usd needs usd_per_million_input and usd_per_million_output: the prices"
+                "max_usd needs usd_per_million_input and usd_per_million_output, the prices"
             )
 
 
@@ -41,8 +58,8 @@ class Endpoint:
 
     `url` is its base, with /v1 where it has one, or unix:/path/of.sock. `identity` stands for the
     model in the key of an answer: the digest of its weights, or its name where none is known.
-    `revive` is called in a thread after the connection was lost, and returns when the server is
-    up: a helper of ours is started again; StageError where it does not come up. `concurrency` is
+    `revive` is called in a thread after a connection was lost, and returns when the server is up:
+    a helper that died is started again; StageError where it does not come up. `concurrency` is
     how many requests the server works on at once, where that is known.
     """
 
@@ -56,3 +73,38 @@ class Endpoint:
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("an endpoint holds a key: make it where it is used")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A text, or the reason that there is none; `cut`: it reached max_tokens."""
+
+    text: str | None = None
+    reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cut: bool = False
+
+
+def answer_of(reply: Mapping[str, Any]) -> Generated:
+    """What a reply of `chat/completions` or `completions` says; ValueError where it says nothing.
+
+    Without `usage` no tokens are counted.
+    """
+    try:
+        choice = reply["choices"][0]
+        message = choice.get("message", {})
+        text = message.get("content") if message else choice["text"]
+        usage = reply.get("usage") or {}
+        finish = choice.get("finish_reason")
+        refused = finish == "content_filter" or bool(message.get("refusal"))
+        text = (text or "").strip()
+        return Generated(
+            text=None if refused else text or None,
+            reason="refused_content" if refused else None if text else "empty_answer",
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            completion_tokens=int(usage.get("completion_tokens") or 0),
+            cut=finish == "length",
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no choice with a text in it ({type(error).__name__})") from error

@@ -21,37 +21,28 @@ import asyncio
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from msgspec import Meta
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Budget, Environment, OneUp, Worker
-from stages.models.endpoint import Endpoint
-from stages.models.endpoint import Limits as Limits  # a stage's file imports all from here
+from metadata.keys import without_keys
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.stage import Environment, OneUp, Worker
+from stages.models.endpoint import ADVICE as ADVICE  # a stage's file imports all from here
+from stages.models.endpoint import REASONS as REASONS
+from stages.models.endpoint import REFUSALS, Endpoint
+from stages.models.endpoint import TRANSIENT as TRANSIENT
+from stages.models.endpoint import Generated as Generated
+from stages.models.endpoint import Limits as Limits
+from stages.models.purse import Purse
 
 Form = Literal["chat", "completion"]
+SCHEMES = ("openai", "vllm", "gguf", "smollm2", "reference")
 
-SERVER = "look at the server's log: it fails at what it is asked"
-SLOW = "the server is slow or far: raise `limits.timeout_s`, lower `limits.concurrency`"
-ADVICE = {  # for a reason that most rows have
-    "prompt_too_long": "the model's context is too short: shorten prompts, or take another model",
-    "bad_request": "the server refuses the requests as they are: its message is in the error",
-    "answer_timeout": SLOW,
-    "server_lost": SERVER,
-    "server_error": SERVER,
-    "server_busy": "the server asks for patience: lower `limits.concurrency`, raise"
-    " `limits.deadline_s`, then --retry it",
-    "bad_answer": "what answers there does not speak OpenAI's protocol: check the model's URL",
-}
-TRANSIENT = ("answer_timeout", "server_lost", "server_error", "server_busy", "bad_answer")
-REASONS = ("prompt_too_long", "bad_request", "refused_content", "empty_answer", *TRANSIENT)
-STORED = ("prompt_too_long", "refused_content", "empty_answer")  # the others may end otherwise
 IMAGE_TOKENS = 1200  # set aside for an image: what common models take for a megapixel
 
 
@@ -76,24 +67,14 @@ class Decoding:
     stop: tuple[str, ...] = ()  # an answer ends before the first of these
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generated:
-    """A text, or the reason that there is none; `cut`: it reached max_tokens."""
-
-    text: str | None
-    reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cut: bool = False
-
-
 def open_asker(
     model: str, worker: Worker, *, decoding: Decoding, limits: Limits, form: Form
 ) -> "Asker":
     """The Asker of a model, once a worker: it starts the server where the scheme has its own."""
     adapter, name = _adapter(model)
     endpoint = adapter.endpoint(name, worker, limits)
-    return Asker(endpoint, worker, decoding=decoding, limits=limits, form=form, where=model)
+    where = f"stage '{worker.stage}', model '{model}'"
+    return Asker(endpoint, worker, decoding=decoding, limits=limits, form=form, where=where)
 
 
 def environments_of(model: str) -> tuple[Environment, ...]:
@@ -116,13 +97,12 @@ class Asker:
         form: Form,
         where: str,
     ) -> None:
-        self.endpoint, self.limits, self.form = endpoint, limits, form
-        self.where = f"stage '{worker.stage}', model {where!r}"
-        self.answers = worker.answers
-        self.purse = Purse(worker, limits, self.where)
+        from stages.models.client import Client  # aiohttp: not while a recipe is planned
+
+        self.endpoint, self.form, self.answers = endpoint, form, worker.answers
+        self.client = Client(endpoint, limits, Purse(worker, limits, where), where)
         given = {name: value for name, value in vars(decoding).items() if value not in (None, ())}
-        self.decoding = given
-        self.max_tokens = decoding.max_tokens
+        self.decoding, self.max_tokens = given, decoding.max_tokens
         self._asking: dict[bytes, asyncio.Future[Generated]] = {}
 
     async def ask(self, prompt: Prompt, *, seed: int, candidate: int = 0) -> Generated:
@@ -132,8 +112,8 @@ class Asker:
         """
         # A server may take 31 bits; two candidates of one seed are two questions, to it too.
         drawn = (seed ^ (candidate * 0x9E3779B97F4A7C15)) % 2**31
-        body = {**self._question(prompt), **self.decoding, "seed": drawn}
-        key = self._key(body, prompt.image, candidate)
+        question = {**self._question(prompt), **self.decoding, "seed": drawn}
+        key = self._key(question, prompt.image, candidate)
         [stored] = self.answers.get([key])
         if stored is not None:
             return Generated(**json.loads(stored))
@@ -141,14 +121,14 @@ class Asker:
             return await asyncio.shield(other)
         future = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._paid(prompt, body)
+            answer = await self._asked(prompt, question)
         except BaseException as error:
             future.set_exception(error) if isinstance(error, Exception) else future.cancel()
             future.cancelled() or future.exception()  # read: nobody may be waiting
             raise
         finally:
             del self._asking[key]
-        if answer.reason is None or answer.reason in STORED:
+        if answer.reason is None or answer.reason in REFUSALS:
             self.answers.put(key, json.dumps(vars(answer)).encode())
         future.set_result(answer)
         return answer
@@ -165,104 +145,23 @@ class Asker:
         asked = [self.endpoint.identity, self.form, body, digest, candidate]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
-    async def _paid(self, prompt: Prompt, body: dict[str, Any]) -> Generated:
-        text = prompt.system + prompt.text
-        estimate = len(text.encode()) // 3 + 16 + (IMAGE_TOKENS if prompt.image else 0)
-        reserved = await self.purse.reserve(estimate, self.max_tokens)
-        answer = Generated(text=None)
-        try:
-            answer = await self._sent(prompt, body)
-        finally:
-            await self.purse.settle(reserved, answer.prompt_tokens, answer.completion_tokens)
-        return answer
-
-    async def _sent(self, prompt: Prompt, body: dict[str, Any]) -> Generated:
-        body = {"model": self.endpoint.model, **body}
-        if prompt.image is not None:
-            content = [{"type": "image_url", "image_url": {"url": data_uri(prompt.image)}}]
-            text = {"type": "text", "text": prompt.text}
-            body["messages"] = [
-                *body["messages"][:-1],
-                {"role": "user", "content": [*content, text]},
-            ]
+    async def _asked(self, prompt: Prompt, question: Mapping[str, Any]) -> Generated:
+        """The answer of the server, within limits and budget."""
+        text = (prompt.system + prompt.text).encode()
+        about = len(text) // 3 + 16 + (IMAGE_TOKENS if prompt.image is not None else 0)
         path = "chat/completions" if self.form == "chat" else "completions"
-        assert self.endpoint.inside is not None
-        await asyncio.sleep(0)  # others have their turn
-        return answer_of(self.endpoint.inside(path, body))
-
-
-class Purse:
-    """The part of an Asker that counts tokens and dollars against the limits."""
-
-    def __init__(self, worker: Worker, limits: Limits, where: str) -> None:
-        self.limits, self.where = limits, where
-        caps = {"tokens": limits.max_tokens_total, "usd": limits.max_usd}
-        self.caps = {unit: float(cap) for unit, cap in caps.items() if cap is not None}
-        self.budget: Budget | None = worker.budget(self.caps) if self.caps else None
-        self.out = 0  # reservations that are not settled
-        self.settled = asyncio.Event()  # another one for each that is
-
-    async def reserve(self, prompt: int, completion: int) -> dict[str, float]:
-        """Sets aside what an answer may take; StageError where that is not left.
-
-        What others have set aside may come back: it waits for those of this worker.
-        """
-        amounts = self._amounts(prompt, completion)
-        if self.budget is None:
-            return amounts
-        while True:
-            out, settled = self.out, self.settled
-            if await asyncio.to_thread(self.budget.reserve, amounts):
-                self.out += 1
-                return amounts
-            if not out:
-                raise await asyncio.to_thread(self._spent, amounts)
-            await settled.wait()
-
-    async def settle(self, reserved: Mapping[str, float], prompt: int, completion: int) -> None:
-        if self.budget is not None:
-            spent = self._amounts(prompt, completion)
-            try:
-                await asyncio.to_thread(self.budget.settle, reserved, spent)
-            finally:
-                self.out -= 1
-                self.settled.set()
-                self.settled = asyncio.Event()
-
-    def _amounts(self, prompt: int, completion: int) -> dict[str, float]:
-        per_input = self.limits.usd_per_million_input or 0
-        per_output = self.limits.usd_per_million_output or 0
-        usd = (prompt * per_input + completion * per_output) / 1e6
-        amounts = {"tokens": float(prompt + completion), "usd": usd}
-        return {unit: amounts[unit] for unit in self.caps}
-
-    def _spent(self, amounts: Mapping[str, float]) -> StageError:
-        assert self.budget is not None
-        spent = self.budget.spent()
-        unit = max(self.caps, key=lambda unit: spent[unit] + amounts[unit] - self.caps[unit])
-        words = {"tokens": ("max_tokens_total", "tokens"), "usd": ("max_usd", "dollars")}
-        key, name = words[unit]
-        return StageError(
-            f"the budget is spent: {spent[unit]:,.10g} of {self.caps[unit]:,.10g} {name}, and the"
-            f" next answer may take {math.ceil(amounts[unit] * 1e4) / 1e4:,.10g}",
-            self.where,
-            f"raise limits.{key} and run again: what is stored stays, and is not asked for again",
+        return await self.client.answer(
+            path, lambda: self._body(prompt, question), about, self.max_tokens
         )
 
-
-def answer_of(reply: Mapping[str, Any]) -> Generated:
-    """What a reply of `chat/completions` or `completions` says; ValueError for anything else."""
-    choice = reply["choices"][0]
-    message = choice.get("message") or {}
-    text: str = message["content"] if message else choice["text"]
-    usage = reply.get("usage") or {}
-    return Generated(
-        text=text.strip() or None,
-        reason=None if text.strip() else "empty_answer",
-        prompt_tokens=int(usage.get("prompt_tokens", 0)),
-        completion_tokens=int(usage.get("completion_tokens", 0)),
-        cut=choice.get("finish_reason") == "length",
-    )
+    def _body(self, prompt: Prompt, question: Mapping[str, Any]) -> dict[str, Any]:
+        """The request as it is sent: with model and image."""
+        body = {"model": self.endpoint.model, **question}
+        if prompt.image is not None:
+            image = {"type": "image_url", "image_url": {"url": data_uri(prompt.image)}}
+            content = [image, {"type": "text", "text": prompt.text}]
+            body["messages"] = [*body["messages"][:-1], {"role": "user", "content": content}]
+        return body
 
 
 def data_uri(image: bytes) -> str:
@@ -274,14 +173,17 @@ def data_uri(image: bytes) -> str:
 def _adapter(model: str) -> tuple[ModuleType, str]:
     """The file of a generator's scheme, and the name after the colon."""
     scheme, _, name = model.partition(":")
+    module = f"stages.models.{scheme}"
     try:
-        adapter = import_module(f"stages.models.{scheme}")
-    except ModuleNotFoundError:
+        adapter = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.rstrip("."):
+            raise
         adapter = None
-    if adapter is None or not hasattr(adapter, "endpoint"):
+    if not all(hasattr(adapter, function) for function in ("environments", "endpoint")):
         raise RecipeError(
             f"unknown scheme {scheme!r}",
-            f"key `model`, {model!r}",
-            "write openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2 or reference",
+            f"key `model`, {without_keys(model)!r}",
+            f"{did_you_mean(scheme, SCHEMES)}: openai:URL#MODEL, vllm:MODEL, gguf:FILE",
         )
-    return adapter, name
+    return cast(ModuleType, adapter), name

@@ -1,0 +1,328 @@
+"""Requests to a server of texts: as many at once as it may have, patient, and never for ever.
+
+An answer ends with a text or a reason. What no request can mend ends the stage: no such model, a
+key that is refused, a server that is gone, a budget that is spent.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from pipeline.errors import StageError, did_you_mean
+from stages.models.endpoint import TRANSIENT, Endpoint, Generated, Limits, answer_of
+from stages.models.purse import Purse
+
+FIRST_PAUSE_S = 0.5  # doubled with every try
+LONGEST_PAUSE_S = 30.0  # where the server asks for none
+IDLE_S = 4.0  # of a connection: the servers of vLLM and others close theirs after 5 s
+MAX_BODY_BYTES = 8_000_000
+MAX_SAID = 300  # characters of a server's message
+FAILED_IN_A_ROW = 64  # answers, each after its retries: then the server is at fault, not the rows
+TOO_LONG = re.compile(
+    r"context.?(length|size|window)|max(imum)?.model.len|too.long|exceed_context", re.IGNORECASE
+)
+FILTERED = re.compile(r"content.?(filter|policy|management)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The outcome of one request: an answer, or a reason with the server's words."""
+
+    answer: Generated | None = None
+    reason: str | None = None
+    retry_after_s: float = 0
+    said: str = ""
+    is_refused: bool = False  # nobody listens there
+
+
+@dataclass
+class Opened:
+    """What belongs to one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    session: aiohttp.ClientSession
+    slots: asyncio.Semaphore
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # to reserve what an answer may take
+    reviving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    closing: AsyncGenerator[None, None] | None = None
+
+
+class Client:
+    """Asks one endpoint; its session lives as long as the event loop in which it is used."""
+
+    def __init__(self, endpoint: Endpoint, limits: Limits, purse: Purse, where: str) -> None:
+        self.endpoint, self.limits, self.purse, self.where = endpoint, limits, purse, where
+        self.opened: Opened | None = None
+        self.ended: StageError | None = None  # why nothing more is asked
+        self.has_answered = False
+        self.failed = 0  # answers in a row
+        self.lives = 0  # how often the server was revived
+
+    async def answer(
+        self, path: str, body: Callable[[], dict[str, Any]], prompt_tokens: int, max_tokens: int
+    ) -> Generated:
+        """The server's answer, or the reason that there is none.
+
+        The body is made when it is sent: those that wait hold no images. The tokens are set aside
+        in the budget until the answer says how many there were.
+        """
+        opened = self._open()
+        reserved = self.purse.amounts(prompt_tokens, max_tokens)
+        async with opened.turn:
+            await self._slot_and_budget(opened, reserved)
+        spent = self.purse.amounts(0, 0)
+        try:
+            answer = await self._tried(opened, path, body)
+            # Of what nobody counted, as after a time-out, all that was set aside may be gone.
+            is_counted = answer.completion_tokens or not answer.text
+            if not is_counted or answer.reason == "answer_timeout":
+                spent = reserved
+            else:
+                spent = self.purse.amounts(answer.prompt_tokens, answer.completion_tokens)
+        finally:
+            await self.purse.settle(reserved, spent)
+        return answer
+
+    async def _slot_and_budget(self, opened: Opened, reserved: dict[str, float]) -> None:
+        """Takes a slot, and sets the amounts aside; those who wait for budget hold no slot."""
+        while True:
+            await opened.slots.acquire()
+            try:
+                self._still_on()
+                settled = await self.purse.reserve(reserved)
+            except BaseException as error:
+                opened.slots.release()
+                self._end(error)
+                raise
+            if settled is None:
+                return
+            opened.slots.release()
+            await settled.wait()
+
+    async def _tried(
+        self, opened: Opened, path: str, body: Callable[[], dict[str, Any]]
+    ) -> Generated:
+        """Requests until one is answered; begins with a slot, and pauses without."""
+        limits, now = self.limits, opened.loop.time
+        left_s, tries, pauses = limits.deadline_s, 0, 0
+        while True:
+            life = self.lives
+            try:
+                self._still_on()
+                start = now()
+                reply = await self._request(opened, path, body(), min(limits.timeout_s, left_s))
+                left_s -= now() - start
+            except BaseException as error:
+                self._end(error)
+                raise
+            finally:
+                opened.slots.release()
+            if reply.answer is not None:
+                self.has_answered, self.failed = True, 0
+                return reply.answer
+            if reply.reason not in TRANSIENT:
+                return self._failed(reply)
+            pause_s = max(min(FIRST_PAUSE_S * 2**pauses, LONGEST_PAUSE_S), reply.retry_after_s)
+            # A busy server is no fault, and one that has answered before may come back.
+            waits = reply.reason == "server_busy" or (reply.is_refused and self.has_answered)
+            tries, pauses = tries + (not waits), pauses + 1
+            if tries > limits.retries or pause_s >= left_s:
+                return self._failed(reply)
+            if reply.reason == "server_lost" and self.endpoint.revive is not None:
+                await self._revived(opened, life)
+            else:
+                left_s -= pause_s
+                await asyncio.sleep(pause_s)
+            await opened.slots.acquire()
+
+    def _failed(self, reply: Reply) -> Generated:
+        """The reason; StageError where it is not the row's fault."""
+        self.failed += reply.reason in (*TRANSIENT, "bad_request")
+        if not reply.is_refused and self.failed < FAILED_IN_A_ROW:
+            return Generated(reason=reply.reason)
+        found = f"the server at {self.endpoint.url} is gone: {reply.said}"
+        if not reply.is_refused:
+            found = f"{self.failed} requests in a row had no answer; the last: {reply.said}"
+        do = "start the server again, or mend it, and run again: what is stored stays"
+        error = StageError(found, self.where, do)
+        self._end(error)
+        raise error
+
+    def _still_on(self) -> None:
+        if self.ended is not None:
+            raise StageError(*self.ended.args)
+
+    def _end(self, error: BaseException) -> None:
+        if isinstance(error, StageError) and self.ended is None:
+            self.ended = error
+
+    async def _revived(self, opened: Opened, life: int) -> None:
+        """The server is up again: of those who lost it at once one starts it."""
+        async with opened.reviving:
+            self._still_on()
+            if self.lives == life:
+                try:
+                    await asyncio.to_thread(self.endpoint.revive)  # type: ignore[arg-type]
+                except StageError as error:
+                    self._end(error)
+                    raise
+                self.lives += 1
+
+    async def _request(
+        self, opened: Opened, path: str, body: dict[str, Any], seconds: float
+    ) -> Reply:
+        try:
+            if self.endpoint.inside is not None:
+                await asyncio.sleep(0)  # others have their turn
+                return Reply(answer=answer_of(self.endpoint.inside(path, body)))
+            data = msgspec.json.encode(body)
+            async with (
+                asyncio.timeout(seconds),
+                opened.session.post(self._url(path), data=data, allow_redirects=False) as response,
+            ):
+                raw = await _read(response)
+                if response.status == 200:
+                    return Reply(answer=answer_of(msgspec.json.decode(raw)))
+                if response.status == 404:
+                    raise await self._no_model(opened, path, self._said(raw))
+                wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
+                return self._refusal(response.status, self._said(raw), wait_s)
+        except TimeoutError:
+            return Reply(reason="answer_timeout", said=f"no answer in {seconds:.3g} s")
+        except aiohttp.ClientConnectorError as error:
+            said = f"{error.os_error.strerror or error.os_error}"
+            return Reply(reason="server_lost", said=said, is_refused=True)
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            said = f"the connection was lost ({type(error).__name__})"
+            return Reply(reason="server_lost", said=said)
+        except (aiohttp.ClientError, ValueError) as error:  # no HTTP; no JSON; no choice in it
+            return Reply(reason="bad_answer", said=self._without_key(str(error)))
+
+    def _refusal(self, status: int, said: str, retry_after_s: float) -> Reply:
+        """What a status other than 200 means; StageError where no request can have an answer."""
+        said = f"HTTP {status}: {said}"
+        if status in (401, 403):
+            env = self.limits.api_key_env
+            lacks = "" if self.endpoint.key else f"; the environment variable {env} is not set"
+            raise StageError(
+                f"the server at {self.endpoint.url} refuses the key: HTTP {status}{lacks}",
+                self.where,
+                f"set {env}, in the environment of every worker, to a key that may use"
+                f" '{self.endpoint.model}'; another variable is named by limits.api_key_env",
+            )
+        if status == 402 or "insufficient_quota" in said:
+            do = "pay for more, and run again: what is stored stays"
+            raise StageError(f"the account has no credit left: {said}", self.where, do)
+        if status == 429:
+            return Reply(reason="server_busy", said=said, retry_after_s=retry_after_s)
+        if status >= 500:
+            return Reply(reason="server_error", said=said, retry_after_s=retry_after_s)
+        if status == 408:
+            return Reply(reason="answer_timeout", said=said)
+        if status == 413 or TOO_LONG.search(said):
+            return Reply(answer=Generated(reason="prompt_too_long"))
+        if FILTERED.search(said):
+            return Reply(answer=Generated(reason="refused_content"))
+        return Reply(reason="bad_request", said=said)
+
+    async def _no_model(self, opened: Opened, path: str, said: str) -> StageError:
+        """What a 404 means: another model, or another URL."""
+        url, model = self.endpoint.url, self.endpoint.model
+        try:
+            async with opened.session.get(self._url("models"), allow_redirects=False) as response:
+                listed = msgspec.json.decode(await _read(response))["data"]
+            names = [str(one["id"]) for one in listed]
+        except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
+            return StageError(
+                f"there is no {url}/{path}: HTTP 404, and no list of models either",
+                self.where,
+                "mend the URL: with most servers it ends in /v1",
+            )
+        if model in names:
+            do = "ask for another: this one does not answer to what the stage needs"
+            return StageError(f"HTTP 404 for model '{model}': {said}", self.where, do)
+        do = f"write one that the server has after the #: {did_you_mean(model, names, 'it has')}"
+        return StageError(f"the server at {url} has no model '{model}'", self.where, do)
+
+    def _said(self, raw: bytes) -> str:
+        """The message of an error, as OpenAI's protocol has it, or the body's beginning."""
+        try:
+            error = msgspec.json.decode(raw)["error"]
+            parts = [error.get(part) for part in ("message", "code", "type")]
+            text = "; ".join(str(part) for part in parts if part)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            text = raw[: 4 * MAX_SAID].decode("utf-8", "replace")
+        return self._without_key(text)
+
+    def _without_key(self, text: str) -> str:
+        text = text.replace(self.endpoint.key, "***") if self.endpoint.key else text
+        return text[:MAX_SAID]
+
+    def _url(self, path: str) -> str:
+        base = "http://localhost/v1" if self.endpoint.url.startswith("unix:") else self.endpoint.url
+        return f"{base.rstrip('/')}/{path}"
+
+    def _open(self) -> Opened:
+        """What belongs to the running loop; a session is closed when the loop is shut down."""
+        loop = asyncio.get_running_loop()
+        if self.opened is None or self.opened.loop is not loop:
+            at_once = min(filter(None, (self.limits.concurrency, self.endpoint.concurrency)))
+            headers = {"Content-Type": "application/json", "User-Agent": "clipmill"}
+            if self.endpoint.key:
+                headers["Authorization"] = f"Bearer {self.endpoint.key}"
+            scheme, _, socket = self.endpoint.url.partition(":")
+            connector: aiohttp.BaseConnector = (
+                aiohttp.UnixConnector(socket, limit=0, keepalive_timeout=IDLE_S)
+                if scheme == "unix"
+                else aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
+            )
+            session = aiohttp.ClientSession(
+                connector=connector,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+            self.opened = Opened(loop, session, asyncio.Semaphore(at_once))
+            closing = _closing(session)
+            # Its first step: from now on it is one of the generators that end with the loop.
+            with contextlib.suppress(StopIteration):
+                closing.__anext__().send(None)
+            self.opened.closing = closing
+        return self.opened
+
+
+async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await session.close()
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body; ValueError for one that is too long for any answer."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError(f"an answer of more than {MAX_BODY_BYTES // 10**6} MB")
+    return bytes(body)
+
+
+def _retry_after_s(wish: str) -> float:
+    """Seconds that the server asks to wait; 0 without such a header, or one that cannot be read."""
+    try:
+        return max(float(wish), 0.0)
+    except ValueError:
+        pass
+    try:
+        return (parsedate_to_datetime(wish) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone
+        return 0

@@ -1,0 +1,63 @@
+"""What a stage may spend on answers, in tokens and dollars, and has spent."""
+
+import asyncio
+from collections.abc import Mapping
+
+from pipeline.errors import StageError
+from pipeline.stage import Budget, Worker
+from stages.models.endpoint import Limits
+
+UNITS = {"tokens": ("max_tokens_total", "tokens"), "usd": ("max_usd", "dollars")}
+
+
+class Purse:
+    """One worker's door to the budget that all workers of its stage share."""
+
+    def __init__(self, worker: Worker, limits: Limits, where: str) -> None:
+        self.where = where
+        caps = {"tokens": limits.max_tokens_total, "usd": limits.max_usd}
+        self.caps = {unit: float(cap) for unit, cap in caps.items() if cap is not None}
+        self.prices = limits.usd_per_million_input or 0.0, limits.usd_per_million_output or 0.0
+        self.budget: Budget | None = worker.budget(self.caps) if self.caps else None
+        self.out = 0  # reservations of this worker that are not settled
+        self.settled = asyncio.Event()  # another one after each that is
+
+    def amounts(self, prompt_tokens: int, completion_tokens: int) -> dict[str, float]:
+        """What an answer takes of each unit that has a cap."""
+        usd = (prompt_tokens * self.prices[0] + completion_tokens * self.prices[1]) / 1e6
+        every = {"tokens": float(prompt_tokens + completion_tokens), "usd": usd}
+        return {unit: every[unit] for unit in self.caps}
+
+    async def reserve(self, amounts: Mapping[str, float]) -> asyncio.Event | None:
+        """Sets the amounts aside and returns None; else the event after which to try again.
+
+        StageError where nothing is set aside that might come back.
+        """
+        if self.budget is None:
+            return None
+        out, settled = self.out, self.settled
+        if await asyncio.to_thread(self.budget.reserve, amounts):
+            self.out += 1
+            return None
+        if out:
+            return settled
+        spent = await asyncio.to_thread(self.budget.spent)
+        unit = max(self.caps, key=lambda unit: spent[unit] + amounts[unit] - self.caps[unit])
+        key, name = UNITS[unit]
+        raise StageError(
+            f"the budget is spent: {spent[unit]:,.10g} of {self.caps[unit]:,.10g} {name}; another"
+            f" answer may take {amounts[unit]:,.4g}",
+            self.where,
+            f"raise limits.{key} and run again: what is stored stays, and is not asked for again",
+        )
+
+    async def settle(self, reserved: Mapping[str, float], spent: Mapping[str, float]) -> None:
+        """Puts what was spent in the place of what was reserved."""
+        if self.budget is None:
+            return
+        try:
+            await asyncio.to_thread(self.budget.settle, reserved, spent)
+        finally:
+            self.out -= 1
+            self.settled.set()
+            self.settled = asyncio.Event()
