@@ -2,9 +2,11 @@
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ from metadata.passes import NOT_SELECTED, read_stage, reason_where
 from metadata.record import Record, ShardState, state_of
 from metadata.schema import KEEP, POSITION, REASON, UID
 from metadata.shard import ShardWriter, store
-from pipeline.engine.answers import FOLDER, StoredAnswers
+from metadata.storage import Storage
+from pipeline.engine.answers import FOLDER as ANSWERS
+from pipeline.engine.answers import StoredAnswers
+from pipeline.engine.budget import FOLDER as BUDGET
+from pipeline.engine.budget import SharedBudget
 from pipeline.engine.chain import Chain, ShardItem
 from pipeline.engine.declared import as_declared, stored_schema
 from pipeline.engine.told import Teller
@@ -40,7 +46,8 @@ class Functions:
     def __init__(self, chain: Chain, scratch: Path) -> None:
         self.chain = chain
         self.scratch = scratch
-        self.answers = StoredAnswers(chain.run.child(FOLDER))
+        self.answers = StoredAnswers(chain.run.child(ANSWERS))
+        self._budgets: dict[tuple[Any, ...], SharedBudget] = {}
         self._opened: dict[str, RowFunction] = {}
 
     def __call__(self, planned: PlannedStage, batch: pa.Table, shard: int) -> pa.Table:
@@ -58,6 +65,18 @@ class Functions:
             answer = answer.drop_columns([UID.name])
         return as_declared(planned, answer.add_column(0, UID.name, batch[UID.name]), shard)
 
+    def flush(self) -> None:
+        """Stores what stages were answered and have spent."""
+        self.answers.flush()
+        for budget in self._budgets.values():
+            budget.flush()
+
+    def _budget(self, folder: Storage, limits: Mapping[str, float]) -> SharedBudget:
+        key = (folder.uri, *sorted(limits.items()))
+        if key not in self._budgets:
+            self._budgets[key] = SharedBudget(folder, uuid.uuid4().hex, limits)
+        return self._budgets[key]
+
     def _open(self, planned: PlannedStage) -> RowFunction:
         assert isinstance(planned.stage, RowStage)
         stored = self.chain.stored
@@ -72,6 +91,7 @@ class Functions:
             model,
             centroids,
             answers=self.answers,
+            budget=partial(self._budget, folder.child(BUDGET)),
         )
         return planned.stage.open(worker)
 
@@ -192,8 +212,8 @@ class Computation:
         mask: ShardState | None,
         parents: dict[str, str],
     ) -> Record:
-        """Answers, data, then its record."""
-        self.functions.answers.flush()
+        """Answers and what they cost, data, then its record."""
+        self.functions.flush()
         path, writer = file
         return store(
             self.chain.stored[planned.name].folder,

@@ -119,7 +119,7 @@ class ChainRun:
             else:
                 records = computation.whole_shard(stages)
         finally:
-            self.functions.answers.flush()  # of a shard that fails too
+            self.functions.flush()  # of a shard that fails too
         for planned in stages:
             name = planned.name
             if record := records.get(name):

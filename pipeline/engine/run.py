@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from metadata.damage import DamagedError
 from metadata.storage import Storage
 from pipeline.engine import attempts
-from pipeline.engine.answers import FOLDER, pack
+from pipeline.engine.answers import FOLDER as ANSWERS
+from pipeline.engine.answers import pack
+from pipeline.engine.budget import FOLDER as BUDGET
+from pipeline.engine.budget import close_accounts
 from pipeline.engine.dataset_job import DatasetJob
 from pipeline.engine.manifests import seal
 from pipeline.engine.repair import is_asked, refusal, take_away
@@ -73,8 +76,10 @@ def run_plan(
             keep_going=keep_going,
         )
         owned.sweep()
-        if any(planned.stage.determinism == "recorded" for planned in plan.stages.values()):
-            pack(owned.child(FOLDER))
+        if recorded := [p for p in plan.stages.values() if p.stage.determinism == "recorded"]:
+            pack(owned.child(ANSWERS))
+        for planned in recorded:
+            close_accounts(state.stored[planned.name].folder.child(BUDGET))
         try:
             with telling.kept(executor):
                 return _Schedule(running).run()

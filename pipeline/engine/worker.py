@@ -1,12 +1,12 @@
 """What a stage's function gets to know of the place where it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from metadata.storage import Storage
 from pipeline.planning.planned import PlannedStage
-from pipeline.provided import Answers, Remembered
+from pipeline.provided import Answers, Budget, Purse, Remembered
 from pipeline.run_folder.pins import pin
 from pipeline.stage import Worker, unpinned, untold
 
@@ -20,12 +20,14 @@ def worker_of(
     centroids: Storage | None = None,
     tell: Callable[..., None] = untold,
     answers: Answers | None = None,
+    budget: Callable[[Mapping[str, float]], Budget] = Purse,
 ) -> Worker:
     """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
 
-    `answers` are those of the run, for a `recorded` stage; others ask nobody.
+    `answers` and `budget` are those of the run, for a `recorded` stage; others ask nobody.
     """
     resources = planned.stage.resources
+    is_recorded = planned.stage.determinism == "recorded"
     return Worker(
         seed=seed,
         stage=planned.name,
@@ -36,5 +38,6 @@ def worker_of(
         centroids=centroids.uri if centroids else None,
         pin=partial(pin, folder, planned.name) if folder else unpinned,
         tell=tell,
-        answers=answers if answers and planned.stage.determinism == "recorded" else Remembered(),
+        answers=answers if answers and is_recorded else Remembered(),
+        budget=budget if is_recorded else Purse,
     )

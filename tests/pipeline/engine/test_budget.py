@@ -1,0 +1,169 @@
+"""A budget: never more than its limit for all workers and runs together, and none of it is lost."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from metadata.storage import Storage
+from pipeline.engine import budget
+from pipeline.engine.budget import SharedBudget, close_accounts, spent_in
+
+ASKER = "  asked: {uses: toy.asker, from: numbers, log: %s, tokens: %d}\n"
+SPEND = Path(__file__).parents[2] / "engine_stages" / "spend.py"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Storage:
+    return Storage(str(tmp_path / "budget"))
+
+
+def spend(account: SharedBudget, tokens: float = 1) -> bool:
+    if account.reserve({"tokens": tokens}):
+        account.settle({"tokens": tokens}, {"tokens": tokens})
+        return True
+    return False
+
+
+def test_a_worker_spends_all_of_it_and_no_more(folder):
+    account = SharedBudget(folder, "one", {"tokens": 100})
+    assert sum(spend(account, 3) for _ in range(50)) == 33
+    assert account.spent() == {"tokens": 99}
+
+
+def test_what_is_reserved_counts_until_it_is_settled(folder):
+    account = SharedBudget(folder, "one", {"tokens": 10})
+    assert account.reserve({"tokens": 8})
+    assert not account.reserve({"tokens": 3})
+    account.settle({"tokens": 8}, {"tokens": 1})
+    assert account.spent() == {"tokens": 1}
+    assert account.reserve({"tokens": 9})
+
+
+def test_a_budget_of_nothing_grants_nothing(folder):
+    account = SharedBudget(folder, "one", {"tokens": 0, "usd": 5})
+    assert not account.reserve({"tokens": 1, "usd": 0})
+    assert account.reserve({"usd": 1})
+    assert SharedBudget(folder, "two", {}).reserve({"tokens": 1})
+
+
+def test_each_unit_has_its_own_limit(folder):
+    account = SharedBudget(folder, "one", {"tokens": 1000, "usd": 0.3})
+    request = {"tokens": 1, "usd": 0.1}
+    assert [account.reserve(request) for _ in range(4)] == [True, True, True, False]
+
+
+def test_two_workers_share_it_and_see_what_both_have_spent(folder):
+    one, two = (SharedBudget(folder, name, {"tokens": 20}) for name in ("one", "two"))
+    taken = [spend(account) for _ in range(15) for account in (one, two)]
+    assert sum(taken) == 20
+    one.flush()
+    two.flush()
+    assert one.spent() == two.spent() == spent_in(folder) == {"tokens": 20}
+
+
+def test_what_a_shard_has_not_spent_is_free_for_the_others(folder):
+    one, two = (SharedBudget(folder, name, {"tokens": 640}) for name in ("one", "two"))
+    for _ in range(5):
+        assert spend(one)
+    one.flush()
+    assert two.reserve({"tokens": 635})
+
+
+def test_what_a_killed_worker_had_not_spent_is_free_in_the_next_run(folder):
+    dead = SharedBudget(folder, "dead", {"tokens": 10})
+    assert spend(dead, 4)
+    dead.flush()
+    assert dead.reserve({"tokens": 6})  # and then it is killed
+    assert not SharedBudget(folder, "next", {"tokens": 10}).reserve({"tokens": 1})
+    close_accounts(folder)
+    again = SharedBudget(folder, "again", {"tokens": 10})
+    assert again.spent() == {"tokens": 4}
+    assert again.reserve({"tokens": 6})
+    assert not again.reserve({"tokens": 1})
+
+
+def test_a_driver_that_dies_as_it_adds_up_counts_nothing_twice(folder, monkeypatch):
+    for name in ("one", "two"):
+        account = SharedBudget(folder, name, {"tokens": 10})
+        assert spend(account, 2)
+        account.flush()
+
+    def killed(name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(folder, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            close_accounts(folder)
+    assert spent_in(folder) == {"tokens": 4}
+    close_accounts(folder)
+    assert spent_in(folder) == {"tokens": 4}
+    assert [entry.name for entry in folder.entries()] == [budget.EARLIER]
+
+
+def test_most_requests_touch_no_storage(folder, monkeypatch):
+    account = SharedBudget(folder, "one", {"tokens": 64_000})
+    stored = []
+    put = folder.put
+    monkeypatch.setattr(folder, "put", lambda *given: (stored.append(given), put(*given)))
+    for _ in range(10_000):
+        assert spend(account)
+    assert len(stored) < 100
+
+
+def test_threads_of_a_worker_spend_no_more_than_there_is(folder):
+    account = SharedBudget(folder, "one", {"tokens": 500})
+    granted: list[bool] = []
+
+    def work() -> None:
+        while spend(account):
+            granted.append(True)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(granted) == 500
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("limit", [37, 5_000])
+def test_processes_that_hammer_it_spend_all_of_it_and_no_more(limit, folder):
+    """Each spends up to 7 tokens a request, of 7 that it reserves, until it is refused."""
+    command = [sys.executable, str(SPEND), folder.path, str(limit)]
+    started = [
+        subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True)
+        for seed in range(6)
+    ]
+    spent = [json.loads(process.communicate(timeout=60)[0]) for process in started]
+    assert sum(spent) == spent_in(folder)["tokens"]
+    assert sum(spent) <= limit
+    assert sum(spent) > limit - max(2 * 7, limit * budget.MOST)
+
+
+# In a run
+
+
+def test_a_run_stops_asking_at_its_budget_and_a_larger_one_goes_on(engine):
+    log = engine.folder / "asked.log"
+    log.touch()
+
+    def asked(tokens: int, *retry: str) -> tuple[int, int]:
+        """How many were asked in this run, and how many rows have an answer."""
+        before = len(log.read_text().splitlines())
+        ran = engine.run(ASKER % (log, tokens), retry=retry, keep_going=True)
+        answers = ran.column("asked", "answer")
+        return len(log.read_text().splitlines()) - before, 31 - answers.count(None)
+
+    assert asked(0) == (0, 0)
+    assert asked(21, "over_budget") == (10, 10)  # 2 a request, of 3 that are set aside
+    assert asked(21, "over_budget") == (0, 10)
+    assert asked(41, "over_budget") == (10, 20)
+    assert asked(1000, "over_budget") == (11, 31)
+    numbers = list(map(int, log.read_text().split()))
+    assert sorted(numbers) == list(range(31))
