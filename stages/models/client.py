@@ -131,12 +131,14 @@ class Client:
             if reply.reason not in TRANSIENT:
                 return self._failed(reply)
             pause_s = max(min(FIRST_PAUSE_S * 2**pauses, LONGEST_PAUSE_S), reply.retry_after_s)
+            can_revive = reply.reason == "server_lost" and self.endpoint.revive is not None
             # A busy server is no fault, and one that has answered before may come back.
-            waits = reply.reason == "server_busy" or (reply.is_refused and self.has_answered)
-            tries, pauses = tries + (not waits), pauses + 1
+            may_return = reply.is_refused and self.has_answered and not can_revive
+            tries += not (may_return or reply.reason == "server_busy")
+            pauses += 1
             if tries > limits.retries or pause_s >= left_s:
                 return self._failed(reply)
-            if reply.reason == "server_lost" and self.endpoint.revive is not None:
+            if can_revive:
                 await self._revived(opened, life)
             else:
                 left_s -= pause_s
@@ -247,8 +249,8 @@ class Client:
                 "mend the URL: with most servers it ends in /v1",
             )
         if model in names:
-            do = "ask for another: this one does not answer to what the stage needs"
-            return StageError(f"HTTP 404 for model '{model}': {said}", self.where, do)
+            do = "take another model, or another `form` where the stage has that setting"
+            return StageError(f"HTTP 404 at {path} for '{model}': {said}", self.where, do)
         do = f"write one that the server has after the #: {did_you_mean(model, names, 'it has')}"
         return StageError(f"the server at {url} has no model '{model}'", self.where, do)
 

@@ -116,9 +116,11 @@ class Asker:
         key = self._key(question, prompt.image, candidate)
         [stored] = self.answers.get([key])
         if stored is not None:
-            return Generated(**json.loads(stored))
-        if (other := self._asking.get(key)) is not None:
-            return await asyncio.shield(other)
+            return _loaded(stored)
+        while (other := self._asking.get(key)) is not None:
+            await asyncio.wait([other])
+            if not other.cancelled():
+                return other.result()
         future = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
             answer = await self._asked(prompt, question)
@@ -129,7 +131,7 @@ class Asker:
         finally:
             del self._asking[key]
         if answer.reason is None or answer.reason in REFUSALS:
-            self.answers.put(key, json.dumps(vars(answer)).encode())
+            self.answers.put(key, _stored(answer))
         future.set_result(answer)
         return answer
 
@@ -162,6 +164,20 @@ class Asker:
             content = [image, {"type": "text", "text": prompt.text}]
             body["messages"] = [*body["messages"][:-1], {"role": "user", "content": content}]
         return body
+
+
+def _stored(answer: Generated) -> bytes:
+    """An answer as JSON, short where nothing went wrong: most texts are no longer than its keys."""
+    short = [answer.text, answer.prompt_tokens, answer.completion_tokens]
+    more = [answer.cut, answer.reason] if answer.cut or answer.reason else []
+    return json.dumps([*short, *more], ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _loaded(stored: bytes) -> Generated:
+    text, prompt, completion, cut, reason = [*json.loads(stored), False, None][:5]
+    return Generated(
+        text=text, prompt_tokens=prompt, completion_tokens=completion, cut=cut, reason=reason
+    )
 
 
 def data_uri(image: bytes) -> str:

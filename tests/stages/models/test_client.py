@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Worker
 from stages.models import client
+from stages.models.echo import reply
 from stages.models.endpoint import Endpoint
 from stages.models.generator import (
     REASONS,
@@ -227,6 +229,20 @@ def test_a_helper_that_dies_is_revived_once_for_all_who_lost_it(server):
     assert len(revived) == 1
 
 
+def test_a_helper_that_is_up_and_still_refuses_is_not_revived_for_ever(server):
+    revived = []
+    revive = lambda: revived.append(1)  # noqa: E731
+    endpoint = Endpoint(url=server.url, model="stand-in", identity="x", revive=revive)
+    given = {"decoding": Decoding(), "limits": Limits(retries=2), "form": "chat", "where": "here"}
+    one = Asker(endpoint, worker(), **given)
+    ask(one, *prompts(1))
+    server.die()
+    with pytest.raises(StageError, match="is gone"):
+        ask(one, *prompts(2)[1:])
+    assert len(revived) == 2
+    server.come_back()
+
+
 def test_a_helper_that_does_not_come_up_is_started_once_and_ends_the_stage(server):
     tried = []
 
@@ -255,6 +271,19 @@ def test_equal_requests_in_flight_share_one(server):
     answers = ask(asker(server), *prompts(1) * 9)
     assert server.asked.total() == 1
     assert len({answer.text for answer in answers}) == 1
+
+
+def test_who_shares_a_request_that_is_cancelled_asks_again(server):
+    server.latency_s = 0.1
+
+    async def two():
+        one = asker(server)
+        first, second = (asyncio.create_task(one.ask(*prompts(1), seed=7)) for _ in range(2))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(two()).text
 
 
 def test_two_workers_that_ask_the_same_share_what_is_stored(server):
@@ -373,6 +402,37 @@ class TestKeys:
 def test_a_model_string_without_a_server_or_a_model_is_refused(name):
     with pytest.raises(RecipeError, match="write openai:https://host/v1#MODEL"):
         environments_of(f"openai:{name}")
+
+
+def test_a_server_may_listen_on_a_unix_socket(tmp_path):
+    async def answered():
+        app = web.Application()
+        app.router.add_post("/v1/completions", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.UnixSite(runner, str(tmp_path / "s")).start()
+        endpoint = Endpoint(url=f"unix:{tmp_path}/s", model="m", identity="m")
+        given = {"limits": Limits(), "form": "completion", "where": "here"}
+        one = Asker(endpoint, worker(), decoding=Decoding(), **given)
+        try:
+            return await one.ask(Prompt(text="a cat on a mat"), seed=0)
+        finally:
+            await runner.cleanup()
+
+    async def answer(request):
+        return web.json_response(reply(request.path, await request.json()))
+
+    assert sorted(asyncio.run(answered()).text.split()) == ["a", "a", "cat", "mat", "on"]
+
+
+def test_a_stored_answer_is_the_answer(server):
+    at = worker()
+    asked = [Prompt(text='Ein "größerer" Hund \\ 犬'), *prompts(1)]
+    assert ask(asker(server, at), *asked) == ask(asker(server, at), *asked)
+    server.script = lambda asked: "too_long"
+    refused = prompts(1, "a long story")
+    assert ask(asker(server, at), *refused) == ask(asker(server, at), *refused)
+    assert server.asked.total() == 3
 
 
 def test_an_image_is_sent_once_as_a_data_uri(server):
