@@ -22,6 +22,7 @@ class Threshold:
     reads: tuple[str, ...] = ()  # columns that other verdicts are made of, as the stage reads them
     made: tuple[str, ...] = ()  # and of its own
     is_size: bool = False  # a number or a share of rows, not a value of the column
+    item: Literal["max", "min"] | None = None  # of a column of lists, the item that decides
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -161,10 +162,18 @@ def _read(state: RunState, planned: PlannedStage, threshold: Threshold) -> Rows:
         made=pa.table(
             {KEEP.name: whole["kept"]} | {name: whole[f"made {name}"] for name in threshold.made}
         ),
-        value=whole["value"],
+        value=_deciding(whole["value"], threshold),
         groups={name: largest(whole[f"group {name}"]) for name in groups},
         today=whole["kept"].to_numpy(),
     )
+
+
+def _deciding(values: pa.ChunkedArray, threshold: Threshold) -> pa.ChunkedArray:
+    """Of lists, the item of each that decides."""
+    if threshold.item is None or not pa.types.is_list(values.type):
+        return values
+    items = pl.Series(values).list
+    return pa.chunked_array([(items.max() if threshold.item == "max" else items.min()).to_arrow()])
 
 
 def _point(verdicts: Verdicts, rows: Rows, bits_N: NDArray[np.uint64]) -> Point:

@@ -143,7 +143,7 @@ def _find(
     stage, dot, column = source.rpartition(".")
     if dot:
         if stage not in recipe.stages:
-            do = did_you_mean(stage, sorted(line), "ancestors")
+            do = reader.hint(source) or did_you_mean(stage, sorted(line), "ancestors")
             raise RecipeError(f"no stage '{stage}'", recipe.where(name), do)
         if stage not in line:
             raise RecipeError(

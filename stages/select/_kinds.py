@@ -7,6 +7,8 @@ import pyarrow as pa
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres
 
+from stages.select import _lists as lists
+
 Tree = Any  # a node of sqlglot
 NUMBER, TEXT, TRUTH, TIME = "a number", "text", "true or false", "a time"
 COMPARED = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.NullSafeEQ, exp.NullSafeNEQ)
@@ -22,7 +24,12 @@ TRUTHS = (*COMPARED, *MATCHED, exp.And, exp.Or, exp.Not, exp.Between, exp.In, ex
 
 def mismatch(tree: Tree, schema: pa.Schema) -> tuple[str, str] | None:
     """What is compared or asked that has no answer, and what to write; None where nothing is."""
-    for node in tree.walk():
+    for node in tree.walk(prune=lists.quantified):
+        if call := lists.quantified(node):
+            inner = mismatch(call[1], lists.items_of(call[1], schema))
+            if inner:
+                return inner
+            continue
         for left, right in _compared(node):
             kinds = kind_of(left, schema), kind_of(right, schema)
             if None not in kinds and kinds[0] != kinds[1] and set(kinds) != {NUMBER, TRUTH}:
@@ -46,8 +53,10 @@ def kind_of(node: Tree, schema: pa.Schema) -> str | None:
         return _kind_of_type(_type_of(node, schema))
     if isinstance(node, exp.Literal):
         return TEXT if node.is_string else NUMBER
-    if isinstance(node, (*OF_NUMBERS, exp.Length)):
+    if isinstance(node, (*OF_NUMBERS, exp.Length)) or lists.is_extreme(node):
         return NUMBER
+    if lists.quantified(node):
+        return TRUTH
     if isinstance(node, (*OF_TEXT, exp.Concat, exp.DPipe)):
         return TEXT
     if isinstance(node, FIRST_OF):

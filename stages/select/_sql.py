@@ -29,6 +29,7 @@ from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # it comes f
 
 from metadata.schema import UID
 from pipeline.errors import RecipeError, StageError
+from stages.select import _lists as lists
 from stages.select._kinds import mismatch
 
 COMPARISONS = (
@@ -139,7 +140,9 @@ def _nodes_in(node: Tree) -> Iterator[Tree]:
 def as_frame(table: pa.Table) -> pl.DataFrame:
     """The table as `truth` reads it: NaN null, dictionaries and uids text, integers 64 bits."""
     uids = [field.name for field in table.schema if field.type == UID.dtype]
+    items = {f.name: f.type.value_type for f in table.schema if pa.types.is_list(f.type)}
     return pl.DataFrame(table).with_columns(
+        *(_items(name, dtype) for name, dtype in items.items()),
         pl.col(uids).bin.encode("hex"),
         cs.float().fill_nan(None),
         cs.categorical().cast(pl.String),
@@ -147,16 +150,29 @@ def as_frame(table: pa.Table) -> pl.DataFrame:
     )
 
 
+def _items(name: str, dtype: pa.DataType) -> pl.Expr:
+    """The items of a list, mended as a column's values are."""
+    if pa.types.is_floating(dtype):
+        return pl.col(name).list.eval(pl.element().fill_nan(None))
+    if pa.types.is_dictionary(dtype):
+        return pl.col(name).cast(pl.List(pl.String))
+    is_narrow = pa.types.is_integer(dtype) and dtype != pa.uint64()
+    return pl.col(name).cast(pl.List(pl.Int64)) if is_narrow else pl.col(name)
+
+
 def check(conjunct: Conjunct, no_row: pa.Table) -> None:
     """StageError where the condition has no answer for columns of the table's types."""
     for column in conjunct.tree.find_all(exp.Column):
-        dtype = no_row.schema.field(_name(column)).type
+        if wrong := lists.mistaken(column, no_row.schema):
+            raise StageError(wrong[0], "key `where`", wrong[1])
+        name, _ = lists.named(column)
+        dtype = no_row.schema.field(name).type
         has_parts = pa.types.is_nested(dtype) or pa.types.is_binary(dtype)
-        if has_parts and not isinstance(column.parent, exp.Is):
+        if has_parts and not (pa.types.is_list(dtype) or isinstance(column.parent, exp.Is)):
             raise StageError(
-                found=f"`{conjunct.text}` asks what is in {_name(column)}, which holds {dtype}",
+                found=f"`{conjunct.text}` asks what is in {name}, which holds {dtype}",
                 where="key `where`",
-                do=f"ask {_name(column)} IS NOT NULL, or let a stage write what you ask for",
+                do=f"ask {name} IS NOT NULL, or let a stage write what you ask for",
             )
     if wrong := mismatch(conjunct.tree, no_row.schema):
         found, do = wrong
@@ -167,8 +183,7 @@ def check(conjunct: Conjunct, no_row: pa.Table) -> None:
 def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:
     """(N,) true, false or null, for every row of a frame that `as_frame` made."""
     try:
-        sql = _polars_sql(conjunct.tree, frame.schema)
-        verdict = frame.with_columns(pl.sql_expr(sql).alias("")).get_column("")
+        verdict = _value(conjunct.tree, frame)
         if verdict.dtype not in (pl.Boolean, pl.Null):
             raise pl.exceptions.SchemaError(f"it is {verdict.dtype}, neither true nor false")
     except pl.exceptions.PolarsError as error:
@@ -181,23 +196,36 @@ def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:
     return verdict.cast(pl.Boolean)
 
 
+def _value(tree: Tree, frame: pl.DataFrame) -> pl.Series:
+    """(N,) what an expression gives; functions over lists are evaluated first, each as a column."""
+    root = exp.Paren(this=tree.copy())
+    for node in [node for node in root.walk() if lists.asks_a_list(node, frame.schema)]:
+        frame = frame.with_columns(lists.answers(node, frame, _value).alias(_text(node)))
+        node.replace(exp.column(_text(node)))
+    sql = _polars_sql(root, frame.schema)
+    return frame.with_columns(pl.sql_expr(sql).alias("")).get_column("")
+
+
 def _refuse_unless_row_wise(tree: Tree) -> None:
     """RecipeError that names the first thing which one row cannot answer, or polars cannot."""
     if node := tree.find(exp.Query, exp.Exists):
         do = "ask one row's columns; `select.uid_list` keeps the rows that a list names"
         raise _wrong(f"`{_text(node)}` asks other rows too: a subquery", do)
-    if node := tree.find(exp.AggFunc, exp.Window):
+    over_rows = (node for node in tree.find_all(exp.AggFunc, exp.Window))
+    if node := next((node for node in over_rows if not lists.is_extreme(node)), None):
         do = "ask one row's columns; `top` keeps a share of the rows"
         raise _wrong(f"`{_text(node)}` asks other rows too: an aggregate", do)
     for node in tree.walk():
-        if not isinstance(node, ROW_WISE):
+        if wrong := lists.misplaced(node):
+            raise _wrong(*wrong)
+        if not (isinstance(node, ROW_WISE) or lists.quantified(node) or lists.is_extreme(node)):
             do = "docs/select.md lists what it knows"
             raise _wrong(f"`where` does not know `{_text(node)}`", do)
         if isinstance(node, exp.In) and not node.expressions:
             raise _wrong(f"`{_text(node)}` has no list", "write IN (…), with brackets")
         if isinstance(node, exp.Case) and node.this:
             raise _wrong(f"`{_text(node)}`", f"write CASE WHEN {_text(node.this)} = … THEN …")
-        if isinstance(node, exp.Column) and len(node.parts) > 2:
+        if isinstance(node, exp.Column) and len(lists.named(node)[0].split(".")) > 2:
             do = "write `column` or `stage.column`"
             raise _wrong(f"`{_text(node)}` names no column: it has {len(node.parts)} parts", do)
 
@@ -213,13 +241,24 @@ def _operands_of_and(tree: Tree) -> Iterator[Tree]:
 
 
 def _conjunct(text: str, tree: Tree) -> Conjunct:
-    names = dict.fromkeys(_name(column) for column in tree.find_all(exp.Column, bfs=False))
+    columns = tree.find_all(exp.Column, bfs=False)
+    names = dict.fromkeys(lists.named(column)[0] for column in columns)
     try:
-        pl.sql_expr(_polars_sql(tree, {}))
+        _try(tree)
     except pl.exceptions.PolarsError as error:
         do = "ask it in other words; docs/select.md lists what a condition may hold"
         raise _wrong(f"`{text}` cannot be evaluated: {error}", do) from None
     return Conjunct(text=text, columns=tuple(names), tree=tree)
+
+
+def _try(tree: Tree) -> None:
+    """PolarsError where polars has no such expression."""
+    root = exp.Paren(this=tree.copy())
+    for node in [node for node in root.walk() if lists.asks_a_list(node, {})]:
+        if call := lists.quantified(node):
+            _try(call[1])
+        node.replace(exp.Null())
+    pl.sql_expr(_polars_sql(root, {}))
 
 
 def compared_with(conjunct: Conjunct, name: str) -> bool:
@@ -230,6 +269,12 @@ def compared_with(conjunct: Conjunct, name: str) -> bool:
         and column is not column.parent.this
         for column in conjunct.tree.find_all(exp.Column)
     )
+
+
+def is_field(name: str) -> bool:
+    """Whether it reads as a field of captions: `texts.label`."""
+    before, _, last = name.rpartition(".")
+    return before in lists.LISTS and last in lists.FIELDS
 
 
 def _text(tree: Tree) -> str:

@@ -19,6 +19,7 @@ from sqlglot.dialects.postgres import Postgres
 
 from metadata.schema import IMAGE_BYTES, KEEP
 from pipeline.stage import Threshold, Verdicts
+from stages.select import _lists as lists
 from stages.select import _sql as sql
 from stages.select._top import Ranking, Top
 
@@ -34,6 +35,7 @@ SIGNS: dict[type, Sign] = {
     exp.EQ: "=",
     exp.NEQ: "<>",
 }
+Item = Literal["max", "min"] | None
 TOP = "top."
 MIRRORED: dict[Sign, Sign] = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "=": "=", "<>": "<>"}
 
@@ -54,15 +56,17 @@ def comparisons(conjuncts: Sequence[sql.Conjunct], asked: tuple[str, ...]) -> It
         place = {id(node): number for number, node in enumerate(nodes)}
         for tree in nodes:
             for column, sign, number in _sides(tree):
-                name = _column(column.unnest())
-                if name and number.is_number:
+                found = _column(column.unnest(), sign)
+                if found and number.is_number:
+                    name, item, side, words = found
                     yield Comparison(
                         name=name,
                         column=name,
                         sign=sign,
                         value=float(number.sql()),
-                        text=f"{name} {sign} {number.sql()}",
+                        text=words.format(f"{side} {sign} {number.sql()}"),
                         reads=asked,
+                        item=item,
                         conjunct=conjunct,
                         node=place[id(number)],
                     )
@@ -81,11 +85,25 @@ def _sides(tree: Any) -> Iterator[tuple[Any, Sign, Any]]:
             yield tree.this, "=", value.unnest()
 
 
-def _column(tree: Any) -> str | None:
-    """The column that a side of a comparison is, whatever stands in for its nulls."""
+def _column(tree: Any, sign: Sign) -> tuple[str, Item, str, str] | None:
+    """The column that a side of a comparison is, whatever stands in for its nulls; the item of its
+    list that decides; the side in words, and the rule, a comparison to be put in."""
     if isinstance(tree, exp.Coalesce):
         tree = tree.this.unnest()
-    return ".".join(part.name for part in tree.parts) if isinstance(tree, exp.Column) else None
+    if lists.is_extreme(tree):
+        name, which = lists.full_name(tree.this), type(tree).__name__.lower()
+        return name, "max" if which == "max" else "min", f"{which}({name})", "{}"
+    if not isinstance(tree, exp.Column):
+        return None
+    name, field = lists.named(tree)
+    call = lists.around(tree)
+    if call is None:
+        return name, None, name, "{}"
+    if field or sign in ("=", "<>"):  # no single item decides
+        return None
+    which, _ = lists.quantified(call) or ("", None)
+    is_low = (sign in (">", ">=")) == (which == "all")
+    return name, "min" if is_low else "max", name, f"{which}({{}})"
 
 
 def sizes(top: Top | None, asked: tuple[str, ...]) -> Iterator[Threshold]:

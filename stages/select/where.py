@@ -82,7 +82,11 @@ class Where(DatasetStage):
             )
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
-        """That a text wants quotes, where one stands for a value."""
+        """That a text wants quotes, where one stands for a value, and a field of captions `any`."""
+        if sql.is_field(column):
+            return (
+                f"a field of captions is asked of one or of all: any({column} …), all({column} …)"
+            )
         if not writers and any(sql.compared_with(conjunct, column) for conjunct in self.conjuncts):
             return f"did you mean '{column}' in single quotes? A bare word is a column"
         return ""

@@ -125,9 +125,9 @@ def test_a_condition_on_columns_that_can_answer_it_is_planned(where):
 @pytest.mark.parametrize(
     ("where", "found"),
     [
-        ("face_bboxes = 1", "asks what is in face_bboxes, which holds list"),
+        ("face_bboxes = 1", "takes a list for one value: face_bboxes holds list"),
         ("l14_img > 0.5", "asks what is in l14_img, which holds fixed_size_list"),
-        ("LENGTH(concept_ids) > 1", "asks what is in concept_ids, which holds list"),
+        ("ABS(concept_ids) > 1", "takes a list for one value: concept_ids holds list"),
         ("text > 5", "`text > 5` compares text with a number"),
         ("uid > 5", "`uid > 5` compares text with a number"),
         ("duplicate_of", "no condition"),

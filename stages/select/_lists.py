@@ -1,0 +1,180 @@
+"""Functions over the items of a list: any(…), all(…), len(x), max(x), min(x).
+
+Nulls are SQL's. A null list has no answer. Of an empty one `any` is false, `all` true, `len` 0, and
+`max` and `min` are null. A null item makes `any` null where no other is true, and `all` where no
+other is false; `max` and `min` pass over it, `len` counts it. Inside `any` and `all` several lists
+of a row are gone through together: where their lengths differ there is no answer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from sqlglot import exp
+from sqlglot.dialects.postgres import Postgres
+
+from metadata.schema import CAPTIONS, TEXT_LIST, TEXTS
+
+# Shapes: N rows, V items of all their lists.
+
+Tree = Any  # a node of sqlglot
+Wrong = tuple[str, str] | None  # what was found, and what to write
+FIELDS = tuple(field.name for field in TEXT_LIST.value_type)
+LISTS = (TEXTS.name, CAPTIONS.name)
+ROW = "#row"
+
+
+def quantified(node: Tree) -> tuple[str, Tree] | None:
+    """`any` or `all`, and the condition on an item."""
+    if isinstance(node, exp.Any | exp.All):
+        return type(node).__name__.lower(), node.this.unnest()
+    if (
+        isinstance(node, exp.Anonymous)
+        and node.name.lower() == "all"
+        and len(node.expressions) == 1
+    ):
+        return "all", node.expressions[0].unnest()
+    return None
+
+
+def is_extreme(node: Tree) -> bool:
+    """Whether it is the greatest or the least of one column's items."""
+    is_one = isinstance(node, exp.Max | exp.Min) and not node.expressions
+    return is_one and isinstance(node.this, exp.Column)
+
+
+def named(column: exp.Column) -> tuple[str, str | None]:
+    """A column's name, and the field of it that is asked: inside any and all, of captions."""
+    *before, last = (part.name for part in column.parts)
+    is_field = len(before) == 2 or (len(before) == 1 and before[0] in LISTS)
+    if is_field and last in FIELDS and around(column):
+        return ".".join(before), last
+    return ".".join((*before, last)), None
+
+
+def misplaced(node: Tree) -> Wrong:
+    """What is wrong with where a list function stands."""
+    call = quantified(node)
+    if (call or is_extreme(node)) and around(node):
+        return f"`{_text(node)}` stands inside another list function", "ask in two conditions"
+    if call and isinstance(node.parent, exp.Predicate) and node is node.parent.expression:
+        inside = node.parent.copy()
+        inside.set("expression", call[1].copy())
+        return f"`{_text(node.parent)}` is no condition on an item", f"write any({_text(inside)})"
+    return None
+
+
+def mistaken(column: exp.Column, schema: pa.Schema) -> Wrong:
+    """What a column of this type cannot be asked where it stands."""
+    name, field = named(column)
+    dtype, above, call = schema.field(name).type, column.parent, around(column)
+    items = dtype.value_type if pa.types.is_list(dtype) else None
+    holds = f"{name} holds {dtype}"
+    if call is not None and field is not None:
+        if items is not None and pa.types.is_struct(items) and items.get_field_index(field) >= 0:
+            return None
+        return f"`{_text(call)}` asks a field of captions, and {holds}", f"ask {name} itself"
+    if call is not None:
+        if items is not None and pa.types.is_nested(items):
+            return (
+                f"`{_text(call)}` asks more than one value of an item: {holds}",
+                f"ask {name}.label",
+            )
+        others = [schema.field(named(one)[0]).type for one in call.find_all(exp.Column)]
+        if any(map(pa.types.is_list, others)):
+            return None
+        _, inner = quantified(call) or ("", call)
+        return f"`{_text(call)}` asks the items of a list, and {holds}", f"write {_text(inner)}"
+    if is_extreme(above):
+        if items is None:
+            found = f"`{_text(above)}` is an aggregate over rows, as {name} is no list: {holds}"
+            return found, f"ask one row's {name}; `top` keeps the rows where it is largest"
+        is_number = pa.types.is_integer(items) or pa.types.is_floating(items)
+        return (
+            None
+            if is_number
+            else (f"`{_text(above)}` asks for numbers, and {holds}", f"ask any({name} = …)")
+        )
+    if items is None or isinstance(above, exp.Is | exp.Length):
+        return None
+    do = f"say of which items: any({name} …), all({name} …), max({name}), min({name}), len({name})"
+    return f"`{_text(above)}` takes a list for one value: {holds}", do
+
+
+def items_of(inner: Tree, schema: pa.Schema) -> pa.Schema:
+    """The types that the columns of a condition inside any and all have there."""
+    types = {}
+    for column in inner.find_all(exp.Column):
+        name, field = named(column)
+        dtype = schema.field(name).type
+        dtype = dtype.value_type if pa.types.is_list(dtype) else dtype
+        types[full_name(column)] = dtype.field(field).type if field else dtype
+    return pa.schema(types)
+
+
+def type_of_items(node: Tree, schema: pa.Schema) -> pa.DataType:
+    """The type of the greatest or the least item."""
+    return schema.field(named(node.this)[0]).type.value_type
+
+
+def asks_a_list(node: Tree, dtypes: Mapping[str, pl.DataType]) -> bool:
+    """Whether it is a function over a list; LENGTH is one of texts, too."""
+    if isinstance(node, exp.Length):
+        return isinstance(node.this, exp.Column) and isinstance(
+            dtypes.get(full_name(node.this)), pl.List
+        )
+    return quantified(node) is not None or is_extreme(node)
+
+
+def answers(
+    node: Tree, frame: pl.DataFrame, value: Callable[[Tree, pl.DataFrame], pl.Series]
+) -> pl.Series:
+    """(N,) the function's value in every row; `value` evaluates the condition on an item."""
+    call = quantified(node)
+    if call is None:
+        items = frame[full_name(node.this)].list
+        if isinstance(node, exp.Length):
+            return items.len().cast(pl.Int64)
+        return items.max() if isinstance(node, exp.Max) else items.min()
+    which, inner = call
+    columns = {full_name(column): named(column) for column in inner.find_all(exp.Column)}
+    read = dict.fromkeys(name for name, _ in columns.values())
+    lists = [name for name in read if isinstance(frame.schema[name], pl.List)]
+    rows = frame.select(pl.int_range(pl.len()).alias(ROW), *read)
+    length = [pl.col(name).list.len() for name in lists]
+    fits = pl.all_horizontal(one == length[0] for one in length)
+    fits_N = rows.select(fits.fill_null(False)).to_series().to_numpy()
+    some = rows.filter(pl.Series(fits_N) & (rows[lists[0]].list.len() > 0)).explode(lists)
+    fields = [
+        pl.col(name).struct.field(field).alias(full)
+        for full, (name, field) in columns.items()
+        if field
+    ]
+    verdict = value(inner, some.with_columns(fields)).cast(pl.Boolean)
+    row_V = some[ROW].to_numpy()
+    true_N, false_N, null_N = (
+        np.bincount(row_V[of.to_numpy()], minlength=len(frame)) > 0
+        for of in (verdict.fill_null(False), (~verdict).fill_null(False), verdict.is_null())
+    )
+    says_N, decides_N = (true_N, true_N) if which == "any" else (~false_N & ~null_N, false_N)
+    known_N = fits_N & (decides_N | ~null_N)
+    return pl.Series(values=pa.array(says_N, mask=~known_N), dtype=pl.Boolean)
+
+
+def full_name(column: exp.Column) -> str:
+    """The name as it is written: `column`, `stage.column`, `texts.label`."""
+    return ".".join(part.name for part in column.parts)
+
+
+def around(node: Tree) -> Tree | None:
+    """The any or all that a node stands in."""
+    above = node.parent
+    while above is not None and quantified(above) is None:
+        above = above.parent
+    return above
+
+
+def _text(tree: Tree) -> str:
+    return tree.sql(dialect=Postgres, comments=False)
