@@ -2,11 +2,9 @@
 
 import contextlib
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,81 +17,18 @@ from metadata.passes import NOT_SELECTED, read_stage, reason_where
 from metadata.record import Record, ShardState, state_of
 from metadata.schema import KEEP, POSITION, REASON, UID
 from metadata.shard import ShardWriter, store
-from metadata.storage import Storage
-from pipeline.engine.answers import FOLDER as ANSWERS
-from pipeline.engine.answers import StoredAnswers
-from pipeline.engine.budget import FOLDER as BUDGET
-from pipeline.engine.budget import SharedBudget
 from pipeline.engine.chain import Chain, ShardItem
-from pipeline.engine.declared import as_declared, stored_schema
+from pipeline.engine.declared import stored_schema
+from pipeline.engine.functions import Batch, Functions
 from pipeline.engine.told import Teller
-from pipeline.engine.worker import worker_of
-from pipeline.errors import StageError
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.run_folder.done import parents_of
 from pipeline.run_folder.rows import StoredColumns, read_rows
-from pipeline.stage import RowFunction, RowStage
+from pipeline.stage import RowStage
 
-# Shapes: N rows of the shard or of a batch, K those of them that are computed.
+# Shapes: N rows of the shard, K those of a batch that are computed.
 
-Shared = dict[tuple[Callable[..., pa.Array], Binding], pa.Array]  # columns of one batch
 File = tuple[Path, ShardWriter]
-
-
-class Functions:
-    """The functions of a chain's stages, each opened when first called, and kept."""
-
-    def __init__(self, chain: Chain, scratch: Path) -> None:
-        self.chain = chain
-        self.scratch = scratch
-        self.answers = StoredAnswers(chain.run.child(ANSWERS))
-        self._budgets: dict[tuple[Any, ...], SharedBudget] = {}
-        self._opened: dict[str, RowFunction] = {}
-
-    def __call__(self, planned: PlannedStage, batch: pa.Table, shard: int) -> pa.Table:
-        """The stage's answer for a batch, in the columns that it declares."""
-        if planned.name not in self._opened:
-            self._opened[planned.name] = self._open(planned)
-        answer = self._opened[planned.name](batch)
-        if len(answer) != len(batch):
-            raise StageError(
-                f"{len(answer)} rows came back for {len(batch)}",
-                f"stage '{planned.name}' ({planned.uses}), shard {shard}",
-                "a row stage keeps its rows",
-            )
-        if UID.name in answer.column_names:
-            answer = answer.drop_columns([UID.name])
-        return as_declared(planned, answer.add_column(0, UID.name, batch[UID.name]), shard)
-
-    def flush(self) -> None:
-        """Stores what stages were answered and have spent."""
-        self.answers.flush()
-        for budget in self._budgets.values():
-            budget.flush()
-
-    def _budget(self, folder: Storage, limits: Mapping[str, float]) -> SharedBudget:
-        key = (folder.uri, *sorted(limits.items()))
-        if key not in self._budgets:
-            self._budgets[key] = SharedBudget(folder, uuid.uuid4().hex, limits)
-        return self._budgets[key]
-
-    def _open(self, planned: PlannedStage) -> RowFunction:
-        assert isinstance(planned.stage, RowStage)
-        stored = self.chain.stored
-        model = stored[planned.model].folder if planned.model else None
-        centroids = stored[planned.centroids].folder if planned.centroids else None
-        folder = stored[planned.name].folder
-        worker = worker_of(
-            planned,
-            self.chain.seed,
-            self.scratch,
-            folder,
-            model,
-            centroids,
-            answers=self.answers,
-            budget=partial(self._budget, folder.child(BUDGET)),
-        )
-        return planned.stage.open(worker)
 
 
 @dataclass(frozen=True)
@@ -121,15 +56,12 @@ class Computation:
         with ExitStack() as stack:
             tell = stack.enter_context(self._telling(stages))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
-            for batch in self._batches(stages[0], reading):
-                columns = {binding: batch[name] for name, binding in reading.items()}
-                derived: Shared = {}
-                for planned, (_, writer) in zip(stages, files, strict=True):
-                    given = stage_input(planned, batch[UID.name], columns, derived)
-                    answer = self.functions(planned, given, self.item.shard)
-                    columns |= {(planned.name, name): answer[name] for name in answer.column_names}
-                    writer.add(answer)
-                tell(len(batch))
+            batches = stack.enter_context(closing(self._read(stages[0], reading)))
+            for planned, (_, writer) in zip(stages, files, strict=True):
+                through = self._through(planned, batches, writer)
+                batches = stack.enter_context(closing(through))
+            for batch in batches:
+                tell(len(batch.uids))
             records: dict[str, Record] = {}
             states = dict(self.item.states)  # those of a chain name the ones before them as parents
             for planned, file in zip(stages, files, strict=True):
@@ -147,32 +79,57 @@ class Computation:
         if records and not asked_N.any():
             return self._empty_pass(planned, records, mask)
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
-        start = 0
-        with self._telling([planned]) as tell, self._file(planned, records) as file:
-            for batch in self._batches(planned, reading):
-                uids = batch[UID.name]
-                row_K = np.flatnonzero(asked_N[start : start + len(batch)])
-                if len(row_K) < len(batch):
-                    batch = batch.take(pa.array(row_K))
-                if len(row_K) or not records:
-                    columns = {binding: batch[name] for name, binding in reading.items()}
-                    given = stage_input(planned, batch[UID.name], columns, {})
-                    answer = self.functions(planned, given, self.item.shard)
-                    if records:
-                        position = pa.array((row_K + start).astype(np.int32))
-                        answer = answer.add_column(1, POSITION.name, position)
-                    elif len(row_K) < len(uids):
-                        answer = spread(answer, row_K, uids)
-                    file[1].add(answer)
-                start += len(uids)
+        asked = self._asked(planned, reading, asked_N, bool(records))
+        answers = self.functions.through(planned, asked, self.item.shard)
+        with (
+            self._telling([planned]) as tell,
+            self._file(planned, records) as file,
+            closing(answers),
+        ):
+            for batch, answer in answers:
+                row_K = batch.rows_computed
+                if records:
+                    position = pa.array((row_K + batch.start).astype(np.int32))
+                    answer = answer.add_column(1, POSITION.name, position)
+                elif len(row_K) < len(batch.whole):
+                    answer = spread(answer, row_K, batch.whole)
+                file[1].add(answer)
                 tell(len(row_K))
             parents = self.item.parents(planned, self.chain.models)
             return {planned.name: self._store(planned, file, began, records, mask, parents)}
 
-    def _batches(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Iterator[pa.Table]:
+    def _read(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Generator[Batch]:
+        """The shard, batch by batch."""
         assert isinstance(planned.stage, RowStage)
-        rows = planned.stage.batch_rows
-        return read_rows(self.chain.stored, self.item.states, reading, planned.root, rows)
+        rows, start = planned.stage.batch_rows, 0
+        for table in read_rows(self.chain.stored, self.item.states, reading, planned.root, rows):
+            columns = {binding: table[name] for name, binding in reading.items()}
+            yield Batch(start=start, whole=table[UID.name], columns=columns)
+            start += len(table)
+
+    def _asked(
+        self,
+        planned: PlannedStage,
+        reading: Mapping[str, Binding],
+        asked_N: NDArray[np.bool_],
+        is_sparse: bool,
+    ) -> Generator[Batch]:
+        """Batches with the rows that are asked for; those without any are left out where sparse."""
+        for batch in self._read(planned, reading):
+            row_K = np.flatnonzero(asked_N[batch.start : batch.start + len(batch.whole)])
+            if len(row_K) or not is_sparse:
+                yield batch if len(row_K) == len(batch.whole) else batch.only(row_K)
+
+    def _through(
+        self, planned: PlannedStage, batches: Iterator[Batch], writer: ShardWriter
+    ) -> Generator[Batch]:
+        """The batches after a stage, whose answers are written, and are there for the next."""
+        with closing(self.functions.through(planned, batches, self.item.shard)) as answers:
+            for batch, answer in answers:
+                made = {(planned.name, name): answer[name] for name in answer.column_names}
+                batch.columns |= made
+                writer.add(answer)
+                yield batch
 
     @contextlib.contextmanager
     def _telling(self, stages: Sequence[PlannedStage]) -> Iterator[Callable[[int], None]]:
@@ -251,27 +208,6 @@ class Computation:
         folder = self.chain.stored[planned.name].folder
         folder.put(record.name, record.to_json().encode(), point="record")
         return {planned.name: record}
-
-
-def stage_input(
-    planned: PlannedStage,
-    uids: pa.ChunkedArray,
-    columns: Mapping[Binding, pa.ChunkedArray],
-    derived: Shared,
-) -> pa.Table:
-    """uid and the columns that a stage reads, by the names it reads them.
-
-    What is derived for it is added to `derived`, and taken from there by the next.
-    """
-    given = {UID.name: uids}
-    for read, binding in planned.bindings[0].items():
-        given[read] = columns[binding]
-        if column := planned.derived.get(read):
-            key = (column.derive, binding)
-            if key not in derived:
-                derived[key] = column.derive(columns[binding])
-            given[read] = derived[key]
-    return pa.table(given)
 
 
 def rows_asked(

@@ -14,7 +14,8 @@ from metadata.record import state_of
 from metadata.scratch import scratch_folder
 from pipeline.engine import attempts
 from pipeline.engine.chain import Chain, ShardItem, next_together
-from pipeline.engine.chain_compute import Computation, Functions
+from pipeline.engine.chain_compute import Computation
+from pipeline.engine.functions import Functions
 from pipeline.errors import ShardError
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.done import current, standing

@@ -11,7 +11,8 @@ from metadata.schema import KEEP, REASON, REASON_TYPE, UID, Column, Derived
 from metadata.shard import ShardWriter, store
 from metadata.storage import Storage
 from pipeline.engine.chain import ShardItem, next_together
-from pipeline.engine.chain_compute import rows_asked, spread, stage_input
+from pipeline.engine.chain_compute import rows_asked, spread
+from pipeline.engine.functions import Batch
 from pipeline.run_folder.rows import StoredColumns
 
 UIDS = pa.array([bytes([number]) * 16 for number in range(5)], pa.binary(16))
@@ -124,18 +125,16 @@ def test_stages_that_read_the_same_derived_column_share_one_computation():
         ("pool", "number"): pa.chunked_array([range(5)]),
         ("other", "number"): pa.chunked_array([range(5)]),
     }
-    shared = {}
-    one = stage_input(reader(double=("pool", "number")), UIDS, columns, shared)
-    again = stage_input(
-        reader(double=("pool", "number"), plain=("pool", "number")), UIDS, columns, shared
-    )
+    batch = Batch(start=0, whole=pa.chunked_array([UIDS]), columns=columns)
+    one = batch.given(reader(double=("pool", "number")))
+    again = batch.given(reader(double=("pool", "number"), plain=("pool", "number")))
     assert again["double"].to_pylist() == [0, 2, 4, 6, 8]
     assert again["plain"].to_pylist() == list(range(5))
     assert (
         again["double"].chunk(0).buffers()[1].address == one["double"].chunk(0).buffers()[1].address
     )
-    stage_input(reader(double=("other", "number")), UIDS, columns, shared)
-    assert len(shared) == 2
+    batch.given(reader(double=("other", "number")))
+    assert len(batch.derived) == 2
 
 
 def test_an_answer_for_some_rows_is_spread_among_all():

@@ -1,0 +1,164 @@
+"""The functions of a chain's stages in a worker, and what they make of batches."""
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.schema import UID
+from metadata.storage import Storage
+from pipeline.engine.answers import FOLDER as ANSWERS
+from pipeline.engine.answers import StoredAnswers
+from pipeline.engine.budget import FOLDER as BUDGET
+from pipeline.engine.budget import SharedBudget
+from pipeline.engine.chain import Chain
+from pipeline.engine.declared import as_declared
+from pipeline.engine.streaming import EventLoop, streamed
+from pipeline.engine.worker import worker_of
+from pipeline.errors import StageError
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.stage import RowFunction, RowStage, StreamFunction
+
+# Shapes: K rows of a batch that are computed.
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Rows of a shard on their way through a chain: what was read, and what its stages made."""
+
+    start: int  # position in the shard of its first row
+    whole: pa.ChunkedArray  # the uids of all its rows
+    row_K: NDArray[np.int64] | None = None  # those that are computed; None: all
+    columns: dict[Binding, pa.ChunkedArray]  # of those that are computed
+    derived: dict[tuple[Callable[..., pa.Array], Binding], pa.Array] = field(default_factory=dict)
+
+    @property
+    def rows_computed(self) -> NDArray[np.int64]:
+        """(K,) their places among all rows."""
+        return np.arange(len(self.whole)) if self.row_K is None else self.row_K
+
+    def only(self, row_K: NDArray[np.int64]) -> "Batch":
+        """The batch as it was read, of which these rows are computed."""
+        taken = pa.array(row_K)
+        columns = {binding: column.take(taken) for binding, column in self.columns.items()}
+        return Batch(start=self.start, whole=self.whole, row_K=row_K, columns=columns)
+
+    @cached_property
+    def uids(self) -> pa.ChunkedArray:
+        """The uids of those that are computed."""
+        return self.whole if self.row_K is None else self.whole.take(pa.array(self.row_K))
+
+    def given(self, planned: PlannedStage) -> pa.Table:
+        """uid and the columns that a stage reads, by the names it reads them.
+
+        What is derived for it is kept, and taken from there by the next.
+        """
+        given: dict[str, Any] = {UID.name: self.uids}
+        for read, binding in planned.bindings[0].items():
+            given[read] = self.columns[binding]
+            if column := planned.derived.get(read):
+                key = (column.derive, binding)
+                if key not in self.derived:
+                    self.derived[key] = column.derive(self.columns[binding])
+                given[read] = self.derived[key]
+        return pa.table(given)
+
+
+class Functions:
+    """The functions of a chain's stages, each opened when first called, and kept."""
+
+    def __init__(self, chain: Chain, scratch: Path) -> None:
+        self.chain = chain
+        self.scratch = scratch
+        self.answers = StoredAnswers(chain.run.child(ANSWERS))
+        self._budgets: dict[tuple[Any, ...], SharedBudget] = {}
+        self._opened: dict[str, RowFunction | StreamFunction] = {}
+
+    def through(
+        self, planned: PlannedStage, batches: Iterator[Batch], shard: int
+    ) -> Generator[tuple[Batch, pa.Table]]:
+        """Each batch, and the stage's answer in the columns that it declares."""
+        assert isinstance(planned.stage, RowStage)
+        place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
+        if planned.stage.streams:
+            yield from self._streamed(planned, batches, shard, place)
+            return
+        for batch in batches:
+            answer = cast(RowFunction, self._function(planned))(batch.given(planned))
+            if len(answer) != len(batch.uids):
+                raise StageError(
+                    f"{len(answer)} rows came back for {len(batch.uids)}",
+                    place,
+                    "a row stage keeps its rows",
+                )
+            yield batch, _declared(planned, batch, answer, shard)
+
+    def _streamed(
+        self, planned: PlannedStage, batches: Iterator[Batch], shard: int, place: str
+    ) -> Iterator[tuple[Batch, pa.Table]]:
+        under_way: deque[Batch] = deque()
+
+        def given() -> Iterator[pa.Table]:
+            for batch in batches:
+                under_way.append(batch)
+                yield batch.given(planned)
+
+        function = cast(StreamFunction, self._function(planned))
+        with closing(streamed(function, given(), self._events, place)) as answers:
+            for answer in answers:
+                batch = under_way.popleft()
+                yield batch, _declared(planned, batch, answer, shard)
+
+    def flush(self) -> None:
+        """Stores what stages were answered and have spent."""
+        self.answers.flush()
+        for budget in self._budgets.values():
+            budget.flush()
+
+    def _budget(self, folder: Storage, limits: Mapping[str, float]) -> SharedBudget:
+        key = (folder.uri, *sorted(limits.items()))
+        if key not in self._budgets:
+            self._budgets[key] = SharedBudget(folder, uuid.uuid4().hex, limits)
+        return self._budgets[key]
+
+    def _function(self, planned: PlannedStage) -> RowFunction | StreamFunction:
+        if planned.name not in self._opened:
+            self._opened[planned.name] = self._open(planned)
+        return self._opened[planned.name]
+
+    def _open(self, planned: PlannedStage) -> RowFunction | StreamFunction:
+        assert isinstance(planned.stage, RowStage)
+        stored = self.chain.stored
+        model = stored[planned.model].folder if planned.model else None
+        centroids = stored[planned.centroids].folder if planned.centroids else None
+        folder = stored[planned.name].folder
+        worker = worker_of(
+            planned,
+            self.chain.seed,
+            self.scratch,
+            folder,
+            model,
+            centroids,
+            answers=self.answers,
+            budget=partial(self._budget, folder.child(BUDGET)),
+        )
+        return planned.stage.open(worker)
+
+    @cached_property
+    def _events(self) -> EventLoop:
+        """One for all stages of the chain, for as long as the worker keeps it."""
+        return EventLoop()
+
+
+def _declared(planned: PlannedStage, batch: Batch, answer: pa.Table, shard: int) -> pa.Table:
+    if UID.name in answer.column_names:
+        answer = answer.drop_columns([UID.name])
+    return as_declared(planned, answer.add_column(0, UID.name, batch.uids), shard)
