@@ -19,7 +19,7 @@ A fault is a word:
   malformed       JSON that ends early
   empty           no choices
   no_usage        a good answer that does not say how many tokens it took
-  large           an answer of 9 MB
+  large           an answer of 3 MB
 """
 
 import argparse
@@ -179,7 +179,7 @@ class TextServer:
         if fault == "malformed":
             data = data[: len(data) // 2]
         if fault == "large":
-            data += b" " * 9_000_000
+            data += b" " * 3_000_000
         if fault not in ("half", "drip"):
             return web.Response(body=data, content_type="application/json")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

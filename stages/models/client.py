@@ -23,7 +23,7 @@ from stages.models.purse import Purse
 FIRST_PAUSE_S = 0.5  # doubled with every try
 LONGEST_PAUSE_S = 30.0  # where the server asks for none
 IDLE_S = 4.0  # of a connection: the servers of vLLM and others close theirs after 5 s
-MAX_BODY_BYTES = 8_000_000
+MAX_BODY_BYTES = 1_000_000  # of an answer: a text, and what the server says of it
 MAX_SAID = 300  # characters of a server's message
 FAILED_IN_A_ROW = 64  # answers, each after its retries: then the server is at fault, not the rows
 TOO_LONG = re.compile(

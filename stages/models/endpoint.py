@@ -1,5 +1,6 @@
 """A server that writes texts, the limits within which it is asked, and how an answer may end."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ TRANSIENT = ("answer_timeout", "server_lost", "server_error", "server_busy", "ba
 REFUSALS = ("prompt_too_long", "refused_content", "empty_answer")  # for good: they are stored
 REASONS = (*REFUSALS, "bad_request", *TRANSIENT)
 
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 Price = Annotated[float, Meta(ge=0, le=1e6)]  # dollars a million tokens
 # A server in this process: `chat/completions` or `completions`, and the request, to the reply.
 Inside = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -45,6 +47,11 @@ class Limits:
     api_key_env: NonEmpty = "OPENAI_API_KEY"  # the environment variable that holds the key
 
     def __post_init__(self) -> None:
+        if not VARIABLE.fullmatch(self.api_key_env):  # which may be the key: it is not shown
+            raise ValueError(
+                "api_key_env is no name of an environment variable: write one such as MY_KEY, and"
+                " the key into the environment, never into a recipe"
+            )
         prices = (self.usd_per_million_input, self.usd_per_million_output)
         if self.max_usd is not None and None in prices:
             raise ValueError(
@@ -93,7 +100,7 @@ def answer_of(reply: Mapping[str, Any]) -> Generated:
     """
     try:
         choice = reply["choices"][0]
-        message = choice.get("message", {})
+        message = choice.get("message") or {}
         text = message.get("content") if message else choice["text"]
         usage = reply.get("usage") or {}
         finish = choice.get("finish_reason")
@@ -102,9 +109,9 @@ def answer_of(reply: Mapping[str, Any]) -> Generated:
         return Generated(
             text=None if refused else text or None,
             reason="refused_content" if refused else None if text else "empty_answer",
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            prompt_tokens=max(0, int(usage.get("prompt_tokens") or 0)),
+            completion_tokens=max(0, int(usage.get("completion_tokens") or 0)),
             cut=finish == "length",
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"no choice with a text in it ({type(error).__name__})") from error

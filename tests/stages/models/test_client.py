@@ -98,6 +98,24 @@ def test_a_fault_that_stays_is_a_reason_and_is_not_stored(server, fault):
     assert answer.reason in REASONS
 
 
+@pytest.mark.parametrize(
+    "said", [b"220 mail ready\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"\xff" * 99]
+)
+def test_what_speaks_no_http_is_a_bad_answer_or_a_lost_server(said):
+    async def asked():
+        async def garbage(reader, writer):
+            await reader.read(100)
+            writer.write(said)
+            writer.close()
+
+        async with await asyncio.start_server(garbage, "127.0.0.1", 0) as mail:
+            url = f"http://127.0.0.1:{mail.sockets[0].getsockname()[1]}/v1"
+            given = {"decoding": Decoding(), "limits": Limits(retries=0), "form": "chat"}
+            return await open_asker(f"openai:{url}#m", worker(), **given).ask(*prompts(1), seed=0)
+
+    assert asyncio.run(asked()).reason in ("bad_answer", "server_lost")
+
+
 @pytest.mark.parametrize("fault", ["429", "429:1000"])
 def test_a_busy_server_is_waited_for_until_the_deadline_and_no_longer(server, fault):
     server.script = lambda asked: fault
@@ -383,6 +401,12 @@ class TestKeys:
             assert KEY.encode() not in (text if isinstance(text, bytes) else b"")
         with pytest.raises(TypeError, match="holds a key"):
             pickle.dumps(one.client.endpoint)
+
+    @pytest.mark.parametrize("name", ["sk-a-key", "gsk_aKey", "$MY_KEY"])
+    def test_a_key_in_the_place_of_its_variable_is_refused_without_showing_it(self, name):
+        with pytest.raises(ValueError, match="never into a recipe") as refused:
+            Limits(api_key_env=name)
+        assert name not in str(refused.value)
 
     @pytest.mark.parametrize(
         "url",
