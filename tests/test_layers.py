@@ -17,7 +17,7 @@ FILES = sorted(
     for path in (ROOT / layer).rglob("*.py")
 )
 TABLES = {"numpy", "pyarrow", "polars"}
-CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "aiohttp"}
+CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "aiohttp", "packaging"}
 FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
 NO_KINDS = ("ops", "models", "clip")  # what stages share
 DOCTOR = "pipeline/verbs/doctor.py"  # which tries what is installed: models, tasks, torch

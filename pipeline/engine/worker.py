@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from metadata.storage import Storage
+from pipeline.engine.environments import python_of
+from pipeline.engine.helpers import HelperProcess
 from pipeline.planning.planned import PlannedStage
 from pipeline.provided import Answers, Budget, Purse, Remembered
 from pipeline.run_folder.pins import pin
@@ -40,4 +42,6 @@ def worker_of(
         tell=tell,
         answers=answers if answers and is_recorded else Remembered(),
         budget=budget if is_recorded else Purse,
+        environment=python_of,
+        start_helper=partial(HelperProcess, planned.name, scratch),
     )

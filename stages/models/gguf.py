@@ -1,0 +1,78 @@
+"""`gguf:FILE`: weights in llama.cpp's format, served by llama.cpp beside the worker.
+
+`gguf:FILE#PROJECTOR` is a model that sees images, whose second file turns them into tokens.
+"""
+
+import hashlib
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.stage import Environment, Worker
+from stages.models import gguf_server
+from stages.models.endpoint import Endpoint, Limits
+from stages.models.served import serve
+from stages.ops.outside import need_file
+
+# llama.cpp as a prebuilt wheel, MIT. 2026.10 is the first tried; names of its settings have changed
+# from year to year, and wheels of this one stay.
+LLAMA = "xllamacpp>=2026.10,<2027"
+# As many answers at once as help: 16 are no faster than 8 on two cores, and a GPU has room for
+# more. A slot keeps 2,048 tokens, in 16-bit keys and values: 23 kB a token for SmolLM2-135M, 131 kB
+# for a 7B with grouped heads, which makes 2 GB of 8 slots.
+SLOTS, SLOTS_ON_GPU, CONTEXT = 8, 32, 2048
+WAIT_S = 600.0  # to read tens of gigabytes from a slow disk
+
+
+def environments(name: str) -> tuple[Environment, ...]:
+    model, _ = _files(name)
+    if not model:
+        do = "write gguf:FILE, or gguf:FILE#PROJECTOR"
+        raise RecipeError("no file is named", f"key `model`, 'gguf:{name}'", do)
+    return (Environment(packages=(LLAMA,), with_dependencies=False),)
+
+
+def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
+    """Reads the files' digests, which are pinned, and starts the server."""
+    [environment] = environments(name)
+    model, projector = _files(name)
+    return served(worker, limits, worker.environment(environment), model, projector, name)
+
+
+def served(
+    worker: Worker, limits: Limits, python: Path, model: str, projector: str, name: str
+) -> Endpoint:
+    """The server of these files, run by a Python that has llama.cpp."""
+    files = [model, *filter(None, [projector])]
+    for file in files:
+        need_file(file, "model", "copy the weights there, or mend the path")
+    identity = "+".join(map(sha256, files))
+    worker.pin(f"model {name}", identity)
+    most = SLOTS if worker.device == "cpu" else SLOTS_ON_GPU
+    slots = min(limits.concurrency, most)
+    numbers = [str(number) for number in (slots, CONTEXT, worker.threads)]
+    script = gguf_server.__file__
+    return serve(
+        worker,
+        lambda path: [str(python), "-I", script, str(path), model, projector, *numbers],
+        key_env="LLAMA_API_KEY",
+        env={"OMP_WAIT_POLICY": "passive"},  # on busy cores threads that spin are 40 times slower
+        model="model",
+        identity=identity,
+        concurrency=slots,
+        wait_s=WAIT_S,
+    )
+
+
+def sha256(file: str) -> str:
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _files(name: str) -> tuple[str, str]:
+    """The model, and the projector or nothing."""
+    model, _, projector = name.partition("#")
+    return _home(model), _home(projector)
+
+
+def _home(file: str) -> str:
+    return str(Path(file).expanduser()) if file else ""

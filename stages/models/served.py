@@ -1,0 +1,89 @@
+"""A model server of our own beside the worker: on a Unix socket, with a key drawn for it."""
+
+import contextlib
+import http.client
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.errors import StageError
+from pipeline.stage import Worker
+from stages.models.endpoint import Endpoint
+
+ANSWER_S = 10.0  # of a server that is asked for its health
+LONGEST_SOCKET = 103  # bytes of its path that every system takes
+
+
+def serve(
+    worker: Worker,
+    command: Callable[[Path], Sequence[str]],
+    *,
+    key_env: str,
+    env: Mapping[str, str],
+    model: str,
+    identity: str,
+    concurrency: int,
+    wait_s: float,
+) -> Endpoint:
+    """The endpoint of a server that `command` starts on a socket: healthy now, ended with us.
+
+    The key goes to it by the variable `key_env`. The socket lies where only this user may look.
+    """
+    key = secrets.token_urlsafe(24)
+    path = worker.scratch / f"{secrets.token_hex(4)}.sock"
+    if len(str(path).encode()) > LONGEST_SOCKET:
+        raise StageError(
+            f"the path of a socket may have {LONGEST_SOCKET} bytes, and this has more: {path}",
+            f"stage '{worker.stage}'",
+            "set TMPDIR to a folder with a shorter path",
+        )
+
+    def is_healthy() -> bool:
+        return is_well(path)
+
+    helper = worker.start_helper(
+        command(path), is_healthy=is_healthy, wait_s=wait_s, env={**env, key_env: key}
+    )
+    one_at_a_time = threading.Lock()  # many requests lose a dead server at once
+
+    def revive() -> None:
+        with one_at_a_time:
+            if not (helper.is_alive() and is_healthy()):
+                helper.restart()
+
+    return Endpoint(
+        url=f"unix:{path}",
+        model=model,
+        identity=identity,
+        key=key,
+        revive=revive,
+        concurrency=concurrency,
+    )
+
+
+def is_well(path: Path) -> bool:
+    """Whether the server on a Unix socket says that it is."""
+    connection = _OverSocket(path)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+class _OverSocket(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_S)
+        self._path = path
+
+    def connect(self) -> None:
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.settimeout(ANSWER_S)
+            sock.connect(str(self._path))
+            self.sock = sock
+            stack.pop_all()

