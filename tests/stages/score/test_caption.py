@@ -1,0 +1,223 @@
+"""CaptionScores: each value of texts that one can check by head, and of the labelled set."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from metadata.schema import TEXT_LIST
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import RowFunction, Worker
+from stages.models.image_text import load
+from stages.ops.caption_cuts import CUTS, first_failed
+from stages.score.caption import CaptionScores
+from tests.stages.score.judged import recall, values_of
+from tests.stages.score.planted import Labelled, labelled
+
+OURS = {"prompts": ()}  # no prompt leaks
+
+
+def made(*texts: str | None, source: str = "rewrites") -> list:
+    empty = dict.fromkeys(("model", "prompt_id", "label"))
+    return [None if text is None else {**empty, "text": text, "source": source} for text in texts]
+
+
+@cache
+def opened(stage: CaptionScores) -> RowFunction:
+    """A stage, opened once for all tests."""
+    return stage.open(Worker(seed=0, stage="checks", device="cpu", threads=1, scratch=Path()))
+
+
+@pytest.fixture
+def scored():
+    """The rows of captions (the pool's, then a list), scored."""
+
+    def scored(*rows: tuple[str | None, list | None], **settings) -> dict[str, list]:
+        columns = {
+            name: values for name, values in settings.items() if isinstance(values, pa.Array)
+        }
+        settings = {name: it for name, it in settings.items() if name not in columns}
+        stage = CaptionScores(**(OURS | settings))
+        batch = pa.table(
+            {
+                "text": pa.array([row[0] for row in rows], pa.string()),
+                "captions": pa.array([row[1] for row in rows], TEXT_LIST),
+                **columns,
+            }
+        )
+        return opened(stage)(batch).to_pydict()
+
+    return scored
+
+
+def test_texts_are_the_original_then_the_lists_and_values_lie_parallel(scored):
+    out = scored(
+        ("a dog", made("A brown dog.", None, "", source="r")),
+        (None, made("no original")),
+        ("alone", None),
+        ("", []),
+        (None, None),
+        (None, [None]),
+    )
+    assert [it and [text["text"] for text in it] for it in out["texts"]] == [
+        ["a dog", "A brown dog.", ""],
+        ["no original"],
+        ["alone"],
+        [""],
+        None,
+        None,
+    ]
+    assert out["texts"][0][0]["source"] == out["texts"][0][0]["label"] == "original"
+    assert out["texts"][0][1]["source"] == "r"
+    assert out["reason"] == [None] * 4 + ["no_text"] * 2
+    assert out["text_words"] == [[2, 3, 0], [2], [1], [0], None, None]
+    ratios = [[None, pytest.approx(2 / 3), None], [None], [None], [None], None, None]
+    assert out["text_copy_ratio"] == ratios
+    for name in out.keys() - {"texts", "reason"}:
+        sizes = [it and len(it) for it in out[name]]
+        assert sizes == [it and len(it) for it in out["texts"]], name
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "text", "value"),
+    [
+        ("copy_ratio", "a red kite over the sea", "A red kite, over the sea!", 1),
+        ("copy_ratio", "a red kite over the sea", "the sea under a kite", 2 / 6),
+        ("copy_ratio", "红色的风筝", "红色风筝", 4 / 5),
+        ("repetition", None, "a red kite over the sea", 0),
+        ("repetition", None, "a red kite flies. a red kite flies. so", 4 / 9),
+        ("repetition", None, "ha ha ha, a clown", 0),
+        ("repetition", None, "red red red red", 3 / 4),
+        ("repetition", None, "so it goes" + "!" * 10, 10 / 20),
+        ("repetition", None, "1000000000 stars", 0),
+        ("is_refusal", None, "I'm sorry, but I can't help with that.", True),
+        ("is_refusal", None, "Tut mir leid, das geht nicht.", True),
+        ("is_refusal", None, "Sorry, we are closed: a sign", False),
+        ("has_disclaimer", None, "As an AI language model, I see a kite.", True),
+        ("has_disclaimer", None, "The image shows a kite.", False),
+        ("markup", None, "**A kite**", 2),
+        ("markup", None, "Caption: a kite", 1),
+        ("markup", None, "Sure! A kite", 1),
+        ("markup", None, "a kite <3 & a cat", 0),
+        ("garbled", None, "a \x07kite\ufffd", 2),
+        ("garbled", None, "cafÃ©", 1),
+        ("garbled", None, "\u202eetik a", 1),
+        ("garbled", None, "👩\u200d🚀 naïve café“", 0),
+        ("invented", "kite in Rome, 1987", "A kite in ROME in 1987", 0),
+        ("invented", "kite", "Two kites in New York, 3.5 m wide", 3),
+        ("invented", "12 kites", "A dozen kites. Some fly", 0),
+        ("invented", "ein Drachen", "Ein Drachen steht über dem alten Rathaus der Stadt.", 0),
+        ("invented", "kite", "A Red Kite Over The Deep Sea", 0),
+        ("is_cut", "a kite", "A red kite flies above the stri", True),
+        ("is_cut", "a kite", "A red kite flies above the", True),
+        ("is_cut", "a kite", "A red kite flies. The sky is blue and the kite", True),
+        ("is_cut", "a kite", "A red kite flies above the street", False),
+        ("is_cut", "red, kite", "kite, red, toy, wind", False),
+        ("foreign", "a red kite in the sky", "Ein roter Drachen am blauen Himmel", 0.5),
+        ("foreign", "ein roter Drachen am Himmel", "Der Drachen fliegt am Himmel", 0),
+        ("foreign", "un cerf-volant rouge dans le ciel", "a red kite in the blue sky", 0),
+    ],
+)
+def test_values_of_known_captions(scored, name, source, text, value):
+    out = scored((source, made(text)))
+    got = out[f"text_{name}"][0][-1]
+    assert got >= value if name == "foreign" and value else got == pytest.approx(value)
+
+
+def test_a_leak_is_of_six_words_that_nothing_known_has(scored, tmp_path):
+    file = tmp_path / "prompt.yaml"
+    file.write_text(
+        "# not this\nid: x\ntext: >\n  Say in one short sentence what this\n  image shows.\n"
+    )
+    settings = {"prompts": (str(file),), "evidence": ("seen",)}
+    leaked = "A kite. Say in one short sentence what"
+    out = scored(
+        ("kite", made(leaked, "say in one short way")),
+        ("kite", made(leaked)),
+        seen=pa.array([None, ["Say in one short sentence what this"]], pa.list_(pa.string())),
+        **settings,
+    )
+    assert out["text_prompt_leak"] == [[0, 0.75, 0], [0, 0]]
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="no YAML"):
+        scored(("kite", None), prompts=(str(tmp_path / "bad.yaml"),))
+    with pytest.raises(StageError, match="gone"):
+        CaptionScores(prompts=(str(tmp_path / "gone.yaml"),)).look()
+
+
+def test_evidence_makes_names_known_and_is_text(scored):
+    lists = pa.array([made("Kites of Rio"), None], TEXT_LIST)
+    text = "A kite in Rio with Anna"
+    out = scored(("kite", made(text)), ("kite", made(text)), other=lists, evidence=("other",))
+    assert out["text_invented"] == [[0, 1], [0, 2]]
+    stage = CaptionScores(evidence=("phash",))
+    with pytest.raises(RecipeError, match="'phash' is of type uint64"):
+        stage.check({"phash": pa.uint64()})
+
+
+def test_clip_scores_are_cosines_by_the_model_and_null_without_an_image(scored):
+    image_2D = np.eye(2, 64, dtype=np.float32)
+    embedding = pa.array([*image_2D, None], pa.list_(pa.float32(), 64))
+    rows = [("a dog", made("a cat")), (None, made("a dog")), ("a dog", None)]
+    out = scored(*rows, model="reference", image_embedding=embedding)
+    dog, cat = load("reference").embed_texts(["a dog", "a cat"])
+    expected = [[dog[0], cat[0]], [dog[1]], [None]]
+    for got, wanted in zip(out["text_clip_score"], expected, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-6)
+    with pytest.raises(StageError, match="of 3 numbers, texts' of 64"):
+        scored(
+            ("a dog", None),
+            model="reference",
+            image_embedding=pa.array([[1, 0, 0]], pa.list_(pa.float32(), 3)),
+        )
+
+
+def test_hostile_texts_cost_no_more_than_their_length(scored):
+    long = "a red kite " * 9_000
+    hostile = ["\0" * 50, "\u202e" * 9, long, "x" * 100_000, "🪁" * 5_000, "\ud7ff\uffff", " \n\t "]
+    out = scored((long, made(*hostile)), ("мальчик и змей", made("ילד עם עפיפון", "a kite")))
+    assert out["reason"] == [None, None]
+    assert out["text_words"][0] == [27_000, 1, 1, 27_000, 1, 1, 1, 0]
+    assert out["text_garbled"][0] == [0, 50, 9, 0, 0, 0, 1, 0]
+    assert out["text_repetition"][0][3] > 0.9
+    assert out["text_repetition"][0][4] == 1
+
+
+def test_recall_of_each_fault_on_the_half_that_nobody_tuned_on():
+    held = recall([it for it in labelled() if it.held])
+    for fault, (own, any_) in held.items():  # as docs/captions.md has them, less two points
+        assert own >= 0.92, (fault, own)
+        assert any_ >= (0.92 if fault == "cut" else 0.94), (fault, any_)
+
+
+def test_false_rejects_on_the_half_that_nobody_tuned_on():
+    good = [it for it in labelled() if it.held and it.fault is None]
+    reasons = first_failed(values_of(good), CUTS)
+    assert (len(reasons) - reasons.null_count) / len(reasons) <= 0.04
+
+
+def test_web_captions_pass_as_they_are():
+    texts = [
+        "women holding hands: medium-light skin tone, light skin tone",
+        "👨🏾\u200d🦲 Mann: dunkle Hautfarbe, Glatze",
+        "flag: St. Vincent & Grenadines icon (Public Gallery)",
+        "Red apple | Free Icons",
+        "ต้นคริสต์มาส, คริสต์มาส",
+        "HAL 9000, AI, artificial intelligence, movie, film",
+        "letter x",
+    ]
+    own = [Labelled(None, text, text, False) for text in texts]
+    assert first_failed(values_of(own), CUTS).to_pylist() == [None] * len(own)
+
+
+def test_the_recipe_of_the_guide_is_planned(clipmill, generated, tmp_path):
+    guide = (Path(__file__).parents[3] / "docs" / "captions.md").read_text(encoding="utf-8")
+    recipe = guide.partition("```yaml checks.yaml\n")[2].partition("```")[0]
+    (tmp_path / "checks.yaml").write_text(recipe)
+    said = clipmill(
+        "plan", tmp_path / "checks.yaml", "--set", f"pool.path={generated / 'metadata'}"
+    )
+    assert said.code == 0
+    assert "dedup.captions" in said.out
