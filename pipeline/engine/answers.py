@@ -29,7 +29,7 @@ from metadata.answers import (
 from metadata.storage import Entry, Storage
 from pipeline.errors import LostLockError
 
-FOLDER, NEW, PACKED = "answers", "new", "packed"
+FOLDER, NEW, PACKED, ENDING = "answers", "new", "packed", ".answers"
 STORE_S = 1.0  # what a kill may lose
 MOST_SMALL = 64  # files of one second, before they are merged into one
 MOST_BYTES = 16 << 20  # of answers in memory
@@ -157,14 +157,15 @@ class StoredAnswers:
             unseen = [n for n in names if n.startswith(f"{NEW}/{prefix}") and n not in self._seen]
             if not unseen:
                 return
-            for start in range(0, len(unseen), AT_ONCE):
-                files = []
-                for name in unseen[start : start + AT_ONCE]:
-                    data = self.folder.read_if_there(name)
-                    self._seen.add(name)
-                    if data is not None:  # else its worker has just merged it: we look again
-                        files.append(in_memory(data, said(self.folder, name)))
-                self._own = _kept(self._own, merged(files))
+            files: list[AnswersFile] = []
+            for name in unseen:
+                data = self.folder.read_if_there(name)
+                self._seen.add(name)
+                if data is not None:  # else its worker has just merged it: we look again
+                    files.append(in_memory(data, said(self.folder, name)))
+                if len(files) == AT_ONCE or sum(file.size for file in files) > MOST_BYTES:
+                    self._own, files = _kept(self._own, merged(files)), []
+            self._own = _kept(self._own, merged(files))
 
 
 def pack(folder: Storage) -> None:
@@ -173,12 +174,26 @@ def pack(folder: Storage) -> None:
     Nobody else writes answers meanwhile. Each answer is copied as often as the logarithm of their
     number, and packed/ has as few files.
     """
-    files = [Entry(f"{NEW}/{e.name}", e.size, e.mtime_ns) for e in folder.entries(NEW)]
-    if not files:
-        return
-    for entry in sorted(folder.entries(PACKED), key=lambda entry: entry.size):
-        if entry.size <= 2 * sum(file.size for file in files):
-            files.append(Entry(f"{PACKED}/{entry.name}", entry.size, entry.mtime_ns))
+    files: list[Entry] = []
+    packed: list[Entry] = []
+    for file in all_files(folder):
+        (files if file.name.startswith(NEW) else packed).append(file)
+    size = sum(file.size for file in files)
+    for file in sorted(packed, key=lambda file: file.size):
+        if file.size <= 2 * size:
+            files.append(file)
+            size += file.size
+    if size:
+        merge_files(folder, files)
+
+
+def all_files(folder: Storage) -> list[Entry]:
+    """The files of answers, by name from that folder on."""
+    return [entry for entry in folder.entries(below=True) if entry.name.endswith(ENDING)]
+
+
+def merge_files(folder: Storage, files: Sequence[Entry]) -> None:
+    """Puts one file in packed/ in the place of some; what is damaged in them is left out."""
     own: tuple[AnswersFile, ...] = ()
     last = max(0, len(files) - AT_ONCE)
     for start in range(0, last, AT_ONCE):
@@ -189,7 +204,7 @@ def pack(folder: Storage) -> None:
             write_answers(merged(sources), writing)
         with path.open("rb") as reading:
             digest = hashlib.file_digest(reading, "sha256").hexdigest()
-        name = f"{PACKED}/{digest[:32]}.answers"
+        name = f"{PACKED}/{digest[:32]}{ENDING}"
         folder.commit(path, name, "answers")
     for entry in files:
         if entry.name != name:
@@ -242,6 +257,6 @@ def _put(folder: Storage, shard: int, pairs: dict[bytes, bytes]) -> str:
     file = io.BytesIO()
     write_answers(sorted(pairs.items()), file)
     data = file.getvalue()
-    name = f"{NEW}/{shard:06d}-{hashlib.sha256(data).hexdigest()[:32]}.answers"
+    name = f"{NEW}/{shard:06d}-{hashlib.sha256(data).hexdigest()[:32]}{ENDING}"
     folder.put(name, data, "answers")
     return name

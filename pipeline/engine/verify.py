@@ -1,5 +1,6 @@
 """`clipmill verify`: every stored file of a run against its record, and what is damaged mended."""
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from metadata.outputs import OUT
 from metadata.record import scan
 from metadata.schema import UID
 from metadata.storage import Storage
+from pipeline.engine.answers import FOLDER as ANSWERS
+from pipeline.engine.answers import all_files, merge_files
 from pipeline.engine.repair import is_asked, salvage, shard_of, take_away
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
@@ -21,6 +24,7 @@ from pipeline.run_folder.state import RunState
 
 RunUntil = Callable[[str], object]
 
+DIGEST = re.compile("[0-9a-f]{32}")  # in the name of a file of answers
 READERS = 8  # files at once: waits on a disk or a network, and hashing leaves Python's lock
 
 
@@ -40,11 +44,13 @@ class _File:
     name: str
     size_bytes: int
     sha256: str  # of its bytes, or how that begins
+    may_go: bool = False  # a run that works may merge it with others
 
 
 def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
     """Every stage's folder, whichever recipe made it; `on_bytes(done, total)` as files are read."""
     stages = [_files(run, f"stages/{name}") for name in run.folders("stages")]
+    stages += _answers(run)
     total = sum(checked.size_bytes for checked, _ in stages)
     done = 0
     with ThreadPoolExecutor(READERS) as pool:
@@ -59,11 +65,17 @@ def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
 def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil) -> int:
     """Has the plan's damaged files made again, but for the rows of answers: those it only lists.
 
+    Files of stored answers keep what of them can be read.
     `run_until(stage)` runs the plan as far as that stage. Returns how many rows the next run will
     ask for again, at most.
     """
     asked = []
-    with lock.held(run):
+    with lock.held(run) as owned:
+        for checked in stages:
+            if checked.folder == ANSWERS and checked.damaged:
+                names = {found.name for found in checked.damaged}
+                folder = owned.child(ANSWERS)
+                merge_files(folder, [entry for entry in all_files(folder) if entry.name in names])
         for planned, checked in _of_plan(plan, stages):
             if planned.is_row and is_asked(planned.stage):
                 asked.append((planned, {found.name for found in checked.damaged}))
@@ -80,6 +92,7 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
 def others(plan: Plan, stages: list[Checked]) -> list[str]:
     """Folders of other recipes' stages that are damaged: made again when these are run."""
     ours = {planned.folder for planned, _ in _of_plan(plan, stages)}
+    ours.add(ANSWERS)
     return [found.folder for found in stages if found.damaged and found.folder not in ours]
 
 
@@ -124,6 +137,17 @@ def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
     return checked, files
 
 
+def _answers(run: Storage) -> list[tuple[Checked, list[_File]]]:
+    """The files of stored answers, if there are any: their names have their digests."""
+    folder = run.child(ANSWERS)
+    files = [
+        _File(folder, entry.name, entry.size, DIGEST.findall(entry.name)[-1], may_go=True)
+        for entry in all_files(folder)
+    ]
+    checked = Checked(ANSWERS, len(files), sum(file.size_bytes for file in files))
+    return [(checked, files)] if files else []
+
+
 def _wrong(file: _File) -> DamagedError | None:
     """What is wrong with a file; None where it is as it was stored."""
     wrong = partial(DamagedError, file.folder.uri, file.name)
@@ -134,7 +158,7 @@ def _wrong(file: _File) -> DamagedError | None:
             return wrong(f"{size_bytes:,} bytes, and {file.size_bytes:,} were stored")
         sha256 = file.folder.sha256(file.name)
     except FileNotFoundError:
-        return wrong("it is gone")
+        return None if file.may_go else wrong("it is gone")
     except OSError as error:
         if not file.folder.is_local:  # a network that fails says nothing of the file
             raise

@@ -154,3 +154,22 @@ def test_stages_of_other_recipes_are_checked_and_left_to_these(engine, clipmill)
     assert "left to the recipes that made them: stages/square-" in said.err
     engine.run(READ)
     assert clipmill("verify", "--run", run).code == 0
+
+
+def test_a_damaged_file_of_answers_is_named_and_keeps_what_can_be_read(engine, clipmill):
+    log = engine.folder / "asked.log"
+    stages = f"  asked: {{uses: toy.asker, from: numbers, log: {log}}}\n"
+    engine.run(stages)
+    run = engine.folder / "run"
+    first, *others = sorted((run / "answers/new").iterdir())
+    flip(first)
+    said = clipmill("verify", "--run", run, "--json")
+    assert said.code == 1
+    [found] = [stage for stage in said.json if stage["folder"] == "answers"]
+    assert found["files"] == len(others) + 1
+    assert [damaged["file"] for damaged in found["damaged"]] == [f"new/{first.name}"]
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert clipmill("verify", "--run", run).code == 0
+    log.write_text("")
+    engine.run(stages, "numbers.shard_rows=5")
+    assert len(log.read_text().split()) < 31 - 7  # the other two shards' answers are there

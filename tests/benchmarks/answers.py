@@ -1,0 +1,133 @@
+"""A million stored answers: how long a look-up takes, what they take on disk and in memory.
+
+    python -m tests.benchmarks.answers [ANSWERS]
+
+Answers are captions of 8 to 40 words, as JSON with counts of tokens, stored by one worker shard by
+shard, then packed as the next run's driver does. Another worker opens them, and looks up a hundred
+at a time, one at a time, and some that are not there. Last, a worker that stores an answer every
+5 ms is killed again and again: how old the answers are that were lost.
+
+Aim: a look-up in 50 us, at most 1.3 times the text, memory of a few bytes a key, 1 s lost.
+Measured: see docs/captions.md.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+
+from metadata.storage import Storage
+from pipeline.engine.answers import StoredAnswers, pack
+from tests.benchmarks.toy import scratch
+
+SHARD_ROWS = 10_000
+LOOKED_UP = 20_000
+KILLS = 10
+WORDS = """
+a the of in on with and near photo dog red old house two small children blue ball park sun sets
+behind mountains clear sky wooden table white plate fresh bread cheese glass woman holding black
+umbrella street rain people walking city night lights river boat harbour
+"""
+
+
+def key(number: int) -> bytes:
+    return hashlib.sha256(str(number).encode()).digest()
+
+
+def answers(count: int) -> list[bytes]:
+    rng, known = np.random.default_rng(0), WORDS.split()
+    made = []
+    for words in rng.integers(8, 41, count):
+        text = " ".join(known[word] for word in rng.integers(0, len(known), words))
+        given = {"text": text, "prompt_tokens": 412, "completion_tokens": int(words)}
+        made.append(json.dumps({**given, "reason": None, "cut": False}).encode())
+    return made
+
+
+def memory() -> int:
+    """Bytes of this process that no file is behind."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [anonymous] = [line.split()[1] for line in lines if line.startswith("RssAnon")]
+    return 1024 * int(anonymous)
+
+
+def timed(what: str, count: int, work: Callable[[], object]) -> None:
+    began, began_cpu = perf_counter(), process_time()
+    work()
+    wall, cpu = perf_counter() - began, process_time() - began_cpu
+    print(f"{what:<28}{1e6 * wall / count:>9.1f} us, of them CPU {1e6 * cpu / count:.1f}")
+
+
+def lost_s(folder: Storage, wait_s: float) -> float:
+    """A worker stores its clock every 5 ms and is killed: how far back the last stored one is."""
+    child = os.fork()
+    if not child:
+        worker = StoredAnswers(folder)
+        number = 0
+        while True:
+            worker.put(key(number), repr(time.time()).encode())
+            number += 1
+            time.sleep(0.005)
+    time.sleep(wait_s)
+    os.kill(child, signal.SIGKILL)
+    killed = time.time()
+    os.waitpid(child, 0)
+    found = StoredAnswers(folder).get([key(number) for number in range(2000)])
+    return killed - max(float(answer) for answer in found if answer)
+
+
+def main(count: int) -> None:
+    texts = answers(count)
+    with scratch() as place:
+        waits_s = 2.5 + np.arange(KILLS) / KILLS
+        lost = [lost_s(Storage(str(place / f"lost-{wait_s}")), wait_s) for wait_s in waits_s]
+        folder = Storage(str(place / "answers"))
+        worker = StoredAnswers(folder)
+
+        def store() -> None:
+            for number, text in enumerate(texts):
+                if number % SHARD_ROWS == 0:
+                    worker.flush()
+                    worker.begin(number // SHARD_ROWS)
+                worker.put(key(number), text)
+            worker.flush()
+
+        timed("stored", count, store)
+        timed("packed", count, lambda: pack(folder))
+        before = memory()
+        reader = StoredAnswers(folder)
+        began = perf_counter()
+        reader.get([key(0)])
+        opened_s = perf_counter() - began
+        some = np.random.default_rng(1).integers(0, count, LOOKED_UP)
+        keys = [key(int(number)) for number in some]
+        expected = [texts[number] for number in some]
+        assert reader.get(keys) == expected
+        nowhere = [key(-int(number) - 1) for number in some]
+        assert not any(reader.get(nowhere))
+        hundreds = range(0, LOOKED_UP, 100)
+        timed(
+            "found, 100 at a time",
+            LOOKED_UP,
+            lambda: [reader.get(keys[n : n + 100]) for n in hundreds],
+        )
+        timed("found, one at a time", LOOKED_UP, lambda: [reader.get([one]) for one in keys])
+        timed("not there", LOOKED_UP, lambda: reader.get(nowhere))
+        size = sum(entry.size for entry in folder.entries("packed"))
+        print(f"{'opened':<28}{1e3 * opened_s:>9.1f} ms")
+        print(f"{'on disk':<28}{size / sum(map(len, texts)):>9.2f} of the text, keys included")
+        print(
+            f"{'in memory':<28}{(memory() - before) / count:>9.1f} bytes a key, look-ups included"
+        )
+        print(f"{'lost by kill -9':<28}{max(lost):>9.2f} s at most, of {KILLS}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
