@@ -134,7 +134,7 @@ def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counte
 
 def _arrays(rows: pa.Table, buckets: int, tokens: int) -> dict[str, NDArray[Any]]:
     captions = [
-        [caption["text"] for caption in texts if caption["text"] is not None]
+        instead_of_single_words([one["text"] for one in texts if one["text"] is not None])
         for texts in rows[TEXTS.name].to_pylist()
     ]
     flat = [text for texts in captions for text in texts]
@@ -148,6 +148,14 @@ def _arrays(rows: pa.Table, buckets: int, tokens: int) -> dict[str, NDArray[Any]
         "token_starts": token_start_K,
         "tokens": token_T,
     }
+
+
+def instead_of_single_words(texts: list[str]) -> list[str]:
+    """The first text, which is the original, in the place of each of fewer than two words.
+
+    Source: LaCLIP (Fan et al. 2023), its loader.
+    """
+    return [text if len(text.split()) > 1 else texts[0] for text in texts]
 
 
 def read_cached(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[CachedShard]:

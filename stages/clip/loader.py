@@ -8,6 +8,7 @@ on the stage's name: two subsets trained under one seed differ by their rows alo
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from stages.clip.cache import CachedShard
 
 # Shapes: B rows of the batch, N rows in all, E samples of an epoch, S pixels a side, T tokens.
 
+Texts = Literal["uniform", "first"]  # which text of a row a step takes
 SHIFT = 4  # pixels, either way
 STAGE = "train.clip"
 
@@ -38,7 +40,9 @@ class Batch:
 class Batches:
     """Batches of `size` rows: `batches[n]`, for any n from 0 up."""
 
-    def __init__(self, shards: Sequence[CachedShard], *, size: int, seed: int) -> None:
+    def __init__(
+        self, shards: Sequence[CachedShard], *, size: int, seed: int, texts: Texts = "uniform"
+    ) -> None:
         self.size, self.seed = size, seed
         self.shards = [shard for shard in shards if len(shard.uids)]
         self.first = np.cumsum([0, *(len(shard.uids) for shard in self.shards)])
@@ -51,9 +55,9 @@ class Batches:
         ends_N = np.cumsum(repeats_N)
         self.copy_E = np.arange(len(self.row_E)) - np.repeat(ends_N - repeats_N, repeats_N)
         self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, but tiny epochs
-        texts = [np.diff(shard.text_starts) for shard in self.shards]
         self.weight_N = np.concatenate([shard.weights for shard in self.shards])
-        self.texts_N = np.concatenate(texts)
+        texts_N = np.concatenate([np.diff(shard.text_starts) for shard in self.shards])
+        self.texts_N = texts_N if texts == "uniform" else np.ones_like(texts_N)  # to draw from
 
     def __getitem__(self, n: int) -> Batch:
         row_B = self._rows(n)

@@ -11,7 +11,7 @@ from metadata.fingerprint import digest, settings_of
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, Decay, OneUp, Rate, ZeroUp, location
+from pipeline.stage import DatasetStage, Decay, OneUp, Rate, ZeroUp, later, location
 from stages.ops.exports import summary_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ class ClipTraining(DatasetStage):
     trained side by side, each to files of its own (seed-3.model.json). Killed and run again, it
     goes on from its last checkpoints and ends at the same weights, bit for bit.
 
+    Of an image with several texts a step takes one, by a hash of seed, batch and uid. In the place
+    of a text of fewer than two words it takes the first, as LaCLIP does.
+
     Source: CLIP (Radford et al. 2021); the scale is our own: a 0.7 M-weight residual image tower
     and a bag of hashed words and 4-grams, for minutes on one processor core (docs/training.md).
     Error: exact for one kind of processor and one version of torch.
@@ -42,6 +45,8 @@ class ClipTraining(DatasetStage):
     weight_decay: Decay = 0.1  # of AdamW
     # of the towers' arithmetic; weights stay float32
     precision: Literal["bf16", "float32"] = "bf16"
+    # of several texts of an image: at each step one by hash, each as likely; or always the first
+    texts: Literal["uniform", "first"] = later("uniform")
     # a model each, added to the recipe's seed; several tell the noise
     seeds: tuple[int, ...] = (0,)
     checkpoint_steps: OneUp = location(50)  # between two files that a killed training goes on from
@@ -125,7 +130,8 @@ def train_clip(
     torch.set_num_threads(task.worker.threads)
     prefix = f"seed-{seed}." if len(settings.seeds) > 1 else ""
     seed += task.worker.seed
-    batches = Batches(list(read_cached(folder, cached)), size=settings.batch_size, seed=seed)
+    shards = list(read_cached(folder, cached))
+    batches = Batches(shards, size=settings.batch_size, seed=seed, texts=settings.texts)
     schedule = Schedule(
         steps=settings.steps,
         learning_rate=settings.learning_rate,

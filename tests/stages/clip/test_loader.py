@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stages.clip.cache import instead_of_single_words
 from stages.clip.loader import SHIFT, Batches
 from stages.clip.texts import token_bags
 from tests.stages.clip.exported import TINY, caption, row
@@ -95,6 +96,43 @@ def test_captions_are_those_of_the_row_and_take_turns_by_hash(cached):
             bags = [token_bags([t], TINY.buckets, TINY.tokens)[0].tolist() for t in own]
             seen[bags.index(bag.tolist())] += 1
     assert min(seen[i] for i in range(3)) > 50
+
+
+def test_the_original_is_taken_once_in_all_texts_and_equally_often_each_rewrite(cached):
+    """LaCLIP draws uniformly from the original and its rewrites: 1 in M + 1 is the original."""
+    words = ("an original", "one rewrite", "another rewrite", "a third rewrite")
+    parts, _ = cached([row(n, texts=[caption(text) for text in words]) for n in range(40)])
+    drawn = Counter(drawn_texts(Batches(parts, size=40, seed=0), words, 250))
+    count, share = sum(drawn.values()), 1 / len(words)
+    sigma = (count * share * (1 - share)) ** 0.5
+    assert count == 10_000
+    assert all(abs(drawn[text] - count * share) < 5 * sigma for text in words), drawn
+    again = list(drawn_texts(Batches(parts, size=40, seed=0), words, 3))
+    assert again == list(drawn_texts(Batches(parts, size=40, seed=0), words, 3))
+    assert again != list(drawn_texts(Batches(parts, size=40, seed=1), words, 3))
+    assert set(drawn_texts(Batches(parts, size=40, seed=0, texts="first"), words, 3)) == {words[0]}
+
+
+def drawn_texts(batches, words, count):
+    """The text of every row of so many batches, known by its first token."""
+    tokens, starts = token_bags(words, TINY.buckets, TINY.tokens)
+    known = {
+        tuple(tokens[a:b]): text for text, a, b in zip(words, starts, starts[1:], strict=False)
+    }
+    for n in range(count):
+        batch = batches[n]
+        ends = [*batch.starts[1:], len(batch.tokens)]
+        for start, end in zip(batch.starts, ends, strict=True):
+            yield known[tuple(batch.tokens[start:end])]
+
+
+def test_a_text_of_one_word_gives_way_to_the_first(cached):
+    words = ("an original", "two words")
+    texts = [caption(text) for text in (words[0], "one", words[1], "")]
+    parts, _ = cached([row(0, texts=texts)], [row(1, texts=[caption("a star")])])
+    drawn = Counter(drawn_texts(Batches(parts[:1], size=1, seed=0), words, 800))
+    assert drawn[words[0]] / 800 == pytest.approx(0.75, abs=0.08)
+    assert instead_of_single_words(["star"]) == ["star"], "an original of one word stays"
 
 
 def test_weights_and_files_are_those_of_the_rows(cached):
