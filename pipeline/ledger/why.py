@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from metadata.outputs import Outputs
 from metadata.schema import UID
 from pipeline.ledger.at_row import StageRow, stage_row
+from pipeline.ledger.captions import Texts, texts_at
 from pipeline.ledger.find import rows_of
 from pipeline.ledger.keepers import with_keepers
 from pipeline.ledger.stored import Place
@@ -39,6 +40,7 @@ class Why:
     stages: tuple[StageRow, ...]
     ends: tuple[Verdict, ...]
     exported: tuple[ExportFile, ...]
+    captions: tuple[Texts, ...] = ()
 
 
 def why(state: RunState, uid: str) -> Why:
@@ -72,6 +74,7 @@ def why(state: RunState, uid: str) -> Why:
             if state.plan.stages[name].is_select
         ),
         exported=tuple(_exported(state, sample.uid)),
+        captions=tuple(texts_at(state, first, {*by_stage})),
     )
 
 
