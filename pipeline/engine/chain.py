@@ -9,6 +9,7 @@ from metadata.storage import Storage
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.done import parents_of
 from pipeline.run_folder.rows import StoredColumns
+from pipeline.stage import RowStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ def next_together(todo: Sequence[PlannedStage], item: ShardItem) -> list[Planned
     """The stages that are computed next, in one go over the shard.
 
     `todo` has needs before those who need them. A stage that computes some rows only goes alone;
-    it may also turn out to be good, once its parents are done.
+    it may also turn out to be good, once its parents are done. One that keeps its finished batches
+    waits until its parents are stored: what is kept is kept for their digests.
     """
     first, *rest = todo
     together = [first]
@@ -66,7 +68,12 @@ def next_together(todo: Sequence[PlannedStage], item: ShardItem) -> list[Planned
         return together
     open_needs = {planned.name for planned in todo}
     for planned in rest:
-        missing = open_needs & set(planned.needs) - {other.name for other in together}
+        inside = {other.name for other in together} if not _journals(planned) else set()
+        missing = open_needs & set(planned.needs) - inside
         if not missing and not item.is_partial(planned):
             together.append(planned)
     return together
+
+
+def _journals(planned: PlannedStage) -> bool:
+    return isinstance(planned.stage, RowStage) and planned.stage.journals

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from metadata.shard import ShardWriter, store
 from pipeline.engine.chain import Chain, ShardItem
 from pipeline.engine.declared import stored_schema
 from pipeline.engine.functions import Batch, Functions
+from pipeline.engine.kept import KeptRows
 from pipeline.engine.told import Teller
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.run_folder.done import parents_of
@@ -57,8 +58,9 @@ class Computation:
             tell = stack.enter_context(self._telling(stages))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
             batches = stack.enter_context(closing(self._read(stages[0], reading)))
-            for planned, (_, writer) in zip(stages, files, strict=True):
-                through = self._through(planned, batches, writer)
+            kept = [stack.enter_context(self._kept(planned)) for planned in stages]
+            for planned, (_, writer), rows in zip(stages, files, kept, strict=True):
+                through = self._through(planned, batches, writer, rows)
                 batches = stack.enter_context(closing(through))
             for batch in batches:
                 tell(len(batch.uids))
@@ -68,6 +70,8 @@ class Computation:
                 parents = parents_of(planned, states, self.chain.models)
                 records[planned.name] = self._store(planned, file, began, [], None, parents)
                 states[planned.name] = state_of([records[planned.name]], None)
+            for rows in filter(None, kept):
+                rows.drop()
             return records
 
     def missing_rows(self, planned: PlannedStage) -> dict[str, Record]:
@@ -80,11 +84,11 @@ class Computation:
             return self._empty_pass(planned, records, mask)
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
         asked = self._asked(planned, reading, asked_N, bool(records))
-        answers = self.functions.through(planned, asked, self.item.shard)
         with (
             self._telling([planned]) as tell,
             self._file(planned, records) as file,
-            closing(answers),
+            self._kept(planned) as kept,
+            closing(self.functions.through(planned, asked, self.item.shard, kept)) as answers,
         ):
             for batch, answer in answers:
                 row_K = batch.rows_computed
@@ -96,7 +100,10 @@ class Computation:
                 file[1].add(answer)
                 tell(len(row_K))
             parents = self.item.parents(planned, self.chain.models)
-            return {planned.name: self._store(planned, file, began, records, mask, parents)}
+            made = self._store(planned, file, began, records, mask, parents)
+            if kept:
+                kept.drop()
+            return {planned.name: made}
 
     def _read(self, planned: PlannedStage, reading: Mapping[str, Binding]) -> Generator[Batch]:
         """The shard, batch by batch."""
@@ -121,10 +128,15 @@ class Computation:
                 yield batch if len(row_K) == len(batch.whole) else batch.only(row_K)
 
     def _through(
-        self, planned: PlannedStage, batches: Iterator[Batch], writer: ShardWriter
+        self,
+        planned: PlannedStage,
+        batches: Iterator[Batch],
+        writer: ShardWriter,
+        kept: KeptRows | None,
     ) -> Generator[Batch]:
         """The batches after a stage, whose answers are written, and are there for the next."""
-        with closing(self.functions.through(planned, batches, self.item.shard)) as answers:
+        shard = self.item.shard
+        with closing(self.functions.through(planned, batches, shard, kept)) as answers:
             for batch, answer in answers:
                 made = {(planned.name, name): answer[name] for name in answer.column_names}
                 batch.columns |= made
@@ -148,6 +160,20 @@ class Computation:
             yield more
         finally:
             teller.over()
+
+    def _kept(self, planned: PlannedStage) -> AbstractContextManager[KeptRows | None]:
+        """The rows of the stage's next pass that are answered, where it keeps them."""
+        assert isinstance(planned.stage, RowStage)
+        if not planned.stage.journals:
+            return contextlib.nullcontext()
+        return KeptRows(
+            self.chain.stored[planned.name].folder,
+            planned,
+            self.item.shard,
+            len(self.item.records.get(planned.name, [])),
+            self.item.parents(planned, self.chain.models),
+            self.item.states[planned.root].rows,
+        )
 
     @contextlib.contextmanager
     def _file(self, planned: PlannedStage, earlier: list[Record] | None) -> Iterator[File]:

@@ -4,6 +4,7 @@ It decides from digests, so a repaired parent redoes its own shard and no other.
 """
 
 import tempfile
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ class ChainRun:
         self.chain = chain
         self.scratch = tempfile.TemporaryDirectory(dir=scratch_folder())
         self.functions = Functions(chain, Path(self.scratch.name))
+        weakref.finalize(self, self.functions.close)  # when the worker drops it, or ends
 
     def __call__(self, item: ShardItem) -> ShardItem:
         """The item with each stage's state, or why it failed. Only a StageError is raised."""

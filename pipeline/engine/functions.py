@@ -21,6 +21,7 @@ from pipeline.engine.budget import FOLDER as BUDGET
 from pipeline.engine.budget import SharedBudget
 from pipeline.engine.chain import Chain
 from pipeline.engine.declared import as_declared
+from pipeline.engine.kept import KeptRows
 from pipeline.engine.streaming import EventLoop, streamed
 from pipeline.engine.worker import worker_of
 from pipeline.errors import StageError
@@ -45,10 +46,16 @@ class Batch:
         """(K,) their places among all rows."""
         return np.arange(len(self.whole)) if self.row_K is None else self.row_K
 
-    def only(self, row_K: NDArray[np.int64]) -> "Batch":
-        """The batch as it was read, of which these rows are computed."""
-        taken = pa.array(row_K)
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """(K,) the positions in the shard of those that are computed."""
+        return self.rows_computed + self.start
+
+    def only(self, of_K: NDArray[np.int64]) -> "Batch":
+        """The batch, of which these are computed alone: their places among those that were."""
+        taken = pa.array(of_K)
         columns = {binding: column.take(taken) for binding, column in self.columns.items()}
+        row_K = self.rows_computed[of_K]
         return Batch(start=self.start, whole=self.whole, row_K=row_K, columns=columns)
 
     @cached_property
@@ -83,13 +90,20 @@ class Functions:
         self._opened: dict[str, RowFunction | StreamFunction] = {}
 
     def through(
-        self, planned: PlannedStage, batches: Iterator[Batch], shard: int
+        self,
+        planned: PlannedStage,
+        batches: Iterator[Batch],
+        shard: int,
+        kept: KeptRows | None = None,
     ) -> Generator[tuple[Batch, pa.Table]]:
-        """Each batch, and the stage's answer in the columns that it declares."""
+        """Each batch, and the stage's answer in the columns that it declares.
+
+        What is `kept` is not asked for, and what is asked for is kept there.
+        """
         assert isinstance(planned.stage, RowStage)
         place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
         if planned.stage.streams:
-            yield from self._streamed(planned, batches, shard, place)
+            yield from self._streamed(planned, batches, shard, place, kept)
             return
         for batch in batches:
             answer = cast(RowFunction, self._function(planned))(batch.given(planned))
@@ -102,20 +116,40 @@ class Functions:
             yield batch, _declared(planned, batch, answer, shard)
 
     def _streamed(
-        self, planned: PlannedStage, batches: Iterator[Batch], shard: int, place: str
+        self,
+        planned: PlannedStage,
+        batches: Iterator[Batch],
+        shard: int,
+        place: str,
+        kept: KeptRows | None,
     ) -> Iterator[tuple[Batch, pa.Table]]:
-        under_way: deque[Batch] = deque()
+        under_way: deque[tuple[Batch, Batch | None]] = deque()  # what was read, and asked for of it
 
         def given() -> Iterator[pa.Table]:
             for batch in batches:
-                under_way.append(batch)
-                yield batch.given(planned)
+                asked = _unanswered(batch, kept) if kept else batch
+                under_way.append((batch, asked))
+                if asked is not None:
+                    yield asked.given(planned)
+
+        def finished() -> Iterator[tuple[Batch, pa.Table]]:
+            """Those that are first in turn, and of which nothing is asked for."""
+            while kept and under_way and under_way[0][1] is None:
+                batch, _ = under_way.popleft()
+                yield batch, kept.rows(batch.positions)
 
         function = cast(StreamFunction, self._function(planned))
         with closing(streamed(function, given(), self._events, place)) as answers:
             for answer in answers:
-                batch = under_way.popleft()
-                yield batch, _declared(planned, batch, answer, shard)
+                yield from finished()
+                batch, asked = under_way.popleft()
+                assert asked is not None
+                answer = _declared(planned, asked, answer, shard)
+                if kept:
+                    kept.add(asked.positions, answer)
+                    answer = _joined(batch, asked, answer, kept)
+                yield batch, answer
+            yield from finished()
 
     def flush(self) -> None:
         """Stores what stages were answered and have spent."""
@@ -154,8 +188,32 @@ class Functions:
 
     @cached_property
     def _events(self) -> EventLoop:
-        """One for all stages of the chain, for as long as the worker keeps it."""
+        """One for all stages of the chain, from shard to shard."""
         return EventLoop()
+
+    def close(self) -> None:
+        """Ends what stages hold open in their event loop."""
+        if "_events" in vars(self):
+            self._events.close()
+
+
+def _unanswered(batch: Batch, kept: KeptRows) -> Batch | None:
+    """The rows of a batch that are to be asked for; None where there are none."""
+    has_K = kept.has(batch.positions)
+    if not has_K.any() and len(has_K):
+        return batch
+    return None if has_K.all() else batch.only(np.flatnonzero(~has_K))
+
+
+def _joined(batch: Batch, asked: Batch, answer: pa.Table, kept: KeptRows) -> pa.Table:
+    """The answer for the rows that were asked for among those that are kept."""
+    if asked is batch:
+        return answer
+    position_K = batch.positions
+    has_K = kept.has(position_K)
+    whole = pa.concat_tables([answer, kept.rows(position_K[has_K])]).unify_dictionaries()
+    order = np.argsort(np.concatenate([np.flatnonzero(~has_K), np.flatnonzero(has_K)]))
+    return whole.take(pa.array(order))
 
 
 def _declared(planned: PlannedStage, batch: Batch, answer: pa.Table, shard: int) -> pa.Table:

@@ -8,7 +8,9 @@ from metadata.outputs import NOTES, Noted
 from metadata.places import is_places
 from metadata.record import Manifest, Record, fold
 from pipeline.engine.context import RunContext
+from pipeline.engine.kept import FOLDER as KEPT
 from pipeline.run_folder.state import StageState
+from pipeline.stage import RowStage
 
 
 def seal(stage: StageState) -> None:
@@ -85,7 +87,9 @@ def _tidy(stage: StageState) -> None:
     """
     for name in stage.scan.attempts:
         stage.folder.delete(name)
-    if stage.planned.is_row:
+    if isinstance(stage.planned.stage, RowStage):
+        if stage.planned.stage.journals and KEPT in stage.folder.folders():
+            stage.folder.delete_folder(KEPT)
         return
     kept = "calls" if stage.planned.is_root else ""
     for name in stage.folder.folders(kept):

@@ -8,7 +8,6 @@ it: while a batch is read or an answer is stored, its requests go on.
 import asyncio
 import queue
 import threading
-import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
@@ -18,23 +17,29 @@ import pyarrow as pa
 from pipeline.errors import StageError
 from pipeline.stage import StreamFunction
 
+THREAD = "event loop"
 END_S = 5.0  # what is open in an event loop has so long to close: a look-up can hang for minutes
 
 
 class EventLoop:
-    """An event loop in a thread of its own, which ends when nobody holds this any more.
-
-    Then its tasks are cancelled, and its async generators closed: so a session ends that either
-    holds open.
-    """
+    """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
         started: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
         started = queue.SimpleQueue()
-        thread = threading.Thread(target=_live, args=(started,), name="event loop", daemon=True)
-        thread.start()
-        self.loop, stop = started.get()
-        weakref.finalize(self, _end, self.loop, stop, thread)
+        self._thread = threading.Thread(target=_live, args=(started,), name=THREAD, daemon=True)
+        self._thread.start()
+        self.loop, self._stop = started.get()
+
+    def close(self) -> None:
+        """Cancels its tasks and closes its async generators: so a session ends that either holds.
+
+        Whatever a stage holds must still be held, or its end might be cancelled half-way.
+        """
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._stop.set)
+            if self._thread is not threading.current_thread():  # any thread may collect garbage
+                self._thread.join(END_S)
 
 
 def _live(started: "queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
@@ -44,13 +49,6 @@ def _live(started: "queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.E
         await stop.wait()
 
     asyncio.run(wait())
-
-
-def _end(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, thread: threading.Thread) -> None:
-    if thread.is_alive():
-        loop.call_soon_threadsafe(stop.set)
-        if thread is not threading.current_thread():  # garbage is collected in any thread
-            thread.join(END_S)
 
 
 def streamed(

@@ -22,7 +22,8 @@ UIDS = pa.array([bytes([number]) * 16 for number in range(5)], pa.binary(16))
 
 
 def planned(name, *needs, only=None):
-    return SimpleNamespace(name=name, needs=(*needs, *([only] if only else [])), only=only)
+    needs = (*needs, *([only] if only else []))
+    return SimpleNamespace(name=name, needs=needs, only=only, stage=None)
 
 
 def item(**records):
