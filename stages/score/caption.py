@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadata.schema import (
+    CAPTIONS,
     IMAGE_EMBEDDING,
     REASON,
     REASON_TYPE,
@@ -62,26 +63,31 @@ class CaptionScores(RowStage):
 
     Lists are null for a row without a caption. The source of a caption is the pool's own; what is
     known of a row are its source and `evidence`. A word is a run of letters and digits, of scripts
-    without spaces a character. Of the values,
+    without spaces a character.
 
-    - `text_clip_score` is the cosine to the image, -1 to 1; null without an embedding of it;
-    - `text_words` counts pieces between white space;
-    - `text_copy_ratio` is the longest common subsequence of words with the source, over the words
-      of the longer of the two, 0 to 1; null for the source itself and without one;
-    - `text_language` and `text_language_confidence` are fastText's, as annotate.language has them;
-    - `text_foreign` is that confidence where the language is none of `languages` nor the source's,
-      else 0;
-    - `text_repetition` is the share, 0 to 1, of words in runs of four that stand before, or of
-      words (two at most) that follow themselves twice; or of characters in runs of eight and more;
-    - `text_is_refusal` says whether it declines, `text_has_disclaimer` whether it speaks of its
-      writer or to its reader: by wordings in some twenty languages;
-    - `text_prompt_leak` is the share of words, 0 to 1, in runs of six that the prompts have and
-      that nothing known has;
-    - `text_markup` counts pieces of HTML, Markdown, JSON, templates, labels (`Caption:`), openings
-      (`Sure!`); `text_garbled` control and replacement characters, mojibake, pieces of tokens;
-    - `text_invented` counts numbers and names that nothing known has. A name begins with a capital
-      behind another word, counts once whatever its length, and is none in titles and German;
-    - `text_is_cut` says whether it breaks off inside a word or a sentence.
+    `text_clip_score` is the cosine to the image, -1 to 1; null without an embedding of it.
+    `text_words` counts pieces between white space.
+
+    `text_copy_ratio` is the longest common subsequence of words with the source, over the words of
+    the longer of the two, 0 to 1; null for the source itself and without one.
+
+    `text_language` and `text_language_confidence` are fastText's, as annotate.language has them.
+    `text_foreign` is that confidence where the language is none of `languages` nor the source's,
+    else 0.
+
+    `text_repetition` is the share, 0 to 1, of words in runs of four that stand before, or of words
+    (two at most) that follow themselves twice; or of characters in runs of eight and more.
+
+    `text_is_refusal` says whether it declines, `text_has_disclaimer` whether it speaks of its
+    writer or to its reader: by wordings in some thirty languages. `text_prompt_leak` is the share
+    of words, 0 to 1, in runs of six that the prompts have and that nothing known has.
+
+    `text_markup` counts pieces of HTML, Markdown, JSON, templates, labels (`Caption:`), openings
+    (`Sure!`). `text_garbled` counts control and replacement characters, mojibake, pieces of tokens.
+
+    `text_invented` counts numbers and names that nothing known has. A name begins with a capital
+    behind another word, counts once whatever its length, and is none in titles and in German.
+    `text_is_cut` says whether it breaks off inside a word or a sentence.
 
     Source: none needed; docs/captions.md has recall and false rejects of each at default cuts.
     Error: wordings and marks that the patterns do not know pass; a caption that speaks of a model
@@ -89,17 +95,15 @@ class CaptionScores(RowStage):
     A cut that leaves a frequent word (`hill` of `hillside`) passes; only English is looked up.
     """
 
-    captions: tuple[NonEmpty, ...] = (
-        "captions",
-    )  # lists, in order: `captions` or `stage.captions`
+    # lists, in order: `captions` or `stage.captions`; none: the pool's own caption alone
+    captions: tuple[NonEmpty, ...] = ("captions",)
     # the model that embedded the images: open_clip:…, checkpoint:…, stage:… (a filter network's
     # too) or reference; null: no text_clip_score
     model: NonEmpty | None = None
     # of MiniLM before a filter network: as embed.features had it
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    evidence: tuple[
-        NonEmpty, ...
-    ] = ()  # columns of texts or lists whose names and numbers are known
+    # columns of texts, or of lists of them, whose names and numbers are known
+    evidence: tuple[NonEmpty, ...] = ()
     languages: tuple[NonEmpty, ...] = ("en",)  # that a caption may be in, beside its source's
     # YAML files of prompts and banks that may leak; null: all that come with clipmill
     prompts: tuple[NonEmpty, ...] | None = None
@@ -111,7 +115,6 @@ class CaptionScores(RowStage):
     takes = ("rows", "model")
     optional_reads = (TEXT,)
     reasons = ("no_text",)
-    batch_rows = 256
 
     def __post_init__(self) -> None:
         if self.model is not None:
@@ -119,7 +122,7 @@ class CaptionScores(RowStage):
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
-        lists = [replace(TEXTS, name=name) for name in self.captions]
+        lists = [replace(CAPTIONS, name=name) for name in self.captions] or [TEXT]
         image = [] if self.model is None else [IMAGE_EMBEDDING]
         return (*lists, *image, *self.evidence)
 

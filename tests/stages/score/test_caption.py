@@ -1,16 +1,22 @@
 """CaptionScores: each value of texts that one can check by head, and of the labelled set."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from metadata.schema import TEXT_LIST
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import RowFunction, Worker
+from stages.models.features import TextFeatures
+from stages.models.filter_network import KIND, Embedder, FilterNetwork
 from stages.models.image_text import load
+from stages.models.saved import put_model
 from stages.ops.caption_cuts import CUTS, first_failed
 from stages.score.caption import CaptionScores
 from tests.stages.score.judged import recall, values_of
@@ -172,6 +178,32 @@ def test_clip_scores_are_cosines_by_the_model_and_null_without_an_image(scored):
             model="reference",
             image_embedding=pa.array([[1, 0, 0]], pa.list_(pa.float32(), 3)),
         )
+
+
+def test_a_filter_network_reads_captions_through_minilm(tmp_path):
+    (tmp_path / "out").mkdir()
+    task = SimpleNamespace(
+        worker=SimpleNamespace(scratch=tmp_path),
+        put_file=lambda name, path: path.rename(tmp_path / "out" / name),
+    )
+    torch.manual_seed(0)
+    sizes = {"image_width": 8, "text_width": TextFeatures.width, "width": 16}
+    put_model(task, KIND, sizes, FilterNetwork(**sizes).state_dict())
+    here = str(tmp_path)
+    worker = Worker(seed=0, stage="checks", device="cpu", threads=1, scratch=tmp_path, model=here)
+    batch = pa.table(
+        {
+            "text": ["a dog"],
+            "captions": pa.array([made("a cat", "a dog")], TEXT_LIST),
+            "image_embedding": pa.array([[1.0, *[0.0] * 15]], pa.list_(pa.float32(), 16)),
+        }
+    )
+    score = CaptionScores(model="stage:dfn", **OURS).open(worker)
+    dog, cat = Embedder(here).embed_texts(TextFeatures("bfloat16")(["a dog", "a cat"]))
+    expected = [dog[0], cat[0], dog[0]]
+    assert score(batch)["text_clip_score"].to_pylist() == [pytest.approx(expected, abs=1e-6)]
+    copied = CaptionScores(model=f"checkpoint:{here}", **OURS).open(replace(worker, model=None))
+    assert copied(batch)["text_clip_score"].to_pylist() == [pytest.approx(expected, abs=1e-6)]
 
 
 def test_hostile_texts_cost_no_more_than_their_length(scored):
