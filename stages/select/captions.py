@@ -1,0 +1,270 @@
+"""Which texts of a row stay: those that pass every rule, mixed with the original."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import (
+    CAPTIONS,
+    IDENTITY,
+    KEEP,
+    REASON,
+    REASON_TYPE,
+    TEXT,
+    TEXT_CLIP_SCORE,
+    TEXT_IMAGES,
+    TEXTS,
+    UID,
+    Column,
+)
+from metadata.uid import coin
+from pipeline.dataset import Context, Inputs, Shards, State
+from pipeline.errors import RecipeError, StageError
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
+from stages.ops.caption_cuts import CUTS
+from stages.ops.keeper import dropped_before
+from stages.select import _cut as cut
+from stages.select import _sql as sql
+from stages.select._caption_rules import WORDS, broken_rules
+from stages.select._mixes import SHARES, Bools, Flat, Mix, mixed_texts
+from stages.select._texts import OF_TEXT, Texts, listed
+from stages.select._top import Top, find_cut, rankable
+
+# Shapes: N rows, T texts of all of them.
+
+TEXT_SCORES = Column(
+    "text_scores", pa.list_(pa.float32()), "cosine, -1 to 1", "CLIP scores of the texts that stay."
+)
+TEXT_REASONS = Column(
+    "text_reasons", pa.list_(pa.string()), "code", "Of each text that was read: null stays."
+)
+FELL_BACK = Column(
+    "fell_back", pa.bool_(), "verdict", "Whether the original stays for want of what the rules ask."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectCaptions(DatasetStage):
+    """`texts` that pass every rule, in their order; null where a row has none to keep.
+
+    A text that was made passes the checks of score.caption, as far as its values are there; every
+    text `where`, its cut and `most_images`. text_reasons says of each text that was read the first
+    rule that it breaks: a check by its value, `where` by its condition, `cut:LABEL`, `most_images`,
+    `mix:NAME`; `undefined:COLUMN` where a value is missing. A row that had an original is never
+    left without a text: the original stays, and fell_back says so. Without one it goes null
+    (`none_passes`). No row is dropped: `select.where` with `NOT fell_back` does.
+
+    `mix` chooses among the texts that pass. `blip2`: the `share` of rows with the highest scores of
+    the original keep it, the others take their best made text if its score reaches the least of
+    those. `short-synthetic` and `metaclip-1.2`: a `share` of the rows, by hash, takes its best made
+    text, the others their original. `veclip`: the original and the best made text, between which
+    the trainer alternates. `laclip`: all, of which the trainer draws one each time.
+
+    Source: Nguyen et al. (2023); Lai et al. (2024), 40 to 50 % short; VeCLIP; LaCLIP; MetaCLIP 1.2;
+    GBC's published cuts. Departs: where blip2 leaves a row out, the original stays, as fell_back;
+    short-synthetic and metaclip-1.2 draw once a row, not at each step.
+    Error: none; a float32 score at its cut stays, the next smaller goes. Which made text is best
+    goes by text_clip_score; without one it is the first.
+    Example: {}
+    """
+
+    # lists to choose from beside the pool's caption, as `stage.captions`; without, the `texts` of
+    # score.caption, whose values stand beside them
+    captions: tuple[NonEmpty, ...] = ()
+    where: NonEmpty | None = None  # of each text: text_clip_score >= 0.2 AND label <> 'long'
+    # the least text_clip_score by source or label: {original: 0.25, short: 0.23}; or gbc, as
+    # published for DFN5B-H-378
+    cuts: Literal["gbc"] | dict[str, float] | None = None
+    # leave out made texts that fail a check of score.caption: true is all of them, names are these
+    # alone: a text made from the image may have numbers that text_invented does not know
+    checks: bool | tuple[NonEmpty, ...] = True
+    most_images: OneUp | None = None  # different images that may have the very text of a made one
+    # which of the texts that pass stay: as one of these papers mixes them
+    mix: Mix | None = None
+    # of rows: blip2's that keep their original (0.3); others' that take a made text (0.45, 0.15)
+    share: Share | None = None
+    # sources or labels that a mix takes; without, all but the original, of short-synthetic `short`
+    made: tuple[NonEmpty, ...] = ()
+
+    version = 1
+    determinism = "exact"
+    writes = (TEXTS, TEXT_SCORES, TEXT_REASONS, FELL_BACK)
+    reasons = ("no_text", "none_passes")
+
+    def __post_init__(self) -> None:
+        if self.where:
+            sql.conjuncts(self.where)  # RecipeError where it is no condition
+        unknown = [name for name in self.checked if name not in CUTS]
+        if unknown:
+            found = f"`checks` names '{unknown[0]}', which is no check"
+            raise RecipeError(found, "key `checks`", f"name some of: {', '.join(CUTS)}")
+        judges = self.cuts is not None or self.mix == "blip2" or self.most_images or self.lists
+        if self.captions and judges:
+            found = "a rule asks values of texts, and `captions` names texts that have none"
+            do = "leave it out, and let score.caption come before, which has `captions`, too"
+            raise RecipeError(found, "key `captions`", do)
+        if self.share is not None and self.mix not in SHARES:
+            do = f"write a mix that has one: {', '.join(SHARES)}"
+            raise RecipeError(f"`share` is not of mix: {self.mix}", "key `share`", do)
+        if self.made and self.mix in (None, "laclip"):
+            found = f"`made` says what a mix takes, and mix is {self.mix}"
+            raise RecipeError(found, "key `made`", "leave it out, or ask `source` in `where`")
+
+    @property
+    def conjuncts(self) -> tuple[sql.Conjunct, ...]:
+        return sql.conjuncts(self.where) if self.where else ()
+
+    @property
+    def checked(self) -> tuple[str, ...]:
+        """The values that are checked, those that are there."""
+        every = tuple(CUTS) if self.checks else ()
+        return self.checks if isinstance(self.checks, tuple) else every
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The lists of values that `where` asks."""
+        names = [name for conjunct in self.conjuncts for name in conjunct.columns]
+        return tuple(dict.fromkeys(it for it in names if it not in (*OF_TEXT, WORDS)))
+
+    @property
+    def reads(self) -> tuple[Column | str, ...]:
+        if self.captions:
+            return (TEXT, *(replace(CAPTIONS, name=name) for name in self.captions))
+        scored = self.cuts is not None or self.mix == "blip2"
+        needed: list[Column | str] = [TEXTS]
+        needed += [TEXT_CLIP_SCORE] if scored else []
+        needed += [TEXT_IMAGES] if self.most_images else []
+        needed += self.checked if isinstance(self.checks, tuple) else ()
+        return (*needed, *self.lists)
+
+    @property
+    def optional_reads(self) -> tuple[Column | str, ...]:
+        return (KEEP,) if self.captions else (KEEP, TEXT_CLIP_SCORE, *self.checked)
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        """Whether `where` can be asked of values as long as the texts."""
+        for name in self.lists:
+            if not pa.types.is_list(types[name]):
+                raise StageError(
+                    found=f"column '{name}' holds {types[name]}, and no list beside the texts",
+                    where="key `where`",
+                    do=f"ask what score.caption writes, or {', '.join((*OF_TEXT, WORDS))}",
+                )
+        flat = {name: pa.array([], types[name].value_type) for name in self.lists}
+        flat |= {name: pa.array([], pa.string()) for name in OF_TEXT} | {
+            WORDS: pa.array([], pa.int32())
+        }
+        for conjunct in self.conjuncts:
+            sql.check(conjunct, pa.table(flat))
+
+    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
+        """That score.caption comes first."""
+        is_list = column == TEXTS.name or column.startswith("text_")
+        return "let score.caption come before it, which writes it" if is_list else ""
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        highest = Highest()
+        if self.mix == "blip2" and len(inputs.rows):
+            highest = self.highest(ctx.map_shards(partial(originals, self), inputs.rows), ctx)
+        chosen = partial(judged, self, ctx.worker.seed, ctx.worker.stage, highest)
+        ctx.restore(ctx.map_shards(chosen, inputs.rows))
+
+    def highest(self, rows: Shards, ctx: Context) -> "Highest":
+        """Where the share of rows with the highest scores of their original ends."""
+        ctx.say("cutting at the share of the originals")
+        top = Top(column=TEXT_CLIP_SCORE.name, fraction=self.share or SHARES["blip2"])
+        lowest = find_cut(top, rows, ctx)
+        least = ctx.reduce(partial(least_above, lowest), rows, lower)["least"]
+        ctx.say("")
+        return Highest(lowest, float(least))
+
+
+@dataclass(frozen=True)
+class Highest:
+    """The rank from which rows keep their original, and the least score among them."""
+
+    lowest: cut.Cut = cut.NOTHING
+    least: float = -np.inf
+
+
+def originals(stage: SelectCaptions, shard: pa.Table) -> pa.Table:
+    """Who the rows are, the score of their original, and whether it is ranked."""
+    texts = Texts(shard, stage.captions)
+    flat = stage_flat(stage, texts, texts.original_T)
+    own_N = flat.first(flat.original_T)
+    score_N = np.append(flat.score_T, np.float32(np.nan))[own_N]  # -1: the last, which is none
+    keep = pc.and_(pc.invert(dropped_before(shard)), pa.array(own_N >= 0))
+    rows = shard.select(IDENTITY).append_column(KEEP.name, keep)
+    return rows.append_column("value", rankable(pa.chunked_array([pa.array(score_N)])))
+
+
+def is_above(rows: pa.Table, lowest: cut.Cut) -> Bools:
+    """(N,) whether a row is among those with the highest scores."""
+    ranked_N = rows["value"].is_valid().to_numpy() & rows[KEEP.name].to_numpy()
+    rank_ND = np.hstack([cut.value_digits(rows["value"]), cut.tie_digits(rows)])
+    return ranked_N & cut.at_or_above(rank_ND, lowest)
+
+
+def least_above(lowest: cut.Cut, rows: pa.Table) -> State:
+    value_N = rows["value"].to_numpy()[is_above(rows, lowest)]
+    return {"least": np.array(value_N.min(initial=np.float32(np.inf)))}
+
+
+def lower(one: State, other: State) -> State:
+    return {"least": np.minimum(one["least"], other["least"])}
+
+
+def judged(
+    stage: SelectCaptions, seed: int, name: str, highest: Highest, shard: pa.Table
+) -> pa.Table:
+    """What is stored of every row."""
+    texts = Texts(shard, stage.captions)
+    broken = broken_rules(stage, texts)
+    reason_T, flat = broken.reason_T, stage_flat(stage, texts, broken.passes_T)
+    if stage.mix == "blip2":
+        takes_made_N = ~is_above(originals(stage, shard), highest.lowest)
+    else:
+        coin_N = coin(shard[UID.name], seed=seed, stage=name, purpose="mix")
+        takes_made_N = coin_N < (stage.share or SHARES.get(stage.mix or "", 0))
+    kept_T = mixed_texts(stage.mix, flat, takes_made_N, highest.least)
+    reason_T[flat.passes_T & ~kept_T] = f"mix:{stage.mix}"
+    own_N = flat.first(flat.original_T)
+    fell_back_N = (np.bincount(flat.row_T[kept_T], minlength=flat.rows) == 0) & (own_N >= 0)
+    kept_T[own_N[fell_back_N]] = True
+    reason_T[kept_T] = None
+    kept = np.flatnonzero(kept_T)
+    kept_N = np.bincount(flat.row_T[kept], minlength=flat.rows)
+    why = pc.make_struct(pa.array(texts.count_N == 0), pa.array(kept_N == 0))
+    return pa.table(
+        {
+            **{column: shard[column] for column in IDENTITY},
+            TEXTS.name: listed(texts.values.take(pa.array(kept)), kept_N),
+            TEXT_SCORES.name: listed(texts.scores.take(pa.array(kept)), kept_N),
+            TEXT_REASONS.name: listed(pa.array(reason_T, pa.string()), texts.count_N),
+            FELL_BACK.name: pa.array(fell_back_N),
+            REASON.name: pc.case_when(why, *SelectCaptions.reasons).cast(REASON_TYPE),
+        }
+    )
+
+
+def stage_flat(stage: SelectCaptions, texts: Texts, passes_T: Bools) -> Flat:
+    """The texts as a mix sees them."""
+    made_T = ~texts.original_T
+    named = stage.made or (("short",) if stage.mix == "short-synthetic" else ())
+    if named:
+        names = pa.array(named, pa.string())
+        is_named = pc.or_(*(pc.is_in(texts.part[it], names) for it in ("source", "label")))
+        made_T &= is_named.to_numpy(False)
+    return Flat(
+        row_T=texts.row_T,
+        original_T=texts.original_T,
+        made_T=made_T,
+        passes_T=passes_T,
+        score_T=texts.scores.to_numpy(False).astype(np.float32),
+        rows=len(texts.count_N),
+    )
