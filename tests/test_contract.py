@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import typing
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pytest
 
 from metadata.outputs import Outputs
 from metadata.schema import REASON, REASON_TYPE, UID, Column
+from pipeline.engine.streaming import EventLoop, streamed
 from pipeline.engine.worker import worker_of
 from pipeline.ledger.results import losses
 from pipeline.ledger.stored import artifacts
@@ -151,9 +153,17 @@ def opened(every_stage, tmp_path):
                 worker, model=every_stage.state.stored[planned.model].folder.uri
             )
         function = planned.stage.open(worker)
+        if planned.stage.streams:
+            function = partial(of_one_batch, function, EventLoop())
         return planned, function, every_stage.read(planned).combine_chunks()
 
     return opened
+
+
+def of_one_batch(function, events: EventLoop, rows: pa.Table) -> pa.Table:
+    """The answer of a stage that streams, to a shard of one batch."""
+    (answer,) = streamed(function, iter([rows]), events, "a test")
+    return answer
 
 
 def in_batches(function, rows: pa.Table, sizes: list[int]) -> pa.Table:

@@ -4,11 +4,22 @@ import ast
 import inspect
 import io
 import tokenize
+from dataclasses import is_dataclass
 from typing import Any
 
 
 def comments_of(cls: type[Any]) -> dict[str, str]:
-    """What stands beside each field, and on the lines of comment right above it."""
+    """What stands beside each field, and on the lines of comment right above it.
+
+    A field that is declared again without a comment keeps that of the class before.
+    """
+    found: dict[str, str] = {}
+    for one in reversed([it for it in cls.__mro__ if is_dataclass(it)]):
+        found |= {name: said for name, said in _own_comments(one).items() if said}
+    return found
+
+
+def _own_comments(cls: type[Any]) -> dict[str, str]:
     source = inspect.cleandoc("\n" + inspect.getsource(cls))
     beside: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -1,10 +1,15 @@
 """Banks of captions and their rewrites: examples that a model sees before a caption of its own."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import yaml
+from stages.caption._files import path_of, prompt_id
 
-from stages.caption._files import Document, line_of, path_of
+if TYPE_CHECKING:
+    import yaml
+
+    from stages.caption._document import Document
 
 ARROW = "=>"
 
@@ -16,6 +21,10 @@ class Bank:
     name: str
     instruction: str
     pairs: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def prompt_id(self) -> str:
+        return prompt_id(self.name, self.template)
 
     @property
     def template(self) -> str:
@@ -43,33 +52,32 @@ def prompt_of(examples: list[tuple[str, str]], caption: str) -> str:
 
 def load(style: str, examples: int) -> Bank:
     """The bank of a style, ours or a user's file; RecipeError, with the line, for a bad one."""
+    from stages.caption._document import Document  # YAML: not in a worker
+
     document = Document(path_of(style, "banks", "styles"))
     document.only(document.fields, ("instruction", "pairs"))
     instruction = document.text(document.fields["instruction"], "instruction")
-    listed = document.fields["pairs"]
-    if not isinstance(listed, yaml.SequenceNode):
-        raise document.wrong("`pairs` is no list", line_of(listed), "write `- source:`, `target:`")
     pairs: dict[str, tuple[str, str]] = {}
-    for node in listed.value:
+    for node in document.items("pairs"):
         fields = document.mapping(node, "pair")
         document.only(fields, ("source", "target"))
         source, target = (_side(document, fields[name], name) for name in ("source", "target"))
         if source.casefold() in pairs:
-            raise document.wrong(f"'{source}' stands twice", line_of(node), "keep one of the two")
+            raise document.wrong(f"'{source}' stands twice", node, "keep one of the two")
         pairs[source.casefold()] = source, target
     if len(pairs) < examples:
         raise document.wrong(
             f"{len(pairs)} pairs, and {examples} are drawn",
-            line_of(listed),
+            document.fields["pairs"],
             "write more pairs, or lower `pairs`",
         )
     return Bank(style, instruction, tuple(pairs.values()))
 
 
-def _side(document: Document, node: yaml.Node, name: str) -> str:
+def _side(document: "Document", node: "yaml.Node", name: str) -> str:
     text = document.text(node, name)
     if "\n" in text or ARROW in text:
         raise document.wrong(
-            f"'{name}' holds a line break or '{ARROW}'", line_of(node), "write it on one line"
+            f"'{name}' holds a line break or '{ARROW}'", node, "write it on one line"
         )
     return text

@@ -22,6 +22,17 @@ LABEL = re.compile(
     r"(?:caption|rewrite|description|answer|output|target|sentence|alt[- ]text)\**\s*:\**\s*)?",
     re.IGNORECASE,
 )
+# How an answer begins that speaks to whoever asked: a refusal, or a courtesy before the text.
+REPLY = re.compile(
+    r"(?:i'?m|i am|we are|we're) (?:very |so |really )?(?:sorry|afraid|unable|not able)\b"
+    r"|(?:i|we) (?:can(?:'?t| ?not)|could(?:n't| not)|do(?:n't| not)|am not|won't)\b"
+    r"|sorry\b|(?:my )?apolog|unfortunately\b|as an? (?:ai|artificial|language)\b"
+    r"|(?:sure|certainly|absolutely|of course|great|okay|ok|happy to) ?[,!.:]|sure thing\b"
+    r"|here(?: is|'s| are) (?:the|a|an|your|my|one|some) (?:\w+ ){0,2}"
+    r"(?:sentence|caption|description|version|rewrite|answer)\b"
+    r"|(?:please|could you|can you) (?:provide|share|upload|give|send)\b",
+    re.IGNORECASE,
+)
 SENTENCE_END = re.compile(r"[.!?。！？](?=[\s\"'”’)]|$)[\"'”’)]*|[。！？]")  # noqa: RUF001
 
 
@@ -74,3 +85,8 @@ def unlabelled(text: str) -> str:
     if close and len(text) > 1 and text.endswith(close) and close not in text[1:-1]:
         text = text[1:-1].strip()
     return text
+
+
+def is_reply(text: str) -> bool:
+    """Whether it speaks to whoever asked, as refusals and courtesies do, and is no caption."""
+    return REPLY.match(text.replace("\u2019", "'")) is not None

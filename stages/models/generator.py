@@ -17,7 +17,6 @@ A good answer is stored, and no request that has one is sent again: its key is t
 prompt, image, decoding, candidate and seed. What may pass (a time-out) is never stored.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -25,20 +24,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from msgspec import Meta
 
 from metadata.keys import without_keys
 from pipeline.errors import RecipeError, did_you_mean
-from pipeline.stage import Environment, OneUp, Worker
+from pipeline.stage import Environment, NonEmpty, OneUp, Worker
 from stages.models.endpoint import ADVICE as ADVICE  # a stage's file imports all from here
 from stages.models.endpoint import REASONS as REASONS
 from stages.models.endpoint import REFUSALS, Endpoint
 from stages.models.endpoint import TRANSIENT as TRANSIENT
 from stages.models.endpoint import Generated as Generated
 from stages.models.endpoint import Limits as Limits
-from stages.models.purse import Purse
+
+if TYPE_CHECKING:
+    import asyncio  # which a plan and a worker that asks nothing do without
 
 Form = Literal["chat", "completion"]
 SCHEMES = ("openai", "vllm", "gguf", "smollm2", "reference")
@@ -48,11 +49,12 @@ IMAGE_TOKENS = 1200  # set aside for an image: what common models take for a meg
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What is asked: a text, and an encoded image already at its size."""
+    """What is asked: a text, an encoded image already at its size, and how long an answer."""
 
     text: str
     system: str = ""
     image: bytes | None = None
+    max_tokens: int | None = None  # of the answer, where that is fewer than its decoding's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Decoding:
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None  # drawn from the likeliest, this share
     top_k: OneUp | None = None  # drawn from so many; vLLM and llama.cpp know it, OpenAI does not
     min_tokens: OneUp | None = None  # of an answer; vLLM knows it
-    stop: tuple[str, ...] = ()  # an answer ends before the first of these
+    stop: tuple[NonEmpty, ...] = ()  # an answer ends before the first of these
 
 
 def open_asker(
@@ -98,6 +100,7 @@ class Asker:
         where: str,
     ) -> None:
         from stages.models.client import Client  # aiohttp: not while a recipe is planned
+        from stages.models.purse import Purse
 
         self.endpoint, self.form, self.answers = endpoint, form, worker.answers
         self.client = Client(endpoint, limits, Purse(worker, limits, where), where)
@@ -110,9 +113,12 @@ class Asker:
 
         StageError where no request can be answered: no server, no such model, no budget.
         """
+        import asyncio
+
         # A server may take 31 bits; two candidates of one seed are two questions, to it too.
         drawn = (seed ^ (candidate * 0x9E3779B97F4A7C15)) % 2**31
         question = {**self._question(prompt), **self.decoding, "seed": drawn}
+        question["max_tokens"] = min(self.max_tokens, prompt.max_tokens or self.max_tokens)
         key = self._key(question, prompt.image, candidate)
         [stored] = self.answers.get([key])
         if stored is not None:
@@ -153,7 +159,7 @@ class Asker:
         about = len(text) // 3 + 16 + (IMAGE_TOKENS if prompt.image is not None else 0)
         path = "chat/completions" if self.form == "chat" else "completions"
         return await self.client.answer(
-            path, lambda: self._body(prompt, question), about, self.max_tokens
+            path, lambda: self._body(prompt, question), about, question["max_tokens"]
         )
 
     def _body(self, prompt: Prompt, question: Mapping[str, Any]) -> dict[str, Any]:

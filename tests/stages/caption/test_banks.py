@@ -91,6 +91,9 @@ def test_a_users_bank_is_read(tmp_path):
         ('instruction: "x"\npairs: none\n', 2, "`pairs` is no list"),
         ("[1, 2", 1, "expected ',' or ']'"),
         ("", 1, "no fields"),
+        ("? [a]\n: b", 2, "unknown field"),
+        ("[" * 1_000, 1, "recursion"),
+        ("a: &a [*a]", 1, "unknown field 'a'"),
         ("x" * 300_000, 1, "more than 250,000 bytes"),
     ],
 )
@@ -108,7 +111,7 @@ def test_a_bad_bank_stops_the_plan_with_its_line(text, line, found, tmp_path):
 def test_a_bank_that_is_no_text_or_not_there_is_said(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00pairs")
-    with pytest.raises(RecipeError, match="no UTF-8"):
+    with pytest.raises(RecipeError, match="can't decode"):
         load(str(path), 2)
     with pytest.raises(RecipeError, match="no file"):
         load(str(tmp_path / "nowhere.yaml"), 2)

@@ -1,6 +1,7 @@
 """One path to every model that writes texts: stored answers, equal requests, budgets."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -50,6 +51,13 @@ def test_the_reference_names_an_images_size_and_colour():
 def test_an_answer_of_max_tokens_is_cut():
     [answer] = ask(reference(worker(), max_tokens=3), CAPTION)
     assert (len(answer.text.split()), answer.completion_tokens, answer.cut) == (3, 3, True)
+
+
+def test_a_prompt_may_ask_for_a_shorter_answer_than_its_decoding():
+    prompt = Prompt(text="one two three four five", max_tokens=3)
+    long = replace(prompt, max_tokens=99)
+    first, second = ask(reference(worker(), max_tokens=4), prompt, long)
+    assert [len(it.text.split()) for it in (first, second)] == [3, 4]
 
 
 def test_a_budget_of_nothing_asks_nothing():

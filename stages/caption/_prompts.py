@@ -1,0 +1,69 @@
+"""Prompts of caption stages: a text with places for captions, a label, and a length."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from stages.caption._files import path_of, prompt_id
+
+PLACE = re.compile(r"\{([a-z_]+)\}")
+NUMBER = re.compile("[1-9][0-9]{0,5}")
+WORD = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """What is asked, with `{text}` where the pool's caption goes and `{caption}` for a made one."""
+
+    name: str  # its `id`
+    label: str
+    max_tokens: int
+    text: str
+    system: str
+
+    @cached_property
+    def prompt_id(self) -> str:
+        return prompt_id(self.name, f"{self.system}\n{self.text}")
+
+    @cached_property
+    def places(self) -> frozenset[str]:
+        return frozenset(PLACE.findall(self.text))
+
+    def filled(self, **captions: str) -> str:
+        return PLACE.sub(lambda place: captions[place[1]], self.text)
+
+
+def load(name: str, key: str, needs: tuple[str, ...] = (), may: tuple[str, ...] = ()) -> Template:
+    """The prompt of a name, ours or a user's file; RecipeError, with the line, for a bad one.
+
+    `needs` are the places that its text must have, `may` those that it may have too.
+    """
+    from stages.caption._document import Document  # YAML: not in a worker
+
+    document = Document(path_of(name, "prompts", key))
+    document.only(document.fields, ("id", "label", "max_tokens", "text"), "system")
+    said = {field: document.text(node, field) for field, node in document.fields.items()}
+    for field in ("id", "label"):
+        if not WORD.fullmatch(said[field]):
+            do = "write small letters, digits and _"
+            raise document.wrong(f"{field} is {said[field]!r}", document.fields[field], do)
+    if not NUMBER.fullmatch(said["max_tokens"]):
+        found = f"max_tokens is {said['max_tokens']!r}"
+        do = "write a whole number from 1"
+        raise document.wrong(found, document.fields["max_tokens"], do)
+    places = set(PLACE.findall(said["text"]))
+    for place in sorted(places - {*needs, *may}):
+        known = ", ".join(f"{{{one}}}" for one in (*needs, *may)) or "none"
+        do = f"places that this stage fills are: {known}"
+        raise document.wrong(f"unknown place {{{place}}}", document.fields["text"], do)
+    for place in needs:
+        if place not in places:
+            do = f"write {{{place}}} where that caption goes"
+            raise document.wrong(f"no place {{{place}}}", document.fields["text"], do)
+    return Template(
+        name=said["id"],
+        label=said["label"],
+        max_tokens=int(said["max_tokens"]),
+        text=said["text"],
+        system=said.get("system", ""),
+    )

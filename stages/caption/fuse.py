@@ -1,0 +1,146 @@
+"""A caption found and a caption made, joined into one sentence by a language model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import Annotated
+
+import pyarrow as pa
+from msgspec import Meta
+
+from metadata.fingerprint import digest
+from metadata.schema import CAPTIONS, TEXT, Column
+from pipeline.stage import (
+    Environment,
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Resources,
+    RowStage,
+    StreamFunction,
+    Worker,
+    location,
+)
+from stages.caption import _prompts
+from stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
+from stages.caption._prompts import Template
+from stages.caption._texts import cleaned, is_reply, paragraph_of
+from stages.models import generator
+from stages.models.generator import Asker, Decoding, Form, Limits, Prompt, open_asker
+
+PLACES = ("caption", "text")
+MOST_WORDS = {"text": 64, "caption": 256}  # of the pool's caption, of a made one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused(Decoding):
+    """How a fused sentence is drawn; its length is the prompt's."""
+
+    max_tokens: OneUp = 1024  # of an answer at most, whatever the prompt's file says
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.7
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuse(RowStage):
+    """The pool's caption joined with each made one, a text of each; null where there is none.
+
+    An answer that refuses, or begins with a courtesy, is asked for again, `attempts` times in all.
+
+    Source: VeCLIP (Lai et al. 2023) for `veclip`, one short sentence; VeCap-v2 (2024) for `afc`,
+        the web caption in a long description. Departs: prompts and decoding of our own; they name
+        none that could be read.
+    Error: what the model makes up or loses: judge texts with score.caption.
+    Example: {model: reference}
+    """
+
+    # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, or reference, which
+    # needs no weights and is for trials
+    model: NonEmpty
+    # lists of made captions, as `captions` or `stage.captions`: each text of them is joined
+    captions: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("captions",)
+    prompt: NonEmpty = "veclip"  # what is asked: veclip, afc, or a YAML file of your own
+    attempts: OneUp = 3  # answers asked for, until one is a caption
+    form: Form = "chat"  # completion for models that are not tuned to chat
+    decoding: Fused = Fused()  # how answers are drawn; null leaves it to the server
+    limits: Limits = location(Limits())  # how fast and for how much the server is asked
+    gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+
+    version = 1
+    determinism = "recorded"
+    streams = True
+    batch_rows = 128
+    writes = WRITES
+    reasons = ("no_text", "empty_text", "no_captions", "no_caption_in_answer", *generator.REASONS)
+    transient = generator.TRANSIENT
+    advice = generator.ADVICE
+
+    def __post_init__(self) -> None:
+        generator.environments_of(self.model)
+        len(self.template.text)  # a prompt that is not as it should be stops the plan
+
+    @cached_property
+    def template(self) -> Template:
+        return _prompts.load(self.prompt, "prompt", needs=PLACES)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return {"prompt": digest(asdict(self.template))}
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        return (TEXT, *(replace(CAPTIONS, name=name) for name in self.captions))
+
+    @property
+    def environments(self) -> tuple[Environment, ...]:
+        return generator.environments_of(self.model)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def open(self, worker: Worker) -> StreamFunction:
+        asker = open_asker(
+            self.model, worker, decoding=self.decoding, limits=self.limits, form=self.form
+        )
+        start = partial(fused, settings=self, asker=asker, worker=worker)
+        return streamed(start, self.batch_rows, self.limits)
+
+
+async def fused(batch: pa.Table, *, settings: Fuse, asker: Asker, worker: Worker) -> pa.Table:
+    """The joined captions of every row, and a reason wherever there is none."""
+    template = settings.template
+    seeds = seeds_of(batch, worker, template.prompt_id)
+    lists = zip(*(batch[name].to_pylist() for name in settings.captions), strict=True)
+    made = [[it["text"] for one in of_row for it in one or () if it["text"]] for of_row in lists]
+
+    async def said(seed: int, text: str, caption: str) -> Said:
+        filled = template.filled(text=text, caption=cleaned(caption, MOST_WORDS["caption"]))
+        prompt = Prompt(text=filled, system=template.system, max_tokens=template.max_tokens)
+        reason = None
+        for attempt in range(settings.attempts):
+            answer = await asker.ask(prompt, seed=seed, candidate=attempt)
+            joined = paragraph_of(answer.text or "", answer.cut)
+            if answer.reason not in (None, "empty_answer"):
+                reason = answer.reason
+                break
+            if joined and not is_reply(joined):
+                return Said(text=joined, prompt_id=template.prompt_id, label=template.label)
+            reason = "no_caption_in_answer" if joined else "empty_answer"
+        return Said(reason=reason, prompt_id=template.prompt_id, label=template.label)
+
+    async def row(number: int, text: str | None) -> list[Said] | str:
+        if text is None:
+            return "no_text"
+        text = cleaned(text, MOST_WORDS["text"])
+        if not text:
+            return "empty_text"
+        if not made[number]:
+            return "no_captions"
+        return await all_of(said(seeds[number], text, caption) for caption in made[number])
+
+    texts = batch[TEXT.name].to_pylist()
+    rows = await all_of(row(number, text) for number, text in enumerate(texts))
+    return columns_of(rows, worker, settings.model)

@@ -1,0 +1,236 @@
+"""Captions made from the image, by a vision-language model."""
+
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from typing import Annotated, Literal
+
+import pyarrow as pa
+from msgspec import Meta
+
+from metadata.fingerprint import digest
+from metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT, Column
+from pipeline.errors import RecipeError
+from pipeline.stage import (
+    Environment,
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Resources,
+    RowStage,
+    StreamFunction,
+    Worker,
+    location,
+)
+from stages.caption import _prompts
+from stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
+from stages.caption._best import best
+from stages.caption._prompts import Template
+from stages.caption._texts import cleaned, paragraph_of
+from stages.models import generator
+from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
+from stages.models.image_text import ImageTextModel, checked_width, load, look_for
+from stages.ops.pixels import UNDECODABLE
+from stages.ops.vectors import as_matrix
+
+# Shapes: N rows of the batch, D width of the embedding.
+
+MOST_WORDS = 64  # of the pool's caption, where a prompt has a place for it
+PLACES = ("text",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Decoding):
+    """Nguyen et al.'s decoding, but for the length, which a prompt says."""
+
+    max_tokens: OneUp = 1024  # of an answer at most, whatever the prompt's file says
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.75
+    top_k: OneUp | None = 50
+    min_tokens: OneUp | None = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesize(RowStage):
+    """Captions of the image, of each prompt one or several; null where no answer has a text.
+
+    A prompt is a file in stages/caption/prompts; `short`, `long` and `detailed` are the three
+    lengths of VeCap-v2. The image is sent as JPEG, no larger than the model looks at it.
+
+    Source: Nguyen et al. 2023 for decoding: temperature 0.75, top-k 50, from 5 tokens; VeCap-v2
+        (Lai et al. 2024) for lengths: 10 to 15 tokens, 40 to 60, over 100; LAION-COCO for the best
+        of several by CLIP score. Departs: prompts of our own.
+    Error: what the model makes up: judge captions with score.caption.
+    Example: {model: reference}
+    """
+
+    # a model that sees images: openai:URL#MODEL, vllm:MODEL, gguf:FILE, or reference, which needs
+    # no weights and is for trials
+    model: NonEmpty
+    # what is asked: short, long, detailed, short_with_text, a YAML file of your own; or several
+    prompts: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("short",)
+    image_size: OneUp = 448  # pixels of the longer side at most: the model's own side
+    candidates: OneUp = 1  # answers to each prompt
+    keep: Literal["best", "all"] = "all"  # of the candidates: that which fits the image best
+    # the model whose image_embedding is read, as open_clip:NAME/TAG; it scores the candidates
+    best_by: NonEmpty | None = None
+    # how answers are drawn; null leaves it to the server: OpenAI's own know no top_k, min_tokens
+    decoding: Sampled = Sampled()
+    limits: Limits = location(Limits())  # how fast and for how much the server is asked
+    gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+
+    version = 1
+    determinism = "recorded"
+    streams = True
+    batch_rows = 64
+    writes = WRITES
+    transient = generator.TRANSIENT
+    advice = generator.ADVICE | dict(UNDECODABLE)
+
+    def __post_init__(self) -> None:
+        generator.environments_of(self.model)
+        names = [template.prompt_id for template in self.templates]
+        if len(set(names)) < len(names):
+            found = "two prompts are the same"
+            raise RecipeError(found, "key `prompts`", "name each once; `candidates` asks for more")
+        if self.is_judged and self.best_by is None:
+            do = "name the model of `image_embedding`, or write keep: all"
+            raise RecipeError("keep: best without a model that scores", "key `best_by`", do)
+        if self.best_by is not None:
+            checked_width(self.best_by)
+
+    @property
+    def is_judged(self) -> bool:
+        return self.keep == "best" and self.candidates > 1
+
+    @cached_property
+    def templates(self) -> tuple[Template, ...]:
+        return tuple(_prompts.load(name, "prompts", may=PLACES) for name in self.prompts)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return {"prompts": digest([asdict(it) for it in self.templates])}
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        asks_text = any(template.places for template in self.templates)
+        embedding = (IMAGE_EMBEDDING,) if self.is_judged else ()
+        return (IMAGE, *((TEXT,) if asks_text else ()), *embedding)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        of_text = ("no_text",) if TEXT in self.reads else ()
+        of_score = ("no_image_embedding",) if self.is_judged else ()
+        return ("no_image", "undecodable", *of_text, *of_score, *generator.REASONS)
+
+    @property
+    def environments(self) -> tuple[Environment, ...]:
+        return generator.environments_of(self.model)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def look(self) -> None:
+        if self.best_by is not None:
+            look_for(self.best_by)
+
+    def check(self, types: Mapping[str, pa.DataType]) -> None:
+        width = checked_width(self.best_by) if self.is_judged and self.best_by else None
+        stored = types.get(IMAGE_EMBEDDING.name)
+        if width and isinstance(stored, pa.FixedSizeListType) and stored.list_size != width:
+            raise RecipeError(
+                f"image_embedding has {stored.list_size} numbers, {self.best_by} makes {width}",
+                "key `best_by`",
+                "name the model of the stage that embeds the images",
+            )
+
+    def open(self, worker: Worker) -> StreamFunction:
+        asker = open_asker(
+            self.model, worker, decoding=self.decoding, limits=self.limits, form="chat"
+        )
+        judge = None
+        if self.is_judged and self.best_by is not None:
+            judge = load(self.best_by, worker.device, worker.threads)
+            if judge.sha256:
+                worker.pin(self.best_by, judge.sha256)
+        start = partial(
+            synthesized,
+            settings=self,
+            asker=asker,
+            judge=judge,
+            threads=ThreadPoolExecutor(worker.threads),
+            worker=worker,
+        )
+        return streamed(start, self.batch_rows, self.limits)
+
+
+async def synthesized(
+    batch: pa.Table,
+    *,
+    settings: Synthesize,
+    asker: Asker,
+    judge: ImageTextModel | None,
+    threads: Executor,
+    worker: Worker,
+) -> pa.Table:
+    """The captions of every image, and a reason wherever there is none."""
+    import asyncio  # which a plan does without
+
+    loop = asyncio.get_running_loop()
+    images = batch[IMAGE.name].to_pylist()
+    texts = batch[TEXT.name].to_pylist() if TEXT in settings.reads else [None] * len(batch)
+    embedded = [True] * len(batch)
+    if judge is not None:
+        embedded = batch[IMAGE_EMBEDDING.name].is_valid().to_pylist()
+    seeds = {
+        template.prompt_id: seeds_of(batch, worker, template.prompt_id)
+        for template in settings.templates
+    }
+
+    async def said(row: int, template: Template, jpeg: bytes, number: int) -> Said:
+        known = {"prompt_id": template.prompt_id, "label": template.label}
+        text = cleaned(texts[row] or "", MOST_WORDS) if template.places else ""
+        if template.places and not text:
+            return Said(reason="no_text", **known)
+        prompt = Prompt(
+            text=template.filled(text=text),
+            system=template.system,
+            image=jpeg,
+            max_tokens=template.max_tokens,
+        )
+        answer = await asker.ask(prompt, seed=seeds[template.prompt_id][row], candidate=number)
+        made = paragraph_of(answer.text or "", answer.cut)
+        return Said(text=made, reason=answer.reason or (None if made else "empty_answer"), **known)
+
+    async def row(number: int, image: bytes | None) -> list[Said] | str:
+        if image is None:
+            return "no_image"
+        if not embedded[number]:
+            return "no_image_embedding"
+        jpeg = await loop.run_in_executor(threads, jpeg_or_none, image, settings.image_size)
+        if jpeg is None:
+            return "undecodable"
+        return await all_of(
+            said(number, template, jpeg, candidate)
+            for template in settings.templates
+            for candidate in range(settings.candidates)
+        )
+
+    rows = await all_of(row(number, image) for number, image in enumerate(images))
+    if judge is not None:
+        image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
+        rows = await loop.run_in_executor(threads, best, rows, image_ND, settings.candidates, judge)
+    return columns_of(rows, worker, settings.model)
+
+
+def jpeg_or_none(image: bytes, side: int) -> bytes | None:
+    from stages.caption._pictures import jpeg_of  # OpenCV, which a plan does without
+    from stages.ops.images import ImageError
+
+    try:
+        return jpeg_of(image, side)
+    except ImageError:
+        return None
