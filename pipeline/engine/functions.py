@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,13 @@ from pipeline.engine.budget import SharedBudget
 from pipeline.engine.chain import Chain
 from pipeline.engine.declared import as_declared
 from pipeline.engine.kept import KeptRows
-from pipeline.engine.streaming import EventLoop, streamed
 from pipeline.engine.worker import worker_of
 from pipeline.errors import StageError
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.stage import RowFunction, RowStage, StreamFunction
+
+if TYPE_CHECKING:
+    from pipeline.engine.streaming import EventLoop  # asyncio: only for stages that stream
 
 # Shapes: K rows of a batch that are computed.
 
@@ -123,6 +125,8 @@ class Functions:
         place: str,
         kept: KeptRows | None,
     ) -> Iterator[tuple[Batch, pa.Table]]:
+        from pipeline.engine.streaming import streamed
+
         under_way: deque[tuple[Batch, Batch | None]] = deque()  # what was read, and asked for of it
 
         def given() -> Iterator[pa.Table]:
@@ -187,8 +191,10 @@ class Functions:
         return planned.stage.open(worker)
 
     @cached_property
-    def _events(self) -> EventLoop:
+    def _events(self) -> "EventLoop":
         """One for all stages of the chain, from shard to shard."""
+        from pipeline.engine.streaming import EventLoop
+
         return EventLoop()
 
     def close(self) -> None:
