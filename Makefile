@@ -8,7 +8,7 @@ PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/
 	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit chaos test bench docs clean
+.PHONY: help demo check unit chaos vllm test bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,10 +40,13 @@ check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/mypy metadata pipeline stages
 
 unit: .venv/installed-dev  ## every test but those that take minutes
-	$(BIN)/python -m pytest -q -n 2 -m 'not chaos' --durations 12
+	$(BIN)/python -m pytest -q -n 2 -m 'not chaos and not vllm' --durations 12
 
 chaos: .venv/installed-dev  ## kill -9 at every point, on disk, on S3, on Ray; the README; the demo
 	$(BIN)/python -m pytest -q -n 2 -m chaos --durations 12
+
+vllm: .venv/installed-dev  ## a real vLLM server on the CPU, with tiny models made for it; gigabytes
+	$(BIN)/python -m pytest -q -m vllm --durations 12
 
 test: check unit chaos  ## all of it: what .ci/run calls
 

@@ -7,7 +7,6 @@ worker leaves nothing that looks like one, and whoever makes it next removes wha
 
 import contextlib
 import fcntl
-import importlib.metadata
 import os
 import re
 import shutil
@@ -81,12 +80,14 @@ def _python(place: Path) -> Path:
 
 
 def _is_here(package: str) -> bool:
+    from importlib import metadata  # with email and zipfile, which few workers need
+
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
         wanted = Requirement(package)
-        version = importlib.metadata.version(wanted.name)
-    except (InvalidRequirement, importlib.metadata.PackageNotFoundError):
+        version = metadata.version(wanted.name)
+    except (InvalidRequirement, metadata.PackageNotFoundError):
         return False  # a path or an address is nothing to compare with
     return wanted.url is None and wanted.specifier.contains(version, prereleases=True)
 

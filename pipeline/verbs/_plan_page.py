@@ -9,6 +9,7 @@ from typing import Any
 
 from metadata.fingerprint import plain
 from metadata.schema import UID
+from pipeline.engine import environments
 from pipeline.planning.looks import Seen
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
@@ -113,6 +114,8 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
             lines.append(f"  note      {made['note']}")
         needs = made["resources"]
         gpus = f", {needs['gpus']} GPUs" if needs["gpus"] else ""
+        for other in made.get("environments", []):
+            lines.append(f"  python    {_python(other)}")
         lines.append(
             f"  needs     {needs['cpus']} CPU{gpus}, {needs['memory_gb']} GB a worker;"
             f" {planned.stage.determinism}; folder {planned.folder}"
@@ -169,6 +172,14 @@ def _stage_json(
         expected = {rows: stage.candidates(rows) for rows in _sizes(planned, state)}
         if None not in expected.values():
             made["candidates"] = {str(rows): pairs for rows, pairs in expected.items()}
+    if stage.environments:
+        made["environments"] = [
+            {
+                "packages": list(one.packages),
+                "python": str(python) if (python := environments.made(one)) else None,
+            }
+            for one in stage.environments
+        ]
     note = _note(plan, planned)
     if note:
         made["note"] = note
@@ -179,6 +190,12 @@ def _stage_json(
     if state is not None:
         made["done"] = summary(state.stages[planned.name])
     return made
+
+
+def _python(environment: Mapping[str, Any]) -> str:
+    """`xllamacpp>=2026.10: made at the first run, in /cache`: of one that is not there."""
+    place = environment["python"] or f"made at the first run, in {environments.cache_folder()}"
+    return f"{', '.join(environment['packages'])}: {place}"
 
 
 def notes(plan: Plan) -> list[str]:
@@ -192,7 +209,11 @@ def _noted(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _note(plan: Plan, planned: PlannedStage) -> str:
-    """The stages that name keepers by different orders, of those that one select reads."""
+    """Packages that are to be fetched first; keepers that are named by several orders."""
+    missing = [one for one in planned.stage.environments if environments.made(one) is None]
+    if missing:
+        packages = ", ".join(package for one in missing for package in one.packages)
+        return f"makes a Python of its own at the first run, with {packages}"
     if not planned.is_select:
         return ""
     order: dict[str, Any] = {}

@@ -25,6 +25,7 @@ PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headl
 EXTRAS = {
     "pool": ("resvg_py",),
     "gpu": ("open_clip",),
+    "gguf": ("xllamacpp",),
     "img2dataset": ("img2dataset",),
 }
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
@@ -81,6 +82,7 @@ def examine(models: list[str], out: str | None) -> list[Finding]:
         *map(_package, PACKAGES),
         *(_extra(extra, modules) for extra, modules in EXTRAS.items()),
         _jobs(),
+        *_environments(),
         _gpu(),
         _memory(),
         _disk(out or "."),
@@ -116,6 +118,15 @@ def _jobs() -> Finding:
         return Finding("ray jobs", "good", "a head started here takes what `submit` sends")
     do = "pip install 'ray[default]' on the head of a cluster; whoever submits needs nothing"
     return Finding("ray jobs", "note", f"a head started here takes none: no {missing[0]}", do)
+
+
+def _environments() -> list[Finding]:
+    """The Pythons that were made for stages."""
+    from pipeline.engine.environments import all_made
+
+    return [
+        Finding("python of its own", "good", f"{of}: {place}") for place, of in all_made().items()
+    ]
 
 
 def _gpu() -> Finding:

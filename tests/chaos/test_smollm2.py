@@ -5,7 +5,6 @@ import gc
 import os
 import signal
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from pipeline.engine.helpers import HelperProcess
 from pipeline.stage import Worker
 from stages.models import gguf_server
 from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
-from tests.family import left_after
+from tests.family import left_after, serving
 
 pytestmark = pytest.mark.chaos
 
@@ -29,31 +28,13 @@ def worker(tmp_path) -> Worker:
     return Worker(**here, environment=python_of, start_helper=start)
 
 
-def servers() -> list[int]:
-    """The processes that run our server's file, guards included."""
-    script = gguf_server.__file__.encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        found += [int(entry.name)] if script in command else []
-    return found
-
-
-def serving(before: list[int]) -> int:
-    """The server that was started since, which is the child of its guard."""
-    return max(set(servers()) - set(before))
-
-
 async def asked(asker: Asker, seed: int = 0) -> list:
     prompts = [Prompt(text=f"Rewrite this caption in other words: {text}") for text in CAPTIONS]
     return await asyncio.gather(*(asker.ask(prompt, seed=seed) for prompt in prompts))
 
 
 def test_smollm2_answers_is_revived_and_leaves_no_process(worker):
-    before = servers()
+    before = serving(gguf_server.__file__)
 
     async def talk() -> None:
         decoding = Decoding(max_tokens=16, temperature=0.7, top_p=0.9)
@@ -63,10 +44,10 @@ def test_smollm2_answers_is_revived_and_leaves_no_process(worker):
         assert len({one.text for one in first}) == len(CAPTIONS)
         assert all(0 < one.completion_tokens <= 16 < one.prompt_tokens for one in first)
         assert await asked(asker) == first  # stored
-        os.kill(serving(before), signal.SIGKILL)
+        os.kill(max(set(serving(gguf_server.__file__)) - set(before)), signal.SIGKILL)
         again = await asked(asker, seed=1)
         assert all(one.text for one in again), again
 
     asyncio.run(talk())
     gc.collect()
-    assert not left_after(set(servers()) - set(before), 10)
+    assert not left_after(set(serving(gguf_server.__file__)) - set(before), 10)

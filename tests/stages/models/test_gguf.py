@@ -6,35 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ClipmillError, RecipeError, StageError
-from pipeline.stage import Worker
 from stages.models import gguf, smollm2
 from stages.models.endpoint import Limits
 from stages.models.generator import environments_of
-
-
-class Started:
-    """A worker that notes what is asked of it; nothing is started."""
-
-    def __init__(self, scratch: Path, **more) -> None:
-        self.pinned: dict[str, str] = {}
-        self.command: list[str] = []
-        self.env: dict[str, str] = {}
-        given = {"seed": 0, "stage": "rewrite", "device": "cpu", "threads": 3, **more}
-        self.worker = Worker(
-            scratch=scratch,
-            pin=self.pinned.__setitem__,
-            environment=lambda environment: Path("/other/python"),
-            start_helper=self._start,
-            **given,
-        )
-
-    def _start(self, command, *, is_healthy, wait_s, env):
-        assert not is_healthy()  # nobody listens
-        self.command, self.env = list(command), dict(env)
-        return self
-
-    def is_alive(self):
-        return True
+from tests.stages.models.started import Started
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.stage import RowFunction, RowStage, Worker, location
+from pipeline.stage import Environment, RowFunction, RowStage, Worker, location
 from tests.family import family, members
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
@@ -29,6 +29,7 @@ class Helped(RowStage):
     log: str = location()
     gate: str = location()
     at: int = location(0)
+    package: str = location("numpy>=2")
 
     version = 1
     determinism = "exact"
@@ -36,7 +37,12 @@ class Helped(RowStage):
     writes = (HELPED,)
     batch_rows = 4
 
+    @property
+    def environments(self) -> tuple[Environment, ...]:
+        return (Environment(packages=(self.package,)),)
+
     def open(self, worker: Worker) -> RowFunction:
+        worker.environment(*self.environments)
         pids = worker.scratch / f"{secrets.token_hex(4)}.pids"
         helper = worker.start_helper(family(pids), is_healthy=pids.exists, wait_s=30)
         noted = Path(self.log) / f"{os.getpid()}"

