@@ -10,8 +10,8 @@ NAME = rf"[\pL\pM\p{{Nd}},]['’]?s?\s+\p{{Lu}}[\pL\pM\p{{Nd}}]*{INSIDE}"  # noq
 LONG, CAPITAL = r"\s[\pL\pM]{4,}", r"\s\p{Lu}[\pL\pM]{3,}"
 MANY_CAPITALS = 0.6  # of the long words but the first: a title, whose capitals name nothing
 NOUNS_HAVE_CAPITALS = ("de", "lb", "nds", "als", "bar")
-DIGITS = {
-    **{"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"},
+DIGITS = {  # without one and two, which are said of what is no count
+    **{"three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"},
     **{"nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13"},
     **{"fourteen": "14", "fifteen": "15", "sixteen": "16", "seventeen": "17", "eighteen": "18"},
     **{"nineteen": "19", "twenty": "20", "thirty": "30", "forty": "40", "fifty": "50"},
