@@ -48,6 +48,13 @@ best_models: {uses: proof.learn, from: pool, data: shards, seeds: [0, 1]}
 raw_scores:  {uses: proof.grade, from: pool, model: "stage:raw_models", acc1: [0.2, 0.3]}
 best_scores: {uses: proof.grade, from: pool, model: "stage:best_models", acc1: [0.4, 0.52]}
 """
+CAPTIONED = """
+pool:   {uses: ingest.image_folder, path: none, shard_rows: 25}
+stars:  {uses: probe.says, from: pool, said: ["star", "a picture of * by a patient hand"]}
+moons:  {uses: probe.says, from: pool, said: ["moon <b>*</b>"], label: short}
+judged: {uses: probe.judged, from: [stars, moons], captions: [stars.captions, moons.captions]}
+best:   {uses: probe.chosen, from: judged, min_words: 4}
+"""
 CLUSTERED = """
 pool:     {uses: ingest.image_folder, path: none, shard_rows: 25}
 caption:  {uses: annotate.caption, from: pool}

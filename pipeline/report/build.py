@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.ledger.balances import balances
+from pipeline.ledger.captions import captions
 from pipeline.ledger.clusters import cluster_maps
 from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.funnel import Funnel, funnel
@@ -19,6 +20,7 @@ from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import Results, losses, results
 from pipeline.ledger.work import StageWork, work
 from pipeline.report.balances import balance_section
+from pipeline.report.captions import caption_section
 from pipeline.report.clusters import cluster_section
 from pipeline.report.ends import Section, drawn_end, section, sections_of
 from pipeline.report.page import render
@@ -67,6 +69,10 @@ def _sections(
     if near := leaks(state):
         strips = [{**vars(of), "strips": leak_strips(state, of)} for of in near]
         yield section("leaks", "Copies of evaluation samples", leaks=strips)
+    for number, made in enumerate(captions(state)):
+        found = caption_section(state, made)
+        title = f"Captions of {made.chosen_by or made.stage}"
+        yield section("captions", title, number, found=found)
     for number, of in enumerate(balances(state)):
         found = balance_section(state, of)
         yield section("concepts", f"Concepts balanced by {of.stage}", number, found=found)

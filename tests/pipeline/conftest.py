@@ -122,6 +122,14 @@ def state(tmp_path_factory) -> RunState:
 
 
 @pytest.fixture(scope="session")
+def captioned(tmp_path_factory) -> RunState:
+    """A finished run that makes captions of the pool of tests/drawn.py, and chooses among them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(OWN_STAGES)
+        return drawn.run(tmp_path_factory.mktemp("captioned"), drawn.CAPTIONED)
+
+
+@pytest.fixture(scope="session")
 def clustered(tmp_path_factory) -> RunState:
     """A finished run that clusters the pool of tests/drawn.py, and selects by the clusters."""
     with pytest.MonkeyPatch.context() as patch:

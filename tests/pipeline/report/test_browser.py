@@ -69,12 +69,19 @@ def clusters_page(clustered, own_stages, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def captions_page(captioned, own_stages, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("page") / "captions.html"
+    file.write_text(report(captioned))
+    return file
+
+
+@pytest.fixture(scope="module")
 def tab(tmp_path_factory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
 
-@pytest.mark.parametrize("which", ["page", "clusters_page"])
+@pytest.mark.parametrize("which", ["page", "clusters_page", "captions_page"])
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_nothing_is_off_screen_and_all_is_legible(width, scheme, which, tab, request):
     tab.show(request.getfixturevalue(which), width, scheme)
@@ -111,7 +118,7 @@ def test_the_whole_width_is_used_and_a_narrow_window_shows_every_arm(page, tab):
     assert tab.value(said) == ['"raw"', '"shards"']
 
 
-@pytest.mark.parametrize("which", ["page", "clusters_page"])
+@pytest.mark.parametrize("which", ["page", "clusters_page", "captions_page"])
 def test_every_link_leads_somewhere_and_the_contents_name_every_section(which, tab, request):
     tab.show(request.getfixturevalue(which), 1400, "light")
     assert tab.value(LEADING_NOWHERE) == []
