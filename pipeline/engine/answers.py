@@ -12,6 +12,7 @@ answers in two files, and nowhere none. There is no list of files beside the fil
 import contextlib
 import hashlib
 import io
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +31,7 @@ from metadata.storage import Entry, Storage
 from pipeline.errors import LostLockError
 
 FOLDER, NEW, PACKED, ENDING = "answers", "new", "packed", ".answers"
+NAME = re.compile(r"(new/\d+-|packed/)[0-9a-f]{32}\.answers")
 STORE_S = 1.0  # what a kill may lose
 MOST_SMALL = 64  # files of one second, before they are merged into one
 MOST_BYTES = 16 << 20  # of answers in memory
@@ -72,8 +74,7 @@ class StoredAnswers:
 
     def put(self, key: bytes, answer: bytes) -> None:
         with self._adding:
-            before = self._fresh.get(key)
-            if before is not None and before <= answer:
+            if key in self._fresh:  # of one worker the first stays
                 return
             self._fresh[key] = self._waiting[key] = answer
             self._fresh_bytes += len(answer)
@@ -123,6 +124,7 @@ class StoredAnswers:
                 pairs = {k: a for k, a in self._fresh.items() if k not in self._waiting}
             if not pairs:
                 return
+            own = _kept(self._own, sorted(pairs.items()))
             name = self._small[0]
             if len(self._small) > 1:
                 name = _put(self.folder, self._shard, pairs)
@@ -130,12 +132,10 @@ class StoredAnswers:
             for small in self._small:
                 if small != name:
                     self.folder.delete(small)
-            self._small = []
-            self._own = _kept(self._own, sorted(pairs.items()))
+            self._small, self._own = [], own
             with self._adding:
                 for key in pairs:
-                    if key not in self._waiting:
-                        del self._fresh[key]
+                    del self._fresh[key]
                 self._fresh_bytes = sum(map(len, self._fresh.values()))
 
     # Finding
@@ -153,19 +153,23 @@ class StoredAnswers:
     def _adopt(self, prefix: str) -> None:
         """Takes in the files of new/ whose names begin so, and that it has not seen."""
         while True:
-            names = [f"{NEW}/{entry.name}" for entry in self.folder.entries(NEW)]
-            unseen = [n for n in names if n.startswith(f"{NEW}/{prefix}") and n not in self._seen]
+            all_names = [f"{NEW}/{entry.name}" for entry in self.folder.entries(NEW)]
+            mine = [name for name in all_names if name.startswith(f"{NEW}/{prefix}")]
+            unseen = [name for name in mine if name not in self._seen]
             if not unseen:
                 return
+            names: list[str] = []
             files: list[AnswersFile] = []
             for name in unseen:
+                names.append(name)
                 data = self.folder.read_if_there(name)
-                self._seen.add(name)
                 if data is not None:  # else its worker has just merged it: we look again
                     files.append(in_memory(data, said(self.folder, name)))
-                if len(files) == AT_ONCE or sum(file.size for file in files) > MOST_BYTES:
-                    self._own, files = _kept(self._own, merged(files)), []
-            self._own = _kept(self._own, merged(files))
+                size = sum(file.size for file in files)
+                if len(names) == AT_ONCE or size > MOST_BYTES or name == unseen[-1]:
+                    self._own = _kept(self._own, merged(files))
+                    self._seen.update(names)
+                    names, files = [], []
 
 
 def pack(folder: Storage) -> None:
@@ -189,7 +193,12 @@ def pack(folder: Storage) -> None:
 
 def all_files(folder: Storage) -> list[Entry]:
     """The files of answers, by name from that folder on."""
-    return [entry for entry in folder.entries(below=True) if entry.name.endswith(ENDING)]
+    return [entry for entry in folder.entries(below=True) if NAME.fullmatch(entry.name)]
+
+
+def digest_of(name: str) -> str:
+    """How the digest of a file begins, from its name."""
+    return name.removesuffix(ENDING)[-32:]
 
 
 def merge_files(folder: Storage, files: Sequence[Entry]) -> None:

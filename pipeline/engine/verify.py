@@ -1,6 +1,5 @@
 """`clipmill verify`: every stored file of a run against its record, and what is damaged mended."""
 
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from metadata.record import scan
 from metadata.schema import UID
 from metadata.storage import Storage
 from pipeline.engine.answers import FOLDER as ANSWERS
-from pipeline.engine.answers import all_files, merge_files
+from pipeline.engine.answers import all_files, digest_of, merge_files
 from pipeline.engine.repair import is_asked, salvage, shard_of, take_away
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
@@ -24,7 +23,6 @@ from pipeline.run_folder.state import RunState
 
 RunUntil = Callable[[str], object]
 
-DIGEST = re.compile("[0-9a-f]{32}")  # in the name of a file of answers
 READERS = 8  # files at once: waits on a disk or a network, and hashing leaves Python's lock
 
 
@@ -141,7 +139,7 @@ def _answers(run: Storage) -> list[tuple[Checked, list[_File]]]:
     """The files of stored answers, if there are any: their names have their digests."""
     folder = run.child(ANSWERS)
     files = [
-        _File(folder, entry.name, entry.size, DIGEST.findall(entry.name)[-1], may_go=True)
+        _File(folder, entry.name, entry.size, digest_of(entry.name), may_go=True)
         for entry in all_files(folder)
     ]
     checked = Checked(ANSWERS, len(files), sum(file.size_bytes for file in files))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from metadata.record import Failure
+from pipeline.engine.budget import FOLDER, spent_in
 from pipeline.run_folder.state import RunState, StageState, summary
 
 
@@ -12,6 +13,7 @@ class StageWork:
 
     `seconds` are of work in all workers, `rows_per_s` of one of them, null without rows. `bytes`
     are stored. `retries` counts attempts past the first; `failures` are of the shards set aside.
+    `spent` is what a stage with a budget has spent in all runs, by unit: `tokens`, `usd`.
     """
 
     stage: str
@@ -23,6 +25,7 @@ class StageWork:
     rows_per_s: float | None
     bytes: int
     retries: int
+    spent: dict[str, float]
     failures: tuple[Failure, ...]
 
 
@@ -33,6 +36,7 @@ def work(state: RunState) -> list[StageWork]:
 
 def _work(name: str, stage: StageState) -> StageWork:
     records = stage.records
+    is_recorded = stage.planned.stage.determinism == "recorded"
     rows = sum(record.computed for record in records)
     outputs = sum(size for _, size in stage.outputs)
     return StageWork(
@@ -45,5 +49,6 @@ def _work(name: str, stage: StageState) -> StageWork:
         rows_per_s=rows / stage.seconds if stage.seconds and rows else None,
         bytes=sum(record.size_bytes for record in records) + outputs,
         retries=sum(record.attempts - 1 for record in records),
+        spent=spent_in(stage.folder.child(FOLDER)) if is_recorded else {},
         failures=tuple(failure for failure in stage.failures.values() if failure is not None),
     )

@@ -11,6 +11,8 @@ import pytest
 from metadata.storage import Storage
 from pipeline.engine import budget
 from pipeline.engine.budget import SharedBudget, close_accounts, spent_in
+from pipeline.ledger.work import work
+from pipeline.run_folder.state import latest
 
 ASKER = "  asked: {uses: toy.asker, from: numbers, log: %s, tokens: %d}\n"
 SPEND = Path(__file__).parents[2] / "engine_stages" / "spend.py"
@@ -165,5 +167,7 @@ def test_a_run_stops_asking_at_its_budget_and_a_larger_one_goes_on(engine):
     assert asked(21, "over_budget") == (0, 10)
     assert asked(41, "over_budget") == (10, 20)
     assert asked(1000, "over_budget") == (11, 31)
+    [told] = [of for of in work(latest(str(engine.folder / "run"))) if of.stage == "asked"]
+    assert told.spent == {"tokens": 62}
     numbers = list(map(int, log.read_text().split()))
     assert sorted(numbers) == list(range(31))
