@@ -144,6 +144,7 @@ class StoredAnswers:
         with self._storing:
             if not self._is_open:
                 self._adopt("")
+                self._adopt("")  # a listing may miss two files, of which one replaces the other
                 self._packed = tuple(
                     opened(self.folder, f"{PACKED}/{entry.name}", entry.size)
                     for entry in self.folder.entries(PACKED)
