@@ -27,7 +27,8 @@ def text_embedder(model: str, precision: "Precision", worker: Worker) -> Embed:
     uri = worker.model or (model.partition(":")[2] if model.startswith("checkpoint:") else None)
     if uri is not None and _is_filter_network(uri):
         return _by_filter_network(uri, model, precision, worker)
-    network = load(f"checkpoint:{worker.model}" if worker.model else model, worker.device)
+    name = f"checkpoint:{worker.model}" if worker.model else model
+    network = load(name, worker.device, worker.threads)
     if worker.model is None and network.sha256:  # a stage's model is the engine's to watch
         worker.pin(model, network.sha256)
     return network.embed_texts

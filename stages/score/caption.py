@@ -147,6 +147,7 @@ class CaptionScores(RowStage):
             look_for(self.model)
         for file in self.prompts or ():
             need_file(file, "prompts", "give the YAML file of a prompt or a bank")
+        prompt_texts(self.prompts or ())  # small files, whose mistakes show before the run
 
     def open(self, worker: Worker) -> RowFunction:
         import polars as pl

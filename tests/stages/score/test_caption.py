@@ -149,7 +149,7 @@ def test_a_leak_is_of_six_words_that_nothing_known_has(scored, tmp_path):
     assert out["text_prompt_leak"] == [[0, 0.75, 0], [0, 0]]
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="no YAML"):
-        scored(("kite", None), prompts=(str(tmp_path / "bad.yaml"),))
+        CaptionScores(prompts=(str(tmp_path / "bad.yaml"),)).look()
     with pytest.raises(StageError, match="gone"):
         CaptionScores(prompts=(str(tmp_path / "gone.yaml"),)).look()
 
