@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import typing
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,13 +18,13 @@ import pytest
 
 from metadata.outputs import Outputs
 from metadata.schema import REASON, REASON_TYPE, UID, Column
-from pipeline.engine.streaming import EventLoop, streamed
 from pipeline.engine.worker import worker_of
 from pipeline.ledger.results import losses
 from pipeline.ledger.stored import artifacts
 from pipeline.planning.settings import known_uses, stage_class
 from pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken, optional_columns
 from tests import every_stage as every_stage_
+from tests.streams import row_function
 
 USES = known_uses()
 ROW_STAGES = [uses for uses in USES if issubclass(stage_class(uses, ""), RowStage)]
@@ -152,18 +151,10 @@ def opened(every_stage, tmp_path):
             worker = dataclasses.replace(
                 worker, model=every_stage.state.stored[planned.model].folder.uri
             )
-        function = planned.stage.open(worker)
-        if planned.stage.streams:
-            function = partial(of_one_batch, function, EventLoop())
+        function = row_function(planned.stage, worker)
         return planned, function, every_stage.read(planned).combine_chunks()
 
     return opened
-
-
-def of_one_batch(function, events: EventLoop, rows: pa.Table) -> pa.Table:
-    """The answer of a stage that streams, to a shard of one batch."""
-    (answer,) = streamed(function, iter([rows]), events, "a test")
-    return answer
 
 
 def in_batches(function, rows: pa.Table, sizes: list[int]) -> pa.Table:

@@ -1,6 +1,5 @@
 """From URLs to rows: a URL that repeats is fetched once, a row has an image or a reason."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,17 +88,24 @@ def check(settings: Any, uses: str) -> None:
         raise RecipeError(found, f"{uses}, key `allow_private_addresses`", do) from None
 
 
-def downloaded(
-    batch: pa.Table, verify_sha256: bool, fetch_all: "Callable[[list[str]], list[Answer]]"
-) -> pa.Table:
-    """Image, size, digest and status of every row; an answer's `kept` is a Kept."""
+def wishes(batch: pa.Table, verify_sha256: bool) -> list[tuple[str | None, str | None]]:
+    """URL and crawled digest of every row; None where it has none, or none is asked for."""
     urls = [url if url and url.strip() else None for url in batch[URL.name].to_pylist()]
     crawled = batch[SHA256.name].to_pylist() if verify_sha256 else [None] * len(urls)
-    pairs = list(zip(urls, crawled, strict=True))
-    unique = list(dict.fromkeys(url for url, sha in pairs if url and (sha or not verify_sha256)))
-    answers = dict(zip(unique, fetch_all(unique), strict=True))
+    return list(zip(urls, crawled, strict=True))
+
+
+def to_fetch(wished: list[tuple[str | None, str | None]], verify_sha256: bool) -> list[str]:
+    """The URLs to fetch, each once."""
+    return list(dict.fromkeys(url for url, sha in wished if url and (sha or not verify_sha256)))
+
+
+def answered(
+    wished: list[tuple[str | None, str | None]], verify_sha256: bool, answers: "dict[str, Answer]"
+) -> pa.Table:
+    """Image, size, digest and status of every row; an answer's `kept` is a Kept."""
     # By rows: they waited for a network, one by one.
-    rows = [_row(answers.get(url), url, sha, verify_sha256) for url, sha in pairs]
+    rows = [_row(answers.get(url or ""), url, sha, verify_sha256) for url, sha in wished]
     columns = {c.name: pa.array([r.get(c.name) for r in rows], c.dtype) for c in WRITES}
     reason = pa.array([r.get(REASON.name) for r in rows], pa.string())
     return pa.table({**columns, REASON.name: reason.cast(REASON_TYPE)})

@@ -5,11 +5,10 @@ URL waits for it `deadline_s` seconds at most, and fills `max_body_bytes` of mem
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
-import weakref
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,7 +23,10 @@ from stages.download._addresses import allowed
 from stages.download._robots import opts_out
 
 AGENT = "clipmill"
-HOST_TIME_OUTS = 8  # in a row: after so many a host is down, for the rest of the batch
+HOST_TIME_OUTS = 8  # in a row: after so many a host is down
+DOWN_S = 60.0  # and is asked again so long after the last
+MOST_HOSTS = 65_536  # that are remembered for their time-outs alone
+DNS_S = 300  # how long an address is good, of the last thousand names
 LAST = {"Connection": "close"}
 IDLE_S = 0.5  # how long a connection is kept for its host's next URL: each is an open file
 FIRST_PAUSE_S = 0.5  # doubled with every try
@@ -77,106 +79,131 @@ class PrivateAddressError(OSError):
 
 @dataclass(kw_only=True)
 class Host:
-    """State that the requests of one call to one host and port share."""
+    """State that the requests to one host and port share."""
 
     turns: asyncio.Semaphore
-    due: int = 0  # URLs that begin with it
+    users: int = 0  # URLs that wait for it, or are being asked for
+    due: int = 0  # those of them that begin with it
     time_outs: int = 0  # in a row
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requests:
-    """State that all requests of one call share."""
-
-    session: aiohttp.ClientSession
-    keep: Callable[[bytes], Any]
-    slots: asyncio.Semaphore
-    hosts: defaultdict[tuple[str | None, int | None], Host]
+    down_until: float = 0.0  # by the loop's clock, where these are enough
 
 
 class Client:
-    """Fetches under one set of rules, with one event loop and threads that it keeps."""
+    """Fetches under one set of rules, in the event loop that first asks it, with threads it keeps.
 
-    def __init__(self, rules: Rules, threads: int) -> None:
+    Its session, addresses of names and what it knows of hosts last as long as it does.
+    """
+
+    def __init__(self, rules: Rules, threads: int, keep: Callable[[bytes], Any]) -> None:
         self.rules = rules
-        self.loop = asyncio.new_event_loop()
-        # Look-ups run in these: a dead name server must hold up neither other names nor a batch.
-        self.loop.set_default_executor(ThreadPoolExecutor(rules.concurrency))
+        self.keep = keep
         self.keepers = ThreadPoolExecutor(threads)
+        self.slots = asyncio.Semaphore(rules.concurrency)
+        self.hosts: dict[tuple[str | None, int | None], Host] = {}
+        self.under_way: dict[str, asyncio.Task[Answer]] = {}
+        self.session: aiohttp.ClientSession | None = None
+        self._open: AsyncIterator[aiohttp.ClientSession] = _sessions(rules)
         token = (rules.user_agent_token or AGENT).strip().lower()
         self.agents = frozenset({AGENT, token})
         self.disallowed = frozenset(
             directive.strip().lower() for directive in rules.disallowed_header_directives
         )
-        weakref.finalize(self, self.loop.close)
 
-    def fetch_all(self, urls: list[str], keep: Callable[[bytes], Any]) -> list[Answer]:
+    async def fetch_all(self, urls: list[str]) -> list[Answer]:
         """The answer of every URL, in order; `keep` runs in a thread and gives `kept` of a body.
 
-        At most `concurrency` bodies are in memory.
+        A URL that another call waits for is fetched once for both. At most `concurrency` bodies
+        are in memory.
         """
-        return self.loop.run_until_complete(self._fetch_all(urls, keep))
+        if self.session is None:
+            # Look-ups run in these: a dead name server must hold up neither other names nor us.
+            executor = ThreadPoolExecutor(self.rules.concurrency)
+            asyncio.get_running_loop().set_default_executor(executor)
+            self.session = await anext(self._open)
+        tasks = [self._task(url) for url in urls]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()  # those that are left where one failed
 
-    async def _fetch_all(self, urls: list[str], keep: Callable[[bytes], Any]) -> list[Answer]:
-        async with _session(self.rules) as session:
-            batch = Requests(
-                session=session,
-                keep=keep,
-                slots=asyncio.Semaphore(self.rules.concurrency),
-                hosts=defaultdict(lambda: Host(turns=asyncio.Semaphore(self.rules.max_per_host))),
-            )
-            firsts = [_joined(None, url) for url in urls]
-            for url in filter(None, firsts):
-                batch.hosts[url.raw_host, url.port].due += 1
-            return await asyncio.gather(*(self._fetch(url, batch) for url in firsts))
+    def _task(self, url: str) -> asyncio.Task[Answer]:
+        if url not in self.under_way:
+            task = asyncio.create_task(self._fetch(_joined(None, url)))
+            self.under_way[url] = task
+            task.add_done_callback(lambda _: self.under_way.pop(url))
+        return self.under_way[url]
 
-    async def _fetch(self, url: URL | None, batch: Requests) -> Answer:
-        rules, now = self.rules, self.loop.time
+    @contextlib.contextmanager
+    def _host(self, url: URL, is_first: bool) -> Iterator[Host]:
+        """What is known of the host of a URL, which is due there meanwhile."""
+        key = url.raw_host, url.port
+        if key not in self.hosts:
+            self.hosts[key] = Host(turns=asyncio.Semaphore(self.rules.max_per_host))
+        host = self.hosts[key]
+        host.users += 1
+        host.due += is_first
+        try:
+            yield host
+        finally:
+            host.users -= 1
+            host.due -= is_first
+            if not host.users and not host.time_outs:
+                del self.hosts[key]
+            elif len(self.hosts) > MOST_HOSTS:
+                self.hosts = {key: host for key, host in self.hosts.items() if host.users}
+
+    async def _fetch(self, url: URL | None) -> Answer:
+        rules, now = self.rules, asyncio.get_running_loop().time
         left_s, hops, tries, status, reason = rules.deadline_s, 0, 0, None, "host_down"
         while url is not None:
-            host = batch.hosts[url.raw_host, url.port]
-            # The host first: those who queue for a busy one must not hold the others' slots.
-            async with host.turns, batch.slots:
-                if host.time_outs >= HOST_TIME_OUTS:
-                    return Answer(status=status, reason=reason)
-                start = now()
-                # As many requests at once as URLs: no connection would serve a second one.
-                headers = LAST if 0 < host.due <= rules.max_per_host else None
-                seconds = min(rules.timeout_s, left_s)
-                reply = await self._request(url, seconds, headers, batch.session)
-                left_s -= now() - start
-                status = reply.status
-                host.time_outs = host.time_outs + 1 if reply.reason == "timeout" else 0
-                if reply.reason is None and reply.location is None:
-                    kept = await self.loop.run_in_executor(self.keepers, batch.keep, reply.body)
-                    return Answer(status=status, kept=kept)
-            if reply.location is not None:
-                hops += 1
-                if hops > rules.max_redirects:
-                    return Answer(status=status, reason="redirect_loop")
-                url, reason = _joined(url, reply.location), "host_down"
-                continue
-            pause_s = max(FIRST_PAUSE_S * 2**tries, reply.retry_after_s)
-            if reply.reason not in RETRIED or tries == rules.retries or pause_s >= left_s:
-                return Answer(status=status, reason=reply.reason)
-            tries, reason = tries + 1, reply.reason
-            left_s -= pause_s
-            await asyncio.sleep(pause_s)
+            with self._host(url, is_first=hops == 0) as host:
+                while True:
+                    # The host first: who queues for a busy one must not hold the others' slots.
+                    async with host.turns, self.slots:
+                        if host.time_outs >= HOST_TIME_OUTS and now() < host.down_until:
+                            return Answer(status=status, reason=reason)
+                        start = now()
+                        # As many requests at once as URLs: no connection would serve another one.
+                        headers = LAST if 0 < host.due <= rules.max_per_host else None
+                        reply = await self._request(url, min(rules.timeout_s, left_s), headers)
+                        left_s -= now() - start
+                        status = reply.status
+                        host.time_outs = host.time_outs + 1 if reply.reason == "timeout" else 0
+                        host.down_until = now() + DOWN_S
+                        if reply.reason is None and reply.location is None:
+                            return Answer(status=status, kept=await self._kept(reply.body))
+                    if reply.location is not None:
+                        break
+                    pause_s = max(FIRST_PAUSE_S * 2**tries, reply.retry_after_s)
+                    is_last = tries == rules.retries or pause_s >= left_s
+                    if reply.reason not in RETRIED or is_last:
+                        return Answer(status=status, reason=reply.reason)
+                    tries, reason = tries + 1, reply.reason
+                    left_s -= pause_s
+                    await asyncio.sleep(pause_s)
+            hops += 1
+            if hops > rules.max_redirects:
+                return Answer(status=status, reason="redirect_loop")
+            url, reason = _joined(url, reply.location), "host_down"
         return Answer(status=status, reason="bad_url")
+
+    async def _kept(self, body: bytes) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.keepers, self.keep, body)
 
     async def _request(
         self,
         url: URL,
         seconds: float,
         headers: dict[str, str] | None,
-        session: aiohttp.ClientSession,
     ) -> Reply:
+        assert self.session is not None
         status = None
         asked_host.set(url.raw_host or "")
         try:
             async with (
                 asyncio.timeout(seconds),
-                session.get(url, headers=headers, allow_redirects=False) as response,
+                self.session.get(url, headers=headers, allow_redirects=False) as response,
             ):
                 status = response.status
                 return await self._read(response)
@@ -217,12 +244,14 @@ def _joined(base: URL | None, text: str) -> URL | None:
     return url if url.scheme in ("http", "https") and host and is_name else None
 
 
-def _session(rules: Rules) -> aiohttp.ClientSession:
+async def _sessions(rules: Rules) -> AsyncIterator[aiohttp.ClientSession]:
+    """One session, which closes with this generator: at the latest when its loop ends."""
     agent = "; ".join(["compatible", AGENT, *filter(None, [rules.user_agent_token])])
-    return aiohttp.ClientSession(
+    async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,  # our own slots are taken before the clock starts, the connector's after
             keepalive_timeout=IDLE_S,
+            ttl_dns_cache=DNS_S,
             socket_factory=_sockets(rules),
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -230,7 +259,8 @@ def _session(rules: Rules) -> aiohttp.ClientSession:
         # The body as sent: its SHA-256 is the crawl's, and no small body unpacks to a large one.
         headers={"User-Agent": f"Mozilla/5.0 ({agent})", "Accept-Encoding": "identity"},
         auto_decompress=False,
-    )
+    ) as session:
+        yield session
 
 
 def _sockets(rules: Rules) -> Callable[..., socket.socket]:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.request import OpenerDirector, Request
 
+import pyarrow as pa
 from msgspec import Meta
 
 from metadata.schema import SHA256, URL, Column
@@ -28,7 +29,7 @@ from pipeline.stage import (
     location,
 )
 from stages.download._addresses import allowed
-from stages.download._rows import ADVICE, WRITES, Kept, check, downloaded
+from stages.download._rows import ADVICE, WRITES, Kept, answered, check, to_fetch, wishes
 from stages.download._urllib_web import PRIVATE, TOO_LARGE, opener
 
 if TYPE_CHECKING:
@@ -165,7 +166,14 @@ class Img2dataset(RowStage):
         web = opener(allowed(self.allow_private_addresses), self.max_body_bytes)
         pool = ThreadPool(self.concurrency)
         fetch_all = partial(fetched, web=web, pool=pool, resizer=resizer, settings=self)
-        return partial(downloaded, verify_sha256=self.verify_sha256, fetch_all=fetch_all)
+
+        def downloaded(batch: pa.Table) -> pa.Table:
+            wished = wishes(batch, self.verify_sha256)
+            urls = to_fetch(wished, self.verify_sha256)
+            answers = dict(zip(urls, fetch_all(urls), strict=True))
+            return answered(wished, self.verify_sha256, answers)
+
+        return downloaded
 
 
 def fetched(

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.stage import Worker
 from stages.download.images import DownloadImages
 from tests.hostile_pictures import apng, scanned
+from tests.streams import row_function
 
 
 def picture(name: str, height: int = 40, width: int = 60, **options) -> bytes:
@@ -203,7 +204,7 @@ def only_loopback(monkeypatch, **names: str) -> None:
 
 
 def opened(tmp_path, stage=DownloadImages, **settings):
-    """The stage's function; loopback allowed and impatient unless told otherwise."""
+    """The stage's function of one batch; loopback allowed and impatient unless told otherwise."""
     impatient = {"timeout_s": 5.0, "retries": 0, "allow_private_addresses": True}
     worker = Worker(seed=0, stage="images", device="cpu", threads=1, scratch=tmp_path)
-    return stage(**{**impatient, **settings}).open(worker)
+    return row_function(stage(**{**impatient, **settings}), worker)

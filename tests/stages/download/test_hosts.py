@@ -1,14 +1,17 @@
 """Hosts that only hang, and hosts that are not to be asked."""
 
+import asyncio
 import time
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 
 import stages.download._web
 from pipeline.errors import RecipeError
+from stages.download._web import Client, Rules
 from stages.download.images import DownloadImages
-from tests.stages.download.site import only_loopback
+from tests.stages.download.site import only_loopback, opened
 
 
 def reasons(rows):
@@ -69,11 +72,68 @@ def test_a_redirect_to_a_host_that_is_down_keeps_the_status_it_had(download, ser
     ]
 
 
+@pytest.fixture
+def worker(server, tmp_path):
+    """A worker with these settings, which downloads shards of batches of paths or URLs."""
+
+    def worker(**settings):
+        function = opened(tmp_path, **settings)
+        base = f"http://127.0.0.1:{server.port}"
+
+        def shard(*batches):
+            urls = [[base + url if url[0] == "/" else url for url in batch] for batch in batches]
+            answers = function.all([pa.table({"url": batch}) for batch in urls])
+            return [reasons(answer.to_pylist()) for answer in answers]
+
+        return shard
+
+    return worker
+
+
 @pytest.mark.usefixtures("two_time_outs")
-def test_a_host_that_was_down_is_asked_again_in_the_next_batch(download):
-    assert reasons(download("/hang", "/hang?2", timeout_s=0.5)) == ["timeout"] * 2
-    assert reasons(download("/file/ok.jpg")) == [None]
+def test_a_host_that_is_down_stays_so_for_later_batches_and_shards_for_a_while(worker, monkeypatch):
+    monkeypatch.setattr(stages.download._web, "DOWN_S", 1.0)
+    shard = worker(timeout_s=0.3, max_per_host=1)
+    assert shard(["/hang", "/hang?2"], ["/file/ok.jpg"]) == [["timeout"] * 2, ["host_down"]]
+    assert shard(["/file/ok.png"]) == [["host_down"]]
+    time.sleep(1)
+    assert shard(["/file/ok.gif"]) == [[None]]
+    assert shard(["/file/ok.jpg"]) == [[None]]
     assert "host_down" in DownloadImages.transient  # as --retry does
+
+
+def test_a_batch_does_not_wait_for_the_slow_url_of_the_one_before(worker, server):
+    slow = [f"http://localhost:{server.port}/after/20"]  # answers when these have been asked
+    shard = worker(concurrency=4, timeout_s=20.0)
+    found = shard(slow, *([f"/slow/{n}"] for n in range(20)))
+    assert found == [[None]] * 21
+
+
+def test_a_url_that_repeats_in_another_batch_under_way_is_fetched_once(worker, server):
+    found = worker()(["/slow/0", "/slow/1"], ["/slow/1", "/slow/2"], ["/slow/1"])
+    assert found == [[None, None], [None, None], [None]]
+    assert server.asked == Counter({"/slow/0": 1, "/slow/1": 1, "/slow/2": 1})
+
+
+def test_one_host_has_its_limit_over_all_batches(worker, server):
+    worker(max_per_host=2)(*([f"/slow/{n}"] for n in range(12)))
+    assert server.most_open <= 2 + 1  # one is closing
+
+
+def test_hosts_are_forgotten_when_nothing_is_due_there(server, tmp_path):
+    settings = DownloadImages(allow_private_addresses=True, timeout_s=0.3, retries=0)
+    rules = Rules(**{name: getattr(settings, name) for name in Rules.__dataclass_fields__})
+    client = Client(rules, 1, keep=lambda body: None)
+
+    async def known(*urls):
+        await client.fetch_all([f"{url}:{server.port}{path}" for url, path in urls])
+        return [host for host, _ in client.hosts]
+
+    async def both():
+        first = await known(("http://localhost", "/file/ok.jpg"), ("http://127.0.0.1", "/hang"))
+        return first, await known(("http://127.0.0.1", "/file/ok.jpg"))
+
+    assert asyncio.run(both()) == (["127.0.0.1"], [])
 
 
 @pytest.mark.parametrize(

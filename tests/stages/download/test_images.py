@@ -1,5 +1,6 @@
 """Downloads from a real server on loopback that does all a bad one does."""
 
+import asyncio
 import hashlib
 import threading
 import time
@@ -245,7 +246,7 @@ def test_bodies_in_memory_are_limited_too(server):
         held.remove(threading.get_ident())
 
     urls = [f"http://127.0.0.1:{server.port}/slow/{n}" for n in range(8)]
-    answers = Client(rules, threads=8).fetch_all(urls, keep)
+    answers = asyncio.run(Client(rules, threads=8, keep=keep).fetch_all(urls))
     assert {answer.reason for answer in answers} == {None}
     assert max(most) <= 2
 
