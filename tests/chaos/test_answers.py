@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from metadata.storage import Storage
+from pipeline.engine.budget import SharedBudget, close_accounts, spent_in
 from tests.engine_stages.harness import clipmill_run
 
 pytestmark = pytest.mark.chaos
@@ -40,6 +41,23 @@ def test_kills_lose_nothing_on_an_object_store(tmp_path, bucket):
     said, asked = answered(bucket.uri("answers"), tmp_path, 5)
     assert said == "killed 5\n"
     assert set(asked) == {str(number) for number in range(240)}
+
+
+def test_two_workers_share_a_budget_on_an_object_store(bucket):
+    folder = Storage(bucket.uri("budget"))
+    accounts = [SharedBudget(folder, name, {"tokens": 40}) for name in ("one", "two")]
+    granted = 0
+    while any(taken := [account.reserve({"tokens": 3}) for account in accounts]):
+        for account, is_granted in zip(accounts, taken, strict=True):
+            if is_granted:
+                account.settle({"tokens": 3}, {"tokens": 2})
+                granted += 1
+    for account in accounts:
+        account.flush()
+    assert spent_in(folder) == {"tokens": 2 * granted}
+    assert 40 - 3 < 2 * granted <= 40
+    close_accounts(folder)
+    assert spent_in(folder) == {"tokens": 2 * granted}
 
 
 @pytest.mark.parametrize("number", [3, 6])

@@ -170,6 +170,8 @@ def test_a_damaged_file_of_answers_is_named_and_keeps_what_can_be_read(engine, c
     assert [damaged["file"] for damaged in found["damaged"]] == [f"new/{first.name}"]
     assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
     assert clipmill("verify", "--run", run).code == 0
+    stages_now = clipmill("status", "--run", run, "--json").json["stages"]
+    assert {stage["name"]: stage["rows"] for stage in stages_now} == {"numbers": 31, "asked": 31}
     log.write_text("")
     engine.run(stages, "numbers.shard_rows=5")
     assert len(log.read_text().split()) < 31 - 7  # the other two shards' answers are there
