@@ -69,7 +69,8 @@ class Retrieve(DatasetStage):
 
     Without `centroids` every row is compared with every text. With them, as of cluster.kmeans over
     the texts' embeddings, a row is compared with the texts of the `cells` centroids nearest to it,
-    which costs a hundredth and finds most of the same: all of it where `cells` are all.
+    which costs `cells` of so many parts. It finds all of the same where `cells` are all; on the
+    demo pool 53 % in one of 90 cells, 81 % in 4, 94 % in 12.
 
     Source: RealSyn (Gu et al. 2025): 3 texts of the nearest of 2 M cells, of 3 to 81 words, without
     link and emoji. Departs: none of its rules on grammar, entropy and perplexity.
