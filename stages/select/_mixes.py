@@ -56,10 +56,9 @@ def mixed_texts(mix: Mix | None, flat: Flat, takes_made_N: Bools, least: float) 
     if mix == "veclip":
         chosen = np.concatenate([own_N, made_N])
     else:
-        with np.errstate(invalid="ignore"):
-            good_N = (made_N >= 0) & (flat.score_T[made_N] >= np.float32(least))
-        good_N = (made_N >= 0) if least == -np.inf else good_N
-        made_N = np.where(good_N, made_N, -1)
+        if least > -np.inf:
+            score_N = np.append(flat.score_T, np.float32(np.nan))[made_N]  # -1: of no text
+            made_N = np.where(score_N >= np.float32(least), made_N, -1)
         chosen = np.where(takes_made_N, made_N, np.where(own_N >= 0, own_N, made_N))
     kept_T[chosen[chosen >= 0]] = True
     return kept_T

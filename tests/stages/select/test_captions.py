@@ -238,6 +238,15 @@ def test_values_of_other_texts_are_refused(memory_shards, memory_context):
         ran(memory_context(), memory_shards(rows))
 
 
+@pytest.mark.parametrize("mix", MIXES, ids=str)
+def test_a_shard_without_any_text_is_left_as_it_is(mix, memory_shards, memory_context):
+    empty = table([None, []], text_clip_score=[None, []])
+    out = ran(memory_context(), memory_shards(empty, drawn(20), empty[:0]), cuts="gbc", **mix)
+    assert out["reason"].to_pylist()[:2] == ["no_text", "no_text"]
+    none = ran(memory_context(), memory_shards(empty), **mix)
+    assert found(none) == ((None, None), (None, None), (False, False))
+
+
 def test_checks_may_be_named(memory_shards, memory_context):
     rows = table(
         [[text("own"), text("no", "m", "long"), text("3 cats", "m", "long")]],
