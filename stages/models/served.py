@@ -66,7 +66,7 @@ def serve(
 
 def is_well(path: Path) -> bool:
     """Whether the server on a Unix socket says that it is."""
-    connection = _OverSocket(path)
+    connection = OverSocket(path)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == http.HTTPStatus.OK
@@ -81,15 +81,17 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-class _OverSocket(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_S)
+class OverSocket(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float = ANSWER_S) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
         with contextlib.ExitStack() as stack:
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.settimeout(ANSWER_S)
+            sock.settimeout(self.timeout)
             sock.connect(str(self._path))
             self.sock = sock
             stack.pop_all()

