@@ -13,6 +13,7 @@ from stages.caption._answers import bits_of, seeds_of
 from stages.caption._banks import load
 from stages.caption.rewrite import OneLine, Rewrite, asked
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
+from tests.text_server import TextServer
 
 STYLES = ("chatgpt", "bard", "mscoco", "human")
 CAPTIONS = ["a black cat on a mat", "two dogs run over the wet sand", "a black cat on a mat"]
@@ -86,6 +87,22 @@ def test_other_settings_ask_only_for_what_is_new():
     assert answers.asked == 12
     run(dataclasses.replace(one, decoding=OneLine(temperature=0.5)), batch, at=at)
     assert answers.asked == 15
+
+
+def test_a_server_counts_no_request_twice():
+    with TextServer().running() as server:
+        at, batch = worker(answers=Counted()), rows_of(text=CAPTIONS)
+        one = Rewrite(model=f"openai:{server.url}#{server.model}", styles=("human",))
+        first = run(one, batch, at=at)
+        assert server.asked.total() == 3
+        more = dataclasses.replace(one, styles=("bard", "human"), per_style=2)
+        rows = run(more, batch, at=at)
+        assert server.asked.total() == 3 + 3 * 3
+        assert set(server.asked.values()) == {1}
+        assert [row["captions"][2] for row in rows] == [row["captions"][0] for row in first]
+        asked = server.bodies[0]
+        assert asked["stop"] == ["\n"]
+        assert asked["prompt"].splitlines()[8] in {f"{caption} =>" for caption in CAPTIONS}
 
 
 def test_draws_and_seeds_are_of_the_row_and_the_purpose():
