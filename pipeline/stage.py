@@ -42,8 +42,8 @@ Artifact = Literal[
 Determinism = Literal["exact", "close", "recorded"]
 Edge = Literal["rows", "data", "model", "centroids", "targets"]
 RowFunction = Callable[[pa.Table], pa.Table]
-# Of a stage that `streams`: batches in, as many batches out, in their order; one that is async is
-# called in an event loop that lives as long as its worker.
+# Of a stage that `streams`: batches in, as many batches out, in their order. What an async one
+# gives is iterated in an event loop that lives as long as its worker.
 StreamFunction = (
     Callable[[Iterator[pa.Table]], Iterator[pa.Table]]
     | Callable[[AsyncIterator[pa.Table]], AsyncIterator[pa.Table]]
