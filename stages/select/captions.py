@@ -155,9 +155,9 @@ class SelectCaptions(DatasetStage):
                     where="key `where`",
                     do=f"ask what score.caption writes, or {', '.join((*OF_TEXT, WORDS))}",
                 )
-        flat = {name: pa.array([], types[name].value_type) for name in self.lists}
-        flat |= {name: pa.array([], pa.string()) for name in OF_TEXT} | {
-            WORDS: pa.array([], pa.int32())
+        flat = {name: pa.nulls(0, types[name].value_type) for name in self.lists}
+        flat |= {name: pa.nulls(0, pa.string()) for name in OF_TEXT} | {
+            WORDS: pa.nulls(0, pa.int32())
         }
         for conjunct in self.conjuncts:
             sql.check(conjunct, pa.table(flat))
