@@ -78,6 +78,9 @@ class Synthesize(RowStage):
     # how answers are drawn; null leaves it to the server: OpenAI's own know no top_k, min_tokens
     decoding: Sampled = Sampled()
     limits: Limits = location(Limits())  # how fast and for how much the server is asked
+    cpus: OneUp = location(
+        1
+    )  # cores of one worker: each makes some 450 small images a second ready
     gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
@@ -131,7 +134,7 @@ class Synthesize(RowStage):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+        return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         if self.best_by is not None:

@@ -7,7 +7,7 @@ ready to a server on loopback that answers at once, and reads the answer: the cl
 
 Measured (2026-11-26, 2 shared cores, busy): ready 452 images/s of 512 x 384, as download.images
 stores them, 137 of 1600 x 1200, 39 of 4000 x 3000; ask 1,240. A server that answers
-faster than a core makes ready waits for it: give its worker more than one, or store small pictures.
+faster than a core makes ready waits for it: give its worker more `cpus`, or store small pictures.
 """
 
 import asyncio

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from metadata.fingerprint import settings_of
 from metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT
 from pipeline.errors import RecipeError
 from stages.caption._prompts import load
@@ -121,6 +122,12 @@ def test_it_reads_what_it_asks_with():
     assert Synthesize(model="reference", prompts=("short_with_text",)).reads == (IMAGE, TEXT)
     judged = Synthesize(model="reference", candidates=2, keep="best", best_by="reference")
     assert judged.reads == (IMAGE, IMAGE_EMBEDDING)
+
+
+def test_more_cores_make_images_ready_and_change_nothing_that_is_stored():
+    many = Synthesize(model="reference", cpus=4)
+    assert many.resources.cpus == 4
+    assert settings_of(many) == settings_of(Synthesize(model="reference"))
 
 
 def test_settings_that_do_not_fit_each_other_are_refused():
