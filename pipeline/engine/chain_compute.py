@@ -55,7 +55,8 @@ class Computation:
             if stage not in inside
         }
         with ExitStack() as stack:
-            tell = stack.enter_context(self._telling(stages))
+            known = self.item.states.get(stages[0].root)
+            tell = stack.enter_context(self._telling(stages, known.rows if known else 0))
             files = [stack.enter_context(self._file(planned, None)) for planned in stages]
             batches = stack.enter_context(closing(self._read(stages[0], reading)))
             kept = [stack.enter_context(self._kept(planned)) for planned in stages]
@@ -85,7 +86,7 @@ class Computation:
         reading = {f"{s}.{column}": (s, column) for s, column in planned.bindings[0].values()}
         asked = self._asked(planned, reading, asked_N, bool(records))
         with (
-            self._telling([planned]) as tell,
+            self._telling([planned], int(np.count_nonzero(asked_N))) as tell,
             self._file(planned, records) as file,
             self._kept(planned) as kept,
             closing(self.functions.through(planned, asked, self.item.shard, kept)) as answers,
@@ -144,11 +145,12 @@ class Computation:
                 yield batch
 
     @contextlib.contextmanager
-    def _telling(self, stages: Sequence[PlannedStage]) -> Iterator[Callable[[int], None]]:
-        """Tells how many rows of the shard these stages have computed: called with some more."""
+    def _telling(
+        self, stages: Sequence[PlannedStage], rows: int
+    ) -> Iterator[Callable[[int], None]]:
+        """Tells how many rows these stages have computed, of so many: called with some more."""
         teller = Teller(tuple(planned.name for planned in stages), str(self.item.shard))
-        known = self.item.states.get(stages[0].root)
-        done, total = 0, known.rows if known else 0
+        done, total = 0, rows
 
         def more(rows: int) -> None:
             nonlocal done

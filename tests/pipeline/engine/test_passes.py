@@ -44,6 +44,15 @@ def test_a_wider_mask_computes_only_the_new_rows_and_keeps_the_old(engine):
     assert wide.column("after", "power") == cubes(1, 2, 3, 4)
 
 
+def test_a_stage_under_a_mask_tells_how_many_of_its_own_rows_are_done(engine, monkeypatch):
+    told = []
+    monkeypatch.setattr("pipeline.engine.told.tell", told.append)
+    engine.run(MASKED, masked("number < 5"))
+    rows = {word.key: word.all for word in told if word.stages == ("cube",) and word.what}
+    assert rows["0"] == 5
+    assert set(rows.values()) == {5, 1}  # nothing of the others: they are done at once
+
+
 def test_log_and_status_count_the_rows_of_every_pass(engine):
     engine.run(MASKED)
     for rule, today in (("number < 5", 26), ("number < 20", 11), ("number < 3", 28)):
