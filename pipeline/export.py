@@ -43,7 +43,9 @@ FORMATS: dict[str, dict[str, Any]] = {  # what `--to` says, as a recipe says it
     "jsonl": {"uses": "export.table", "format": "jsonl"},
     "map": {"uses": "export.map"},
 }
-PICTURES = ("parquet", "webdataset", "huggingface", "map")
+TEXTS = ("parquet", "webdataset", "huggingface")  # with pictures, and every text of a row
+PICTURES = (*TEXTS, "map")
+TABLES = ("csv", "jsonl")
 ALWAYS = (UID.name, CAPTION.name, IMAGE.name)  # of what has pictures
 
 
@@ -71,12 +73,14 @@ class Exported:
 class Wanted:
     """What to export: rows of a stage, or those it lost for a reason, and how.
 
+    `captions` are the lists of texts that leave beside the original; none: what the format finds.
     `decided` are the columns that the reason names, as the stage reads them, and where they are.
     """
 
     to: str
     stage: str | None = None  # None: the last select stage
     columns: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
     dropped: str | None = None
     decided: Mapping[str, Binding] = dataclasses.field(default_factory=dict)
 
@@ -240,6 +244,8 @@ def _plan(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
         columns = [name for name in columns if name not in ALWAYS]
     if columns:
         settings["columns"] = list(dict.fromkeys(columns))
+    if wanted.captions:
+        settings["captions"] = list(dict.fromkeys(wanted.captions))
     name = f"{'export' if wanted.dropped is None else 'dropped'}_{stage}_{wanted.to}"
     recipe = dataclasses.replace(plan.recipe, stages={**plan.recipe.stages, name: settings})
     return make_plan(recipe, until=name), name
@@ -260,6 +266,20 @@ def _check_columns(plan: Plan, stage: str, wanted: Wanted) -> None:
         raise RecipeError(
             "a list of uids has no columns", "--columns", "--to csv or jsonl writes a table"
         )
+    if wanted.captions and wanted.to not in TEXTS:
+        table = (
+            f"; in a table, --columns {','.join(wanted.captions)}" if wanted.to in TABLES else ""
+        )
+        raise RecipeError(
+            f"an export to {wanted.to} has no texts of a row",
+            "--captions",
+            f"those to {', '.join(TEXTS)} have{table}",
+        )
+    for column in wanted.captions:
+        if column not in visible:
+            lists = [name for name in visible if name.endswith((".captions", ".texts"))]
+            do = did_you_mean(column, lists, f"lists of captions before '{stage}'")
+            raise RecipeError(f"no column '{column}' at stage '{stage}'", "--captions", do)
     for column in wanted.columns:
         if column == IMAGE.name and wanted.to not in PICTURES:
             do = f"--to {' or '.join(PICTURES)} holds pictures; leave 'image' out for a table"

@@ -16,6 +16,7 @@ HELP = "the rows that a stage keeps, or loses, as files in a folder"
 EXAMPLES = """\
 clipmill export --run run --to webdataset --out tars
 clipmill export --run run --to csv --columns text,url,clip_score --out table
+clipmill export --run run --to parquet --captions made.captions,short.captions --out all
 clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 """
 
@@ -40,16 +41,29 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--columns",
-        type=lambda names: tuple(name.strip() for name in names.split(",") if name.strip()),
+        type=_names,
         default=(),
         metavar="A,B,…",
         help="of a table: which, in this order; with pictures: which more",
+    )
+    parser.add_argument(
+        "--captions",
+        type=_names,
+        default=(),
+        metavar="A,B,…",
+        help="with pictures: lists of captions that leave beside the original, in this order, as"
+        " made.captions; default: those that the last caption stage leaves",
     )
     parser.add_argument(
         "--dropped", metavar="REASON", help="the rows that a stage lost for this reason, instead"
     )
     add_json(parser)
     add_executor(parser)
+
+
+def _names(names: str) -> tuple[str, ...]:
+    """Those between commas."""
+    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,7 +75,9 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.run_folder.state import latest
 
     state = latest(options.run)
-    wanted = Wanted(to=options.to, stage=options.stage, columns=options.columns)
+    wanted = Wanted(
+        to=options.to, stage=options.stage, columns=options.columns, captions=options.captions
+    )
     if options.dropped is not None:
         lost = dropped(state, options.dropped, options.stage)
         wanted = replace(wanted, stage=lost.stage, dropped=lost.reason, decided=lost.decided)

@@ -40,7 +40,10 @@ def which_list(column: str, writers: tuple[str, ...]) -> str:
     if column != CAPTIONS.name or not writers:
         return ""
     names = ", ".join(f"{writer}.{column}" for writer in writers)
-    return f"name those that leave, in their order: captions: [{names}]"
+    return (
+        f"name those that leave, in their order: captions: [{names}];"
+        f" of `clipmill export`: --captions {names.replace(' ', '')}"
+    )
 
 
 def lists_in(columns: list[str], captions: Captions) -> tuple[str, ...]:

@@ -149,6 +149,15 @@ def test_columns_are_those_asked_for(export, tmp_path):
     assert pq.read_schema(file).names[-2:] == ["look.aspect_ratio", "centroid_cosine"]
 
 
+def test_lists_of_captions_leave_in_the_order_they_are_named(export, tmp_path):
+    assert export("fused", "parquet", "--captions", "fused.captions,seen.captions").code == 0
+    rows = [it.to_pylist() for it in map(pq.read_table, (tmp_path / "out").glob("*.parquet"))]
+    sources = [[text["source"] for text in row["texts"]] for (row, *_) in rows]
+    order = ["original", "fused", "seen"]
+    assert {"fused", "seen"} <= {source for row in sources for source in row}
+    assert all(row == sorted(row, key=order.index) for row in sources)
+
+
 def test_csv_json_lines_and_parquet_say_the_same_of_a_row(export, tmp_path):
     for to in ("csv", "jsonl", "parquet"):
         export("subset", to, "--columns", "caption,cluster_id", path=to)
@@ -230,6 +239,11 @@ def test_a_folder_that_holds_other_files_is_refused_and_left_alone(export, tmp_p
         ("--stage subset --to csv --columns clster_id", "did you mean 'cluster_id'"),
         ("--stage subset --to csv --columns look.nosuch", "no column 'look.nosuch'"),
         ("--stage subset --to csv --columns uid,image", "a table in csv holds no pictures"),
+        ("--stage fused --to csv --captions seen.captions", "--columns seen.captions"),
+        ("--stage near --to map --captions seen.captions", "those to parquet, webdataset"),
+        ("--stage fused --to parquet --captions sean.captions", "did you mean 'seen.captions'"),
+        ("--stage fused --to parquet --captions text", "holds string, and no list of captions"),
+        ("--stage checks --to parquet --captions parts.captions,near", "no column 'near'"),
         ("--stage subset --to uid_list --columns text", "a list of uids has no columns"),
         ("--to csv --dropped aspect_rato<=2.5", "did you mean 'aspect_ratio <= 2.5'"),
         ("--to csv --dropped zzzzzzzz", "rows were lost for: "),
