@@ -69,4 +69,5 @@ def in_cells(cells: Cells, texts: pa.Table) -> pa.Table:
 def once_in_order(texts: pa.Table) -> pa.Array:
     """Places of the texts by cell, then by their bytes, each once in a cell."""
     frame = pl.DataFrame(texts.select([CELL, TEXT.name])).with_row_index("place")
-    return frame.unique([CELL, TEXT.name], keep="any").sort(CELL, TEXT.name)["place"].to_arrow()
+    once = frame.unique([CELL, TEXT.name], keep="first", maintain_order=True)
+    return once.sort(CELL, TEXT.name)["place"].to_arrow()

@@ -37,8 +37,11 @@ def nearest_texts(row_ND: NDArray[np.float32], texts: pa.Table, m: int) -> pl.Da
     )
 
 
-def best(found: pl.DataFrame, m: int, by: str = "row") -> pl.DataFrame:
-    """Of each row the m nearest, each text once, best first; of equal ones the first text."""
-    found = found.unique([by, "text"], keep="any")
-    found = found.sort([by, "cosine", "text"], descending=[False, True, False])
-    return found.filter(pl.int_range(pl.len()).over(by) < m)
+def best(found: pl.DataFrame, m: int) -> pl.DataFrame:
+    """Of each row the m nearest, each text once, best first; of equal ones the first text.
+
+    A text that has several vectors, as one beside several images, counts by the nearest of them.
+    """
+    found = found.sort(["row", "cosine", "text"], descending=[False, True, False])
+    found = found.unique(["row", "text"], keep="first", maintain_order=True)
+    return found.filter(pl.int_range(pl.len()).over("row") < m)

@@ -212,6 +212,25 @@ def test_texts_of_another_model_are_refused(tmp_path, memory_shards, memory_cont
             ran(memory_context(), shards, corpus=at)
 
 
+def test_a_text_beside_several_images_counts_by_the_nearest(memory_shards, memory_context):
+    near, far, other = [1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]
+    asks = ["one two three", near]
+    twice, once = "a red cat", "a blue dog"
+    for rows in itertools.permutations([asks, [twice, near], [twice, far], [once, other]]):
+        texts, vectors_N = zip(*rows, strict=True)
+        pool = pa.table(
+            {
+                "uid": pa.array([n.to_bytes(16, "big") for n in range(4)], pa.binary(16)),
+                "text": list(texts),
+                "image_embedding": vectors(np.array(vectors_N), np.zeros(4, bool)),
+            }
+        )
+        shards = memory_shards(*(pool.slice(n, 1) for n in range(4)))
+        out = ran(memory_context(), shards, column="image_embedding", most=2)
+        found = out["captions"].to_pylist()[texts.index(asks[0])]
+        assert [it["text"] for it in found] == [twice, once]
+
+
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(RecipeError, match="`cells` without `centroids`"):
         Retrieve(cells=2)
