@@ -3,7 +3,8 @@
 python -m tests.text_server --port 8000 --latency 0.2 --faults 429:1,500,half --every 10
 
 Its answers are those of `reference`, the same for equal requests. `GET /counts` tells how often
-each request came, by the digest of its body, and how often it got an answer that can be used.
+each request came, by the digest of its body, and how often it got an answer that can be used,
+how long it was at work; `GET /bodies` what they were.
 
 A fault is a word:
   429, 429:2      too many requests; with Retry-After: 2
@@ -19,6 +20,7 @@ A fault is a word:
   malformed       JSON that ends early
   empty           no choices
   no_usage        a good answer that does not say how many tokens it took
+  another         a good answer that no other request gets
   large           an answer of 3 MB
 """
 
@@ -32,6 +34,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from aiohttp import web
@@ -40,7 +43,7 @@ from stages.models.echo import reply
 
 HOST = "127.0.0.1"
 MODEL = "stand-in"
-GOOD = (None, "no_usage", "drip")
+GOOD = (None, "no_usage", "drip", "another")
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ class TextServer:
     asked: Counter[str] = field(default_factory=Counter)  # requests, by digest of the body
     answered: Counter[str] = field(default_factory=Counter)  # of these, good answers sent
     bodies: list[Mapping[str, Any]] = field(default_factory=list)
+    body_of: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by its digest
     at_once: int = 0
     most_at_once: int = 0
+    began_s: float = 0
+    busy_s: float = 0  # from the first request to the last answer
 
     @property
     def url(self) -> str:
@@ -93,6 +99,7 @@ class TextServer:
         app.router.add_post("/v1/completions", self._answer)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/counts", self._counts)
+        app.router.add_get("/bodies", self._bodies)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, HOST, self.port, backlog=1024).start()
@@ -127,7 +134,11 @@ class TextServer:
         return web.json_response({"object": "list", "data": [{"id": self.model}]})
 
     async def _counts(self, request: web.Request) -> web.Response:
-        return web.json_response({"asked": self.asked, "answered": self.answered})
+        counts = {"asked": self.asked, "answered": self.answered, "busy_s": self.busy_s}
+        return web.json_response(counts)
+
+    async def _bodies(self, request: web.Request) -> web.Response:
+        return web.json_response(self.body_of)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if not self._may(request):
@@ -137,8 +148,10 @@ class TextServer:
         asked = Asked(number=self.asked.total(), before=self.asked[digest], body=body)
         self.asked[digest] += 1
         self.bodies.append(body)
+        self.body_of[digest] = body
         if body.get("model") != self.model:
             return _error(404, f"The model `{body.get('model')}` does not exist.")
+        self.began_s = self.began_s or monotonic()
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -146,12 +159,13 @@ class TextServer:
             fault = self.script(asked)
             if fault in GOOD:
                 self.answered[digest] += 1
-            return await self._reply(request, body, fault)
+            return await self._reply(request, body, fault, asked.number)
         finally:
             self.at_once -= 1
+            self.busy_s = monotonic() - self.began_s
 
     async def _reply(
-        self, request: web.Request, body: Mapping[str, Any], fault: str | None
+        self, request: web.Request, body: Mapping[str, Any], fault: str | None, number: int
     ) -> web.StreamResponse:
         status, _, wait = (fault or "").partition(":")
         if status in ("429", "500", "503"):
@@ -175,6 +189,10 @@ class TextServer:
             whole["choices"] = []
         if fault == "no_usage":
             del whole["usage"]
+        if fault == "another":
+            choice = whole["choices"][0]
+            said, part = (choice, "text") if "text" in choice else (choice["message"], "content")
+            said[part] = f"{number} {said[part]}"
         data = json.dumps(whole).encode()
         if fault == "malformed":
             data = data[: len(data) // 2]
