@@ -51,6 +51,15 @@ TEXTS = {
     + '  aims: {uses: select.image_based, from: near, column: b32_img, centroids: "stage:near", '
     + "targets: pool/eval}\n"
     + "  even: {uses: select.sample, from: caption, per: caption_words, at_most: 3}\n",
+    "caps.yaml": POOL
+    + "  made: {uses: caption.rewrite, from: pool, model: reference}\n"
+    + "  sents: {uses: caption.split, from: pool}\n"
+    + "  checks: {uses: score.caption, from: made}\n"
+    + "  chosen: {uses: select.captions, from: checks}\n"
+    + '  keep: {uses: select.where, from: chosen, where: "len(texts) > 1"}\n',
+    "sees.yaml": POOL + "  made: {uses: caption.synthesize, from: pool, model: reference}\n",
+    "bank.yaml": "instruction: a\npairs:\n  - {source: a, target: ''}\n",
+    "prompt.yaml": "id: a\nlabel: short\nmax_tokens: 9\n",
     "tasks.yaml": "stages:\n  zero: {uses: evaluate.zero_shot, model: reference, tasks: notes}\n",
     "good.csv": "url,caption\n"
     + "".join(f"http://127.0.0.1:9/{n}.jpg,number {n} of them\n" for n in range(30)),
@@ -138,6 +147,56 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "plan tree.yaml --set tree.levels=[0]": ("levels", "--set", "at least 1"),
     "plan tree.yaml --set tree.rows=": ("nothing says how much", "'tree'", "rows: 1000"),
     "plan tree.yaml --set tree.fraction=0": ("fraction is 0", "--set", "above 0"),
+    # Captions
+    "plan caps.yaml --set made.model=gpt-4": (
+        "unknown scheme 'gpt-4'",
+        "--set",
+        "openai:URL#MODEL",
+    ),
+    "plan caps.yaml --set made.model=openai:http://h/v1": ("after #", "--set", "in quotes: a #"),
+    "plan caps.yaml --set made.model=openai:http://u:p@h/v1#m": (
+        *("a URL with a name, a password", "--set", "limits.api_key_env"),
+    ),
+    "plan caps.yaml --set made.model=gguf:gone.gguf": (
+        "no file 'gone",
+        "--set",
+        "the weights",
+    ),
+    "plan caps.yaml --set made.styles=[nosuch]": ("no bank 'nosuch'", "--set", "bard, chatgpt"),
+    "plan caps.yaml --set made.styles=[bank.yaml]": ("'target' is empty", "bank.yaml:3", "a text"),
+    "plan caps.yaml --set made.limits.max_tokens_total=-1": (
+        *("limits.max_tokens_total is -1", "--set", "at least 0"),
+    ),
+    "plan caps.yaml --set checks.captions=[sents.captions]": (
+        *("'sents' is no ancestor of 'checks'", "'checks'", "add it to `from`"),
+    ),
+    "plan caps.yaml --set checks.from=pool": (
+        *("no ancestor writes column 'captions'", "'checks'", "writes it: 'made', 'sents'"),
+    ),
+    "plan caps.yaml --set chosen.from=made": (
+        *("no ancestor writes column 'texts'", "'chosen'", "let score.caption come before it"),
+    ),
+    "plan caps.yaml --set chosen.mix=nosuch": ("mix is 'nosuch'", "--set", "blip2, laclip"),
+    "plan caps.yaml --set 'chosen.where=text_word > 1'": (
+        "'text_word'",
+        "'chosen'",
+        "'text_words'",
+    ),
+    "plan caps.yaml --set 'chosen.where=text_clip_score > 0'": (
+        *("'text_clip_score'", "'chosen'", "score.caption come before it, with `model`"),
+    ),
+    "plan caps.yaml --set 'keep.where=text_words > 1'": (
+        *("a list for one value", "--set", "any(text_words"),
+    ),
+    "plan sees.yaml": (
+        *("no ancestor writes column 'image'", "sees.yaml:3", "writes it: download.images"),
+    ),
+    "plan sees.yaml --set made.model=smollm2": ("texts alone", "--set", "gguf:FILE#PROJECTOR"),
+    "plan sees.yaml --set made.prompts=[prompt.yaml]": (
+        "no field 'text'",
+        "prompt.yaml:1",
+        "write",
+    ),
     "plan aims.yaml": ("task 'generated_retrieval' has pictures", "'model'", "name the model"),
     "plan aims.yaml --set aims.targets=notes": ("no task in", "--set", "CLIP_benchmark's layout"),
     "plan aims.yaml --set even.rows=3": ("rows and at_most say how much", "'even'", "give one of"),

@@ -8,7 +8,10 @@ from metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
 from pipeline.errors import ClipmillError, RecipeError, did_you_mean
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.planning.recipe import Recipe
+from pipeline.planning.settings import known_uses, stage_class
 from pipeline.stage import DatasetStage, Stage
+
+MOST_WRITERS = 4  # that an error names
 
 
 def bind(
@@ -188,6 +191,7 @@ def _find(
         where=recipe.where(name),
         do=reader.hint(source)
         or _beside(source, line, planned, ancestors)
+        or _elsewhere(source)
         or did_you_mean(source, sorted(visible), "columns here"),
     )
 
@@ -206,6 +210,21 @@ def _beside(
         and source in {written.name for written in columns_of(planned[other].stage)}
     ]
     return f"add to `from` a stage that writes it: {', '.join(writers)}" if writers else ""
+
+
+def _elsewhere(source: str) -> str:
+    """What to do where there are stages that write the column, whatever their settings."""
+    writers = []
+    for uses in known_uses():
+        try:
+            cls = stage_class(uses, uses)
+        except ClipmillError:  # a user's own that is not finished
+            continue
+        columns: tuple[Column, ...] = cls.writes if isinstance(cls.writes, tuple) else ()
+        if "rows" in cls.takes and source in {column.name for column in columns}:
+            writers.append(uses)
+    few = ", ".join(writers[:MOST_WRITERS])
+    return f"let a stage come before it that writes it: {few}" if few else ""
 
 
 def type_of(stage: Stage, column: str) -> pa.DataType | None:

@@ -101,6 +101,9 @@ class Fuse(RowStage):
     def resources(self) -> Resources:
         return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
 
+    def look(self) -> None:
+        generator.look_for(self.model)
+
     def open(self, worker: Worker) -> StreamFunction:
         asker = open_asker(
             self.model, worker, decoding=self.decoding, limits=self.limits, form=self.form

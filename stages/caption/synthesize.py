@@ -94,6 +94,7 @@ class Synthesize(RowStage):
 
     def __post_init__(self) -> None:
         generator.environments_of(self.model)
+        generator.refuse_blind(self.model)
         names = [template.prompt_id for template in self.templates]
         if len(set(names)) < len(names):
             found = "two prompts are the same"
@@ -137,6 +138,7 @@ class Synthesize(RowStage):
         return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
+        generator.look_for(self.model)
         if self.best_by is not None:
             look_for(self.best_by)
 

@@ -11,7 +11,10 @@ The file of a scheme, stages/models/SCHEME.py, has two functions that get the NA
     environments(name)              other Pythons that it needs; RecipeError for no such model
     endpoint(name, worker, limits)  the Endpoint to ask, once a worker
 
-`environments` is asked while a recipe is planned.
+`environments` is asked while a recipe is planned. Two more where a scheme has something to say:
+
+    look(name)                      StageError at plan where files of the model are not there
+    sees(name)                      whether it takes images; without it, each model may
 
 A good answer is stored, and no request that has one is sent again: its key is the digest of model,
 prompt, image, decoding, candidate and seed. What may pass (a time-out) is never stored.
@@ -84,6 +87,21 @@ def environments_of(model: str) -> tuple[Environment, ...]:
     adapter, name = _adapter(model)
     needed: tuple[Environment, ...] = adapter.environments(name)
     return needed
+
+
+def look_for(model: str) -> None:
+    """StageError where files that a model names are not there, before anything runs."""
+    adapter, name = _adapter(model)
+    if hasattr(adapter, "look"):
+        adapter.look(name)
+
+
+def refuse_blind(model: str) -> None:
+    """RecipeError where a model is known to see no image."""
+    adapter, name = _adapter(model)
+    if hasattr(adapter, "sees") and not adapter.sees(name):
+        do = "name one that does: openai:URL#MODEL, vllm:MODEL, or gguf:FILE#PROJECTOR"
+        raise RecipeError(f"{model} takes texts alone, no image", "key `model`", do)
 
 
 class Asker:

@@ -30,9 +30,20 @@ def environments(name: str) -> tuple[Environment, ...]:
     return (Environment(packages=(LLAMA,), with_dependencies=False),)
 
 
+def sees(name: str) -> bool:
+    """Whether a second file turns images into tokens."""
+    return bool(_files(name)[1])
+
+
+def look(name: str) -> None:
+    for file in filter(None, _files(name)):
+        need_file(file, "model", "copy the weights there, or mend the path")
+
+
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     """Reads the files' digests, which are pinned, and starts the server."""
     [environment] = environments(name)
+    look(name)
     model, projector = _files(name)
     return served(worker, limits, worker.environment(environment), model, projector, name)
 
@@ -42,8 +53,6 @@ def served(
 ) -> Endpoint:
     """The server of these files, run by a Python that has llama.cpp."""
     files = [model, *filter(None, [projector])]
-    for file in files:
-        need_file(file, "model", "copy the weights there, or mend the path")
     identity = "+".join(sha256(Path(file)) for file in files)
     worker.pin(f"model {name}", identity)
     most = SLOTS if worker.device == "cpu" else SLOTS_ON_GPU

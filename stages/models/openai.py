@@ -20,6 +20,7 @@ def environments(name: str) -> tuple[Environment, ...]:
     except ValueError:  # a port that is no number
         is_server = False
     if not is_server or not model:
+        do += "" if model else ", in quotes: a # behind a space begins a remark in YAML"
         raise RecipeError("no URL of a server with a model after #", where, do)
     if parts.username or parts.password or parts.query:
         do = f"{do}, and put the key into the environment variable that limits.api_key_env names"

@@ -22,6 +22,10 @@ def environments(name: str) -> tuple[Environment, ...]:
     return (Environment(packages=(gguf.LLAMA, WEIGHTS), with_dependencies=False),)
 
 
+def sees(name: str) -> bool:
+    return False
+
+
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     """The llama.cpp server of the packaged file."""
     [environment] = environments(name)

@@ -34,13 +34,19 @@ def environments(name: str) -> tuple[Environment, ...]:
     return (Environment(packages=(CUDA if DRIVER.is_dir() else CPU,)),)
 
 
+def look(name: str) -> None:
+    if _is_local(name):
+        folder = str(Path(name).expanduser())
+        need_folder(folder, "model", "copy the weights there, or mend the path")
+
+
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     """Reads a folder's digest, which is pinned, and starts the server."""
     environments(name)
     folder = Path(name).expanduser()
-    is_local = folder.is_dir() or name.startswith(("/", ".", "~"))
+    is_local = _is_local(name)
     if is_local:
-        need_folder(str(folder), "model", "copy the weights there, or mend the path")
+        look(name)
         identity = digest(folder)
         worker.pin(f"model {name}", identity)
     else:
@@ -67,6 +73,11 @@ def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
         concurrency=None,  # it queues what it has no room for
         wait_s=WAIT_S,
     )
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name is that of a folder, not of the hub."""
+    return name.startswith(("/", ".", "~")) or Path(name).is_dir()
 
 
 def digest(folder: Path) -> str:

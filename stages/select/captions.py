@@ -46,6 +46,10 @@ TEXT_REASONS = Column(
 FELL_BACK = Column(
     "fell_back", pa.bool_(), "verdict", "Whether the original stays for want of what the rules ask."
 )
+WANTING = {
+    TEXTS.name: "let score.caption come before it, which writes it",
+    TEXT_CLIP_SCORE.name: "let score.caption come before it, with `model`, which writes it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +168,7 @@ class SelectCaptions(DatasetStage):
 
     def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
         """That score.caption comes first."""
-        is_list = column == TEXTS.name or column.startswith("text_")
-        return "let score.caption come before it, which writes it" if is_list else ""
+        return WANTING.get(column, "")
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         highest = Highest()

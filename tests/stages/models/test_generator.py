@@ -10,7 +10,15 @@ import pytest
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Worker
-from stages.models.generator import Decoding, Limits, Prompt, open_asker
+from stages.models.generator import (
+    Decoding,
+    Limits,
+    Prompt,
+    environments_of,
+    look_for,
+    open_asker,
+    refuse_blind,
+)
 
 CAPTION = Prompt(text="Write it anew.\na black cat on a mat =>")
 
@@ -63,6 +71,30 @@ def test_a_prompt_may_ask_for_a_shorter_answer_than_its_decoding():
 def test_a_budget_of_nothing_asks_nothing():
     with pytest.raises(StageError, match=r"0 of 0 tokens(.|\n)*raise limits\.max_tokens_total"):
         ask(reference(worker(), max_tokens_total=0), CAPTION)
+
+
+@pytest.mark.parametrize("model", ["gguf:gone.gguf", "gguf:gone.gguf#eyes.gguf", "vllm:./gone"])
+def test_weights_that_are_not_there_are_missed_before_anything_runs(model):
+    with pytest.raises(StageError, match=r"no (file|folder) '.*gone"):
+        look_for(model)
+
+
+def test_a_name_on_a_hub_and_a_server_are_not_looked_for():
+    for model in ("vllm:org/name", "openai:http://127.0.0.1:1/v1#a", "smollm2", "reference"):
+        look_for(model)
+
+
+def test_a_model_of_texts_alone_is_refused_where_images_are_sent():
+    for model in ("smollm2", "gguf:model.gguf"):
+        with pytest.raises(RecipeError, match=r"takes texts alone(.|\n)*gguf:FILE#PROJECTOR"):
+            refuse_blind(model)
+    for model in ("gguf:model.gguf#eyes.gguf", "vllm:org/name", "reference"):
+        refuse_blind(model)
+
+
+def test_a_remark_in_yaml_is_told_from_a_model():
+    with pytest.raises(RecipeError, match="in quotes: a # behind a space begins a remark"):
+        environments_of("openai:http://127.0.0.1:8000/v1")
 
 
 def test_an_unknown_scheme_is_refused():
