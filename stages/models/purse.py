@@ -55,8 +55,10 @@ class Purse:
         """Puts what was spent in the place of what was reserved."""
         if self.budget is None:
             return
+        loop = asyncio.get_running_loop()
+        settling = loop.run_in_executor(None, self.budget.settle, reserved, spent)
         try:
-            await asyncio.to_thread(self.budget.settle, reserved, spent)
+            await asyncio.shield(settling)  # a row that is cancelled gives back all the same
         finally:
             self.out -= 1
             self.settled.set()

@@ -1,0 +1,49 @@
+"""The door to a budget: what is set aside comes back, however an answer ends."""
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+from pipeline.provided import Purse as Alone
+from pipeline.stage import Worker
+from stages.models.endpoint import Limits
+from stages.models.purse import Purse
+
+
+class Slow(Alone):
+    """A budget that waits for storage."""
+
+    def settle(self, reserved, spent) -> None:
+        time.sleep(0.01)
+        super().settle(reserved, spent)
+
+
+def test_requests_that_are_cancelled_give_back_what_was_set_aside_for_them():
+    budget = Slow({"tokens": 4000.0})
+    worker = Worker(
+        seed=0, stage="x", device="cpu", threads=1, scratch=Path(), budget=lambda caps: budget
+    )
+    purse = Purse(worker, Limits(max_tokens_total=4000), "a test")
+
+    async def request() -> None:
+        await purse.reserve({"tokens": 100.0})
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await purse.settle({"tokens": 100.0}, {"tokens": 0.0})
+
+    async def cancelled() -> None:
+        tasks = [asyncio.create_task(request()) for _ in range(40)]
+        while purse.out < len(tasks):
+            await asyncio.sleep(0.001)
+        for _ in range(2):  # as batches and their rows are: the second cuts into what ends the row
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(cancelled())
+    assert budget.spent() == {"tokens": 0.0}
+    assert budget.reserve({"tokens": 4000.0})
