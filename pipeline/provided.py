@@ -41,6 +41,21 @@ class Budget(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Took:
+    """What one answer of a model took, as a stage that `asks` tells it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float | None  # None where no prices are named
+    slot_s: tuple[float, float] | None = None  # from when to when it was asked; None: it was stored
+    at_once: int | None = None  # answers that the worker waits for side by side, at most
+
+
+def untaken(took: Took) -> None:
+    """Only a probe asks what answers took."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """Packages of another Python environment, as pip names them."""
 

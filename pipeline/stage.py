@@ -19,7 +19,8 @@ from pipeline.provided import Answers as Answers  # a stage's file imports all f
 from pipeline.provided import Budget as Budget
 from pipeline.provided import Environment as Environment
 from pipeline.provided import Helper as Helper
-from pipeline.provided import Purse, Remembered, StartHelper, no_environment, no_helper
+from pipeline.provided import Purse, Remembered, StartHelper, no_environment, no_helper, untaken
+from pipeline.provided import Took as Took
 from pipeline.verdicts import Selects as Selects
 from pipeline.verdicts import Threshold as Threshold
 from pipeline.verdicts import Verdicts as Verdicts
@@ -91,8 +92,9 @@ class Worker:
     stage had others before. `tell(done, all, what, loss=…)` says how far a long piece of work is,
     `tell(120, 235, "steps")`: call it as often as you like, some words a second are passed on.
     `answers` are those that a `recorded` stage got before; `budget(limits)` is shared by its
-    workers. `environment(packages)` is the Python that has them, made once a machine;
-    `start_helper(command, …)` a process that ends with the worker, whatever happens.
+    workers; `took(…)` is told what each answer took. `environment(packages)` is the Python that has
+    them, made once a machine; `start_helper(command, …)` a process that ends with the worker,
+    whatever happens.
     """
 
     seed: int
@@ -106,6 +108,7 @@ class Worker:
     tell: Callable[..., None] = untold
     answers: Answers = field(default_factory=Remembered)
     budget: Callable[[Mapping[str, float]], Budget] = Purse
+    took: Callable[[Took], None] = untaken
     environment: Callable[[Environment], Path] = no_environment
     start_helper: StartHelper = no_helper
 
@@ -233,6 +236,9 @@ class RowStage(Stage):
     # Of a stage that streams: whether finished batches are kept until the shard is stored, so that
     # one killed in mid-shard asks the web only for the others, and for rows whose reason passes.
     journals: ClassVar[bool] = False
+    # Of an async stage that streams: whether it asks a model, and tells `worker.took` what each
+    # answer took. `plan --probe` calls its function once a row, for many rows side by side.
+    asks: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, worker: Worker) -> RowFunction | StreamFunction:

@@ -41,8 +41,8 @@ def test_the_prompt_that_the_guide_shows_is_one_that_is_asked():
 
 
 @pytest.mark.chaos  # some processes
-def test_the_first_run_is_done(tmp_path):
-    section = PAGE.partition("## A first run")[2].partition("\n## ")[0]
+def test_the_first_run_is_done_and_its_probe_says_what_the_guide_shows(tmp_path):
     follower = Follower(tmp_path)
-    follower.follow(section, "captions.md")
+    for heading in ("## A first run", "### What it will cost"):
+        follower.follow(PAGE.partition(heading)[2].partition("\n## ")[0], "captions.md")
     assert (tmp_path / "run").is_dir()

@@ -25,6 +25,7 @@ from pipeline.engine.kept import KeptRows
 from pipeline.engine.worker import worker_of
 from pipeline.errors import StageError
 from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.provided import Took, untaken
 from pipeline.stage import RowFunction, RowStage, StreamFunction
 
 if TYPE_CHECKING:
@@ -84,9 +85,10 @@ class Batch:
 class Functions:
     """The functions of a chain's stages, each opened when first called, and kept."""
 
-    def __init__(self, chain: Chain, scratch: Path) -> None:
+    def __init__(self, chain: Chain, scratch: Path, took: Callable[[Took], None] = untaken) -> None:
         self.chain = chain
         self.scratch = scratch
+        self.took = took
         self.answers = StoredAnswers(chain.run.child(ANSWERS))
         self._budgets: dict[tuple[Any, ...], SharedBudget] = {}
         self._opened: dict[str, RowFunction | StreamFunction] = {}
@@ -108,7 +110,7 @@ class Functions:
             yield from self._streamed(planned, batches, shard, place, kept)
             return
         for batch in batches:
-            answer = cast(RowFunction, self._function(planned))(batch.given(planned))
+            answer = cast(RowFunction, self.function(planned))(batch.given(planned))
             if len(answer) != len(batch.uids):
                 raise StageError(
                     f"{len(answer)} rows came back for {len(batch.uids)}",
@@ -142,8 +144,8 @@ class Functions:
                 batch, _ = under_way.popleft()
                 yield batch, kept.rows(batch.positions)
 
-        function = cast(StreamFunction, self._function(planned))
-        with closing(streamed(function, given(), self._events, place)) as answers:
+        function = cast(StreamFunction, self.function(planned))
+        with closing(streamed(function, given(), self.events, place)) as answers:
             for answer in answers:
                 yield from finished()
                 batch, asked = under_way.popleft()
@@ -167,7 +169,7 @@ class Functions:
             self._budgets[key] = SharedBudget(folder, uuid.uuid4().hex, limits)
         return self._budgets[key]
 
-    def _function(self, planned: PlannedStage) -> RowFunction | StreamFunction:
+    def function(self, planned: PlannedStage) -> RowFunction | StreamFunction:
         if planned.name not in self._opened:
             self._opened[planned.name] = self._open(planned)
         return self._opened[planned.name]
@@ -187,11 +189,12 @@ class Functions:
             centroids,
             answers=self.answers,
             budget=partial(self._budget, folder.child(BUDGET)),
+            took=self.took,
         )
         return planned.stage.open(worker)
 
     @cached_property
-    def _events(self) -> "EventLoop":
+    def events(self) -> "EventLoop":
         """One for all stages of the chain, from shard to shard."""
         from pipeline.engine.streaming import EventLoop
 
@@ -199,8 +202,8 @@ class Functions:
 
     def close(self) -> None:
         """Ends what stages hold open in their event loop."""
-        if "_events" in vars(self):
-            self._events.close()
+        if "events" in vars(self):
+            self.events.close()
 
 
 def _unanswered(batch: Batch, kept: KeptRows) -> Batch | None:

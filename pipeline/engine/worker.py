@@ -8,7 +8,7 @@ from metadata.storage import Storage
 from pipeline.engine.environments import python_of
 from pipeline.engine.helpers import HelperProcess
 from pipeline.planning.planned import PlannedStage
-from pipeline.provided import Answers, Budget, Purse, Remembered
+from pipeline.provided import Answers, Budget, Purse, Remembered, Took, untaken
 from pipeline.run_folder.pins import pin
 from pipeline.stage import Worker, unpinned, untold
 
@@ -23,6 +23,7 @@ def worker_of(
     tell: Callable[..., None] = untold,
     answers: Answers | None = None,
     budget: Callable[[Mapping[str, float]], Budget] = Purse,
+    took: Callable[[Took], None] = untaken,
 ) -> Worker:
     """A stage's Worker; its pins lie in `folder`, and without one nothing is pinned.
 
@@ -42,6 +43,7 @@ def worker_of(
         tell=tell,
         answers=answers if answers and is_recorded else Remembered(),
         budget=budget if is_recorded else Purse,
+        took=took,
         environment=python_of,
         start_helper=partial(HelperProcess, planned.name, scratch),
     )

@@ -63,6 +63,11 @@ class LocalExecutor(Dispatcher):
         results = dict(self._carry(Stream([step], [self._pack(step)], workers), range(workers)))
         return [results[rank] for rank in range(workers)]
 
+    def places(self, resources: Resources) -> int:
+        """How many workers with these resources run at once, where nothing else runs; 0: none."""
+        most = max(1, int(max(1, self.workers) / self._cpus(resources, 1) + ROUNDING))
+        return next((n for n in range(most, 0, -1) if self._room(resources, n, []) is not None), 0)
+
     def close(self) -> None:
         super().close()
         sweep_scratch()  # of those that were killed

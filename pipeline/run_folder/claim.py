@@ -30,11 +30,8 @@ def refuse_foreign(run: Storage) -> None:
         refuse_others(run, (lock.NAME,), "give --out a new folder, or an empty one")
 
 
-def claim(plan: Plan, run: Storage) -> None:
-    """Writes `run.json` and the recipe; RecipeError where the folder belongs to another seed."""
-    if not run.has("run.json"):
-        text = json.dumps(asdict(Claim(FORMAT, plan.seed)))
-        run.put("run.json", text.encode(), point="run")
+def refuse_another_seed(plan: Plan, run: Storage) -> None:
+    """RecipeError where the folder belongs to another seed."""
     held = run.read_json("run.json", Claim)
     if held is None:
         raise RecipeError(
@@ -50,6 +47,14 @@ def claim(plan: Plan, run: Storage) -> None:
             where=str(run),
             do=f"use another --out, or --set seed={held.seed}",
         )
+
+
+def claim(plan: Plan, run: Storage) -> None:
+    """Writes `run.json` and the recipe; RecipeError where the folder belongs to another seed."""
+    if not run.has("run.json"):
+        text = json.dumps(asdict(Claim(FORMAT, plan.seed)))
+        run.put("run.json", text.encode(), point="run")
+    refuse_another_seed(plan, run)
     recipe = plan.recipe
     whole = {
         "name": recipe.name,

@@ -10,8 +10,8 @@ HELP = "check a recipe and show what would run"
 EXAMPLES = """\
 clipmill plan quickstart
 clipmill plan mine.yaml --set pool.path=data.csv
-clipmill plan mine.yaml --out run   # with what of it is done there
-clipmill plan mine.yaml -v   # with settings, columns and needs
+clipmill plan mine.yaml --out run -v   # with settings, and what is done there
+clipmill plan mine.yaml --out run --probe 200   # what its captions will cost
 """
 
 
@@ -22,12 +22,32 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="settings, columns and needs of each stage"
     )
+    parser.add_argument(
+        "--probe",
+        type=int,
+        metavar="ROWS",
+        help="ask the models for so many rows of each stage that asks one, and say what the others"
+        " will take: requests, tokens, dollars, hours; the answers stay in --out, for the run",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="workers of the run that --probe tells of (default: as many as fit on this machine)",
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the plan and what is there of its source; with `--out` also what of it is done."""
+    """Prints the plan and what is there of its source; with `--out` also what of it is done.
+
+    With `--probe` asks for some rows instead, and prints what the others will take.
+    """
     plan = planned(options)
+    if options.probe is not None or options.workers is not None:
+        from pipeline.verbs import _probe
+
+        return _probe.run(plan, options)
     from metadata.storage import Storage
     from pipeline.planning.looks import look, refuse_missing
     from pipeline.run_folder.origin import refuse_another_pool

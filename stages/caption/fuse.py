@@ -71,6 +71,7 @@ class Fuse(RowStage):
     version = 1
     determinism = "recorded"
     streams = True
+    asks = True
     batch_rows = 128
     writes = WRITES
     reasons = ("no_text", "empty_text", "no_captions", "no_caption_in_answer", *generator.REASONS)

@@ -78,6 +78,7 @@ class Rewrite(RowStage):
     version = 1
     determinism = "recorded"
     streams = True
+    asks = True
     batch_rows = 128
     reads = (TEXT,)
     writes = WRITES

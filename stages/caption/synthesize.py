@@ -87,6 +87,7 @@ class Synthesize(RowStage):
     version = 1
     determinism = "recorded"
     streams = True
+    asks = True
     batch_rows = 64
     writes = WRITES
     transient = generator.TRANSIENT

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from pipeline.errors import StageError, did_you_mean
+from pipeline.stage import Took
 from stages.models.endpoint import TRANSIENT, Endpoint, Generated, Limits, answer_of
 from stages.models.purse import Purse
 
@@ -58,8 +59,17 @@ class Opened:
 class Client:
     """Asks one endpoint; its session lives as long as the event loop in which it is used."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, purse: Purse, where: str) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        limits: Limits,
+        purse: Purse,
+        where: str,
+        took: Callable[[Took], None],
+    ) -> None:
         self.endpoint, self.limits, self.purse, self.where = endpoint, limits, purse, where
+        self.took = took
+        self.at_once = min(filter(None, (limits.concurrency, endpoint.concurrency)))
         self.opened: Opened | None = None
         self.ended: StageError | None = None  # why nothing more is asked
         self.has_answered = False
@@ -79,8 +89,10 @@ class Client:
         async with opened.turn:
             await self._slot_and_budget(opened, reserved)
         spent = self.purse.amounts(0, 0)
+        began_s = opened.loop.time()
         try:
             answer = await self._tried(opened, path, body)
+            self._tell(answer, (began_s, opened.loop.time()))
             # Of what nobody counted, as after a time-out, all that was set aside may be gone.
             is_counted = answer.completion_tokens or not answer.text
             if not is_counted or answer.reason == "answer_timeout":
@@ -90,6 +102,18 @@ class Client:
         finally:
             await self.purse.settle(reserved, spent)
         return answer
+
+    def _tell(self, answer: Generated, slot_s: tuple[float, float]) -> None:
+        into, out = answer.prompt_tokens, answer.completion_tokens
+        self.took(
+            Took(
+                prompt_tokens=into,
+                completion_tokens=out,
+                usd=self.limits.usd(into, out),
+                slot_s=slot_s,
+                at_once=self.at_once,
+            )
+        )
 
     async def _slot_and_budget(self, opened: Opened, reserved: dict[str, float]) -> None:
         """Takes a slot, and sets the amounts aside; those who wait for budget hold no slot."""
@@ -276,7 +300,6 @@ class Client:
         """What belongs to the running loop; a session is closed when the loop is shut down."""
         loop = asyncio.get_running_loop()
         if self.opened is None or self.opened.loop is not loop:
-            at_once = min(filter(None, (self.limits.concurrency, self.endpoint.concurrency)))
             headers = {"Content-Type": "application/json", "User-Agent": "clipmill"}
             if self.endpoint.key:
                 headers["Authorization"] = f"Bearer {self.endpoint.key}"
@@ -292,7 +315,7 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-            self.opened = Opened(loop, session, asyncio.Semaphore(at_once))
+            self.opened = Opened(loop, session, asyncio.Semaphore(self.at_once))
             closing = _closing(session)
             # Its first step: from now on it is one of the generators that end with the loop.
             with contextlib.suppress(StopIteration):

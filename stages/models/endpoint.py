@@ -58,6 +58,13 @@ class Limits:
                 "max_usd needs usd_per_million_input and usd_per_million_output, the prices"
             )
 
+    def usd(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What an answer costs in dollars; None without prices."""
+        into, out = self.usd_per_million_input, self.usd_per_million_output
+        if into is None or out is None:
+            return None
+        return (prompt_tokens * into + completion_tokens * out) / 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:

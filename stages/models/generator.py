@@ -33,7 +33,7 @@ from msgspec import Meta
 
 from metadata.keys import without_keys
 from pipeline.errors import RecipeError, did_you_mean
-from pipeline.stage import Environment, NonEmpty, OneUp, Worker
+from pipeline.stage import Environment, NonEmpty, OneUp, Took, Worker
 from stages.models.endpoint import ADVICE as ADVICE  # a stage's file imports all from here
 from stages.models.endpoint import REASONS as REASONS
 from stages.models.endpoint import REFUSALS, Endpoint
@@ -121,7 +121,8 @@ class Asker:
         from stages.models.purse import Purse
 
         self.endpoint, self.form, self.answers = endpoint, form, worker.answers
-        self.client = Client(endpoint, limits, Purse(worker, limits, where), where)
+        self.limits, self.took = limits, worker.took
+        self.client = Client(endpoint, limits, Purse(worker, limits, where), where, worker.took)
         given = {name: value for name, value in vars(decoding).items() if value not in (None, ())}
         self.decoding, self.max_tokens = given, decoding.max_tokens
         self._asking: dict[bytes, asyncio.Future[Generated]] = {}
@@ -140,7 +141,11 @@ class Asker:
         key = self._key(question, prompt.image, candidate)
         [stored] = self.answers.get([key])
         if stored is not None:
-            return _loaded(stored)
+            answer = _loaded(stored)
+            into, out = answer.prompt_tokens, answer.completion_tokens
+            usd = self.limits.usd(into, out)
+            self.took(Took(prompt_tokens=into, completion_tokens=out, usd=usd))
+            return answer
         while (other := self._asking.get(key)) is not None:
             await asyncio.wait([other])
             if not other.cancelled():

@@ -17,14 +17,14 @@ class Purse:
         self.where = where
         caps = {"tokens": limits.max_tokens_total, "usd": limits.max_usd}
         self.caps = {unit: float(cap) for unit, cap in caps.items() if cap is not None}
-        self.prices = limits.usd_per_million_input or 0.0, limits.usd_per_million_output or 0.0
+        self.limits = limits
         self.budget: Budget | None = worker.budget(self.caps) if self.caps else None
         self.out = 0  # reservations of this worker that are not settled
         self.settled = asyncio.Event()  # another one after each that is
 
     def amounts(self, prompt_tokens: int, completion_tokens: int) -> dict[str, float]:
         """What an answer takes of each unit that has a cap."""
-        usd = (prompt_tokens * self.prices[0] + completion_tokens * self.prices[1]) / 1e6
+        usd = self.limits.usd(prompt_tokens, completion_tokens) or 0.0
         every = {"tokens": float(prompt_tokens + completion_tokens), "usd": usd}
         return {unit: every[unit] for unit in self.caps}
 

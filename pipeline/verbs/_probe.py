@@ -1,0 +1,185 @@
+"""`clipmill plan --probe`: some rows asked for, and what the others will take."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from metadata.storage import Storage
+from pipeline.engine import probe
+from pipeline.engine.prediction import Predicted
+from pipeline.engine.probe import Probed
+from pipeline.errors import RecipeError
+from pipeline.executors.local import LocalExecutor
+from pipeline.planning.plan import Plan
+from pipeline.run_folder.origin import refuse_another_pool
+from pipeline.run_folder.state import RunState
+from pipeline.run_folder.words import duration
+from pipeline.verbs import DONE
+from pipeline.verbs._options import check_workers
+from pipeline.verbs._signals import stopped_by_signals
+
+LINES = {
+    "requests": "requests",
+    "prompt_tokens": "tokens of prompts",
+    "completion_tokens": "tokens of answers",
+    "usd": "dollars",
+    "hours": "time",
+}
+
+
+def run(plan: Plan, options: argparse.Namespace) -> int:
+    """Probes each stage whose rows are there, prints a table of each, and says what lacks rows."""
+    _check(options)
+    asking = probe.asking(plan)
+    if not asking:
+        print(json.dumps({"stages": {}}) if options.json else "no stage of it asks a model")
+        return DONE
+    folder = Storage(options.out)
+    refuse_another_pool(plan, folder)
+    state = RunState(plan, folder)
+    lacking = {it.name: lacks for it in asking if (lacks := probe.missing(state, it))}
+    ready = [it for it in asking if it.name not in lacking]
+    workers = {it.name: options.workers or _places(plan, it.name) for it in ready}
+    found: dict[str, Probed] = {}
+    if ready:
+        with stopped_by_signals():
+            names = list(workers)
+            for name, probed in probe.probe(plan, folder, names, options.probe, workers):
+                found[name] = probed
+                if not options.json:
+                    print(page(name, probed), flush=True)
+    if options.json:
+        print(json.dumps({"stages": {name: as_json(it) for name, it in found.items()}}, indent=1))
+    if lacking:
+        name, lacks = next(iter(lacking.items()))
+        raise RecipeError(
+            f"no rows to probe '{name}' with: {', '.join(lacks)} {_is_or_are(lacks)} not complete",
+            plan.stages[name].where,
+            "; ".join(_command(options, need) for need in _last(plan, lacks)),
+        )
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.probe is None:
+        raise RecipeError("--workers without --probe", "the arguments", "add --probe 200")
+    if options.probe < 1:
+        raise RecipeError(f"--probe {options.probe}", "the arguments", "give 1 or more rows")
+    check_workers(options.workers)
+    if not options.out:
+        do = "name the run folder: its rows are asked for, and the answers stay there"
+        raise RecipeError("--probe without --out", "the arguments", do)
+
+
+def _places(plan: Plan, name: str) -> int:
+    executor = LocalExecutor()
+    try:
+        return executor.places(plan.stages[name].stage.resources)
+    finally:
+        executor.close()
+
+
+def _last(plan: Plan, names: Sequence[str]) -> list[str]:
+    """Those of the stages that no other of them needs."""
+    before: set[str] = set()
+    for planned in reversed(plan.stages.values()):
+        if planned.name in names or planned.name in before:
+            before |= set(planned.needs)
+    return [name for name in names if name not in before]
+
+
+def _is_or_are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _command(options: argparse.Namespace, until: str) -> str:
+    words = ["clipmill", "run", options.recipe]
+    for override in options.overrides:
+        words += ["--set", override]
+    return shlex.join([*words, "--until", until, "--out", options.out])
+
+
+def as_json(probed: Probed) -> dict[str, Any]:
+    """What was asked for, and what the rows that are left will take."""
+    return {
+        "rows": probed.rows,
+        "left": probed.left,
+        "shards": probed.shards,
+        "asked": probed.asked,
+        "stored": probed.stored,
+        "reasons": dict(probed.reasons),
+        "seconds": round(probed.seconds, 3),
+        "spent": probed.spent,
+        "workers": probed.workers,
+        "at_once": probed.at_once,
+        "is_steady": probed.pace.is_steady if probed.pace else None,
+        "predicted": {name: asdict(it) for name, it in probed.predicted.items()},
+    }
+
+
+def page(name: str, probed: Probed) -> str:
+    """A line on what was asked for, the table, and what to know of it."""
+    if not probed.rows:
+        return f"{name}: no rows are left to ask for"
+    sent = f"{probed.asked:,} request{'s' * (probed.asked != 1)}"
+    lines = [
+        f"{name}: {probed.rows:,} of {probed.rows + probed.left:,} rows probed,"
+        f" {sent} in {duration(probed.seconds)}"
+    ]
+    if probed.left:
+        lines.append(f"  {'':<18}{'a row':>10}{'the rest':>14}   in 9 of 10 cases")
+        for key, what in LINES.items():
+            if key in probed.predicted:
+                lines.append(_line(what, probed.predicted[key], probed.left))
+    return "\n".join([*lines, *(f"  {note}" for note in _notes(probed))])
+
+
+def _line(what: str, predicted: Predicted, left: int) -> str:
+    is_time = what == LINES["hours"]
+    said, each = (_time, "") if is_time else (_number, _number(predicted.value / left))
+    between = "one row tells none"
+    if predicted.low is not None and predicted.high is not None:
+        between = f"{said(predicted.low)} to {said(predicted.high)}"
+    return f"  {what:<18}{each:>10}{said(predicted.value):>14}   {between}"
+
+
+def _time(hours: float) -> str:
+    return duration(hours * 3600)
+
+
+def _number(value: float) -> str:
+    """With three digits that tell: 1,234,567 is whole, 0.000123 is not 0."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _notes(probed: Probed) -> list[str]:
+    notes = []
+    if probed.stored:
+        notes.append(
+            f"{probed.stored:,} answers lay there already and were not paid again; the rest is"
+            " counted as if none did"
+        )
+    if probed.reasons:
+        counts = ", ".join(f"{reason} {rows:,}" for reason, rows in probed.reasons.items())
+        notes.append(f"without an answer: {counts}")
+    if not probed.left:
+        return notes
+    if "usd" not in probed.predicted:
+        notes.append("no dollars: limits.usd_per_million_input and _output name no prices")
+    if "hours" not in probed.predicted:
+        return [*notes, "no time: too few requests were sent; probe more rows"]
+    pace = probed.pace
+    assert pace is not None
+    notes.append(
+        f"time: {probed.workers:,} worker{'s' * (probed.workers != 1)} with"
+        f" {probed.at_once:,} requests at once{' each' * (probed.workers != 1)},"
+        f" {probed.shards:,} shard{'s' * (probed.shards != 1)}"
+    )
+    if not pace.is_steady or probed.workers > 1:
+        notes.append(
+            f"if the model is as fast then as it was with {pace.at_once:,} requests at once"
+        )
+    return notes
