@@ -72,6 +72,7 @@ class Rewrite(RowStage):
     form: Form = "completion"  # as published; chat for servers that know nothing else
     decoding: OneLine = OneLine()  # how answers are drawn; null leaves it to the server
     limits: Limits = location(Limits())  # how fast and for how much the server is asked
+    cpus: OneUp = location(1)  # cores of one worker, for a server that it starts
     gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
@@ -108,7 +109,7 @@ class Rewrite(RowStage):
 
     @property
     def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
+        return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
 
     def look(self) -> None:
         generator.look_for(self.model)

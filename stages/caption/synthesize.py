@@ -78,9 +78,8 @@ class Synthesize(RowStage):
     # how answers are drawn; null leaves it to the server: OpenAI's own know no top_k, min_tokens
     decoding: Sampled = Sampled()
     limits: Limits = location(Limits())  # how fast and for how much the server is asked
-    cpus: OneUp = location(
-        1
-    )  # cores of one worker: each makes some 450 small images a second ready
+    # cores of one worker: for a server that it starts, and for images, some 450 small ones a second
+    cpus: OneUp = location(1)
     gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 

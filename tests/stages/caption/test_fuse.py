@@ -6,6 +6,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
+from metadata.fingerprint import settings_of
 from metadata.schema import TEXT_LIST
 from stages.caption._texts import is_reply
 from stages.caption.fuse import Fuse, fused
@@ -44,6 +45,12 @@ def test_lists_are_read_in_the_order_in_which_they_are_named():
     [row] = run(Fuse(model="reference", captions=("long.captions", "captions")), batch)
     assert "three" in row["captions"][0]["text"]
     assert "one" in row["captions"][1]["text"]
+
+
+def test_cores_for_its_server_are_the_workers_and_change_nothing_that_is_stored():
+    many = Fuse(model="smollm2", cpus=4)
+    assert many.resources.cpus == 4
+    assert settings_of(many) == settings_of(Fuse(model="smollm2"))
 
 
 def test_a_row_that_lacks_a_caption_is_null_and_says_which():

@@ -45,6 +45,12 @@ def test_constants_are_the_papers():
     assert (stage.pairs, stage.form, Rewrite.model) == (3, "completion", "smollm2")
 
 
+def test_cores_for_its_server_are_the_workers_and_change_nothing_that_is_stored():
+    many = Rewrite(cpus=4)
+    assert many.resources.cpus == 4
+    assert settings_of(many) == settings_of(Rewrite())
+
+
 def test_a_prompt_has_the_papers_form_to_the_byte():
     pairs = [("a dog", "one dog"), ("a cat", "one cat"), ("a hen", "one hen")]
     text = "a dog => one dog\n\na cat => one cat\n\na hen => one hen\n\ntwo birds =>"
