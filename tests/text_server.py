@@ -22,6 +22,8 @@ A fault is a word:
   no_usage        a good answer that does not say how many tokens it took
   another         a good answer that no other request gets
   large           an answer of 3 MB
+  refusal         a good answer, that declines
+  markup, loop    a good answer, in HTML or said four times
 """
 
 import argparse
@@ -29,6 +31,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import sys
 import threading
 from collections import Counter
@@ -43,7 +46,13 @@ from stages.models.echo import reply
 
 HOST = "127.0.0.1"
 MODEL = "stand-in"
-GOOD = (None, "no_usage", "drip", "another")
+SPOILT = {
+    "refusal": "I'm sorry, but I can't help with that.",
+    "markup": "<p>{}</p>",
+    "loop": "{0} {0} {0} {0}",
+}
+GOOD = (None, "no_usage", "drip", "another", *SPOILT)
+TWO_CAPTIONS = re.compile(r'"(.+?)"[.:]? [A-Z].*?"(.+?)"')
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class TextServer:
     latency_s: float = 0
     key: str = ""  # asked for where it is not empty
     script: Script = lambda asked: None
+    joins: bool = False  # the two captions that a prompt quotes
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)  # requests, by digest of the body
     answered: Counter[str] = field(default_factory=Counter)  # of these, good answers sent
@@ -183,6 +193,10 @@ class TextServer:
         if fault == "hang":
             await asyncio.sleep(60)
         whole = reply(request.path, body)
+        if self.joins and (quoted := TWO_CAPTIONS.search(asked_text(body))):
+            _write(whole, "{1}, {0}".format(*quoted.groups()))
+        if fault in SPOILT:
+            _write(whole, SPOILT[fault].format(_text(whole)))
         if fault == "filtered":
             whole["choices"][0]["finish_reason"] = "content_filter"
         if fault == "empty":
@@ -217,6 +231,25 @@ class TextServer:
         return not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"
 
 
+def asked_text(body: Mapping[str, Any]) -> str:
+    """The words of a request's last message, or its prompt."""
+    asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    if isinstance(asked, str):
+        return asked
+    return " ".join(part["text"] for part in asked if part["type"] == "text")
+
+
+def _text(whole: Mapping[str, Any]) -> str:
+    choice = whole["choices"][0]
+    return choice["message"]["content"] if "message" in choice else choice["text"]
+
+
+def _write(whole: Mapping[str, Any], text: str) -> None:
+    choice = whole["choices"][0]
+    into, name = (choice["message"], "content") if "message" in choice else (choice, "text")
+    into[name] = text
+
+
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
     body = {"error": {"message": message, "code": status}}
     return web.json_response(body, status=status, headers=headers)
@@ -241,8 +274,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--key", default="", help="the key that requests must bring")
     parser.add_argument("--faults", default="", help="words, between commas")
     parser.add_argument("--every", type=int, default=10, help="which requests meet one")
+    parser.add_argument("--joins", action="store_true", help="join the captions that are quoted")
     given = parser.parse_args(arguments)
     server = TextServer(model=given.model, latency_s=given.latency, key=given.key, port=given.port)
+    server.joins = given.joins
     if given.faults:
         server.script = every(given.faults.split(","), given.every)
     with server.running(), contextlib.suppress(KeyboardInterrupt):
