@@ -115,7 +115,9 @@ def _how_far(stage: Live) -> list[str]:
         total = "?" if stage.total is None else f"{stage.total:,}"
         inside = sum(piece.done for piece in stage.pieces.values() if piece.what == "rows")
         rows = stage.rows + int(inside)
-        return [f"{stage.shards:,} of {total} shards", *([f"{rows:,} rows"] if rows else [])]
+        doing = sorted({piece.what for piece in stage.pieces.values()} - {"rows"})
+        counted = [f"{rows:,} rows"] if rows else []
+        return [f"{stage.shards:,} of {total} shards", *counted, *doing]
     told = max(stage.pieces.values(), key=lambda piece: piece.done, default=None)
     if told and stage.all_units == 1:
         head = f"{stage.call}: {told.done:,.0f} of {told.all:,.0f} {told.what}".rstrip()

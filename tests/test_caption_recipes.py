@@ -78,7 +78,7 @@ def test_veclip_leaves_with_the_caption_found_and_the_fused_one(clipmill, pool, 
     assert labels.keys() == {("original",), ("original", "fused")}
     assert labels["original", "fused"] > len(leave) / 2 > 10
     rows = judged(tmp_path, "chosen")
-    assert CATCHES <= {why for row in rows for why in row["text_reasons"] or ()}
+    assert {why for row in rows for why in row["text_reasons"] or ()} >= CATCHES
     for row in rows:  # an original is never lost, and no caught text stays
         found, why = row["read"] or [], row["text_reasons"] or []
         assert (row["texts"] or []) == [t for t, w in zip(found, why, strict=True) if w is None]
@@ -95,7 +95,7 @@ def test_recaption_leaves_with_one_text_for_clip_and_with_all(clipmill, pool, se
     assert ("original", "short", "long") in set(every)
     assert len(every) == len(mixed) > 20
     rows = judged(tmp_path, "mixed")
-    assert CATCHES <= {why for row in rows for why in row["text_reasons"] or ()}
+    assert {why for row in rows for why in row["text_reasons"] or ()} >= CATCHES
     back = [row for row in rows if row["fell_back"]]
     assert back
     assert all([text["label"] for text in row["texts"]] == ["original"] for row in back)

@@ -204,9 +204,7 @@ class TextServer:
         if fault == "no_usage":
             del whole["usage"]
         if fault == "another":
-            choice = whole["choices"][0]
-            said, part = (choice, "text") if "text" in choice else (choice["message"], "content")
-            said[part] = f"{number} {said[part]}"
+            _write(whole, f"{number} {_text(whole)}")
         data = json.dumps(whole).encode()
         if fault == "malformed":
             data = data[: len(data) // 2]

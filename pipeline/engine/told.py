@@ -1,7 +1,9 @@
 """What a worker says of the shard or unit in its hand."""
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.executors.telling import tell
@@ -20,6 +22,16 @@ class Told:
     all: float = 0.0
     what: str = ""
     values: dict[str, float] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def saying(stage: str, what: str) -> Iterator[None]:
+    """Inside it the stage is said to do this, and nothing of how far it is."""
+    tell(Told((stage,), what, all=1, what=what))
+    try:
+        yield
+    finally:
+        tell(Told((stage,), what))
 
 
 @dataclass

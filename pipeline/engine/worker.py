@@ -1,16 +1,21 @@
 """What a stage's function gets to know of the place where it runs."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from metadata.storage import Storage
-from pipeline.engine.environments import python_of
+from pipeline.engine.environments import made, python_of
 from pipeline.engine.helpers import HelperProcess
+from pipeline.engine.told import saying
 from pipeline.planning.planned import PlannedStage
 from pipeline.provided import Answers, Budget, Purse, Remembered, Took, untaken
 from pipeline.run_folder.pins import pin
-from pipeline.stage import Worker, unpinned, untold
+from pipeline.stage import Environment, Worker, unpinned, untold
+
+VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # of a package, after its name
 
 
 def worker_of(
@@ -44,6 +49,21 @@ def worker_of(
         answers=answers if answers and is_recorded else Remembered(),
         budget=budget if is_recorded else Purse,
         took=took,
-        environment=python_of,
-        start_helper=partial(HelperProcess, planned.name, scratch),
+        environment=partial(_python, planned.name),
+        start_helper=partial(_helper, planned.name, scratch),
     )
+
+
+def _python(stage: str, environment: Environment) -> Path:
+    """The environment's Python; the making of one, which takes minutes, is told."""
+    if found := made(environment):
+        return found
+    names = ", ".join(VERSIONS.sub("", package) for package in environment.packages)
+    with saying(stage, f"making a Python with {names}"):
+        return python_of(environment)
+
+
+def _helper(stage: str, scratch: Path, *given: Any, **more: Any) -> HelperProcess:
+    """The helper, once it is healthy; a large model may take minutes to be."""
+    with saying(stage, "waiting for its server to start"):
+        return HelperProcess(stage, scratch, *given, **more)

@@ -50,6 +50,12 @@ def test_progress_moves_within_a_shard():
     assert alone.share == 0.25
 
 
+def test_what_a_worker_does_before_its_first_row_is_said_once():
+    piece = Piece(0, 1, "making a Python with one, two")
+    begun = running(shards=0, total=2, pieces={"0": Piece(0, 400, "rows"), "a": piece, "b": piece})
+    assert stage_line(begun, NOW) == "0 of 2 shards, making a Python with one, two"
+
+
 def test_what_was_there_before_is_not_counted_as_speed():
     resumed = running(shards=6, found=4, total=8, rows=600, computed=200)
     assert stage_line(resumed, NOW) == "6 of 8 shards, 20 s left, 600 rows, 10 rows/s"

@@ -8,10 +8,12 @@ from metadata.storage import Storage
 from pipeline.engine import told
 from pipeline.engine.telling import Telling
 from pipeline.engine.told import Told
+from pipeline.engine.worker import worker_of
 from pipeline.errors import StageError
 from pipeline.progress import Lines
 from pipeline.run_folder import lock
 from pipeline.run_folder.state import RunState
+from pipeline.stage import Environment
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"
 WORD = Told(("square",), "0", 3.0, 12.0, "rows")
@@ -32,6 +34,29 @@ def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
     teller(np.int64(3), np.int64(12), "steps", loss=np.float32(0.5))
     put_sealed(Storage(str(tmp_path)), "it.json", vars(said[0]), point="live")
     assert (read_sealed(Storage(str(tmp_path)), "it.json") or {})["values"] == {"loss": 0.5}
+
+
+def test_the_making_of_a_python_is_told_until_it_ends_and_so_is_a_server_that_starts(
+    engine, tmp_path, monkeypatch
+):
+    said: list[Told] = []
+    monkeypatch.setattr(told, "tell", said.append)
+    monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
+    (tmp_path / "cache").write_text("no folder")
+    worker = worker_of(engine.plan(STAGES).stages["square"], 0, tmp_path)
+    with pytest.raises(StageError, match="no Python can be made there"):
+        worker.environment(Environment(packages=("nosuch-thing>=2,<3", "other @ file:///x.whl")))
+    making = "making a Python with nosuch-thing, other"
+    assert [(word.what, word.all) for word in said] == [(making, 1), ("", 0)]
+    worker.environment(Environment(packages=("numpy>=2",)))
+    assert len(said) == 2
+
+    helper = worker.start_helper(["sleep", "60"], is_healthy=lambda: True, wait_s=9)
+    assert [(word.what, word.all) for word in said[2:]] == [
+        ("waiting for its server to start", 1),
+        ("", 0),
+    ]
+    helper.stop()
 
 
 def test_a_word_that_comes_after_a_stage_stopped_does_not_start_it_again(telling):
