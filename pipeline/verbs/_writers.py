@@ -1,0 +1,66 @@
+"""Whether a model that writes texts answers: one short question, of some tokens, and its answer."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.environments import made, python_of
+from pipeline.engine.helpers import HelperProcess
+from pipeline.stage import Worker
+
+QUESTION = "Say hello."
+MOST_TOKENS, MOST_SHOWN = 8, 40  # of the answer; characters of it
+WAIT_S = 60.0
+
+
+def writes(model: str) -> bool:
+    """Whether the scheme is one of models that write."""
+    return model.partition(":")[0] in import_module("stages.models.generator").SCHEMES
+
+
+def missing(model: str) -> list[str]:
+    """Packages of other Pythons that it needs and that are not made yet."""
+    needed = import_module("stages.models.generator").environments_of(model)
+    return [package for one in needed if made(one) is None for package in one.packages]
+
+
+def answered(model: str) -> tuple[str | None, str, str]:
+    """(reason, what was found, what to do) of one answer; without a reason all is well.
+
+    A server of our own is started for it. ClipmillError where there is none to ask.
+    """
+    generator: Any = import_module("stages.models.generator")
+    with tempfile.TemporaryDirectory(prefix="doctor-") as scratch:
+        worker = Worker(
+            seed=0,
+            stage="doctor",
+            device="cuda" if shutil.which("nvidia-smi") else "cpu",
+            threads=1,
+            scratch=Path(scratch),
+            environment=python_of,
+            start_helper=partial(HelperProcess, "doctor", Path(scratch)),
+        )
+        asker = generator.open_asker(
+            model,
+            worker,
+            decoding=generator.Decoding(max_tokens=MOST_TOKENS),
+            limits=generator.Limits(timeout_s=WAIT_S, deadline_s=WAIT_S, retries=0),
+            form="chat",
+        )
+        began = time.monotonic()
+        answer = asyncio.run(asker.ask(generator.Prompt(text=QUESTION), seed=0))
+        took_s = time.monotonic() - began
+        del asker, worker  # which end the server
+    if answer.reason is None:
+        return None, f"answers in {took_s:.1f} s: {answer.text[:MOST_SHOWN]!r}", ""
+    advice = {
+        **generator.ADVICE,
+        "empty_answer": "it may think before it writes: raise decoding.max_tokens",
+        "bad_request": "where it is not tuned to chat, write form: completion into the recipe",
+    }
+    return answer.reason, f"no answer: {answer.reason}", advice.get(answer.reason, "see its log")
