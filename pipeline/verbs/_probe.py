@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,6 @@ from pipeline.run_folder.origin import refuse_another_pool
 from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import duration
 from pipeline.verbs import DONE
-from pipeline.verbs._options import check_workers
 from pipeline.verbs._signals import stopped_by_signals
 
 LINES = {
@@ -42,12 +42,12 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
     state = RunState(plan, folder)
     lacking = {it.name: lacks for it in asking if (lacks := probe.missing(state, it))}
     ready = [it for it in asking if it.name not in lacking]
-    workers = {it.name: options.workers or _places(plan, it.name) for it in ready}
     found: dict[str, Probed] = {}
     if ready:
-        with stopped_by_signals():
-            names = list(workers)
-            for name, probed in probe.probe(plan, folder, names, options.probe, workers):
+        with closing(LocalExecutor()) as here, stopped_by_signals():
+            names = [it.name for it in ready]
+            workers = {it.name: options.workers or here.places(it.stage.resources) for it in ready}
+            for name, probed in probe.probe(plan, folder, here, names, options.probe, workers):
                 found[name] = probed
                 if not options.json:
                     print(page(name, probed), flush=True)
@@ -68,18 +68,11 @@ def _check(options: argparse.Namespace) -> None:
         raise RecipeError("--workers without --probe", "the arguments", "add --probe 200")
     if options.probe < 1:
         raise RecipeError(f"--probe {options.probe}", "the arguments", "give 1 or more rows")
-    check_workers(options.workers)
+    if options.workers is not None and options.workers < 1:
+        raise RecipeError(f"--workers {options.workers}", "the arguments", "give 1 or more")
     if not options.out:
         do = "name the run folder: its rows are asked for, and the answers stay there"
         raise RecipeError("--probe without --out", "the arguments", do)
-
-
-def _places(plan: Plan, name: str) -> int:
-    executor = LocalExecutor()
-    try:
-        return executor.places(plan.stages[name].stage.resources)
-    finally:
-        executor.close()
 
 
 def _last(plan: Plan, names: Sequence[str]) -> list[str]:

@@ -131,3 +131,21 @@ def test_a_gpu_is_named_as_the_driver_of_the_run_sees_it(single, tmp_path):
     gpu = Resources(gpus=0.5, memory_gb=0.1)
     named = Step(name="gpu", start=bound(see_gpus, tmp_path, 1).start, resources=gpu)
     assert list(single.stream([named], [0])) == ["7"]
+
+
+def test_as_many_workers_have_a_place_as_cpus_memory_and_gpus_allow(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setattr("pipeline.executors.machine.memory_gb", lambda: 20.0)
+    executor = LocalExecutor(8)
+    places = {
+        Resources(memory_gb=1): 8,
+        Resources(cpus=3, memory_gb=1): 2,
+        Resources(cpus=100, memory_gb=1): 1,  # it gets what there is
+        Resources(memory_gb=4): 5,
+        Resources(gpus=1, memory_gb=1): 3,
+        Resources(gpus=2, memory_gb=1): 1,
+        Resources(gpus=0.5, memory_gb=1): 6,
+        Resources(gpus=4, memory_gb=1): 0,
+    }
+    assert {resources: executor.places(resources) for resources in places} == places
+    executor.close()

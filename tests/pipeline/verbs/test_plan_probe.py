@@ -72,6 +72,7 @@ def test_a_recipe_that_asks_no_model_says_so(clipmill, tmp_path):
         (["--probe", 0, "--out", "run"], "--probe 0"),
         (["--probe", 5], "--probe without --out"),
         (["--workers", 2], "--workers without --probe"),
+        (["--probe", 5, "--workers", 0], "--workers 0"),
     ],
 )
 def test_arguments_that_make_no_probe(clipmill, given, found):
@@ -114,6 +115,18 @@ def test_a_run_pays_for_the_other_rows_alone_and_takes_what_was_predicted(
         assert predicted[name].low <= value <= predicted[name].high, name
     none = command("plan", "--until", "made", "--probe", 30)
     assert none.out == "made: no rows are left to ask for\n"
+
+
+@pytest.mark.chaos
+def test_no_place_for_a_worker_and_another_seed_ask_nothing(command, server):
+    assert run(command, "--until", "keep").code == 0
+    said = command("plan", "--until", "made", "--probe", 9, "--set", "made.memory_gb=90000")
+    assert said.code == 1
+    assert "no place for a worker with 90000.0 GB" in said.err
+    said = command("plan", "--until", "made", "--probe", 9, "--set", "seed=5")
+    assert said.code == 2
+    assert "seed 5, and this run has seed 0" in said.err
+    assert server.asked.total() == 0
 
 
 @pytest.mark.chaos
