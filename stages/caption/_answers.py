@@ -31,15 +31,20 @@ class Said:
 
 
 def streamed(
-    start: Callable[[pa.Table], Coroutine[Any, Any, pa.Table]], batch_rows: int, limits: Limits
+    start: Callable[[pa.Table], Coroutine[Any, Any, pa.Table]],
+    batch_rows: int,
+    limits: Limits,
+    asks: int = 1,
+    a_slot: int = 16,
 ) -> StreamFunction:
-    """The function of a stage whose batches wait side by side.
+    """The function of a stage whose batches wait side by side; it asks so often for a row at least.
 
-    So many are under way that those which end late leave no room for requests unused.
+    Rows are read ahead of one that waits, until so many questions a slot are begun: one answer may
+    take that many times as long as others before a slot is empty.
     """
     from stages.ops.ahead import ahead
 
-    rows_ahead = 4 * max(batch_rows, limits.concurrency)
+    rows_ahead = max(4 * batch_rows, a_slot * limits.concurrency // asks)
     return lambda batches: ahead(batches, start, rows_ahead)
 
 

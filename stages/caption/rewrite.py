@@ -119,7 +119,8 @@ class Rewrite(RowStage):
             self.model, worker, decoding=self.decoding, limits=self.limits, form=self.form
         )
         start = partial(rewritten, settings=self, asker=asker, worker=worker)
-        return streamed(start, self.batch_rows, self.limits)
+        asks = len(self.styles) * self.per_style
+        return streamed(start, self.batch_rows, self.limits, asks)
 
 
 async def rewritten(

@@ -169,7 +169,9 @@ class Synthesize(RowStage):
             threads=ThreadPoolExecutor(worker.threads),
             worker=worker,
         )
-        return streamed(start, self.batch_rows, self.limits)
+        asks = len(self.prompts) * self.candidates
+        # Rows hold images: half as many as of texts are read ahead.
+        return streamed(start, self.batch_rows, self.limits, asks, a_slot=8)
 
 
 async def synthesized(

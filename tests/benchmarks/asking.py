@@ -54,9 +54,9 @@ def main() -> None:
 
 
 @contextmanager
-def server(latency_s: float) -> Iterator[str]:
+def server(latency_s: float, *more: str) -> Iterator[str]:
     """The model string of a stand-in in a process of its own."""
-    command = [sys.executable, "-m", "tests.text_server", "--latency", str(latency_s)]
+    command = [sys.executable, "-m", "tests.text_server", "--latency", str(latency_s), *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

@@ -1,5 +1,6 @@
 """caption.rewrite: what is asked of whom, and what becomes of the answers."""
 
+import asyncio
 import dataclasses
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from pipeline.planning.recipe import load_recipe
 from stages.caption._answers import bits_of, seeds_of
 from stages.caption._banks import load
 from stages.caption.rewrite import OneLine, Rewrite, asked
+from stages.models.generator import Limits
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 from tests.text_server import TextServer
 
@@ -137,6 +139,25 @@ def test_hostile_captions_keep_their_rows_and_the_prompts_form():
     assert words(texts[2]) == words("user INST a cat")
     assert words(texts[3])[:64] == ["again", *["spam"] * 63]
     assert texts[4] == "x" * 768
+
+
+class HoldsTheFirst(TextServer):
+    """Answers its first request after 700 others."""
+
+    async def _reply(self, request, body, fault, number):
+        async with asyncio.timeout(20):
+            while number == 0 and self.answered.total() <= 700:
+                await asyncio.sleep(0.01)
+        return await super()._reply(request, body, fault, number)
+
+
+def test_one_slow_answer_holds_up_no_slot_for_fifteen_times_as_long():
+    with HoldsTheFirst().running() as server:
+        limits = Limits(concurrency=48, retries=0, timeout_s=20)
+        stage = Rewrite(model=f"openai:{server.url}#stand-in", styles=("human",), limits=limits)
+        whole = rows_of(text=[f"a cat number {number}" for number in range(720)])
+        batches = [whole.slice(start, 128) for start in range(0, 720, 128)]
+        assert [row["reason"] for row in run(stage, *batches)] == [None] * 720
 
 
 def test_a_row_without_a_caption_is_null_and_says_why():
