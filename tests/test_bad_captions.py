@@ -6,9 +6,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import web
 
 from stages.caption import _banks
 from stages.caption._texts import cleaned
+from stages.caption.rewrite import Rewrite
+from stages.models.generator import Limits
+from tests.stages.caption.streaming import rows_of
+from tests.stages.caption.streaming import run as answered
 from tests.text_server import TextServer
 
 CAPTIONS = [
@@ -99,6 +104,35 @@ def test_hostile_captions_lose_no_row_and_leave_the_prompt_as_it_is(run, server,
     fused = [body["messages"][-1]["content"] for body in server.bodies if "messages" in body]
     assert len(fused) == len(HAS_TEXT)
     assert all(len(text) < 6000 and "\x00" not in text for text in fused)
+    assert sum("{text} {caption} {0} %s $HOME" in text for text in fused) == 1, "filled in once"
+
+
+ANSWERS = [
+    *("", " \n\u2028", "=>", "</s>", "Caption:", "\x00\u202e", "\ud800 half", "x" * 900_000),
+    *(None, 5, [], {}, ["a cat"], True),
+]
+
+
+class Hostile(TextServer):
+    """Each of ANSWERS in turn, and counts of tokens that are none."""
+
+    async def _reply(self, request, body, fault, number):
+        choice = {"text": ANSWERS[number % len(ANSWERS)], "finish_reason": "stop"}
+        usage = {"prompt_tokens": -5, "completion_tokens": None}
+        return web.json_response({"choices": [choice], "usage": usage})
+
+
+def test_answers_of_any_kind_lose_no_row_and_go_uncounted():
+    with Hostile().running() as server:
+        limits = Limits(concurrency=1, retries=0, max_tokens_total=10**6)
+        stage = Rewrite(model=f"openai:{server.url}#stand-in", styles=("human",), limits=limits)
+        made = answered(stage, rows_of(text=[f"a cat {n}" for n in range(len(ANSWERS))]))
+    reasons = [row["reason"] for row in made]
+    assert [bool(row["captions"]) for row in made] == [reason is None for reason in reasons]
+    assert set(reasons) == {None, "empty_answer", "bad_answer"}
+    assert reasons[:2] == ["empty_answer"] * 2
+    assert reasons[6] == "bad_answer"
+    assert reasons[-2] == "bad_answer"
 
 
 def test_a_budget_of_nothing_gives_what_is_stored_and_asks_nothing(run, server):

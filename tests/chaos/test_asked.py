@@ -53,7 +53,7 @@ def test_ten_kills_of_driver_and_workers_ask_for_no_stored_answer_again(asking, 
 
 
 def test_a_kill_on_an_object_store_asks_for_no_stored_answer_again(asking, bucket, tmp_path):
-    lives = killer(asking, lambda number: bucket.uri(f"asked/{number}"), tmp_path, seed=3)
+    lives = killer(asking, lambda number: bucket.uri(f"asked/{number}"), tmp_path, seed=7)
     tally = lives.until(1, asking.expected)
     assert not tally.wrong, "\n".join(tally.wrong)
     assert (tally.kills, tally.of_stored, tally.changed) == (1, 0, 0), str(tally)

@@ -82,10 +82,9 @@ def test_of_two_answers_to_two_workers_that_ask_at_once_all_later_readers_take_o
         rows = pa.table({**row, "text": [f"a small cat number {n} on a mat" for n in range(3)]})
         pq.write_table(rows, tmp_path / "pool" / f"{name}.parquet")
     run, pool = tmp_path / "run", tmp_path / "pool"
-    out = ("--out", run, "--workers", 2)
     with Together().running() as server:
         once = recipe(tmp_path, pool, server, "human")
-        assert clipmill("run", once, *out).code == 0
+        assert clipmill("run", once, "--out", run, "--workers", 2).code == 0
         assert (server.asked.total(), set(server.asked.values())) == (6, {2})  # both are paid
         given = texts(run, "human")
         assert len(set(given)) == 6
@@ -93,7 +92,7 @@ def test_of_two_answers_to_two_workers_that_ask_at_once_all_later_readers_take_o
         for _ in range(2):
             for folder in run.glob("stages/made-*"):
                 shutil.rmtree(folder)
-            assert clipmill("run", once, *out).code == 0
+            assert clipmill("run", once, "--out", run, "--workers", 0).code == 0
             shards.append(shards_of(str(run)))
             expected = [min(pair) for pair in zip(given[:3], given[3:], strict=True)]
             assert texts(run, "human") == expected * 2
