@@ -39,13 +39,13 @@ from stages.caption._cells import (
     once_in_order,
 )
 from stages.caption._corpus import VECTOR, ParquetTexts, Wanted, texts_of
-from stages.caption._lists import text_list
 from stages.caption._near import best, nearest_texts, nobody
 from stages.ops import centroids
 from stages.ops.combined import Concatenated, Zipped
 from stages.ops.keeper import DROPPED, dropped_before
 from stages.ops.nearest import nearest
 from stages.ops.outside import listing_digest, need_either
+from stages.ops.text_lists import text_list
 from stages.ops.vectors import as_matrix, from_matrix, unit_rows
 
 # Shapes: N rows, D width of a vector.

@@ -21,8 +21,8 @@ from metadata.schema import (
 )
 from metadata.uid import coin_hash, mixed
 from pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
-from stages.caption._lists import text_list
 from stages.caption._sentences import SPACE, joined, sentences
+from stages.ops.text_lists import flat_texts, text_list
 
 # Shapes: N rows of the batch, T texts of all of them.
 
@@ -107,19 +107,10 @@ def split(stage: Split, seed: int, name: str, batch: pa.Table) -> pa.Table:
 
 def captions_of(batch: pa.Table, lists: tuple[str, ...]) -> pl.DataFrame:
     """Every caption, by row and in order, numbered as `caption`; the pool's own has no label."""
-    row = pl.int_range(len(batch), dtype=pl.Int64).alias("row")
-    if lists:
-        each = [
-            pl.DataFrame({"made": batch[name]}).select(row, "made").explode("made").unnest("made")
-            for name in lists
-        ]
-        captions = pl.concat(each).sort("row", maintain_order=True)
-    else:
-        none = pl.lit(None, pl.String)
-        captions = pl.DataFrame({"text": batch[TEXT.name]}).select(
-            row, "text", model=none, prompt_id=none, label=none
-        )
-    return captions.filter(pl.col("text").is_not_null()).with_row_index("caption")
+    captions = flat_texts(batch, lists, has_own=not lists)
+    if not lists:
+        captions = captions.with_columns(label=pl.lit(None, pl.String))
+    return captions.with_row_index("caption")
 
 
 def cut(captions: pl.DataFrame, stage: Split) -> pl.DataFrame:

@@ -6,14 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import CAPTIONS, TEXT, TEXT_LIST, TEXTS
+from metadata.schema import CAPTIONS, ORIGINAL, TEXT, TEXT_FIELDS, TEXT_LIST, TEXTS
 from pipeline.errors import RecipeError
 from pipeline.stage import NonEmpty
 
 # Shapes: N rows, V texts of all of them.
 
 Captions = bool | tuple[NonEmpty, ...]  # false: none; true: those that are there; or lists by name
-ORIGINAL = "original"
 
 
 def check_captions(captions: Captions) -> None:
@@ -96,12 +95,9 @@ def as_text_list(lists: pa.ChunkedArray) -> pa.Array:
     if lists.type == TEXT_LIST:
         return lists
     values = pc.list_flatten(lists)
-    held = [name for name in _NAMES if values.type.get_field_index(name) >= 0]
+    held = [name for name in TEXT_FIELDS if values.type.get_field_index(name) >= 0]
     fields = {name: pc.struct_field(values, name) for name in held}
     return _listed(pc.list_value_length(lists).fill_null(0).to_numpy(), fields)
-
-
-_NAMES = tuple(field.name for field in TEXT_LIST.value_type)
 
 
 def _each_once(lists: list[pa.Array]) -> pa.Array:
@@ -124,7 +120,7 @@ def _each_once(lists: list[pa.Array]) -> pa.Array:
     first_V.sort()
     values = values.take(pa.array(first_V))
     count_N = np.bincount(row_V[first_V], minlength=rows)
-    return _listed(count_N, {name: pc.struct_field(values, name) for name in _NAMES})
+    return _listed(count_N, {name: pc.struct_field(values, name) for name in TEXT_FIELDS})
 
 
 def _listed(count_N: np.ndarray, held: Mapping[str, pa.Array]) -> pa.Array:

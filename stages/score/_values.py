@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metadata import schema
+from metadata.schema import ORIGINAL
 from stages.ops.languages import Predict, best_languages
 from stages.score import _phrases
 from stages.score._cut import is_cut
@@ -31,7 +32,8 @@ class Looked:
 def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, looked: Looked) -> dict[str, pa.Array]:
     """Values by column, flat; `texts` are sorted by row, each row's source first."""
     text, row = texts["text"], texts["row"]
-    is_own_T = texts["is_own"].to_numpy()
+    is_own = (texts["source"] == ORIGINAL) & (texts["label"] == ORIGINAL)
+    is_own_T = is_own.fill_null(False).to_numpy()
     known = pl.concat([texts.filter(pl.Series(is_own_T)).select("row", "text"), evidence])
     all_known = known.group_by("row").agg(pl.col("text").str.join("\n"))
     beside = texts.select("row").join(all_known, on="row", how="left", maintain_order="left")[
@@ -69,6 +71,20 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, looked: Looked) -> di
         column.name: it if isinstance(it, pa.Array) else it.to_arrow()
         for column, it in by_name.items()
     }
+
+
+def known_texts(batch: pa.Table, columns: tuple[str, ...]) -> pl.DataFrame:
+    """`row` and `text` of all that these columns hold: texts, lists of texts, captions' lists."""
+    row = pl.int_range(len(batch), dtype=pl.UInt32).alias("row")
+    parts = [pl.DataFrame(schema={"row": pl.UInt32, "text": pl.String})]
+    for name in columns:
+        texts = pl.DataFrame({"text": batch[name]}).select(row, "text")
+        if isinstance(texts.schema["text"], pl.List):
+            texts = texts.explode("text", empty_as_null=False)
+        if isinstance(texts.schema["text"], pl.Struct):
+            texts = texts.select("row", pl.col("text").struct.field("text"))
+        parts.append(texts.with_columns(pl.col("text").cast(pl.String)))
+    return pl.concat(parts).drop_nulls()
 
 
 def _nullable(value_T: NDArray[np.float32]) -> pa.Array:

@@ -171,23 +171,25 @@ class CaptionScores(RowStage):
 
 def caption_scores(stage: CaptionScores, name: str, looked, embed, batch: pa.Table) -> pa.Table:
     """The captions of every row and their values, and a reason where there is none."""
+    from stages.ops.text_lists import flat_texts, listed, text_list
     from stages.score._embedded import clip_scores
-    from stages.score._flat import FIELDS, flat_texts, known_texts, listed
-    from stages.score._values import values_of
+    from stages.score._values import known_texts, values_of
 
-    texts = flat_texts(batch, stage.captions)
+    texts = flat_texts(batch, stage.captions, has_own=TEXT.name in batch.column_names)
     texts_N = np.bincount(texts["row"].to_numpy(), minlength=len(batch))
     values = values_of(texts, known_texts(batch, stage.evidence), looked)
     if embed is not None:
         values[TEXT_CLIP_SCORE.name] = clip_scores(
             batch, texts["text"].to_list(), texts["row"].to_numpy(), embed, name
         )
-    made = texts.select(FIELDS).to_struct("text").to_arrow().cast(TEXT_LIST.value_type)
     reason = pa.DictionaryArray.from_arrays(
         pa.array(np.zeros(len(batch), np.int32), mask=texts_N > 0), list(stage.reasons)
     )
     lists = {
-        column.name: listed(made if column == TEXTS else values[column.name], texts_N, column.dtype)
+        column.name: listed(values[column.name].cast(column.dtype.value_type), texts_N)
         for column in stage.writes
+        if column != TEXTS
     }
-    return pa.table({**lists, REASON.name: reason.cast(REASON_TYPE)})
+    return pa.table(
+        {TEXTS.name: text_list(texts, texts_N), **lists, REASON.name: reason.cast(REASON_TYPE)}
+    )

@@ -15,13 +15,12 @@ import pyarrow as pa
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres
 
-from metadata.schema import CAPTIONS, TEXT_LIST, TEXTS
+from metadata.schema import CAPTIONS, TEXT_FIELDS, TEXTS
 
 # Shapes: N rows, V items of all their lists.
 
 Tree = Any  # a node of sqlglot
 Wrong = tuple[str, str] | None  # what was found, and what to write
-FIELDS = tuple(field.name for field in TEXT_LIST.value_type)
 LISTS = (TEXTS.name, CAPTIONS.name)
 ROW = "#row"
 
@@ -49,7 +48,7 @@ def named(column: exp.Column) -> tuple[str, str | None]:
     """A column's name, and the field of it that is asked: inside any and all, of captions."""
     *before, last = (part.name for part in column.parts)
     is_field = len(before) == 2 or (len(before) == 1 and before[0] in LISTS)
-    if is_field and last in FIELDS and around(column):
+    if is_field and last in TEXT_FIELDS and around(column):
         return ".".join(before), last
     return ".".join((*before, last)), None
 

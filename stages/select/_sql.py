@@ -27,7 +27,7 @@ from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of polars
 from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # it comes from elsewhere
 
-from metadata.schema import UID
+from metadata.schema import TEXT_FIELDS, UID
 from pipeline.errors import RecipeError, StageError
 from stages.select import _lists as lists
 from stages.select._kinds import mismatch
@@ -274,7 +274,7 @@ def compared_with(conjunct: Conjunct, name: str) -> bool:
 def is_field(name: str) -> bool:
     """Whether it reads as a field of captions: `texts.label`."""
     before, _, last = name.rpartition(".")
-    return before in lists.LISTS and last in lists.FIELDS
+    return before in lists.LISTS and last in TEXT_FIELDS
 
 
 def _text(tree: Tree) -> str:

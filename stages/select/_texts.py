@@ -1,30 +1,31 @@
 """The texts of rows one after the other, with the values that stand beside them."""
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from metadata.schema import TEXT, TEXT_CLIP_SCORE, TEXT_LIST, TEXTS
+from metadata.schema import ORIGINAL, TEXT_CLIP_SCORE, TEXT_FIELDS, TEXTS
 from pipeline.errors import StageError
+from stages.ops.text_lists import flat_texts, text_list
 
 # Shapes: N rows, T texts of all of them.
-
-ORIGINAL = "original"
-OF_TEXT = ("text", "source", "model", "prompt_id", "label")  # what is known of each text
 
 
 class Texts:
     """The texts of a shard one after the other, and values beside them."""
 
     def __init__(self, shard: pa.Table, captions: tuple[str, ...]) -> None:
-        lists = gathered(shard, captions) if captions else shard[TEXTS.name].combine_chunks()
+        if captions:
+            texts = flat_texts(shard, captions, has_own=True)
+            count_N = np.bincount(texts["row"].to_numpy(), minlength=len(shard))
+            lists = text_list(texts, count_N)
+        else:
+            lists = shard[TEXTS.name].combine_chunks()
         self.shard = shard
         self.count_N = pc.list_value_length(lists).fill_null(0).to_numpy()
         self.row_T = np.repeat(np.arange(len(shard)), self.count_N)
         self.values = pc.list_flatten(lists)
-        self.part = {name: pc.struct_field(self.values, name) for name in OF_TEXT}
+        self.part = {name: pc.struct_field(self.values, name) for name in TEXT_FIELDS}
         is_own = pc.equal(self.part["source"], ORIGINAL).fill_null(False).to_numpy(False)
         self.original_T = is_own & self.part["text"].is_valid().to_numpy(False)
 
@@ -51,25 +52,3 @@ class Texts:
         if TEXT_CLIP_SCORE.name not in self.shard.column_names:
             return pa.nulls(len(self.row_T), pa.float32())
         return self.beside(TEXT_CLIP_SCORE.name)
-
-
-def gathered(shard: pa.Table, captions: tuple[str, ...]) -> pa.Array:
-    """The caption of each row, then the texts of these lists, in their order."""
-    row = pl.int_range(len(shard), dtype=pl.Int64).alias("row")
-    none, own = pl.lit(None, pl.String), pl.lit(ORIGINAL)
-    known = {"source": own, "model": none, "prompt_id": none, "label": own}
-    each = [pl.DataFrame({"text": shard[TEXT.name]}).select(row, "text", **known)]
-    for name in captions:
-        made = pl.DataFrame({"made": shard[name]}).select(row, "made").explode("made")
-        each.append(made.unnest("made").select("row", *OF_TEXT))
-    texts = pl.concat(each).sort("row", maintain_order=True).filter(pl.col("text").is_not_null())
-    fields = list(TEXT_LIST.value_type)
-    parts = [texts[field.name].to_arrow().cast(field.type) for field in fields]
-    values = pa.StructArray.from_arrays(parts, fields=fields)
-    return listed(values, np.bincount(texts["row"].to_numpy(), minlength=len(shard)))
-
-
-def listed(values: pa.Array, count_N: NDArray[np.int64]) -> pa.Array:
-    """So many of the values a row; null where there is none."""
-    ends = pa.array(np.append(0, np.cumsum(count_N)), pa.int32())
-    return pa.ListArray.from_arrays(ends, values, mask=pa.array(count_N == 0))

@@ -17,6 +17,7 @@ from metadata.schema import (
     REASON_TYPE,
     TEXT,
     TEXT_CLIP_SCORE,
+    TEXT_FIELDS,
     TEXT_IMAGES,
     TEXTS,
     UID,
@@ -28,11 +29,12 @@ from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
 from stages.ops.caption_cuts import CUTS
 from stages.ops.keeper import dropped_before
+from stages.ops.text_lists import listed
 from stages.select import _cut as cut
 from stages.select import _sql as sql
 from stages.select._caption_rules import WORDS, broken_rules
 from stages.select._mixes import SHARES, Bools, Flat, Mix, mixed_texts
-from stages.select._texts import OF_TEXT, Texts, listed
+from stages.select._texts import Texts
 from stages.select._top import Top, find_cut, rankable
 
 # Shapes: N rows, T texts of all of them.
@@ -133,7 +135,7 @@ class SelectCaptions(DatasetStage):
     def lists(self) -> tuple[str, ...]:
         """The lists of values that `where` asks."""
         names = [name for conjunct in self.conjuncts for name in conjunct.columns]
-        return tuple(dict.fromkeys(it for it in names if it not in (*OF_TEXT, WORDS)))
+        return tuple(dict.fromkeys(it for it in names if it not in (*TEXT_FIELDS, WORDS)))
 
     @property
     def reads(self) -> tuple[Column | str, ...]:
@@ -157,10 +159,10 @@ class SelectCaptions(DatasetStage):
                 raise StageError(
                     found=f"column '{name}' holds {types[name]}, and no list beside the texts",
                     where="key `where`",
-                    do=f"ask what score.caption writes, or {', '.join((*OF_TEXT, WORDS))}",
+                    do=f"ask what score.caption writes, or {', '.join((*TEXT_FIELDS, WORDS))}",
                 )
         flat = {name: pa.nulls(0, types[name].value_type) for name in self.lists}
-        flat |= {name: pa.nulls(0, pa.string()) for name in OF_TEXT} | {
+        flat |= {name: pa.nulls(0, pa.string()) for name in TEXT_FIELDS} | {
             WORDS: pa.nulls(0, pa.int32())
         }
         for conjunct in self.conjuncts:
