@@ -20,7 +20,8 @@ TABLES = {"numpy", "pyarrow", "polars"}
 CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "aiohttp", "packaging"}
 FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
 NO_KINDS = ("ops", "models", "clip")  # what stages share
-DOCTOR = "pipeline/verbs/doctor.py"  # which tries what is installed: models, tasks, torch
+# Which try what is installed: models, tasks, torch.
+DOCTOR = ("pipeline/verbs/doctor.py", "pipeline/verbs/_writers.py")
 DOORS = {"pipeline.stage", "pipeline.dataset", "pipeline.errors"}
 RAY = {f"pipeline/executors/{name}.py" for name in ("ray", "ray_room", "ray_session")}
 COMMANDS = ("pipeline/cli.py", "pipeline/verbs/")
@@ -75,7 +76,7 @@ def allowed(file: str, module: str, is_top: bool) -> bool:
         file.rpartition("/")[0].replace("/", ".")
     ):
         return True
-    if file == DOCTOR and top in ("torch", "stages"):
+    if file in DOCTOR and top in ("torch", "stages"):
         return not is_top
     if top == "ray":
         return file in RAY
