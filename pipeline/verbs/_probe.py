@@ -158,6 +158,8 @@ def _notes(probed: Probed) -> list[str]:
     if probed.reasons:
         counts = ", ".join(f"{reason} {rows:,}" for reason, rows in probed.reasons.items())
         notes.append(f"without an answer: {counts}")
+    if probed.asked and not probed.spent["prompt_tokens"]:
+        notes.append("the server does not say how many tokens an answer took")
     if not probed.left:
         return notes
     if "usd" not in probed.predicted:

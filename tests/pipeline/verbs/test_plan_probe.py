@@ -130,6 +130,22 @@ def test_no_place_for_a_worker_and_another_seed_ask_nothing(command, server):
 
 
 @pytest.mark.chaos
+def test_a_probe_of_more_rows_than_there_are_asks_for_all_and_the_run_for_none(command, server):
+    assert run(command, "--until", "keep").code == 0
+    server.script = lambda asked: "no_usage"
+    said = command("plan", "--until", "made", "--probe", 9999)
+    assert said.code == 0
+    first, *notes = said.out.splitlines()
+    rows = first.split()[1]
+    assert first.startswith(f"made: {rows} of {rows} rows probed, {server.asked.total()} requests")
+    assert "  the server does not say how many tokens an answer took" in notes
+    assert "the rest" not in said.out
+    asked = server.asked.total()
+    assert run(command, "--until", "made").code == 0
+    assert server.asked.total() == asked > 0
+
+
+@pytest.mark.chaos
 def test_a_probe_keeps_to_the_budget_and_the_run_counts_what_it_spent(command, tmp_path, server):
     assert run(command, "--until", "keep").code == 0
     few = ("--set", "made.limits.max_tokens_total=2000", "--until", "made")
