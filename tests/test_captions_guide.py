@@ -1,6 +1,9 @@
 """docs/captions.md is true: its recipes are planned, its files read, its first run is done."""
 
+import json
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from tests.test_docs import Follower, blocks
 PAGE = (Path(__file__).parents[1] / "docs" / "captions.md").read_text(encoding="utf-8")
 FILES = {it.file: it.text for it in blocks(PAGE) if re.search(r"\.yaml$", it.file or "")}
 RECIPES = [name for name, text in FILES.items() if "\nstages:\n" in text]
+COMMANDS = re.findall(r"^clipmill (?:run|plan) [^#\n].*$", PAGE.replace("\\\n", " "), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -40,9 +44,33 @@ def test_the_prompt_that_the_guide_shows_is_one_that_is_asked():
     assert asked(bank.instruction, pairs, caption, "completion").text == shown.rstrip("\n")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_of_the_guide_is_planned(command, tmp_path):
+    _, _, name, *options = shlex.split(command.partition(" #")[0])
+    path = tmp_path / name
+    if name in FILES:
+        path.write_text(FILES[name], encoding="utf-8")
+    sets = [value for option, value in pairwise(options) if option == "--set"]
+    assert make_plan(load_recipe(str(path) if name in FILES else name, sets)).stages
+
+
+def test_headings_that_the_guide_leads_to_are_there():
+    headings = re.findall(r"^#+ (.+)$", PAGE, re.MULTILINE)
+    there = {re.sub(r"[^\w -]", "", it).lower().replace(" ", "-") for it in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= there
+
+
+@pytest.mark.chaos  # a real model answers for a minute
+def test_the_first_run_is_done(tmp_path):
+    section = PAGE.partition("## A first run")[2].partition("\n## ")[0]
+    Follower(tmp_path).follow(section, "captions.md")
+    rows = (tmp_path / "texts" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [text for row in rows for text in json.loads(row)["texts"]]
+    assert {"original", "smollm2"} == {text["model"] or text["source"] for text in texts}
+    assert (tmp_path / "run.html").is_file()
+
+
 @pytest.mark.chaos  # some processes
-def test_the_first_run_is_done_and_its_probe_says_what_the_guide_shows(tmp_path):
-    follower = Follower(tmp_path)
-    for heading in ("## A first run", "### What it will cost"):
-        follower.follow(PAGE.partition(heading)[2].partition("\n## ")[0], "captions.md")
-    assert (tmp_path / "run").is_dir()
+def test_a_probe_says_what_the_guide_shows(tmp_path):
+    section = PAGE.partition("### What it will cost")[2].partition("\n## ")[0]
+    Follower(tmp_path).follow(section, "captions.md")
