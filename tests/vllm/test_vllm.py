@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipeline.engine.helpers import HelperProcess
 from pipeline.stage import Environment, Worker
 from stages.models import vllm, vllm_server
 from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
+from tests.captioned import judged, run_recipe, served_pool
 from tests.family import left_after, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
@@ -33,6 +35,12 @@ def models(tmp_path_factory) -> Path:
     command = [str(python), "-I", str(TINY), vllm_server.__file__, str(folder)]
     subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Iterator[Path]:
+    with served_pool(tmp_path_factory.mktemp("pool"), rows=40) as folder:
+        yield folder
 
 
 def opened(model: Path, scratch: Path) -> Asker:
@@ -67,6 +75,33 @@ def test_a_text_model_answers_is_revived_and_leaves_no_process(models, tmp_path)
     asyncio.run(talk())
     gc.collect()
     assert not left_after(set(serving(script)) - set(before), 20)
+
+
+RECIPES = {  # of each its stages that ask a model, and the select of captions
+    "veclip": (("short", "fused"), "chosen", "shards"),
+    "recaption-short-long": (("made",), "mixed", "for_clip"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_whose_answers_are_nonsense_ends_well_and_keeps_the_originals(
+    recipe, models, pool, clipmill, tmp_path
+):
+    """32 prompts at once, each with a seed and an image, are more than vLLM takes in one step."""
+    asking, select, last = RECIPES[recipe]
+    settings = [f"{stage}.model=vllm:{models}/vision" for stage in asking]
+    settings += [f"{stage}.decoding.max_tokens=16" for stage in asking]
+    before = serving(vllm_server.__file__)
+    run_recipe(clipmill, recipe, pool, tmp_path, last, *settings)
+    assert not left_after(set(serving(vllm_server.__file__)) - set(before), 20)
+    rows = judged(tmp_path, select)
+    made = [text for row in rows for text in row["read"] if text["label"] != "original"]
+    why = [it for row in rows for it in row["text_reasons"]]
+    assert len(made) > len(rows) / 2
+    assert why.count("text_garbled") > len(made) / 2
+    for row in rows:
+        assert row["texts"][0]["label"] == "original" or not row["fell_back"]
+        assert row["texts"]
 
 
 def test_a_vision_model_takes_an_image(models, tmp_path):
