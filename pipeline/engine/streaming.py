@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipeline.errors import StageError
 from pipeline.stage import StreamFunction
 
 THREAD = "event loop"
+Begun = tuple[asyncio.AbstractEventLoop, asyncio.Event]  # a loop, and what ends it
 END_S = 5.0  # what is open in an event loop has so long to close: a look-up can hang for minutes
 
 
@@ -25,11 +27,10 @@ class EventLoop:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
-        started: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
-        started = queue.SimpleQueue()
+        started: Future[Begun] = Future()
         self._thread = threading.Thread(target=_live, args=(started,), name=THREAD, daemon=True)
         self._thread.start()
-        self.loop, self._stop = started.get()
+        self.loop, self._stop = started.result()
 
     def close(self) -> None:
         """Cancels its tasks and closes its async generators: so a session ends that either holds.
@@ -42,13 +43,19 @@ class EventLoop:
                 self._thread.join(END_S)
 
 
-def _live(started: "queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
+def _live(started: "Future[Begun]") -> None:
     async def wait() -> None:
         stop = asyncio.Event()
-        started.put((asyncio.get_running_loop(), stop))
+        started.set_result((asyncio.get_running_loop(), stop))
         await stop.wait()
 
-    asyncio.run(wait())
+    try:
+        loop = asyncio.new_event_loop()
+    except OSError as error:  # it opens files, and there may be too many
+        started.set_exception(error)
+        return
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(wait())
 
 
 def streamed(

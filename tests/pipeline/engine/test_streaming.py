@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
+import resource
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -32,6 +35,21 @@ def numbers(answers):
 def events():
     with contextlib.closing(EventLoop()) as made:
         yield made
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's half
+def test_a_loop_that_cannot_begin_is_an_error_and_no_wait_for_ever():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # a thread needs none
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))  # no other file can be opened
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                pool.submit(EventLoop).result(timeout=5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_batch_is_read_when_the_stage_asks_and_no_sooner(events):
