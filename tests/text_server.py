@@ -90,7 +90,7 @@ class TextServer:
     body_of: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by its digest
     at_once: int = 0
     most_at_once: int = 0
-    began_s: float = 0
+    began_s: float = 0  # of the clock: the first request
     busy_s: float = 0  # from the first request to the last answer
 
     @property

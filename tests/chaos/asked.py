@@ -169,7 +169,6 @@ class Killer:
     folder_of: Callable[[int], str]
     scratch: Path
     chance: random.Random
-    more: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -186,7 +185,7 @@ class Killer:
     def _live(self, expected: Mapping[str, str], may_die: bool) -> None:
         run = self.folder_of(self.number)
         stored, counted = stored_in(run), self.server.asked()
-        process = begin(self.recipe, run, self.scratch, *self.more)
+        process = begin(self.recipe, run, self.scratch)
         if may_die:
             self._wait(process, counted.total() + self.chance.randint(0, 80))
         is_killed = may_die and process.poll() is None

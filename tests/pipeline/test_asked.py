@@ -49,7 +49,8 @@ def test_a_server_that_vanishes_ends_the_run_and_the_next_one_asks_for_the_rest(
     server.script, server.latency_s = dies, 0.01
     ended = run()
     assert ended.code == 1
-    assert "is gone" in ended.out + ended.err
+    assert f"the server at {server.url} is gone" in ended.out + ended.err
+    assert "start the server again, or mend it, and run again" in ended.out + ended.err
     before = set(server.answered)
     server.script, server.latency_s = lambda asked: None, 0
     server.come_back()
