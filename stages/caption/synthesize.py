@@ -65,8 +65,8 @@ class Synthesize(RowStage):
     Example: {model: reference}
     """
 
-    # a model that sees images: openai:URL#MODEL, vllm:MODEL, gguf:FILE, or reference, which needs
-    # no weights and is for trials
+    # a model that sees images: openai:URL#MODEL, vllm:MODEL, gguf:FILE#PROJECTOR, or reference,
+    # which needs no weights and is for trials
     model: NonEmpty
     # what is asked: short, long, detailed, short_with_text, a YAML file of your own; or several
     prompts: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("short",)
