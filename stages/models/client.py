@@ -89,16 +89,19 @@ class Client:
         async with opened.turn:
             await self._slot_and_budget(opened, reserved)
         spent = self.purse.amounts(0, 0)
+
+        def spend(more: dict[str, float]) -> None:
+            for unit, amount in more.items():
+                spent[unit] += amount
+
         began_s = opened.loop.time()
         try:
-            answer = await self._tried(opened, path, body)
-            self._tell(answer, (began_s, opened.loop.time()))
             # Of what nobody counted, as after a time-out, all that was set aside may be gone.
+            answer = await self._tried(opened, path, body, lambda: spend(reserved))
+            self._tell(answer, (began_s, opened.loop.time()))
             is_counted = answer.completion_tokens or not answer.text
-            if not is_counted or answer.reason == "answer_timeout":
-                spent = reserved
-            else:
-                spent = self.purse.amounts(answer.prompt_tokens, answer.completion_tokens)
+            used = self.purse.amounts(answer.prompt_tokens, answer.completion_tokens)
+            spend(used if is_counted else reserved)
         finally:
             await self.purse.settle(reserved, spent)
         return answer
@@ -132,9 +135,16 @@ class Client:
             await settled.wait()
 
     async def _tried(
-        self, opened: Opened, path: str, body: Callable[[], dict[str, Any]]
+        self,
+        opened: Opened,
+        path: str,
+        body: Callable[[], dict[str, Any]],
+        gave_up: Callable[[], None],
     ) -> Generated:
-        """Requests until one is answered; begins with a slot, and pauses without."""
+        """Requests until one is answered; begins with a slot, and pauses without.
+
+        `gave_up` is called after each that took too long.
+        """
         limits, now = self.limits, opened.loop.time
         left_s, tries, pauses = limits.deadline_s, 0, 0
         while True:
@@ -152,6 +162,8 @@ class Client:
             if reply.answer is not None:
                 self.has_answered, self.failed = True, 0
                 return reply.answer
+            if reply.reason == "answer_timeout":
+                gave_up()
             if reply.reason not in TRANSIENT:
                 return self._failed(reply)
             pause_s = max(min(FIRST_PAUSE_S * 2**pauses, LONGEST_PAUSE_S), reply.retry_after_s)

@@ -8,7 +8,9 @@ from pathlib import Path
 from pipeline.provided import Purse as Alone
 from pipeline.stage import Worker
 from stages.models.endpoint import Limits
+from stages.models.generator import Decoding, Prompt, open_asker
 from stages.models.purse import Purse
+from tests.text_server import TextServer
 
 
 class Slow(Alone):
@@ -17,6 +19,26 @@ class Slow(Alone):
     def settle(self, reserved, spent) -> None:
         time.sleep(0.01)
         super().settle(reserved, spent)
+
+
+def test_a_request_that_was_given_up_counts_as_if_it_had_been_answered_in_full():
+    budget = Alone({"tokens": 1000.0})
+    worker = Worker(
+        seed=0, stage="x", device="cpu", threads=1, scratch=Path(), budget=lambda caps: budget
+    )
+    with TextServer(script=lambda asked: None if asked.before else "hang").running() as server:
+        asker = open_asker(
+            f"openai:{server.url}#{server.model}",
+            worker,
+            decoding=Decoding(max_tokens=20),
+            limits=Limits(max_tokens_total=1000, timeout_s=0.3),
+            form="chat",
+        )
+        answer = asyncio.run(asker.ask(Prompt(text="a black cat"), seed=7))
+    assert answer.text
+    given_up = len("a black cat") // 3 + 16 + 20
+    used = answer.prompt_tokens + answer.completion_tokens
+    assert budget.spent() == {"tokens": given_up + used}
 
 
 def test_requests_that_are_cancelled_give_back_what_was_set_aside_for_them():
