@@ -7,13 +7,8 @@ import unicodedata
 COMMANDS = re.compile(r"<[^<>\s]{1,40}>")
 BRACKETS = re.compile(r"\[(/?[A-Z_]{2,20})\]")
 CHARACTERS_A_WORD = 12  # of a caption at most, on average: some scripts write no spaces
-UNSEEN = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Cn",
-)  # controls, marks of direction, halves, what is no character
+# Controls, marks of direction, halves of characters, what is no character.
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")
 JOINERS = "\u200c\u200d"  # part of words in Persian and Indic scripts, and of emoji
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`"}  # noqa: RUF001
 LABEL = re.compile(

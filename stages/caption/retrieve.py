@@ -74,7 +74,8 @@ class Retrieve(DatasetStage):
 
     Source: RealSyn (Gu et al. 2025): 3 texts of the nearest of 2 M cells, of 3 to 81 words, without
     link and emoji. Departs: none of its rules on grammar, entropy and perplexity.
-    Error: cosines of unit vectors in float64, whatever the blocks and shards; stored as float32.
+    Error: cosines of unit vectors in float64, whatever the blocks and shards; stored as float32. Of
+    a text with several vectors the first of each shard counts, and of those the nearest.
     Example: {}
     """
 

@@ -10,9 +10,7 @@ from metadata.keys import redacted
 from metadata.storage import open_uri
 from pipeline.errors import RecipeError
 
-CAPTION = (
-    Path(__file__).parents[1] / "caption"
-)  # the folders banks/ and prompts/ come with clipmill
+CAPTION = Path(__file__).parents[1] / "caption"  # its banks/ and prompts/ come with clipmill
 
 
 def shipped() -> list[str]:
