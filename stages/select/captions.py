@@ -25,7 +25,7 @@ from metadata.schema import (
 )
 from metadata.uid import coin
 from pipeline.dataset import Context, Inputs, Shards, State
-from pipeline.errors import RecipeError, StageError
+from pipeline.errors import RecipeError, StageError, did_you_mean
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
 from stages.ops.caption_cuts import CUTS
 from stages.ops.keeper import dropped_before
@@ -173,11 +173,24 @@ class SelectCaptions(DatasetStage):
         return WANTING.get(column, "")
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
+        if self.made and len(inputs.rows):
+            ctx.say("looking for the texts that `made` names")
+            there = ctx.reduce(partial(made_names, self.captions), inputs.rows, united)
+            self.refuse_strangers(there["names"].tolist(), ctx.worker.stage)
+            ctx.say("")
         highest = Highest()
         if self.mix == "blip2" and len(inputs.rows):
             highest = self.highest(ctx.map_shards(partial(originals, self), inputs.rows), ctx)
         chosen = partial(judged, self, ctx.worker.seed, ctx.worker.stage, highest)
         ctx.restore(ctx.map_shards(chosen, inputs.rows))
+
+    def refuse_strangers(self, there: list[str], stage: str) -> None:
+        """StageError where no made text has a source or label that `made` names, and others do."""
+        for name in self.made:
+            if there and name not in there:
+                found = f"no text has the source or label '{name}'"
+                do = did_you_mean(name, there, "those of made texts are")
+                raise StageError(found, f"stage '{stage}', key `made`", do)
 
     def highest(self, rows: Shards, ctx: Context) -> "Highest":
         """Where the share of rows with the highest scores of their original ends."""
@@ -195,6 +208,18 @@ class Highest:
 
     lowest: cut.Cut = cut.NOTHING
     least: float = -np.inf
+
+
+def made_names(captions: tuple[str, ...], shard: pa.Table) -> State:
+    """Sources and labels of the texts that were made."""
+    texts = Texts(shard, captions)
+    made = pa.array(~texts.original_T)
+    names = [texts.part[part].filter(made).drop_null() for part in ("source", "label")]
+    return {"names": np.array(pc.unique(pa.concat_arrays(names)).to_pylist(), str)}
+
+
+def united(one: State, other: State) -> State:
+    return {"names": np.union1d(one["names"], other["names"])}
 
 
 def originals(stage: SelectCaptions, shard: pa.Table) -> pa.Table:

@@ -248,6 +248,13 @@ def test_a_shard_without_any_text_is_left_as_it_is(mix, memory_shards, memory_co
     assert found(none) == ((None, None), (None, None), (False, False))
 
 
+def test_a_name_in_made_that_no_text_has_is_refused(memory_shards, memory_context):
+    shards = [[[text("a"), text("a b", "sents", "sentence")]], [[text("b"), text("c d", "sents")]]]
+    shards = memory_shards(*map(table, shards))
+    with pytest.raises(StageError, match=r"label 'sentz'(.|\n)*did you mean 'sents' or 'sentence'"):
+        ran(memory_context(), shards, captions=(), mix="veclip", made=("sentence", "sentz"))
+
+
 def test_checks_may_be_named(memory_shards, memory_context):
     rows = table(
         [[text("own"), text("no", "m", "long"), text("3 cats", "m", "long")]],
