@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 from pipeline.errors import StageError
 from pipeline.stage import Budget, Worker
@@ -36,7 +37,14 @@ class Purse:
         if self.budget is None:
             return None
         out, settled = self.out, self.settled
-        if await asyncio.to_thread(self.budget.reserve, amounts):
+        loop = asyncio.get_running_loop()
+        granted = loop.run_in_executor(None, self.budget.reserve, amounts)
+        try:
+            is_granted = await asyncio.shield(granted)
+        except asyncio.CancelledError:
+            granted.add_done_callback(partial(_give_back, self.budget, amounts))
+            raise
+        if is_granted:
             self.out += 1
             return None
         if out:
@@ -63,3 +71,11 @@ class Purse:
             self.out -= 1
             self.settled.set()
             self.settled = asyncio.Event()
+
+
+def _give_back(
+    budget: Budget, amounts: Mapping[str, float], granted: "asyncio.Future[bool]"
+) -> None:
+    """What is set aside for a request that was cancelled meanwhile."""
+    if not granted.cancelled() and granted.exception() is None and granted.result():
+        budget.settle(amounts, {})

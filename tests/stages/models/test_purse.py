@@ -16,20 +16,27 @@ from tests.text_server import TextServer
 class Slow(Alone):
     """A budget that waits for storage."""
 
+    def reserve(self, amounts) -> bool:
+        time.sleep(0.01)
+        return super().reserve(amounts)
+
     def settle(self, reserved, spent) -> None:
         time.sleep(0.01)
         super().settle(reserved, spent)
 
 
-def test_a_request_that_was_given_up_counts_as_if_it_had_been_answered_in_full():
-    budget = Alone({"tokens": 1000.0})
-    worker = Worker(
+def worker(budget: Alone) -> Worker:
+    return Worker(
         seed=0, stage="x", device="cpu", threads=1, scratch=Path(), budget=lambda caps: budget
     )
+
+
+def test_a_request_that_was_given_up_counts_as_if_it_had_been_answered_in_full():
+    budget = Alone({"tokens": 1000.0})
     with TextServer(script=lambda asked: None if asked.before else "hang").running() as server:
         asker = open_asker(
             f"openai:{server.url}#{server.model}",
-            worker,
+            worker(budget),
             decoding=Decoding(max_tokens=20),
             limits=Limits(max_tokens_total=1000, timeout_s=0.3),
             form="chat",
@@ -41,12 +48,24 @@ def test_a_request_that_was_given_up_counts_as_if_it_had_been_answered_in_full()
     assert budget.spent() == {"tokens": given_up + used}
 
 
+def test_a_request_that_is_cancelled_while_it_reserves_takes_nothing():
+    budget = Slow({"tokens": 100.0})
+
+    async def cancelled() -> None:
+        purse = Purse(worker(budget), Limits(max_tokens_total=100), "a test")
+        task = asyncio.create_task(purse.reserve({"tokens": 100.0}))
+        await asyncio.sleep(0.003)  # a thread is at it
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert await purse.reserve({"tokens": 100.0}) is None
+
+    asyncio.run(cancelled())
+
+
 def test_requests_that_are_cancelled_give_back_what_was_set_aside_for_them():
     budget = Slow({"tokens": 4000.0})
-    worker = Worker(
-        seed=0, stage="x", device="cpu", threads=1, scratch=Path(), budget=lambda caps: budget
-    )
-    purse = Purse(worker, Limits(max_tokens_total=4000), "a test")
+    purse = Purse(worker(budget), Limits(max_tokens_total=4000), "a test")
 
     async def request() -> None:
         await purse.reserve({"tokens": 100.0})
