@@ -16,7 +16,7 @@ HELP = "the rows that a stage keeps, or loses, as files in a folder"
 EXAMPLES = """\
 clipmill export --run run --to webdataset --out tars
 clipmill export --run run --to csv --columns text,url,clip_score --out table
-clipmill export --run run --to parquet --captions made.captions,short.captions --out all
+clipmill export --run run --to parquet --captions short.captions --out all
 clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 """
 
