@@ -93,15 +93,16 @@ def test_a_recipe_whose_answers_are_nonsense_ends_well_and_keeps_the_originals(
     settings += [f"{stage}.decoding.max_tokens=16" for stage in asking]
     before = serving(vllm_server.__file__)
     run_recipe(clipmill, recipe, pool, tmp_path, last, *settings)
+    gc.collect()  # the worker was this process
     assert not left_after(set(serving(vllm_server.__file__)) - set(before), 20)
     rows = judged(tmp_path, select)
-    made = [text for row in rows for text in row["read"] if text["label"] != "original"]
-    why = [it for row in rows for it in row["text_reasons"]]
-    assert len(made) > len(rows) / 2
+    made = [text for row in rows for text in row["read"] or () if text["label"] != "original"]
+    why = [it for row in rows for it in row["text_reasons"] or ()]
+    assert len(made) > 10
     assert why.count("text_garbled") > len(made) / 2
-    for row in rows:
-        assert row["texts"][0]["label"] == "original" or not row["fell_back"]
-        assert row["texts"]
+    for row in rows:  # no row that had a text is left without one
+        assert bool(row["texts"]) == bool(row["read"])
+        assert not row["fell_back"] or [it["label"] for it in row["texts"]] == ["original"]
 
 
 def test_a_vision_model_takes_an_image(models, tmp_path):
