@@ -8,6 +8,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 from metadata.fingerprint import plain
+from metadata.keys import without_keys
 from metadata.schema import UID
 from pipeline.engine import environments
 from pipeline.planning.looks import Seen
@@ -50,7 +51,8 @@ def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         path = Path(plan.recipe.path)
         recipe = path.stem if path.parent == RECIPES else str(path)
         out = str(state.run) if state else "run"
-        lines.append(f"next: {shlex.join(['clipmill', 'run', recipe, '--out', out])}")
+        sets = [word for text in plan.recipe.overrides for word in ("--set", without_keys(text))]
+        lines.append(f"next: {shlex.join(['clipmill', 'run', recipe, *sets, '--out', out])}")
     return "\n".join(lines)
 
 

@@ -443,4 +443,6 @@ def test_commands_to_paste_hold_paths_with_spaces(clipmill, tmp_path):
     assert f"clipmill run '{recipe}' --out run" in clipmill(recipe).err
     assert f"clipmill init '{data}' makes" in clipmill("plan", data).err
     assert f"next: clipmill run '{recipe}' --out run" in clipmill("plan", recipe).out
+    told = clipmill("plan", recipe, "--set", "seed=3", "--set", f"pool.path={data}").out
+    assert f"run '{recipe}' --set seed=3 --set 'pool.path={data}' --out run" in told
     assert f"--out '{tmp_path}/my pool'" in clipmill("pool", "serve", tmp_path / "my pool").err
