@@ -24,8 +24,13 @@ def writes(model: str) -> bool:
 
 
 def missing(model: str) -> list[str]:
-    """Packages of other Pythons that it needs and that are not made yet."""
-    needed = import_module("stages.models.generator").environments_of(model)
+    """Packages of other Pythons that it needs and that are not made yet.
+
+    ClipmillError where its weights are not there: no Python mends that.
+    """
+    generator: Any = import_module("stages.models.generator")
+    generator.look_for(model)
+    needed = generator.environments_of(model)
     return [package for one in needed if made(one) is None for package in one.packages]
 
 

@@ -107,7 +107,7 @@ class Takes:
             ]
             for reason in self.needs
         }
-        if NO_TEXT in fine and lists_in(batch.column_names, self.captions):
+        if NO_TEXT in fine and lists_in(batch.schema, self.captions):
             # One of a caption stage does where the pool has none.
             fine[NO_TEXT] = [pc.list_value_length(texts_of(batch, self.captions)).to_numpy() > 0]
         return fine

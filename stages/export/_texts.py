@@ -45,11 +45,20 @@ def which_list(column: str, writers: tuple[str, ...]) -> str:
     )
 
 
-def lists_in(columns: list[str], captions: Captions) -> tuple[str, ...]:
-    """The lists among a table's columns that its texts are taken from, in their order."""
+def lists_in(schema: pa.Schema, captions: Captions) -> tuple[str, ...]:
+    """The lists among a table's columns that its texts are taken from, in their order.
+
+    A pool may have a column of its own that is called `captions`.
+    """
     if captions is True:
-        return next(((it.name,) for it in (TEXTS, CAPTIONS) if it.name in columns), ())
+        given = (it.name for it in (TEXTS, CAPTIONS) if it.name in schema.names)
+        return next(((name,) for name in given if _has_texts(schema.field(name).type)), ())
     return captions or ()
+
+
+def _has_texts(dtype: pa.DataType) -> bool:
+    is_list = pa.types.is_list(dtype) and pa.types.is_struct(dtype.value_type)
+    return is_list and dtype.value_type.get_field_index("text") >= 0
 
 
 def texts_of(rows: pa.Table, captions: Captions) -> pa.Array:
@@ -60,7 +69,7 @@ def texts_of(rows: pa.Table, captions: Captions) -> pa.Array:
     """
     if not captions:
         return as_texts(pa.chunked_array([np.full(len(rows), "")], TEXT.dtype))
-    names = lists_in(rows.column_names, captions)
+    names = lists_in(rows.schema, captions)
     lists = [as_text_list(rows[name]) for name in names]
     if TEXTS.name not in names:
         lists = [as_texts(rows[TEXT.name]), *lists]

@@ -132,7 +132,7 @@ def exported(
     known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in table.column_names]
     texts = texts_of(table, captions)
     out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: captions_of(table, texts)}
-    if lists_in(table.column_names, captions):
+    if lists_in(table.schema, captions):
         out[TEXTS.name] = texts
     out[UID.name] = table[UID.name]
     if dropped:

@@ -145,7 +145,7 @@ def meta(
     ]
     texts = texts_of(table, captions)
     several = {}
-    if lists_in(table.column_names, captions):
+    if lists_in(table.schema, captions):
         several = {CAPTIONS.name: every(texts, "text")}
         several |= {name: every(texts, field) for field, name in PARALLEL.items()}
     known = [c.name for c in WHERE_THERE if c.name in table.column_names]

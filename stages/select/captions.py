@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Meta
 
 from metadata.schema import (
     CAPTIONS,
@@ -39,6 +40,7 @@ from stages.select._top import Top, find_cut, rankable
 
 # Shapes: N rows, T texts of all of them.
 
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
 TEXT_SCORES = Column(
     "text_scores", pa.list_(pa.float32()), "cosine, -1 to 1", "CLIP scores of the texts that stay."
 )
@@ -85,7 +87,7 @@ class SelectCaptions(DatasetStage):
     where: NonEmpty | None = None  # of each text: text_clip_score >= 0.2 AND label <> 'long'
     # the least text_clip_score by source or label: {original: 0.25, short: 0.23}; or gbc, as
     # published for DFN5B-H-378
-    cuts: Literal["gbc"] | dict[str, float] | None = None
+    cuts: Literal["gbc"] | dict[NonEmpty, Cosine] | None = None
     # leave out made texts that fail a check of score.caption: true is all of them, names are these
     # alone: a text made from the image may have numbers that text_invented does not know
     checks: bool | tuple[NonEmpty, ...] = True

@@ -11,7 +11,8 @@ from pipeline.engine.units import Answer, Unit, Units, UnitsRun, units_of
 from pipeline.errors import CrashedError, ShardError, StageError
 from pipeline.stage import Resources
 
-PLANNED = SimpleNamespace(name="it", uses="toy.it", stage=SimpleNamespace(resources=Resources()))
+STAGE = SimpleNamespace(resources=Resources(), determinism="exact")
+PLANNED = SimpleNamespace(name="it", uses="toy.it", stage=STAGE)
 
 
 def doing(work, folder, journalled=True) -> UnitsRun:
