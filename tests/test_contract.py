@@ -256,6 +256,7 @@ def in_pieces(generated, links, tmp_path_factory):
     return every_stage_.run(generated, tmp_path_factory.mktemp("pieces"), links, 3, 37)
 
 
+@pytest.mark.chaos  # every stage runs again
 @every_use
 def test_shards_and_their_order_change_no_value(uses, every_stage, in_pieces):
     planned = every_stage.stage_of(uses)

@@ -32,9 +32,12 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONG = [
     ROOT / name
-    for name in ("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md")
+    for name in (
+        *("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md"),
+        *("docs/troubleshooting.md", "docs/clusters.md"),
+    )
 ]
-SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "exports", "troubleshooting", "clusters")]
+SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "exports")]
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def plain(pool, tmp_path_factory):
     return out
 
 
+@pytest.mark.chaos  # seconds
 def test_workers_store_the_same_bytes(clipmill, pool, plain, tmp_path):
     out = run(clipmill, pool, tmp_path / "run", "--workers", "2")
     assert data(out) == data(plain)

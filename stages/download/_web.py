@@ -23,9 +23,7 @@ from stages.download._addresses import allowed
 from stages.download._robots import opts_out
 
 AGENT = "clipmill"
-HOST_TIME_OUTS = 8  # in a row: after so many a host is down
-DOWN_S = 60.0  # and is asked again so long after the last
-MOST_HOSTS = 65_536  # that are remembered for their time-outs alone
+HOST_TIME_OUTS = 8  # in a row: after so many a host is down for those that wait for it
 DNS_S = 300  # how long an address is good, of the last thousand names
 LAST = {"Connection": "close"}
 IDLE_S = 0.5  # how long a connection is kept for its host's next URL: each is an open file
@@ -85,7 +83,6 @@ class Host:
     users: int = 0  # URLs that wait for it, or are being asked for
     due: int = 0  # those of them that begin with it
     time_outs: int = 0  # in a row
-    down_until: float = 0.0  # by the loop's clock, where these are enough
 
 
 class Client:
@@ -148,10 +145,9 @@ class Client:
         finally:
             host.users -= 1
             host.due -= is_first
-            if not host.users and not host.time_outs:
+            # The last URLs of a shard are those that hang: they say nothing of the next one's.
+            if not host.users:
                 del self.hosts[key]
-            elif len(self.hosts) > MOST_HOSTS:
-                self.hosts = {key: host for key, host in self.hosts.items() if host.users}
 
     async def _fetch(self, url: URL | None) -> Answer:
         rules, now = self.rules, asyncio.get_running_loop().time
@@ -161,7 +157,7 @@ class Client:
                 while True:
                     # The host first: who queues for a busy one must not hold the others' slots.
                     async with host.turns, self.slots:
-                        if host.time_outs >= HOST_TIME_OUTS and now() < host.down_until:
+                        if host.time_outs >= HOST_TIME_OUTS:
                             return Answer(status=status, reason=reason)
                         start = now()
                         # As many requests at once as URLs: no connection would serve another one.
@@ -170,7 +166,6 @@ class Client:
                         left_s -= now() - start
                         status = reply.status
                         host.time_outs = host.time_outs + 1 if reply.reason == "timeout" else 0
-                        host.down_until = now() + DOWN_S
                         if reply.reason is None and reply.location is None:
                             return Answer(status=status, kept=await self._kept(reply.body))
                     if reply.location is not None:

@@ -376,6 +376,7 @@ def test_a_stages_folder_where_the_command_runs_adds_stages(tmp_path, monkeypatc
 # Stopped
 
 
+@pytest.mark.chaos  # seconds
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 1"))
     command = [*CLIPMILL, "run", str(recipe), "--out", str(tmp_path / "run"), "--workers", "1"]
@@ -400,6 +401,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
+@pytest.mark.chaos  # seconds
 def test_two_commands_in_one_folder_do_not_mix(recipe, tmp_path, clipmill):
     recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 1"))
     command = ["run", str(recipe), "--out", str(tmp_path / "run"), "--workers", "1"]
@@ -414,6 +416,7 @@ def test_two_commands_in_one_folder_do_not_mix(recipe, tmp_path, clipmill):
     assert clipmill(*command).code == 0
 
 
+@pytest.mark.chaos  # seconds
 def test_a_reader_that_leaves_stops_no_run_and_hides_no_failure(recipe, tmp_path):
     """`clipmill run … 2>&1 | head`."""
     recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 2"))

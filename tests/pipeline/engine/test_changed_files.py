@@ -54,7 +54,7 @@ def test_a_flipped_bit_is_mended_by_the_run_that_reads_it(engine, capfd, stage, 
     assert mended == fresh
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.chaos)])
 def test_several_damaged_files_of_several_stages_are_mended_in_one_run(engine, workers):
     fresh = engine.run(READ, out="fresh")
     engine.run(MADE)

@@ -66,6 +66,7 @@ def test_a_dead_one_takes_its_children_along_and_is_started_again(tmp_path):
     assert not living(again)
 
 
+@pytest.mark.chaos  # kills
 @linux
 def test_whoever_kills_the_workers_children_leaves_it_no_helper(tmp_path):
     """As Ray does when a worker has died: the guard is not one of them."""
@@ -76,6 +77,7 @@ def test_whoever_kills_the_workers_children_leaves_it_no_helper(tmp_path):
     helper.stop()
 
 
+@pytest.mark.chaos  # kills
 @linux
 def test_with_its_guard_dies_the_helper_and_its_group(tmp_path):
     helper, pids = start_family(tmp_path)

@@ -42,6 +42,7 @@ def ran(pool, folder, watcher, **settings) -> list:
     return rows_of(outcome, "near", ["uid", "captions", "caption_cosines"])
 
 
+@pytest.mark.chaos  # kills
 def test_killed_in_any_call_it_ends_the_same_and_all_cells_give_what_all_pairs_give(pool, tmp_path):
     whole = ran(pool, tmp_path / "whole", Watcher())
     assert all(len(row["captions"]) == 3 for row in whole)
