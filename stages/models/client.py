@@ -204,11 +204,12 @@ class Client:
 
     async def _revived(self, opened: Opened, life: int) -> None:
         """The server is up again: of those who lost it at once one starts it."""
+        assert self.endpoint.revive is not None  # whoever calls has looked
         async with opened.reviving:
             self._still_on()
             if self.lives == life:
                 try:
-                    await asyncio.to_thread(self.endpoint.revive)  # type: ignore[arg-type]
+                    await asyncio.to_thread(self.endpoint.revive)
                 except StageError as error:
                     self._end(error)
                     raise
