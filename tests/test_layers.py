@@ -19,7 +19,7 @@ FILES = sorted(
 TABLES = {"numpy", "pyarrow", "polars"}
 CONFIG_CLI_HTTP = {"yaml", "msgspec", "rich", "aiohttp", "packaging"}
 FRAMEWORKS = {"torch", "faiss", "cv2", "transformers", "open_clip", "vllm"}
-NO_KINDS = ("ops", "models", "clip")  # what stages share
+NO_KINDS = ("ops", "models", "clip", "losses")  # what stages share
 # Which try what is installed: models, tasks, torch.
 DOCTOR = ("pipeline/verbs/doctor.py", "pipeline/verbs/_writers.py")
 DOORS = {"pipeline.stage", "pipeline.dataset", "pipeline.errors"}

@@ -19,6 +19,7 @@ from pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_f
 from pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
+NO_STAGES = ("ops", "models", "clip", "losses")  # folders of what stages share
 TUPLES = ("takes", "gives", "reads", "optional_reads", "writes", "reasons", "transient")
 
 
@@ -30,7 +31,7 @@ def known_uses() -> list[str]:
         f"{file.parent.name}.{file.stem}"
         for path in stages.__path__  # one folder may stand there twice
         for file in Path(path).glob("*/*.py")
-        if file.parent.name not in ("ops", "models", "clip") and not file.stem.startswith("_")
+        if file.parent.name not in NO_STAGES and not file.stem.startswith("_")
     }
     return sorted(found)
 

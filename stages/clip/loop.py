@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.stage import untold
+from stages.clip.embedded import whole
 from stages.clip.loader import Batch, Batches
-from stages.clip.losses import MAX_LOG_SCALE, info_nce
+from stages.clip.losses import MAX_LOG_SCALE, find_loss
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import Clip, matrices_first
 
@@ -50,6 +51,7 @@ class Trainer:
             eps=1e-6,
             fused=True,
         )
+        self.loss_of = find_loss("clip")
         self.losses: list[float] = []
         self.scales: list[float] = []
 
@@ -84,7 +86,7 @@ class Trainer:
         image_BD = self.model.embed_images(torch.from_numpy(batch.pixels), dtype)
         token_T, start_B = torch.from_numpy(batch.tokens), torch.from_numpy(batch.starts)
         text_BD = self.model.embed_texts(token_T, start_B, dtype)
-        return info_nce(image_BD, text_BD, self.model.scale)
+        return self.loss_of(whole(image_BD, text_BD, self.model.scale))
 
     def rate(self, step: int) -> float:
         schedule = self.schedule

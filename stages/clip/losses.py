@@ -1,26 +1,136 @@
-"""Losses of a batch of pairs, one value a row, so that the caller can weight and name rows."""
+"""Losses by name: `loss: NAME` is stages/losses/NAME.py, in this package or a user's own folder.
 
+Such a file has a function `loss`, of an Embedded, which gives the nats of each local row. Its
+keyword arguments are the loss's settings. Constants beside it say what it asks for. All of this is
+read without running the file, so that a plan without torch can say what is wrong.
+"""
+
+import ast
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from pipeline.errors import RecipeError, did_you_mean
 
-# Shapes: N pairs of the batch, D width of the embedding.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.clip.embedded import Embedded
 
 FIRST_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
 MAX_LOG_SCALE = math.log(MAX_SCALE)
 
+Value = bool | int | float | str  # of a setting
+TEXTS = ("one", "first", "all")
+CONSTANTS = ("TEXTS", "TEACHER", "BIAS", "SCALE")
 
-def info_nce(image_ND: Tensor, text_ND: Tensor, scale: Tensor) -> Tensor:
-    """(N,) nats: mean of the two cross-entropies of finding a pair's other half in the batch.
 
-    ln N where all embeddings are equal, 0 where each pair is infinitely nearer than the rest.
+@dataclass(frozen=True, kw_only=True)
+class Asks:
+    """What a loss asks for."""
 
-    Source: CLIP (Radford et al. 2021), figure 3; rows are unit vectors, scale is at most 100.
-    """
-    logit_NN = scale * image_ND @ text_ND.T
-    own_N = torch.arange(len(logit_NN), device=logit_NN.device)
-    by_image_N = nn.functional.cross_entropy(logit_NN, own_N, reduction="none")
-    by_text_N = nn.functional.cross_entropy(logit_NN.T, own_N, reduction="none")
-    return (by_image_N + by_text_N) / 2
+    texts: str = "one"  # of a row: one, as the training's `texts` says; its first; or all of them
+    teacher: tuple[str, ...] = ()  # columns of the export, stored vectors
+    bias: float | None = None  # of all logits, at the start; None: the loss has no bias
+    scale: float | None = None  # of all cosines, at the start; None: the model's
+    settings: Mapping[str, Value]  # of the loss, with its defaults
+
+
+def asks(name: str, settings: Mapping[str, Value]) -> Asks:
+    """What a loss asks for; RecipeError where it or one of its settings is unknown."""
+    function, constants = _read(name)
+    arguments = function.args
+    defaults = {
+        argument.arg: _plain(default, argument.arg, name)
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    }
+    for key, value in settings.items():
+        if key not in defaults:
+            raise RecipeError(
+                f"the loss '{name}' has no setting '{key}'",
+                "key `loss_settings`",
+                did_you_mean(key, defaults, f"'{name}' knows"),
+            )
+        kind = type(defaults[key])
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            do = f"write a {kind.__name__}"
+            raise RecipeError(f"{key} is {value!r}", "key `loss_settings`", do)
+    told = {key.lower(): _plain(value, key, name) for key, value in constants.items()}
+    if told.get("texts", "one") not in TEXTS:
+        do = f"write one of: {', '.join(TEXTS)}"
+        raise RecipeError(f"TEXTS is {told['texts']!r}", f"stages/losses/{name}.py", do)
+    return Asks(**told, settings=defaults | dict(settings))
+
+
+def find_loss(
+    name: str, settings: Mapping[str, Value] | None = None
+) -> "Callable[[Embedded], Tensor]":
+    """The loss with its settings."""
+    module = f"stages.losses.{name}"
+    _read(name)
+    try:
+        found = import_module(module).loss
+    except Exception as error:  # a user's file may hold anything
+        raise RecipeError(
+            f"{module} cannot be imported: {type(error).__name__}: {error}",
+            "key `loss`",
+            f"mend stages/losses/{name}.py, or install what it imports",
+        ) from error
+    return partial(found, **settings) if settings else found
+
+
+def known() -> list[str]:
+    """Every loss on the path, those of a user's own folders included; imports none of them."""
+    from stages import losses
+
+    files = (file for folder in losses.__path__ for file in Path(folder).glob("[a-z]*.py"))
+    return sorted({file.stem for file in files})
+
+
+def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
+    """The function of a loss and its constants, as they stand in its file."""
+    from stages import losses
+
+    if name not in known():
+        raise RecipeError(
+            f"no loss '{name}'",
+            "key `loss`",
+            f"{did_you_mean(name, known())}"
+            "  A loss of your own is a file stages/losses/<name>.py on the Python path",
+        )
+    files = (Path(folder, f"{name}.py") for folder in losses.__path__)
+    file = next(file for file in files if file.is_file())
+    try:
+        body = ast.parse(file.read_text("utf-8")).body
+    except SyntaxError as error:
+        where = f"{file}, line {error.lineno}"
+        raise RecipeError(f"it cannot be read: {error.msg}", where, "mend the file") from None
+    functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "loss"]
+    if not functions:
+        do = "write `def loss(batch: Embedded) -> Tensor`"
+        raise RecipeError(f"{file} holds no function `loss`", "key `loss`", do)
+    constants = {
+        target.id: node.value
+        for node in body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in CONSTANTS
+    }
+    return functions[-1], constants
+
+
+def _plain(node: ast.expr | None, what: str, name: str) -> Any:
+    """The value that stands there; RecipeError where it would have to be computed."""
+    try:
+        return ast.literal_eval(node)  # type: ignore[arg-type]  # of None it raises
+    except (ValueError, TypeError):
+        raise RecipeError(
+            f"{what} has a value that must be computed" if node else f"{what} has no default",
+            f"stages/losses/{name}.py",
+            "write a number or a text: it is read without running the file",
+        ) from None

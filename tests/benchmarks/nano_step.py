@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from stages.clip.embedded import whole
 from stages.clip.loader import Batch
 from stages.clip.loop import Precision, Schedule, Trainer
-from stages.clip.losses import info_nce
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import NANO, Clip, matrices_first, new_model
+from stages.losses.clip import loss as info_nce
 from tests.benchmarks.side_by_side import side_by_side
 
 STEPS, WARMUP, PEAK = 118, 10, 2e-3
@@ -87,7 +88,7 @@ class PlainLoop:
         image_ND = nn.functional.normalize(self.model.image(image_N3HW), dim=1)
         tokens, starts = torch.from_numpy(batch.tokens), torch.from_numpy(batch.starts)
         text_ND = nn.functional.normalize(self.model.text(tokens, starts, torch.float32), dim=1)
-        loss = info_nce(image_ND, text_ND, self.model.log_scale.exp()).mean()
+        loss = info_nce(whole(image_ND, text_ND, self.model.log_scale.exp())).mean()
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

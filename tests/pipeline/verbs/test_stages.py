@@ -8,7 +8,7 @@ import pytest
 from pipeline.planning.described import described
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import load_recipe
-from pipeline.planning.settings import known_uses
+from pipeline.planning.settings import NO_STAGES, known_uses
 from pipeline.planning.snippet import snippet
 from pipeline.verbs._stage_pages import pages
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 OURS = sorted(
     f"{file.parent.name}.{file.stem}"
     for file in (ROOT / "stages").glob("*/[a-z]*.py")
-    if file.parent.name not in ("ops", "models", "clip")
+    if file.parent.name not in NO_STAGES
 )
 OWN = """
 from dataclasses import dataclass

@@ -8,11 +8,12 @@ import torch
 
 from pipeline.errors import StageError
 from stages.clip.checkpoint import Checkpoints
+from stages.clip.embedded import whole
 from stages.clip.loader import Batches
 from stages.clip.loop import Schedule, Trainer, train
-from stages.clip.losses import info_nce
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import new_model
+from stages.losses.clip import loss as info_nce
 from tests.stages.clip.exported import TINY, row
 
 
@@ -38,7 +39,7 @@ def test_a_step_is_that_of_a_plain_loop_in_float32(batches):
         model.train()
         image_BD = model.embed_images(torch.from_numpy(batch.pixels))
         text_BD = model.embed_texts(*map(torch.from_numpy, (batch.tokens, batch.starts)))
-        loss = info_nce(image_BD, text_BD, model.log_scale.exp()).mean()
+        loss = info_nce(whole(image_BD, text_BD, model.log_scale.exp())).mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

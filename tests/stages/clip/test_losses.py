@@ -1,44 +1,108 @@
-"""info_nce: known answers, the plain formula, gradients."""
+"""Losses by name: a user's file, what a loss asks for, what a mistake gets."""
 
-import math
+import subprocess
+import sys
 
 import pytest
+
+from pipeline.errors import RecipeError
+from stages import losses
+from stages.clip.losses import Asks, asks, find_loss, known
+from tests.stages.losses.batches import of_pairs, random
+
+MINE = """
 import torch
-from torch.nn.functional import normalize
 
-from stages.clip.losses import info_nce
-
-
-@pytest.mark.parametrize("scale", [1.0, 1 / 0.07, 100.0])
-@pytest.mark.parametrize("N", [1, 2, 7, 256])
-def test_equal_embeddings_cost_ln_n_whatever_the_scale(N, scale):
-    same_ND = normalize(torch.ones(N, 5), dim=1)
-    loss_N = info_nce(same_ND, same_ND, torch.tensor(scale))
-    torch.testing.assert_close(loss_N, torch.full((N,), math.log(N)), atol=2e-5, rtol=1e-6)
+TEXTS = "all"
+TEACHER = ("image_embedding",)
+BIAS = -10.0
 
 
-def test_orthonormal_pairs_cost_what_the_scale_leaves():
-    eye_ND = torch.eye(4)
-    loss_N = info_nce(eye_ND, eye_ND, torch.tensor(10.0))
-    torch.testing.assert_close(loss_N, torch.full((4,), math.log1p(3 * math.exp(-10))))
+def loss(batch, *, margin: float = 0.5, hard: bool = False):
+    return torch.full((len(batch.image_ND),), margin)
+"""
 
 
-def test_both_directions_count():
-    """Two images equal, texts orthogonal: the texts can't tell their image, the images can't either
-    but for the cosine with their text."""
-    image_ND, text_ND = torch.tensor([[1.0, 0], [1, 0]]), torch.eye(2)
-    by_image = [math.log1p(math.exp(-1)), math.log1p(math.exp(1))]
-    expected = torch.tensor([(loss + math.log(2)) / 2 for loss in by_image])
-    torch.testing.assert_close(info_nce(image_ND, text_ND, torch.tensor(1.0)), expected)
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A user's file as `loss: mine_NUMBER`: a module is imported once, so each test has its own."""
+
+    def write(source: str = MINE) -> str:
+        name = f"mine_{tmp_path.name.removeprefix('test_')}"
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    return write
 
 
-def test_value_and_gradient_are_those_of_the_formula_in_float64():
-    generator = torch.Generator().manual_seed(0)
-    raw = torch.randn(2, 9, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    image_ND, text_ND = normalize(raw, dim=2)
-    p_NN = (14 * image_ND @ text_ND.T).exp()
-    plain = -((p_NN / p_NN.sum(1, True)).diag().log() + (p_NN / p_NN.sum(0)).diag().log()) / 2
-    ours = info_nce(image_ND, text_ND, torch.tensor(14.0, dtype=torch.float64))
-    torch.testing.assert_close(ours, plain)
-    gradients = [torch.autograd.grad(x.mean(), raw, retain_graph=True)[0] for x in (ours, plain)]
-    torch.testing.assert_close(*gradients)
+def test_a_users_file_is_a_loss_with_settings_of_its_own(mine):
+    name = mine()
+    batch = of_pairs(random(3, 2), random(3, 2))
+    assert find_loss(name, {"margin": 2.0})(batch).tolist() == [2, 2, 2]
+    assert find_loss(name)(batch).tolist() == [0.5, 0.5, 0.5]
+    assert {name, "clip"} <= set(known())
+
+
+def test_what_a_loss_asks_for_is_read_without_running_it(mine):
+    name = mine("raise SystemExit\n" + MINE)
+    assert asks(name, {"margin": 1}) == Asks(
+        texts="all",
+        teacher=("image_embedding",),
+        bias=-10.0,
+        settings={"margin": 1, "hard": False},
+    )
+    assert asks("clip", {}) == Asks(settings={})
+
+
+@pytest.mark.parametrize("name", ["clap", "clip/../clip", "_tiled", "losses.clip", ""])
+def test_an_unknown_loss_is_refused_with_the_nearest(name):
+    with pytest.raises(RecipeError) as error:
+        asks(name, {})
+    found, where, do = error.value.args
+    assert (found, where) == (f"no loss '{name}'", "key `loss`")
+    assert name != "clap" or do.startswith("did you mean 'clip'?")
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "do"),
+    [
+        ({"margn": 1.0}, "has no setting 'margn'", "did you mean 'margin'?"),
+        ({"margin": "1"}, "margin is '1'", "write a float"),
+        ({"margin": True}, "margin is True", "write a float"),
+        ({"hard": 1}, "hard is 1", "write a bool"),
+    ],
+)
+def test_a_wrong_setting_is_refused(mine, settings, found, do):
+    with pytest.raises(RecipeError) as error:
+        asks(mine(), settings)
+    assert error.value.args[0].endswith(found)
+    assert error.value.args[1:] == ("key `loss_settings`", do)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def los(batch):\n    return 1\n", "holds no function `loss`"),
+        ("\nBIAS = float('nan')\n\ndef loss(batch):\n    return 1\n", "must be computed"),
+        ("\nTEXTS = 'both'\n\ndef loss(batch):\n    return 1\n", "TEXTS is 'both'"),
+        ("\ndef loss(batch):\n    return (\n", "cannot be read: '(' was never closed"),
+    ],
+)
+def test_a_users_file_that_is_wrong_is_named(mine, source, found):
+    with pytest.raises(RecipeError, match="mine_") as error:
+        asks(mine(source), {})
+    assert found in str(error.value)
+
+
+def test_a_users_file_that_fails_at_import_is_named(mine):
+    name = mine("import no_such_package\n\ndef loss(batch):\n    return 1\n")
+    with pytest.raises(RecipeError, match=f"stages.losses.{name} cannot be imported") as error:
+        find_loss(name)
+    assert "No module named 'no_such_package'" in str(error.value)
+
+
+def test_a_plan_that_asks_of_a_loss_imports_no_torch():
+    code = "import sys\nfrom stages.clip.losses import asks\nasks('clip', {})\n"
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
