@@ -72,6 +72,16 @@ def note_output(folder: Storage, name: str, path: Path) -> None:
     """Leaves word of a file in out/ until the manifest does: a unit of work has stored it."""
     with path.open("rb") as file:
         noted = Noted(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    _note(folder, name, noted)
+
+
+def put_output(folder: Storage, name: str, noted: Noted, of: Storage, there: str) -> None:
+    """Stores a file of another folder as `out/<name>`, and leaves word of it."""
+    _note(folder, name, noted)
+    folder.put_copy(f"{OUT}/{name}", of, there)
+
+
+def _note(folder: Storage, name: str, noted: Noted) -> None:
     folder.put(f"{NOTES}/{name}.json", json.dumps(asdict(noted)).encode(), point="digest")
 
 

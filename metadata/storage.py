@@ -130,6 +130,29 @@ class Storage:
             path.write_bytes(data)
             self.commit(path, name, point)
 
+    def put_file(self, name: str, path: Path, point: str) -> None:
+        """Moves a local file there: whole, or not at all."""
+        with self.scratch(name) as stored:
+            shutil.move(path, stored)  # scratch may be another disk
+            self.commit(stored, name, point)
+
+    def put_copy(self, name: str, of: "Storage", there: str) -> None:
+        """Stores an object of another folder of the same file system: whole, or not at all.
+
+        On a local disk it is the same file under a second name, where the disk can.
+        """
+        if not self.is_local:
+            reached("write", name)
+            self._again(lambda: self.fs.copy_file(of.locate(there), self.locate(name)))
+            reached("rename", name)
+            return
+        with self.scratch(name) as stored:
+            try:
+                os.link(of.locate(there), stored)
+            except OSError:
+                shutil.copyfile(of.locate(there), stored)
+            self.commit(stored, name)
+
     def read(self, name: str) -> bytes:
         """The bytes of an object."""
 

@@ -82,6 +82,38 @@ class Inputs:
     told: tuple[Step, ...] = ()  # the stages before it, in the recipe's order
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One process of a launch.
+
+    `rendezvous` is where the ranks meet: `tcp://HOST:PORT`, on rank 0's machine, as
+    torch.distributed takes it. The port was free a moment ago; where rank 0 finds it taken, all
+    begin again with another.
+    """
+
+    rank: int
+    of: int
+    rendezvous: str
+
+
+class Put(Protocol):
+    """Stores a scratch file under a name: it moves there."""
+
+    def __call__(self, name: str, path: Path) -> None: ...
+
+
+class Checkpoints(Protocol):
+    """The newest state of a long piece of work; it goes when the stage is complete."""
+
+    def put(self, step: int, path: Path) -> None:
+        """Stores a scratch file, which moves there, whole or not at all; older ones go."""
+        ...
+
+    def newest(self) -> tuple[int, Path] | None:
+        """The greatest step of which the file is whole, and a copy of it in scratch."""
+        ...
+
+
 class Task(Protocol):
     """Where a function of `map`, `create_shards` or `launch` runs."""
 
@@ -95,6 +127,25 @@ class Task(Protocol):
 
     def put_file(self, name: str, path: Path) -> None:
         """Moves a scratch file to `out/<name>` in the stage's folder, whole or not at all."""
+        ...
+
+    def checkpoints(self, name: str) -> Checkpoints:
+        """Those of one piece of work of this stage, on its inputs as they are now.
+
+        Of a launch, one rank puts them, and all see the same.
+        """
+        ...
+
+    def once(
+        self, key: str, make: Callable[[Put], Mapping[str, Any]], prefix: str = ""
+    ) -> dict[str, Any]:
+        """What make(put) returns, which JSON can hold; the files that it put, as `<prefix><name>`
+        in `out/`.
+
+        The key is a digest, in hex digits, of all that the result depends on. In one run folder it
+        is made once, by whichever stage asks first: every other stage, or the same one with other
+        settings, gets result and files from there. Two that ask at the same time may both make it.
+        """
         ...
 
 
@@ -205,13 +256,10 @@ class Context(Protocol):
         """The state after step(state, round), `rounds` times or until `until`; each is stored."""
         ...
 
-    def launch(
-        self,
-        fn: Callable[[int, int, Task], Mapping[str, Any]],
-        workers: int,
-    ) -> dict[str, Any]:
-        """fn(rank, workers, task) on that many workers side by side; the result of rank 0.
+    def launch(self, fn: Callable[[Rank, Task], Mapping[str, Any]], workers: int) -> dict[str, Any]:
+        """fn of every rank, in so many fresh processes side by side; the result of rank 0.
 
-        Each has the stage's resources.
+        Each has the stage's resources, with GPUs of its own. Where one dies, all begin again, three
+        times at most: fn goes on from its checkpoints.
         """
         ...

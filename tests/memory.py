@@ -13,6 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
+from metadata.storage import Storage
+from pipeline.dataset import Rank
+from pipeline.engine.checkpoints import StoredCheckpoints
 from pipeline.stage import Worker
 
 
@@ -63,9 +66,26 @@ class MemoryContext:
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, self.out / name)
 
+    def checkpoints(self, name):
+        return StoredCheckpoints(Storage(self.folder), f"checkpoints/{name}", self.worker.scratch)
+
+    def once(self, key, make, prefix=""):
+        return json.loads(json.dumps(make(lambda name, path: self.put_file(prefix + name, path))))
+
+    @property
+    def task(self):
+        """What a function of `map` or `launch` gets."""
+        doors = {name: getattr(self, name) for name in ("put_file", "checkpoints", "once")}
+        return SimpleNamespace(worker=self.worker, page_checksums=True, **doors)
+
     def map(self, fn, items):
-        task = SimpleNamespace(worker=self.worker, put_file=self.put_file, page_checksums=True)
-        return [json.loads(json.dumps(fn(item, task))) for item in items]
+        return [json.loads(json.dumps(fn(item, self.task))) for item in items]
+
+    def launch(self, fn, workers):
+        """One rank, in this process."""
+        assert workers == 1
+        rank = Rank(rank=0, of=1, rendezvous="tcp://127.0.0.1:0")
+        return json.loads(json.dumps(fn(rank, self.task)))
 
     def map_shards(self, fn, over):
         return MemoryShards(*map(fn, over))

@@ -14,7 +14,7 @@ from metadata.fingerprint import digest
 from metadata.record import Failure, Record
 from metadata.scratch import remove_shared, scratch_folder, shared_scratch
 from metadata.sealed import put_sealed, read_sealed
-from pipeline.dataset import State, TableFunction, Task
+from pipeline.dataset import Rank, State, TableFunction, Task
 from pipeline.engine import attempts
 from pipeline.engine.journal import Journal, StageRun
 from pipeline.engine.local_shards import LocalShards
@@ -191,16 +191,12 @@ class RunContext:
             folder.delete(f"{call}/{number:06d}.npz")  # the newest is enough
         return state
 
-    def launch(
-        self,
-        fn: Callable[[int, int, Task], Mapping[str, Any]],
-        workers: int,
-    ) -> dict[str, Any]:
+    def launch(self, fn: Callable[[Rank, Task], Mapping[str, Any]], workers: int) -> dict[str, Any]:
         call, folder = self.calls.next_call("launch"), self.run.folder
         stored = read_sealed(folder, f"{call}.json")
         if stored is not None:
             return dict(stored)
-        task = UnitTask(self.worker, folder, call, self.page_checksums)
+        task = UnitTask(self.worker, folder, self.run.run, self.journal, call, self.page_checksums)
         resources = self.run.planned.stage.resources
         self.calls.told(call, 0, workers)
         results = self.run.executor.launch(partial(launched, fn, task), workers, resources)

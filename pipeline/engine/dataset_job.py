@@ -116,6 +116,7 @@ class DatasetJob:
                 planned=planned,
                 seed=running.plan.seed,
                 run_id=running.run_id,
+                run=running.state.run,
                 folder=stage.folder,
                 executor=running.executor,
                 made_of=made_of,

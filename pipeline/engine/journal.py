@@ -40,6 +40,7 @@ class StageRun:
     planned: PlannedStage
     seed: int
     run_id: str
+    run: Storage
     folder: Storage
     executor: Executor
     made_of: dict[str, str]  # parents of the records it stores
@@ -130,6 +131,7 @@ class Journal:
                 planned=run.planned,
                 seed=run.seed,
                 run_id=run.run_id,
+                run=run.run,
                 folder=run.folder,
                 journal=call,
                 local=frozenset(run.local),

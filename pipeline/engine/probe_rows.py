@@ -15,6 +15,7 @@ import pyarrow as pa
 from metadata.record import ShardState
 from metadata.schema import REASON, UID
 from metadata.scratch import scratch_folder
+from pipeline.dataset import Rank
 from pipeline.engine.chain import Chain
 from pipeline.engine.functions import Batch, Functions
 from pipeline.provided import Took
@@ -29,11 +30,11 @@ States = Mapping[int, Mapping[str, ShardState]]  # by shard: stage to its state
 
 
 def answered(
-    chain: Chain, states: States, places: Sequence[Place], rank: int, workers: int
+    chain: Chain, states: States, places: Sequence[Place], rank: Rank
 ) -> Mapping[str, Any]:
     """What the answers of each row `took`, how many rows have which of `reasons`, and `seconds`.
 
-    `chain` has one stage. It is the work of an only worker: `rank` and `workers` tell it nothing.
+    `chain` has one stage. It is the work of an only worker: `rank` tells it nothing.
     """
     rows = _rows(chain, states, places)
     took: dict[int, list[Took]] = defaultdict(list)

@@ -17,8 +17,11 @@ from metadata.outputs import OUT, note_output
 from metadata.scratch import leave_shared, scratch_folder
 from metadata.sealed import put_sealed
 from metadata.storage import Storage
-from pipeline.dataset import Task
+from pipeline.dataset import Put, Rank, Task
 from pipeline.engine import attempts
+from pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
+from pipeline.engine.checkpoints import StoredCheckpoints
+from pipeline.engine.once import made_once
 from pipeline.engine.told import Teller
 from pipeline.engine.worker import worker_of
 from pipeline.errors import ShardError, StageError
@@ -68,6 +71,8 @@ class UnitTask:
 
     worker: Worker
     folder: Storage
+    run: Storage
+    journal: str  # the name of its folder
     key: str
     page_checksums: bool = True  # in out/
     unchecked: frozenset[int] = frozenset()  # shards that are made again, as they were: without
@@ -79,6 +84,16 @@ class UnitTask:
             note_output(self.folder, name, stored)
             self.folder.commit(stored, f"{OUT}/{name}")
 
+    def checkpoints(self, name: str) -> StoredCheckpoints:
+        return StoredCheckpoints(
+            self.folder, f"{self.journal}/{CHECKPOINTS}/{name}", self.worker.scratch
+        )
+
+    def once(
+        self, key: str, make: Callable[[Put], Mapping[str, Any]], prefix: str = ""
+    ) -> dict[str, Any]:
+        return made_once(self.run, key, make, self.folder, prefix)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
@@ -87,6 +102,7 @@ class Units:
     planned: PlannedStage
     seed: int
     run_id: str
+    run: Storage
     folder: Storage
     journal: str
     work: Work
@@ -115,6 +131,8 @@ class UnitsRun:
         task = UnitTask(
             worker,
             units.folder,
+            units.run,
+            units.journal.partition("/")[0],
             unit.key,
             units.page_checksums,
             units.unchecked,
@@ -145,9 +163,9 @@ def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], item: Any, task: UnitT
     return dict(fn(item, task))
 
 
-def launched(fn: Callable[[int, int, Task], Any], task: UnitTask, rank: int, of: int) -> Any:
+def launched(fn: Callable[[Rank, Task], Any], task: UnitTask, rank: Rank) -> Any:
     """The work of `launch`: fn of one rank, with a scratch folder of its own."""
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-        tell = Teller((task.worker.stage,), f"{task.key}.{rank}")
+        tell = Teller((task.worker.stage,), f"{task.key}.{rank.rank}")
         worker = replace(task.worker, scratch=Path(scratch), tell=tell)
-        return fn(rank, of, replace(task, worker=worker))
+        return fn(rank, replace(task, worker=worker))

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline.dataset import Rank
 from pipeline.stage import Resources
 
 Item = Any  # a small picklable object: names and digests, never rows
@@ -60,11 +61,11 @@ class Executor(Protocol):
 
     def launch(
         self,
-        fn: Callable[[int, int], Mapping[str, Any]],
+        fn: Callable[[Rank], Mapping[str, Any]],
         workers: int,
         resources: Resources,
     ) -> list[Mapping[str, Any]]:
-        """fn(rank, workers) in `workers` fresh processes side by side; results by rank.
+        """fn(rank) in `workers` fresh processes side by side; results by rank.
 
         They share the CPUs where there are fewer than they ask for. All end if one fails.
         """

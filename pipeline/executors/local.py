@@ -20,14 +20,17 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from metadata.scratch import sweep_scratch
+from pipeline.dataset import Rank
 from pipeline.errors import StageError
 from pipeline.executors import Item, Step, machine
 from pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
+from pipeline.executors.rendezvous import free_address
 from pipeline.executors.streams import TURN_S, Dispatcher, Stream
 from pipeline.executors.telling import connect
 from pipeline.stage import Resources
 
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
+LOOPBACK = "127.0.0.1"  # where ranks meet
 ROUNDING = 1e-6  # of ten shares of 0.1
 
 
@@ -53,11 +56,11 @@ class LocalExecutor(Dispatcher):
 
     def launch(
         self,
-        fn: Callable[[int, int], Mapping[str, Any]],
+        fn: Callable[[Rank], Mapping[str, Any]],
         workers: int,
         resources: Resources,
     ) -> list[Mapping[str, Any]]:
-        start = partial(partial, _ranked, fn, workers)
+        start = partial(partial, _ranked, fn)
         step = Step(name=f"launch of {workers} workers", start=start, resources=resources)
         self._refuse(resources, step.name, workers)
         results = dict(self._carry(Stream([step], [self._pack(step)], workers), range(workers)))
@@ -93,8 +96,12 @@ class LocalExecutor(Dispatcher):
         for stream, number in self._by_turn():
             resources = stream.steps[number].resources
             if workers := self._workers_for(stream, resources):
+                address = free_address(LOOPBACK) if stream.ranks else ""
                 for worker in workers:
-                    worker.job = (stream, number, stream.begin(number))
+                    item = stream.begin(number)
+                    if stream.ranks:
+                        item = Rank(rank=item, of=stream.ranks, rendezvous=address)
+                    worker.job = (stream, number, item)
                     if worker.ready:
                         self._send(worker)
                 return True
@@ -248,7 +255,7 @@ class LocalExecutor(Dispatcher):
         stream.busy -= 1
         code = worker.process.returncode
         if stream.ranks:
-            found = f"rank {item} of {stream.ranks} died (exit code {code})"
+            found = f"rank {item.rank} of {stream.ranks} died (exit code {code})"
             do = "look for a crash or too little memory, then run again"
             stream.fail(StageError(found, "launch", do))
             return
@@ -280,10 +287,8 @@ def _in_this_thread(steps: Sequence[Step], items: Iterable[Item]) -> Iterator[It
         yield item
 
 
-def _ranked(
-    fn: Callable[[int, int], Mapping[str, Any]], workers: int, rank: int
-) -> tuple[int, Mapping[str, Any]]:
-    return rank, fn(rank, workers)
+def _ranked(fn: Callable[[Rank], Mapping[str, Any]], rank: Rank) -> tuple[int, Mapping[str, Any]]:
+    return rank.rank, fn(rank)
 
 
 def _cpus_of(workers: Iterable[LocalWorker]) -> float:

@@ -33,6 +33,7 @@ from ray.exceptions import (
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pipeline.dataset import Rank
 from pipeline.errors import StageError
 from pipeline.executors import Item, Step
 from pipeline.executors.ray_room import IDLE_S, Actor, Launch, Pool, Room
@@ -67,7 +68,7 @@ class RayExecutor(Dispatcher):
         self._asked_s = 0.0
 
     def launch(
-        self, fn: Callable[[int, int], Mapping[str, Any]], workers: int, resources: Resources
+        self, fn: Callable[[Rank], Mapping[str, Any]], workers: int, resources: Resources
     ) -> list[Mapping[str, Any]]:
         where = f"launch of {workers} workers"
         self._refuse(resources, where, workers)
@@ -85,13 +86,11 @@ class RayExecutor(Dispatcher):
             for rank in range(workers):
                 place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
                 actors.append(self._room.new(resources, need, scheduling_strategy=place))
-            calls = [a.launch.remote(fn, rank, workers) for rank, a in enumerate(actors)]
-            waiting = calls
-            while waiting:  # the first failure, whichever rank has it
-                done, waiting = ray.wait(waiting, timeout=IDLE_S)
-                ray.get(done)
-                self._check_alive()
-            return list(ray.get(calls))
+            (address,) = self._gather([actors[0].address.remote()])
+            ranks = [Rank(rank=i, of=workers, rendezvous=address) for i in range(workers)]
+            return self._gather(
+                [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
+            )
         except RayTaskError as error:
             raise _original(error) from error
         except DEATHS as error:
@@ -110,6 +109,15 @@ class RayExecutor(Dispatcher):
     def close(self) -> None:
         super().close()
         self._session.close()
+
+    def _gather(self, calls: list[Any]) -> list[Any]:
+        """What the calls give; raises the first failure, whichever of them has it."""
+        waiting = calls
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=IDLE_S)
+            ray.get(done)
+            self._check_alive()
+        return list(ray.get(calls))
 
     def _check_alive(self) -> None:
         if self._closed:

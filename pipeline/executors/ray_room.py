@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import ray
 
+from pipeline.dataset import Rank
 from pipeline.errors import StageError
 from pipeline.executors import Item, machine
 from pipeline.executors.ray_session import Session
+from pipeline.executors.rendezvous import free_address
 from pipeline.executors.streams import TURN_S, Stream
 from pipeline.executors.telling import Board, connect
 from pipeline.executors.worker import Functions
@@ -39,10 +41,12 @@ class Worker(Functions):
     def ready(self) -> None:
         """Answers once the process is up."""
 
-    def launch(
-        self, fn: Callable[[int, int], Mapping[str, Any]], rank: int, workers: int
-    ) -> Mapping[str, Any]:
-        return fn(rank, workers)
+    def address(self) -> str:
+        """Where ranks may meet on this node."""
+        return free_address(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray
+
+    def launch(self, fn: Callable[[Rank], Mapping[str, Any]], rank: Rank) -> Mapping[str, Any]:
+        return fn(rank)
 
 
 @dataclass(eq=False)

@@ -81,6 +81,10 @@ class Owned(Storage):
         self.hold.check()
         super().commit(path, name, point)
 
+    def put_copy(self, name: str, of: Storage, there: str) -> None:
+        self.hold.check()
+        super().put_copy(name, of, there)
+
     def delete(self, name: str) -> None:
         self.hold.check()
         super().delete(name)

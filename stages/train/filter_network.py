@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE_FEATURES, KEEP, TEXT, TEXT_FEATURES, UID
 from metadata.uid import coin_hash, halves
-from pipeline.dataset import Context, Inputs, Shards, Task
+from pipeline.dataset import Context, Inputs, Rank, Shards, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Decay, OneUp, Rate, Resources
 from stages.ops.vectors import as_matrix
@@ -54,9 +54,7 @@ class TrainedFilterNetwork(DatasetStage):
         ctx.launch(partial(train, inputs.rows, self), workers=1)
 
 
-def train(
-    rows: Shards, settings: TrainedFilterNetwork, rank: int, workers: int, task: Task
-) -> dict[str, Any]:
+def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) -> dict[str, Any]:
     """Stores the model and its log; the last loss."""
     import torch
 

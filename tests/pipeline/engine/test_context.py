@@ -194,12 +194,12 @@ def launched(inputs, ctx):
     ctx.map(fail_at_two, [2])
 
 
-def one_rank(rank, of, task):
-    if rank == 0:
+def one_rank(rank, task):
+    if rank.rank == 0:
         path = task.worker.scratch / f"launched-{os.getpid()}"
         path.write_text(task.worker.stage)
         task.put_file("said", path)
-    return {"rank": rank, "of": of, "pid": os.getpid()}
+    return {"rank": rank.rank, "of": rank.of, "pid": os.getpid()}
 
 
 def asking_for_gpus(inputs, ctx):
@@ -207,7 +207,7 @@ def asking_for_gpus(inputs, ctx):
     store(inputs.rows, ctx, lambda n: n * 0 + result["gpu"])
 
 
-def gpu_of_rank(rank, of, task):
+def gpu_of_rank(rank, task):
     return {"gpu": int(os.environ["CUDA_VISIBLE_DEVICES"])}
 
 

@@ -21,6 +21,7 @@ def doing(work, folder, journalled=True) -> UnitsRun:
             planned=PLANNED,
             seed=0,
             run_id="a run",
+            run=Storage(str(folder / "run")),
             folder=Storage(str(folder)),
             journal="calls/01-map",
             work=work,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.dataset import Rank
 from pipeline.errors import ShardError, StageError
 from pipeline.executors import Step, local, machine, ray_room
 from pipeline.executors.local import LocalExecutor
@@ -406,11 +407,11 @@ def test_resources_that_are_nowhere_are_refused_by_name(
 # Launches
 
 
-def meet(folder: Path, rank: int, workers: int):
+def meet(folder: Path, rank: Rank):
     """Ends only when all ranks are there: they run side by side."""
-    (folder / str(rank)).touch()
-    until(lambda: len(list(folder.iterdir())) >= workers)
-    return {"rank": rank, "pid": os.getpid()}
+    (folder / str(rank.rank)).touch()
+    until(lambda: len(list(folder.iterdir())) >= rank.of)
+    return {"rank": rank.rank, "pid": os.getpid()}
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -420,9 +421,9 @@ def test_launched_ranks_run_side_by_side_and_answer_in_order(executor, tmp_path,
     assert len({result["pid"] for result in results}) == ranks
 
 
-def fail_or_stay(folder: Path, how: str, rank: int, workers: int):
-    (folder / str(rank)).write_text(str(os.getpid()))
-    while len(list(folder.iterdir())) < workers or rank == 0:
+def fail_or_stay(folder: Path, how: str, rank: Rank):
+    (folder / str(rank.rank)).write_text(str(os.getpid()))
+    while len(list(folder.iterdir())) < rank.of or rank.rank == 0:
         time.sleep(0.01)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)

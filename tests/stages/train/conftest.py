@@ -1,6 +1,4 @@
-"""A context whose launch runs here, and the smallest model there is under the name `nano`."""
-
-from types import SimpleNamespace
+"""The smallest model there is under the name `nano`."""
 
 import pytest
 import torch
@@ -17,12 +15,5 @@ def tiny_nano(monkeypatch):
 
 @pytest.fixture
 def launching_context(memory_context):
-    """As `memory_context`, with `launch` for one rank."""
-
-    def make(seed: int = 0):
-        ctx = memory_context(seed)
-        task = SimpleNamespace(worker=ctx.worker, put_file=ctx.put_file)
-        ctx.launch = lambda fn, workers: fn(0, workers, task)
-        return ctx
-
-    return make
+    """A new context, by seed."""
+    return memory_context

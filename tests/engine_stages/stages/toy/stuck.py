@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from metadata.schema import Column
-from pipeline.dataset import Context, Inputs, Task
+from pipeline.dataset import Context, Inputs, Rank, Task
 from pipeline.stage import DatasetStage, location
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
@@ -39,8 +39,8 @@ class Stuck(DatasetStage):
             ctx.map(partial(stuck, self.cause), [0, 1])
 
 
-def rank(cause: str, number: int, of: int, task: Task) -> Mapping[str, Any]:
-    return stuck(cause, number, task)
+def rank(cause: str, one: Rank, task: Task) -> Mapping[str, Any]:
+    return stuck(cause, one.rank, task)
 
 
 def stuck(cause: str, item: Any, task: Task) -> Mapping[str, Any]:

@@ -1,0 +1,59 @@
+"""The newest state of a long piece of work, in the stage's folder until the stage is complete.
+
+They lie in the stage's journal, which belongs to its inputs: work on other inputs finds none, and
+they go as the journal does. A file's name holds its step and its digest.
+"""
+
+import hashlib
+import re
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from metadata.storage import BLOCK_BYTES, Storage
+
+FOLDER = "checkpoints"  # of a journal
+NAME = re.compile(r"(\d{12})-([0-9a-f]{32})")
+
+
+class StoredCheckpoints:
+    """Implements `Checkpoints` in one folder."""
+
+    def __init__(self, folder: Storage, place: str, scratch: Path) -> None:
+        self.folder, self.place, self.scratch = folder, place, scratch
+
+    def put(self, step: int, path: Path) -> None:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        name = f"{step:012d}-{sha256[:32]}"
+        self.folder.put_file(f"{self.place}/{name}", path, point="step")
+        for other in self._names():
+            if other != name:
+                self.folder.delete(f"{self.place}/{other}")
+
+    def newest(self) -> tuple[int, Path] | None:
+        copy = self.scratch / f"checkpoint-{uuid.uuid4().hex}"
+        while names := self._names():
+            for name in names:
+                step, sha256 = name.split("-")
+                with suppress(FileNotFoundError):  # a newer one has come
+                    if self._copied(name, copy).startswith(sha256):
+                        return int(step), copy
+            if names == self._names():
+                break
+        copy.unlink(missing_ok=True)
+        return None
+
+    def _names(self) -> list[str]:
+        """The newest first."""
+        names = [entry.name for entry in self.folder.entries(self.place)]
+        return sorted(filter(NAME.fullmatch, names), reverse=True)
+
+    def _copied(self, name: str, path: Path) -> str:
+        """The digest of a checkpoint, which is copied there."""
+        total = hashlib.sha256()
+        with self.folder.open(f"{self.place}/{name}") as source, path.open("wb") as sink:
+            while block := source.read_buffer(BLOCK_BYTES):
+                total.update(block)
+                sink.write(block)
+        return total.hexdigest()
