@@ -23,7 +23,7 @@ class Embedded:
     text_MD: Tensor
     image_GD: Tensor  # the same tensors as the local ones, in one process
     text_HD: Tensor
-    row_N: Tensor  # int64, where each local row stands in the whole batch
+    row_N: Tensor  # int64, ascending: where each local row stands in the whole batch
     image_of_M: Tensor  # int64, the row of the whole batch that each local text belongs to
     image_of_H: Tensor  # ascending
     scale: Tensor  # the factor of all cosines

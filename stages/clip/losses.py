@@ -7,7 +7,7 @@ read without running the file, so that a plan without torch can say what is wron
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -25,7 +25,7 @@ FIRST_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
 MAX_LOG_SCALE = math.log(MAX_SCALE)
 
-Value = bool | int | float | str  # of a setting
+Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")
 CONSTANTS = ("TEXTS", "TEACHER", "BIAS", "SCALE")
 
@@ -35,7 +35,7 @@ class Asks:
     """What a loss asks for."""
 
     texts: str = "one"  # of a row: one, as the training's `texts` says; its first; or all of them
-    teacher: tuple[str, ...] = ()  # columns of the export, stored vectors
+    teacher: tuple[str, ...] = ()  # columns of the export; in the file, or settings that name some
     bias: float | None = None  # of all logits, at the start; None: the loss has no bias
     scale: float | None = None  # of all cosines, at the start; None: the model's
     settings: Mapping[str, Value]  # of the loss, with its defaults
@@ -56,15 +56,24 @@ def asks(name: str, settings: Mapping[str, Value]) -> Asks:
                 "key `loss_settings`",
                 did_you_mean(key, defaults, f"'{name}' knows"),
             )
-        kind = type(defaults[key])
-        if type(value) is not kind and (kind, type(value)) != (float, int):
-            do = f"write a {kind.__name__}"
+        if not _fits(value, defaults[key]):
+            do = f"write a value like {defaults[key]!r}"
             raise RecipeError(f"{key} is {value!r}", "key `loss_settings`", do)
     told = {key.lower(): _plain(value, key, name) for key, value in constants.items()}
     if told.get("texts", "one") not in TEXTS:
         do = f"write one of: {', '.join(TEXTS)}"
         raise RecipeError(f"TEXTS is {told['texts']!r}", f"stages/losses/{name}.py", do)
-    return Asks(**told, settings=defaults | dict(settings))
+    settings = defaults | dict(settings)
+    named = [settings.get(word, word) for word in told.pop("teacher", ())]
+    columns = [name for words in named for name in ([words] if isinstance(words, str) else words)]
+    return Asks(**told, teacher=tuple(columns), settings=settings)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a setting may have this value: its default's type; a whole number is a float too."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(_fits(one, default[0]) for one in value)
+    return type(value) is type(default) or (type(default), type(value)) == (float, int)
 
 
 def find_loss(

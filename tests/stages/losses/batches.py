@@ -1,6 +1,7 @@
 """Batches of unit vectors, whole and as processes would have them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,9 +9,12 @@ from torch.nn.functional import normalize
 
 from stages.clip.embedded import Embedded, whole
 
+TEXTS = (1, 3, 2, 1, 5)  # of the first row, the second, …
+TEACHERS = ("image_a", "image_b", "text_a", "text_b")
+
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Leaf tensor of unit vectors in the last axis."""
+    """Unit vectors in the last axis, with gradients."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(*shape, generator=generator, dtype=torch.float64)
     return normalize(vectors, dim=-1).to(dtype).requires_grad_()
@@ -21,27 +25,64 @@ def of_pairs(image_ND: Tensor, text_ND: Tensor, scale: float = 1.0, **more) -> E
     return whole(image_ND, text_ND, torch.tensor(scale, dtype=image_ND.dtype), **more)
 
 
+def drawn(
+    rows: int,
+    *,
+    several: bool = False,
+    scale: float = 14.0,
+    dtype: torch.dtype = torch.float64,
+    tile: int | None = None,
+) -> Embedded:
+    """One process, random vectors, a bias, and two teachers; with `several` 1 to 5 texts a row."""
+    texts_N = torch.tensor([TEXTS[row % len(TEXTS)] if several else 1 for row in range(rows)])
+    return whole(
+        random(rows, 6, seed=1, dtype=dtype),
+        random(int(texts_N.sum()), 6, seed=2, dtype=dtype),
+        torch.tensor(scale, dtype=dtype, requires_grad=True),
+        torch.arange(rows).repeat_interleave(texts_N),
+        bias=torch.tensor(-2.0, dtype=dtype, requires_grad=True),
+        teacher={
+            name: random(rows, 5, seed=3 + n, dtype=dtype).detach()
+            for n, name in enumerate(TEACHERS)
+        },
+        tile=tile,
+    )
+
+
+def parameters(batch: Embedded) -> tuple[Tensor, ...]:
+    """What a loss has gradients for."""
+    assert batch.bias is not None
+    return batch.image_GD, batch.text_HD, batch.scale, batch.bias
+
+
+def with_parameters(batch: Embedded, *these: Tensor) -> Embedded:
+    """The batch of one process at other values of `parameters`."""
+    image_GD, text_HD, scale, bias = these
+    both = {"image_ND": image_GD, "text_MD": text_HD, "image_GD": image_GD, "text_HD": text_HD}
+    return replace(batch, **both, scale=scale, bias=bias)
+
+
+def gradients(loss_N: Tensor, batch: Embedded, slope_N: Tensor | None = None) -> Sequence[Tensor]:
+    """Of the sum of the losses, or of their sum under weights."""
+    weighted = loss_N.sum() if slope_N is None else loss_N @ slope_N
+    return torch.autograd.grad(weighted, parameters(batch), materialize_grads=True)
+
+
 def split(batch: Embedded, sizes: Sequence[int]) -> list[Embedded]:
-    """What processes with so many rows each would have of a batch, of all texts of their rows."""
+    """What processes with so many rows each have of a batch."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
     parts = []
     for start, end in zip([0, *ends], ends, strict=False):
-        here = (batch.image_of_H >= start) & (batch.image_of_H < end)
+        is_here_H = (batch.image_of_H >= start) & (batch.image_of_H < end)
         first, last = int((batch.image_of_H < start).sum()), int((batch.image_of_H < end).sum())
         parts.append(
-            Embedded(
+            replace(
+                batch,
                 image_ND=batch.image_GD[start:end],
                 text_MD=batch.text_HD[first:last],
-                image_GD=batch.image_GD,
-                text_HD=batch.text_HD,
                 row_N=torch.arange(start, end),
-                image_of_M=batch.image_of_H[here],
-                image_of_H=batch.image_of_H,
-                scale=batch.scale,
-                bias=batch.bias,
+                image_of_M=batch.image_of_H[is_here_H],
                 teacher={name: rows[start:end] for name, rows in batch.teacher_all.items()},
-                teacher_all=batch.teacher_all,
-                tile=batch.tile,
             )
         )
     return parts

@@ -1,0 +1,170 @@
+"""Sums over a row's logits, a tile of columns at a time: the (N, G) logits never exist whole.
+
+Backward computes each tile again. What is kept for it are the vectors, which were there before,
+and one number a row: linear in the rows, and the same for any tile and any number of processes.
+The largest thing that exists for a moment is (N, tile).
+
+Source: Inf-CL (Cheng et al. 2024) tiles the log-sum-exp; SigLIP (Zhai et al. 2023), section 3.2,
+chunks its own sum. Both recompute here, as FlashAttention (Dao et al. 2022) does.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
+
+# Shapes: N rows, G columns (vectors of the other side), T columns of a tile, D and E widths.
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def log_sum_exp(row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int) -> Tensor:
+    """(N,) nats: the log of each row's sum of exp(scale cosine) over the columns."""
+    by_row_N: Tensor = _LogSumExps.apply(row_ND, column_GD, scale, tile, False)[0]
+    return by_row_N
+
+
+def log_sum_exps(
+    row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int
+) -> tuple[Tensor, Tensor]:
+    """The same, and (G,) of each column over the rows: of one pass over the tiles."""
+    by_row_N, by_column_G = _LogSumExps.apply(row_ND, column_GD, scale, tile, True)
+    return by_row_N, by_column_G
+
+
+def sigmoid_costs(
+    row_ND: Tensor,
+    column_GD: Tensor,
+    weight_G: Tensor | None,
+    scale: Tensor,
+    bias: Tensor,
+    row_N: Tensor,
+    owner_G: Tensor,
+    tile: int,
+) -> Tensor:
+    """(N,) nats: the sum over columns of -log sigmoid(z logit), each column as often as its weight
+    says; z is 1 where `owner_G` is the row's number, else -1."""
+    cost_N: Tensor = _SigmoidCosts.apply(
+        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile
+    )
+    return cost_N
+
+
+def attended(query_ND: Tensor, key_GD: Tensor, value_GE: Tensor, scale: float, tile: int) -> Tensor:
+    """(N, E) the mean of the values, weighted by each query's softmax over the keys; gradients
+    flow into the values alone."""
+    mean_NE: Tensor = _Attended.apply(query_ND, key_GD, value_GE, scale, tile)
+    return mean_NE
+
+
+class _LogSumExps(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, row_ND: Tensor, column_GD: Tensor, scale: Tensor, tile: int, both: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        scaled_ND = scale * row_ND
+        by_row_N = torch.full_like(row_ND[:, 0], -torch.inf)
+        by_column_G = torch.empty_like(column_GD[:, 0]) if both else None
+        for here in _tiles(column_GD, tile):
+            logit_NT = scaled_ND @ column_GD[here].T
+            by_row_N = torch.logaddexp(by_row_N, logit_NT.logsumexp(1))
+            if by_column_G is not None:
+                by_column_G[here] = logit_NT.logsumexp(0)
+        ctx.save_for_backward(row_ND, column_GD, scale, by_row_N, by_column_G)
+        ctx.tile = tile
+        return by_row_N, by_column_G
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_N: Tensor, slope_G: Tensor | None) -> Gradients:
+        row_ND, column_GD, scale, by_row_N, by_column_G = ctx.saved_tensors
+        scaled_ND = scale * row_ND
+        to_scaled_ND, to_column_GD = torch.zeros_like(row_ND), torch.empty_like(column_GD)
+        for here in _tiles(column_GD, ctx.tile):
+            logit_NT = scaled_ND @ column_GD[here].T
+            share_NT = (logit_NT - by_row_N[:, None]).exp_().mul_(slope_N[:, None])
+            if slope_G is not None:
+                share_NT += logit_NT.sub_(by_column_G[here]).exp_().mul_(slope_G[here])
+            to_scaled_ND.addmm_(share_NT, column_GD[here])
+            to_column_GD[here] = share_NT.T @ scaled_ND
+        return to_scaled_ND * scale, to_column_GD, (to_scaled_ND * row_ND).sum(), None, None
+
+
+class _SigmoidCosts(Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G, tile = given
+        scaled_ND = scale * row_ND
+        cost_N = torch.zeros_like(row_ND[:, 0])
+        for here in _tiles(column_GD, tile):
+            logit_NT = (scaled_ND @ column_GD[here].T).add_(bias)
+            logit_NT *= _signs(row_N, owner_G[here], logit_NT)
+            cost_NT = logsigmoid(logit_NT)
+            cost_N -= cost_NT.sum(1) if weight_G is None else cost_NT @ weight_G[here]
+        ctx.save_for_backward(*given[:-1])
+        ctx.tile = tile
+        return cost_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_N: Tensor) -> Gradients:
+        row_ND, column_GD, weight_G, scale, bias, row_N, owner_G = ctx.saved_tensors
+        scaled_ND = scale * row_ND
+        to_scaled_ND, to_column_GD = torch.zeros_like(row_ND), torch.empty_like(column_GD)
+        to_bias = torch.zeros_like(bias)
+        for here in _tiles(column_GD, ctx.tile):
+            logit_NT = (scaled_ND @ column_GD[here].T).add_(bias)
+            sign_NT = _signs(row_N, owner_G[here], logit_NT)
+            share_NT = logit_NT.mul_(sign_NT).neg_().sigmoid_().mul_(sign_NT)
+            share_NT.mul_(-slope_N[:, None])
+            if weight_G is not None:
+                share_NT.mul_(weight_G[here])
+            to_scaled_ND.addmm_(share_NT, column_GD[here])
+            to_column_GD[here] = share_NT.T @ scaled_ND
+            to_bias += share_NT.sum()
+        to_scale = (to_scaled_ND * row_ND).sum()
+        return to_scaled_ND * scale, to_column_GD, None, to_scale, to_bias, None, None, None
+
+
+class _Attended(Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        query_ND, key_GD, value_GE, scale, tile = given
+        scaled_ND = scale * query_ND
+        sum_N = torch.full_like(query_ND[:, 0], -torch.inf)
+        for here in _tiles(key_GD, tile):
+            sum_N = torch.logaddexp(sum_N, (scaled_ND @ key_GD[here].T).logsumexp(1))
+        mean_NE = value_GE.new_zeros(len(query_ND), value_GE.shape[1])
+        for here in _tiles(key_GD, tile):
+            mean_NE.addmm_(_shares(scaled_ND, key_GD[here], sum_N), value_GE[here])
+        ctx.save_for_backward(query_ND, key_GD, sum_N)
+        ctx.scale, ctx.tile = scale, tile
+        return mean_NE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_NE: Tensor) -> Gradients:
+        query_ND, key_GD, sum_N = ctx.saved_tensors
+        scaled_ND = ctx.scale * query_ND
+        to_value_GE = slope_NE.new_empty(len(key_GD), slope_NE.shape[1])
+        for here in _tiles(key_GD, ctx.tile):
+            to_value_GE[here] = _shares(scaled_ND, key_GD[here], sum_N).T @ slope_NE
+        return None, None, to_value_GE, None, None
+
+
+def _shares(scaled_ND: Tensor, column_TD: Tensor, sum_N: Tensor) -> Tensor:
+    """(N, T) of the row's softmax, whose log of the sum is known."""
+    return (scaled_ND @ column_TD.T).sub_(sum_N[:, None]).exp_()
+
+
+def _tiles(column_GD: Tensor, tile: int) -> Iterator[slice]:
+    return (slice(start, start + tile) for start in range(0, len(column_GD), tile))
+
+
+def _signs(row_N: Tensor, owner_T: Tensor, like: Tensor) -> Tensor:
+    """(N, T): 1 where a column is the row's own, else -1."""
+    return (row_N[:, None] == owner_T).to(like.dtype).mul_(2).sub_(1)

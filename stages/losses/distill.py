@@ -1,0 +1,76 @@
+"""CLIP's loss, and beside it the similarities that teachers saw, from their stored vectors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from pipeline.errors import RecipeError
+from stages.clip.embedded import Embedded
+from stages.losses import clip
+from stages.losses._tiled import attended, log_sum_exp
+
+# Shapes: N local rows, G rows of the whole batch, D width of the student, E of a teacher.
+
+TEXTS = "first"  # a row's stored text vector is of its caption
+TEACHER = ("images", "texts")
+
+Teacher = tuple[Tensor, Tensor, float]  # (N, E) rows, (G, E) of the other side, scale
+
+
+def loss(
+    batch: Embedded,
+    *,
+    images: Sequence[str] = ("image_embedding",),  # columns of the export, one a teacher
+    texts: Sequence[str] = ("text_embedding",),
+    scales: Sequence[float] = (100.0,),  # one a teacher, or one for all
+    w_clip: float = 0.0,
+    w_distill: float = 1.0,
+) -> Tensor:
+    """(N,) nats: w_clip of CLIP's loss and w_distill of the cross-entropy to the teachers.
+
+    The target of a row is the mean over teachers of its softmax over the batch, taken of each
+    teacher's vectors by themselves. At its least the second part is the targets' entropy, not 0.
+
+    Source: MobileCLIP (Vasu et al. 2023), section 3.2: (0, 1) for DataCompDR-12M, (.25, .75) for
+    its B on 1B; teacher scale 100. TinyCLIP's affinity mimicking (Wu et al. 2023) is (0, 1).
+    Error: one text a row, its first: MobileCLIP adds a second loss with a synthetic caption.
+    """
+    if len(images) != len(texts) or len(scales) not in (1, len(images)):
+        raise RecipeError(
+            f"{len(images)} images, {len(texts)} texts and {len(scales)} scales",
+            "key `loss_settings`",
+            "name one column of each for every teacher; `scales` may be one for all",
+        )
+    loss_N = torch.zeros_like(batch.image_ND[:, 0])
+    if w_clip:
+        loss_N = w_clip * clip.loss(batch)
+    if w_distill:
+        each = scales if len(scales) > 1 else [scales[0]] * len(images)
+        names = list(zip(images, texts, each, strict=True))
+        of_image = [_teacher(batch, image, text, scale) for image, text, scale in names]
+        of_text = [_teacher(batch, text, image, scale) for image, text, scale in names]
+        by_image_N = _mimicked(batch, batch.image_ND, batch.text_HD, of_image)
+        by_text_N = _mimicked(batch, batch.text_MD, batch.image_GD, of_text)
+        loss_N = loss_N + w_distill * (by_image_N + by_text_N) / 2
+    return loss_N
+
+
+def _teacher(batch: Embedded, rows: str, columns: str, scale: float) -> Teacher:
+    dtype = batch.image_ND.dtype
+    row_NE, column_GE = batch.teacher[rows].to(dtype), batch.teacher_all[columns].to(dtype)
+    return normalize(row_NE, dim=1), normalize(column_GE, dim=1), scale
+
+
+def _mimicked(
+    batch: Embedded, row_ND: Tensor, column_GD: Tensor, teachers: Sequence[Teacher]
+) -> Tensor:
+    """(N,) nats: the cross-entropy of the student's softmax to the mean of the teachers'."""
+    if batch.tile is None:
+        target_NG = sum((s * a_NE @ b_GE.T).softmax(1) for a_NE, b_GE, s in teachers)
+        logit_NG = batch.scale * row_ND @ column_GD.T
+        return cross_entropy(logit_NG, target_NG / len(teachers), reduction="none")
+    mean_ND = sum(attended(a_NE, b_GE, column_GD, s, batch.tile) for a_NE, b_GE, s in teachers)
+    cosine_N = (row_ND * mean_ND).sum(1) / len(teachers)
+    return log_sum_exp(row_ND, column_GD, batch.scale, batch.tile) - batch.scale * cosine_N
