@@ -68,9 +68,9 @@ def _mimicked(
 ) -> Tensor:
     """(N,) nats: the cross-entropy of the student's softmax to the mean of the teachers'."""
     if batch.tile is None:
-        target_NG = sum((s * a_NE @ b_GE.T).softmax(1) for a_NE, b_GE, s in teachers)
+        shares = [(s * a_NE @ b_GE.T).softmax(1) for a_NE, b_GE, s in teachers]
         logit_NG = batch.scale * row_ND @ column_GD.T
-        return cross_entropy(logit_NG, target_NG / len(teachers), reduction="none")
-    mean_ND = sum(attended(a_NE, b_GE, column_GD, s, batch.tile) for a_NE, b_GE, s in teachers)
-    cosine_N = (row_ND * mean_ND).sum(1) / len(teachers)
+        return cross_entropy(logit_NG, torch.stack(shares).mean(0), reduction="none")
+    means = [attended(a_NE, b_GE, column_GD, s, batch.tile) for a_NE, b_GE, s in teachers]
+    cosine_N = (row_ND * torch.stack(means).mean(0)).sum(1)
     return log_sum_exp(row_ND, column_GD, batch.scale, batch.tile) - batch.scale * cosine_N
