@@ -1,4 +1,7 @@
-"""The files that a stage left in its `out/`, read only as its manifest says they were stored."""
+"""The files that a stage left in its `out/`, read only as its manifest says they were stored.
+
+Those of an export that has left its run lie in the folder itself, and its dataset.json says it.
+"""
 
 import hashlib
 import json
@@ -7,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from metadata.damage import DamagedError
+from metadata.datacard import SUMMARY
 from metadata.parquet_file import opened
 from metadata.record import Manifest
 from metadata.storage import Storage
@@ -31,13 +36,16 @@ class Outputs:
     """DamagedError of whatever has changed. Older manifests hold no digests: there, sizes count."""
 
     def __init__(self, folder: Storage) -> None:
-        manifest = folder.read_json("manifest.json", Manifest)
-        self.folder = folder
-        self._sha256 = (
-            {name: manifest.output_sha256.get(name, "") for name, _ in manifest.outputs}
-            if manifest
-            else {}
-        )
+        self.folder, self.inside = folder, f"{OUT}/"
+        self.sizes: dict[str, int] = {}  # bytes of each file that was stored
+        self._sha256: dict[str, str] = {}
+        if manifest := folder.read_json("manifest.json", Manifest):
+            self.sizes = dict(manifest.outputs)
+            self._sha256 = {name: manifest.output_sha256.get(name, "") for name in self.sizes}
+        elif dataset := folder.read_json(SUMMARY, dict[str, Any]):
+            self.inside, files = "", dataset.get("files", ())
+            self.sizes = {file["file"]: file["bytes"] for file in files}
+            self._sha256 = {file["file"]: file["sha256"] for file in files}
 
     @property
     def names(self) -> list[str]:
@@ -46,7 +54,7 @@ class Outputs:
     def read(self, name: str) -> bytes:
         """The bytes of a file; FileNotFoundError where no stage left one, nor anybody else."""
         self.check(name)
-        return self.folder.read(f"{OUT}/{name}")
+        return self.folder.read(self.inside + name)
 
     def check(self, name: str) -> None:
         """Reads a file once, in blocks, where the manifest lists it."""
@@ -54,17 +62,17 @@ class Outputs:
         if wanted is None:
             return
         try:
-            held = self.folder.sha256(f"{OUT}/{name}")
+            held = self.folder.sha256(self.inside + name)
         except FileNotFoundError:
-            raise DamagedError(self.folder.uri, f"{OUT}/{name}", "it is gone") from None
+            raise DamagedError(self.folder.uri, self.inside + name, "it is gone") from None
         if not held.startswith(wanted):
             found = f"its digest is {held[:16]}, and {wanted[:16]} was stored"
-            raise DamagedError(self.folder.uri, f"{OUT}/{name}", found)
+            raise DamagedError(self.folder.uri, self.inside + name, found)
 
     @contextmanager
     def parquet(self, name: str) -> Iterator[pq.ParquetFile]:
         """A Parquet file, of which the pages that are read are checked."""
-        with opened(self.folder, f"{OUT}/{name}", self._sha256.get(name, "")) as file:
+        with opened(self.folder, self.inside + name, self._sha256.get(name, "")) as file:
             yield file
 
 

@@ -27,8 +27,10 @@ def unplaced(exported: Outputs, file: str) -> tuple[str, str, str]:
     """What is said of an exported file without places: what was found, where, and what to do."""
     return (
         f"no {places_name(file)}, which says where in the pool the rows are from",
-        f"{exported.folder}/out/{file}",
-        f"delete {exported.folder}, which an older version made, and run again",
+        f"{exported.folder}/{exported.inside}{file}",
+        f"delete {exported.folder}, which an older version made, and run again"
+        if exported.inside
+        else "name the export's own folder, RUN/stages/NAME-…, where they lie beside the files",
     )
 
 

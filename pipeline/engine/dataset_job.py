@@ -13,6 +13,7 @@ from pipeline.engine.journal import StageRun
 from pipeline.engine.manifests import put_dataset_manifest
 from pipeline.engine.running import Running
 from pipeline.errors import ClipmillError, LostLockError, StageError
+from pipeline.planning.elsewhere import digest_of, is_gone
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.rows import PoolShards
 from pipeline.stage import DatasetStage
@@ -40,7 +41,7 @@ class DatasetJob:
         assert isinstance(planned.stage, DatasetStage)
         state.resolve(planned.name)
         try:
-            outside = planned.stage.outside()
+            outside = self._outside()
         except OSError as error:
             raise storage_error(error, planned.where, state.run) from error
         stage = state.stages[planned.name]
@@ -50,15 +51,15 @@ class DatasetJob:
             stage.folder.delete("manifest.json")
             state.rescan(planned.name)
         watcher.stage(planned.name, state.stages[planned.name].total, 0)
-        digest = state.inputs_digest(planned)
-        assert digest is not None
-        made_of = {"inputs": digest, **({"outside": outside} if outside else {})}
+        read = state.inputs_digest(planned)
+        assert read is not None
+        made_of = {"inputs": read, **({"outside": outside} if outside else {})}
         rows = state.inputs(planned)
         context = self._context(made_of, rows if isinstance(rows, PoolShards) else None)
         model = state.stored[planned.model].folder.uri if planned.model else None
         centroids = state.stored[planned.centroids].folder.uri if planned.centroids else None
         targets = state.stored[planned.targets].folder.uri if planned.targets else None
-        data = state.stored[planned.data].folder.uri if planned.data else ""
+        data = state.stored[planned.data].folder.uri if planned.data else planned.elsewhere or ""
         began = time.monotonic()
         try:
             self._begin_journal(context)
@@ -105,6 +106,21 @@ class DatasetJob:
                 "look for what else writes or deletes there, then run again",
             )
         return []
+
+    def _outside(self) -> str:
+        """A digest of what the stage reads from outside the run, and behind it an export's.
+
+        A stage that is done needs that no more: where it is gone, it counts as it was.
+        """
+        planned, manifest = self.planned, self.running.state.stages[self.planned.name].manifest
+        assert isinstance(planned.stage, DatasetStage)
+        outside = planned.stage.outside()
+        if planned.elsewhere is None:
+            return outside
+        if manifest and is_gone(planned.elsewhere):
+            return f"{outside} {manifest.outside.rpartition(' ')[2]}"
+        where = f"stage '{planned.name}', key `data`"
+        return f"{outside} {digest_of(planned.elsewhere, where)}"
 
     def _context(self, made_of: dict[str, str], home: PoolShards | None) -> RunContext:
         planned, running = self.planned, self.running

@@ -1,14 +1,16 @@
 """The edges of a recipe: which stages a stage names, and whether it takes what they give."""
 
 from pipeline.errors import RecipeError, did_you_mean
+from pipeline.planning.elsewhere import uri_in
 from pipeline.planning.planned import PlannedStage
 from pipeline.planning.recipe import Recipe
 from pipeline.stage import RowStage, Stage, edges_taken
 
 KEYS = {  # of an edge that cannot be left out: its key, what it brings, how it is written
     "rows": ("from", "rows", "`from: <stage>`"),
-    "data": ("data", "a dataset", "`data: <export stage>`"),
+    "data": ("data", "a dataset", '`data: <export stage>`, or `data: "export:<URI>"`'),
 }
+ELSEWHERE = 'write data: "export:PATH", the folder of an export that another run made'
 FOLDERS = {  # settings that may say `stage:NAME`, and what such a stage gives
     "model": "model",
     "centroids": "centroids",
@@ -17,13 +19,13 @@ FOLDERS = {  # settings that may say `stage:NAME`, and what such a stage gives
 
 
 def edges_of(recipe: Recipe, name: str, stage: Stage) -> dict[str, list[str]]:
-    """The stages that a stage names, by the key that names them."""
+    """The stages that a stage names, by the key that names them; an export elsewhere is none."""
     keys = recipe.stages[name]
     rows = keys.get("from", [])
     rows = rows if isinstance(rows, list) else [rows]
     edges = {
         "from": rows,
-        "data": [keys["data"]] if "data" in keys else [],
+        "data": [keys["data"]] if "data" in keys and uri_in(keys) is None else [],
         "rows": [keys["rows"]] if "rows" in keys and "data" in edges_taken(stage) else [],
         "only": [keys["only"]] if "only" in keys else [],
     }
@@ -53,8 +55,10 @@ def check_edges(
     planned: dict[str, PlannedStage],
 ) -> None:
     """RecipeError where a stage does not take what an edge brings."""
-    uses = recipe.stages[name]["uses"]
+    uses, elsewhere = recipe.stages[name]["uses"], uri_in(recipe.stages[name])
     taken = edges_taken(stage)
+    if elsewhere == "":
+        raise RecipeError("`data` names no folder", recipe.where(name, "data"), ELSEWHERE)
     kinds = {"from": "rows", "data": "data", "rows": "rows", "only": "rows"}
     kinds |= FOLDERS
     for edge, kind in kinds.items():
@@ -69,7 +73,8 @@ def check_edges(
                     do=f"name a stage that gives {kind}, or use `{fits[gives[0]]}`",
                 )
         wanted = edge if edge in FOLDERS else kind
-        if edge in ("from", "data", *FOLDERS) and edges[edge] and wanted not in taken:
+        is_given = bool(edges[edge]) or (edge == "data" and elsewhere is not None)
+        if edge in ("from", "data", *FOLDERS) and is_given and wanted not in taken:
             raise RecipeError(
                 found=f"{uses} takes no `{edge}`",
                 where=recipe.where(name, edge),
@@ -77,7 +82,7 @@ def check_edges(
             )
     for one in stage.takes:
         keys = [KEYS[kind] for kind in (one if isinstance(one, tuple) else (one,)) if kind in KEYS]
-        given = [key for key, *_ in keys if edges[key]]
+        given = [key for key, *_ in keys if edges[key] or (key == "data" and elsewhere)]
         if keys and not given:
             raise RecipeError(
                 f"{uses} needs {' or '.join(what for _, what, _ in keys)}",
@@ -104,7 +109,15 @@ def check_edges(
             if "data" in taken
             else "put `only` on the row stages before it",
         )
+    if edges["rows"] and "subset" in recipe.stages[name]:
+        raise RecipeError(
+            "`rows` and `subset` both say which rows of `data` are read",
+            recipe.where(name, "subset"),
+            "leave one of them out",
+        )
     for select in edges["rows"]:
+        if elsewhere:
+            raise _strange_rows(recipe, name, select)
         if not edges["data"]:
             raise RecipeError(
                 f"`rows` says which rows of `data` are read, and {uses} has none",
@@ -114,6 +127,16 @@ def check_edges(
         check_roots(recipe, name, planned[select], edges["data"][0], planned)
 
 
+def _strange_rows(recipe: Recipe, name: str, select: str) -> RecipeError:
+    """The error where a select of this run is to choose among another run's rows."""
+    return RecipeError(
+        f"'{select}' selects rows of this run's pool, and the data are another run's export",
+        recipe.where(name, "rows"),
+        "say which rows by a file, `subset: FILE`, where the stage has that setting; or name an"
+        " export stage of this recipe as `data`",
+    )
+
+
 def check_roots(
     recipe: Recipe, name: str, select: PlannedStage, export: str, planned: dict[str, PlannedStage]
 ) -> None:
@@ -121,6 +144,8 @@ def check_roots(
     data = planned[export]
     while not data.root and data.data is not None:  # an export of an export
         data = planned[data.data]
+    if data.elsewhere is not None:
+        raise _strange_rows(recipe, name, select.name)
     if not data.root:
         raise RecipeError(
             f"'{export}' ({planned[export].uses}) holds no rows of a pool",

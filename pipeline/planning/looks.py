@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from metadata.record import FOLDED
 from metadata.storage import KEYS, Storage, wants_keys
 from pipeline.errors import ClipmillError, RecipeError, ShardError
+from pipeline.planning.elsewhere import digest_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
 from pipeline.stage import DatasetStage, settings_fields
@@ -66,6 +67,8 @@ def _look(planned: PlannedStage, seen: Seen, until: float) -> None:
     try:
         with contextlib.suppress(ShardError):  # a damaged file costs its shards, not the run
             stage.look()
+        if planned.elsewhere is not None:
+            digest_of(planned.elsewhere, "key `data`")
         files = stage.files() if isinstance(stage, DatasetStage) else {}
         seen.is_late = False
         if isinstance(stage, DatasetStage) and files:
@@ -89,6 +92,7 @@ def _lies_in(planned: PlannedStage, run: Storage) -> bool:
     """Whether a setting names what is in the run folder: another stage may make it."""
     values = (getattr(planned.stage, field.name) for field in settings_fields(planned.stage))
     texts = [value.removeprefix("checkpoint:") for value in values if isinstance(value, str)]
+    texts += [planned.elsewhere] if planned.elsewhere is not None else []
     return any(text.startswith((f"{run.uri}/", f"{run.path}/")) for text in texts)
 
 

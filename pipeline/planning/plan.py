@@ -17,6 +17,7 @@ from pipeline.dataset import Step
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.planning.bindings import bind, bind_mask, type_of
 from pipeline.planning.edges import FOLDERS, check_edges, edges_of
+from pipeline.planning.elsewhere import SCHEME, uri_in
 from pipeline.planning.planned import PlannedStage
 from pipeline.planning.recipe import Recipe
 from pipeline.planning.selects import thresholds_of
@@ -184,6 +185,9 @@ def _planned(
         "root": planned[root].fingerprint if root and root != name else None,
         "data": [planned[p].fingerprint for p in edges["data"]],
     }
+    elsewhere = uri_in(recipe.stages[name])
+    if elsewhere is not None:
+        marks["data"] = [SCHEME + str(plain(elsewhere))]
     if mask:
         marks["rows"] = {read: [planned[s].fingerprint, c] for read, (s, c) in mask.items()}
     settings = settings_of(stage) | dict(stage.digests)
@@ -195,6 +199,7 @@ def _planned(
         stage=stage,
         parents=tuple(parents),
         data=next(iter(edges["data"]), None),
+        elsewhere=elsewhere,
         model=next(iter(edges["model"]), None),
         centroids=next(iter(edges["centroids"]), None),
         targets=next(iter(edges["targets"]), None),

@@ -17,6 +17,7 @@ class PlannedStage:
     stage: Stage
     parents: tuple[str, ...]  # `from`
     data: str | None
+    elsewhere: str | None  # URI of an export that another run made: `data: "export:…"`
     model: str | None
     centroids: str | None
     targets: str | None

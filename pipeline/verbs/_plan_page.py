@@ -8,9 +8,10 @@ from shutil import get_terminal_size
 from typing import Any
 
 from metadata.fingerprint import plain
-from metadata.keys import without_keys
+from metadata.keys import redacted, without_keys
 from metadata.schema import UID
 from pipeline.engine import environments
+from pipeline.planning.elsewhere import SCHEME
 from pipeline.planning.looks import Seen
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
@@ -74,13 +75,18 @@ def _source(seen: Seen | None) -> str:
 def _reads(planned: PlannedStage) -> str:
     """`from a, b`, `model stage:c`, `rows of d`: the stages that it reads."""
     parts = [f"from {', '.join(planned.parents)}"] if planned.parents else []
-    parts += [f"data {planned.data}"] if planned.data else []
+    parts += [f"data {data}"] if (data := _data_of(planned)) else []
     parts += [f"rows {planned.kept_by}"] if planned.kept_by else []
     parts += [f"model {planned.model}"] if planned.model else []
     parts += [f"centroids {planned.centroids}"] if planned.centroids else []
     parts += [f"targets {planned.targets}"] if planned.targets else []
     parts += [f"only {planned.only}"] if planned.only else []
     return ", ".join(parts)
+
+
+def _data_of(planned: PlannedStage) -> str | None:
+    """What `data` names, without keys."""
+    return planned.data if planned.elsewhere is None else SCHEME + redacted(planned.elsewhere)
 
 
 def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
@@ -152,7 +158,7 @@ def _stage_json(
         "version": stage.version,
         "determinism": stage.determinism,
         "from": list(planned.parents),
-        "data": planned.data,
+        "data": _data_of(planned),
         "rows": planned.kept_by,
         "model": planned.model,
         "centroids": planned.centroids,

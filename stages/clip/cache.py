@@ -3,9 +3,8 @@
 Decoding costs more than a small training step, so it is done once; see tests/benchmarks/loader.py.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +13,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
@@ -22,9 +20,9 @@ from numpy.typing import NDArray
 from metadata.outputs import Outputs
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from metadata.storage import Storage
-from pipeline.dataset import Mask, Task
+from pipeline.dataset import Task
 from pipeline.errors import StageError
-from stages.clip.texts import token_bags
+from stages.clip.subset import Chooser, Chosen, text_lists
 from stages.ops.images import RGB, ImageError, decode
 from stages.ops.resize import resize
 
@@ -33,6 +31,8 @@ from stages.ops.resize import resize
 BATCH_ROWS = 256  # encoded images held at a time
 COLUMNS = [column.name for column in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)]
 LEFT_OUT = ("no_image", "undecodable", "no_text")
+# (T,) tokens of some texts one after the other, and (K + 1,) where each text begins
+Tokenize = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,55 +58,58 @@ def cache_shard(
     data: str,
     folder: str,
     size: int,
-    buckets: int,
-    tokens: int,
+    tokenize: Tokenize,
+    choose: Chooser | None,
     file: str,
     task: Task,
-    mask: Mask | None = None,
 ) -> dict[str, Any]:
     """Stores one shard of an export below `cache/`; its rows, and those left out by reason.
 
-    Under a mask only the rows that it keeps, as often as it says; `mask` is a digest of both.
+    With a chooser only the rows that it takes, as it says; `chosen` is a digest of that.
     """
     exported, target = Outputs(Storage(data)), Storage(folder)
     counts: Counter[str] = Counter()
     exported.check(file)
-    times_N = mask.times(file) if mask else None
+    chosen = choose(file) if choose else None
     with target.scratch(f"cache/{file}.npy") as path, exported.parquet(file) as parquet:
-        rows = parquet.metadata.num_rows if times_N is None else int(np.count_nonzero(times_N))
+        rows = parquet.metadata.num_rows
+        if chosen is not None:
+            rows = int(np.count_nonzero(chosen.times))
         shape = (max(1, rows), size, size, 3)  # no file can map no byte
         image_NSS3 = open_memmap(path, "w+", np.uint8, shape)
         kept: list[pa.Table] = []
-        for batch in _batches(parquet, times_N):
+        for batch in _batches(parquet, chosen):
             start = sum(map(len, kept))
             kept.append(_store_images(batch, image_NSS3[start:], counts))
         image_NSS3.flush()
         del image_NSS3
         target.commit(path, f"cache/{file}.npy")
-    table = pa.concat_tables(kept) if kept else parquet.schema_arrow.empty_table()
+    table = pa.concat_tables(kept) if kept else _plain(parquet.schema_arrow.empty_table())
     sink = BytesIO()
-    arrays = _arrays(table, buckets, tokens)
+    arrays = _arrays(table, tokenize)
     np.savez(sink, **arrays)  # type: ignore[arg-type]  # as in numpy's docs
     target.put(f"cache/{file}.npz", sink.getvalue(), point="rename")
     left_out = {reason: counts[reason] for reason in LEFT_OUT}
     made: dict[str, Any] = {"file": file, "rows": len(table), "left_out": left_out}
-    if times_N is not None:
-        left_out["not_kept"] = int(np.count_nonzero(times_N == 0))
-        made["mask"] = hashlib.sha256(times_N.tobytes()).hexdigest()
+    if chosen is not None:
+        left_out["not_kept"] = int(np.count_nonzero(chosen.times == 0))
+        made["chosen"] = chosen.digest
     return made
 
 
-def _batches(parquet: pq.ParquetFile, times_N: NDArray[np.int32] | None) -> Iterator[pa.Table]:
-    """The rows of a file; under a mask the rows it keeps, with its `repeats`."""
+def _batches(parquet: pq.ParquetFile, chosen: Chosen | None) -> Iterator[pa.Table]:
+    """The rows of a file, texts as lists of strings; of a choice the rows that it takes."""
     start = 0
     for batch in parquet.iter_batches(BATCH_ROWS, columns=COLUMNS):
-        table = pa.Table.from_batches([batch])
-        if times_N is not None:
-            times = pa.array(times_N[start : start + len(batch)])
-            at = table.column_names.index(REPEATS.name)
-            table = table.set_column(at, REPEATS.name, times).filter(pc.greater(times, 0))
+        table = _plain(pa.Table.from_batches([batch]))
+        yield table if chosen is None else chosen.of(table, start)
         start += len(batch)
-        yield table
+
+
+def _plain(rows: pa.Table) -> pa.Table:
+    """The rows with their texts as lists of strings."""
+    at = rows.column_names.index(TEXTS.name)
+    return rows.set_column(at, TEXTS.name, text_lists(rows[TEXTS.name]))
 
 
 def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counter[str]) -> pa.Table:
@@ -118,7 +121,7 @@ def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counte
         reason = None
         if body is None:
             reason = "no_image"
-        elif not any(caption["text"] is not None for caption in captions or ()):
+        elif not any(caption is not None for caption in captions or ()):
             reason = "no_text"
         else:
             try:  # a decoder takes one at a time
@@ -132,13 +135,13 @@ def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counte
     return batch.drop_columns([IMAGE.name]).filter(pa.array(usable, pa.bool_()))
 
 
-def _arrays(rows: pa.Table, buckets: int, tokens: int) -> dict[str, NDArray[Any]]:
+def _arrays(rows: pa.Table, tokenize: Tokenize) -> dict[str, NDArray[Any]]:
     captions = [
-        instead_of_single_words([one["text"] for one in texts if one["text"] is not None])
+        instead_of_single_words([text for text in texts if text is not None])
         for texts in rows[TEXTS.name].to_pylist()
     ]
     flat = [text for texts in captions for text in texts]
-    token_T, token_start_K = token_bags(flat, buckets, tokens)
+    token_T, token_start_K = tokenize(flat)
     uid = b"".join(rows[UID.name].to_pylist())
     return {
         "uids": np.frombuffer(uid, np.uint8).reshape(-1, 16),

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metadata.fingerprint import digest, settings_of
+from metadata.keys import redacted
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, Decay, OneUp, Rate, ZeroUp, later, location
+from pipeline.stage import DatasetStage, Decay, NonEmpty, OneUp, Rate, ZeroUp, later, location
 from stages.ops.exports import summary_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class ClipTraining(DatasetStage):
     precision: Literal["bf16", "float32"] = "bf16"
     # of several texts of an image: at each step one by hash, each as likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
+    # which rows of `data`, how often, with which weight and texts: a .npy of DataComp's, a text of
+    # one uid a line, or a subset file (docs/training.md)
+    subset: NonEmpty | None = later(None)
     # a model each, added to the recipe's seed; several tell the noise
     seeds: tuple[int, ...] = (0,)
     checkpoint_steps: OneUp = location(50)  # between two files that a killed training goes on from
@@ -69,35 +73,72 @@ class ClipTraining(DatasetStage):
                 "write fewer, or more samples_seen",
             )
 
+    def outside(self) -> str:
+        """The digest of the subset's bytes."""
+        from stages.clip.subset import subset_digest
+
+        return subset_digest(self.subset) if self.subset is not None else ""
+
+    def look(self) -> None:
+        from stages.clip.subset import look_at
+
+        if self.subset is not None:
+            look_at(self.subset)
+
     @property
     def steps(self) -> int:
         return self.samples_seen // self.batch_size
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.clip.cache import cache_shard
+        from stages.clip.subset import chooser_of
+        from stages.clip.texts import token_bags
         from stages.clip.towers import SCALES
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage)
         self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
         a = SCALES[self.scale]
-        cache = partial(cache_shard, inputs.data, ctx.folder, a.image_size, a.buckets, a.tokens)
         files = [file["file"] for file in dataset["files"]]
+        listed = self.listed(inputs.data, files, ctx)
         ctx.say("decoding pictures")
-        cached = ctx.map(partial(cache, mask=inputs.mask), files)
+        bags = partial(token_bags, buckets=a.buckets, most=a.tokens)
+        choose = chooser_of(inputs.data, inputs.mask, self.subset)
+        cache = partial(cache_shard, inputs.data, ctx.folder, a.image_size, bags, choose)
+        cached = ctx.map(cache, files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
         }
         rows = sum(shard["rows"] for shard in cached)
         self.refuse_few(rows, f"after leaving out {left_out} there are", stage)
-        facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out}
-        if inputs.mask:
-            facts["mask"] = digest([shard["mask"] for shard in cached])
+        facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out, **listed}
+        if choose is not None:
+            facts["mask"] = digest([shard["chosen"] for shard in cached])
         ctx.say("training")
         ctx.map(partial(train_clip, self, ctx.folder, cached, facts), self.seeds)
         for done in ("cache", "checkpoints"):
             Storage(ctx.folder).delete_folder(done)
+
+    def listed(self, data: str, files: list[str], ctx: Context) -> dict[str, int]:
+        """How many entries `subset` has, and how many of them `not_there`; nothing without one."""
+        if self.subset is None:
+            return {}
+        from stages.clip.subset import counted, subset_digest
+
+        stage = ctx.worker.stage
+        ctx.say("finding the subset's rows")
+        count = partial(counted, self.subset, subset_digest(self.subset), data, files)
+        (found,) = ctx.map(count, [0])
+        rows = found.pop("rows")
+        if found["listed"] == found["not_there"]:
+            raise StageError(
+                f"no row of the data is in the subset, which names {found['listed']:,}",
+                f"stage '{stage}', key `subset`: {redacted(self.subset)}",
+                "name a subset of this data's pool",
+            )
+        self.refuse_few(rows, f"of {found['listed']:,} in the subset the data have", stage)
+        return found
 
     def refuse_few(self, rows: int, which: str, stage: str) -> None:
         """Fewer rows than a batch: a row would be its own negative."""

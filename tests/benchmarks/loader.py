@@ -8,6 +8,7 @@ thread; CPU time, for others share the cores. The cache's pictures are checked e
 """
 
 import tempfile
+from functools import partial
 from itertools import count
 from pathlib import Path
 from time import process_time
@@ -21,6 +22,7 @@ import torch
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from stages.clip.cache import cache_shard, read_cached, square
 from stages.clip.loader import Batches
+from stages.clip.texts import token_bags
 from stages.clip.towers import NANO
 from stages.ops.images import decode
 from tests.benchmarks.nano_step import ROWS, trainer
@@ -36,8 +38,9 @@ def main() -> None:
         jpegs = [jpeg(number) for number in range(IMAGES)]
         write_shard(folder / "data" / "out", jpegs)
         a = NANO
-        sizes = (a.image_size, a.buckets, a.tokens)
-        cached = cache_shard(str(folder / "data"), name, *sizes, "00000.parquet", None)
+        bags = partial(token_bags, buckets=a.buckets, most=a.tokens)
+        data = str(folder / "data")
+        cached = cache_shard(data, name, a.image_size, bags, None, "00000.parquet", None)
         [part] = read_cached(name, [cached])
         for number in range(20):
             np.testing.assert_array_equal(part.images[number], decoded(jpegs[number]))

@@ -1,10 +1,13 @@
 """One thread, a tiny architecture, and the parts of small exports."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from stages.clip.cache import cache_shard, read_cached
 from stages.clip.loader import Batches
+from stages.clip.texts import token_bags
 from tests.stages.clip.exported import TINY, row, write_export
 
 
@@ -20,8 +23,9 @@ def cached(tmp_path):
     def make(*shards):
         data, folder = write_export(tmp_path / "export", *shards), str(tmp_path / "stage")
         names = [f"{number:05d}.parquet" for number in range(len(shards))]
-        size, buckets, tokens = TINY.image_size, TINY.buckets, TINY.tokens
-        said = [cache_shard(data, folder, size, buckets, tokens, name, None) for name in names]
+        bags = partial(token_bags, buckets=TINY.buckets, most=TINY.tokens)
+        store = partial(cache_shard, data, folder, TINY.image_size, bags, None)
+        said = [store(name, None) for name in names]
         return list(read_cached(folder, said)), said
 
     return make

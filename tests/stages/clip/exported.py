@@ -58,7 +58,8 @@ def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
         name = f"{number:05d}.parquet"
         pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), folder / "out" / name)
         data = (folder / "out" / name).read_bytes()
-        files.append({"file": name, "rows": len(rows), "sha256": hashlib.sha256(data).hexdigest()})
+        held = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files.append({"file": name, "rows": len(rows), **held})
     dataset = {"format": "parquet", "files": files}
     (folder / "out" / "dataset.json").write_text(json.dumps(dataset))
     return str(folder)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from metadata.damage import DamagedError
 from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError, StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
@@ -137,6 +139,58 @@ def test_a_checkpoint_of_other_verdicts_is_not_gone_on_from(launching_context, d
     for context in (ctx, fresh):
         ClipTraining(**SMALL).run(Inputs(rows=[], data=data, mask=Every(10)), context)
     assert weights(Path(ctx.folder)) == weights(Path(fresh.folder))
+
+
+def listed(path: Path, *numbers: int) -> str:
+    path.write_text("\n".join(row(i)["uid"].hex() for i in numbers))
+    return str(path)
+
+
+def test_a_list_of_uids_trains_as_an_export_of_the_same_rows_bit_for_bit(trained, tmp_path):
+    numbers = [0, 2, 3, 5, 7, 8, 9, 10]
+    path = listed(tmp_path / "list.txt", *numbers, 3, 999)
+    rows = [row(i, repeats=2 if i == 3 else 1) for i in reversed(numbers)]
+    export = write_export(tmp_path / "subset", rows[:3], rows[3:])
+    folder = trained(subset=path)
+    assert weights(folder) == weights(trained(data=export)) != weights(trained())
+    card = json.loads((folder / "out" / "model.json").read_text())
+    assert (card["rows"], card["listed"], card["not_there"]) == (8, 9, 1)
+    assert card["left_out"]["not_kept"] == 3
+
+
+def test_an_export_that_left_its_run_trains_the_same_and_is_held_to_its_digests(
+    trained, data, tmp_path
+):
+    flat = shutil.copytree(f"{data}/out", tmp_path / "flat")
+    assert weights(trained(data=str(flat))) == weights(trained())
+    body = bytearray((flat / "00001.parquet").read_bytes())
+    body[40] ^= 1
+    (flat / "00001.parquet").write_bytes(body)
+    with pytest.raises(DamagedError, match=r"flat/00001\.parquet"):
+        trained(data=str(flat))
+
+
+def test_a_subset_of_another_pool_is_refused_before_a_picture_is_read(trained, data, tmp_path):
+    path = listed(tmp_path / "list.txt", 100, 101)
+    with pytest.raises(StageError, match="no row of the data is in the subset, which names 2"):
+        trained(subset=path)
+
+
+def test_a_subset_of_which_the_data_hold_less_than_a_batch_is_refused(trained, tmp_path):
+    path = listed(tmp_path / "list.txt", 1, 2, 3, 900)
+    with pytest.raises(StageError, match="of 4 in the subset the data have 3 rows, and a batch"):
+        trained(subset=path)
+
+
+def test_a_subset_whose_bytes_change_is_another_and_one_that_is_copied_is_not(tmp_path):
+    path = tmp_path / "list.txt"
+    stage = ClipTraining(subset=listed(path, 1, 2))
+    before = stage.outside()
+    os.utime(path, (1, 1))
+    assert stage.outside() == before
+    listed(path, 1, 3)
+    assert stage.outside() != before
+    assert ClipTraining().outside() == ""
 
 
 def test_a_subset_smaller_than_a_batch_is_refused_before_anything_is_read(trained, data):

@@ -1,0 +1,272 @@
+"""Which rows of an export a list of uids or a subset file names, and what it says of each.
+
+A list is DataComp's .npy or a text of one uid a line, and a multiset: a uid that stands k times
+counts k times, in every row that has it. A subset file (metadata/subset_file.py) is joined by place
+where it has shard and position, else by uid.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from metadata.keys import redacted
+from metadata.outputs import Outputs
+from metadata.places import places_name, read_places, unplaced
+from metadata.schema import LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
+from metadata.storage import Storage
+from metadata.subset_file import check_subset, read_subset
+from pipeline.dataset import Mask, Task
+from pipeline.errors import StageError
+from stages.ops.tables import open_pool
+from stages.ops.uid_lists import opened
+
+# Shapes: N rows of an exported file, K entries of a subset.
+
+READERS = 8  # files whose uids are read at a time: it waits on a disk or a network
+KEY = "key `subset`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """How often each row of a file counts, and what stands in the place of the export's word."""
+
+    times: NDArray[np.int32]  # (N,)
+    weights: NDArray[np.float32] | None = None  # (N,) NaN where the export's counts
+    texts: pa.Array | None = None  # (N,) lists of text; null where the export's count
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        total = hashlib.sha256(self.times.tobytes())
+        if self.weights is not None:
+            total.update(self.weights.tobytes())
+        if self.texts is not None:
+            total.update(json.dumps(self.texts.to_pylist()).encode())
+        return total.hexdigest()
+
+    def of(self, rows: pa.Table, start: int) -> pa.Table:
+        """Those of the rows from `start` on that count, as it says; texts are lists of strings."""
+        here = slice(start, start + len(rows))
+        said: dict[str, Any] = {REPEATS.name: pa.array(self.times[here])}
+        if self.weights is not None:
+            weight = pa.array(self.weights[here], from_pandas=True)  # NaN is null
+            said[LOSS_WEIGHT.name] = pc.coalesce(weight, rows[LOSS_WEIGHT.name])
+        if self.texts is not None:
+            own = pa.concat_arrays(rows[TEXTS.name].chunks)
+            both = pa.concat_arrays([own, self.texts[here]])
+            row_N = np.arange(len(rows))
+            is_own_N = self.texts[here].is_null().to_numpy(zero_copy_only=False)
+            said[TEXTS.name] = both.take(pa.array(np.where(is_own_N, row_N, row_N + len(rows))))
+        for name, values in said.items():
+            rows = rows.set_column(rows.column_names.index(name), name, values)
+        return rows.filter(pc.greater(said[REPEATS.name], 0))
+
+
+Chooser = Callable[[str], Chosen]  # of an exported file, by its name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """The entries of a list or a subset file, in the order of their keys."""
+
+    keys: NDArray[Any]  # (K,) uids as S16; or places, shard << 32 | position
+    uids: NDArray[np.bytes_]  # (K,)
+    times: NDArray[np.int32]  # (K,)
+    weights: NDArray[np.float32] | None = None  # (K,)
+    texts: pa.Array | None = None  # (K,) lists of text
+
+    @property
+    def has_places(self) -> bool:
+        return self.keys.dtype == np.int64
+
+    def find(self, data: str, file: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(N,) the entry of each row of a file, and whether it has one."""
+        outputs = Outputs(Storage(data))
+        uid_N = uids_of(outputs, file)
+        key_N: NDArray[Any] = uid_N
+        if self.has_places:
+            try:
+                key_N = place_keys(*read_places(outputs, places_name(file)).T)
+            except FileNotFoundError:
+                raise StageError(*unplaced(outputs, file)) from None
+        if not len(self.keys):
+            return np.zeros(len(key_N), np.int64), np.zeros(len(key_N), bool)
+        entry_N = np.minimum(np.searchsorted(self.keys, key_N), len(self.keys) - 1)
+        is_there_N = self.keys[entry_N] == key_N
+        other_N = is_there_N & (self.uids[entry_N] != uid_N)
+        if other_N.any():
+            at = int(np.flatnonzero(other_N)[0])
+            raise StageError(
+                f"at a place that the subset names stands another uid, {uid_N[at].hex():0<32};"
+                f" the subset says {self.uids[entry_N[at]].hex():0<32}",
+                f"{KEY}: row {at} of {file}",
+                "make the subset anew from the pool that this export is of",
+            )
+        return entry_N, is_there_N
+
+    def chosen(self, data: str, file: str) -> Chosen:
+        """What it says of the rows of a file."""
+        entry_N, is_there_N = self.find(data, file)
+        times_N = np.zeros(len(entry_N), np.int32)
+        times_N[is_there_N] = self.times[entry_N[is_there_N]]
+        weight_N = texts = None
+        if self.weights is not None:
+            weight_N = np.full(len(entry_N), np.nan, np.float32)
+            weight_N[is_there_N] = self.weights[entry_N[is_there_N]]
+        if self.texts is not None:
+            texts = self.texts.take(pa.array(entry_N, mask=~is_there_N))
+        return Chosen(times=times_N, weights=weight_N, texts=texts)
+
+
+def chooser_of(data: str, mask: Mask | None, subset: str | None) -> Chooser | None:
+    """What says which rows of an export count: a select stage, a file, or nothing. Picklable."""
+    if mask is not None:
+        return partial(_kept, mask)
+    return partial(_listed, subset, subset_digest(subset), data) if subset is not None else None
+
+
+def _kept(mask: Mask, file: str) -> Chosen:
+    return Chosen(times=mask.times(file))
+
+
+def _listed(path: str, digest: str, data: str, file: str) -> Chosen:
+    return read(path, digest).chosen(data, file)
+
+
+def subset_digest(path: str) -> str:
+    """The SHA-256 of the file."""
+    storage, name = open_pool(path)
+    return storage.sha256(name)
+
+
+@lru_cache(1)  # a worker reads it for many files
+def read(path: str, digest: str) -> Subset:
+    """The subset in a file; StageError where there is none. Memory: 36 bytes an entry, and its
+    texts.
+
+    `digest` tells a file from what was there before.
+    """
+    storage, name = open_pool(path)
+    if not _is_parquet(storage, name):
+        listed = opened(path, KEY)
+        uid_L = np.concatenate([_as_bytes(table[UID.name]) for table in listed] or [_NO_UID])
+        uid_K, times_K = np.unique(uid_L, return_counts=True)
+        return Subset(keys=uid_K, uids=uid_K, times=times_K.astype(np.int32))
+    try:
+        with storage.open(name) as source, pq.ParquetFile(source) as file:
+            return _sorted(read_subset(file).combine_chunks())
+    except (ValueError, pa.ArrowException) as error:
+        raise _unfit(path, error) from None
+
+
+_NO_UID = np.empty(0, "S16")
+
+
+def _sorted(rows: pa.Table) -> Subset:
+    """The rows of a subset file by key; ValueError where a key stands twice."""
+    uid_K = _as_bytes(rows[UID.name])
+    key_K: NDArray[Any] = uid_K
+    if SHARD.name in rows.column_names:
+        key_K = place_keys(rows[SHARD.name].to_numpy(), rows[POSITION.name].to_numpy())
+    order_K = np.argsort(key_K, kind="stable")
+    key_K = key_K[order_K]
+    if (twice := int(np.count_nonzero(key_K[1:] == key_K[:-1]))) > 0:
+        raise ValueError(f"{twice} rows named twice; `repeats` says how often a row counts")
+
+    def column(name: str, otherwise: float) -> NDArray[Any]:
+        if name not in rows.column_names:
+            return np.full(len(rows), otherwise)
+        return rows[name].fill_null(otherwise).to_numpy()[order_K]
+
+    has_weights = LOSS_WEIGHT.name in rows.column_names
+    has_texts = TEXTS.name in rows.column_names
+    return Subset(
+        keys=key_K,
+        uids=uid_K[order_K],
+        times=column(REPEATS.name, 1).astype(np.int32),
+        weights=column(LOSS_WEIGHT.name, np.nan).astype(np.float32) if has_weights else None,
+        texts=text_lists(rows[TEXTS.name]).take(pa.array(order_K)) if has_texts else None,
+    )
+
+
+def look_at(path: str) -> None:
+    """StageError where the path names no list and no subset file."""
+    storage, name = open_pool(path)
+    try:
+        if _is_parquet(storage, name):
+            with storage.open(name) as source:
+                check_subset(pq.read_schema(source))
+            return
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _unfit(path, error) from None
+    opened(path, KEY)
+
+
+def _is_parquet(storage: Storage, name: str) -> bool:
+    return storage.read_at(name, 0, 4) == b"PAR1"
+
+
+def _unfit(path: str, error: Exception) -> StageError:
+    return StageError(
+        f"no subset: {error}",
+        f"{KEY}: {redacted(path)}",
+        "give a .npy of dtype u8,u8, a text of one uid a line, or a subset file (docs/training.md)",
+    )
+
+
+def counted(
+    path: str, digest: str, data: str, files: Sequence[str], item: int, task: Task
+) -> dict[str, int]:
+    """Entries of the subset, those that no row of the export has, and the rows that count."""
+    subset = read(path, digest)
+    is_met_K = np.zeros(len(subset.keys), bool)
+    rows = 0
+    for entry_N in _entries(subset, data, files):
+        is_met_K[entry_N] = True
+        rows += int(np.count_nonzero(subset.times[entry_N]))
+    return {"listed": len(is_met_K), "not_there": int((~is_met_K).sum()), "rows": rows}
+
+
+def _entries(subset: Subset, data: str, files: Sequence[str]) -> Iterator[NDArray[np.int64]]:
+    """Of each file the entries that its rows have."""
+    with ThreadPoolExecutor(READERS) as readers:
+        for entry_N, is_there_N in readers.map(partial(subset.find, data), files):
+            yield entry_N[is_there_N]
+
+
+def uids_of(outputs: Outputs, file: str) -> NDArray[np.bytes_]:
+    """(N,) the uid of each row of an exported file, as S16."""
+    with outputs.parquet(file) as parquet:
+        return _as_bytes(parquet.read([UID.name])[UID.name])
+
+
+def _as_bytes(uid: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """(N,) uids as S16: ordered as bytes are."""
+    array = pa.concat_arrays(uid.chunks) if uid.num_chunks else pa.array([], UID.dtype)
+    data = np.frombuffer(array.buffers()[1] or b"", np.uint8)[16 * array.offset :]
+    return data[: 16 * len(array)].view("S16")
+
+
+def place_keys(shard_N: NDArray[np.int32], position_N: NDArray[np.int32]) -> NDArray[np.int64]:
+    """(N,) one number for each place in the pool."""
+    return shard_N.astype(np.int64) << 32 | position_N.astype(np.int64)
+
+
+def text_lists(texts: pa.ChunkedArray) -> pa.Array:
+    """(N,) the texts alone of TEXT_LIST, as lists of strings; null lists stay null."""
+    lists = pa.concat_arrays(texts.chunks) if texts.num_chunks else pa.array([], texts.type)
+    count_N = pc.list_value_length(lists)
+    end_N = np.cumsum(count_N.fill_null(0).to_numpy(zero_copy_only=False))
+    start_N = pa.array(np.concatenate([[0], end_N]).astype(np.int32))
+    values = pc.struct_field(pc.list_flatten(lists), "text").cast(pa.string())
+    return pa.ListArray.from_arrays(start_N, values, mask=lists.is_null())
