@@ -14,7 +14,7 @@ from stages.clip.embedded import whole
 from stages.clip.loader import Batch, Batches
 from stages.clip.losses import MAX_LOG_SCALE, find_loss
 from stages.clip.schedule import learning_rate
-from stages.clip.towers import Clip, matrices_first
+from stages.clip.towers import Towers, matrices_first
 
 Precision = Literal["bf16", "float32"]
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -39,7 +39,7 @@ class Trainer:
     gradients are clipped to norm 1, which DataComp does not.
     """
 
-    def __init__(self, model: Clip, schedule: Schedule) -> None:
+    def __init__(self, model: Towers, schedule: Schedule) -> None:
         self.model, self.schedule = model, schedule
         matrices, others = matrices_first(model)
         self.optimiser = torch.optim.AdamW(

@@ -1,158 +1,131 @@
-"""The two towers, and the settings they are built from.
+"""What the trainer asks of a model of images and texts, and how one is built by its name.
 
-Weights are float32; the convolutions and linear maps compute in the type of their input, so that
-bfloat16 inputs train bfloat16 copies of float32 masters.
+`nano` is our own (nano.py).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.clip.losses import FIRST_SCALE, MAX_SCALE
+from stages.clip.losses import MAX_SCALE
 
-# Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width.
+# Shapes: N images or texts, H x W pixels, S pixels a side, T tokens of all texts, D = width.
+
+Pixels = NDArray[np.uint8]
+Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
+NO_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """The settings that a model of this family is built from."""
+@dataclass(frozen=True)
+class Reads:
+    """What a model takes, known without its weights; pickles, for workers that prepare it."""
 
     image_size: int  # pixels a side
-    channels: tuple[int, ...]  # of each residual block
-    strides: tuple[int, ...]
-    buckets: int  # of the hash that a token goes through
-    tokens: int  # at most, of a text
-    bag_width: int  # of a token's vector
-    hidden: int  # of the text tower's middle layer
-    width: int  # of the embedding
+    # (T,) and (N + 1,): text n is token_T[starts[n]:starts[n + 1]], and nothing is padded
+    tokenize: Callable[[Sequence[str]], Tokens]
+    prepare: Callable[[Pixels], Pixels]  # (H, W, 3) to (S, S, 3), as evaluation sees a picture
 
 
-NANO = Architecture(
-    image_size=48,
-    channels=(24, 48, 96, 192),
-    strides=(1, 2, 2, 2),
-    buckets=32_768,
-    tokens=48,
-    bag_width=256,
-    hidden=512,
-    width=128,
-)
-SCALES = {"nano": NANO}
+class Towers(nn.Module):
+    """A model of images and texts in one space: what each family of towers has."""
 
+    reads: Reads
+    width: int  # D
+    log_scale: nn.Parameter  # of the factor of all cosines
+    bias: nn.Parameter | None  # added to all logits, where the loss wants one
+    facts: Mapping[str, Any]  # from which `rebuilt` makes these towers again
 
-class Clip(nn.Module):
-    """Both towers, and the scale of their cosines."""
+    @property
+    def image_size(self) -> int:
+        return self.reads.image_size
 
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.image = ImageTower(architecture)
-        self.text = TextTower(architecture)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+    @property
+    def network(self) -> nn.Module:
+        """The module whose weights are stored."""
+        return self
 
     @property
     def scale(self) -> Tensor:
         """The factor of all cosines, 1 to 100."""
         return self.log_scale.exp().clamp(1, MAX_SCALE)
 
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """(T,) tokens of all texts, and (N + 1,) the first token of each."""
+        return self.reads.tokenize(texts)
+
     def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(N, D) unit vectors, of 8-bit RGB."""
-        image_N3HW = pixels_N3HW.to(memory_format=torch.channels_last).to(dtype)
-        return nn.functional.normalize(self.image(image_N3HW / 127.5 - 1).float(), dim=1)
+        """(N, D) unit float32 vectors, of 8-bit RGB; the towers compute in a type."""
+        raise NotImplementedError
 
     def embed_texts(
         self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """(N, D) unit vectors, of bags that begin at `starts_N`."""
-        return nn.functional.normalize(self.text(token_T, starts_N, dtype).float(), dim=1)
+        """(N, D) unit float32 vectors, of texts that begin at `starts_N`."""
+        raise NotImplementedError
 
 
-class ImageTower(nn.Module):
-    """A 4 x 4 convolution of stride 2, residual blocks, the mean over positions, a linear map."""
+def reads(name: str) -> Reads:
+    """What the model of a name takes."""
+    from stages.clip import nano
 
-    def __init__(self, a: Architecture) -> None:
-        super().__init__()
-        self.stem = Conv(3, a.channels[0], 4, stride=2, padding=1, bias=False)
-        inputs = (a.channels[0], *a.channels[:-1])
-        self.blocks = nn.Sequential(
-            *(Block(*sizes) for sizes in zip(inputs, a.channels, a.strides, strict=True))
-        )
-        self.head = Linear(a.channels[-1], a.width)
-
-    def forward(self, image_N3HW: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(image_N3HW)).mean(dim=(2, 3)))
+    return nano.reads(nano.ARCHITECTURES[name])
 
 
-class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; begins as the shortcut alone.
+def new_model(
+    name: str, seed: int, *, scale: float | None = None, bias: float | None = None
+) -> Towers:
+    """An untrained model: its towers depend on its name, the seed and torch alone.
 
-    Source: the basic block of ResNet (He et al. 2016), last norm at zero (Goyal et al. 2017).
+    `scale` and `bias` are what a loss asks of the logits at the start; the scale is else CLIP's.
     """
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = Conv(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = Conv(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut.append(Conv(inputs, outputs, 1, stride=stride, bias=False))
-            self.shortcut.append(nn.BatchNorm2d(outputs))
-        nn.init.zeros_(self.norm2.weight)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW = nn.functional.relu(self.norm1(self.conv1(x_NCHW)))
-        return nn.functional.relu(self.norm2(self.conv2(y_NCHW)) + self.shortcut(x_NCHW))
-
-
-class TextTower(nn.Module):
-    """The sum of a bag's token vectors over the root of their number, and two layers on it."""
-
-    def __init__(self, a: Architecture) -> None:
-        super().__init__()
-        self.bag = nn.EmbeddingBag(a.buckets, a.bag_width, mode="sum")
-        nn.init.normal_(self.bag.weight, std=0.02)
-        self.norm = nn.LayerNorm(a.bag_width)
-        self.layers = nn.Sequential(
-            Linear(a.bag_width, a.hidden), nn.GELU(), Linear(a.hidden, a.width)
-        )
-
-    def forward(self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype) -> Tensor:
-        end = starts_N.new_tensor([len(token_T)])
-        count_N = torch.diff(starts_N, append=end).clamp(min=1)  # an empty bag stays zero
-        bag_ND = self.bag(token_T, starts_N) / count_N.sqrt()[:, None]
-        return self.layers(self.norm(bag_ND).to(dtype))
-
-
-class Linear(nn.Linear):
-    """A linear map that computes in the type of its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-
-
-class Conv(nn.Conv2d):
-    """A convolution without a bias that computes in the type of its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), None)
-
-
-def new_model(architecture: Architecture, seed: int) -> Clip:
-    """An untrained model: weights depend on architecture, seed and torch alone."""
     bits = int.from_bytes(blake2b(f"{seed} weights".encode(), digest_size=8).digest(), "big")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bits)
-        model = Clip(architecture)
+        model = _built(name)
+    if scale is not None:
+        model.log_scale.data.fill_(math.log(scale))
+    if bias is not None:
+        model.bias = nn.Parameter(torch.tensor(bias))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
+
+
+def _built(name: str) -> Towers:
+    from stages.clip import nano
+
+    return nano.Nano(nano.ARCHITECTURES[name])
+
+
+def rebuilt(facts: Mapping[str, Any]) -> Towers:
+    """The towers that a card describes, with weights of no meaning.
+
+    KeyError, TypeError or AttributeError where it describes none that this version knows.
+    """
+    from stages.clip import nano
+
+    pairs = facts["architecture"].items()
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
+    model = nano.Nano(nano.Architecture(**settings))
+    if facts.get("bias"):
+        model.bias = nn.Parameter(torch.zeros(()))
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
 
 
 def matrices_first(model: nn.Module) -> tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]]:
-    """The matrices, which decay, and the norms, biases and scale, which do not."""
-    every = list(model.parameters())
-    return [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]
+    """The weights that decay, and the norms, biases and scale, which do not.
+
+    Source: open_clip's trainer when DataComp used it, and in 3.3: what has two axes or more and no
+    bn, ln, bias or logit_scale in its name. Of nano these are all matrices.
+    """
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, weight in model.named_parameters():
+        kept = weight.ndim < 2 or any(part in name for part in NO_DECAY)
+        (rest if kept else decay).append(weight)
+    return decay, rest

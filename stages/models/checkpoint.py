@@ -1,7 +1,6 @@
 """`checkpoint:URI` and `stage:NAME`: models of images and texts that train.clip stored."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from pipeline.errors import RecipeError, StageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.clip.towers import Architecture, Clip
+    from stages.clip.towers import Towers
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
@@ -38,65 +37,57 @@ def load(
     """
     import torch
 
-    from stages.clip.towers import Clip
     from stages.models.saved import matching, read_model
 
     width(name)
     facts, weights = read_model(name, KIND, card)
     torch.set_num_threads(threads)
-    model = matching(Clip(architecture_of(facts, name)), weights, redacted(name))
-    return TrainedClip(model.to(memory_format=torch.channels_last), facts["sha256"], device)
+    model = rebuilt_from(facts, name)
+    matching(model.network, weights, redacted(name))
+    return TrainedClip(model, facts["sha256"], device)
 
 
-def save(model: "Clip", facts: Mapping[str, Any], task: Task, prefix: str = "") -> None:
+def save(model: "Towers", facts: Mapping[str, Any], task: Task, prefix: str = "") -> None:
     """Stores a model in out/: its weights, then the card that rebuilds it."""
     from stages.models.saved import put_model
 
-    settings = {"architecture": asdict(model.architecture), **facts}
-    put_model(task, KIND, settings, model.state_dict(), prefix)
+    put_model(task, KIND, {**model.facts, **facts}, model.network.state_dict(), prefix)
 
 
 class TrainedClip:
     """Unit float32 embeddings by a trained model."""
 
-    def __init__(self, model: "Clip", sha256: str, device: str) -> None:
-        self.width = model.architecture.width
+    def __init__(self, model: "Towers", sha256: str, device: str) -> None:
+        self.width = model.width
         self.sha256 = sha256
-        self.architecture = model.architecture
-        self._model = model.eval().to(device)
+        self.model = model.eval().to(device)
         self._device = device
 
     def embed_images(self, image_HW3: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(N, D) unit rows, of 8-bit RGB images of any size."""
         import torch
 
-        from stages.clip.cache import square
-
-        size = self.architecture.image_size
+        size = self.model.image_size
         embedded = []
         for images in _chunks(image_HW3):
             pixels_NHW3 = np.zeros((ROWS, size, size, 3), np.uint8)
             for i, image in enumerate(images):  # sizes differ
-                pixels_NHW3[i] = square(image, size)
+                pixels_NHW3[i] = self.model.reads.prepare(image)
             pixels_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).to(self._device)
             with torch.inference_mode():
-                embedded.append(self._model.embed_images(pixels_N3HW)[: len(images)])
+                embedded.append(self.model.embed_images(pixels_N3HW)[: len(images)])
         return self._array(embedded)
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """(N, D) unit rows."""
         import torch
 
-        from stages.clip.texts import token_bags
-
-        a = self.architecture
         embedded = []
         for some in _chunks(texts):
-            padded = [*some, *[""] * (ROWS - len(some))]
-            token_T, start_N = token_bags(padded, a.buckets, a.tokens)
+            token_T, start_N = self.model.tokenize([*some, *[""] * (ROWS - len(some))])
             tokens, starts = (torch.from_numpy(x).to(self._device) for x in (token_T, start_N[:-1]))
             with torch.inference_mode():
-                embedded.append(self._model.embed_texts(tokens, starts)[: len(some)])
+                embedded.append(self.model.embed_texts(tokens, starts)[: len(some)])
         return self._array(embedded)
 
     def _array(self, embedded: list["Tensor"]) -> NDArray[np.float32]:
@@ -105,14 +96,12 @@ class TrainedClip:
         return np.concatenate([part.float().cpu().numpy() for part in embedded])
 
 
-def architecture_of(card: Mapping[str, Any], uri: str) -> "Architecture":
-    """The architecture that a card describes; StageError where this version cannot build it."""
-    from stages.clip.towers import Architecture
+def rebuilt_from(card: Mapping[str, Any], uri: str) -> "Towers":
+    """The towers that a card describes; StageError where this version cannot build them."""
+    from stages.clip.towers import rebuilt
 
     try:
-        pairs = card["architecture"].items()
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-        return Architecture(**settings)
+        return rebuilt(card)
     except (KeyError, TypeError, AttributeError) as error:
         raise StageError(
             found=f"a model of another architecture: {error}",

@@ -91,20 +91,20 @@ class ClipTraining(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.clip.cache import cache_shard
+        from stages.clip.scales import SCALES
         from stages.clip.subset import chooser_of
-        from stages.clip.texts import token_bags
-        from stages.clip.towers import SCALES
+        from stages.clip.towers import reads
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage)
         self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
-        a = SCALES[self.scale]
         files = [file["file"] for file in dataset["files"]]
         listed = self.listed(inputs.data, files, ctx)
         ctx.say("decoding pictures")
-        bags = partial(token_bags, buckets=a.buckets, most=a.tokens)
+        model = reads(SCALES[self.scale].model)
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
-        cache = partial(cache_shard, inputs.data, ctx.folder, a.image_size, bags, choose)
+        wanted = (model.image_size, model.tokenize, choose)
+        cache = partial(cache_shard, inputs.data, ctx.folder, *wanted)
         cached = ctx.map(cache, files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
@@ -165,7 +165,8 @@ def train_clip(
     from stages.clip.checkpoint import Checkpoints
     from stages.clip.loader import Batches
     from stages.clip.loop import Schedule, Trainer, train
-    from stages.clip.towers import SCALES, new_model
+    from stages.clip.scales import SCALES
+    from stages.clip.towers import new_model
     from stages.models import checkpoint
 
     torch.set_num_threads(task.worker.threads)
@@ -180,7 +181,7 @@ def train_clip(
         weight_decay=settings.weight_decay,
         precision=settings.precision,
     )
-    trainer = Trainer(new_model(SCALES[settings.scale], seed), schedule)
+    trainer = Trainer(new_model(SCALES[settings.scale].model, seed), schedule)
     alone = settings_of(replace(settings, seeds=(seed,)))  # other seeds change nothing here
     checkpoints = Checkpoints(folder, digest([facts, alone])[:12])
     checkpoints.restore(trainer)

@@ -8,7 +8,6 @@ thread; CPU time, for others share the cores. The cache's pictures are checked e
 """
 
 import tempfile
-from functools import partial
 from itertools import count
 from pathlib import Path
 from time import process_time
@@ -22,8 +21,7 @@ import torch
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from stages.clip.cache import cache_shard, read_cached, square
 from stages.clip.loader import Batches
-from stages.clip.texts import token_bags
-from stages.clip.towers import NANO
+from stages.clip.nano import NANO, reads
 from stages.ops.images import decode
 from tests.benchmarks.nano_step import ROWS, trainer
 from tests.benchmarks.side_by_side import side_by_side
@@ -37,10 +35,9 @@ def main() -> None:
         folder = Path(name)
         jpegs = [jpeg(number) for number in range(IMAGES)]
         write_shard(folder / "data" / "out", jpegs)
-        a = NANO
-        bags = partial(token_bags, buckets=a.buckets, most=a.tokens)
-        data = str(folder / "data")
-        cached = cache_shard(data, name, a.image_size, bags, None, "00000.parquet", None)
+        data, model = str(folder / "data"), reads(NANO)
+        wanted = (model.image_size, model.tokenize, None)
+        cached = cache_shard(data, name, *wanted, "00000.parquet", None)
         [part] = read_cached(name, [cached])
         for number in range(20):
             np.testing.assert_array_equal(part.images[number], decoded(jpegs[number]))

@@ -19,8 +19,9 @@ from torch import nn
 from stages.clip.embedded import whole
 from stages.clip.loader import Batch
 from stages.clip.loop import Precision, Schedule, Trainer
+from stages.clip.nano import NANO, Nano
 from stages.clip.schedule import learning_rate
-from stages.clip.towers import NANO, Clip, matrices_first, new_model
+from stages.clip.towers import matrices_first, new_model
 from stages.losses.clip import loss as info_nce
 from tests.benchmarks.side_by_side import side_by_side
 
@@ -68,14 +69,14 @@ def trainer(precision: Precision) -> Trainer:
         weight_decay=0.1,
         precision=precision,
     )
-    return Trainer(new_model(NANO, 0), schedule)
+    return Trainer(new_model("nano", 0), schedule)
 
 
 class PlainLoop:
     """As a tutorial has it."""
 
     def __init__(self) -> None:
-        self.model: Clip = copy.deepcopy(new_model(NANO, 0)).to(
+        self.model: Nano = copy.deepcopy(new_model("nano", 0)).to(
             memory_format=torch.contiguous_format
         )
         matrices, others = matrices_first(self.model)

@@ -7,8 +7,7 @@ import torch
 
 from stages.clip.cache import cache_shard, read_cached
 from stages.clip.loader import Batches
-from stages.clip.texts import token_bags
-from tests.stages.clip.exported import TINY, row, write_export
+from tests.stages.clip.exported import TINY_READS, row, write_export
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -23,8 +22,8 @@ def cached(tmp_path):
     def make(*shards):
         data, folder = write_export(tmp_path / "export", *shards), str(tmp_path / "stage")
         names = [f"{number:05d}.parquet" for number in range(len(shards))]
-        bags = partial(token_bags, buckets=TINY.buckets, most=TINY.tokens)
-        store = partial(cache_shard, data, folder, TINY.image_size, bags, None)
+        wanted = (TINY_READS.image_size, TINY_READS.tokenize, None)
+        store = partial(cache_shard, data, folder, *wanted)
         said = [store(name, None) for name in names]
         return list(read_cached(folder, said)), said
 

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from pipeline.stage import Worker
-from stages.clip.towers import Architecture, new_model
+from stages.clip.nano import ARCHITECTURES, Architecture
+from stages.clip.towers import new_model, reads
 from stages.models import checkpoint
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
@@ -30,6 +31,8 @@ TINY = Architecture(
     hidden=16,
     width=8,
 )
+ARCHITECTURES["tiny"] = TINY
+TINY_READS = reads("tiny")
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
     return str(folder)
 
 
-def write_model(folder: Path, architecture: Architecture, seed: int) -> Path:
+def write_model(folder: Path, model: str, seed: int) -> Path:
     """FOLDER/out as a training stage leaves it, with the weights of the start."""
     (folder / "out").mkdir(parents=True)
     (folder / "scratch").mkdir()
@@ -75,5 +78,5 @@ def write_model(folder: Path, architecture: Architecture, seed: int) -> Path:
         shutil.move(path, folder / "out" / name)
 
     task: Any = SimpleNamespace(worker=worker, put_file=put_file)
-    checkpoint.save(new_model(architecture, seed), {"seed": seed}, task)
+    checkpoint.save(new_model(model, seed), {"seed": seed}, task)
     return folder

@@ -3,7 +3,6 @@
 from stages.clip.checkpoint import Checkpoints
 from stages.clip.loop import Schedule, Trainer
 from stages.clip.towers import new_model
-from tests.stages.clip.exported import TINY
 
 
 def test_checkpoints_of_other_inputs_dont_count_and_the_newest_of_ours_does(tmp_path):
@@ -12,7 +11,7 @@ def test_checkpoints_of_other_inputs_dont_count_and_the_newest_of_ours_does(tmp_
     )
 
     def at(step):
-        trainer = Trainer(new_model(TINY, 0), schedule)
+        trainer = Trainer(new_model("tiny", 0), schedule)
         trainer.losses, trainer.scales = [0.0] * step, [1.0] * step
         return trainer
 

@@ -14,12 +14,12 @@ from stages.clip.loop import Schedule, Trainer, train
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import new_model
 from stages.losses.clip import loss as info_nce
-from tests.stages.clip.exported import TINY, row
+from tests.stages.clip.exported import row
 
 
 def trainer(precision="bf16", steps=12, **changes) -> Trainer:
     schedule = {"learning_rate": 5e-3, "warmup_steps": 3, "weight_decay": 0.1, **changes}
-    return Trainer(new_model(TINY, 0), Schedule(steps=steps, precision=precision, **schedule))
+    return Trainer(new_model("tiny", 0), Schedule(steps=steps, precision=precision, **schedule))
 
 
 class StopError(Exception):

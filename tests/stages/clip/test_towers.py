@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from stages.clip.towers import NANO, Clip, matrices_first, new_model
-from tests.stages.clip.exported import TINY
+from stages.clip.nano import Nano
+from stages.clip.towers import matrices_first, new_model, rebuilt
 
 
 @pytest.fixture(scope="module")
-def nano() -> Clip:
-    return new_model(NANO, 0)
+def nano() -> Nano:
+    return new_model("nano", 0)
 
 
 def test_nano_is_the_scale_that_was_measured(nano):
@@ -36,13 +36,13 @@ def test_pictures_shrink_by_the_strides(nano):
 
 
 def test_a_block_starts_as_its_shortcut_alone():
-    block = new_model(TINY, 0).image.blocks[0].eval()
+    block = new_model("tiny", 0).image.blocks[0].eval()
     x_NCHW = torch.rand(1, 4, 5, 5)
     assert torch.equal(block(x_NCHW), x_NCHW)
 
 
 def test_embeddings_are_unit_vectors_and_an_empty_caption_has_one():
-    model = new_model(TINY, 0)
+    model = new_model("tiny", 0)
     image_ND = model.embed_images(torch.arange(3 * 3 * 256).reshape(3, 3, 16, 16).byte())
     text_ND = model.embed_texts(torch.tensor([1, 2, 3]), torch.tensor([0, 0, 2]))
     assert image_ND.shape == text_ND.shape == (3, 8)
@@ -50,7 +50,7 @@ def test_embeddings_are_unit_vectors_and_an_empty_caption_has_one():
 
 
 def test_a_bag_is_summed_over_the_root_of_its_tokens():
-    tower = new_model(TINY, 0).text
+    tower = new_model("tiny", 0).text
     seen = []
     tower.norm.register_forward_hook(lambda module, given, out: seen.append(given[0]))
     tower(torch.tensor([5, 6, 6, 7]), torch.tensor([0, 1]), torch.float32)
@@ -60,7 +60,7 @@ def test_a_bag_is_summed_over_the_root_of_its_tokens():
 
 
 def test_bfloat16_computes_near_float32_and_its_gradients_reach_float32_weights():
-    model = new_model(TINY, 0)
+    model = new_model("tiny", 0)
     pixels = torch.arange(4 * 3 * 256).reshape(4, 3, 16, 16).byte()
     half, full = (model.embed_images(pixels, dtype) for dtype in (torch.bfloat16, torch.float32))
     assert 0 < (half - full).abs().max() < 0.05
@@ -71,25 +71,35 @@ def test_bfloat16_computes_near_float32_and_its_gradients_reach_float32_weights(
 
 def test_the_start_depends_on_the_seed_and_not_on_torchs_generator():
     torch.manual_seed(1)
-    first = new_model(TINY, 5).state_dict()
+    first = new_model("tiny", 5).state_dict()
     before = torch.random.get_rng_state()
-    second = new_model(TINY, 5).state_dict()
+    second = new_model("tiny", 5).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["image.stem.weight"], new_model(TINY, 6).image.stem.weight)
+    assert not torch.equal(first["image.stem.weight"], new_model("tiny", 6).image.stem.weight)
 
 
 def test_the_scale_is_held_between_1_and_100():
-    model = new_model(TINY, 0)
+    model = new_model("tiny", 0)
     for log_scale, scale in ((9.0, 100.0), (-9.0, 1.0)):
         model.log_scale.data.fill_(log_scale)
         assert model.scale.item() == scale
 
 
 def test_matrices_decay_and_the_rest_does_not():
-    model = new_model(TINY, 0)
+    model = new_model("tiny", 0)
     names = {id(weight): name for name, weight in model.named_parameters()}
     matrices, others = ([names[id(w)] for w in group] for group in matrices_first(model))
     assert {"text.bag.weight", "image.stem.weight", "image.head.weight"} <= set(matrices)
     assert {"log_scale", "image.head.bias", "text.norm.weight"} <= set(others)
     assert len(matrices) + len(others) == len(names)
+
+
+def test_a_loss_sets_scale_and_bias_and_the_towers_are_the_same():
+    plain, biased = new_model("tiny", 0), new_model("tiny", 0, scale=10.0, bias=-10.0)
+    assert plain.bias is None
+    assert (biased.bias.item(), biased.scale.item()) == (-10.0, pytest.approx(10))
+    assert torch.equal(plain.image.stem.weight, biased.image.stem.weight)
+    assert biased.bias in set(matrices_first(biased)[1])
+    assert rebuilt(biased.facts).state_dict().keys() == biased.state_dict().keys()
+    assert rebuilt(plain.facts).state_dict().keys() == plain.state_dict().keys()

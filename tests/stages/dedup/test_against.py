@@ -126,7 +126,7 @@ def test_images_are_found_by_the_embedding_of_a_model(tasks, memory_shards, memo
 
 
 def test_a_stages_model_embeds_the_images(tasks, memory_shards, memory_context, tmp_path):
-    folder = write_model(tmp_path / "model", TINY, seed=0)
+    folder = write_model(tmp_path / "model", "tiny", seed=0)
     rows = table(image_embedding=pa.array([[1.0] + [0.0] * (TINY.width - 1)], VECTOR))
     found = compared(
         memory_context(),

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Worker
-from stages.clip.towers import Clip
+from stages.clip.nano import Nano
 from stages.embed.clip import ClipEmbedding, embeddings
 from stages.models import checkpoint
 from stages.models.image_text import load
@@ -87,7 +87,7 @@ def stored(tmp_path) -> Worker:
     task = SimpleNamespace(
         worker=worker, put_file=lambda name, path: path.rename(tmp_path / "out" / name)
     )
-    checkpoint.save(Clip(TINY), {}, task)
+    checkpoint.save(Nano(TINY), {}, task)
     return worker
 
 

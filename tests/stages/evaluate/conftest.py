@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.stages.clip.exported import TINY, write_model
+from tests.stages.clip.exported import write_model
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -16,4 +16,4 @@ def one_thread():
 @pytest.fixture
 def trained_model(tmp_path) -> Path:
     """The folder of a model that has learnt nothing."""
-    return write_model(tmp_path / "model", TINY, seed=0)
+    return write_model(tmp_path / "model", "tiny", seed=0)

@@ -18,7 +18,7 @@ TEXTS = ["", "a red ox", "star " * 60, *(f"number {i}" for i in range(67))]
 @pytest.fixture
 def stored(tmp_path):
     """A stage's folder with a model in out/."""
-    return write_model(tmp_path / "stage", TINY, seed=3)
+    return write_model(tmp_path / "stage", "tiny", seed=3)
 
 
 def pictures(count: int) -> list:
@@ -28,8 +28,8 @@ def pictures(count: int) -> list:
 
 
 def test_a_model_comes_back_as_it_was(stored):
-    loaded, model = load(str(stored)), new_model(TINY, 3).eval()
-    assert (loaded.width, loaded.architecture) == (8, TINY)
+    loaded, model = load(str(stored)), new_model("tiny", 3).eval()
+    assert (loaded.width, loaded.model.architecture) == (8, TINY)
     card = json.loads((stored / "out" / "model.json").read_text())
     assert (card["kind"], card["seed"], card["sha256"]) == ("clip", 3, loaded.sha256)
     text_ND = loaded.embed_texts(["a red ox"])

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from stages.clip.towers import SCALES
+from stages.clip.nano import ARCHITECTURES
 from tests.stages.clip.exported import TINY
 
 
 @pytest.fixture(autouse=True)
 def tiny_nano(monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setitem(SCALES, "nano", TINY)
+    monkeypatch.setitem(ARCHITECTURES, "nano", TINY)
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""`nano`: two small towers of our own, for minutes on one processor core.
+
+Weights are float32; the convolutions and linear maps compute in the type of their input, so that
+bfloat16 inputs train bfloat16 copies of float32 masters.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.clip.cache import square
+from stages.clip.losses import FIRST_SCALE
+from stages.clip.texts import token_bags
+from stages.clip.towers import Reads, Towers
+
+# Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The settings that a model of this family is built from."""
+
+    image_size: int  # pixels a side
+    channels: tuple[int, ...]  # of each residual block
+    strides: tuple[int, ...]
+    buckets: int  # of the hash that a token goes through
+    tokens: int  # at most, of a text
+    bag_width: int  # of a token's vector
+    hidden: int  # of the text tower's middle layer
+    width: int  # of the embedding
+
+
+NANO = Architecture(
+    image_size=48,
+    channels=(24, 48, 96, 192),
+    strides=(1, 2, 2, 2),
+    buckets=32_768,
+    tokens=48,
+    bag_width=256,
+    hidden=512,
+    width=128,
+)
+ARCHITECTURES = {"nano": NANO}
+
+
+def reads(a: Architecture) -> Reads:
+    """Whole pictures on white, and bags of hashed words."""
+    return Reads(
+        image_size=a.image_size,
+        tokenize=partial(token_bags, buckets=a.buckets, most=a.tokens),
+        prepare=partial(square, size=a.image_size),
+    )
+
+
+class Nano(Towers):
+    """Both towers, and the scale of their cosines."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.reads, self.width = reads(architecture), architecture.width
+        self.image = ImageTower(architecture)
+        self.text = TextTower(architecture)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+        self.bias = None
+
+    @property
+    def facts(self) -> Mapping[str, Any]:  # type: ignore[override]  # read, never set
+        bias = {} if self.bias is None else {"bias": True}
+        return {"architecture": asdict(self.architecture), **bias}
+
+    def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, D) unit vectors, of 8-bit RGB."""
+        image_N3HW = pixels_N3HW.to(memory_format=torch.channels_last).to(dtype)
+        return nn.functional.normalize(self.image(image_N3HW / 127.5 - 1).float(), dim=1)
+
+    def embed_texts(
+        self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """(N, D) unit vectors, of bags that begin at `starts_N`."""
+        return nn.functional.normalize(self.text(token_T, starts_N, dtype).float(), dim=1)
+
+
+class ImageTower(nn.Module):
+    """A 4 x 4 convolution of stride 2, residual blocks, the mean over positions, a linear map."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.stem = Conv(3, a.channels[0], 4, stride=2, padding=1, bias=False)
+        inputs = (a.channels[0], *a.channels[:-1])
+        self.blocks = nn.Sequential(
+            *(Block(*sizes) for sizes in zip(inputs, a.channels, a.strides, strict=True))
+        )
+        self.head = Linear(a.channels[-1], a.width)
+
+    def forward(self, image_N3HW: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(image_N3HW)).mean(dim=(2, 3)))
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut; begins as the shortcut alone.
+
+    Source: the basic block of ResNet (He et al. 2016), last norm at zero (Goyal et al. 2017).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = Conv(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = Conv(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut.append(Conv(inputs, outputs, 1, stride=stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(outputs))
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW = nn.functional.relu(self.norm1(self.conv1(x_NCHW)))
+        return nn.functional.relu(self.norm2(self.conv2(y_NCHW)) + self.shortcut(x_NCHW))
+
+
+class TextTower(nn.Module):
+    """The sum of a bag's token vectors over the root of their number, and two layers on it."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(a.buckets, a.bag_width, mode="sum")
+        nn.init.normal_(self.bag.weight, std=0.02)
+        self.norm = nn.LayerNorm(a.bag_width)
+        self.layers = nn.Sequential(
+            Linear(a.bag_width, a.hidden), nn.GELU(), Linear(a.hidden, a.width)
+        )
+
+    def forward(self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype) -> Tensor:
+        end = starts_N.new_tensor([len(token_T)])
+        count_N = torch.diff(starts_N, append=end).clamp(min=1)  # an empty bag stays zero
+        bag_ND = self.bag(token_T, starts_N) / count_N.sqrt()[:, None]
+        return self.layers(self.norm(bag_ND).to(dtype))
+
+
+class Linear(nn.Linear):
+    """A linear map that computes in the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class Conv(nn.Conv2d):
+    """A convolution without a bias that computes in the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight.to(x.dtype), None)
