@@ -29,7 +29,9 @@ def main() -> None:
     for name in LOSSES:
         for rows in SIZES:
             peaks = {way: module("tests.benchmarks.tiled_loss", name, rows, way) for way in WAYS}
-            print(f"{name}, {rows} pairs: {peaks['plain']:.0f} MB plain, {peaks['tiled']:.0f} MB tiled")
+            print(
+                f"{name}, {rows} pairs: {peaks['plain']:.0f} MB plain, {peaks['tiled']:.0f} MB tiled"
+            )
             batches = {way: drawn(rows, tile) for way, tile in WAYS.items()}
             plain, tiled = (learn(name, batch) for batch in batches.values())
             for one, other in zip(tiled, plain, strict=True):
