@@ -8,6 +8,7 @@ process of its own grows by, from the vectors made to the gradients there.
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from time import process_time
 
@@ -29,14 +30,13 @@ def main() -> None:
     for name in LOSSES:
         for rows in SIZES:
             peaks = {way: module("tests.benchmarks.tiled_loss", name, rows, way) for way in WAYS}
-            print(
-                f"{name}, {rows} pairs: {peaks['plain']:.0f} MB plain, {peaks['tiled']:.0f} MB tiled"
-            )
+            said = ", ".join(f"{peak:.0f} MB {way}" for way, peak in peaks.items())
+            print(f"{name}, {rows} pairs: {said}")
             batches = {way: drawn(rows, tile) for way, tile in WAYS.items()}
             plain, tiled = (learn(name, batch) for batch in batches.values())
             for one, other in zip(tiled, plain, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-            runs = {way: lambda batch=batch: learn(name, batch) for way, batch in batches.items()}
+            runs = {way: partial(learn, name, batch) for way, batch in batches.items()}
             side_by_side(rows, rounds=5, clock=process_time, **runs)
 
 
