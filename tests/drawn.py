@@ -45,8 +45,8 @@ raw:     {uses: export.parquet, from: pool}
 shards:  {uses: export.parquet, from: subset}
 raw_models:  {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
 best_models: {uses: proof.learn, from: pool, data: shards, seeds: [0, 1]}
-raw_scores:  {uses: proof.grade, from: pool, model: "stage:raw_models", acc1: [0.2, 0.3]}
-best_scores: {uses: proof.grade, from: pool, model: "stage:best_models", acc1: [0.4, 0.52]}
+raw_scores:  {uses: proof.grade, from: pool, model: "stage:raw_models", acc1: [0.2, 0.22]}
+best_scores: {uses: proof.grade, from: pool, model: "stage:best_models", acc1: [0.42, 0.44]}
 """
 CAPTIONED = """
 pool:   {uses: ingest.image_folder, path: none, shard_rows: 25}

@@ -1,17 +1,8 @@
-"""What models trained on the run's exports can do, arm against arm, and how their losses fell.
-
-An arm is one training stage on one dataset; its models differ in their seed. It bears the dataset's
-name, and the training's behind it where the dataset has several. With two seeds or more the
-interval is Student's over seeds, of differences that of pairs with equal seed: it holds the noise
-of training. With one it is the evaluation's own, over its pictures, and a difference has none.
-"""
+"""What models trained on the run's exports can do, arm against arm, and how their losses fell."""
 
 import io
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,55 +10,73 @@ import pyarrow.parquet as pq
 from metadata.outputs import Outputs
 from metadata.stats import Estimate
 from pipeline.errors import RecipeError, did_you_mean
-from pipeline.ledger.stored import artifacts, json_artifacts
+from pipeline.ledger.compare import Comparison, Scored, compare, judged
+from pipeline.ledger.measured import Measured, mean_of, measured, telling
+from pipeline.ledger.stored import artifacts
+from pipeline.ledger.trials import Arm, arms
 from pipeline.run_folder.state import RunState
 
-STUDENT = (  # two-sided 95 %, by degrees of freedom from 1
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
-HEADLINES = ("image_retrieval_recall@5", "acc5", "acc1")  # the first that a task has
-Metric = tuple[str, str]  # task and metric
-Arm = tuple[str, str]  # dataset and training; of an outside model, its evaluation twice
+MOST_EPOCHS = 32  # above it a subset is learnt by heart
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One metric of one arm, and its difference to each baseline: null to itself and without pairs
-    of equal seed."""
+    """One metric of one arm, and its difference to each baseline: null to itself, and where either
+    has no value."""
 
     arm: str
     seeds: int
     result: Estimate | None
-    against: tuple[Estimate | None, ...]
+    against: tuple[Comparison | None, ...]
+    near_chance: bool  # its interval, or its value without one, reaches down to chance
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow:
-    """One metric of one task, of every arm."""
+    """One metric of one task, of every arm. `chance` is its value by guessing, where known."""
 
     task: str
     metric: str
+    chance: float | None
     cells: tuple[Cell, ...]
+
+    @property
+    def visible(self) -> float | None:
+        """The least difference that this bench could have seen here: the median comparison's."""
+        every = [one.visible for cell in self.cells for one in cell.against if one and one.visible]
+        return float(np.median(every)) if every else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The arms, those that others are compared with, and every metric."""
+    """The arms, those that others are compared with, and every metric.
+
+    The comparisons of `headline` and `tasks` have verdicts, which hold among them all; those of
+    `rows`, every metric there is, have none.
+    """
 
     arms: tuple[str, ...]
     baselines: tuple[str, ...]
+    epochs: dict[str, float | None]  # how often each arm saw a row; null where no card tells
+    fine: dict[str, str]  # the tasks of the headline, and the metric of each
+    headline: MetricRow | None  # their mean; null where no fine task has scored every model
+    tasks: tuple[MetricRow, ...]  # one row a task, of its most telling metric; retrieval first
     rows: tuple[MetricRow, ...]
 
     @property
-    def headlines(self) -> list[MetricRow]:
-        """One row a task, of its most telling metric; retrieval first."""
-        telling = []
-        for task in dict.fromkeys(row.task for row in self.rows):
-            of_task = {row.metric: row for row in self.rows if row.task == task}
-            metric = next((name for name in HEADLINES if name in of_task), next(iter(of_task)))
-            telling.append(of_task[metric])
-        return sorted(telling, key=lambda row: row.metric != HEADLINES[0])
+    def shown(self) -> list[MetricRow]:
+        """The headline first, then the tasks."""
+        return [*([self.headline] if self.headline else []), *self.tasks]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Those that have verdicts."""
+        return [one for row in self.shown for cell in row.cells for one in cell.against if one]
+
+    @property
+    def worn(self) -> list[str]:
+        """The arms that saw their rows too often."""
+        return [arm for arm, seen in self.epochs.items() if seen and seen > MOST_EPOCHS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,63 +91,59 @@ class LossCurve:
     loss: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One evaluated model: its arm, its seed, and every metric with its interval."""
-
-    stages: tuple[str, ...]  # evaluation, model, export, what is exported
-    seed: int
-    metrics: dict[Metric, Estimate]
-
-    @property
-    def arm(self) -> Arm:
-        _, *made = self.stages[:3]
-        return (made[-1], made[0]) if made else (self.stages[0], self.stages[0])
-
-
 def results(state: RunState, baselines: Sequence[str]) -> Results | None:
     """Every metric of every arm, with its difference to each baseline; None without an evaluation.
 
     Without a name, the first arm of the recipe is the baseline.
     """
-    trials = [trial for name in state.stages for trial in _trials(state, name)]
-    if not baselines and not trials:
+    every = arms(state)
+    if not baselines and not every:
         return None
-    by_arm = _by_name(trials)
-    chosen = [_arm_of(name, by_arm) for name in baselines] or list(by_arm)[:1]
-    rows = []
-    for task, metric in dict.fromkeys(key for trial in trials for key in trial.metrics):
-        values = {arm: _values(of, (task, metric)) for arm, of in by_arm.items()}
-        cells = []
-        for arm, of in by_arm.items():
-            result = over_seeds(list(values[arm].values()))
-            if result and len(values[arm]) == 1:
-                result = next(t.metrics[task, metric] for t in of if (task, metric) in t.metrics)
-            against = [
-                None
-                if arm == base
-                else over_seeds(
-                    [values[arm][s] - values[base][s] for s in values[arm] if s in values[base]]
-                )
-                for base in chosen
-            ]
-            cells.append(
-                Cell(arm=arm, seeds=len(values[arm]), result=result, against=tuple(against))
+    chosen = [_arm_of(name, every) for name in baselines] or [every[0].name]
+    return compared(every, chosen)
+
+
+def compared(every: Sequence[Arm], baselines: Sequence[str]) -> Results:
+    """The arms by task and metric, each against each baseline."""
+    found = measured([trial for arm in every for trial in arm.trials])
+    tasks, models = telling(found), sum(len(arm.trials) for arm in every)
+    fine = [one for one in tasks if one.is_fine and len(one.models) == models]
+    shown = [*([mean_of(fine)] if fine else []), *tasks]
+    scored = {one.key: _scored(one, every) for one in [*shown, *found]}
+    apart = {
+        (key, arm, base): compare(arm, base, of[arm], of[base])
+        for key, of in scored.items()
+        for arm in of
+        for base in baselines
+        if arm != base and base in of
+    }
+    verdicts = [at for one in shown for at in apart if at[0] == one.key]
+    apart |= dict(zip(verdicts, judged([apart[at] for at in verdicts]), strict=True))
+
+    def row(one: Measured) -> MetricRow:
+        cells = [
+            Cell(
+                arm=arm.name,
+                seeds=len(of.value_S) if of else 0,
+                result=of.estimate if of else None,
+                against=tuple(apart.get((one.key, arm.name, base)) for base in baselines),
+                near_chance=of is not None and _is_near(of.estimate, one.chance),
             )
-        rows.append(MetricRow(task=task, metric=metric, cells=tuple(cells)))
-    return Results(arms=tuple(by_arm), baselines=tuple(chosen), rows=tuple(rows))
+            for arm in every
+            for of in [scored[one.key].get(arm.name)]
+        ]
+        return MetricRow(task=one.task, metric=one.metric, chance=one.chance, cells=tuple(cells))
 
-
-def over_seeds(values: Sequence[float]) -> Estimate | None:
-    """Mean, and the 95 % interval of the mean where there are two values or more."""
-    if not values:
-        return None
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return Estimate(mean)
-    student = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 2.09
-    half = student * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
+    rows = [row(one) for one in shown]
+    return Results(
+        arms=tuple(arm.name for arm in every),
+        baselines=tuple(baselines),
+        epochs={arm.name: arm.epochs for arm in every},
+        fine={one.task: one.metric for one in fine},
+        headline=rows[0] if fine else None,
+        tasks=tuple(rows[1:] if fine else rows),
+        rows=tuple(row(one) for one in found),
+    )
 
 
 def losses(state: RunState) -> list[LossCurve]:
@@ -154,58 +159,36 @@ def losses(state: RunState) -> list[LossCurve]:
     return curves
 
 
-def _trials(state: RunState, name: str) -> list[Trial]:
-    models = [
-        model
-        for stored in json_artifacts(state.stages[name], "results")
-        for model in stored.get("models", [])
-    ]
-    stages = [name]
-    model = state.plan.stages[name].model
-    if model:
-        stages.append(model)
-        trained = state.plan.stages[model]
-        if trained.data:  # an arm bears the name of the select that chose its rows, if one did
-            kept_by = [trained.kept_by] if trained.kept_by else []
-            stages += [*kept_by, trained.data, *state.plan.stages[trained.data].parents]
-    return [Trial(tuple(stages), int(one["seed"]), _metrics(one["tasks"])) for one in models]
+def _scored(one: Measured, every: Sequence[Arm]) -> dict[str, Scored]:
+    """What the models of each arm scored, of those that have the metric."""
+    found, first = {}, 0
+    for arm in every:
+        place = {first + n: trial.seed for n, trial in enumerate(arm.trials)}
+        first += len(arm.trials)
+        at = [n for n, model in enumerate(one.models) if model in place]
+        if at:
+            found[arm.name] = Scored(
+                seeds=tuple(place[one.models[n]] for n in at),
+                value_S=one.value_S[at],
+                draw_SD=None if one.draw_SD is None else one.draw_SD[at],
+            )
+    return found
 
 
-def _by_name(trials: list[Trial]) -> dict[str, list[Trial]]:
-    """The trials of each arm: `raw`, or `raw/long` where `raw` was trained on more than once."""
-    arms = list(dict.fromkeys(trial.arm for trial in trials))
-    trained = Counter(data for data, _ in arms)
-    return {
-        data if trained[data] == 1 else f"{data}/{training}": [
-            trial for trial in trials if trial.arm == (data, training)
-        ]
-        for data, training in arms
-    }
+def _is_near(result: Estimate, chance: float | None) -> bool:
+    return chance is not None and (result.value if result.low is None else result.low) <= chance
 
 
-def _metrics(tasks: dict[str, Any]) -> dict[Metric, Estimate]:
-    return {
-        (task, metric): Estimate(interval["value"], interval.get("low"), interval.get("high"))
-        for task, result in tasks.items()
-        for metric, interval in result.get("metrics", {}).items()
-        if isinstance(interval, dict) and "value" in interval
-    }
-
-
-def _values(trials: list[Trial], key: Metric) -> dict[int, float]:
-    return {trial.seed: trial.metrics[key].value for trial in trials if key in trial.metrics}
-
-
-def _arm_of(name: str, by_arm: dict[str, list[Trial]]) -> str:
+def _arm_of(name: str, every: Sequence[Arm]) -> str:
     """The arm of this name, else the one that a stage of this name belongs to."""
-    named = [arm for arm, of in by_arm.items() if any(name in trial.stages for trial in of)]
-    if name in by_arm or len(named) == 1:
-        return name if name in by_arm else named[0]
+    named = [arm.name for arm in every if name in arm.stages]
+    if len(named) == 1 or name in {arm.name for arm in every}:
+        return name if name in {arm.name for arm in every} else named[0]
     if named:
         raise RecipeError(
             f"{len(named)} arms come from '{name}'", "--baseline", f"name one: {', '.join(named)}"
         )
-    known = [*by_arm, *(stage for of in by_arm.values() for trial in of for stage in trial.stages)]
+    known = [word for arm in every for word in (arm.name, *arm.stages)]
     raise RecipeError(
         f"no evaluated model comes from '{name}'",
         "--baseline",

@@ -54,17 +54,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(results: "Results") -> str:
-    """One metric a task: every arm, and its difference to the first baseline."""
+    """One metric a task: every arm, and its difference to the first baseline; then the verdicts on
+    the headline, and what to beware of."""
     base, arms = results.baselines[0], results.arms
-    seeds = {cell.seeds for row in results.headlines for cell in row.cells}
+    seeds = {cell.seeds for row in results.shown for cell in row.cells}
     counts = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
     others = [arm for arm in arms if arm != base]
     head = ["in points of 100", "", *arms, *(f"{arm} - {base}" for arm in others)]
     lines = [head]
-    for row in results.headlines:
+    for row in results.shown:
         by_arm = {cell.arm: cell for cell in row.cells}
         means = [_points(by_arm[arm].result, "") for arm in arms]
-        apart = [_points(by_arm[arm].against[0], "+") for arm in others]
+        against = [by_arm[arm].against[0] for arm in others]
+        apart = [_points(found.apart if found else None, "+") for found in against]
         lines.append([row.task, row.metric, *means, *apart])
     width = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = [
@@ -73,8 +75,28 @@ def text(results: "Results") -> str:
         ).rstrip()
         for line in lines
     ]
-    pairs = "; a difference is of pairs with equal seed, with its 95 % interval" if others else ""
-    return "\n".join([*table, f"seeds an arm: {counts}{pairs}"])
+    noise = "; a difference has Welch's 95 % interval, of seeds and items" if others else ""
+    return "\n".join([*table, f"seeds an arm: {counts}{noise}", *_verdicts(results)])
+
+
+def _verdicts(results: "Results") -> list[str]:
+    """What the first row of the table says in words."""
+    top = results.shown[0]
+    said = [
+        f"{one.words} ({one.arm}, {one.baseline})"
+        if one.verdict in ("none", "unclaimed")
+        else one.words
+        for cell in top.cells
+        for one in cell.against
+        if one
+    ]
+    if top.visible is not None:
+        said.append(f"the smallest difference that could be seen: {100 * top.visible:.1f}")
+    if near := [cell.arm for cell in top.cells if cell.near_chance]:
+        said.append(f"not told from guessing: {', '.join(near)}")
+    if results.worn:
+        said.append(f"more than 32 epochs: {', '.join(results.worn)}")
+    return [f"{top.task}{' ' if top.metric else ''}{top.metric}: {line}" for line in said]
 
 
 def _points(estimate: "Estimate | None", sign: str) -> str:

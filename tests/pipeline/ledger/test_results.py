@@ -1,4 +1,4 @@
-"""Results by arm: means and paired differences worked out by hand, and what names an arm."""
+"""Results by arm: means and differences worked out by hand, what is an arm and what names it."""
 
 import argparse
 from dataclasses import astuple
@@ -6,12 +6,11 @@ from dataclasses import astuple
 import pytest
 import yaml
 
-from metadata.stats import Estimate
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.results import Cell, Results, losses, over_seeds, results
+from pipeline.ledger.results import Cell, Results, losses, results
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
@@ -24,26 +23,26 @@ def cells(found: Results) -> dict[str, Cell]:
     return {cell.arm: cell for cell in row.cells}
 
 
-def test_arms_are_the_exports_and_differences_pair_equal_seeds(state):
+def test_arms_are_the_exports_with_the_mean_of_their_seeds_and_welchs_interval(state):
     found = results(state, [])
     assert (found.arms, found.baselines) == (("raw", "shards"), ("raw",))
     raw, best = cells(found)["raw"], cells(found)["shards"]
     assert (raw.seeds, best.seeds) == (2, 2)
-    assert raw.result.value == pytest.approx(0.25)
-    assert best.result.value == pytest.approx(0.46)
+    assert raw.result.value == pytest.approx(0.21)
+    assert best.result.value == pytest.approx(0.43)
     assert raw.against == (None,)
-    # differences 0.20 and 0.22: mean 0.21, their deviation 0.01 * sqrt(2), over sqrt(2) seeds
-    (against,) = best.against
-    assert against.value == pytest.approx(0.21)
-    assert against.low == pytest.approx(0.21 - 12.706 * 0.01)
-    assert against.high == pytest.approx(0.21 + 12.706 * 0.01)
+    # s² is 0.0002 of each arm, over two seeds each; t is 4.303 with two degrees of freedom
+    apart = best.against[0].apart
+    half = 4.3027 * 0.0002**0.5
+    assert astuple(apart) == pytest.approx((0.22, 0.22 - half, 0.22 + half), abs=1e-5)
+    assert best.against[0].paired is None  # 0.22 of both pairs: no noise to be sure by
 
 
 @pytest.mark.parametrize("name", ["shards", "best_models", "best_scores", "subset"])
 def test_an_arm_is_named_by_any_stage_that_is_its_own(name, state):
     found = results(state, [name])
     assert found.baselines == ("shards",)
-    assert cells(found)["raw"].against[0].value == pytest.approx(-0.21)
+    assert cells(found)["raw"].against[0].apart.value == pytest.approx(-0.22)
 
 
 def test_several_baselines_give_a_difference_each(state):
@@ -64,19 +63,6 @@ def test_an_unknown_baseline_is_refused(state):
         results(state, ["rwa"])
 
 
-@pytest.mark.parametrize(
-    ("values", "known"),
-    [
-        ([], None),
-        ([0.3], Estimate(0.3)),
-        ([1.0, 2.0, 3.0], Estimate(2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5)),
-    ],
-)
-def test_the_interval_is_students_and_one_seed_has_none(values, known):
-    found = over_seeds(values)
-    assert (found and astuple(found)) == (known and pytest.approx(astuple(known)))
-
-
 def test_losses_are_those_stored(state):
     found = losses(state)
     assert [(curve.stage, curve.seed) for curve in found] == [
@@ -87,61 +73,101 @@ def test_losses_are_those_stored(state):
     assert (found[0].step[-1], found[0].loss[0]) == (99, 5.0)
 
 
-def test_the_headline_is_one_metric_a_task_with_every_arm_and_difference(state):
-    head, flags, note = text(results(state, [])).splitlines()
+def test_the_text_has_a_metric_a_task_every_difference_and_the_verdict(state):
+    head, flags, note, verdict, visible = text(results(state, [])).splitlines()
     assert head.split() == ["in", "points", "of", "100", "raw", "shards", "shards", "-", "raw"]
-    assert flags.split() == ["flags", "acc1", "25.0", "46.0", "+21.0", "(+8.3", "to", "+33.7)"]
-    assert note.startswith("seeds an arm: 2; a difference is of pairs")
+    assert flags.split() == ["flags", "acc1", "21.0", "43.0", "+22.0", "(+15.9", "to", "+28.1)"]
+    assert note.startswith("seeds an arm: 2; a difference has Welch's 95 % interval")
+    assert verdict == "flags acc1: shards beats raw by 22.0 ± 6.1"
+    assert visible == "flags acc1: the smallest difference that could be seen: 7.6"
 
 
-TWICE = """
+def ran(state, folder, text: str, **stages):
+    """The state of a run of these stages over the drawn pool."""
+    recipe = yaml.safe_load(text) | stages
+    recipe["pool"]["path"] = state.plan.recipe.stages["pool"]["path"]
+    plan = make_plan(Recipe(name="arms", path="arms.yaml", seed=0, stages=recipe))
+    outcome = run_plan(plan, Storage(str(folder)), LocalExecutor(0), Lines())
+    assert outcome.complete, outcome.stopped
+    return outcome.state
+
+
+ARMS = """
 pool:  {uses: ingest.image_folder, path: none}
 raw:   {uses: export.parquet, from: pool}
-short: {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
-long:  {uses: proof.learn, from: pool, data: raw, seeds: [0, 1]}
-short_scores: {uses: proof.grade, from: pool, model: "stage:short", acc1: [0.2, 0.3]}
-long_scores:  {uses: proof.grade, from: pool, model: "stage:long", acc1: [0.5, 0.6]}
+short: {uses: proof.learn, from: pool, data: raw, rate: 0.001, seeds: [0, 1]}
+more:  {uses: proof.learn, from: pool, data: raw, rate: 0.001, seeds: [2, 3]}
+long:  {uses: proof.learn, from: pool, data: raw, rate: 0.002, seeds: [0, 1]}
+short_scores: {uses: proof.grade, from: pool, pictures: 50, model: "stage:short", acc1: [0.2, 0.22]}
+more_scores:
+  {uses: proof.grade, from: pool, pictures: 50, model: "stage:more", acc1: [0.24, 0.26], first: 2}
+long_scores: {uses: proof.grade, from: pool, pictures: 50, model: "stage:long", acc1: [0.5, 0.6]}
+again:       {uses: proof.grade, from: pool, pictures: 50, model: "stage:long", acc1: [0.5, 0.6]}
+outside:
+  uses: proof.grade
+  from: pool
+  pictures: 50
+  model: checkpoint:elsewhere
+  acc1: [0.3, 0.4, 0.5]
+  seed: 0
 """
 
 
 @pytest.fixture(scope="module")
-def trained_twice(state, tmp_path_factory):
-    """A run that trains on one export in two ways."""
-    stages = yaml.safe_load(TWICE)
-    stages["pool"]["path"] = state.plan.recipe.stages["pool"]["path"]
-    plan = make_plan(Recipe(name="twice", path="twice.yaml", seed=0, stages=stages))
-    folder = Storage(str(tmp_path_factory.mktemp("twice")))
-    return run_plan(plan, folder, LocalExecutor(0), Lines()).state
+def several(state, tmp_path_factory):
+    """A run that trains on one export in two ways, one of them in two stages; and a model of
+    elsewhere."""
+    return ran(state, tmp_path_factory.mktemp("arms"), ARMS)
 
 
-def test_two_trainings_of_one_export_are_two_arms_and_pair_by_seed(trained_twice):
-    found = results(trained_twice, [])
-    assert found.arms == ("raw/short", "raw/long")
-    short, long = cells(found).values()
-    assert short.result.value == pytest.approx(0.25)
-    assert long.result.value == pytest.approx(0.55)
-    assert astuple(long.against[0]) == pytest.approx((0.3, 0.3, 0.3))
+def test_an_arm_is_rows_and_settings_whose_seeds_are_joined(several):
+    found = results(several, [])
+    assert found.arms == ("raw (rate 0.001)", "raw (rate 0.002)", "outside")
+    by_arm = {cell.arm: cell for cell in found.tasks[0].cells}
+    assert [cell.seeds for cell in by_arm.values()] == [4, 2, 3]
+    assert [round(cell.result.value, 3) for cell in by_arm.values()] == [0.23, 0.55, 0.4]
 
 
-def test_arms_on_one_export_bear_the_names_of_the_selects_that_chose_their_rows(state, tmp_path):
-    stages = yaml.safe_load(TWICE)
-    stages["pool"]["path"] = state.plan.recipe.stages["pool"]["path"]
-    for select, training in (("few", "short"), ("all", "long")):
-        where = f"text LIKE '%{'a' if select == 'few' else ''}%'"
-        stages[select] = {"uses": "select.where", "from": "pool", "where": where}
-        stages[training]["rows"] = select
-    plan = make_plan(Recipe(name="masks", path="masks.yaml", seed=0, stages=stages))
-    ran = run_plan(plan, Storage(str(tmp_path)), LocalExecutor(0), Lines()).state
-    assert results(ran, []).arms == ("few", "all")
-    assert results(ran, ["long"]).baselines == ("all",)
+def test_items_that_all_seeds_miss_are_part_of_the_noise(several):
+    found = results(several, [])
+    long = found.headline.cells[1].against[0]
+    assert found.fine == {"flags": "acc1"}
+    assert (long.verdict, long.seeds) == ("better", (2, 4))
+    # 16 of 50 pictures are hit by all of the one arm and none of the other
+    assert long.items_error == pytest.approx((0.32 * 0.68 / 50) ** 0.5, rel=0.15)
+    assert results(several, []) == found
 
 
-@pytest.mark.parametrize("name", ["raw/long", "long", "long_scores"])
-def test_a_training_names_its_arm(name, trained_twice):
-    assert results(trained_twice, [name]).baselines == ("raw/long",)
+def test_an_arm_within_its_noise_of_guessing_is_marked(several):
+    found = results(several, [])
+    assert found.tasks[0].chance == 0.05
+    assert not any(cell.near_chance for cell in found.tasks[0].cells)
+    assert (found.epochs["raw (rate 0.001)"], found.worn) == (10.0, [])
+
+
+@pytest.mark.parametrize("name", ["raw (rate 0.002)", "long", "long_scores", "again"])
+def test_a_training_names_its_arm(name, several):
+    assert results(several, [name]).baselines == ("raw (rate 0.002)",)
 
 
 @pytest.mark.parametrize("name", ["raw", "pool"])
-def test_a_stage_on_the_way_of_two_arms_is_no_baseline(name, trained_twice):
-    with pytest.raises(RecipeError, match=rf"2 arms come from '{name}'\n.*\n.*raw/short, raw/long"):
-        results(trained_twice, [name])
+def test_a_stage_on_the_way_of_two_arms_is_no_baseline(name, several):
+    named = r"raw \(rate 0.001\), raw \(rate 0.002\)"
+    with pytest.raises(RecipeError, match=rf"2 arms come from '{name}'\n.*\n.*{named}"):
+        results(several, [name])
+
+
+def test_arms_on_one_export_bear_the_names_of_the_selects_that_chose_their_rows(state, tmp_path):
+    selects = {
+        select: {"uses": "select.where", "from": "pool", "where": f"text LIKE '%{letter}%'"}
+        for select, letter in (("few", "a"), ("all", ""))
+    }
+    trained = {
+        name: yaml.safe_load(ARMS)[name] | {"rows": select}
+        for name, select in (("short", "few"), ("long", "all"))
+    }
+    kept = {key: yaml.safe_load(ARMS)[key] for key in ("pool", "raw")}
+    scores = {key: yaml.safe_load(ARMS)[key] for key in ("short_scores", "long_scores")}
+    found = ran(state, tmp_path, yaml.safe_dump(kept | selects | trained | scores, sort_keys=False))
+    assert results(found, []).arms == ("few", "all")
+    assert results(found, ["long"]).baselines == ("all",)

@@ -1,0 +1,142 @@
+"""Whether models of one arm score above those of another, and by how much more than luck.
+
+A difference carries the noise of seeds and that of the items that a task happens to hold
+(metadata/stats.py says how both are added up). The interval is Welch's; where seeds pair, that of
+pairs stands beside it. A verdict holds among all comparisons of a page together (Holm). With one
+seed an arm no interval is claimed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metadata.stats import LEVEL, SAME, Estimate, Noisy, holm, mean, welch
+
+# Shapes: S models of an arm, D draws of a task's items.
+
+Verdict = Literal["better", "worse", "none", "unclaimed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One metric of an arm's models, and what it would be on each draw of the items."""
+
+    seeds: tuple[int, ...]
+    value_S: NDArray[np.float64]
+    draw_SD: NDArray[np.float64] | None = None  # None where no ranks are stored
+
+    @property
+    def estimate(self) -> Estimate:
+        """Their mean, with its interval where two models or more show their noise."""
+        value = float(self.value_S.mean())
+        if len(self.value_S) < 2:
+            return Estimate(value)
+        return _estimate(mean(self.value_S, self.draw_SD))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`arm` against `baseline`, in the metric's unit. `low` and `high` of `apart` are Welch's 95 %
+    interval; they and all below are null where no interval is claimed. `why` says why, or what the
+    interval lacks.
+
+    `seeds_error` and `items_error` are the two standard errors, which add as squares; the second is
+    null where no ranks are stored. `visible` is the least difference that is found with a chance of
+    80 % among the page's comparisons. `level` is Holm's: found where it is below 0.05.
+    """
+
+    arm: str
+    baseline: str
+    seeds: tuple[int, int]
+    apart: Estimate
+    why: str = ""
+    paired: Estimate | None = None
+    seeds_error: float | None = None
+    items_error: float | None = None
+    level: float | None = None
+    visible: float | None = None
+    noisy: Noisy | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.apart.low is None or self.level is None:
+            return "unclaimed"
+        if self.level >= 1 - LEVEL:
+            return "none"
+        return "better" if self.apart.value > 0 else "worse"
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.apart.high is None else self.apart.high - self.apart.value
+
+    @property
+    def words(self) -> str:
+        """The verdict as a sentence, in points of 100."""
+        points = f"{100 * abs(self.apart.value):.1f}"
+        if self.verdict == "unclaimed" or self.half is None:
+            return f"{self.why}: no interval is claimed"
+        points += f" ± {100 * self.half:.1f}"
+        beyond = f", by the noise of items alone: {self.why}" if self.why else ""
+        if self.verdict == "better":
+            return f"{self.arm} beats {self.baseline} by {points}{beyond}"
+        if self.verdict == "worse":
+            return f"{self.baseline} beats {self.arm} by {points}{beyond}"
+        return "no difference"
+
+
+def compare(arm: str, baseline: str, a: Scored, b: Scored) -> Comparison:
+    """The difference of two arms, without a verdict until `judged` has seen the whole page."""
+    value = float(a.value_S.mean() - b.value_S.mean())
+    made = Comparison(
+        arm=arm, baseline=baseline, seeds=(len(a.seeds), len(b.seeds)), apart=Estimate(value)
+    )
+    if min(made.seeds) < 2:
+        return replace(made, why="one seed")
+    has_items = a.draw_SD is not None and b.draw_SD is not None
+    apart = welch(a.value_S, b.value_S, a.draw_SD, b.draw_SD)
+    alike = min(np.ptp(of.value_S) for of in (a, b)) < SAME
+    if not apart.error or (alike and not has_items):
+        return replace(made, why="seeds equal to the digit")
+    return replace(
+        made,
+        apart=_estimate(apart),
+        why="" if apart.seeds else "seeds equal to the digit",
+        paired=_paired(a, b),
+        seeds_error=float(np.sqrt(apart.seeds)),
+        items_error=float(np.sqrt(apart.items)) if has_items else None,
+        noisy=apart,
+    )
+
+
+def judged(page: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of a page, each with its level and what it could have seen among them all."""
+    claimed = {n: one.noisy for n, one in enumerate(page) if one.noisy is not None}
+    level_N = holm(np.array([float(noisy.p) for noisy in claimed.values()]))
+    found = list(page)
+    for (n, noisy), level in zip(claimed.items(), level_N, strict=True):
+        visible = float(noisy.visible(len(claimed)))
+        found[n] = replace(found[n], level=float(level), visible=visible)
+    return found
+
+
+def _paired(a: Scored, b: Scored) -> Estimate | None:
+    """The mean difference of pairs with equal seed; None below two, or without any noise."""
+    both = [seed for seed in a.seeds if seed in b.seeds]
+    if len(both) < 2 or len(set(a.seeds)) < len(a.seeds) or len(set(b.seeds)) < len(b.seeds):
+        return None
+    at_a, at_b = ([of.seeds.index(seed) for seed in both] for of in (a, b))
+    draws = None
+    if a.draw_SD is not None and b.draw_SD is not None:
+        draws = a.draw_SD[at_a] - b.draw_SD[at_b]
+    noisy = mean(a.value_S[at_a] - b.value_S[at_b], draws)
+    return _estimate(noisy) if noisy.error else None
+
+
+def _estimate(noisy: Noisy) -> Estimate:
+    """The value and its interval; none without any noise, which few models may show by chance."""
+    value, half = float(noisy.value), float(noisy.half())
+    return Estimate(value, value - half, value + half) if noisy.error else Estimate(value)
