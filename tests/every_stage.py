@@ -98,6 +98,9 @@ class Finished:
             rows = self.written(planned).to_pylist()
         elif planned.gives_data and planned.uses != "evaluate.zero_shot":
             rows = list(exported(Path(self.state.stages[planned.name].folder.path, "out")))
+        elif planned.uses == "evaluate.leaks":
+            folder = Path(self.state.stages[planned.name].folder.path, "out")
+            rows = pq.read_table(folder / "leaks.parquet").to_pylist()
         else:
             outputs = self.state.stages[planned.name].manifest.outputs
             return [{"file": name} for name, _ in outputs]  # their values are their processor's
@@ -130,7 +133,7 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
     overrides += [
         f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples", "hub")
     ]
-    overrides += [f"{name}.tasks={generated / 'eval'}" for name in ("zero", "leaks")]
+    overrides += [f"{name}.tasks={generated / 'eval'}" for name in ("zero", "leaks", "shown")]
     overrides.append(f"wanted.targets={generated / 'eval'}")
     overrides += [f"{name}.concepts={folder / 'concepts.parquet'}" for name in ("concepts", "even")]
     overrides.append(f"listed.path={folder / 'listed.txt'}")

@@ -1,0 +1,90 @@
+"""Where rows and evaluation tasks meet: pictures by pHash, texts word for word."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import IMAGE, TEXTS
+from metadata.storage import Storage
+from stages.ops.images import ImageError, decode
+from stages.ops.perceptual import phash
+from stages.ops.pixels import shrunk
+from stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
+
+# Shapes: N rows of a batch, of which K have a picture; S pictures of all tasks, T of a tile.
+
+BATCH_ROWS = 64  # decoded pictures held at a time
+TILE = 1 << 13  # pictures of tasks that a batch is compared with at a time
+SAMPLES = pa.schema(
+    [
+        pa.field("kind", pa.string()),  # picture, caption, prompt
+        pa.field("sample", pa.string()),
+        pa.field("code", pa.uint64()),  # of a picture
+    ]
+)
+
+
+def samples_of(folder: Storage, task: TaskFolder, stage: str) -> Iterator[pa.Table]:
+    """What a task shows and says, as SAMPLES. StageError at a sample that is unfit."""
+    every = samples(folder, task)
+    while batch := list(islice(every, BATCH_ROWS)):
+        refuse([sample for sample in batch if isinstance(sample, Finding)], stage, folder)
+        of_batch = [sample for sample in batch if isinstance(sample, Sample)]
+        keys, code_K = [one.key for one in of_batch], phash([shrunk(one.rgb) for one in of_batch])
+        yield pa.table([["picture"] * len(keys), keys, code_K], schema=SAMPLES)
+        yield _texts("caption", [text for one in of_batch for text in one.captions])
+    prompts = [form.format(c=name) for name in task.classnames for form in task.templates]
+    yield _texts("prompt", prompts)
+
+
+def _texts(kind: str, texts: list[str]) -> pa.Table:
+    plain = plain_text(pa.array(texts, pa.string())).unique()
+    kinds = pa.array([kind] * len(plain), pa.string())
+    return pa.table([kinds, plain, pa.nulls(len(plain), pa.uint64())], schema=SAMPLES)
+
+
+def plain_text(text: pa.Array) -> pa.Array:
+    """Small letters, and one space between words."""
+    spaced = pc.replace_substring_regex(pc.utf8_lower(text), pattern=r"\s+", replacement=" ")
+    return pc.utf8_trim_whitespace(spaced)
+
+
+def shown(batch: pa.Table, pictures: pl.DataFrame, max_distance: int) -> pl.DataFrame:
+    """`row`, task, kind, sample, distance of every row and picture of a task that are near."""
+    row_K, code_K = _codes(batch[IMAGE.name].to_pylist())
+    code_S = pictures["code"].to_numpy()
+    met = [(row_K[:0], row_K[:0], np.empty(0, np.uint8))]
+    for start in range(0, len(code_S), TILE):
+        apart_KT = np.bitwise_count(code_K[:, None] ^ code_S[start : start + TILE])
+        k, t = np.nonzero(apart_KT <= max_distance)
+        met.append((row_K[k], t + start, apart_KT[k, t]))
+    row, picture, distance = (np.concatenate(of) for of in zip(*met, strict=True))
+    return pictures[picture].select(
+        pl.Series("row", row), "task", "kind", "sample", pl.Series("distance", distance)
+    )
+
+
+def _codes(bodies: list[bytes | None]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The rows whose picture decodes, and its pHash."""
+    rows, pictures = [], []
+    for row, body in enumerate(bodies):  # a decoder takes one at a time
+        try:
+            pictures.append(shrunk(decode(body or b"")))
+            rows.append(row)
+        except ImageError:
+            continue  # what cannot be seen teaches nothing
+    return np.array(rows, np.int64), phash(pictures) if rows else np.empty(0, np.uint64)
+
+
+def borne(batch: pa.Table, texts: pl.DataFrame) -> pl.DataFrame:
+    """`row`, task, kind, sample, distance of every row and text of a task that it bears."""
+    lists = batch[TEXTS.name].combine_chunks()
+    text = plain_text(pc.struct_field(pc.list_flatten(lists), "text"))
+    of_rows = pl.DataFrame({"row": pc.list_parent_indices(lists), "sample": text}).unique()
+    met = of_rows.join(texts, on="sample").sort("row", "task", "kind", "sample")
+    return met.select("row", "task", "kind", "sample", distance=pl.lit(0, pl.UInt8))

@@ -1,0 +1,125 @@
+"""evaluate.leaks: near pictures, texts word for word, masks, tasks that are wrong."""
+
+import json
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import Inputs
+from pipeline.errors import StageError
+from pipeline.pools.evaluation import EvaluationSet, write_set
+from stages.evaluate.leaks import EvaluationLeaks
+from stages.ops.images import decode
+from stages.ops.perceptual import phash
+from tests.stages.clip.exported import caption, row, write_export
+
+CLASSES = ["red circle", "blue star"]
+
+
+def drawn(seed: int, quality: int | None = None) -> bytes:
+    """Encoded smooth noise, whose pHash differs from another seed's in about half its bits."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    rgb = cv2.resize(blocks, (48, 48), interpolation=cv2.INTER_CUBIC)
+    if quality is None:
+        return cv2.imencode(".png", rgb)[1].tobytes()
+    return cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """`shapes`, four pictures of two classes, and `words`, two pictures with captions."""
+    folder, pictures = tmp_path / "tasks", {f"{i:02d}": drawn(i) for i in range(4)}
+    classes = {key: int(key) % 2 for key in pictures}
+    write_set(EvaluationSet("shapes", pictures, classes, CLASSES), folder)
+    captions = {"00": ["A  quiet harbour", "boats"], "09": ["a hill"]}
+    write_set(EvaluationSet("words", {"00": drawn(0), "09": drawn(9)}, captions=captions), folder)
+    return folder
+
+
+def texts(*words: str | None) -> list:
+    return [caption(word) for word in words]
+
+
+@pytest.fixture
+def found(tmp_path, tasks, memory_context):
+    """Leaks as (position, task, kind, sample, distance) by file, and leaks.json."""
+
+    def make(*shards, mask=None, **settings):
+        ctx = memory_context()
+        data = write_export(tmp_path / "export", *shards)
+        inputs = Inputs(rows=[], data=data, mask=mask)
+        EvaluationLeaks(tasks=str(tasks), **settings).run(inputs, ctx)
+        table = pq.read_table(ctx.out / "leaks.parquet")
+        of_file = {f"{n:05d}.parquet": [] for n in range(len(shards))}
+        for leak in table.drop_columns(["uid"]).to_pylist():
+            of_file[leak.pop("file")].append(tuple(leak.values()))
+        uids = [it["uid"] for rows in shards for it in rows]
+        assert {*table["uid"].to_pylist()} <= {*uids}
+        return list(of_file.values()), json.loads((ctx.out / "leaks.json").read_text())
+
+    return make
+
+
+NEAR = drawn(2, quality=50)
+BITS = int(np.bitwise_count(np.bitwise_xor(*phash([decode(NEAR), decode(drawn(2))]))))
+
+
+def test_near_copies_are_found_with_their_distance_in_every_task(found):
+    rows = [row(0, image=drawn(77)), row(1, image=NEAR), row(2, image=drawn(0)), row(3, image=None)]
+    (first, second), counts = found(rows[:2], [*rows[2:], row(4, image=b"no picture")])
+    assert first == [(1, "shapes", "picture", "02", BITS)]
+    assert second == [(0, "shapes", "picture", "00", 0), (0, "words", "picture", "00", 0)]
+    assert counts["rows"] == 5
+    assert counts["tasks"]["shapes"]["picture"] == {"samples": 4, "found": 2}
+    assert counts["tasks"]["words"] == {
+        "caption": {"samples": 3, "found": 0},
+        "picture": {"samples": 2, "found": 1},
+    }
+
+
+@pytest.mark.parametrize(("beyond", "leaks"), [(0, 1), (1, 0)])
+def test_max_distance_is_the_last_that_counts(found, beyond, leaks):
+    (of_file,), _ = found([row(0, image=NEAR)], max_distance=BITS - beyond)
+    assert len(of_file) == leaks
+
+
+@pytest.mark.parametrize(
+    ("words", "leaks"),
+    [
+        (("a quiet HARBOUR",), [("words", "caption", "a quiet harbour")]),
+        (("a quiet harbour at night", None), []),
+        (("no such", " Boats\n", "boats"), [("words", "caption", "boats")]),
+        (("a photo of a Red Circle.",), [("shapes", "prompt", "a photo of a red circle.")]),
+        (("red circle",), []),
+    ],
+)
+def test_texts_are_found_word_for_word(found, tasks, words, leaks):
+    (tasks / "shapes" / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+    (of_file,), _ = found([row(0, image=None, texts=texts(*words))])
+    assert of_file == [(0, *leak, 0) for leak in leaks]
+
+
+def test_under_a_mask_only_rows_that_it_keeps_are_looked_at(found):
+    times = np.zeros(70, np.int32)
+    times[[1, 66]] = 1, 3
+    rows = [row(n, image=drawn(0) if n in (0, 66) else None) for n in range(70)]
+    (of_file,), counts = found(rows, mask=SimpleNamespace(times=lambda file: times))
+    assert {leak[:2] for leak in of_file} == {(66, "shapes"), (66, "words")}
+    assert counts["rows"] == 2
+
+
+def test_a_task_that_is_wrong_is_refused(found, tasks):
+    (tasks / "shapes" / "test" / "0.tar").unlink()
+    with pytest.raises(StageError) as error:
+        found([row(0)])
+    assert "shapes" in str(error.value)
+
+
+def test_a_folder_without_tasks_is_named_at_plan(tmp_path):
+    stage = EvaluationLeaks(tasks=str(tmp_path / "nowhere"))
+    with pytest.raises(StageError, match="no such folder") as error:
+        stage.look()
+    assert error.value.args[1].startswith("key `tasks`: ")
