@@ -100,7 +100,8 @@ class Finished:
             rows = list(exported(Path(self.state.stages[planned.name].folder.path, "out")))
         elif planned.uses == "evaluate.leaks":
             folder = Path(self.state.stages[planned.name].folder.path, "out")
-            rows = pq.read_table(folder / "leaks.parquet").to_pylist()
+            leaks = pq.read_table(folder / "leaks.parquet")
+            rows = leaks.drop_columns(["file", "position"]).to_pylist()  # the export's own
         else:
             outputs = self.state.stages[planned.name].manifest.outputs
             return [{"file": name} for name, _ in outputs]  # their values are their processor's
