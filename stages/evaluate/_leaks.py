@@ -64,8 +64,11 @@ def shown(batch: pa.Table, pictures: pl.DataFrame, max_distance: int) -> pl.Data
         k, t = np.nonzero(apart_KT <= max_distance)
         met.append((row_K[k], t + start, apart_KT[k, t]))
     row, picture, distance = (np.concatenate(of) for of in zip(*met, strict=True))
-    return pictures[picture].select(
-        pl.Series("row", row), "task", "kind", "sample", pl.Series("distance", distance)
+    order = np.lexsort((picture, row))
+    return pictures[picture[order]].select(
+        pl.Series("row", row[order]),
+        *("task", "kind", "sample"),
+        pl.Series("distance", distance[order]),
     )
 
 

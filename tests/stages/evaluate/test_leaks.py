@@ -11,6 +11,7 @@ import pytest
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
+from stages.evaluate import _leaks
 from stages.evaluate.leaks import EvaluationLeaks
 from stages.ops.images import decode
 from stages.ops.perceptual import phash
@@ -67,12 +68,15 @@ NEAR = drawn(2, quality=50)
 BITS = int(np.bitwise_count(np.bitwise_xor(*phash([decode(NEAR), decode(drawn(2))]))))
 
 
-def test_near_copies_are_found_with_their_distance_in_every_task(found):
-    rows = [row(0, image=drawn(77)), row(1, image=NEAR), row(2, image=drawn(0)), row(3, image=None)]
-    (first, second), counts = found(rows[:2], [*rows[2:], row(4, image=b"no picture")])
+@pytest.mark.parametrize("tile", [1, 4, 8192])
+def test_near_copies_are_found_with_their_distance_in_every_task(found, monkeypatch, tile):
+    monkeypatch.setattr(_leaks, "TILE", tile)
+    rows = [row(n, image=image) for n, image in enumerate((drawn(77), NEAR, drawn(0), None))]
+    rows.append(row(4, image=drawn(0)))
+    (first, second), counts = found(rows[:2], [*rows[2:], row(5, image=b"no picture")])
     assert first == [(1, "shapes", "picture", "02", BITS)]
-    assert second == [(0, "shapes", "picture", "00", 0), (0, "words", "picture", "00", 0)]
-    assert counts["rows"] == 5
+    assert second == [(n, of, "picture", "00", 0) for n in (0, 2) for of in ("shapes", "words")]
+    assert counts["rows"] == 6
     assert counts["tasks"]["shapes"]["picture"] == {"samples": 4, "found": 2}
     assert counts["tasks"]["words"] == {
         "caption": {"samples": 3, "found": 0},
