@@ -25,6 +25,7 @@ from pipeline.verbs import (
     FAILED,
     WRONG,
     Verb,
+    bench,
     concepts,
     curate,
     doctor,
@@ -56,7 +57,7 @@ VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
     *(funnel, why, sweep, report),
-    *(export,),
+    *(export, bench),
     *(pool, concepts, doctor),
 )
 TITLES = {  # of the help, each above a verb

@@ -86,13 +86,20 @@ class Wanted:
 
 
 def export(
-    state: RunState, wanted: Wanted, out: str, executor: "Executor", watcher: "Watcher"
+    state: RunState, wanted: Wanted, out: str | None, executor: "Executor", watcher: "Watcher"
 ) -> Exported:
-    """Writes the rows to a folder; StageError where none is left to write."""
+    """Writes the rows to a folder; StageError where none is left to write.
+
+    Without `out` they stay in the run folder, where an equal export of the recipe's own serves too:
+    the answer's `out` is that stage's folder.
+    """
     stage = _stage(state, wanted.stage)
-    plan, name = _plan(state.plan, stage, wanted)
-    target = Storage(out)
-    _refuse_strangers(target, None)
+    plan, name = planned_export(state.plan, stage, wanted)
+    target = Storage(out) if out is not None else None
+    if target:
+        _refuse_strangers(target, None)
+    elif same := _equal(state, plan.stages[name]):
+        plan, name = make_plan(state.plan.recipe, until=same), same
     with lock.held(state.run) as owned:
         today = RunState(plan, owned)
         telling = Telling(today, owned, watcher)
@@ -106,7 +113,7 @@ def export(
             retry=(),
             crash_ok=False,
         )
-        _check_done(running.state, plan.stages[name])
+        check_done(running.state, plan.stages[name])
         try:
             made = _made(running, plan.stages[name], stage, target)
         except DamagedError as found:
@@ -118,10 +125,20 @@ def export(
             made = _made(running, plan.stages[name], stage, target)
         finally:
             owned.sweep()
-    return dataclasses.replace(made, dropped=wanted.dropped, out=redacted(out))
+    return dataclasses.replace(
+        made, dropped=wanted.dropped, out=made.out if out is None else redacted(out)
+    )
 
 
-def _made(running: Running, planned: PlannedStage, stage: str, target: Storage) -> Exported:
+def _equal(state: RunState, planned: PlannedStage) -> str | None:
+    """The stage of the recipe that is the same export, where it is done."""
+    for name, other in state.plan.stages.items():
+        if other.fingerprint == planned.fingerprint and state.stages[name].complete:
+            return name
+    return None
+
+
+def _made(running: Running, planned: PlannedStage, stage: str, target: Storage | None) -> Exported:
     """Runs the export where it is not done, and copies what is not there."""
     for found in DatasetJob(running, planned).run():
         raise found
@@ -141,14 +158,14 @@ def _made(running: Running, planned: PlannedStage, stage: str, target: Storage) 
     sizes = dict(made.outputs)
     return Exported(
         stage=stage,
-        out=str(target),
+        out=made.folder.uri,
         rows=rows,
         exported=exported,
         left=left,
         is_selected=KEEP.name in planned.bindings[0],
         files=tuple(files),
         bytes=sum(sizes[name] for name in files),
-        copied=_copy(made, files, target),
+        copied=_copy(made, files, target) if target else 0,
     )
 
 
@@ -231,7 +248,7 @@ def _stage(state: RunState, stage: str | None) -> str:
     return stage
 
 
-def _plan(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
+def planned_export(plan: Plan, stage: str, wanted: Wanted) -> tuple[Plan, str]:
     """The recipe's plan with the export in it, and the export's name."""
     _check_columns(plan, stage, wanted)
     settings: dict[str, Any] = {**FORMATS[wanted.to], "from": stage}
@@ -316,7 +333,7 @@ def _visible(plan: Plan, stage: str) -> Iterator[str]:
                 yield f"{name}.{column.name}" if is_whole else column.name
 
 
-def _check_done(state: RunState, planned: PlannedStage) -> None:
+def check_done(state: RunState, planned: PlannedStage) -> None:
     """RecipeError where a stage that the export reads is not complete: it makes no other."""
     for need in planned.needs:
         stage = state.stages[need]

@@ -26,7 +26,7 @@ DOORS = {"pipeline.stage", "pipeline.dataset", "pipeline.errors"}
 RAY = {f"pipeline/executors/{name}.py" for name in ("ray", "ray_room", "ray_session")}
 COMMANDS = ("pipeline/cli.py", "pipeline/verbs/")
 DRAW = ("pipeline/report/", *COMMANDS)  # who may import the report
-ASK = ("pipeline/ledger/", *DRAW)  # who may import the ledger
+ASK = ("pipeline/ledger/", "pipeline/bench/", *DRAW)  # who may import the ledger
 POOLS = ("pipeline/pools/", "pipeline/verbs/pool.py")  # who may import the pools
 BELOW_POOLS = {f"pipeline.{name}" for name in ("errors", "terminal", "target", "packages")}
 

@@ -241,6 +241,11 @@ def _read(text: str, where: Callable[[int], str], lines: dict[tuple[str, ...], i
         ) from None
 
 
+def value_of(text: str, where: str) -> Any:
+    """The value of a text as a recipe has it; RecipeError, at that place, where it has none."""
+    return _read(text, lambda line: where, {})
+
+
 def _seed(seed: Any, path: Path, lines: dict[tuple[str, ...], int]) -> int:
     if isinstance(seed, int) and not isinstance(seed, bool):
         return seed
@@ -257,7 +262,7 @@ def _override(recipe: Recipe, text: str) -> None:
         raise RecipeError("no '='", where, "write --set stage.key=value")
     if len(keys) > DEEPEST:
         raise RecipeError(f"more than {DEEPEST} deep", where, "write --set stage.key=value")
-    parsed = _read(value, lambda line: where, {})
+    parsed = value_of(value, where)
     if target == "seed":
         recipe.seed = _seed(parsed, Path(where), {})
         return

@@ -93,6 +93,10 @@ class Parquet(DatasetStage):
         """Of two caption stages side by side, how to name both."""
         return which_list(column, writers)
 
+    def texts(self, rows: pa.Table) -> pa.Array:
+        """TEXT_LIST: every text of each row, as they leave."""
+        return texts_of(rows, self.captions)
+
     def run(self, inputs: Inputs, ctx: Context) -> None:
         takes = self.taking
         rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)

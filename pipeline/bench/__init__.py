@@ -1,0 +1,1 @@
+"""`clipmill bench`: which subset of a pool is better, and by how much more than luck."""

@@ -1,0 +1,181 @@
+"""The rows of every arm, each in a subset file of its own: DIR/arms/NAME.parquet.
+
+Written a shard of the pool at a time; one that is made of the same as before stays.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.fingerprint import digest
+from metadata.schema import REPEATS
+from metadata.storage import Storage
+from metadata.subset_file import write_subset
+from pipeline.bench.listed import read_list
+from pipeline.bench.pool import Choice, RawRows
+from pipeline.bench.rows import (
+    Chance,
+    Every,
+    Kept,
+    Listed,
+    Mixed,
+    Rows,
+    chances,
+    listed,
+    texts_bound,
+)
+from pipeline.bench.spec import RAW, Bench
+from pipeline.errors import RecipeError
+from pipeline.planning.planned import PlannedStage
+
+FOLDER = "arms"
+BINS = 20  # leading bits by which coins are counted, so that few are held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """The rows of an arm: those with a picture and a caption, and how many an epoch has of them.
+
+    `lacking` is how many more the stage keeps, or the list names.
+    """
+
+    made_of: str
+    rows: int
+    samples: int
+    lacking: int
+
+
+def subset_name(name: str) -> str:
+    """The file of an arm's rows, in the bench's folder."""
+    return f"{FOLDER}/{name}.parquet"
+
+
+def random_name(size: int) -> str:
+    """The arm of as many rows by chance."""
+    return f"random_of_{size}"
+
+
+@dataclass
+class Maker:
+    """Writes the files; `raw_of` is the digest of the export that holds every row."""
+
+    raw: RawRows
+    raw_of: str
+    export: PlannedStage
+    folder: Storage
+    batches: Mapping[str, int]  # the largest in which rows are trained on, by their name
+    seed: int = 0
+    made: dict[str, Made] = field(default_factory=dict)
+    parts: dict[str, Rows] = field(default_factory=dict)
+
+    def make(self, bench: Bench, choices: Mapping[str, Choice]) -> dict[str, Made]:
+        """By name; RecipeError where an arm has no rows, or fewer than a batch."""
+        rows = self.raw.rows
+        self.parts[RAW] = Every()
+        self.add(RAW, Made(made_of=self.raw_of, rows=rows, samples=rows, lacking=0))
+        texts = texts_bound(self.export)
+        for name, choice in choices.items():
+            kept = Kept(choice, texts)
+            made_of = [choice.planned.fingerprint, choice.state.inputs_digest(choice.planned)]
+            self._put(name, kept, made_of)
+        for name, source in bench.rows.items():
+            if source.kind == "list":
+                uids, sha256 = read_list(source.path, name)
+                self._put(name, listed(uids), [sha256])
+        for name, source in bench.rows.items():
+            if source.kind == "mix":
+                parts = {part: self.parts[part] for part in source.shares}
+                samples = {part: self.made[part].samples for part in parts}
+                mixed = Mixed(name, parts, source.shares, samples, self.seed)
+                self._put(name, mixed, [[self.made[part].made_of for part in parts], source.shares])
+        return self.made
+
+    def add(self, name: str, made: Made) -> None:
+        """Rows that need no file."""
+        self.made[name] = made
+        self._refuse_few(name)
+
+    def make_random(self, sizes: list[int]) -> None:
+        """As many rows by chance, of each size that raw has more of."""
+        wanted = sorted({size for size in sizes if size < self.raw.rows})
+        todo = [size for size in wanted if not self._is_made(random_name(size), [size])]
+        for size, below in zip(todo, self._bounds(todo), strict=True):
+            self._put(random_name(size), Chance(below, self.seed), [size])
+
+    def _bounds(self, sizes: list[int]) -> list[int]:
+        """For each size the coin that so many rows of raw are below.
+
+        Two looks at the uids: the first counts coins by their leading bits, the second holds those
+        of the bins in which a bound lies.
+        """
+        if not sizes:
+            return []
+        shift = np.uint64(64 - BINS)
+        count_B = np.zeros(1 << BINS, np.int64)
+        for _, shard in self.raw.tables():
+            bins, counts = np.unique(chances(shard, self.seed) >> shift, return_counts=True)
+            count_B[bins.astype(np.int64)] += counts
+        before_B = np.cumsum(count_B) - count_B
+        bins = np.searchsorted(np.cumsum(count_B), sizes, side="right")
+        held: dict[int, list[np.ndarray]] = {int(number): [] for number in bins}
+        for _, shard in self.raw.tables():
+            bits_N = chances(shard, self.seed)
+            for number, found in held.items():
+                found.append(bits_N[bits_N >> shift == number])
+        return [
+            int(np.sort(np.concatenate(held[int(number)]))[size - before_B[number]])
+            for size, number in zip(sizes, bins, strict=True)
+        ]
+
+    def _is_made(self, name: str, made_of: object) -> bool:
+        """Whether the file is there, made of the same; then its facts are known."""
+        facts = self.folder.read_json(f"{FOLDER}/{name}.json", Made)
+        if facts is None or facts.made_of != self._digest(made_of):
+            return False
+        self.made[name] = facts
+        return self.folder.has(subset_name(name))
+
+    def _digest(self, made_of: object) -> str:
+        return digest([self.raw_of, self.seed, made_of])
+
+    def _put(self, name: str, rows: Rows, made_of: object) -> None:
+        self.parts[name] = rows
+        if not self._is_made(name, made_of):
+            samples = 0
+
+            def tables() -> Iterator[pa.Table]:
+                nonlocal samples
+                for number, shard in self.raw.tables():
+                    table = rows.of(shard, number)
+                    samples += int(pc.sum(table[REPEATS.name]).as_py() or 0)
+                    yield table
+
+            with self.folder.scratch(subset_name(name)) as path:
+                count = write_subset(path, tables())
+                self.folder.commit(path, subset_name(name))
+            whole = count
+            if isinstance(rows, Kept):
+                whole = rows.kept
+            elif isinstance(rows, Listed):
+                whole = max(count, len(rows.uid_U2))
+            self.made[name] = Made(
+                made_of=self._digest(made_of), rows=count, samples=samples, lacking=whole - count
+            )
+            text = json.dumps(asdict(self.made[name]))
+            self.folder.put(f"{FOLDER}/{name}.json", text.encode(), point="arm")
+        self._refuse_few(name)
+
+    def _refuse_few(self, name: str) -> None:
+        """Fewer rows than a batch: a row would be its own negative."""
+        made, batch = self.made[name], self.batches.get(name, 1)
+        if made.rows < batch:
+            lacking = f", and {made.lacking:,} without" if made.lacking else ""
+            raise RecipeError(
+                f"{made.rows:,} rows with a picture and a caption{lacking}; a batch has {batch:,}",
+                f"arm '{name}'",
+                "leave the arm out, or train in smaller batches: --set batch_size=N",
+            )

@@ -1,0 +1,198 @@
+"""The pool that all arms choose from: runs opened, their roots and pictures compared."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.outputs import Outputs
+from metadata.places import is_places, read_places
+from metadata.schema import IMAGE, SHA256, UID
+from metadata.storage import Storage
+from pipeline.bench.spec import Bench
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.export import Wanted, check_done, planned_export
+from pipeline.ledger.stored import stored
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.run_folder import lock
+from pipeline.run_folder.rows import PoolShards
+from pipeline.run_folder.state import RunState, latest, summary
+
+# Shapes: N rows of a shard.
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A stage of a run, as an export reads the rows that it keeps."""
+
+    arm: str
+    state: RunState
+    planned: PlannedStage
+
+    @property
+    def rows(self) -> PoolShards:
+        rows = self.state.inputs(self.planned)
+        assert isinstance(rows, PoolShards)  # no export stands on two roots
+        return rows
+
+    @property
+    def root(self) -> str:
+        return self.planned.root
+
+    @property
+    def image(self) -> Binding:
+        """The stage that gives the pictures, and its column."""
+        return self.planned.bindings[0][IMAGE.name]
+
+
+@dataclass
+class Runs:
+    """The runs that arms come from, each opened once."""
+
+    open: Callable[[str], RunState] = latest
+    states: dict[str, RunState] = field(default_factory=dict)
+
+    def choice(self, arm: str, run: str, stage: str) -> Choice:
+        """What the stage keeps; RecipeError where it is none, or not done."""
+        state = self.states.get(run) or self.opened(arm, run)
+        stages = state.plan.stages
+        with_rows = [name for name, planned in stages.items() if planned.gives_rows]
+        if stage not in with_rows:
+            selects = [name for name in with_rows if stages[name].is_select]
+            found = f"no stage '{stage}' with rows" if stage in stages else f"no stage '{stage}'"
+            do = did_you_mean(stage, [*selects, *with_rows], "stages with rows")
+            raise RecipeError(found, f"arm '{arm}', run {state.run}", do)
+        plan, name = planned_export(state.plan, stage, Wanted(to="parquet", stage=stage))
+        planned = plan.stages[name]
+        try:
+            check_done(state, planned)
+        except RecipeError as error:
+            raise RecipeError(
+                error.args[0], f"arm '{arm}', run {state.run}", error.args[2]
+            ) from None
+        return Choice(arm, state, planned)
+
+    def opened(self, arm: str, run: str) -> RunState:
+        """The state of a run in which nobody works."""
+        storage = Storage(run)
+        state = self.states[run] = self.open(run)
+        if lease := lock.holder(storage):
+            done = [summary(stage) for stage in state.stages.values()]
+            raise RecipeError(
+                f"a run that is at work: {done.count('done')} of {len(done)} stages are done,"
+                f" {lease} works on",
+                f"arm '{arm}', run {storage}",
+                "wait until it has ended, or stop it",
+            )
+        return state
+
+
+def choices_of(bench: Bench, runs: Runs) -> dict[str, Choice]:
+    """The arms of runs, all of one pool; RecipeError names two that are not."""
+    choices = {
+        name: runs.choice(name, source.run, source.stage)
+        for name, source in bench.rows.items()
+        if source.kind == "stage"
+    }
+    first, *others = choices.values()
+    for other in others:
+        _refuse_another_pool(first, other)
+        _refuse_other_pictures(first, other)
+    return choices
+
+
+def raw_of(choice: Choice) -> str:
+    """The stage whose export has every picture: the one that gives them."""
+    return choice.image[0]
+
+
+def are_of_one_pool(one: Choice, other: Choice) -> bool:
+    """Whether the rows are the same ones in the same order."""
+    if _digests(one, one.root) == _digests(other, other.root):
+        return True
+    pools = [stored(of.state, of.root, {}) for of in (one, other)]
+    sizes = [[pool.rows(shard) for shard in range(len(pool))] for pool in pools]
+    return sizes[0] == sizes[1] and all(
+        pools[0].table(shard)[UID.name].equals(pools[1].table(shard)[UID.name])
+        for shard in range(len(pools[0]))
+    )
+
+
+def _refuse_another_pool(one: Choice, other: Choice) -> None:
+    if are_of_one_pool(one, other):
+        return
+    pools = (stored(of.state, of.root, {}) for of in (one, other))
+    sizes = [
+        f"{sum(map(pool.rows, range(len(pool)))):,} rows in {len(pool)} shards" for pool in pools
+    ]
+    raise RecipeError(
+        f"arms '{one.arm}' and '{other.arm}' are of two pools: {sizes[0]} and {sizes[1]}, not the"
+        " same rows in the same order",
+        f"{one.state.run}, {other.state.run}",
+        "name arms of one pool, read in the same way; one of another can stand beside them:"
+        " --trusted RUN:STAGE",
+    )
+
+
+def _refuse_other_pictures(one: Choice, other: Choice) -> None:
+    """RecipeError where both have a row's picture, and it is not the same."""
+    if _digests(one, one.image[0]) == _digests(other, other.image[0]):
+        return
+    pools = []
+    for of in (one, other):
+        stage, _ = of.image
+        if SHA256.name not in {column.name for column in of.state.plan.stages[stage].stage.writes}:
+            return  # nothing tells
+        pools.append(stored(of.state, of.root, {SHA256.name: (stage, SHA256.name)}))
+    both = differ = 0
+    for shard in range(len(pools[0])):
+        equal = pc.equal(*(pool.table(shard)[SHA256.name] for pool in pools)).drop_null()
+        both += len(equal)
+        differ += len(equal) - int(pc.sum(equal).as_py() or 0)
+    if differ:
+        raise RecipeError(
+            f"arms '{one.arm}' and '{other.arm}' have other pictures: {differ:,} of {both:,} that"
+            " both have differ in their SHA-256",
+            f"'{one.image[0]}' of {one.state.run}, '{other.image[0]}' of {other.state.run}",
+            "name arms of one run, so that all are trained on the same pictures",
+        )
+
+
+def _digests(choice: Choice, stage: str) -> list[str]:
+    shards = choice.state.stages[stage].shards
+    return [shards[shard].digest for shard in sorted(shards)]
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """The rows of the pool that have a picture and a caption: those of the export."""
+
+    pool: PoolShards  # uid alone
+    there: tuple[NDArray[np.bool_], ...]  # (N,) by shard
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    @property
+    def rows(self) -> int:
+        return sum(int(np.count_nonzero(there_N)) for there_N in self.there)
+
+    def tables(self) -> Iterator[tuple[int, pa.Table]]:
+        """By shard: uid, shard and position of the rows that are there."""
+        for shard, there_N in enumerate(self.there):
+            yield shard, self.pool.table(shard).filter(pa.array(there_N))
+
+
+def raw_rows(choice: Choice, export: Storage) -> RawRows:
+    """Which rows of the pool an export holds, by the places that it stores."""
+    pool = stored(choice.state, choice.root, {})
+    there = tuple(np.zeros(pool.rows(shard), bool) for shard in range(len(pool)))
+    outputs = Outputs(export)
+    for name in filter(is_places, outputs.names):
+        place_N2 = read_places(outputs, name)
+        for shard in np.unique(place_N2[:, 0]):
+            there[shard][place_N2[place_N2[:, 0] == shard, 1]] = True
+    return RawRows(pool, there)

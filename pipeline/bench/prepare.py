@@ -1,0 +1,134 @@
+"""From a bench as asked for to a folder that runs: pictures exported once, arms written, a recipe.
+
+Nothing is trained here, and no picture is copied: what the arms read lies in the runs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metadata.record import Manifest
+from metadata.storage import Storage
+from pipeline.bench.arms import Made, Maker, subset_name
+from pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
+from pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
+from pipeline.bench.spec import RAW, TRUSTED, Arm, Bench, as_json
+from pipeline.errors import RecipeError, StageError
+from pipeline.export import Exported, Wanted, export
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.run_folder import lock
+from pipeline.run_folder.claim import claim
+from pipeline.target import refuse_others
+
+if TYPE_CHECKING:
+    from pipeline.engine.telling import Watcher
+    from pipeline.executors import Executor
+
+SPEC = "bench.json"
+OURS = (SPEC, FILE, "arms", lock.NAME)  # in a folder in which nothing has run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A bench that can run: its recipe planned, its arms, and the rows of each."""
+
+    bench: Bench
+    plan: Plan
+    arms: dict[str, Arm]
+    rows: dict[str, Made]  # by name of the rows
+
+    def made(self, arm: str) -> Made:
+        return self.rows[self.arms[arm].rows]
+
+
+def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
+    """Makes what is missing; RecipeError where the arms cannot be compared."""
+    if not out.has("run.json"):
+        refuse_others(out, OURS, "give --out a new folder, or an empty one")
+    path = str(Path(out.path, FILE)) if out.is_local else f"{out}/{FILE}"
+    runs = Runs()
+    choices = choices_of(bench, runs)
+    first = next(iter(choices.values()))
+    apart = _own(bench, runs, first)
+    if TRUSTED in bench.rows and apart is None:
+        source = bench.rows[TRUSTED]
+        choices[TRUSTED] = runs.choice(TRUSTED, source.run, source.stage)
+    batches = _batches(bench, path)
+    raw = _exported(first, raw_of(first), executor, watcher)
+    shown = Storage(raw.out)
+    with lock.held(out) as owned:
+        maker = Maker(
+            raw=raw_rows(first, shown),
+            raw_of=_digest(shown),
+            export=runs.choice(RAW, bench.runs[0], raw.stage).planned,
+            folder=owned,
+            batches=batches,
+            seed=first.state.plan.seed,
+        )
+        made = maker.make(bench, choices)
+        data = {name: Data(raw.out, str(_file(out, name))) for name in made}
+        data[RAW] = Data(raw.out, None)
+        if apart:
+            theirs = _exported(apart, bench.rows[TRUSTED].stage, executor, watcher)
+            data[TRUSTED] = Data(theirs.out, None)
+            count = theirs.exported
+            made_of = _digest(Storage(theirs.out))
+            maker.add(TRUSTED, Made(made_of=made_of, rows=count, samples=count, lacking=0))
+        maker.make_random([one.rows for one in made.values()])
+        random = [name for name in made if name not in data]
+        data |= {name: Data(raw.out, str(_file(out, name))) for name in random}
+        arms = arms_of(bench, random)
+        stages = stages_of(bench, arms, data)
+        plan = make_plan(recipe_of(stages, path))
+        claim(plan, owned)
+        owned.put(FILE, as_yaml(stages, out).encode(), point="bench")
+        owned.put(SPEC, json.dumps(as_json(bench), indent=1).encode(), point="bench")
+    return Prepared(bench=bench, plan=plan, arms=arms, rows=made)
+
+
+def _file(out: Storage, name: str) -> str:
+    """A file of the bench as a recipe names it."""
+    file = subset_name(name)
+    return str(Path(out.path, file)) if out.is_local else f"{out.uri.rstrip('/')}/{file}"
+
+
+def _own(bench: Bench, runs: Runs, first: Choice) -> Choice | None:
+    """The trusted rows, where they are of another pool: so they have an export of their own."""
+    source = bench.rows.get(TRUSTED)
+    if source is None or source.kind != "own":
+        return None
+    choice = runs.choice(TRUSTED, source.run, source.stage)
+    return None if are_of_one_pool(first, choice) else choice
+
+
+def _batches(bench: Bench, path: str) -> Mapping[str, int]:
+    """The largest batch in which rows are trained on; RecipeError where a setting cannot be."""
+    nowhere = Data("nowhere", None)
+    arms = arms_of(bench, [])
+    stages = stages_of(bench, arms, {name: nowhere for name in (RAW, *bench.rows)})
+    plan = make_plan(recipe_of(stages, path))
+    batches: dict[str, int] = {}
+    for name, arm in arms.items():
+        training: Any = plan.stages[name].stage
+        size = int(training.batch_size)
+        batches[arm.rows] = max(size, batches.get(arm.rows, 0))
+    return batches
+
+
+def _exported(choice: Choice, stage: str, executor: "Executor", watcher: "Watcher") -> Exported:
+    """The rows of a stage with their pictures, in the run's own folder."""
+    wanted = Wanted(to="parquet", stage=stage)
+    try:
+        return export(choice.state, wanted, None, executor, watcher)
+    except StageError as error:
+        if error.args[0].startswith("no row to export"):
+            raise RecipeError(error.args[0], f"arm '{choice.arm}'", error.args[2]) from None
+        raise
+
+
+def _digest(export_stage: Storage) -> str:
+    manifest = export_stage.read_json("manifest.json", Manifest)
+    assert manifest is not None  # it has just been made, or found done
+    return manifest.digest

@@ -1,0 +1,85 @@
+"""A bench as an ordinary recipe, DIR/bench.yaml: pictures decoded once, and of each arm a training
+and an evaluation."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metadata.storage import Storage
+from pipeline.bench.spec import RAW, SCORES, Arm, Bench
+from pipeline.planning.recipe import Recipe
+
+FILE = "bench.yaml"
+PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others
+
+
+@dataclass(frozen=True)
+class Data:
+    """What an arm is trained on: an export, and the file that says which rows of it."""
+
+    export: str  # URI of the stage's folder
+    subset: str | None  # None: all of it
+
+
+def arms_of(bench: Bench, random: list[str]) -> dict[str, Arm]:
+    """Every arm in the leaderboard's order: raw, those that were asked for, chance."""
+    return {
+        RAW: Arm(rows=RAW),
+        **bench.arms,
+        **{name: Arm(rows=name) for name in random},
+    }
+
+
+def stages_of(bench: Bench, arms: Mapping[str, Arm], data: Mapping[str, Data]) -> dict[str, Any]:
+    """The recipe's stages; `data` is by name of the rows."""
+    stages: dict[str, Any] = {}
+    for name, arm in arms.items():
+        of = data[arm.rows]
+        stages[name] = {
+            "uses": "train.clip",
+            "data": f"export:{of.export}",
+            **({"subset": of.subset} if of.subset else {}),
+            "scale": bench.scale,
+            **bench.settings,
+            **arm.settings,
+            "seeds": list(range(bench.seeds)),
+        }
+        stages[f"{name}{SCORES}"] = {
+            "uses": "evaluate.zero_shot",
+            "model": f"stage:{name}",
+            "tasks": bench.tasks,
+        }
+    return stages
+
+
+def recipe_of(stages: dict[str, Any], path: str) -> Recipe:
+    """The stages as a recipe that lies at a path, or will."""
+    return Recipe(name="bench", path=path, seed=0, stages=stages)
+
+
+def as_yaml(stages: Mapping[str, Any], out: Storage) -> str:
+    """The recipe's text: a stage a line."""
+    width = max(map(len, stages)) + 1
+    lines = [
+        "# A bench: one training and one evaluation of each arm, at equal samples seen.",
+        f"# Run:      clipmill bench --out {out}",
+        "# `--add NAME=RUN:STAGE` adds an arm and `--seeds` seeds: both write this file anew.",
+        "seed: 0",
+        "stages:",
+    ]
+    lines += [f"  {f'{name}:':<{width}} {_inline(keys)}" for name, keys in stages.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    """The value in YAML, on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_inline(held)}' for key, held in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=False)

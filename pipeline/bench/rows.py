@@ -1,0 +1,220 @@
+"""The rows of each arm, a shard at a time: what a stage keeps, a list names, chance takes, a
+mixture puts together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import CAPTIONS, LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
+from metadata.uid import coin, coin_hash, halves
+from pipeline.bench.pool import Choice
+from pipeline.planning.planned import PlannedStage
+
+# Shapes: N rows of a shard, K of an arm, U uids of a list.
+
+STAGE = "bench"  # of the coins
+
+
+class Rows(Protocol):
+    """Rows of an arm. A row that has no picture or no caption is in none."""
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether its rows have texts of their own."""
+        ...
+
+    def of(self, shard: pa.Table, number: int) -> pa.Table:
+        """Its rows of a shard: uid, shard, position, repeats, loss_weight, and texts of their own.
+
+        The shard holds uid, shard and position of every row with a picture and a caption.
+        """
+        ...
+
+
+@dataclass
+class Kept:
+    """What a stage keeps, as an export of it would have it. `lacking` counts kept rows without."""
+
+    choice: Choice
+    texts_of_raw: Mapping[str, Any]  # the bindings of texts in the export that is read
+    kept: int = 0  # of the shards that were read
+
+    @property
+    def has_texts(self) -> bool:
+        return texts_bound(self.choice.planned) != self.texts_of_raw
+
+    def of(self, shard: pa.Table, number: int) -> pa.Table:
+        stage: Any = self.choice.planned.stage
+        takes = stage.taking
+        bound = self.choice.planned.bindings[0]
+        names = [name for name in (*takes.tallied, LOSS_WEIGHT.name) if name in bound]
+        rows = self.choice.rows.select(names).table(number)
+        leaving_N, _ = takes(rows)
+        self.kept += int(np.count_nonzero(leaving_N))
+        rows = rows.filter(pa.array(leaving_N))
+        rows = rows.filter(pc.is_in(rows[POSITION.name], shard[POSITION.name].combine_chunks()))
+        columns = [rows[name] for name in (UID.name, SHARD.name, POSITION.name)]
+        for column in (REPEATS, LOSS_WEIGHT):
+            given = column.name in rows.column_names
+            values = rows[column.name] if given else pa.nulls(len(rows), column.dtype)
+            columns.append(values.fill_null(1))
+        names = [UID.name, SHARD.name, POSITION.name, REPEATS.name, LOSS_WEIGHT.name]
+        if self.has_texts:
+            columns.append(stage.texts(rows))
+            names.append(TEXTS.name)
+        return pa.table(columns, names)
+
+
+def texts_bound(planned: PlannedStage) -> dict[str, Any]:
+    """Where the texts of an export come from."""
+    names = ("text", TEXTS.name, CAPTIONS.name)
+    return {name: found for name, found in planned.bindings[0].items() if name in names}
+
+
+@dataclass(frozen=True)
+class Every:
+    """All rows, each once."""
+
+    has_texts = False
+
+    def of(self, shard: pa.Table, number: int) -> pa.Table:
+        return once(shard)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The rows whose uid a list names, as often as it does."""
+
+    uid_U2: NDArray[np.uint64]  # sorted, each once
+    times_U: NDArray[np.int32]
+    has_texts = False
+
+    def of(self, shard: pa.Table, number: int) -> pa.Table:
+        times_N = self.times(halves(shard[UID.name]))
+        rows = once(shard).filter(pa.array(times_N > 0))
+        return _with(rows, REPEATS.name, pa.array(times_N[times_N > 0], REPEATS.dtype))
+
+    def times(self, uid_N2: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """(N,) how often the list names each uid."""
+        if not len(self.uid_U2):
+            return np.zeros(len(uid_N2), np.int32)
+        # Halves are hashes: those that share the first half are next to each other, and few.
+        at_N = np.searchsorted(self.uid_U2[:, 0], uid_N2[:, 0])
+        times_N = np.zeros(len(uid_N2), np.int32)
+        while True:
+            inside_N = at_N < len(self.uid_U2)
+            row_N = self.uid_U2[np.minimum(at_N, len(self.uid_U2) - 1)]
+            near_N = inside_N & (row_N[:, 0] == uid_N2[:, 0])
+            same_N = near_N & (row_N[:, 1] == uid_N2[:, 1])
+            times_N[same_N] = self.times_U[at_N[same_N]]
+            if not near_N.any():
+                return times_N
+            at_N = np.where(near_N, at_N + 1, len(self.uid_U2))
+
+
+def listed(uid_N2: NDArray[np.uint64]) -> Listed:
+    """A list in any order, in which a uid may stand several times."""
+    order = np.lexsort((uid_N2[:, 1], uid_N2[:, 0]))
+    uid_N2 = uid_N2[order]
+    is_new_N = np.ones(len(uid_N2), bool)
+    is_new_N[1:] = (uid_N2[1:] != uid_N2[:-1]).any(axis=1)
+    first_U = np.flatnonzero(is_new_N)
+    times_U = np.diff(np.append(first_U, len(uid_N2))).astype(np.int32)
+    return Listed(uid_N2[first_U], times_U)
+
+
+@dataclass(frozen=True)
+class Chance:
+    """The rows with the least coins: a smaller one lies inside a larger one."""
+
+    below: int  # the coin of the first row that is out; 2**64 where none is
+    seed: int
+    has_texts = False
+
+    def of(self, shard: pa.Table, number: int) -> pa.Table:
+        bits_N = chances(shard, self.seed)
+        is_in_N = bits_N < np.uint64(self.below) if self.below < 2**64 else bits_N == bits_N
+        return once(shard.filter(pa.array(is_in_N)))
+
+
+def chances(shard: pa.Table, seed: int) -> NDArray[np.uint64]:
+    """(N,) the coin of each row."""
+    return coin_hash(shard[UID.name], seed=seed, stage=STAGE, purpose="random")
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Rows of several arms, repeated so that each arm has its share of an epoch's samples.
+
+    A row that stands k times in an arm of R samples is expected share * T / R * k times, T being
+    so large that no row of any arm is expected less than once. It is repeated by the whole part
+    of that, and once more where its coin is below the rest. What a row has from several arms is
+    added up; its texts are those of the first that has some, its weight is the mean by repeats.
+    """
+
+    name: str
+    parts: Mapping[str, Rows]
+    shares: Mapping[str, float]
+    samples: Mapping[str, int]  # of each part
+    seed: int
+
+    @property
+    def has_texts(self) -> bool:
+        return any(part.has_texts for part in self.parts.values())
+
+    @property
+    def total(self) -> float:
+        """Samples of an epoch, as expected."""
+        return max(self.samples[name] / share for name, share in self.shares.items())
+
+    def of(self, shard: pa.Table, number: int) -> pa.Table:
+        times_N = np.zeros(len(shard))
+        weight_N = np.zeros(len(shard))
+        texts: list[tuple[NDArray[np.int64], pa.Array]] = []
+        place_N = shard[POSITION.name].to_numpy()
+        for name, part in self.parts.items():
+            rows = part.of(shard, number)
+            at_K = np.searchsorted(place_N, rows[POSITION.name].to_numpy())
+            each = self.shares[name] * self.total / self.samples[name]
+            expected_K = each * rows[REPEATS.name].to_numpy()
+            times_N[at_K] += expected_K
+            weight_N[at_K] += expected_K * rows[LOSS_WEIGHT.name].to_numpy()
+            if part.has_texts:
+                texts.append((at_K, rows[TEXTS.name].combine_chunks()))
+        is_in_N = times_N > 0
+        whole_N = np.floor(times_N + 1e-9)  # 0.9999999999 is once
+        coin_N = coin(shard[UID.name], seed=self.seed, stage=STAGE, purpose=f"mix {self.name}")
+        repeats_N = (whole_N + (coin_N < times_N - whole_N)).astype(np.int32)[is_in_N]
+        rows = once(shard.filter(pa.array(is_in_N)))
+        rows = _with(rows, REPEATS.name, pa.array(repeats_N, REPEATS.dtype))
+        weight = pa.array((weight_N[is_in_N] / times_N[is_in_N]).astype(np.float32))
+        rows = _with(rows, LOSS_WEIGHT.name, weight)
+        return rows.append_column(TEXTS.name, _first(texts, is_in_N)) if texts else rows
+
+
+def _first(texts: list[tuple[NDArray[np.int64], pa.Array]], is_in_N: NDArray[np.bool_]) -> pa.Array:
+    """Of each row the texts of the first part that has it; null where none does."""
+    from_N = np.full(len(is_in_N), -1)
+    start = 0
+    for at_K, of in texts:
+        new_K = from_N[at_K] < 0
+        from_N[at_K[new_K]] = start + np.flatnonzero(new_K)
+        start += len(of)
+    from_K = from_N[is_in_N]
+    return pa.concat_arrays([of for _, of in texts]).take(pa.array(from_K, mask=from_K < 0))
+
+
+def once(shard: pa.Table) -> pa.Table:
+    """The rows, each once and of weight 1."""
+    rows = shard.select([UID.name, SHARD.name, POSITION.name])
+    rows = rows.append_column(REPEATS.name, pa.array(np.ones(len(rows), np.int32)))
+    return rows.append_column(LOSS_WEIGHT.name, pa.array(np.ones(len(rows), np.float32)))
+
+
+def _with(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return rows.set_column(rows.column_names.index(name), name, values)

@@ -1,0 +1,235 @@
+"""What a bench compares: arms, each rows and settings of a training; kept in DIR/bench.json."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from metadata.keys import without_keys
+from metadata.storage import KEYS
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.planning.recipe import value_of
+
+NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as of a stage: an arm is one
+RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
+RANDOM = re.compile(r"random_of_\d+")
+SCORES = "_scores"  # after an arm's name: the stage that evaluates its models
+PIXELS = "_pixels"  # and the one that decodes the pictures of an arm with an export of its own
+TAKEN = ("pixels", RAW)
+FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # the bench's own, in a training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where rows come from: a stage of a run, a list of uids, a mixture of others, chance, all.
+
+    `own` rows have an export of their own, whatever their root.
+    """
+
+    kind: Literal["raw", "stage", "own", "list", "mix", "random"]
+    run: str = ""
+    stage: str = ""
+    path: str = ""  # of a list
+    shares: dict[str, float] = field(default_factory=dict)  # of a mix: what part of the draws
+    size: int = 0  # of chance: rows
+
+    def __str__(self) -> str:
+        if self.kind in ("stage", "own"):
+            return f"{self.run}:{self.stage}"
+        if self.kind == "mix":
+            return ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
+        return self.path or (f"{self.size:,} rows by chance" if self.size else "every row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One line of the leaderboard: a model a seed, trained on `rows` with these settings."""
+
+    rows: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What DIR/bench.json holds, but for what follows from it: raw, and chance of each size."""
+
+    scale: str
+    seeds: int
+    tasks: str
+    settings: dict[str, Any] = field(default_factory=dict)  # of every training
+    rows: dict[str, Source] = field(default_factory=dict)
+    arms: dict[str, Arm] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs whose pool the arms choose from; the first one's pictures are trained on."""
+        return list(dict.fromkeys(it.run for it in self.rows.values() if it.kind == "stage"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The arguments, as they were given."""
+
+    arms: Sequence[str] = ()  # NAME=RUN:STAGE
+    lists: Sequence[str] = ()  # NAME=FILE
+    mixes: Sequence[str] = ()  # NAME=a:0.7,b:0.3
+    again: Sequence[str] = ()  # NAME=ROWS,key=value
+    trusted: str | None = None  # RUN:STAGE
+    oracle: str | None = None
+    sets: Sequence[str] = ()  # key=value
+    scale: str | None = None
+    seeds: int | None = None
+    tasks: str | None = None
+
+
+def bench_of(asked: Asked, before: Bench | None, out: str) -> Bench:
+    """What is asked for, beside what the folder had before; RecipeError where the two differ."""
+    rows = dict(before.rows) if before else {}
+    arms = dict(before.arms) if before else {}
+    for name, source in _sources(asked):
+        _add(rows, name, source)
+        if arms.setdefault(name, Arm(rows=name)) != Arm(rows=name):
+            raise _other(name, f"arm '{name}'")
+    for name, source in rows.items():
+        for part in source.shares:
+            _check_part(name, part, rows)
+    for text in asked.again:
+        name, arm = _trained_again(text, {RAW, *rows})
+        if arms.setdefault(name, arm) != arm:
+            raise _other(name, "--arm")
+    if not any(source.kind == "stage" for source in rows.values()):
+        raise RecipeError(
+            "no arm of a run",
+            "the arguments",
+            "name one, whose pool the others are of: NAME=RUN:STAGE",
+        )
+    settings = _settings(asked.sets, "--set")
+    bench = before or Bench(scale="nano", seeds=5, tasks="", settings=settings)
+    for key, given, held in (
+        ("--scale", asked.scale, bench.scale),
+        ("--set", settings, bench.settings),
+    ):
+        if before and given and given != held:
+            raise RecipeError(
+                f"{key} {given}, and this bench has {held or 'none'}",
+                out,
+                "arms are compared at equal training: give another --out",
+            )
+    if asked.seeds is not None and asked.seeds < (before.seeds if before else 1):
+        had = f", and {before.seeds} are trained" if before else ""
+        raise RecipeError(f"--seeds {asked.seeds}{had}", "the arguments", "give more")
+    tasks = _whole(asked.tasks, "--tasks") if asked.tasks else bench.tasks
+    if not tasks:
+        raise RecipeError("no tasks", "the arguments", "give --tasks DIR: what models are asked")
+    return replace(
+        bench,
+        scale=asked.scale or bench.scale,
+        seeds=asked.seeds or bench.seeds,
+        tasks=tasks,
+        rows=rows,
+        arms=arms,
+    )
+
+
+def as_json(bench: Bench) -> dict[str, Any]:
+    return asdict(bench)
+
+
+def _sources(asked: Asked) -> list[tuple[str, Source]]:
+    found = [_stage(*_named(text, "NAME=RUN:STAGE"), "stage") for text in asked.arms]
+    for text in asked.lists:
+        name, path = _named(text, "--import NAME=FILE")
+        found.append((name, Source(kind="list", path=_whole(path, "--import"))))
+    for text in asked.mixes:
+        name, parts = _named(text, "--mix NAME=a:0.7,b:0.3")
+        found.append((name, Source(kind="mix", shares=_shares(text, parts))))
+    if asked.trusted:
+        found.append(_stage(TRUSTED, asked.trusted, "own"))
+    if asked.oracle:
+        found.append((ORACLE, Source(kind="list", path=_whole(asked.oracle, "--oracle"))))
+    return found
+
+
+def _named(text: str, form: str) -> tuple[str, str]:
+    """Name and what it stands for."""
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise RecipeError(f"'{text}' names no arm", "the arguments", f"write {form}")
+    is_ours = name in TAKEN or RANDOM.fullmatch(name) or name.endswith((SCORES, PIXELS))
+    if is_ours or not NAME.fullmatch(name):
+        do = f"{name} is the bench's own name" if is_ours else "use letters, digits, _ and -"
+        raise RecipeError(f"'{name}' as an arm's name", "the arguments", f"{do}; give another")
+    return name, value
+
+
+def _stage(name: str, where: str, kind: Literal["stage", "own"]) -> tuple[str, Source]:
+    run, colon, stage = where.rpartition(":")
+    if not colon or not run or not stage or stage.startswith("//"):
+        do = f"write {name}=RUN:STAGE, a run folder and a stage of it"
+        raise RecipeError(f"'{where}' names no stage of a run", f"arm '{name}'", do)
+    return name, Source(kind=kind, run=_whole(run, f"arm '{name}'"), stage=stage)
+
+
+def _shares(text: str, parts: str) -> dict[str, float]:
+    """What part of the draws each has: the weights over their sum."""
+    weights: dict[str, float] = {}
+    for part in parts.split(","):
+        name, _, weight = part.partition(":")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            weights[name] = 0.0
+        if not 0 < weights[name] < float("inf"):
+            do = "write a weight above 0 behind each arm: --mix both=clip:0.7,text:0.3"
+            raise RecipeError(f"'{part}' has no weight", f"--mix {text}", do)
+    if len(weights) < 2 or len(weights) < len(parts.split(",")):
+        raise RecipeError("a mixture of one arm", f"--mix {text}", "name two or more, each once")
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def _check_part(name: str, part: str, rows: Mapping[str, Source]) -> None:
+    fits = [other for other, source in rows.items() if source.kind in ("stage", "list")]
+    if part not in (RAW, *fits):
+        do = did_you_mean(part, [RAW, *fits], "arms that can be mixed")
+        raise RecipeError(f"no arm '{part}' to mix", f"--mix {name}", do)
+
+
+def _trained_again(text: str, known: set[str]) -> tuple[str, Arm]:
+    form = "--arm NAME=ROWS,key=value: rows of another arm, and how they are trained"
+    name, value = _named(text, form)
+    rows, *given = value.split(",")
+    if rows not in known:
+        raise RecipeError(f"no arm '{rows}'", f"--arm {text}", did_you_mean(rows, sorted(known)))
+    if not given:
+        raise RecipeError(f"'{name}' is '{rows}' again", f"--arm {text}", f"write {form}")
+    return name, Arm(rows=rows, settings=_settings(given, f"--arm {text}"))
+
+
+def _settings(texts: Sequence[str], where: str) -> dict[str, Any]:
+    settings = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key in FIXED or not key.isidentifier():
+            do = "write key=value, a setting of train.clip: learning_rate=0.004"
+            do = f"{key} is the bench's own" if key in FIXED else do
+            raise RecipeError(f"'{text}' is no setting of a training", where, do)
+        settings[key] = value_of(value, where)
+    return settings
+
+
+def _add(rows: dict[str, Source], name: str, source: Source) -> None:
+    if rows.setdefault(name, source) != source:
+        raise _other(name, str(rows[name]))
+
+
+def _other(name: str, held: str) -> RecipeError:
+    do = "names are unique in a bench: give this one another"
+    return RecipeError(f"'{name}' stands for other rows or settings already", held, do)
+
+
+def _whole(path: str, where: str) -> str:
+    """The path from the root, so that the recipe runs anywhere; a URI as it is, without keys."""
+    if without_keys(path) != path:
+        raise RecipeError("a URI with keys in it", where, f"a recipe stores no keys: {KEYS}")
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

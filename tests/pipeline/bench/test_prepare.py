@@ -1,0 +1,171 @@
+"""From arms to a folder that runs: which rows each has, what is made once, what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.storage import Storage
+from pipeline.bench.prepare import Prepared, prepared
+from pipeline.bench.spec import Asked, Bench, bench_of
+from pipeline.errors import RecipeError
+from pipeline.executors.local import LocalExecutor
+from pipeline.planning.recipe import load_recipe
+from pipeline.progress import Lines
+from pipeline.run_folder import lock
+from pipeline.run_folder.state import latest
+from tests.pipeline.bench.conftest import ROWS, STAGES, caption, run_of
+
+SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1")
+THERE = [row for row in range(ROWS) if caption(row)]
+LONG = [row for row in THERE if len(caption(row).split()) >= 4]
+
+
+def prepare(out: Path, *, before: Bench | None = None, **asked) -> Prepared:
+    bench = bench_of(Asked(tasks="/eval", sets=() if before else SETS, **asked), before, str(out))
+    return prepared(bench, Storage(str(out)), LocalExecutor(0), Lines())
+
+
+def places(out: Path, name: str) -> list[int]:
+    """The rows of an arm by their number in the pool."""
+    table = pq.read_table(out / "arms" / f"{name}.parquet")
+    shard, position = (table[name].to_numpy() for name in ("shard", "position"))
+    return sorted((shard * 15 + position).tolist())
+
+
+@pytest.fixture(scope="module")
+def made(drawn_run, tmp_path_factory) -> tuple[Path, Prepared]:
+    out = tmp_path_factory.mktemp("made") / "bench"
+    names = (f"long={drawn_run}:long", f"large={drawn_run}:large", f"all={drawn_run}:look")
+    arms = prepare(out, arms=names, mixes=("both=long:0.5,large:0.5",), seeds=2)
+    return out, arms
+
+
+def test_an_arm_has_the_rows_that_its_stage_keeps(made):
+    out, arms = made
+    assert places(out, "long") == LONG
+    assert places(out, "all") == THERE
+    assert arms.rows["raw"].rows == len(THERE)
+    assert (arms.rows["long"].rows, arms.rows["long"].lacking) == (len(LONG), 0)
+    assert set(places(out, "both")) == {*places(out, "long"), *places(out, "large")}
+
+
+def test_chance_is_an_arm_of_each_size_once(made):
+    out, arms = made
+    sizes = {arms.rows[name].rows for name in ("long", "large", "both")}
+    random = [name for name in arms.arms if name.startswith("random")]
+    assert random == [f"random_of_{size}" for size in sorted(sizes)]  # none as large as raw
+    for size in sizes:
+        assert len(places(out, f"random_of_{size}")) == size
+
+
+def test_the_recipe_is_an_ordinary_one_in_which_an_arm_trains_and_is_scored(made):
+    out, arms = made
+    recipe = load_recipe(str(out / "bench.yaml"))
+    assert recipe.stages == arms.plan.recipe.stages
+    assert recipe.stages["long"]["subset"] == str(out / "arms" / "long.parquet")
+    assert "subset" not in recipe.stages["raw"]
+    assert recipe.stages["long_scores"] == {
+        **{"uses": "evaluate.zero_shot", "model": "stage:long", "tasks": "/eval"}
+    }
+    assert [name for name in arms.arms] == [
+        "raw",
+        "long",
+        "large",
+        "all",
+        "both",
+        *list(arms.arms)[5:],
+    ]
+
+
+def test_the_pictures_are_exported_once_and_none_is_copied(drawn_run, made):
+    exports = list((drawn_run / "stages").glob("*/out/dataset.json"))
+    assert [path.parts[-3].rpartition("-")[0] for path in exports] == ["export_pool_parquet"]
+    out, arms = made
+    data = {keys["data"] for keys in arms.plan.recipe.stages.values() if "subset" in keys}
+    assert len(data) == 1
+    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 100_000
+
+
+def test_what_is_there_is_not_made_again_and_an_arm_more_leaves_the_others(drawn_run, tmp_path):
+    out = tmp_path / "bench"
+    first = prepare(out, arms=(f"long={drawn_run}:long",), seeds=2)
+    stages = dict(first.plan.recipe.stages)
+    times = {path: path.stat().st_mtime_ns for path in (out / "arms").iterdir()}
+    listed = tmp_path / "uids.txt"
+    uids = pq.read_table(out / "arms" / "long.parquet")["uid"].to_pylist()
+    listed.write_text("\n".join(uid.hex() for uid in [*uids[:5], *uids[:3], b"\0" * 16]))
+    more = prepare(out, before=first.bench, lists=(f"few={listed}",), oracle=str(listed), seeds=3)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert (more.rows["few"].rows, more.rows["few"].samples) == (5, 8)
+    assert more.rows["few"].lacking == 1
+    assert more.rows["oracle"] == more.rows["few"]
+    same = {name: keys for name, keys in more.plan.recipe.stages.items() if name in stages}
+    assert same["long"] == {**stages["long"], "seeds": [0, 1, 2]}
+    assert list(json.loads((out / "bench.json").read_text())["arms"]) == ["long", "few", "oracle"]
+
+
+def test_an_equal_export_of_the_run_is_read_where_it_is(drawn_run, tmp_path):
+    stages = STAGES.split("nothing:")[0] + "mine: {uses: export.parquet, from: pool}\n"
+    run = run_of(tmp_path, stages, rows=20)
+    arms = prepare(tmp_path / "bench", arms=(f"long={run}:long",), seeds=1)
+    (mine,) = (run / "stages").glob("mine-*")
+    assert arms.plan.recipe.stages["raw"]["data"] == f"export:{mine}"
+    assert not list((run / "stages").glob("export_*"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "found", "do"),
+    [
+        ("lnog", "no stage 'lnog'", "did you mean 'long'?"),
+        ("nothing", "0 rows with a picture and a caption; a batch has 4", "leave the arm out"),
+        ("few", "2 rows with a picture and a caption; a batch has 4", "--set batch_size=N"),
+    ],
+)
+def test_an_arm_without_rows_is_refused(drawn_run, tmp_path, stage, found, do):
+    with pytest.raises(RecipeError) as error:
+        prepare(tmp_path / "bench", arms=(f"a={drawn_run}:{stage}",))
+    assert error.value.args[0] == found
+    assert do in error.value.args[2]
+    assert "'a'" in error.value.args[1]
+    prepare(tmp_path / "bench", arms=(f"b={drawn_run}:long",))  # the folder can be used
+
+
+def test_two_pools_in_one_bench_are_refused_with_both_names(drawn_run, tmp_path):
+    other = run_of(tmp_path / "other", STAGES.split("large:")[0], rows=30)
+    with pytest.raises(RecipeError) as error:
+        prepare(tmp_path / "bench", arms=(f"a={drawn_run}:long", f"b={other}:long"))
+    assert "'a' and 'b' are of two pools: 40 rows in 3 shards and 30 rows in 2" in str(error.value)
+    assert str(drawn_run) in str(error.value)
+    assert str(other) in str(error.value)
+    arms = prepare(tmp_path / "bench", arms=(f"a={drawn_run}:long",), trusted=f"{other}:long")
+    stages = arms.plan.recipe.stages
+    assert stages["trusted"]["data"] != stages["a"]["data"] == stages["raw"]["data"]
+    assert arms.rows["trusted"].rows == len([row for row in LONG if row < 30])
+
+
+def test_a_run_that_is_at_work_or_not_done_is_refused_with_numbers(drawn_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(drawn_run, run)
+    with lock.held(Storage(str(run))), pytest.raises(RecipeError) as error:
+        prepare(tmp_path / "bench", arms=(f"a={run}:long",))
+    assert "a run that is at work: 7 of 7 stages are done" in error.value.args[0]
+    long = latest(str(run)).stages["long"].folder
+    for name in ("000001.json", "records.parquet"):
+        (Path(long.path) / name).unlink(missing_ok=True)
+    with pytest.raises(RecipeError, match="stage 'long' is not done: "):
+        prepare(tmp_path / "bench", arms=(f"a={run}:long",))
+
+
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(drawn_run, tmp_path):
+    with pytest.raises(RecipeError, match="learning_rat"):
+        prepare(tmp_path / "bench", arms=(f"a={drawn_run}:long",), again=("b=a,learning_rat=1",))
+    assert not (tmp_path / "bench").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(drawn_run, tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(RecipeError, match=r"other files: photo\.jpg"):
+        prepare(tmp_path, arms=(f"a={drawn_run}:long",))

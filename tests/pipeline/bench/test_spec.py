@@ -1,0 +1,90 @@
+"""What a bench is asked for: names, sources, settings; and what differs from before."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.bench.spec import Arm, Asked, Bench, Source, bench_of
+from pipeline.errors import RecipeError
+
+ASKED = Asked(arms=("best=/run:subset",), tasks="/eval", scale="nano", seeds=2)
+
+
+def asked(**more) -> Bench:
+    return bench_of(replace(ASKED, **more), None, "/bench")
+
+
+def test_an_arm_is_rows_and_settings():
+    bench = asked(
+        arms=("best=/run:subset", "far=s3://bucket/run:subset"),
+        lists=("dc=/lists/dc.npy",),
+        mixes=("both=best:7,dc:3",),
+        again=("fast=best,learning_rate=4e-3,texts=first",),
+        trusted="/other:pairs",
+        sets=("batch_size=32",),
+    )
+    assert bench.rows == {
+        "best": Source(kind="stage", run="/run", stage="subset"),
+        "far": Source(kind="stage", run="s3://bucket/run", stage="subset"),
+        "dc": Source(kind="list", path="/lists/dc.npy"),
+        "both": Source(kind="mix", shares={"best": 0.7, "dc": 0.3}),
+        "trusted": Source(kind="own", run="/other", stage="pairs"),
+    }
+    fast = Arm(rows="best", settings={"learning_rate": 0.004, "texts": "first"})
+    assert bench.arms["fast"] == fast
+    assert bench.arms["both"] == Arm(rows="both")
+    assert (bench.settings, bench.runs) == ({"batch_size": 32}, ["/run", "s3://bucket/run"])
+
+
+def test_what_is_added_stands_beside_what_was_there():
+    before = asked()
+    more = bench_of(Asked(arms=("text=/run:long",), seeds=4), before, "/bench")
+    assert list(more.rows) == ["best", "text"]
+    assert (more.seeds, more.tasks) == (4, "/eval")
+    assert bench_of(Asked(), more, "/bench") == more
+    assert bench_of(ASKED, before, "/bench") == before  # the same command goes on
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"arms": ()}, "no arm of a run"),
+        ({"arms": ("run:subset",)}, "names no arm"),
+        ({"arms": ("best=subset",)}, "names no stage of a run"),
+        ({"arms": ("raw=/run:a",)}, "'raw' as an arm's name"),
+        ({"arms": ("random_of_7=/run:a",)}, "'random_of_7' as an arm's name"),
+        ({"arms": ("a_scores=/run:a",)}, "'a_scores' as an arm's name"),
+        ({"arms": ("a b=/run:a",)}, "'a b' as an arm's name"),
+        ({"arms": ("best=/run:a", "best=/run:b")}, "'best' stands for other rows"),
+        ({"again": ("best=raw,texts=first",)}, "'best' stands for other rows"),
+        ({"again": ("fast=bset,texts=first",)}, "no arm 'bset'"),
+        ({"again": ("fast=best",)}, "'fast' is 'best' again"),
+        ({"again": ("fast=best,seeds=3",)}, "'seeds=3' is no setting"),
+        ({"sets": ("learning_rate",)}, "'learning_rate' is no setting"),
+        ({"mixes": ("both=best:0.7",)}, "a mixture of one arm"),
+        ({"mixes": ("both=best:0.7,txet:0.3",)}, "no arm 'txet' to mix"),
+        ({"mixes": ("both=best:0.7,raw:-1",)}, "'raw:-1' has no weight"),
+        ({"tasks": None}, "no tasks"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"arms": ("best=s3://key:secret@bucket/run:a",)}, "a URI with keys"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(more, found):
+    with pytest.raises(RecipeError) as error:
+        asked(**more)
+    assert found in error.value.args[0]
+
+
+@pytest.mark.parametrize(
+    ("then", "found"),
+    [
+        (Asked(arms=("best=/run:other",)), "'best' stands for other rows"),
+        (Asked(scale="small"), "--scale small, and this bench has nano"),
+        (Asked(sets=("batch_size=64",)), "--set {'batch_size': 64}, and this bench has none"),
+        (Asked(seeds=1), "--seeds 1, and 2 are trained"),
+    ],
+)
+def test_a_bench_stays_what_it_was(then, found):
+    with pytest.raises(RecipeError) as error:
+        bench_of(then, asked(), "/bench")
+    assert found in error.value.args[0]
