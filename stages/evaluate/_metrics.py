@@ -1,23 +1,27 @@
-"""Zero-shot metrics, all of them read off ranks, with 95 % intervals.
+"""Zero-shot metrics, all of them read off ranks, with 95 % intervals and their value by guessing.
 
 A rank is 0 where the right answer scores best; a hit at k is a rank below k. Ties go to the answer
 that stands first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metadata.stats import wilson
+from stages.evaluate import _chance as chance
 
-# Shapes: N queries, M answers, C classes, D width of the embedding.
+# Shapes: N queries, M answers, C classes, G groups, I instances, D width of the embedding.
 
 SCORES = 2**22  # (queries, answers) scores held at a time: 32 MB
 CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
 NEVER = np.iinfo(np.int64).max  # rank of what no answer is right for: a hit at no k
+HARD = 10  # candidates of a WinoGAViL instance that counts
+DRAWS = 200  # bootstrapped samples of the pictures, for the metric that is no mean over them
+Metrics = dict[str, dict[str, Any] | None]
 
 
 def best_ranks(
@@ -46,7 +50,7 @@ def best_ranks(
 
 def classification(
     rank_N: NDArray[np.int64], label_N: NDArray[np.integer], classes: int
-) -> dict[str, Any]:
+) -> Metrics:
     """acc1, acc5 (null below 5 classes) and the mean of the recalls of the classes that occur.
 
     Source: CLIP_benchmark's zeroshot_classification; the last is sklearn's balanced accuracy.
@@ -55,28 +59,119 @@ def classification(
     recall_C = np.bincount(index_N, rank_N < 1, minlength=len(known)) / count_C
     # A class of few images moves the mean as much as one of many: fewer images' worth of proof.
     trials = len(known) ** 2 / (1 / count_C).sum()
-    acc = {f"acc{k}": proportion(rank_N < k) if classes >= k else None for k in CLASSIFICATION_KS}
-    return {**acc, "mean_per_class_recall": interval(float(recall_C.mean()), trials)}
+    found: Metrics = {
+        f"acc{k}": proportion(rank_N < k, k / classes) if classes >= k else None
+        for k in CLASSIFICATION_KS
+    }
+    mean = interval(float(recall_C.mean()), trials)
+    return {**found, "mean_per_class_recall": mean | {"chance": 1 / classes}}
 
 
-def retrieval(text_rank_N: NDArray[np.int64], image_rank_K: NDArray[np.int64]) -> dict[str, Any]:
+def worst_group(
+    hit_N: NDArray[np.bool_],
+    group_N: NDArray[np.integer],
+    guess: float,
+    ignored: Sequence[int] = (),
+) -> dict[str, Any]:
+    """The least share of hits of a group, and the group's number; `guess` is a hit's chance.
+
+    Source: WILDS' worst-group accuracy (Koh et al. 2021). Of equal groups the first is named.
+    Error: the interval is that group's alone; which group is worst is taken as known.
+    """
+    some_G = np.setdiff1d(group_N, ignored)
+    count_G = np.array([(group_N == group).sum() for group in some_G])
+    share_G = np.array([hit_N[group_N == group].mean() for group in some_G])
+    worst = int(share_G.argmin())
+    found = interval(float(share_G[worst]), int(count_G[worst]))
+    return found | {"chance": chance.least_share(guess, count_G), "group": int(some_G[worst])}
+
+
+def macro_f1(
+    predicted_N: NDArray[np.integer], label_N: NDArray[np.integer], classes: int
+) -> dict[str, Any]:
+    """Mean F1 of the classes that occur; pictures drawn again and again give the interval.
+
+    Source: WILDS' F1-macro_all, which is sklearn's f1_score over the labels that occur.
+    """
+    right_N = predicted_N == label_N
+
+    def mean_f1(row_N: NDArray[np.integer]) -> float:
+        true_C, guessed_C, hit_C = (
+            np.bincount(of_N, minlength=classes)
+            for of_N in (label_N[row_N], predicted_N[row_N], label_N[row_N][right_N[row_N]])
+        )
+        occurs_C = true_C > 0
+        return float((2 * hit_C[occurs_C] / (true_C + guessed_C)[occurs_C]).mean())
+
+    every_N = np.arange(len(label_N))
+    draw = np.random.default_rng(0)  # the same draws whenever it is computed
+    drawn = [mean_f1(draw.integers(0, len(every_N), len(every_N))) for _ in range(DRAWS)]
+    value = mean_f1(every_N)
+    low, high = (float(bound) for bound in np.quantile(drawn, (0.025, 0.975)))
+    guessed = chance.macro_f1(np.bincount(label_N, minlength=classes))
+    return {"value": value, "low": min(low, value), "high": max(high, value), "chance": guessed}
+
+
+def retrieval(
+    text_rank_N: NDArray[np.int64],
+    image_rank_K: NDArray[np.int64],
+    count_N: NDArray[np.integer],
+) -> Metrics:
     """R@k of the texts found for each image (one of its own is enough), and of each text's image.
 
-    An image without a text has found none: a miss.
+    count_N: how many of the K texts are each image's. One without a text has found none: a miss.
+    mean_recall@1 is the mean of the two.
 
-    Source: CLIP_benchmark's zeroshot_retrieval.
+    Source: CLIP_benchmark's zeroshot_retrieval; the mean is DataComp's.
     """
-    images = int((text_rank_N != NEVER).sum())  # captions of one are no independent trials
-    found: dict[str, Any] = {}
+    images, texts = len(text_rank_N), len(image_rank_K)
+    trials = int((text_rank_N != NEVER).sum())  # captions of one are no independent trials
+    found: dict[str, dict[str, Any]] = {}
     for k in RETRIEVAL_KS:
-        found[f"image_retrieval_recall@{k}"] = interval(float((image_rank_K < k).mean()), images)
-        found[f"text_retrieval_recall@{k}"] = proportion(text_rank_N < k)
-    return found
+        by_text = interval(float((image_rank_K < k).mean()), trials)
+        found[f"image_retrieval_recall@{k}"] = by_text | {"chance": min(1.0, k / images)}
+        guess = float(chance.any_of(count_N, texts, k).mean())
+        found[f"text_retrieval_recall@{k}"] = proportion(text_rank_N < k, guess)
+    both = [found[f"{side}_retrieval_recall@1"] for side in ("image", "text")]
+    mean = interval(sum(one["value"] for one in both) / 2, trials)
+    found["mean_recall@1"] = mean | {"chance": sum(one["chance"] for one in both) / 2}
+    return {**found}
 
 
-def proportion(hit_N: NDArray[np.bool_]) -> dict[str, float]:
-    """Share of hits, with its interval."""
-    return interval(float(hit_N.mean()), len(hit_N))
+def association(
+    rank_N: NDArray[np.int64], right_N: NDArray[np.bool_], instance_N: NDArray[np.integer]
+) -> Metrics:
+    """Mean Jaccard index of the right pictures and as many that score best, by instance.
+
+    rank_N is each picture's rank within its instance. Of all instances; of those with 5 or 6
+    candidates; of those with 10 to 12, the metric that counts. Null where there is none.
+
+    Source: WinoGAViL (Bitton et al. 2022) as DataComp scores it.
+    Error: the interval takes each instance as one trial; an index varies less than a hit does.
+    """
+    _, index_N, count_I = np.unique(instance_N, return_inverse=True, return_counts=True)
+    wanted_I = np.bincount(index_N, right_N, minlength=len(count_I)).astype(np.int64)
+    taken_N = rank_N < wanted_I[index_N]
+    both_I = np.bincount(index_N, taken_N & right_N, minlength=len(count_I))
+    index_I = both_I / (2 * wanted_I - both_I)
+    guess_I = np.array([chance.jaccard(n, a) for n, a in zip(count_I, wanted_I, strict=True)])
+    parts = {
+        "avg_jaccard_score": count_I > 0,
+        "jaccard_score_5-6": count_I <= 6,
+        "jaccard_score_10-12": count_I >= HARD,
+    }
+    return {
+        name: interval(float(index_I[of_I].mean()), int(of_I.sum()))
+        | {"chance": float(guess_I[of_I].mean())}
+        if of_I.any()
+        else None
+        for name, of_I in parts.items()
+    }
+
+
+def proportion(hit_N: NDArray[np.bool_], guess: float) -> dict[str, Any]:
+    """Share of hits, its interval, and what guessing gives."""
+    return interval(float(hit_N.mean()), len(hit_N)) | {"chance": guess}
 
 
 def interval(share: float, trials: float) -> dict[str, float]:

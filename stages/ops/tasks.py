@@ -1,64 +1,49 @@
 """Evaluation tasks on storage, in CLIP_benchmark's webdataset layout, and what is wrong with them.
 
 NAME/classnames.txt, NAME/zeroshot_classification_templates.txt (`{c}` is the class),
-NAME/test/nshards.txt, NAME/test/0.tar …: KEY.png (jpg, jpeg, webp) beside KEY.cls, a class number.
-A retrieval task has KEY.txt, one caption a line, and no class names.
+NAME/test/nshards.txt, NAME/test/0.tar …: KEY.png (jpg, jpeg, webp) beside KEY.cls, a class number,
+and KEY.npy, numbers that say which group the picture is of. A retrieval task has KEY.txt, one
+caption a line, and no class names; or NAME/test/*.parquet with `image` and `caption`. A task of
+associations (WinoGAViL) is Parquet: `cue`, `candidates`, `candidate_images`, `associations`.
 """
 
 import hashlib
 import shlex
-import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
-import numpy as np
-from numpy.typing import NDArray
 from pyarrow import fs
 
 from metadata.fingerprint import digest
 from metadata.storage import Storage
 from pipeline.errors import StageError
+from stages.ops._task_samples import (
+    BROKEN,
+    CLASSNAMES,
+    CUE,
+    OF_CAPTIONS,
+    OF_CUES,
+    PARQUET,
+    Finding,
+    Kind,
+    Sample,
+    TaskFolder,
+    columns,
+    samples,
+    text_of,
+)
+from stages.ops.listed_tasks import listed
 
-CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+__all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # for whoever asks here
+
+TEMPLATES = "zeroshot_classification_templates.txt"
 NSHARDS, TYPE = "test/nshards.txt", "dataset_type.txt"
-IMAGES = ("png", "jpg", "jpeg", "webp")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with a task; a fatal one would make its figures wrong or missing."""
-
-    found: str
-    where: str
-    do: str
-    is_fatal: bool = True
-
-
-@dataclass(frozen=True)
-class TaskFolder:
-    """What a task's text files say."""
-
-    name: str
-    is_retrieval: bool
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
-    shards: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture, and its class or captions."""
-
-    key: str
-    rgb: NDArray[np.uint8]
-    label: int = -1
-    captions: tuple[str, ...] = ()
+CACHE = "hf_cache"  # where DataComp's own download keeps three tasks, in no layout to read
 
 
 def names(folder: Storage) -> list[str]:
     """The tasks of a folder: its subfolders, by name; hidden ones are passed over."""
-    return [name for name in folder.folders() if not name.startswith(".")]
+    return [name for name in folder.folders() if not name.startswith(".") and name != CACHE]
 
 
 def none_at(folder: Storage) -> str:
@@ -89,48 +74,26 @@ def listing_digest(folder: Storage) -> str:
 def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
     """A task from its text files and the names of its shards, and findings; reads no picture."""
     classnames, templates = _lines(folder, name, CLASSNAMES), _lines(folder, name, TEMPLATES)
-    lines = _lines(folder, name, TYPE)
-    is_retrieval = lines[0] == "retrieval" if lines else classnames is None and templates is None
     shards, findings = _shards(folder, name)
-    if not is_retrieval:
+    kind, more = _kind(folder, name, shards, classnames is None and templates is None)
+    findings += more
+    if kind == "classification":
         findings += _name_findings(name, classnames, templates)
+    known = listed(name)
+    as_listed = known and (known.classes or 0) in (len(classnames or ()), 0)
     task = TaskFolder(
         name=name,
-        is_retrieval=is_retrieval,
+        kind=kind,
         classnames=tuple(classnames or ()),
         templates=tuple(templates or ()),
         shards=shards,
+        listed=known if as_listed else None,
     )
+    if known and not as_listed and classnames:
+        text = f"{len(classnames)} classes, and DataComp's {known.name} has {known.classes}"
+        do = "it is scored as a task of your own; name it so, or bring DataComp's"
+        findings.append(Finding(text, f"{name}/{CLASSNAMES}", do, False))
     return task, findings
-
-
-def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
-    """Every sample of a task's shards in order; a Finding in the place of a bad sample."""
-    from stages.ops.images import ImageError, decode
-
-    for shard in task.shards:
-        where = f"{task.name}/test/{shard}"
-        try:
-            for key, members in _groups(folder, where):
-                body = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-                truth = members.get("txt" if task.is_retrieval else "cls")
-                place = f"{where}, key {key}"
-                try:
-                    if body is None or truth is None:
-                        lacks = "picture" if body is None else "KEY.cls or KEY.txt"
-                        yield Finding(f"a sample without a {lacks}", place, "add it, or drop it")
-                    elif task.is_retrieval:
-                        captions = tuple(filter(None, map(str.strip, _text(truth).splitlines())))
-                        yield Sample(key, decode(body), captions=captions)
-                    else:
-                        yield _labelled(key, body, truth, task, place)
-                except ImageError as error:
-                    yield Finding(f"a picture that is {error.code}", place, "replace it")
-                except ValueError:
-                    label = truth[:20] if truth else b""
-                    yield Finding(f"KEY.cls holds {label!r}", place, "write a class number")
-        except (OSError, tarfile.TarError) as error:
-            yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
 
 
 def refuse(findings: list[Finding], stage: str, folder: Storage, key: str = "tasks") -> None:
@@ -172,30 +135,45 @@ def check(uri: str) -> list[Finding]:
             )
             findings.append(Finding(text, name, "write one a line into KEY.txt", is_fatal))
         unseen = [c for i, c in enumerate(task.classnames) if i not in labels]
-        if not task.is_retrieval and unseen and labels:
+        if task.kind == "classification" and unseen and labels:
             text = f"{len(unseen)} of {len(task.classnames)} classes have no picture: {unseen[0]!r}"
             findings.append(Finding(text, f"{name}/{CLASSNAMES}", "check the names' order", False))
     return findings
 
 
-def _labelled(
-    key: str, body: bytes, truth: bytes, task: TaskFolder, place: str
-) -> Sample | Finding:
-    from stages.ops.images import decode
-
-    label = int(_text(truth))
-    if 0 <= label < len(task.classnames):
-        return Sample(key, decode(body), label)
-    return Finding(
-        f"class {label}, and {CLASSNAMES} names {len(task.classnames)}",
-        place,
-        f"name class n in line n + 1 of {CLASSNAMES}",
-    )
+def _kind(
+    folder: Storage, name: str, shards: tuple[str, ...], is_bare: bool
+) -> tuple[Kind, list[Finding]]:
+    """What kind of task it is; `is_bare`: without class names and templates."""
+    known = listed(name)
+    if known and known.metric is None:
+        return "unscored", []
+    lines = _lines(folder, name, TYPE)
+    if lines and lines[0] not in ("retrieval", "classification"):
+        text = f"a {lines[0]} task, which has no rule here"
+        return "classification", [Finding(text, f"{name}/{TYPE}", "take its folder out")]
+    if shards and shards[0].endswith(PARQUET):
+        where = f"{name}/test/{shards[0]}"
+        try:
+            there = set(columns(folder, where))
+        except BROKEN as error:
+            text = f"a shard that cannot be read: {error}"
+            return "retrieval", [Finding(text, where, "copy it again")]
+        lacks = set(OF_CUES if CUE in there else OF_CAPTIONS) - there
+        kind: Kind = "association" if CUE in there else "retrieval"
+        text = f"no column {sorted(lacks)[0]!r}" if lacks else ""
+        return kind, [Finding(text, where, "write it into the file")] if lacks else []
+    is_retrieval = lines[0] == "retrieval" if lines else is_bare
+    return ("retrieval" if is_retrieval else "classification"), []
 
 
 def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]:
     lines = _lines(folder, name, NSHARDS)
     where = f"{name}/{NSHARDS}"
+    there = {e.name for e in folder.entries(f"{name}/test")}
+    tables = tuple(sorted(file for file in there if file.endswith(PARQUET)))
+    if tables and lines is None:
+        return tables, []
     if lines is None and folder.read_if_there(NSHARDS) is not None:
         return (), [Finding("a task, not a folder of them", NSHARDS, "give the folder above it")]
     if lines is None:
@@ -203,7 +181,7 @@ def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]
     if not lines or not lines[0].isdecimal() or not int(lines[0]):
         return (), [Finding(f"holds {' '.join(lines)!r}", where, "write the number of shards")]
     shards = tuple(f"{number}.tar" for number in range(int(lines[0])))
-    there = {e.name for e in folder.entries(f"{name}/test") if e.name.endswith(".tar")}
+    there = {file for file in there if file.endswith(".tar")}
     findings = []
     if missing := [shard for shard in shards if shard not in there]:
         findings.append(
@@ -247,28 +225,6 @@ def _name_findings(
     return findings
 
 
-def _groups(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of a tar: neighbours of one key; a repeated suffix begins a new sample."""
-    key, members = "", {}  # type: str, dict[str, bytes]
-    with folder.open(shard) as source, tarfile.open(fileobj=source, mode="r:") as tar:
-        for member in tar:
-            stem, _, suffix = member.name.rpartition("/")[2].partition(".")
-            if not member.isfile() or not stem:
-                continue
-            if members and (stem != key or suffix in members):
-                yield key, members
-                members = {}
-            key = stem
-            file = tar.extractfile(member)
-            members[suffix.lower()] = file.read() if file else b""
-    if members:
-        yield key, members
-
-
 def _lines(folder: Storage, name: str, file: str) -> list[str] | None:
     data = folder.read_if_there(f"{name}/{file}")
-    return None if data is None else [line.strip() for line in _text(data).splitlines()]
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "replace").strip("\ufeff\n\r ")
+    return None if data is None else [line.strip() for line in text_of(data).splitlines()]
