@@ -72,13 +72,17 @@ def worst_group(
     group_N: NDArray[np.integer],
     guess: float,
     ignored: Sequence[int] = (),
-) -> dict[str, Any]:
-    """The least share of hits of a group, and the group's number; `guess` is a hit's chance.
+) -> dict[str, Any] | None:
+    """The least share of hits of a group, and the group's number; null without a group that counts.
+
+    `guess` is the chance of a hit.
 
     Source: WILDS' worst-group accuracy (Koh et al. 2021). Of equal groups the first is named.
     Error: the interval is that group's alone; which group is worst is taken as known.
     """
     some_G = np.setdiff1d(group_N, ignored)
+    if not len(some_G):
+        return None
     count_G = np.array([(group_N == group).sum() for group in some_G])
     share_G = np.array([hit_N[group_N == group].mean() for group in some_G])
     worst = int(share_G.argmin())
