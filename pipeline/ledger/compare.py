@@ -74,6 +74,14 @@ class Comparison:
         return None if self.apart.high is None else self.apart.high - self.apart.value
 
     @property
+    def short(self) -> str:
+        """The verdict where the figures stand beside it."""
+        if self.verdict == "unclaimed":
+            return self.words
+        told = {"better": f"beats {self.baseline}", "worse": f"{self.baseline} beats it"}
+        return told.get(self.verdict, "no difference")
+
+    @property
     def words(self) -> str:
         """The verdict as a sentence, in points of 100."""
         points = f"{100 * abs(self.apart.value):.1f}"

@@ -1,12 +1,13 @@
 """What a metric would be on other items: on draws, with replacement, of those that a task holds.
 
-Every metric is read off the stored rank of each item, as a ratio of sums over items, by group: its
-value is the mean over groups.
+A metric is read off the stored rank of each item again, as a ratio of two sums over items, by
+group: its value is the mean over groups. A reading that does not give the stored value is none.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,69 +15,135 @@ from numpy.typing import NDArray
 
 from metadata.stats import DRAWS, draw_weights
 
-# Shapes: N items (pictures), K terms, G groups, S models, D draws.
+# Shapes: N rows of ranks, K terms, G groups, S models, D draws, B of them held at a time.
 
 AT = re.compile(r"(acc|image_retrieval_recall@|text_retrieval_recall@)(\d+)$")
-PER_CLASS = "mean_per_class_recall"
+PER_CLASS, BOTH_WAYS, MACRO_F1 = "mean_per_class_recall", "mean_recall@1", "F1-macro_all"
+JACCARD = {
+    "avg_jaccard_score": (0, 99),
+    "jaccard_score_5-6": (0, 6),
+    "jaccard_score_10-12": (10, 99),
+}
+NEVER = np.iinfo(np.int64).max  # the rank of a picture that has no right answer
 BLOCK = 2**22  # weights held at a time: 16 MB
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Of a metric's sums: the item that each term belongs to, its group, and whether it is a hit.
-
-    The terms of a group stand together.
-    """
+    """The terms of a metric's sums: the item of each, what it adds above and below the line. Those
+    of a group stand together."""
 
     item_K: NDArray[np.int64]
+    above_K: NDArray[np.float64]
+    below_K: NDArray[np.float64]
     starts_G: NDArray[np.int64]  # where each group begins
-    hit_K: NDArray[np.float64]
+
+    @property
+    def value(self) -> float:
+        """The metric, each item counted once."""
+        below_G = np.add.reduceat(self.below_K, self.starts_G)
+        return float((np.add.reduceat(self.above_K, self.starts_G) / below_G).mean())
+
+    def has_the_items_of(self, other: "Terms") -> bool:
+        """Whether they differ in what is above the line alone."""
+        pairs = zip(vars(self).items(), vars(other).values(), strict=True)
+        return all(np.array_equal(a, b) for (name, a), b in pairs if name != "above_K")
 
 
-def terms(metric: str, ranks: pa.Table) -> Terms | None:
-    """The terms of a metric, by its name in results.json; None of one that ranks do not tell."""
-    known = AT.match(metric)
-    if known:
-        name, k = known[1], int(known[2])
-        column = {"acc": "rank", "text_retrieval_recall@": "text_rank"}.get(name, "image_ranks")
-        if column not in ranks.column_names:
-            return None
-        rank = ranks[column].combine_chunks()
-        item_K = np.arange(len(ranks))
-        if column == "image_ranks":
-            item_K, rank = np.repeat(item_K, rank.value_lengths().to_numpy()), rank.flatten()
-        hit_K = np.asarray(rank.fill_null(np.iinfo(np.int64).max)) < k  # null: none is right
-        return Terms(item_K, np.zeros(1, np.int64), hit_K.astype(np.float64))
-    if metric == PER_CLASS and {"rank", "label"} <= set(ranks.column_names):
-        label_N = ranks["label"].to_numpy()
-        item_K = np.argsort(label_N, kind="stable")
-        starts_G = np.unique(label_N[item_K], return_index=True)[1]
-        return Terms(item_K, starts_G, (ranks["rank"].to_numpy()[item_K] < 1).astype(np.float64))
-    return None
+def terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | None:
+    """The terms of a metric by its name and what results.json holds of it; None where the ranks do
+    not tell it."""
+    try:
+        found = _terms(metric, stored, ranks)
+    except KeyError:  # a column of ranks that an older evaluation did not store
+        return None
+    return found if found and abs(found.value - stored["value"]) < 1e-9 else None
 
 
-def redrawn(models: Sequence[Terms], items: int, key: int) -> NDArray[np.float64]:
+def redrawn(models: Sequence[Terms], key: int) -> NDArray[np.float64]:
     """(S, D) the metric of each model on each draw; the same draws whatever the metric and model.
 
     A group of which a draw has no item counts for nothing there.
     """
-    hit_KS = np.stack([one.hit_K for one in models], axis=1).astype(np.float32)
-    item_K, starts_G = models[0].item_K, models[0].starts_G
-    ends_G = [*starts_G[1:], len(item_K)]
+    if not all(one.has_the_items_of(models[0]) for one in models):
+        return np.concatenate([redrawn([one], key) for one in models])
+    first = models[0]
+    above_KS = np.stack([one.above_K for one in models], axis=1).astype(np.float32)
+    below_K, ends_G = first.below_K.astype(np.float32), [*first.starts_G[1:], len(first.item_K)]
     blocks = []
-    for weight_BN in _weights(items, key):
+    for weight_BN in _weights(int(first.item_K.max()) + 1, key):
         total_BS = np.zeros((len(weight_BN), len(models)))
-        groups_B1 = np.zeros((len(weight_BN), 1))
-        for start, end in zip(starts_G, ends_G, strict=True):
-            weight_BK = weight_BN[:, item_K[start:end]]
-            all_B1 = weight_BK.sum(axis=1, keepdims=True, dtype=np.float64)
-            total_BS += (weight_BK @ hit_KS[start:end]) / np.maximum(all_B1, 1)
-            groups_B1 += all_B1 > 0
-        blocks.append(total_BS / np.maximum(groups_B1, 1))
+        groups_B = np.zeros(len(weight_BN))
+        for start, end in zip(first.starts_G, ends_G, strict=True):
+            weight_BK = weight_BN[:, first.item_K[start:end]]
+            below_B = (weight_BK @ below_K[start:end]).astype(np.float64)
+            total_BS += (weight_BK @ above_KS[start:end]) / np.where(below_B > 0, below_B, 1)[
+                :, None
+            ]
+            groups_B += below_B > 0
+        blocks.append(total_BS / np.maximum(groups_B, 1)[:, None])
     return np.concatenate(blocks).T
 
 
 def _weights(items: int, key: int) -> Iterator[NDArray[np.float32]]:
-    step = max(1, min(DRAWS, BLOCK // max(1, items)))
+    step = max(1, min(DRAWS, BLOCK // items))
     for first in range(0, DRAWS, step):
         yield draw_weights(items, key, first, min(step, DRAWS - first))
+
+
+def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | None:
+    if metric == BOTH_WAYS:
+        ways = [_hits(ranks, f"{way}_retrieval_recall@", 1) for way in ("image", "text")]
+        hit_K = np.concatenate([hit_K for _, hit_K in ways])
+        group_K = np.repeat([0, 1], [len(hit_K) for _, hit_K in ways])
+        return _by_group(np.concatenate([item_K for item_K, _ in ways]), hit_K, group_K)
+    if at := AT.match(metric):
+        item_K, hit_K = _hits(ranks, at[1], int(at[2]))
+        return _by_group(item_K, hit_K, np.zeros(len(item_K)))
+    if metric in JACCARD:
+        return _jaccard(ranks, *JACCARD[metric])
+    if metric == MACRO_F1:
+        label_N, guess_N = (ranks[name].to_numpy() for name in ("label", "predicted"))
+        both_K, item_K = np.concatenate([label_N, guess_N]), np.tile(np.arange(len(label_N)), 2)
+        above_K = np.concatenate([2.0 * (label_N == guess_N), np.zeros(len(label_N))])
+        occurs_K = np.isin(both_K, label_N)
+        return _by_group(item_K[occurs_K], above_K[occurs_K], both_K[occurs_K])
+    if metric == PER_CLASS:
+        item_K, hit_K = _hits(ranks, "acc", 1)
+        return _by_group(item_K, hit_K, ranks["label"].to_numpy())
+    if "group" in stored:  # the worst one is taken as known
+        item_K, hit_K = _hits(ranks, "acc", 5 if "top5" in metric else 1)
+        in_K = ranks["group"].to_numpy() == stored["group"]
+        return _by_group(item_K[in_K], hit_K[in_K], np.zeros(in_K.sum()))
+    return None
+
+
+def _hits(ranks: pa.Table, kind: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The items, and 1 where the right answer is among the k best."""
+    column = {"acc": "rank", "text_retrieval_recall@": "text_rank"}.get(kind, "image_ranks")
+    rank = ranks[column].combine_chunks()
+    item_K = np.arange(len(ranks))
+    if column == "image_ranks":
+        item_K, rank = np.repeat(item_K, rank.value_lengths().to_numpy()), rank.flatten()
+    return item_K, (np.asarray(rank.fill_null(NEVER)) < k).astype(np.float64)
+
+
+def _jaccard(ranks: pa.Table, least: int, most: int) -> Terms | None:
+    """Of instances with so many candidates: right ones among as many that score best."""
+    right_N, rank_N = ranks["is_right"].to_numpy(), ranks["rank"].to_numpy()
+    _, index_N, count_I = np.unique(
+        ranks["instance"].to_numpy(), return_inverse=True, return_counts=True
+    )
+    wanted_I = np.bincount(index_N, right_N, minlength=len(count_I))
+    both_I = np.bincount(index_N, right_N & (rank_N < wanted_I[index_N]), minlength=len(count_I))
+    instance_K = np.flatnonzero((count_I >= least) & (count_I <= most))
+    index_K = (both_I / (2 * wanted_I - both_I))[instance_K]
+    return _by_group(instance_K, index_K, np.zeros(len(instance_K))) if len(instance_K) else None
+
+
+def _by_group(
+    item_K: NDArray[np.int64], above_K: NDArray[np.float64], group_K: NDArray[Any]
+) -> Terms:
+    order_K = np.argsort(group_K, kind="stable")
+    starts_G = np.unique(group_K[order_K], return_index=True)[1]
+    return Terms(item_K[order_K], above_K[order_K], np.ones(len(item_K)), starts_G)

@@ -1,14 +1,13 @@
 """Every metric of every evaluated model, and what it would be on other items of the task.
 
-The telling metric of a task is R@5 of the pictures of captions; else top 5; else the main one of
-the task's rules, else top 1. No top 5 of 12 classes or fewer is taken up: guessing is good at it.
-A fine task has more than 12 classes, or is a retrieval: others rank no subsets.
+The main metric of a task is the one that results.json names: that of DataComp's rules, else R@5 of
+the pictures of captions, else top 5, else top 1. No top 5 of 12 classes or fewer is taken up:
+guessing is good at it. A fine task has more than 12 classes, or is a retrieval.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metadata.outputs import Outputs
-from pipeline.ledger.items import AT, PER_CLASS, redrawn, terms
+from pipeline.ledger.items import AT, redrawn, terms
 from pipeline.ledger.trials import READERS, Task, Trial
 
 # Shapes: S models that have the metric, D draws of a task's items.
 
-RETRIEVAL, TOP_5, TOP_1 = "image_retrieval_recall@5", "acc5", "acc1"
+TELLING = ("image_retrieval_recall@5", "acc5", "acc1")  # where an older evaluation names none
 FEW_CLASSES = 12
 HEADLINE = "mean of fine tasks"
 
@@ -33,6 +32,7 @@ class Measured:
     task: str
     metric: str
     chance: float | None  # its value by guessing
+    is_main: bool  # the one that counts of its task
     is_fine: bool
     models: tuple[int, ...]
     value_S: NDArray[np.float64]
@@ -58,19 +58,13 @@ def measured(trials: Sequence[Trial]) -> list[Measured]:
         for (name, digest), of in by_task.items():
             ranks = dict(zip(of, pool.map(_ranks, of.values()), strict=True))
             told = f"{name} ({digest})" if names.count(name) > 1 else name
-            found += _of_task(told, digest, of, ranks)
+            found += _of_task(told, of, ranks)
     return found
 
 
 def telling(every: Sequence[Measured]) -> list[Measured]:
-    """One metric a task, the most telling; retrieval first."""
-    chosen = []
-    for task in dict.fromkeys(one.task for one in every):
-        of_task = {one.metric: one for one in every if one.task == task}
-        main = next(iter(of_task))
-        best = next((name for name in (RETRIEVAL, TOP_5) if name in of_task), main)
-        chosen.append(of_task[best])
-    return sorted(chosen, key=lambda one: one.metric != RETRIEVAL)
+    """The main metric of each task, retrieval first."""
+    return sorted((one for one in every if one.is_main), key=lambda one: one.metric != TELLING[0])
 
 
 def mean_of(tasks: Sequence[Measured]) -> Measured:
@@ -81,6 +75,7 @@ def mean_of(tasks: Sequence[Measured]) -> Measured:
         task=HEADLINE,
         metric="",
         chance=sum(chances) / len(tasks) if len(chances) == len(tasks) else None,
+        is_main=True,
         is_fine=True,
         models=tasks[0].models,
         value_S=np.mean([one.value_S for one in tasks], axis=0),
@@ -89,54 +84,45 @@ def mean_of(tasks: Sequence[Measured]) -> Measured:
 
 
 def _of_task(
-    name: str, digest: str, of: dict[int, Task], ranks: dict[int, pa.Table | None]
+    name: str, of: dict[int, Task], ranks: dict[int, pa.Table | None]
 ) -> Iterator[Measured]:
     first = next(iter(of.values()))
-    metrics = dict.fromkeys(metric for task in of.values() for metric in task.metrics)
-    main = first.main or TOP_1
-    for metric in sorted(metrics, key=lambda metric: metric != main):  # the main one first
-        at = AT.match(metric)
-        if at and at[1] == "acc" and int(at[2]) > 1 and (first.classes or 99) <= FEW_CLASSES:
-            continue
+    every = dict.fromkeys(metric for task in of.values() for metric in task.metrics)
+    metrics = [metric for metric in every if not _is_easy(metric, first.classes)]
+    main = next((known for known in (first.main, *TELLING, *metrics) if known in metrics), None)
+    for metric in metrics:
         held = {number: task for number, task in of.items() if metric in task.metrics}
         yield Measured(
             task=name,
             metric=metric,
-            chance=first.chance if metric == first.main else chance(metric, first),
+            chance=next(iter(held.values())).metrics[metric].get("chance"),
+            is_main=metric == main,
             is_fine=first.kind == "retrieval" or (first.classes or 0) > FEW_CLASSES,
             models=tuple(held),
-            value_S=np.array([task.metrics[metric].value for task in held.values()]),
-            draw_SD=_draws(metric, digest, [ranks[number] for number in held]),
+            value_S=np.array([task.metrics[metric]["value"] for task in held.values()]),
+            draw_SD=_draws(metric, held, ranks),
         )
 
 
-def chance(metric: str, task: Task) -> float | None:
-    """The value of a metric by guessing; None where that is not known."""
+def _is_easy(metric: str, classes: int | None) -> bool:
+    """Whether it is a top k above 1 of few classes."""
     at = AT.match(metric)
-    if metric == PER_CLASS and task.classes:
-        return 1 / task.classes
-    if not at:
-        return None
-    k = int(at[2])
-    if at[1] == "acc":
-        return min(1.0, k / task.classes) if task.classes else None
-    if not task.pictures or not task.captions:
-        return None
-    if at[1].startswith("image"):
-        return min(1.0, k / task.pictures)
-    own = round(task.captions / task.pictures)  # any of a picture's own captions is right
-    return 1 - comb(max(0, task.captions - own), k) / comb(task.captions, k)
+    is_top_k = at is not None and at[1] == "acc" and int(at[2]) > 1
+    return is_top_k and classes is not None and classes <= FEW_CLASSES
 
 
 def _draws(
-    metric: str, digest: str, ranks: Sequence[pa.Table | None]
+    metric: str, held: dict[int, Task], ranks: dict[int, pa.Table | None]
 ) -> NDArray[np.float64] | None:
-    found = [terms(metric, table) for table in ranks if table is not None]
-    models = [one for one in found if one is not None]
-    if len(models) < len(ranks) or len({len(one.item_K) for one in models}) != 1:
-        return None
-    items = next(len(table) for table in ranks if table is not None)
-    return redrawn(models, items, int(digest, 16))
+    """None where the ranks of any model do not tell the metric."""
+    found = []
+    for number, task in held.items():
+        table = ranks[number]
+        of = None if table is None else terms(metric, task.metrics[metric], table)
+        if of is None:
+            return None
+        found.append(of)
+    return redrawn(found, int(next(iter(held.values())).digest, 16))
 
 
 def _ranks(task: Task) -> pa.Table | None:

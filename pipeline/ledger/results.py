@@ -51,8 +51,8 @@ class MetricRow:
 class Results:
     """The arms, those that others are compared with, and every metric.
 
-    The comparisons of `headline` and `tasks` have verdicts, which hold among them all; those of
-    `rows`, every metric there is, have none.
+    The verdicts of `headline` hold among its own comparisons, those of `tasks` among all of both;
+    other metrics in `rows` have none.
     """
 
     arms: tuple[str, ...]
@@ -117,8 +117,10 @@ def compared(every: Sequence[Arm], baselines: Sequence[str]) -> Results:
         for base in baselines
         if arm != base and base in of
     }
-    verdicts = [at for one in shown for at in apart if at[0] == one.key]
-    apart |= dict(zip(verdicts, judged([apart[at] for at in verdicts]), strict=True))
+    for page in (shown, shown[: 1 if fine else 0]):  # the headline's own: they come first
+        keys = {one.key for one in page}
+        at = [where for where in apart if where[0] in keys]
+        apart |= dict(zip(at, judged([apart[where] for where in at]), strict=True))
 
     def row(one: Measured) -> MetricRow:
         cells = [

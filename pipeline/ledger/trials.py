@@ -14,7 +14,6 @@ from typing import Any
 
 from metadata.fingerprint import digest, settings_of
 from metadata.outputs import Outputs
-from metadata.stats import Estimate
 from metadata.storage import Storage
 from pipeline.ledger.stored import json_artifacts
 from pipeline.planning.planned import PlannedStage
@@ -29,12 +28,9 @@ class Task:
 
     digest: str
     kind: str | None  # "retrieval", "classification", …
-    main: str | None  # the metric that the task's rules name
-    chance: float | None  # its value by guessing
-    pictures: int | None
+    main: str | None  # the metric that counts
     classes: int | None
-    captions: int | None
-    metrics: dict[str, Estimate]
+    metrics: dict[str, dict[str, Any]]  # by name, as stored: value, chance, …
     folder: Storage  # of the evaluation
     ranks: str  # the file there that has the ranks, of models that leave one
 
@@ -158,7 +154,7 @@ def _tasks(model: dict[str, Any], folder: Storage) -> Iterator[tuple[str, Task]]
     of_seed = card.removeprefix("out/").removesuffix("model.json")
     for name, found in model.get("tasks", {}).items():
         metrics = {
-            metric: Estimate(value["value"], value.get("low"), value.get("high"))
+            metric: value
             for metric, value in found.get("metrics", {}).items()
             if isinstance(value, dict) and "value" in value
         }
@@ -169,10 +165,7 @@ def _tasks(model: dict[str, Any], folder: Storage) -> Iterator[tuple[str, Task]]
                 digest=rules,
                 kind=found.get("kind"),
                 main=found.get("metric"),
-                chance=found.get("chance"),
-                pictures=found.get("pictures"),
                 classes=found.get("classes"),
-                captions=found.get("captions"),
                 metrics=metrics,
                 folder=folder,
                 ranks=f"{of_seed}{name}.parquet",

@@ -9,6 +9,7 @@ from pipeline.verbs._options import add_run, beside
 
 if TYPE_CHECKING:
     from metadata.stats import Estimate
+    from pipeline.ledger.compare import Comparison
     from pipeline.ledger.results import Results
 
 HELP = "a run on one HTML page"
@@ -54,55 +55,56 @@ def run(options: argparse.Namespace) -> int:
 
 
 def text(results: "Results") -> str:
-    """One metric a task: every arm, and its difference to the first baseline; then the verdicts on
-    the headline, and what to beware of."""
-    base, arms = results.baselines[0], results.arms
-    seeds = {cell.seeds for row in results.shown for cell in row.cells}
-    counts = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
-    others = [arm for arm in arms if arm != base]
-    head = ["in points of 100", "", *arms, *(f"{arm} - {base}" for arm in others)]
-    lines = [head]
-    for row in results.shown:
-        by_arm = {cell.arm: cell for cell in row.cells}
-        means = [_points(by_arm[arm].result, "") for arm in arms]
-        against = [by_arm[arm].against[0] for arm in others]
-        apart = [_points(found.apart if found else None, "+") for found in against]
-        lines.append([row.task, row.metric, *means, *apart])
-    width = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    """The arms, the best first: headline, difference to each baseline, verdict, and every task; and
+    what to beware of."""
+    top = results.shown[0]
+    ranked = [cell for cell in top.cells if cell.result]
+    ranked.sort(key=lambda cell: -cell.result.value if cell.result else 0)
+    lines = [["in points of 100", top.task], ["", top.metric]]
+    for base in results.baselines if len(results.arms) > 1 else ():
+        lines[0].append(f"against {base}")
+        lines[1].append("")
+    others = [row for row in results.tasks if row is not top]
+    lines[0] += [row.task for row in others]
+    lines[1] += [row.metric for row in others]
+    for cell in ranked:
+        told = [_verdict(found) for found in cell.against] if len(results.arms) > 1 else []
+        by_task = [{c.arm: c.result for c in row.cells}[cell.arm] for row in others]
+        lines.append([cell.arm, _points(cell.result), *told, *map(_points, by_task)])
+    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     table = [
-        "  ".join(
-            cell.ljust(width[i]) if i < 2 else cell.rjust(width[i]) for i, cell in enumerate(line)
-        ).rstrip()
+        "  ".join(cell.ljust(wide) for cell, wide in zip(line, width, strict=True)).rstrip()
         for line in lines
     ]
-    noise = "; a difference has Welch's 95 % interval, of seeds and items" if others else ""
-    return "\n".join([*table, f"seeds an arm: {counts}{noise}", *_verdicts(results)])
+    return "\n".join([*table, *_notes(results)])
 
 
-def _verdicts(results: "Results") -> list[str]:
-    """What the first row of the table says in words."""
+def _notes(results: "Results") -> list[str]:
+    """What a reader of the table has to know."""
     top = results.shown[0]
-    said = [
-        f"{one.words} ({one.arm}, {one.baseline})"
-        if one.verdict in ("none", "unclaimed")
-        else one.words
-        for cell in top.cells
-        for one in cell.against
-        if one
-    ]
+    seeds = sorted({cell.seeds for row in results.shown for cell in row.cells if cell.result})
+    counts = " to ".join(map(str, sorted({seeds[0], seeds[-1]})))
+    few = "no interval is claimed" if seeds[-1] < 2 else ""
+    noise = few or "± is half of a 95 % interval, of seeds and items"
+    notes = [f"seeds an arm: {counts}; {noise}"]
     if top.visible is not None:
-        said.append(f"the smallest difference that could be seen: {100 * top.visible:.1f}")
+        notes.append(f"smallest difference that would have been seen: {100 * top.visible:.1f}")
     if near := [cell.arm for cell in top.cells if cell.near_chance]:
-        said.append(f"not told from guessing: {', '.join(near)}")
+        notes.append(f"not told from guessing: {', '.join(near)}")
     if results.worn:
-        said.append(f"more than 32 epochs: {', '.join(results.worn)}")
-    return [f"{top.task}{' ' if top.metric else ''}{top.metric}: {line}" for line in said]
+        notes.append(f"more than 32 epochs: {', '.join(results.worn)}")
+    return notes
 
 
-def _points(estimate: "Estimate | None", sign: str) -> str:
+def _verdict(found: "Comparison | None") -> str:
+    if found is None:
+        return ""
+    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
+    return f"{100 * found.apart.value:+.1f}{half}, {found.short}"
+
+
+def _points(estimate: "Estimate | None") -> str:
     if estimate is None:
         return ""
-    value = f"{100 * estimate.value:{sign}.1f}"
-    if not sign or estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+    half = "" if estimate.high is None else f" ± {100 * (estimate.high - estimate.value):.1f}"
+    return f"{100 * estimate.value:.1f}{half}"

@@ -4,71 +4,112 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.stats import Estimate
 from metadata.storage import Storage
-from pipeline.ledger.items import Terms, redrawn, terms
-from pipeline.ledger.measured import chance, mean_of, measured, telling
+from pipeline.ledger.items import redrawn, terms
+from pipeline.ledger.measured import mean_of, measured, telling
 from pipeline.ledger.trials import Task, Trial
-from stages.evaluate._metrics import NEVER, classification, retrieval
+from stages.evaluate._metrics import (
+    NEVER,
+    association,
+    classification,
+    macro_f1,
+    retrieval,
+    worst_group,
+)
 
 
-def ratio(found: Terms) -> float:
-    """The metric itself: each item once."""
-    ends = [*found.starts_G[1:], len(found.hit_K)]
-    groups = [found.hit_K[a:b].mean() for a, b in zip(found.starts_G, ends, strict=True)]
-    return float(np.mean(groups))
+def told(stored, table) -> set[str]:
+    """The metrics that the ranks tell; each has the stored value."""
+    found = {name: terms(name, value, table) for name, value in stored.items() if value}
+    for name, of in found.items():
+        assert of is None or of.value == pytest.approx(stored[name]["value"], abs=1e-12)
+    return {name for name, of in found.items() if of}
 
 
-def test_terms_give_the_metrics_of_a_classification():
+def test_ranks_tell_the_metrics_of_a_classification():
     rng = np.random.default_rng(0)
     rank_N, label_N = rng.integers(0, 14, 200), rng.integers(0, 13, 200) ** 2 % 14
+    guess_N = np.where(rank_N == 0, label_N, (label_N + 1) % 14)
+    group_N = rng.integers(0, 4, 200)
     stored = classification(rank_N, label_N, 14)
-    table = pa.table({"rank": rank_N, "label": label_N})
-    for metric, known in stored.items():
-        assert ratio(terms(metric, table)) == pytest.approx(known["value"], abs=1e-12)
+    stored |= {
+        "F1-macro_all": macro_f1(guess_N, label_N, 14),
+        "acc_wg": worst_group(rank_N < 1, group_N, 1 / 14),
+        "acc_top5_wg": worst_group(rank_N < 5, group_N, 5 / 14, ignored=(0,)),
+    }
+    table = {"rank": rank_N, "label": label_N, "predicted": guess_N, "group": group_N}
+    assert told(stored, pa.table(table)) == {
+        *("acc1", "acc5", "mean_per_class_recall", "F1-macro_all", "acc_wg", "acc_top5_wg")
+    }
 
 
-def test_terms_give_the_metrics_of_a_retrieval():
+def test_ranks_tell_the_metrics_of_a_retrieval():
     rng = np.random.default_rng(0)
     captions_N = rng.integers(0, 4, 60)
     text_rank_N = np.where(captions_N > 0, rng.integers(0, 20, 60), NEVER)
     image_rank_K = rng.integers(0, 20, captions_N.sum())
     ends = np.cumsum([0, *captions_N], dtype=np.int32)
-    table = pa.table(
-        {
-            "text_rank": pa.array(text_rank_N, mask=text_rank_N == NEVER),
-            "image_ranks": pa.ListArray.from_arrays(ends, image_rank_K),
-        }
-    )
-    for metric, known in retrieval(text_rank_N, image_rank_K).items():
-        assert ratio(terms(metric, table)) == pytest.approx(known["value"], abs=1e-12)
+    text_rank = pa.array(text_rank_N, mask=text_rank_N == NEVER)
+    image_ranks = pa.ListArray.from_arrays(ends, image_rank_K)
+    table = pa.table({"text_rank": text_rank, "image_ranks": image_ranks})
+    stored = retrieval(text_rank_N, image_rank_K, captions_N)
+    assert told(stored, table) == set(stored)
+
+
+def test_ranks_tell_the_metrics_of_an_association():
+    rng = np.random.default_rng(0)
+    instance_N = np.repeat(np.arange(20), np.tile([5, 11], 10))
+    rank_N = np.concatenate([rng.permutation(n) for n in np.tile([5, 11], 10)])
+    right_N = np.concatenate([np.arange(n) < 2 for n in np.tile([5, 11], 10)])
+    stored = association(rank_N, right_N, instance_N)
+    table = pa.table({"instance": instance_N, "is_right": right_N, "rank": rank_N})
+    assert told(stored, table) == set(stored)
 
 
 def test_draws_spread_as_the_items_do():
     rng = np.random.default_rng(0)
-    table = pa.table({"rank": rng.integers(0, 3, 400), "label": rng.integers(0, 20, 400)})
+    rank_N, label_N = rng.integers(0, 3, 400), rng.integers(0, 20, 400)
+    guess_N = np.where(rank_N == 0, label_N, 0)
+    table = pa.table({"rank": rank_N, "label": label_N, "predicted": guess_N})
+    stored = classification(rank_N, label_N, 20)
+    share = stored["acc1"]["value"]
     for metric in ("acc1", "mean_per_class_recall"):
-        (draw_D,) = redrawn([terms(metric, table)], 400, key=1)
-        share = ratio(terms("acc1", table))
-        assert draw_D.mean() == pytest.approx(ratio(terms(metric, table)), abs=0.01)
+        of = terms(metric, stored[metric], table)
+        (draw_D,) = redrawn([of], key=1)
+        assert draw_D.mean() == pytest.approx(of.value, abs=0.01)
         assert draw_D.std() == pytest.approx((share * (1 - share) / 400) ** 0.5, rel=0.1)
+    f1 = macro_f1(guess_N, label_N, 20)
+    (draw_D,) = redrawn([terms("F1-macro_all", f1, table)], key=1)
+    assert draw_D.std() == pytest.approx(0.0256, rel=0.1)  # of 2,000 draws of 400 by a generator
 
 
-def test_a_metric_that_ranks_do_not_tell_has_no_draws():
-    assert terms("macro_f1", pa.table({"rank": [0], "label": [0]})) is None
-    assert terms("acc1", pa.table({"text_rank": [0]})) is None
+def test_models_with_terms_of_their_own_have_the_same_draws():
+    rng = np.random.default_rng(0)
+    table = pa.table({"rank": rng.integers(0, 3, 50), "group": rng.integers(0, 2, 50)})
+    hit_N = table["rank"].to_numpy() < 1
+    stored = {"value": hit_N[table["group"].to_numpy() == 1].mean(), "group": 1}
+    one = terms("acc_wg", stored, table)
+    every = terms("acc1", {"value": hit_N.mean()}, table)
+    both = redrawn([one, every], key=2)
+    assert (both == np.concatenate([redrawn([one], key=2), redrawn([every], key=2)])).all()
 
 
-def task(kind="classification", classes=20, digest="0", main=None, given=None, **metrics) -> Task:
+def test_what_ranks_do_not_tell_has_no_draws():
+    table = pa.table({"rank": [0, 3]})
+    assert terms("acc1", {"value": 0.5}, table) is not None
+    assert terms("acc1", {"value": 0.4}, table) is None  # of other pictures
+    assert terms("F1-macro_all", {"value": 0.5}, table) is None
+    assert terms("new_metric", {"value": 0.5}, table) is None
+    assert terms("acc1", {"value": 0.5}, pa.table({"text_rank": [0]})) is None
+
+
+def task(kind="classification", classes=20, digest="0", main=None, **metrics) -> Task:
     return Task(
         digest=digest,
         kind=kind,
         main=main,
-        chance=given,
-        pictures=50,
         classes=classes,
-        captions=100,
-        metrics={name: Estimate(value) for name, value in metrics.items()},
+        metrics={name: {"value": value, "chance": 0.02} for name, value in metrics.items()},
         folder=Storage("none"),
         ranks="none.parquet",
     )
@@ -89,7 +130,7 @@ def test_the_headline_is_the_mean_of_each_models_fine_tasks():
     both = [trial(s, a=task(acc5=s / 10), b=task(acc5=0.5 + s / 10)) for s in range(3)]
     found = mean_of(telling(measured(both)))
     assert found.value_S == pytest.approx([0.25, 0.35, 0.45])
-    assert found.chance == pytest.approx(0.25)  # 5 of 20 classes
+    assert found.chance == pytest.approx(0.02)
 
 
 def test_tasks_of_one_name_with_other_pictures_are_two():
@@ -97,22 +138,10 @@ def test_tasks_of_one_name_with_other_pictures_are_two():
     assert [(one.task, one.models) for one in found] == [("a (1)", (0,)), ("a (2)", (1,))]
 
 
-@pytest.mark.parametrize(
-    ("metric", "value"),
-    [
-        ("acc1", 0.05),
-        ("acc5", 0.25),
-        ("mean_per_class_recall", 0.05),
-        ("image_retrieval_recall@5", 0.1),
-        ("text_retrieval_recall@1", 0.02),
-        ("text_retrieval_recall@5", 1 - 95 * 94 / (100 * 99)),
-        ("macro_f1", None),
-    ],
-)
-def test_chance_is_what_guessing_gives(metric, value):
-    assert chance(metric, task()) == (value and pytest.approx(value))
+def test_the_metric_that_the_rules_name_tells_a_task():
+    found = measured([trial(a=task(main="macro_f1", acc5=0.9, macro_f1=0.3))])
+    assert [one.key for one in telling(found)] == [("a", "macro_f1")]
 
 
-def test_the_chance_that_the_rules_name_is_taken():
-    (found,) = measured([trial(a=task(main="macro_f1", given=0.04, macro_f1=0.3))])
-    assert found.chance == 0.04
+def test_a_task_whose_metrics_are_all_unknown_is_told_by_its_first():
+    assert [one.key for one in telling(measured([trial(a=task(new=0.9))]))] == [("a", "new")]

@@ -73,13 +73,14 @@ def test_losses_are_those_stored(state):
     assert (found[0].step[-1], found[0].loss[0]) == (99, 5.0)
 
 
-def test_the_text_has_a_metric_a_task_every_difference_and_the_verdict(state):
-    head, flags, note, verdict, visible = text(results(state, [])).splitlines()
-    assert head.split() == ["in", "points", "of", "100", "raw", "shards", "shards", "-", "raw"]
-    assert flags.split() == ["flags", "acc1", "21.0", "43.0", "+22.0", "(+15.9", "to", "+28.1)"]
-    assert note.startswith("seeds an arm: 2; a difference has Welch's 95 % interval")
-    assert verdict == "flags acc1: shards beats raw by 22.0 ± 6.1"
-    assert visible == "flags acc1: the smallest difference that could be seen: 7.6"
+def test_the_text_has_the_best_arm_first_with_its_difference_and_verdict(state):
+    tasks, metrics, best, raw, note, visible = text(results(state, [])).splitlines()
+    assert tasks.split() == ["in", "points", "of", "100", "flags", "against", "raw"]
+    assert metrics.split() == ["acc1"]
+    assert best.split() == ["shards", "43.0", "±", "12.7", "+22.0", "±", "6.1,", "beats", "raw"]
+    assert raw.split() == ["raw", "21.0", "±", "12.7"]
+    assert note == "seeds an arm: 2; ± is half of a 95 % interval, of seeds and items"
+    assert visible == "smallest difference that would have been seen: 7.6"
 
 
 def ran(state, folder, text: str, **stages):
@@ -98,7 +99,13 @@ raw:   {uses: export.parquet, from: pool}
 short: {uses: proof.learn, from: pool, data: raw, rate: 0.001, seeds: [0, 1]}
 more:  {uses: proof.learn, from: pool, data: raw, rate: 0.001, seeds: [2, 3]}
 long:  {uses: proof.learn, from: pool, data: raw, rate: 0.002, seeds: [0, 1]}
-short_scores: {uses: proof.grade, from: pool, pictures: 50, model: "stage:short", acc1: [0.2, 0.22]}
+short_scores:
+  uses: proof.grade
+  from: pool
+  pictures: 50
+  model: stage:short
+  acc1: [0.2, 0.22]
+  chance: 0.2
 more_scores:
   {uses: proof.grade, from: pool, pictures: 50, model: "stage:more", acc1: [0.24, 0.26], first: 2}
 long_scores: {uses: proof.grade, from: pool, pictures: 50, model: "stage:long", acc1: [0.5, 0.6]}
@@ -140,8 +147,8 @@ def test_items_that_all_seeds_miss_are_part_of_the_noise(several):
 
 def test_an_arm_within_its_noise_of_guessing_is_marked(several):
     found = results(several, [])
-    assert found.tasks[0].chance == 0.05
-    assert not any(cell.near_chance for cell in found.tasks[0].cells)
+    assert found.tasks[0].chance == 0.2
+    assert [cell.near_chance for cell in found.tasks[0].cells] == [True, False, False]
     assert (found.epochs["raw (rate 0.001)"], found.worn) == (10.0, [])
 
 

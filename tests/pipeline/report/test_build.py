@@ -152,7 +152,7 @@ def test_links_that_failed_stand_in_a_table_with_their_address(clipmill, generat
 def test_the_headline_says_what_is_kept_why_most_went_and_what_it_is_worth(page, state):
     kept = live_stage(state, "subset").reasons[""]
     assert f"{kept} of {ROWS} rows kept, {kept / ROWS:.1%}. Most were lost to" in page.text
-    assert "shards beats raw by 22.0 ± 6.1 , in acc1 of flags ." in page.text
+    assert "In the acc1 of flags : shards beats raw by 22.0 ± 6.1 ." in page.text
     assert "This run is not complete" not in page.text
 
 
@@ -178,10 +178,10 @@ def test_it_says_how_long_it_took_on_what_and_no_absolute_path_of_a_setting(
 @pytest.mark.parametrize(
     ("best", "said"),
     [
-        ([0.42, 0.44], "shards beats raw by 22.0 ± 6.1 , in acc1"),
-        ([0.02, 0.04], "raw beats shards by 18.0 ± 6.1 , in acc1"),
-        ([0.2, 0.26], "no difference between shards and raw, in acc1"),
-        ([0.44], "one seed: no interval is claimed of shards against raw, in acc1"),
+        ([0.42, 0.44], "acc1 of flags : shards beats raw by 22.0 ± 6.1 ."),
+        ([0.02, 0.04], "acc1 of flags : raw beats shards by 18.0 ± 6.1 ."),
+        ([0.2, 0.26], "acc1 of flags : no difference between raw and shards."),
+        ([0.44], "acc1 of flags : shards against raw, one seed: no interval is claimed."),
     ],
 )
 def test_what_a_subset_is_worth_is_said_in_the_words_that_its_interval_allows(

@@ -37,7 +37,7 @@ def test_the_report_shows_the_results(clipmill, run, tmp_path):
     said = clipmill("report", "--run", run, "--out", tmp_path / "page.html")
     assert said.code == 0, said.err
     assert "colours" in said.out
-    assert "seeds an arm: 1\n" in said.out
+    assert "seeds an arm: 1; no interval is claimed\n" in said.out
     page = Page((tmp_path / "page.html").read_text())
     assert page.asks_for_nothing()
     assert "image_retrieval_recall@5" in page.text
