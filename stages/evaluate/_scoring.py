@@ -1,0 +1,187 @@
+"""One task and one model: its pictures embedded, and the metrics that its kind has."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.fingerprint import digest
+from metadata.storage import Storage
+from stages.evaluate._metrics import (
+    NEVER,
+    Metrics,
+    association,
+    best_ranks,
+    classification,
+    macro_f1,
+    retrieval,
+    worst_group,
+)
+from stages.models.image_text import ImageTextModel
+from stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
+from stages.ops.vectors import unit_rows
+
+# Shapes: N pictures, K captions, C classes, I instances, T templates, D width of the embedding.
+
+BATCH = 64  # decoded pictures held at a time
+EMPTY = np.empty((0, 0, 3), np.uint8)
+FEW = 12  # classes, of which 5 are no feat
+KEPT = 8  # sets of class vectors in a worker; ImageNet's by a large model is 4 MB
+CLASSES: dict[str, NDArray[np.floating]] = {}  # by digest of model, class names and templates
+
+
+def scored_task(
+    folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
+) -> tuple[dict[str, Any], pa.Table]:
+    """A task's entry in the results, and the ranks of its samples."""
+    pictures = embed_pictures(folder, task, model, stage)
+    metrics, ranks = SCORE[task.kind](task, pictures, model)
+    metric = main_metric(task, metrics)
+    result = {
+        "kind": task.kind,
+        "listed": task.listed.name if task.listed else None,
+        "metric": metric,
+        "chance": (metrics[metric] or {}).get("chance"),
+        "pictures": len(pictures.keys),
+        "classes": len(task.classnames) or None,
+        "captions": sum(map(len, pictures.captions)) if task.is_retrieval else None,
+        "instances": len(set(pictures.groups)) if task.kind == "association" else None,
+        "metrics": metrics,
+    }
+    return result, ranks
+
+
+def main_metric(task: TaskFolder, metrics: Metrics) -> str:
+    """The metric that counts: DataComp's of a listed task, else the most telling one."""
+    if task.listed and task.listed.metric:
+        return task.listed.metric
+    if task.is_retrieval:
+        return "image_retrieval_recall@5"
+    if task.kind == "association":
+        hard = "jaccard_score_10-12"
+        return hard if metrics[hard] else "avg_jaccard_score"
+    return "acc5" if len(task.classnames) > FEW else "acc1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A task's pictures, embedded."""
+
+    keys: list[str]
+    embeddings: NDArray[np.float32]  # (N, D)
+    labels: NDArray[np.int64]  # (N,)
+    captions: list[tuple[str, ...]]
+    groups: list[int | None]
+
+
+def embed_pictures(
+    folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
+) -> Pictures:
+    """All of them, a batch decoded at a time; StageError at the first that is not as it should."""
+    known: list[Sample] = []
+    embedded = [np.empty((0, model.width), np.float32)]
+    every = samples(folder, task)
+    while batch := list(islice(every, BATCH)):
+        refuse([found for found in batch if isinstance(found, Finding)], stage, folder)
+        decoded = [sample for sample in batch if isinstance(sample, Sample)]
+        embedded.append(model.embed_images([sample.rgb for sample in decoded]))
+        known += [replace(sample, rgb=EMPTY) for sample in decoded]
+    if not known:
+        empty = Finding("no sample", task.name, "put pictures into the shards of test/")
+        refuse([empty], stage, folder)
+    if task.is_retrieval and not any(sample.captions for sample in known):
+        bare = Finding("no caption", task.name, "write some into KEY.txt, one a line")
+        refuse([bare], stage, folder)
+    return Pictures(
+        keys=[sample.key for sample in known],
+        embeddings=np.concatenate(embedded),
+        labels=np.array([sample.label for sample in known], np.int64),
+        captions=[sample.captions for sample in known],
+        groups=[sample.group for sample in known],
+    )
+
+
+def score_classification(
+    task: TaskFolder, pictures: Pictures, model: ImageTextModel
+) -> tuple[Metrics, pa.Table]:
+    """The class whose vector is nearest is the answer."""
+    class_CD = class_vectors(task, model)
+    label_N, classes = pictures.labels, len(class_CD)
+    rank_N, first_N = best_ranks(pictures.embeddings, class_CD, label_N, np.arange(classes))
+    columns = {"key": pictures.keys, "label": label_N, "predicted": first_N, "rank": rank_N}
+    metrics = classification(rank_N, label_N, classes)
+    metric = task.listed.metric if task.listed else None
+    if metric == "F1-macro_all":
+        metrics[metric] = macro_f1(first_N, label_N, classes)
+    if None not in pictures.groups:
+        group_N = np.array(pictures.groups)
+        k = 5 if metric == "acc_top5_wg" else 1
+        by = task.listed.by if task.listed else None
+        ignored = by.ignored if by else ()
+        name = metric if by and metric else "acc_wg"
+        metrics[name] = worst_group(rank_N < k, group_N, k / classes, ignored)
+        if ignored:
+            metrics[f"{name}_of_all"] = worst_group(rank_N < k, group_N, k / classes)
+        columns["group"] = group_N
+    return metrics, pa.table(columns)
+
+
+def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floating]:
+    """(C, D) unit rows: the mean of a class's prompts' unit vectors, at length 1 again.
+
+    Tasks of the same classes and templates share them, as ImageNet and its shifts do.
+    """
+    key = digest([model.sha256, task.classnames, task.templates]) if model.sha256 else ""
+    if key not in CLASSES:
+        prompts = [text.format(c=name) for name in task.classnames for text in task.templates]
+        prompt_CTD = model.embed_texts(prompts).reshape(len(task.classnames), -1, model.width)
+        while len(CLASSES) >= KEPT:
+            del CLASSES[next(iter(CLASSES))]
+        CLASSES[key] = unit_rows(prompt_CTD.astype(np.float64).mean(axis=1))
+    return CLASSES[key] if key else CLASSES.pop(key)
+
+
+def score_retrieval(
+    task: TaskFolder, pictures: Pictures, model: ImageTextModel
+) -> tuple[Metrics, pa.Table]:
+    """Both directions; a picture has found its text where any of its captions is found.
+
+    One without captions has a null rank, and counts as a miss.
+    """
+    count_N = np.array([len(captions) for captions in pictures.captions])
+    text_KD = model.embed_texts([text for captions in pictures.captions for text in captions])
+    picture_N = np.arange(len(count_N))
+    picture_K = np.repeat(picture_N, count_N)
+    text_rank_N, _ = best_ranks(pictures.embeddings, text_KD, picture_N, picture_K)
+    image_rank_K, _ = best_ranks(text_KD, pictures.embeddings, picture_K, picture_N)
+    by_picture = pa.ListArray.from_arrays(np.cumsum([0, *count_N], dtype=np.int32), image_rank_K)
+    text_rank = pa.array(text_rank_N, mask=text_rank_N == NEVER)
+    columns = {"key": pictures.keys, "text_rank": text_rank, "image_ranks": by_picture}
+    return retrieval(text_rank_N, image_rank_K, count_N), pa.table(columns)
+
+
+def score_associations(
+    task: TaskFolder, pictures: Pictures, model: ImageTextModel
+) -> tuple[Metrics, pa.Table]:
+    """Each candidate's rank among those of its instance, by how well its cue fits."""
+    instance_N = np.array(pictures.groups)
+    _, first_I, index_N = np.unique(instance_N, return_index=True, return_inverse=True)
+    cue_ID = model.embed_texts([pictures.captions[first][0] for first in first_I])
+    fit_N = np.vecdot(pictures.embeddings.astype(np.float64), cue_ID.astype(np.float64)[index_N])
+    order_N = np.lexsort((-fit_N, index_N))  # stable: of equal ones the first stands first
+    rank_N = np.empty(len(order_N), np.int64)
+    rank_N[order_N] = np.arange(len(order_N)) - first_I[index_N]
+    right_N = pictures.labels == 1
+    columns = {"key": pictures.keys, "instance": instance_N, "is_right": right_N, "rank": rank_N}
+    return association(rank_N, right_N, instance_N), pa.table(columns)
+
+
+SCORE: dict[str, Callable[[TaskFolder, Pictures, ImageTextModel], tuple[Metrics, pa.Table]]] = {
+    "classification": score_classification,
+    "retrieval": score_retrieval,
+    "association": score_associations,
+}

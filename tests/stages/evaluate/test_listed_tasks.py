@@ -1,0 +1,162 @@
+"""evaluate.zero_shot on tasks in DataComp's layouts: groups, Parquet, associations."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import Inputs
+from pipeline.errors import StageError
+from stages.evaluate import zero_shot
+from stages.evaluate.zero_shot import ZeroShot
+from stages.ops.tasks import check
+from tests.stages.evaluate.test_zero_shot import Colours
+from tests.stages.listed_folders import associated, captioned, grouped
+
+
+@pytest.fixture
+def scored(memory_context, tmp_path, monkeypatch):
+    """Results and context of a model that knows colours, on tasks in tmp_path/eval."""
+
+    def make():
+        monkeypatch.setattr(zero_shot, "load", lambda *_: Colours())
+        ctx = memory_context()
+        ZeroShot(model="reference", tasks=str(tmp_path / "eval")).run(Inputs(rows=[]), ctx)
+        (found,) = json.loads((ctx.out / "results.json").read_text())["models"]
+        return found, ctx.out
+
+    return make
+
+
+def right_but(wrong: set[int], count: int = 12) -> list[int]:
+    """The class of each picture, another where the model is to be wrong."""
+    return [(i + 1) % 5 if i in wrong else i % 5 for i in range(count)]
+
+
+def test_fmow_is_the_worst_region_without_other(scored, tmp_path):
+    """Regions 0 to 4 and 5, "Other"; region 2 has one of its two, and 5 none."""
+    regions = [[r, 15, 0] for r in (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5)]
+    grouped(tmp_path / "eval" / "wds_wilds-fmow_test", 62, regions, right_but({4, 10, 11}))
+    found, out = scored()
+    task = found["tasks"]["wds_wilds-fmow_test"]
+    assert (task["listed"], task["metric"]) == ("FMoW", "acc_worst_region")
+    worst = task["metrics"]["acc_worst_region"]
+    assert (worst["value"], worst["group"]) == (0.5, 2)
+    assert task["metrics"]["acc_worst_region_of_all"]["value"] == 0
+    assert 0 < task["chance"] < 1 / 62
+    assert pq.read_table(out / "wds_wilds-fmow_test.parquet")["group"].to_pylist() == [
+        row[0] for row in regions
+    ]
+    assert found["averages"] == {}  # 12 pictures are not FMoW's 22,108
+
+
+def test_geode_dollar_street_and_iwildcam_have_their_own_metrics(scored, tmp_path):
+    groups = [[i % 3, 7] for i in range(12)]
+    grouped(tmp_path / "eval" / "wds_geode_test", 40, groups, right_but({1, 4}))
+    grouped(tmp_path / "eval" / "wds_dollar_street_test", 58, groups, right_but({1, 4}))
+    grouped(tmp_path / "eval" / "wds_wilds-iwildcam_test", 182, groups, right_but({1, 4}))
+    grouped(tmp_path / "eval" / "mine", 6, groups, right_but({1, 4}))
+    tasks = scored()[0]["tasks"]
+    metrics = {name: task["metric"] for name, task in tasks.items()}
+    assert metrics == {
+        "mine": "acc1",
+        "wds_dollar_street_test": "acc_top5_wg",
+        "wds_geode_test": "acc_wg",
+        "wds_wilds-iwildcam_test": "F1-macro_all",
+    }
+    assert tasks["wds_geode_test"]["metrics"]["acc_wg"]["value"] == 0.5
+    assert tasks["mine"]["metrics"]["acc_wg"]["value"] == 0.5
+    assert tasks["mine"]["chance"] == pytest.approx(1 / 6)
+    top5 = tasks["wds_dollar_street_test"]["metrics"]["acc_top5_wg"]
+    assert top5["value"] == 0.75  # of the two that are wrong at 1, one is right at 5
+    f1 = tasks["wds_wilds-iwildcam_test"]["metrics"]
+    assert 0.7 < f1["F1-macro_all"]["value"] < 0.9
+    assert "acc_wg" not in f1
+
+
+def test_retrieval_in_parquet_is_the_mean_of_both_recalls(scored, tmp_path):
+    captioned(tmp_path / "eval" / "flickr_1k_test_image_text_retrieval", 5)
+    task = scored()[0]["tasks"]["flickr_1k_test_image_text_retrieval"]
+    assert (task["metric"], task["pictures"], task["captions"]) == ("mean_recall@1", 5, 10)
+    assert task["metrics"]["mean_recall@1"]["value"] == 1
+    assert task["chance"] == pytest.approx(0.2)
+
+
+def test_winogavil_counts_instances_of_ten_candidates_and_more(scored, tmp_path):
+    """Cue 0 has two of ten right: red ones. Cue 1 wants a green one that the model cannot tell."""
+    hard = list(range(10))
+    instances = [("Red", hard, [0, 5]), ("blue", [0, 1, 2, 3, 4], [1]), ("blue", hard, [2, 4])]
+    associated(tmp_path / "eval" / "winogavil", instances)
+    found, out = scored()
+    task = found["tasks"]["winogavil"]
+    assert (task["kind"], task["instances"], task["pictures"]) == ("association", 3, 25)
+    assert task["metrics"]["jaccard_score_10-12"]["value"] == pytest.approx((1 + 1 / 3) / 2)
+    assert task["metrics"]["jaccard_score_5-6"]["value"] == 0
+    ranks = pq.read_table(out / "winogavil.parquet")
+    first = ranks.filter(ranks["instance"].to_numpy() == 0).to_pydict()
+    assert [
+        rank for rank, right in zip(first["rank"], first["is_right"], strict=True) if right
+    ] == [
+        0,
+        1,
+    ]
+
+
+def test_tasks_without_a_rule_are_passed_over(scored, tmp_path):
+    grouped(tmp_path / "eval" / "mine", 5, [[0]] * 5, right_but(set(), 5))
+    grouped(tmp_path / "eval" / "wds_fairface_test", 5, [[0]] * 5, right_but(set(), 5))
+    (tmp_path / "eval" / "hf_cache").mkdir()
+    assert list(scored()[0]["tasks"]) == ["mine"]
+    assert [f for f in check(str(tmp_path / "eval")) if f.is_fatal] == []
+
+
+def test_a_listed_name_with_other_classes_is_a_task_of_its_own(scored, tmp_path):
+    grouped(tmp_path / "eval" / "wds_geode_test", 5, [[0]] * 5, right_but(set(), 5))
+    task = scored()[0]["tasks"]["wds_geode_test"]
+    assert (task["listed"], task["metric"]) == (None, "acc1")
+    (note,) = check(str(tmp_path / "eval"))
+    assert (note.is_fatal, note.found) == (False, "5 classes, and DataComp's GeoDE has 40")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda row: row["associations"].clear(), "10 candidates, 10 pictures, 0 associations"),
+        (lambda row: row["candidate_images"].pop(), "10 candidates, 9 pictures, 2 associations"),
+        (lambda row: row["candidate_images"][3].update(bytes=b"x"), "a picture that is"),
+    ],
+)
+def test_an_instance_that_is_not_whole_is_refused(scored, tmp_path, spoil, found):
+    home = tmp_path / "eval" / "winogavil"
+    associated(home, [("red", list(range(10)), [0, 5])])
+    file = home / "test" / "0.parquet"
+    table = pq.read_table(file)
+    (row,) = table.to_pylist()
+    spoil(row)
+    pq.write_table(table.from_pylist([row], schema=table.schema), file)
+    with pytest.raises(StageError, match=found):
+        scored()
+
+
+def test_a_group_that_is_missing_or_no_number_is_refused(scored, tmp_path):
+    grouped(tmp_path / "eval" / "wds_geode_test", 40, [[-1]] * 5, right_but(set(), 5))
+    with pytest.raises(StageError, match=r"KEY\.npy names no group"):
+        scored()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("multilabel", "a multilabel task, which has no rule here")]
+)
+def test_a_type_without_a_rule_is_refused(scored, tmp_path, text, found):
+    grouped(tmp_path / "eval" / "mine", 5, [[0]] * 5, right_but(set(), 5))
+    (tmp_path / "eval" / "mine" / "dataset_type.txt").write_text(text)
+    with pytest.raises(StageError, match=found):
+        scored()
+
+
+def test_a_parquet_task_without_its_columns_is_refused(scored, tmp_path):
+    captioned(tmp_path / "eval" / "mine", 2)
+    file = tmp_path / "eval" / "mine" / "test" / "0.parquet"
+    pq.write_table(pq.read_table(file, columns=["image"]), file)
+    with pytest.raises(StageError, match="no column 'caption'"):
+        scored()
