@@ -118,7 +118,7 @@ class Noisy:
 
         Source: the usual sum of two quantiles, at Holm's first level, 0.05 / comparisons.
         """
-        level = 1 - (1 - LEVEL) / comparisons
+        level = 1 - (1 - LEVEL) / max(1, comparisons)
         return (student(self.df, (1 + level) / 2) + student(self.df, POWER)) * self.error
 
 

@@ -56,11 +56,9 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     areas = {row["kind"]: row["auc"]["value"] for row in found["detection"]}
     assert areas["text_issue: swapped"] >= 0.72
     assert areas["swapped, with another group's"] >= 0.83
-    retrieval = next(line for line in first.stdout.splitlines() if "image_retrieval" in line)
-    raw, curated = map(float, retrieval.split()[2:4])
-    assert raw < curated
-    low_of_curated = float(re.findall(r"\(([+-][\d.]+) to", retrieval)[-1])
-    assert low_of_curated > 0
+    said = next(line for line in first.stdout.splitlines() if line.startswith("curated  "))
+    apart, half = map(float, re.findall(r"([+-][\d.]+) ± ([\d.]+), beats raw", said)[0])
+    assert apart > half
     page = (demo / "report.html").read_text()
     for shown in (
         "Results",

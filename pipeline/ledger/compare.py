@@ -7,7 +7,7 @@ seed an arm no interval is claimed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -44,7 +44,8 @@ class Comparison:
     interval lacks.
 
     `seeds_error` and `items_error` are the two standard errors, which add as squares; the second is
-    null where no ranks are stored. `visible` is the least difference that is found with a chance of
+    null where no ranks are stored. `df`, the degrees of freedom, is null too where items are all
+    the noise. `visible` is the least difference that is found with a chance of
     80 % among the page's comparisons. `level` is Holm's: found where it is below 0.05.
     """
 
@@ -56,9 +57,9 @@ class Comparison:
     paired: Estimate | None = None
     seeds_error: float | None = None
     items_error: float | None = None
+    df: float | None = None
     level: float | None = None
     visible: float | None = None
-    noisy: Noisy | None = field(default=None, repr=False, compare=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -116,18 +117,22 @@ def compare(arm: str, baseline: str, a: Scored, b: Scored) -> Comparison:
         paired=_paired(a, b),
         seeds_error=float(np.sqrt(apart.seeds)),
         items_error=float(np.sqrt(apart.items)) if has_items else None,
-        noisy=apart,
+        df=float(apart.df) if np.isfinite(apart.df) else None,
     )
 
 
 def judged(page: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons of a page, each with its level and what it could have seen among them all."""
-    claimed = {n: one.noisy for n, one in enumerate(page) if one.noisy is not None}
-    level_N = holm(np.array([float(noisy.p) for noisy in claimed.values()]))
+    claimed = [n for n, one in enumerate(page) if one.seeds_error is not None]
+    noisy = Noisy(
+        value=np.array([page[n].apart.value for n in claimed]),
+        seeds=np.array([(page[n].seeds_error or 0) ** 2 for n in claimed]),
+        items=np.array([(page[n].items_error or 0) ** 2 for n in claimed]),
+        df=np.array([page[n].df or np.inf for n in claimed]),
+    )
     found = list(page)
-    for (n, noisy), level in zip(claimed.items(), level_N, strict=True):
-        visible = float(noisy.visible(len(claimed)))
-        found[n] = replace(found[n], level=float(level), visible=visible)
+    for n, level, visible in zip(claimed, holm(noisy.p), noisy.visible(len(claimed)), strict=True):
+        found[n] = replace(found[n], level=float(level), visible=float(visible))
     return found
 
 

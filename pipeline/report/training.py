@@ -1,4 +1,4 @@
-"""Losses on the page: the trainings of one kind in one chart, each with a band over its seeds."""
+"""Losses on the page: trainings of one kind in a chart, each with a band over its seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +9,18 @@ from pipeline.ledger.results import LossCurve
 from pipeline.report.charts import Band, bands
 
 POINTS = 300  # of a line: no screen shows more
+LINES = 5  # of a chart: as many colours can be told apart
 
 
 def training_charts(curves: Sequence[LossCurve]) -> list[dict[str, Any]]:
-    """A chart for each kind of training, in the recipe's order."""
-    return [
-        _chart(uses, [curve for curve in curves if curve.uses == uses])
-        for uses in dict.fromkeys(curve.uses for curve in curves)
-    ]
+    """A chart for every five trainings of a kind, in the recipe's order."""
+    charts = []
+    for uses in dict.fromkeys(curve.uses for curve in curves):
+        stages = list(dict.fromkeys(curve.stage for curve in curves if curve.uses == uses))
+        for first in range(0, len(stages), LINES):
+            drawn = stages[first : first + LINES]
+            charts.append(_chart(uses, [curve for curve in curves if curve.stage in drawn]))
+    return charts
 
 
 def _chart(uses: str, curves: Sequence[LossCurve]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Results by arm: means and differences worked out by hand, what is an arm and what names it."""
 
 import argparse
+import json
 from dataclasses import astuple
 
 import pytest
@@ -10,6 +11,7 @@ from metadata.storage import Storage
 from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
+from pipeline.ledger.answer import as_json
 from pipeline.ledger.results import Cell, Results, losses, results
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
@@ -143,6 +145,8 @@ def test_items_that_all_seeds_miss_are_part_of_the_noise(several):
     # 16 of 50 pictures are hit by all of the one arm and none of the other
     assert long.items_error == pytest.approx((0.32 * 0.68 / 50) ** 0.5, rel=0.15)
     assert results(several, []) == found
+    stored = json.dumps(as_json(found), allow_nan=False)
+    assert f'"items_error": {long.items_error}' in stored
 
 
 def test_an_arm_within_its_noise_of_guessing_is_marked(several):

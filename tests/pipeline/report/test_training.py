@@ -34,3 +34,9 @@ def test_a_long_curve_is_thinned_and_an_empty_one_is_none():
     (chart,) = training_charts([curve("raw", "", [1.0] * 10_000), curve("none", "", [])])
     (line,) = chart["chart"]["lines"]
     assert POINTS <= len(line["dots"]) <= 2 * POINTS
+
+
+def test_more_trainings_than_colours_have_more_charts():
+    charts = training_charts([curve(f"arm_{n}", "", [2.0, 1.0]) for n in range(12)])
+    assert [len(chart["chart"]["lines"]) for chart in charts] == [5, 5, 2]
+    assert [end["stage"] for end in charts[2]["ends"]] == ["arm_10", "arm_11"]

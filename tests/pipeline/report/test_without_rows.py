@@ -2,6 +2,9 @@
 
 import pytest
 
+from pipeline.ledger.measured import measured
+from pipeline.ledger.trials import arms
+from pipeline.run_folder.state import latest
 from tests.parsed import Page
 from tests.stages.task_folders import write_tasks
 
@@ -44,6 +47,13 @@ def test_the_report_shows_the_results(clipmill, run, tmp_path):
     assert "Where the rows went" not in page.text
     assert "rows in the pool" not in page.text
     assert "difference" not in page.text
+
+
+def test_an_evaluation_leaves_the_items_that_its_noise_is_of(run):
+    (arm,) = arms(latest(str(run)))
+    found = measured(arm.trials)
+    assert {one.task for one in found} == {"colours", "words"}
+    assert all(one.draw_SD is not None and one.chance is not None for one in found)
 
 
 def test_status_speaks_and_what_needs_rows_says_that_there_are_none(clipmill, run):
