@@ -17,6 +17,7 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
 from pipeline.report.build import report
+from pipeline.report.page import MINUS
 from pipeline.run_folder.live import live_stage
 from pipeline.run_folder.sessions import sessions
 from pipeline.run_folder.state import RunState
@@ -198,3 +199,10 @@ def test_what_a_subset_is_worth_is_said_in_the_words_that_its_interval_allows(
     told = replace(found, tasks=(replace(row, cells=cells),))
     monkeypatch.setattr("pipeline.report.build.results", lambda *_: told)
     assert said in Page(report(state)).text
+
+
+def test_the_arms_stand_against_every_baseline_that_is_named(state):
+    page = Page(report(state, ["raw", "shards"])).text
+    assert "against raw verdict against shards verdict seeds epochs" in page
+    assert "shards 43.0 ± 12.7 +22.0 ± 6.1 beats raw the baseline 2 10.0 raw" in page
+    assert f"the baseline {MINUS}22.0 ± 6.1 shards beats it 2 10.0" in page
