@@ -115,7 +115,7 @@ def _made(state: RunState, evaluation: str) -> _Made:
     parents = stages[trained.data].parents if trained.data in stages else ()
     facts = settings | {
         "uses": trained.uses,
-        "data": trained.data,
+        "data": trained.data or trained.elsewhere,
         "rows": trained.kept_by,
         "parents": {need: stages[need].fingerprint for need in trained.needs},
     }
@@ -138,7 +138,7 @@ def _names(made: Sequence[_Made]) -> list[str]:
         differ = [
             f"{key} {value}"
             for key, value in how.facts.items()
-            if key not in ("parents", "seeds") and any(o.facts.get(key) != value for o in same)
+            if key != "parents" and any(o.facts.get(key) != value for o in same)
         ]
         lacking = {key for other in same for key in other.facts} - how.facts.keys()
         differ += [f"{key} default" for key in sorted(lacking)]

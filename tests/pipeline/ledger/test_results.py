@@ -182,3 +182,15 @@ def test_arms_on_one_export_bear_the_names_of_the_selects_that_chose_their_rows(
     found = ran(state, tmp_path, yaml.safe_dump(kept | selects | trained | scores, sort_keys=False))
     assert results(found, []).arms == ("few", "all")
     assert results(found, ["long"]).baselines == ("all",)
+
+
+def test_exports_of_other_runs_are_arms_of_their_own(state, several, tmp_path):
+    kept = yaml.safe_load(ARMS)
+    elsewhere = [run.stages[name].folder for run, name in ((several, "raw"), (state, "shards"))]
+    stages: dict = {"pool": kept["pool"]}
+    for name, folder in zip(("short", "long"), elsewhere, strict=True):
+        stages[name] = {**kept["short"], "data": f"export:{folder}"}
+        stages[f"{name}_scores"] = kept[f"{name}_scores"]
+    found = ran(state, tmp_path, yaml.safe_dump(stages, sort_keys=False))
+    assert [arm.partition(" (")[0] for arm in results(found, []).arms] == ["short", "long"]
+    assert {cell.seeds for cell in results(found, []).tasks[0].cells} == {2}
