@@ -4,6 +4,7 @@ ClipmillError
   RecipeError        the recipe or the arguments are wrong; exit code 2, nothing has run
   StageError         a stage cannot go on; exit code 1, finished shards stay
   LostLockError      another run has the folder; exit code 1, this one writes no more
+  RankDiedError      a process of a launch has died: all of it begin again
   ShardError         this shard failed; the others go on
     RetryableError   the same, and trying again may help
     CrashedError     the same, as it ended its worker each time
@@ -68,6 +69,10 @@ class StageError(ClipmillError):
 
 class LostLockError(ClipmillError):
     """Stops the run: another has its folder."""
+
+
+class RankDiedError(ClipmillError):
+    """Ends one attempt at a launch: all its processes begin again."""
 
 
 class ShardError(ClipmillError):

@@ -39,15 +39,16 @@ def attempt(
     run: str,
     place: str,
     least: int = 1,
+    most: int = MAX_ATTEMPTS,
 ) -> T:
     """The result of work(number): tried a second and a third time while its error may pass.
 
     It is counted in `<name>.attempt`, anew for another digest of the inputs. CrashedError where
     fewer than `least` attempts are left, as the others ended their worker; that count stays.
     """
-    if _begin(folder, name, inputs, run) < least:
+    if _begin(folder, name, inputs, run, most) < least:
         raise CrashedError(
-            f"{place} ended its worker {MAX_ATTEMPTS} times",
+            f"{place} ended its worker {most} times",
             str(folder),
             "look for a crash in its native code or for too little memory,"
             " then run again with --retry crashed",
@@ -73,7 +74,7 @@ def _tried(work: Callable[[int], T], place: str, folder: Storage) -> T:
         number += 1
 
 
-def _begin(folder: Storage, name: str, inputs: str, run: str) -> int:
+def _begin(folder: Storage, name: str, inputs: str, run: str, most: int) -> int:
     """How many attempts are left, this one among them; it is counted."""
     count = folder.read_json(f"{name}.attempt", Count)
     if count is None or count.inputs != inputs:
@@ -81,10 +82,10 @@ def _begin(folder: Storage, name: str, inputs: str, run: str) -> int:
     elif count.run != run:
         count = Count(inputs, run, attempts=0, runs=count.runs + 1)
     count = replace(count, attempts=count.attempts + 1)
-    if count.attempts > MAX_ATTEMPTS or count.runs > MAX_RUNS:
+    if count.attempts > most or count.runs > MAX_RUNS:
         return 0
     folder.put(f"{name}.attempt", json.dumps(asdict(count)).encode(), point="attempt")
-    return MAX_ATTEMPTS + 1 - count.attempts
+    return most + 1 - count.attempts
 
 
 def end(folder: Storage, name: str) -> None:

@@ -17,6 +17,7 @@ from metadata.sealed import put_sealed, read_sealed
 from pipeline.dataset import Rank, State, TableFunction, Task
 from pipeline.engine import attempts
 from pipeline.engine.journal import Journal, StageRun
+from pipeline.engine.launching import launch
 from pipeline.engine.local_shards import LocalShards
 from pipeline.engine.own_shards import (
     Neighbours,
@@ -32,7 +33,7 @@ from pipeline.engine.own_shards import (
 )
 from pipeline.engine.shuffling import by_hash, by_home, split_shard
 from pipeline.engine.states import put_state, read_state, reduce_some
-from pipeline.engine.units import Unit, UnitTask, Work, launched, map_one, units_of
+from pipeline.engine.units import Unit, UnitTask, Work, map_one, units_of
 from pipeline.engine.worker import worker_of
 from pipeline.errors import ShardError, StageError
 from pipeline.run_folder.done import standing
@@ -197,12 +198,9 @@ class RunContext:
         if stored is not None:
             return dict(stored)
         task = UnitTask(self.worker, folder, self.run.run, self.journal, call, self.page_checksums)
-        resources = self.run.planned.stage.resources
-        self.calls.told(call, 0, workers)
-        results = self.run.executor.launch(partial(launched, fn, task), workers, resources)
-        self.calls.told(call, workers, workers)
-        put_sealed(folder, f"{call}.json", dict(results[0]), point="journal")
-        return dict(results[0])
+        result = launch(self.calls, call, fn, task, workers)
+        put_sealed(folder, f"{call}.json", result, point="journal")
+        return result
 
     # Behind them
 

@@ -82,10 +82,11 @@ class Journal:
         yield
         self._prefix, self._count, self._round = outside
 
-    def told(self, call: str, done: int, units: int) -> None:
+    def told(self, call: str, done: int, units: int, also: str = "") -> None:
         """Says how many units of a call are done, in the stage's words or those for its kind."""
         name = call.removeprefix(f"{self.name}/")
         words = self.words or KINDS.get(name.rpartition("-")[2], name)
+        words = f"{words}, {also}" if also else words
         self.run.on_unit(name, done, units, f"{self._round}{words}")
 
     def results(

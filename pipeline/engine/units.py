@@ -6,7 +6,7 @@ Each unit counts its attempts in storage, works, and leaves a small result in th
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from metadata.outputs import OUT, note_output
 from metadata.scratch import leave_shared, scratch_folder
 from metadata.sealed import put_sealed
 from metadata.storage import Storage
-from pipeline.dataset import Put, Rank, Task
+from pipeline.dataset import Put, Task
 from pipeline.engine import attempts
 from pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.engine.checkpoints import StoredCheckpoints
@@ -161,11 +161,3 @@ class UnitsRun:
 def map_one(fn: Callable[[Any, Task], Mapping[str, Any]], item: Any, task: UnitTask) -> Any:
     """The work of `map`: fn of one item."""
     return dict(fn(item, task))
-
-
-def launched(fn: Callable[[Rank, Task], Any], task: UnitTask, rank: Rank) -> Any:
-    """The work of `launch`: fn of one rank, with a scratch folder of its own."""
-    with tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch:
-        tell = Teller((task.worker.stage,), f"{task.key}.{rank.rank}")
-        worker = replace(task.worker, scratch=Path(scratch), tell=tell)
-        return fn(rank, replace(task, worker=worker))

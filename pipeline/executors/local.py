@@ -7,28 +7,30 @@ Not concurrent.futures: its pool breaks as a whole when one worker dies, and can
 the worker held. Here each worker has a pipe of its own, so a death costs one item one attempt.
 """
 
-import contextlib
 import math
 import multiprocessing
 import os
 import pickle
+import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
 from metadata.scratch import sweep_scratch
 from pipeline.dataset import Rank
-from pipeline.errors import StageError
+from pipeline.errors import RankDiedError, StageError
 from pipeline.executors import Item, Step, machine
 from pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
-from pipeline.executors.rendezvous import free_address
-from pipeline.executors.streams import TURN_S, Dispatcher, Stream
+from pipeline.executors.ranks import Ends, as_rank, free_address
+from pipeline.executors.streams import LOOK_UP_S, TURN_S, Dispatcher, Stream
 from pipeline.executors.telling import connect
 from pipeline.stage import Resources
 
+ECHO_S = 5.0  # after a rank's error: the death that caused it is heard by then
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
 LOOPBACK = "127.0.0.1"  # where ranks meet
 ROUNDING = 1e-6  # of ten shares of 0.1
@@ -60,11 +62,20 @@ class LocalExecutor(Dispatcher):
         workers: int,
         resources: Resources,
     ) -> list[Mapping[str, Any]]:
-        start = partial(partial, _ranked, fn)
+        start = partial(partial, as_rank, fn)
         step = Step(name=f"launch of {workers} workers", start=start, resources=resources)
         self._refuse(resources, step.name, workers)
-        results = dict(self._carry(Stream([step], [self._pack(step)], workers), range(workers)))
-        return [results[rank] for rank in range(workers)]
+        stream = Stream([step], [self._pack(step)], workers)
+        stream.queues[0].extend(range(workers))
+        self._ask(lambda: self._streams.append(stream))
+        ends = Ends(workers, ECHO_S)
+        try:
+            while (results := ends.results()) is None:
+                with suppress(queue.Empty):
+                    ends.add(*stream.next_within(LOOK_UP_S))
+            return results
+        finally:
+            self._ask(lambda: self._leave(stream))
 
     def places(self, resources: Resources) -> int:
         """How many workers with these resources run at once, where nothing else runs; 0: none."""
@@ -216,12 +227,12 @@ class LocalExecutor(Dispatcher):
         except Exception as error:
             stream.fail(error)
             return
-        with contextlib.suppress(*GONE):  # seen when we wait
+        with suppress(*GONE):  # seen when we wait
             worker.pipe.send_bytes(message)
 
     def _hear(self, worker: LocalWorker) -> None:
         assert worker.job is not None
-        stream, number, _ = worker.job
+        stream, number, item = worker.job
         try:
             kind, value = pickle.loads(worker.pipe.recv_bytes())
         except GONE:
@@ -242,7 +253,9 @@ class LocalExecutor(Dispatcher):
             stream.busy -= 1
             if stream.ranks:
                 self._end([worker])
-            if kind == "error":
+            if stream.ranks:
+                stream.passed(number, (item.rank, value))
+            elif kind == "error":
                 stream.fail(value)
             else:
                 stream.passed(number, value)
@@ -257,7 +270,7 @@ class LocalExecutor(Dispatcher):
         if stream.ranks:
             found = f"rank {item.rank} of {stream.ranks} died (exit code {code})"
             do = "look for a crash or too little memory, then run again"
-            stream.fail(StageError(found, "launch", do))
+            stream.fail(RankDiedError(found, stream.steps[number].name, do))
             return
         stream.queues[number].appendleft(item)
         if stream.ids[number] not in worker.started:
@@ -285,10 +298,6 @@ def _in_this_thread(steps: Sequence[Step], items: Iterable[Item]) -> Iterator[It
         for function in functions:
             item = function(item)
         yield item
-
-
-def _ranked(fn: Callable[[Rank], Mapping[str, Any]], rank: Rank) -> tuple[int, Mapping[str, Any]]:
-    return rank.rank, fn(rank)
 
 
 def _cpus_of(workers: Iterable[LocalWorker]) -> float:

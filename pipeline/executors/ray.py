@@ -34,14 +34,16 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.dataset import Rank
-from pipeline.errors import StageError
+from pipeline.errors import RankDiedError, StageError
 from pipeline.executors import Item, Step
+from pipeline.executors.ranks import Ends
 from pipeline.executors.ray_room import IDLE_S, Actor, Launch, Pool, Room
 from pipeline.executors.ray_session import Session, first_line
 from pipeline.executors.streams import Dispatcher, Stream, stopped
 from pipeline.stage import Resources
 
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
+ECHO_S = 60.0  # after a rank's error: the death that caused it is heard by then, a node's too
 ASK_S = 1.0  # between two questions for news
 EARLY_DEATHS = 3  # generations that died before one had started: none ever will
 
@@ -86,18 +88,15 @@ class RayExecutor(Dispatcher):
             for rank in range(workers):
                 place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
                 actors.append(self._room.new(resources, need, scheduling_strategy=place))
-            (address,) = self._gather([actors[0].address.remote()])
+            (address,) = self._ended({0: actors[0].address.remote()})
             ranks = [Rank(rank=i, of=workers, rendezvous=address) for i in range(workers)]
-            return self._gather(
-                [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
-            )
-        except RayTaskError as error:
-            raise _original(error) from error
+            calls = [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
+            return self._ended(dict(enumerate(calls)))
         except DEATHS as error:
-            raise StageError(
-                found=f"a rank died: {first_line(error)}",
+            raise RankDiedError(
+                found=f"a rank of {workers} died: {first_line(error)}",
                 where=where,
-                do="run again: it goes on from what it last stored; if it dies again, raise memory",
+                do="look for a crash or too little memory, then run again",
             ) from error
         finally:
             self._tell(lambda: self._room.launches.remove(launch))
@@ -110,14 +109,19 @@ class RayExecutor(Dispatcher):
         super().close()
         self._session.close()
 
-    def _gather(self, calls: list[Any]) -> list[Any]:
-        """What the calls give; raises the first failure, whichever of them has it."""
-        waiting = calls
-        while waiting:
+    def _ended(self, calls: Mapping[int, Any]) -> list[Any]:
+        """What the calls give, by rank."""
+        ends, rank_of = Ends(len(calls), ECHO_S), {call: rank for rank, call in calls.items()}
+        waiting = list(rank_of)
+        while (results := ends.results()) is None:
             done, waiting = ray.wait(waiting, timeout=IDLE_S)
-            ray.get(done)
+            for call in done:
+                try:
+                    ends.add(rank_of[call], ray.get(call))
+                except RayTaskError as error:
+                    ends.add(rank_of[call], _original(error))
             self._check_alive()
-        return list(ray.get(calls))
+        return results
 
     def _check_alive(self) -> None:
         if self._closed:

@@ -15,8 +15,8 @@ import ray
 from pipeline.dataset import Rank
 from pipeline.errors import StageError
 from pipeline.executors import Item, machine
+from pipeline.executors.ranks import as_rank, free_address
 from pipeline.executors.ray_session import Session
-from pipeline.executors.rendezvous import free_address
 from pipeline.executors.streams import TURN_S, Stream
 from pipeline.executors.telling import Board, connect
 from pipeline.executors.worker import Functions
@@ -46,7 +46,7 @@ class Worker(Functions):
         return free_address(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray
 
     def launch(self, fn: Callable[[Rank], Mapping[str, Any]], rank: Rank) -> Mapping[str, Any]:
-        return fn(rank)
+        return as_rank(fn, rank)
 
 
 @dataclass(eq=False)

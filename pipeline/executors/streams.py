@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -62,13 +63,15 @@ class Stream:
     def next(self) -> Item:
         """The next result; raises what the stream failed with."""
         while True:
-            try:
-                item, error = self._answers.get(timeout=LOOK_UP_S)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            return item
+            with suppress(queue.Empty):
+                return self.next_within(LOOK_UP_S)
+
+    def next_within(self, limit_s: float) -> Item:
+        """The same; queue.Empty where none comes in time."""
+        item, error = self._answers.get(timeout=limit_s)
+        if error is not None:
+            raise error
+        return item
 
 
 class Dispatcher(ABC):

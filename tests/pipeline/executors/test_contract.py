@@ -2,18 +2,20 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.dataset import Rank
-from pipeline.errors import ShardError, StageError
+from pipeline.errors import RankDiedError, RetryableError, ShardError, StageError
 from pipeline.executors import Step, local, machine, ray_room
 from pipeline.executors.local import LocalExecutor
 from pipeline.executors.telling import tell
@@ -427,15 +429,61 @@ def fail_or_stay(folder: Path, how: str, rank: Rank):
         time.sleep(0.01)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise ShardError("rank", "one", "nothing")
+    raise StageError("rank", "one", "nothing")
 
 
-@pytest.mark.parametrize(("how", "error"), [("raises", ShardError), ("killed", StageError)])
+@pytest.mark.parametrize(("how", "error"), [("raises", StageError), ("killed", RankDiedError)])
 def test_a_rank_that_fails_ends_all_ranks(executor, tmp_path, how, error):
     with pytest.raises(error):
         executor.launch(partial(fail_or_stay, tmp_path, how), 2, ONE)
     staying = Path("/proc", (tmp_path / "0").read_text())
     until(lambda: not staying.exists())
+
+
+def hear_the_other_die(rank: Rank):
+    """Rank 0 listens where they meet; rank 1 connects, hangs up, and dies a little later."""
+    host, port = rank.rendezvous.removeprefix("tcp://").split(":")
+    if rank.rank == 0:
+        with socket.create_server((host, int(port))) as server:
+            server.accept()[0].recv(1)
+            raise ConnectionResetError("connection closed by peer")
+    until(partial(is_open, host, int(port)))
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_open(host: str, port: int) -> bool:
+    with suppress(ConnectionRefusedError), socket.create_connection((host, port)):
+        return True
+    return False
+
+
+def test_a_death_counts_where_its_echo_in_another_rank_is_heard_first(executor):
+    with pytest.raises(RankDiedError):
+        executor.launch(hear_the_other_die, 2, ONE)
+
+
+def find_the_port_taken(rank: Rank):
+    host, port = rank.rendezvous.removeprefix("tcp://").split(":")
+    if rank.rank == 0:
+        with socket.create_server((host, int(port))):
+            socket.create_server((host, int(port)))
+    return {}
+
+
+def test_a_port_that_another_takes_first_is_an_error_that_may_pass(executor):
+    with pytest.raises(RetryableError, match="ddress already in use"):
+        executor.launch(find_the_port_taken, 2, ONE)
+
+
+def see_its_gpu(folder: Path, rank: Rank):
+    return {"gpu": see_gpus(folder, rank.of, rank), "gloo": os.environ["GLOO_SOCKET_IFNAME"]}
+
+
+def test_each_rank_has_a_gpu_of_its_own_and_knows_the_network(executor, tmp_path):
+    seen = executor.launch(partial(see_its_gpu, tmp_path), 2, GPU)
+    assert sorted(rank["gpu"] for rank in seen) == ["0", "1"]
+    assert {rank["gloo"] for rank in seen} <= {name for _, name in socket.if_nameindex()}
 
 
 def test_a_launch_gets_room_beside_a_stream_that_never_rests(executor, tmp_path):

@@ -1,0 +1,71 @@
+"""A launch: ranks that work side by side, and begin again together where one dies."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from metadata.fingerprint import digest
+from metadata.scratch import scratch_folder
+from pipeline.dataset import Rank, Task
+from pipeline.engine import attempts
+from pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
+from pipeline.engine.failures import explained
+from pipeline.engine.journal import Journal
+from pipeline.engine.told import Teller
+from pipeline.engine.units import UnitTask
+from pipeline.errors import RankDiedError
+
+MOST_ATTEMPTS = 4  # the first, and three after deaths
+
+
+def launch(
+    calls: Journal,
+    call: str,
+    fn: Callable[[Rank, Task], Mapping[str, Any]],
+    task: UnitTask,
+    workers: int,
+) -> dict[str, Any]:
+    """The result of rank 0.
+
+    Attempts are counted as those of a unit are: anew once a checkpoint has moved on, as the next
+    attempt is not the same work.
+    """
+    run = calls.run
+    resources, folder = run.planned.stage.resources, run.folder
+    place = f"stage '{run.planned.name}', {call.rpartition('/')[2]}"
+    work = partial(_launched, fn, task, place)
+    calls.told(call, 0, workers)
+    while True:
+        stored = folder.entries(f"{calls.name}/{CHECKPOINTS}", below=True)
+        inputs = digest([workers, *sorted(entry.name for entry in stored)])
+        try:
+            results = attempts.attempt(
+                lambda number: run.executor.launch(work, workers, resources),
+                folder,
+                call,
+                inputs,
+                run.run_id,
+                place,
+                most=MOST_ATTEMPTS,
+            )
+        except RankDiedError as died:
+            calls.told(call, 0, workers, f"begun again, as {died.args[0]}")
+        else:
+            calls.told(call, workers, workers)
+            return dict(results[0])
+
+
+def _launched(
+    fn: Callable[[Rank, Task], Mapping[str, Any]], task: UnitTask, place: str, rank: Rank
+) -> Mapping[str, Any]:
+    """fn of one rank, with a scratch folder of its own."""
+    teller = Teller((task.worker.stage,), f"{task.key}.{rank.rank}")
+    with (
+        tempfile.TemporaryDirectory(dir=scratch_folder()) as scratch,
+        explained(f"{place}, rank {rank.rank} of {rank.of}", task.folder),
+    ):
+        worker = replace(task.worker, scratch=Path(scratch), tell=teller)
+        return fn(rank, replace(task, worker=worker))
