@@ -1,6 +1,6 @@
 """What the trainer asks of a model of images and texts, and how one is built by its name.
 
-`nano` is our own (nano.py).
+`nano` is our own (nano.py); any other name, or a .json file, is a network of open_clip's.
 """
 
 import math
@@ -75,7 +75,15 @@ def reads(name: str) -> Reads:
     """What the model of a name takes."""
     from stages.clip import nano
 
-    return nano.reads(nano.ARCHITECTURES[name])
+    if name in nano.ARCHITECTURES:
+        return nano.reads(nano.ARCHITECTURES[name])
+    from stages.clip import open_clip_config
+
+    config = open_clip_config.config_of(name)
+    open_clip_config.check_trainable(name, config)
+    from stages.clip import open_clip_towers
+
+    return open_clip_towers.reads(config)
 
 
 def new_model(
@@ -88,18 +96,23 @@ def new_model(
     bits = int.from_bytes(blake2b(f"{seed} weights".encode(), digest_size=8).digest(), "big")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bits)
-        model = _built(name)
+        model = _built(name, scale, bias)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
+
+
+def _built(name: str, scale: float | None, bias: float | None) -> Towers:
+    from stages.clip import nano
+
+    if name not in nano.ARCHITECTURES:
+        from stages.clip import open_clip_towers
+
+        return open_clip_towers.built(name, scale, bias)
+    model = nano.Nano(nano.ARCHITECTURES[name])
     if scale is not None:
         model.log_scale.data.fill_(math.log(scale))
     if bias is not None:
         model.bias = nn.Parameter(torch.tensor(bias))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
-
-
-def _built(name: str) -> Towers:
-    from stages.clip import nano
-
-    return nano.Nano(nano.ARCHITECTURES[name])
+    return model
 
 
 def rebuilt(facts: Mapping[str, Any]) -> Towers:
@@ -107,6 +120,10 @@ def rebuilt(facts: Mapping[str, Any]) -> Towers:
 
     KeyError, TypeError or AttributeError where it describes none that this version knows.
     """
+    if "open_clip" in facts:
+        from stages.clip import open_clip_towers
+
+        return open_clip_towers.rebuilt(facts)
     from stages.clip import nano
 
     pairs = facts["architecture"].items()

@@ -49,9 +49,15 @@ def load(
 
 def save(model: "Towers", facts: Mapping[str, Any], task: Task, prefix: str = "") -> None:
     """Stores a model in out/: its weights, then the card that rebuilds it."""
-    from stages.models.saved import put_model
+    from stages.clip.model_card import beside
+    from stages.models.saved import WEIGHTS, put_model
 
-    put_model(task, KIND, {**model.facts, **facts}, model.network.state_dict(), prefix)
+    card = {**model.facts, **facts}
+    for name, text in beside(card, prefix + WEIGHTS).items():
+        path = task.worker.scratch / name
+        path.write_text(text, encoding="utf-8")
+        task.put_file(prefix + name, path)
+    put_model(task, KIND, card, model.network.state_dict(), prefix)
 
 
 class TrainedClip:

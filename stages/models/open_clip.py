@@ -4,16 +4,15 @@ A tag is fetched once by open_clip, from the hub that it names. A file (.pt, .bi
 only; or .safetensors) needs no hub: the one to use on machines that see no internet.
 """
 
-import json
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError, StageError, did_you_mean
+from pipeline.errors import RecipeError, StageError
+from stages.clip.open_clip_config import config_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,25 +21,12 @@ if TYPE_CHECKING:
 
 ROWS = 32  # a call of a tower always has as many, so that no value depends on its neighbours
 MAX_ASPECT = 1000  # longer side to shorter; at a network's 224 pixels 200 MB
-INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
 
 
 def width(name: str) -> int:
     """Width of the embeddings, from open_clip's configuration files. Imports no framework."""
     network, _, _ = parts(name)
-    spec = find_spec("open_clip")
-    if spec is None or not spec.submodule_search_locations:
-        raise RecipeError("open_clip is not installed", f"model 'open_clip:{name}'", INSTALL)
-    folder = Path(spec.submodule_search_locations[0], "model_configs")
-    try:
-        config = json.loads((folder / f"{network}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = [path.stem for path in folder.glob("*.json")]
-        raise RecipeError(
-            f"open_clip has no network {network!r}",
-            f"model 'open_clip:{name}'",
-            did_you_mean(network, sorted(known), "it has"),
-        ) from None
+    config = config_of(network, f"model 'open_clip:{name}'")
     return int(config["embed_dim"])
 
 

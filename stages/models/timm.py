@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RecipeError, StageError
-from stages.models.open_clip import INSTALL, middle
+from stages.clip.open_clip_config import INSTALL
+from stages.models.open_clip import middle
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 

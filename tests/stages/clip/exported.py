@@ -33,6 +33,7 @@ TINY = Architecture(
 )
 ARCHITECTURES["tiny"] = TINY
 TINY_READS = reads("tiny")
+TINY_OPEN_CLIP = str(Path(__file__).with_name("tiny_open_clip.json"))
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Models stored and loaded: the same embeddings whatever the batch, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from pipeline.errors import StageError
 from stages.clip.texts import token_bags
 from stages.clip.towers import new_model
 from stages.models.checkpoint import load
-from tests.stages.clip.exported import TINY, write_model
+from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, write_model
 
 TEXTS = ["", "a red ox", "star " * 60, *(f"number {i}" for i in range(67))]
 
@@ -95,3 +96,46 @@ def test_weights_of_another_shape_are_refused(stored):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(StageError, match=r"model\.json"):
         load(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def open_clips(tmp_path_factory):
+    """A stage's folder with a tiny network of open_clip's."""
+    return write_model(tmp_path_factory.mktemp("models") / "stage", TINY_OPEN_CLIP, seed=3)
+
+
+def test_open_clips_own_loader_takes_the_weights_and_gives_the_same_vectors(open_clips):
+    import open_clip
+    from PIL import Image
+
+    open_clip.add_model_config(TINY_OPEN_CLIP)
+    ours, folder = load(str(open_clips)), open_clips / "out"
+    images = pictures(3)
+    for name, weights in (
+        ("tiny_open_clip", str(folder / "model.safetensors")),
+        (f"local-dir:{folder}", None),
+    ):
+        theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights)
+        theirs.eval()
+        pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
+        with torch.inference_mode():
+            image_ND = theirs.encode_image(pixels, normalize=True).numpy()
+            tokens = open_clip.get_tokenizer(name)(["a red ox"])
+            text_ND = theirs.encode_text(tokens, normalize=True).numpy()
+        np.testing.assert_allclose(ours.embed_images(images), image_ND, atol=1e-6)
+        np.testing.assert_allclose(ours.embed_texts(["a red ox"]), text_ND, atol=1e-6)
+    assert "local-dir:" in (folder / "README.md").read_text()
+
+
+def test_weights_of_open_clips_of_another_shape_are_refused(open_clips, tmp_path):
+    shutil.copytree(open_clips / "out", tmp_path / "copy")
+    path = tmp_path / "copy" / "model.json"
+    card = json.loads(path.read_text())
+    card["open_clip"]["embed_dim"] = 24
+    path.write_text(json.dumps(card))
+    with pytest.raises(StageError, match=r"another architecture: size mismatch for"):
+        load(str(tmp_path / "copy"))
+    card["open_clip"] = {"embed_dim": 3}
+    path.write_text(json.dumps(card))
+    with pytest.raises(StageError, match="another architecture"):
+        load(str(tmp_path / "copy"))

@@ -47,7 +47,8 @@ def weights(folder: Path) -> bytes:
 def test_it_leaves_a_model_that_loads_its_card_and_its_curve(trained):
     folder = trained()
     held = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
-    assert held == ["out/loss.parquet", "out/model.json", "out/model.safetensors"]
+    files = ("README.md", "loss.parquet", "model.json", "model.safetensors")
+    assert held == [f"out/{file}" for file in files]
     assert load(str(folder)).embed_texts(["a red thing"]).shape == (1, 8)
     card = json.loads((folder / "out" / "model.json").read_text())
     assert (card["rows"], card["plan"]["steps"], card["scale"]) == (11, 12, "nano")
@@ -81,7 +82,7 @@ def test_the_setting_seed_is_added_to_the_recipes(launching_context, data, train
 def test_each_of_several_seeds_leaves_what_it_leaves_alone(trained, launching_context, data):
     folder = trained(seeds=(3, 0))
     held = sorted(path.name for path in (folder / "out").iterdir())
-    files = ("loss.parquet", "model.json", "model.safetensors")
+    files = ("README.md", "loss.parquet", "model.json", "model.safetensors")
     assert held == [f"seed-{seed}.{file}" for seed in (0, 3) for file in files]
     for seed in (0, 3):
         alone = trained(seeds=(seed,)) / "out"
@@ -272,7 +273,7 @@ def test_killed_at_a_checkpoint_and_run_again_the_files_are_the_same_byte_for_by
         assert ended.code == 0, ended.output
         steps[name] = [point for point in ended.points if point.startswith("step checkpoints/")]
     assert [len(steps[name]) for name in ("whole", "killed")] == [4, 3]  # one was not done again
-    for stage, files in (("clip", 6), ("eval", 3)):
+    for stage, files in (("clip", 8), ("eval", 3)):
         whole, killed = (
             {
                 path.name: path.read_bytes()

@@ -1,0 +1,54 @@
+"""README.md and open_clip_config.json beside a trained model: what it is, and how to load it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+LABELS = {
+    "scale": "scale",
+    "seed": "seed",
+    "batch_size": "batch size",
+    "rows": "rows learnt from",
+    "data": "digest of the export",
+    "mask": "digest of the rows chosen",
+    "loss": "loss",
+}
+
+
+def beside(card: Mapping[str, Any], weights: str) -> dict[str, str]:
+    """Texts by file; a network of open_clip's has its configuration too, for its own loader."""
+    files = {"README.md": _readme(card, weights)}
+    if "open_clip" in card:
+        picture = {"mean": OPENAI_MEAN, "std": OPENAI_STD}
+        config = {"model_cfg": card["open_clip"], "preprocess_cfg": picture}
+        files["open_clip_config.json"] = json.dumps(config, indent=1) + "\n"
+    return files
+
+
+def _readme(card: Mapping[str, Any], weights: str) -> str:
+    name = card.get("model", "nano")
+    rows = [(label, card[key]) for key, label in LABELS.items() if key in card]
+    rows += [(key.replace("_", " "), value) for key, value in card.get("plan", {}).items()]
+    table = "\n".join(f"| {label} | {value} |" for label, value in rows)
+    way = (
+        f"""```python
+import open_clip
+
+model = open_clip.create_model("local-dir:FOLDER")  # this folder
+model = open_clip.create_model("{name}", pretrained="FOLDER/{weights}")  # a network of its own
+```"""
+        if "open_clip" in card
+        else "open_clip has no such network; clipmill has."
+    )
+    return f"""# A CLIP model trained by clipmill: {name}
+
+| trained on, and how | |
+|---|---|
+{table}
+
+{way}
+
+In a recipe of clipmill: `model: "checkpoint:FOLDER"`.
+"""

@@ -1,0 +1,57 @@
+"""open_clip's networks by name, or by a JSON file like its own: what they are, without torch."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RecipeError, did_you_mean
+
+INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
+
+
+def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
+    """The sections `embed_dim`, `vision_cfg`, `text_cfg` and more that a network is built from.
+
+    RecipeError where open_clip is not installed, knows no such network, or the file is none.
+    """
+    spec = find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError("open_clip is not installed", where, INSTALL)
+    folder = Path(spec.submodule_search_locations[0], "model_configs")
+    file = Path(model).expanduser() if model.endswith(".json") else folder / f"{model}.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(path.stem for path in folder.glob("*.json"))
+        is_file = model.endswith(".json")
+        found = f"no such file: {file}" if is_file else f"open_clip has no network {model!r}"
+        raise RecipeError(found, where, did_you_mean(model, known, "it has")) from None
+    except ValueError as error:
+        raise RecipeError(f"no JSON: {error}", f"{where}: {file}", "mend the file") from None
+    config = config.get("model_cfg", config)  # of an open_clip_config.json
+    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
+        raise RecipeError(
+            f"no network of open_clip's: {', '.join(sorted(missing))} missing",
+            f"{where}: {file}",
+            "write the sections that open_clip's own model_configs have",
+        )
+    return dict(config)
+
+
+def check_trainable(model: str, config: dict[str, Any]) -> None:
+    """RecipeError where a network cannot be trained here: it has a decoder, or comes from a hub."""
+    text = config["text_cfg"]
+    size = config["vision_cfg"].get("image_size", 224)
+    found = None
+    if "multimodal_cfg" in config:
+        found = "it has a captioning decoder, which has a loss of its own"
+    elif "hf_model_name" in text:
+        found = "its text tower comes from a hub"
+    elif "hf_tokenizer_name" in text or "siglip" in model.lower():
+        found = "its tokenizer comes from a hub"
+    elif not isinstance(size, int):
+        found = f"its pictures are {size}, not square"
+    if found:
+        do = "name one with towers of open_clip's or timm's and its own tokenizer, as ViT-B-32"
+        raise RecipeError(f"{model!r} is not trained here: {found}", "key `model`", do)

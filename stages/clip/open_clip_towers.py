@@ -1,0 +1,183 @@
+"""Towers of open_clip's networks, with its tokens, its pictures and its initial weights.
+
+The state dict of `network` is open_clip's own, so that its loader takes what is stored.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from stages.clip.open_clip_config import check_trainable, config_of
+from stages.clip.towers import Pixels, Reads, Tokens, Towers
+from stages.models.open_clip import middle
+
+# Shapes: N images or texts, H x W pixels, T tokens of all texts, L of the longest, D = width.
+
+CONTEXT = 77
+PAD = 0
+
+
+def reads(config: Mapping[str, Any]) -> Reads:
+    """The middle of each picture, and byte pairs of each text between its two marks."""
+    text, size = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
+    keywords = json.dumps(text.get("tokenizer_kwargs") or {}, sort_keys=True)
+    return Reads(
+        image_size=size,
+        tokenize=BytePairs(text.get("context_length", CONTEXT), keywords),
+        prepare=Middle(size),
+    )
+
+
+@dataclass(frozen=True)
+class BytePairs:
+    """open_clip's tokenizer, without its padding."""
+
+    context: int
+    keywords: str  # JSON
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        token_NL = _tokenizer(self.context, self.keywords)(list(texts)).numpy()
+        is_text_NL = token_NL != PAD
+        is_text_NL[:, 0] = True  # the first mark; a pad inside a text there is none
+        starts = np.cumsum([0, *is_text_NL.sum(axis=1)], dtype=np.int64)
+        return token_NL[is_text_NL].astype(np.int32), starts
+
+
+@lru_cache(4)
+def _tokenizer(context: int, keywords: str) -> Any:
+    return open_clip.SimpleTokenizer(context_length=context, **json.loads(keywords))
+
+
+@dataclass(frozen=True)
+class Middle:
+    """open_clip's preprocessing up to 8-bit pixels: shorter side to the size; the middle."""
+
+    size: int
+
+    def __call__(self, image_HW3: Pixels) -> Pixels:
+        picture = Image.fromarray(middle(image_HW3))
+        for step in _steps(self.size):
+            picture = step(picture)
+        return np.array(picture)
+
+
+@lru_cache(4)
+def _steps(size: int) -> list[Any]:
+    whole = open_clip.image_transform(size, is_train=False)
+    return [step for step in whole.transforms if type(step).__name__ not in NOT_PIXELS]
+
+
+NOT_PIXELS = ("ToTensor", "MaybeToTensor", "Normalize")
+
+
+class OpenClipTowers(Towers):
+    """A network of open_clip's; arithmetic below float32 is autocast's, as in its own trainer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, name: str, config: Mapping[str, Any], scale: float | None, bias: float | None
+    ) -> None:
+        super().__init__()
+        check_trainable(name, dict(config))
+        self.name, self.config = name, {**config, "init_logit_bias": bias}
+        if scale is not None:
+            self.config["init_logit_scale"] = float(np.log(scale))
+        settings = copy.deepcopy(self.config)
+        settings["vision_cfg"]["timm_model_pretrained"] = False
+        custom = settings.pop("custom_text", False)
+        self.clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+        self.reads, self.width = reads(config), config["embed_dim"]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in PIXELS)
+        self.register_buffer("mean", 255 * mean, persistent=False)
+        self.register_buffer("std", 255 * std, persistent=False)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.clip
+
+    @property
+    def log_scale(self) -> nn.Parameter:  # type: ignore[override]  # the network's own
+        return self.clip.logit_scale
+
+    @property
+    def bias(self) -> nn.Parameter | None:  # type: ignore[override]  # the network's own
+        return self.clip.logit_bias
+
+    @property
+    def facts(self) -> Mapping[str, Any]:  # type: ignore[override]  # read, never set
+        return {"model": self.name, "open_clip": self.config}
+
+    def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        image_N3HW = (pixels_N3HW.float() - self.mean) / self.std
+        with _cast(pixels_N3HW, dtype):
+            image_ND = self.clip.encode_image(image_N3HW)
+        return nn.functional.normalize(image_ND.float(), dim=-1)
+
+    def embed_texts(
+        self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        token_NL = self.padded(token_T, starts_N)
+        with _cast(token_T, dtype):
+            text_ND = self._encode(token_NL)
+        return nn.functional.normalize(text_ND.float(), dim=-1)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether what follows a text changes none of its values."""
+        text = self.config["text_cfg"]
+        return not text.get("no_causal_mask") and text.get("pool_type", "argmax") == "argmax"
+
+    def padded(self, token_T: Tensor, starts_N: Tensor) -> Tensor:
+        """(N, L) tokens; L is that of the longest where what follows a text changes nothing.
+
+        It does in towers without a causal mask: there L is the whole context.
+        """
+        length_N = torch.diff(starts_N, append=starts_N.new_tensor([len(token_T)]))
+        context = self.config["text_cfg"].get("context_length", CONTEXT)
+        longest = int(length_N.max()) if self.is_causal else context
+        token_NL = token_T.new_full((len(starts_N), longest), PAD, dtype=torch.long)
+        within_NL = torch.arange(longest, device=token_T.device) < length_N[:, None]
+        token_NL[within_NL] = token_T.long()
+        return token_NL
+
+    def _encode(self, token_NL: Tensor) -> Tensor:
+        clip = self.clip
+        if hasattr(clip, "text") or not self.is_causal:
+            return clip.encode_text(token_NL)
+        longest = token_NL.shape[1]  # encode_text of this class takes whole contexts alone
+        x_NLW = clip.token_embedding(token_NL) + clip.positional_embedding[:longest]
+        mask = clip.attn_mask
+        mask = None if mask is None else mask[:longest, :longest]
+        x_NLW = clip.ln_final(clip.transformer(x_NLW, attn_mask=mask))
+        x_NW = x_NLW[torch.arange(len(x_NLW), device=x_NLW.device), token_NL.argmax(dim=-1)]
+        projection = clip.text_projection
+        return projection(x_NW) if isinstance(projection, nn.Linear) else x_NW @ projection
+
+
+PIXELS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+
+
+def _cast(like: Tensor, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(like.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def built(name: str, scale: float | None, bias: float | None) -> OpenClipTowers:
+    """The network of a name or a JSON file, with open_clip's initial weights."""
+    return OpenClipTowers(name, config_of(name), scale, bias)
+
+
+def rebuilt(facts: Mapping[str, Any]) -> OpenClipTowers:
+    """The network that a card describes."""
+    config = dict(facts["open_clip"])
+    return OpenClipTowers(facts["model"], config, None, config.get("init_logit_bias"))
