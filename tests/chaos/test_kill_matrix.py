@@ -59,7 +59,7 @@ def test_killed_at_any_point_and_run_again_the_result_is_the_same(
 ):
     scenario, before, whole, expected = undisturbed
     wrong = {}
-    for number in range(part + 1, len(whole.points) + 1, PARTS):
+    for number in deaths(whole.points)[part::PARTS]:
         out = tmp_path / str(number)
         shutil.copytree(before, out)
         killed = nursery.run(out, *scenario.arguments, fault=f"any:{number}")
@@ -76,6 +76,19 @@ def test_killed_at_any_point_and_run_again_the_result_is_the_same(
             wrong[killed.points[-1]] = f"{done} units done, of {whole.units}"
         shutil.rmtree(out)
     assert not wrong
+
+
+def deaths(points: tuple[str, ...]) -> list[int]:
+    """Where to kill, as numbers of points from 1: everywhere, but while a file is written once only
+    of those whose names differ by their numbers, as each leaves the same: a torn scratch file."""
+    chosen, torn = [], set()
+    for number, point in enumerate(points, start=1):
+        kind, name = re.sub(r"[0-9a-f]*\d[0-9a-f]*", "0", point).split()
+        if kind != "write" or name not in torn:
+            chosen.append(number)
+        if kind == "write":
+            torn.add(name)
+    return chosen
 
 
 def differing(one: dict, other: dict) -> list[str]:
