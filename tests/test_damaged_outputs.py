@@ -36,6 +36,7 @@ def run_again(state: RunState) -> RunState:
     return outcome.state
 
 
+@pytest.mark.chaos  # seconds
 def test_verify_finds_a_changed_byte_in_each_and_repair_mends_all(copied):
     before = {name: stage.manifest for name, stage in copied.stages.items()}
     files = outputs(copied)
@@ -63,6 +64,7 @@ def test_verify_finds_a_changed_byte_in_each_and_repair_mends_all(copied):
     assert {name: stage.manifest for name, stage in after.stages.items()} == before
 
 
+@pytest.mark.chaos  # seconds
 @pytest.mark.parametrize(
     ("damaged", "suffix", "reader"),
     [

@@ -61,6 +61,7 @@ def ran(clipmill, pool, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.chaos  # seconds
 def test_every_row_gets_a_score_or_a_reason_and_the_best_are_exported(
     ran, clipmill, pool, tmp_path
 ):
@@ -81,6 +82,7 @@ def test_every_row_gets_a_score_or_a_reason_and_the_best_are_exported(
     assert outputs(tmp_path / "again", "dfn") == outputs(ran, "dfn")
 
 
+@pytest.mark.chaos  # seconds
 def test_a_trusted_slice_smaller_than_a_batch_stops_the_stage_and_says_both_numbers(
     clipmill, pool, tmp_path
 ):

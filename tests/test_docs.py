@@ -34,10 +34,10 @@ LONG = [
     ROOT / name
     for name in (
         *("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md"),
-        *("docs/troubleshooting.md", "docs/clusters.md"),
+        *("docs/troubleshooting.md", "docs/clusters.md", "docs/exports.md"),
     )
 ]
-SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "exports")]
+SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger",)]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def balanced(clipmill, large):
     return large / "run"
 
 
+@pytest.mark.chaos  # seconds
 def test_planted_heads_end_within_a_fifth_of_t(balanced):
     heads = table_of(balanced).filter(pl.col("entry").is_in(HEADS))
     assert (heads["count"] > 1.5 * T).all()
@@ -85,6 +86,7 @@ def test_why_names_the_deciding_concept(clipmill, balanced):
     assert rank in said.out
 
 
+@pytest.mark.chaos  # seconds
 @pytest.mark.parametrize(("rows", "workers"), [(37, 2), (5000, 1)])
 def test_shards_and_workers_change_no_value(rows, workers, clipmill, large, balanced, tmp_path):
     said = clipmill(

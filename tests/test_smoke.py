@@ -84,6 +84,7 @@ def test_ray_stores_the_same_bytes(clipmill, pool, plain, tmp_path):
     assert data(out) == data(plain)
 
 
+@pytest.mark.chaos  # seconds
 def test_values_do_not_depend_on_the_size_of_shards(clipmill, pool, plain, tmp_path):
     out = run(clipmill, pool, tmp_path / "run", "--workers", "0", "--set", "pool.shard_rows=64")
     assert len(list((out / "stages").glob("pool-*/??????-*.parquet"))) > 3

@@ -62,6 +62,7 @@ def test_parquet_written_to_a_full_disk_fails_by_the_number_of_its_error():
     assert refused.value.errno == errno.ENOSPC
 
 
+@pytest.mark.chaos  # seconds
 def test_wherever_the_disk_is_full_the_run_ends_one_and_goes_on_with_room(engine, disk, clipmill):
     engine.plan(STAGES)  # writes the recipe
     recipe = engine.folder / "recipe.yaml"

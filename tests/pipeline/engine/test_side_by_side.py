@@ -68,6 +68,7 @@ def test_a_row_stage_that_waits_for_a_dataset_stage_does_not_wait_for_the_wave_b
     assert engine.run(LATE % place, workers=2).complete
 
 
+@pytest.mark.chaos  # seconds
 def test_damage_that_several_stages_meet_at_once_is_mended_once(engine, capfd):
     assert engine.run("  square: {uses: toy.power, from: numbers}\n").complete
     flip(data_files(engine.folder / "run", "numbers")[0])

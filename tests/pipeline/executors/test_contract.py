@@ -127,6 +127,7 @@ def start_dying():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.chaos  # seconds
 def test_workers_that_die_as_a_step_starts_end_the_stream(executor):
     with pytest.raises(StageError, match="die before they start") as caught:
         list(executor.stream([Step(name="dying", start=start_dying, resources=ONE)], ITEMS))
@@ -346,6 +347,7 @@ def overlap(log: Path, cpus: int, memory_gb: float, item):
     return item
 
 
+@pytest.mark.chaos  # seconds
 def test_workers_never_ask_for_more_than_there_is(executor, tmp_path):
     log, most_gb = tmp_path / "log", machine.memory_gb()
     profiles = [(1, 0.4 * most_gb), (1, 0.35 * most_gb), (2, 0.5 * most_gb)]
@@ -486,6 +488,7 @@ def test_each_rank_has_a_gpu_of_its_own_and_knows_the_network(executor, tmp_path
     assert {rank["gloo"] for rank in seen} <= {name for _, name in socket.if_nameindex()}
 
 
+@pytest.mark.chaos  # seconds
 def test_a_launch_gets_room_beside_a_stream_that_never_rests(executor, tmp_path):
     stop = threading.Event()
     (tmp_path / "ranks").mkdir()

@@ -29,6 +29,7 @@ def photos(drawn, tmp_path):
     return folder
 
 
+@pytest.mark.chaos  # seconds
 def test_it_shows_five_rows_and_what_is_of_no_use_and_writes_a_recipe_that_runs(
     photos, clipmill, tmp_path
 ):
@@ -193,6 +194,7 @@ assert len(pool.head(9)) == 2
 """
 
 
+@pytest.mark.chaos  # seconds
 def test_a_process_that_read_the_first_rows_of_a_csv_ends_well(clipmill, tmp_path):
     """A thread of Arrow's that let go of Python's last would end it with SIGABRT, three in four."""
     (tmp_path / "it.csv").write_text(TWO)

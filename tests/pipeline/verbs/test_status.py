@@ -91,6 +91,7 @@ def both_are_held(run: str) -> bool:
     return held.shards == 3 and at == [4] and any(p.done == 4 for p in train.pieces.values())
 
 
+@pytest.mark.chaos  # seconds
 def test_in_mid_run_it_says_what_runs_how_far_and_what_waits(engine, start, status, clipmill, gate):
     run = str(engine.folder / "run")
     process = start()
@@ -125,6 +126,7 @@ def test_in_mid_run_it_says_what_runs_how_far_and_what_waits(engine, start, stat
     assert "complete" in clipmill("status", "--run", run).out
 
 
+@pytest.mark.chaos  # seconds
 def test_after_a_kill_it_says_that_nobody_works_there_and_how_far_it_came(
     engine, start, status, clipmill, gate
 ):
@@ -186,6 +188,7 @@ def test_a_failed_shard_is_told_with_its_cause(engine, status):
     assert (failure["shard"], "in a bad mood" in failure["found"]) == (1, True)
 
 
+@pytest.mark.chaos  # seconds
 def test_it_watches_until_the_run_ends(engine, start, gate):
     process = start()
     until((engine.folder / "run" / "live.json").exists)
@@ -222,6 +225,7 @@ def test_of_a_working_run_it_asks_for_two_objects(engine, start, status, monkeyp
     assert asked == ["lock.json", "live.json"]
 
 
+@pytest.mark.chaos  # seconds
 def test_a_short_terminal_shows_the_working_stages_and_the_end(engine, gate):
     engine.plan(STAGES.format(gate=gate))
     recipe, run = str(engine.folder / "recipe.yaml"), str(engine.folder / "run")

@@ -78,6 +78,7 @@ def test_inertia_falls_by_round_to_what_the_rows_end_at(memory_shards, memory_co
     assert by_round == sorted(by_round, reverse=True)
 
 
+@pytest.mark.chaos  # seconds
 def test_values_are_equal_whatever_the_shards_and_their_order(memory_shards, memory_context):
     row_ND = blobs(900, centres=12, spread=0.4)
     row_ND[::97] = np.nan

@@ -37,6 +37,7 @@ def with_truth(ctx, shards, stage, truth: pl.DataFrame) -> pl.DataFrame:
     return out.with_columns(pl.col(pl.Binary).bin.encode("hex")).join(truth, on="uid")
 
 
+@pytest.mark.chaos  # seconds
 def test_planted_copies_are_found_by_meaning(planted, memory_shards, memory_context):
     rows, truth, _ = planted
     stage = SemanticDuplicate(keep=Keep(column="phash", order="asc"))
