@@ -10,15 +10,20 @@ from pipeline.errors import RecipeError, did_you_mean
 INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
 
 
+def installed(where: str = "key `model`") -> Path:
+    """The folder of open_clip's own configurations; RecipeError where it is not installed."""
+    spec = find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError("open_clip is not installed", where, INSTALL)
+    return Path(spec.submodule_search_locations[0], "model_configs")
+
+
 def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
     """The sections `embed_dim`, `vision_cfg`, `text_cfg` and more that a network is built from.
 
     RecipeError where open_clip is not installed, knows no such network, or the file is none.
     """
-    spec = find_spec("open_clip")
-    if spec is None or not spec.submodule_search_locations:
-        raise RecipeError("open_clip is not installed", where, INSTALL)
-    folder = Path(spec.submodule_search_locations[0], "model_configs")
+    folder = installed(where)
     file = Path(model).expanduser() if model.endswith(".json") else folder / f"{model}.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -121,6 +121,9 @@ def rebuilt(facts: Mapping[str, Any]) -> Towers:
     KeyError, TypeError or AttributeError where it describes none that this version knows.
     """
     if "open_clip" in facts:
+        from stages.clip import open_clip_config
+
+        open_clip_config.installed("a model of open_clip's")
         from stages.clip import open_clip_towers
 
         return open_clip_towers.rebuilt(facts)

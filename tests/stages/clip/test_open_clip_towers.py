@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from pipeline.errors import RecipeError
-from stages.clip.towers import matrices_first, new_model, reads
+from stages.clip import open_clip_config
+from stages.clip.towers import matrices_first, new_model, reads, rebuilt
 from tests.stages.clip.exported import TINY_OPEN_CLIP
 
 NAME = TINY_OPEN_CLIP
@@ -127,3 +128,13 @@ def test_a_file_without_the_sections_is_refused(tmp_path):
 
 def test_the_scales_networks_are_known():
     assert reads("ViT-B-32").image_size == reads("ViT-L-14").image_size == 224
+
+
+def test_without_open_clip_the_extra_to_install_is_named(model, monkeypatch):
+    facts = model.facts
+    monkeypatch.setattr(open_clip_config, "find_spec", lambda _: None)
+    for make in (lambda: reads("ViT-B-32"), lambda: new_model("ViT-B-32", 0)):
+        with pytest.raises(RecipeError, match=r"not installed(.|\n)*clipmill\[gpu\]"):
+            make()
+    with pytest.raises(RecipeError, match="not installed"):
+        rebuilt(facts)

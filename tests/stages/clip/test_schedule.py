@@ -1,8 +1,10 @@
 """learning_rate: the corners, and open_clip's own formula between."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+from open_clip_train.scheduler import cosine_lr
 
 from stages.clip.schedule import learning_rate
 
@@ -26,3 +28,13 @@ def test_no_step_stands_still_and_the_way_down_is_only_down():
 
 def test_without_a_warm_up_the_peak_is_first():
     assert learning_rate(0, peak=3.0, warmup_steps=0, steps=5) == 3.0
+
+
+@pytest.mark.parametrize(("warmup_steps", "steps"), [(500, 3_125), (20, 235), (500, 125)])
+def test_every_step_is_that_of_open_clips_trainer(warmup_steps, steps):
+    optimiser = SimpleNamespace(param_groups=[{}])
+    theirs = cosine_lr(optimiser, 5e-4, warmup_steps, steps)
+    ours = [learning_rate(n, peak=5e-4, warmup_steps=warmup_steps, steps=steps) for n in range(125)]
+    assert ours == pytest.approx([theirs(n) for n in range(125)], rel=1e-12)
+    last = learning_rate(steps - 1, peak=5e-4, warmup_steps=warmup_steps, steps=steps)
+    assert last == pytest.approx(theirs(steps - 1), rel=1e-9)
