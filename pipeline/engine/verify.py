@@ -11,9 +11,12 @@ from metadata.damage import DamagedError
 from metadata.outputs import OUT
 from metadata.record import scan
 from metadata.schema import UID
+from metadata.sealed import read_sealed
 from metadata.storage import Storage
 from pipeline.engine.answers import FOLDER as ANSWERS
 from pipeline.engine.answers import all_files, digest_of, merge_files
+from pipeline.engine.once import FOLDER as ONCE
+from pipeline.engine.once import MADE, place_of
 from pipeline.engine.repair import is_asked, salvage, shard_of, take_away
 from pipeline.planning.plan import Plan
 from pipeline.planning.planned import PlannedStage
@@ -48,7 +51,7 @@ class _File:
 def verify(run: Storage, on_bytes: Callable[[int, int], None]) -> list[Checked]:
     """Every stage's folder, whichever recipe made it; `on_bytes(done, total)` as files are read."""
     stages = [_files(run, f"stages/{name}") for name in run.folders("stages")]
-    stages += _answers(run)
+    stages += _answers(run) + _once(run)
     total = sum(checked.size_bytes for checked, _ in stages)
     done = 0
     with ThreadPoolExecutor(READERS) as pool:
@@ -74,6 +77,9 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
                 names = {found.name for found in checked.damaged}
                 folder = owned.child(ANSWERS)
                 merge_files(folder, [entry for entry in all_files(folder) if entry.name in names])
+            if checked.folder == ONCE:  # made again by a stage that asks
+                for key in {found.name.partition("/")[0] for found in checked.damaged}:
+                    owned.child(ONCE).delete_folder(key)
         for planned, checked in _of_plan(plan, stages):
             if planned.is_row and is_asked(planned.stage):
                 asked.append((planned, {found.name for found in checked.damaged}))
@@ -90,7 +96,7 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
 def others(plan: Plan, stages: list[Checked]) -> list[str]:
     """Folders of other recipes' stages that are damaged: made again when these are run."""
     ours = {planned.folder for planned, _ in _of_plan(plan, stages)}
-    ours.add(ANSWERS)
+    ours |= {ANSWERS, ONCE}
     return [found.folder for found in stages if found.damaged and found.folder not in ours]
 
 
@@ -143,6 +149,18 @@ def _answers(run: Storage) -> list[tuple[Checked, list[_File]]]:
         for entry in all_files(folder)
     ]
     checked = Checked(ANSWERS, len(files), sum(file.size_bytes for file in files))
+    return [(checked, files)] if files else []
+
+
+def _once(run: Storage) -> list[tuple[Checked, list[_File]]]:
+    """The files that are made once in a run, if there are any."""
+    folder = run.child(ONCE)
+    files = [
+        _File(folder, f"{key}/{place_of(name, held['sha256'])}", held["size_bytes"], held["sha256"])
+        for key in folder.folders()
+        for name, held in (read_sealed(folder, f"{key}/{MADE}") or {"files": {}})["files"].items()
+    ]
+    checked = Checked(ONCE, len(files), sum(file.size_bytes for file in files))
     return [(checked, files)] if files else []
 
 

@@ -1,12 +1,16 @@
 """What is made once in a run folder: the same result and files for whoever asks with its key."""
 
 import json
+from functools import partial
 
 import pytest
 
 from metadata.outputs import noted_outputs
 from metadata.storage import Storage
 from pipeline.engine.once import made_once
+from tests.engine_stages.harness import meaning
+from tests.pipeline.engine.test_changed_files import flip
+from tests.pipeline.engine.test_context import store
 
 KEY = "0123456789abcdef"
 
@@ -52,6 +56,35 @@ def test_a_damaged_file_a_lost_one_and_a_torn_record_are_made_again(asked, tmp_p
     (tmp_path / "once" / KEY / "made.json").write_text(json.dumps({"digest": "", "value": {}}))
     assert asked("fourth")[2] == 4
     assert asked("fifth")[2] == 4
+
+
+def made_by_a_key(inputs, ctx):
+    ctx.map(one_file, [0])
+    store(inputs.rows, ctx)
+
+
+def one_file(item, task):
+    return task.once(KEY, partial(write, task.worker.scratch / "model"))
+
+
+def write(path, put):
+    path.write_text("weights")
+    put(path.name, path)
+    return {"loss": 1}
+
+
+def test_verify_names_a_damaged_file_and_repair_makes_it_again(engine, clipmill):
+    name = f"{__name__}:made_by_a_key"
+    engine.run(f"  it: {{uses: toy.program, from: numbers, function: '{name}'}}\n")
+    run = engine.folder / "run"
+    before = meaning(Storage(str(run)))
+    (model,) = run.glob("once/*/*/model")
+    flip(model)  # the file in out/ is the same
+    said = clipmill("verify", "--run", run, "--json")
+    damaged = {stage["folder"].split("-")[0]: stage["damaged"] for stage in said.json}
+    assert {folder for folder, found in damaged.items() if found} == {"once", "stages/it"}
+    assert clipmill("verify", "--run", run, "--repair").code == 0
+    assert meaning(Storage(str(run))) == before
 
 
 def test_a_key_that_is_no_digest_is_refused(tmp_path):
