@@ -1,0 +1,98 @@
+"""Experiments in which nothing differs find nothing, and one in which much does finds it: with the
+answers of forty trainings (tests/benchmarks/null_experiments.py), and with simulated ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.ledger.compare import Comparison, Scored, compare, judged
+from pipeline.ledger.items import Terms, redrawn
+
+STORED = json.loads((Path(__file__).parent / "null_seeds.json").read_text())
+FEW = 5  # seeds of each side
+
+
+def scored(models: list[dict[str, np.ndarray]]) -> Scored:
+    """The headline of some models, by the hits of each on every task."""
+    values, draws = [], []
+    for key, task in enumerate(models[0]):
+        hits = [model[task].astype(np.float64) for model in models]
+        one = np.zeros(1, np.int64)
+        of = [Terms(np.arange(len(hit)), hit, np.ones(len(hit)), one) for hit in hits]
+        values.append([hit.mean() for hit in hits])
+        draws.append(redrawn(of, key))
+    return Scored(
+        seeds=tuple(range(len(models))),
+        value_S=np.mean(values, axis=0),
+        draw_SD=np.mean(draws, axis=0),
+    )
+
+
+def part(of: Scored, at: np.ndarray) -> Scored:
+    assert of.draw_SD is not None
+    return Scored(seeds=tuple(at), value_S=of.value_S[at], draw_SD=of.draw_SD[at])
+
+
+def apart(a: Scored, b: Scored) -> Comparison:
+    return judged([compare("a", "b", a, b)])[0]
+
+
+def halves(seeds: int, experiments: int, key: int):
+    """Five seeds and five others, for each experiment."""
+    rng = np.random.default_rng(key)
+    for _ in range(experiments):
+        yield np.split(rng.permutation(seeds)[: 2 * FEW], 2)
+
+
+def bits(packed: str) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Scored]:
+    return {
+        arm: scored([{task: bits(hits) for task, hits in model.items()} for model in models])
+        for arm, models in STORED.items()
+    }
+
+
+def test_seeds_of_one_subset_against_others_of_it_are_no_difference(trained):
+    verdicts = [
+        apart(part(of, a), part(of, b)).verdict
+        for key, of in enumerate(trained.values())
+        for a, b in halves(len(of.seeds), 20, key)
+    ]
+    assert len(verdicts) == 40
+    assert verdicts.count("none") >= 35
+
+
+def test_a_third_of_the_captions_swapped_is_found(trained):
+    plain, swapped = trained["plain"], trained["swapped"]
+    found = [
+        apart(part(plain, a), part(swapped, b)).verdict
+        for a, b in halves(len(plain.seeds), 20, key=2)
+    ]
+    assert found.count("better") >= 18
+
+
+def test_the_stored_answers_are_of_forty_trainings_that_differ(trained):
+    values = np.concatenate([of.value_S for of in trained.values()])
+    assert len(values) >= 40
+    assert len(np.unique(values)) > 30
+
+
+@pytest.mark.parametrize(("effect", "verdict", "least"), [(0.0, "none", 91), (0.5, "better", 90)])
+def test_simulated_seeds_say_the_same(effect, verdict, least):
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(100):
+        ease_N = rng.standard_normal(150)
+        sides = []
+        for shift in (effect, 0.0):
+            seed_S1 = 0.1 * rng.standard_normal((FEW, 1))
+            hit_SN = ease_N + shift + seed_S1 + rng.standard_normal((FEW, 150)) > 0.5
+            sides.append(scored([{"task": hit_N} for hit_N in hit_SN]))
+        found.append(apart(*sides).verdict)
+    assert found.count(verdict) >= least
