@@ -29,6 +29,7 @@ from pipeline.verbs import (
     concepts,
     curate,
     doctor,
+    evaluate,
     export,
     funnel,
     init,
@@ -56,7 +57,7 @@ BAD_PATH: dict[type[OSError], tuple[str, str]] = {
 VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
-    *(funnel, why, sweep, report),
+    *(funnel, why, sweep, report, evaluate),
     *(export, bench),
     *(pool, concepts, doctor),
 )

@@ -215,14 +215,21 @@ def _writer(name: str, model: str) -> Finding:
 
 
 def examine_tasks(folder: str) -> list[Finding]:
-    """Everything wrong with a folder of evaluation tasks; one good finding where nothing is."""
-    found = import_module("stages.ops.tasks").check(folder)
-    if not found:
-        return [Finding("tasks", "good", f"every task in {folder} can be scored")]
-    return [
+    """Everything wrong with a folder of evaluation tasks, and which of DataComp's it lacks."""
+    tasks = import_module("stages.ops.tasks")
+    findings = [
         Finding(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
-        for wrong in found
+        for wrong in tasks.check(folder)
     ]
+    if not findings:
+        findings = [Finding("tasks", "good", f"every task in {folder} can be scored")]
+    lacking = tasks.lacking(folder)
+    if not lacking:
+        return [*findings, Finding("datacomp", "good", "all 38 tasks of its average are here")]
+    summary = f"{len(lacking)} of the 38 tasks of its average are not here"
+    do = "an average of all 38 needs each; without them averages are named partial"
+    findings.append(Finding("datacomp", "note", summary, do))
+    return findings + [Finding(one.name, "note", "not here", one.bring) for one in lacking]
 
 
 def text(findings: list[Finding]) -> str:

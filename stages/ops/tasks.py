@@ -32,7 +32,7 @@ from stages.ops._task_samples import (
     samples,
     text_of,
 )
-from stages.ops.listed_tasks import listed
+from stages.ops.listed_tasks import Listed, listed, missing
 
 __all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # for whoever asks here
 
@@ -109,6 +109,13 @@ def refuse(findings: list[Finding], stage: str, folder: Storage, key: str = "tas
         )
 
 
+def lacking(uri: str) -> list[Listed]:
+    """Those of DataComp's 38 tasks that a folder has not, from the names of its subfolders."""
+    folder = Storage(uri)
+    there = [describe(folder, name)[0].listed for name in names(folder)]
+    return missing(known.name for known in there if known)
+
+
 def check(uri: str) -> list[Finding]:
     """All that is wrong with a folder of tasks; every picture is decoded."""
     folder = Storage(uri)
@@ -119,12 +126,14 @@ def check(uri: str) -> list[Finding]:
         task, of_task = describe(folder, name)
         findings += of_task
         labels: Counter[int] = Counter()
+        instances: set[int | None] = set()
         bare = 0
         for sample in samples(folder, task):
             if isinstance(sample, Finding):
                 findings.append(sample)
             else:
                 labels[sample.label] += 1
+                instances.add(sample.group)
                 bare += not sample.captions
         if task.shards and not labels:
             findings.append(Finding("no sample", name, "put pictures into the shards of test/"))
@@ -134,6 +143,10 @@ def check(uri: str) -> list[Finding]:
                 f"{bare} of {labels.total()} pictures have no caption: none can be found for them"
             )
             findings.append(Finding(text, name, "write one a line into KEY.txt", is_fatal))
+        count = len(instances) if task.kind == "association" else labels.total()
+        if task.listed and task.listed.size != count:
+            text = f"{count:,} samples, and DataComp's {task.listed.name} has {task.listed.size:,}"
+            findings.append(Finding(text, name, "bring all: it is in no average as it is", False))
         unseen = [c for i, c in enumerate(task.classnames) if i not in labels]
         if task.kind == "classification" and unseen and labels:
             text = f"{len(unseen)} of {len(task.classnames)} classes have no picture: {unseen[0]!r}"

@@ -1,0 +1,172 @@
+"""`clipmill evaluate`: what one model can do on a folder of tasks, without a recipe."""
+
+import argparse
+import contextlib
+import json
+import shlex
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from metadata.keys import without_keys
+from pipeline.errors import RecipeError, StageError, did_you_mean
+from pipeline.verbs import DONE, FAILED
+from pipeline.verbs._options import add_executor, add_json, executor
+
+if TYPE_CHECKING:
+    from pipeline.engine.run import Outcome
+
+HELP = "what a model can do on a folder of tasks, without a recipe"
+EXAMPLES = """\
+clipmill evaluate stage:curated_models --run run --tasks pool/eval
+clipmill evaluate checkpoint:s3://bucket/model --tasks eval --out scores
+clipmill evaluate open_clip:ViT-B-32@weights.pt --tasks eval --json
+"""
+STAGE = "scores"  # of the recipe that it runs
+SCHEME = "stage:"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="stage:NAME with --run, checkpoint:URI, or a model as a recipe names it:"
+        " `open_clip:ViT-B-32/openai`",
+    )
+    parser.add_argument(
+        "--tasks", required=True, metavar="DIR", help="folder of tasks, each a subfolder"
+    )
+    parser.add_argument("--run", metavar="URI", help="run folder of `stage:NAME`")
+    parser.add_argument(
+        "--out",
+        metavar="URI",
+        help="keep results and ranks there, and go on from what is there (default: nowhere)",
+    )
+    add_json(parser)
+    add_executor(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluates the model, all of its seeds; prints a table, or results.json."""
+    from metadata.storage import Storage
+    from pipeline.engine.run import run_plan
+    from pipeline.planning.looks import look, refuse_missing
+    from pipeline.planning.plan import make_plan
+    from pipeline.planning.recipe import Recipe
+    from pipeline.progress import watcher
+    from pipeline.run_folder.sessions import session
+
+    model = found_model(options.model, options.run)
+    setting = {"uses": "evaluate.zero_shot", "model": model, "tasks": options.tasks}
+    plan = make_plan(Recipe("evaluate", "clipmill evaluate", 0, {STAGE: setting}))
+    with _folder(options.out) as place, executor(options) as workers:
+        folder = Storage(place)
+        refuse_missing(plan, look(plan, folder))
+        with watcher() as watch, session(folder, plan.recipe.name):
+            outcome = run_plan(plan, folder, workers, watch)
+        if not outcome.complete:
+            raise _stopped(outcome)
+        (found,) = _results(outcome)
+        kept = str(outcome.state.stages[STAGE].folder) + "/out" if options.out else ""
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(text(found, options.model, options.tasks, kept))
+    scored = [task["metrics"] for one in found["models"] for task in one["tasks"].values()]
+    return DONE if scored else FAILED
+
+
+def found_model(name: str, run: str | None) -> str:
+    """The model as a recipe names it: `stage:NAME` is the checkpoint in that stage's folder."""
+    if not name.startswith(SCHEME):
+        if run is not None:
+            do = f"write stage:NAME, or leave --run away: {without_keys(name)} says where it is"
+            raise RecipeError("--run without a model of a stage", "the arguments", do)
+        return name
+    if run is None:
+        raise RecipeError(f"'{name}' without its run", "the arguments", "add --run RUN")
+    from pipeline.run_folder.state import latest
+
+    state, stage = latest(run), name.removeprefix(SCHEME)
+    trained = [one for one, of in state.plan.stages.items() if "model" in of.stage.gives]
+    if stage not in trained:
+        what = "trains no model" if stage in state.plan.stages else "is no stage"
+        do = did_you_mean(stage, trained, "its stages that train are") if trained else "train one"
+        raise RecipeError(f"'{stage}' {what}", f"{name} of --run {run}", do)
+    if not state.stages[stage].complete:
+        do = f"finish it: clipmill status --run {shlex.quote(run)} says how far it is"
+        raise StageError(f"'{stage}' is not complete", f"{name} of --run {run}", do)
+    return f"checkpoint:{state.stages[stage].folder}"
+
+
+@contextlib.contextmanager
+def _folder(out: str | None) -> Iterator[str]:
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="clipmill-evaluate-") as folder:
+        yield folder
+
+
+def _stopped(outcome: "Outcome") -> Exception:
+    """Why it ended early: the stage's own error."""
+    from pipeline.verbs.run import text as why
+
+    error = outcome.stopped.get(STAGE)
+    do = "mend the cause and run again"
+    return error or StageError(why(outcome), "the evaluation", do)
+
+
+def _results(outcome: "Outcome") -> list[dict[str, Any]]:
+    from pipeline.ledger.stored import json_artifacts
+
+    return json_artifacts(outcome.state.stages[STAGE], "results")
+
+
+def text(found: dict[str, Any], model: str, tasks: str, kept: str) -> str:
+    """A table a model: each task's main metric in percent, with its interval and guessing's."""
+    lines = []
+    for one in found["models"]:
+        seed = f", seed {one['seed']}" if len(found["models"]) > 1 else ""
+        lines.append(f"{without_keys(model)}{seed} (rules: {one['rules']})")
+        lines += [*_table(one), ""]
+    if any(line.endswith("*") for line in lines):
+        lines.append("* no better than guessing, as far as these pictures tell")
+    averages = [average for one in found["models"][:1] for average in one["averages"].values()]
+    if not averages:
+        lines.append("none of DataComp's 38 tasks is here whole, so there is no average over them")
+    elif missing := averages[0]["missing"]:
+        lines.append(f"{len(missing)} of DataComp's 38 tasks are missing: {', '.join(missing)}")
+    if not averages or averages[0]["missing"]:
+        lines.append(f"clipmill doctor tasks {shlex.quote(tasks)} says how to bring each")
+    if kept:
+        lines.append(f"all metrics: {kept}/results.json; ranks beside it")
+    return "\n".join(lines)
+
+
+def _table(one: dict[str, Any]) -> list[str]:
+    heads = ("task", "metric", "of", "value", "95 % interval", "guessing")
+    rows: list[tuple[str, ...]] = [heads]
+    for name, task in one["tasks"].items():
+        main = task["metrics"][task["metric"]]
+        count = f"{task['instances'] or task['pictures']:,}"
+        rows.append((name, task["metric"], count, *_figures(main)))
+    for name, average in one["averages"].items():
+        rows.append((name, "", f"{average['tasks']} tasks", *_figures(average)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place in (0, 1, 5) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _figures(of: dict[str, Any] | None) -> tuple[str, str, str]:
+    if of is None:
+        return "none", "", ""
+    low, high = 100 * of["low"], 100 * of["high"]
+    mark = "" if of["low"] > of["chance"] else " *"
+    return f"{100 * of['value']:.1f}", f"{low:.1f} to {high:.1f}", f"{100 * of['chance']:.1f}{mark}"
