@@ -16,7 +16,10 @@ from metadata.hub_card import head
 
 SUMMARY = "dataset.json"
 DOCS = {c.name: c.doc for c in vars(schema).values() if isinstance(c, schema.Column)}
+NOTHING = {"bytes": 0}
 HOW_TO_READ = {
+    "pixels": "`numpy.load(FILE.pixels.npy, mmap_mode='r')[n]` is the picture of row n of"
+    " FILE.parquet, RGB in uint8.",
     "parquet": "Every file stands alone; rows are shuffled within a file and files by their number"
     ": a loader that reads files in any order and mixes a few of them needs no other shuffle."
     " Polars, DuckDB, pandas and `datasets` read it; `caption` and `uid_hex` are plain text.",
@@ -91,7 +94,9 @@ def data_card(summary: dict[str, Any]) -> str:
     """Markdown: what is in it, how it came to be, how to read it, what to mind."""
     counts = dict(summary["counts"])
     seen, exported = counts.pop("rows"), counts.pop("exported")
-    size_bytes = sum(file["bytes"] for file in summary["files"])
+    size_bytes = sum(
+        part["bytes"] for file in summary["files"] for part in (file, file.get("pixels", NOTHING))
+    )
     fields = "\n".join(
         f"| `{name}` | `{dtype}` | {_doc(name)} |" for name, dtype in summary["columns"]
     )

@@ -213,5 +213,8 @@ TEXT_IS_CUT = Column(
 TEXT_IMAGES = Column(
     "text_images", pa.list_(pa.int64()), "images, 1 up", "Different images with this very text."
 )
+SAMPLE_INDEX = Column(
+    "sample_index", pa.int64(), "0 up", "The row's number in its export, in the files' order."
+)
 REPEATS = Column("repeats", pa.int32(), "times", "How often a row counts; null is once.")
 LOSS_WEIGHT = Column("loss_weight", pa.float32(), "factor", "Weight of the row in the loss.")

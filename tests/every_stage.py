@@ -259,7 +259,11 @@ def exported(out: Path) -> Iterator[dict[str, Any]]:
         if path.suffix == ".tar":
             yield from samples_of(path)
         elif path.suffix == ".parquet":
-            yield from pq.read_table(path).to_pylist()
+            rows = pq.read_table(path).to_pylist()
+            pixels = path.with_suffix(".pixels.npy")
+            images = iter(np.load(pixels) if pixels.exists() else ())
+            for row in rows:
+                yield row | ({"pixels": next(images).tobytes()} if pixels.exists() else {})
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
                 yield from csv.DictReader(file)

@@ -1,8 +1,11 @@
-"""An exported shard as the trainer reads it: images at one size in one array, captions hashed.
+"""An exported shard as the trainer reads it: images at one size in one array, captions as tokens.
 
-Decoding costs more than a small training step, so it is done once; see tests/benchmarks/loader.py.
+Decoding costs more than a small training step, so it is done once: into a stage's own cache, or by
+export.pixels for all that train on it; see tests/benchmarks/loader.py.
 """
 
+import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +20,25 @@ import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from metadata.fingerprint import digest
 from metadata.outputs import Outputs
-from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
-from metadata.storage import Storage
+from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, SAMPLE_INDEX, TEXTS, UID
+from metadata.scratch import scratch_folder, shared_scratch
+from metadata.storage import BLOCK_BYTES, Storage
 from pipeline.dataset import Task
 from pipeline.errors import StageError
 from stages.clip.subset import Chooser, Chosen, text_lists
 from stages.ops.images import RGB, ImageError, decode
 from stages.ops.resize import resize
+from stages.ops.vectors import as_matrix
 
-# Shapes: N rows, S pixels a side, K captions, T tokens.
+# Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
 
 BATCH_ROWS = 256  # encoded images held at a time
-COLUMNS = [column.name for column in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)]
+ALWAYS = [column.name for column in (UID, TEXTS, REPEATS, LOSS_WEIGHT)]
 LEFT_OUT = ("no_image", "undecodable", "no_text")
+NO_TEACHER = "no_teacher"
+ROW = "row"  # its number in the exported file
 # (T,) tokens of some texts one after the other, and (K + 1,) where each text begins
 Tokenize = Callable[[Sequence[str]], tuple[NDArray[np.int32], NDArray[np.int64]]]
 
@@ -40,18 +48,32 @@ class CachedShard:
     """One exported shard: its usable rows in their order."""
 
     file: str
-    images: NDArray[np.uint8]  # (N, S, S, 3)
+    images: NDArray[np.uint8]  # (at least N, S, S, 3)
+    at: NDArray[np.int64]  # (N,) which of the images is a row's
     uids: NDArray[np.uint8]  # (N, 16)
+    index: NDArray[np.int64]  # (N,) sample_index
     repeats: NDArray[np.int32]  # (N,)
     weights: NDArray[np.float32]  # (N,)
     text_starts: NDArray[np.int64]  # (N + 1,) first caption of each row
     token_starts: NDArray[np.int64]  # (K + 1,) first token of each caption
     tokens: NDArray[np.int32]  # (T,)
+    teacher: Mapping[str, NDArray[np.float32]]  # (N, D) stored vectors, by column
 
 
 def square(rgb: RGB, size: int) -> RGB:
     """(size, size, 3) the whole picture, its longer side at `size`, centred on white."""
     return resize(rgb, "border", size, upscale="cubic")
+
+
+def fault_of(body: bytes | None, image_SS3: NDArray[np.uint8]) -> str | None:
+    """Decodes a picture into its place, at the place's size; the reason where it cannot be."""
+    if body is None:
+        return "no_image"
+    try:  # a decoder takes one at a time
+        image_SS3[:] = square(decode(body), len(image_SS3))
+    except ImageError:
+        return "undecodable"
+    return None
 
 
 def cache_shard(
@@ -60,91 +82,152 @@ def cache_shard(
     size: int,
     tokenize: Tokenize,
     choose: Chooser | None,
-    file: str,
+    teacher: Sequence[str],
+    file: dict[str, Any],
     task: Task,
 ) -> dict[str, Any]:
     """Stores one shard of an export below `cache/`; its rows, and those left out by reason.
 
-    With a chooser only the rows that it takes, as it says; `chosen` is a digest of that.
+    With a chooser only the rows that it takes, as it says; `chosen` is a digest of that. Pictures
+    that export.pixels has decoded stay where they are. `teacher` names columns of stored vectors;
+    a row without one of them is left out.
     """
-    exported, target = Outputs(Storage(data)), Storage(folder)
+    exported, target, name = Outputs(Storage(data)), Storage(folder), file["file"]
+    chosen = choose(name) if choose else None
     counts: Counter[str] = Counter()
-    exported.check(file)
-    chosen = choose(file) if choose else None
-    with target.scratch(f"cache/{file}.npy") as path, exported.parquet(file) as parquet:
-        rows = parquet.metadata.num_rows
-        if chosen is not None:
-            rows = int(np.count_nonzero(chosen.times))
-        shape = (max(1, rows), size, size, 3)  # no file can map no byte
-        image_NSS3 = open_memmap(path, "w+", np.uint8, shape)
-        kept: list[pa.Table] = []
-        for batch in _batches(parquet, chosen):
-            start = sum(map(len, kept))
-            kept.append(_store_images(batch, image_NSS3[start:], counts))
-        image_NSS3.flush()
-        del image_NSS3
-        target.commit(path, f"cache/{file}.npy")
-    table = pa.concat_tables(kept) if kept else _plain(parquet.schema_arrow.empty_table())
+    exported.check(name)
+    with exported.parquet(name) as parquet:
+        _check_columns(parquet.schema_arrow, teacher, f"{exported.folder}/{exported.inside}{name}")
+        batches = (
+            _usable(batch, teacher, counts)
+            for batch in _batches(parquet, chosen, file["first"], teacher)
+        )
+        if "pixels" in file:
+            exported.check(file["pixels"]["file"])
+            table = pa.concat_tables(batches)
+        else:
+            rows = parquet.metadata.num_rows
+            if chosen is not None:
+                rows = int(np.count_nonzero(chosen.times))
+            table = _decoded(target, name, (rows, size), batches, counts)
     sink = BytesIO()
-    arrays = _arrays(table, tokenize)
-    np.savez(sink, **arrays)  # type: ignore[arg-type]  # as in numpy's docs
-    target.put(f"cache/{file}.npz", sink.getvalue(), point="rename")
+    np.savez(sink, **_arrays(table, tokenize))  # type: ignore[arg-type]  # as in numpy's docs
+    target.put(f"cache/{name}.npz", sink.getvalue(), point="rename")
+    for column in teacher:
+        with target.scratch(f"cache/{name}.{column}.npy") as path:
+            with path.open("wb") as opened:
+                np.save(opened, as_matrix(table[column]))
+            target.commit(path, f"cache/{name}.{column}.npy")
     left_out = {reason: counts[reason] for reason in LEFT_OUT}
-    made: dict[str, Any] = {"file": file, "rows": len(table), "left_out": left_out}
+    left_out |= {NO_TEACHER: counts[NO_TEACHER]} if teacher else {}
+    made: dict[str, Any] = {"file": name, "rows": len(table), "left_out": left_out}
+    made |= {"teacher": list(teacher)} if teacher else {}
+    made |= {"pixels": file["pixels"]["file"]} if "pixels" in file else {}
     if chosen is not None:
         left_out["not_kept"] = int(np.count_nonzero(chosen.times == 0))
         made["chosen"] = chosen.digest
     return made
 
 
-def _batches(parquet: pq.ParquetFile, chosen: Chosen | None) -> Iterator[pa.Table]:
-    """The rows of a file, texts as lists of strings; of a choice the rows that it takes."""
+def _check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> None:
+    """StageError where a file lacks a column of stored vectors."""
+    for column in teacher:
+        if column not in schema.names:
+            raise StageError(
+                f"no column '{column}', which the loss asks for",
+                where,
+                f"add '{column}' to the export's `columns`",
+            )
+
+
+def _batches(
+    parquet: pq.ParquetFile, chosen: Chosen | None, first: int, teacher: Sequence[str]
+) -> Iterator[pa.Table]:
+    """The rows of a file, texts as lists of strings; of a choice the rows that it takes.
+
+    One without rows comes last, so that there is one.
+    """
+    there = [name for name in (IMAGE.name, SAMPLE_INDEX.name) if name in parquet.schema_arrow.names]
+    names = [*ALWAYS, *there, *teacher]
     start = 0
-    for batch in parquet.iter_batches(BATCH_ROWS, columns=COLUMNS):
-        table = _plain(pa.Table.from_batches([batch]))
-        yield table if chosen is None else chosen.of(table, start)
-        start += len(batch)
+    for batch in (
+        *parquet.iter_batches(BATCH_ROWS, columns=names),
+        parquet.schema_arrow.empty_table().select(names),
+    ):
+        rows = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+        at = rows.column_names.index(TEXTS.name)
+        rows = rows.set_column(at, TEXTS.name, text_lists(rows[TEXTS.name]))
+        row_N = np.arange(start, start + len(rows))
+        rows = rows.append_column(ROW, pa.array(row_N))
+        if SAMPLE_INDEX.name not in there:  # an export of before there was one
+            rows = rows.append_column(SAMPLE_INDEX.name, pa.array(first + row_N))
+        yield rows if chosen is None else chosen.of(rows, start)
+        start += len(rows)
 
 
-def _plain(rows: pa.Table) -> pa.Table:
-    """The rows with their texts as lists of strings."""
-    at = rows.column_names.index(TEXTS.name)
-    return rows.set_column(at, TEXTS.name, text_lists(rows[TEXTS.name]))
+def _usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa.Table:
+    """The rows with an image, a text, and every stored vector."""
+    left_N = np.zeros(len(batch), bool)
 
+    def leave(reason: str, lacks_N: NDArray[np.bool_]) -> None:
+        counts[reason] += int(np.count_nonzero(lacks_N & ~left_N))
+        left_N[lacks_N] = True
 
-def _store_images(batch: pa.Table, image_NSS3: NDArray[np.uint8], counts: Counter[str]) -> pa.Table:
-    """Writes the images of usable rows into the array; gives these rows without images."""
-    size = image_NSS3.shape[1]
-    usable, done = [], 0
+    if IMAGE.name in batch.column_names:
+        leave("no_image", batch[IMAGE.name].is_null().to_numpy())
     texts = batch[TEXTS.name].to_pylist()
-    for body, captions in zip(batch[IMAGE.name].to_pylist(), texts, strict=True):
-        reason = None
-        if body is None:
-            reason = "no_image"
-        elif not any(caption is not None for caption in captions or ()):
-            reason = "no_text"
-        else:
-            try:  # a decoder takes one at a time
-                image_NSS3[done] = square(decode(body), size)
-            except ImageError:
-                reason = "undecodable"
-        usable.append(reason is None)
-        done += reason is None
-        if reason is not None:
-            counts[reason] += 1
-    return batch.drop_columns([IMAGE.name]).filter(pa.array(usable, pa.bool_()))
+    leave("no_text", np.array([not _there(row) for row in texts], bool))
+    for column in teacher:
+        leave(NO_TEACHER, np.isnan(as_matrix(batch[column]).sum(axis=1)))
+    return batch.filter(pa.array(~left_N))
+
+
+def _there(texts: list[str | None] | None) -> list[str]:
+    """The texts of a row that are there."""
+    return [text for text in texts or () if text is not None]
+
+
+def _decoded(
+    target: Storage,
+    name: str,
+    shape: tuple[int, int],
+    batches: Iterator[pa.Table],
+    counts: Counter[str],
+) -> pa.Table:
+    """Stores the pictures of the rows; the rows whose pictures decode, without these."""
+    rows, size = shape
+    kept: list[pa.Table] = []
+    with target.scratch(f"cache/{name}.npy") as path:
+        # No file can map no byte.
+        image_NSS3 = open_memmap(path, "w+", np.uint8, (max(1, rows), size, size, 3))
+        done = 0
+        for batch in batches:
+            fine = []
+            for body in batch[IMAGE.name].to_pylist():
+                fault = fault_of(body, image_NSS3[done])
+                fine.append(fault is None)
+                done += fault is None
+                if fault is not None:
+                    counts[fault] += 1
+            kept.append(batch.drop_columns([IMAGE.name]).filter(pa.array(fine, pa.bool_())))
+        image_NSS3.flush()
+        del image_NSS3
+        target.commit(path, f"cache/{name}.npy")
+    table = pa.concat_tables(kept)
+    return table.set_column(
+        table.column_names.index(ROW), ROW, pa.array(np.arange(len(table), dtype=np.int64))
+    )
 
 
 def _arrays(rows: pa.Table, tokenize: Tokenize) -> dict[str, NDArray[Any]]:
-    captions = [
-        instead_of_single_words([text for text in texts if text is not None])
-        for texts in rows[TEXTS.name].to_pylist()
-    ]
+    captions = [instead_of_single_words(_there(row)) for row in rows[TEXTS.name].to_pylist()]
     flat = [text for texts in captions for text in texts]
     token_T, token_start_K = tokenize(flat)
     uid = b"".join(rows[UID.name].to_pylist())
     return {
+        "at": rows[ROW].to_numpy(),
         "uids": np.frombuffer(uid, np.uint8).reshape(-1, 16),
+        "index": rows[SAMPLE_INDEX.name].to_numpy(),
         "repeats": rows[REPEATS.name].fill_null(1).to_numpy(),
         "weights": rows[LOSS_WEIGHT.name].fill_null(1).to_numpy(),
         "text_starts": np.cumsum([0, *map(len, captions)], dtype=np.int64),
@@ -161,12 +244,17 @@ def instead_of_single_words(texts: list[str]) -> list[str]:
     return [text if len(text.split()) > 1 else texts[0] for text in texts]
 
 
-def read_cached(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[CachedShard]:
-    """The shards that `cache_shard` stored; images stay on disk where the disk is this one."""
+def read_cached(
+    folder: str, cached: Sequence[Mapping[str, Any]], data: str = ""
+) -> Iterator[CachedShard]:
+    """The shards that `cache_shard` stored; images are mapped, not read.
+
+    `data` is the export's folder, where the pictures of export.pixels lie.
+    """
     storage = Storage(folder)
     for shard in cached:
         try:
-            yield _read_shard(storage, shard["file"], shard["rows"])
+            yield _read_shard(storage, shard, data)
         except (FileNotFoundError, ValueError, EOFError, BadZipFile) as error:
             raise StageError(
                 found=f"a damaged cache of {shard['file']}: {error}",
@@ -175,11 +263,33 @@ def read_cached(folder: str, cached: Sequence[Mapping[str, Any]]) -> Iterator[Ca
             ) from error
 
 
-def _read_shard(storage: Storage, file: str, rows: int) -> CachedShard:
-    name = f"cache/{file}"
-    if storage.is_local:
-        image_NSS3 = np.load(Path(storage.locate(f"{name}.npy")), mmap_mode="r")
+def _read_shard(storage: Storage, shard: Mapping[str, Any], data: str) -> CachedShard:
+    name = f"cache/{shard['file']}"
+    if "pixels" in shard:
+        outputs = Outputs(Storage(data))
+        images = mapped(outputs.folder, outputs.inside + shard["pixels"])
     else:
-        image_NSS3 = np.load(BytesIO(storage.read(f"{name}.npy")))
+        images = mapped(storage, f"{name}.npy")[: shard["rows"]]
+    teacher = {
+        column: mapped(storage, f"{name}.{column}.npy") for column in shard.get("teacher", ())
+    }
     with np.load(BytesIO(storage.read(f"{name}.npz"))) as arrays:
-        return CachedShard(file=file, images=image_NSS3[:rows], **arrays)
+        return CachedShard(file=shard["file"], images=images, teacher=teacher, **arrays)
+
+
+def mapped(storage: Storage, name: str) -> NDArray[Any]:
+    """The array in a .npy file, mapped: of another machine's, a copy that processes here share."""
+    if storage.is_local:
+        array: NDArray[Any] = np.load(Path(storage.locate(name)), mmap_mode="r")
+        return array
+    info = storage.fs.get_file_info(storage.locate(name))
+    key = digest([storage.uri, name, info.size, info.mtime_ns])
+    path = (shared_scratch("arrays") or scratch_folder()) / f"{key}.npy"
+    if not path.exists():
+        new = path.with_name(f"{key}-{uuid.uuid4().hex}")
+        with storage.open(name) as source, new.open("wb") as sink:
+            while block := source.read(BLOCK_BYTES):
+                sink.write(block)
+        os.replace(new, path)
+    copy: NDArray[Any] = np.load(path, mmap_mode="r")
+    return copy

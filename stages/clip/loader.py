@@ -5,8 +5,8 @@ every subset gives the same number of samples, whatever its size. Hashes depend 
 on the stage's name: two subsets trained under one seed differ by their rows alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -19,22 +19,31 @@ from metadata.schema import UID
 from metadata.uid import coin_hash
 from stages.clip.cache import CachedShard
 
-# Shapes: B rows of the batch, N rows in all, E samples of an epoch, S pixels a side, T tokens.
+# Shapes: B rows of the batch, M texts of these, N rows in all, E samples of an epoch, S pixels a
+# side, T tokens, D width of a stored vector.
 
-Texts = Literal["uniform", "first"]  # which text of a row a step takes
+Texts = Literal["uniform", "first", "all"]  # which texts of a row a step takes
 SHIFT = 4  # pixels, either way
 STAGE = "train.clip"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The images and captions of one step."""
+    """The images and captions of one step, or a rank's part of them."""
 
     pixels: NDArray[np.uint8]  # (B, 3, S, S)
     tokens: NDArray[np.int32]  # (T,)
-    starts: NDArray[np.int64]  # (B,) first token of each caption
+    starts: NDArray[np.int64]  # (M,) first token of each caption
+    image_of: NDArray[np.int64]  # (M,) the row of the part that a caption is of, ascending
     weights: NDArray[np.float32]  # (B,)
     rows: NDArray[np.int64]  # (B,) among all rows
+    index: NDArray[np.int64]  # (B,) sample_index
+    teacher: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # (B, D) by column
+
+
+def part_of(rows: int, rank: int, of: int) -> slice:
+    """The rows of a batch that are a rank's: the ranks' parts follow each other."""
+    return slice(rows * rank // of, rows * (rank + 1) // of)
 
 
 class Batches:
@@ -43,7 +52,7 @@ class Batches:
     def __init__(
         self, shards: Sequence[CachedShard], *, size: int, seed: int, texts: Texts = "uniform"
     ) -> None:
-        self.size, self.seed = size, seed
+        self.size, self.seed, self.texts = size, seed, texts
         self.shards = [shard for shard in shards if len(shard.uids)]
         self.first = np.cumsum([0, *(len(shard.uids) for shard in self.shards)])
         uid_N16 = np.concatenate([shard.uids for shard in self.shards])
@@ -56,41 +65,69 @@ class Batches:
         self.copy_E = np.arange(len(self.row_E)) - np.repeat(ends_N - repeats_N, repeats_N)
         self._order = lru_cache(2)(self._epoch)  # a batch spans at most two, but tiny epochs
         self.weight_N = np.concatenate([shard.weights for shard in self.shards])
-        texts_N = np.concatenate([np.diff(shard.text_starts) for shard in self.shards])
-        self.texts_N = texts_N if texts == "uniform" else np.ones_like(texts_N)  # to draw from
+        self.index_N = np.concatenate([shard.index for shard in self.shards])
+        self.texts_N = np.concatenate([np.diff(shard.text_starts) for shard in self.shards])
 
     def __getitem__(self, n: int) -> Batch:
-        row_B = self._rows(n)
+        return self.of_rank(n, 0, 1)
+
+    def of_rank(self, n: int, rank: int, of: int) -> Batch:
+        """A rank's rows of batch n; no other row is read."""
+        row_B = self._rows(n)[part_of(self.size, rank, of)]
         coin_B = self._coins(row_B, f"batch {n}")
-        caption_B = ((coin_B >> np.uint64(32)) % self.texts_N[row_B].astype(np.uint64)).astype(int)
         shifts = np.uint64(2 * SHIFT + 1)
         down_B, right_B = coin_B % shifts, coin_B // shifts % shifts
+        first_B, taken_B = self._texts(row_B, coin_B)
         S = self.shards[0].images.shape[1]
         canvas_BSS3 = np.full((len(row_B), S + 2 * SHIFT, S + 2 * SHIFT, 3), 255, np.uint8)
-        bags: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(row_B)
+        bags: list[list[NDArray[np.int32]]] = [[] for _ in row_B]
+        teacher = {
+            column: np.empty((len(row_B), stored.shape[1]), np.float32)
+            for column, stored in self.shards[0].teacher.items()
+        }
         shard_B = np.searchsorted(self.first, row_B, side="right") - 1
         for number in np.unique(shard_B):
             shard = self.shards[number]
             here = np.flatnonzero(shard_B == number)
             local = row_B[here] - self.first[number]
-            canvas_BSS3[here, SHIFT:-SHIFT, SHIFT:-SHIFT] = shard.images[local]
-            text = shard.text_starts[local] + caption_B[here]
-            spans = zip(shard.token_starts[text], shard.token_starts[text + 1], strict=True)
-            for place, (start, stop) in zip(here, spans, strict=True):  # lengths differ
-                bags[place] = shard.tokens[start:stop]
+            canvas_BSS3[here, SHIFT:-SHIFT, SHIFT:-SHIFT] = shard.images[shard.at[local]]
+            for column, stored in shard.teacher.items():
+                teacher[column][here] = stored[local]
+            text = shard.text_starts[local] + first_B[here]
+            for place, start, stop in zip(here, text, text + taken_B[here], strict=True):
+                bounds = shard.token_starts[start : stop + 1]
+                bags[place] = np.split(  # lengths differ
+                    shard.tokens[bounds[0] : bounds[-1]], bounds[1:-1] - bounds[0]
+                )
         windows = sliding_window_view(canvas_BSS3, (S, S), axis=(1, 2))
+        flat = [bag for row in bags for bag in row]
         return Batch(
             pixels=windows[np.arange(len(row_B)), down_B.astype(int), right_B.astype(int)],
-            tokens=np.concatenate(bags),
-            starts=np.cumsum([0, *map(len, bags[:-1])], dtype=np.int64),
+            tokens=np.concatenate(flat),
+            starts=np.cumsum([0, *map(len, flat[:-1])], dtype=np.int64),
+            image_of=np.repeat(np.arange(len(row_B)), taken_B),
             weights=self.weight_N[row_B],
             rows=row_B,
+            index=self.index_N[row_B],
+            teacher=teacher,
         )
 
     def files(self, row_B: NDArray[np.int64]) -> list[str]:
         """The exported shards that rows are from, in order."""
         numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)
         return [self.shards[number].file for number in numbers]
+
+    def _texts(
+        self, row_B: NDArray[np.int64], coin_B: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(B,) the first of each row's texts that the step takes, and (B,) how many."""
+        texts_B = self.texts_N[row_B]
+        if self.texts == "all":
+            return np.zeros_like(texts_B), texts_B
+        if self.texts == "first":
+            return np.zeros_like(texts_B), np.ones_like(texts_B)
+        drawn_B = (coin_B >> np.uint64(32)) % texts_B.astype(np.uint64)
+        return drawn_B.astype(np.int64), np.ones_like(texts_B)
 
     def _rows(self, n: int) -> NDArray[np.int64]:
         sample_B = np.arange(n * self.size, (n + 1) * self.size)

@@ -1,6 +1,8 @@
-"""What a Parquet export says of itself."""
+"""What an export that is trained on says of itself."""
 
 import json
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from metadata.datacard import SUMMARY
@@ -9,8 +11,10 @@ from metadata.storage import Storage
 from pipeline.errors import StageError
 
 
-def summary_of(data: str, stage: str, key: str = "data") -> dict[str, Any]:
-    """dataset.json of the Parquet export in a folder; StageError of anything else.
+def summary_of(
+    data: str, stage: str, key: str = "data", formats: Sequence[str] = ("parquet",)
+) -> dict[str, Any]:
+    """dataset.json of the export in a folder; StageError of one in another format.
 
     `key` is the setting that names the export.
     """
@@ -18,10 +22,17 @@ def summary_of(data: str, stage: str, key: str = "data") -> dict[str, Any]:
         dataset: dict[str, Any] = json.loads(Outputs(Storage(data)).read(SUMMARY))
     except FileNotFoundError:
         dataset = {}
-    if dataset.get("format") != "parquet":
+    if dataset.get("format") not in formats:
+        named = " or ".join(f"export.{name}" for name in formats)
         raise StageError(
             found=f"a {dataset['format']} export" if dataset else "no Parquet export",
             where=f"stage '{stage}', key `{key}`: {Storage(data)}",
-            do="name a stage of export.parquet",
+            do=f"name a stage of {named}",
         )
     return dataset
+
+
+def numbered(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The files of an export, each with `first`: how many rows stand before it."""
+    firsts = accumulate((file["rows"] for file in files), initial=0)
+    return [{**file, "first": first} for file, first in zip(files, firsts, strict=False)]

@@ -13,7 +13,7 @@ from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, Decay, NonEmpty, OneUp, Rate, ZeroUp, later, location
-from stages.ops.exports import summary_of
+from stages.ops.exports import numbered, summary_of
 
 if TYPE_CHECKING:
     from stages.clip.loop import Trainer
@@ -96,14 +96,21 @@ class ClipTraining(DatasetStage):
         from stages.clip.towers import reads
 
         stage = ctx.worker.stage
-        dataset = summary_of(inputs.data, stage)
+        dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
         self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
-        files = [file["file"] for file in dataset["files"]]
-        listed = self.listed(inputs.data, files, ctx)
-        ctx.say("decoding pictures")
         model = reads(SCALES[self.scale].model)
+        if dataset.get("image_size", model.image_size) != model.image_size:
+            raise StageError(
+                f"pictures of {dataset['image_size']} pixels, and '{self.scale}' takes"
+                f" {model.image_size}",
+                f"stage '{stage}', key `data`",
+                f"write image_size: {model.image_size} at the stage of export.pixels",
+            )
+        files = numbered(dataset["files"])
+        listed = self.listed(inputs.data, [file["file"] for file in files], ctx)
+        ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
-        wanted = (model.image_size, model.tokenize, choose)
+        wanted = (model.image_size, model.tokenize, choose, ())
         cache = partial(cache_shard, inputs.data, ctx.folder, *wanted)
         cached = ctx.map(cache, files)
         left_out = {
@@ -116,7 +123,7 @@ class ClipTraining(DatasetStage):
         if choose is not None:
             facts["mask"] = digest([shard["chosen"] for shard in cached])
         ctx.say("training")
-        ctx.map(partial(train_clip, self, ctx.folder, cached, facts), self.seeds)
+        ctx.map(partial(train_clip, self, inputs.data, ctx.folder, cached, facts), self.seeds)
         for done in ("cache", "checkpoints"):
             Storage(ctx.folder).delete_folder(done)
 
@@ -152,6 +159,7 @@ class ClipTraining(DatasetStage):
 
 def train_clip(
     settings: ClipTraining,
+    data: str,
     folder: str,
     cached: list[dict[str, Any]],
     facts: dict[str, Any],
@@ -172,7 +180,7 @@ def train_clip(
     torch.set_num_threads(task.worker.threads)
     prefix = f"seed-{seed}." if len(settings.seeds) > 1 else ""
     seed += task.worker.seed
-    shards = list(read_cached(folder, cached))
+    shards = list(read_cached(folder, cached, data))
     batches = Batches(shards, size=settings.batch_size, seed=seed, texts=settings.texts)
     schedule = Schedule(
         steps=settings.steps,

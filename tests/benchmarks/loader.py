@@ -36,8 +36,9 @@ def main() -> None:
         jpegs = [jpeg(number) for number in range(IMAGES)]
         write_shard(folder / "data" / "out", jpegs)
         data, model = str(folder / "data"), reads(NANO)
-        wanted = (model.image_size, model.tokenize, None)
-        cached = cache_shard(data, name, *wanted, "00000.parquet", None)
+        wanted = (model.image_size, model.tokenize, None, ())
+        file = {"file": "00000.parquet", "rows": IMAGES, "first": 0}
+        cached = cache_shard(data, name, *wanted, file, None)
         [part] = read_cached(name, [cached])
         for number in range(20):
             np.testing.assert_array_equal(part.images[number], decoded(jpegs[number]))

@@ -58,6 +58,8 @@ def random_batch() -> Batch:
         starts=np.arange(0, ROWS * TOKENS, TOKENS),
         weights=np.ones(ROWS, np.float32),
         rows=np.arange(ROWS),
+        image_of=np.arange(ROWS),
+        index=np.arange(ROWS),
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.progress import Lines
 from pipeline.run_folder.state import RunState
 from stages.clip.cache import cache_shard, read_cached
 from stages.clip.loader import Batches
+from stages.ops.exports import numbered, summary_of
 from tests.pipeline.run_folder.test_masks import uid_of, write_pool
 from tests.stages.clip.exported import TINY_READS
 
@@ -206,9 +207,9 @@ def test_a_model_is_trained_on_a_row_as_often_as_its_weights_say(ran):
 
 def test_the_loader_shows_a_row_as_often_as_its_weights_say_in_every_epoch(ran, tmp_path):
     data, folder = str(ran.out("shards").parent), str(tmp_path)
-    names = sorted(path.name for path in ran.out("shards").glob("*.parquet"))
-    wanted = (TINY_READS.image_size, TINY_READS.tokenize, None)
-    said = [cache_shard(data, folder, *wanted, name, None) for name in names]
+    files = numbered(summary_of(data, "it")["files"])
+    wanted = (TINY_READS.image_size, TINY_READS.tokenize, None, ())
+    said = [cache_shard(data, folder, *wanted, file, None) for file in files]
     batches = Batches(list(read_cached(folder, said)), size=sum(UNION.values()), seed=0)
     expected: Counter[bytes] = Counter()
     for number, times in UNION.items():

@@ -7,6 +7,7 @@ import torch
 
 from stages.clip.cache import cache_shard, read_cached
 from stages.clip.loader import Batches
+from stages.ops.exports import numbered
 from tests.stages.clip.exported import TINY_READS, row, write_export
 
 
@@ -19,12 +20,14 @@ def one_thread():
 def cached(tmp_path):
     """The parts of an export of these shards, and what was said of each."""
 
-    def make(*shards):
+    def make(*shards, teacher=()):
         data, folder = write_export(tmp_path / "export", *shards), str(tmp_path / "stage")
+        rows = [len(shard) for shard in shards]
         names = [f"{number:05d}.parquet" for number in range(len(shards))]
-        wanted = (TINY_READS.image_size, TINY_READS.tokenize, None)
+        files = numbered([{"file": name, "rows": n} for name, n in zip(names, rows, strict=True)])
+        wanted = (TINY_READS.image_size, TINY_READS.tokenize, None, teacher)
         store = partial(cache_shard, data, folder, *wanted)
-        said = [store(name, None) for name in names]
+        said = [store(file, None) for file in files]
         return list(read_cached(folder, said)), said
 
     return make

@@ -56,11 +56,14 @@ def caption(text: str | None) -> dict[str, Any]:
 
 def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
     """FOLDER/out as the export stage leaves it; returns the folder."""
-    (folder / "out").mkdir(parents=True)
+    (folder / "out").mkdir(parents=True, exist_ok=True)
     files = []
     for number, rows in enumerate(shards):
         name = f"{number:05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), folder / "out" / name)
+        schema = SCHEMA
+        if any("vector" in one for one in rows):
+            schema = schema.append(pa.field("vector", pa.list_(pa.float32())))
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), folder / "out" / name)
         data = (folder / "out" / name).read_bytes()
         held = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         files.append({"file": name, "rows": len(rows), **held})

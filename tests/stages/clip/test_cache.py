@@ -70,14 +70,15 @@ def test_batches_of_rows_within_a_file_do_not_matter(cached, monkeypatch):
         np.testing.assert_array_equal(stored, square(image, 16))
 
 
-def test_images_are_mapped_from_this_disk_and_read_from_another(cached, tmp_path, monkeypatch):
+def test_images_are_mapped_and_those_of_another_disk_as_a_copy(cached, tmp_path, monkeypatch):
     [mapped], said = cached([row(i) for i in range(3)])
     assert isinstance(mapped.images, np.memmap)
     remote = f"file://{tmp_path}/stage"
     monkeypatch.setattr(Storage, "is_local", False, raising=False)
     monkeypatch.setattr(Storage, "__init__", _remote(Storage.__init__))
     [read] = read_cached(remote, said)
-    assert not isinstance(read.images, np.memmap)
+    assert isinstance(read.images, np.memmap)
+    assert read.images.filename != mapped.images.filename
     np.testing.assert_array_equal(read.images, mapped.images)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.errors import StageError
 from stages.clip.cache import instead_of_single_words
 from stages.clip.loader import SHIFT, Batches
 from stages.clip.texts import token_bags
@@ -148,6 +149,47 @@ def test_weights_and_files_are_those_of_the_rows(cached):
     assert batches.files(batch.rows) == ["00000.parquet", "00002.parquet"]
 
 
+@pytest.mark.parametrize("of", [1, 3, 8])
+def test_the_parts_of_ranks_are_the_batch(of, batches):
+    """More ranks than shards, too."""
+    made = batches()
+    parts = [made.of_rank(3, rank, of) for rank in range(of)]
+    for name in ("pixels", "tokens", "weights", "rows", "index"):
+        whole = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(whole, getattr(made[3], name))
+    firsts = np.cumsum([0, *(len(part.rows) for part in parts[:-1])])
+    image_of = [part.image_of + first for part, first in zip(parts, firsts, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(image_of), made[3].image_of)
+
+
+def test_all_texts_of_a_row_are_taken_where_the_loss_takes_them(cached):
+    texts = {0: ["an a"], 1: ["a b", "a c", "a d"], 2: ["an e", "an f"]}
+    parts, _ = cached([row(i, texts=[caption(t) for t in own]) for i, own in texts.items()])
+    batch = Batches(parts, size=3, seed=0, texts="all")[0]
+    assert np.array_equal(batch.image_of, np.repeat(range(3), [len(texts[i]) for i in batch.rows]))
+    bags = np.split(batch.tokens, batch.starts[1:])
+    flat = [text for i in batch.rows for text in texts[i]]
+    tokens, starts = token_bags(flat, TINY.buckets, TINY.tokens)
+    for bag, own in zip(bags, np.split(tokens, starts[1:-1]), strict=True):
+        np.testing.assert_array_equal(bag, own)
+
+
+def test_a_row_has_the_number_that_its_export_gave_it_or_its_place_in_one_that_gave_none(cached):
+    parts, _ = cached([row(0), row(1, image=None)], [], [row(2), row(3)])
+    batch = Batches(parts, size=3, seed=0)[0]
+    assert dict(zip(batch.rows.tolist(), batch.index.tolist(), strict=True)) == {0: 0, 1: 2, 2: 3}
+
+
+def test_stored_vectors_go_along_and_a_row_without_one_is_left_out(cached):
+    rows = [row(i, vector=[i, 0.5] if i != 2 else None) for i in range(5)]
+    parts, said = cached(rows[:3], rows[3:], teacher=("vector",))
+    assert [one["left_out"]["no_teacher"] for one in said] == [1, 0]
+    batch = Batches(parts, size=4, seed=0)[0]
+    assert batch.teacher["vector"].tolist() == [[i, 0.5] for i in batch.index]
+    with pytest.raises(StageError, match="no column 'other', which the loss asks for"):
+        cached([row(9)], teacher=("other",))
+
+
 @pytest.mark.parametrize("size", [1, 24, 100])
 def test_any_size_of_batch_works(batches, size):
     assert len(batches(size=size)[2].rows) == size
@@ -158,7 +200,8 @@ def _cut(part, start, stop):
     tokens = part.token_starts[text[0] : text[-1] + 1]
     return replace(
         part,
-        images=part.images[start:stop],
+        at=part.at[start:stop],
+        index=part.index[start:stop],
         uids=part.uids[start:stop],
         repeats=part.repeats[start:stop],
         weights=part.weights[start:stop],

@@ -1,0 +1,126 @@
+"""Pictures decoded once, at one size: what any number of trainings map and none decodes again."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from metadata.outputs import Outputs
+from metadata.places import places_name, read_places
+from metadata.schema import IMAGE
+from metadata.shard import ShardWriter
+from metadata.storage import Storage
+from pipeline.dataset import Context, Inputs, Task
+from pipeline.stage import DatasetStage, OneUp
+from stages.export._groups import put_documents, put_places
+from stages.ops.exports import numbered, summary_of
+
+# Shapes: N rows of a file, S pixels a side.
+
+BATCH_ROWS = 64  # encoded images held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels(DatasetStage):
+    """00000.pixels.npy (N, S, S, 3), RGB in uint8, and 00000.parquet with the rows but their image.
+
+    Takes an export of `export.parquet`, of this run or of another, and leaves out rows without a
+    picture that decodes. A picture stands whole, its longer side at `image_size`, centred on white,
+    as `train.clip` makes it from such an export; files and rows are the export's, in its order,
+    with all of its columns, so that `rows` and `subset` mean what they mean there.
+
+    Error: exact for one version of the decoders; every training has the same pixels.
+    Example: {data: shards, image_size: 48}
+    """
+
+    image_size: OneUp = 48  # pixels a side: that of the scale which trains on it
+
+    version = 1
+    determinism = "exact"
+    takes = ("data",)
+    gives = ("data",)
+    reasons = ("no_image", "undecodable")
+
+    def run(self, inputs: Inputs, ctx: Context) -> None:
+        dataset = summary_of(inputs.data, ctx.worker.stage)
+        ctx.say("decoding pictures")
+        write = partial(write_file, inputs.data, self.image_size)
+        written = ctx.map(write, numbered(dataset["files"]))
+        left = {reason: sum(one["left"][reason] for one in written) for reason in self.reasons}
+        files = [one["file"] for one in written]
+        exported = sum(file["rows"] for file in files)
+        summary = {
+            "name": ctx.worker.stage,
+            "format": "pixels",
+            "seed": ctx.worker.seed,
+            "image_size": self.image_size,
+            "counts": {"rows": exported + sum(left.values()), "exported": exported, **left},
+            "columns": written[0]["columns"] if written else [],
+            "files": files,
+            "made_by": inputs.told,
+        }
+        ctx.map(put_documents, [summary])
+
+
+def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The pictures of one exported file, and its rows without them; those left out by reason."""
+    exported, name = Outputs(Storage(data)), file["file"]
+    stem = name.removesuffix(".parquet")
+    exported.check(name)
+    left: Counter[str] = Counter()
+    path, pixels = (task.worker.scratch / f"{stem}.{end}" for end in ("parquet", "pixels.npy"))
+    fine: list[NDArray[np.bool_]] = [np.empty(0, bool)]
+    with exported.parquet(name) as parquet:
+        schema = pa.schema([field for field in parquet.schema_arrow if field.name != IMAGE.name])
+        writer = ShardWriter(path, schema, task.page_checksums)
+        rows = parquet.metadata.num_rows
+        image_NSS3 = open_memmap(pixels, "w+", np.uint8, (max(1, rows), size, size, 3))
+        for batch, fine_N in _decoded(parquet, image_NSS3, left):
+            fine.append(fine_N)
+            writer.add(batch.select(schema.names))
+        image_NSS3.flush()
+        del image_NSS3
+    sha256, size_bytes = writer.close()
+    fine_N = np.concatenate(fine)
+    array = {"file": pixels.name, "bytes": pixels.stat().st_size}
+    task.put_file(pixels.name, pixels)
+    task.put_file(name, path)
+    try:
+        place_N2 = read_places(exported, places_name(name))
+        put_places(name, place_N2[fine_N], task)
+    except FileNotFoundError:  # an export that has left its run has none
+        pass
+    said = {"file": name, "rows": int(fine_N.sum()), "bytes": size_bytes, "sha256": sha256}
+    columns = [[field.name, str(field.type)] for field in schema]
+    return {
+        "file": said | {"pixels": array},
+        "columns": columns,
+        "left": {reason: left[reason] for reason in Pixels.reasons},
+    }
+
+
+def _decoded(
+    parquet: pq.ParquetFile, image_NSS3: NDArray[np.uint8], left: Counter[str]
+) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
+    """Batches of the rows whose picture is in the array; and which of the file's rows those are."""
+    from stages.clip.cache import fault_of  # late: a plan needs no OpenCV
+
+    done = 0
+    for batch in parquet.iter_batches(BATCH_ROWS):
+        rows = pa.Table.from_batches([batch])
+        fine_N = np.zeros(len(rows), bool)
+        for at, body in enumerate(rows[IMAGE.name].to_pylist()):
+            fault = fault_of(body, image_NSS3[done])
+            if fault is None:
+                fine_N[at] = True
+                done += 1
+            else:
+                left[fault] += 1
+        yield rows.filter(pa.array(fine_N)), fine_N
