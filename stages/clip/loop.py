@@ -3,55 +3,94 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import StageError
-from pipeline.stage import untold
-from stages.clip.embedded import whole
+from stages.clip.accumulate import Pieces, refuse_batch_norm, text_pieces
+from stages.clip.distributed import ALONE, Ranks
+from stages.clip.embedded import Embedded
 from stages.clip.loader import Batch, Batches
 from stages.clip.losses import MAX_LOG_SCALE, find_loss
 from stages.clip.schedule import learning_rate
+from stages.clip.telemetry import Log
 from stages.clip.towers import Towers, matrices_first
 
-Precision = Literal["bf16", "float32"]
-DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "float32": torch.float32}
-MAX_NORM = 1.0  # of the gradient of all weights
+# Shapes: N rows and M texts of this process, B rows of the batch.
+
+Precision = Literal["bf16", "float32", "float64"]
+DTYPES: dict[Precision, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,  # of a model in it: what the others are held to
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Steps, learning rate, decay and precision of a training."""
+    """Steps, optimiser and precision of a training; all of it decides the weights."""
 
     steps: int
     learning_rate: float
     warmup_steps: int
     weight_decay: float
     precision: Precision
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    max_norm: float | None = 1.0  # of the gradient of all weights; None: never clipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """How a step is computed: other bits at most, never another sum."""
+
+    ranks: Ranks = ALONE
+    device: str = "cpu"
+    accumulate: int = 1  # pieces that the rows of a rank are embedded in
+    compile: bool = False  # the towers, by torch.compile
+    tile: int | None = None  # of the loss: see Embedded
+
+
+PLAIN = Means()
 
 
 class Trainer:
     """A model, its optimiser, and the loss of every step so far.
 
-    Source: AdamW (0.9, 0.98), eps 1e-6, decay on matrices only, as open_clip and DataComp train;
-    gradients are clipped to norm 1, which DataComp does not.
+    Source: AdamW with decay on matrices only, as open_clip and DataComp train.
     """
 
-    def __init__(self, model: Towers, schedule: Schedule) -> None:
-        self.model, self.schedule = model, schedule
+    def __init__(
+        self,
+        model: Towers,
+        schedule: Schedule,
+        loss: Callable[[Embedded], Tensor] | None = None,
+        means: Means = PLAIN,
+    ) -> None:
+        self.model, self.schedule, self.means = model, schedule, means
+        self.loss_of = loss or find_loss("clip")
+        means.ranks.one_batch_norm(model)
+        if means.accumulate > 1:
+            refuse_batch_norm(model)
+        self.embed_images, self.embed_texts = model.embed_images, model.embed_texts
+        if means.compile:
+            self.embed_images = torch.compile(model.embed_images, dynamic=False)
+            self.embed_texts = torch.compile(model.embed_texts, dynamic=True)  # lengths differ
         matrices, others = matrices_first(model)
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": schedule.weight_decay},
                 {"params": others, "weight_decay": 0.0},
             ],
-            betas=(0.9, 0.98),
-            eps=1e-6,
+            betas=(schedule.beta1, schedule.beta2),
+            eps=schedule.eps,
             fused=True,
         )
-        self.loss_of = find_loss("clip")
         self.losses: list[float] = []
         self.scales: list[float] = []
 
@@ -61,32 +100,74 @@ class Trainer:
         return len(self.losses)
 
     def learn(self, batch: Batch) -> Tensor:
-        """One step; (B,) the loss of every row before it. Nothing is learnt where one is NaN."""
+        """One step; (N,) the loss of every row before it. Nothing is learnt where one is NaN.
+
+        The rows are this rank's; what is learnt, and the loss that is noted, are the whole batch's.
+        """
         self.model.train()
-        loss_B = self.loss(batch)
-        weight_B = torch.from_numpy(batch.weights)
-        loss = (loss_B * weight_B).sum() / weight_B.sum()
-        if not math.isfinite(loss.item()):
-            return loss_B.detach() * weight_B
         self.optimiser.zero_grad()
+        towers = self.pieces(batch) if self.means.accumulate > 1 else ()
+        image_ND, text_MD = (tower.all_ND for tower in towers) if towers else self.embed(batch)
+        loss_N = self.loss_of(self.embedded(image_ND, text_MD, batch))
+        weight_N = self._put(batch.weights)
+        ranks = self.means.ranks
+        loss = (loss_N * weight_N).sum() / ranks.sum(weight_N.sum())
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        of_batch = ranks.sum(loss).item()
+        if not math.isfinite(of_batch):
+            return loss_N.detach() * weight_N
+        for tower in towers:
+            tower.backward()
+        ranks.sum_gradients(list(self.model.parameters()))
+        if self.schedule.max_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate(self.step)
         self.optimiser.step()
         with torch.no_grad():
             self.model.log_scale.clamp_(0, MAX_LOG_SCALE)
-        self.losses.append(loss.item())
+        self.losses.append(of_batch)
         self.scales.append(self.model.scale.item())
-        return loss_B.detach()
+        return loss_N.detach()
 
-    def loss(self, batch: Batch) -> Tensor:
-        """(B,) the loss of every row, with gradients."""
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(N, D) and (M, D) of this rank's images and texts, with the graph of all of them."""
         dtype = DTYPES[self.schedule.precision]
-        image_BD = self.model.embed_images(torch.from_numpy(batch.pixels), dtype)
-        token_T, start_B = torch.from_numpy(batch.tokens), torch.from_numpy(batch.starts)
-        text_BD = self.model.embed_texts(token_T, start_B, dtype)
-        return self.loss_of(whole(image_BD, text_BD, self.model.scale))
+        image_ND = self.embed_images(self._put(batch.pixels), dtype)
+        return image_ND, self.embed_texts(self._put(batch.tokens), self._put(batch.starts), dtype)
+
+    def pieces(self, batch: Batch) -> tuple[Pieces, Pieces]:
+        """The same, in pieces."""
+        dtype, count = DTYPES[self.schedule.precision], self.means.accumulate
+        images = self._put(batch.pixels).chunk(count)
+        texts = text_pieces(self._put(batch.tokens), self._put(batch.starts), count)
+        return (
+            Pieces([partial(self.embed_images, some, dtype) for some in images]),
+            Pieces([partial(self.embed_texts, *some, dtype) for some in texts]),
+        )
+
+    def embedded(self, image_ND: Tensor, text_MD: Tensor, batch: Batch) -> Embedded:
+        """These rows against those of all ranks."""
+        ranks = self.means.ranks
+        image_GD, first = ranks.gathered(image_ND)
+        row_N = torch.arange(first, first + len(image_ND), device=image_ND.device)
+        image_of_M = self._put(batch.image_of) + first
+        teacher = {name: self._put(values) for name, values in batch.teacher.items()}
+        return Embedded(
+            image_ND=image_ND,
+            text_MD=text_MD,
+            image_GD=image_GD,
+            text_HD=ranks.gathered(text_MD)[0],
+            row_N=row_N,
+            image_of_M=image_of_M,
+            image_of_H=ranks.gathered(image_of_M)[0],
+            scale=self.model.scale,
+            bias=self.model.bias,
+            index_N=self._put(batch.index),
+            teacher=teacher,
+            teacher_all={name: ranks.gathered(values)[0] for name, values in teacher.items()},
+            tile=self.means.tile,
+        )
 
     def rate(self, step: int) -> float:
         schedule = self.schedule
@@ -114,8 +195,13 @@ class Trainer:
         for name, weight in self.model.named_parameters():
             for key, value in _below(f"optimiser.{name}.", state).items():
                 # In the weight's own memory order: another one sums in another order.
-                moment = torch.empty_like(weight if value.ndim else value).detach()
+                like = weight if value.ndim else value
+                moment = torch.empty_like(like, device=weight.device).detach()
                 self.optimiser.state[weight][key] = moment.copy_(value)
+
+    def _put(self, values: np.ndarray) -> Tensor:
+        """On the model's device."""
+        return torch.from_numpy(values).to(self.means.device, non_blocking=True)
 
 
 def train(
@@ -124,30 +210,37 @@ def train(
     stage: str,
     every: int,
     store: Callable[[Trainer], None],
-    tell: Callable[..., None] = untold,
+    log: Log | None = None,
 ) -> None:
     """Steps up to the last of the schedule; `store` is called after every `every` of them."""
-    while trainer.step < trainer.schedule.steps:
-        batch = batches[trainer.step]
+    ranks, steps = trainer.means.ranks, trainer.schedule.steps
+    log = log or Log(steps=steps, batch_size=batches.size)
+    while trainer.step < steps:
         before = trainer.step
-        loss_B = trainer.learn(batch)
+        asked = log.clock()
+        batch = batches[before] if ranks.of == 1 else batches.of_rank(before, ranks.rank, ranks.of)
+        log.waited(log.clock() - asked, partial(batches.files, batch.rows))
+        loss_N = trainer.learn(batch)
         if trainer.step == before:
-            raise no_number(loss_B, batch, batches, stage, trainer.step)
-        tell(trainer.step, trainer.schedule.steps, "steps", loss=trainer.losses[-1])
-        if trainer.step % every == 0 and trainer.step < trainer.schedule.steps:
+            raise no_number(ranks, loss_N, batch, batches, stage, before)
+        log.step(trainer.step, trainer.losses[-1], trainer.rate(before), trainer.scales[-1])
+        if trainer.step % every == 0 and trainer.step < steps:
             store(trainer)
 
 
-def no_number(loss_B: Tensor, batch: Batch, batches: Batches, stage: str, step: int) -> StageError:
-    """The error for a loss that is NaN or infinite: names the step and the shards."""
-    bad_B = ~torch.isfinite(loss_B).numpy()
+def no_number(
+    ranks: Ranks, loss_N: Tensor, batch: Batch, batches: Batches, stage: str, step: int
+) -> StageError:
+    """The error for a loss that is NaN or infinite: names the step and the shards, on each rank."""
+    row_B = ranks.gathered(torch.from_numpy(batch.rows).to(loss_N.device))[0].cpu().numpy()
+    bad_B = ~torch.isfinite(ranks.gathered(loss_N)[0]).cpu().numpy()
     if bad_B.all() or not bad_B.any():  # a model that has diverged blames no row
-        rows, do = batch.rows, "lower `learning_rate`, or raise `warmup_steps`"
+        rows, do = row_B, "lower `learning_rate`, or raise `warmup_steps`"
     else:
-        rows, do = batch.rows[bad_B], "look at `loss_weight` of those shards' rows"
+        rows, do = row_B[bad_B], "look at `loss_weight` of those shards' rows"
     files = batches.files(rows)
     named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    count = "every row" if len(rows) == len(batch.rows) else f"{len(rows)} of {len(bad_B)} rows"
+    count = "every row" if len(rows) == len(row_B) else f"{len(rows)} of {len(row_B)} rows"
     return StageError(
         found=f"the loss of {count} is NaN or infinite",
         where=f"stage '{stage}', step {step}, shard {named}",

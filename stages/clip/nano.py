@@ -77,13 +77,17 @@ class Nano(Towers):
     def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, D) unit vectors, of 8-bit RGB."""
         image_N3HW = pixels_N3HW.to(memory_format=torch.channels_last).to(dtype)
-        return nn.functional.normalize(self.image(image_N3HW / 127.5 - 1).float(), dim=1)
+        return nn.functional.normalize(
+            self.image(image_N3HW / 127.5 - 1).to(torch.promote_types(dtype, torch.float32)), dim=1
+        )
 
     def embed_texts(
         self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """(N, D) unit vectors, of bags that begin at `starts_N`."""
-        return nn.functional.normalize(self.text(token_T, starts_N, dtype).float(), dim=1)
+        return nn.functional.normalize(
+            self.text(token_T, starts_N, dtype).to(torch.promote_types(dtype, torch.float32)), dim=1
+        )
 
 
 class ImageTower(nn.Module):

@@ -41,7 +41,7 @@ def put_model(
     prefix: str = "",
 ) -> str:
     """Stores both files, the card last; returns the weights' SHA-256."""
-    data = save({name: tensor.detach().contiguous() for name, tensor in weights.items()})
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     digest = hashlib.sha256(data).hexdigest()
     card = {"kind": kind, "version": VERSION, **settings, "sha256": digest}
     for name, body in ((WEIGHTS, data), (CARD, (json.dumps(card, indent=1) + "\n").encode())):

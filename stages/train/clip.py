@@ -1,24 +1,17 @@
 """A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from metadata.fingerprint import digest, settings_of
+from metadata.fingerprint import digest
 from metadata.keys import redacted
 from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs, Task
+from pipeline.dataset import Context, Inputs
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import DatasetStage, Decay, NonEmpty, OneUp, Rate, ZeroUp, later, location
+from stages.clip.training import CURVE, Work, train_alone, train_rank
 from stages.ops.exports import numbered, summary_of
-
-if TYPE_CHECKING:
-    from stages.clip.loop import Trainer
-
-CURVE = "loss.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +46,15 @@ class ClipTraining(DatasetStage):
     subset: NonEmpty | None = later(None)
     # a model each, added to the recipe's seed; several tell the noise
     seeds: tuple[int, ...] = (0,)
+    # processes that share a training's batches, each with the stage's resources
+    ranks: OneUp = later(1)
+    # pieces that a process embeds its rows in: memory of one; the loss is still the whole batch's
+    accumulate: OneUp = later(1)
+    compile: bool = later(False)  # the towers, by torch.compile: minutes at first, then faster
     checkpoint_steps: OneUp = location(50)  # between two files that a killed training goes on from
+
+    # a file for TensorBoard beside log.jsonl; needs clipmill[tensorboard]
+    tensorboard: bool = location(False)
 
     version = 1
     determinism = "exact"
@@ -71,6 +72,13 @@ class ClipTraining(DatasetStage):
                 f" ({self.samples_seen:,} samples in batches of {self.batch_size})",
                 "key `warmup_steps`",
                 "write fewer, or more samples_seen",
+            )
+        if self.batch_size < self.ranks * self.accumulate:
+            raise RecipeError(
+                f"batch_size is {self.batch_size}, for {self.ranks} ranks of {self.accumulate}"
+                " pieces each",
+                "keys `ranks`, `accumulate`",
+                "write fewer of them, or a larger batch",
             )
 
     def outside(self) -> str:
@@ -123,9 +131,12 @@ class ClipTraining(DatasetStage):
         if choose is not None:
             facts["mask"] = digest([shard["chosen"] for shard in cached])
         ctx.say("training")
-        ctx.map(partial(train_clip, self, inputs.data, ctx.folder, cached, facts), self.seeds)
-        for done in ("cache", "checkpoints"):
-            Storage(ctx.folder).delete_folder(done)
+        work = Work(settings=self, data=inputs.data, folder=ctx.folder, cached=cached, facts=facts)
+        if self.ranks == 1:
+            ctx.map(partial(train_alone, work), self.seeds)
+        for seed in self.seeds if self.ranks > 1 else ():
+            ctx.launch(partial(train_rank, work, seed), self.ranks)
+        Storage(ctx.folder).delete_folder("cache")
 
     def listed(self, data: str, files: list[str], ctx: Context) -> dict[str, int]:
         """How many entries `subset` has, and how many of them `not_there`; nothing without one."""
@@ -155,63 +166,3 @@ class ClipTraining(DatasetStage):
                 where=f"stage '{stage}', key `batch_size`",
                 do="select more rows, or lower `batch_size`",
             )
-
-
-def train_clip(
-    settings: ClipTraining,
-    data: str,
-    folder: str,
-    cached: list[dict[str, Any]],
-    facts: dict[str, Any],
-    seed: int,
-    task: Task,
-) -> dict[str, Any]:
-    """Trains from the newest checkpoint, and stores model and loss curve; the last loss."""
-    import torch
-
-    from stages.clip.cache import read_cached
-    from stages.clip.checkpoint import Checkpoints
-    from stages.clip.loader import Batches
-    from stages.clip.loop import Schedule, Trainer, train
-    from stages.clip.scales import SCALES
-    from stages.clip.towers import new_model
-    from stages.models import checkpoint
-
-    torch.set_num_threads(task.worker.threads)
-    prefix = f"seed-{seed}." if len(settings.seeds) > 1 else ""
-    seed += task.worker.seed
-    shards = list(read_cached(folder, cached, data))
-    batches = Batches(shards, size=settings.batch_size, seed=seed, texts=settings.texts)
-    schedule = Schedule(
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        precision=settings.precision,
-    )
-    trainer = Trainer(new_model(SCALES[settings.scale].model, seed), schedule)
-    alone = settings_of(replace(settings, seeds=(seed,)))  # other seeds change nothing here
-    checkpoints = Checkpoints(folder, digest([facts, alone])[:12])
-    checkpoints.restore(trainer)
-    every, tell = settings.checkpoint_steps, task.worker.tell
-    train(trainer, batches, task.worker.stage, every, checkpoints.store, tell)
-    path = task.worker.scratch / CURVE
-    pq.write_table(curve(trainer, settings.batch_size), path)
-    task.put_file(prefix + CURVE, path)
-    card = {"scale": settings.scale, "seed": seed, "batch_size": settings.batch_size}
-    checkpoint.save(trainer.model, card | {"plan": asdict(schedule)} | facts, task, prefix)
-    return {"steps": trainer.step, "loss": trainer.losses[-1]}
-
-
-def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
-    """One row a step: samples seen before it, its loss, learning rate, and the scale after it."""
-    steps = range(trainer.step)
-    return pa.table(
-        {
-            "step": pa.array(steps, pa.int32()),
-            "samples_seen": pa.array([step * batch_size for step in steps], pa.int64()),
-            "loss": pa.array(trainer.losses, pa.float64()),
-            "learning_rate": pa.array([trainer.rate(step) for step in steps], pa.float64()),
-            "scale": pa.array(trainer.scales, pa.float64()),
-        }
-    )

@@ -1,13 +1,16 @@
 """Trainer and train: the plain loop, learning, a stop and a resume bit for bit, NaN."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from metadata.storage import Storage
+from pipeline.engine.checkpoints import StoredCheckpoints
 from pipeline.errors import StageError
-from stages.clip.checkpoint import Checkpoints
+from stages.clip.checkpoint import restore, store
 from stages.clip.embedded import whole
 from stages.clip.loader import Batches
 from stages.clip.loop import Schedule, Trainer, train
@@ -68,7 +71,7 @@ def test_it_learns(batches):
 def test_a_row_counts_by_its_weight(batches):
     batch = batches()[0]
     learner = trainer()
-    loss_B = learner.loss(batch).detach().numpy()
+    loss_B = trainer().learn(batch).numpy()
     batch.weights[:] = [0, 0, 3, 0, 0, 0, 1, 0]
     learner.learn(batch)
     assert learner.losses[0] == pytest.approx((3 * loss_B[2] + loss_B[6]) / 4, rel=1e-5)
@@ -79,17 +82,17 @@ def test_stopped_anywhere_and_resumed_it_ends_at_the_same_bits(batches, tmp_path
     made = batches()
     whole = trainer(precision)
     train(whole, made, "it", 1000, lambda _: None)
-    checkpoints = Checkpoints(str(tmp_path / "stage"), "inputs")
+    checkpoints = StoredCheckpoints(Storage(str(tmp_path)), "checkpoints", tmp_path)
 
     def store_and_stop(learner):
-        checkpoints.store(learner)
+        store(learner, checkpoints, tmp_path)
         raise StopError
 
     resumes = 0
     while True:
         learner = trainer(precision)  # as a new process would have it
         fresh = Batches(made.shards, size=8, seed=0)
-        checkpoints.restore(learner)
+        restore(learner, checkpoints)
         try:
             train(learner, fresh, "it", 5, store_and_stop)
             break
@@ -103,11 +106,12 @@ def test_stopped_anywhere_and_resumed_it_ends_at_the_same_bits(batches, tmp_path
 
 def test_steps_after_a_checkpoint_was_stored_are_done_again(batches, tmp_path):
     made = batches()
-    checkpoints = Checkpoints(str(tmp_path / "stage"), "inputs")
-    train(first := trainer(steps=7), made, "it", 5, checkpoints.store)
-    checkpoints.restore(second := trainer(steps=7))
+    checkpoints = StoredCheckpoints(Storage(str(tmp_path)), "checkpoints", tmp_path)
+    keep = partial(store, checkpoints=checkpoints, scratch=tmp_path)
+    train(first := trainer(steps=7), made, "it", 5, keep)
+    restore(second := trainer(steps=7), checkpoints)
     assert second.step == 5
-    train(second, made, "it", 5, checkpoints.store)
+    train(second, made, "it", 5, keep)
     assert second.losses == first.losses
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from metadata.damage import DamagedError
 from pipeline.dataset import Inputs
+from pipeline.engine.checkpoints import StoredCheckpoints
 from pipeline.errors import RecipeError, StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
-from stages.clip.checkpoint import Checkpoints
 from stages.clip.schedule import learning_rate
 from stages.models.checkpoint import load
 from stages.train.clip import ClipTraining
@@ -48,7 +48,7 @@ def test_it_leaves_a_model_that_loads_its_card_and_its_curve(trained):
     folder = trained()
     held = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
     files = ("README.md", "loss.parquet", "model.json", "model.safetensors")
-    assert held == [f"out/{file}" for file in files]
+    assert held == ["log/log.jsonl", *(f"out/{file}" for file in files)]
     assert load(str(folder)).embed_texts(["a red thing"]).shape == (1, 8)
     card = json.loads((folder / "out" / "model.json").read_text())
     assert (card["rows"], card["plan"]["steps"], card["scale"]) == (11, 12, "nano")
@@ -101,13 +101,13 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint(
     ctx = launching_context()
     stored = []
 
-    def store(self, trainer, plain=Checkpoints.store):
-        plain(self, trainer)
-        stored.append(trainer.step)
+    def put(self, step, path, plain=StoredCheckpoints.put):
+        plain(self, step, path)
+        stored.append(step)
         if len(stored) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Checkpoints, "store", store)
+    monkeypatch.setattr(StoredCheckpoints, "put", put)
     with pytest.raises(KeyboardInterrupt):
         ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
     ClipTraining(**SMALL).run(Inputs(rows=[], data=data), ctx)
@@ -129,12 +129,12 @@ class Every:
 def test_a_checkpoint_of_other_verdicts_is_not_gone_on_from(launching_context, data, monkeypatch):
     ctx, fresh = launching_context(), launching_context()
 
-    def stopped(self, trainer, plain=Checkpoints.store):
-        plain(self, trainer)
+    def stopped(self, step, path, plain=StoredCheckpoints.put):
+        plain(self, step, path)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "store", stopped)
+        patch.setattr(StoredCheckpoints, "put", stopped)
         with pytest.raises(KeyboardInterrupt):
             ClipTraining(**SMALL).run(Inputs(rows=[], data=data, mask=Every(0)), ctx)
     for context in (ctx, fresh):

@@ -1,0 +1,110 @@
+"""What a training says of itself while it goes: rates, waits and the loss; news, and no result.
+
+It lies in `<stage>/log/`, outside of out/: two equal trainings differ in it.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from metadata.storage import Storage
+from pipeline.errors import StageError
+from pipeline.stage import untold
+
+FOLDER = "log"
+NAME = "log.jsonl"
+LINES = 1000  # of one training, about
+Line = dict[str, Any]
+
+
+class Log:
+    """Lines of `log.jsonl`, and the word that the terminal shows.
+
+    A line has step, samples_seen, loss, learning_rate, scale, samples_per_s, data_wait_s, and
+    slowest_shard, that of the batch which was waited for longest since the line before; mfu, the
+    share of the GPUs' arithmetic that is used, where it is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,  # of the whole training
+        batch_size: int,  # rows of a step, over all ranks
+        tell: Callable[..., None] = untold,
+        clock: Callable[[], float] = time.perf_counter,
+        at_most_per_s: float | None = None,  # steps, were all arithmetic of the GPUs used
+        lines: Sequence[Line] = (),  # of a training that was stopped
+        step: int = 0,  # from which it goes on: later lines are taken back
+    ) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.tell, self.clock, self.at_most_per_s = tell, clock, at_most_per_s
+        self.lines = [line for line in lines if line["step"] <= step]
+        self._since, self._began = step, clock()
+        self._waited = self._longest = 0.0
+        self._slowest: Callable[[], Sequence[str]] = list
+
+    def waited(self, seconds: float, files: Callable[[], Sequence[str]]) -> None:
+        """Data of these shards came after so long."""
+        self._waited += seconds
+        if seconds > self._longest:
+            self._longest, self._slowest = seconds, files
+
+    def step(self, step: int, loss: float, learning_rate: float, scale: float) -> None:
+        """After a step, the first being 1."""
+        spent = max(self.clock() - self._began, 1e-9)
+        rate = (step - self._since) * self.batch_size / spent
+        self.tell(step, self.steps, "steps", loss=loss, **{"samples/s": rate})
+        if step % max(1, self.steps // LINES) and step < self.steps:
+            return
+        line: Line = {
+            "step": step,
+            "samples_seen": step * self.batch_size,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "scale": scale,
+            "samples_per_s": round(rate, 1),
+            "data_wait_s": round(self._waited, 3),
+            "slowest_shard": next(iter(self._slowest()), None),
+            "time": round(time.time(), 3),
+        }
+        if self.at_most_per_s:
+            line["mfu"] = round((step - self._since) / spent / self.at_most_per_s, 4)
+        self.lines.append(line)
+        self._since, self._began = step, self.clock()
+        self._waited = self._longest = 0.0
+
+
+def read_lines(folder: str, prefix: str) -> list[Line]:
+    """The lines that a killed training left."""
+    stored = Storage(folder).read_if_there(f"{FOLDER}/{prefix}{NAME}") or b""
+    return [json.loads(line) for line in stored.splitlines()]
+
+
+def store_lines(lines: Sequence[Line], folder: str, prefix: str) -> None:
+    """`log/[seed-3.]log.jsonl` of the stage's folder."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    Storage(folder).put(f"{FOLDER}/{prefix}{NAME}", text.encode(), "log")
+
+
+def store_events(lines: Sequence[Line], folder: str, prefix: str, scratch: Path) -> None:
+    """The same lines as TensorBoard reads them: `tensorboard --logdir <stage>/log`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise StageError(
+            f"TensorBoard's package is not installed: {error}",
+            "key `tensorboard`",
+            "pip install 'clipmill[tensorboard]', or leave the key out: log.jsonl has the same",
+        ) from None
+    own = scratch / "events"
+    with SummaryWriter(str(own)) as writer:
+        for line in lines:
+            for name, value in line.items():
+                if isinstance(value, int | float) and name not in ("step", "time"):
+                    writer.add_scalar(name, value, line["step"], walltime=line["time"])
+    (written,) = own.iterdir()
+    name = f"{FOLDER}/{prefix.rstrip('.') or 'run'}/events.out.tfevents.clipmill"
+    Storage(folder).put(name, written.read_bytes(), "log")
+    written.unlink()

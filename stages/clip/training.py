@@ -1,0 +1,174 @@
+"""One seed's training from data to files, on one process or as a rank of several."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metadata.fingerprint import digest, settings_of
+from pipeline.dataset import Put, Rank, Task
+
+if TYPE_CHECKING:
+    from stages.clip.distributed import Ranks
+    from stages.clip.loop import Trainer
+
+CURVE = "loss.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all trainings of a stage share; workers get it."""
+
+    settings: Any  # ClipTraining: no kind is imported here
+    data: str  # URI of the export's folder
+    folder: str  # and of the stage's
+    cached: list[dict[str, Any]]  # shards, as `cache_shard` tells of them
+    facts: dict[str, Any]  # of the rows, for the card
+
+    def prefix(self, seed: int) -> str:
+        """Of the names of a seed's files, where there are several seeds."""
+        return f"seed-{seed}." if len(self.settings.seeds) > 1 else ""
+
+    def key(self, seed: int) -> str:
+        """A digest of all that decides the weights: rows, settings, seed, versions."""
+        import torch
+
+        # Other seeds change nothing, and of a subset the rows that it chose are in the facts.
+        alone = replace(self.settings, seeds=(seed,), subset=None)
+        versions = [self.settings.version, torch.__version__]
+        return digest([self.facts, settings_of(alone), versions])
+
+
+def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:
+    """Steps and last loss of a seed's training, which is done unless the run has it already."""
+    from stages.clip.distributed import ALONE
+
+    own = task.worker.seed + seed
+    key = work.key(own)
+    name = work.prefix(seed)
+    return task.once(key, partial(_train, work, own, key, name, task, ALONE), name)
+
+
+def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
+    """The same as a rank of several: rank 0 stores, and tells the others whether there is work."""
+    from stages.clip.distributed import together
+
+    own = task.worker.seed + seed
+    key, name = work.key(own), work.prefix(seed)
+    with together(rank, task.worker.device) as ranks:
+        if rank.rank:
+            return dict(_train(work, own, key, name, task, ranks)) if ranks.any(False) else {}
+        asked = False
+
+        def make(put: Put) -> Mapping[str, Any]:
+            nonlocal asked
+            asked = ranks.any(True)
+            return _train(work, own, key, name, task, ranks, put)
+
+        made = task.once(key, make, name)
+        if not asked:
+            ranks.any(False)
+        return made
+
+
+def _train(
+    work: Work,
+    seed: int,
+    key: str,
+    name: str,
+    task: Task,
+    ranks: "Ranks",
+    put: Put | None = None,
+) -> Mapping[str, Any]:
+    """Trains from the newest checkpoint on; with a `put`, stores model, card and loss curve."""
+    import torch
+
+    from stages.clip.cache import read_cached
+    from stages.clip.checkpoint import restore, store
+    from stages.clip.loader import Batches
+    from stages.clip.loop import train
+    from stages.clip.telemetry import Log, read_lines
+    from stages.models import checkpoint
+
+    settings, worker = work.settings, task.worker
+    torch.set_num_threads(worker.threads)
+    trainer = _trainer(settings, seed, worker.device, ranks)
+    checkpoints = task.checkpoints(key[:16])
+    restore(trainer, checkpoints)
+    shards = list(read_cached(work.folder, work.cached, work.data))
+    batches = Batches(shards, size=settings.batch_size, seed=seed, texts=settings.texts)
+    log = Log(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        tell=worker.tell,
+        lines=read_lines(work.folder, name),
+        step=trainer.step,
+    )
+    keep_log = _log_keeper(work, name, log, worker.scratch)
+
+    def keep(trainer: "Trainer") -> None:
+        if ranks.rank == 0:
+            store(trainer, checkpoints, worker.scratch)
+            keep_log()
+
+    train(trainer, batches, worker.stage, settings.checkpoint_steps, keep, log)
+    if put is not None:
+        keep_log()
+        path = worker.scratch / CURVE
+        pq.write_table(curve(trainer, settings.batch_size), path)
+        put(CURVE, path)
+        card = {"scale": settings.scale, "seed": seed, "batch_size": settings.batch_size}
+        plan = {"plan": asdict(trainer.schedule)}
+        kept: Any = SimpleNamespace(worker=worker, put_file=put)  # a task of which files go there
+        checkpoint.save(trainer.model, card | plan | work.facts, kept)
+    return {"steps": trainer.step, "loss": trainer.losses[-1]}
+
+
+def _trainer(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
+    from stages.clip.loop import Means, Schedule, Trainer
+    from stages.clip.scales import SCALES
+    from stages.clip.towers import new_model
+
+    schedule = Schedule(
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        precision=settings.precision,
+    )
+    means = Means(
+        ranks=ranks, device=device, accumulate=settings.accumulate, compile=settings.compile
+    )
+    model = new_model(SCALES[settings.scale].model, seed).to(device)
+    return Trainer(model, schedule, means=means)
+
+
+def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], None]:
+    """Stores the log as it stands; TensorBoard's file beside it, where that is asked for."""
+    from stages.clip.telemetry import store_events, store_lines
+
+    def keep() -> None:
+        store_lines(log.lines, work.folder, name)
+        if work.settings.tensorboard:
+            store_events(log.lines, work.folder, name, scratch)
+
+    return keep
+
+
+def curve(trainer: "Trainer", batch_size: int) -> pa.Table:
+    """One row a step: samples seen before it, its loss, learning rate, and the scale after it."""
+    steps = range(trainer.step)
+    return pa.table(
+        {
+            "step": pa.array(steps, pa.int32()),
+            "samples_seen": pa.array([step * batch_size for step in steps], pa.int64()),
+            "loss": pa.array(trainer.losses, pa.float64()),
+            "learning_rate": pa.array([trainer.rate(step) for step in steps], pa.float64()),
+            "scale": pa.array(trainer.scales, pa.float64()),
+        }
+    )

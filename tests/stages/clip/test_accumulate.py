@@ -1,0 +1,65 @@
+"""A batch in pieces: the whole batch's loss and gradients, with less memory, and no batch norm."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from pipeline.errors import StageError
+from stages.clip.accumulate import text_pieces
+from stages.clip.loop import Means, Schedule, Trainer
+from stages.clip.losses import find_loss
+from stages.clip.nano import Nano
+from tests.stages.clip.exported import TINY
+from tests.stages.clip.rank_of_training import trained
+from tests.stages.clip.tiny_vit import TinyViT, drawn
+
+SCHEDULE = Schedule(
+    steps=9, learning_rate=1e-3, warmup_steps=1, weight_decay=0.1, precision="float64"
+)
+
+
+@pytest.mark.parametrize("loss", ["clip", "multi_positive"])
+def test_pieces_give_what_the_whole_batch_gives(loss):
+    whole, pieces = trained("vit", loss), trained("vit", loss, accumulate=5)  # of 12 rows: ragged
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def held_bytes(accumulate: int) -> int:
+    """The most that one step's graphs hold at a time."""
+    held = most = 0
+
+    class Saved:
+        def __init__(self, value: torch.Tensor) -> None:
+            nonlocal held, most
+            self.value = value
+            held += value.nbytes
+            most = max(most, held)
+
+        def __del__(self) -> None:
+            nonlocal held
+            held -= self.value.nbytes
+
+    trainer = Trainer(TinyViT(), SCHEDULE, find_loss("clip"), Means(accumulate=accumulate))
+    with saved_tensors_hooks(Saved, lambda saved: saved.value):
+        trainer.learn(drawn(0, rows=64))
+    return most
+
+
+def test_memory_is_that_of_a_piece():
+    assert held_bytes(8) < held_bytes(1) / 5
+
+
+def test_texts_are_cut_between_texts():
+    tokens, starts = torch.arange(10), torch.tensor([0, 3, 3, 7])  # the second is empty
+    cut = text_pieces(tokens, starts, 2)
+    assert [(some.tolist(), begin.tolist()) for some, begin in cut] == [
+        ([0, 1, 2], [0, 3]),
+        ([3, 4, 5, 6, 7, 8, 9], [0, 4]),
+    ]
+
+
+def test_batch_norm_is_refused():
+    with pytest.raises(StageError, match="batch norm") as error:
+        Trainer(Nano(TINY), SCHEDULE, means=Means(accumulate=2))
+    assert "accumulate: 1" in error.value.args[2]
