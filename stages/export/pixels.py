@@ -29,7 +29,7 @@ BATCH_ROWS = 64  # encoded images held at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels(DatasetStage):
-    """00000.pixels.npy (N, S, S, 3), RGB in uint8, and 00000.parquet with the rows but their image.
+    """`00000.pixels.npy` (N, S, S, 3), RGB in uint8, and `00000.parquet`, the rows but their image.
 
     Takes an export of `export.parquet`, of this run or of another, and leaves out rows without a
     picture that decodes. A picture stands whole, its longer side at `image_size`, centred on white,
