@@ -35,6 +35,7 @@ LONG = [
     for name in (
         *("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md"),
         *("docs/troubleshooting.md", "docs/clusters.md", "docs/exports.md"),
+        "docs/evaluating.md",
     )
 ]
 SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger",)]
