@@ -34,7 +34,7 @@ LONG = [
     ROOT / name
     for name in (
         *("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md"),
-        *("docs/troubleshooting.md", "docs/clusters.md", "docs/exports.md"),
+        *("docs/troubleshooting.md", "docs/clusters.md", "docs/bench.md", "docs/exports.md"),
         "docs/evaluating.md",
     )
 ]

@@ -14,8 +14,8 @@ from metadata.storage import Storage
 from pipeline.bench.arms import Made, Maker, subset_name
 from pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
 from pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
-from pipeline.bench.spec import RAW, TRUSTED, Arm, Bench, as_json
-from pipeline.errors import RecipeError, StageError
+from pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
+from pipeline.errors import ClipmillError, RecipeError, StageError
 from pipeline.export import Exported, Wanted, export
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.run_folder import lock
@@ -41,6 +41,13 @@ class Prepared:
 
     def made(self, arm: str) -> Made:
         return self.rows[self.arms[arm].rows]
+
+    def what(self, arm: str) -> str:
+        """What the arm's rows are, in words."""
+        rows = self.arms[arm].rows
+        if rows in self.bench.rows:
+            return str(self.bench.rows[rows])
+        return "every row" if rows == RAW else "as many rows by chance"
 
 
 def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher") -> Prepared:
@@ -114,6 +121,10 @@ def _batches(bench: Bench, path: str) -> Mapping[str, int]:
         training: Any = plan.stages[name].stage
         size = int(training.batch_size)
         batches[arm.rows] = max(size, batches.get(arm.rows, 0))
+    try:
+        plan.stages[f"{RAW}{SCORES}"].stage.look()
+    except ClipmillError as error:
+        raise RecipeError(error.args[0], f"--tasks {bench.tasks}", error.args[2]) from None
     return batches
 
 

@@ -12,6 +12,7 @@ from pipeline.bench.spec import RAW, SCORES, Arm, Bench
 from pipeline.planning.recipe import Recipe
 
 FILE = "bench.yaml"
+LEAKS, CHECK = "leaks", "evaluate.leaks"
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others
 
@@ -36,6 +37,9 @@ def arms_of(bench: Bench, random: list[str]) -> dict[str, Arm]:
 def stages_of(bench: Bench, arms: Mapping[str, Arm], data: Mapping[str, Data]) -> dict[str, Any]:
     """The recipe's stages; `data` is by name of the rows."""
     stages: dict[str, Any] = {}
+    for export in dict.fromkeys(of.export for of in data.values()):
+        name = f"{LEAKS}_{len(stages)}" if stages else LEAKS
+        stages[name] = {"uses": CHECK, "data": f"export:{export}", "tasks": bench.tasks}
     for name, arm in arms.items():
         of = data[arm.rows]
         stages[name] = {
@@ -53,6 +57,12 @@ def stages_of(bench: Bench, arms: Mapping[str, Arm], data: Mapping[str, Data]) -
             "tasks": bench.tasks,
         }
     return stages
+
+
+def leaks_of(stages: Mapping[str, Any], data: str) -> str:
+    """The stage that compares the export that an arm is trained on with the tasks."""
+    export = data if data.startswith("export:") else stages[data]["data"]
+    return next(n for n, keys in stages.items() if keys["uses"] == CHECK and keys["data"] == export)
 
 
 def recipe_of(stages: dict[str, Any], path: str) -> Recipe:

@@ -13,10 +13,10 @@ from pipeline.planning.recipe import value_of
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as of a stage: an arm is one
 RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
-RANDOM = re.compile(r"random_of_\d+")
+RANDOM = re.compile(r"random_of_\d+|leaks_\d+")
 SCORES = "_scores"  # after an arm's name: the stage that evaluates its models
 PIXELS = "_pixels"  # and the one that decodes the pictures of an arm with an export of its own
-TAKEN = ("pixels", RAW)
+TAKEN = ("pixels", "leaks", RAW)
 FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # the bench's own, in a training
 
 

@@ -1,7 +1,7 @@
 """What models trained on the run's exports can do, arm against arm, and how their losses fell."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,8 +103,12 @@ def results(state: RunState, baselines: Sequence[str]) -> Results | None:
     return compared(every, chosen)
 
 
-def compared(every: Sequence[Arm], baselines: Sequence[str]) -> Results:
-    """The arms by task and metric, each against each baseline."""
+def compared(
+    every: Sequence[Arm],
+    baselines: Sequence[str],
+    against: Mapping[str, Collection[str]] | None = None,
+) -> Results:
+    """The arms by task and metric, each against each baseline, or its own ones alone."""
     found = measured([trial for arm in every for trial in arm.trials])
     tasks, models = telling(found), sum(len(arm.trials) for arm in every)
     fine = [one for one in tasks if one.is_fine and len(one.models) == models]
@@ -115,7 +119,7 @@ def compared(every: Sequence[Arm], baselines: Sequence[str]) -> Results:
         for key, of in scored.items()
         for arm in of
         for base in baselines
-        if arm != base and base in of
+        if arm != base and base in of and (against is None or base in against.get(arm, ()))
     }
     for page in (shown, shown[: 1 if fine else 0]):  # the headline's own: they come first
         keys = {one.key for one in page}

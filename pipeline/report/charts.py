@@ -22,6 +22,17 @@ class Band(NamedTuple):
     high: Sequence[float]
 
 
+class Point(NamedTuple):
+    """A value with its interval at a place above 0; `kind` is the class of its mark."""
+
+    name: str
+    kind: str
+    x: float
+    y: float
+    low: float
+    high: float
+
+
 def histogram(
     edges: Sequence[float],
     kept: Sequence[int],
@@ -107,6 +118,56 @@ def bands(
         ],
         "cuts": [{"x": round(_x(m["value"], low, high), 2), "text": m["text"]} for m in marks],
     }
+
+
+def scatter(points: Sequence[Point]) -> dict[str, Any]:
+    """A named mark with its interval at each point, the x axis by powers of ten.
+
+    Names stand right of their marks, or left where there is no room; where two would overlap, the
+    later one is left out: the table has it.
+    """
+    xs = [log10(point.x) for point in points] or [0.0]
+    ys = [y for point in points for y in (point.low, point.y, point.high)] or [0.0]
+    room = max((max(xs) - min(xs)) / 8, 0.1)
+    low, high = min(xs) - room, max(xs) + room
+    least, most = min(ys), max(ys) if max(ys) > min(ys) else min(ys) + 1
+    box = frame(low, high, least, most, from_zero=False)
+    scale = (box["y_bottom"], box["y_top"])
+    marks: list[dict[str, Any]] = []
+    taken: list[tuple[float, float, float]] = []  # left, right and height of the names
+    at = [(_x(log10(point.x), low, high), _y(point.y, *scale)) for point in points]
+    spots = [(x - 4, x + 4, y) for x, y in at]
+    for point, (x, y) in zip(points, at, strict=True):
+        wide = 6.2 * len(point.name)
+        side = "start" if x + 7 + wide <= WIDTH else "end"
+        left = x + 7 if side == "start" else x - 7 - wide
+        is_free = left > LEFT and all(
+            left > end or left + wide < begin or abs(y - height) > 11
+            for begin, end, height in (*taken, *spots)
+            if (begin, height) != (x - 4, y)
+        )
+        taken += [(left, left + wide, y)] if is_free else []
+        marks.append(
+            {
+                "name": point.name,
+                "kind": point.kind,
+                "x": round(x, 2),
+                "y": round(y, 2),
+                "low": round(_y(point.low, *scale), 2),
+                "high": round(_y(point.high, *scale), 2),
+                "label": point.name if is_free else "",
+                "label_x": round(x + (7 if side == "start" else -7), 2),
+                "anchor": side,
+            }
+        )
+    values = [step * 10.0**n for n in range(floor(low), ceil(high) + 1) for step in (1, 2, 5)]
+    shown = [value for value in values if low <= log10(value) <= high]
+    if len(shown) > 7:
+        shown = [value for value in shown if log10(value) % 1 < 1e-9]
+    if len(shown) < 3:
+        shown = ticks(10.0**low, 10.0**high, 4)
+    x_ticks = [{"at": round(_x(log10(v), low, high), 2), "text": short(v)} for v in shown]
+    return {**box, "x_ticks": x_ticks, "marks": marks}
 
 
 def frame(

@@ -1,15 +1,19 @@
 """`clipmill bench`: which subset is better, and by how much more than luck."""
 
 import argparse
+import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
-from pipeline.verbs import DONE
+from pipeline.verbs import DONE, FAILED
 from pipeline.verbs import run as runs
-from pipeline.verbs._options import add_executor, add_json, executor
+from pipeline.verbs._options import add_executor, add_json, beside, executor
 
 if TYPE_CHECKING:
     from metadata.storage import Storage
+    from pipeline.bench.board import Board
     from pipeline.bench.prepare import Prepared
 
 HELP = "compare subsets: train on each, evaluate, say what is luck"
@@ -83,16 +87,33 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make what the trainings read, say what they will take, and stop",
     )
+    parser.add_argument(
+        "--usd-per-hour", type=float, metavar="X", help="of all workers: the estimate says the cost"
+    )
     add_executor(parser)
+    parser.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        choices=("crashed",),
+        help="try trainings again that ended their worker three times",
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Makes what is missing, runs it, and prints the leaderboard."""
     from metadata.storage import Storage
+    from pipeline.bench import tables
+    from pipeline.bench.board import board
+    from pipeline.bench.estimate import estimated
     from pipeline.bench.prepare import SPEC, prepared
     from pipeline.bench.spec import Asked, Bench, bench_of
+    from pipeline.engine.run import run_plan
+    from pipeline.ledger.answer import as_json
+    from pipeline.planning.looks import look, refuse_missing
     from pipeline.progress import watcher
+    from pipeline.run_folder.sessions import session
 
     out = Storage(options.out)
     before = out.read_json(SPEC, Bench)
@@ -112,35 +133,66 @@ def run(options: argparse.Namespace) -> int:
         tasks=options.tasks,
     )
     bench = bench_of(asked, before, str(out))
-    with executor(options) as workers, watcher() as watch:
-        made = prepared(bench, out, workers, watch)
-    print(arms_page(made), end="\n\n", flush=True)
-    if options.estimate:
-        return DONE
-    return runs.run(_told(options, out))
+    with executor(options) as workers:
+        with watcher() as watch:
+            made = prepared(bench, out, workers, watch)
+        told = sys.stderr if options.json else sys.stdout
+        print(arms_page(made), file=told)
+        cost = estimated(made, out, getattr(workers, "workers", None))
+        print(f"\n{cost.words(options.usd_per_hour)}\n", file=told, flush=True)
+        if options.estimate:
+            print(_next(options.out, out), file=told)
+            return DONE
+        refuse_missing(made.plan, look(made.plan, out))
+        with watcher() as watch, session(out, made.plan.recipe.name):
+            outcome = run_plan(made.plan, out, workers, watch, tuple(options.retry))
+    if not outcome.complete:
+        print(runs.text(outcome))
+        return FAILED
+    ranked = board(made, outcome.state)
+    _put(ranked, out)
+    if options.json:
+        print(json.dumps(as_json(ranked), indent=1))
+    else:
+        print(f"{tables.text(ranked)}\n\n{out}/leaderboard.html")
+    return DONE
 
 
-def _told(options: argparse.Namespace, out: "Storage") -> argparse.Namespace:
-    """The arguments of the run that the bench is."""
+def _put(found: "Board", out: "Storage") -> None:
+    """Stores the leaderboard as Parquet, Markdown and HTML."""
+    import pyarrow.parquet as pq
+
+    from pipeline.bench.tables import markdown, table
+    from pipeline.report.leaderboard import leaderboard
+
+    with out.scratch("leaderboard.parquet") as path:
+        pq.write_table(table(found), path)
+        out.commit(path, "leaderboard.parquet")
+    title = out.path.rstrip("/").rpartition("/")[2]
+    pages = {"md": markdown(found), "html": leaderboard(found, title)}
+    for suffix, page in pages.items():
+        out.put(f"leaderboard.{suffix}", page.encode(), point="leaderboard")
+
+
+def _next(uri: str, out: "Storage") -> str:
+    """How to run what was made: here, or on a cluster, from a recipe that lies here."""
     from pipeline.bench.recipe import FILE
 
-    parser = argparse.ArgumentParser()
-    runs.add(parser)
-    told = parser.parse_args([f"{out.path}/{FILE}", "--out", options.out])
-    vars(told).update({key: value for key, value in vars(options).items() if key in vars(told)})
-    return told
+    recipe = Path(out.path, FILE)
+    if not out.is_local:
+        recipe = beside(uri, ".yaml")
+        recipe.write_bytes(out.read(FILE))
+    submit = f"clipmill submit {recipe} --address http://HEAD:8265 --out {out}"
+    return f"clipmill bench --out {out}\n{submit}"
 
 
 def arms_page(made: "Prepared") -> str:
     """The arms: rows, and what they are."""
-    sources = {name: str(source) for name, source in made.bench.rows.items()}
     lines = []
     for name, arm in made.arms.items():
         rows = made.made(name)
         settings = "".join(f", {key} {value}" for key, value in arm.settings.items())
-        what = sources.get(arm.rows, "every row with a picture and a caption")
-        what = "as many by chance" if arm.rows.startswith("random_of_") else what
         lacking = f"; {rows.lacking:,} more lack one or the other" if rows.lacking else ""
-        lines.append((name, f"{rows.rows:,}", f"{what}{settings}{lacking}"))
+        lines.append((name, f"{rows.rows:,}", f"{made.what(name)}{settings}{lacking}"))
     width = [max(len(line[i]) for line in lines) for i in (0, 1)]
     return "\n".join(f"{a:<{width[0]}}  {b:>{width[1]}} rows  {c}" for a, b, c in lines)

@@ -93,6 +93,13 @@ class ClipTraining(DatasetStage):
         if self.subset is not None:
             look_at(self.subset)
 
+    def probe(self) -> tuple[float, float]:
+        """Seconds of one sample in a step, and of embedding one picture, on this machine."""
+        from stages.clip.probe import probed
+        from stages.clip.scales import SCALES
+
+        return probed(SCALES[self.scale].model, self.precision, int(self.resources.cpus))
+
     @property
     def steps(self) -> int:
         return self.samples_seen // self.batch_size

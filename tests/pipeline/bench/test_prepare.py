@@ -24,7 +24,11 @@ LONG = [row for row in THERE if len(caption(row).split()) >= 4]
 
 
 def prepare(out: Path, *, before: Bench | None = None, **asked) -> Prepared:
-    bench = bench_of(Asked(tasks="/eval", sets=() if before else SETS, **asked), before, str(out))
+    tasks = out.parent / "eval"
+    (tasks / "words" / "test").mkdir(parents=True, exist_ok=True)
+    bench = bench_of(
+        Asked(tasks=str(tasks), sets=() if before else SETS, **asked), before, str(out)
+    )
     return prepared(bench, Storage(str(out)), LocalExecutor(0), Lines())
 
 
@@ -68,7 +72,8 @@ def test_the_recipe_is_an_ordinary_one_in_which_an_arm_trains_and_is_scored(made
     assert recipe.stages["long"]["subset"] == str(out / "arms" / "long.parquet")
     assert "subset" not in recipe.stages["raw"]
     assert recipe.stages["long_scores"] == {
-        **{"uses": "evaluate.zero_shot", "model": "stage:long", "tasks": "/eval"}
+        **{"uses": "evaluate.zero_shot", "model": "stage:long"},
+        "tasks": str(out.parent / "eval"),
     }
     assert [name for name in arms.arms] == [
         "raw",

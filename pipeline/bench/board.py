@@ -1,0 +1,162 @@
+"""The leaderboard: what each arm is worth, against raw and against as many rows by chance."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.outputs import Outputs
+from metadata.schema import UID
+from metadata.stats import Estimate
+from pipeline.bench.arms import random_name, subset_name
+from pipeline.bench.prepare import Prepared
+from pipeline.bench.recipe import leaks_of
+from pipeline.bench.spec import RAW
+from pipeline.ledger.compare import Comparison
+from pipeline.ledger.results import MOST_EPOCHS, Cell, Results, compared
+from pipeline.ledger.trials import arms as arms_of
+from pipeline.run_folder.state import RunState
+
+LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks, in out/; of train.clip, in its folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One arm. `raw` and `random` compare it with every row, and with as many by chance: null where
+    it is that arm itself.
+
+    `seconds` are of one of its trainings on one worker, by the rate that its steps had: null where
+    nothing tells. `leaks` counts by task the samples that its rows show or bear.
+    """
+
+    arm: str
+    what: str
+    settings: dict[str, Any]
+    rows: int
+    epochs: float | None
+    seeds: int
+    result: Estimate | None  # of the board's first row
+    raw: Comparison | None
+    random: Comparison | None
+    near_chance: bool
+    seconds: float | None
+    samples_per_s: float | None
+    leaks: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Arms, the best first; `results` has them by task, in the recipe's order."""
+
+    scale: str
+    samples_seen: int
+    lines: tuple[Line, ...]
+    results: Results
+
+    @property
+    def title(self) -> str:
+        """What the arms are ranked by."""
+        top = self.results.shown[0]
+        return "mean of fine tasks" if self.results.headline else f"{top.task} {top.metric}"
+
+    def random_of(self, line: Line) -> str:
+        """The arm of as many rows by chance."""
+        return random_name(line.rows)
+
+
+def board(made: Prepared, state: RunState) -> Board:
+    """The leaderboard of a bench that has run to its end."""
+    by_training = {stage: arm for arm in arms_of(state) for stage in arm.stages}
+    every = [replace(by_training[name], name=name) for name in made.arms]
+    against = {name: (RAW, random_name(made.made(name).rows)) for name in made.arms}
+    baselines = [RAW, *(name for name in made.arms if name.startswith("random_of_"))]
+    results = compared(every, baselines, against)
+    training: Any = made.plan.stages[RAW].stage
+    cells = {cell.arm: cell for cell in results.shown[0].cells}
+    lines = [_line(made, state, results, cells[name]) for name in made.arms]
+    ranked = sorted(lines, key=lambda line: -(line.result.value if line.result else -1.0))
+    return Board(
+        scale=made.bench.scale,
+        samples_seen=training.steps * training.batch_size,
+        lines=tuple(ranked),
+        results=results,
+    )
+
+
+def _line(made: Prepared, state: RunState, results: Results, cell: Cell) -> Line:
+    name, rows = cell.arm, made.made(cell.arm)
+    found = dict(zip(results.baselines, cell.against, strict=True))
+    training: Any = made.plan.stages[name].stage
+    rate = rate_of(state, name)
+    seen = training.steps * training.batch_size
+    line = Line(
+        arm=name,
+        what=made.what(name),
+        settings=made.arms[name].settings,
+        rows=rows.rows,
+        epochs=results.epochs[name] or seen / rows.samples,
+        seeds=cell.seeds,
+        result=cell.result,
+        raw=found.get(RAW),
+        random=found.get(random_name(rows.rows)),
+        near_chance=cell.near_chance,
+        seconds=seen / rate if rate else None,
+        samples_per_s=rate,
+        leaks=_leaks(made, state, name),
+        warnings=(),
+    )
+    return replace(line, warnings=_warnings(line))
+
+
+def _warnings(line: Line) -> tuple[str, ...]:
+    said = []
+    if line.near_chance:
+        said.append("not told from guessing")
+    if line.epochs and line.epochs > MOST_EPOCHS:
+        said.append(f"more than {MOST_EPOCHS} epochs, so few rows are learnt by heart")
+    if line.seeds == 1:
+        said.append("one seed, so nothing tells luck from worth")
+    return tuple(said)
+
+
+def rate_of(state: RunState, name: str) -> float | None:
+    """Samples per second of its trainings' steps, the median; None where no log tells."""
+    folder = state.stages[name].folder
+    rates = [
+        json.loads(line).get("samples_per_s")
+        for entry in folder.entries(LOGS)
+        if entry.name.endswith("log.jsonl")
+        for line in folder.read(f"{LOGS}/{entry.name}").splitlines()
+    ]
+    known = [rate for rate in rates if rate]
+    return float(np.median(known)) if known else None
+
+
+def _leaks(made: Prepared, state: RunState, name: str) -> dict[str, int]:
+    """By task how many of its samples the arm's rows show or bear."""
+    keys = made.plan.recipe.stages[name]
+    stage = state.stages[leaks_of(made.plan.recipe.stages, keys["data"])]
+    with Outputs(stage.folder).parquet(LEAKS) as file:
+        leaks = file.read(columns=["uid", "task", "kind", "sample"])
+    if "subset" in keys:
+        leaks = leaks.filter(pc.is_in(leaks[UID.name], _uids(state, made.arms[name].rows, leaks)))
+    counted = leaks.group_by(["task", "kind", "sample"]).aggregate([]).group_by("task")
+    found = counted.aggregate([([], "count_all")]).to_pylist()
+    return {one["task"]: one["count_all"] for one in found}
+
+
+def _uids(state: RunState, rows: str, leaks: pa.Table) -> pa.Array:
+    """The uids of the leaks that rows of an arm have."""
+    from pyarrow import parquet as pq
+
+    met = [pa.array([], UID.dtype)]
+    wanted = pc.unique(leaks[UID.name])
+    with state.run.open(subset_name(rows)) as source:
+        for batch in pq.ParquetFile(source).iter_batches(columns=[UID.name]):
+            uid = batch.column(0)
+            met.append(uid.filter(pc.is_in(uid, wanted)))
+    return pa.concat_arrays(met)

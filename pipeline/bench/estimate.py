@@ -1,0 +1,98 @@
+"""What a bench will take before it starts: by rates that its trainings had, else by a few steps."""
+
+import tarfile
+from dataclasses import dataclass
+from typing import Any
+
+from metadata.record import Manifest
+from metadata.storage import Storage
+from pipeline.bench.board import rate_of
+from pipeline.bench.prepare import Prepared
+from pipeline.bench.spec import RAW
+from pipeline.run_folder.state import RunState
+from pipeline.run_folder.words import duration
+
+DECODE_S = 0.001  # of an evaluation's picture; at 512 pixels a side 0.002 to 0.004
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Trainings that are left, and seconds of one of them, of its evaluation, and of all of them.
+
+    `workers` is null on a cluster, whose size is not asked for: there `seconds` are of one worker.
+    """
+
+    trainings: int
+    training_s: float
+    evaluation_s: float
+    workers: int | None
+    is_measured: bool  # by trainings of this bench
+
+    @property
+    def seconds(self) -> float:
+        each = self.training_s + self.evaluation_s
+        side_by_side = max(1, min(self.workers or 1, self.trainings))
+        return self.trainings * each / side_by_side
+
+    def words(self, usd_per_hour: float | None) -> str:
+        """A sentence or two."""
+        if not self.trainings:
+            return "nothing is left to train"
+        how = "the rate of trainings here before" if self.is_measured else "a few steps on noise"
+        where = "a worker of this machine's speed" if self.workers is None else f"{self.workers}"
+        each = f"{duration(self.training_s)} and {duration(self.evaluation_s)} to evaluate"
+        cost = f", {usd_per_hour * self.seconds / 3600:.2f} USD" if usd_per_hour else ""
+        return (
+            f"{self.trainings} trainings, about {each} each, by {how};"
+            f" on {where}{' at a time' if self.workers else ''}: about"
+            f" {duration(self.seconds)}{cost}"
+        )
+
+
+def estimated(made: Prepared, out: Storage, workers: int | None) -> Estimate:
+    """Of what is not done."""
+    state = RunState(made.plan, out)
+    trained = _trained(out)
+    cells = sum(max(0, made.bench.seeds - trained.get(name, 0)) for name in made.arms)
+    training: Any = made.plan.stages[RAW].stage
+    samples = training.steps * training.batch_size
+    known = [rate for name in made.arms if (rate := rate_of(state, name))]
+    sample_s, picture_s = (0.0, 0.0) if not cells else training.probe()
+    if known:
+        sample_s = 1 / min(known)
+    return Estimate(
+        trainings=cells,
+        training_s=samples * sample_s,
+        evaluation_s=pictures(made.bench.tasks) * (picture_s + DECODE_S),
+        workers=workers,
+        is_measured=bool(known),
+    )
+
+
+def _trained(out: Storage) -> dict[str, int]:
+    """By arm how many seeds are trained: stages with fewer seeds than today's count, too."""
+    found: dict[str, int] = {}
+    for folder in out.folders("stages"):
+        manifest = out.read_json(f"stages/{folder}/manifest.json", Manifest)
+        names = [name for name, _ in manifest.outputs] if manifest else []
+        models = sum(name.endswith("model.json") for name in names)
+        arm = folder.rpartition("-")[0]
+        found[arm] = max(models, found.get(arm, 0))
+    return found
+
+
+def pictures(tasks: str) -> int:
+    """Pictures of all tasks, by the first shard of each and how many shards it has."""
+    folder, total = Storage(tasks), 0
+    for task in folder.folders():
+        shards = [
+            entry.name for entry in folder.entries(f"{task}/test") if entry.name.endswith(".tar")
+        ]
+        if shards:
+            with (
+                folder.open(f"{task}/test/{min(shards)}") as file,
+                tarfile.open(fileobj=file) as tar,
+            ):
+                keys = {member.name.partition(".")[0] for member in tar}
+            total += len(keys) * len(shards)
+    return total

@@ -1,0 +1,49 @@
+"""The leaderboard of a bench as one HTML page that needs nothing beside it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.bench.board import Board, Line
+from pipeline.bench.tables import estimate, leaked, said, verdict, verdicts, warnings
+from pipeline.report.charts import Point, scatter
+from pipeline.report.page import render
+
+SIZE = ("score against size", "rows of the arm", lambda line: line.rows)
+COST = ("score against cost", "seconds of one training on one worker", lambda line: line.seconds)
+
+
+def leaderboard(board: Board, title: str) -> str:
+    """The page, as HTML."""
+    return render(
+        "leaderboard.html",
+        title=title,
+        board=board,
+        said=said(board),
+        charts=list(filter(None, (_chart(board, *of) for of in (SIZE, COST)))),
+        estimate=estimate,
+        leaked=leaked,
+        verdict=verdict,
+        verdicts=verdicts(board),
+        warned=warnings(board),
+        has_cost=any(line.seconds is not None for line in board.lines),
+    )
+
+
+def _chart(
+    board: Board, title: str, x_is: str, x_of: Callable[[Line], float | None]
+) -> dict[str, Any] | None:
+    """Every arm that has a score and a place; None where none has."""
+    points = []
+    for line in board.lines:
+        x, of = x_of(line), line.result
+        if x and of:
+            value = 100 * of.value
+            ends = (value if end is None else 100 * end for end in (of.low, of.high))
+            low, high = (min(max(end, 0.0), 100.0) for end in ends)  # no share lies beyond
+            points.append(Point(line.arm, _kind(line.arm), x, value, low, high))
+    return {"title": title, "x_is": x_is, "plot": scatter(points)} if points else None
+
+
+def _kind(arm: str) -> str:
+    """The colour: of raw, of chance, of the others."""
+    return "s2" if arm == "raw" else "s3" if arm.startswith("random_of_") else "s1"
