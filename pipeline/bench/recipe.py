@@ -13,6 +13,7 @@ from pipeline.planning.recipe import Recipe
 
 FILE = "bench.yaml"
 LEAKS, CHECK = "leaks", "evaluate.leaks"
+SOURCE = "pixels"
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others
 
@@ -40,11 +41,17 @@ def stages_of(bench: Bench, arms: Mapping[str, Arm], data: Mapping[str, Data]) -
     for export in dict.fromkeys(of.export for of in data.values()):
         name = f"{LEAKS}_{len(stages)}" if stages else LEAKS
         stages[name] = {"uses": CHECK, "data": f"export:{export}", "tasks": bench.tasks}
+    pixels: dict[str, str] = {}  # by export the stage that decodes its pictures
+    for of in data.values():
+        if of.export not in pixels:
+            pixels[of.export] = f"{SOURCE}_{len(pixels)}" if pixels else SOURCE
+            decoded = {"uses": "export.pixels", "data": f"export:{of.export}"}
+            stages[pixels[of.export]] = decoded
     for name, arm in arms.items():
         of = data[arm.rows]
         stages[name] = {
             "uses": "train.clip",
-            "data": f"export:{of.export}",
+            "data": pixels[of.export],
             **({"subset": of.subset} if of.subset else {}),
             "scale": bench.scale,
             **bench.settings,

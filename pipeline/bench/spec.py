@@ -13,9 +13,8 @@ from pipeline.planning.recipe import value_of
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as of a stage: an arm is one
 RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"
-RANDOM = re.compile(r"random_of_\d+|leaks_\d+")
+RANDOM = re.compile(r"random_of_\d+|leaks_\d+|pixels_\d+")
 SCORES = "_scores"  # after an arm's name: the stage that evaluates its models
-PIXELS = "_pixels"  # and the one that decodes the pictures of an arm with an export of its own
 TAKEN = ("pixels", "leaks", RAW)
 FIXED = ("uses", "data", "rows", "subset", "scale", "seeds")  # the bench's own, in a training
 
@@ -156,7 +155,7 @@ def _named(text: str, form: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not value:
         raise RecipeError(f"'{text}' names no arm", "the arguments", f"write {form}")
-    is_ours = name in TAKEN or RANDOM.fullmatch(name) or name.endswith((SCORES, PIXELS))
+    is_ours = name in TAKEN or RANDOM.fullmatch(name) or name.endswith(SCORES)
     if is_ours or not NAME.fullmatch(name):
         do = f"{name} is the bench's own name" if is_ours else "use letters, digits, _ and -"
         raise RecipeError(f"'{name}' as an arm's name", "the arguments", f"{do}; give another")

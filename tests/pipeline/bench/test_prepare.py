@@ -89,8 +89,10 @@ def test_the_pictures_are_exported_once_and_none_is_copied(drawn_run, made):
     exports = list((drawn_run / "stages").glob("*/out/dataset.json"))
     assert [path.parts[-3].rpartition("-")[0] for path in exports] == ["export_pool_parquet"]
     out, arms = made
-    data = {keys["data"] for keys in arms.plan.recipe.stages.values() if "subset" in keys}
-    assert len(data) == 1
+    stages = arms.plan.recipe.stages
+    data = {keys["data"] for keys in stages.values() if keys["uses"] == "train.clip"}
+    assert data == {"pixels"}  # decoded once, whatever the arms
+    assert [name for name, keys in stages.items() if keys["uses"] == "export.pixels"] == ["pixels"]
     assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 100_000
 
 
@@ -117,7 +119,7 @@ def test_an_equal_export_of_the_run_is_read_where_it_is(drawn_run, tmp_path):
     run = run_of(tmp_path, stages, rows=20)
     arms = prepare(tmp_path / "bench", arms=(f"long={run}:long",), seeds=1)
     (mine,) = (run / "stages").glob("mine-*")
-    assert arms.plan.recipe.stages["raw"]["data"] == f"export:{mine}"
+    assert arms.plan.recipe.stages["pixels"]["data"] == f"export:{mine}"
     assert not list((run / "stages").glob("export_*"))
 
 
