@@ -1,4 +1,4 @@
-"""Ranks on two Ray nodes, one of which is lost: they go on from their checkpoint to the same sum."""
+"""Ranks on two Ray nodes, one of which is lost: they go on from their checkpoint."""
 
 import os
 import threading
