@@ -1,5 +1,6 @@
 """Batches: epochs, repeats, shifts, captions, and that only seed, n and rows decide."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -180,12 +181,13 @@ def test_a_row_has_the_number_that_its_export_gave_it_or_its_place_in_one_that_g
     assert dict(zip(batch.rows.tolist(), batch.index.tolist(), strict=True)) == {0: 0, 1: 2, 2: 3}
 
 
-def test_stored_vectors_go_along_and_a_row_without_one_is_left_out(cached):
+def test_stored_vectors_go_along_and_a_row_without_one_is_left_out(cached, tmp_path):
     rows = [row(i, vector=[i, 0.5] if i != 2 else None) for i in range(5)]
     parts, said = cached(rows[:3], rows[3:], teacher=("vector",))
     assert [one["left_out"]["no_teacher"] for one in said] == [1, 0]
     batch = Batches(parts, size=4, seed=0)[0]
     assert batch.teacher["vector"].tolist() == [[i, 0.5] for i in batch.index]
+    shutil.rmtree(tmp_path / "export")
     with pytest.raises(StageError, match="no column 'other', which the loss asks for"):
         cached([row(9)], teacher=("other",))
 
