@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from metadata.datacard import documents
 from metadata.places import places_name
-from metadata.schema import POSITION, SHARD, UID
+from metadata.schema import POSITION, SAMPLE_INDEX, SHARD, UID
 from metadata.uid import coin_hash, halves
 from pipeline.dataset import Context, Shards, Task
 from pipeline.errors import StageError
@@ -29,7 +29,8 @@ from stages.export._leaving import Takes, Times, once, summed, tally
 COPY = "copy"  # which of the samples that a row makes
 BATCH_ROWS = 64  # encoded images are held this many at a time
 
-Group = dict[str, Any]  # shards: source shards; first: number of its first file; rows: of each file
+# shards: source shards; first, start: numbers of its first file and sample; rows: of each file
+Group = dict[str, Any]
 # Name without suffix, rows in order, an empty table of their schema: writes one file; returns its
 # name, bytes and sha256, and the schema it has.
 WriteFile = Callable[[str, Iterator[pa.Table], pa.Table, Task], tuple[dict[str, Any], pa.Schema]]
@@ -92,13 +93,13 @@ def groups_of(samples_S: Sequence[int], rows_per_file: int, worker: Worker) -> l
         together[-1].append(shard)
         room -= samples_S[shard]
     groups: list[Group] = []
-    first = 0
+    first = start = 0
     for shards in together:
         rows = sum(samples_S[shard] for shard in shards)
         files = -(-rows // rows_per_file)
         sizes = [rows // files + (number < rows % files) for number in range(files)]
-        groups.append({"shards": shards, "first": first, "rows": sizes})
-        first += files
+        groups.append({"shards": shards, "first": first, "start": start, "rows": sizes})
+        first, start = first + files, start + rows
     return groups
 
 
@@ -177,21 +178,28 @@ def shuffled(
                 do="run again; the shards changed while they were read",
             )
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            yield Shuffled(reader, order_S, place_N2)
+            yield Shuffled(reader, order_S, place_N2, group["start"])
     finally:
         path.unlink(missing_ok=True)
 
 
 class Shuffled:
-    """Rows on scratch disk, read in any order; the copies of one follow one another, numbered."""
+    """Rows on scratch disk, read in any order; the copies of one follow one another, numbered.
+
+    `sample_index` counts the samples of all groups, this one's from `start`.
+    """
 
     def __init__(
         self,
         reader: pa.ipc.RecordBatchFileReader,
         order_S: NDArray[np.int64],
         place_N2: NDArray[np.int32],
+        start: int,
     ) -> None:
-        self.schema = reader.schema.append(pa.field(COPY, pa.int64()))
+        fields = [field for field in reader.schema if field.name != SAMPLE_INDEX.name]
+        numbers = [pa.field(name, pa.int64()) for name in (SAMPLE_INDEX.name, COPY)]
+        self.schema = pa.schema([*fields, *numbers])
+        self._start = start
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._end_B = np.cumsum([len(batch) for batch in self._batches])
         self._order_S = order_S
@@ -220,6 +228,10 @@ class Shuffled:
                 place[wanted] = taken + np.arange(len(wanted))
                 taken += len(wanted)
             table = pa.Table.from_batches(parts).take(pa.array(place)).combine_chunks()
+            if SAMPLE_INDEX.name in table.column_names:  # of the export that is read
+                table = table.drop_columns([SAMPLE_INDEX.name])
+            number_N = self._start + np.arange(here.start, here.stop)
+            table = table.append_column(SAMPLE_INDEX.name, pa.array(number_N))
             yield table.append_column(COPY, pa.array(self._copy_S[here]))
 
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, TEXTS, UID, Column
+from metadata.schema import (
+    CAPTION,
+    IMAGE,
+    REASON,
+    REPEATS,
+    SAMPLE_INDEX,
+    TEXT,
+    TEXTS,
+    UID,
+    Column,
+)
 from metadata.shard import ShardWriter
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
@@ -26,7 +36,7 @@ from stages.export._texts import (
     which_list,
 )
 
-FIXED = (UID, IMAGE, CAPTION, TEXTS, REASON)
+FIXED = (UID, IMAGE, CAPTION, TEXTS, SAMPLE_INDEX, REASON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +44,11 @@ class HuggingFace(DatasetStage):
     """Files data/train-00000-of-00012.parquet …, with a README.md that says what the features are.
 
     A row has `image` (an `Image`: the encoded bytes as they were stored), `caption`, `uid` as 32
-    hex digits, what the pool knows of url, sizes, sha256, repeats and loss_weight, and the chosen
-    columns; where caption stages wrote some, `texts`: a list of {text, source, model, prompt_id,
-    label}, of which `caption` is the first. Takes the rows that `export.parquet` takes, in the same
-    order. README.md is a dataset card: features, splits and licence in its head; below, the stages
-    that made the set and counts.
+    hex digits, `sample_index`, what the pool knows of url, sizes, sha256, repeats and loss_weight,
+    and the chosen columns; where caption stages wrote some, `texts`: a list of {text, source,
+    model, prompt_id, label}, of which `caption` is the first. Takes the rows that `export.parquet`
+    takes, in the same order. README.md is a dataset card: features, splits and licence in its head;
+    below, the stages that made the set and counts.
 
     What `datasets` has no type for (a map, an interval) is JSON as text.
 
@@ -55,7 +65,7 @@ class HuggingFace(DatasetStage):
     # the caption and these lists; false none, so that pictures leave alone
     captions: Captions = later(True)
 
-    version = 2
+    version = 3
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
@@ -134,7 +144,7 @@ def exported(
     out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: captions_of(table, texts)}
     if lists_in(table.schema, captions):
         out[TEXTS.name] = texts
-    out[UID.name] = table[UID.name]
+    out |= {name: table[name] for name in (UID.name, SAMPLE_INDEX.name)}
     if dropped:
         out |= dropped.told(table)
     rows = with_hex_ids(pa.table(out | {name: table[name] for name in (*known, *columns)}))

@@ -13,6 +13,7 @@ from metadata.schema import (
     LOSS_WEIGHT,
     REASON,
     REPEATS,
+    SAMPLE_INDEX,
     TEXT,
     TEXTS,
     UID,
@@ -35,7 +36,7 @@ from stages.export._texts import (
     which_list,
 )
 
-FIXED = (UID, UID_HEX, IMAGE, CAPTION, TEXTS, REPEATS, LOSS_WEIGHT, REASON)
+FIXED = (UID, UID_HEX, IMAGE, CAPTION, TEXTS, REPEATS, LOSS_WEIGHT, SAMPLE_INDEX, REASON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Parquet(DatasetStage):
     # the caption and these lists; false none, so that pictures leave alone
     captions: Captions = later(True)
 
-    version = 3
+    version = 4
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
@@ -149,6 +150,7 @@ def exported(
         given = column.name in table.column_names
         values = table[column.name] if given else pa.nulls(len(table), column.dtype)
         out[column.name] = values.fill_null(1)
+    out[SAMPLE_INDEX.name] = table[SAMPLE_INDEX.name]
     if dropped:
         out |= dropped.told(table)
     return pa.table({**out, **{name: table[name] for name in columns}})

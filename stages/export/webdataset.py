@@ -14,7 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from metadata.schema import CAPTION, CAPTIONS, IMAGE, REASON, TEXT, TEXTS, UID, Column
+from metadata.schema import (
+    CAPTION,
+    CAPTIONS,
+    IMAGE,
+    REASON,
+    SAMPLE_INDEX,
+    TEXT,
+    TEXTS,
+    UID,
+    Column,
+)
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, later
 from stages.export._columns import WHERE_THERE, as_json, check_columns
@@ -31,7 +41,7 @@ from stages.export._texts import (
     which_list,
 )
 
-FIXED = (UID, CAPTION, CAPTIONS, TEXTS, REASON)
+FIXED = (UID, CAPTION, CAPTIONS, TEXTS, SAMPLE_INDEX, REASON)
 PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # of each text, in its order
 SAMPLES = 10_000  # most keys are the tar's number and four digits
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
@@ -43,10 +53,10 @@ class WebDataset(DatasetStage):
 
     Takes the rows that `export.parquet` takes, in the same order. The suffix is that of the
     format the image really has, `bin` where it has none. The JSON holds uid (32 hex digits), key,
-    caption, status and what the pool knows of url, sizes, sha256 and loss_weight, and the chosen
-    columns. Where caption stages wrote some, each further text of a row has a key of its own in the
-    JSON, `caption_1` on; `caption_sources` and `caption_labels` are lists of all. The Parquet has
-    `captions`, a list of all texts, in the place of these keys. A row is as many samples as it
+    caption, sample_index, status and what the pool knows of url, sizes, sha256 and loss_weight, and
+    the chosen columns. Where caption stages wrote some, each further text of a row has a key of its
+    own in the JSON, `caption_1` on; `caption_sources` and `caption_labels` are lists of all. The
+    Parquet has `captions`, a list of all texts, in their place. A row is as many samples as it
     `repeats`, none for 0; several have the keys UID-0, UID-1 …, and follow one another.
 
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
@@ -61,7 +71,7 @@ class WebDataset(DatasetStage):
     # the caption and these lists; false none, so that pictures leave alone
     captions: Captions = later(True)
 
-    version = 3
+    version = 4
     determinism = "exact"
     takes = (("rows", "data"),)
     gives = ("data",)
@@ -160,6 +170,7 @@ def meta(
             UID.name: pa.array(uids, pa.string()),
             CAPTION.name: captions_of(table, texts),
             **several,
+            SAMPLE_INDEX.name: table[SAMPLE_INDEX.name],
             "status": pa.array(["success"] * len(table), pa.string()),
             "error_message": pa.nulls(len(table), pa.string()),
             **out,

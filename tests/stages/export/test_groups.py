@@ -31,7 +31,7 @@ def test_every_shard_with_rows_is_in_one_group_and_files_are_numbered_through():
 
 def test_a_shard_larger_than_a_file_fills_files_of_even_size():
     (made,) = groups.groups_of([0, 251], 100, worker())
-    assert made == {"shards": [1], "first": 0, "rows": [84, 84, 83]}
+    assert made == {"shards": [1], "first": 0, "start": 0, "rows": [84, 84, 83]}
 
 
 def test_the_seed_chooses_the_groups():
@@ -41,7 +41,7 @@ def test_the_seed_chooses_the_groups():
 
 def test_rows_come_in_hashed_order_with_their_own_values(pool, leaving, memory_shards, tmp_path):
     shards = memory_shards(pool[:100], pool[100:])
-    group = {"shards": [1, 0], "first": 0, "rows": [len(leaving)]}
+    group = {"shards": [1, 0], "first": 0, "start": 0, "rows": [len(leaving)]}
     with groups.shuffled(shards, TAKES, group, worker(scratch=tmp_path)) as shuffle:
         whole = pa.concat_tables(shuffle.tables(0, len(leaving)))
         part = pa.concat_tables(shuffle.tables(7, 31))
@@ -65,7 +65,7 @@ def test_rows_come_in_hashed_order_with_their_own_values(pool, leaving, memory_s
 
 
 def test_shards_that_change_while_they_are_read_stop_the_stage(pool, memory_shards, tmp_path):
-    group = {"shards": [0], "first": 0, "rows": [1]}
+    group = {"shards": [0], "first": 0, "start": 0, "rows": [1]}
     with (
         pytest.raises(StageError, match="1 when they were counted"),
         groups.shuffled(memory_shards(pool), TAKES, group, worker(scratch=tmp_path)),

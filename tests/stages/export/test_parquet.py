@@ -26,7 +26,7 @@ def test_kept_rows_leave_with_their_images_captions_and_columns(
 ):
     shards = memory_shards(pool[:50], pool[50:50], pool[50:])
     out = export(memory_context(), shards, columns=("language", "score"), rows_per_shard=60)
-    said = ["uid", "uid_hex", "image", "caption", "texts", "repeats", "loss_weight"]
+    said = ["uid", "uid_hex", "image", "caption", "texts", "repeats", "loss_weight", "sample_index"]
     assert out.column_names == [*said, "language", "score"]
     out, leaving = out.sort_by("uid"), leaving.sort_by("uid")
     for name in ("uid", "image"):

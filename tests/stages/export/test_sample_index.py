@@ -1,0 +1,70 @@
+"""sample_index: dense from 0 over an export in the order of its files, whatever the format."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metadata.storage import Storage
+from pipeline.dataset import Inputs
+from stages.export.huggingface import HuggingFace
+from stages.export.parquet import Parquet
+from stages.export.pixels import Pixels
+from stages.export.webdataset import WebDataset
+
+SMALL = {"rows_per_shard": 30}
+
+
+@pytest.fixture
+def made(pool, memory_shards, memory_context):
+    """The folder of an export of the pool in three shards, of another where `data` says so."""
+
+    def make(stage, data="") -> Path:
+        rows = memory_shards(pool[:70], pool[70:75], pool[75:])
+        repeats = pa.array(np.arange(240) % 3, pa.int32())
+        if isinstance(stage, WebDataset):
+            whole = pool.append_column("repeats", repeats)
+            rows = memory_shards(whole[:70], whole[70:])
+        ctx = memory_context()
+        stage.run(Inputs(rows=[] if data else rows, data=str(data)), ctx)
+        names = [path.name for path in ctx.out.rglob("*") if path.is_file()]
+        manifest = {"shards": 0, "rows": 0, "inputs": "", "outputs": [[name, 0] for name in names]}
+        Storage(ctx.folder).put("manifest.json", json.dumps(manifest).encode(), "manifest")
+        return Path(ctx.folder)
+
+    return make
+
+
+def numbers(folder: Path) -> list[int]:
+    out = folder / "out"
+    files = json.loads((out / "dataset.json").read_text())["files"]
+    found = []
+    for file in files:
+        if file["file"].endswith(".tar"):
+            with tarfile.open(out / file["file"]) as tar:
+                told = [tar.extractfile(m).read() for m in tar if m.name.endswith(".json")]
+            found += [json.load(io.BytesIO(one))["sample_index"] for one in told]
+        else:
+            found += pq.read_table(out / file["file"])["sample_index"].to_pylist()
+    assert len(files) > 1
+    return found
+
+
+@pytest.mark.parametrize("stage", [Parquet(**SMALL), HuggingFace(**SMALL), WebDataset(**SMALL)])
+def test_it_counts_the_samples_in_the_order_of_the_files(stage, made):
+    found = numbers(made(stage))
+    assert found == list(range(len(found)))
+    assert len(found) > 100
+
+
+def test_an_export_of_an_export_numbers_anew_and_pixels_keep_the_numbers(made):
+    first = made(Parquet(**SMALL))
+    again = numbers(made(Parquet(**SMALL), data=first))
+    assert again == list(range(len(numbers(first))))
+    pixels = made(Pixels(image_size=8), data=first)
+    assert numbers(pixels) == numbers(first)
