@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class Means:
     accumulate: int = 1  # pieces that the rows of a rank are embedded in
     compile: bool = False  # the towers, by torch.compile
     tile: int | None = None  # of the loss: see Embedded
+    checkpoint_activations: bool = False  # those of a layer are computed again in its backward
 
 
 PLAIN = Means()
@@ -77,6 +78,8 @@ class Trainer:
         means.ranks.one_batch_norm(model)
         if means.accumulate > 1:
             refuse_batch_norm(model)
+        if means.checkpoint_activations:
+            _checkpointed(model)
         self.embed_images, self.embed_texts = model.embed_images, model.embed_texts
         if means.compile:
             self.embed_images = torch.compile(model.embed_images, dynamic=False)
@@ -246,6 +249,17 @@ def no_number(
         where=f"stage '{stage}', step {step}, shard {named}",
         do=do,
     )
+
+
+def _checkpointed(model: Towers) -> None:
+    network: Any = model.network
+    if not hasattr(network, "set_grad_checkpointing"):
+        raise StageError(
+            "a model that keeps all of its activations",
+            "key `checkpoint_activations`",
+            "leave the key out: nano needs little memory",
+        )
+    network.set_grad_checkpointing(True)
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

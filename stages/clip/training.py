@@ -101,10 +101,12 @@ def _train(
     checkpoints = task.checkpoints(key[:16])
     restore(trainer, checkpoints)
     shards = list(read_cached(work.folder, work.cached, work.data))
-    batches = Batches(shards, size=settings.batch_size, seed=seed, texts=settings.texts)
+    fixed, asked = settings.fixed, settings.asked
+    texts: Any = settings.texts if asked.texts == "one" else asked.texts
+    batches = Batches(shards, size=fixed.batch_size, seed=seed, texts=texts)
     log = Log(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
+        steps=fixed.steps,
+        batch_size=fixed.batch_size,
         tell=worker.tell,
         lines=read_lines(work.folder, name),
         step=trainer.step,
@@ -120,9 +122,10 @@ def _train(
     if put is not None:
         keep_log()
         path = worker.scratch / CURVE
-        pq.write_table(curve(trainer, settings.batch_size), path)
+        pq.write_table(curve(trainer, fixed.batch_size), path)
         put(CURVE, path)
-        card = {"scale": settings.scale, "seed": seed, "batch_size": settings.batch_size}
+        card = {"scale": settings.scale, "seed": seed, "batch_size": fixed.batch_size}
+        card |= {} if settings.loss == "clip" else {"loss": settings.loss}
         plan = {"plan": asdict(trainer.schedule)}
         kept: Any = SimpleNamespace(worker=worker, put_file=put)  # a task of which files go there
         checkpoint.save(trainer.model, card | plan | work.facts, kept)
@@ -131,21 +134,31 @@ def _train(
 
 def _trainer(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
     from stages.clip.loop import Means, Schedule, Trainer
-    from stages.clip.scales import SCALES
+    from stages.clip.losses import find_loss
     from stages.clip.towers import new_model
 
+    fixed, asked = settings.fixed, settings.asked
     schedule = Schedule(
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
+        steps=fixed.steps,
+        learning_rate=fixed.learning_rate,
+        warmup_steps=fixed.warmup_steps,
+        weight_decay=fixed.weight_decay,
         precision=settings.precision,
+        beta1=fixed.beta1,
+        beta2=fixed.beta2,
+        eps=fixed.eps,
+        max_norm=fixed.max_norm,
     )
     means = Means(
-        ranks=ranks, device=device, accumulate=settings.accumulate, compile=settings.compile
+        ranks=ranks,
+        device=device,
+        accumulate=settings.accumulate,
+        compile=settings.compile,
+        tile=settings.tile,
+        checkpoint_activations=settings.checkpoint_activations,
     )
-    model = new_model(SCALES[settings.scale].model, seed).to(device)
-    return Trainer(model, schedule, means=means)
+    model = new_model(fixed.model, seed, scale=asked.scale, bias=asked.bias).to(device)
+    return Trainer(model, schedule, find_loss(settings.loss, settings.loss_settings), means)
 
 
 def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], None]:

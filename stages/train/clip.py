@@ -1,17 +1,34 @@
 """A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from metadata.fingerprint import digest
 from metadata.keys import redacted
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs
 from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, Decay, NonEmpty, OneUp, Rate, ZeroUp, later, location
+from pipeline.stage import (
+    DatasetStage,
+    Decay,
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Rate,
+    Resources,
+    ZeroUp,
+    later,
+    location,
+)
+from stages.clip.losses import Asks, asks
+from stages.clip.scales import SCALES, Scale
 from stages.clip.training import CURVE, Work, train_alone, train_rank
 from stages.ops.exports import numbered, summary_of
+
+OF_SCALE = ("samples_seen", "batch_size", "learning_rate", "warmup_steps", "weight_decay")
+LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +48,23 @@ class ClipTraining(DatasetStage):
     Error: exact for one kind of processor and one version of torch.
     """
 
-    scale: Literal["nano"] = "nano"  # the architecture; nano is two towers of 0.7 M weights
-    samples_seen: OneUp = 60_160  # in all: so many whatever the rows; the default is 235 steps
-    batch_size: OneUp = 256  # pairs of a step
-    learning_rate: Rate = 2e-3  # its greatest, after the warm-up
-    warmup_steps: ZeroUp = 20  # in which the learning rate rises
-    weight_decay: Decay = 0.1  # of AdamW
+    # which constants: nano for minutes on a processor, the others DataComp's
+    scale: Literal["nano", "debug", "small", "medium", "large", "xlarge"] = "nano"
+    # a network by open_clip's name for it, or a JSON file of its configuration; else the scale's
+    model: NonEmpty | None = later(None)
+    # in all: so many whatever the rows; null, here and in the next four, is the scale's
+    samples_seen: OneUp | None = None
+    batch_size: OneUp | None = None  # pairs of a step, over all ranks
+    learning_rate: Rate | None = None  # its greatest, after the warm-up
+    warmup_steps: ZeroUp | None = None  # in which the learning rate rises
+    weight_decay: Decay | None = None  # of AdamW
     # of the towers' arithmetic; weights stay float32
     precision: Literal["bf16", "float32"] = "bf16"
     # of several texts of an image: at each step one by hash, each as likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
+    # clip, siglip, multi_positive, multi_sigmoid, distill, or a file stages/losses/NAME.py of yours
+    loss: NonEmpty = later("clip")
+    loss_settings: LossSettings | None = later(None)  # by their names in the loss's file
     # which rows of `data`, how often, with which weight and texts: a .npy of DataComp's, a text of
     # one uid a line, or a subset file (docs/training.md)
     subset: NonEmpty | None = later(None)
@@ -51,6 +75,10 @@ class ClipTraining(DatasetStage):
     # pieces that a process embeds its rows in: memory of one; the loss is still the whole batch's
     accumulate: OneUp = later(1)
     compile: bool = later(False)  # the towers, by torch.compile: minutes at first, then faster
+    checkpoint_activations: bool = location(False)  # less memory, a third more arithmetic
+    tile: OneUp | None = location(None)  # vectors that a loss takes at a time; null: all
+    gpus: Gpus = location(0)  # of each process
+    memory_gb: Gigabytes = location(2.0)  # of each process
     checkpoint_steps: OneUp = location(50)  # between two files that a killed training goes on from
 
     # a file for TensorBoard beside log.jsonl; needs clipmill[tensorboard]
@@ -63,23 +91,45 @@ class ClipTraining(DatasetStage):
     artifacts = (("loss", f"*{CURVE}"),)
 
     def __post_init__(self) -> None:
+        for name in OF_SCALE:  # as numbers: a run's fingerprint then says what was trained
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(SCALES[self.scale], name))
+        _ = self.asked  # refuses what is unknown
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
-        if self.warmup_steps >= self.steps:
+        fixed = self.fixed
+        if fixed.warmup_steps >= max(fixed.steps, 1) and fixed != SCALES[self.scale]:
             raise RecipeError(
-                f"warmup_steps is {self.warmup_steps}, and the training has {self.steps} steps"
-                f" ({self.samples_seen:,} samples in batches of {self.batch_size})",
+                f"warmup_steps is {fixed.warmup_steps}, and the training has {fixed.steps} steps"
+                f" ({fixed.samples_seen:,} samples in batches of {fixed.batch_size})",
                 "key `warmup_steps`",
                 "write fewer, or more samples_seen",
             )
-        if self.batch_size < self.ranks * self.accumulate:
+        if fixed.batch_size < self.ranks * self.accumulate:
             raise RecipeError(
-                f"batch_size is {self.batch_size}, for {self.ranks} ranks of {self.accumulate}"
+                f"batch_size is {fixed.batch_size}, for {self.ranks} ranks of {self.accumulate}"
                 " pieces each",
                 "keys `ranks`, `accumulate`",
                 "write fewer of them, or a larger batch",
             )
+
+    @property
+    def fixed(self) -> Scale:
+        """The scale, with what this stage has of its own."""
+        own = {name: getattr(self, name) for name in OF_SCALE}
+        scale = SCALES[self.scale]
+        return replace(scale, model=self.model or scale.model, **own)
+
+    @property
+    def asked(self) -> Asks:
+        """What the loss asks for; RecipeError where it is unknown, or one of its settings."""
+        given: Any = self.loss_settings or {}  # one list of numbers or of texts: `asks` looks
+        return asks(self.loss, given)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=1, gpus=self.gpus, memory_gb=self.memory_gb)
 
     def outside(self) -> str:
         """The digest of the subset's bytes."""
@@ -96,24 +146,22 @@ class ClipTraining(DatasetStage):
     def probe(self) -> tuple[float, float]:
         """Seconds of one sample in a step, and of embedding one picture, on this machine."""
         from stages.clip.probe import probed
-        from stages.clip.scales import SCALES
 
-        return probed(SCALES[self.scale].model, self.precision, int(self.resources.cpus))
+        return probed(self.fixed.model, self.precision, self.resources.cpus)
 
     @property
     def steps(self) -> int:
-        return self.samples_seen // self.batch_size
+        return self.fixed.steps
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.clip.cache import cache_shard
-        from stages.clip.scales import SCALES
         from stages.clip.subset import chooser_of
         from stages.clip.towers import reads
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
         self.refuse_few(sum(file["rows"] for file in dataset["files"]), "the export has", stage)
-        model = reads(SCALES[self.scale].model)
+        model = reads(self.fixed.model)
         if dataset.get("image_size", model.image_size) != model.image_size:
             raise StageError(
                 f"pictures of {dataset['image_size']} pixels, and '{self.scale}' takes"
@@ -125,7 +173,7 @@ class ClipTraining(DatasetStage):
         listed = self.listed(inputs.data, [file["file"] for file in files], ctx)
         ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
-        wanted = (model.image_size, model.tokenize, choose, ())
+        wanted = (model.image_size, model.tokenize, choose, self.asked.teacher)
         cache = partial(cache_shard, inputs.data, ctx.folder, *wanted)
         cached = ctx.map(cache, files)
         left_out = {
@@ -167,9 +215,10 @@ class ClipTraining(DatasetStage):
 
     def refuse_few(self, rows: int, which: str, stage: str) -> None:
         """Fewer rows than a batch: a row would be its own negative."""
-        if rows < self.batch_size:
+        batch_size = self.fixed.batch_size
+        if rows < batch_size:
             raise StageError(
-                found=f"{which} {rows:,} rows, and a batch has {self.batch_size:,}",
+                found=f"{which} {rows:,} rows, and a batch has {batch_size:,}",
                 where=f"stage '{stage}', key `batch_size`",
                 do="select more rows, or lower `batch_size`",
             )

@@ -13,13 +13,13 @@ from pipeline.planning.takes import in_words, range_of, setting_types
 from pipeline.stage import OneUp, Share
 
 # Numbers that may be any: a seed is added to the recipe's.
-FREE = {"train.clip seeds"}
+FREE = {"train.clip seeds", "train.clip loss_settings"}  # a loss has ranges of its own
 # Texts that may be empty: no token is sent; a directive or a network is not looked at.
 MAY_BE_EMPTY = {
     f"download.{name} {key}"
     for name in ("images", "img2dataset")
     for key in ("user_agent_token", "disallowed_header_directives", "allow_private_addresses")
-}
+} | {"train.clip loss_settings"}
 
 
 def parts(kind):

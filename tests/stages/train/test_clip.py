@@ -10,15 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from metadata.damage import DamagedError
+from metadata.fingerprint import settings_of
 from pipeline.dataset import Inputs
 from pipeline.engine.checkpoints import StoredCheckpoints
 from pipeline.errors import RecipeError, StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
+from stages.clip.scales import SCALES
 from stages.clip.schedule import learning_rate
 from stages.models.checkpoint import load
 from stages.train.clip import ClipTraining
 from tests.engine_stages.harness import clipmill_run
-from tests.stages.clip.exported import COLOURS, row, write_export
+from tests.stages.clip.exported import COLOURS, TINY_OPEN_CLIP, row, write_export
 
 SMALL = {"batch_size": 8, "samples_seen": 100, "warmup_steps": 2, "checkpoint_steps": 5}
 
@@ -234,6 +236,9 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
     ("settings", "found"),
     [
         ({"samples_seen": 800, "batch_size": 256}, "warmup_steps is 20.*3 steps"),
+        ({"loss": "cilp"}, "no loss 'cilp'"),
+        ({"loss_settings": {"scale": 1}}, "no setting 'scale'"),
+        ({"batch_size": 8, "ranks": 3, "accumulate": 3}, "for 3 ranks of 3 pieces"),
         ({"seeds": ()}, r"seeds is \[\]"),
         ({"seeds": (1, 1)}, r"seeds is \[1, 1\](.|\n)*none twice"),
     ],
@@ -241,6 +246,34 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
 def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
     with pytest.raises(RecipeError, match=found):
         ClipTraining(**settings)
+
+
+def test_null_is_the_scales_value_and_a_run_knows_it_as_a_number():
+    plain = settings_of(ClipTraining())
+    assert plain == settings_of(ClipTraining(samples_seen=60_160, batch_size=256))
+    assert (plain["warmup_steps"], plain["learning_rate"], plain["weight_decay"]) == (20, 2e-3, 0.1)
+    assert ClipTraining(scale="debug").fixed == SCALES["debug"]  # 125 steps, all of them warm-up
+    large = ClipTraining(scale="large", batch_size=512, model="ViT-B-32").fixed
+    assert (large.model, large.batch_size, large.steps) == ("ViT-B-32", 512, 2_500_000)
+
+
+@pytest.mark.parametrize("loss", ["siglip", "multi_positive"])
+def test_a_loss_is_found_by_name_and_its_tiles_change_no_value(trained, loss):
+    folders = [trained(loss=loss, precision="float32", tile=tile) for tile in (None, 3)]
+    one, tiled = (pq.read_table(folder / "out" / "loss.parquet")["loss"] for folder in folders)
+    np.testing.assert_allclose(one, tiled, rtol=1e-4)
+    assert json.loads((folders[0] / "out" / "model.json").read_text())["loss"] == loss
+
+
+def test_a_network_of_open_clips_trains_in_pieces_and_with_fewer_activations_to_the_same_loss(
+    trained,
+):
+    ways = ({}, {"accumulate": 3}, {"checkpoint_activations": True})
+    steps = {"samples_seen": 24, "precision": "float32", "model": TINY_OPEN_CLIP}
+    folders = [trained(**steps, **way) for way in ways]
+    whole, *others = (pq.read_table(folder / "out" / "loss.parquet")["loss"] for folder in folders)
+    for other in others:
+        np.testing.assert_allclose(other, whole, rtol=1e-4)
 
 
 RECIPE = """
