@@ -23,6 +23,7 @@ help:  ## this list
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'clip-benchmark>=1.6'  # without 100 MB for captioning
 	touch $@
 
 demo: .venv/installed  ## pool, quickstart, and what models trained on raw and curated rows can do

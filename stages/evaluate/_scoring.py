@@ -138,11 +138,18 @@ def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floatin
     key = digest([model.sha256, task.classnames, task.templates]) if model.sha256 else ""
     if key not in CLASSES:
         prompts = [text.format(c=name) for name in task.classnames for text in task.templates]
-        prompt_CTD = model.embed_texts(prompts).reshape(len(task.classnames), -1, model.width)
+        prompt_CTD = embedded(prompts, model).reshape(len(task.classnames), -1, model.width)
         while len(CLASSES) >= KEPT:
             del CLASSES[next(iter(CLASSES))]
         CLASSES[key] = unit_rows(prompt_CTD.astype(np.float64).mean(axis=1))
     return CLASSES[key] if key else CLASSES.pop(key)
+
+
+def embedded(texts: list[str], model: ImageTextModel) -> NDArray[np.float32]:
+    """(N, D) unit rows; by open_clip's networks without most of the padding."""
+    of_prompts = getattr(model, "embed_prompts", model.embed_texts)
+    vectors: NDArray[np.float32] = of_prompts(texts)
+    return vectors
 
 
 def score_retrieval(
@@ -153,7 +160,7 @@ def score_retrieval(
     One without captions has a null rank, and counts as a miss.
     """
     count_N = np.array([len(captions) for captions in pictures.captions])
-    text_KD = model.embed_texts([text for captions in pictures.captions for text in captions])
+    text_KD = embedded([text for captions in pictures.captions for text in captions], model)
     picture_N = np.arange(len(count_N))
     picture_K = np.repeat(picture_N, count_N)
     text_rank_N, _ = best_ranks(pictures.embeddings, text_KD, picture_N, picture_K)
@@ -170,7 +177,7 @@ def score_associations(
     """Each candidate's rank among those of its instance, by how well its cue fits."""
     instance_N = np.array(pictures.groups)
     _, first_I, index_N = np.unique(instance_N, return_index=True, return_inverse=True)
-    cue_ID = model.embed_texts([pictures.captions[first][0] for first in first_I])
+    cue_ID = embedded([pictures.captions[first][0] for first in first_I], model)
     fit_N = np.vecdot(pictures.embeddings.astype(np.float64), cue_ID.astype(np.float64)[index_N])
     order_N = np.lexsort((-fit_N, index_N))  # stable: of equal ones the first stands first
     rank_N = np.empty(len(order_N), np.int64)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
 ROWS = 32  # a call of a tower always has as many, so that no value depends on its neighbours
+STEP = 8  # tokens that the length of a prompt is rounded up to
 MAX_ASPECT = 1000  # longer side to shorter; at a network's 224 pixels 200 MB
 
 
@@ -82,6 +83,50 @@ class OpenClip:
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """(N, D) unit rows; a text past the network's context is cut."""
         return self._rows(self.model.encode_text, self.tokenize(texts) if texts else None)
+
+    def embed_prompts(self, texts: list[str]) -> NDArray[np.float32]:
+        """`embed_texts` without most of the padding, which costs more than the words.
+
+        Where the text tower is causal, what follows a text changes none of its values: each is
+        padded to the next multiple of 8 tokens, by its own length: neighbours change no bit.
+        Error: max 5e-7 beside `embed_texts` (tests/stages/models/test_open_clip.py).
+        """
+        import torch
+
+        if not texts or not self.is_causal:
+            return self.embed_texts(texts)
+        token_NL = self.tokenize(texts)
+        length_N = token_NL.argmax(dim=1) + 1  # the mark of the end is the largest token
+        padded_N = ((length_N + STEP - 1) // STEP * STEP).clamp(max=token_NL.shape[1])
+        out_ND = np.empty((len(texts), self.width), np.float32)
+        for length in padded_N.unique().tolist():
+            of_length_N = torch.nonzero(padded_N == length)[:, 0]
+            out_ND[of_length_N] = self._rows(self._encode_short, token_NL[of_length_N, :length])
+        return out_ND
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the text tower is open_clip's own and reads from left to right."""
+        text = getattr(self.model, "text", self.model)
+        own = all(hasattr(text, name) for name in ("attn_mask", "positional_embedding"))
+        own = own and getattr(text, "cls_emb", None) is None  # CoCa reads its last token
+        pool = getattr(text, "pool_type", getattr(self.model, "text_pool_type", ""))
+        return own and text.attn_mask is not None and pool == "argmax"
+
+    def _encode_short(self, token_NL: "Tensor", normalize: bool) -> "Tensor":
+        """Of texts shorter than the context, unit rows."""
+        import torch
+
+        model, length = self.model, token_NL.shape[1]
+        if hasattr(model, "text"):  # this class takes any length
+            return model.encode_text(token_NL, normalize=normalize)
+        x_NLW = model.token_embedding(token_NL) + model.positional_embedding[:length]
+        x_NLW = model.transformer(x_NLW, attn_mask=model.attn_mask[:length, :length])
+        x_NLW = model.ln_final(x_NLW)
+        x_NW = x_NLW[torch.arange(len(x_NLW)), token_NL.argmax(dim=-1)]
+        projection = model.text_projection
+        x_ND = projection(x_NW) if isinstance(projection, torch.nn.Linear) else x_NW @ projection
+        return torch.nn.functional.normalize(x_ND, dim=-1) if normalize else x_ND
 
     def _rows(self, encode: Any, input_N: "Tensor | None") -> NDArray[np.float32]:
         import torch

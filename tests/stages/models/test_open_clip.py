@@ -75,6 +75,18 @@ def test_a_vector_does_not_depend_on_what_else_is_in_the_call(model, monkeypatch
     assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, WIDTH)
 
 
+def test_prompts_without_padding_are_the_same_texts(model, monkeypatch):
+    """Of 1 to 90 words, the last past the context; and none depends on its neighbours."""
+    assert model.is_causal
+    texts = [" ".join(["a red circle"] * n) for n in (1, 2, 3, 9, 30)] + ["", "dog"]
+    found_ND = model.embed_prompts(texts)
+    np.testing.assert_allclose(found_ND, model.embed_texts(texts), atol=5e-7)
+    monkeypatch.setattr(stages.models.open_clip, "ROWS", 4)
+    whole_ND = model.embed_prompts(texts)
+    np.testing.assert_array_equal(model.embed_prompts(texts[2:4]), whole_ND[2:4])
+    assert model.embed_prompts([]).shape == (0, WIDTH)
+
+
 def test_a_line_is_embedded_by_its_middle_and_fills_no_memory(model):
     line = np.full((1, 1_000_000, 3), 255, np.uint8)  # 224 pixels high, 200 GB
     line[:, 499_000:501_000] = 0
