@@ -1,6 +1,7 @@
 """One task and one model: its pictures embedded, and the metrics that its kind has."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -81,15 +82,23 @@ class Pictures:
 def embed_pictures(
     folder: Storage, task: TaskFolder, model: ImageTextModel, stage: str
 ) -> Pictures:
-    """All of them, a batch decoded at a time; StageError at the first that is not as it should."""
+    """All of them; StageError at the first that is not as it should. Two batches are in memory:
+    one is decoded while the model works at the other."""
     known: list[Sample] = []
     embedded = [np.empty((0, model.width), np.float32)]
     every = samples(folder, task)
-    while batch := list(islice(every, BATCH)):
-        refuse([found for found in batch if isinstance(found, Finding)], stage, folder)
-        decoded = [sample for sample in batch if isinstance(sample, Sample)]
-        embedded.append(model.embed_images([sample.rgb for sample in decoded]))
-        known += [replace(sample, rgb=EMPTY) for sample in decoded]
+
+    def following() -> list[Sample | Finding]:
+        return list(islice(every, BATCH))
+
+    with ThreadPoolExecutor(1) as beside:
+        decoding = beside.submit(following)
+        while batch := decoding.result():
+            decoding = beside.submit(following)
+            refuse([found for found in batch if isinstance(found, Finding)], stage, folder)
+            decoded = [sample for sample in batch if isinstance(sample, Sample)]
+            embedded.append(model.embed_images([sample.rgb for sample in decoded]))
+            known += [replace(sample, rgb=EMPTY) for sample in decoded]
     if not known:
         empty = Finding("no sample", task.name, "put pictures into the shards of test/")
         refuse([empty], stage, folder)

@@ -5,6 +5,7 @@ only; or .safetensors) needs no hub: the one to use on machines that see no inte
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,11 @@ class OpenClip:
         import torch
         from PIL import Image
 
-        pixels = [self.preprocess(Image.fromarray(middle(image))) for image in image_HW3]
+        def prepared(image: NDArray[np.uint8]) -> "Tensor":
+            return self.preprocess(Image.fromarray(middle(image)))
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as side_by_side:
+            pixels = list(side_by_side.map(prepared, image_HW3))
         return self._rows(self.model.encode_image, torch.stack(pixels) if pixels else None)
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:

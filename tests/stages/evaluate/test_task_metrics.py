@@ -2,12 +2,25 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, jaccard_score
+import torch
+from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
+from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
+from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
 
 from stages.evaluate import _chance as chance
 from stages.evaluate._averages import averages, is_whole
-from stages.evaluate._metrics import association, macro_f1, worst_group
+from stages.evaluate._metrics import (
+    association,
+    best_ranks,
+    classification,
+    macro_f1,
+    retrieval,
+    worst_group,
+)
+from stages.evaluate._scoring import class_vectors
 from stages.ops.listed_tasks import listed, listed_tasks
+from stages.ops.tasks import TaskFolder
+from stages.ops.vectors import unit_rows
 
 RNG = np.random.default_rng(5)
 
@@ -166,3 +179,58 @@ def test_the_list_has_40_tasks_of_which_38_count():
 def test_a_folder_is_known_by_the_names_that_exports_give_it(folder, name):
     found = listed(folder)
     assert (found and found.name) == name
+
+
+def test_recalls_are_those_of_clip_benchmarks_own_code():
+    """30 pictures with 0 to 4 captions: its code makes 0 of 0 a NaN, which is no hit."""
+    count_N = RNG.integers(0, 5, 30)
+    owner_K = np.repeat(np.arange(30), count_N)
+    image_ND = unit_rows(RNG.standard_normal((30, 6)))
+    text_KD = unit_rows(RNG.standard_normal((len(owner_K), 6)) + image_ND[owner_K])
+    text_rank_N, _ = best_ranks(image_ND, text_KD, np.arange(30), owner_K)
+    image_rank_K, _ = best_ranks(text_KD, image_ND, owner_K, np.arange(30))
+    found = retrieval(text_rank_N, image_rank_K, count_N)
+    score_KN = torch.from_numpy(text_KD @ image_ND.T)
+    is_own_KN = torch.from_numpy(owner_K[:, None] == np.arange(30))
+    for k in (1, 5, 10):
+        for side, score, own in (
+            ("image", score_KN, is_own_KN),
+            ("text", score_KN.T, is_own_KN.T),
+        ):
+            recall = batchify(recall_at_k, score, own, 16, "cpu", k=k)
+            expected = (recall > 0).double().mean().item()
+            assert found[f"{side}_retrieval_recall@{k}"]["value"] == pytest.approx(expected)
+
+
+def test_mean_recall_of_the_classes_is_sklearns():
+    image_ND, class_CD = (unit_rows(RNG.standard_normal((n, 6))) for n in (90, 7))
+    label_N = RNG.integers(0, 7, 90)
+    rank_N, first_N = best_ranks(image_ND, class_CD, label_N, np.arange(7))
+    found = classification(rank_N, label_N, 7)["mean_per_class_recall"]["value"]
+    assert found == pytest.approx(balanced_accuracy_score(label_N, first_N))
+
+
+class Letters:
+    """A text model: a vector of each text's letters."""
+
+    width, sha256 = 26, None
+
+    def embed_texts(self, texts):
+        return unit_rows(np.stack([self.encode_text([text])[0].numpy() for text in texts]))
+
+    def encode_text(self, texts):
+        counts = [[text.count(chr(97 + n)) + n / 99 for n in range(26)] for text in texts]
+        return torch.tensor(counts, dtype=torch.float32)
+
+
+class Texts(list):
+    def to(self, device):
+        return self
+
+
+def test_class_vectors_are_those_of_clip_benchmarks_own_code():
+    task = TaskFolder("it", "classification", ("cat", "red fox", "hen"), ("{c}", "a {c}, old"), ())
+    theirs = zero_shot_classifier(
+        Letters(), Texts, list(task.classnames), list(task.templates), "cpu", amp=False
+    )
+    np.testing.assert_allclose(class_vectors(task, Letters()), theirs.numpy().T, atol=1e-6)
