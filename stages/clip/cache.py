@@ -97,9 +97,9 @@ def cache_shard(
     counts: Counter[str] = Counter()
     exported.check(name)
     with exported.parquet(name) as parquet:
-        _check_columns(parquet.schema_arrow, teacher, f"{exported.folder}/{exported.inside}{name}")
+        check_columns(parquet.schema_arrow, teacher, f"{exported.folder}/{exported.inside}{name}")
         batches = (
-            _usable(batch, teacher, counts)
+            usable(batch, teacher, counts)
             for batch in _batches(parquet, chosen, file["first"], teacher)
         )
         if "pixels" in file:
@@ -129,7 +129,7 @@ def cache_shard(
     return made
 
 
-def _check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> None:
+def check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> None:
     """StageError where a file lacks a column of stored vectors."""
     for column in teacher:
         if column not in schema.names:
@@ -143,29 +143,36 @@ def _check_columns(schema: pa.Schema, teacher: Sequence[str], where: str) -> Non
 def _batches(
     parquet: pq.ParquetFile, chosen: Chosen | None, first: int, teacher: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """The rows of a file, texts as lists of strings; of a choice the rows that it takes.
-
-    One without rows comes last, so that there is one.
-    """
-    there = [name for name in (IMAGE.name, SAMPLE_INDEX.name) if name in parquet.schema_arrow.names]
-    names = [*ALWAYS, *there, *teacher]
+    """The rows of a file, prepared; one without rows comes last, so that there is one."""
+    names = columns_of(parquet.schema_arrow, teacher)
     start = 0
-    for batch in (
-        *parquet.iter_batches(BATCH_ROWS, columns=names),
-        parquet.schema_arrow.empty_table().select(names),
-    ):
-        rows = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
-        at = rows.column_names.index(TEXTS.name)
-        rows = rows.set_column(at, TEXTS.name, text_lists(rows[TEXTS.name]))
-        row_N = np.arange(start, start + len(rows))
-        rows = rows.append_column(ROW, pa.array(row_N))
-        if SAMPLE_INDEX.name not in there:  # an export of before there was one
-            rows = rows.append_column(SAMPLE_INDEX.name, pa.array(first + row_N))
-        yield rows if chosen is None else chosen.of(rows, start)
-        start += len(rows)
+    for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
+        yield prepared(pa.Table.from_batches([batch]), chosen, first, start)
+        start += len(batch)
+    yield prepared(parquet.schema_arrow.empty_table().select(names), chosen, first, start)
 
 
-def _usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa.Table:
+def columns_of(schema: pa.Schema, teacher: Sequence[str]) -> list[str]:
+    """What a training reads of a file."""
+    there = [name for name in (IMAGE.name, SAMPLE_INDEX.name) if name in schema.names]
+    return [*ALWAYS, *there, *teacher]
+
+
+def prepared(rows: pa.Table, chosen: Chosen | None, first: int, start: int) -> pa.Table:
+    """Rows of a file from `start` on, texts as lists of strings, each with its numbers.
+
+    Of a choice the rows that it takes. `first` rows of the export stand before the file.
+    """
+    at = rows.column_names.index(TEXTS.name)
+    rows = rows.set_column(at, TEXTS.name, text_lists(rows[TEXTS.name]))
+    row_N = np.arange(start, start + len(rows))
+    rows = rows.append_column(ROW, pa.array(row_N))
+    if SAMPLE_INDEX.name not in rows.column_names:  # an export of before there was one
+        rows = rows.append_column(SAMPLE_INDEX.name, pa.array(first + row_N))
+    return rows if chosen is None else chosen.of(rows, start)
+
+
+def usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa.Table:
     """The rows with an image, a text, and every stored vector."""
     left_N = np.zeros(len(batch), bool)
 
@@ -176,13 +183,13 @@ def _usable(batch: pa.Table, teacher: Sequence[str], counts: Counter[str]) -> pa
     if IMAGE.name in batch.column_names:
         leave("no_image", batch[IMAGE.name].is_null().to_numpy())
     texts = batch[TEXTS.name].to_pylist()
-    leave("no_text", np.array([not _there(row) for row in texts], bool))
+    leave("no_text", np.array([not texts_there(row) for row in texts], bool))
     for column in teacher:
         leave(NO_TEACHER, np.isnan(as_matrix(batch[column]).sum(axis=1)))
     return batch.filter(pa.array(~left_N))
 
 
-def _there(texts: list[str | None] | None) -> list[str]:
+def texts_there(texts: list[str | None] | None) -> list[str]:
     """The texts of a row that are there."""
     return [text for text in texts or () if text is not None]
 
@@ -220,7 +227,7 @@ def _decoded(
 
 
 def _arrays(rows: pa.Table, tokenize: Tokenize) -> dict[str, NDArray[Any]]:
-    captions = [instead_of_single_words(_there(row)) for row in rows[TEXTS.name].to_pylist()]
+    captions = [instead_of_single_words(texts_there(row)) for row in rows[TEXTS.name].to_pylist()]
     flat = [text for texts in captions for text in texts]
     token_T, token_start_K = tokenize(flat)
     uid = b"".join(rows[UID.name].to_pylist())

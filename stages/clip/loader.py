@@ -112,6 +112,9 @@ class Batches:
             teacher=teacher,
         )
 
+    def close(self) -> None:
+        """Nothing is open that does not close by itself."""
+
     def files(self, row_B: NDArray[np.int64]) -> list[str]:
         """The exported shards that rows are from, in order."""
         numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)

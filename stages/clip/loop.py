@@ -17,6 +17,7 @@ from stages.clip.embedded import Embedded
 from stages.clip.loader import Batch, Batches
 from stages.clip.losses import MAX_LOG_SCALE, find_loss
 from stages.clip.schedule import learning_rate
+from stages.clip.stream import Streamed
 from stages.clip.telemetry import Log
 from stages.clip.towers import Towers, matrices_first
 
@@ -209,7 +210,7 @@ class Trainer:
 
 def train(
     trainer: Trainer,
-    batches: Batches,
+    batches: Batches | Streamed,
     stage: str,
     every: int,
     store: Callable[[Trainer], None],
@@ -232,7 +233,7 @@ def train(
 
 
 def no_number(
-    ranks: Ranks, loss_N: Tensor, batch: Batch, batches: Batches, stage: str, step: int
+    ranks: Ranks, loss_N: Tensor, batch: Batch, batches: Batches | Streamed, stage: str, step: int
 ) -> StageError:
     """The error for a loss that is NaN or infinite: names the step and the shards, on each rank."""
     row_B = ranks.gathered(torch.from_numpy(batch.rows).to(loss_N.device))[0].cpu().numpy()

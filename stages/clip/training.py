@@ -1,6 +1,7 @@
 """One seed's training from data to files, on one process or as a rank of several."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from pipeline.dataset import Put, Rank, Task
 
 if TYPE_CHECKING:
     from stages.clip.distributed import Ranks
+    from stages.clip.loader import Batches
     from stages.clip.loop import Trainer
+    from stages.clip.stream import Streamed
 
 CURVE = "loss.parquet"
 
@@ -29,6 +32,7 @@ class Work:
     folder: str  # and of the stage's
     cached: list[dict[str, Any]]  # shards, as `cache_shard` tells of them
     facts: dict[str, Any]  # of the rows, for the card
+    choose: Any = None  # says which rows of a file count: a Chooser, where pictures are streamed
 
     def prefix(self, seed: int) -> str:
         """Of the names of a seed's files, where there are several seeds."""
@@ -88,22 +92,18 @@ def _train(
     """Trains from the newest checkpoint on; with a `put`, stores model, card and loss curve."""
     import torch
 
-    from stages.clip.cache import read_cached
     from stages.clip.checkpoint import restore, store
-    from stages.clip.loader import Batches
     from stages.clip.loop import train
     from stages.clip.telemetry import Log, read_lines
     from stages.models import checkpoint
 
     settings, worker = work.settings, task.worker
-    torch.set_num_threads(worker.threads)
+    torch.set_num_threads(1)  # readers decode on the other cores, and change no bit
     trainer = _trainer(settings, seed, worker.device, ranks)
     checkpoints = task.checkpoints(key[:16])
     restore(trainer, checkpoints)
-    shards = list(read_cached(work.folder, work.cached, work.data))
-    fixed, asked = settings.fixed, settings.asked
-    texts: Any = settings.texts if asked.texts == "one" else asked.texts
-    batches = Batches(shards, size=fixed.batch_size, seed=seed, texts=texts)
+    fixed = settings.fixed
+    batches = _batches(work, seed)
     log = Log(
         steps=fixed.steps,
         batch_size=fixed.batch_size,
@@ -118,7 +118,8 @@ def _train(
             store(trainer, checkpoints, worker.scratch)
             keep_log()
 
-    train(trainer, batches, worker.stage, settings.checkpoint_steps, keep, log)
+    with closing(batches):
+        train(trainer, batches, worker.stage, settings.checkpoint_steps, keep, log)
     if put is not None:
         keep_log()
         path = worker.scratch / CURVE
@@ -130,6 +131,38 @@ def _train(
         kept: Any = SimpleNamespace(worker=worker, put_file=put)  # a task of which files go there
         checkpoint.save(trainer.model, card | plan | work.facts, kept)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}
+
+
+def _batches(work: Work, seed: int) -> "Batches | Streamed":
+    """The batches of a seed: of pictures decoded beforehand, or as they are learnt from."""
+    from stages.clip.cache import read_cached
+    from stages.clip.loader import Batches
+    from stages.clip.stream import Streamed, View
+    from stages.clip.towers import reads
+
+    settings, fixed, asked = work.settings, work.settings.fixed, work.settings.asked
+    texts: Any = settings.texts if asked.texts == "one" else asked.texts
+    if "groups" not in work.cached[0]:
+        shards = list(read_cached(work.folder, work.cached, work.data))
+        return Batches(shards, size=fixed.batch_size, seed=seed, texts=texts)
+    model = reads(fixed.model)
+    view = View(
+        size=model.image_size,
+        augment=fixed.augment,
+        tokenize=model.tokenize,
+        texts=texts,
+        teacher=asked.teacher,
+    )
+    return Streamed(
+        work.data,
+        work.cached,
+        view,
+        size=fixed.batch_size,
+        seed=seed,
+        sampling=fixed.sampling,
+        choose=work.choose,
+        threads=settings.readers,
+    )
 
 
 def _trainer(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":

@@ -62,6 +62,8 @@ class ClipTraining(DatasetStage):
     precision: Literal["bf16", "float32"] = "bf16"
     # of several texts of an image: at each step one by hash, each as likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
+    # each row as often as it repeats, or shards drawn with replacement; null is the scale's
+    sampling: Literal["epochs", "shards"] | None = later(None)
     # clip, siglip, multi_positive, multi_sigmoid, distill, or a file stages/losses/NAME.py of yours
     loss: NonEmpty = later("clip")
     loss_settings: LossSettings | None = later(None)  # by their names in the loss's file
@@ -78,6 +80,7 @@ class ClipTraining(DatasetStage):
     checkpoint_activations: bool = location(False)  # less memory, a third more arithmetic
     tile: OneUp | None = location(None)  # vectors that a loss takes at a time; null: all
     gpus: Gpus = location(0)  # of each process
+    readers: OneUp = location(1)  # threads of each process that decode pictures ahead, a core each
     memory_gb: Gigabytes = location(2.0)  # of each process
     checkpoint_steps: OneUp = location(50)  # between two files that a killed training goes on from
 
@@ -119,7 +122,8 @@ class ClipTraining(DatasetStage):
         """The scale, with what this stage has of its own."""
         own = {name: getattr(self, name) for name in OF_SCALE}
         scale = SCALES[self.scale]
-        return replace(scale, model=self.model or scale.model, **own)
+        model, sampling = self.model or scale.model, self.sampling or scale.sampling
+        return replace(scale, model=model, sampling=sampling, **own)
 
     @property
     def asked(self) -> Asks:
@@ -129,7 +133,7 @@ class ClipTraining(DatasetStage):
 
     @property
     def resources(self) -> Resources:
-        return Resources(cpus=1, gpus=self.gpus, memory_gb=self.memory_gb)
+        return Resources(cpus=self.readers, gpus=self.gpus, memory_gb=self.memory_gb)
 
     def outside(self) -> str:
         """The digest of the subset's bytes."""
@@ -147,7 +151,7 @@ class ClipTraining(DatasetStage):
         """Seconds of one sample in a step, and of embedding one picture, on this machine."""
         from stages.clip.probe import probed
 
-        return probed(self.fixed.model, self.precision, self.resources.cpus)
+        return probed(self.fixed.model, self.precision, threads=1)
 
     @property
     def steps(self) -> int:
@@ -155,6 +159,7 @@ class ClipTraining(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from stages.clip.cache import cache_shard
+        from stages.clip.stream import index_shard
         from stages.clip.subset import chooser_of
         from stages.clip.towers import reads
 
@@ -171,11 +176,14 @@ class ClipTraining(DatasetStage):
             )
         files = numbered(dataset["files"])
         listed = self.listed(inputs.data, [file["file"] for file in files], ctx)
-        ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
         choose = chooser_of(inputs.data, inputs.mask, self.subset)
-        wanted = (model.image_size, model.tokenize, choose, self.asked.teacher)
-        cache = partial(cache_shard, inputs.data, ctx.folder, *wanted)
-        cached = ctx.map(cache, files)
+        if self.streams(dataset["format"], stage):
+            ctx.say("counting rows")
+            cached = ctx.map(partial(index_shard, inputs.data, choose, self.asked.teacher), files)
+        else:
+            ctx.say("reading captions" if dataset["format"] == "pixels" else "decoding pictures")
+            wanted = (model.image_size, model.tokenize, choose, self.asked.teacher)
+            cached = ctx.map(partial(cache_shard, inputs.data, ctx.folder, *wanted), files)
         left_out = {
             reason: sum(shard["left_out"][reason] for shard in cached)
             for reason in cached[0]["left_out"]
@@ -186,12 +194,24 @@ class ClipTraining(DatasetStage):
         if choose is not None:
             facts["mask"] = digest([shard["chosen"] for shard in cached])
         ctx.say("training")
-        work = Work(settings=self, data=inputs.data, folder=ctx.folder, cached=cached, facts=facts)
+        where = {"data": inputs.data, "folder": ctx.folder}
+        work = Work(settings=self, cached=cached, facts=facts, choose=choose, **where)
         if self.ranks == 1:
             ctx.map(partial(train_alone, work), self.seeds)
         for seed in self.seeds if self.ranks > 1 else ():
             ctx.launch(partial(train_rank, work, seed), self.ranks)
         Storage(ctx.folder).delete_folder("cache")
+
+    def streams(self, layout: str, stage: str) -> bool:
+        """Whether pictures are decoded as they are learnt from, and not beforehand."""
+        fixed = self.fixed
+        if layout == "pixels" and self.sampling == "shards":
+            raise StageError(
+                "pictures of export.pixels are seen in epochs, and `sampling` says shards",
+                f"stage '{stage}', key `sampling`",
+                "leave it out, or name the export.parquet as `data`",
+            )
+        return layout == "parquet" and (fixed.augment, fixed.sampling) != ("shift", "epochs")
 
     def listed(self, data: str, files: list[str], ctx: Context) -> dict[str, int]:
         """How many entries `subset` has, and how many of them `not_there`; nothing without one."""

@@ -95,6 +95,11 @@ def test_pictures_of_another_size_than_the_scale_takes_are_refused(memory_contex
         trained(ctx.folder)
 
 
+def test_it_is_seen_in_epochs(pixels, trained):
+    with pytest.raises(StageError, match="are seen in epochs, and `sampling` says shards"):
+        trained(pixels, sampling="shards")
+
+
 def test_an_export_of_it_is_refused(pixels, memory_context):
     with pytest.raises(StageError, match="a pixels export"):
         Pixels().run(Inputs(rows=[], data=str(pixels)), memory_context())

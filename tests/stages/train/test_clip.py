@@ -161,6 +161,16 @@ def test_a_list_of_uids_trains_as_an_export_of_the_same_rows_bit_for_bit(trained
     assert card["left_out"]["not_kept"] == 3
 
 
+def test_shards_drawn_with_replacement_are_decoded_as_they_are_learnt_from(trained, data):
+    settings = {"sampling": "shards", "texts": "first"}
+    folder = trained(**settings)
+    assert weights(folder) == weights(trained(**settings, readers=2)) != weights(trained())
+    held = sorted(path.name for path in folder.rglob("*.npy"))
+    assert not held, "nothing is decoded beforehand"
+    card = json.loads((folder / "out" / "model.json").read_text())
+    assert card["rows"] == 11
+
+
 def test_an_export_that_left_its_run_trains_the_same_and_is_held_to_its_digests(
     trained, data, tmp_path
 ):

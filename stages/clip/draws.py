@@ -1,0 +1,121 @@
+"""Which samples of an export each of a batch's streams gives, from any sample on.
+
+A batch is cut among a fixed number of streams, whatever the ranks. A stream is an endless row of
+row groups: those of shards drawn with replacement, or of its share of each epoch. Where it stands
+at batch n follows from counts alone, so that a training goes on anywhere without reading.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metadata.uid import coin_hash, from_halves
+from stages.clip.loader import STAGE
+from stages.clip.scales import Sampling
+
+# Shapes: F shards, R row groups of one, D draws.
+
+ROWS_A_STREAM = 128  # of a batch, at least: each stream holds a row group in memory
+STREAMS = 64  # at most
+DRAWS = 1024  # shards that are drawn at a time
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples `start` to `stop` of a row group, in the order that `purpose` hashes them to."""
+
+    shard: int  # among those that have samples
+    group: int
+    start: int
+    stop: int
+    purpose: str
+
+
+class Draws:
+    """The streams of an export: `groups` are the samples of each row group, by shard."""
+
+    def __init__(
+        self, groups: Sequence[Sequence[int]], batch_size: int, seed: int, sampling: Sampling
+    ) -> None:
+        self.groups, self.batch_size, self.seed = groups, batch_size, seed  # no shard is empty
+        self.sampling = sampling
+        self._samples_F = np.array([sum(sizes) for sizes in groups], np.int64)
+        self._first = lru_cache(2 * STREAMS)(self._draw)
+        self._epoch = lru_cache(2)(self._order)
+
+    @property
+    def streams(self) -> int:
+        return min(STREAMS, max(1, self.batch_size // ROWS_A_STREAM))
+
+    def rows(self, stream: int) -> slice:
+        """The rows of each batch that a stream gives."""
+        size, streams = self.batch_size, self.streams
+        return slice(size * stream // streams, size * (stream + 1) // streams)
+
+    def pieces(self, stream: int, first: int, count: int) -> Iterator[Piece]:
+        """The stream's samples from `first` on."""
+        while count > 0:
+            shard, purpose, at, left = self._at(stream, first)
+            taken = 0
+            for group, start, stop in self._groups(shard, purpose, at, min(at + left, at + count)):
+                yield Piece(shard, group, start, stop, f"{purpose} group {group}")
+                taken += stop - start
+            first, count = first + taken, count - taken
+
+    def _at(self, stream: int, sample: int) -> tuple[int, str, int, int]:
+        """Of a stream's sample: shard, purpose of its draw, number in it, and how many follow."""
+        if self.sampling == "shards":
+            shard_D, end_D = self._drawn(stream, sample)
+            draw = int(np.searchsorted(end_D, sample, side="right"))
+            shard, end = int(shard_D[draw]), int(end_D[draw])
+            at = int(self._samples_F[shard]) - (end - sample)
+            return shard, f"stream {stream} draw {draw}", at, end - sample
+        total = int(self._samples_F.sum())
+        share = slice(total * stream // self.streams, total * (stream + 1) // self.streams)
+        epoch, place = divmod(sample, share.stop - share.start)
+        place += share.start
+        shard_F, end_F = self._epoch(epoch)
+        turn = int(np.searchsorted(end_F, place, side="right"))
+        shard, end = int(shard_F[turn]), int(end_F[turn])
+        at = int(self._samples_F[shard]) - (end - place)
+        return shard, f"epoch {epoch}", at, min(end, share.stop) - place
+
+    def _drawn(self, stream: int, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(D,) the shards that a stream draws, past a sample, and (D,) where each draw ends."""
+        draws = DRAWS
+        while True:
+            shard_D, end_D = self._first(stream, draws)
+            if end_D[-1] > sample:
+                return shard_D, end_D
+            draws *= 2
+
+    def _draw(self, stream: int, draws: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        coin_D = self._coins(draws, f"stream {stream}")
+        shard_D = (coin_D % np.uint64(len(self.groups))).astype(np.int64)
+        return shard_D, np.cumsum(self._samples_F[shard_D])
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(F,) the shards in the order of an epoch, and (F,) where the samples of each end."""
+        shard_F = np.argsort(self._coins(len(self.groups), f"epoch {epoch}"), kind="stable")
+        return shard_F, np.cumsum(self._samples_F[shard_F])
+
+    def _groups(
+        self, shard: int, purpose: str, start: int, stop: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """Row groups, and samples within each, of samples `start` to `stop` of a drawn shard."""
+        size_R = np.array(self.groups[shard], np.int64)
+        order_R = np.argsort(self._coins(len(size_R), f"{purpose} shard {shard}"), kind="stable")
+        end_R = np.cumsum(size_R[order_R])
+        for turn, group in enumerate(order_R):
+            begin = int(end_R[turn] - size_R[group])
+            low, high = max(start, begin), min(stop, int(end_R[turn]))
+            if low < high:
+                yield int(group), low - begin, high - begin
+
+    def _coins(self, count: int, purpose: str) -> NDArray[np.uint64]:
+        """(count,) a coin for each number from 0."""
+        number_N2 = np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1)
+        return coin_hash(from_halves(number_N2), seed=self.seed, stage=STAGE, purpose=purpose)

@@ -1,0 +1,294 @@
+"""Batch number n over more pictures than are decoded beforehand: read, decoded and cropped ahead.
+
+A batch is a pure function of the seed, n and the export, as in loader.py: not of ranks, threads or
+what was read before. Memory is bounded by a row group or two a stream and the batches ahead.
+"""
+
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.outputs import Outputs
+from metadata.schema import IMAGE, REPEATS
+from metadata.storage import Storage
+from pipeline.dataset import Task
+from pipeline.errors import StageError
+from stages.clip.cache import (
+    LEFT_OUT,
+    NO_TEACHER,
+    ROW,
+    Tokenize,
+    check_columns,
+    columns_of,
+    instead_of_single_words,
+    prepared,
+    square,
+    usable,
+)
+from stages.clip.crop import crop
+from stages.clip.draws import Draws, Piece
+from stages.clip.loader import SHIFT, Batch, Texts, part_of
+from stages.clip.row_group import Group
+from stages.clip.scales import Augment, Sampling
+from stages.clip.subset import Chooser
+from stages.ops.images import RGB, ImageError, decode
+
+# Shapes: B rows of a rank's part of a batch, M texts of these, S pixels a side, T tokens.
+
+AHEAD = 2  # batches that are made while one is learnt from
+GROUPS = 2  # row groups that a stream holds
+
+
+def index_shard(
+    data: str, choose: Chooser | None, teacher: Sequence[str], file: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """Samples of each row group of an exported file; its rows, and those left out by reason.
+
+    No picture is read: one that does not decode is known when its batch is made.
+    """
+    exported, name = Outputs(Storage(data)), file["file"]
+    chosen = choose(name) if choose else None
+    counts: Counter[str] = Counter()
+    rows, start, groups = 0, 0, []
+    with exported.parquet(name) as parquet:
+        where = f"{exported.folder}/{exported.inside}{name}"
+        check_columns(parquet.schema_arrow, teacher, where)
+        wanted = [it for it in columns_of(parquet.schema_arrow, teacher) if it != IMAGE.name]
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, wanted, use_threads=False)
+            left = usable(prepared(table, chosen, file["first"], start), teacher, counts)
+            start, rows = start + len(table), rows + len(left)
+            groups.append(int(left[REPEATS.name].fill_null(1).to_numpy().sum()))
+    left_out = {reason: counts[reason] for reason in LEFT_OUT}
+    left_out |= {NO_TEACHER: counts[NO_TEACHER]} if teacher else {}
+    made = {"file": name, "first": file["first"], "rows": rows, "groups": groups}
+    if chosen is not None:
+        left_out["not_kept"] = int(np.count_nonzero(chosen.times == 0))
+        made["chosen"] = chosen.digest
+    return made | {"left_out": left_out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a step sees of a row: a picture of this size, changed by chance, and its texts."""
+
+    size: int
+    augment: Augment
+    tokenize: Tokenize
+    texts: Texts
+    teacher: Sequence[str] = ()
+
+    def picture(self, body: bytes, coin: int) -> RGB:
+        """(S, S, 3) the picture, moved or cropped as the coin says; ImageError."""
+        if self.augment == "crop":
+            return crop(body, self.size, coin)
+        whole = np.pad(square(decode(body), self.size), PAD, constant_values=255)
+        down, right = coin % (2 * SHIFT + 1), coin // (2 * SHIFT + 1) % (2 * SHIFT + 1)
+        return whole[down : down + self.size, right : right + self.size]
+
+    def taken(self, texts: list[str], coin: int) -> list[str]:
+        """The texts of a row that the step takes."""
+        fit = instead_of_single_words(texts)
+        if self.texts == "uniform":
+            return [fit[(coin >> 32) % len(fit)]]
+        return fit[:1] if self.texts == "first" else fit
+
+
+PAD = ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
+
+
+class Streamed:
+    """Batches of `size` rows of an indexed Parquet export: `batches[n]`, for any n from 0 up.
+
+    `spent` has the seconds that reading took, by exported file; `faults` the pictures that did not
+    decode, by reason: in the place of each stands the next of its row group that does.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        indexed: Sequence[Mapping[str, Any]],
+        view: View,
+        *,
+        size: int,
+        seed: int,
+        sampling: Sampling,
+        choose: Chooser | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.size, self.seed, self.view = size, seed, view
+        self.exported = Outputs(Storage(data))
+        self.shards = [shard for shard in indexed if sum(shard["groups"])]
+        self.first = np.array([shard["first"] for shard in self.shards])
+        self.draws = Draws([shard["groups"] for shard in self.shards], size, seed, sampling)
+        self.choose = lru_cache(2 * self.draws.streams)(choose) if choose else None
+        self.spent: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self._held: list[OrderedDict[tuple[int, int, str], Group]] = [
+            OrderedDict() for _ in range(self.draws.streams)
+        ]
+        self._locks = [threading.Lock() for _ in self._held]
+        self._threads = ThreadPoolExecutor(max(1, threads), thread_name_prefix="pictures")
+        self._begun: OrderedDict[tuple[int, int, int], list[Future[Part]]] = OrderedDict()
+
+    def __getitem__(self, n: int) -> Batch:
+        return self.of_rank(n, 0, 1)
+
+    def of_rank(self, n: int, rank: int, of: int) -> Batch:
+        """A rank's rows of batch n, while those after it are made; no other row is decoded."""
+        wanted = [(n + more, rank, of) for more in range(AHEAD + 1)]
+        for key in [key for key in self._begun if key not in wanted]:
+            for part in self._begun.pop(key):
+                part.cancel()
+        for key in wanted:
+            if key not in self._begun:
+                self._begun[key] = self._begin(*key)
+        return self._joined([part.result() for part in self._begun.pop(wanted[0])])
+
+    def files(self, row_B: NDArray[np.int64]) -> list[str]:
+        """The exported files that rows are from, that which took longest to read first."""
+        numbers = np.unique(np.searchsorted(self.first, row_B, side="right") - 1)
+        names = [str(self.shards[number]["file"]) for number in numbers]
+        return sorted(names, key=lambda name: -self.spent[name])
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, n: int, rank: int, of: int) -> "list[Future[Part]]":
+        """The parts of a batch, one a stream, each in a thread as soon as one is free."""
+        here = part_of(self.size, rank, of)
+        parts = []
+        for stream in range(self.draws.streams):
+            rows = self.draws.rows(stream)
+            start, stop = max(here.start, rows.start), min(here.stop, rows.stop)
+            if start < stop:
+                first = n * (rows.stop - rows.start) + start - rows.start
+                parts.append(self._threads.submit(self._part, n, stream, first, stop - start))
+        return parts
+
+    def _part(self, n: int, stream: int, first: int, count: int) -> "Part":
+        """So many samples of a stream, from `first` on."""
+        samples: list[Sample] = []
+        for piece in self.draws.pieces(stream, first, count):
+            group = self._group(stream, piece)
+            samples += [self._sample(group, at, n) for at in range(piece.start, piece.stop)]
+        texts = [text for sample in samples for text in sample.texts]
+        token_T, start_M = self.view.tokenize(texts)
+        return Part(samples, token_T, start_M[:-1])
+
+    def _sample(self, group: Group, at: int, n: int) -> "Sample":
+        """Sample number `at` of a row group; where its picture does not decode, the next that
+        does."""
+        for turn in range(len(group.order)):
+            row = int(group.order[(at + turn) % len(group.order)])
+            coin = int(group.coins(self.seed, n)[row])
+            body = group.images[row]
+            if body is None:
+                self.faults["no_image"] += 1
+                continue
+            try:
+                pixels = self.view.picture(body, coin)
+            except ImageError:
+                self.faults["undecodable"] += 1
+                continue
+            return Sample(group, row, pixels, self.view.taken(group.texts[row], coin))
+        raise StageError(
+            "no picture of a row group decodes",
+            group.where,
+            "look at the export: export.pixels counts its bad pictures",
+        )
+
+    def _group(self, stream: int, piece: Piece) -> Group:
+        """A row group in memory, its samples in the order of the piece."""
+        key = (piece.shard, piece.group, piece.purpose)
+        with self._locks[stream]:
+            held = self._held[stream]
+            if key not in held:
+                held[key] = self._read(piece)
+                while len(held) > GROUPS:
+                    held.popitem(last=False)
+            held.move_to_end(key)
+            return held[key]
+
+    def _read(self, piece: Piece) -> Group:
+        shard, began = self.shards[piece.shard], time.perf_counter()
+        name, counted = shard["file"], shard["groups"]
+        where = f"{self.exported.folder}/{self.exported.inside}{name}, row group {piece.group}"
+        changed = StageError(
+            "other samples than when they were counted",
+            where,
+            "run again; the export changed while it was read",
+        )
+        try:
+            with self.exported.parquet(name) as parquet:
+                sizes = [
+                    parquet.metadata.row_group(group).num_rows
+                    for group in range(parquet.num_row_groups)
+                ]
+                if len(sizes) != len(counted):
+                    raise changed
+                names = columns_of(parquet.schema_arrow, self.view.teacher)
+                table = parquet.read_row_group(piece.group, names, use_threads=False)
+        except OSError as error:
+            do = "put the file back, or run the export again: the training goes on where it was"
+            raise StageError(f"a shard that cannot be read: {error}", where, do) from error
+        start = sum(sizes[: piece.group])
+        chosen = self.choose(name) if self.choose else None
+        plain = table.drop_columns([IMAGE.name])
+        rows = usable(prepared(plain, chosen, shard["first"], start), self.view.teacher, Counter())
+        images = table[IMAGE.name].take(pa.array(rows[ROW].to_numpy() - start))
+        group = Group(rows, images, shard["first"], self.view.teacher, where)
+        if len(group.order) != counted[piece.group]:
+            raise changed
+        group.sort(self.seed, piece.purpose)
+        self.spent[name] += time.perf_counter() - began  # type: ignore[assignment]  # seconds
+        return group
+
+    def _joined(self, parts: "list[Part]") -> Batch:
+        samples = [sample for part in parts for sample in part.samples]
+        pixel_BSS3 = np.stack([sample.pixels for sample in samples])
+        lengths = np.cumsum([0, *(len(part.tokens) for part in parts)])
+        starts = [part.starts + first for part, first in zip(parts, lengths, strict=False)]
+        count_B = [len(sample.texts) for sample in samples]
+        return Batch(
+            pixels=np.ascontiguousarray(pixel_BSS3.transpose(0, 3, 1, 2)),
+            tokens=np.concatenate([part.tokens for part in parts]),
+            starts=np.concatenate(starts),
+            image_of=np.repeat(np.arange(len(samples)), count_B),
+            weights=np.array([sample.group.weights[sample.row] for sample in samples], np.float32),
+            rows=np.array([sample.group.rows[sample.row] for sample in samples], np.int64),
+            index=np.array([sample.group.index[sample.row] for sample in samples], np.int64),
+            teacher={
+                column: np.stack([sample.group.teacher[column][sample.row] for sample in samples])
+                for column in self.view.teacher
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a batch."""
+
+    group: Group
+    row: int  # of the group
+    pixels: RGB
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stream's samples of a batch, and their texts as tokens."""
+
+    samples: list[Sample]
+    tokens: NDArray[np.int32]
+    starts: NDArray[np.int64]  # of each text
