@@ -1,6 +1,8 @@
 """The training loop: one step, its state, and the run from wherever it was stopped."""
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +85,7 @@ class Trainer:
             _checkpointed(model)
         self.embed_images, self.embed_texts = model.embed_images, model.embed_texts
         if means.compile:
+            _check_compiler(means.device)
             self.embed_images = torch.compile(model.embed_images, dynamic=False)
             self.embed_texts = torch.compile(model.embed_texts, dynamic=True)  # lengths differ
         matrices, others = matrices_first(model)
@@ -250,6 +253,16 @@ def no_number(
         where=f"stage '{stage}', step {step}, shard {named}",
         do=do,
     )
+
+
+def _check_compiler(device: str) -> None:
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    if torch.device(device).type == "cpu" and not any(map(shutil.which, filter(None, names))):
+        raise StageError(
+            "no C++ compiler, which torch.compile needs on a processor",
+            "key `compile`",
+            "install g++ or clang++, or leave the key out",
+        )
 
 
 def _checkpointed(model: Towers) -> None:

@@ -93,6 +93,7 @@ def _train(
     import torch
 
     from stages.clip.checkpoint import restore, store
+    from stages.clip.flops import steps_at_most
     from stages.clip.loop import train
     from stages.clip.telemetry import Log, read_lines
     from stages.models import checkpoint
@@ -111,6 +112,9 @@ def _train(
         lines=read_lines(work.folder, name),
         step=trainer.step,
     )
+    if torch.device(worker.device).type == "cuda" and trainer.step < fixed.steps:
+        first = batches.of_rank(trainer.step, ranks.rank, ranks.of)
+        log.at_most_per_s = steps_at_most(trainer, first)
     keep_log = _log_keeper(work, name, log, worker.scratch)
 
     def keep(trainer: "Trainer") -> None:

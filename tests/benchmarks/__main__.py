@@ -8,7 +8,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-HELPERS = ("__main__", "side_by_side", "toy")
+HELPERS = ("__main__", "side_by_side", "toy", "gpu")  # gpu: by its name, where there is one
 LIBRARIES = ("numpy", "pyarrow", "polars", "ray")
 
 

@@ -13,11 +13,12 @@ from pipeline.errors import StageError
 from stages.clip.checkpoint import restore, store
 from stages.clip.embedded import whole
 from stages.clip.loader import Batches
-from stages.clip.loop import Schedule, Trainer, train
+from stages.clip.loop import Means, Schedule, Trainer, train
+from stages.clip.nano import Nano
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import new_model
 from stages.losses.clip import loss as info_nce
-from tests.stages.clip.exported import row
+from tests.stages.clip.exported import TINY, row
 
 
 def trainer(precision="bf16", steps=12, **changes) -> Trainer:
@@ -145,3 +146,35 @@ def test_a_model_that_diverges_blames_no_row(batches):
         train(learner, batches(), "nano", 1000, lambda _: None)
     assert "00000.parquet, 00001.parquet" in error.value.args[1]
     assert "learning_rate" in error.value.args[2]
+
+
+def test_compile_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    schedule = trainer().schedule
+    with pytest.raises(StageError, match=r"no C\+\+ compiler"):
+        Trainer(Nano(TINY), schedule, means=Means(compile=True))
+
+
+@pytest.mark.chaos
+def test_compiled_it_has_the_same_losses(batches):
+    made, schedule = batches(), trainer("float32").schedule
+    plain = Trainer(Nano(TINY), schedule)
+    compiled = Trainer(copy.deepcopy(plain.model), schedule, means=Means(compile=True))
+    for n in range(3):
+        for learner in (plain, compiled):
+            learner.learn(made[n])
+    np.testing.assert_allclose(compiled.losses, plain.losses, rtol=1e-4)
+
+
+def test_a_fused_optimiser_steps_as_the_plain_ones(batches):
+    made = batches()
+    learners = [trainer("float32") for _ in range(3)]
+    ways = ({"fused": True}, {"fused": False, "foreach": True}, {"fused": False, "foreach": False})
+    for learner, way in zip(learners, ways, strict=True):
+        for group in learner.optimiser.param_groups:
+            group.update(way)
+        for n in range(6):
+            learner.learn(made[n])
+    for other in learners[1:]:
+        np.testing.assert_allclose(other.losses, learners[0].losses, rtol=1e-5)

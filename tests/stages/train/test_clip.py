@@ -314,7 +314,11 @@ def test_killed_at_a_checkpoint_and_run_again_the_files_are_the_same_byte_for_by
             assert ended.killed, ended.output
         ended = clipmill_run(recipe, tmp_path / name, tmp_path / f"{name}-again")
         assert ended.code == 0, ended.output
-        steps[name] = [point for point in ended.points if point.startswith("step checkpoints/")]
+        steps[name] = [
+            point
+            for point in ended.points
+            if point.startswith("step ") and "/checkpoints/" in point
+        ]
     assert [len(steps[name]) for name in ("whole", "killed")] == [4, 3]  # one was not done again
     for stage, files in (("clip", 8), ("eval", 3)):
         whole, killed = (
@@ -326,3 +330,37 @@ def test_killed_at_a_checkpoint_and_run_again_the_files_are_the_same_byte_for_by
         )
         assert whole == killed
         assert len(whole) == files
+
+
+RANKS = """
+stages:
+  pool: {{uses: ingest.image_folder, path: {path}}}
+  shards: {{uses: export.parquet, from: pool}}
+  clip: {{uses: train.clip, data: shards, batch_size: 8, samples_seen: 48, warmup_steps: 2,
+         checkpoint_steps: 2, ranks: 2, seeds: {seeds}}}
+"""
+
+
+@pytest.mark.chaos
+def test_two_ranks_that_are_killed_go_on_and_a_seed_is_trained_once_a_run(tmp_path):
+    (tmp_path / "pool").mkdir()
+    for i in range(12):
+        (tmp_path / "pool" / f"{i}.png").write_bytes(row(i)["image"])
+        (tmp_path / "pool" / f"{i}.txt").write_text(row(i)["texts"][0]["text"])
+    one, two = (tmp_path / f"{name}.yaml" for name in ("one", "two"))
+    one.write_text(RANKS.format(path=tmp_path / "pool", seeds=[0]))
+    two.write_text(RANKS.format(path=tmp_path / "pool", seeds=[0, 1]))
+    for name, fault in (("whole", "any:0"), ("killed", "step:1")):
+        ended = clipmill_run(one, tmp_path / name, tmp_path / f"{name}-fault", fault=fault)
+        assert ended.killed == (name == "killed"), ended.output
+    for name, recipe in (("killed", one), ("killed", two)):
+        ended = clipmill_run(recipe, tmp_path / name, tmp_path / f"{recipe.stem}-again")
+        assert ended.code == 0, ended.output
+    files = ("model.safetensors", "loss.parquet", "model.json")
+    for file in files:
+        (whole,) = tmp_path.glob(f"whole/stages/clip-*/out/{file}")
+        (killed,) = tmp_path.glob(f"killed/stages/clip-*/out/{file}")
+        (again,) = tmp_path.glob(f"killed/stages/clip-*/out/seed-0.{file}")
+        assert whole.read_bytes() == killed.read_bytes() == again.read_bytes()
+    logs = sorted(path.name for path in tmp_path.glob("killed/stages/clip-*/log/*"))
+    assert logs == ["log.jsonl", "seed-1.log.jsonl"]  # seed 0 was taken from the first stage
