@@ -1,13 +1,19 @@
-"""Batches of the nano scale against the step that eats them, and against decoding whole images.
+"""Batches of the trainer against decoding whole images, and against webdataset's.
 
     python -m tests.benchmarks.loader
 
-Step: one training step in bf16. Loader: `Batches[n]` from the cache of resized pictures. Decode:
-what the cache saves: the same 256 JPEGs of 256 pixels decoded and resized for every batch. One
-thread; CPU time, for others share the cores. The cache's pictures are checked equal to decoding's.
+Cached: 256 JPEGs of 256 pixels decoded and resized for each batch (decode), `Batches[n]` from the
+cache of resized pictures (loader), and a training step of nano in bf16, which eats them (step).
+Streamed: 128 JPEGs of 512 pixels, cropped at random to 224: webdataset with Pillow and torchvision
+as open_clip reads tars, and `Streamed[n]` from Parquet; texts as tokens of nano in both. One
+thread; CPU time, for others share the cores. Ratios are to the first. Pictures are checked first:
+the cache's equal decoding's, a crop equals torchvision's of the same box.
 """
 
+import tarfile
 import tempfile
+from concurrent.futures import wait
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from time import process_time
@@ -17,16 +23,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import webdataset as wds
+from PIL import Image
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from stages.clip.cache import cache_shard, read_cached, square
+from stages.clip.crop import box_of, crop
 from stages.clip.loader import Batches
 from stages.clip.nano import NANO, reads
+from stages.clip.scales import CROP_AREA, CROP_ASPECT
+from stages.clip.stream import Streamed, View, index_shard
 from stages.ops.images import decode
 from tests.benchmarks.nano_step import ROWS, trainer
 from tests.benchmarks.side_by_side import side_by_side
 
 IMAGES, SIDE = 2048, 256
+STREAMED, CROP = 128, 224  # rows of a streamed batch, and pixels a side
 
 
 def main() -> None:
@@ -48,17 +61,76 @@ def main() -> None:
             ROWS,
             rounds=9,
             clock=process_time,
-            step=lambda: learner.learn(batches[0]),
-            loader=lambda: batches[next(numbers)],
             decode=lambda: [decoded(jpegs[row]) for row in batches[0].rows],
+            loader=lambda: batches[next(numbers)],
+            step=lambda: learner.learn(batches[0]),
         )
+    with tempfile.TemporaryDirectory() as name:
+        against_webdataset(Path(name))
 
 
-def jpeg(number: int) -> bytes:
+def against_webdataset(folder: Path) -> None:
+    jpegs = [jpeg(number, 512) for number in range(4 * STREAMED)]
+    write_shard(folder / "out", jpegs)
+    write_tar(folder / "00000.tar", jpegs)
+    tokenize = reads(NANO).tokenize
+    file = {"file": "00000.parquet", "rows": len(jpegs), "first": 0}
+    indexed = index_shard(str(folder), None, (), file, None)
+    view = View(size=CROP, augment="crop", tokenize=tokenize, texts="first")
+    made = {"size": STREAMED, "seed": 0, "sampling": "epochs"}
+    streamed, numbers = Streamed(str(folder), [indexed], view, **made), count()
+    for coin in range(1, 6):
+        top, left, height, width = box_of(512, 512, coin)
+        box = (left, top, left + width, top + height)
+        theirs = Image.open(BytesIO(jpegs[coin])).crop(box).resize((CROP, CROP), Image.BICUBIC)
+        np.testing.assert_array_equal(crop(jpegs[coin], CROP, coin), np.asarray(theirs))
+    change = RandomResizedCrop(CROP, CROP_AREA, CROP_ASPECT, InterpolationMode.BICUBIC)
+    tars = (
+        wds.WebDataset(str(folder / "00000.tar"), shardshuffle=False, nodesplitter=None)
+        .repeat()
+        .shuffle(STREAMED)
+        .decode("pilrgb")
+        .to_tuple("jpg", "txt")
+        .map_tuple(lambda picture: np.asarray(change(picture)).transpose(2, 0, 1))
+        .batched(STREAMED)
+    )
+    batches = iter(tars)
+
+    def rival() -> int:
+        pixels, texts = next(batches)
+        tokenize(texts)
+        return np.stack(pixels).nbytes
+
+    def ours() -> int:
+        batch = streamed[next(numbers)]
+        for parts in streamed._begun.values():  # made ahead: all of it is this round's work
+            wait(parts)
+        return batch.pixels.nbytes
+
+    assert rival() == ours() == STREAMED * 3 * CROP**2
+    side_by_side(STREAMED, rounds=9, clock=process_time, webdataset=rival, streamed=ours)
+    streamed.close()
+
+
+def write_tar(path: Path, jpegs: list[bytes]) -> None:
+    """The same pictures and texts as img2dataset writes them."""
+    with tarfile.open(path, "w") as tar:
+        for number, body in enumerate(jpegs):
+            for suffix, data in (("jpg", body), ("txt", text_of(number).encode())):
+                header = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                header.size = len(data)
+                tar.addfile(header, BytesIO(data))
+
+
+def text_of(number: int) -> str:
+    return f"a picture of thing number {number}"
+
+
+def jpeg(number: int, side: int = SIDE) -> bytes:
     """A photograph's worth of detail."""
     rng = np.random.default_rng(number)
     small = rng.integers(0, 256, (16, 16, 3), np.uint8)
-    image = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
     return cv2.imencode(".jpg", image)[1].tobytes()
 
 
@@ -74,7 +146,7 @@ def write_shard(out: Path, jpegs: list[bytes]) -> None:
         {
             "uid": number.to_bytes(16, "big"),
             "image": body,
-            "texts": [{"text": f"a picture of thing number {number}", "source": "original"}],
+            "texts": [{"text": text_of(number), "source": "original"}],
             "repeats": 1,
             "loss_weight": 1.0,
         }
