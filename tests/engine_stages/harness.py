@@ -125,7 +125,7 @@ def meaning(folder: Storage) -> dict[str, Any]:
         if info.type != fs.FileType.File or name == "live.json":
             continue
         data = folder.read(name)
-        if name.startswith("sessions/"):  # a killed run leaves none
+        if name.startswith("sessions/") or "/log/" in name:  # a killed run leaves none; rates
             continue
         if name.startswith("recipes/"):  # named by the time
             found.setdefault("recipes", []).append(data.decode())

@@ -48,9 +48,10 @@ def elsewhere(head):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Where the user is, with a recipe and the pool it names."""
+    """Where the user is, with a recipe and the pool it names, under either name of the docs."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "it.yaml").write_text(RECIPE)
+    for name in ("it.yaml", "bench.yaml"):
+        (tmp_path / name).write_text(RECIPE)
     (tmp_path / "pool" / "metadata").mkdir(parents=True)
     return tmp_path
 

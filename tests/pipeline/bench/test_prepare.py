@@ -29,7 +29,11 @@ def prepare(out: Path, *, before: Bench | None = None, **asked) -> Prepared:
     bench = bench_of(
         Asked(tasks=str(tasks), sets=() if before else SETS, **asked), before, str(out)
     )
-    return prepared(bench, Storage(str(out)), LocalExecutor(0), Lines())
+    watcher = Lines()
+    try:
+        return prepared(bench, Storage(str(out)), LocalExecutor(0), watcher)
+    finally:
+        watcher.over.set()
 
 
 def places(out: Path, name: str) -> list[int]:
