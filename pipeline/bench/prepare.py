@@ -62,7 +62,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
     if TRUSTED in bench.rows and apart is None:
         source = bench.rows[TRUSTED]
         choices[TRUSTED] = runs.choice(TRUSTED, source.run, source.stage)
-    batches = _batches(bench, path)
+    trainings = _trainings(bench, path)
     raw = _exported(first, raw_of(first), executor, watcher)
     shown = Storage(raw.out)
     with lock.held(out) as owned:
@@ -71,7 +71,7 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
             raw_of=_digest(shown),
             export=runs.choice(RAW, bench.runs[0], raw.stage).planned,
             folder=owned,
-            batches=batches,
+            batches=_batches(bench, trainings),
             seed=first.state.plan.seed,
         )
         made = maker.make(bench, choices)
@@ -87,7 +87,8 @@ def prepared(bench: Bench, out: Storage, executor: "Executor", watcher: "Watcher
         random = [name for name in made if name not in data]
         data |= {name: Data(raw.out, str(_file(out, name))) for name in random}
         arms = arms_of(bench, random)
-        stages = stages_of(bench, arms, data)
+        sizes = {name: trainings.get(name, trainings[RAW]).pixels_size for name in arms}
+        stages = stages_of(bench, arms, data, sizes)
         plan = make_plan(recipe_of(stages, path))
         claim(plan, owned)
         owned.put(FILE, as_yaml(stages, out).encode(), point="bench")
@@ -110,21 +111,25 @@ def _own(bench: Bench, runs: Runs, first: Choice) -> Choice | None:
     return None if are_of_one_pool(first, choice) else choice
 
 
-def _batches(bench: Bench, path: str) -> Mapping[str, int]:
-    """The largest batch in which rows are trained on; RecipeError where a setting cannot be."""
+def _trainings(bench: Bench, path: str) -> dict[str, Any]:
+    """By arm its training, but for chance, which trains as raw; RecipeError where one cannot be."""
     nowhere = Data("nowhere", None)
     arms = arms_of(bench, [])
-    stages = stages_of(bench, arms, {name: nowhere for name in (RAW, *bench.rows)})
+    data = {name: nowhere for name in (RAW, *bench.rows)}
+    stages = stages_of(bench, arms, data, dict.fromkeys(arms))
     plan = make_plan(recipe_of(stages, path))
-    batches: dict[str, int] = {}
-    for name, arm in arms.items():
-        training: Any = plan.stages[name].stage
-        size = int(training.batch_size)
-        batches[arm.rows] = max(size, batches.get(arm.rows, 0))
     try:
         plan.stages[f"{RAW}{SCORES}"].stage.look()
     except ClipmillError as error:
         raise RecipeError(error.args[0], f"--tasks {bench.tasks}", error.args[2]) from None
+    return {name: plan.stages[name].stage for name in arms}
+
+
+def _batches(bench: Bench, trainings: Mapping[str, Any]) -> dict[str, int]:
+    """The largest batch in which rows are trained on."""
+    batches: dict[str, int] = {}
+    for name, arm in arms_of(bench, []).items():
+        batches[arm.rows] = max(trainings[name].batch_size, batches.get(arm.rows, 0))
     return batches
 
 

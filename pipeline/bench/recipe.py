@@ -35,23 +35,39 @@ def arms_of(bench: Bench, random: list[str]) -> dict[str, Arm]:
     }
 
 
-def stages_of(bench: Bench, arms: Mapping[str, Arm], data: Mapping[str, Data]) -> dict[str, Any]:
-    """The recipe's stages; `data` is by name of the rows."""
+def stages_of(
+    bench: Bench,
+    arms: Mapping[str, Arm],
+    data: Mapping[str, Data],
+    sizes: Mapping[str, int | None],
+) -> dict[str, Any]:
+    """The recipe's stages; `data` is by name of the rows.
+
+    `sizes` says by arm at how many pixels a side its pictures are decoded once for all; an arm
+    whose training decodes as it goes has None, and reads the export itself.
+    """
     stages: dict[str, Any] = {}
     for export in dict.fromkeys(of.export for of in data.values()):
         name = f"{LEAKS}_{len(stages)}" if stages else LEAKS
         stages[name] = {"uses": CHECK, "data": f"export:{export}", "tasks": bench.tasks}
-    pixels: dict[str, str] = {}  # by export the stage that decodes its pictures
-    for of in data.values():
-        if of.export not in pixels:
-            pixels[of.export] = f"{SOURCE}_{len(pixels)}" if pixels else SOURCE
-            decoded = {"uses": "export.pixels", "data": f"export:{of.export}"}
-            stages[pixels[of.export]] = decoded
+    pixels: dict[tuple[str, int | None], str] = {}  # what arms read, by its export and size
+    for name, arm in arms.items():
+        export, size = data[arm.rows].export, sizes[name]
+        if size is None:
+            pixels[export, size] = f"export:{export}"
+        elif (export, size) not in pixels:
+            made = sum(not read.startswith("export:") for read in pixels.values())
+            pixels[export, size] = f"{SOURCE}_{made}" if made else SOURCE
+            stages[pixels[export, size]] = {
+                "uses": "export.pixels",
+                "data": f"export:{export}",
+                "image_size": size,
+            }
     for name, arm in arms.items():
         of = data[arm.rows]
         stages[name] = {
             "uses": "train.clip",
-            "data": pixels[of.export],
+            "data": pixels[of.export, sizes[name]],
             **({"subset": of.subset} if of.subset else {}),
             "scale": bench.scale,
             **bench.settings,

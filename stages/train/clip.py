@@ -202,16 +202,25 @@ class ClipTraining(DatasetStage):
             ctx.launch(partial(train_rank, work, seed), self.ranks)
         Storage(ctx.folder).delete_folder("cache")
 
+    @property
+    def pixels_size(self) -> int | None:
+        """The image_size of an export.pixels that it can read; None where it decodes as it goes."""
+        from stages.clip.towers import reads
+
+        fixed = self.fixed
+        if (fixed.augment, fixed.sampling) != ("shift", "epochs"):
+            return None
+        return reads(fixed.model).image_size
+
     def streams(self, layout: str, stage: str) -> bool:
         """Whether pictures are decoded as they are learnt from, and not beforehand."""
-        fixed = self.fixed
         if layout == "pixels" and self.sampling == "shards":
             raise StageError(
                 "pictures of export.pixels are seen in epochs, and `sampling` says shards",
                 f"stage '{stage}', key `sampling`",
                 "leave it out, or name the export.parquet as `data`",
             )
-        return layout == "parquet" and (fixed.augment, fixed.sampling) != ("shift", "epochs")
+        return layout == "parquet" and self.pixels_size is None
 
     def listed(self, data: str, files: list[str], ctx: Context) -> dict[str, int]:
         """How many entries `subset` has, and how many of them `not_there`; nothing without one."""

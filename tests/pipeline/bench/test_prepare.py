@@ -9,6 +9,7 @@ import pytest
 
 from metadata.storage import Storage
 from pipeline.bench.prepare import Prepared, prepared
+from pipeline.bench.recipe import Data, stages_of
 from pipeline.bench.spec import Asked, Bench, bench_of
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
@@ -98,6 +99,32 @@ def test_the_pictures_are_exported_once_and_none_is_copied(drawn_run, made):
     assert data == {"pixels"}  # decoded once, whatever the arms
     assert [name for name, keys in stages.items() if keys["uses"] == "export.pixels"] == ["pixels"]
     assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 100_000
+
+
+def test_an_arm_whose_training_crops_or_draws_shards_reads_the_export_itself(drawn_run, tmp_path):
+    arms = prepare(
+        tmp_path / "bench",
+        arms=(f"long={drawn_run}:long",),
+        again=("drawn=long,sampling=shards",),
+        seeds=1,
+    )
+    stages = arms.plan.recipe.stages
+    export = stages["pixels"]["data"]
+    read = {name: stages[name]["data"] for name in ("raw", "long", "drawn")}
+    assert read == {"raw": "pixels", "long": "pixels", "drawn": export}
+    sizes = {name: 224 if name == "long" else 48 for name in arms.arms}  # of another network
+    data = {arm.rows: Data("/e", None) for arm in arms.arms.values()}
+    stages = stages_of(arms.bench, arms.arms, data, sizes)
+    assert (stages["raw"]["data"], stages["long"]["data"]) == ("pixels", "pixels_1")
+    assert [stages[name]["image_size"] for name in ("pixels", "pixels_1")] == [48, 224]
+    small = prepare(tmp_path / "small", arms=(f"long={drawn_run}:long",), scale="small", seeds=1)
+    stages = small.plan.recipe.stages
+    assert not [name for name, keys in stages.items() if keys["uses"] == "export.pixels"]
+    trained = {name: small.plan.stages[name].stage for name in small.arms}
+    assert {stages[name]["data"] for name in trained} == {export}
+    assert {one.fixed.model for one in trained.values()} == {"ViT-B-32"}
+    assert {(one.steps, one.batch_size) for one in trained.values()} == {(3, 4)}  # as --set says
+    assert {one.learning_rate for one in trained.values()} == {5e-4}  # the scale's
 
 
 def test_what_is_there_is_not_made_again_and_an_arm_more_leaves_the_others(drawn_run, tmp_path):
