@@ -144,7 +144,9 @@ def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floatin
 
     Tasks of the same classes and templates share them, as ImageNet and its shifts do.
     """
-    key = digest([model.sha256, task.classnames, task.templates]) if model.sha256 else ""
+    # ViT-B-32 and ViT-B-32-quickgelu have the same weights, and other vectors.
+    known = [model.sha256, getattr(model, "network", None)]
+    key = digest([*known, task.classnames, task.templates]) if model.sha256 else ""
     if key not in CLASSES:
         prompts = [text.format(c=name) for name in task.classnames for text in task.templates]
         prompt_CTD = embedded(prompts, model).reshape(len(task.classnames), -1, model.width)

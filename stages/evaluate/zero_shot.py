@@ -126,7 +126,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics of one task by one model; the ranks they are read off are stored.
 
-    A model that was scored on the same bytes in this run, under whatever name, is not again.
+    A model that was scored on the same bytes in this run is not again: a trained one is known by
+    its weights, any other by its name too, as the same weights fit several networks.
     """
     folder = Storage(tasks)
     described, findings = describe(folder, item["task"])
@@ -150,6 +151,7 @@ def evaluate(
         return made(lambda name, path: task.put_file(of_seed + name, path))
     device = task.worker.device.partition(":")[0]
     facts = [rules(), ZeroShot.version, device, weights, described.name, item["sha256"]]
+    facts += [scheme] if loaded else []
     return task.once(digest(facts), made, of_seed)
 
 

@@ -67,6 +67,7 @@ class OpenClip:
 
         from stages.models.saved import weights_digest
 
+        self.network = network
         self.model, self.preprocess = _created(open_clip, network, tag, file, device)
         self.tokenize = open_clip.get_tokenizer(network)
         self.width = width(f"{network}/{tag or file}")

@@ -130,6 +130,20 @@ def test_a_task_or_a_model_that_changes_is_another_item(memory_context, tasks, t
     assert all(a != b for a, b in zip(first, second, strict=True))
 
 
+def test_one_file_of_weights_in_two_networks_is_two_models(memory_context, tasks, monkeypatch):
+    model = Colours()
+    model.sha256 = "ab" * 32
+    monkeypatch.setattr(zero_shot, "load", lambda *_: model)
+    ctx, keys = memory_context(), []
+    kept = ctx.once
+    ctx.once = lambda key, *rest: keys.append(key) or kept(key, *rest)
+    for network in ("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-32"):
+        stage = ZeroShot(model=f"open_clip:{network}@weights.pt", tasks=str(tasks))
+        stage.run(Inputs(rows=[]), ctx)
+    assert keys[:2] == keys[4:]
+    assert not {*keys[:2]} & {*keys[2:4]}
+
+
 @pytest.mark.parametrize(
     ("file", "text", "found"),
     [
