@@ -147,7 +147,7 @@ def _group(data: bytes | None, task: TaskFolder, place: str) -> int | Finding | 
         group = int(number)
         if group < 0 or group != number:
             raise ValueError
-    except (ValueError, IndexError, OSError, EOFError):
+    except (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError):
         return Finding("KEY.npy names no group", place, do)
     return group
 
@@ -185,12 +185,13 @@ def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]
             stem, _, suffix = member.name.rpartition("/")[2].partition(".")
             if not member.isfile() or not stem:
                 continue
+            suffix = suffix.lower()
             if members and (stem != key or suffix in members):
                 yield key, members
                 members = {}
             key = stem
             file = tar.extractfile(member)
-            members[suffix.lower()] = file.read() if file else b""
+            members[suffix] = file.read() if file else b""
     if members:
         yield key, members
 

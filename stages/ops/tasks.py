@@ -221,7 +221,7 @@ def _name_findings(
         where = f"{name}/{TEMPLATES}, line {number}"
         try:
             same = template.format(c="one") == template.format(c="two")
-        except (ValueError, LookupError):  # a stray brace, another name
+        except (AttributeError, LookupError, TypeError, ValueError):  # a stray brace, another name
             same = True
         if same:
             findings.append(

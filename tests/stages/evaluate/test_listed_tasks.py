@@ -138,8 +138,9 @@ def test_an_instance_that_is_not_whole_is_refused(scored, tmp_path, spoil, found
         scored()
 
 
-def test_a_group_that_is_missing_or_no_number_is_refused(scored, tmp_path):
-    grouped(tmp_path / "eval" / "wds_geode_test", 40, [[-1]] * 5, right_but(set(), 5))
+@pytest.mark.parametrize("numbers", [[-1], [0.5], [float("inf")], ["north"]])
+def test_a_group_that_is_no_number_from_0_up_is_refused(scored, tmp_path, numbers):
+    grouped(tmp_path / "eval" / "wds_geode_test", 40, [numbers] * 5, right_but(set(), 5))
     with pytest.raises(StageError, match=r"KEY\.npy names no group"):
         scored()
 

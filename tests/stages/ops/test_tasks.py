@@ -77,6 +77,11 @@ SPOILT = {
         f"{TEMPLATES}, line 1",
         "has no {c}",
     ),
+    "a template that asks more of a name": (
+        lambda t: (t / TEMPLATES).write_text("a {c.colour} thing\n"),
+        f"{TEMPLATES}, line 1",
+        "has no {c}",
+    ),
     "no number of shards": (lambda t: os.remove(t / NSHARDS), NSHARDS, "no such file"),
     "a number that is none": (lambda t: (t / NSHARDS).write_text("one"), NSHARDS, "'one'"),
     "a shard too few": (lambda t: (t / NSHARDS).write_text("2"), NSHARDS, "1.tar is missing"),
