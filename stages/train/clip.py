@@ -102,7 +102,13 @@ class ClipTraining(DatasetStage):
             do = "name at least one, and none twice"
             raise RecipeError(f"seeds is {list(self.seeds)}", "key `seeds`", do)
         fixed = self.fixed
-        if fixed.warmup_steps >= max(fixed.steps, 1) and fixed != SCALES[self.scale]:
+        if fixed.samples_seen < fixed.batch_size:
+            raise RecipeError(
+                f"samples_seen is {fixed.samples_seen}, and a batch has {fixed.batch_size}",
+                "key `samples_seen`",
+                "write more, or a smaller batch_size: there is no step",
+            )
+        if fixed.warmup_steps >= fixed.steps and fixed != SCALES[self.scale]:
             raise RecipeError(
                 f"warmup_steps is {fixed.warmup_steps}, and the training has {fixed.steps} steps"
                 f" ({fixed.samples_seen:,} samples in batches of {fixed.batch_size})",

@@ -246,6 +246,7 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
     ("settings", "found"),
     [
         ({"samples_seen": 800, "batch_size": 256}, "warmup_steps is 20.*3 steps"),
+        ({"samples_seen": 255, "warmup_steps": 0}, "samples_seen is 255, and a batch has 256"),
         ({"loss": "cilp"}, "no loss 'cilp'"),
         ({"loss_settings": {"scale": 1}}, "no setting 'scale'"),
         ({"batch_size": 8, "ranks": 3, "accumulate": 3}, "for 3 ranks of 3 pieces"),
