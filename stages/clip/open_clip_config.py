@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.errors import RecipeError, did_you_mean
 
 INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
+DROPS = ("timm_drop", "timm_drop_path", "patch_dropout")  # shares of an image tower left to chance
 
 
 def installed(where: str = "key `model`") -> Path:
@@ -45,9 +46,10 @@ def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
 
 
 def check_trainable(model: str, config: dict[str, Any]) -> None:
-    """RecipeError where a network cannot be trained here: it has a decoder, or comes from a hub."""
-    text = config["text_cfg"]
-    size = config["vision_cfg"].get("image_size", 224)
+    """RecipeError where a network cannot be trained here: it has a decoder, comes from a hub, or
+    drops parts of itself by chance, which no killed training could do again."""
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    size = vision.get("image_size", 224)
     found = None
     if "multimodal_cfg" in config:
         found = "it has a captioning decoder, which has a loss of its own"
@@ -57,6 +59,13 @@ def check_trainable(model: str, config: dict[str, Any]) -> None:
         found = "its tokenizer comes from a hub"
     elif not isinstance(size, int):
         found = f"its pictures are {size}, not square"
+    elif ":" in (vision.get("timm_model_name") or ""):
+        found = "its image tower comes from a hub"
+    elif drops := [name for name in DROPS if vision.get(name)]:
+        found = f"it drops parts of itself by chance ({drops[0]} is {vision[drops[0]]})"
     if found:
-        do = "name one with towers of open_clip's or timm's and its own tokenizer, as ViT-B-32"
+        do = (
+            "name one with towers of open_clip's or timm's and its own tokenizer, as ViT-B-32, or"
+            " a JSON file of its configuration without that"
+        )
         raise RecipeError(f"{model!r} is not trained here: {found}", "key `model`", do)

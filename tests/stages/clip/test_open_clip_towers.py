@@ -112,6 +112,7 @@ def test_decay_is_that_of_open_clips_trainer(model):
         ("coca_ViT-B-32", "captioning decoder"),
         ("roberta-ViT-B-32", "text tower comes from a hub"),
         ("ViT-B-16-SigLIP", "tokenizer comes from a hub"),
+        ("convnext_base", r"by chance \(timm_drop_path is 0\.1\)(.|\n)*a JSON file"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(name, found):
