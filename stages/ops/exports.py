@@ -29,6 +29,13 @@ def summary_of(
             where=f"stage '{stage}', key `{key}`: {Storage(data)}",
             do=f"name a stage of {named}",
         )
+    files = [part["file"] for file in dataset["files"] for part in (file, file.get("pixels", file))]
+    if strange := [name for name in files if "/" in name or "\\" in name]:
+        raise StageError(
+            found=f"{SUMMARY} names a file {strange[0]!r}, which is no name",
+            where=f"stage '{stage}', key `{key}`: {Storage(data)}",
+            do="name an export that clipmill wrote",
+        )
     return dataset
 
 

@@ -232,7 +232,12 @@ def test_a_loss_that_is_nan_names_the_stage_step_and_shard(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "found"), [(None, "no Parquet export"), ({"format": "webdataset"}, "a webdataset")]
+    ("dataset", "found"),
+    [
+        (None, "no Parquet export"),
+        ({"format": "webdataset"}, "a webdataset"),
+        ({"format": "parquet", "files": [{"file": "../a.parquet"}]}, "'../a.parquet'"),
+    ],
 )
 def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found):
     (tmp_path / "other" / "out").mkdir(parents=True)
