@@ -6,6 +6,7 @@ read without running the file, so that a plan without torch can say what is wron
 """
 
 import ast
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ MAX_LOG_SCALE = math.log(MAX_SCALE)
 Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")
 CONSTANTS = ("TEXTS", "TEACHER", "BIAS", "SCALE")
+OURS = Path(__file__).resolve().parents[1] / "losses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +103,22 @@ def known() -> list[str]:
     return sorted({file.stem for file in files})
 
 
-def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
-    """The function of a loss and its constants, as they stand in its file."""
+def digest_of(name: str) -> str | None:
+    """The SHA-256 of a user's own file; None of a loss of ours: the stage's version covers it."""
+    file = _file_of(name).resolve()
+    return None if file.parent == OURS else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _file_of(name: str) -> Path:
+    """The file of a known loss."""
     from stages import losses
 
+    files = (Path(folder, f"{name}.py") for folder in losses.__path__)
+    return next(file for file in files if file.is_file())
+
+
+def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
+    """The function of a loss and its constants, as they stand in its file."""
     if name not in known():
         raise RecipeError(
             f"no loss '{name}'",
@@ -112,8 +126,7 @@ def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
             f"{did_you_mean(name, known())}"
             "  A loss of your own is a file stages/losses/<name>.py on the Python path",
         )
-    files = (Path(folder, f"{name}.py") for folder in losses.__path__)
-    file = next(file for file in files if file.is_file())
+    file = _file_of(name)
     try:
         body = ast.parse(file.read_text("utf-8")).body
     except SyntaxError as error:

@@ -45,7 +45,7 @@ class Work:
         # Other seeds change nothing, and of a subset the rows that it chose are in the facts.
         alone = replace(self.settings, seeds=(seed,), subset=None)
         versions = [self.settings.version, torch.__version__]
-        return digest([self.facts, settings_of(alone), versions])
+        return digest([self.facts, settings_of(alone) | dict(alone.digests), versions])
 
 
 def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """A CLIP model trained on an export, by a recipe that a scale fixes: subsets differ, not models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
 from metadata.fingerprint import digest
@@ -22,7 +25,7 @@ from pipeline.stage import (
     later,
     location,
 )
-from stages.clip.losses import Asks, asks
+from stages.clip.losses import Asks, asks, digest_of
 from stages.clip.scales import SCALES, Scale
 from stages.clip.training import CURVE, Work, train_alone, train_rank
 from stages.ops.exports import numbered, summary_of
@@ -140,6 +143,15 @@ class ClipTraining(DatasetStage):
     @property
     def resources(self) -> Resources:
         return Resources(cpus=self.readers, gpus=self.gpus, memory_gb=self.memory_gb)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Of a loss of one's own, and of a network's JSON file where it is there."""
+        own, file = digest_of(self.loss), Path(self.fixed.model).expanduser()
+        found = {"loss_file": own} if own else {}
+        if file.suffix == ".json" and file.is_file():
+            found["model_file"] = sha256(file.read_bytes()).hexdigest()
+        return found
 
     def outside(self) -> str:
         """The digest of the subset's bytes."""

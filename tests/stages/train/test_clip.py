@@ -15,6 +15,7 @@ from pipeline.dataset import Inputs
 from pipeline.engine.checkpoints import StoredCheckpoints
 from pipeline.errors import RecipeError, StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
+from stages import losses
 from stages.clip.scales import SCALES
 from stages.clip.schedule import learning_rate
 from stages.models.checkpoint import load
@@ -262,6 +263,20 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
 def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
     with pytest.raises(RecipeError, match=found):
         ClipTraining(**settings)
+
+
+def test_a_loss_or_a_network_whose_file_changes_is_another_and_ours_are_the_versions(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    found = []
+    for text in ("def loss(batch): ...", "def loss(batch): return 0"):
+        (tmp_path / "own.py").write_text(text)
+        (tmp_path / "own.json").write_text(f'["{text}"]')
+        found.append(ClipTraining(loss="own", model=str(tmp_path / "own.json")).digests)
+    assert found[0].keys() == found[1].keys() == {"loss_file", "model_file"}
+    assert not set(found[0].values()) & set(found[1].values())
+    assert ClipTraining(loss="siglip", scale="debug").digests == {}
 
 
 def test_null_is_the_scales_value_and_a_run_knows_it_as_a_number():
