@@ -12,6 +12,7 @@ from pipeline.planning.described import example_of, sample
 from pipeline.planning.settings import known_uses, stage_class
 from pipeline.stage import DatasetStage, Stage, edges_taken, optional_columns
 
+READ_BY_ALL = "export.parquet"  # by whatever takes data: the other formats leave the pipeline
 Chain = tuple[str, ...]  # what stages use, each after what it needs
 
 
@@ -65,6 +66,7 @@ def _to(uses: str, chain: Chain, samples: Mapping[str, Stage], path: Chain = ())
             for one, other in samples.items()
             if "data" in other.gives and "data" in edges_taken(other)
         ]
+        exports.sort(key=lambda one: one != READ_BY_ALL)
         longer = [_to(one, chain, samples, (*path, uses)) for one in exports if one != uses]
         found = next(filter(None, longer), None)
         if found is None:

@@ -47,7 +47,7 @@ class ZeroShot(DatasetStage):
     Example: {model: "checkpoint:model", tasks: eval}
     """
 
-    model: NonEmpty  # stage:NAME, or any model that embed.clip knows
+    model: NonEmpty  # as stage:NAME, or any model that embed.clip knows
     tasks: NonEmpty  # folder of tasks, each a subfolder
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB

@@ -36,7 +36,7 @@ LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTraining(DatasetStage):
-    """model.safetensors and model.json of two small towers, and the loss of every step beside them.
+    """model.safetensors, model.json and a README.md of two towers, and the loss of every step.
 
     Samples seen are fixed whatever the subset's size, as in DataComp, so that subsets can be
     compared; weights and batches depend on the seed, not on the stage's name. Several seeds are
@@ -46,9 +46,9 @@ class ClipTraining(DatasetStage):
     Of an image with several texts a step takes one, by a hash of seed, batch and uid. In the place
     of a text of fewer than two words it takes the first, as LaCLIP does.
 
-    Source: CLIP (Radford et al. 2021); the scale is our own: a 0.7 M-weight residual image tower
-    and a bag of hashed words and 4-grams, for minutes on one processor core (docs/training.md).
-    Error: exact for one kind of processor and one version of torch.
+    Source: CLIP (Radford et al. 2021); DataComp (Gadre et al. 2023) for the scales but nano:
+    a 0.7 M-weight residual image tower and a bag of hashed words and 4-grams (docs/training.md).
+    Error: exact for one kind of processor and one version of torch; not on a GPU, nor compiled.
     """
 
     # which constants: nano for minutes on a processor, the others DataComp's
@@ -67,7 +67,8 @@ class ClipTraining(DatasetStage):
     texts: Literal["uniform", "first"] = later("uniform")
     # each row as often as it repeats, or shards drawn with replacement; null is the scale's
     sampling: Literal["epochs", "shards"] | None = later(None)
-    # clip, siglip, multi_positive, multi_sigmoid, distill, or a file stages/losses/NAME.py of yours
+    # by name: clip, siglip, multi_positive, multi_sigmoid, distill, or a file stages/losses/NAME.py
+    # of yours
     loss: NonEmpty = later("clip")
     loss_settings: LossSettings | None = later(None)  # by their names in the loss's file
     # which rows of `data`, how often, with which weight and texts: a .npy of DataComp's, a text of
