@@ -6,6 +6,8 @@ from typing import Any
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+WEIGHTS = "model.safetensors"
+LOADED = "model = open_clip.create_model"
 LABELS = {
     "scale": "scale",
     "seed": "seed",
@@ -32,16 +34,14 @@ def _readme(card: Mapping[str, Any], weights: str) -> str:
     rows = [(label, card[key]) for key, label in LABELS.items() if key in card]
     rows += [(key.replace("_", " "), value) for key, value in card.get("plan", {}).items()]
     table = "\n".join(f"| {label} | {value} |" for label, value in rows)
-    way = (
-        f"""```python
-import open_clip
-
-model = open_clip.create_model("local-dir:FOLDER")  # this folder
-model = open_clip.create_model("{name}", pretrained="FOLDER/{weights}")  # a network of its own
-```"""
-        if "open_clip" in card
-        else "open_clip has no such network; clipmill has."
-    )
+    way = "open_clip has no such network; clipmill has."
+    if "open_clip" in card:
+        prefix = weights.removesuffix(WEIGHTS)
+        which = f"its files, without `{prefix}` in their names" if prefix else "this folder"
+        lines = ["import open_clip", "", f'{LOADED}("local-dir:FOLDER")  # {which}']
+        if not name.endswith(".json"):  # which open_clip knows by no name
+            lines.append(f'{LOADED}("{name}", pretrained="FOLDER/{weights}")')
+        way = "\n".join(["```python", *lines, "```"])
     return f"""# A CLIP model trained by clipmill: {name}
 
 | trained on, and how | |

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
+from stages.clip.model_card import beside
 from stages.clip.texts import token_bags
 from stages.clip.towers import new_model
 from stages.models.checkpoint import load
@@ -124,7 +125,14 @@ def test_open_clips_own_loader_takes_the_weights_and_gives_the_same_vectors(open
             text_ND = theirs.encode_text(tokens, normalize=True).numpy()
         np.testing.assert_allclose(ours.embed_images(images), image_ND, atol=1e-6)
         np.testing.assert_allclose(ours.embed_texts(["a red ox"]), text_ND, atol=1e-6)
-    assert "local-dir:" in (folder / "README.md").read_text()
+    assert '("local-dir:FOLDER")  # this folder\n```' in (folder / "README.md").read_text()
+
+
+def test_the_readme_of_one_seed_of_several_says_what_open_clips_loader_needs():
+    card = {"model": "ViT-B-32", "open_clip": {}}
+    readme = beside(card, "seed-3.model.safetensors")["README.md"]
+    assert "its files, without `seed-3.` in their names" in readme
+    assert '("ViT-B-32", pretrained="FOLDER/seed-3.model.safetensors")' in readme
 
 
 def test_weights_of_open_clips_of_another_shape_are_refused(open_clips, tmp_path):
