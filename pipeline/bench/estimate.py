@@ -39,13 +39,14 @@ class Estimate:
         if not self.trainings:
             return "nothing is left to train"
         how = "the rate of trainings here before" if self.is_measured else "a few steps on noise"
-        where = "a worker of this machine's speed" if self.workers is None else f"{self.workers}"
+        where = "a worker of this machine's speed"
+        if self.workers is not None:
+            where = f"{max(1, self.workers)} at a time"
         each = f"{duration(self.training_s)} and {duration(self.evaluation_s)} to evaluate"
         cost = f", {usd_per_hour * self.seconds / 3600:.2f} USD" if usd_per_hour else ""
         return (
             f"{self.trainings} trainings, about {each} each, by {how};"
-            f" on {where}{' at a time' if self.workers else ''}: about"
-            f" {duration(self.seconds)}{cost}"
+            f" on {where}: about {duration(self.seconds)}{cost}, and decoding"
         )
 
 

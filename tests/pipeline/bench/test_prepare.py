@@ -17,7 +17,7 @@ from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
 from pipeline.run_folder import lock
 from pipeline.run_folder.state import latest
-from tests.pipeline.bench.conftest import ROWS, STAGES, caption, run_of
+from tests.pipeline.bench.conftest import ROWS, STAGES, caption, draw_pool, run_of, run_over
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1")
 THERE = [row for row in range(ROWS) if caption(row)]
@@ -182,6 +182,24 @@ def test_two_pools_in_one_bench_are_refused_with_both_names(drawn_run, tmp_path)
     stages = arms.plan.recipe.stages
     assert stages["trusted"]["data"] != stages["a"]["data"] == stages["raw"]["data"]
     assert arms.rows["trusted"].rows == len([row for row in LONG if row < 30])
+
+
+def test_other_pictures_under_the_same_names_are_refused_with_how_many(tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    draw_pool(pool, 20)
+    one = run_over(pool, tmp_path / "one")
+    for row in (2, 3):
+        (pool / f"{row:03}.png").write_bytes((pool / f"{row + 2:03}.png").read_bytes())
+    two = run_over(pool, tmp_path / "two")
+    with pytest.raises(RecipeError) as error:
+        prepare(tmp_path / "bench", arms=(f"a={one}:long", f"b={two}:large"))
+    assert error.value.args == (
+        "arms 'a' and 'b' have other pictures: 2 of 20 that both have differ in their SHA-256",
+        f"'pool' of {one}, 'pool' of {two}",
+        "name arms of one run, so that all are trained on the same pictures",
+    )
+    assert not list(tmp_path.glob("*/stages/export_*"))
 
 
 def test_a_run_that_is_at_work_or_not_done_is_refused_with_numbers(drawn_run, tmp_path):

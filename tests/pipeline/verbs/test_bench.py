@@ -5,33 +5,28 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageDraw
 
+from metadata.storage import Storage
 from pipeline.cli import main
-from pipeline.pools.evaluation import EvaluationSet, write_set
-from tests.pipeline.bench.conftest import run_of
+from pipeline.engine.run import run_plan
+from pipeline.executors.local import LocalExecutor
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import load_recipe
+from pipeline.progress import Lines
+from tests.pipeline.bench.conftest import run_of, run_over, tasks_of
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1", "precision=float32")
 
 
-def picture(number: int, folder: Path) -> bytes:
-    image = Image.new("RGB", (24, 24), "white")
-    ImageDraw.Draw(image).ellipse((2, 2, 8 + number, 20), fill=(19 * number % 256, 90, 9 * number))
-    image.save(folder / "one.png")
-    return (folder / "one.png").read_bytes()
+chaos = pytest.mark.chaos  # what trains
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A finished run, and a folder of tasks: 14 classes, and captions of which one is a row's."""
+    """A finished run, and a folder of tasks."""
     folder = tmp_path_factory.mktemp("benched")
     run_of(folder)
-    images = {f"{n:02}": picture(n, folder) for n in range(14)}
-    names = [f"disc {n}" for n in range(14)]
-    classes = {key: number for number, key in enumerate(images)}
-    write_set(EvaluationSet("discs", images, classes, names), folder / "tasks")
-    captions = {key: [f"number {int(key)}"] for key in images}
-    write_set(EvaluationSet("words", images, captions=captions), folder / "tasks")
+    tasks_of(folder / "tasks")
     return folder
 
 
@@ -53,6 +48,7 @@ def models(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.glob("stages/*/out/*model.safetensors")}
 
 
+@chaos
 def test_the_leaderboard_has_each_arm_by_each_task(out):
     rows = pq.read_table(out / "leaderboard.parquet").to_pylist()
     arms = {row["arm"] for row in rows}
@@ -68,10 +64,11 @@ def test_the_leaderboard_has_each_arm_by_each_task(out):
     assert raw["minus_raw"] is None
     assert top["epochs"] == pytest.approx(12 / (top["rows"] - 1))  # one does not decode
     assert {row["seeds"] for row in rows} == {2}
-    assert long["words"]["leaks"] > 0 != None  # captions that are rows', word for word
+    assert long["words"]["leaks"] > 0  # captions that are rows', word for word
     assert all(row["verdict_raw"] in ("none", "better", "worse", "unclaimed", None) for row in rows)
 
 
+@chaos
 def test_the_page_needs_nothing_beside_it(out):
     page = (out / "leaderboard.html").read_text()
     assert "default-src 'none'" in page
@@ -83,6 +80,7 @@ def test_the_page_needs_nothing_beside_it(out):
     assert "no difference to raw" in markdown or "beats" in markdown
 
 
+@chaos
 def test_the_same_command_again_trains_nothing(place, out, capsys):
     before, page = models(out), (out / "leaderboard.html").read_bytes()
     capsys.readouterr()
@@ -94,6 +92,7 @@ def test_the_same_command_again_trains_nothing(place, out, capsys):
     assert "smallest difference it could have seen" in said
 
 
+@chaos
 def test_an_arm_more_and_a_seed_more_reuse_the_rest(place, out, capsys):
     before = models(out)
     assert bench(place, "--out", out, "--add", f"again={place}/run:long", "--estimate") == 0
@@ -108,6 +107,37 @@ def test_an_arm_more_and_a_seed_more_reuse_the_rest(place, out, capsys):
     assert values["again"] == values["long"]  # equal rows, equal seeds: equal models
 
 
+@chaos
+def test_a_seed_is_trained_once_whatever_the_list_and_the_arm(place, tmp_path):
+    out = tmp_path / "bench"
+    arguments = (f"long={place}/run:long", "--tasks", place / "tasks", "--seeds", "1")
+
+    def trained() -> set[str]:
+        """What the folder keeps of trainings; of each there is one log, too."""
+        kept = {path.parts[-3] for path in out.glob("once/*/*/model.safetensors")}
+        assert len(list(out.glob("stages/*/log/*log.jsonl"))) == len(kept)
+        return kept
+
+    assert bench(place, *arguments, "--out", out) == 0
+    first = trained()
+    assert len(first) == 3  # raw, long, and as many by chance
+    assert bench(place, "--out", out, "--seeds", "2") == 0
+    both = trained()
+    assert first < both
+    assert len(both) == 6
+    recipe = load_recipe(str(out / "bench.yaml"))
+    for keys in recipe.stages.values():
+        if keys["uses"] == "train.clip":
+            keys["seeds"] = [1]
+    outcome = run_plan(make_plan(recipe), Storage(str(out)), LocalExecutor(0), Lines())
+    assert outcome.complete, outcome.stopped
+    assert trained() == both
+    assert bench(place, "--out", out, "--add", f"large={place}/run:large") == 0
+    assert len(trained()) == 10  # two seeds of it, and of as many by chance
+    assert both < trained()
+
+
+@chaos
 def test_one_seed_claims_nothing(place, capsys):
     arguments = (f"long={place}/run:long", "--tasks", place / "tasks", "--seeds", "1")
     assert bench(place, *arguments, "--out", place / "one") == 0
@@ -116,6 +146,45 @@ def test_one_seed_claims_nothing(place, capsys):
     table = said.partition("epochs")[2].partition("no interval")[0]
     assert "long" in table
     assert "one seed, so nothing tells luck from worth" in said
+
+
+WORDED = """
+pool:    {uses: ingest.image_folder, path: none, shard_rows: 15}
+caption: {uses: annotate.caption, from: pool}
+said:    {uses: probe.says, from: pool, said: ["star *", "a picture of * by a patient hand"]}
+weight:  {uses: probe.weighs, from: pool}
+long:    {uses: select.where, from: [caption, said, weight], where: caption_words >= 4}
+"""
+DIRECT = """
+shards: {{uses: export.parquet, from: long}}
+direct: {{uses: train.clip, data: shards, {settings}}}
+plain:  {{uses: train.clip, data: "{raw}", subset: {rows}, {settings}}}
+"""
+
+
+@chaos
+@pytest.mark.usefixtures("own_stages")
+def test_texts_and_weights_that_a_stage_wrote_arrive_in_the_training(place, tmp_path):
+    run = run_of(tmp_path, WORDED)
+    arguments = (f"long={run}:long", "--tasks", place / "tasks", "--seeds", "1")
+    assert bench(place, *arguments, "--out", tmp_path / "bench") == 0
+    rows = pq.read_table(tmp_path / "bench" / "arms" / "long.parquet")
+    assert len(set(rows["loss_weight"].to_pylist())) > 1
+    assert {len(texts) for texts in rows["texts"].to_pylist()} == {3}
+    listed = tmp_path / "uids.txt"
+    listed.write_text("\n".join(uid.hex() for uid in rows["uid"].to_pylist()))
+    settings = ", ".join(one.replace("=", ": ") for one in SETS)
+    raw = load_recipe(str(tmp_path / "bench" / "bench.yaml")).stages["pixels"]["data"]
+    text = WORDED + DIRECT.format(settings=settings, rows=listed, raw=raw)
+    again = run_over(tmp_path / "pool", tmp_path / "again", text)
+
+    def model(folder: Path, stage: str) -> bytes:
+        (path,) = folder.glob(f"stages/{stage}-*/out/model.safetensors")
+        return path.read_bytes()
+
+    trained = model(tmp_path / "bench", "long")
+    assert trained == model(again, "direct")  # on an export of that stage
+    assert trained != model(again, "plain")  # the same rows with the pool's captions
 
 
 @pytest.mark.parametrize(
