@@ -243,6 +243,8 @@ def no_number(
     bad_B = ~torch.isfinite(ranks.gathered(loss_N)[0]).cpu().numpy()
     if bad_B.all() or not bad_B.any():  # a model that has diverged blames no row
         rows, do = row_B, "lower `learning_rate`, or raise `warmup_steps`"
+        if not ranks.sum(torch.from_numpy(batch.weights).sum().to(loss_N.device)):
+            do = "give some rows of each batch a `loss_weight` above 0"
     else:
         rows, do = row_B[bad_B], "look at `loss_weight` of those shards' rows"
     files = batches.files(rows)

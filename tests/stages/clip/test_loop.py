@@ -140,6 +140,12 @@ def test_a_loss_that_is_nan_stops_with_step_and_shard(cached):
     assert all(torch.isfinite(value).all() for value in before.values())
 
 
+def test_a_batch_that_weighs_nothing_blames_the_weights(cached):
+    parts, _ = cached([row(i, loss_weight=0.0) for i in range(8)])
+    with pytest.raises(StageError, match="give some rows of each batch a `loss_weight` above 0"):
+        train(trainer(), Batches(parts, size=4, seed=0), "nano", 1000, lambda _: None)
+
+
 def test_a_model_that_diverges_blames_no_row(batches):
     learner = trainer(learning_rate=1e30, warmup_steps=0)
     with pytest.raises(StageError, match="every row") as error:
