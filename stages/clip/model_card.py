@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from stages.models.saved import WEIGHTS
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-WEIGHTS = "model.safetensors"
 LOADED = "model = open_clip.create_model"
 LABELS = {
     "scale": "scale",
