@@ -97,7 +97,7 @@ def found_model(name: str, run: str | None) -> str:
     if not state.stages[stage].complete:
         do = f"finish it: clipmill status --run {shlex.quote(run)} says how far it is"
         raise StageError(f"'{stage}' is not complete", f"{name} of --run {run}", do)
-    return f"checkpoint:{state.stages[stage].folder}"
+    return f"checkpoint:{state.stages[stage].folder.uri}"
 
 
 @contextlib.contextmanager
