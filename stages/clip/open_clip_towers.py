@@ -46,10 +46,10 @@ class BytePairs:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         token_NL = _tokenizer(self.context, self.keywords)(list(texts)).numpy()
-        is_text_NL = token_NL != PAD
-        is_text_NL[:, 0] = True  # the first mark; a pad inside a text there is none
-        starts = np.cumsum([0, *is_text_NL.sum(axis=1)], dtype=np.int64)
-        return token_NL[is_text_NL].astype(np.int32), starts
+        # The end's mark is the last that is no pad; inside a text the pad's number is a `!`.
+        length_N = token_NL.shape[1] - (token_NL[:, ::-1] != PAD).argmax(axis=1)
+        is_text_NL = np.arange(token_NL.shape[1]) < length_N[:, None]
+        return token_NL[is_text_NL].astype(np.int32), np.cumsum([0, *length_N], dtype=np.int64)
 
 
 @lru_cache(4)
