@@ -124,13 +124,20 @@ def _warnings(line: Line) -> tuple[str, ...]:
 
 
 def rate_of(state: RunState, name: str) -> float | None:
-    """Samples per second of its trainings' steps, the median; None where no log tells."""
-    folder = state.stages[name].folder
-    rates = [
-        json.loads(line).get("samples_per_s")
-        for entry in folder.entries(LOGS)
+    """Samples per second of its trainings' steps, the median; None where no log tells.
+
+    Seeds may be of stages that had fewer: their logs count, too.
+    """
+    run = state.run
+    logs = [
+        f"stages/{folder}/{LOGS}/{entry.name}"
+        for folder in run.folders("stages")
+        if folder.rpartition("-")[0] == name
+        for entry in run.entries(f"stages/{folder}/{LOGS}")
         if entry.name.endswith("log.jsonl")
-        for line in folder.read(f"{LOGS}/{entry.name}").splitlines()
+    ]
+    rates = [
+        json.loads(line).get("samples_per_s") for log in logs for line in run.read(log).splitlines()
     ]
     known = [rate for rate in rates if rate]
     return float(np.median(known)) if known else None

@@ -100,7 +100,7 @@ def _train(
 
     settings, worker = work.settings, task.worker
     torch.set_num_threads(1)  # readers decode on the other cores, and change no bit
-    trainer = _trainer(settings, seed, worker.device, ranks)
+    trainer = trainer_of(settings, seed, worker.device, ranks)
     checkpoints = task.checkpoints(key[:16])
     restore(trainer, checkpoints)
     fixed = settings.fixed
@@ -169,7 +169,8 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
     )
 
 
-def _trainer(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
+def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
+    """The trainer of a stage's settings, before its first step."""
     from stages.clip.loop import Means, Schedule, Trainer
     from stages.clip.losses import find_loss
     from stages.clip.towers import new_model

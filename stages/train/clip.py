@@ -170,7 +170,7 @@ class ClipTraining(DatasetStage):
         """Seconds of one sample in a step, and of embedding one picture, on this machine."""
         from stages.clip.probe import probed
 
-        return probed(self.fixed.model, self.precision, threads=1)
+        return probed(self)
 
     @property
     def steps(self) -> int:

@@ -148,6 +148,22 @@ def test_one_seed_claims_nothing(place, capsys):
     assert "one seed, so nothing tells luck from worth" in said
 
 
+@chaos
+def test_what_a_training_takes_is_told_within_a_factor_of_two_and_stands_in_the_table(place):
+    out = place / "timed"
+    arguments = [f"long={place}/run:long", "--tasks", str(place / "tasks"), "--seeds", "1"]
+    sets = ["--set", "batch_size=8", "--set", "samples_seen=160", "--set", "warmup_steps=1"]
+    assert main(["bench", *arguments, *sets, "--out", str(out), "--workers", "0"]) == 0
+    rows = pq.read_table(out / "leaderboard.parquet").to_pylist()
+    assert all(row["seconds"] == pytest.approx(160 / row["samples_per_s"]) for row in rows)
+    took = {row["arm"]: row["seconds"] for row in rows}
+    training = make_plan(load_recipe(str(out / "bench.yaml"))).stages["raw"].stage
+    told = [160 * training.probe()[0] for _ in range(3)]  # other processes make one slow
+    assert min(told) < 2 * max(took.values())
+    assert max(told) > min(took.values()) / 2
+    assert "against cost" in (out / "leaderboard.html").read_text()
+
+
 WORDED = """
 pool:    {uses: ingest.image_folder, path: none, shard_rows: 15}
 caption: {uses: annotate.caption, from: pool}
