@@ -41,7 +41,11 @@ def _chart(
             ends = (value if end is None else 100 * end for end in (of.low, of.high))
             low, high = (min(max(end, 0.0), 100.0) for end in ends)  # no share lies beyond
             points.append(Point(line.arm, _kind(line.arm), x, value, low, high))
-    return {"title": title, "x_is": x_is, "plot": scatter(points)} if points else None
+    if not points:
+        return None
+    has_intervals = any(line.result and line.result.low is not None for line in board.lines)
+    plot = scatter(points)
+    return {"title": title, "x_is": x_is, "plot": plot, "has_intervals": has_intervals}
 
 
 def _kind(arm: str) -> str:

@@ -74,7 +74,7 @@ def test_the_page_needs_nothing_beside_it(out):
     assert "default-src 'none'" in page
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert page.count("<svg") >= 1
+    assert page.count("<svg") == page.count("with 95 % intervals") == 2  # by size, by cost
     markdown = (out / "leaderboard.md").read_text()
     assert "| arm | rows | epochs | mean of fine tasks |" in markdown
     assert "no difference to raw" in markdown or "beats" in markdown
@@ -146,6 +146,7 @@ def test_one_seed_claims_nothing(place, capsys):
     table = said.partition("epochs")[2].partition("no interval")[0]
     assert "long" in table
     assert "one seed, so nothing tells luck from worth" in said
+    assert "95 % intervals" not in (place / "one" / "leaderboard.html").read_text()
 
 
 @chaos
