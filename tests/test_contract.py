@@ -261,5 +261,14 @@ def in_pieces(generated, links, tmp_path_factory):
 def test_shards_and_their_order_change_no_value(uses, every_stage, in_pieces):
     planned = every_stage.stage_of(uses)
     assert len(in_pieces.state.stages["both"].shards) > len(every_stage.state.stages["both"].shards)
-    whole, pieces = (sorted(map(repr, run.values(planned))) for run in (every_stage, in_pieces))
+    whole, pieces = (
+        sorted(repr(unnumbered(row)) for row in run.values(planned))
+        for run in (every_stage, in_pieces)
+    )
     assert pieces == whole
+
+
+def unnumbered(row: dict) -> dict:
+    """An exported row without its number, which is in the order of the files; so in tars' JSON."""
+    inside = {name: unnumbered(it) for name, it in row.items() if isinstance(it, dict)}
+    return {name: it for name, it in (row | inside).items() if name != "sample_index"}
