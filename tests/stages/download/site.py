@@ -153,7 +153,7 @@ class RawSite(socketserver.ThreadingTCPServer):
 
     request_queue_size = 256
     daemon_threads = True
-    good = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(FILES["ok.jpg"]) + FILES["ok.jpg"]
+    good = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + FILES["ok.jpg"]
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), RawAnswer)
