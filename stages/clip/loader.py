@@ -39,6 +39,9 @@ class Batch:
     rows: NDArray[np.int64]  # (B,) among all rows
     index: NDArray[np.int64]  # (B,) sample_index
     teacher: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # (B, D) by column
+    # By reason, the rows that have the place of one whose picture does not decode; None where such
+    # rows were left out beforehand.
+    replaced: Mapping[str, int] | None = None
 
 
 def part_of(rows: int, rank: int, of: int) -> slice:

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -100,6 +100,8 @@ class Trainer:
         )
         self.losses: list[float] = []
         self.scales: list[float] = []
+        # By reason, samples so far that another picture stood in for; None where none ever does.
+        self.replaced: dict[str, int] | None = None
 
     @property
     def step(self) -> int:
@@ -136,6 +138,13 @@ class Trainer:
         self.losses.append(of_batch)
         self.scales.append(self.model.scale.item())
         return loss_N.detach()
+
+    def note(self, replaced: Mapping[str, int]) -> None:
+        """Adds what the batches of all ranks say of pictures that do not decode."""
+        here = torch.tensor(list(replaced.values()), device=self.means.device)
+        before = self.replaced or dict.fromkeys(replaced, 0)
+        counts = self.means.ranks.sum(here).tolist()
+        self.replaced = {it: before[it] + n for it, n in zip(replaced, counts, strict=True)}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(N, D) and (M, D) of this rank's images and texts, with the graph of all of them."""
@@ -193,11 +202,15 @@ class Trainer:
                 state[f"optimiser.{name}.{key}"] = value
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         state["scales"] = torch.tensor(self.scales, dtype=torch.float64)
+        for reason, count in (self.replaced or {}).items():
+            state[f"replaced.{reason}"] = torch.tensor(count)
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Sets the trainer to a state, bit for bit."""
         self.losses, self.scales = state["losses"].tolist(), state["scales"].tolist()
+        replaced = {it: int(count) for it, count in _below("replaced.", state).items()}
+        self.replaced = replaced or None
         self.model.load_state_dict(_below("model.", state))
         for name, weight in self.model.named_parameters():
             for key, value in _below(f"optimiser.{name}.", state).items():
@@ -230,6 +243,9 @@ def train(
         loss_N = trainer.learn(batch)
         if trainer.step == before:
             raise no_number(ranks, loss_N, batch, batches, stage, before)
+        if batch.replaced is not None:
+            trainer.note(batch.replaced)
+            log.replaced = sum((trainer.replaced or {}).values())
         log.step(trainer.step, trainer.losses[-1], trainer.rate(before), trainer.scales[-1])
         if trainer.step % every == 0 and trainer.step < steps:
             store(trainer)

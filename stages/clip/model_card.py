@@ -34,6 +34,9 @@ def _readme(card: Mapping[str, Any], weights: str) -> str:
     name = card.get("model", "nano")
     rows = [(label, card[key]) for key, label in LABELS.items() if key in card]
     rows += [(key.replace("_", " "), value) for key, value in card.get("plan", {}).items()]
+    if "replaced" in card:
+        count = sum(card["replaced"].values())
+        rows.append(("samples that another picture stood in for, as theirs does not decode", count))
     table = "\n".join(f"| {label} | {value} |" for label, value in rows)
     way = "open_clip has no such network; clipmill has."
     if "open_clip" in card:

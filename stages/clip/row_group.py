@@ -36,6 +36,7 @@ class Group:
         repeats = rows[REPEATS.name].fill_null(1).to_numpy()
         self.order = np.repeat(np.arange(len(repeats)), repeats)  # (N,) row of each sample
         self.where = where
+        self.bad: set[int] = set()  # rows whose pictures were found not to decode
         self._coins: tuple[int, NDArray[np.uint64]] = (-1, np.empty(0, np.uint64))
 
     def sort(self, seed: int, purpose: str) -> None:

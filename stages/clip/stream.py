@@ -42,8 +42,10 @@ from stages.clip.scales import Augment, Sampling
 from stages.clip.subset import Chooser
 from stages.ops.images import RGB, ImageError, decode
 
-# Shapes: B rows of a rank's part of a batch, M texts of these, S pixels a side, T tokens.
+# Shapes: B rows of a rank's part of a batch, M texts of these, S pixels a side, T tokens, R row
+# groups of a shard.
 
+FAULTS = NO_IMAGE, UNDECODABLE = ("no_image", "undecodable")
 AHEAD = 2  # batches that are made while one is learnt from
 GROUPS = 2  # row groups that a stream holds
 
@@ -109,8 +111,9 @@ PAD = ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
 class Streamed:
     """Batches of `size` rows of an indexed Parquet export: `batches[n]`, for any n from 0 up.
 
-    `spent` has the seconds that reading took, by exported file; `faults` the pictures that did not
-    decode, by reason: in the place of each stands the next of its row group that does.
+    `spent` has the seconds that reading took, by exported file. In the place of a picture that does
+    not decode stands the next of its row group that does; `replaced` of a batch counts them.
+    StageError once so many do not that a batch has more rows than are left.
     """
 
     def __init__(
@@ -132,11 +135,14 @@ class Streamed:
         self.draws = Draws([shard["groups"] for shard in self.shards], size, seed, sampling)
         self.choose = lru_cache(2 * self.draws.streams)(choose) if choose else None
         self.spent: Counter[str] = Counter()
-        self.faults: Counter[str] = Counter()
+        self._rows = sum(shard["rows"] for shard in self.shards)
+        self._bad = [np.zeros(len(shard["groups"]), int) for shard in self.shards]
+        self._bad_rows = 0  # their sum
         self._held: list[OrderedDict[tuple[int, int, str], Group]] = [
             OrderedDict() for _ in range(self.draws.streams)
         ]
         self._locks = [threading.Lock() for _ in self._held]
+        self._counting = threading.Lock()
         self._threads = ThreadPoolExecutor(max(1, threads), thread_name_prefix="pictures")
         self._begun: OrderedDict[tuple[int, int, int], list[Future[Part]]] = OrderedDict()
 
@@ -181,32 +187,50 @@ class Streamed:
         samples: list[Sample] = []
         for piece in self.draws.pieces(stream, first, count):
             group = self._group(stream, piece)
-            samples += [self._sample(group, at, n) for at in range(piece.start, piece.stop)]
+            samples += [self._sample(group, at, n, piece) for at in range(piece.start, piece.stop)]
         texts = [text for sample in samples for text in sample.texts]
         token_T, start_M = self.view.tokenize(texts)
         return Part(samples, token_T, start_M[:-1])
 
-    def _sample(self, group: Group, at: int, n: int) -> "Sample":
+    def _sample(self, group: Group, at: int, n: int, piece: Piece) -> "Sample":
         """Sample number `at` of a row group; where its picture does not decode, the next that
         does."""
+        fault = ""
         for turn in range(len(group.order)):
             row = int(group.order[(at + turn) % len(group.order)])
             coin = int(group.coins(self.seed, n)[row])
             body = group.images[row]
-            if body is None:
-                self.faults["no_image"] += 1
-                continue
             try:
-                pixels = self.view.picture(body, coin)
+                pixels = self.view.picture(body, coin) if body is not None else None
             except ImageError:
-                self.faults["undecodable"] += 1
-                continue
-            return Sample(group, row, pixels, self.view.taken(group.texts[row], coin))
+                pixels = None
+            if pixels is not None:
+                return Sample(group, row, pixels, self.view.taken(group.texts[row], coin), fault)
+            fault = fault or (UNDECODABLE if body is not None else NO_IMAGE)
+            self._lacks(group, row, piece)
         raise StageError(
             "no picture of a row group decodes",
             group.where,
             "look at the export: export.pixels counts its bad pictures",
         )
+
+    def _lacks(self, group: Group, row: int, piece: Piece) -> None:
+        """Notes a row without a picture; StageError where fewer than a batch are left with one.
+
+        What is kept is a number a row group: the most of its rows that one reading found so.
+        """
+        bad_R = self._bad[piece.shard]
+        with self._counting:
+            group.bad.add(row)
+            self._bad_rows += max(0, len(group.bad) - int(bad_R[piece.group]))
+            bad_R[piece.group] = max(bad_R[piece.group], len(group.bad))
+        if self._rows - self._bad_rows < self.size:
+            raise StageError(
+                f"pictures of {self._bad_rows:,} of {self._rows:,} rows do not decode, and a batch"
+                f" has {self.size:,}",
+                f"{group.where}, where the last of them was found",
+                "export the pictures again, or lower `batch_size`",
+            )
 
     def _group(self, stream: int, piece: Piece) -> Group:
         """A row group in memory, its samples in the order of the piece."""
@@ -260,6 +284,7 @@ class Streamed:
         lengths = np.cumsum([0, *(len(part.tokens) for part in parts)])
         starts = [part.starts + first for part, first in zip(parts, lengths, strict=False)]
         count_B = [len(sample.texts) for sample in samples]
+        faults = Counter(sample.fault for sample in samples)
         return Batch(
             pixels=np.ascontiguousarray(pixel_BSS3.transpose(0, 3, 1, 2)),
             tokens=np.concatenate([part.tokens for part in parts]),
@@ -272,6 +297,7 @@ class Streamed:
                 column: np.stack([sample.group.teacher[column][sample.row] for sample in samples])
                 for column in self.view.teacher
             },
+            replaced={fault: faults[fault] for fault in FAULTS},
         )
 
 
@@ -283,6 +309,7 @@ class Sample:
     row: int  # of the group
     pixels: RGB
     texts: list[str]
+    fault: str  # of the row that should have stood here; empty where it does
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class Log:
     """Lines of `log.jsonl`, and the word that the terminal shows.
 
     A line has step, samples_seen, loss, learning_rate, scale, samples_per_s, data_wait_s, and
-    slowest_shard, that of the batch which was waited for longest since the line before; mfu, the
+    slowest_shard, that of the batch which was waited for longest since the line before; replaced,
+    the samples so far whose picture did not decode, where such are found in training; mfu, the
     share of the GPUs' arithmetic that is used, where it is known.
     """
 
@@ -41,6 +42,7 @@ class Log:
         self.steps, self.batch_size = steps, batch_size
         self.tell, self.clock, self.at_most_per_s = tell, clock, at_most_per_s
         self.lines = [line for line in lines if line["step"] <= step]
+        self.replaced: int | None = None  # samples so far that another picture stood in for
         self._since, self._began = step, clock()
         self._waited = self._longest = 0.0
         self._slowest: Callable[[], Sequence[str]] = list
@@ -69,6 +71,8 @@ class Log:
             "slowest_shard": next(iter(self._slowest()), None),
             "time": round(time.time(), 3),
         }
+        if self.replaced is not None:
+            line["replaced"] = self.replaced
         if self.at_most_per_s:
             line["mfu"] = round((step - self._since) / spent / self.at_most_per_s, 4)
         self.lines.append(line)

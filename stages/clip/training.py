@@ -131,6 +131,7 @@ def _train(
         put(CURVE, path)
         card = {"scale": settings.scale, "seed": seed, "batch_size": fixed.batch_size}
         card |= {} if settings.loss == "clip" else {"loss": settings.loss}
+        card |= {} if trainer.replaced is None else {"replaced": trainer.replaced}
         plan = {"plan": asdict(trainer.schedule)}
         kept: Any = SimpleNamespace(worker=worker, put_file=put)  # a task of which files go there
         checkpoint.save(trainer.model, card | plan | work.facts, kept)

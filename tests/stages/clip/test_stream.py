@@ -12,7 +12,7 @@ import pytest
 from metadata.damage import DamagedError
 from pipeline.errors import StageError
 from stages.clip.loader import Batches
-from stages.clip.stream import AHEAD, Streamed, View, index_shard
+from stages.clip.stream import AHEAD, FAULTS, Streamed, View, index_shard
 from stages.clip.subset import chooser_of
 from stages.ops.exports import numbered
 from tests.stages.clip.exported import TINY_READS, caption, row, write_export
@@ -146,18 +146,39 @@ def test_a_subset_counts_as_it_says(streamed, tmp_path):
 def test_pictures_that_do_not_decode_have_another_of_their_row_group_in_their_place(streamed):
     rows = [row(i, **({"image": b"<html>"} if i == 5 else {})) for i in range(8)]
     rows[2] = row(2, image=None)
-    batches = streamed(rows)
-    drawn = Counter(batches[0].rows)
+    batches = streamed(rows, size=4)
+    epoch = [batches[n] for n in range(2)]
+    drawn = Counter(row for batch in epoch for row in batch.rows)
     assert not {2, 5} & drawn.keys()
     assert drawn.total() == 8
-    assert batches.faults["undecodable"] >= 1
-    assert batches.faults["no_image"] >= 1
+    counted = [sum(batch.replaced[reason] for batch in epoch) for reason in FAULTS]
+    assert counted == [1, 1]
+
+
+@pytest.mark.parametrize("bad", [4, 5])
+def test_it_stops_once_fewer_pictures_decode_than_a_batch_has(bad, streamed):
+    """As a training that decodes all beforehand does: with a batch of them left it goes on."""
+    rows = [row(i, **({"image": b"no"} if i % 2 and i < 2 * bad else {})) for i in range(12)]
+    batches = streamed(rows, size=8)
+
+    def epoch():
+        return [batches[n] for n in range(9)]
+
+    if bad == 4:
+        assert sum(batch.replaced["undecodable"] for batch in epoch()) == 24  # of 6 epochs
+        return
+    with pytest.raises(StageError) as error:
+        epoch()
+    found, where, do = error.value.args
+    assert found == "pictures of 5 of 12 rows do not decode, and a batch has 8"
+    assert "00000.parquet, row group " in where
+    assert "export the pictures again" in do
 
 
 def test_a_row_group_without_any_picture_stops_and_names_itself(streamed):
-    batches = streamed([row(i, image=b"no") for i in range(4)], size=4)
-    with pytest.raises(StageError, match=r"no picture(.|\n)*00000\.parquet, row group 0"):
-        batches[0]
+    batches = streamed([row(i, **({"image": b"no"} if i > 3 else {})) for i in range(8)], size=4)
+    with pytest.raises(StageError, match=r"no picture(.|\n)*00000\.parquet, row group 1"):
+        assert batches[0], batches[1]
 
 
 def test_rows_without_text_are_left_out_and_counted(streamed):

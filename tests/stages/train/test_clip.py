@@ -172,6 +172,39 @@ def test_shards_drawn_with_replacement_are_decoded_as_they_are_learnt_from(train
     assert card["rows"] == 11
 
 
+def test_pictures_that_do_not_decode_in_training_are_told_and_a_stop_changes_no_count(
+    trained, launching_context, tmp_path, monkeypatch
+):
+    rows = [row(i, **({"image": b"no"} if i in (1, 6) else {})) for i in range(12)]
+    data = write_export(tmp_path / "bad", rows)
+    settings = {"sampling": "shards", "samples_seen": 96}  # 12 steps; one shard: 8 epochs
+    out = trained(data=data, **settings) / "out"
+    card = json.loads((out / "model.json").read_text())
+    assert card["replaced"] == {"no_image": 0, "undecodable": 16}
+    assert (
+        "| samples that another picture stood in for, as theirs does not decode | 16 |"
+        in (out / "README.md").read_text()
+    )
+
+    def stopped(self, step, path, plain=StoredCheckpoints.put):
+        plain(self, step, path)
+        raise KeyboardInterrupt
+
+    ctx = launching_context()
+    stage = ClipTraining(**{**SMALL, **settings})
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredCheckpoints, "put", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(Inputs(rows=[], data=data), ctx)
+    stage.run(Inputs(rows=[], data=data), ctx)
+    folder = Path(ctx.folder)
+    assert (folder / "out" / "model.json").read_bytes() == (out / "model.json").read_bytes()
+    lines = [json.loads(it) for it in (folder / "log" / "log.jsonl").read_text().splitlines()]
+    counts = [line["replaced"] for line in lines]
+    assert counts == sorted(counts)
+    assert counts[-1] == 16
+
+
 def test_an_export_that_left_its_run_trains_the_same_and_is_held_to_its_digests(
     trained, data, tmp_path
 ):
