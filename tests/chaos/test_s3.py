@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -93,6 +94,17 @@ def test_a_large_object_is_whole(bucket):
     with folder.open("large") as file:
         file.seek(20 << 20)
         assert file.read(3) == b"\x00\x01\x02"
+
+
+@pytest.mark.parametrize(("most", "reads"), [(4, 1), (5, 0)], ids=["through here", "by the store"])
+def test_an_object_is_copied_whatever_its_size(bucket, proxy, monkeypatch, most, reads):
+    Storage(bucket.uri("made")).put("out/model", b"seven", point="rename")
+    monkeypatch.setattr(storage, "COPIED_BYTES", most)
+    proxy.troubles = [read := Trouble("GET .*/model", times=1)]
+    through = replace(bucket, port=proxy.port)
+    run = Storage(through.uri("copied"))
+    run.put_copy("copy", Storage(through.uri("made")), "out/model")
+    assert (run.read("copy"), read.met) == (b"seven", reads)
 
 
 # Runs
