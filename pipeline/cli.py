@@ -42,6 +42,7 @@ from pipeline.verbs import (
     status,
     submit,
     sweep,
+    variants,
     verify,
     why,
 )
@@ -57,7 +58,7 @@ BAD_PATH: dict[type[OSError], tuple[str, str]] = {
 VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
-    *(funnel, why, sweep, report, evaluate),
+    *(funnel, why, sweep, variants, report, evaluate),
     *(export, bench),
     *(pool, concepts, doctor),
 )

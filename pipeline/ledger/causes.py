@@ -82,10 +82,13 @@ def failed_later(
 ) -> Iterator[tuple[str, str, pa.Array]]:
     """(stage, reason, mask): the rows of a shard that an end keeps, each at the first stage after
     it that gave it no value."""
-    left = pc.is_null(reasons[end])
-    for name in later:
-        if name not in reasons or not reasons.counts(name).keys() - {"", NOT_SELECTED}:
-            continue
+    failing = [
+        name
+        for name in later
+        if name in reasons and reasons.counts(name).keys() - {"", NOT_SELECTED}
+    ]
+    left = pc.is_null(reasons[end]) if failing else None
+    for name in failing:
         own = reasons[name]
         for code in sorted(set(reasons.counts(name)) - {"", NOT_SELECTED}):
             rows = pc.and_(left, pc.fill_null(pc.equal(own, code), False))

@@ -29,18 +29,19 @@ from pipeline.report.training import training_charts
 from pipeline.run_folder.ran import newest_recipe
 from pipeline.run_folder.sessions import sessions
 from pipeline.run_folder.state import RunState
+from pipeline.run_folder.variants import variant as variant_of
 
 LONG_PATH = re.compile(r"=(/|\w+://)\S*/(?=[^/\s]+$)")  # of a value: its last part says enough
 
 
-def report(state: RunState, baselines: Sequence[str] = ()) -> str:
-    """The page, as HTML."""
+def report(state: RunState, baselines: Sequence[str] = (), variant: int | None = None) -> str:
+    """The page, as HTML; `variant` is the number of the recipe where it is not that of last."""
     rows, worth, costs = funnel(state), results(state, baselines), work(state)
     ends = [drawn_end(end, number) for number, end in enumerate(rows.ends)]
     return render(
         "report.html",
         title=state.plan.recipe.name,
-        run=_run(state),
+        run=_run(state, variant),
         funnel=rows,
         ends=ends,
         results=worth,
@@ -90,14 +91,19 @@ def _sections(
     yield section("recipe", "Recipe and machine")
 
 
-def _run(state: RunState) -> dict[str, Any]:
+def _run(state: RunState, variant: int | None) -> dict[str, Any]:
     """What ran: recipe, seed, when it was started, and its stages as YAML."""
-    newest, ran = newest_recipe(state.run)
-    began = datetime.strptime(newest[:15], "%Y%m%dT%H%M%S")
+    if variant is None:
+        name, ran = newest_recipe(state.run)
+    else:
+        one = variant_of(state.run, variant)
+        name, ran = one.file, one.ran
+    began = datetime.strptime(name[:15], "%Y%m%dT%H%M%S")
     ended = sessions(state.run)
     return {
         "folder": str(state.run),
         "recipe": state.plan.recipe.name,
+        "variant": variant,
         "seed": state.plan.seed,
         "began": began.strftime("%Y-%m-%d %H:%M UTC"),
         "overrides": [LONG_PATH.sub("=…/", override) for override in ran["overrides"]],

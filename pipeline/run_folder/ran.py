@@ -23,10 +23,21 @@ class RanRecipe(TypedDict):
     folders: dict[str, str]
 
 
+def ran_names(run: Storage) -> list[str]:
+    """The names of the recipes that ran in a folder, in the order in which they began."""
+    names = (entry.name for entry in run.entries("recipes"))
+    return sorted(filter(RAN_NAME.fullmatch, names))
+
+
 def newest_name(run: Storage) -> str | None:
     """The name of the recipe that ran last in a folder."""
-    names = (entry.name for entry in run.entries("recipes"))
-    return max(filter(RAN_NAME.fullmatch, names), default=None)
+    return max(ran_names(run), default=None)
+
+
+def read_ran(run: Storage, name: str) -> RanRecipe | None:
+    """What a file of that name in `recipes/` holds; None where it cannot be read."""
+    ran = run.read_json(f"recipes/{name}", RanRecipe)
+    return ran if ran is not None and name.endswith(f"-{digest(ran)[:12]}.json") else None
 
 
 def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
@@ -34,8 +45,8 @@ def newest_recipe(run: Storage) -> tuple[str, RanRecipe]:
     name = newest_name(run)
     if name is None:
         raise RecipeError("no run", str(run), "check --run: a run folder holds run.json")
-    ran = run.read_json(f"recipes/{name}", RanRecipe)
-    if ran is None or not name.endswith(f"-{digest(ran)[:12]}.json"):
+    ran = read_ran(run, name)
+    if ran is None:
         raise RecipeError(
             found="a recipe that cannot be read",
             where=f"{run}/recipes/{name}",

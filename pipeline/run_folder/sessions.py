@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,12 +65,27 @@ def session(run: Storage, recipe: str) -> Iterator[None]:
 
 def sessions(run: Storage) -> tuple[Session, ...]:
     """Every session in a run folder that can be read, the first to begin first."""
+    return tuple(session for _, session in _stored(run))
+
+
+def ends(run: Storage) -> list[tuple[float, float]]:
+    """Begin and end of each session, in seconds since 1970, the first to begin first."""
+    found = []
+    for name, session in _stored(run):
+        with contextlib.suppress(ValueError):  # a file of another's
+            began = datetime.strptime(name, "%Y%m%dT%H%M%S%f.json").replace(tzinfo=UTC).timestamp()
+            found.append((began, began + session.seconds))
+    return found
+
+
+def _stored(run: Storage) -> list[tuple[str, Session]]:
+    """Each session that can be read, under the name of its file."""
     found = []
     for entry in sorted(run.entries(FOLDER), key=lambda entry: entry.name):
         held = read_sealed(run, f"{FOLDER}/{entry.name}")
         with contextlib.suppress(msgspec.ValidationError):  # another version's
-            found += [msgspec.convert(held, Session)] if held else []
-    return tuple(found)
+            found += [(entry.name, msgspec.convert(held, Session))] if held else []
+    return found
 
 
 def commit(folder: Path) -> str | None:

@@ -20,8 +20,9 @@ from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.planning.recipe import Recipe
 from pipeline.run_folder.done import current, parents_of, standing
 from pipeline.run_folder.masks import SelectMask
-from pipeline.run_folder.ran import newest_recipe
+from pipeline.run_folder.ran import RanRecipe, newest_recipe
 from pipeline.run_folder.rows import JoinedShards, PoolShards, StoredColumns, stored_columns
+from pipeline.run_folder.variants import variant as variant_of
 
 
 @dataclass
@@ -74,13 +75,14 @@ class StageState:
 class RunState:
     """The stages of a plan in a run folder."""
 
-    def __init__(self, plan: Plan, run: Storage) -> None:
+    def __init__(self, plan: Plan, run: Storage, scans: dict[str, Scan] | None = None) -> None:
+        """`scans` keeps what folders hold, for plans that share some and are read one by one."""
         self.plan = plan
         self.run = run
         self.stored: dict[str, StoredColumns] = stored_columns(plan.stages, run)
         names = list(plan.stages)
         with ThreadPoolExecutor(8) as pool:
-            states = pool.map(self._scanned, names)
+            states = pool.map(lambda name: self._scanned(name, scans), names)
             self.stages = dict(zip(names, states, strict=True))
         for name in names:
             self.resolve(name)
@@ -90,9 +92,12 @@ class RunState:
         self.stages[name] = self._scanned(name)
         self.resolve(name)
 
-    def _scanned(self, name: str) -> StageState:
+    def _scanned(self, name: str, scans: dict[str, Scan] | None = None) -> StageState:
         planned, folder = self.plan.stages[name], self.stored[name].folder
-        scanned = scan(folder)
+        known = scans.get(planned.folder) if scans is not None else None
+        scanned = known or scan(folder)
+        if scans is not None:
+            scans[planned.folder] = scanned
         if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
             for record in scanned.lost:
                 scanned.records.pop(record.shard, None)
@@ -265,15 +270,21 @@ def summary(state: StageState) -> str:
     return shards + (f", {failed} failed" if failed else "") + damaged
 
 
-def latest(uri: str) -> RunState:
-    """The run folder seen through the recipe that ran there last."""
+def latest(uri: str, variant: int | None = None) -> RunState:
+    """The run folder seen through the recipe that ran there last, or one of its variants."""
     run = Storage(uri)
-    _, ran = newest_recipe(run)
-    recipe = Recipe(
-        name=ran["name"],
-        path=ran["path"],
-        seed=ran["seed"],
-        stages=ran["stages"],
-        overrides=tuple(ran["overrides"]),
+    ran = newest_recipe(run)[1] if variant is None else variant_of(run, variant).ran
+    return RunState(plan_of(ran), run)
+
+
+def plan_of(ran: RanRecipe) -> Plan:
+    """The whole plan of a recipe that ran, as it is made today."""
+    return make_plan(
+        Recipe(
+            name=ran["name"],
+            path=ran["path"],
+            seed=ran["seed"],
+            stages=ran["stages"],
+            overrides=tuple(ran["overrides"]),
+        )
     )
-    return RunState(make_plan(recipe), run)

@@ -13,6 +13,7 @@ from pipeline.verbs._signals import stopped_by_signals
 if TYPE_CHECKING:
     from pipeline.executors import Executor
     from pipeline.planning.plan import Plan
+    from pipeline.run_folder.state import RunState
 
 
 def beside(out: str, suffix: str) -> Path:
@@ -89,6 +90,23 @@ def check_retry(plan: "Plan", reasons: list[str]) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """`--run URI`; `pipeline.run_folder.state.latest` reads it."""
     parser.add_argument("--run", required=True, metavar="URI", help="run folder: a path or s3://…")
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """`--variant N`: see `opened`."""
+    parser.add_argument(
+        "--variant",
+        type=int,
+        metavar="N",
+        help="an earlier recipe of the folder, by its number in `clipmill variants`",
+    )
+
+
+def opened(options: argparse.Namespace) -> "RunState":
+    """The run folder of `--run`, through the recipe that ran last or `--variant`."""
+    from pipeline.run_folder.state import latest
+
+    return latest(options.run, options.variant)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.terminal import one_line
 from pipeline.verbs import DONE
-from pipeline.verbs._options import add_executor, add_json, add_run, executor
+from pipeline.verbs._options import add_executor, add_json, add_run, add_variant, executor, opened
 
 if TYPE_CHECKING:
     from pipeline.export import Exported
@@ -24,6 +24,7 @@ clipmill export --run run --dropped "min_side >= 200" --to parquet --out small
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
+    add_variant(parser)
     parser.add_argument(
         "--to",
         required=True,
@@ -72,9 +73,8 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.dropped import dropped
     from pipeline.progress import watcher
-    from pipeline.run_folder.state import latest
 
-    state = latest(options.run)
+    state = opened(options)
     wanted = Wanted(
         to=options.to, stage=options.stage, columns=options.columns, captions=options.captions
     )

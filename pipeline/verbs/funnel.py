@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.terminal import one_line
 from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run
+from pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
     from pipeline.ledger.funnel import Funnel, StageRows
@@ -22,6 +22,7 @@ clipmill funnel --run run --json
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
+    add_variant(parser)
     add_json(parser)
 
 
@@ -29,9 +30,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the counts."""
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.funnel import funnel
-    from pipeline.run_folder.state import latest
 
-    answer = funnel(latest(options.run))
+    answer = funnel(opened(options))
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
     return DONE
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.verbs import DONE
-from pipeline.verbs._options import add_run, beside
+from pipeline.verbs._options import add_run, add_variant, beside, opened
 
 if TYPE_CHECKING:
     from metadata.stats import Estimate
@@ -23,11 +23,13 @@ clipmill report --run run --baseline raw   # other arms against `raw`
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
+    add_variant(parser)
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="page to write (default: RUN.html beside the run folder; of a remote run, here)",
+        help="page to write (default: RUN.html or RUN-variant-N.html, beside the run folder; of a"
+        " remote run, here)",
     )
     parser.add_argument(
         "--baseline",
@@ -43,11 +45,11 @@ def run(options: argparse.Namespace) -> int:
     """Writes the page; prints its results in a few lines, and where it is."""
     from pipeline.ledger.results import results
     from pipeline.report.build import report
-    from pipeline.run_folder.state import latest
 
-    state = latest(options.run)
-    page = options.out or beside(options.run, ".html")
-    page.write_text(report(state, options.baseline), encoding="utf-8")
+    state = opened(options)
+    suffix = ".html" if options.variant is None else f"-variant-{options.variant}.html"
+    page = options.out or beside(options.run, suffix)
+    page.write_text(report(state, options.baseline, options.variant), encoding="utf-8")
     if arms := results(state, options.baseline):
         print(f"{text(arms)}\n")
     print(page)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.terminal import one_line
 from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run
+from pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
     from pipeline.ledger.sweep import Sweep
@@ -23,6 +23,7 @@ NAMED = 3  # groups whose share stands in the table
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     add_run(parser)
+    add_variant(parser)
     add_json(parser)
     parser.add_argument("--stage", required=True, metavar="STAGE", help="a select stage of the run")
     parser.add_argument(
@@ -41,9 +42,8 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.sweep import sweep
     from pipeline.report.sweep_page import sweep_page
-    from pipeline.run_folder.state import latest
 
-    state = latest(options.run)
+    state = opened(options)
     answer = sweep(state, options.stage, options.vary)
     if options.html:
         options.html.write_text(sweep_page(state, answer), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.terminal import cut, one_line
 from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run
+from pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
     from pipeline.ledger.captions import Texts
@@ -27,6 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     parser.add_argument("uid", help="32 hex digits, or the first 8 or more of them")
     add_run(parser)
+    add_variant(parser)
     add_json(parser)
 
 
@@ -34,9 +35,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the sample's values, stage by stage."""
     from pipeline.ledger.answer import as_json
     from pipeline.ledger.why import why
-    from pipeline.run_folder.state import latest
 
-    answer = why(latest(options.run), options.uid)
+    answer = why(opened(options), options.uid)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
     return DONE
 

@@ -1,0 +1,92 @@
+"""`clipmill variants`: the recipes that a run folder has seen, and what each of them keeps."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipeline.terminal import cut, one_line
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_json, add_run
+
+if TYPE_CHECKING:
+    from pipeline.ledger.variants import RunVariants, Tried
+    from pipeline.run_folder.variants import Changes
+
+HELP = "the recipes that a run folder has seen, and what each keeps"
+EXAMPLES = """\
+clipmill variants --run run
+clipmill variants --run run --json
+"""
+MOST = 90  # characters of a setting's value
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    add_run(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the variants, the first first."""
+    from pipeline.ledger.answer import as_json
+    from pipeline.ledger.variants import tried
+
+    answer = tried(options.run)
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+    return DONE
+
+
+def text(answer: "RunVariants") -> str:
+    """A line a variant, what it changed below, and how one is looked at."""
+    count = len(answer.variants)
+    lines = [f"{answer.run}: {count} variant{'' if count == 1 else 's'}; * ran last"]
+    if answer.working:
+        lines.append(f"{answer.working} works there: counts are of what is stored by now")
+    lines += [f"recipes/{name} cannot be read" for name in answer.unreadable]
+    name = max((len(one_line(one.recipe)) for one in answer.variants), default=0)
+    for one in answer.variants:
+        mark = "*" if one.is_last else " "
+        head = f"{mark}{one.number:>3}  {one_line(one.recipe):<{name}}  {one.last_ran}"
+        lines += ["", f"{head}  {_kept(one)}", *(f"        {line}" for line in _below(one))]
+    return "\n".join(lines)
+
+
+def _kept(one: "Tried") -> str:
+    """`320 of 600 rows kept by 'unique'`, of each end; what is done where nothing ends yet."""
+    if one.refused:
+        return f"makes no plan today: {one_line(one.refused)}"
+    kept = "; ".join(f"{end.kept:,} of {end.rows:,} rows kept by '{end.stage}'" for end in one.ends)
+    if not one.left:
+        return kept or "all done; no select stage"
+    done = f"{one.stages - len(one.left)} of {one.stages} stages done"
+    return f"{kept}; {done}" if kept else done
+
+
+def _below(one: "Tried") -> Iterator[str]:
+    """What differs from the variant before, and what is not done."""
+    yield from change_lines(one.changes)
+    begun = {stage: how for stage, how in one.left.items() if not how.startswith("nothing yet")}
+    if one.left:
+        said = [f"{stage} has {how}" for stage, how in begun.items()]
+        others = [stage for stage in one.left if stage not in begun]
+        said += [f"nothing yet of {', '.join(others)}"] if others else []
+        yield f"not done: {'; '.join(said)}"
+
+
+def change_lines(changes: "Changes") -> Iterator[str]:
+    """A line a setting that differs, and a line each for stages that one of two has alone."""
+    for change in changes.settings:
+        yield f"{change.key}: {_value(change.before)} -> {_value(change.after)}"
+    if changes.added:
+        yield f"added: {', '.join(changes.added)}"
+    if changes.removed:
+        yield f"removed: {', '.join(changes.removed)}"
+
+
+def _value(value: Any) -> str:
+    """A setting as one writes it, in few characters."""
+    if value is None:
+        return "(not set)"
+    said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return cut(one_line(said), MOST) or '""'

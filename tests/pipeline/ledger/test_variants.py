@@ -1,0 +1,117 @@
+"""The variants of a run: what each keeps is what the funnel says, from records alone."""
+
+import pytest
+
+from metadata.storage import Storage
+from pipeline.errors import RecipeError
+from pipeline.ledger.funnel import funnel
+from pipeline.ledger.variants import kept_by_ends, tried
+from pipeline.run_folder.state import RunState, latest
+from pipeline.verbs.variants import text
+from tests import numbered
+from tests.pipeline.ledger.test_funnel import opened
+from tests.pipeline.run_folder.test_variants import write
+
+pytestmark = pytest.mark.usefixtures("own_stages")
+WIDER = numbered.STAGES.replace("c > 3", "c > 1")
+
+
+@pytest.fixture(scope="module")
+def folder(own_stages, tmp_path_factory):
+    """A run folder that has seen two recipes, the first of them twice, and half of a third."""
+    folder = tmp_path_factory.mktemp("varied")
+    numbered.write_pool(folder)
+    for stages in (numbered.STAGES, WIDER, numbered.STAGES):
+        numbered.run(folder, stages)
+    return folder
+
+
+def as_funnel(state: RunState) -> list[tuple[str, int, int]]:
+    return [(end.stage, end.rows, end.kept) for end in funnel(state).ends]
+
+
+def test_each_variant_keeps_what_its_funnel_says(folder):
+    one, two = tried(str(folder / "run")).variants
+    for found in (one, two):
+        state = latest(str(folder / "run"), found.number)
+        assert [(end.stage, end.rows, end.kept) for end in found.ends] == as_funnel(state)
+        assert not found.left
+    assert (one.ends[0].kept, two.ends[0].kept) == (4, 6)
+    assert (one.is_last, two.is_last) == (True, False)
+    (change,) = two.changes.settings
+    assert (change.key, change.before, change.after) == ("first.where", "c > 3", "c > 1")
+
+
+def test_rows_that_a_later_stage_failed_are_not_kept(folder):
+    state = latest(str(folder / "run"))
+    del state.stages["last"], state.stages["uids"]
+    assert [(end.stage, end.kept) for end in kept_by_ends(state)] == [("first", 7)]
+
+
+def test_counts_come_from_records_and_no_data_file_is_opened(tmp_path, monkeypatch):
+    numbered.write_pool(tmp_path)
+    numbered.run(tmp_path)
+    numbered.run(tmp_path, numbered.STAGES.replace("e <> 9", "e <> 13"))
+    names = opened(monkeypatch)
+    assert [one.ends[0].kept for one in tried(str(tmp_path / "run")).variants] == [4, 4]
+    assert not names
+
+
+def test_what_is_not_done_is_said_and_the_page_has_it_all(folder, tmp_path):
+    numbered.write_pool(tmp_path)
+    numbered.run(tmp_path)
+    numbered.run(tmp_path, numbered.STAGES.replace("e <> 9", "e <> 13"))
+    late = latest(str(tmp_path / "run")).stages["late"]
+    late.folder.delete(late.scan.records[1][0].name)
+    page = text(tried(str(tmp_path / "run"))).splitlines()
+    assert page[0] == f"{tmp_path / 'run'}: 2 variants; * ran last"
+    assert page[5].startswith("*  2  numbered  20")
+    assert page[5].endswith("UTC  11 of 20 rows kept by 'first'; 4 of 7 stages done")
+    assert page[6:] == [
+        "        last.where: e <> 9 AND b < 18 -> e <> 13 AND b < 18",
+        "        not done: late has 2 of 3 shards; nothing yet of last, uids",
+    ]
+
+
+def test_a_recipe_that_makes_no_plan_today_says_why(tmp_path):
+    numbered.write_pool(tmp_path)
+    run = Storage(str(tmp_path / "run"))
+    write(run, "20260101T100000", uses="mine.gone")
+    numbered.run(tmp_path)
+    one, two = tried(run.uri).variants
+    assert "mine.gone" in one.refused
+    assert (one.ends, two.ends[0].kept) == ((), 4)
+    assert "makes no plan today: " in text(tried(run.uri))
+    with pytest.raises(RecipeError, match=r"mine\.gone"):
+        latest(run.uri, 1)
+
+
+def test_the_verbs_look_through_a_variant(folder, clipmill, tmp_path):
+    run = ("--run", folder / "run")
+    assert "         4  20.0%  kept by 'last'" in clipmill("funnel", *run).out
+    for number, kept in ((1, 4), (2, 6)):
+        said = clipmill("funnel", *run, "--variant", number, "--json")
+        assert said.json["ends"][0]["kept"] == kept
+        said = clipmill("why", numbered.uid(2), *run, "--variant", number)
+        assert f"first  select.where: {'c > 3' if number == 1 else 'fine'}" in said.out
+        out = tmp_path / f"uids-{number}"
+        made = ("--to", "uid_list", "--out", out, "--workers", 0, "--json")
+        assert clipmill("export", *run, "--variant", number, *made).json["exported"] == kept
+    said = clipmill("report", *run, "--variant", 2)
+    assert said.out == f"{folder / 'run-variant-2.html'}\n"
+    page = (folder / "run-variant-2.html").read_text()
+    assert "Variant 2 of this run folder." in page
+    assert "--variant 2</code>" in page
+    assert "c &gt; 1" in page
+    said = clipmill("funnel", *run, "--variant", 3)
+    assert (said.code, "no variant 3: this folder has seen 2" in said.err) == (2, True)
+
+
+def test_the_list_as_json(folder, clipmill):
+    said = clipmill("variants", "--run", folder / "run", "--json")
+    assert [one["number"] for one in said.json["variants"]] == [1, 2]
+    assert said.json["variants"][1]["changes"]["settings"] == [
+        {"key": "first.where", "before": "c > 3", "after": "c > 1"}
+    ]
+    assert clipmill("variants", "--run", folder / "none").code == 2
+    assert Storage(str(folder / "run")).has("run.json")
