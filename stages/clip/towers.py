@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,19 @@ def reads(name: str) -> Reads:
     from stages.clip import open_clip_towers
 
     return open_clip_towers.reads(config)
+
+
+def versions_of(name: str) -> list[str]:
+    """Of the packages beside torch that the weights of a model's towers come from."""
+    from stages.clip import nano
+
+    if name in nano.ARCHITECTURES:
+        return []
+    from stages.clip import open_clip_config
+
+    is_timm = "timm_model_name" in open_clip_config.config_of(name)["vision_cfg"]
+    packages = ["open_clip_torch", *(["timm"] if is_timm else [])]
+    return [f"{package} {version(package)}" for package in packages]
 
 
 def new_model(

@@ -38,13 +38,20 @@ class Work:
         """Of the names of a seed's files, where there are several seeds."""
         return f"seed-{seed}." if len(self.settings.seeds) > 1 else ""
 
-    def key(self, seed: int) -> str:
-        """A digest of all that decides the weights: rows, settings, seed, versions."""
+    def key(self, seed: int, device: str) -> str:
+        """A digest of all that decides the weights: rows, settings, seed, versions, kind of device.
+
+        Processors go unnamed, and nano has no versions: so the first stored trainings were keyed.
+        """
         import torch
+
+        from stages.clip.towers import versions_of
 
         # Other seeds change nothing, and of a subset the rows that it chose are in the facts.
         alone = replace(self.settings, seeds=(seed,), subset=None)
-        versions = [self.settings.version, torch.__version__]
+        kind = torch.device(device).type
+        versions = [self.settings.version, torch.__version__, *versions_of(alone.fixed.model)]
+        versions += [kind] if kind != "cpu" else []
         return digest([self.facts, settings_of(alone) | dict(alone.digests), versions])
 
 
@@ -53,7 +60,7 @@ def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:
     from stages.clip.distributed import ALONE
 
     own = task.worker.seed + seed
-    key = work.key(own)
+    key = work.key(own, task.worker.device)
     name = work.prefix(seed)
     return task.once(key, partial(_train, work, own, key, name, task, ALONE), name)
 
@@ -63,7 +70,7 @@ def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
     from stages.clip.distributed import together
 
     own = task.worker.seed + seed
-    key, name = work.key(own), work.prefix(seed)
+    key, name = work.key(own, task.worker.device), work.prefix(seed)
     with together(rank, task.worker.device) as ranks:
         if rank.rank:
             return dict(_train(work, own, key, name, task, ranks)) if ranks.any(False) else {}

@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from metadata.damage import DamagedError
-from metadata.fingerprint import settings_of
+from metadata.fingerprint import digest, settings_of
 from pipeline.dataset import Inputs
 from pipeline.engine.checkpoints import StoredCheckpoints
 from pipeline.errors import RecipeError, StageError
 from pipeline.pools.evaluation import EvaluationSet, write_set
 from stages import losses
+from stages.clip import towers
 from stages.clip.scales import SCALES
 from stages.clip.schedule import learning_rate
+from stages.clip.training import Work
 from stages.models.checkpoint import load
 from stages.train.clip import ClipTraining
 from tests.engine_stages.harness import clipmill_run
@@ -319,6 +322,21 @@ def test_null_is_the_scales_value_and_a_run_knows_it_as_a_number():
     assert ClipTraining(scale="debug").fixed == SCALES["debug"]  # 125 steps, all of them warm-up
     large = ClipTraining(scale="large", batch_size=512, model="ViT-B-32").fixed
     assert (large.model, large.batch_size, large.steps) == ("ViT-B-32", 512, 2_500_000)
+
+
+def test_a_training_is_another_with_another_open_clip_or_device_and_nanos_stays(monkeypatch):
+    def key(device="cpu", **settings):
+        stage = ClipTraining(**SMALL, **settings)
+        work = Work(settings=stage, data="", folder="", cached=[], facts={"rows": 8})
+        return work.key(0, device)
+
+    held = [1, torch.__version__]  # as the first stored trainings have it
+    assert key() == digest([{"rows": 8}, settings_of(ClipTraining(**SMALL)), held])
+    assert key("cuda:0") == key("cuda:1") != key()
+    small, first = {"model": TINY_OPEN_CLIP}, key(model=TINY_OPEN_CLIP)
+    assert first == key("cpu", **small) != key("cuda:0", **small)
+    monkeypatch.setattr(towers, "version", lambda package: "0.0")
+    assert key(**small) != first
 
 
 @pytest.mark.parametrize("loss", ["siglip", "multi_positive"])
