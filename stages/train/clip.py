@@ -112,7 +112,10 @@ class ClipTraining(DatasetStage):
                 "key `samples_seen`",
                 "write more, or a smaller batch_size: there is no step",
             )
-        if fixed.warmup_steps >= fixed.steps and fixed != SCALES[self.scale]:
+        scale = SCALES[self.scale]
+        # DataComp's debug is a trial of the machinery, whose warm-up no training is to reach.
+        is_frozen = scale.warmup_steps >= scale.steps and fixed.warmup_steps == scale.warmup_steps
+        if fixed.warmup_steps >= fixed.steps and not is_frozen:
             raise RecipeError(
                 f"warmup_steps is {fixed.warmup_steps}, and the training has {fixed.steps} steps"
                 f" ({fixed.samples_seen:,} samples in batches of {fixed.batch_size})",

@@ -288,6 +288,8 @@ def test_what_is_no_parquet_export_is_refused(trained, tmp_path, dataset, found)
     ("settings", "found"),
     [
         ({"samples_seen": 800, "batch_size": 256}, "warmup_steps is 20.*3 steps"),
+        ({"scale": "debug", "warmup_steps": 200}, "warmup_steps is 200.*125 steps"),
+        ({"scale": "small", "samples_seen": 409_600}, "warmup_steps is 500.*100 steps"),
         ({"samples_seen": 255, "warmup_steps": 0}, "samples_seen is 255, and a batch has 256"),
         ({"loss": "cilp"}, "no loss 'cilp'"),
         ({"loss_settings": {"scale": 1}}, "no setting 'scale'"),
@@ -320,6 +322,8 @@ def test_null_is_the_scales_value_and_a_run_knows_it_as_a_number():
     assert plain == settings_of(ClipTraining(samples_seen=60_160, batch_size=256))
     assert (plain["warmup_steps"], plain["learning_rate"], plain["weight_decay"]) == (20, 2e-3, 0.1)
     assert ClipTraining(scale="debug").fixed == SCALES["debug"]  # 125 steps, all of them warm-up
+    shorter = ClipTraining(scale="debug", samples_seen=51_200, learning_rate=1e-3)
+    assert (shorter.steps, shorter.warmup_steps) == (50, 500)
     large = ClipTraining(scale="large", batch_size=512, model="ViT-B-32").fixed
     assert (large.model, large.batch_size, large.steps) == ("ViT-B-32", 512, 2_500_000)
 
