@@ -36,5 +36,5 @@ def unplaced(exported: Outputs, file: str) -> tuple[str, str, str]:
 
 def read_places(exported: Outputs, name: str) -> NDArray[np.int32]:
     """(N, 2) shard and position of each row; FileNotFoundError where none were stored."""
-    place_N2: NDArray[np.int32] = np.load(io.BytesIO(exported.read(name)))
+    place_N2: NDArray[np.int32] = np.load(io.BytesIO(exported.read(name)), allow_pickle=False)
     return place_N2

@@ -156,6 +156,19 @@ def test_the_rule_says_what_the_table_says(file, module, is_top, verdict):
     assert allowed(file, module, is_top) is verdict
 
 
+def test_no_array_is_read_that_could_hold_a_pickle():
+    """numpy's default may change, and has: a file from elsewhere is data, never code."""
+    asked = [
+        f"{file}:{call.lineno}"
+        for file in FILES
+        for call in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) in ("np.load", "numpy.load")
+        and "allow_pickle=False" not in map(ast.unparse, call.keywords)
+    ]
+    assert asked == []
+
+
 def test_stages_stay_a_namespace_that_a_users_folder_can_join():
     assert not list((ROOT / "stages").rglob("__init__.py"))
 

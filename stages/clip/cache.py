@@ -280,14 +280,14 @@ def _read_shard(storage: Storage, shard: Mapping[str, Any], data: str) -> Cached
     teacher = {
         column: mapped(storage, f"{name}.{column}.npy") for column in shard.get("teacher", ())
     }
-    with np.load(BytesIO(storage.read(f"{name}.npz"))) as arrays:
+    with np.load(BytesIO(storage.read(f"{name}.npz")), allow_pickle=False) as arrays:
         return CachedShard(file=shard["file"], images=images, teacher=teacher, **arrays)
 
 
 def mapped(storage: Storage, name: str) -> NDArray[Any]:
     """The array in a .npy file, mapped: of another machine's, a copy that processes here share."""
     if storage.is_local:
-        array: NDArray[Any] = np.load(Path(storage.locate(name)), mmap_mode="r")
+        array: NDArray[Any] = np.load(Path(storage.locate(name)), mmap_mode="r", allow_pickle=False)
         return array
     info = storage.fs.get_file_info(storage.locate(name))
     key = digest([storage.uri, name, info.size, info.mtime_ns])
@@ -298,5 +298,5 @@ def mapped(storage: Storage, name: str) -> NDArray[Any]:
             while block := source.read(BLOCK_BYTES):
                 sink.write(block)
         os.replace(new, path)
-    copy: NDArray[Any] = np.load(path, mmap_mode="r")
+    copy: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return copy
