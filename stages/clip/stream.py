@@ -229,7 +229,7 @@ class Streamed:
                 f"pictures of {self._bad_rows:,} of {self._rows:,} rows do not decode, and a batch"
                 f" has {self.size:,}",
                 f"{group.where}, where the last of them was found",
-                "export the pictures again, or lower `batch_size`",
+                "export the pictures again, select more rows, or lower `batch_size`",
             )
 
     def _group(self, stream: int, piece: Piece) -> Group:

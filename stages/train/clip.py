@@ -211,7 +211,7 @@ class ClipTraining(DatasetStage):
             for reason in cached[0]["left_out"]
         }
         rows = sum(shard["rows"] for shard in cached)
-        self.refuse_few(rows, f"after leaving out {left_out} there are", stage)
+        self.refuse_few(rows, self.after_leaving_out(left_out, listed), stage)
         facts = {"data": digest(dataset["files"]), "rows": rows, "left_out": left_out, **listed}
         if choose is not None:
             facts["mask"] = digest([shard["chosen"] for shard in cached])
@@ -263,6 +263,14 @@ class ClipTraining(DatasetStage):
             )
         self.refuse_few(rows, f"of {found['listed']:,} in the subset the data have", stage)
         return found
+
+    def after_leaving_out(self, left_out: Mapping[str, int], listed: Mapping[str, int]) -> str:
+        """What the rows are that can be learnt from."""
+        lost = [f"{n:,} {reason}" for reason, n in left_out.items() if n and reason != "not_kept"]
+        after = [f"after leaving out {' and '.join(lost)}"] if lost else []
+        if listed:
+            return ", ".join([*after, f"of {listed['listed']:,} in the subset the data have"])
+        return " ".join([*after, "there are"])
 
     def refuse_few(self, rows: int, which: str, stage: str) -> None:
         """Fewer rows than a batch: a row would be its own negative."""

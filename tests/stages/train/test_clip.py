@@ -258,7 +258,28 @@ def test_so_is_one_that_is_smaller_once_its_bad_rows_are_out(trained, tmp_path):
     )
     with pytest.raises(StageError, match="there are 0 rows") as error:
         trained(data=data)
-    assert "'undecodable': 4" in str(error.value)
+    assert error.value.args[0].startswith(
+        "after leaving out 5 no_image and 4 undecodable there are"
+    )
+
+
+@pytest.mark.parametrize("sampling", ["epochs", "shards"])
+def test_a_list_of_a_batch_of_rows_of_which_one_does_not_decode_is_refused(
+    trained, tmp_path, sampling
+):
+    rows = [row(i, **({"image": b"no"} if i == 3 else {})) for i in range(12)]
+    data, path = write_export(tmp_path / "bad", rows), listed(tmp_path / "list.txt", *range(8))
+    with pytest.raises(StageError) as error:
+        trained(data=data, subset=path, sampling=sampling)
+    found, _, do = error.value.args
+    assert found.endswith("and a batch has 8")
+    assert found.startswith(
+        {
+            "epochs": "after leaving out 1 undecodable, of 8 in the subset the data have 7 rows",
+            "shards": "pictures of 1 of 8 rows do not decode",
+        }[sampling]
+    )
+    assert "select more rows, or lower `batch_size`" in do
 
 
 def test_a_loss_that_is_nan_names_the_stage_step_and_shard(trained, tmp_path):
