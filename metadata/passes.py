@@ -55,7 +55,7 @@ def read_stage(
         if mask is not None:
             keep = pc.fill_null(next(mask)[KEEP.name], False)
             outside = ~keep.to_numpy(zero_copy_only=False)
-        yield _taken(whole, index, outside)
+        yield taken(whole, index, outside)
         start += len(batch)
 
 
@@ -84,14 +84,14 @@ class _Sparse:
         )
 
 
-def _taken(table: pa.Table, index: Any, outside: Any) -> pa.Table:
+def taken(table: pa.Table, index: Any, outside: Any) -> pa.Table:
     """Rows of the table by index; null, and `not_selected`, where outside the mask."""
-    taken = table.take(pa.array(index, mask=outside))
+    rows = table.take(pa.array(index, mask=outside))
     if outside is None or not outside.any():
-        return taken
+        return rows
     columns = {}
-    for name in taken.column_names:
-        column = taken[name]
+    for name in rows.column_names:
+        column = rows[name]
         if name == UID.name:
             column = table[name].take(pa.array(index))
         elif name == REASON.name:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metadata.outputs import Outputs
 from metadata.parquet_file import read_at
-from metadata.passes import read_stage
+from metadata.passes import read_stage, taken
 from metadata.record import ShardState
 from metadata.schema import KEEP, UID
 from pipeline.planning.planned import Binding, PlannedStage
@@ -107,7 +107,7 @@ def rows_at(
             here = [index for index, place in enumerate(places) if place[0] == shard]
             position = np.array([places[index][1] for index in here])
             unique, back = np.unique(position, return_inverse=True)
-            table = _at(
+            table = columns_at(
                 state.stored[stage],
                 state.stages[stage].shards[shard],
                 list(dict.fromkeys(columns.values())),
@@ -118,7 +118,7 @@ def rows_at(
     return rows
 
 
-def _at(
+def columns_at(
     part: StoredColumns, shard: ShardState, columns: list[str], position: NDArray[np.int64]
 ) -> pa.Table:
     """Columns at rising positions; where the shard is one file, only their row groups are read."""
@@ -134,4 +134,4 @@ def _at(
         return table
     (mask,) = read_stage(part.mask_folder, shard.mask, [KEEP.name], WHOLE)
     selected = mask[KEEP.name].fill_null(False).to_numpy()[position]
-    return table.take(pa.array(np.arange(len(table)), mask=~selected))
+    return taken(table, np.arange(len(table)), ~selected)

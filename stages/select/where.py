@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
 from pipeline.dataset import Context, Inputs
@@ -122,6 +123,12 @@ class Where(DatasetStage):
     def frame(self, rows: pa.Table) -> pl.DataFrame:
         """The columns that the conditions read, as they read them."""
         return sql.as_frame(rows.select(list(dict.fromkeys((UID.name, *self.reads)))))
+
+    def meeting(self, rows: pa.Table) -> NDArray[np.bool_]:
+        """(N,) whether each row meets `where`; a condition without an answer is not met."""
+        frame = sql.as_frame(rows)
+        truths = [sql.truth(conjunct, frame) for conjunct in self.conjuncts]
+        return np.logical_and.reduce([truth.fill_null(False).to_numpy() for truth in truths])
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows = ctx.map_shards(partial(judge, stage=self), inputs.rows)

@@ -1,0 +1,159 @@
+"""The rows of a stage with columns of any stage over them, as a lazy Polars frame."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from metadata.passes import NOT_SELECTED
+from metadata.schema import IMAGE, UID
+from pipeline.errors import RecipeError, StageError, did_you_mean
+from pipeline.ledger.columns import PLACE, column_at, rows_stage
+from pipeline.ledger.funnel import Unfinished
+from pipeline.ledger.scan import Asked, frames, plain
+from pipeline.planning.plan import check_threshold
+from pipeline.planning.settings import stage_class
+from pipeline.run_folder.state import RunState
+from pipeline.run_folder.words import BEFORE
+
+Dropped = str | Sequence[str] | bool | None
+
+
+class UnfinishedWarning(UserWarning):
+    """Rows are left out, as a stage has not come to them."""
+
+
+def table(
+    state: RunState,
+    stage: str,
+    columns: Sequence[str],
+    where: str | None = None,
+    dropped: Dropped = None,
+) -> pl.LazyFrame:
+    """`uid`, then the columns under the names they are asked by: see `rows_of`.
+
+    Text is text, and a uid its 32 hex digits; other values are as stored. UnfinishedWarning where
+    shards are left out, as a stage has not come to them.
+    """
+    rows = rows_of(state, stage, columns, where, dropped)
+    if rows.unfinished:
+        warnings.warn(said(rows.unfinished), UnfinishedWarning, stacklevel=2)
+    return rows.lazy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows that are asked for, and the types of their columns; nothing is read yet.
+
+    `unfinished` are the stages read that have not come to all shards: the others' rows are there.
+    """
+
+    asked: Asked
+    schema: pl.Schema
+    unfinished: tuple[Unfinished, ...]
+
+    def lazy(self) -> pl.LazyFrame:
+        """The frame; a query of it reads what it uses."""
+        from polars.io.plugins import register_io_source
+
+        return register_io_source(partial(frames, self.asked), schema=self.schema)
+
+
+def rows_of(
+    state: RunState,
+    stage: str,
+    columns: Sequence[str],
+    where: str | None = None,
+    dropped: Dropped = None,
+) -> Rows:
+    """The rows that a select stage keeps, or that another was given, also where it has no value.
+
+    With `dropped`, those that it dropped or has no value for: for any reason (True), or for those
+    named. `where` is a condition as `select.where` has it. A column is `column` or `stage.column`
+    of any stage over these rows; `shard` and `position` are a row's place, `reason` why the stage
+    has no value. RecipeError where a name or the condition is wrong.
+    """
+    root = rows_stage(state.plan, stage)
+    names = [columns] if isinstance(columns, str) else columns
+    bound = {n: column_at(state.plan, stage, n) for n in dict.fromkeys([UID.name, *names])}
+    condition, asks = _condition(state, stage, where) if where is not None else (None, {})
+    used = tuple(dict.fromkeys([root, stage, *(at for at, _ in (*bound.values(), *asks.values()))]))
+    types = {name: _type(state, *source) for name, source in bound.items()}
+    is_large = any(pa.types.is_nested(dtype) for dtype in types.values()) or IMAGE.name in {
+        column for _, column in bound.values()
+    }
+    asked = Asked(
+        state=state,
+        stage=stage,
+        bound={**asks, **bound},
+        names=tuple(bound),
+        condition=condition,
+        reasons=_reasons(state, stage, dropped),
+        used=used,
+        is_large=is_large,
+    )
+    no_row = pa.Table.from_batches([], pa.schema(types))
+    return Rows(asked=asked, schema=plain(no_row).schema, unfinished=_unfinished(state, used))
+
+
+def said(unfinished: Sequence[Unfinished]) -> str:
+    """Which stages have not come to all shards, in words."""
+    parts = [
+        f"'{it.stage}' has {it.shards} of {'?' if it.total is None else it.total} shards"
+        for it in unfinished
+    ]
+    return f"{', '.join(parts)}: the rows of the others are left out"
+
+
+def _type(state: RunState, stage: str, column: str) -> pa.DataType:
+    return pa.int32() if column in PLACE else state.plan.schema(stage, column)
+
+
+def _condition(state: RunState, stage: str, where: str) -> tuple[Any, dict[str, tuple[str, str]]]:
+    """A `select.where` with this condition, and where it finds its columns."""
+    try:
+        condition: Any = stage_class("select.where", "where")(where=where)  # type: ignore[call-arg]
+        asks = {name: column_at(state.plan, stage, name) for name in condition.reads}
+        condition.check({name: _type(state, *source) for name, source in asks.items()})
+    except StageError as error:
+        raise RecipeError(error.args[0], "the condition", error.args[2]) from None
+    planned = replace(
+        state.plan.stages[stage], stage=condition, bindings=(asks,), where="the condition"
+    )
+    for threshold in condition.thresholds():
+        check_threshold(state.plan.stages, planned, threshold.column, threshold.value)
+    return condition, asks
+
+
+def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | None:
+    """The reasons asked for: None for no such rows, empty for any."""
+    if dropped is None or dropped is False:
+        return None
+    if dropped is True:
+        return frozenset()
+    asked = [dropped] if isinstance(dropped, str) else list(dropped)
+    root = state.plan.stages[stage].root
+    stored = [code for record in state.stages[stage].records for code in record.counts if code]
+    own = list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *stored]))
+    over = [one.stage.reasons for one in state.plan.stages.values() if one.root == root]
+    known = {*own, NOT_SELECTED, BEFORE}.union(*over)
+    for code in asked:
+        if code not in known:
+            do = did_you_mean(code, own, f"reasons of '{stage}'")
+            raise RecipeError(f"'{stage}' drops no row for '{code}'", "dropped", do)
+    return frozenset(asked)
+
+
+def _unfinished(state: RunState, used: Sequence[str]) -> tuple[Unfinished, ...]:
+    found = []
+    for name in used:
+        at = state.stages[name]
+        if not at.complete:
+            failed = sum(failure is not None for failure in at.failures.values())
+            done = len(at.shards)
+            found.append(Unfinished(stage=name, shards=done, total=at.total, failed=failed))
+    return tuple(found)

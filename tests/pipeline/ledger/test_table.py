@@ -1,0 +1,312 @@
+"""A table of a run: equal to all its rows read one by one, whatever was asked and passed over."""
+
+import json
+
+import polars as pl
+import pyarrow as pa
+import pytest
+import yaml
+
+from metadata.parquet_file import opened
+from metadata.storage import Storage
+from metadata.uid import uid_of
+from pipeline.engine.run import run_plan
+from pipeline.errors import RecipeError
+from pipeline.executors.local import LocalExecutor
+from pipeline.ledger import scan
+from pipeline.ledger.columns import column_at
+from pipeline.ledger.funnel import funnel
+from pipeline.ledger.table import UnfinishedWarning, rows_of, said, table
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
+from pipeline.progress import Lines
+from pipeline.run_folder.state import RunState
+from tests import numbered
+
+pytestmark = pytest.mark.usefixtures("own_stages")
+
+
+@pytest.fixture(scope="module")
+def run(own_stages, tmp_path_factory) -> RunState:
+    folder = tmp_path_factory.mktemp("numbered")
+    numbered.write_pool(folder)
+    return numbered.run(folder)
+
+
+def by_hand(state: RunState, stage: str, columns: list[str]) -> list[dict]:
+    """Every row over a stage's root, with its place and these columns, read one by one."""
+    root = state.plan.stages[stage].root
+    found = []
+    for shard in sorted(state.stages[root].shards):
+        for position in range(state.stages[root].shards[shard].rows):
+            row = {"uid": state.uid(root, shard, position), "shard": shard, "position": position}
+            for name in columns:
+                at, column = column_at(state.plan, stage, name)
+                row[name] = state.cell(at, shard, position, [column])[column]
+            found.append(row)
+    return found
+
+
+def numbers(frame: pl.LazyFrame, column: str = "a") -> list[int]:
+    return frame.collect()[column].to_list()
+
+
+def test_a_pool_has_all_its_rows_and_columns_of_stages_after_it(run):
+    columns = ["url", "text", "one.b", "e", "shard", "position"]
+    rows = table(run, "pool", columns).collect()
+    wanted = by_hand(run, "pool", ["url", "text", "one.b", "late.e"])
+    assert rows.columns == ["uid", *columns]
+    assert rows.rows(named=True) == [
+        {"e" if name == "late.e" else name: value for name, value in row.items()} for row in wanted
+    ]
+
+
+def test_a_select_stage_has_the_rows_that_it_keeps(run):
+    assert numbers(table(run, "last", ["a"])) == list(numbered.KEPT)
+    assert numbers(table(run, "first", ["pool.a"]), "pool.a") == [
+        *(n for n in numbered.ROWS if n > 3 and n % 5 and n % 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason", "rows"),
+    [
+        ("last", "e <> 9", [9]),
+        ("last", ["b < 18", "e <> 9"], [9, 18, 19]),
+        ("last", "dropped_before", [1, 2, 3, 5, 7, 10, 14, 15, 20]),
+        ("one", "unlucky", [5, 10, 15]),
+        ("one", True, [5, 10, 15, 20]),
+        ("late", True, [4, 8, 12, 16]),
+        ("late", "not_selected", [1, 2, 3, 5, 7, 10, 14, 15, 20]),
+        ("first", "e <> 9", []),
+    ],
+)
+def test_dropped_rows_are_those_of_the_reason(stage, reason, rows, run):
+    assert numbers(table(run, stage, ["text"], dropped=reason), "text") == [
+        f"row {row}" for row in rows
+    ]
+
+
+def test_rows_count_as_the_funnel_counts_them(run):
+    for it in funnel(run).stages:
+        kept = table(run, it.stage, []).collect().height
+        lost = table(run, it.stage, [], dropped=True).collect().height
+        given = it.rows - it.not_selected - it.dropped.get("dropped_before", 0)
+        is_select = run.plan.stages[it.stage].is_select
+        assert kept == (it.fine if is_select else given)
+        assert lost == (sum(it.dropped.values()) if is_select else given - it.fine)
+        for reason, rows in {**it.failed, **it.dropped}.items():
+            rows += it.upstream.get(reason, 0)
+            assert table(run, it.stage, [], dropped=reason).collect().height == rows
+
+
+def test_rows_outside_a_mask_were_never_given_to_the_stage(run):
+    first = [*(n for n in numbered.ROWS if n > 3 and n % 5 and n % 7)]
+    rows = table(run, "late", ["a", "e", "reason", "first.keep"]).collect()
+    assert rows["a"].to_list() == first
+    assert rows["e"].to_list() == [None if n % 4 == 0 else n for n in first]
+    assert set(rows["reason"].to_list()) == {"unlucky", None}
+    assert rows["first.keep"].all()
+
+
+@pytest.mark.parametrize(
+    ("where", "meets"),
+    [
+        ("a > 5 AND b IS NOT NULL", lambda a: a > 5 and a % 5 and a != 20),
+        ("two.c = 6", lambda a: a == 6),
+        ("a > 500", lambda a: False),
+        ("text LIKE 'row 1%'", lambda a: str(a)[0] == "1"),
+        (f"uid IN ('{numbered.uid(4)}', '{numbered.uid(9)}', 'none')", lambda a: a in (4, 9)),
+        ("one.reason = 'unlucky' OR a = 1", lambda a: a in (1, 5, 10, 15)),
+        ("position = 0 AND shard > 0", lambda a: a in (8, 15)),
+        ("1 = 1", lambda a: True),
+    ],
+)
+def test_a_condition_is_that_of_select_where(where, meets, run):
+    found = table(run, "pool", ["text"], where=where).collect()["text"].to_list()
+    assert found == [f"row {a}" for a in numbered.ROWS if meets(a)]
+
+
+QUERIES = [
+    lambda it: it.filter(pl.col("a") > 9).head(3),
+    lambda it: it.head(9).filter(pl.col("a") > 5),
+    lambda it: it.select("text"),
+    lambda it: it.filter(pl.col("b") > 9).select("text", pl.col("a") + 1),
+    lambda it: it.select(pl.len()),
+    lambda it: it.filter(pl.col("b").is_null()).select(pl.len()),
+    lambda it: it.slice(4, 9),
+    lambda it: it.tail(3),
+    lambda it: it.head(0),
+    lambda it: it.sort("a", descending=True, nulls_last=True).head(4),
+    lambda it: it.group_by("shard").agg(pl.len(), pl.col("a").sum()).sort("shard"),
+    lambda it: it.filter(pl.col("shard") == 1).select("position"),
+    lambda it: it.filter(pl.lit(False)),
+    lambda it: it.join(it.select("uid", again="b"), on="uid").sort("a"),
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+@pytest.mark.parametrize("few", [scan.FEW, 2])
+def test_a_query_gives_what_it_gives_of_rows_in_memory(query, engine, few, run, monkeypatch):
+    monkeypatch.setattr(scan, "FEW", few)
+    asked = ("one", ["a", "b", "text", "shard", "position"], "a <> 3 OR a IS NULL")
+    lazy = table(run, *asked)
+    assert query(lazy).collect(engine=engine).equals(query(lazy.collect().lazy()).collect())
+
+
+def test_a_shard_without_such_rows_is_not_opened(run, monkeypatch):
+    files = []
+    monkeypatch.setattr(
+        "metadata.parquet_file.opened",
+        lambda folder, name, *more: (
+            files.append((str(folder), name[:6])) or opened(folder, name, *more)
+        ),
+    )
+    table(run, "one", ["text"], dropped="no_number").collect()
+    assert {shard for _, shard in files} == {"000002"}, "by the records"
+    files.clear()
+    table(run, "one", ["text"]).select("text").filter(pl.col("text") == "row 3").collect()
+    assert not [file for file in files if "stages/one" in file[0]], "it is read by nobody"
+    files.clear()
+    table(run, "pool", ["text", "b"]).head(2).collect()
+    assert {shard for _, shard in files} == {"000000"}
+
+
+def test_only_row_groups_with_such_rows_are_read(run, monkeypatch):
+    asked = []
+    real = pa.parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pa.parquet.ParquetFile,
+        "read_row_group",
+        lambda file, group, **more: asked.append(more["columns"]) or real(file, group, **more),
+    )
+    found = table(run, "pool", ["text"], where="two.c = 6").collect()
+    assert found["text"].to_list() == ["row 6"]
+    assert asked == [["uid", "text"]]
+
+
+MASKED = """
+  chosen: {uses: select.where, from: numbers, where: number < 3 OR number > 27}
+  cube:   {uses: toy.power, from: numbers, only: chosen, exponent: 3}
+"""
+
+
+@pytest.mark.parametrize("few", [scan.FEW, 2])
+def test_later_passes_stand_in_their_places(few, engine, monkeypatch):
+    monkeypatch.setattr(scan, "FEW", few)
+    engine.run(MASKED)
+    state = engine.run(MASKED, "chosen.where=number < 9").outcome.state
+    assert len(state.stages["cube"].scan.records[0]) == 2
+    rows = table(state, "numbers", ["number", "power", "cube.reason"])
+    wanted = [n**3 if n % 7 else None for n in range(9)] + [None] * 22
+    assert rows.collect()["power"].to_list() == wanted
+    assert rows.filter(pl.col("number") > 5).head(2).collect()["power"].to_list() == wanted[6:8]
+    assert table(state, "cube", ["number"]).collect()["number"].to_list() == list(range(9))
+    assert table(state, "cube", [], dropped="not_selected").collect().height == 22
+    assert rows.filter(pl.col("cube.reason") == "not_selected").collect().height == 22
+
+
+UNION = """
+left:  {uses: ingest.url_list, path: LEFT, shard_rows: 9}
+right: {uses: ingest.url_list, path: RIGHT, shard_rows: 4}
+words: {uses: annotate.caption, from: left}
+both:  {uses: ingest.union, from: [left, right]}
+count: {uses: annotate.caption, from: both}
+long:  {uses: select.where, from: count, where: "caption_words >= 3"}
+"""
+
+
+@pytest.fixture(scope="module")
+def union(tmp_path_factory) -> RunState:
+    folder, text = tmp_path_factory.mktemp("union"), UNION
+    for side, rows in (("left", 20), ("right", 7)):
+        lines = [{"url": f"http://{side}.test/{i}", "text": "a " * (i % 5)} for i in range(rows)]
+        file = folder / f"{side}.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+        text = text.replace(side.upper(), str(file))
+    recipe = Recipe(name="union", path="union.yaml", seed=0, stages=yaml.safe_load(text))
+    plan, out = make_plan(recipe), Storage(str(folder / "run"))
+    return run_plan(plan, out, LocalExecutor(0), Lines()).state
+
+
+def test_a_union_has_the_rows_of_both_and_columns_over_them(union):
+    rows = table(union, "long", ["url", "source", "caption_words"]).collect()
+    urls = [f"http://left.test/{i}" for i in range(20) if i % 5 > 2]
+    urls += [f"http://right.test/{i}" for i in range(7) if i % 5 > 2]
+    assert rows["url"].to_list() == urls
+    assert rows["source"].to_list() == [url[7:].partition(".")[0] for url in urls]
+    assert table(union, "words", ["caption_words"]).collect().height == 20
+
+
+def test_columns_over_other_rows_are_refused(union):
+    with pytest.raises(RecipeError) as error:
+        table(union, "long", ["words.caption_words"])
+    assert error.value.args[0] == "the rows of 'words' are not those of 'long'"
+    assert "both, count, long" in error.value.args[2]
+
+
+def test_an_unfinished_run_gives_what_is_there_and_says_so(tmp_path):
+    numbered.write_pool(tmp_path)
+    whole = numbered.plan_of(tmp_path)
+    numbered.run(tmp_path)
+    state = RunState(whole, Storage(str(tmp_path / "run")))
+    late = state.stages["late"]
+    late.folder.delete(late.scan.records[1][0].name)
+    state = RunState(whole, state.run)
+    with pytest.warns(UnfinishedWarning, match="'late' has 2 of 3 shards") as warned:
+        rows = table(state, "pool", ["a", "e"])
+    assert warned[0].filename == __file__
+    assert numbers(rows) == [*range(1, 8), *range(15, 20), None]
+    assert numbers(table(state, "pool", ["a"])) == [*range(1, 20), None], "which reads no `late`"
+    (unfinished,) = rows_of(state, "last", ["a"]).unfinished
+    assert said([unfinished]) == "'last' has 0 of 3 shards: the rows of the others are left out"
+    with pytest.warns(UnfinishedWarning):
+        assert table(state, "last", ["a"]).collect().schema == {"uid": pl.String, "a": pl.Int64}
+
+
+def test_lists_and_pictures_are_read_a_few_rows_at_a_time(captioned, monkeypatch):
+    monkeypatch.setattr(scan, "FEW", 7)
+    lists = [
+        (name, column.name)
+        for name, planned in captioned.plan.stages.items()
+        for column in planned.stage.writes
+        if planned.root == "pool" and (pa.types.is_nested(column.dtype) or column.name == "image")
+    ]
+    assert lists
+    columns = [f"{stage}.{column}" for stage, column in lists]
+    rows = table(captioned, "pool", columns).collect()
+    wanted = by_hand(captioned, "pool", columns)
+    assert rows["uid"].to_list() == [row["uid"] for row in wanted]
+    for column in columns:
+        assert rows[column].to_list() == [row[column] for row in wanted], column
+
+
+@pytest.mark.parametrize(
+    ("stage", "columns", "more", "found", "do"),
+    [
+        ("lats", ["a"], {}, "no stage 'lats'", "did you mean 'late' or 'last'?"),
+        ("uids", ["a"], {}, "the stage 'uids' has no rows", "name a stage that has some"),
+        ("last", ["ulr"], {}, "no stage writes column 'ulr'", "did you mean 'url'?"),
+        ("last", ["onne.b"], {}, "no stage 'onne', in 'onne.b'", "did you mean 'one'?"),
+        ("last", ["one.c"], {}, "'one' writes no 'c'", "'one' writes: b, reason"),
+        ("pool", ["keep"], {}, "column 'keep' comes from 'first' and 'last'", "first.keep"),
+        ("pool", [], {"where": "ulr = 'a'"}, "no stage writes column 'ulr'", "'url'"),
+        ("pool", [], {"where": "a >"}, "not SQL", "mend it there"),
+        ("pool", [], {"where": "a LIKE 'x'"}, "`a LIKE 'x'`", ""),
+        ("pool", [], {"where": "a = 'x'"}, "a = 'x'", ""),
+        ("last", [], {"dropped": "e <> 8"}, "'last' drops no row for 'e <> 8'", "'e <> 9'"),
+    ],
+)
+def test_a_wrong_name_is_told_with_the_nearest(stage, columns, more, found, do, run):
+    with pytest.raises(RecipeError) as error:
+        table(run, stage, columns, **more)
+    assert found in error.value.args[0]
+    assert do in error.value.args[2]
+
+
+def test_uids_and_words_are_text(run):
+    rows = table(run, "one", ["reason"], dropped=True)
+    assert rows.collect_schema() == {"uid": pl.String, "reason": pl.String}
+    assert rows.collect().schema == rows.collect_schema()
+    assert rows.collect()["uid"][0] == uid_of("http://a.test/5", "row 5").hex()
