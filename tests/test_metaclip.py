@@ -79,7 +79,7 @@ def test_the_size_is_the_expected_one_and_the_funnel_names_the_causes(clipmill, 
 
 def test_why_names_the_deciding_concept(clipmill, balanced):
     lost = stored(balanced, "balanced").filter(reason="balanced_out").row(0, named=True)
-    said = clipmill("why", lost["uid"].hex(), "--run", balanced)
+    said = clipmill("why", lost["uid"].hex(), "--run", balanced, "-v")
     assert f"deciding_concept       {lost['deciding_concept']}" in said.out
     assert "dropped by 'balanced': balanced_out; its least draw, of " in said.out
     rank = f"{lost['deciding_concept']!r}, is {lost['balance_rank']:.4g}, and t is {T}"

@@ -1,8 +1,8 @@
-"""Rows by their uid: the uid column of the roots is read."""
+"""Rows by their uid, link or caption: these columns of the roots are read."""
 
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -13,6 +13,8 @@ from metadata.schema import UID
 from pipeline.errors import RecipeError
 from pipeline.ledger.stored import Place
 from pipeline.run_folder.state import RunState
+
+MOST_LISTED = 5  # samples that an error names
 
 
 class UidRow(NamedTuple):
@@ -28,28 +30,57 @@ def rows_of(state: RunState, uid: str) -> list[UidRow]:
 
     RecipeError where they are no uid, or the beginning of none or of several.
     """
-    digits = uid.strip().lower().replace("-", "")
-    if not re.fullmatch("[0-9a-f]{8,32}", digits):
+    digits = digits_of(uid)
+    if digits is None:
         raise RecipeError(
             f"'{uid}' is no uid", "the arguments", "give 32 hex digits, or the first 8 or more"
         )
-    low, high = (pa.scalar(bytes.fromhex(digits.ljust(32, end)), pa.binary()) for end in "0f")
-    roots = [name for name, stage in state.stages.items() if stage.planned.is_root]
-    rows = list(
-        _scan(
-            state, roots, lambda uid: pc.and_(pc.greater_equal(uid, low), pc.less_equal(uid, high))
-        )
-    )
+    rows = rows_by_digits(state, [digits])[digits]
     if not rows:
         raise RecipeError(
             f"no sample {uid}", str(state.run), "check the uid; `funnel` shows which pool this is"
         )
-    if len({row.uid for row in rows}) > 1:
-        uids = ", ".join(row.uid.hex() for row in rows[:5])
-        raise RecipeError(
-            f"{len(rows)} samples begin with {uid}: {uids}", str(state.run), "give more digits"
-        )
     return rows
+
+
+def digits_of(word: str) -> str | None:
+    """The hex digits of a uid, or of its first 8 or more; None where the word is none."""
+    digits = word.strip().lower().replace("-", "")
+    return digits if re.fullmatch("[0-9a-f]{8,32}", digits) else None
+
+
+def rows_by_digits(state: RunState, each: Sequence[str]) -> dict[str, list[UidRow]]:
+    """The rows of the sample whose uid begins so, for each of several, in one pass; none where
+    there is none. RecipeError where several samples begin so."""
+    wanted = {digits: [bytes.fromhex(digits.ljust(32, end)) for end in "0f"] for digits in each}
+
+    def is_wanted(uid: pa.ChunkedArray) -> pa.ChunkedArray:
+        between = [
+            pc.and_(pc.greater_equal(uid, low), pc.less_equal(uid, high))
+            for low, high in (map(_scalar, ends) for ends in wanted.values())
+        ]
+        return reduce(pc.or_, between)
+
+    rows: dict[str, list[UidRow]] = {digits: [] for digits in each}
+    roots = [name for name, stage in state.stages.items() if stage.planned.is_root]
+    for row in _scan(state, roots, is_wanted) if each else ():
+        for digits, (low, high) in wanted.items():
+            if low <= row.uid <= high:
+                rows[digits].append(row)
+    for digits, found in rows.items():
+        uids = list(dict.fromkeys(row.uid.hex() for row in found))
+        if len(uids) > 1:
+            more = ", …" if len(uids) > MOST_LISTED else ""
+            raise RecipeError(
+                f"{len(uids)} samples begin with {digits}: {', '.join(uids[:MOST_LISTED])}{more}",
+                str(state.run),
+                "give more digits",
+            )
+    return rows
+
+
+def _scalar(uid: bytes) -> pa.Scalar:
+    return pa.scalar(uid, pa.binary())
 
 
 def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> dict[bytes, Place]:

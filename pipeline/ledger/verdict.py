@@ -11,6 +11,7 @@ from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, REASON
 from pipeline.ledger.at_row import Keeper, StageRow
 from pipeline.ledger.causes import named_in, trace
+from pipeline.ledger.deciding import Deciding, deciding
 from pipeline.ledger.near import naming, nearness_of
 from pipeline.ledger.reasons import askable
 from pipeline.ledger.stored import Place
@@ -25,16 +26,19 @@ SHORT = 80  # characters of a keeper's caption
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A select stage's verdict on a row; of a dropped one the first cause, a stage and its reason,
-    as the funnel counts it."""
+    as the funnel counts it. `deciding` are its values beside the thresholds that decided."""
 
     stage: str
     kept: bool
     cause: str | None = None
     reason: str | None = None
     sentence: str
+    deciding: tuple[Deciding, ...] = ()
 
 
-def verdict(state: RunState, select: str, rows: Mapping[str, StageRow], place: Place) -> Verdict:
+def verdict(
+    state: RunState, select: str, rows: Mapping[str, StageRow], place: Place, uid: bytes
+) -> Verdict:
     """The verdict of one select stage on the row at a place; `rows` are its values by stage."""
     if rows[select].values[KEEP.name]:
         keeper_of = [
@@ -45,7 +49,8 @@ def verdict(state: RunState, select: str, rows: Mapping[str, StageRow], place: P
         known = [*_explained(state, select, "", rows)]
         known = [*_clusters(state, select, rows, known), *known]
         sentence = "; ".join([f"kept by '{select}'", *known, *keeper_of])
-        return Verdict(stage=select, kept=True, sentence=sentence)
+        decided = tuple(deciding(state, select, rows, None, uid))
+        return Verdict(stage=select, kept=True, sentence=sentence, deciding=decided)
     root = state.plan.stages[select].root
     reasons = {
         name: pa.array([row.reason], pa.string())
@@ -61,6 +66,7 @@ def verdict(state: RunState, select: str, rows: Mapping[str, StageRow], place: P
                 cause=stage,
                 reason=code,
                 sentence=_sentence(state, select, stage, code, rows),
+                deciding=tuple(deciding(state, select, rows, stage, uid)),
             )
     return Verdict(stage=select, kept=False, sentence=f"not kept by '{select}'")
 

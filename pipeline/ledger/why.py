@@ -1,7 +1,7 @@
 """What every stage stored for one sample, whether each select kept it, and why."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,8 +11,10 @@ from metadata.outputs import Outputs
 from metadata.schema import UID
 from pipeline.ledger.at_row import StageRow, stage_row
 from pipeline.ledger.captions import Texts, texts_at
-from pipeline.ledger.find import rows_of
+from pipeline.ledger.find import UidRow, rows_of
 from pipeline.ledger.keepers import with_keepers
+from pipeline.ledger.named import samples
+from pipeline.ledger.picture_place import PicturePlace, picture_place
 from pipeline.ledger.stored import Place
 from pipeline.ledger.verdict import Verdict, verdict
 from pipeline.run_folder.state import RunState
@@ -31,6 +33,7 @@ class Why:
     """One sample: its stages in the recipe's order, the verdict of each select stage, its files.
 
     `shard` and `position` are of its first row; `copies` counts the rows with its uid in one root.
+    `picture` says where its picture lies.
     """
 
     uid: str
@@ -40,6 +43,7 @@ class Why:
     stages: tuple[StageRow, ...]
     ends: tuple[Verdict, ...]
     exported: tuple[ExportFile, ...]
+    picture: PicturePlace
     captions: tuple[Texts, ...] = ()
 
 
@@ -48,7 +52,19 @@ def why(state: RunState, uid: str) -> Why:
 
     RecipeError where it is no uid, or the beginning of none or of several.
     """
-    copies = rows_of(state, uid)
+    return _of(state, rows_of(state, uid))
+
+
+def whys(state: RunState, words: Sequence[str]) -> list[Why]:
+    """The samples that these uids, links, captions or parts of captions name, in their order.
+
+    RecipeError where one names no sample, or several.
+    """
+    return [_of(state, copies) for copies in samples(state, words)]
+
+
+def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
+    """All about the sample of these rows."""
     first: dict[str, Place] = {}  # by root: a union holds its parents' rows again
     for copy in copies:
         first.setdefault(copy.root, copy.place)
@@ -69,12 +85,13 @@ def why(state: RunState, uid: str) -> Why:
         copies=max(Counter(copy.root for copy in copies).values()),
         stages=tuple(by_stage.values()),
         ends=tuple(
-            verdict(state, name, by_stage, first[state.plan.stages[name].root])
+            verdict(state, name, by_stage, first[state.plan.stages[name].root], sample.uid)
             for name in by_stage
             if state.plan.stages[name].is_select
         ),
         exported=tuple(_exported(state, sample.uid)),
         captions=tuple(texts_at(state, first, {*by_stage})),
+        picture=picture_place(state, by_stage.values(), first),
     )
 
 

@@ -1,4 +1,4 @@
-"""`clipmill why`: what every stage stored for one sample, and why it left."""
+"""`clipmill why`: what became of samples, what decided, and what every stage stored for them."""
 
 import argparse
 import json
@@ -12,62 +12,115 @@ from pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
     from pipeline.ledger.captions import Texts
+    from pipeline.ledger.deciding import Deciding
+    from pipeline.ledger.picture_place import PicturePlace
     from pipeline.ledger.why import Why
 
-HELP = "what every stage stored for one sample, and why it was dropped"
+HELP = "why samples were kept or dropped, and what stages stored for them"
 WIDTH = 80  # columns of a terminal
 MOST = 400  # characters of a caption
 EXAMPLES = """\
 clipmill why 09cee89f --run run
+clipmill why 09cee89f https://a.test/1.jpg "two red dogs" --run run
+clipmill why 09cee89f --run run -v
 clipmill why 09cee89f --run run --json
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
-    parser.add_argument("uid", help="32 hex digits, or the first 8 or more of them")
+    parser.add_argument(
+        "samples",
+        nargs="+",
+        metavar="SAMPLE",
+        help="a uid (32 hex digits, or the first 8 or more), a link, or a caption, its beginning"
+        " or a part of it that only one has",
+    )
     add_run(parser)
     add_variant(parser)
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="all that every stage stored, below"
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the sample's values, stage by stage."""
+    """Prints what became of each sample; as JSON one object, or a list where several are asked."""
     from pipeline.ledger.answer import as_json
-    from pipeline.ledger.why import why
+    from pipeline.ledger.why import whys
 
-    answer = why(opened(options), options.uid)
-    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+    answers = whys(opened(options), options.samples)
+    if options.json:
+        several = as_json(answers)
+        print(json.dumps(several if len(several) > 1 else several[0], indent=1))
+    else:
+        print("\n\n".join(text(answer, options.verbose) for answer in answers))
+        if not options.verbose:
+            print("\n-v shows all that every stage stored")
     return DONE
 
 
-def text(why: "Why") -> str:
-    """What became of the sample, one sentence a cause, and its files; then a paragraph a stage."""
-    from pipeline.ledger.verdict import caption, count, where
-    from pipeline.run_folder.words import in_words
+def text(why: "Why", has_all: bool = False) -> str:
+    """What became of the sample, one sentence a cause, with what decided below it; then where it
+    lies; with `has_all` a paragraph a stage."""
+    from metadata.schema import TEXT
+    from pipeline.ledger.verdict import where
 
     lines = [f"{why.uid}  ({where(why.shard, why.position)})"]
     if why.copies > 1:
         lines.append(f"this uid stands in {why.copies} rows; the first is shown")
-    last = {(end.cause, end.reason) if end.cause else end.stage: end.sentence for end in why.ends}
-    lines += last.values()  # where one cause is that of several selects, in the last one's words
+    last = {(end.cause, end.reason) if end.cause else end.stage: end for end in why.ends}
+    for end in last.values():  # where one cause is that of several selects, in the last one's words
+        lines += [end.sentence, *(f"    {_beside(it)}" for it in end.deciding)]
+    captions = [row.values[TEXT.name] for row in why.stages if TEXT.name in row.values]
+    lines += [f"caption: {one_line(captions[-1])}"] if captions and captions[-1] else []
+    lines += _picture(why.picture)
     lines += [f"exported by '{export.stage}' to {export.file}" for export in why.exported]
+    return "\n".join([*lines, *(_stored(why) if has_all else [])])
+
+
+def _beside(it: "Deciding") -> str:
+    """`clip_score 0.241 is 0.039 below 0.28`, and the rank where one decided."""
+    value, limit, apart = (f"{number:.6g}" for number in (it.value, it.limit, abs(it.apart)))
+    side = "above" if it.apart > 0 else "below"
+    of = f"{it.column} {value} is {f'{apart} {side}' if it.apart else 'at'} {limit}"
+    if it.rank is None:
+        return f"{of}; '{it.stage}' keeps {it.sign} {limit}"
+    return (
+        f"{of}, the least that '{it.stage}' keeps; it ranks {it.rank:,} of {it.ranked:,},"
+        f" and {it.kept:,} stay"
+    )
+
+
+def _picture(picture: "PicturePlace") -> Iterator[str]:
+    from pipeline.run_folder.words import size
+
+    if picture.file:
+        yield f"picture: row {picture.row:,} of {picture.file}  ({size(picture.bytes or 0)})"
+    if picture.url:
+        yield f"link: {one_line(picture.url)}"
+
+
+def _stored(why: "Why") -> Iterator[str]:
+    """A paragraph a stage with its values, then the captions."""
+    from pipeline.ledger.verdict import caption, count, where
+    from pipeline.run_folder.words import in_words
+
     below = _told_below(why)
     for row in why.stages:
         verdict = "fine" if row.reason is None else one_line(in_words(row.reason))
-        lines += ["", f"{row.stage}  {row.uses}: {verdict}"]
+        yield from ("", f"{row.stage}  {row.uses}: {verdict}")
         stored = row.values.items()  # what a stage that failed has left out, its reason tells
         known = stored if row.reason is None else [it for it in stored if it[1] is not None]
-        known = [it for it in known if it[0] not in below]
-        lines += [f"    {name:<22} {one_line(value)}" for name, value in known]
+        for name, value in (it for it in known if it[0] not in below):
+            yield f"    {name:<22} {one_line(value)}"
         if keeper := row.keeper:
             place = where(keeper.shard, keeper.position)
-            lines.append(f"    {'which is':<22} {place}{caption(keeper)}")
+            yield f"    {'which is':<22} {place}{caption(keeper)}"
         if row.keeper_of:
-            lines.append(f"    {'keeper of':<22} {count(row.keeper_of)}")
+            yield f"    {'keeper of':<22} {count(row.keeper_of)}"
     for texts in why.captions:
-        lines += ["", *_captions(texts)]
-    return "\n".join(lines)
+        yield from ("", *_captions(texts))
 
 
 def _told_below(why: "Why") -> set[str]:

@@ -129,7 +129,7 @@ def test_the_funnel_counts_each_row_at_the_select_that_dropped_it_first(ran):
 
 def test_why_names_the_select_that_decided_and_the_condition(ran, clipmill):
     green, red = (uid_of(number).hex() for number in (5, 4))
-    said = clipmill("why", green, "--run", ran.folder).out
+    said = clipmill("why", green, "--run", ran.folder, "-v").out
     before = "dropped by 'warm', before 'less': text LIKE '%red%' OR text LIKE '%blue%'; text is 'a"
     assert before in said
     assert "', the condition is warm AND NOT reds" in said

@@ -108,7 +108,7 @@ def test_why_shows_each_caption_with_its_source_its_values_and_its_verdict(state
     place = why(state, uid(5))
     (texts,) = place.captions
     assert [it.reason for it in texts.texts] == ["min_words", "min_words", None, "min_words"]
-    said = text(place).splitlines()
+    said = text(place, True).splitlines()
     at = said.index("captions of 'judged', chosen by 'best'")
     assert said[at + 1 :] == [
         " 1  original; left out: min_words",
@@ -136,7 +136,7 @@ def test_a_hostile_caption_takes_no_more_than_its_lines(state):
     (texts,) = place.captions
     bad = replace(texts.texts[0], text="\x1b[2Jcaptions of 'x'\n 1  kept\r" + "w" * 100_000)
     hostile = replace(place, captions=(replace(texts, texts=(bad,)),))
-    lines = text(hostile).splitlines()
+    lines = text(hostile, True).splitlines()
     block = lines[lines.index("captions of 'judged', chosen by 'best'") :]
     assert max(map(len, block)) <= 80
     assert len(block) < 12

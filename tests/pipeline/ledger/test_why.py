@@ -68,13 +68,13 @@ def test_a_sentence_says_who_dropped_it_by_which_rule_and_value(row, sentence, s
 
 
 def test_the_page_begins_with_what_became_of_the_row_and_has_plain_words(state):
-    said = text(why(state, numbered.uid(10))).splitlines()
+    said = text(why(state, numbered.uid(10)), True).splitlines()
     assert said[1] == "dropped by 'last', since 'one' gave no value: unlucky"
     assert "first  select.where: c has no value" in said
     assert not [line for line in said if line.endswith("None")]  # the reason says as much
     twice = why(state, numbered.uid(2))
     one = replace(twice.ends[-1], sentence="dropped once more")
-    again = text(replace(twice, ends=(*twice.ends, one)))
+    again = text(replace(twice, ends=(*twice.ends, one)), True)
     assert "dropped once more" in again
     assert twice.ends[-1].sentence not in again  # one cause, one sentence
 
@@ -244,9 +244,9 @@ def test_who_the_keeper_is_stands_with_the_stage_that_names_it(named):
     assert found["alike"].keeper is None
     assert found["alike"].keeper_of == 0
     assert (found["pool"].keeper, found["pool"].keeper_of) == (None, None)
-    shown = text(why(named, number(2)))
+    shown = text(why(named, number(2)), True)
     assert f"which is               shard 0, position 0: '{ROWS[0][0]}'" in shown
-    assert "keeper of              1 row\n" in text(why(named, number(0)))
+    assert "keeper of              1 row\n" in text(why(named, number(0)), True)
 
 
 def test_of_a_uid_that_repeats_the_keeper_is_the_other_row(tmp_path):

@@ -1,0 +1,134 @@
+"""What decided of a row: its value beside each threshold, how far, and its rank; where it lies."""
+
+import hashlib
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from metadata.storage import Storage
+from pipeline.engine.run import run_plan
+from pipeline.executors.local import LocalExecutor
+from pipeline.ledger import picture_place
+from pipeline.ledger.deciding import Deciding
+from pipeline.ledger.why import why, whys
+from pipeline.planning.plan import make_plan
+from pipeline.planning.recipe import Recipe
+from pipeline.progress import Lines
+from pipeline.verbs.why import text
+from tests import numbered
+
+pytestmark = pytest.mark.usefixtures("own_stages")
+STAGES = """
+pool:  {uses: ingest.url_list, path: none, extra: {a: int64}, shard_rows: 7}
+one:   {uses: probe.copy, from: pool, column: a, to: b, unlucky: 5}
+best:
+  uses: select.where
+  from: [pool, one]
+  where: b > 3 AND b < 19.5
+  top: {column: a, rows: 6}
+some:  {uses: select.sample, from: best, rows: 4}
+"""
+PASSING = [row for row in numbered.ROWS if row > 3 and row % 5]  # 20 has no number either
+KEPT = sorted(PASSING)[-6:]
+
+
+@pytest.fixture(scope="module")
+def state(own_stages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("numbered")
+    numbered.write_pool(folder)
+    return numbered.run(folder, STAGES)
+
+
+def of(state, row: int) -> dict[str, Deciding]:
+    ends = {end.stage: end for end in why(state, numbered.uid(row)).ends}
+    return {it.sign: it for it in ends["best"].deciding}
+
+
+def ranked(row: int) -> Deciding:
+    return Deciding(
+        stage="best",
+        column="a",
+        value=row,
+        sign=">=",
+        limit=KEPT[0],
+        apart=row - KEPT[0],
+        rank=sorted(PASSING, reverse=True).index(row) + 1,
+        ranked=len(PASSING),
+        kept=6,
+    )
+
+
+def test_a_row_that_others_beat_is_told_its_rank_and_what_it_would_have_taken(state):
+    for row in set(PASSING) - set(KEPT):
+        assert of(state, row) == {">=": ranked(row)}
+    said = text(why(state, numbered.uid(7)))
+    assert "a 7 is 6 below 13, the least that 'best' keeps; it ranks 11 of 13, and 6 stay" in said
+
+
+def test_a_row_that_stays_is_told_of_every_threshold(state):
+    for row in KEPT:
+        found = of(state, row)
+        assert found[">="] == ranked(row)
+        assert (found[">"].limit, found[">"].apart) == (3, row - 3)
+        assert (found["<"].limit, found["<"].apart) == (19.5, row - 19.5)
+
+
+def test_a_row_that_breaks_a_rule_is_told_of_that_rule_alone(state):
+    assert of(state, 2) == {
+        ">": Deciding(stage="best", column="b", value=2, sign=">", limit=3, apart=-1)
+    }
+    assert "b 2 is 1 below 3; 'best' keeps > 3" in text(why(state, numbered.uid(2)))
+    assert of(state, 5) == {}  # it has no value
+
+
+def test_a_row_that_stands_at_the_threshold_is_told_so(state):
+    assert "b 3 is at 3; 'best' keeps > 3" in text(why(state, numbered.uid(3)))
+
+
+def test_of_equal_values_the_smaller_uid_ranks_first(own_stages, tmp_path):
+    numbered.write_pool(tmp_path)
+    lines = (tmp_path / "pool.jsonl").read_text().splitlines()
+    tied = [line.replace('"a": 18', '"a": 17') for line in lines]
+    (tmp_path / "pool.jsonl").write_text("\n".join(tied))
+    state = numbered.run(tmp_path, STAGES)
+    ranks = {row: of(state, row)[">="].rank for row in (17, 18)}
+    first, second = sorted((17, 18), key=numbered.uid)
+    assert (ranks[first], ranks[second]) == (2, 3)
+
+
+def test_a_picture_that_the_run_holds_lies_in_a_row_of_a_file(own_stages, tmp_path):
+    for number in range(3):
+        pixels = np.full((40, 40, 3), 60 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"grey number {number}")
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "3.txt").write_text("grey number 3")
+    pool = {"uses": "ingest.image_folder", "path": str(tmp_path)}
+    recipe = Recipe(name="grey", path="grey.yaml", seed=0, stages={"pool": pool})
+    run = Storage(str(tmp_path / "run"))
+    state = run_plan(make_plan(recipe), run, LocalExecutor(0), Lines()).state
+    for found in whys(state, ["number 2", "number 0"]):
+        place = found.picture
+        body = (tmp_path / place.url).read_bytes()
+        table = pq.read_table(place.file, columns=["image"])
+        assert table["image"][place.row].as_py() == body
+        assert place.bytes == len(body)
+        assert f"picture: row {place.row} of {place.file}  ({len(body)} bytes)" in text(found)
+
+
+def test_a_picture_that_a_later_pass_brought_lies_in_its_file(tmp_path):
+    table = pa.table({"position": pa.array([4, 9], pa.int32())})
+    pq.write_table(table, tmp_path / "new.parquet")
+    later = f"000000.p1-{hashlib.sha256((tmp_path / 'new.parquet').read_bytes()).hexdigest()}"
+    (tmp_path / "new.parquet").rename(tmp_path / f"{later}.parquet")
+    files = ("000000.parquet", f"{later}.parquet")
+    stage = SimpleNamespace(shards={0: SimpleNamespace(files=files)})
+    state = SimpleNamespace(
+        stages={"it": stage}, stored={"it": SimpleNamespace(folder=Storage(str(tmp_path)))}
+    )
+    assert picture_place._file(state, "it", (0, 9)) == (f"{later}.parquet", 1)
+    assert picture_place._file(state, "it", (0, 5)) == ("000000.parquet", 5)
