@@ -1,13 +1,14 @@
 """Ids of samples, and the coins that hang on them."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Shapes: N rows, K of them 32 bytes long.
+# Shapes: N rows, K of them 32 bytes long; P purposes.
 
 DIGITS = np.full(256, 255, np.uint8)  # the value of each hex digit; 255 of what is none
 DIGITS[np.frombuffer(b"0123456789", np.uint8)] = range(10)
@@ -53,12 +54,32 @@ def coin_hash(
     uid: pa.ChunkedArray | pa.Array, *, seed: int, stage: str, purpose: str
 ) -> NDArray[np.uint64]:
     """(N,) 64 uniform bits of each uid, for one purpose of one recipe stage under one seed."""
-    key = hashlib.blake2b(
-        "\x1f".join((str(seed), stage, purpose)).encode(), digest_size=16
-    ).digest()
-    key_hi, key_lo = np.frombuffer(key, ">u8").astype(np.uint64)
-    halves_N2 = halves(uid)
-    return mixed(mixed(halves_N2[:, 0] ^ key_hi) + (halves_N2[:, 1] ^ key_lo))
+    return _hashed(halves(uid), _key(seed, stage, purpose))
+
+
+def coin_hash_by(
+    uid: pa.ChunkedArray | pa.Array,
+    which_N: NDArray[np.intp],
+    *,
+    seed: int,
+    stage: str,
+    purposes: Sequence[str],
+) -> NDArray[np.uint64]:
+    """(N,) coin_hash of each uid for a purpose of its own, `purposes[which_N]`."""
+    key_P2 = np.array([_key(seed, stage, purpose) for purpose in purposes])
+    return _hashed(halves(uid), key_P2[which_N])
+
+
+def _key(seed: int, stage: str, purpose: str) -> NDArray[np.uint64]:
+    text = "\x1f".join((str(seed), stage, purpose))
+    key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.frombuffer(key, ">u8").astype(np.uint64)
+
+
+def _hashed(halves_N2: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(N,) by a key (2,) for all, or (N, 2) for each."""
+    keyed_N2 = halves_N2 ^ key
+    return mixed(mixed(keyed_N2[:, 0]) + keyed_N2[:, 1])
 
 
 def coin(

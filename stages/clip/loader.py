@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from metadata.schema import UID
-from metadata.uid import coin_hash
+from metadata.uid import coin_hash, coin_hash_by
 from stages.clip.cache import CachedShard
 
 # Shapes: B rows of the batch, M texts of these, N rows in all, E samples of an epoch, S pixels a
@@ -146,10 +146,9 @@ class Batches:
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """(E,) rows in the order of one epoch."""
-        coin_E = np.empty(len(self.row_E), np.uint64)
-        for copy in range(int(self.copy_E.max()) + 1):
-            here = self.copy_E == copy
-            coin_E[here] = self._coins(self.row_E[here], f"epoch {epoch} copy {copy}")
+        purposes = [f"epoch {epoch} copy {copy}" for copy in range(int(self.copy_E.max()) + 1)]
+        uid_E = self.uid.take(pa.array(self.row_E))
+        coin_E = coin_hash_by(uid_E, self.copy_E, seed=self.seed, stage=STAGE, purposes=purposes)
         return self.row_E[np.lexsort((self.row_E, self.copy_E, coin_E))]
 
     def _coins(self, row_B: NDArray[np.int64], purpose: str) -> NDArray[np.uint64]:

@@ -9,6 +9,7 @@ from stages.models.saved import WEIGHTS
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 LOADED = "model = open_clip.create_model"
+FOLDER = "FOLDER is this one; of one seed of several, a copy without `seed-N.` in its files' names"
 LABELS = {
     "scale": "scale",
     "seed": "seed",
@@ -20,9 +21,9 @@ LABELS = {
 }
 
 
-def beside(card: Mapping[str, Any], weights: str) -> dict[str, str]:
+def beside(card: Mapping[str, Any]) -> dict[str, str]:
     """Texts by file; a network of open_clip's has its configuration too, for its own loader."""
-    files = {"README.md": _readme(card, weights)}
+    files = {"README.md": _readme(card)}
     if "open_clip" in card:
         picture = {"mean": OPENAI_MEAN, "std": OPENAI_STD}
         config = {"model_cfg": card["open_clip"], "preprocess_cfg": picture}
@@ -30,7 +31,7 @@ def beside(card: Mapping[str, Any], weights: str) -> dict[str, str]:
     return files
 
 
-def _readme(card: Mapping[str, Any], weights: str) -> str:
+def _readme(card: Mapping[str, Any]) -> str:
     name = card.get("model", "nano")
     rows = [(label, card[key]) for key, label in LABELS.items() if key in card]
     rows += [(key.replace("_", " "), value) for key, value in card.get("plan", {}).items()]
@@ -40,11 +41,9 @@ def _readme(card: Mapping[str, Any], weights: str) -> str:
     table = "\n".join(f"| {label} | {value} |" for label, value in rows)
     way = "open_clip has no such network; clipmill has."
     if "open_clip" in card:
-        prefix = weights.removesuffix(WEIGHTS)
-        which = f"its files, without `{prefix}` in their names" if prefix else "this folder"
-        lines = ["import open_clip", "", f'{LOADED}("local-dir:FOLDER")  # {which}']
+        lines = ["import open_clip", "", f"# {FOLDER}", f'{LOADED}("local-dir:FOLDER")']
         if not name.endswith(".json"):  # which open_clip knows by no name
-            lines.append(f'{LOADED}("{name}", pretrained="FOLDER/{weights}")')
+            lines.append(f'{LOADED}("{name}", pretrained="FOLDER/{WEIGHTS}")')
         way = "\n".join(["```python", *lines, "```"])
     return f"""# A CLIP model trained by clipmill: {name}
 

@@ -4,6 +4,7 @@
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -34,7 +35,7 @@ class Reads:
     prepare: Callable[[Pixels], Pixels]  # (H, W, 3) to (S, S, 3), as evaluation sees a picture
 
 
-class Towers(nn.Module):
+class Towers(nn.Module, ABC):
     """A model of images and texts in one space: what each family of towers has."""
 
     reads: Reads
@@ -61,15 +62,15 @@ class Towers(nn.Module):
         """(T,) tokens of all texts, and (N + 1,) the first token of each."""
         return self.reads.tokenize(texts)
 
+    @abstractmethod
     def embed_images(self, pixels_N3HW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, D) unit float32 vectors, of 8-bit RGB; the towers compute in a type."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_texts(
         self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """(N, D) unit float32 vectors, of texts that begin at `starts_N`."""
-        raise NotImplementedError
 
 
 def reads(name: str) -> Reads:

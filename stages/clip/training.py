@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -140,8 +139,7 @@ def _train(
         card |= {} if settings.loss == "clip" else {"loss": settings.loss}
         card |= {} if trainer.replaced is None else {"replaced": trainer.replaced}
         plan = {"plan": asdict(trainer.schedule)}
-        kept: Any = SimpleNamespace(worker=worker, put_file=put)  # a task of which files go there
-        checkpoint.save(trainer.model, card | plan | work.facts, kept)
+        checkpoint.save(trainer.model, card | plan | work.facts, put, worker.scratch)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}
 
 

@@ -1,13 +1,14 @@
 """`checkpoint:URI` and `stage:NAME`: models of images and texts that train.clip stored."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metadata.keys import redacted
-from pipeline.dataset import Task
+from pipeline.dataset import Put
 from pipeline.errors import RecipeError, StageError
 
 if TYPE_CHECKING:
@@ -47,17 +48,17 @@ def load(
     return TrainedClip(model, facts["sha256"], device)
 
 
-def save(model: "Towers", facts: Mapping[str, Any], task: Task, prefix: str = "") -> None:
-    """Stores a model in out/: its weights, then the card that rebuilds it."""
+def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> None:
+    """Stores a model: its weights, then the card that rebuilds it."""
     from stages.clip.model_card import beside
-    from stages.models.saved import WEIGHTS, put_model
+    from stages.models.saved import put_model
 
     card = {**model.facts, **facts}
-    for name, text in beside(card, prefix + WEIGHTS).items():
-        path = task.worker.scratch / name
+    for name, text in beside(card).items():
+        path = scratch / name
         path.write_text(text, encoding="utf-8")
-        task.put_file(prefix + name, path)
-    put_model(task, KIND, card, model.network.state_dict(), prefix)
+        put(name, path)
+    put_model(put, scratch, KIND, card, model.network.state_dict())
 
 
 class TrainedClip:

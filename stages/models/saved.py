@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load, save
@@ -16,7 +17,7 @@ from torch import Tensor, uint8
 
 from metadata.outputs import OUT, Outputs
 from metadata.storage import Storage
-from pipeline.dataset import Task
+from pipeline.dataset import Put
 from pipeline.errors import StageError
 
 VERSION = 1
@@ -34,20 +35,16 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def put_model(
-    task: Task,
-    kind: str,
-    settings: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
-    prefix: str = "",
+    put: Put, scratch: Path, kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> str:
     """Stores both files, the card last; returns the weights' SHA-256."""
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     digest = hashlib.sha256(data).hexdigest()
     card = {"kind": kind, "version": VERSION, **settings, "sha256": digest}
     for name, body in ((WEIGHTS, data), (CARD, (json.dumps(card, indent=1) + "\n").encode())):
-        path = task.worker.scratch / name
+        path = scratch / name
         path.write_bytes(body)
-        task.put_file(prefix + name, path)
+        put(name, path)
     return digest
 
 

@@ -110,7 +110,8 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
             )
     put_log(task, log)
     settings_now = {**sizes, "trained_rows": len(table), **asdict(settings)}
-    put_model(task, fn.KIND, settings_now, network.state_dict())
+    weights = network.state_dict()
+    put_model(task.put_file, task.worker.scratch, fn.KIND, settings_now, weights)
     return {"rows": len(table), "loss": log[-1][0]}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.uid import coin, coin_hash, from_hex, halves, uid_of
+from metadata.uid import coin, coin_hash, coin_hash_by, from_hex, halves, uid_of
 
 
 def uids(*values: bytes) -> pa.Array:
@@ -52,6 +52,15 @@ def test_a_coin_is_a_pure_function_of_its_four_inputs():
         other = coin(SOME, **(base | change))
         assert (other != first).all()
         assert abs(np.corrcoef(first, other)[0, 1]) < 0.06
+
+
+def test_coins_for_a_purpose_each_are_those_of_the_purposes_alone():
+    which_N = np.arange(len(SOME)) % 3
+    base, purposes = {"seed": 1, "stage": "a"}, ["p", "q", "r"]
+    together_N = coin_hash_by(SOME, which_N, **base, purposes=purposes)
+    for number, purpose in enumerate(purposes):
+        alone_N = coin_hash(SOME, **base, purpose=purpose)
+        assert (together_N == alone_N)[which_N == number].all()
 
 
 def test_coins_are_uniform():

@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
-from pipeline.stage import Worker
 from stages.clip.nano import ARCHITECTURES, Architecture
 from stages.clip.towers import new_model, reads
 from stages.models import checkpoint
@@ -76,11 +74,9 @@ def write_model(folder: Path, model: str, seed: int) -> Path:
     """FOLDER/out as a training stage leaves it, with the weights of the start."""
     (folder / "out").mkdir(parents=True)
     (folder / "scratch").mkdir()
-    worker = Worker(seed=0, stage="it", device="cpu", threads=1, scratch=folder / "scratch")
 
-    def put_file(name: str, path: Path) -> None:
+    def put(name: str, path: Path) -> None:
         shutil.move(path, folder / "out" / name)
 
-    task: Any = SimpleNamespace(worker=worker, put_file=put_file)
-    checkpoint.save(new_model(model, seed), {"seed": seed}, task)
+    checkpoint.save(new_model(model, seed), {"seed": seed}, put, folder / "scratch")
     return folder

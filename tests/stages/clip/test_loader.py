@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from metadata.uid import coin_hash
 from pipeline.errors import StageError
 from stages.clip.cache import instead_of_single_words
 from stages.clip.loader import SHIFT, Batches
@@ -63,6 +64,21 @@ def test_a_row_is_seen_as_often_as_it_repeats_and_not_in_one_heap(cached):
         assert Counter(rows) == {**dict.fromkeys(range(10), 1), 2: 3}
     spreads = [np.ptp(np.flatnonzero(rows == 2)) for rows in epochs]
     assert np.mean(spreads) > 4  # 2 where copies stay together, 6.5 by chance
+
+
+def test_each_copy_of_a_row_has_its_place_by_a_coin_of_its_own(cached):
+    parts, _ = cached([row(i, repeats=i % 4) for i in range(20)])
+    batches = Batches(parts, size=4, seed=3)
+    for epoch in range(2):
+        coins = []
+        for number, copies in enumerate(batches.shards[0].repeats):
+            for copy in range(copies):
+                purpose = f"epoch {epoch} copy {copy}"
+                (coin,) = coin_hash(
+                    batches.uid[number : number + 1], seed=3, stage="train.clip", purpose=purpose
+                )
+                coins.append((coin, copy, number))
+        assert batches._epoch(epoch).tolist() == [number for *_, number in sorted(coins)]
 
 
 def test_pictures_are_shifted_by_up_to_four_pixels_into_white(batches):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.clip.nano import Nano
-from stages.clip.towers import matrices_first, new_model, rebuilt
+from stages.clip.towers import Towers, matrices_first, new_model, rebuilt
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,14 @@ def test_nano_is_the_scale_that_was_measured(nano):
     assert shapes["text.bag.weight"] == (32_768, 256)
     assert shapes["text.layers.2.weight"][0] == shapes["image.head.weight"][0] == 128
     assert nano.scale.item() == pytest.approx(1 / 0.07)
+
+
+def test_towers_that_lack_one_cannot_be_made():
+    class Half(Towers):
+        def embed_images(self, pixels_N3HW, dtype=torch.float32): ...
+
+    with pytest.raises(TypeError, match=r"abstract method '?embed_texts"):
+        Half()
 
 
 def test_pictures_shrink_by_the_strides(nano):

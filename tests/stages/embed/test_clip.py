@@ -1,7 +1,6 @@
 """ClipEmbedding: each modality on its own, fixed widths, models refused while planning."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -84,10 +83,11 @@ def stored(tmp_path) -> Worker:
     worker = Worker(
         seed=0, stage="emb", device="cpu", threads=1, scratch=tmp_path, model=str(tmp_path)
     )
-    task = SimpleNamespace(
-        worker=worker, put_file=lambda name, path: path.rename(tmp_path / "out" / name)
-    )
-    checkpoint.save(Nano(TINY), {}, task)
+
+    def put(name, path):
+        path.rename(tmp_path / "out" / name)
+
+    checkpoint.save(Nano(TINY), {}, put, tmp_path)
     return worker
 
 

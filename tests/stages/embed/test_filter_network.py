@@ -1,7 +1,6 @@
 """FilterNetworkEmbedding: nulls with reasons, batches that do not matter, misfits refused."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +21,13 @@ IMAGE_WIDTH, TEXT_WIDTH, WIDTH = 64, 32, 16  # BLAS sums tiny matrices by their 
 def worker(tmp_path) -> Worker:
     """One that is told of a stage's folder with a network of random weights."""
     (tmp_path / "out").mkdir()
-    task = SimpleNamespace(
-        worker=SimpleNamespace(scratch=tmp_path),
-        put_file=lambda name, path: path.rename(tmp_path / "out" / name),
-    )
+
+    def put(name, path):
+        path.rename(tmp_path / "out" / name)
+
     torch.manual_seed(0)
     sizes = {"image_width": IMAGE_WIDTH, "text_width": TEXT_WIDTH, "width": WIDTH}
-    put_model(task, KIND, sizes, FilterNetwork(**sizes).state_dict())
+    put_model(put, tmp_path, KIND, sizes, FilterNetwork(**sizes).state_dict())
     return Worker(
         seed=0, stage="emb", device="cpu", threads=1, scratch=tmp_path, model=str(tmp_path)
     )

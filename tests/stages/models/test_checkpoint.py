@@ -125,14 +125,14 @@ def test_open_clips_own_loader_takes_the_weights_and_gives_the_same_vectors(open
             text_ND = theirs.encode_text(tokens, normalize=True).numpy()
         np.testing.assert_allclose(ours.embed_images(images), image_ND, atol=1e-6)
         np.testing.assert_allclose(ours.embed_texts(["a red ox"]), text_ND, atol=1e-6)
-    assert '("local-dir:FOLDER")  # this folder\n```' in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert '("local-dir:FOLDER")\n```' in readme
+    assert "of one seed of several, a copy without `seed-N.` in its files' names" in readme
 
 
-def test_the_readme_of_one_seed_of_several_says_what_open_clips_loader_needs():
-    card = {"model": "ViT-B-32", "open_clip": {}}
-    readme = beside(card, "seed-3.model.safetensors")["README.md"]
-    assert "its files, without `seed-3.` in their names" in readme
-    assert '("ViT-B-32", pretrained="FOLDER/seed-3.model.safetensors")' in readme
+def test_the_readme_of_a_network_by_open_clips_name_loads_it_by_that():
+    readme = beside({"model": "ViT-B-32", "open_clip": {}})["README.md"]
+    assert '("ViT-B-32", pretrained="FOLDER/model.safetensors")' in readme
 
 
 def test_weights_of_open_clips_of_another_shape_are_refused(open_clips, tmp_path):

@@ -1,7 +1,6 @@
 """Models at rest: read back as they were, and refused where they are not."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +17,11 @@ def stored(tmp_path):
     scratch, folder = tmp_path / "scratch", tmp_path / "stage"
     scratch.mkdir()
     (folder / "out").mkdir(parents=True)
-    task = SimpleNamespace(
-        worker=SimpleNamespace(scratch=scratch),
-        put_file=lambda name, path: path.rename(folder / "out" / name),
-    )
-    put_model(task, "toy", {"inputs": 2}, WEIGHTS)
+
+    def put(name, path):
+        path.rename(folder / "out" / name)
+
+    put_model(put, scratch, "toy", {"inputs": 2}, WEIGHTS)
     return folder
 
 

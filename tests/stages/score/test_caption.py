@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -183,13 +182,13 @@ def test_clip_scores_are_cosines_by_the_model_and_null_without_an_image(scored):
 
 def test_a_filter_network_reads_captions_through_minilm(tmp_path):
     (tmp_path / "out").mkdir()
-    task = SimpleNamespace(
-        worker=SimpleNamespace(scratch=tmp_path),
-        put_file=lambda name, path: path.rename(tmp_path / "out" / name),
-    )
+
+    def put(name, path):
+        path.rename(tmp_path / "out" / name)
+
     torch.manual_seed(0)
     sizes = {"image_width": 8, "text_width": TextFeatures.width, "width": 16}
-    put_model(task, KIND, sizes, FilterNetwork(**sizes).state_dict())
+    put_model(put, tmp_path, KIND, sizes, FilterNetwork(**sizes).state_dict())
     here = str(tmp_path)
     worker = Worker(seed=0, stage="checks", device="cpu", threads=1, scratch=tmp_path, model=here)
     batch = pa.table(
