@@ -1,8 +1,10 @@
 """The rows of every arm, each in a subset file of its own: DIR/arms/NAME.parquet.
 
-Written a shard of the pool at a time; one that is made of the same as before stays.
+Written a shard of the pool at a time; one that is made of the same as before stays, while its bytes
+are those that were stored.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -40,13 +42,14 @@ BINS = 20  # leading bits by which coins are counted, so that few are held at on
 class Made:
     """The rows of an arm: those with a picture and a caption, and how many an epoch has of them.
 
-    `lacking` is how many more the stage keeps, or the list names.
+    `lacking` is how many more the stage keeps, or the list names; `sha256` is of the file's bytes.
     """
 
     made_of: str
     rows: int
     samples: int
     lacking: int
+    sha256: str | None = None  # of none: rows without a file, or a folder of before
 
 
 def subset_name(name: str) -> str:
@@ -132,12 +135,16 @@ class Maker:
         ]
 
     def _is_made(self, name: str, made_of: object) -> bool:
-        """Whether the file is there, made of the same; then its facts are known."""
+        """Whether the file is there, as stored and made of the same; then its facts are known."""
         facts = self.folder.read_json(f"{FOLDER}/{name}.json", Made)
         if facts is None or facts.made_of != self._digest(made_of):
             return False
         self.made[name] = facts
-        return self.folder.has(subset_name(name))
+        try:
+            stored = self.folder.sha256(subset_name(name))
+        except FileNotFoundError:
+            return False
+        return facts.sha256 in (stored, None)
 
     def _digest(self, made_of: object) -> str:
         return digest([self.raw_of, self.seed, made_of])
@@ -156,6 +163,8 @@ class Maker:
 
             with self.folder.scratch(subset_name(name)) as path:
                 count = write_subset(path, tables())
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 self.folder.commit(path, subset_name(name))
             whole = count
             if isinstance(rows, Kept):
@@ -163,7 +172,11 @@ class Maker:
             elif isinstance(rows, Listed):
                 whole = max(count, len(rows.uid_U2))
             self.made[name] = Made(
-                made_of=self._digest(made_of), rows=count, samples=samples, lacking=whole - count
+                made_of=self._digest(made_of),
+                rows=count,
+                samples=samples,
+                lacking=whole - count,
+                sha256=sha256,
             )
             text = json.dumps(asdict(self.made[name]))
             self.folder.put(f"{FOLDER}/{name}.json", text.encode(), point="arm")

@@ -37,11 +37,15 @@ class Nursery:
 
     def run(self, out: object, *more: str, fault: str = "any:0", workers: int = 0) -> Ended:
         """One run; with `any:0` nothing kills it, and its points are counted."""
+        more = (*(text for setting in self.settings for text in ("--set", setting)), *more)
+        return self.ask(*run_arguments(self.recipe, str(out), workers, *more), fault=fault)
+
+    def ask(self, *arguments: str, fault: str = "any:0") -> Ended:
+        """One `clipmill` with these arguments."""
         self.born += 1
         faults, output = self.folder / f"{self.born}-faults", self.folder / f"{self.born}.txt"
-        more = (*(text for setting in self.settings for text in ("--set", setting)), *more)
         task = {
-            "arguments": run_arguments(self.recipe, str(out), workers, *more),
+            "arguments": arguments,
             "environment": environment(faults, fault),
             "output": str(output),
         }

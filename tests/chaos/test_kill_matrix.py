@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2]
 PARTS = 4  # each takes every fourth point, so that two processes share the work
 REDONE = 2  # units at most: those a fused chain of two had in hand
 # By the clock: test_lock, test_status; where weights come from outside: test_outside; in no run.
-# And of `clipmill bench`, which makes anew what it does not find whole.
+# And of `clipmill bench`: test_bench.
 ELSEWHERE = {"lease", "live", "pin", "doctor", "truth", "arm", "bench", "leaderboard"}
 
 

@@ -26,6 +26,9 @@ print("alive")
         ("write:2", 4),  # a, a, b, b
         ("record:3", 5),
         ("record:4", 6),
+        ("write b:1", 4),
+        ("* [bc]:3", 5),  # record b, write b, record c
+        ("write d:1", 6),
     ],
 )
 def test_a_process_dies_at_the_point_that_was_asked_for(fault, points, tmp_path):

@@ -145,6 +145,36 @@ def test_what_is_there_is_not_made_again_and_an_arm_more_leaves_the_others(drawn
     assert list(json.loads((out / "bench.json").read_text())["arms"]) == ["long", "few", "oracle"]
 
 
+@pytest.mark.parametrize("harm", ["torn", "gone", "changed", "without its facts"])
+def test_rows_of_an_arm_that_were_harmed_are_made_again(drawn_run, tmp_path, harm):
+    out = tmp_path / "bench"
+    asked = {"arms": (f"long={drawn_run}:long",), "seeds": 1}
+    prepare(out, **asked)
+    file = out / "arms" / "long.parquet"
+    before = {path.name: path.read_bytes() for path in (out / "arms").iterdir()}
+    if harm == "torn":
+        file.write_bytes(before[file.name][:300])
+    elif harm == "changed":
+        pq.write_table(pq.read_table(file)[1:], file)
+    else:
+        (file if harm == "gone" else file.with_suffix(".json")).unlink()
+    prepare(out, **asked)
+    assert {path.name: path.read_bytes() for path in (out / "arms").iterdir()} == before
+
+
+def test_facts_of_an_arm_that_hold_no_digest_are_taken(drawn_run, tmp_path):
+    out = tmp_path / "bench"
+    asked = {"arms": (f"long={drawn_run}:long",), "seeds": 1}
+    first = prepare(out, **asked)
+    facts = out / "arms" / "long.json"
+    held = json.loads(facts.read_text())
+    del held["sha256"]  # as benches wrote them at first
+    facts.write_text(json.dumps(held))
+    again = prepare(out, **asked)
+    assert json.loads(facts.read_text()) == held
+    assert again.rows["long"].rows == first.rows["long"].rows
+
+
 def test_an_equal_export_of_the_run_is_read_where_it_is(drawn_run, tmp_path):
     stages = STAGES.split("nothing:")[0] + "mine: {uses: export.parquet, from: pool}\n"
     run = run_of(tmp_path, stages, rows=20)
