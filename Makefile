@@ -38,7 +38,7 @@ demo: .venv/installed  ## pool, quickstart, and what models trained on raw and c
 check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy metadata pipeline stages
+	$(BIN)/mypy metadata pipeline stages clipmill.py
 
 unit: .venv/installed-dev  ## every test but those that take minutes
 	$(BIN)/python -m pytest -q -n 2 -m 'not chaos and not vllm' --durations 12

@@ -39,11 +39,13 @@ ROUNDING = 1e-6  # of ten shares of 0.1
 class LocalExecutor(Dispatcher):
     """Runs steps on `workers` CPUs of this machine; in the caller's thread where that is 0.
 
-    With 0 an item that crashes ends the run: it is for a debugger.
+    With 0 an item that crashes ends the run: it is for a debugger. `with_main`: workers import the
+    module that this process runs, as a function of it needs; a script without a guard runs again.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, with_main: bool = True) -> None:
         super().__init__()
+        self.with_main = with_main
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.side_by_side = self.workers > 0
         self._memory_gb, self._gpus = machine.memory_gb(), machine.gpus()
@@ -135,7 +137,7 @@ class LocalExecutor(Dispatcher):
                 return []
             staying.remove(spare.pop())
         self._end([worker for worker in self._living if worker not in staying])
-        started = [start_worker(resources, cpus, own) for own in gpus]
+        started = [start_worker(resources, cpus, own, self.with_main) for own in gpus]
         self._living += started
         return started
 

@@ -50,7 +50,9 @@ class LocalWorker:
     job: tuple[Stream, int, Item] | None = None  # step number and item in hand
 
 
-def start_worker(resources: Resources, cpus: float, gpus: tuple[str, ...]) -> LocalWorker:
+def start_worker(
+    resources: Resources, cpus: float, gpus: tuple[str, ...], with_main: bool
+) -> LocalWorker:
     """A new process, with its own GPUs and as many threads as CPUs; it ends with this thread."""
     # Ctrl-C is the driver's to answer: a worker is born deaf to it, as this thread is.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -65,6 +67,9 @@ def start_worker(resources: Resources, cpus: float, gpus: tuple[str, ...]) -> Lo
     theirs.close()
     parents = get_preparation_data("worker")
     parents.pop("authkey")  # of multiprocessing's servers, which there are none of
+    if not with_main:
+        parents.pop("init_main_from_path", None)
+        parents.pop("init_main_from_name", None)
     with contextlib.suppress(*GONE):  # seen when we wait
         ours.send_bytes(pickle.dumps(parents))
     return LocalWorker(process, ours, resources, cpus, gpus)

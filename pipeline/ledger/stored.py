@@ -13,7 +13,7 @@ from metadata.outputs import Outputs
 from metadata.parquet_file import read_at
 from metadata.passes import read_stage, taken
 from metadata.record import ShardState
-from metadata.schema import KEEP, UID
+from metadata.schema import KEEP, REASON, UID
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.run_folder.rows import WHOLE, PoolShards, StoredColumns
 from pipeline.run_folder.state import RunState, StageState
@@ -100,7 +100,7 @@ def rows_at(
     wanted: dict[str, dict[str, str]] = {}
     for name, (stage, column) in bound.items():
         written = {column.name for column in state.plan.stages[stage].stage.writes}
-        if column in {UID.name, *written}:
+        if column in {UID.name, REASON.name, *written}:
             wanted.setdefault(stage, {})[name] = column
     for stage, columns in wanted.items():
         for shard in sorted({shard for shard, _ in places}):

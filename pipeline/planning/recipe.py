@@ -149,7 +149,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a name (`quickstart`) or a path (`mine.yaml`), with `--set` applied."""
     path = find_recipe(name)
     with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
+        return recipe_in(file.read(MOST_BYTES + 1), path, overrides)
+
+
+def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a file of this path holds."""
     if len(data) > MOST_BYTES:
         raise RecipeError(f"more than {MOST_BYTES:,} bytes", str(path), "a recipe is a small file")
     try:

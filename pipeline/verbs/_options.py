@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import RecipeError, did_you_mean
+from pipeline.errors import RecipeError
 from pipeline.verbs._signals import stopped_by_signals
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def planned(options: argparse.Namespace) -> "Plan":
 
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
-    """`--retry REASON`: see `check_retry`; and `--keep-going`."""
+    """`--retry REASON`: see `pipeline.planning.retries`; and `--keep-going`."""
     parser.add_argument(
         "--retry",
         action="append",
@@ -68,23 +68,6 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on where nearly all rows of a stage's first shards fail for one reason",
     )
-
-
-def check_retry(plan: "Plan", reasons: list[str]) -> None:
-    """RecipeError for a reason that no stage of the plan can try again."""
-    stages = [planned.stage for planned in plan.stages.values()]
-    known = sorted({"crashed"}.union(*(stage.transient for stage in stages)))
-    for reason in reasons:
-        if reason in known:
-            continue
-        if any(reason in stage.reasons for stage in stages):
-            found = f"'{reason}' is a reason that does not pass: no row is tried again for it"
-            raise RecipeError(found, "--retry", f"reasons that pass, here: {', '.join(known)}")
-        raise RecipeError(
-            f"no stage here has '{reason}' as a reason that passes",
-            "--retry",
-            did_you_mean(reason, known, "reasons that pass, here"),
-        )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,6 @@ from pipeline.verbs._options import (
     add_executor,
     add_recipe,
     add_retry,
-    check_retry,
     executor,
     planned,
 )
@@ -54,6 +53,7 @@ def run(
     from pipeline.ledger.answer import as_json as answer_json
     from pipeline.ledger.summary import summary
     from pipeline.planning.looks import look, refuse_missing
+    from pipeline.planning.retries import check_retry
     from pipeline.progress import watcher
     from pipeline.run_folder.ran import forgotten
     from pipeline.run_folder.sessions import session

@@ -1,0 +1,83 @@
+"""A run folder in Python: its rows, its pictures, and what the ledger answers about it."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.notebook import answers
+from pipeline.run_folder.state import RunState, latest
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Run:
+    """A run folder as it is when it is opened; `status` and a new `clipmill.open` look again."""
+
+    def __init__(self, uri: str, variant: int | None = None, state: RunState | None = None) -> None:
+        self.uri = uri
+        self.state = state or latest(uri, variant)
+
+    def __repr__(self) -> str:
+        done = sum(stage.complete for stage in self.state.stages.values())
+        return f"<run {self.state.run}: {done} of {len(self.state.stages)} stages done>"
+
+    def _repr_html_(self) -> str:
+        return answers.stages_html(self.state)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages, in the recipe's order."""
+        return tuple(self.state.stages)
+
+    def table(
+        self,
+        stage: str,
+        columns: Sequence[str] = (),
+        where: str | None = None,
+        dropped: str | Sequence[str] | bool | None = None,
+    ) -> "pl.LazyFrame":
+        """`uid` and the columns of the rows that a stage has, read as the query of them asks.
+
+        Of a select stage those that it keeps; with `dropped`, those that it lost for a reason, or
+        for any (True). A column is `column`, or `stage.column`, of any stage over these rows;
+        `where` is a condition as `select.where` has it. Of an unfinished run, what is there, with
+        a warning.
+        """
+        from pipeline.ledger.table import UnfinishedWarning, rows_of, said
+
+        rows = rows_of(self.state, stage, columns, where, dropped)
+        if rows.unfinished:
+            warnings.warn(said(rows.unfinished), UnfinishedWarning, stacklevel=2)
+        return rows.lazy()
+
+    def images(self, stage: str, uids: Iterable[str]) -> "answers.Images":
+        """The stored picture of each uid, and why there is none; shown, they are pictures."""
+        from pipeline.ledger.images import images
+
+        return answers.Images(images(self.state, stage, uids))
+
+    def funnel(self) -> "answers.Funnel":
+        """Where the rows went, by stage and reason, and each lost row at its first cause."""
+        from pipeline.ledger.funnel import funnel
+
+        return answers.shown(answers.Funnel, funnel(self.state), self.state)
+
+    def why(self, uid: str) -> "answers.Why":
+        """What every stage stored for the sample of a uid, or of its first 8 digits, and why it
+        stays or not."""
+        from pipeline.ledger.why import why
+
+        return answers.shown(answers.Why, why(self.state, uid), self.state)
+
+    def sweep(self, stage: str, vary: str) -> "answers.Sweep":
+        """What a select stage would keep at each value of `vary`: `clip_score=0.10:0.40:0.02`."""
+        from pipeline.ledger.sweep import sweep
+
+        return answers.shown(answers.Sweep, sweep(self.state, stage, vary), self.state)
+
+    def status(self) -> "answers.Status":
+        """How far the run is now, and what failed."""
+        from pipeline.ledger.status import status
+
+        return answers.shown(answers.Status, status(self.uri), self.state)

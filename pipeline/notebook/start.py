@@ -1,0 +1,79 @@
+"""Runs a recipe from Python, from where it stopped."""
+
+from collections.abc import Sequence
+
+from metadata.storage import Storage
+from pipeline.engine.run import Outcome, run_plan
+from pipeline.errors import ClipmillError, RecipeError, StageError
+from pipeline.executors import Executor
+from pipeline.notebook.run import Run
+from pipeline.planning.looks import look, refuse_missing
+from pipeline.planning.plan import Plan
+from pipeline.planning.retries import check_retry
+from pipeline.progress import watcher
+from pipeline.run_folder.sessions import session
+
+
+def checked(plan: Plan, folder: Storage | None = None) -> Plan:
+    """The plan; RecipeError where what it names is not there, and no run has it."""
+    refuse_missing(plan, look(plan, folder))
+    return plan
+
+
+def started(
+    plan: Plan,
+    out: str,
+    workers: int | None = None,
+    executor: str = "local",
+    address: str | None = None,
+    retry: Sequence[str] = (),
+    keep_going: bool = False,
+) -> Run:
+    """The run, when all of it is done; else StageError, caused by the first stage that stopped."""
+    check_retry(plan, retry)
+    folder = Storage(out)
+    chosen = _executor(executor, workers, address)
+    try:
+        checked(plan, folder)
+        with watcher() as watch, session(folder, plan.recipe.name):
+            outcome = run_plan(plan, folder, chosen, watch, tuple(retry), keep_going)
+    finally:
+        chosen.close()
+    if not outcome.complete:
+        raise _stopped(outcome) from _cause(outcome)
+    return Run(out, state=outcome.state)
+
+
+def _executor(name: str, workers: int | None, address: str | None) -> Executor:
+    if workers is not None and workers < 0:
+        raise RecipeError(f"workers={workers}", "the arguments", "give 0 or more")
+    if name == "ray":
+        from pipeline.executors.ray import RayExecutor
+
+        return RayExecutor(address=address, workers=workers)
+    if name != "local" or address:
+        found = f"executor={name!r}" + (f", address={address!r}" if address else "")
+        do = "write executor='local', or executor='ray', which takes an address"
+        raise RecipeError(found, "the arguments", do)
+    from pipeline.executors.local import LocalExecutor
+
+    return LocalExecutor(workers, with_main=False)  # a script that runs a recipe would run again
+
+
+def _cause(outcome: Outcome) -> ClipmillError | None:
+    return next((error for error in outcome.stopped.values() if error), None)
+
+
+def _stopped(outcome: Outcome) -> StageError:
+    stages = outcome.state.stages
+    left = [name for name, stage in stages.items() if not stage.complete]
+    found = f"not complete: {', '.join(left)}"
+    failed = [
+        f"'{name}': {failure.found}"
+        for name, stage in stages.items()
+        for failure in list(filter(None, stage.failures.values()))[:1]
+    ]
+    if failed:
+        found += f"; of the first shard that failed, {failed[0]}"
+    do = "mend the cause and run again: finished shards are kept; clipmill.open has what is there"
+    return StageError(found, str(outcome.state.run), do)

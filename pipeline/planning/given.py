@@ -1,0 +1,80 @@
+"""A recipe as Python gives it: a name, a path, its text or a dict; settings as values."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RecipeError
+from pipeline.planning.recipe import Recipe, load_recipe, recipe_in, value_of
+
+Given = str | PathLike[str] | Mapping[str, Any]
+TEXT = Path("recipe.yaml")  # how one without a file is called
+PLAIN = "a recipe holds numbers, strings, lists and mappings"
+
+
+def recipe_given(
+    recipe: Given,
+    seed: int | None = None,
+    sets: Mapping[str, Any] | None = None,
+    stages: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a name, a path, YAML text of several lines or a mapping, with other settings.
+
+    `sets` holds values by `stage.key`, `stages` mappings of them by stage; each is kept as the
+    `--set` that says the same.
+    """
+    overrides = [f"{key}={_text(value, key)}" for key, value in _each(seed, sets, stages)]
+    if isinstance(recipe, Mapping):
+        import yaml
+
+        text = yaml.safe_dump(_plain(recipe, "the recipe"), sort_keys=False, allow_unicode=True)
+        return recipe_in(text.encode(), TEXT, overrides)
+    if isinstance(recipe, str) and "\n" in recipe:
+        return recipe_in(recipe.encode(), TEXT, overrides)
+    return load_recipe(fspath(recipe), overrides)
+
+
+def _each(
+    seed: int | None, sets: Mapping[str, Any] | None, stages: Mapping[str, Any] | None
+) -> Iterator[tuple[str, Any]]:
+    """Every setting by `stage.key`."""
+    if seed is not None:
+        yield "seed", seed
+    yield from (sets or {}).items()
+    for stage, keys in (stages or {}).items():
+        if not isinstance(keys, Mapping):
+            do = f"write {stage}={{\"key\": value}}, where the recipe has a stage '{stage}'"
+            raise RecipeError(f"{stage}={keys!r}", "the arguments", do)
+        yield from ((f"{stage}.{key}", value) for key, value in keys.items())
+
+
+def _text(value: Any, key: str) -> str:
+    """The value as YAML: as it stands where that reads as the same."""
+    plain = _plain(value, key)
+    if isinstance(plain, str) and plain == plain.strip() and "\n" not in plain:
+        with suppress(RecipeError):
+            if value_of(plain, key) == plain:
+                return plain
+    text = json.dumps(plain, ensure_ascii=False)
+    text = {"Infinity": ".inf", "-Infinity": "-.inf"}.get(text, text)
+    if value_of(text, key) != plain:
+        raise RecipeError(f"{key} is {value!r}", "the arguments", PLAIN)
+    return text
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in types that YAML has; RecipeError where it has none for it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one, where) for one in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's
+        return value.item()
+    raise RecipeError(f"{where} is {value!r}", "the arguments", PLAIN)

@@ -1,0 +1,23 @@
+"""Reasons for which rows are tried again."""
+
+from collections.abc import Sequence
+
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.planning.plan import Plan
+
+
+def check_retry(plan: Plan, reasons: Sequence[str]) -> None:
+    """RecipeError for a reason that no stage of the plan can try again."""
+    stages = [planned.stage for planned in plan.stages.values()]
+    known = sorted({"crashed"}.union(*(stage.transient for stage in stages)))
+    for reason in reasons:
+        if reason in known:
+            continue
+        if any(reason in stage.reasons for stage in stages):
+            found = f"'{reason}' is a reason that does not pass: no row is tried again for it"
+            raise RecipeError(found, "--retry", f"reasons that pass, here: {', '.join(known)}")
+        raise RecipeError(
+            f"no stage here has '{reason}' as a reason that passes",
+            "--retry",
+            did_you_mean(reason, known, "reasons that pass, here"),
+        )

@@ -1,0 +1,246 @@
+"""`import clipmill`: plans, runs and opens; the answers are the ledger's, and draw themselves."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+import clipmill
+from pipeline.errors import RecipeError
+from pipeline.ledger.answer import as_json
+from pipeline.ledger.funnel import funnel
+from pipeline.ledger.sweep import sweep
+from pipeline.ledger.table import UnfinishedWarning
+from pipeline.ledger.why import why
+from pipeline.planning.given import recipe_given
+from tests.drawn import HOSTILE
+from tests.parsed import Page
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """\
+stages:
+  pool:    {uses: ingest.image_folder, path: none, shard_rows: 4}
+  caption: {uses: annotate.caption, from: pool}
+  look:    {uses: annotate.image, from: pool}
+  few:     {uses: select.where, from: [caption, look], where: caption_words >= 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Ten pictures, one an empty file; every other caption is a word, one is hostile."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for row in range(10):
+        body = io.BytesIO()
+        Image.new("RGB", (40, 30 + row), (20 * row, 90, 90)).save(body, "PNG")
+        (folder / f"{row}.png").write_bytes(b"" if row == 3 else body.getvalue())
+        text = "word" if row % 2 else HOSTILE if row == 4 else f"picture number {row}"
+        (folder / f"{row}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ran") / "run"
+    return clipmill.run(RECIPE, out, workers=0, pool={"path": pictures})
+
+
+def page(answer) -> str:
+    """What a notebook shows; nothing of a caption is markup, nothing is asked for."""
+    html = answer._repr_html_()
+    read = Page(html)
+    assert read.asks_for_nothing()
+    assert not read.all("script")
+    assert all("onerror" not in attributes for _, attributes in read.tags)
+    return html
+
+
+def test_counts_are_those_of_the_funnel(run):
+    (end,) = run.funnel().ends
+    rows = run.table("few", ["text", "caption.caption_words", "min_side"]).collect()
+    assert (end.rows, end.kept) == (10, len(rows)) == (10, 5)
+    assert rows["caption.caption_words"].min() >= 2
+    assert run.table("pool").collect().height == 10
+    assert run.table("few", dropped=True).collect().height == 5
+    assert run.table("pool", ["text"], where="min_side > 36").collect().height == 3
+
+
+def test_answers_are_the_ledgers(run):
+    state = run.state
+    uid = run.table("few").collect()["uid"][0]
+    for mine, its in (
+        (run.funnel(), funnel(state)),
+        (run.why(uid), why(state, uid)),
+        (run.sweep("few", "caption_words=1:3:1"), sweep(state, "few", "caption_words=1:3:1")),
+    ):
+        assert as_json(mine) == as_json(its)
+        assert isinstance(mine, type(its))
+    assert run.status().phase == "complete"
+    assert run.stages == ("pool", "caption", "look", "few")
+
+
+def test_answers_show_tables_and_pictures_and_escape_captions(run):
+    rows = run.table("pool", ["text"]).collect()
+    hostile = rows.filter(pl.col("text") == HOSTILE)["uid"][0]
+    assert "kept by few" in page(run.funnel())
+    assert page(run.why(hostile)).count("<img") == 1
+    assert "alert(2)" in Page(page(run.why(hostile))).text
+    assert page(run.images("few", rows["uid"])).count("<img") == 9
+    assert page(run.sweep("few", "caption_words=1:3:1")).count("<img") >= 4
+    for answer in (run, run.status(), clipmill.plan(RECIPE, pool={"path": "."})):
+        assert "ingest.image_folder" in page(answer)
+
+
+def test_images_are_bytes_as_stored_and_say_what_is_missing(run, pictures):
+    rows = run.table("pool", ["text"]).collect()
+    found = run.images("few", [*rows["uid"], "0" * 32])
+    images = [one.image for one in found.values()]
+    assert set(images[:10]) == {(pictures / f"{row}.png").read_bytes() for row in range(10)}
+    assert found["0" * 32].missing == "no row has this uid"
+    assert repr(found) == "<11 images, 1 of them missing>"
+    assert "it cannot be shown" in page(found), "of an empty file"
+    assert Image.open(io.BytesIO(images[0])).width == 40
+    with pytest.raises(RecipeError, match="give 32 hex digits"):
+        run.images("few", ["zz"])
+
+
+def test_a_stage_without_pictures_says_so(tmp_path):
+    (tmp_path / "pool.txt").write_text("http://a.test/1.jpg\n")
+    pool = {"uses": "ingest.url_list", "path": tmp_path / "pool.txt", "caption_col": None}
+    run = clipmill.run({"stages": {"pool": pool}}, tmp_path / "run", workers=0)
+    with pytest.raises(RecipeError, match="no stage writes column 'image'"):
+        run.images("pool", run.table("pool").collect()["uid"])
+    assert "no picture" in page(run.why(run.table("pool").collect()["uid"][0]))
+
+
+def test_a_picture_that_was_not_downloaded_says_why(tmp_path):
+    (tmp_path / "pool.jsonl").write_text('{"url": "http://127.0.0.1:9/1.jpg", "text": "a dog"}')
+    recipe = """
+stages:
+  pool:   {uses: ingest.url_list, path: none}
+  images: {uses: download.images, from: pool, allow_private_addresses: true, retries: 0}
+"""
+    run = clipmill.run(
+        recipe,
+        tmp_path / "run",
+        workers=0,
+        keep_going=True,
+        pool={"path": tmp_path / "pool.jsonl"},
+    )
+    (found,) = run.images("images", run.table("pool").collect()["uid"]).values()
+    assert (found.text, found.missing) == ("a dog", "refused")
+
+
+def test_an_unfinished_run_is_opened_and_a_table_of_it_warns(pictures, tmp_path):
+    out = tmp_path / "run"
+    clipmill.run(RECIPE, out, until="caption", workers=0, pool={"path": pictures})
+    run = clipmill.open(out)
+    assert run.table("caption", ["caption_words"]).collect().height == 10
+    with pytest.warns(UnfinishedWarning, match="'few' has 0 of 3 shards") as warned:
+        rows = run.table("few", ["text"])
+    assert warned[0].filename == __file__
+    assert rows.collect().height == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides"),
+    [
+        ({"pool": {"path": Path("a b")}}, ("pool.path=a b",)),
+        ({"few": {"where": "caption_words >= 3"}}, ("few.where=caption_words >= 3",)),
+        ({"few": {"where": "text = 'a: b'"}}, ("few.where=\"text = 'a: b'\"",)),
+        ({"pool": {"path": "12"}}, ('pool.path="12"',)),
+        ({"pool": {"path": " é😀\n"}}, ('pool.path=" é😀\\n"',)),
+        ({"pool": {"shard_rows": np.int64(3)}}, ("pool.shard_rows=3",)),
+        (
+            {"few": {"top": {"column": "min_side", "fraction": 0.25}}},
+            ('few.top={"column": "min_side", "fraction": 0.25}',),
+        ),
+        ({"few": {"top": None}}, ("few.top=null",)),
+        ({"caption": {"from": ("pool",)}}, ('caption.from=["pool"]',)),
+        ({"pool": {"shard_rows": 1e-7}}, ("pool.shard_rows=1e-07",)),
+    ],
+)
+def test_settings_are_kept_as_the_set_that_says_the_same(given, overrides):
+    recipe = recipe_given(RECIPE, stages=given)
+    assert recipe.overrides == overrides
+    ((stage, keys),) = given.items()
+    for key, value in keys.items():
+        value = str(value) if isinstance(value, Path) else value
+        assert recipe.stages[stage][key] == (list(value) if isinstance(value, tuple) else value)
+    assert recipe_given(RECIPE, sets={"few.top.rows": 2}).stages["few"]["top"] == {"rows": 2}
+    assert recipe_given(RECIPE, seed=5).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "found"),
+    [
+        (RECIPE, {"pool": "a.csv"}, "pool='a.csv'"),
+        (RECIPE, {"pol": {"path": "a"}}, "did you mean 'pool'?"),
+        (RECIPE, {"pool": {"path": object}}, "pool.path is <class 'object'>"),
+        (RECIPE, {"pool": {"path": float("nan")}}, "pool.path"),
+        ("smok", {}, "did you mean 'smoke'?"),
+        ({"stages": {}}, {}, "no stages"),
+        ("stages:\n  a: {uses: ingest.nothing}\n", {}, "no stage 'ingest.nothing'"),
+    ],
+)
+def test_what_is_wrong_is_an_error_of_the_house(recipe, given, found):
+    with pytest.raises(RecipeError) as error:
+        clipmill.plan(recipe, **given)
+    assert found in str(error.value)
+
+
+def test_a_plan_looks_at_what_it_reads(pictures, tmp_path):
+    with pytest.raises(RecipeError, match="nosuch"):
+        clipmill.plan(RECIPE, pool={"path": tmp_path / "nosuch"})
+    planned = clipmill.plan(RECIPE, sets={"pool.path": pictures}, until="caption")
+    assert list(planned.stages) == ["pool", "caption"]
+
+
+def test_a_stage_that_stops_is_an_error_with_its_cause(pictures, tmp_path):
+    recipe = RECIPE.replace("caption_words >= 2", "caption_words >= 2 AND nosuch > 1")
+    with pytest.raises(RecipeError, match="nosuch"):
+        clipmill.run(recipe, tmp_path / "run", workers=0, pool={"path": pictures})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="other files"):
+        clipmill.run(RECIPE, tmp_path / "run", workers=0, pool={"path": pictures})
+    for more in ({"workers": -1}, {"executor": "slurm"}, {"address": "a"}, {"retry": ["nosuch"]}):
+        with pytest.raises(RecipeError):
+            clipmill.run(RECIPE, tmp_path / "run", pool={"path": pictures}, **more)
+
+
+@pytest.mark.chaos
+def test_a_script_without_a_guard_runs_once_and_its_workers_do_not(pictures, tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import clipmill\nprint('began')\n"
+        f"run = clipmill.run({RECIPE!r}, 'run', workers=2, pool={{'path': {str(pictures)!r}}})\n"
+        "print(run)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, script.name],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == ["began", f"<run {tmp_path}/run: 4 of 4 stages done>"]
+
+
+def test_importing_it_imports_nothing_else():
+    code = "import sys, json; before = set(sys.modules); import clipmill; "
+    code += "print(json.dumps(sorted(set(sys.modules) - before)))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    new = json.loads(said.stdout)
+    assert "clipmill" in new
+    assert not [name for name in new if name.partition(".")[0] in ("pipeline", "polars", "numpy")]
