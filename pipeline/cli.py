@@ -28,6 +28,7 @@ from pipeline.verbs import (
     bench,
     concepts,
     curate,
+    diff,
     doctor,
     evaluate,
     export,
@@ -58,7 +59,7 @@ BAD_PATH: dict[type[OSError], tuple[str, str]] = {
 VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
-    *(funnel, why, sweep, variants, report, evaluate),
+    *(funnel, why, sweep, variants, diff, report, evaluate),
     *(export, bench),
     *(pool, concepts, doctor),
 )

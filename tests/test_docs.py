@@ -38,7 +38,7 @@ LONG = [
         "docs/evaluating.md",
     )
 ]
-SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger",)]
+SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "variants")]
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,19 @@ def failed_later(
                 left = pc.and_not(left, rows)
 
 
+def through_masks(
+    reasons: ShardReasons, every: list[tuple[str, str, pa.Array]]
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """The causes; of rows outside the mask of a stage, why its select dropped them."""
+    plan = reasons.state.plan
+    for stage, code, rows in every:
+        only = plan.stages[stage].only if code == NOT_SELECTED else None
+        if only and only in reasons:
+            yield from trace(plan, only, reasons, rows, reasons.lacking)
+        else:
+            yield stage, code, rows
+
+
 def taken_by(plan: Plan, name: str) -> set[Binding]:
     """The columns that a stage reads, each with the stage that writes it."""
     return {source for bound in plan.stages[name].bindings for source in bound.values()}

@@ -1,17 +1,23 @@
 """The pool under one select stage: its scores, who is kept, and a few rows of each cause."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.passes import NOT_SELECTED
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.ledger.causes import KEPT, Cause, causes, failed_later, later_stages, named_in, trace
+from pipeline.ledger.causes import (
+    KEPT,
+    Cause,
+    causes,
+    failed_later,
+    later_stages,
+    named_in,
+    through_masks,
+)
 from pipeline.ledger.cuts import AtCuts, CutRows
 from pipeline.ledger.groupings import group_of, groupings
 from pipeline.ledger.groups import KeepRates, keep_rates
@@ -81,7 +87,7 @@ def survey(state: RunState, end: str) -> Survey:
             chosen[stage, code] = sorted(chosen.get((stage, code), []) + here)[:SHOWN]
         for name, tally in tallies.items():
             group = group_of(name, table[f"group {name}"]).combine_chunks()
-            for stage, code, rows in _through_masks(reasons, every):
+            for stage, code, rows in through_masks(reasons, every):
                 for count in pc.value_counts(group.filter(rows)).to_pylist():
                     tally[count["values"], (stage, code)] += count["counts"]
     return Survey(
@@ -106,19 +112,6 @@ def survey(state: RunState, end: str) -> Survey:
             for cause, few in chosen.items()
         },
     )
-
-
-def _through_masks(
-    reasons: ShardReasons, every: list[tuple[str, str, pa.Array]]
-) -> Iterator[tuple[str, str, pa.Array]]:
-    """The causes; of rows outside the mask of a stage, why its select dropped them."""
-    plan = reasons.state.plan
-    for stage, code, rows in every:
-        only = plan.stages[stage].only if code == NOT_SELECTED else None
-        if only and only in reasons:
-            yield from trace(plan, only, reasons, rows, reasons.lacking)
-        else:
-            yield stage, code, rows
 
 
 def _naming(state: RunState, where: Binding, known: set[Cause]) -> set[Cause]:

@@ -15,7 +15,7 @@ from pipeline.ledger.causes import failed_later, later_stages
 from pipeline.ledger.funnel import is_end
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.run_folder import lock
-from pipeline.run_folder.state import RunState, plan_of, summary
+from pipeline.run_folder.state import RunState, StageState, plan_of, summary
 from pipeline.run_folder.variants import Changes, Variant, changes, variants
 
 
@@ -32,8 +32,9 @@ class KeptBy:
 class Tried:
     """One variant. `changes` are to it from the one before; `ends` of its complete stages.
 
-    `left` has the stages that are not done, each with how far it is; `refused` says why the recipe
-    makes no plan today, in which case nothing is known of its stages.
+    `left` has the stages that are not done, each with how far it is: `to be made again` where what
+    it reads has changed since, as rows were computed there for another variant. `refused` says why
+    the recipe makes no plan today, in which case nothing is known of its stages.
     """
 
     number: int
@@ -94,10 +95,16 @@ def _tried(run: Storage, one: Variant, differs: Changes, scans: dict[str, Scan])
         is_last=one.is_last,
         changes=differs,
         stages=len(one.ran["stages"]),
-        left={name: summary(stage) for name, stage in stages.items() if not stage.complete},
+        left={name: _so_far(stage) for name, stage in stages.items() if not stage.complete},
         ends=kept_by_ends(state) if state else (),
         refused=refused,
     )
+
+
+def _so_far(stage: StageState) -> str:
+    """How far a stage is; `to be made again` where all of it is of what its parents were before."""
+    is_stale = not stage.shards and (stage.scan.manifest or stage.scan.records)
+    return "to be made again" if is_stale else summary(stage)
 
 
 def kept_by_ends(state: RunState) -> tuple[KeptBy, ...]:

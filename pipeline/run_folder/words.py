@@ -8,6 +8,7 @@ UNDEFINED = "undefined:"  # a select stage's reason: the column after it has no 
 BEFORE = "dropped_before"
 DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"  # a select that another one combines
 SETTING = r"`(\w+): ([\w.]+)`"  # in a stage's advice
+LONG = 80  # characters of a rule that stands on one line
 KINDS = ("failed", "dropped", "dropped before", "no input", "not selected")
 
 
@@ -35,6 +36,27 @@ def in_words(reason: str) -> str:
         if reason.startswith(combined):
             return f"{combined[:-1].replace('_', ' ')} '{reason.removeprefix(combined)}'"
     return "dropped by an earlier select" if reason == BEFORE else reason
+
+
+def apart(before: str, after: str) -> tuple[str, str] | None:
+    """Of two long rules joined by AND the parts that one alone has; None where nothing is saved."""
+    rules = [_conjuncts(text) for text in (before, after)]
+    only = [[part for part in its if part not in other] for its, other in (rules, rules[::-1])]
+    is_short = max(len(before), len(after)) <= LONG
+    if is_short or only == rules or not any(only) or "BETWEEN" in f"{before} {after}".upper():
+        return None
+    return " AND ".join(only[0]), " AND ".join(only[1])
+
+
+def _conjuncts(rule: str) -> list[str]:
+    """The parts between those ANDs that stand in no parentheses and no quotes."""
+    parts, depth, start = [], 0, 0
+    for found in re.finditer(r"'[^']*'|\"[^\"]*\"|[()]|\bAND\b", rule, re.IGNORECASE):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if found[0].upper() == "AND" and not depth:
+            parts.append(rule[start : found.start()])
+            start = found.end()
+    return [" ".join(part.split()) for part in (*parts, rule[start:])]
 
 
 def as_sets(stage: str, advice: str) -> list[str]:

@@ -18,7 +18,7 @@ EXAMPLES = """\
 clipmill variants --run run
 clipmill variants --run run --json
 """
-MOST = 90  # characters of a setting's value
+MOST = 240  # characters of a setting's value
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -66,18 +66,26 @@ def _kept(one: "Tried") -> str:
 def _below(one: "Tried") -> Iterator[str]:
     """What differs from the variant before, and what is not done."""
     yield from change_lines(one.changes)
-    begun = {stage: how for stage, how in one.left.items() if not how.startswith("nothing yet")}
-    if one.left:
-        said = [f"{stage} has {how}" for stage, how in begun.items()]
-        others = [stage for stage in one.left if stage not in begun]
-        said += [f"nothing yet of {', '.join(others)}"] if others else []
-        yield f"not done: {'; '.join(said)}"
+    by: dict[str, list[str]] = {}
+    for stage, how in one.left.items():
+        by.setdefault(how, []).append(stage)
+    if by:
+        said = "; ".join(f"{', '.join(stages)}: {how}" for how, stages in by.items())
+        yield f"not done: {said}"
 
 
 def change_lines(changes: "Changes") -> Iterator[str]:
     """A line a setting that differs, and a line each for stages that one of two has alone."""
+    from pipeline.run_folder.words import apart
+
     for change in changes.settings:
-        yield f"{change.key}: {_value(change.before)} -> {_value(change.after)}"
+        both = change.before, change.after
+        parts = apart(*both) if all(isinstance(value, str) for value in both) else None
+        if parts:
+            yield from (f"{change.key} without {_value(parts[0])}",) if parts[0] else ()
+            yield from (f"{change.key} with {_value(parts[1])}",) if parts[1] else ()
+        else:
+            yield f"{change.key}: {_value(change.before)} -> {_value(change.after)}"
     if changes.added:
         yield f"added: {', '.join(changes.added)}"
     if changes.removed:

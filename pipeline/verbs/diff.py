@@ -1,0 +1,137 @@
+"""`clipmill diff`: what one selection of a pool gained and lost against another, by cause."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.terminal import one_line
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_json
+
+if TYPE_CHECKING:
+    from pipeline.ledger.diff import Diff, Fate, GroupRows, Selection
+
+HELP = "rows that another variant, stage or run gained and lost, by cause"
+EXAMPLES = """\
+clipmill diff 1 2 --run run              # two variants of `clipmill variants`
+clipmill diff good unique --run run      # two stages
+clipmill diff run@1:good other:good      # two runs of one pool
+clipmill diff 1 2 --run run --html diff.html
+"""
+CAUSES, GROUPS = 12, 6  # of each kind that are printed
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    parser.add_argument(
+        "before",
+        metavar="A",
+        help="RUN, RUN@2, RUN:STAGE or RUN@2:STAGE; with --run: 2, STAGE or 2:STAGE",
+    )
+    parser.add_argument("after", metavar="B", help="as A: what is compared with it")
+    parser.add_argument("--run", metavar="URI", help="the run folder of both: a path or s3://…")
+    add_json(parser)
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with pictures of both ways too"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the moves; with `--html` writes a page of them."""
+    from pipeline.ledger.answer import as_json
+    from pipeline.ledger.diff import diff
+    from pipeline.ledger.sides import side_of
+
+    before, after = (side_of(text, options.run) for text in (options.before, options.after))
+    answer = diff(before, after)
+    if options.html:
+        from pipeline.report.diff_page import diff_page
+
+        options.html.write_text(diff_page(before, after, answer), encoding="utf-8")
+    print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
+    return DONE
+
+
+def text(answer: "Diff") -> str:
+    """Both sides, what differs between them, the counts, the moves by cause, and the groups."""
+    from pipeline.verbs.variants import change_lines
+
+    before, after = answer.before, answer.after
+    lines = [f"A  {_side(before)}", f"B  {_side(after)}"]
+    lines += [f"   {line}" for line in change_lines(answer.changes)]
+    for name, side in (("A", before), ("B", after)):
+        if side.left:
+            lines.append(f"   of {name} not complete: {', '.join(side.left)}")
+    if answer.joined == "uid":
+        lines.append("   rows are joined by uid: the pools do not hold them in one order")
+    lines += [
+        "",
+        f"{answer.both:>10,}  kept by both",
+        f"{f'+{answer.gained:,}':>10}  gained: B alone keeps them",
+        f"{f'-{answer.lost:,}':>10}  lost: A alone keeps them",
+        f"{answer.moved:>10,}  kept by neither, for another cause each",
+    ]
+    lines += [*_moves(answer), *_groups(answer)]
+    return "\n".join(lines)
+
+
+def _side(side: "Selection") -> str:
+    share = f" ({side.kept / side.rows:.1%})" if side.rows else ""
+    return (
+        f"{side.run}, variant {side.variant} ({one_line(side.recipe)}): '{side.stage}' keeps"
+        f" {side.kept:,} of {side.rows:,} rows{share}"
+    )
+
+
+def _moves(answer: "Diff") -> Iterator[str]:
+    """Rows gained by what had lost them, rows lost by what does, and those lost otherwise."""
+    for kind, title in (
+        ("gained", "gained, by what lost them in A"),
+        ("lost", "lost, by what loses them in B"),
+        ("moved", "kept by neither, A's cause -> B's"),
+    ):
+        moves = [move for move in answer.moves if move.kind == kind]
+        yield from ("", title) if moves else ()
+        for move in moves[:CAUSES]:
+            said = {
+                "gained": fate_words(move.before),
+                "lost": fate_words(move.after),
+                "moved": f"{fate_words(move.before)} -> {fate_words(move.after)}",
+            }[kind]
+            yield f"{move.rows:>10,}  {said}  (why {move.examples[0].uid[:8]})"
+        if rest := sum(move.rows for move in moves[CAUSES:]):
+            yield f"{rest:>10,}  for {len(moves) - CAUSES} others: --json has them"
+
+
+def fate_words(fate: "Fate") -> str:
+    """`first: c > 3`, `kept`, `not in its pool`."""
+    from pipeline.run_folder.words import in_words
+
+    if fate.what == "lost":
+        return f"{fate.stage}: {one_line(in_words(fate.reason))}"
+    return "kept" if fate.what == "kept" else "not in its pool"
+
+
+def _groups(answer: "Diff") -> Iterator[str]:
+    """A table a grouping, the groups that changed most first; then the concepts."""
+    for name, groups in answer.groups.items():
+        if len(groups) > 1:
+            shown = [group for group in groups if group.gained or group.lost][:GROUPS]
+            yield from ("", f"{name:<34}{'A keeps':>10}{'B keeps':>10}{'gained':>10}{'lost':>10}")
+            yield from map(_group, shown)
+    if answer.concepts:
+        yield from ("", f"{'concept':<34}{'A keeps':>10}{'B keeps':>10}")
+        for concept in answer.concepts[:GROUPS]:
+            yield f"  {_name(concept.entry)}{concept.before:>10,}{concept.after:>10,}"
+
+
+def _group(group: "GroupRows") -> str:
+    counts = f"{group.before:>10,}{group.after:>10,}{group.gained:>10,}{group.lost:>10,}"
+    return f"  {_name(group.name)}{counts}"
+
+
+def _name(text: str) -> str:
+    name = one_line(text)
+    return f"{name if len(name) <= 31 else name[:30] + '…':<32}"
