@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from metadata.evaluated import NEVER
 from metadata.stats import DRAWS, draw_weights
 
 # Shapes: N rows of ranks, K terms, G groups, S models, D draws, B of them held at a time.
@@ -24,7 +25,6 @@ JACCARD = {
     "jaccard_score_5-6": (0, 6),
     "jaccard_score_10-12": (10, 99),
 }
-NEVER = np.iinfo(np.int64).max  # the rank of a picture that has no right answer
 BLOCK = 2**22  # weights held at a time: 16 MB
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from metadata.evaluated import FEW_CLASSES
 from metadata.outputs import Outputs
 from pipeline.ledger.items import AT, redrawn, terms
 from pipeline.ledger.trials import READERS, Task, Trial
@@ -21,7 +22,6 @@ from pipeline.ledger.trials import READERS, Task, Trial
 # Shapes: S models that have the metric, D draws of a task's items.
 
 TELLING = ("image_retrieval_recall@5", "acc5", "acc1")  # where an older evaluation names none
-FEW_CLASSES = 12
 HEADLINE = "mean of fine tasks"
 
 

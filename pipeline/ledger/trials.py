@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from metadata.evaluated import prefix_of
 from metadata.fingerprint import digest, settings_of
 from metadata.outputs import Outputs
 from metadata.storage import Storage
@@ -150,8 +151,7 @@ def _names(made: Sequence[_Made]) -> list[str]:
 
 
 def _tasks(model: dict[str, Any], folder: Storage) -> Iterator[tuple[str, Task]]:
-    card = model.get("card") or ""
-    of_seed = card.removeprefix("out/").removesuffix("model.json")
+    of_seed = prefix_of(model.get("card") or "")
     for name, found in model.get("tasks", {}).items():
         metrics = {
             metric: value

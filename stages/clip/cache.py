@@ -7,7 +7,7 @@ export.pixels for all that train on it; see tests/benchmarks/loader.py.
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -76,6 +76,26 @@ def fault_of(body: bytes | None, image_SS3: NDArray[np.uint8]) -> str | None:
     return None
 
 
+def decoded(
+    batches: Iterable[pa.Table], image_NSS3: NDArray[np.uint8], counts: Counter[str]
+) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
+    """Rows whose picture is in the array now, without it; and which of the batch's those are.
+
+    Pictures follow each other; the others are counted by reason.
+    """
+    done = 0
+    for batch in batches:
+        fine_N = np.zeros(len(batch), bool)
+        for at, body in enumerate(batch[IMAGE.name].to_pylist()):
+            fault = fault_of(body, image_NSS3[done])
+            if fault is None:
+                fine_N[at] = True
+                done += 1
+            else:
+                counts[fault] += 1
+        yield batch.drop_columns([IMAGE.name]).filter(pa.array(fine_N)), fine_N
+
+
 def cache_shard(
     data: str,
     folder: str,
@@ -109,7 +129,7 @@ def cache_shard(
             rows = parquet.metadata.num_rows
             if chosen is not None:
                 rows = int(np.count_nonzero(chosen.times))
-            table = _decoded(target, name, (rows, size), batches, counts)
+            table = _stored(target, name, (rows, size), batches, counts)
     sink = BytesIO()
     np.savez(sink, **_arrays(table, tokenize))  # type: ignore[arg-type]  # as in numpy's docs
     target.put(f"cache/{name}.npz", sink.getvalue(), point="rename")
@@ -194,7 +214,7 @@ def texts_there(texts: list[str | None] | None) -> list[str]:
     return [text for text in texts or () if text is not None]
 
 
-def _decoded(
+def _stored(
     target: Storage,
     name: str,
     shape: tuple[int, int],
@@ -203,20 +223,10 @@ def _decoded(
 ) -> pa.Table:
     """Stores the pictures of the rows; the rows whose pictures decode, without these."""
     rows, size = shape
-    kept: list[pa.Table] = []
     with target.scratch(f"cache/{name}.npy") as path:
         # No file can map no byte.
         image_NSS3 = open_memmap(path, "w+", np.uint8, (max(1, rows), size, size, 3))
-        done = 0
-        for batch in batches:
-            fine = []
-            for body in batch[IMAGE.name].to_pylist():
-                fault = fault_of(body, image_NSS3[done])
-                fine.append(fault is None)
-                done += fault is None
-                if fault is not None:
-                    counts[fault] += 1
-            kept.append(batch.drop_columns([IMAGE.name]).filter(pa.array(fine, pa.bool_())))
+        kept = [fine for fine, _ in decoded(batches, image_NSS3, counts)]
         image_NSS3.flush()
         del image_NSS3
         target.commit(path, f"cache/{name}.npy")

@@ -8,7 +8,7 @@ on the stage's name: two subsets trained under one seed differ by their rows alo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +49,17 @@ def part_of(rows: int, rank: int, of: int) -> slice:
     return slice(rows * rank // of, rows * (rank + 1) // of)
 
 
+def shift_by(coin: Any) -> tuple[Any, Any]:
+    """How far down and right in its margin a picture moves: of a coin, or of an array of them."""
+    places = 2 * SHIFT + 1
+    return coin % places, coin // places % places
+
+
+def text_by(coin: Any, texts: Any) -> Any:
+    """Which of so many texts is taken; by other bits of the coin than the shift."""
+    return (coin >> 32) % texts
+
+
 class Batches:
     """Batches of `size` rows: `batches[n]`, for any n from 0 up."""
 
@@ -78,8 +89,7 @@ class Batches:
         """A rank's rows of batch n; no other row is read."""
         row_B = self._rows(n)[part_of(self.size, rank, of)]
         coin_B = self._coins(row_B, f"batch {n}")
-        shifts = np.uint64(2 * SHIFT + 1)
-        down_B, right_B = coin_B % shifts, coin_B // shifts % shifts
+        down_B, right_B = shift_by(coin_B)
         first_B, taken_B = self._texts(row_B, coin_B)
         S = self.shards[0].images.shape[1]
         canvas_BSS3 = np.full((len(row_B), S + 2 * SHIFT, S + 2 * SHIFT, 3), 255, np.uint8)
@@ -132,8 +142,7 @@ class Batches:
             return np.zeros_like(texts_B), texts_B
         if self.texts == "first":
             return np.zeros_like(texts_B), np.ones_like(texts_B)
-        drawn_B = (coin_B >> np.uint64(32)) % texts_B.astype(np.uint64)
-        return drawn_B.astype(np.int64), np.ones_like(texts_B)
+        return text_by(coin_B, texts_B.astype(np.uint64)).astype(np.int64), np.ones_like(texts_B)
 
     def _rows(self, n: int) -> NDArray[np.int64]:
         sample_B = np.arange(n * self.size, (n + 1) * self.size)

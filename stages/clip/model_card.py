@@ -6,8 +6,6 @@ from typing import Any
 
 from stages.models.saved import WEIGHTS
 
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 LOADED = "model = open_clip.create_model"
 FOLDER = "FOLDER is this one; of one seed of several, a copy without `seed-N.` in its files' names"
 LABELS = {
@@ -25,7 +23,9 @@ def beside(card: Mapping[str, Any]) -> dict[str, str]:
     """Texts by file; a network of open_clip's has its configuration too, for its own loader."""
     files = {"README.md": _readme(card)}
     if "open_clip" in card:
-        picture = {"mean": OPENAI_MEAN, "std": OPENAI_STD}
+        from stages.clip.open_clip_towers import PIXELS
+
+        picture = dict(zip(("mean", "std"), PIXELS, strict=True))
         config = {"model_cfg": card["open_clip"], "preprocess_cfg": picture}
         files["open_clip_config.json"] = json.dumps(config, indent=1) + "\n"
     return files

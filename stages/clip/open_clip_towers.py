@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stages.clip.open_clip_config import check_trainable, config_of
 from stages.clip.towers import Pixels, Reads, Tokens, Towers
-from stages.models.open_clip import middle
+from stages.models.open_clip import encode_short, is_causal, middle
 
 # Shapes: N images or texts, H x W pixels, T tokens of all texts, L of the longest, D = width.
 
@@ -97,6 +97,7 @@ class OpenClipTowers(Towers):
         settings["vision_cfg"]["timm_model_pretrained"] = False
         custom = settings.pop("custom_text", False)
         self.clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+        self.is_causal = is_causal(self.clip)
         self.reads, self.width = reads(config), config["embed_dim"]
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in PIXELS)
         self.register_buffer("mean", 255 * mean, persistent=False)
@@ -129,14 +130,11 @@ class OpenClipTowers(Towers):
     ) -> Tensor:
         token_NL = self.padded(token_T, starts_N)
         with _cast(token_T, dtype):
-            text_ND = self._encode(token_NL)
+            if self.is_causal:
+                text_ND = encode_short(self.clip, token_NL)
+            else:
+                text_ND = self.clip.encode_text(token_NL)
         return nn.functional.normalize(text_ND.float(), dim=-1)
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether what follows a text changes none of its values."""
-        text = self.config["text_cfg"]
-        return not text.get("no_causal_mask") and text.get("pool_type", "argmax") == "argmax"
 
     def padded(self, token_T: Tensor, starts_N: Tensor) -> Tensor:
         """(N, L) tokens; L is that of the longest where what follows a text changes nothing.
@@ -150,19 +148,6 @@ class OpenClipTowers(Towers):
         within_NL = torch.arange(longest, device=token_T.device) < length_N[:, None]
         token_NL[within_NL] = token_T.long()
         return token_NL
-
-    def _encode(self, token_NL: Tensor) -> Tensor:
-        clip = self.clip
-        if hasattr(clip, "text") or not self.is_causal:
-            return clip.encode_text(token_NL)
-        longest = token_NL.shape[1]  # encode_text of this class takes whole contexts alone
-        x_NLW = clip.token_embedding(token_NL) + clip.positional_embedding[:longest]
-        mask = clip.attn_mask
-        mask = None if mask is None else mask[:longest, :longest]
-        x_NLW = clip.ln_final(clip.transformer(x_NLW, attn_mask=mask))
-        x_NW = x_NLW[torch.arange(len(x_NLW), device=x_NLW.device), token_NL.argmax(dim=-1)]
-        projection = clip.text_projection
-        return projection(x_NW) if isinstance(projection, nn.Linear) else x_NW @ projection
 
 
 PIXELS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD

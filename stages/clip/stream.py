@@ -36,7 +36,7 @@ from stages.clip.cache import (
 )
 from stages.clip.crop import crop
 from stages.clip.draws import Draws, Piece
-from stages.clip.loader import SHIFT, Batch, Texts, part_of
+from stages.clip.loader import SHIFT, Batch, Texts, part_of, shift_by, text_by
 from stages.clip.row_group import Group
 from stages.clip.scales import Augment, Sampling
 from stages.clip.subset import Chooser
@@ -94,14 +94,14 @@ class View:
         if self.augment == "crop":
             return crop(body, self.size, coin)
         whole = np.pad(square(decode(body), self.size), PAD, constant_values=255)
-        down, right = coin % (2 * SHIFT + 1), coin // (2 * SHIFT + 1) % (2 * SHIFT + 1)
+        down, right = shift_by(coin)
         return whole[down : down + self.size, right : right + self.size]
 
     def taken(self, texts: list[str], coin: int) -> list[str]:
         """The texts of a row that the step takes."""
         fit = instead_of_single_words(texts)
         if self.texts == "uniform":
-            return [fit[(coin >> 32) % len(fit)]]
+            return [fit[text_by(coin, len(fit))]]
         return fit[:1] if self.texts == "first" else fit
 
 

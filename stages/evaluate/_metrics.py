@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metadata.evaluated import NEVER
 from metadata.stats import wilson
 from stages.evaluate import _chance as chance
 
@@ -18,7 +19,6 @@ from stages.evaluate import _chance as chance
 SCORES = 2**22  # (queries, answers) scores held at a time: 32 MB
 CLASSIFICATION_KS = (1, 5)
 RETRIEVAL_KS = (1, 5, 10)
-NEVER = np.iinfo(np.int64).max  # rank of what no answer is right for: a hit at no k
 HARD = 10  # candidates of a WinoGAViL instance that counts
 DRAWS = 200  # bootstrapped samples of the pictures, for the metric that is no mean over them
 Metrics = dict[str, dict[str, Any] | None]

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from metadata.evaluated import FEW_CLASSES, NEVER
 from metadata.fingerprint import digest
 from metadata.storage import Storage
 from stages.evaluate._metrics import (
-    NEVER,
     Metrics,
     association,
     best_ranks,
@@ -30,7 +30,6 @@ from stages.ops.vectors import unit_rows
 
 BATCH = 64  # decoded pictures held at a time
 EMPTY = np.empty((0, 0, 3), np.uint8)
-FEW = 12  # classes, of which 5 are no feat
 KEPT = 8  # sets of class vectors in a worker; ImageNet's by a large model is 4 MB
 CLASSES: dict[str, NDArray[np.floating]] = {}  # by digest of model, class names and templates
 
@@ -65,7 +64,7 @@ def main_metric(task: TaskFolder, metrics: Metrics) -> str:
     if task.kind == "association":
         hard = "jaccard_score_10-12"
         return hard if metrics[hard] else "avg_jaccard_score"
-    return "acc5" if len(task.classnames) > FEW else "acc1"
+    return "acc5" if len(task.classnames) > FEW_CLASSES else "acc1"
 
 
 @dataclass(frozen=True, kw_only=True)

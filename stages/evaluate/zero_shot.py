@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from metadata.evaluated import prefix_of
 from metadata.fingerprint import digest
 from metadata.storage import Storage
 from pipeline.dataset import Context, Inputs, Put, Task
@@ -146,7 +147,7 @@ def evaluate(
         put(path.name, path)
         return {**result, "sha256": item["sha256"]}
 
-    of_seed = item.get("card", "").removeprefix("out/").removesuffix("model.json")
+    of_seed = prefix_of(item.get("card", ""))
     if weights is None:  # nothing says that it is the same model: the reference
         return made(lambda name, path: task.put_file(of_seed + name, path))
     device = task.worker.device.partition(":")[0]

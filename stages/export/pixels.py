@@ -1,14 +1,12 @@
 """Pictures decoded once, at one size: what any number of trainings map and none decodes again."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
@@ -71,6 +69,8 @@ class Pixels(DatasetStage):
 
 def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[str, Any]:
     """The pictures of one exported file, and its rows without them; those left out by reason."""
+    from stages.clip.cache import decoded  # late: a plan needs no OpenCV
+
     exported, name = Outputs(Storage(data)), file["file"]
     stem = name.removesuffix(".parquet")
     exported.check(name)
@@ -82,7 +82,8 @@ def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[s
         writer = ShardWriter(path, schema, task.page_checksums)
         rows = parquet.metadata.num_rows
         image_NSS3 = open_memmap(pixels, "w+", np.uint8, (max(1, rows), size, size, 3))
-        for batch, fine_N in _decoded(parquet, image_NSS3, left):
+        batches = (pa.Table.from_batches([batch]) for batch in parquet.iter_batches(BATCH_ROWS))
+        for batch, fine_N in decoded(batches, image_NSS3, left):
             fine.append(fine_N)
             writer.add(batch.select(schema.names))
         image_NSS3.flush()
@@ -104,23 +105,3 @@ def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[s
         "columns": columns,
         "left": {reason: left[reason] for reason in Pixels.reasons},
     }
-
-
-def _decoded(
-    parquet: pq.ParquetFile, image_NSS3: NDArray[np.uint8], left: Counter[str]
-) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
-    """Batches of the rows whose picture is in the array; and which of the file's rows those are."""
-    from stages.clip.cache import fault_of  # late: a plan needs no OpenCV
-
-    done = 0
-    for batch in parquet.iter_batches(BATCH_ROWS):
-        rows = pa.Table.from_batches([batch])
-        fine_N = np.zeros(len(rows), bool)
-        for at, body in enumerate(rows[IMAGE.name].to_pylist()):
-            fault = fault_of(body, image_NSS3[done])
-            if fault is None:
-                fine_N[at] = True
-                done += 1
-            else:
-                left[fault] += 1
-        yield rows.filter(pa.array(fine_N)), fine_N

@@ -99,7 +99,7 @@ class OpenClip:
         """
         import torch
 
-        if not texts or not self.is_causal:
+        if not texts or not is_causal(self.model):
             return self.embed_texts(texts)
         token_NL = self.tokenize(texts)
         length_N = token_NL.argmax(dim=1) + 1  # the mark of the end is the largest token
@@ -110,29 +110,11 @@ class OpenClip:
             out_ND[of_length_N] = self._rows(self._encode_short, token_NL[of_length_N, :length])
         return out_ND
 
-    @property
-    def is_causal(self) -> bool:
-        """Whether the text tower is open_clip's own and reads from left to right."""
-        text = getattr(self.model, "text", self.model)
-        own = all(hasattr(text, name) for name in ("attn_mask", "positional_embedding"))
-        own = own and getattr(text, "cls_emb", None) is None  # CoCa reads its last token
-        pool = getattr(text, "pool_type", getattr(self.model, "text_pool_type", ""))
-        return own and text.attn_mask is not None and pool == "argmax"
-
     def _encode_short(self, token_NL: "Tensor", normalize: bool) -> "Tensor":
-        """Of texts shorter than the context, unit rows."""
         import torch
 
-        model, length = self.model, token_NL.shape[1]
-        if hasattr(model, "text"):  # this class takes any length
-            return model.encode_text(token_NL, normalize=normalize)
-        x_NLW = model.token_embedding(token_NL) + model.positional_embedding[:length]
-        x_NLW = model.transformer(x_NLW, attn_mask=model.attn_mask[:length, :length])
-        x_NLW = model.ln_final(x_NLW)
-        x_NW = x_NLW[torch.arange(len(x_NLW)), token_NL.argmax(dim=-1)]
-        projection = model.text_projection
-        x_ND = projection(x_NW) if isinstance(projection, torch.nn.Linear) else x_NW @ projection
-        return torch.nn.functional.normalize(x_ND, dim=-1) if normalize else x_ND
+        text_ND = encode_short(self.model, token_NL)
+        return torch.nn.functional.normalize(text_ND, dim=-1) if normalize else text_ND
 
     def _rows(self, encode: Any, input_N: "Tensor | None") -> NDArray[np.float32]:
         import torch
@@ -146,6 +128,31 @@ class OpenClip:
                 whole = torch.cat([part, filling]).to(self.device)
                 out.append(encode(whole, normalize=True)[: len(part)].float().cpu())
         return torch.cat(out).numpy()
+
+
+def is_causal(model: Any) -> bool:
+    """Whether what follows a text changes none of its values: its tower is open_clip's own, reads
+    from left to right, and gives what stands at the mark of the end."""
+    text = getattr(model, "text", model)
+    own = all(hasattr(text, name) for name in ("attn_mask", "positional_embedding"))
+    own = own and getattr(text, "cls_emb", None) is None  # CoCa reads its last token
+    pool = getattr(text, "pool_type", getattr(model, "text_pool_type", ""))
+    return own and text.attn_mask is not None and pool == "argmax"
+
+
+def encode_short(model: Any, token_NL: "Tensor") -> "Tensor":
+    """(N, D) of texts in fewer tokens than the context, by a network that is_causal."""
+    import torch
+
+    if hasattr(model, "text"):  # this class takes any length
+        return model.encode_text(token_NL)
+    length = token_NL.shape[1]
+    x_NLW = model.token_embedding(token_NL) + model.positional_embedding[:length]
+    x_NLW = model.transformer(x_NLW, attn_mask=model.attn_mask[:length, :length])
+    x_NLW = model.ln_final(x_NLW)
+    x_NW = x_NLW[torch.arange(len(x_NLW), device=x_NLW.device), token_NL.argmax(dim=-1)]
+    projection = model.text_projection
+    return projection(x_NW) if isinstance(projection, torch.nn.Linear) else x_NW @ projection
 
 
 def middle(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,7 +1,9 @@
 """open_clip's networks in training: its weights, tokens, pictures and values; what is refused."""
 
+import json
 import pickle
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -40,6 +42,19 @@ def test_weights_at_the_start_are_open_clips_under_the_same_seed():
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert ours["logit_scale"].item() == pytest.approx(np.log(1 / 0.07))
+
+
+def test_a_tower_that_reads_its_last_token_is_given_the_whole_context(tmp_path):
+    config = json.loads(Path(NAME).read_text())
+    config["text_cfg"] |= {"embed_cls": True, "pad_id": 0}
+    (tmp_path / "last.json").write_text(json.dumps({**config, "custom_text": True}))
+    model = new_model(str(tmp_path / "last.json"), 0).eval()
+    token_T, starts = model.tokenize(["a red ox", "a dog"])
+    with torch.no_grad():
+        ours_ND = model.embed_texts(torch.from_numpy(token_T), torch.from_numpy(starts[:-1]))
+        whole_NL = open_clip.get_tokenizer("tiny_open_clip")(["a red ox", "a dog"])
+        theirs_ND = model.network.encode_text(whole_NL, normalize=True)
+    torch.testing.assert_close(ours_ND, theirs_ND, atol=1e-6, rtol=0)
 
 
 def test_texts_padded_to_the_longest_have_the_values_of_those_padded_to_the_context(model):
