@@ -31,6 +31,7 @@ from pipeline.verbs import (
     diff,
     doctor,
     evaluate,
+    explore,
     export,
     funnel,
     init,
@@ -59,7 +60,7 @@ BAD_PATH: dict[type[OSError], tuple[str, str]] = {
 VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
-    *(funnel, why, sweep, variants, diff, report, evaluate),
+    *(funnel, why, sweep, explore, variants, diff, report, evaluate),
     *(export, bench),
     *(pool, concepts, doctor),
 )

@@ -65,3 +65,13 @@ class Selects(Protocol):
         and so are the clusters that the stage reads.
         """
         ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """What a stage answers some of whose thresholds stand inside a longer setting, so that the
+    explorer can write the recipe with another number. Of any other the name is the setting."""
+
+    def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
+        """The setting that holds the number, and its value with another number there."""
+        ...

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import RawIOBase
@@ -47,12 +48,12 @@ class Browser:
         assert "error" not in said, said
         return said["result"]
 
-    def show(self, page: Path, width: int, scheme: str, height: int = 900) -> None:
-        """Opens the page in a window of this size, `light` or `dark`."""
+    def show(self, page: Path | str, width: int, scheme: str, height: int = 900) -> None:
+        """Opens the page, a file or an address, in a window of this size, `light` or `dark`."""
         self.size(width, height)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[feature])
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while self._said().get("method") != "Page.loadEventFired":
             pass
 
@@ -66,6 +67,25 @@ class Browser:
         said = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in said, said
         return said["result"].get("value")
+
+    def until(self, expression: str, most_s: float = 30) -> None:
+        """Waits until an expression is true on the page."""
+        begun = time.monotonic()
+        while not self.value(f"Boolean({expression})"):
+            assert time.monotonic() < begun + most_s, f"never: {expression}"
+            time.sleep(0.02)
+
+    def mouse(self, kind: str, x: float, y: float, held: bool = False) -> None:
+        """Moves, presses or releases the mouse: `mouseMoved`, `mousePressed`, `mouseReleased`."""
+        button = {"button": "left"} if held or kind != "mouseMoved" else {}
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, clickCount=1, **button)
+
+    def key(self, name: str, code: int) -> None:
+        """Presses a key by its name and its number."""
+        of = {"key": name, "code": name, "windowsVirtualKeyCode": code}
+        typed = {"text": "\r"} if name == "Enter" else {}  # without it no button is pressed
+        self.call("Input.dispatchKeyEvent", type="keyDown", **of, **typed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **of)
 
     def picture(self) -> bytes:
         """What stands in the window, as PNG."""

@@ -25,7 +25,8 @@ DOCTOR = ("pipeline/verbs/doctor.py", "pipeline/verbs/_writers.py")
 DOORS = {"pipeline.stage", "pipeline.dataset", "pipeline.errors"}
 RAY = {f"pipeline/executors/{name}.py" for name in ("ray", "ray_room", "ray_session")}
 COMMANDS = ("pipeline/cli.py", "pipeline/verbs/")
-DRAW = ("pipeline/report/", "pipeline/notebook/", *COMMANDS)  # who may import the report
+# Who may import the report.
+DRAW = ("pipeline/report/", "pipeline/notebook/", "pipeline/explore/", *COMMANDS)
 ASK = ("pipeline/ledger/", "pipeline/bench/", *DRAW)  # who may import the ledger
 POOLS = ("pipeline/pools/", "pipeline/verbs/pool.py")  # who may import the pools
 BELOW_POOLS = {f"pipeline.{name}" for name in ("errors", "terminal", "target", "packages")}
@@ -66,6 +67,8 @@ def allowed(file: str, module: str, is_top: bool) -> bool:
         return file.startswith("pipeline/notebook/")
     if module.startswith("pipeline.report"):
         return file.startswith(DRAW)
+    if module.startswith("pipeline.explore"):
+        return file.startswith(("pipeline/explore/", *COMMANDS))
     if module.startswith("pipeline.ledger"):
         return file.startswith(ASK)
     if module.startswith("pipeline.pools"):
@@ -131,6 +134,8 @@ def test_a_file_imports_only_what_its_layer_may(file):
         ("pipeline/engine/run.py", "pipeline.report.build", False, False),
         ("pipeline/planning/plan.py", "pipeline.ledger.near", False, False),
         ("pipeline/ledger/why.py", "pipeline.report.samples", False, False),
+        ("pipeline/explore/shown.py", "pipeline.report.pictures", True, True),
+        ("pipeline/report/build.py", "pipeline.explore.counts", False, False),
         ("pipeline/ledger/why.py", "jinja2", False, False),
         ("pipeline/ledger/planted.py", "pipeline.pools.faults", True, False),
         ("pipeline/report/build.py", "pipeline.ledger.funnel", True, True),

@@ -10,7 +10,7 @@ reasons of shards that several passes have made.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -263,7 +263,6 @@ def _in_order(rows: dict[str, int], rules: Sequence[str]) -> dict[str, int]:
 
 
 def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lost) -> End:
-    order = list(state.plan.stages)
     root = state.plan.stages[name].root
     rows = counts.total()
     later = sum(count for (stage, _), count in lost.rows.items() if stage in lost.later)
@@ -274,18 +273,7 @@ def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lo
             f"stage '{name}'",
             "this is a fault of ours: report it with the recipe",
         )
-    rules = {
-        planned.name: {code: number for number, code in enumerate(planned.stage.reasons)}
-        for planned in state.plan.stages.values()
-        if planned.is_select
-    }
-
-    def place(item: tuple[Cause, int]) -> tuple[int, int, int]:
-        (stage, code), count = item
-        by_rule = rules.get(stage, {})
-        return order.index(stage), by_rule.get(code, len(by_rule)), -count
-
-    ranked = sorted(lost.rows.items(), key=place)
+    ranked = [(cause, lost.rows[cause]) for cause in in_order(state, lost.rows)]
     return End(
         stage=name,
         rows=rows,
@@ -295,3 +283,20 @@ def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lo
             for (s, r), count in ranked
         ),
     )
+
+
+def in_order(state: RunState, rows: Mapping[Cause, int]) -> list[Cause]:
+    """By stage; of a select in the order of its rules, of other stages the largest first."""
+    order = list(state.plan.stages)
+    rules = {
+        planned.name: {code: number for number, code in enumerate(planned.stage.reasons)}
+        for planned in state.plan.stages.values()
+        if planned.is_select
+    }
+
+    def place(cause: Cause) -> tuple[int, int, int]:
+        stage, code = cause
+        by_rule = rules.get(stage, {})
+        return order.index(stage), by_rule.get(code, len(by_rule)), -rows[cause]
+
+    return sorted(rows, key=place)

@@ -181,12 +181,12 @@ def histograms(state: RunState, root: str, columns: list[ScoreColumn]) -> list[H
             number_N = numbers(table[str(i)])
             some.append(number_N[~np.isnan(number_N)])
     return [
-        Histogram(column, _edges(column, some))
+        Histogram(column, edges_of(column, some))
         for column, some in zip(columns, values, strict=True)
     ]
 
 
-def _edges(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def edges_of(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """(E,) equal bins from the lowest to the highest value, but for the tails; whole numbers get
     bins of their own where they are few."""
     cuts = [cut.value for cut in column.cuts]

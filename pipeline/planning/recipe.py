@@ -202,8 +202,8 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 recipe.where(stage),
                 f"write `{stage}: {{uses: kind.name, from: …}}`",
             )
-    for override in overrides:
-        _override(recipe, override)
+    for given in overrides:
+        override(recipe, given)
     return recipe
 
 
@@ -257,7 +257,7 @@ def _seed(seed: Any, path: Path, lines: dict[tuple[str, ...], int]) -> int:
     raise RecipeError(f"seed is {seed!r}", f"{path}{line}", "write a whole number")
 
 
-def _override(recipe: Recipe, text: str) -> None:
+def override(recipe: Recipe, text: str) -> None:
     """Applies one `--set stage.key=value`; the value is read as YAML."""
     target, equals, value = text.partition("=")
     stage, *keys = target.split(".")

@@ -1,4 +1,4 @@
-"""Stored images made small enough for a page, as data URIs.
+"""Stored images made small enough for a page.
 
 A pool's bytes are a stranger's: of a picture that is large or costly beyond any ordinary one, the
 page shows none.
@@ -6,6 +6,7 @@ page shows none.
 
 import warnings
 from base64 import b64encode
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -23,8 +24,27 @@ MAX_TILE_PIXELS = 89_478_484  # as Pillow bounds pictures
 MAX_PYTHON_PIXELS = 2**22  # of a BMP in runs, which Pillow decodes in Python
 
 
+@dataclass(frozen=True)
+class SmallPicture:
+    """A picture made anew, `jpeg` or `png`."""
+
+    kind: str
+    data: bytes
+    width: int
+    height: int
+
+
 def picture(image: bytes | None, side: int = SMALL) -> dict[str, Any] | None:
     """src, width and height of the small picture; None without an image that can be decoded."""
+    made = small_picture(image, side)
+    if made is None:
+        return None
+    source = f"data:image/{made.kind};base64,{b64encode(made.data).decode()}"
+    return {"src": source, "width": made.width, "height": made.height}
+
+
+def small_picture(image: bytes | None, side: int = SMALL) -> SmallPicture | None:
+    """The picture, no side longer than that; None without an image that can be decoded."""
     if image is None:
         return None
     if image.startswith(JPEG) and any(image.count(mark) > most for mark, most in MOST.items()):
@@ -39,8 +59,7 @@ def picture(image: bytes | None, side: int = SMALL) -> dict[str, Any] | None:
     coded = {"jpeg": _coded(pixels, "JPEG", quality=JPEG_QUALITY, optimize=True)}
     coded["png"] = _coded(pixels, "PNG", optimize=True)  # a drawing is smaller so, and sharp
     kind = min(coded, key=lambda name: len(coded[name]))
-    source = f"data:image/{kind};base64,{b64encode(coded[kind]).decode()}"
-    return {"src": source, "width": pixels.width, "height": pixels.height}
+    return SmallPicture(kind, coded[kind], pixels.width, pixels.height)
 
 
 def _small(body: bytes, side: int) -> Image.Image:

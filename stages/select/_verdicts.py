@@ -59,12 +59,13 @@ def comparisons(conjuncts: Sequence[sql.Conjunct], asked: tuple[str, ...]) -> It
                 found = _column(column.unnest(), sign)
                 if found and number.is_number:
                     name, item, side, words = found
+                    said = number.sql(comments=False)
                     yield Comparison(
                         name=name,
                         column=name,
                         sign=sign,
-                        value=float(number.sql()),
-                        text=words.format(f"{side} {sign} {number.sql()}"),
+                        value=float(said),
+                        text=words.format(f"{side} {sign} {said}"),
                         reads=asked,
                         item=item,
                         conjunct=conjunct,
@@ -135,9 +136,7 @@ class Rules:
         others_N = self._passing(besides=at.conjunct)
         ranking = Ranking(self.top, self.rows) if self.top else None
         for value in values:
-            tree = self.conjuncts[at.conjunct].tree.copy()
-            list(tree.walk())[at.node].replace(exp.Literal.number(f"{value:f}"))
-            (rule,) = sql.conjuncts(tree.sql(dialect=Postgres, comments=False))
+            (rule,) = sql.conjuncts(_replaced(self.conjuncts[at.conjunct].tree, at, value))
             keep_N = others_N & _is_true(sql.truth(rule, self.frame))
             if ranking and self.top:
                 keep_N &= ranking.best(self.top, keep_N)
@@ -164,6 +163,23 @@ class Rules:
             if index != besides:
                 passing_N &= _is_true(sql.truth(conjunct, self.frame))
         return passing_N
+
+
+def with_number(conjuncts: Sequence[sql.Conjunct], at: Comparison, value: Decimal) -> str:
+    """The condition with a number in the place of a comparison's."""
+    texts = [conjunct.text for conjunct in conjuncts]
+    texts[at.conjunct] = _replaced(conjuncts[at.conjunct].tree, at, value)
+    trees = [conjunct.tree for conjunct in conjuncts]
+    return " AND ".join(
+        f"({text})" if isinstance(tree, exp.Connector) else text
+        for text, tree in zip(texts, trees, strict=True)
+    )
+
+
+def _replaced(tree: Any, at: Comparison, value: Decimal) -> str:
+    tree = tree.copy()
+    list(tree.walk())[at.node].replace(exp.Literal.number(f"{value:f}"))
+    return str(tree.sql(dialect=Postgres, comments=False))
 
 
 def _resized(top: Top, key: str, value: Decimal) -> Top:

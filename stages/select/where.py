@@ -108,6 +108,12 @@ class Where(DatasetStage):
             return rules.with_numbers(threshold, values)
         return rules.with_sizes(threshold, values)
 
+    def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
+        """`where` with another number in it; or `top.rows` or `top.fraction`, as it is."""
+        if isinstance(threshold, _verdicts.Comparison):
+            return "where", _verdicts.with_number(self.conjuncts, threshold, value)
+        return threshold.name, f"{value:f}"
+
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """How many `top` keeps, of a row that is not among them."""
         if self.top is None or reason != f"top:{self.top.column}":

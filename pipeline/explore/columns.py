@@ -1,0 +1,252 @@
+"""Stored columns of every row of a root, as arrays: each is read once, when it is asked for."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import IMAGE, POSITION, REASON, UID
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.explore.held import Held
+from pipeline.planning.planned import Binding
+from pipeline.run_folder.state import RunState
+
+# Shapes: N rows of a root.
+
+Kind = Literal["number", "category", "text", "other"]
+Bools = NDArray[np.bool_]
+MOST_NAMES = 2000  # values of a category: with more a column is searched in instead
+READERS = 4  # shards that are read at once
+HELD_BYTES = 400 << 20  # of arrays; what was asked for longest ago goes first
+NOT_YET = "not done yet"  # of a row whose shard a stage has not finished
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """(N,) values as they are stored, and where there is one; NaN is none."""
+
+    values: NDArray[np.generic]
+    is_there: Bools
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.is_there.nbytes
+
+
+@dataclass(frozen=True)
+class Codes:
+    """(N,) the place of each row's value among the names; -1 without one."""
+
+    code: NDArray[np.int32]
+    names: list[str]
+
+    @property
+    def nbytes(self) -> int:
+        return self.code.nbytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A column that a stage stores for the rows of a root, and what can be asked of it."""
+
+    stage: str
+    name: str
+    kind: Kind
+    dtype: str
+    doc: str
+    better: str | None = None
+    is_cluster: bool = False
+
+    @property
+    def where(self) -> Binding:
+        return self.stage, self.name
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}.{self.name}"
+
+
+class Columns:
+    """The columns of one root. Safe to ask from several threads."""
+
+    def __init__(self, state: RunState, root: str) -> None:
+        self.state, self.root = state, root
+        self.shards = sorted(state.stages[root].shards)
+        rows = [state.stages[root].shards[shard].rows for shard in self.shards]
+        self.starts = np.cumsum([0, *rows])
+        self.stored = {column.id: column for column in stored_columns(state, root)}
+        self._held = Held[str, Numbers | Codes](HELD_BYTES)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def column(self, name: str) -> Stored:
+        """The column of this name, `stage.column`; RecipeError where there is none."""
+        if name not in self.stored:
+            raise RecipeError(
+                f"no column '{name}'", "the question", did_you_mean(name, self.stored, "there are")
+            )
+        return self.stored[name]
+
+    def numbers(self, name: str) -> Numbers:
+        found = self._get(name)
+        if isinstance(found, Numbers):
+            return found
+        raise RecipeError(f"'{name}' holds no numbers", "the question", "choose values instead")
+
+    def codes(self, name: str) -> Codes:
+        """RecipeError where there are too many values, or none that can be told apart by name."""
+        found = self._get(name)
+        if isinstance(found, Codes):
+            return found
+        raise RecipeError(f"'{name}' holds numbers", "the question", "give a range instead")
+
+    def places(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Shard and position of each row."""
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        position = rows - self.starts[shard]
+        return [(self.shards[s], int(p)) for s, p in zip(shard.tolist(), position, strict=True)]
+
+    def each_shard(self, work: Callable[[int, slice], None]) -> None:
+        """Calls `work` with every shard and its rows, a few at once; the first error is raised."""
+        rows = [slice(*self.starts[i : i + 2].tolist()) for i in range(len(self.shards))]
+        with ThreadPoolExecutor(READERS) as pool:
+            for _ in pool.map(work, self.shards, rows):
+                pass
+
+    def read(self, where: Binding, shard: int) -> pa.ChunkedArray | None:
+        """A column of one shard; None where the stage has not done it yet."""
+        stage, name = where
+        here = self.state.stages[stage].shards.get(shard)
+        if here is None:
+            return None
+        tables = self.state.stored[stage].read(here, [name], 1 << 16)
+        return pa.concat_tables(tables)[name]
+
+    def _get(self, name: str) -> Numbers | Codes:
+        with self._lock:  # one reader at a time: two that ask for one column read it once
+            found = self._held.get(name)
+            if found is None:
+                column = self.column(name)
+                if column.name == REASON.name:
+                    found = self._reasons(column)
+                elif column.kind == "number":
+                    found = self._numbers(column)
+                elif column.kind in ("category", "text"):
+                    found = self._codes(column)
+                else:
+                    raise RecipeError(
+                        f"'{name}' holds {column.dtype}: it is shown, and not asked",
+                        "the question",
+                        "let a stage write a number of it",
+                    )
+                self._held.put(name, found, found.nbytes)
+        return found
+
+    def _numbers(self, column: Stored) -> Numbers:
+        dtype = self.state.plan.schema(*column.where).to_pandas_dtype()
+        values_N, is_there_N = np.zeros(len(self), dtype), np.zeros(len(self), bool)
+
+        def work(shard: int, rows: slice) -> None:
+            array = self.read(column.where, shard)
+            if array is not None:
+                is_there_N[rows] = pc.is_valid(array).to_numpy()
+                values_N[rows] = pc.fill_null(array, 0).to_numpy()
+
+        self.each_shard(work)
+        if values_N.dtype.kind == "f":
+            is_there_N &= ~np.isnan(values_N)
+        return Numbers(values_N, is_there_N)
+
+    def _codes(self, column: Stored) -> Codes:
+        def values(shard: int) -> pa.ChunkedArray | None:
+            array = self.read(column.where, shard)
+            return None if array is None else array.cast(pa.string())
+
+        return coded(self, values, column.id)
+
+    def _reasons(self, column: Stored) -> Codes:
+        stage = self.state.stages[column.stage]
+
+        def values(shard: int) -> pa.ChunkedArray | None:
+            if shard not in stage.shards:
+                return pa.chunked_array([pa.array([NOT_YET] * self.rows_of(shard), pa.string())])
+            recorded = stage.recorded(shard)
+            if recorded is not None and recorded.keys() <= {""}:
+                return None
+            array = self.read(column.where, shard)
+            return None if array is None else array.cast(pa.string())
+
+        return coded(self, values, column.id)
+
+    def rows_of(self, shard: int) -> int:
+        return self.state.stages[self.root].shards[shard].rows
+
+
+def coded(columns: Columns, values: Callable[[int], pa.ChunkedArray | None], name: str) -> Codes:
+    """The texts of every shard as codes; the names in the order of the alphabet."""
+    code_N = np.full(len(columns), -1, np.int32)
+    place: dict[str, int] = {}
+    lock = threading.Lock()
+
+    def work(shard: int, rows: slice) -> None:
+        array = values(shard)
+        if array is None:
+            return
+        encoded = array.combine_chunks().dictionary_encode()
+        encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
+        with lock:
+            mine = [place.setdefault(text, len(place)) for text in encoded.dictionary.to_pylist()]
+            if len(place) > MOST_NAMES:
+                raise RecipeError(
+                    f"'{name}' has more than {MOST_NAMES:,} values",
+                    "the question",
+                    "search for a part of it instead",
+                )
+        lookup = np.array([*mine, -1], np.int32)
+        index = encoded.indices.fill_null(len(mine)).to_numpy(zero_copy_only=False)
+        code_N[rows] = lookup[index]
+
+    columns.each_shard(work)
+    names = sorted(place)
+    rank = {text: number for number, text in enumerate(names)}
+    order = np.array([*(rank[text] for text in place), -1], np.int32)
+    return Codes(order[code_N], names)
+
+
+def stored_columns(state: RunState, root: str) -> Iterator[Stored]:
+    """What each stage over a root's rows stores for them, and its reasons."""
+    for name, planned in state.plan.stages.items():
+        if planned.root != root or not planned.gives_rows:
+            continue
+        virtual = {column.name for column in getattr(planned.stage, "virtual", ())}
+        for column in planned.stage.writes:
+            if column.name in (*virtual, IMAGE.name, UID.name, POSITION.name):
+                continue
+            dtype = state.plan.schema(name, column.name)
+            yield Stored(
+                stage=name,
+                name=column.name,
+                kind=kind_of(dtype),
+                dtype=str(dtype),
+                doc=column.doc,
+                better=column.better,
+                is_cluster=column.names == "cluster",
+            )
+        yield Stored(name, REASON.name, "category", "string", REASON.doc)
+
+
+def kind_of(dtype: pa.DataType) -> Kind:
+    """What can be asked of values of a type."""
+    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
+        return "number"
+    if pa.types.is_boolean(dtype) or pa.types.is_dictionary(dtype):
+        return "category"
+    return "text" if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) else "other"

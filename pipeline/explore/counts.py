@@ -1,0 +1,201 @@
+"""How the rows that meet all filters are spread: counts by bin, by value, by cause; and a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.explore import asked
+from pipeline.explore.columns import Bools, Codes, Columns, Numbers
+from pipeline.explore.held import Held
+from pipeline.explore.masks import Masks
+from pipeline.explore.moved import CutAt, cuts_of, sides
+from pipeline.ledger.scores import SAMPLED, ScoreColumn, ScoreCut, edges_of
+
+# Shapes: N rows of a root, B bins.
+
+NAMED = 200  # values of a category that are counted by name, the most frequent
+HELD_BYTES = 200 << 20
+
+
+@dataclass(frozen=True)
+class Bins:
+    """(N,) the bin of each row's value, the last where it has none; E = B + 1 edges."""
+
+    bin: NDArray[np.uint8]
+    edges: list[float]
+
+    def counts(self, rows: Bools | None = None) -> list[int]:
+        """Rows in each bin; the last counts those without a value."""
+        some = self.bin if rows is None else self.bin[rows]
+        return [int(n) for n in np.bincount(some, minlength=len(self.edges))]
+
+
+class Counts:
+    """Answers over the rows of one root."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.masks = Masks(columns)
+        self._bins = Held[str, Bins](HELD_BYTES)
+        self._order = Held[str, NDArray[np.int32]](HELD_BYTES)
+
+    def answer(self, query: asked.Query) -> dict[str, Any]:
+        """What a `Query` asks."""
+        masks = [self.masks.of(filter) for filter in query.filters]
+        by_column = Apart(len(self.columns), masks)
+        of: dict[str, list[int]] = {}
+        for index, filter in enumerate(query.filters):
+            of.setdefault(_about(filter), []).append(index)
+        rows_N = by_column.rows()
+        answer: dict[str, Any] = {"rows": len(self.columns), "count": int(rows_N.sum())}
+        answer["histograms"] = {
+            name: self._histogram(name, by_column.rows(*of.get(name, ())))
+            for name in query.histograms
+        }
+        answer["categories"] = {
+            name: self._category(name, by_column.rows(*of.get(name, ())))
+            for name in query.categories
+        }
+        if query.end:
+            lost = self.masks.lost(query.end)
+            besides = by_column.rows(*of.get(f"lost for {query.end}", ()))
+            every, left = (
+                np.bincount(code_N, minlength=len(lost.causes)).tolist()
+                for code_N in (lost.code, lost.code[besides])
+            )
+            answer["causes"] = [
+                {"stage": stage, "reason": reason, "rows": rows, "left": some}
+                for (stage, reason), rows, some in zip(lost.causes, every, left, strict=True)
+            ]
+        parts: dict[str, Bools] = {"rows": rows_N}
+        if query.threshold:
+            moved = self.masks.moves.keep(query.threshold)
+            apart = sides(moved.keep, moved.today)
+            answer["moved"] = {
+                "rule": moved.rule,
+                "today": int(moved.today.sum()),
+                **{which: int(mask.sum()) for which, mask in apart.items()},
+            }
+            if query.beside:
+                parts = {which: rows_N & mask for which, mask in apart.items()}
+        elif query.beside and query.end:
+            kept_N = self.masks.lost(query.end).code == 0
+            parts = {"kept": rows_N & kept_N, "dropped": rows_N & ~kept_N}
+        answer["parts"] = {
+            name: {"count": int(mask.sum()), "page": self._page(mask, query)}
+            for name, mask in parts.items()
+        }
+        return answer
+
+    def _histogram(self, name: str, rows: Bools) -> dict[str, Any]:
+        bins = self.bins(name)
+        return {"edges": bins.edges, "all": bins.counts(), "left": bins.counts(rows)}
+
+    def bins(self, name: str) -> Bins:
+        """The bins of a column: even but for the tails, whole numbers apart where they are few."""
+        found = self._bins.get(name)
+        if found is None:
+            cuts = [cut for cut in cuts_of(self.columns) if cut.column == name]
+            found = binned(self.columns.numbers(name), name, cuts)
+            self._bins.put(name, found, found.bin.nbytes)
+        return found
+
+    def _category(self, name: str, rows: Bools) -> list[dict[str, Any]]:
+        """Values with their rows, the most frequent first; null stands for none."""
+        codes = self.columns.codes(name)
+        every, left = (
+            np.bincount(code_N + 1, minlength=len(codes.names) + 1)
+            for code_N in (codes.code, codes.code[rows])
+        )
+        ranked = [i for i in np.argsort(-every, kind="stable").tolist() if every[i]]
+        return [
+            {
+                "value": codes.names[i - 1] if i else None,
+                "rows": int(every[i]),
+                "left": int(left[i]),
+            }
+            for i in ranked[:NAMED]
+        ]
+
+    def _page(self, mask: Bools, query: asked.Query) -> list[int]:
+        if query.sort is None:
+            rows = np.flatnonzero(mask)
+        else:
+            order = self.order(query.sort)
+            rows = order[mask[order]].astype(np.int64)
+        return [int(row) for row in rows[query.offset : query.offset + query.limit]]
+
+    def order(self, sort: asked.Sort) -> NDArray[np.int32]:
+        """(N,) all rows by a column's value, those without one last, equal ones as they stand."""
+        key = f"{sort.descending} {sort.column}"
+        order_N = self._order.get(key)
+        if order_N is None:
+            column = self.columns.column(sort.column)
+            held: Numbers | Codes
+            if column.kind == "number":
+                held = self.columns.numbers(sort.column)
+                value_N, is_there_N = held.values, held.is_there
+            else:
+                held = self.columns.codes(sort.column)
+                value_N, is_there_N = held.code, held.code >= 0
+            there = np.flatnonzero(is_there_N)
+            value_N = value_N[there]
+            if sort.descending:  # stable both ways: the last of the reversed are the first
+                ranked = len(there) - 1 - np.argsort(value_N[::-1], kind="stable")[::-1]
+            else:
+                ranked = np.argsort(value_N, kind="stable")
+            order_N = np.concatenate([there[ranked], np.flatnonzero(~is_there_N)]).astype(np.int32)
+            self._order.put(key, order_N, order_N.nbytes)
+        return order_N
+
+
+class Apart:
+    """Rows that meet all masks, or all but some: a column's histogram leaves its own filter out."""
+
+    def __init__(self, rows: int, masks: list[Bools]) -> None:
+        self.masks = masks
+        self.failed_N = np.zeros(rows, np.uint8)  # filters that each row fails
+        for mask in masks:
+            self.failed_N += ~mask
+        self._all: Bools = self.failed_N == 0
+
+    def rows(self, *besides: int) -> Bools:
+        if not besides:
+            return self._all
+        failed_N = self.failed_N.copy()
+        for index in besides:
+            failed_N -= ~self.masks[index]
+        return np.asarray(failed_N == 0)
+
+
+def _about(filter: asked.Filter) -> str:
+    """What a filter narrows: a column, or the causes under an end."""
+    match filter:
+        case asked.Range() | asked.OneOf():
+            return filter.column
+        case asked.LostFor():
+            return f"lost for {filter.end}"
+        case _:
+            return ""
+
+
+def binned(numbers: Numbers, name: str, cuts: Sequence[CutAt] = ()) -> Bins:
+    """The bins of a column's values, in which all its thresholds stand."""
+    there = np.flatnonzero(numbers.is_there & np.isfinite(numbers.values))
+    some = there[:: max(1, len(there) // SAMPLED)]
+    is_whole = numbers.values.dtype.kind in "iu"
+    stand = [
+        ScoreCut(text=c.text, value=c.value, stage=c.stage, sign=c.sign, limit=c.value)
+        for c in cuts
+        if c.value is not None and not c.is_size
+    ]
+    column = ScoreColumn(name, ("", name), is_whole, stand)
+    edge_E = edges_of(column, [numbers.values[some].astype(np.float64)])
+    bins = len(edge_E) - 1
+    bin_N = np.full(len(numbers.values), bins, np.uint8)
+    place = np.searchsorted(edge_E[1:-1], numbers.values[there], side="right")
+    bin_N[there] = place  # the outer ones take in the tails
+    return Bins(bin_N, edge_E.tolist())

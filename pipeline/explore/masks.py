@@ -1,0 +1,139 @@
+"""Which rows meet a filter."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.schema import REASON, UID
+from metadata.uid import halves
+from pipeline.errors import RecipeError
+from pipeline.explore import asked
+from pipeline.explore.columns import Bools, Columns, Numbers
+from pipeline.explore.held import Held
+from pipeline.explore.lost import Lost, lost
+from pipeline.explore.moved import Moves, sides
+from pipeline.ledger.causes import Cause
+
+# Shapes: N rows of a root.
+
+HELD_BYTES = 100 << 20
+FINE = "fine"  # of a stage's reasons, none
+
+
+class Masks:
+    """The masks of one root's rows; those asked for lately are kept."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.moves = Moves(columns)
+        self._held = Held[bytes, Bools](HELD_BYTES)
+        self._lost = Held[str, Lost](HELD_BYTES)
+        self._uid: NDArray[np.uint64] | None = None
+
+    def of(self, filter: asked.Filter) -> Bools:
+        """(N,) whether each row meets it."""
+        key = msgspec.json.encode(filter)
+        mask_N = self._held.get(key)
+        if mask_N is None:
+            mask_N = self._made(filter)
+            self._held.put(key, mask_N, mask_N.nbytes)
+        return mask_N
+
+    def lost(self, end: str) -> Lost:
+        found = self._lost.get(end)
+        if found is None:
+            found = lost(self.columns, end)
+            self._lost.put(end, found, found.nbytes)
+        return found
+
+    def _made(self, filter: asked.Filter) -> Bools:
+        match filter:
+            case asked.Range():
+                return within(self.columns.numbers(filter.column), filter.low, filter.high)
+            case asked.OneOf():
+                return self._one_of(filter)
+            case asked.LostFor():
+                return self._lost_for(filter)
+            case asked.Says():
+                return self._says(filter)
+            case asked.Uid():
+                return self._uids(filter.begins.lower())
+            case asked.Moved():
+                moved = self.moves.keep(filter.threshold)
+                return sides(moved.keep, moved.today)[filter.which]
+
+    def _one_of(self, filter: asked.OneOf) -> Bools:
+        column = self.columns.column(filter.column)
+        wants_none = None in filter.values
+        if column.kind == "number" and column.name != REASON.name:
+            numbers = self.columns.numbers(filter.column)
+            wanted = [value for value in filter.values if isinstance(value, float | int)]
+            mask_N = np.isin(numbers.values, np.array(wanted, numbers.values.dtype))
+            mask_N &= numbers.is_there
+            return np.asarray(mask_N | ~numbers.is_there if wants_none else mask_N)
+        codes = self.columns.codes(filter.column)
+        table = np.isin([*codes.names, ""], [str(value) for value in filter.values])
+        table[-1] = wants_none
+        return table[codes.code]  # -1, no value, is the last
+
+    def _lost_for(self, filter: asked.LostFor) -> Bools:
+        found = self.lost(filter.end)
+        wanted: set[Cause] = {*filter.causes}
+        return np.array([cause in wanted for cause in found.causes])[found.code]
+
+    def _says(self, filter: asked.Says) -> Bools:
+        column = self.columns.column(filter.column)
+        if column.kind not in ("text", "category"):
+            raise RecipeError(f"'{filter.column}' holds no text", "the search", "search in another")
+        mask_N = np.zeros(len(self.columns), bool)
+
+        def work(shard: int, rows: slice) -> None:
+            texts = self.columns.read(column.where, shard)
+            if texts is not None:
+                text = texts.cast(pa.string())
+                found = pc.match_substring(text, filter.words, ignore_case=True)
+                mask_N[rows] = pc.fill_null(found, False).to_numpy()
+
+        self.columns.each_shard(work)
+        return mask_N
+
+    def _uids(self, digits: str) -> Bools:
+        low, high = (int(digits.ljust(32, end), 16) for end in "0f")
+        if self._uid is None:
+            self._uid = self._first_halves()
+        top_N = self._uid
+        mask_N = (top_N >= np.uint64(low >> 64)) & (top_N <= np.uint64(high >> 64))
+        if len(digits) > 16:
+            for row in np.flatnonzero(mask_N).tolist():
+                ((shard, position),) = self.columns.places(np.array([row]))
+                uid = self.columns.state.uid(self.columns.root, shard, position)
+                mask_N[row] = uid.startswith(digits)
+        return mask_N
+
+    def _first_halves(self) -> NDArray[np.uint64]:
+        """(N,) the first 64 bits of each uid."""
+        top_N = np.zeros(len(self.columns), np.uint64)
+
+        def work(shard: int, rows: slice) -> None:
+            uids = self.columns.read((self.columns.root, UID.name), shard)
+            if uids is not None:
+                top_N[rows] = halves(uids)[:, 0]
+
+        self.columns.each_shard(work)
+        return top_N
+
+
+def within(numbers: Numbers, low: float | None, high: float | None) -> Bools:
+    """(N,) whether each value lies there; floats are compared in their own type, as by `where`."""
+    mask_N = numbers.is_there
+    values_N: Any = numbers.values
+    own = values_N.dtype.type if values_N.dtype.kind == "f" else float
+    if low is not None:
+        mask_N = mask_N & (values_N >= own(low))
+    if high is not None:
+        mask_N = mask_N & (values_N <= own(high))
+    return mask_N

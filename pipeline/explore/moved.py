@@ -1,0 +1,120 @@
+"""What a select stage would keep with a threshold elsewhere: `sweep`, one value at a time."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from math import isfinite
+
+import pyarrow as pa
+
+from metadata.schema import KEEP, POSITION, SHARD, UID
+from pipeline.errors import RecipeError
+from pipeline.explore import asked
+from pipeline.explore.columns import Bools, Columns
+from pipeline.ledger.stored import stored
+from pipeline.ledger.vary import select_stage
+from pipeline.planning.plan import check_threshold
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.selects import thresholds_of, verdicts_at
+from pipeline.stage import Threshold
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The rule with the number put in; (N,) what it keeps, and what is kept today."""
+
+    rule: str
+    keep: Bools
+    today: Bools
+
+
+class Moves:
+    """Verdicts of a root's select stages. What the threshold asked for last reads is held."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self._of: tuple[str, str] | None = None
+        self._read: tuple[pa.Table, pa.Table] | None = None
+        self._lock = threading.Lock()
+
+    def keep(self, wanted: asked.Threshold) -> Moved:
+        """RecipeError where there is no such threshold, or the stage refuses the value."""
+        planned, threshold = threshold_at(self.columns, wanted)
+        if not isfinite(wanted.value):
+            raise RecipeError(f"{wanted.value} as a threshold", "the handle", "give a plain number")
+        if not threshold.is_size:
+            check_threshold(self.columns.state.plan.stages, planned, threshold.column, wanted.value)
+        with self._lock:
+            if self._of != (planned.name, threshold.text) or self._read is None:
+                self._read = self._tables(planned, threshold)
+                self._of = planned.name, threshold.text
+            rows, made = self._read
+        value = Decimal(repr(wanted.value)).normalize()
+        (verdicts,) = verdicts_at(planned, threshold, [value], rows, made)
+        return Moved(verdicts.rule, verdicts.keep, made[KEEP.name].to_numpy())
+
+    def _tables(self, planned: PlannedStage, threshold: Threshold) -> tuple[pa.Table, pa.Table]:
+        """What the verdicts are made of: columns that the stage read, and that it made."""
+        given = planned.bindings[0]
+        reads = [name for name in threshold.reads if name in given]
+        bound = {f"read {name}": given[name] for name in reads}
+        bound |= {f"made {name}": (planned.name, name) for name in threshold.made}
+        bound["kept"] = (planned.name, KEEP.name)
+        shards = stored(self.columns.state, planned.root, bound)
+        tables = [shards.table(index) for index in range(len(shards))]
+        whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        place = {name: whole[name] for name in (UID.name, SHARD.name, POSITION.name)}
+        made = {KEEP.name: whole["kept"]}
+        return (
+            pa.table(place | {name: whole[f"read {name}"] for name in reads}),
+            pa.table(made | {name: whole[f"made {name}"] for name in threshold.made}),
+        )
+
+
+def threshold_at(columns: Columns, wanted: asked.Threshold) -> tuple[PlannedStage, Threshold]:
+    """The threshold of today that a page names."""
+    planned = select_stage(columns.state, wanted.stage)
+    for threshold in thresholds_of(planned):
+        if (threshold.name, threshold.text) == (wanted.name, wanted.text):
+            return planned, threshold
+    raise RecipeError(
+        f"'{wanted.stage}' has no threshold `{wanted.text}`", "the page", "load it again"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutAt:
+    """A number by which a complete select stage decides, and the stored column that it cuts."""
+
+    stage: str
+    name: str
+    column: str
+    sign: str
+    value: float | None
+    text: str
+    is_size: bool
+
+
+def cuts_of(columns: Columns) -> Iterator[CutAt]:
+    """Every threshold over the rows of a root."""
+    for name, stage in columns.state.stages.items():
+        planned = stage.planned
+        if planned.root != columns.root or not stage.complete or not planned.is_select:
+            continue
+        for threshold in thresholds_of(planned):
+            where = planned.bindings[0].get(threshold.column, (name, threshold.column))
+            yield CutAt(
+                stage=name,
+                name=threshold.name,
+                column=".".join(where),
+                sign=threshold.sign,
+                value=threshold.value if isfinite(threshold.value) else None,
+                text=threshold.text,
+                is_size=threshold.is_size,
+            )
+
+
+def sides(keep: Bools, today: Bools) -> dict[str, Bools]:
+    """Rows by what becomes of them."""
+    return {"kept": keep, "dropped": ~keep, "won": keep & ~today, "lost": today & ~keep}

@@ -1,0 +1,96 @@
+"""A threshold put elsewhere, as a `--set` and as a recipe of its own."""
+
+import copy
+import dataclasses
+import json
+import re
+import shlex
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import RecipeError
+from pipeline.explore import asked
+from pipeline.explore.columns import Columns
+from pipeline.explore.moved import threshold_at
+from pipeline.planning.plan import make_plan
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.recipe import load_recipe, override, value_of
+from pipeline.stage import Settles, Threshold
+
+MOST_FILES = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Changed:
+    """The recipe that ran with one setting changed: its text, the `--set` that does the same, and
+    the command that runs it."""
+
+    setting: str
+    text: str
+    command: str
+
+
+def changed(columns: Columns, wanted: asked.Threshold) -> Changed:
+    """RecipeError where the number stands in no setting by itself, or the plan refuses it."""
+    state = columns.state
+    planned, threshold = threshold_at(columns, wanted)
+    value = Decimal(repr(wanted.value)).normalize()
+    text = f"{planned.name}.{_setting(planned, threshold, value)}"
+    before = state.plan.recipe
+    recipe = dataclasses.replace(before, stages=copy.deepcopy(before.stages), sets={})
+    override(recipe, text)
+    make_plan(recipe)
+    head = (
+        f"# The recipe of {state.run} with another threshold: {_one_line(text)}\n"
+        f"# Before: {_one_line(threshold.text)}\n"
+    )
+    body = yaml.safe_dump(
+        {"seed": recipe.seed, "stages": recipe.stages},
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+    )
+    target = text.partition("=")[0]
+    others = [given for given in before.overrides if given.partition("=")[0] != target]
+    sets = [word for given in (*others, text) for word in ("--set", given)]
+    command = shlex.join(["clipmill", "run", before.path, *sets, "--out", str(state.run)])
+    return Changed(setting=text, text=head + body, command=command)
+
+
+def save(text: str, beside: Path) -> Path:
+    """Writes the recipe into a new file beside a run: `run-2.yaml`, or the next number."""
+    for number in range(2, MOST_FILES):
+        path = beside.with_name(f"{beside.stem}-{number}.yaml")
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            continue
+        load_recipe(str(path))  # it reads as it was meant
+        return path
+    raise RecipeError(f"{MOST_FILES} recipes are there", str(beside.parent), "delete some")
+
+
+def _setting(planned: PlannedStage, threshold: Threshold, value: Decimal) -> str:
+    """`KEY=VALUE` of the setting that holds the number."""
+    if isinstance(planned.stage, Settles):
+        key, text = planned.stage.settled(threshold, value)
+        is_plain = not isinstance(value_of(text, key), str) or value_of(text, key) == text
+        return f"{key}={text if is_plain else json.dumps(text, ensure_ascii=False)}"
+    held: Any = planned.stage
+    for key in threshold.name.split("."):
+        held = getattr(held, key, None)
+    if isinstance(held, int | float) and not isinstance(held, bool):
+        return f"{threshold.name}={value:f}"
+    raise RecipeError(
+        f"'{threshold.name}' of '{planned.name}' is no setting by itself",
+        planned.where,
+        f"change the recipe by hand: {threshold.text}",
+    )
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)

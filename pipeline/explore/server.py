@@ -1,0 +1,155 @@
+"""The explorer's web server: on loopback alone, and for whoever has its random token.
+
+The token is the first part of every address. A cookie would go to all servers of this machine,
+whatever their port; this goes nowhere, as no page sends a referrer.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import secrets
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from metadata.damage import DamagedError
+from pipeline.errors import ClipmillError, RecipeError
+from pipeline.explore.session import Session
+from pipeline.report.page import TEMPLATES
+
+HOST = "127.0.0.1"  # never another: a page shows strangers' words and pictures
+NAMES = (HOST, "localhost")  # a name that is made to lead here is none of these
+PAGE = Path(__file__).parent / "page"
+PALETTE = TEMPLATES / "palette.css"  # the report's colours
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+MOST_BYTES = 1 << 20  # of a question
+DRAWN_AT_ONCE = 4  # pictures
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@contextlib.contextmanager
+def serving(session: Session, port: int | None = None) -> Iterator[str]:
+    """The address of the page, while a thread serves it; RecipeError where the port is taken."""
+    token = secrets.token_urlsafe(24)
+    loop = asyncio.new_event_loop()
+    app = web_app(session, token)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    try:
+        loop.run_until_complete(runner.setup())
+        loop.run_until_complete(web.TCPSite(runner, HOST, port or 0).start())
+    except (OSError, OverflowError) as error:
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+        raise RecipeError(
+            found=f"port {port} cannot be opened: {getattr(error, 'strerror', None) or error}",
+            where="--port",
+            do="name another, or leave --port out: a free one is taken",
+        ) from error
+    thread = threading.Thread(target=loop.run_forever, name="explorer", daemon=True)
+    thread.start()
+    try:
+        yield f"http://{HOST}:{runner.addresses[0][1]}/{token}/"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(runner.cleanup())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def web_app(session: Session, token: str) -> web.Application:
+    """The page, its answers and its pictures, below the token."""
+    files = {path.name: path for path in (*PAGE.iterdir(), PALETTE) if path.suffix in TYPES}
+    drawing = asyncio.Semaphore(DRAWN_AT_ONCE)
+
+    async def file(request: web.Request) -> web.StreamResponse:
+        path = files.get(request.match_info.get("name") or "index.html")
+        if path is None:
+            return refused(404, "no such file", request.path, "load the page again")
+        body = await asyncio.to_thread(path.read_bytes)
+        return web.Response(body=body, content_type=TYPES[path.suffix], charset="utf-8")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        work = session.answers.get(request.match_info["question"])
+        if work is None:
+            return refused(404, "no such question", request.path, "load the page again")
+        body = await request.read()
+        return web.json_response(await asyncio.to_thread(work, body))
+
+    async def picture(request: web.Request) -> web.StreamResponse:
+        asked = request.match_info
+        async with drawing:
+            found = await asyncio.to_thread(
+                session.picture, asked["root"], int(asked["row"]), asked["size"]
+            )
+        if found is None:
+            return refused(404, "no picture that can be shown", request.path, "see the row's why")
+        kind, body = found
+        held = {"Cache-Control": "private, max-age=3600"}
+        return web.Response(body=body, content_type=kind, headers=held)
+
+    app = web.Application(client_max_size=MOST_BYTES, middlewares=[guarded(token), told])
+    app.router.add_get("/{token}/", file)
+    app.router.add_get("/{token}/page/{name}", file)
+    app.router.add_post("/{token}/ask/{question}", answer)
+    app.router.add_get(r"/{token}/picture/{root}/{row:\d{1,15}}/{size}", picture)
+
+    async def headers(_: web.Request, response: web.StreamResponse) -> None:
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+
+    app.on_response_prepare.append(headers)
+    return app
+
+
+def guarded(token: str) -> Any:
+    """Refuses whoever has no token, and pages of other names that were made to lead here."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        name = request.headers.get("Host", "").rpartition(":")[0] or request.headers.get("Host")
+        given = request.path.split("/")[1]
+        is_known = hmac.compare_digest(given.encode(), token.encode())
+        if name not in NAMES or not is_known:
+            return refused(403, "not for you", "this address", "open the one that was printed")
+        return await handler(request)
+
+    return guard
+
+
+@web.middleware
+async def told(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors as answers: what was found, where, and what to do."""
+    try:
+        return await handler(request)
+    except ClipmillError as error:
+        return refused(400, *error.args)
+    except (DamagedError, OSError) as error:
+        do = "look again at the run; `clipmill verify --run …` tells what is damaged"
+        return refused(409, f"a file is gone or has changed: {error}", str(request.path), do)
+    except web.HTTPRequestEntityTooLarge:
+        return refused(413, f"more than {MOST_BYTES:,} bytes", "the question", "name fewer values")
+    except web.HTTPException as error:
+        return refused(error.status, error.reason, request.path, "load the page again")
+
+
+def refused(status: int, found: str, where: str, do: str) -> web.Response:
+    return web.json_response({"found": found, "where": where, "do": do}, status=status)

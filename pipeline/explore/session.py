@@ -1,0 +1,108 @@
+"""A run as an explorer holds it: its columns by root, and the answers to what a page asks."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RecipeError
+from pipeline.explore import asked, recipe
+from pipeline.explore.columns import Columns
+from pipeline.explore.counts import Counts
+from pipeline.explore.held import Held
+from pipeline.explore.shown import picture_of, rows_shown, run_facts
+from pipeline.ledger.answer import as_json
+from pipeline.ledger.clusters import cluster_maps
+from pipeline.ledger.why import why
+from pipeline.run_folder.state import latest
+
+PICTURE_BYTES = 60 << 20  # of small pictures that are held
+SIDES = {"small": 200, "large": 640}  # pixels
+
+
+class Session:
+    """Answers from one look at the run folder; `look_again` takes another."""
+
+    def __init__(self, uri: str, beside: Path, variant: int | None = None) -> None:
+        self.uri, self.beside, self.variant = uri, beside, variant
+        self._lock = threading.Lock()
+        self._drawing = threading.Lock()  # what a decoder warns of is caught for all threads
+        self.look_again()
+
+    def look_again(self, _: bytes = b"") -> dict[str, Any]:
+        """Reads the folder anew: what a run has stored since."""
+        state = latest(self.uri, self.variant)
+        roots = {
+            name: Columns(state, name)
+            for name, stage in state.stages.items()
+            if stage.planned.is_root and stage.planned.gives_rows and stage.shards
+        }
+        if not roots:
+            raise RecipeError(
+                "no stage has stored rows", self.uri, "wait for the first shard, or run the recipe"
+            )
+        with self._lock:
+            self.state, self.roots = state, roots
+            self.counts = {name: Counts(columns) for name, columns in roots.items()}
+            self._pictures = Held[tuple[str, int, str], tuple[str, bytes]](PICTURE_BYTES)
+        return self.facts()
+
+    def facts(self, _: bytes = b"") -> dict[str, Any]:
+        return run_facts(self.state, self.roots)
+
+    def query(self, body: bytes) -> dict[str, Any]:
+        query: asked.Query = asked.read(body, asked.Query)
+        with self._lock:  # one at a time: each takes a core
+            return self._counts(query.root).answer(query)
+
+    def rows(self, body: bytes) -> list[dict[str, Any]]:
+        question: asked.Rows = asked.read(body, asked.Rows)
+        counts = self._counts(question.root)
+        return rows_shown(counts.columns, counts.masks, question)
+
+    def why(self, body: bytes) -> Any:
+        question = asked.read(body, asked.Why)
+        return as_json(why(self.state, question.uid))
+
+    def clusters(self, _: bytes) -> Any:
+        return as_json(cluster_maps(self.state))
+
+    def changed(self, body: bytes) -> dict[str, Any]:
+        return dict(vars(self._changed(body)))
+
+    def save(self, body: bytes) -> dict[str, Any]:
+        return {"file": str(recipe.save(self._changed(body).text, self.beside))}
+
+    def picture(self, root: str, row: int, size: str) -> tuple[str, bytes] | None:
+        """Type and bytes of a row's picture, made anew; None without one that can be shown."""
+        key = root, row, size
+        found = self._pictures.get(key)
+        if found is None and root in self.roots and size in SIDES:
+            with self._drawing:
+                found = picture_of(self.roots[root], row, SIDES[size])
+            if found is not None:
+                self._pictures.put(key, found, len(found[1]))
+        return found
+
+    @property
+    def answers(self) -> dict[str, Callable[[bytes], Any]]:
+        """What can be asked, by its name in the address."""
+        return {
+            "run": self.facts,
+            "look-again": self.look_again,
+            "query": self.query,
+            "rows": self.rows,
+            "why": self.why,
+            "clusters": self.clusters,
+            "recipe": self.changed,
+            "save": self.save,
+        }
+
+    def _counts(self, root: str) -> Counts:
+        if root not in self.counts:
+            raise RecipeError(f"no rows of '{root}'", "the page", "load it again")
+        return self.counts[root]
+
+    def _changed(self, body: bytes) -> recipe.Changed:
+        question = asked.read(body, asked.Change)
+        return recipe.changed(self._counts(question.root).columns, question.threshold)

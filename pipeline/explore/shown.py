@@ -1,0 +1,163 @@
+"""What a page shows of a run and of single rows: facts, values, pictures."""
+
+from typing import Any
+
+import numpy as np
+
+from metadata.schema import IMAGE, IMAGE_BYTES, REASON, TEXT, UID, URL
+from pipeline.explore import asked
+from pipeline.explore.columns import NOT_YET, Columns
+from pipeline.explore.lost import ends_of
+from pipeline.explore.masks import Masks
+from pipeline.explore.moved import cuts_of
+from pipeline.ledger.at_row import shown
+from pipeline.ledger.stored import rows_at
+from pipeline.planning.planned import Binding
+from pipeline.report.pictures import small_picture
+from pipeline.run_folder.state import RunState, summary
+from pipeline.run_folder.words import in_words
+
+MOST_CHARACTERS = 2000  # of a caption on a page
+
+
+def run_facts(state: RunState, roots: dict[str, Columns]) -> dict[str, Any]:
+    """What a page needs to begin: stages, columns, thresholds, where pictures come from."""
+    return {
+        "run": str(state.run),
+        "recipe": state.plan.recipe.name,
+        "roots": [root_facts(columns) for columns in roots.values()],
+        "stages": [
+            {
+                "name": name,
+                "uses": stage.planned.uses,
+                "is_complete": stage.complete,
+                "there": summary(stage),
+            }
+            for name, stage in state.stages.items()
+        ],
+    }
+
+
+def root_facts(columns: Columns) -> dict[str, Any]:
+    state, root = columns.state, columns.root
+    pictures = image_stage(columns)
+    return {
+        "root": root,
+        "rows": len(columns),
+        "ends": ends_of(state, root),
+        "columns": [
+            {
+                "id": column.id,
+                "stage": column.stage,
+                "name": column.name,
+                "kind": column.kind,
+                "type": column.dtype,
+                "doc": column.doc,
+                "better": column.better,
+                "is_cluster": column.is_cluster,
+            }
+            for column in columns.stored.values()
+        ],
+        "thresholds": [vars(cut) for cut in cuts_of(columns)],
+        "pictures": pictures,
+        "text": ".".join(text) if (text := last_that_stores(columns, TEXT.name)) else None,
+    }
+
+
+def last_that_stores(columns: Columns, column: str) -> Binding | None:
+    """The last stage over a root that stores such a column of some rows."""
+    found = None
+    for name, stage in columns.state.stages.items():
+        if stage.planned.root == columns.root and stage.shards:
+            virtual = {it.name for it in getattr(stage.planned.stage, "virtual", ())}
+            if column in {it.name for it in stage.planned.stage.writes} - virtual:
+                found = name, column
+    return found
+
+
+def image_stage(columns: Columns) -> str | None:
+    """The stage whose pictures are shown."""
+    found = last_that_stores(columns, IMAGE.name)
+    return found[0] if found else None
+
+
+def rows_shown(columns: Columns, masks: Masks, question: asked.Rows) -> list[dict[str, Any]]:
+    """uid, caption, link, verdict and the columns asked for of each row, short enough to show."""
+    state, root = columns.state, columns.root
+    rows = [row for row in question.rows if row < len(columns)]
+    places = columns.places(np.array(rows, np.int64))
+    wanted: dict[str, Binding] = {"uid": (root, UID.name)}
+    for name, column in (("text", TEXT.name), ("url", URL.name)):
+        if where := last_that_stores(columns, column):
+            wanted[name] = where
+    if images := image_stage(columns):
+        wanted |= {"size": (images, IMAGE_BYTES.name), "reason": (images, REASON.name)}
+    wanted |= {f"={name}": columns.column(name).where for name in question.columns}
+    found = _stored_at(state, wanted, places)
+    lost = masks.lost(question.end) if question.end else None
+    return [
+        {
+            "row": row,
+            "uid": values["uid"].hex(),
+            "text": _short(values.get("text")),
+            "url": values.get("url"),
+            "picture": values.get("size") is not None,
+            "no_picture": _no_picture(images, values),
+            "verdict": lost.causes[lost.code[row]] if lost else None,
+            "values": {n[1:]: _exact(shown(it)) for n, it in values.items() if n.startswith("=")},
+        }
+        for row, values in zip(rows, found, strict=True)
+    ]
+
+
+def _stored_at(
+    state: RunState, wanted: dict[str, Binding], places: list[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """Columns at each place; None of what a stage has not done yet."""
+    there: dict[int, list[int]] = {}
+    for index, (shard, _) in enumerate(places):
+        there.setdefault(shard, []).append(index)
+    found: list[dict[str, Any]] = [{} for _ in places]
+    for shard, indices in there.items():
+        bound = {n: at for n, at in wanted.items() if shard in state.stages[at[0]].shards}
+        rows = rows_at(state, bound, [places[index] for index in indices])
+        for index, row in zip(indices, rows, strict=True):
+            missing = {n: NOT_YET if n == "reason" else None for n in wanted.keys() - bound.keys()}
+            found[index] = row | missing
+    return found
+
+
+def _no_picture(images: str | None, values: dict[str, Any]) -> str | None:
+    """Why a row has no picture; None where it has one."""
+    if images is None:
+        return "this run stores no pictures"
+    if values.get("size") is not None:
+        return None
+    return f"{images}: {in_words(values.get('reason') or 'no picture')}"
+
+
+def _exact(value: Any) -> Any:
+    """A value that a browser takes as it is: its numbers have 53 bits."""
+    return str(value) if isinstance(value, int) and abs(value) > 1 << 53 else value
+
+
+def _short(text: Any) -> str | None:
+    if text is None:
+        return None
+    said = str(text)
+    if len(said) <= MOST_CHARACTERS:
+        return said
+    return f"{said[:MOST_CHARACTERS]}… ({len(said):,} characters)"
+
+
+def picture_of(columns: Columns, row: int, side: int) -> tuple[str, bytes] | None:
+    """Its type and bytes, made anew from the stored picture; None where it shows nothing."""
+    images = image_stage(columns)
+    if images is None or row >= len(columns):
+        return None
+    (place,) = columns.places(np.array([row], np.int64))
+    if place[0] not in columns.state.stages[images].shards:
+        return None
+    (values,) = rows_at(columns.state, {"image": (images, IMAGE.name)}, [place])
+    made = small_picture(values["image"], side)
+    return (f"image/{made.kind}", made.data) if made else None

@@ -1,0 +1,40 @@
+"""`clipmill explore`: a run in a browser."""
+
+import argparse
+import contextlib
+import threading
+
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_run, add_variant, beside
+from pipeline.verbs._signals import stopped_by_signals
+
+HELP = "look at a run in a browser: pictures, filters, thresholds to drag"
+EXAMPLES = """\
+clipmill explore --run run
+clipmill explore --run run --port 8899   # as ssh -L forwards it
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    add_run(parser)
+    add_variant(parser)
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="port to serve at, on loopback (default: a free one)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serves until Ctrl-C."""
+    from pipeline.explore.server import serving
+    from pipeline.explore.session import Session
+
+    session = Session(options.run, beside(options.run, ".yaml"), options.variant)
+    with (
+        stopped_by_signals(),
+        contextlib.suppress(KeyboardInterrupt),
+        serving(session, options.port) as address,
+    ):
+        print(f"exploring {session.state.run} at {address} (Ctrl-C stops)", flush=True)
+        threading.Event().wait()
+    return DONE

@@ -1,0 +1,55 @@
+"""Explorers over finished runs: of numbers known by head, of drawn pictures, of clusters."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.explore.session import Session
+from tests import numbered
+
+
+@dataclass
+class Asker:
+    """Asks a session as the page does, in JSON, about the rows of its first root."""
+
+    session: Session
+
+    def __call__(self, question: str, **given: Any) -> Any:
+        root = self.session.facts()["roots"][0]["root"]
+        body = {"root": root, **given} if question in ("query", "rows", "recipe", "save") else given
+        answer = self.session.answers[question](json.dumps(body).encode())
+        return json.loads(json.dumps(answer))
+
+    def page(self, *filters: Any, **given: Any) -> list[int]:
+        answer = self("query", filters=filters, limit=200, **given)
+        return answer["parts"]["rows"]["page"]
+
+    def threshold(self, text: str, value: float) -> dict[str, Any]:
+        cuts = self.session.facts()["roots"][0]["thresholds"]
+        (cut,) = (cut for cut in cuts if cut["text"] == text)
+        return {**{name: cut[name] for name in ("stage", "name", "text")}, "value": value}
+
+
+def asker(state, folder: Path) -> Asker:
+    return Asker(Session(str(state.run.path), folder / "run.yaml"))
+
+
+@pytest.fixture(scope="module")
+def numbers(own_stages, tmp_path_factory) -> Asker:
+    """Row i of 20 holds a = i + 1: see tests/numbered.py."""
+    folder = tmp_path_factory.mktemp("numbers")
+    numbered.write_pool(folder)
+    return asker(numbered.run(folder), folder)
+
+
+@pytest.fixture(scope="module")
+def drawings(own_stages, state, tmp_path_factory) -> Asker:
+    return asker(state, tmp_path_factory.mktemp("drawings"))
+
+
+@pytest.fixture(scope="module")
+def clusters(own_stages, clustered, tmp_path_factory) -> Asker:
+    return asker(clustered, tmp_path_factory.mktemp("clusters"))

@@ -1,0 +1,142 @@
+"""The explorer in a real browser: click, filter, drag, keyboard, narrow and dark; hostile words."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.explore.server import serving
+from tests.browser import Browser, browser
+from tests.drawn import HOSTILE
+from tests.pipeline.report.test_browser import FAINT, OFF_SCREEN
+
+READY = """document.querySelector(".card") && !document.querySelector(".card:empty")"""
+COUNT = 'document.querySelector("#count").textContent'
+CARDS = 'document.querySelectorAll("[data-part=rows] .card").length'
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(drawings, tab) -> Iterator[Browser]:
+    """The explorer of the drawn run, as it opens."""
+    with serving(drawings.session) as address:
+        tab.show(address, 1400, "light")
+        tab.until(READY)
+        yield tab
+        tab.call("Page.navigate", url="about:blank")
+
+
+def box(tab: Browser, selector: str) -> tuple[float, float]:
+    """The middle of an element."""
+    at = f"document.querySelector('{selector}').getBoundingClientRect()"
+    return tab.value(f"{at}.left + {at}.width / 2"), tab.value(f"{at}.top + {at}.height / 2")
+
+
+def drag(tab: Browser, selector: str, by: float) -> None:
+    x, y = box(tab, selector)
+    tab.mouse("mouseMoved", x, y)
+    tab.mouse("mousePressed", x, y)
+    for part in (0.5, 1):
+        tab.mouse("mouseMoved", x + part * by, y, held=True)
+    tab.mouse("mouseReleased", x + by, y)
+
+
+def test_a_press_on_a_cause_filters_and_another_press_takes_it_away(page):
+    assert page.value(COUNT) == "60 of 60 rows"
+    x, y = box(page, "#causes li:nth-child(2) button")
+    said = page.value('document.querySelector("#causes li:nth-child(2) button").title')
+    assert said.startswith("worth: caption_words >= 2: 6 of 6 rows")
+    for kind in ("mousePressed", "mouseReleased"):
+        page.mouse(kind, x, y)
+    page.until(f"{COUNT} === '6 of 60 rows' && {CARDS} === 6 && {READY}")
+    captions = '[...document.querySelectorAll(".caption")].map((e) => e.textContent)'
+    assert page.value(captions) == ["word"] * 6
+    assert page.value('document.querySelectorAll("#chips button").length') == 1
+    page.value('document.querySelector("#chips button").click()')
+    page.until(f"{COUNT} === '60 of 60 rows' && {READY}")
+
+
+def test_handles_bound_the_rows_by_mouse_and_by_keyboard(page):
+    name = page.value('document.querySelector(".chart b").textContent')
+    assert name == "caption.caption_words"
+    drag(page, ".chart .handle.low", 60)
+    page.until(f"{COUNT} !== '60 of 60 rows' && {READY}")
+    page.value('document.querySelector(".chart .handle.low").focus()')
+    page.key("Home", 36)
+    page.until(f"{COUNT} === '60 of 60 rows' && {READY}")
+    page.key("ArrowRight", 39)
+    page.until(f"{COUNT} === '54 of 60 rows' && {READY}")  # from 2 words up
+    assert page.value('document.querySelector("#chips button").textContent').startswith("2 ≤")
+
+
+def test_a_threshold_is_dragged_and_its_recipe_shown(page):
+    side = '.chart:has([aria-label^="subset: min_side"]) .handle.flag'
+    if not page.value(f"document.querySelector('{side}')"):
+        page.value(
+            """(() => { const menu = document.querySelector("#add-chart");
+            menu.value = "look.min_side"; menu.dispatchEvent(new Event("change")); })()"""
+        )
+        page.until(f"document.querySelector('{side}')")
+    drag(page, f"{side} span", 500)
+    page.until('!document.querySelector("#tried").hidden')
+    page.until(f"document.querySelector('[data-part=lost] .card') && {READY}")
+    said = page.value('document.querySelector("#tried output").textContent')
+    assert said.startswith("'subset' with min_side >= ")
+    page.value('document.querySelector("#show-recipe").click()')
+    page.until('document.querySelector("#tried pre").textContent.includes("seed: 0")')
+    assert "clipmill run drawn.yaml" in page.value('document.querySelector("pre").textContent')
+
+
+def test_a_row_is_opened_by_keyboard_told_and_closed(page):
+    page.value('document.querySelector(".card").focus()')
+    page.key("Enter", 13)
+    page.until('document.querySelector("#row .mono")')
+    told = page.value('document.querySelector("#row").textContent')
+    assert "dropped by" in told or "kept by" in told
+    page.until('document.querySelector("#row img").naturalWidth > 50')
+    page.key("Escape", 27)
+    page.until('document.querySelector("#row").hidden')
+    assert page.value("document.activeElement.className").startswith("card")
+
+
+def test_words_of_strangers_stay_text(page):
+    page.value(
+        """(() => { document.querySelector("#words").value = "a tale of <script>";
+        document.querySelector("#find").requestSubmit(); })()"""
+    )
+    page.until(f"{COUNT} !== '60 of 60 rows' && {READY}")
+    assert page.value('document.querySelector(".caption").textContent') == HOSTILE
+    assert page.value('document.querySelectorAll("main script, main img[src=x]").length') == 0
+    page.value('document.querySelector(".card").click()')
+    page.until('document.querySelector("#row .mono")')
+    assert page.value('document.querySelector("#row bdi").textContent') == HOSTILE
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), (420, "light"), (420, "dark")])
+def test_nothing_is_off_screen_and_all_is_legible(width, scheme, drawings, tab):
+    with serving(drawings.session) as address:
+        tab.show(address, width, scheme)
+        tab.until(READY)
+        tab.value("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        tab.value('document.querySelector("#beside").click()')
+        tab.until(f"document.querySelector('[data-part=kept]') && {READY}")
+        tab.value('document.querySelector("#columns").open = false')
+        assert tab.value("document.documentElement.scrollWidth") <= width
+        assert tab.value(OFF_SCREEN) == []
+        assert tab.value(FAINT) == []
+
+
+def test_a_disc_of_the_map_filters_by_its_cluster(clusters, tab):
+    with serving(clusters.session) as address:
+        tab.show(address, 1400, "light")
+        tab.until(READY)
+        tab.value('document.querySelector("#show-map").click()')
+        tab.until('document.querySelector(".plane circle")')
+        said = tab.value('document.querySelector(".plane circle").getAttribute("aria-label")')
+        tab.value('document.querySelector(".plane circle").dispatchEvent(new Event("click"))')
+        rows = said.split()[2]
+        tab.until(f"{COUNT} === '{rows} of 60 rows' && {READY}")
