@@ -40,6 +40,7 @@ from pipeline.verbs import (
     recipes,
     report,
     run,
+    show,
     stages,
     status,
     submit,
@@ -60,7 +61,7 @@ BAD_PATH: dict[type[OSError], tuple[str, str]] = {
 VERBS: tuple[Verb, ...] = (
     *(init, curate, recipes, stages),
     *(plan, run, submit, status, verify),
-    *(funnel, why, sweep, explore, variants, diff, report, evaluate),
+    *(funnel, why, show, sweep, explore, variants, diff, report, evaluate),
     *(export, bench),
     *(pool, concepts, doctor),
 )

@@ -49,7 +49,7 @@ def deciding(
     for planned in chain:
         if not planned.is_select or planned.name not in rows:
             continue
-        for at in _asked(planned, rows[planned.name].reason or ""):
+        for at in about(planned, rows[planned.name].reason or ""):
             where = planned.bindings[0].get(at.column, (planned.name, at.column))
             value = rows[where[0]].values.get(where[1]) if where[0] in rows else None
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -67,7 +67,7 @@ def deciding(
                 yield from _ranked(state, planned, at, where, value, uid)
 
 
-def _asked(planned: PlannedStage, reason: str) -> list[Threshold]:
+def about(planned: PlannedStage, reason: str) -> list[Threshold]:
     """The thresholds that a reason is about: all without one; else those in its words, or those on
     a column that it names, or those on the stage's own columns."""
     every = [at for at in thresholds_of(planned) if at.item is None]

@@ -29,8 +29,9 @@ def binding(state: RunState, stage: str, column: str) -> Binding | None:
     """Where a stage reads the column; else the last complete stage over the same rows that stores
     it; None where none does."""
     planned = state.plan.stages[stage]
-    if planned.bindings and column in planned.bindings[0]:
-        return planned.bindings[0][column]
+    own = planned.bindings[0] if planned.bindings and not planned.is_root else {}
+    if column in own:  # what a union reads are rows of its parents
+        return own[column]
     last = None
     for name, other in state.plan.stages.items():
         stores = column in {written.name for written in other.stage.writes}

@@ -1,0 +1,222 @@
+"""Rows of one stage to be looked at: a sample, those that come first by a column, or those that
+stand nearest to a threshold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, POSITION, REASON, SHARD, TEXT, UID, URL
+from pipeline.errors import RecipeError
+from pipeline.ledger.at_row import shown
+from pipeline.ledger.causes import named_in
+from pipeline.ledger.columns import PLACE, column_at, rows_stage
+from pipeline.ledger.few import Few, Key, Row, is_orderable, shards_of, values_at
+from pipeline.ledger.funnel import Unfinished
+from pipeline.ledger.near_cut import NearCut, cuts_of, nearest
+from pipeline.ledger.stored import Place, binding
+from pipeline.ledger.table import rows_of
+from pipeline.planning.planned import Binding
+from pipeline.run_folder.state import RunState
+from pipeline.run_folder.words import in_words
+
+MOST = 10_000  # rows; `export` writes any number
+DEFAULT = 4  # columns that are shown beside the caption where none is named
+HIDDEN = (KEEP.name, IMAGE.name, IMAGE_BYTES.name, UID.name, TEXT.name)
+Chosen = tuple[NearCut | None, bool | None, Few]  # a side of a threshold, or all rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which rows of a stage to look at; `dropped` is a reason, True for any, None for those that
+    it keeps or was given."""
+
+    stage: str
+    where: str | None = None
+    dropped: str | bool | None = None
+    near_cut: bool = False
+    sort: str | None = None
+    is_descending: bool = False
+    columns: tuple[str, ...] = ()
+    most: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row: its values by column, short enough to be shown."""
+
+    uid: str
+    shard: int
+    position: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """Some of `rows` rows, in their order. Beside a threshold: those that went, or that stay."""
+
+    rows: int
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    cut: NearCut | None = None
+    kept: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Rows of a stage. `groups` is one, or two a threshold. `unfinished` are the stages that are
+    read and have not come to all shards: rows of the other shards are left out."""
+
+    run: str
+    stage: str
+    is_select: bool
+    where: str | None
+    dropped: str | bool | None
+    sort: str | None
+    is_descending: bool
+    groups: tuple[Lines, ...]
+    unfinished: tuple[Unfinished, ...]
+
+
+def show(state: RunState, wanted: Wanted) -> Show:
+    """The rows; RecipeError where a name or the condition is wrong, or no such rows can be."""
+    rows_stage(state.plan, wanted.stage)
+    _check(wanted)
+    if isinstance(wanted.dropped, str):
+        wanted = replace(wanted, dropped=_code(state, wanted.stage, wanted.dropped))
+    chosen: list[Chosen] = (
+        [*_near(state, wanted)] if wanted.near_cut else [(None, None, _first(state, wanted))]
+    )
+    columns = [wanted.columns or _default(state, wanted, cut) for cut, _, _ in chosen]
+    every = dict.fromkeys(name for names in columns for name in names)
+    rows = rows_of(state, wanted.stage, list(every))
+    places = {place for _, _, few in chosen for place in few.places}
+    at = values_at(rows.asked, places, [UID.name, *every])
+    return Show(
+        run=str(state.run),
+        stage=wanted.stage,
+        is_select=state.plan.stages[wanted.stage].is_select,
+        where=wanted.where,
+        dropped=wanted.dropped,
+        sort=wanted.sort,
+        is_descending=wanted.is_descending,
+        groups=tuple(
+            _lines(few, at, names, cut, kept, set(wanted.columns))
+            for names, (cut, kept, few) in zip(columns, chosen, strict=True)
+        ),
+        unfinished=rows.unfinished,
+    )
+
+
+def _check(wanted: Wanted) -> None:
+    if not 1 <= wanted.most <= MOST:
+        do = f"show 1 to {MOST:,}; `clipmill export --to csv` writes any number"
+        raise RecipeError(f"{wanted.most:,} rows to look at", "-n", do)
+    if wanted.near_cut and (wanted.sort or wanted.dropped):
+        other = "--sort" if wanted.sort else "--dropped"
+        do = (
+            "leave one out: rows near a cut are kept and dropped ones, in the order of their values"
+        )
+        raise RecipeError(f"--near-cut with {other}", "the arguments", do)
+    if wanted.is_descending and not wanted.sort:
+        raise RecipeError("--desc without --sort", "the arguments", "add --sort COLUMN")
+
+
+def _code(state: RunState, stage: str, reason: str) -> str:
+    """A reason as it is stored, where it is given in the funnel's words."""
+    counted = [code for record in state.stages[stage].records for code in record.counts]
+    words = {in_words(code): code for code in (*state.plan.stages[stage].stage.reasons, *counted)}
+    return words.get(reason, reason)
+
+
+def _first(state: RunState, wanted: Wanted) -> Few:
+    """The first rows by the column that they are sorted by, else by their hashes."""
+    if wanted.sort:
+        source = column_at(state.plan, wanted.stage, wanted.sort)
+        dtype = pa.int32() if source[1] in PLACE else state.plan.schema(*source)
+        if not is_orderable(dtype):
+            raise RecipeError(
+                f"'{wanted.sort}' holds {dtype}, which has no order",
+                "--sort",
+                "name a column of numbers or text",
+            )
+    asks = [wanted.sort] if wanted.sort else []
+    asked = rows_of(state, wanted.stage, asks, wanted.where, wanted.dropped).asked
+    few = Few(Key(wanted.sort, wanted.is_descending), wanted.most, wanted.seed)
+    for rows in shards_of(asked):
+        few.add(rows)
+    return few
+
+
+def _near(state: RunState, wanted: Wanted) -> Iterator[Chosen]:
+    """Of each threshold half of the rows on either side."""
+    for cut in cuts_of(state, wanted.stage):
+        half = -(-wanted.most // 2)
+        went, stay = nearest(state, wanted.stage, cut, wanted.where, half, wanted.seed)
+        yield from ((cut, False, went), (cut, True, stay))
+
+
+def _default(state: RunState, wanted: Wanted, cut: NearCut | None) -> tuple[str, ...]:
+    """What the rows were chosen by, then what the stage decided by or wrote, then the caption."""
+    planned = state.plan.stages[wanted.stage]
+    has_reasons = any(set(record.counts) - {""} for record in state.stages[wanted.stage].records)
+    first = [cut.column] if cut else [wanted.sort] if wanted.sort else []
+    decided: dict[str, Binding] = {}
+    if isinstance(wanted.dropped, str):
+        decided = named_in(state.plan, wanted.stage, wanted.dropped)
+    elif wanted.dropped or (has_reasons and not planned.is_select):
+        first.append(REASON.name)
+    read = planned.bindings[0] if planned.is_select and planned.bindings else {}
+    own = {column.name: (wanted.stage, column.name) for column in planned.stage.writes}
+    found = dict.fromkeys(first + [_name(state, wanted.stage, *it) for it in decided.items()])
+    for column, source in {**read, **own}.items() if cut is None else ():
+        is_short = source[1] not in HIDDEN and is_orderable(state.plan.schema(*source))
+        if is_short and len(found) < DEFAULT:
+            found.setdefault(_name(state, wanted.stage, column, source))
+    link = binding(state, wanted.stage, URL.name)
+    if link and wanted.dropped and not planned.is_select:
+        found.setdefault(_name(state, wanted.stage, URL.name, link))
+    if caption := binding(state, wanted.stage, TEXT.name):
+        name = _name(state, wanted.stage, TEXT.name, caption)
+        found.pop(name, None)
+        found[name] = None  # as the last one it gets the room that is left
+    return tuple(found)
+
+
+def _name(state: RunState, stage: str, column: str, source: Binding) -> str:
+    """How a column is named that lies there: by itself where that is clear."""
+    try:
+        is_clear = column_at(state.plan, stage, column) == source
+    except RecipeError:  # two stages write it
+        is_clear = False
+    return column if is_clear else ".".join(source)
+
+
+def _lines(
+    few: Few,
+    at: Mapping[Place, Row],
+    columns: Sequence[str],
+    cut: NearCut | None,
+    kept: bool | None,
+    named: set[str],
+) -> Lines:
+    """The rows with the columns that were named; of others, where one of the rows has a value."""
+    rows = [{**at[place], SHARD.name: place[0], POSITION.name: place[1]} for place in few.places]
+    names = [it for it in columns if it in named or any(row[it] is not None for row in rows)]
+    return Lines(
+        rows=few.rows,
+        columns=tuple(names),
+        lines=tuple(
+            Line(
+                uid=row[UID.name].hex(),
+                shard=row[SHARD.name],
+                position=row[POSITION.name],
+                values={name: shown(row[name]) for name in names},
+            )
+            for row in rows
+        ),
+        cut=cut,
+        kept=kept,
+    )

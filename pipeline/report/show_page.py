@@ -1,0 +1,68 @@
+"""`clipmill show --html`: rows of a stage as a page of pictures."""
+
+from itertools import groupby
+from typing import Any
+
+from metadata.schema import IMAGE_BYTES, TEXT, URL
+from pipeline.ledger.show import Lines, Show
+from pipeline.ledger.stored import Place, binding
+from pipeline.ledger.table import said as said_of
+from pipeline.report.page import render
+from pipeline.report.pictures import LARGE
+from pipeline.report.samples import samples_at
+from pipeline.run_folder.state import RunState
+
+MOST = 240  # rows on a page: of photographs, 256 pixels wide, some 4 MB
+ON_CARDS = (TEXT.name,)  # what a card, and a line of a table, has in a place of its own
+ON_LINES = (TEXT.name, URL.name)
+AT_ONCE = 32  # stored pictures that are held
+
+
+def show_page(state: RunState, show: Show, title: str) -> tuple[str, str]:
+    """The page as HTML, and in a few words what is on it."""
+    most = max(1, MOST // len(show.groups))
+    places = {
+        (line.shard, line.position): None for group in show.groups for line in group.lines[:most]
+    }
+    seen: dict[Place, dict[str, Any]] = {}
+    each = sorted(places)
+    for start in range(0, len(each), AT_ONCE):
+        seen |= samples_at(state, show.stage, each[start : start + AT_ONCE], LARGE)
+    groups = [_drawn(group, seen, most) for group in show.groups]
+    there = len(seen), sum(sample["picture"] is not None for sample in seen.values())
+    has_pictures = binding(state, show.stage, IMAGE_BYTES.name) is not None
+    said = _said(*there, has_pictures, sum(group["left_out"] for group in groups))
+    page = render(
+        "show.html",
+        title=f"{show.stage}: {title}",
+        show=show,
+        what=title,
+        unfinished=said_of(show.unfinished) if show.unfinished else "",
+        parted=[[*group] for _, group in groupby(groups, key=lambda it: it["cut"])],
+        said=said,
+        has_pictures=there[1] > 0,
+    )
+    return page, said
+
+
+def _drawn(group: Lines, seen: dict[Place, dict[str, Any]], most: int) -> dict[str, Any]:
+    """A group, its lines as the page's cards have them."""
+    here = [seen[line.shard, line.position] for line in group.lines[:most]]
+    apart = ON_CARDS if any(sample["picture"] for sample in here) else ON_LINES
+    samples = [
+        {**sample, "values": {k: v for k, v in line.values.items() if k not in apart}}
+        for sample, line in zip(here, group.lines, strict=False)
+    ]
+    return {**vars(group), "samples": samples, "left_out": len(group.lines) - len(samples)}
+
+
+def _said(rows: int, pictures: int, has_pictures: bool, left_out: int) -> str:
+    """How many pictures there are, and why not more."""
+    parts = [f"{rows:,} row{'' if rows == 1 else 's'}"]
+    if not has_pictures:
+        parts.append("no stage that is done has pictures of them")
+    elif pictures < rows:
+        parts.append(f"{rows - pictures:,} without a picture that can be decoded")
+    if left_out:
+        parts.append(f"{left_out:,} more rows are left out, as a page holds {MOST}")
+    return "; ".join(parts)

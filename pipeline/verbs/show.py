@@ -1,0 +1,211 @@
+"""`clipmill show`: rows of one stage on the screen, or on a page of pictures."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.terminal import harmless, one_line
+from pipeline.verbs import DONE
+from pipeline.verbs._options import add_json, add_run, add_variant, opened
+
+if TYPE_CHECKING:
+    from pipeline.ledger.show import Lines, Show
+
+HELP = "rows of one stage: a sample, the best, the dropped, those near a cut"
+EXAMPLES = """\
+clipmill show best --run run
+clipmill show best --run run --near-cut --html near.html
+clipmill show best --run run --dropped "clip_score >= 0.3" -n 50
+clipmill show pool --run run --where "text LIKE '%cat%'" --sort sharpness
+"""
+WIDTH = 120  # of what is no terminal
+LEAST = 12  # characters of a column that gives room to others
+HEAD = 16  # characters of a column's name
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    parser.add_argument(
+        "stage",
+        metavar="STAGE",
+        help="a select stage: the rows it keeps; another: those it was given",
+    )
+    add_run(parser)
+    add_variant(parser)
+    parser.add_argument("--where", metavar="SQL", help="a condition, as `select.where` has it")
+    parser.add_argument(
+        "--dropped",
+        nargs="?",
+        const=True,
+        metavar="REASON",
+        help="rows that it dropped or has no value for, for this reason or for any",
+    )
+    parser.add_argument(
+        "--near-cut",
+        action="store_true",
+        help="rows nearest to each threshold of a select stage, on both sides",
+    )
+    parser.add_argument(
+        "--sort", metavar="COLUMN", help="the least of a column first; default: a sample by hash"
+    )
+    parser.add_argument("--desc", action="store_true", help="with --sort: the greatest first")
+    parser.add_argument(
+        "--columns",
+        type=_names,
+        default=(),
+        metavar="A,B,…",
+        help="of any stage over these rows: `column` or `stage.column`",
+    )
+    parser.add_argument(
+        "-n", type=int, default=20, dest="most", metavar="N", help="rows (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another number is another sample"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with their pictures, too"
+    )
+    add_json(parser)
+
+
+def _names(names: str) -> tuple[str, ...]:
+    """Those between commas."""
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the rows; with `--html` writes the page as well."""
+    from pipeline.ledger.answer import as_json
+    from pipeline.ledger.show import Wanted, show
+
+    wanted = Wanted(
+        stage=options.stage,
+        where=options.where,
+        dropped=options.dropped,
+        near_cut=options.near_cut,
+        sort=options.sort,
+        is_descending=options.desc,
+        columns=options.columns,
+        most=options.most,
+        seed=options.seed,
+    )
+    state = opened(options)
+    answer = show(state, wanted)
+    if options.html:
+        from pipeline.report.show_page import show_page
+
+        page, said = show_page(state, answer, what(answer))
+        options.html.write_text(page, encoding="utf-8")
+    if options.json:
+        print(json.dumps(as_json(answer), indent=1))
+    else:
+        print(text(answer))
+        if options.html:
+            print(f"\n{said} in {options.html}")
+    return DONE
+
+
+def text(answer: "Show") -> str:
+    """What the rows are, then a table of them; two a threshold."""
+    from pipeline.ledger.table import said
+
+    lines = [f"{answer.run}: {what(answer)}"]
+    if answer.unfinished:
+        lines.append(f"not complete: {said(answer.unfinished)}")
+    for group in answer.groups:
+        if group.cut:
+            lines += ["", f"{which(group)}: {beside(group)}"]
+        lines += ["", *_table(group)] if group.lines else []
+    return "\n".join(lines)
+
+
+def what(answer: "Show") -> str:
+    """`320 rows that 'best' keeps; 20 of them, sampled by a hash of their uids`."""
+    from pipeline.run_folder.words import in_words
+
+    whose = f"that '{answer.stage}' {'keeps' if answer.is_select else 'was given'}"
+    if answer.dropped is not None:
+        for_ = "" if answer.dropped is True else f" for '{one_line(in_words(str(answer.dropped)))}'"
+        whose = f"that '{answer.stage}' {'dropped' if answer.is_select else 'lost'}{for_}"
+    where = f" where {one_line(answer.where)}" if answer.where else ""
+    if any(group.cut for group in answer.groups):
+        return f"rows of '{answer.stage}'{where} nearest to its thresholds"
+    (group,) = answer.groups
+    few, rows = len(group.lines), f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
+    how = [f"{few:,} of them"] if few < group.rows else []
+    if answer.sort:
+        how.append(f"the {'greatest' if answer.is_descending else 'least'} {answer.sort} first")
+    elif how:
+        how.append("sampled by a hash of their uids")
+    return "; ".join([f"{rows} {whose}{where}", *([", ".join(how)] if how else [])])
+
+
+def which(group: "Lines") -> str:
+    """A threshold, as the stage says it, and whose side this is."""
+    assert group.cut
+    return f"{'kept' if group.kept else 'dropped'} at {one_line(group.cut.text)}"
+
+
+def beside(group: "Lines") -> str:
+    assert group.cut
+    if not group.lines:
+        return "no row"
+    rows = f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
+    return rows if len(group.lines) == group.rows else f"the nearest {len(group.lines):,} of {rows}"
+
+
+def _table(group: "Lines") -> list[str]:
+    """A line a row, as wide as the terminal: what is no number shares what room is left."""
+    import io
+    import shutil
+
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [[line.uid[:8], *map(_cell, line.values.values())] for line in group.lines]
+    names = ["uid", *(harmless(name) for name in group.columns)]
+    is_number = [
+        all(isinstance(line.values[name], int | float | None) for line in group.lines)
+        for name in group.columns
+    ]
+    wide = [
+        max(min(cell_len(name), HEAD), *map(cell_len, cells))
+        for name, *cells in zip(names, *rows, strict=True)
+    ]
+    width = shutil.get_terminal_size((WIDTH, 24)).columns
+    widths = _fitting(wide, width - 2 * (len(wide) - 1))
+    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=False)
+    for name, size, right in zip(names, widths, [False, *is_number], strict=True):
+        table.add_column(
+            Text(name),
+            justify="right" if right else "left",
+            width=size,
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    sink = io.StringIO()
+    Console(file=sink, width=max(width, sum(widths)), color_system=None).print(table)
+    return [line.rstrip() for line in sink.getvalue().splitlines()]
+
+
+def _fitting(wide: list[int], room: int) -> list[int]:
+    """Widths of columns that need so many characters: the widest give until all fit."""
+    widths = list(wide)
+    while sum(widths) > room and (most := max(widths)) > LEAST:
+        second = max([size for size in widths if size < most], default=LEAST)
+        many = widths.count(most)
+        less = max(LEAST, second, most - -(-(sum(widths) - room) // many))
+        widths = [less if size == most else size for size in widths]
+    return widths
+
+
+def _cell(value: Any) -> str:
+    """A value in one line; none as nothing."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else harmless(one_line(value))
