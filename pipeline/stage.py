@@ -24,6 +24,7 @@ from pipeline.provided import Took as Took
 from pipeline.verdicts import Selects as Selects
 from pipeline.verdicts import Settles as Settles
 from pipeline.verdicts import Threshold as Threshold
+from pipeline.verdicts import Varies as Varies
 from pipeline.verdicts import Verdicts as Verdicts
 
 if TYPE_CHECKING:

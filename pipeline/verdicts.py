@@ -1,6 +1,6 @@
 """What a select stage answers about its verdicts; stages import it from `pipeline.stage`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -64,6 +64,18 @@ class Selects(Protocol):
         Empty where the reason says it all; values of columns that a reason names are shown anyway,
         and so are the clusters that the stage reads.
         """
+        ...
+
+
+@runtime_checkable
+class Varies(Protocol):
+    """What a stage answers whose `verdicts` begin with work that is the same for all values, so
+    that the explorer, which asks for one value after another, waits for it once."""
+
+    def varying(
+        self, threshold: Threshold, rows: pa.Table, made: pa.Table
+    ) -> Callable[[Decimal], Verdicts]:
+        """The verdicts with a value in the threshold's place; else as `verdicts`."""
         ...
 
 

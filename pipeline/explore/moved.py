@@ -1,11 +1,12 @@
 """What a select stage would keep with a threshold elsewhere: `sweep`, one value at a time."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
 
+import numpy as np
 import pyarrow as pa
 
 from metadata.schema import KEEP, POSITION, SHARD, UID
@@ -16,8 +17,8 @@ from pipeline.ledger.stored import stored
 from pipeline.ledger.vary import select_stage
 from pipeline.planning.plan import check_threshold
 from pipeline.planning.planned import PlannedStage
-from pipeline.planning.selects import thresholds_of, verdicts_at
-from pipeline.stage import Threshold
+from pipeline.planning.selects import thresholds_of, verdicts_of
+from pipeline.stage import Threshold, Verdicts
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Moves:
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
         self._of: tuple[str, str] | None = None
-        self._read: tuple[pa.Table, pa.Table] | None = None
+        self._verdicts: Callable[[Decimal], Verdicts] | None = None
+        self._today: Bools = np.zeros(0, bool)
         self._lock = threading.Lock()
 
     def keep(self, wanted: asked.Threshold) -> Moved:
@@ -46,13 +48,14 @@ class Moves:
         if not threshold.is_size:
             check_threshold(self.columns.state.plan.stages, planned, threshold.column, wanted.value)
         with self._lock:
-            if self._of != (planned.name, threshold.text) or self._read is None:
-                self._read = self._tables(planned, threshold)
+            if self._of != (planned.name, threshold.text) or self._verdicts is None:
+                self._verdicts = None  # what was held goes first
+                rows, made = self._tables(planned, threshold)
+                self._verdicts = verdicts_of(planned, threshold, rows, made)
+                self._today = made[KEEP.name].to_numpy()
                 self._of = planned.name, threshold.text
-            rows, made = self._read
-        value = Decimal(repr(wanted.value)).normalize()
-        (verdicts,) = verdicts_at(planned, threshold, [value], rows, made)
-        return Moved(verdicts.rule, verdicts.keep, made[KEEP.name].to_numpy())
+            verdicts = self._verdicts(Decimal(repr(wanted.value)).normalize())
+            return Moved(verdicts.rule, verdicts.keep, self._today)
 
     def _tables(self, planned: PlannedStage, threshold: Threshold) -> tuple[pa.Table, pa.Table]:
         """What the verdicts are made of: columns that the stage read, and that it made."""

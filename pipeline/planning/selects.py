@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.planning.planned import PlannedStage
-from pipeline.stage import Selects, Threshold, Verdicts
+from pipeline.stage import Selects, Threshold, Varies, Verdicts
 
 VARIED = "--vary"  # where a value stands that a stage refuses
 
@@ -50,6 +50,25 @@ def verdicts_at(
             raise RecipeError(str(error), VARIED, "change the range") from None
         if count != len(values):
             raise TypeError(f"{count} answers for {len(values)} values")
+
+
+def verdicts_of(
+    planned: PlannedStage, threshold: Threshold, rows: pa.Table, made: pa.Table
+) -> Callable[[Decimal], Verdicts]:
+    """Its verdicts at a value, asked for one at a time; RecipeError where it refuses the value."""
+    if not isinstance(planned.stage, Varies):
+        return lambda value: next(verdicts_at(planned, threshold, [value], rows, made))
+    with _answering(planned, "varying"):
+        varying = planned.stage.varying(threshold, rows, made)
+
+    def verdicts(value: Decimal) -> Verdicts:
+        with _answering(planned, "varying"):
+            try:
+                return varying(value)
+            except ValueError as error:
+                raise RecipeError(str(error), VARIED, "change the value") from None
+
+    return verdicts
 
 
 def explanation(planned: PlannedStage, reason: str, made: Mapping[str, Any]) -> str:

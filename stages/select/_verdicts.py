@@ -5,7 +5,7 @@ pass over an order that is sorted once.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -131,26 +131,32 @@ class Rules:
     rows: pa.Table
     frame: pl.DataFrame  # the columns that the conjuncts read
 
-    def with_numbers(self, at: Comparison, values: Sequence[Decimal]) -> Iterator[Verdicts]:
-        """The verdicts with each value in the place of a comparison's number."""
+    def with_number(self, at: Comparison) -> Callable[[Decimal], Verdicts]:
+        """The verdicts with a value in the place of a comparison's number."""
         others_N = self._passing(besides=at.conjunct)
         ranking = Ranking(self.top, self.rows) if self.top else None
-        for value in values:
+
+        def verdicts(value: Decimal) -> Verdicts:
             (rule,) = sql.conjuncts(_replaced(self.conjuncts[at.conjunct].tree, at, value))
             keep_N = others_N & _is_true(sql.truth(rule, self.frame))
             if ranking and self.top:
                 keep_N &= ranking.best(self.top, keep_N)
-            yield Verdicts(float(value), rule.text, keep_N)
+            return Verdicts(float(value), rule.text, keep_N)
 
-    def with_sizes(self, at: Threshold, values: Sequence[Decimal]) -> Iterator[Verdicts]:
-        """The verdicts with each value as the size of `top`; ValueError as `top` has it."""
+        return verdicts
+
+    def with_size(self, at: Threshold, ranked: Top) -> Callable[[Decimal], Verdicts]:
+        """The verdicts with a value as the size of `top`; ValueError as `top` has it."""
         key = at.name.removeprefix(TOP)
-        tops = [_resized(self.top, key, value) for value in values if self.top]
         passing_N = self._passing()
-        ranking = Ranking(tops[0], self.rows)
-        for value, top in zip(values, tops, strict=True):
+        ranking = Ranking(ranked, self.rows)
+
+        def verdicts(value: Decimal) -> Verdicts:
+            top = _resized(ranked, key, value)
             keep_N = passing_N & ranking.best(top, passing_N)
-            yield Verdicts(float(value), f"{at.name} = {getattr(top, key)}", keep_N)
+            return Verdicts(float(value), f"{at.name} = {getattr(top, key)}", keep_N)
+
+        return verdicts
 
     def _passing(self, besides: int | None = None) -> Bools:
         """(N,) whether each row meets every rule before `top`, besides one."""

@@ -1,6 +1,6 @@
 """Which rows stay: a condition on stored columns, then the best of those that meet it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -103,10 +103,17 @@ class Where(DatasetStage):
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
         """The verdicts with each value in the threshold's place; ValueError as `top` has it."""
+        return map(self.varying(threshold, rows, made), values)
+
+    def varying(
+        self, threshold: Threshold, rows: pa.Table, made: pa.Table
+    ) -> Callable[[Decimal], Verdicts]:
+        """The verdicts with a value there; other conditions are asked, and rows ranked, once."""
         rules = _verdicts.Rules(self.conjuncts, self.top, rows, self.frame(rows))
         if isinstance(threshold, _verdicts.Comparison):
-            return rules.with_numbers(threshold, values)
-        return rules.with_sizes(threshold, values)
+            return rules.with_number(threshold)
+        assert self.top is not None  # whose size it is
+        return rules.with_size(threshold, self.top)
 
     def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
         """`where` with another number in it; or `top.rows` or `top.fraction`, as it is."""
