@@ -17,7 +17,7 @@ const update = newest(async () => {
     sort: view.sort, offset: view.offset, limit: pageSize(),
   });
   calm();
-  $("count").textContent = `${count(answer.count)} of ${count(answer.rows)} rows`;
+  showCount(answer);
   showCauses(answer);
   showLists(answer);
   showCharts(answer);
@@ -27,6 +27,10 @@ const update = newest(async () => {
   fill();
 });
 const fill = newest(fillGrid);
+
+const showCount = (answer) => {
+  $("count").textContent = `${count(answer.count)} of ${count(answer.rows)} rows`;
+};
 
 function showCauses(answer) {
   const pressed = view.filters.find(aboutCauses)?.causes ?? [];
@@ -138,11 +142,11 @@ function wire() {
     const digits = words.toLowerCase().replaceAll("-", "");
     filterBy((each) => ["says", "uid"].includes(each.is), words ? (isUid ? { is: "uid", begins: digits } : { is: "says", column: id, words }) : null);
   });
-  $("look-again").addEventListener("click", async () => { start(await ask("look-again")); });
+  $("look-again").addEventListener("click", async () => { await start(await ask("look-again")); });
   addEventListener("keydown", (event) => { if (event.key === "Escape") closeRow(); });
 }
 
-function start(facts) {
+async function start(facts) {
   forgetCharts();
   forgetRows();
   forgetMaps();
@@ -150,6 +154,13 @@ function start(facts) {
   $("run").textContent = facts.run;
   document.title = `${facts.recipe} – clipmill explore`;
   showMenus();
+  const { root: name, filters, sort, offset } = view;
+  const first = await ask("query", { root: name, filters, sort, offset, limit: pageSize() });
+  if (!view.beside && !view.threshold) { // rows at once; what takes a look at whole columns follows
+    showCount(first);
+    showGrid(first);
+    fill();
+  }
   update();
 }
 
@@ -160,4 +171,4 @@ onChange(() => {
 });
 if (innerWidth <= 760) $("left").open = false;
 wire();
-start(await ask("run"));
+await start(await ask("run"));

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.explore.server import serving
+from tests import numbered
 from tests.browser import Browser, browser
 from tests.drawn import HOSTILE
+from tests.pipeline.explore.conftest import asker
 from tests.pipeline.report.test_browser import FAINT, OFF_SCREEN
 
-READY = """document.querySelector(".card") && !document.querySelector(".card:empty")"""
+READY = """document.querySelector(".card") && !document.querySelector(".card:empty")
+  && document.querySelector("#charts rect")"""
 COUNT = 'document.querySelector("#count").textContent'
 CARDS = 'document.querySelectorAll("[data-part=rows] .card").length'
 
@@ -114,6 +117,34 @@ def test_words_of_strangers_stay_text(page):
     page.value('document.querySelector(".card").click()')
     page.until('document.querySelector("#row .mono")')
     assert page.value('document.querySelector("#row bdi").textContent') == HOSTILE
+
+
+@pytest.fixture(scope="module")
+def strange(own_stages, tmp_path_factory):
+    """Rows that turn lines about, are a million letters long, are a script."""
+    folder = tmp_path_factory.mktemp("strange")
+    texts = ["\u202egnp.exe", "x" * 1_000_000, "<script>document.title = 'taken'</script>"]
+    more = [{"url": f"javascript:alert({i})", "text": text} for i, text in enumerate(texts)]
+    numbered.write_pool(folder, more)
+    return asker(numbered.run(folder), folder)
+
+
+def test_strange_captions_and_links_do_nothing(strange, tab):
+    with serving(strange.session) as address:
+        tab.show(address, 1400, "light")
+        tab.until(READY)
+        said = tab.value('[...document.querySelectorAll(".caption")].map((e) => e.textContent)')
+        assert [said[20], said[22]] == ["·gnp.exe", "<script>document.title = 'taken'</script>"]
+        assert len(said[21]) < 2100
+        assert said[21].endswith("(1,000,000 characters)")
+        assert "explore" in tab.value("document.title")
+        tab.value('document.querySelectorAll(".card")[20].click()')
+        tab.until('document.querySelector("#row .mono")')
+        assert tab.value('document.querySelector("#row").textContent').count("javascript:") >= 1
+        assert tab.value('document.querySelectorAll("#row a").length') == 0
+        assert tab.value('document.querySelector("#unfinished").textContent').startswith(
+            " No stage"
+        )
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), (420, "light"), (420, "dark")])
