@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.uid import coin_hash
+from pipeline.ledger.causes import named_in
 from pipeline.ledger.concept_rows import ConceptRows, ConceptTally
 from pipeline.ledger.joined import ABSENT, Joined, joined, same_rows
 from pipeline.ledger.sides import Side
 from pipeline.ledger.stored import SHOWN, Place
+from pipeline.run_folder import lock
 from pipeline.run_folder.variants import Changes, changes
 
 # Shapes: N rows, M of them that move.
@@ -49,8 +51,9 @@ class MovedRow:
 class Move:
     """Rows of one fate before and one after; `examples` are chosen by a hash of their uid.
 
-    `gained` and `lost`: kept on one side alone. `moved`: on neither, for another cause. `kept` and
-    `stayed`: as before.
+    `gained` and `lost`: kept on one side alone. `moved`: on neither, for another cause. `kept`: on
+    both. `stayed`: on neither, for the same cause; two rules of one stage over the same columns
+    are the same, with another threshold.
     """
 
     kind: Kind
@@ -75,7 +78,7 @@ class GroupRows:
 class Selection:
     """One side: rows of its pool, and those that its stage keeps.
 
-    `left` has the stages of its recipe that are not done, each with how far it is.
+    `left` has the stages of its recipe that are not done; `working` names who works there now.
     """
 
     asked: str
@@ -86,11 +89,12 @@ class Selection:
     rows: int
     kept: int
     left: tuple[str, ...]
+    working: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diff:
-    """Two selections. `both` are kept by both, `moved` by neither, for another cause each.
+    """Two selections. `both` are kept by both, `stayed` and `moved` by neither: see `Move`.
 
     `joined` says by what rows were told to be the same: their `place`, or their `uid` where the
     pools do not stand in the same order. `groups` are empty where no row was gained or lost.
@@ -104,6 +108,7 @@ class Diff:
     gained: int
     lost: int
     moved: int
+    stayed: int
     moves: tuple[Move, ...]
     groups: dict[str, tuple[GroupRows, ...]]
     concepts: tuple[ConceptRows, ...]
@@ -197,6 +202,7 @@ def diff(before: Side, after: Side) -> Diff:
         gained=of["gained"],
         lost=of["lost"],
         moved=of["moved"],
+        stayed=of["stayed"],
         moves=tuple(
             sorted(
                 moves,
@@ -219,7 +225,7 @@ def diff(before: Side, after: Side) -> Diff:
 
 def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: list[Row]) -> Move:
     was, now = (_fate(side, index) for side, index in zip(sides, cell, strict=True))
-    kind: Kind = "stayed" if was == now else "moved"
+    kind: Kind = "stayed" if was == now or _is_one_rule(sides, was, now) else "moved"
     if "kept" in (was.what, now.what):
         kind = "gained" if was.what != "kept" else "lost" if now.what != "kept" else "kept"
     return Move(
@@ -234,6 +240,17 @@ def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: 
     )
 
 
+def _is_one_rule(sides: tuple[Side, Side], was: Fate, now: Fate) -> bool:
+    """Whether both are rules of the stage over the same columns, of which a threshold differs."""
+    if was.what != "lost" or now.what != "lost" or was.stage != now.stage:
+        return False
+    named = [
+        set(named_in(side.state.plan, fate.stage, fate.reason))
+        for side, fate in zip(sides, (was, now), strict=True)
+    ]
+    return named[0] == named[1] != set()
+
+
 def _fate(side: Side, index: int) -> Fate:
     if index == ABSENT:
         return Fate(what="absent")
@@ -246,6 +263,7 @@ def _place(place: Place) -> Place | None:
 
 
 def _selection(side: Side, count: Count, which: int) -> Selection:
+    lease = lock.holder(side.state.run)
     rows = {cell: rows for cell, rows in count.rows.items() if cell[which] != ABSENT}
     return Selection(
         asked=side.name,
@@ -256,6 +274,7 @@ def _selection(side: Side, count: Count, which: int) -> Selection:
         rows=sum(rows.values()),
         kept=sum(rows for cell, rows in rows.items() if cell[which] == 0),
         left=tuple(name for name, stage in side.state.stages.items() if not stage.complete),
+        working=str(lease) if lease else "",
     )
 
 

@@ -29,7 +29,7 @@ from pipeline.planning.planned import Binding
 # Shapes: N rows.
 
 ABSENT = -1  # in the place of a fate: the side's pool has no such row
-PART_ROWS = 500_000
+PART_ROWS = 100_000
 MOST_PARTS = 128  # each is a file of each side
 
 
@@ -111,7 +111,7 @@ def _by_uid(sides: tuple[Side, Side], seen: Seen) -> Iterator[Joined]:
         if 2 * common < min(rows) or not common:
             raise RecipeError(
                 f"two pools: of {rows[0]:,} and {rows[1]:,} rows they have {common:,} in common",
-                f"{sides[0].state.run}, {sides[1].state.run}",
+                " and ".join(f"'{side.root}' of {side.state.run}" for side in sides),
                 "name two runs of one pool, whose uids are the same",
             )
         for part in range(parts):

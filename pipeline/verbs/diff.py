@@ -64,17 +64,24 @@ def text(answer: "Diff") -> str:
     for name, side in (("A", before), ("B", after)):
         if side.left:
             lines.append(f"   of {name} not complete: {', '.join(side.left)}")
+        if side.working:
+            lines.append(f"   {side.working} works at {name} now")
     if answer.joined == "uid":
         lines.append("   rows are joined by uid: the pools do not hold them in one order")
     lines += [
         "",
         f"{answer.both:>10,}  kept by both",
-        f"{f'+{answer.gained:,}':>10}  gained: B alone keeps them",
-        f"{f'-{answer.lost:,}':>10}  lost: A alone keeps them",
+        f"{_signed('+', answer.gained)}  gained: B alone keeps them",
+        f"{_signed('-', answer.lost)}  lost: A alone keeps them",
         f"{answer.moved:>10,}  kept by neither, for another cause each",
+        f"{answer.stayed:>10,}  kept by neither, for the same cause",
     ]
     lines += [*_moves(answer), *_groups(answer)]
     return "\n".join(lines)
+
+
+def _signed(sign: str, rows: int) -> str:
+    return f"{f'{sign}{rows:,}' if rows else '0':>10}"
 
 
 def _side(side: "Selection") -> str:

@@ -1,6 +1,7 @@
 """diff: every count against each row looked at by itself, and against the funnel of each side."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from pipeline.ledger import joined
 from pipeline.ledger.diff import Diff, Fate, diff
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.sides import Side, side_of
+from pipeline.ledger.stored import stored
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
@@ -27,9 +29,10 @@ from tests import numbered
 pytestmark = pytest.mark.usefixtures("own_stages")
 
 ROWS = 300
+STARS = ("sun", "moon", "star")
 STAGES = """
 pool:  {uses: ingest.url_list, path: none, shard_rows: 70,
-        extra: {a: int64, language: string, min_side: int64}}
+        extra: {a: int64, language: string, min_side: int64, cluster_id: int64}}
 one:   {uses: probe.copy, from: pool, column: a, to: b, unlucky: 5}
 first: {uses: select.where, from: one, where: b % 3 > 0}
 late:  {uses: probe.copy, from: pool, column: a, to: e, unlucky: 4, only: first}
@@ -43,10 +46,11 @@ def write_pool(folder, order, name: str = "pool") -> None:
     rows = pa.table(
         {
             "url": [f"https://{'ab'[i % 2]}.test/{i if i != 9 else 8}" for i in order],
-            "text": [f"row {i if i != 9 else 8}" for i in order],
+            "text": [f"{STARS[i % 3 if i != 9 else 2]} {i if i != 9 else 8}" for i in order],
             "a": pa.array([None if i % 50 == 0 else i for i in order], pa.int64()),
             "language": [["en", "en", "de", None][i % 7 % 4] for i in order],
             "min_side": pa.array([10 * (i % 30) for i in order], pa.int64()),
+            "cluster_id": pa.array([i % 8 or None for i in order], pa.int64()),
         }
     )
     pq.write_table(rows, folder / f"{name}.parquet")
@@ -88,7 +92,7 @@ def looked_at(side: Side) -> dict[tuple[str, int], Row]:
     state, found = side.state, {}
     met: Counter[str] = Counter()
     columns = {"one": ["reason"], "first": ["reason"], "late": ["reason"], "last": ["reason"]}
-    columns |= {"pool": ["uid", "url", "language", "min_side", "reason", "a"]}
+    columns |= {"pool": ["uid", "url", "language", "min_side", "cluster_id", "reason"]}
     for shard in side.shards:
         tables = {
             name: pa.concat_tables(
@@ -104,6 +108,7 @@ def looked_at(side: Side) -> dict[tuple[str, int], Row]:
                 "language": row["language"] or "(none)",
                 "domain": row["url"].split("/")[2],
                 "size": size,
+                "cluster": str(row["cluster_id"] or "(none)"),
             }
             number = (uid, met[uid])
             met[uid] += 1
@@ -154,20 +159,25 @@ def check(found: Diff, before: Side, after: Side) -> None:
     for name, known in groups.items():
         told = {of.name: [of.before, of.after, of.gained, of.lost] for of in found.groups[name]}
         assert told == {group: counts.tolist() for group, counts in known.items()}
+    assert found.groups.keys() == {"language", "domain", "size", "cluster"}
     sums = Counter[str]()
     for (one, other), rows in cells.items():
         if one.what == "kept" or other.what == "kept":
             kind = "both" if one == other else "gained" if other.what == "kept" else "lost"
             sums[kind] += rows
-        elif one != other:
-            sums["moved"] += rows
-    assert (found.both, found.gained, found.lost, found.moved) == tuple(
-        sums[kind] for kind in ("both", "gained", "lost", "moved")
-    )
+        else:
+            sums["stayed" if is_one_rule(one, other) else "moved"] += rows
+    for kind in ("both", "gained", "lost", "moved", "stayed"):
+        assert getattr(found, kind) == sums[kind], kind
     for side, told, all_rows in ((before, found.before, was), (after, found.after, now)):
         assert told.rows == len(all_rows)
         assert told.kept == sum(row.fate.what == "kept" for row in all_rows.values())
         assert (told.stage, told.variant) == (side.stage, side.variant.number)
+
+
+def is_one_rule(one: Fate, other: Fate) -> bool:
+    words = [set(re.findall("[a-z_]+", fate.reason)) for fate in (one, other)]
+    return (one.what, one.stage, words[0]) == (other.what, other.stage, words[1])
 
 
 def fate(rows: dict, uid: str, nth: int) -> Fate:
@@ -243,6 +253,38 @@ def test_rows_that_a_later_stage_fails_are_lost_as_in_the_funnel(tmp_path):
     assert (end := funnel(latest(str(tmp_path / "run"), 1)).ends[0]).kept == 7, end
 
 
+def test_a_pool_with_empty_shards_is_compared(engine):
+    for limit in (20, 10):
+        engine.run(f"  few: {{uses: select.where, from: numbers, where: number < {limit}}}")
+    found = diff(*(side_of(text, str(engine.folder / "run")) for text in ("1", "2")))
+    assert (found.both, found.gained, found.lost, found.moved, found.stayed) == (10, 0, 10, 0, 11)
+    few = {fate.reason for move in found.moves for fate in (move.before, move.after)}
+    assert few == {"", "number < 20", "number < 10"}
+
+
+def test_concepts_are_counted_on_both_sides(folder, tmp_path):
+    entries = [*STARS, "comet"]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    concepts = f"concepts: {tmp_path}/list.json"
+    text = (
+        "pool: {uses: ingest.url_list, shard_rows: 70}\n"
+        f"matched: {{uses: annotate.concepts, from: pool, {concepts}}}\n"
+        f"balanced: {{uses: select.balance, from: matched, {concepts}, t: 40}}\n"
+    )
+    for changed in (text, text.replace("t: 40", "t: 10")):
+        run(folder, changed, str(tmp_path / "run"))
+    sides = [side_of(text, str(tmp_path / "run")) for text in ("1", "2")]
+    counts = []
+    for side in sides:
+        bound = {"ids": ("matched", "concept_ids"), "keep": ("balanced", "keep")}
+        table = stored(side.state, "pool", bound)
+        rows = [row for shard in range(len(table)) for row in table.table(shard).to_pylist()]
+        counts.append(Counter(entries[i] for row in rows if row["keep"] for i in row["ids"] or ()))
+    told = {it.entry: (it.before, it.after) for it in diff(*sides).concepts}
+    assert told == {entry: (counts[0][entry], counts[1][entry]) for entry in STARS}
+    assert all(before > after > 0 for before, after in told.values())
+
+
 def test_nothing_differs_from_itself(folder):
     *_, found = asked(folder, "run", "run@2")
     assert (found.gained, found.lost, found.moved, found.groups) == (0, 0, 0, {})
@@ -285,7 +327,7 @@ def test_what_cannot_be_compared_is_refused_with_both_names(folder, clipmill, tm
     said = clipmill("diff", f"{folder}/run", f"{tmp_path}/run")
     assert said.code == 2
     assert "two pools: of 300 and 20 rows they have 0 in common" in said.err
-    assert f"{folder}/run, {tmp_path}/run" in said.err
+    assert f"'pool' of {folder}/run and 'pool' of {tmp_path}/run" in said.err
     for one, words in (
         ("3", "no variant 3: this folder has seen 2"),
         ("nope", "no stage 'nope'"),
