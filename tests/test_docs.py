@@ -38,7 +38,7 @@ LONG = [
         "docs/evaluating.md",
     )
 ]
-SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "variants")]
+SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "variants", "looking")]
 
 
 @dataclass(frozen=True)

@@ -64,14 +64,17 @@ def text(why: "Why", has_all: bool = False) -> str:
     """What became of the sample, one sentence a cause, with what decided below it; then where it
     lies; with `has_all` a paragraph a stage."""
     from metadata.schema import TEXT
+    from pipeline.ledger.deciding import Deciding
     from pipeline.ledger.verdict import where
 
     lines = [f"{why.uid}  ({where(why.shard, why.position)})"]
     if why.copies > 1:
         lines.append(f"this uid stands in {why.copies} rows; the first is shown")
     last = {(end.cause, end.reason) if end.cause else end.stage: end for end in why.ends}
+    told: set[Deciding] = set()  # a later select has the thresholds of those before it, too
     for end in last.values():  # where one cause is that of several selects, in the last one's words
-        lines += [end.sentence, *(f"    {_beside(it)}" for it in end.deciding)]
+        lines += [end.sentence, *(f"    {_beside(it)}" for it in end.deciding if it not in told)]
+        told |= {*end.deciding}
     captions = [row.values[TEXT.name] for row in why.stages if TEXT.name in row.values]
     lines += [f"caption: {one_line(captions[-1])}"] if captions and captions[-1] else []
     lines += _picture(why.picture)

@@ -102,6 +102,7 @@ def test_the_command_takes_several_and_prints_the_verdict_first(own_stages, clip
     assert "dropped by 'last': e <> 9; e is 9" in first
     assert "caption: row 6\nlink: http://a.test/6" in second
     assert "kept by 'last'" in second
+    assert second.count("c 6 is 3 above 3; 'first' keeps > 3") == 1, "not of 'last' again"
     assert hint == "-v shows all that every stage stored\n"
     told = clipmill("why", "row 9", "--run", tmp_path / "run", "-v").out
     assert "late  probe.copy: fine" in told
