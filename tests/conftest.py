@@ -1,6 +1,7 @@
 """What many tests share: the command line in this process, a drawn pool, a folder of own stages."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,27 @@ class Said:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test begins first: the other process has work until it ends."""
     items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile` one process does a file whole, and all that read `every_stage`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Whole(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "every_stage" if file in readers else file
+
+    if config.getoption("dist") != "loadfile":
+        return None
+    files = Path(__file__).parent.rglob("test_*.py")
+    readers = {
+        file.relative_to(config.rootpath).as_posix()
+        for file in files
+        if re.search(r"^def .*\bevery_stage\b", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    return Whole(config, log)
 
 
 @pytest.fixture

@@ -110,11 +110,13 @@ def test_an_object_is_copied_whatever_its_size(bucket, proxy, monkeypatch, most,
 # Runs
 
 
+@pytest.mark.chaos  # it asks about a run that the kills need too
 def test_objects_are_those_of_a_local_run(undisturbed):
     _, here, local = undisturbed
     assert here == local
 
 
+@pytest.mark.chaos  # it asks about a run that the kills need too
 def test_a_second_run_does_nothing_again(undisturbed, nursery, bucket):
     again = nursery.run(bucket.uri("undisturbed"))
     assert again.code == 0
@@ -138,6 +140,7 @@ def test_killed_at_a_point_and_run_again_the_result_is_the_same(kind, undisturbe
         assert killed.units + again.units <= whole.units + REDONE
 
 
+@pytest.mark.chaos  # it asks about a run that the kills need too
 def test_kinds_of_points_are_those_of_the_run(undisturbed):
     assert undisturbed[0].kinds == set(KINDS)
 
@@ -247,6 +250,7 @@ def test_a_store_that_is_not_there_is_said_without_keys(
     assert "SECRET" not in said.out + said.err
 
 
+@pytest.mark.chaos  # it asks about a run that the kills need too
 def test_keys_are_in_no_output_and_no_object(undisturbed, bucket):
     assert "bucket/undisturbed" in undisturbed[0].output
     assert redacted(bucket.uri("undisturbed")) == "s3://bucket/undisturbed"

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import timm
 import torch
 
 from metadata.passes import read_stage
@@ -47,6 +46,8 @@ stages:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
+    import timm  # seconds; only who runs this file has to wait
+
     folder = tmp_path_factory.mktemp("two")
     torch.manual_seed(0)
     torch.save(timm.create_model("test_vit").state_dict(), folder / "dino.pth")

@@ -1,8 +1,5 @@
 """open_clip by name: weights from a file, and errors that say what is missing. No hub is asked."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,17 +148,13 @@ def test_a_file_that_would_run_code_is_refused_unrun(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_doctor_says_what_a_machine_without_hub_misses(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "doctor", "--model", "open_clip:ViT-B-32/openai"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
+def test_doctor_says_what_a_machine_without_hub_misses(tmp_path, clipmill, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    said = clipmill("doctor", "--model", "open_clip:ViT-B-32/openai")
+    assert said.code == 1
     assert (
-        "BAD   model open_clip:ViT-B-32/openai no weights of open_clip:ViT-B-32/openai"
-        in done.stdout
+        "BAD   model open_clip:ViT-B-32/openai no weights of open_clip:ViT-B-32/openai" in said.out
     )
-    assert "open_clip:ViT-B-32@FILE" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "open_clip:ViT-B-32@FILE" in said.out
+    assert "Traceback" not in said.out + said.err
