@@ -44,8 +44,8 @@ def changed(columns: Columns, wanted: asked.Threshold) -> Changed:
     override(recipe, text)
     make_plan(recipe)
     head = (
-        f"# The recipe of {state.run} with another threshold: {_one_line(text)}\n"
-        f"# Before: {_one_line(threshold.text)}\n"
+        f"# The recipe of {_one_line(str(state.run))}, but for '{planned.name}':\n"
+        f"# {threshold.name} is put at {value:f}, where `{_one_line(threshold.text)}` stood\n"
     )
     body = yaml.safe_dump(
         {"seed": recipe.seed, "stages": recipe.stages},

@@ -68,9 +68,9 @@ def serving(session: Session, port: int | None = None) -> Iterator[str]:
     try:
         yield f"http://{HOST}:{runner.addresses[0][1]}/{token}/"
     finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()  # ends what is asked
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.run_until_complete(runner.cleanup())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 

@@ -1,5 +1,6 @@
 """A run as an explorer holds it: its columns by root, and the answers to what a page asks."""
 
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,9 @@ class Session:
         return dict(vars(self._changed(body)))
 
     def save(self, body: bytes) -> dict[str, Any]:
-        return {"file": str(recipe.save(self._changed(body).text, self.beside))}
+        file = str(recipe.save(self._changed(body).text, self.beside))
+        command = ["clipmill", "run", file, "--out", str(self.state.run)]
+        return {"file": file, "command": shlex.join(command)}
 
     def picture(self, root: str, row: int, size: str) -> tuple[str, bytes] | None:
         """Type and bytes of a row's picture, made anew; None without one that can be shown."""

@@ -13,7 +13,8 @@ const MOST_HELD = 5000;
 export const PAGE = 48, BESIDE = 24;
 
 export function showGrid(answer) {
-  const names = ORDER.filter((name) => answer.parts[name]);
+  const there = ORDER.filter((name) => answer.parts[name]);
+  const names = there.filter((name) => answer.parts[name].count || !["won", "lost"].includes(name));
   const most = Math.max(...names.map((name) => answer.parts[name].count));
   $("parts").className = names.length > 1 ? "several" : "";
   $("parts").replaceChildren(...names.map((name) => part(name, answer.parts[name])));

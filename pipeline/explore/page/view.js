@@ -6,6 +6,7 @@ export const view = {
 };
 export const run = { facts: null };
 const watchers = [];
+let writing = 0;
 
 export const root = () => run.facts.roots.find((each) => each.root === view.root);
 export const column = (id) => root().columns.find((each) => each.id === id);
@@ -14,7 +15,8 @@ export const onChange = (watcher) => watchers.push(watcher);
 export function change(changes, keepPage = false) {
   Object.assign(view, changes);
   if (!keepPage) view.offset = 0;
-  history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(view))}`);
+  clearTimeout(writing); // browsers count how often an address changes
+  writing = setTimeout(() => history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(view))}`), 300);
   for (const watcher of watchers) watcher();
 }
 
@@ -43,7 +45,7 @@ export function starting() {
   const scores = root().columns.filter((each) => each.better).map((each) => each.id);
   const usual = numbers.filter((id) => /\.(caption_words|min_side)$/.test(id));
   const both = [...scores, ...usual].filter((id) => cut.includes(id));
-  const charts = [...new Set([...both, ...scores, ...usual, ...cut, ...numbers])].filter((id) => numbers.includes(id));
+  const charts = [...new Set([...both, ...cut, ...scores, ...usual, ...numbers])].filter((id) => numbers.includes(id));
   const spoken = root().columns.find((each) => each.name === "language");
   return {
     end: root().ends[0] ?? null, filters: [], charts: charts.slice(0, 3),

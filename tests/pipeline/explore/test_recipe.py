@@ -32,7 +32,9 @@ def test_a_size_is_a_setting_by_itself(drawings):
 
 def test_a_saved_recipe_stands_beside_the_run_and_overwrites_nothing(drawings):
     wanted = drawings.threshold("aspect_ratio <= 3", 2.5)
-    files = [drawings("save", threshold=wanted)["file"] for _ in range(2)]
+    saved = [drawings("save", threshold=wanted) for _ in range(2)]
+    files = [one["file"] for one in saved]
+    assert shlex.split(saved[0]["command"])[:3] == ["clipmill", "run", files[0]]
     assert [file.rpartition("/")[2] for file in files] == ["run-2.yaml", "run-3.yaml"]
     recipe = load_recipe(files[0])
     assert recipe.stages["subset"]["where"] == "min_side >= 30 AND aspect_ratio <= 2.5"
