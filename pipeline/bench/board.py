@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.outputs import Outputs
+from metadata.record import Manifest
 from metadata.schema import UID
 from metadata.stats import Estimate
 from pipeline.bench.arms import random_name, subset_name
@@ -21,6 +22,7 @@ from pipeline.ledger.trials import arms as arms_of
 from pipeline.run_folder.state import RunState
 
 LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks, in out/; of train.clip, in its folder
+WEIGHTS = "model.safetensors"  # of train.clip, in out/
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,9 @@ class Line:
     """One arm. `raw` and `random` compare it with every row, and with as many by chance: null where
     it is that arm itself.
 
-    `seconds` are of one of its trainings on one worker, by the rate that its steps had: null where
-    nothing tells. `leaks` counts by task the samples that its rows show or bear.
+    `seconds` are of one of its trainings on one worker, by the rate that its steps had, or those of
+    the arm that trained the same models: null where no log tells. `leaks` counts by task the
+    samples that its rows show or bear.
     """
 
     arm: str
@@ -77,7 +80,8 @@ def board(made: Prepared, state: RunState) -> Board:
     results = compared(every, baselines, against)
     training: Any = made.plan.stages[RAW].stage
     cells = {cell.arm: cell for cell in results.shown[0].cells}
-    lines = [_line(made, state, results, cells[name]) for name in made.arms]
+    rates = _rates(made, state)
+    lines = [_line(made, state, results, cells[name], rates[name]) for name in made.arms]
     ranked = sorted(lines, key=lambda line: -(line.result.value if line.result else -1.0))
     return Board(
         scale=made.bench.scale,
@@ -87,11 +91,12 @@ def board(made: Prepared, state: RunState) -> Board:
     )
 
 
-def _line(made: Prepared, state: RunState, results: Results, cell: Cell) -> Line:
+def _line(
+    made: Prepared, state: RunState, results: Results, cell: Cell, rate: float | None
+) -> Line:
     name, rows = cell.arm, made.made(cell.arm)
     found = dict(zip(results.baselines, cell.against, strict=True))
     training: Any = made.plan.stages[name].stage
-    rate = rate_of(state, name)
     seen = training.steps * training.batch_size
     line = Line(
         arm=name,
@@ -121,6 +126,22 @@ def _warnings(line: Line) -> tuple[str, ...]:
     if line.seeds == 1:
         said.append("one seed, so nothing tells luck from worth")
     return tuple(said)
+
+
+def _rates(made: Prepared, state: RunState) -> dict[str, float | None]:
+    """Samples per second by arm; one whose models another arm has trained has the rate of that."""
+    rates = {name: rate_of(state, name) for name in made.arms}
+    models = {name: _models(state, name) for name in made.arms}
+    trained = {model: rate for name, rate in rates.items() if rate for model in models[name]}
+    shared = {name: map(trained.get, found) for name, found in models.items()}
+    return {name: rate or next(filter(None, shared[name]), None) for name, rate in rates.items()}
+
+
+def _models(state: RunState, name: str) -> list[str]:
+    """The digests of its models' weights."""
+    manifest = state.stages[name].folder.read_json("manifest.json", Manifest)
+    digests = manifest.output_sha256.items() if manifest else ()
+    return [sha256 for file, sha256 in digests if file.endswith(WEIGHTS)]
 
 
 def rate_of(state: RunState, name: str) -> float | None:

@@ -21,6 +21,7 @@ from tests.pipeline.bench.conftest import ROWS, STAGES, caption, draw_pool, run_
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1")
 THERE = [row for row in range(ROWS) if caption(row)]
+LONG_ALONE = "long: {uses: select.where, from: caption, where: caption_words >= 4}\n"
 LONG = [row for row in THERE if len(caption(row).split()) >= 4]
 
 
@@ -182,6 +183,17 @@ def test_an_equal_export_of_the_run_is_read_where_it_is(drawn_run, tmp_path):
     (mine,) = (run / "stages").glob("mine-*")
     assert arms.plan.recipe.stages["pixels"]["data"] == f"export:{mine}"
     assert not list((run / "stages").glob("export_*"))
+
+
+def test_a_vanished_shard_of_the_export_is_made_again(tmp_path):
+    run = run_of(tmp_path, STAGES.split("look:")[0] + LONG_ALONE, rows=20)
+    arms = prepare(tmp_path / "bench", arms=(f"long={run}:long",), seeds=1)
+    (shard,) = run.glob("stages/export_*/out/00000.parquet")
+    stored = shard.read_bytes()
+    shard.unlink()
+    again = prepare(tmp_path / "bench", arms=(f"long={run}:long",), seeds=1)
+    assert shard.read_bytes() == stored
+    assert again.rows == arms.rows
 
 
 @pytest.mark.parametrize(

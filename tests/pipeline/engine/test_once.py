@@ -1,14 +1,21 @@
 """What is made once in a run folder: the same result and files for whoever asks with its key."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
 from metadata.outputs import noted_outputs
 from metadata.storage import Storage
-from pipeline.engine.once import made_once
-from tests.engine_stages.harness import meaning
+from pipeline.engine.once import made_once, whole
+from tests.engine_stages.harness import environment, meaning
 from tests.pipeline.engine.test_changed_files import flip
 from tests.pipeline.engine.test_context import store
 
@@ -56,6 +63,80 @@ def test_a_damaged_file_a_lost_one_and_a_torn_record_are_made_again(asked, tmp_p
     (tmp_path / "once" / KEY / "made.json").write_text(json.dumps({"digest": "", "value": {}}))
     assert asked("fourth")[2] == 4
     assert asked("fifth")[2] == 4
+
+
+ONE_FILE = f"""
+import sys
+from pathlib import Path
+from metadata.storage import Storage
+from pipeline.engine.once import made_once
+def make(put):
+    path = Path(sys.argv[1], "scratch")
+    path.write_text("weights")
+    put("model", path)
+    return {{"loss": 1}}
+run = Storage(sys.argv[1])
+made_once(run, "{KEY}", make, run.child("stages/killed"), "")
+"""
+
+
+@pytest.mark.parametrize("point", ["rename */model:1", "write made.json:1"])
+def test_files_of_a_maker_that_died_before_its_record_are_nobodys(point, tmp_path):
+    died = subprocess.run(
+        [sys.executable, "-c", ONE_FILE, tmp_path],
+        env=environment(tmp_path / "faults", point),
+        start_new_session=True,
+    )
+    assert died.returncode == -signal.SIGKILL
+    run, folder = Storage(str(tmp_path)), Storage(str(tmp_path / "stages" / "it"))
+    assert [path.read_text() for path in tmp_path.glob("once/*/*/model")] == ["weights"]
+    assert whole(run.child("once").child(KEY)) is None
+
+    def other(put):
+        (tmp_path / "scratch").write_text("other weights")
+        put("model", tmp_path / "scratch")
+        return {"loss": 2}
+
+    assert made_once(run, KEY, other, folder, "") == {"loss": 2}
+    assert folder.read("out/model") == b"other weights"
+
+
+def test_two_makers_at_a_time_leave_the_result_and_all_files_of_one(tmp_path):
+    run, both = Storage(str(tmp_path)), threading.Barrier(2, timeout=30)
+
+    def ask(name: str):
+        def make(put):
+            both.wait()  # neither has found the other's
+            for file in ("model", "card"):
+                path = tmp_path / f"{name}.scratch"
+                path.write_text(f"{file} of {name}")
+                put(file, path)
+            both.wait()  # all files are there, and no record
+            return {"by": name}
+
+        folder = Storage(str(tmp_path / "stages" / name))
+        return made_once(run, KEY, make, folder, "")["by"], folder
+
+    with ThreadPoolExecutor(2) as pool:
+        asked = dict(pool.map(ask, "ab"))
+    assert asked.keys() == {"a", "b"}
+    stage = Storage(str(tmp_path / "stages" / "c"))
+    found = made_once(run, KEY, dict, stage, "")["by"]  # made no more
+    for by, folder in [*asked.items(), (found, stage)]:
+        held = [folder.read(f"out/{name}").decode() for name in noted_outputs(folder)]
+        assert sorted(held) == [f"card of {by}", f"model of {by}"]
+
+
+def test_where_a_disk_refuses_a_second_name_the_file_is_copied(asked, tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    files = {"model": "of model", "curve/loss": "of curve/loss"}
+    assert asked("first")[1:] == (files, 1)
+    assert asked("second")[1:] == (files, 1)
+    inodes = {path.stat().st_ino for path in tmp_path.glob("**/*model") if path.is_file()}
+    assert len(inodes) == 3
 
 
 def made_by_a_key(inputs, ctx):

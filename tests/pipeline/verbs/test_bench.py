@@ -105,6 +105,8 @@ def test_an_arm_more_and_a_seed_more_reuse_the_rest(place, out, capsys):
     assert fast["settings"] == {"learning_rate": 0.004}
     values = {line["arm"]: line["result"]["value"] for line in ranked["lines"]}
     assert values["again"] == values["long"]  # equal rows, equal seeds: equal models
+    cost = {line["arm"]: line["seconds"] for line in ranked["lines"]}
+    assert cost["again"] == cost["long"] > 0  # which were trained once
 
 
 @chaos

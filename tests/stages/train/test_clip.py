@@ -220,6 +220,13 @@ def test_an_export_that_left_its_run_trains_the_same_and_is_held_to_its_digests(
         trained(data=str(flat))
 
 
+def test_a_shard_that_has_vanished_is_named_and_nothing_is_trained(trained, data, tmp_path):
+    Path(data, "out", "00001.parquet").unlink()
+    with pytest.raises((StageError, DamagedError), match=r"00001\.parquet"):
+        trained()
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
 def test_a_subset_of_another_pool_is_refused_before_a_picture_is_read(trained, data, tmp_path):
     path = listed(tmp_path / "list.txt", 100, 101)
     with pytest.raises(StageError, match="no row of the data is in the subset, which names 2"):
