@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from metadata.keys import without_keys
 from metadata.passes import NOT_SELECTED
 from metadata.storage import Storage
 from pipeline.errors import RecipeError, did_you_mean
@@ -36,7 +37,8 @@ OF_ONE_RUN = re.compile(rf"(?P<number>\d+)?(?::?(?P<stage>{STAGE}))?")
 
 @dataclass
 class Side:
-    """`stage` of a run, as one of the run's variants has it; `name` as it was asked for."""
+    """`stage` of a run, as one of the run's variants has it; `name` as it was asked for, without
+    keys."""
 
     name: str
     variant: Variant
@@ -100,7 +102,7 @@ def side_of(text: str, run: str | None) -> Side:
         form = "with --run write 2, STAGE or 2:STAGE: `clipmill variants --run …` has the numbers"
         said = OF_ONE_RUN.fullmatch(text)
     if said is None or not text:
-        raise RecipeError(f"'{text}' as a side", "the arguments", form)
+        raise RecipeError(f"'{without_keys(text)}' as a side", "the arguments", form)
     uri, number, stage = run, said["number"], said["stage"]
     if uri is None:
         uri = said["run"]
@@ -109,7 +111,8 @@ def side_of(text: str, run: str | None) -> Side:
     storage = Storage(uri)
     chosen = _variant(storage, number)
     state = RunState(plan_of(chosen.ran), storage)
-    return Side(text, chosen, state, _stage(state, text, stage))
+    name = without_keys(text)
+    return Side(name, chosen, state, _stage(state, name, stage))
 
 
 def _variant(run: Storage, number: str | None) -> Variant:

@@ -97,4 +97,4 @@ def _value(value: Any) -> str:
     if value is None:
         return "(not set)"
     said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return cut(one_line(said), MOST) or '""'
+    return cut(" ".join(said.split()), MOST) or '""'

@@ -14,7 +14,7 @@ import yaml
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import joined
+from pipeline.ledger import joined, sides
 from pipeline.ledger.diff import Diff, Fate, diff
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.sides import Side, side_of
@@ -273,14 +273,14 @@ def test_concepts_are_counted_on_both_sides(folder, tmp_path):
     )
     for changed in (text, text.replace("t: 40", "t: 10")):
         run(folder, changed, str(tmp_path / "run"))
-    sides = [side_of(text, str(tmp_path / "run")) for text in ("1", "2")]
+    both = [side_of(text, str(tmp_path / "run")) for text in ("1", "2")]
     counts = []
-    for side in sides:
+    for side in both:
         bound = {"ids": ("matched", "concept_ids"), "keep": ("balanced", "keep")}
         table = stored(side.state, "pool", bound)
         rows = [row for shard in range(len(table)) for row in table.table(shard).to_pylist()]
         counts.append(Counter(entries[i] for row in rows if row["keep"] for i in row["ids"] or ()))
-    told = {it.entry: (it.before, it.after) for it in diff(*sides).concepts}
+    told = {it.entry: (it.before, it.after) for it in diff(*both).concepts}
     assert told == {entry: (counts[0][entry], counts[1][entry]) for entry in STARS}
     assert all(before > after > 0 for before, after in told.values())
 
@@ -338,6 +338,16 @@ def test_what_cannot_be_compared_is_refused_with_both_names(folder, clipmill, tm
         said = clipmill("diff", one, "2", "--run", folder / "run")
         assert (said.code, words in said.err) == (2, True), said.err
     assert clipmill("diff", "1", "2").code == 2
+
+
+def test_no_key_of_a_uri_is_told(folder, clipmill, monkeypatch, tmp_path):
+    monkeypatch.setattr(sides, "Storage", lambda uri: Storage(str(folder / "run")))
+    uri = "s3://AKIA:hush@bucket/run?endpoint_override=host:9000&scheme=http"
+    page = tmp_path / "diff.html"
+    said = clipmill("diff", f"{uri}@1:last", f"{uri}:first", "--json", "--html", page)
+    assert (said.code, said.json["after"]["stage"]) == (0, "first"), said.err
+    assert "s3://bucket/run?endpoint_override=host:9000&scheme=http@1:last" in said.out
+    assert "hush" not in said.out + said.err + page.read_text()
 
 
 def test_what_is_not_complete_is_said(tmp_path, clipmill):
