@@ -86,6 +86,7 @@ class Query(Question, frozen=True):
     end: str | None = None  # whose causes are counted; also for `beside`
     beside: bool = False  # kept and dropped rows side by side
     threshold: Threshold | None = None
+    variant: int | None = None  # another recipe of the folder, whose kept rows are set against ours
     sort: Sort | None = None
     offset: Annotated[int, Meta(ge=0)] = 0
     limit: Annotated[int, Meta(ge=0, le=PAGE)] = 48

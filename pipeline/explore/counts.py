@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.explore import asked
+from pipeline.explore.against import Variants
 from pipeline.explore.columns import Bools, Codes, Columns, Numbers
 from pipeline.explore.held import Held
 from pipeline.explore.masks import Masks
@@ -22,10 +23,14 @@ HELD_BYTES = 200 << 20
 
 @dataclass(frozen=True)
 class Bins:
-    """(N,) the bin of each row's value, the last where it has none; E = B + 1 edges."""
+    """(N,) the bin of each row's value, the last where it has none; E = B + 1 edges.
+
+    `span` is from the least value to the greatest, of which the outer bins take in the tails.
+    """
 
     bin: NDArray[np.uint8]
     edges: list[float]
+    span: tuple[float, float]
 
     def counts(self, rows: Bools | None = None) -> list[int]:
         """Rows in each bin; the last counts those without a value."""
@@ -36,8 +41,8 @@ class Bins:
 class Counts:
     """Answers over the rows of one root."""
 
-    def __init__(self, columns: Columns) -> None:
-        self.columns = columns
+    def __init__(self, columns: Columns, variants: Variants) -> None:
+        self.columns, self.variants = columns, variants
         self.masks = Masks(columns)
         self._bins = Held[str, Bins](HELD_BYTES)
         self._order = Held[str, NDArray[np.int32]](HELD_BYTES)
@@ -81,6 +86,17 @@ class Counts:
             }
             if query.beside:
                 parts = {which: rows_N & mask for which, mask in apart.items()}
+        elif query.variant is not None and query.end:
+            now_N = self.masks.lost(query.end).code == 0
+            end, then_N = self.variants.kept(query.variant, self.columns, query.end)
+            apart = {"gained": now_N & ~then_N, "lost": then_N & ~now_N, "both": now_N & then_N}
+            answer["against"] = {
+                "end": end,
+                "now": int(now_N.sum()),
+                "then": int(then_N.sum()),
+                **{which: int(mask.sum()) for which, mask in apart.items()},
+            }
+            parts = {which: rows_N & mask for which, mask in apart.items()}
         elif query.beside and query.end:
             kept_N = self.masks.lost(query.end).code == 0
             parts = {"kept": rows_N & kept_N, "dropped": rows_N & ~kept_N}
@@ -92,7 +108,12 @@ class Counts:
 
     def _histogram(self, name: str, rows: Bools) -> dict[str, Any]:
         bins = self.bins(name)
-        return {"edges": bins.edges, "all": bins.counts(), "left": bins.counts(rows)}
+        return {
+            "edges": bins.edges,
+            "span": bins.span,
+            "all": bins.counts(),
+            "left": bins.counts(rows),
+        }
 
     def bins(self, name: str) -> Bins:
         """The bins of a column: even but for the tails, whole numbers apart where they are few."""
@@ -198,4 +219,5 @@ def binned(numbers: Numbers, name: str, cuts: Sequence[CutAt] = ()) -> Bins:
     bin_N = np.full(len(numbers.values), bins, np.uint8)
     place = np.searchsorted(edge_E[1:-1], numbers.values[there], side="right")
     bin_N[there] = place  # the outer ones take in the tails
-    return Bins(bin_N, edge_E.tolist())
+    value_M = numbers.values[there].astype(np.float64) if len(there) else np.zeros(1)
+    return Bins(bin_N, edge_E.tolist(), (float(value_M.min()), float(value_M.max())))

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.explore import asked, recipe
+from pipeline.explore.against import Variants
 from pipeline.explore.columns import Columns
 from pipeline.explore.counts import Counts
 from pipeline.explore.held import Held
@@ -44,12 +45,15 @@ class Session:
             )
         with self._lock:
             self.state, self.roots = state, roots
-            self.counts = {name: Counts(columns) for name, columns in roots.items()}
+            variants = Variants(self.uri, self.variant)
+            self.counts = {name: Counts(columns, variants) for name, columns in roots.items()}
             self._pictures = Held[tuple[str, int, str], tuple[str, bytes]](PICTURE_BYTES)
         return self.facts()
 
     def facts(self, _: bytes = b"") -> dict[str, Any]:
-        return run_facts(self.state, self.roots)
+        facts = run_facts(self.state, self.roots)
+        counts = next(iter(self.counts.values()))
+        return facts | {"variants": counts.variants.facts(counts.columns)}
 
     def query(self, body: bytes) -> dict[str, Any]:
         query: asked.Query = asked.read(body, asked.Query)

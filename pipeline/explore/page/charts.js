@@ -52,6 +52,7 @@ class Chart {
 
   show(histogram) {
     this.edges = histogram.edges;
+    this.span = histogram.span;
     const bins = this.edges.length - 1;
     const most = Math.max(1, ...histogram.all.slice(0, bins));
     const bars = [];
@@ -79,7 +80,8 @@ class Chart {
   }
 
   ends() {
-    return [this.edges[0], this.edges.at(-1)].map((edge, index) => this.isWhole() ? Math[index ? "floor" : "ceil"](edge) : edge);
+    const [first, last] = [Math.max(this.edges[0], this.span[0]), Math.min(this.edges.at(-1), this.span[1])];
+    return this.isWhole() ? [Math.ceil(first), Math.floor(last)] : [first, last];
   }
 
   isWhole() {
@@ -109,7 +111,7 @@ class Chart {
   }
 
   flag(threshold) {
-    const flag = this.handle("flag", (value) => change({ threshold: tried(threshold, value) }), `${threshold.stage}: ${threshold.text}`);
+    const flag = this.handle("flag", (value) => change({ threshold: tried(threshold, value), variant: null }), `${threshold.stage}: ${threshold.text}`);
     flag.of = threshold;
     flag.title = `'${threshold.stage}' keeps ${threshold.text}: drag to try another`;
     flag.append(make("span"));

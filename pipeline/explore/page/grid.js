@@ -5,8 +5,8 @@ import { $, count, make, plain } from "./make.js";
 import { showRow } from "./row.js";
 import { change, view } from "./view.js";
 
-const TITLES = { rows: "", kept: "kept", dropped: "dropped", won: "won", lost: "lost" };
-const ORDER = ["lost", "won", "rows", "kept", "dropped"];
+const TITLES = { rows: "", kept: "kept", dropped: "dropped", won: "won", lost: "lost", gained: "gained", both: "kept by both" };
+const ORDER = ["gained", "lost", "won", "both", "rows", "kept", "dropped"];
 const held = new Map(); // rows by what is shown of them
 const MOST_HELD = 5000;
 
@@ -14,7 +14,7 @@ export const PAGE = 48, BESIDE = 24;
 
 export function showGrid(answer) {
   const there = ORDER.filter((name) => answer.parts[name]);
-  const names = there.filter((name) => answer.parts[name].count || !["won", "lost"].includes(name));
+  const names = there.filter((name) => answer.parts[name].count || !["won", "lost", "gained"].includes(name));
   const most = Math.max(...names.map((name) => answer.parts[name].count));
   $("parts").className = names.length > 1 ? "several" : "";
   $("parts").replaceChildren(...names.map((name) => part(name, answer.parts[name])));
@@ -27,7 +27,7 @@ export function showGrid(answer) {
   $("after").onclick = () => change({ offset: view.offset + size }, true);
 }
 
-export const pageSize = () => (view.beside || view.threshold ? BESIDE : PAGE);
+export const pageSize = () => (view.beside || view.threshold || view.variant ? BESIDE : PAGE);
 
 function part(name, { count: rows, page }) {
   const grid = make("div", { className: "grid" }, ...page.map(card));

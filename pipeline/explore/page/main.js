@@ -13,7 +13,7 @@ import { aboutCauses, aboutColumn, begin, change, column, filterBy, onChange, ro
 const update = newest(async () => {
   const answer = await ask("query", {
     root: view.root, filters: view.filters, histograms: view.charts, categories: view.lists,
-    end: view.end, beside: view.beside || Boolean(view.threshold), threshold: view.threshold,
+    end: view.end, beside: view.beside || Boolean(view.threshold), threshold: view.threshold, variant: view.threshold ? null : view.variant,
     sort: view.sort, offset: view.offset, limit: pageSize(),
   });
   calm();
@@ -102,6 +102,8 @@ function showMenus() {
   $("descending").setAttribute("aria-pressed", String(Boolean(view.sort?.descending)));
   $("beside").setAttribute("aria-pressed", String(view.beside));
   $("beside").disabled = !view.end;
+  $("variants-field").hidden = !run.facts.variants.length;
+  options($("variants"), run.facts.variants.map((each) => [String(each.variant), `variant ${each.variant}: ${plain(each.changes.join("; "))}`]), view.variant, "another recipe…");
   $("show-map").hidden = !clusterColumns().length;
   $("columns").lastElementChild.replaceChildren(...columns.map((each) => make("label", {}, make("input", {
     type: "checkbox", checked: view.columns.includes(each.id),
@@ -125,7 +127,8 @@ function wire() {
   chosen("ends", (end) => change({ end, filters: view.filters.filter((each) => !aboutCauses(each)) }));
   chosen("add-list", (id) => change({ lists: [...view.lists.filter((each) => each !== id), id] }, true));
   chosen("add-chart", (id) => change({ charts: [...view.charts.filter((each) => each !== id), id] }, true));
-  chosen("thresholds", (place) => { const one = root().thresholds[Number(place)]; change({ threshold: tried(one, one.value ?? 0) }); });
+  chosen("thresholds", (place) => { const one = root().thresholds[Number(place)]; change({ threshold: tried(one, one.value ?? 0), variant: null }); });
+  $("variants").addEventListener("change", (event) => change({ variant: Number(event.target.value) || null, threshold: null, beside: false }));
   $("sort").addEventListener("change", (event) => change({ sort: event.target.value ? { column: event.target.value, descending: Boolean(view.sort?.descending) } : null }));
   $("descending").addEventListener("click", () => { if (view.sort) change({ sort: { ...view.sort, descending: !view.sort.descending } }); });
   $("beside").addEventListener("click", () => change({ beside: !view.beside }));
@@ -156,7 +159,7 @@ async function start(facts) {
   showMenus();
   const { root: name, filters, sort, offset } = view;
   const first = await ask("query", { root: name, filters, sort, offset, limit: pageSize() });
-  if (!view.beside && !view.threshold) { // rows at once; what takes a look at whole columns follows
+  if (!view.beside && !view.threshold && !view.variant) { // rows at once; what takes a look at whole columns follows
     showCount(first);
     showGrid(first);
     fill();

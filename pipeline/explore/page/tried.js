@@ -1,14 +1,16 @@
 // A threshold put elsewhere: what it would keep, and the recipe that has it.
 
 import { ask } from "./ask.js";
-import { $, count, make } from "./make.js";
-import { change, root, view } from "./view.js";
+import { $, count, make, plain } from "./make.js";
+import { change, root, run, view } from "./view.js";
 
 let shown = ""; // of which threshold the tools stand
 
 export function showTried(answer) {
   const box = $("tried"), at = view.threshold;
-  box.hidden = !at;
+  box.hidden = !at && !answer.against;
+  $("variants").value = view.variant ?? "";
+  if (answer.against) showAgainst(box, answer);
   $("thresholds").value = at ? placeOf(at) : "";
   if (!at) {
     shown = "";
@@ -22,6 +24,15 @@ export function showTried(answer) {
   const number = box.querySelector("input");
   if (document.activeElement !== number) number.value = at.value;
   box.querySelector("pre").hidden = true;
+}
+
+function showAgainst(box, { rows, against: { end, now, then, gained, lost } }) {
+  const { changes, ran } = run.facts.variants.find((each) => each.variant === view.variant);
+  box.replaceChildren(
+    make("output", {}, `'${view.end}' keeps ${count(now)} of ${count(rows)} rows; '${end}' of variant ${view.variant} kept ${count(then)}: ${count(gained)} gained, ${count(lost)} lost.`),
+    make("p", { className: "soft" }, plain(`Variant ${view.variant}, of ${ran}: ${changes.join("; ") || "the same settings"}`)),
+    make("span", { className: "tools" }, make("button", { onclick: () => change({ variant: null }) }, "Back to this one")),
+  );
 }
 
 const placeOf = (at) => String(root().thresholds.findIndex((each) => each.stage === at.stage && each.text === at.text));

@@ -2,7 +2,7 @@
 
 export const view = {
   root: "", end: null, filters: [], charts: [], lists: [], columns: [],
-  sort: null, beside: false, threshold: null, offset: 0,
+  sort: null, beside: false, threshold: null, variant: null, offset: 0,
 };
 export const run = { facts: null };
 const watchers = [];
@@ -36,6 +36,7 @@ export function begin(facts) {
     view[name] = view[name].filter((id) => known.has(id));
   }
   view.filters = view.filters.filter((each) => !each.column || known.has(each.column));
+  if (!facts.variants.some((each) => each.variant === view.variant)) view.variant = null;
   if (!root().ends.includes(view.end)) view.end = root().ends[0] ?? null;
 }
 
@@ -50,7 +51,7 @@ export function starting() {
   return {
     end: root().ends[0] ?? null, filters: [], charts: charts.slice(0, 3),
     lists: spoken ? [spoken.id] : [], columns: [], sort: null, beside: false,
-    threshold: null, offset: 0,
+    threshold: null, variant: null, offset: 0,
   };
 }
 

@@ -53,3 +53,14 @@ def drawings(own_stages, state, tmp_path_factory) -> Asker:
 @pytest.fixture(scope="module")
 def clusters(own_stages, clustered, tmp_path_factory) -> Asker:
     return asker(clustered, tmp_path_factory.mktemp("clusters"))
+
+
+@pytest.fixture(scope="module")
+def several(own_stages, tmp_path_factory):
+    """Three recipes of one folder: the numbered one, one of other rules, one of other shards."""
+    folder = tmp_path_factory.mktemp("several")
+    numbered.write_pool(folder)
+    for old, new in (("b < 18", "b < 15"), ("shard_rows: 7", "shard_rows: 5")):
+        numbered.run(folder, numbered.STAGES.replace(old, new).replace("e <> 9", "e <> 11"))
+    numbered.run(folder)
+    return folder

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.explore.server import serving
+from pipeline.explore.session import Session
 from tests import numbered
 from tests.browser import Browser, browser
 from tests.drawn import HOSTILE
@@ -171,3 +172,18 @@ def test_a_disc_of_the_map_filters_by_its_cluster(clusters, tab):
         tab.value('document.querySelector(".plane circle").dispatchEvent(new Event("click"))')
         rows = said.split()[2]
         tab.until(f"{COUNT} === '{rows} of 60 rows' && {READY}")
+
+
+def test_another_recipe_of_the_folder_is_set_against_this_one(several, tab):
+    with serving(Session(str(several / "run"), several / "run.yaml")) as address:
+        tab.show(address, 1400, "light")
+        tab.until(READY)
+        tab.value(
+            """(() => { const menu = document.querySelector("#variants");
+            menu.value = "1"; menu.dispatchEvent(new Event("change")); })()"""
+        )
+        tab.until(f"document.querySelector('[data-part=gained] .card') && {READY}")
+        said = tab.value('document.querySelector("#tried output").textContent')
+        assert "'last' of variant 1 kept" in said
+        tab.value('document.querySelector("#tried button").click()')
+        tab.until(f"document.querySelector('[data-part=rows] .card') && {READY}")
