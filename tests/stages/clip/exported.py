@@ -3,16 +3,20 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
+from stages.clip import open_clip_config
 from stages.clip.nano import ARCHITECTURES, Architecture
 from stages.clip.towers import new_model, reads
 from stages.models import checkpoint
@@ -68,6 +72,16 @@ def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
     dataset = {"format": "parquet", "files": files}
     (folder / "out" / "dataset.json").write_text(json.dumps(dataset))
     return str(folder)
+
+
+@contextmanager
+def known_to_open_clip() -> Iterator[str]:
+    """The tiny network's name, as if open_clip came with it."""
+    open_clip.add_model_config(TINY_OPEN_CLIP)
+    with pytest.MonkeyPatch.context() as patch:
+        here = Path(TINY_OPEN_CLIP).parent
+        patch.setattr(open_clip_config, "installed", lambda where="": here)
+        yield Path(TINY_OPEN_CLIP).stem
 
 
 def write_model(folder: Path, model: str, seed: int) -> Path:

@@ -1,18 +1,25 @@
 """One rank of some trainings in float64: `python -m … RANK OF ADDRESS OUT`.
 
 Rank 0 leaves in OUT/MODEL-LOSS, a safetensors file, each step's loss, the first step's gradients,
-and the weights after STEPS.
+and the weights after STEPS. Each rank leaves in OUT/stop-RANK.json the error of a training in which
+one row has a weight that is NaN, and pictures that do not decode as it counted them.
 """
 
+import json
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.dataset import Rank
+from pipeline.errors import StageError
 from stages.clip.distributed import ALONE, Ranks, together
-from stages.clip.loop import Means, Schedule, Trainer
+from stages.clip.loader import Batch
+from stages.clip.loop import Means, Schedule, Trainer, train
 from stages.clip.losses import find_loss
 from stages.clip.nano import Nano
 from stages.clip.towers import Towers
@@ -20,6 +27,10 @@ from tests.stages.clip.exported import TINY
 from tests.stages.clip.tiny_vit import TinyViT, drawn
 
 STEPS = 20
+BAD = 7  # of 12 rows: the second rank's of two, the third's of four
+SCHEDULE = Schedule(
+    steps=STEPS, learning_rate=1e-3, warmup_steps=3, weight_decay=0.1, precision="float64"
+)
 CASES = (("vit", "clip"), ("vit", "multi_positive"), ("nano", "siglip"))
 
 
@@ -27,11 +38,8 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
     """What 20 steps leave; the same rows whatever the ranks."""
     torch.manual_seed(0)
     towers: Towers = TinyViT() if model == "vit" else Nano(TINY).double()
-    schedule = Schedule(
-        steps=STEPS, learning_rate=1e-3, warmup_steps=3, weight_decay=0.1, precision="float64"
-    )
     means = Means(ranks=ranks, accumulate=accumulate)
-    trainer = Trainer(towers, schedule, find_loss(loss), means)
+    trainer = Trainer(towers, SCHEDULE, find_loss(loss), means)
     left: dict[str, Tensor] = {}
     for n in range(STEPS):
         trainer.learn(drawn(n, ranks.rank, ranks.of, most=3 if loss == "multi_positive" else 1))
@@ -43,6 +51,36 @@ def trained(model: str, loss: str, ranks: Ranks = ALONE, accumulate: int = 1) ->
     return left | {"losses": torch.tensor(trainer.losses, dtype=torch.float64)}
 
 
+class Drawn:
+    """Batches of 12 drawn rows; from step 2 on the weight of row BAD is NaN."""
+
+    size = 12
+
+    def of_rank(self, n: int, rank: int, of: int) -> Batch:
+        batch = drawn(n, rank, of)
+        weights = batch.weights.copy()
+        weights[(batch.rows == BAD) & (n > 1)] = float("nan")
+        return replace(batch, weights=weights, replaced={"no_image": rank, "undecodable": 1})
+
+    def __getitem__(self, n: int) -> Batch:
+        return self.of_rank(n, 0, 1)
+
+    def files(self, row_B: Any) -> list[str]:
+        return [f"{row:05d}.parquet" for row in sorted(set(row_B.tolist()))]
+
+
+def stopped(ranks: Ranks) -> dict[str, Any]:
+    """How a training with a row that is NaN ends on a rank."""
+    means = Means(ranks=ranks)
+    trainer = Trainer(TinyViT(), replace(SCHEDULE, steps=9), find_loss("clip"), means)
+    batches: Any = Drawn()
+    try:
+        train(trainer, batches, "it", 1000, lambda _: None)
+    except StageError as error:
+        return {"error": error.args, "step": trainer.step, "replaced": trainer.replaced}
+    return {}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     number, of, address, out = sys.argv[1:]
@@ -51,3 +89,4 @@ if __name__ == "__main__":
             left = trained(model, loss, ranks)
             if ranks.rank == 0:
                 save_file(left, f"{out}/{model}-{loss}")
+        Path(out, f"stop-{number}.json").write_text(json.dumps(stopped(ranks)))

@@ -1,5 +1,6 @@
 """Ranks of one training: several processes give what one gives, whatever they lack in bits."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from torch import nn
 
 from pipeline.errors import StageError
 from stages.clip.distributed import ALONE, Ranks
-from tests.stages.clip.rank_of_training import CASES, trained
+from tests.stages.clip.rank_of_training import CASES, stopped, trained
 
 BOUND = 1e-9  # relative, of float64 after 20 steps: sums in another order, carried on
 
@@ -35,6 +36,23 @@ def test_processes_give_what_one_gives(of, tmp_path):
         assert ours.keys() == one.keys()
         for name, value in one.items():  # losses, the first step's gradients, weights
             torch.testing.assert_close(ours[name], value, rtol=BOUND, atol=BOUND, msg=name)
+    for rank in range(of):  # a row of one rank's stops all, with the same words
+        ended = json.loads((tmp_path / f"stop-{rank}.json").read_text())
+        assert ended["step"] == 2
+        assert ended["error"][:2] == STOPPED
+        assert ended["replaced"] == {"no_image": sum(range(of)) * 2, "undecodable": of * 2}
+
+
+STOPPED = [
+    "the loss of 1 of 12 rows is NaN or infinite",
+    "stage 'it', step 2, shard 00007.parquet",
+]
+
+
+def test_a_row_that_is_nan_stops_one_process_with_the_words_of_several():
+    ended = stopped(ALONE)
+    assert list(ended["error"][:2]) == STOPPED
+    assert (ended["step"], ended["replaced"]) == (2, {"no_image": 0, "undecodable": 2})
 
 
 def test_alone_nothing_is_copied():

@@ -1,6 +1,7 @@
 """Trainer and train: the plain loop, learning, a stop and a resume bit for bit, NaN."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,8 @@ from stages.clip.nano import Nano
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import new_model
 from stages.losses.clip import loss as info_nce
-from tests.stages.clip.exported import TINY, row
+from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, row
+from tests.stages.clip.tiny_vit import drawn
 
 
 def trainer(precision="bf16", steps=12, **changes) -> Trainer:
@@ -76,6 +78,29 @@ def test_a_row_counts_by_its_weight(batches):
     batch.weights[:] = [0, 0, 3, 0, 0, 0, 1, 0]
     learner.learn(batch)
     assert learner.losses[0] == pytest.approx((3 * loss_B[2] + loss_B[6]) / 4, rel=1e-5)
+
+
+def test_in_pieces_and_bf16_too_it_ends_at_the_same_bits(tmp_path):
+    def pieces() -> Trainer:
+        schedule = trainer(steps=4).schedule
+        return Trainer(new_model(TINY_OPEN_CLIP, 0), schedule, means=Means(accumulate=3))
+
+    def batch(n):
+        made = drawn(n)
+        return replace(made, pixels=np.tile(made.pixels, (1, 1, 2, 2)))
+
+    checkpoints = StoredCheckpoints(Storage(str(tmp_path)), "checkpoints", tmp_path)
+    whole, first, second = pieces(), pieces(), pieces()
+    for n in range(4):
+        whole.learn(batch(n))
+    for n in range(2):
+        first.learn(batch(n))
+    store(first, checkpoints, tmp_path)
+    restore(second, checkpoints)
+    for n in range(2, 4):
+        second.learn(batch(n))
+    state, expected = second.state(), whole.state()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])

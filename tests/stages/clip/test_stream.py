@@ -95,6 +95,27 @@ def test_the_streams_of_a_large_batch_are_shared_by_ranks(streamed):
     np.testing.assert_array_equal(part.rows, whole.rows[128:])
 
 
+@pytest.mark.parametrize("sampling", ["epochs", "shards"])
+def test_two_ranks_have_the_batch_of_one_bad_pictures_and_all_texts_included(sampling, streamed):
+    texts = [[caption(f"word {i}"), caption(f"other words {i}")][: 1 + i % 2] for i in range(300)]
+    bad = {"image": b"no"}
+    rows = [row(i, texts=texts[i], **(bad if i % 9 == 4 else {})) for i in range(300)]
+    settings = {"size": 256, "sampling": sampling, "seen": view("all")}
+    one = streamed(rows[:90], rows[90:100], rows[100:], **settings)
+    first, second = streamed(**settings), streamed(**settings, threads=2)
+    for n in (0, 3):
+        whole, a, b = one[n], first.of_rank(n, 0, 2), second.of_rank(n, 1, 2)
+        for name in ("pixels", "tokens", "weights", "rows", "index"):
+            joined = np.concatenate([getattr(a, name), getattr(b, name)])
+            np.testing.assert_array_equal(joined, getattr(whole, name))
+        bounds, place = np.r_[a.starts, b.starts + len(a.tokens)], b.image_of + len(a.rows)
+        np.testing.assert_array_equal(bounds, whole.starts)
+        np.testing.assert_array_equal(np.r_[a.image_of, place], whole.image_of)
+        counted = {reason: a.replaced[reason] + b.replaced[reason] for reason in FAULTS}
+        assert counted == whole.replaced
+        assert counted["undecodable"] > 0
+
+
 def test_an_epoch_has_each_row_as_often_as_it_repeats_and_not_in_one_heap(streamed):
     rows = [row(i, repeats={2: 3, 5: 0}.get(i, 1)) for i in range(12)]
     batches = streamed(rows, size=13)

@@ -3,8 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pytest
+import torch
+from PIL import Image
 
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Worker
@@ -13,7 +16,7 @@ from stages.embed.clip import ClipEmbedding, embeddings
 from stages.models import checkpoint
 from stages.models.image_text import load
 from stages.ops.pixels import PIXELS
-from tests.stages.clip.exported import TINY
+from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, known_to_open_clip, write_model
 
 MODEL = load("reference")
 RED = {"height": 2, "width": 1, "rgb": bytes([255, 0, 0] * 2)}
@@ -96,6 +99,28 @@ def test_a_stages_model_embeds_as_it_does_by_itself(stored):
     model = load(f"checkpoint:{stored.model}")
     wanted = model.embed_images([np.array([[[255, 0, 0]]] * 2, np.uint8)])
     np.testing.assert_array_equal(out["image_embedding"].to_pylist(), wanted)
+
+
+def test_a_network_of_open_clips_embeds_as_its_own_loader_trained_here_or_by_name(tmp_path):
+    folder = write_model(tmp_path / "model", TINY_OPEN_CLIP, seed=0)
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder / 'out'}")
+    theirs.eval()
+    torch.save(theirs.state_dict(), tmp_path / "tiny.pt")
+    with torch.inference_mode():
+        pixels = transform(Image.fromarray(np.array([[[255, 0, 0]]] * 2, np.uint8)))[None]
+        tokens = open_clip.SimpleTokenizer()(["a red ox"])
+        wanted = [
+            of_one(it, normalize=True).numpy()
+            for of_one, it in ((theirs.encode_image, pixels), (theirs.encode_text, tokens))
+        ]
+    worker = Worker(seed=0, stage="emb", device="cpu", threads=1, scratch=tmp_path)
+    with known_to_open_clip() as name:
+        named = ClipEmbedding(model=f"open_clip:{name}@{tmp_path / 'tiny.pt'}").open(worker)
+        trained = ClipEmbedding(model="stage:clip", width=16)
+        opened = [named, trained.open(replace(worker, model=str(folder)))]
+        for out in (embed(batch([RED], ["a red ox"])) for embed in opened):
+            for column, value in zip(("image_embedding", "text_embedding"), wanted, strict=True):
+                np.testing.assert_allclose(out[column].to_pylist(), value, atol=1e-6)
 
 
 def test_a_stages_model_of_another_width_or_kind_is_refused(stored):

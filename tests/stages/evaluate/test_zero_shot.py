@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError, StageError
@@ -14,6 +16,7 @@ from stages.evaluate import zero_shot
 from stages.evaluate.zero_shot import ZeroShot
 from stages.ops.tasks import CLASSNAMES
 from stages.ops.vectors import unit_rows
+from tests.stages.clip.exported import TINY_OPEN_CLIP, known_to_open_clip, write_model
 from tests.stages.task_folders import COLOURS, NAMES, picture, write_tar
 
 
@@ -180,6 +183,24 @@ def test_a_stages_model_is_read_from_the_folder_that_the_engine_names(
     card = json.loads((trained_model / "out" / "model.json").read_text())
     (found,) = results["models"]
     assert found["model"] == card["sha256"]
+
+
+def test_a_network_of_open_clips_scores_the_same_by_its_name_and_as_a_checkpoint(
+    memory_context, tasks, tmp_path
+):
+    folder = write_model(tmp_path / "vit", TINY_OPEN_CLIP, seed=0)
+    weights = load_file(folder / "out" / "model.safetensors")
+    torch.save(weights, tmp_path / "vit.pt")
+    found = []
+    with known_to_open_clip() as name:
+        for model in (f"open_clip:{name}@{tmp_path / 'vit.pt'}", f"checkpoint:{folder}"):
+            ctx = memory_context()
+            ZeroShot(model=model, tasks=str(tasks)).run(Inputs(rows=[]), ctx)
+            (results,) = json.loads((ctx.out / "results.json").read_text())["models"]
+            found.append(results["tasks"])
+            ranks = pq.read_table(ctx.out / "colours.parquet")
+            assert len(set(ranks["predicted"].to_pylist())) > 1
+    assert found[0] == found[1]
 
 
 def test_every_seed_of_a_stage_is_evaluated(memory_context, tasks, tmp_path, trained_model):

@@ -402,10 +402,7 @@ stages:
 
 @pytest.mark.chaos
 def test_killed_at_a_checkpoint_and_run_again_the_files_are_the_same_byte_for_byte(tmp_path):
-    (tmp_path / "pool").mkdir()
-    for i in range(12):
-        (tmp_path / "pool" / f"{i}.png").write_bytes(row(i)["image"])
-        (tmp_path / "pool" / f"{i}.txt").write_text(row(i)["texts"][0]["text"])
+    write_pool(tmp_path / "pool")
     images = {f"{i}": row(i)["image"] for i in range(12)}
     classes = {key: int(key) % 4 for key in images}
     write_set(EvaluationSet("colours", images, classes, list(COLOURS)), tmp_path / "tasks")
@@ -443,14 +440,39 @@ stages:
   clip: {{uses: train.clip, data: shards, batch_size: 8, samples_seen: 48, warmup_steps: 2,
          checkpoint_steps: 2, ranks: 2, seeds: {seeds}}}
 """
+PIECES = ("seeds: {seeds}", "accumulate: 2, precision: bf16, texts: first, model: {model}")
+
+
+@pytest.mark.chaos
+def test_two_ranks_in_pieces_and_bf16_that_are_killed_end_at_the_same_bytes(tmp_path):
+    pool, recipe = write_pool(tmp_path / "pool"), tmp_path / "recipe.yaml"
+    text = RANKS.replace(*PIECES)
+    recipe.write_text(text.format(path=pool, model=TINY_OPEN_CLIP))
+    for name, fault in (("whole", "any:0"), ("killed", "step:1")):
+        ended = clipmill_run(recipe, tmp_path / name, tmp_path / f"{name}-fault", fault=fault)
+        assert ended.killed == (name == "killed"), ended.output
+    ended = clipmill_run(recipe, tmp_path / "killed", tmp_path / "again")
+    assert ended.code == 0, ended.output
+    stored = [point for point in ended.points if point.startswith("step ")]
+    assert len(stored) == 1, "it went on from its checkpoint"
+    for file in ("model.safetensors", "loss.parquet", "model.json"):
+        (whole,) = tmp_path.glob(f"whole/stages/clip-*/out/{file}")
+        (killed,) = tmp_path.glob(f"killed/stages/clip-*/out/{file}")
+        assert whole.read_bytes() == killed.read_bytes()
+
+
+def write_pool(folder: Path) -> Path:
+    """Twelve pictures with a caption each."""
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.png").write_bytes(row(i)["image"])
+        (folder / f"{i}.txt").write_text(row(i)["texts"][0]["text"])
+    return folder
 
 
 @pytest.mark.chaos
 def test_two_ranks_that_are_killed_go_on_and_a_seed_is_trained_once_a_run(tmp_path):
-    (tmp_path / "pool").mkdir()
-    for i in range(12):
-        (tmp_path / "pool" / f"{i}.png").write_bytes(row(i)["image"])
-        (tmp_path / "pool" / f"{i}.txt").write_text(row(i)["texts"][0]["text"])
+    write_pool(tmp_path / "pool")
     one, two = (tmp_path / f"{name}.yaml" for name in ("one", "two"))
     one.write_text(RANKS.format(path=tmp_path / "pool", seeds=[0]))
     two.write_text(RANKS.format(path=tmp_path / "pool", seeds=[0, 1]))
