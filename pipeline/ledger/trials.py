@@ -31,6 +31,7 @@ class Task:
     kind: str | None  # "retrieval", "classification", …
     main: str | None  # the metric that counts
     classes: int | None
+    pictures: int
     metrics: dict[str, dict[str, Any]]  # by name, as stored: value, chance, …
     folder: Storage  # of the evaluation
     ranks: str  # the file there that has the ranks, of models that leave one
@@ -166,6 +167,7 @@ def _tasks(model: dict[str, Any], folder: Storage) -> Iterator[tuple[str, Task]]
                 kind=found.get("kind"),
                 main=found.get("metric"),
                 classes=found.get("classes"),
+                pictures=found.get("pictures") or 0,
                 metrics=metrics,
                 folder=folder,
                 ranks=f"{of_seed}{name}.parquet",

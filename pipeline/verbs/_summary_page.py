@@ -15,11 +15,15 @@ SHOWN = 6  # causes of an ending; the rest is one line
 MANY = 3  # endings: of more only the rows kept are told
 
 
-def text(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str] = ()) -> str:
-    """The page of a run; `again` is the command that runs it, `sets` are what mends its errors."""
+def text(
+    summary: "Summary", again: str, is_complete: bool, sets: Sequence[str] = (), scored: str = ""
+) -> str:
+    """The page of a run; `again` is the command that runs it, `sets` are what mends its errors, and
+    `scored` is what models can do."""
     endings = summary.endings if is_complete else ()
     is_long = len(endings) > MANY
     sections = [_ending(ending, is_long) for ending in endings if ending.rows]
+    sections += [["", *scored.splitlines(), ""]] if scored else []
     sections += [_written(summary), _warnings(summary), _next(summary, again, is_complete, sets)]
     took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
     return "\n".join(["\n".join(section) for section in sections if section] + [took])

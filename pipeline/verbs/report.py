@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def text(results: "Results") -> str:
+def text(results: "Results", each_task: bool = True) -> str:
     """The arms, the best first: headline, difference to each baseline, verdict, and every task; and
     what to beware of."""
     top = results.shown[0]
@@ -66,7 +66,7 @@ def text(results: "Results") -> str:
     for base in results.baselines if len(results.arms) > 1 else ():
         lines[0].append(f"against {base}")
         lines[1].append("")
-    others = [row for row in results.tasks if row is not top]
+    others = [row for row in results.tasks if row is not top and each_task]
     lines[0] += [row.task for row in others]
     lines[1] += [row.metric for row in others]
     for cell in ranked:
@@ -77,6 +77,7 @@ def text(results: "Results") -> str:
     table = [
         "  ".join(cell.ljust(wide) for cell, wide in zip(line, width, strict=True)).rstrip()
         for line in lines
+        if any(line)  # the headline alone has no metric to name
     ]
     return "\n".join([*table, *_notes(results)])
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pipeline.engine.run import Outcome
     from pipeline.errors import ClipmillError
     from pipeline.ledger.summary import Summary
+    from pipeline.run_folder.state import RunState
 
+MOST_PICTURES = 200_000  # of all evaluations whose intervals are computed: a second or two
 HELP = "run a recipe; run it again to go on where it stopped"
 EXAMPLES = """\
 clipmill run mine.yaml --out run
@@ -115,8 +117,24 @@ def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
     nothing = _summary_page.nothing(answer) if outcome.complete else ""
     errors = [error.args[2] for error in outcome.stopped.values() if error]
     mended = dict.fromkeys(word for do in errors for word in re.findall(r"--set \S+=\S+\b", do))
-    summed = _summary_page.text(answer, again, outcome.complete, tuple(mended))
+    told = scored(outcome.state) if outcome.complete else ""
+    summed = _summary_page.text(answer, again, outcome.complete, tuple(mended), told)
     return f"{nothing or text(outcome)}\n\n{summed}"
+
+
+def scored(state: "RunState") -> str:
+    """The arms by their headline, as `clipmill report` prints it; empty where none was evaluated,
+    or so many pictures that their intervals would keep the run waiting."""
+    from pipeline.ledger.results import compared
+    from pipeline.ledger.trials import arms
+    from pipeline.verbs.report import text
+
+    every = arms(state)
+    trials = [trial for arm in every for trial in arm.trials]
+    pictures = sum(task.pictures for trial in trials for task in trial.tasks.values())
+    if not every or pictures > MOST_PICTURES:
+        return ""
+    return text(compared(every, [every[0].name]), each_task=False)
 
 
 def text(outcome: "Outcome") -> str:

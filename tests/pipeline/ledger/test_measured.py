@@ -109,6 +109,7 @@ def task(kind="classification", classes=20, digest="0", main=None, **metrics) ->
         kind=kind,
         main=main,
         classes=classes,
+        pictures=2,
         metrics={name: {"value": value, "chance": 0.02} for name, value in metrics.items()},
         folder=Storage("none"),
         ranks="none.parquet",

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 import yaml
@@ -13,10 +13,13 @@ from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
 from pipeline.ledger.answer import as_json
 from pipeline.ledger.results import Cell, Results, losses, results
+from pipeline.ledger.summary import summary
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
+from pipeline.verbs._summary_page import text as summary_text
 from pipeline.verbs.report import add, text
+from pipeline.verbs.run import scored
 
 
 def cells(found: Results) -> dict[str, Cell]:
@@ -83,6 +86,21 @@ def test_the_text_has_the_best_arm_first_with_its_difference_and_verdict(state):
     assert raw.split() == ["raw", "21.0", "±", "12.7"]
     assert note == "seeds an arm: 2; ± is half of a 95 % interval, of seeds and items"
     assert visible == "smallest difference that would have been seen: 7.6"
+
+
+def test_a_runs_end_has_the_arms_in_the_words_of_the_report_without_the_tasks(state, monkeypatch):
+    whole = text(results(state, []))
+    assert scored(state) == whole  # of one task, which is its headline
+    found = results(state, [])
+    more = replace(found, tasks=(*found.tasks, replace(found.tasks[0], task="food")))
+    assert "food" in text(more)
+    assert text(more, each_task=False) == whole
+    lines = summary_text(summary(state), "clipmill run", True, scored=whole).splitlines()
+    first = lines.index(whole.splitlines()[0])
+    assert lines[first - 1] == lines[first + len(whole.splitlines())] == ""
+    assert "written" in lines[first:]
+    monkeypatch.setattr("pipeline.verbs.run.MOST_PICTURES", -1)
+    assert scored(state) == ""
 
 
 def ran(state, folder, text: str, **stages):
