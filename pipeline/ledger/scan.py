@@ -2,87 +2,32 @@
 
 First what tells which rows stay, then the other columns that are used. A shard that holds no such
 row, as its record says or those columns do, is passed over; of the others only row groups with
-such rows are read. One shard is held, and two that are read ahead; of pictures and lists, a few
-rows.
+such rows are read. One shard is held, and two that are read ahead; of small shards, as many as are
+one of ordinary size; of pictures and lists, a few rows.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 import polars as pl
-import polars.selectors as cs
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.passes import NOT_SELECTED
 from metadata.schema import POSITION, REASON, SHARD, UID
+from pipeline.ledger import small_files
+from pipeline.ledger.asked import Asked, plain
 from pipeline.ledger.columns import PLACE
 from pipeline.ledger.stored import columns_at
-from pipeline.planning.planned import Binding
 from pipeline.run_folder.rows import WHOLE, read_rows, with_place
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import BEFORE
 
 # Shapes: N rows of a shard, or of a batch of it.
 
 AHEAD = 2  # shards
 FEW = 1024  # rows of large values
-ABSENT = (NOT_SELECTED, BEFORE)  # reasons of rows that a stage was not given
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Which rows of a stage, which columns, and where those lie.
-
-    `names` are the columns asked for, `bound` holds those of the condition too. `reasons` are of
-    the rows: None for those the stage keeps or was given, empty for any.
-    """
-
-    state: RunState
-    stage: str
-    bound: Mapping[str, Binding]
-    names: tuple[str, ...]
-    condition: Any  # a stage `select.where`, or None
-    reasons: frozenset[str] | None
-    used: tuple[str, ...]  # stages that are read, the root first
-    is_large: bool
-
-    @property
-    def shards(self) -> list[int]:
-        """Those that every stage which is read has come to, and that hold such a row."""
-        stages = [self.state.stages[name].shards for name in self.used]
-        there = (shard for shard in sorted(stages[0]) if all(shard in one for one in stages))
-        return [shard for shard in there if self.by_record(shard) != 0]
-
-    def by_record(self, shard: int) -> int | None:
-        """Rows of a shard with such a reason, as its record counts them; None where it does not."""
-        counts = self.state.stages[self.stage].recorded(shard)
-        if counts is None:
-            return None
-        return sum(rows for code, rows in counts.items() if self.wants(code))
-
-    def wants(self, code: str) -> bool:
-        """Whether rows with this reason, "" for none, are asked for."""
-        is_select = self.state.plan.stages[self.stage].is_select
-        if self.reasons is None:
-            return code == "" if is_select else code not in ABSENT
-        if self.reasons:
-            return code in self.reasons
-        return code not in ("", NOT_SELECTED) and (is_select or code != BEFORE)
-
-    def source(self, name: str) -> Binding:
-        """Where a column lies."""
-        return (self.stage, name) if name == REASON.name else self.bound[name]
-
-    def is_loaded(self, name: str) -> bool:
-        """Whether a column is not stored, but read from its stage's source."""
-        stage, column = self.source(name)
-        source = self.state.stored[stage].stage
-        return source is not None and column in {virtual.name for virtual in source.virtual}
 
 
 class ShardRows:
@@ -175,9 +120,18 @@ def frames(
             if n_rows == 0:
                 return
         return
+    for is_small, shards in groupby(asked.shards, partial(small_files.is_small, asked)):
+        frames_of = small_files.frames if is_small else whole_shards
+        yield from frames_of(asked, list(shards), wanted, predicate)
+
+
+def whole_shards(
+    asked: Asked, shards: Sequence[int], wanted: Sequence[str], predicate: pl.Expr | None
+) -> Iterator[pl.DataFrame]:
+    """The rows of each shard that stay; the next ones are read while one is used."""
     with ThreadPoolExecutor(AHEAD) as pool:
         ahead: deque[Future[pl.DataFrame]] = deque()
-        for shard in asked.shards:
+        for shard in shards:
             ahead.append(pool.submit(whole, asked, shard, wanted, predicate))
             if len(ahead) > AHEAD:
                 yield ahead.popleft().result()
@@ -229,18 +183,3 @@ def pieces(rows: ShardRows, wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
             batch = batch.take(pa.array(position_N[low:high] - start))
         yield plain(batch.select(wanted))
         start = stop
-
-
-def plain(table: pa.Table) -> pl.DataFrame:
-    """The table with text for dictionaries, and of uids their hex digits."""
-    uids = [field.name for field in table.schema if field.type == UID.dtype]
-    frame = pl.DataFrame(table)
-    return frame.with_columns(
-        pl.col(uids).bin.encode("hex"),
-        cs.categorical().cast(pl.String),
-        *(
-            pl.col(field.name).cast(pl.List(pl.String))
-            for field in table.schema
-            if pa.types.is_list(field.type) and pa.types.is_dictionary(field.type.value_type)
-        ),
-    )

@@ -12,9 +12,10 @@ import pyarrow as pa
 from metadata.passes import NOT_SELECTED
 from metadata.schema import IMAGE, UID
 from pipeline.errors import RecipeError, StageError, did_you_mean
+from pipeline.ledger.asked import Asked, plain
 from pipeline.ledger.columns import PLACE, column_at, rows_stage
 from pipeline.ledger.funnel import Unfinished
-from pipeline.ledger.scan import Asked, frames, plain
+from pipeline.ledger.scan import frames
 from pipeline.planning.plan import check_threshold
 from pipeline.planning.settings import stage_class
 from pipeline.run_folder.state import RunState

@@ -1,19 +1,21 @@
 """A table of a run: equal to all its rows read one by one, whatever was asked and passed over."""
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pytest
 import yaml
 
+from metadata.damage import DamagedError
 from metadata.parquet_file import opened
 from metadata.storage import Storage
 from metadata.uid import uid_of
 from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import scan
+from pipeline.ledger import scan, small_files
 from pipeline.ledger.columns import column_at
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.table import UnfinishedWarning, rows_of, said, table
@@ -31,6 +33,14 @@ def run(own_stages, tmp_path_factory) -> RunState:
     folder = tmp_path_factory.mktemp("numbered")
     numbered.write_pool(folder)
     return numbered.run(folder)
+
+
+@pytest.fixture(params=["small files", "large files"])
+def way(request, monkeypatch):
+    """Whether files are so small that Polars reads them whole."""
+    if request.param == "large files":
+        monkeypatch.setattr(small_files, "SMALL_BYTES", 0)
+    return request.param
 
 
 def by_hand(state: RunState, stage: str, columns: list[str]) -> list[dict]:
@@ -51,7 +61,7 @@ def numbers(frame: pl.LazyFrame, column: str = "a") -> list[int]:
     return frame.collect()[column].to_list()
 
 
-def test_a_pool_has_all_its_rows_and_columns_of_stages_after_it(run):
+def test_a_pool_has_all_its_rows_and_columns_of_stages_after_it(run, way):
     columns = ["url", "text", "one.b", "e", "shard", "position"]
     rows = table(run, "pool", columns).collect()
     wanted = by_hand(run, "pool", ["url", "text", "one.b", "late.e"])
@@ -61,7 +71,7 @@ def test_a_pool_has_all_its_rows_and_columns_of_stages_after_it(run):
     ]
 
 
-def test_a_select_stage_has_the_rows_that_it_keeps(run):
+def test_a_select_stage_has_the_rows_that_it_keeps(run, way):
     assert numbers(table(run, "last", ["a"])) == list(numbered.KEPT)
     assert numbers(table(run, "first", ["pool.a"]), "pool.a") == [
         *(n for n in numbered.ROWS if n > 3 and n % 5 and n % 7),
@@ -81,13 +91,13 @@ def test_a_select_stage_has_the_rows_that_it_keeps(run):
         ("first", "e <> 9", []),
     ],
 )
-def test_dropped_rows_are_those_of_the_reason(stage, reason, rows, run):
+def test_dropped_rows_are_those_of_the_reason(stage, reason, rows, run, way):
     assert numbers(table(run, stage, ["text"], dropped=reason), "text") == [
         f"row {row}" for row in rows
     ]
 
 
-def test_rows_count_as_the_funnel_counts_them(run):
+def test_rows_count_as_the_funnel_counts_them(run, way):
     for it in funnel(run).stages:
         kept = table(run, it.stage, []).collect().height
         lost = table(run, it.stage, [], dropped=True).collect().height
@@ -100,7 +110,7 @@ def test_rows_count_as_the_funnel_counts_them(run):
             assert table(run, it.stage, [], dropped=reason).collect().height == rows
 
 
-def test_rows_outside_a_mask_were_never_given_to_the_stage(run):
+def test_rows_outside_a_mask_were_never_given_to_the_stage(run, way):
     first = [*(n for n in numbered.ROWS if n > 3 and n % 5 and n % 7)]
     rows = table(run, "late", ["a", "e", "reason", "first.keep"]).collect()
     assert rows["a"].to_list() == first
@@ -148,15 +158,18 @@ QUERIES = [
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 @pytest.mark.parametrize("few", [scan.FEW, 2])
-def test_a_query_gives_what_it_gives_of_rows_in_memory(query, engine, few, run, monkeypatch):
+def test_a_query_gives_what_it_gives_of_rows_in_memory(query, engine, few, way, run, monkeypatch):
     monkeypatch.setattr(scan, "FEW", few)
-    asked = ("one", ["a", "b", "text", "shard", "position"], "a <> 3 OR a IS NULL")
+    monkeypatch.setattr(small_files, "AT_ONCE", few)
+    where = "a <> 3 OR a IS NULL" if few == 2 else None
+    asked = ("one", ["a", "b", "text", "shard", "position"], where)
     lazy = table(run, *asked)
     assert query(lazy).collect(engine=engine).equals(query(lazy.collect().lazy()).collect())
 
 
 def test_a_shard_without_such_rows_is_not_opened(run, monkeypatch):
     files = []
+    monkeypatch.setattr(small_files, "SMALL_BYTES", 0)
     monkeypatch.setattr(
         "metadata.parquet_file.opened",
         lambda folder, name, *more: (
@@ -171,6 +184,34 @@ def test_a_shard_without_such_rows_is_not_opened(run, monkeypatch):
     files.clear()
     table(run, "pool", ["text", "b"]).head(2).collect()
     assert {shard for _, shard in files} == {"000000"}
+
+
+def test_a_small_file_is_read_only_where_it_is_used(run, monkeypatch):
+    files = []
+    real = small_files._sound
+    monkeypatch.setattr(
+        small_files,
+        "_sound",
+        lambda folder, name: files.append((str(folder), name[:6])) or real(folder, name),
+    )
+    table(run, "one", ["text"], dropped="no_number").collect()
+    assert {shard for _, shard in files} == {"000002"}
+    assert len(files) == 2, "of the pool and of `one`"
+    files.clear()
+    table(run, "pool", ["text", "b"]).select("text").collect()
+    assert len(files) == 3
+
+
+def test_a_changed_byte_of_any_file_is_told_and_gives_no_value(way, tmp_path):
+    numbered.write_pool(tmp_path)
+    state = numbered.run(tmp_path)
+    one = state.stages["one"]
+    file = Path(str(one.folder)) / one.shards[1].files[0]
+    body = bytearray(file.read_bytes())
+    body[len(body) // 3] ^= 1
+    file.write_bytes(body)
+    with pytest.raises((DamagedError, pl.exceptions.ComputeError), match=r"(?s)changed.*000001-"):
+        table(state, "pool", ["a", "b"]).collect()
 
 
 def test_only_row_groups_with_such_rows_are_read(run, monkeypatch):
@@ -305,7 +346,7 @@ def test_a_wrong_name_is_told_with_the_nearest(stage, columns, more, found, do, 
     assert do in error.value.args[2]
 
 
-def test_uids_and_words_are_text(run):
+def test_uids_and_words_are_text(run, way):
     rows = table(run, "one", ["reason"], dropped=True)
     assert rows.collect_schema() == {"uid": pl.String, "reason": pl.String}
     assert rows.collect().schema == rows.collect_schema()
