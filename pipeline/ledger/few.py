@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from metadata.schema import UID
 from metadata.uid import coin_hash
-from pipeline.ledger.scan import Asked, ShardRows, judge, plain
+from pipeline.ledger.asked import Asked, plain
+from pipeline.ledger.scan import ShardRows, judge
 from pipeline.ledger.stored import Place
 
 Row = Mapping[str, Any]
