@@ -124,8 +124,11 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _stamp(name: str) -> float:
-    """Seconds since 1970 at which a recipe was stored, from its file's name."""
-    second = datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    """Seconds since 1970 at which a recipe was stored, from its file's name; 0 where it is none."""
+    try:
+        second = datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:  # a file of another's
+        return 0.0
     return second + int(name[15:24]) / 1e9
 
 

@@ -82,8 +82,11 @@ def test_a_recipe_that_cannot_be_read_is_named_and_has_no_number(tmp_path):
     torn = write(run, "20261101T100000", n=1)
     run.put(f"recipes/{torn}", b"{", point="recipe")
     write(run, "20261101T110000", n=2)
+    no_time = f"20269999T{'9' * 15}-{'0' * 12}.json"
+    run.put(f"recipes/{no_time}", b"{}", point="recipe")
     (one,), unreadable = variants(run)
-    assert (one.number, one.ran["stages"]["square"]["n"], unreadable) == (1, 2, [torn])
+    assert (one.number, one.ran["stages"]["square"]["n"]) == (1, 2)
+    assert unreadable == [torn, no_time]
 
 
 def test_no_run_and_no_such_variant_are_refused(tmp_path):
