@@ -101,6 +101,15 @@ class Rows(Question, frozen=True):
     end: str | None = None
 
 
+class Relations(Question, frozen=True):
+    """How the rules, these numbers and a category go together."""
+
+    root: str
+    filters: Annotated[list[Filter], Meta(max_length=60)] = []
+    columns: Names = []
+    category: str | None = None
+
+
 class Why(Question, frozen=True):
     """What became of one sample."""
 

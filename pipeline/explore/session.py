@@ -12,6 +12,7 @@ from pipeline.explore.against import Variants
 from pipeline.explore.columns import Columns
 from pipeline.explore.counts import Counts
 from pipeline.explore.held import Held
+from pipeline.explore.relations import relations
 from pipeline.explore.shown import picture_of, rows_shown, run_facts
 from pipeline.ledger.answer import as_json
 from pipeline.ledger.clusters import cluster_maps
@@ -65,6 +66,11 @@ class Session:
         counts = self._counts(question.root)
         return rows_shown(counts.columns, counts.masks, question)
 
+    def relations(self, body: bytes) -> dict[str, Any]:
+        question: asked.Relations = asked.read(body, asked.Relations)
+        with self._lock:
+            return relations(self._counts(question.root).masks, question)
+
     def why(self, body: bytes) -> Any:
         question = asked.read(body, asked.Why)
         return as_json(why(self.state, question.uid))
@@ -99,6 +105,7 @@ class Session:
             "look-again": self.look_again,
             "query": self.query,
             "rows": self.rows,
+            "relations": self.relations,
             "why": self.why,
             "clusters": self.clusters,
             "recipe": self.changed,

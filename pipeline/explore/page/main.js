@@ -6,6 +6,7 @@ import { forgetCharts, showCharts, tried } from "./charts.js";
 import { fillGrid, forgetRows, pageSize, showGrid } from "./grid.js";
 import { $, count, make, options, plain, short } from "./make.js";
 import { clusterColumns, forgetMaps, showMap } from "./map.js";
+import { isOpen, showRelations } from "./relations.js";
 import { closeRow } from "./row.js";
 import { showTried } from "./tried.js";
 import { aboutCauses, aboutColumn, begin, change, column, filterBy, onChange, root, run, starting, view } from "./view.js";
@@ -25,6 +26,7 @@ const update = newest(async () => {
   showGrid(answer);
   showChips();
   fill();
+  if (isOpen()) showRelations();
 });
 const fill = newest(fillGrid);
 
@@ -144,6 +146,10 @@ function wire() {
     const isUid = id === "uid";
     const digits = words.toLowerCase().replaceAll("-", "");
     filterBy((each) => ["says", "uid"].includes(each.is), words ? (isUid ? { is: "uid", begins: digits } : { is: "says", column: id, words }) : null);
+  });
+  $("show-relations").addEventListener("click", () => {
+    $("show-relations").setAttribute("aria-pressed", String(!isOpen()));
+    showRelations();
   });
   $("look-again").addEventListener("click", async () => { await start(await ask("look-again")); });
   addEventListener("keydown", (event) => { if (event.key === "Escape") closeRow(); });

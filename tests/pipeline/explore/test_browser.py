@@ -154,6 +154,8 @@ def test_nothing_is_off_screen_and_all_is_legible(width, scheme, drawings, tab):
         tab.show(address, width, scheme)
         tab.until(READY)
         tab.value("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        tab.value('document.querySelector("#show-relations").click()')
+        tab.until('document.querySelectorAll("#relations table").length >= 2')
         tab.value('document.querySelector("#beside").click()')
         tab.until(f"document.querySelector('[data-part=kept]') && {READY}")
         tab.value('document.querySelector("#columns").open = false')
