@@ -237,8 +237,8 @@ CASES: dict[str, tuple[str, str, str] | tuple[str, str, str, int]] = {
     "report --run gone": ("no run", "gone", "check --run"),
     "why 01234567 --run gone": ("no run", "gone", "check --run"),
     # Questions
-    "why zz --run run": ("'zz' is no uid", "the arguments", "32 hex digits"),
-    "why 00000000 --run run": ("no sample 00000000", "run", "check the uid"),
+    "why zz --run run": ("has the uid, link or caption 'zz'", "run", "check it"),
+    "why 00000000 --run run": ("uid, link or caption '00000000'", "run", "check it"),
     "sweep --run run --stage susbet --vary a=1:2:1": ("no stage", "--stage", "'subset'"),
     "sweep --run run --stage pool --vary a=1:2:1": ("no threshold", "--stage", "subset"),
     "sweep --run run --stage subset --vary a=1:2:1": (
