@@ -38,9 +38,8 @@ def between_by(raw, tmp_path, caplog):
     """Rows of these URLs, which stand between two good ones; nothing is told beside the reason."""
 
     def opened_by(stage, **settings):
-        run = opened(
-            tmp_path, stage, timeout_s=120.0, **settings
-        )  # a busy machine is slow; none hangs
+        # Nothing here hangs; a busy machine may stand still.
+        run = opened(tmp_path, stage, timeout_s=120.0, **settings)
 
         def rows(urls):
             good = raw.url("/good", raw.good)
