@@ -244,3 +244,32 @@ def test_importing_it_imports_nothing_else():
     new = json.loads(said.stdout)
     assert "clipmill" in new
     assert not [name for name in new if name.partition(".")[0] in ("pipeline", "polars", "numpy")]
+
+
+def test_other_readers_take_a_stages_files_by_its_glob(run, pictures, tmp_path):
+    import duckdb
+
+    for stage, columns in (
+        ("pool", ["text"]),
+        ("look", ["min_side", "luma_std"]),
+        ("few", ["keep"]),
+    ):
+        mine = run.table("pool", [f"{stage}.{column}" for column in columns]).collect()
+        mine.columns = ["uid", *columns]
+        rows = pl.read_parquet(run.glob(stage), columns=["uid", *columns])
+        assert rows.with_columns(pl.col("uid").bin.encode("hex")).equals(mine)
+        said = f"SELECT lower(hex(uid)) AS uid, {', '.join(columns)} FROM '{run.glob(stage)}'"
+        assert duckdb.sql(said).pl().sort("uid").equals(mine.sort("uid"))
+    with pytest.raises(RecipeError, match="did you mean 'look'"):
+        run.glob("lok")
+    clipmill.run(RECIPE, tmp_path / "run", until="pool", workers=0, pool={"path": pictures})
+    clipmill.run(
+        RECIPE.replace("from: pool}", "from: pool, only: few}", 1)
+        .replace("[caption, look]", "look")
+        .replace("caption_words >= 2", "min_side > 35"),
+        tmp_path / "masked",
+        workers=0,
+        pool={"path": pictures},
+    )
+    with pytest.raises(RecipeError, match="outside of its `only: few`"):
+        clipmill.open(tmp_path / "masked").glob("caption")

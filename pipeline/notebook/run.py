@@ -63,12 +63,15 @@ class Run:
 
         return answers.shown(answers.Funnel, funnel(self.state), self.state)
 
-    def why(self, uid: str) -> "answers.Why":
-        """What every stage stored for the sample of a uid, or of its first 8 digits, and why it
-        stays or not."""
-        from pipeline.ledger.why import why
+    def why(self, row: str) -> "answers.Why":
+        """What every stage stored for one sample, and why it stays or not.
 
-        return answers.shown(answers.Why, why(self.state, uid), self.state)
+        `row` is its uid, of which 8 digits may do, its link, or its caption or a part of it.
+        """
+        from pipeline.ledger.why import whys
+
+        (answer,) = whys(self.state, [row])
+        return answers.shown(answers.Why, answer, self.state)
 
     def sweep(self, stage: str, vary: str) -> "answers.Sweep":
         """What a select stage would keep at each value of `vary`: `clip_score=0.10:0.40:0.02`."""
@@ -81,3 +84,13 @@ class Run:
         from pipeline.ledger.status import status
 
         return answers.shown(answers.Status, status(self.uri), self.state)
+
+    def glob(self, stage: str) -> str:
+        """The Parquet files of a stage, one a shard, for other readers.
+
+        RecipeError where they are not its rows as `table` has them: later passes, a mask, shards
+        that are missing.
+        """
+        from pipeline.ledger.files import glob_of
+
+        return glob_of(self.state, stage)
