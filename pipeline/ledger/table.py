@@ -22,6 +22,7 @@ from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import BEFORE
 
 Dropped = str | Sequence[str] | bool | None
+LONGEST = 1_000_000  # characters of a condition: 28,000 uids are read in some seconds
 
 
 class UnfinishedWarning(UserWarning):
@@ -116,6 +117,12 @@ def _type(state: RunState, stage: str, column: str) -> pa.DataType:
 
 def _condition(state: RunState, stage: str, where: str) -> tuple[Any, dict[str, tuple[str, str]]]:
     """A `select.where` with this condition, and where it finds its columns."""
+    if len(where) > LONGEST:
+        raise RecipeError(
+            f"a condition of {len(where):,} characters, and {LONGEST:,} are the most",
+            "the condition",
+            "name the uids in a file, which `select.uid_list` reads in a recipe",
+        )
     try:
         condition: Any = stage_class("select.where", "where")(where=where)  # type: ignore[call-arg]
         asks = {name: column_at(state.plan, stage, name) for name in condition.reads}

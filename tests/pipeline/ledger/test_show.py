@@ -240,9 +240,16 @@ def test_a_column_of_lists_has_no_order(every_stage):
 
 
 def test_thousands_of_values_in_a_condition_are_asked_at_once(run):
-    uids = ", ".join(f"'{n:032x}'" for n in range(20_000))
+    uids = ", ".join(f"'{n:032x}'" for n in range(3_000))
     where = f"uid IN ({uids}, '{numbered.uid(7)}')"
     assert shown(run, "pool", where=where) == [7]
+
+
+def test_a_million_values_in_a_condition_are_refused_at_once(run):
+    uids = "', '".join(["0" * 32] * 1_000_000)
+    with pytest.raises(RecipeError, match="a condition of 36,000,") as error:
+        show(run, Wanted(stage="pool", where=f"uid IN ('{uids}')"))
+    assert "select.uid_list" in error.value.args[2]
 
 
 def test_rows_are_ranked_shard_by_shard_as_all_at_once(run):
