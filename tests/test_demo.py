@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.explore.session import Session
+
 ROOT = Path(__file__).parents[1]
+
+
+def explored(run: Path, end: str) -> list[int]:
+    """The rows that a stage keeps and those of each cause of loss, as the explorer counts them."""
+    session = Session(str(run), run.with_name("run.yaml"))
+    (root,) = (it["root"] for it in session.facts()["roots"] if end in it["ends"])
+    answer = session.query(json.dumps({"root": root, "end": end}).encode())
+    return [cause["rows"] for cause in answer["causes"]]
 
 
 @pytest.mark.chaos
@@ -23,6 +33,10 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     funnel = run("funnel", "--run", demo / "run")
     (end,) = funnel["ends"]
     assert end["kept"] + sum(cause["rows"] for cause in end["causes"]) == end["rows"]
+    assert explored(demo / "run", end["stage"]) == [
+        end["kept"],
+        *(it["rows"] for it in end["causes"]),
+    ]
     stored = {
         path: path.stat().st_mtime_ns for path in (demo / "run" / "stages").rglob("*.parquet")
     }

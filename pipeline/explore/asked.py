@@ -1,6 +1,6 @@
 """What a page can ask: filters that rows meet, thresholds put elsewhere, and a page of rows."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -61,14 +61,7 @@ class Threshold(Question, frozen=True):
     value: float
 
 
-class Moved(Question, tag_field="is", tag="moved", frozen=True):
-    """Rows by what becomes of them at another threshold: kept, dropped, won or lost."""
-
-    threshold: Threshold
-    which: Literal["kept", "dropped", "won", "lost"]
-
-
-Filter = Range | OneOf | LostFor | Says | Uid | Moved
+Filter = Range | OneOf | LostFor | Says | Uid
 
 
 class Sort(Question, frozen=True):

@@ -15,7 +15,7 @@ from pipeline.explore import asked
 from pipeline.explore.columns import Bools, Columns, Numbers
 from pipeline.explore.held import Held
 from pipeline.explore.lost import Lost, lost
-from pipeline.explore.moved import Moves, sides
+from pipeline.explore.moved import Moves
 from pipeline.ledger.causes import Cause
 
 # Shapes: N rows of a root.
@@ -62,9 +62,6 @@ class Masks:
                 return self._says(filter)
             case asked.Uid():
                 return self._uids(filter.begins.lower())
-            case asked.Moved():
-                moved = self.moves.keep(filter.threshold)
-                return sides(moved.keep, moved.today)[filter.which]
 
     def _one_of(self, filter: asked.OneOf) -> Bools:
         column = self.columns.column(filter.column)

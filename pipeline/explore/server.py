@@ -9,6 +9,7 @@ import contextlib
 import hmac
 import secrets
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from metadata.damage import DamagedError
+from metadata.keys import without_keys
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.explore.session import Session
 from pipeline.report.page import TEMPLATES
@@ -144,11 +146,16 @@ async def told(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refused(400, *error.args)
     except (DamagedError, OSError) as error:
         do = "look again at the run; `clipmill verify --run …` tells what is damaged"
-        return refused(409, f"a file is gone or has changed: {error}", str(request.path), do)
+        found = f"a file is gone or has changed: {without_keys(str(error))}"
+        return refused(409, found, "the run folder", do)
     except web.HTTPRequestEntityTooLarge:
         return refused(413, f"more than {MOST_BYTES:,} bytes", "the question", "name fewer values")
     except web.HTTPException as error:
         return refused(error.status, error.reason, request.path, "load the page again")
+    except Exception as error:
+        traceback.print_exc()  # on the terminal, where whoever started it can copy it
+        found = f"a fault of ours: {type(error).__name__}"
+        return refused(500, found, request.path, "report what stands on the terminal")
 
 
 def refused(status: int, found: str, where: str, do: str) -> web.Response:

@@ -130,7 +130,7 @@ def _stored_at(
 def _no_picture(images: str | None, values: dict[str, Any]) -> str | None:
     """Why a row has no picture; None where it has one."""
     if images is None:
-        return "this run stores no pictures"
+        return "no stage of these rows stores pictures"
     if values.get("size") is not None:
         return None
     return f"{images}: {in_words(values.get('reason') or 'no picture')}"

@@ -81,11 +81,9 @@ def test_a_threshold_put_elsewhere_keeps_what_sweep_says(each):
     assert tried >= 10
 
 
-def test_rows_won_and_lost_are_filters_and_stand_side_by_side(numbers):
-    threshold = numbers.threshold("c > 3", 10)
-    lost = {"is": "moved", "threshold": threshold, "which": "lost"}
-    assert numbers.page(lost) == [row - 1 for row in (4, 6, 8, 9)]
-    parts = numbers("query", threshold=threshold, beside=True)["parts"]
+def test_rows_won_and_lost_stand_side_by_side(numbers):
+    parts = numbers("query", threshold=numbers.threshold("c > 3", 10), beside=True)["parts"]
+    assert parts["lost"]["page"] == [row - 1 for row in (4, 6, 8, 9)]
     assert {name: part["count"] for name, part in parts.items()} == {
         **{"kept": 7, "dropped": 13, "won": 0, "lost": 4}
     }
@@ -202,7 +200,7 @@ def test_a_row_is_told_with_its_values_and_its_verdict(drawings):
 
 def test_a_row_without_a_picture_says_why(drawings, numbers):
     (row,) = numbers("rows", rows=[3])
-    assert (row["picture"], row["no_picture"]) == (False, "this run stores no pictures")
+    assert (row["picture"], row["no_picture"]) == (False, "no stage of these rows stores pictures")
     (row,) = drawings("rows", rows=[3])
     assert (row["picture"], row["no_picture"]) == (True, None)
     broken = drawings("rows", rows=[6])[0]  # half of a PNG

@@ -104,6 +104,16 @@ def test_an_answer_that_cannot_be_given_says_what_to_do(client):
     assert said("query", b" " * (1 << 21)) == (413, "more than 1,048,576 bytes")
 
 
+def test_a_fault_of_ours_is_an_answer_too(client, drawings, monkeypatch, capsys):
+    def fails(session, body):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(drawings.session), "facts", fails)
+    status, _, answer = client.ask("POST", f"{client.token}ask/run", b"{}")
+    assert (status, json.loads(answer)["found"]) == (500, "a fault of ours: ZeroDivisionError")
+    assert "in fails" in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_refused_where_it_was_asked_for_and_else_another_is_taken(drawings):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
