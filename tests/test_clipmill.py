@@ -103,6 +103,7 @@ def test_images_are_bytes_as_stored_and_say_what_is_missing(run, pictures):
     images = [one.image for one in found.values()]
     assert set(images[:10]) == {(pictures / f"{row}.png").read_bytes() for row in range(10)}
     assert found["0" * 32].missing == "no row has this uid"
+    assert list(found) == [*rows["uid"], "0" * 32], "in the order asked"
     assert repr(found) == "<11 images, 1 of them missing>"
     assert "it cannot be shown" in page(found), "of an empty file"
     assert Image.open(io.BytesIO(images[0])).width == 40

@@ -60,9 +60,10 @@ def places_of_uids(state: RunState, stage: str, uids: list[str]) -> dict[str, Pl
     """Where the first row of each uid stands; those are left out that have none."""
     root = state.plan.stages[stage].root
     rows = rows_of(state, root, [SHARD.name, POSITION.name]).lazy()
-    wanted = pl.Series(uids, dtype=pl.String)
-    found = rows.filter(pl.col(UID.name).is_in(wanted.implode())).collect()
-    first = found.unique(UID.name, keep="first", maintain_order=True)
+    wanted = pl.LazyFrame({UID.name: pl.Series(uids, dtype=pl.String)})
+    found = rows.join(wanted, on=UID.name, how="semi").collect(engine="streaming")
+    in_order = found.sort(SHARD.name, POSITION.name)
+    first = in_order.unique(UID.name, keep="first", maintain_order=True)
     return {uid: (shard, position) for uid, shard, position in first.iter_rows()}
 
 
