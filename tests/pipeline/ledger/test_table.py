@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -351,3 +353,34 @@ def test_uids_and_words_are_text(run, way):
     assert rows.collect_schema() == {"uid": pl.String, "reason": pl.String}
     assert rows.collect().schema == rows.collect_schema()
     assert rows.collect()["uid"][0] == uid_of("http://a.test/5", "row 5").hex()
+
+
+@pytest.mark.parametrize("ran", ["state", "captioned", "clustered"])
+def test_the_rows_of_every_stage_count_as_the_funnel_counts_them(ran, request):
+    state = request.getfixturevalue(ran)
+    for it in funnel(state).stages:
+        lost = {**it.failed, **it.dropped}
+        for reason, rows in lost.items():
+            rows += it.upstream.get(reason, 0)
+            assert table(state, it.stage, [], dropped=reason).collect().height == rows
+        if state.plan.stages[it.stage].is_select:
+            assert table(state, it.stage, ["text"]).collect().height == it.fine
+
+
+@pytest.mark.parametrize("few", [scan.FEW, 2])
+def test_a_column_that_is_read_from_the_source_is_there_as_any(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "FEW", few)
+    text = [f"row {i}" for i in range(7)]
+    pool = {"uid": [f"{i:032x}" for i in range(7)], "url": text, "text": text, "sha256": text}
+    pool |= dict.fromkeys(("original_width", "original_height"), pa.array([1] * 7, pa.int32()))
+    pq.write_table(pa.table(pool), tmp_path / "a.parquet")
+    vectors = np.arange(7 * 512, dtype=np.float16).reshape(7, 512)
+    np.savez(tmp_path / "a.npz", b32_img=vectors)
+    stages = {"pool": {"uses": "ingest.datacomp", "path": str(tmp_path), "shard_rows": 4}}
+    plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
+    state = run_plan(plan, Storage(str(tmp_path / "run")), LocalExecutor(0), Lines()).state
+    rows = table(state, "pool", ["b32_img", "text"])
+    assert rows.collect()["b32_img"].to_list() == vectors.tolist()
+    assert rows.collect().schema == rows.collect_schema()
+    few_rows = table(state, "pool", ["b32_img"], where="text IN ('row 2', 'row 6')")
+    assert few_rows.collect()["b32_img"].to_list() == vectors[[2, 6]].tolist()
