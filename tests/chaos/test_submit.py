@@ -15,7 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,13 +77,15 @@ def held(gate: Path, batch: pa.Table) -> pa.Table:
     return pa.table({HELD.name: batch[POWER.name], REASON.name: reason})
 '''
 START = """
-ray start --head --block --port 0 --num-cpus 2 --object-store-memory 200000000 \
-  --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1 --dashboard-port {} \
-  --dashboard-agent-listen-port {} --ray-client-server-port {} \
+ray start {} --block --object-store-memory 200000000 --node-ip-address 127.0.0.1 \
   --min-worker-port 0 --max-worker-port 0 > {} 2>&1 &
 read  # until the test, however it ends, closes the pipe
 kill $! && wait
 """
+HEAD = (
+    "--head --port {} --num-cpus {} --dashboard-host 127.0.0.1 --dashboard-port {}"
+    " --dashboard-agent-listen-port {} --ray-client-server-port {}"
+)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ class Head:
 
     address: str
 
-    def get(self, path: str):
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        asked = urllib.request.Request(f"{self.address}/{path}", headers=headers)
-        with urllib.request.urlopen(asked, timeout=10) as answer:
+    def get(self, path: str, body: dict | None = None):
+        """What it answers; to a body, which is posted, as well."""
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        data = json.dumps(body).encode() if body is not None else None
+        asked = urllib.request.Request(f"{self.address}/{path}", data, headers)
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             return json.load(answer)
 
     def answers(self) -> bool:
@@ -134,31 +138,48 @@ class User:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """A Ray of its own: ports, folder and token are shared with no other on this machine."""
-    with ExitStack() as stack:
-        # Sockets lie below, and a socket's path is short: /tmp, whatever pytest's folder is.
-        folder = tempfile.mkdtemp(dir="/tmp", prefix="ray")
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        ports = free_ports(3)
-        log = Path(folder, "log")
-        process = subprocess.Popen(
-            ["bash", "-c", START.format(*ports, log)],
-            stdin=subprocess.PIPE,
-            env={
-                **os.environ,
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN": TOKEN,
-                "RAY_TMPDIR": folder,
-                "RAY_USAGE_STATS_ENABLED": "0",
-            },
-            start_new_session=True,
-        )
-        stack.callback(end, process)
-        head = Head(f"http://127.0.0.1:{ports[0]}")
-        while not head.answers():
-            wait(process, 0.2)
-            assert process.poll() is None, log.read_text()
-        yield head
+    with ray_folder() as folder, ExitStack() as stack:
+        yield started_head(stack, folder, 0, 2)
+
+
+@contextmanager
+def ray_folder() -> Iterator[Path]:
+    """Sockets lie below, and a socket's path is short: /tmp, whatever pytest's folder is."""
+    folder = tempfile.mkdtemp(dir="/tmp", prefix="ray")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def started_head(stack: ExitStack, folder: Path, port: int, cpus: int) -> Head:
+    """A head that answers; it ends with the stack."""
+    ports = free_ports(3)
+    process = started(stack, folder, "head", HEAD.format(port, cpus, *ports))
+    head = Head(f"http://127.0.0.1:{ports[0]}")
+    while not head.answers():
+        wait(process, 0.2)
+        assert process.poll() is None, (folder / "head.log").read_text()
+    return head
+
+
+def started(stack: ExitStack, folder: Path, name: str, options: str) -> subprocess.Popen:
+    """A node of Ray; its output is FOLDER/NAME.log."""
+    process = subprocess.Popen(
+        ["bash", "-c", START.format(options, folder / f"{name}.log")],
+        stdin=subprocess.PIPE,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_TMPDIR": str(folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
+        start_new_session=True,
+    )
+    stack.callback(end, process)
+    return process
 
 
 def free_ports(count: int) -> list[int]:
@@ -200,9 +221,9 @@ def user(head, tmp_path) -> Iterator[User]:
         process.communicate()
 
 
-def outcome(process: subprocess.Popen) -> tuple[int, str]:
+def outcome(process: subprocess.Popen, limit_s: float = 120) -> tuple[int, str]:
     """Exit code and output."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=limit_s)
     return process.returncode, output
 
 
