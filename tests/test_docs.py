@@ -38,7 +38,7 @@ LONG = [
         "docs/evaluating.md",
     )
 ]
-SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "variants", "looking")]
+SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "python", "variants", "looking")]
 
 
 @dataclass(frozen=True)
