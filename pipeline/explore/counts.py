@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import RecipeError
 from pipeline.explore import asked
 from pipeline.explore.against import Variants
 from pipeline.explore.columns import Bools, Codes, Columns, Numbers
@@ -124,15 +125,20 @@ class Counts:
             self._bins.put(name, found, found.bin.nbytes)
         return found
 
-    def _category(self, name: str, rows: Bools) -> list[dict[str, Any]]:
-        """Values with their rows, the most frequent first; null stands for none."""
-        codes = self.columns.codes(name)
+    def _category(self, name: str, rows: Bools) -> dict[str, Any]:
+        """Values with their rows, the most frequent first, null for none; the rows of all others;
+        why it has none where there are too many."""
+        try:
+            codes = self.columns.codes(name)
+        except RecipeError as error:
+            found, _, do = error.args
+            return {"values": [], "others": {"values": 0, "rows": 0}, "refused": f"{found}: {do}"}
         every, left = (
             np.bincount(code_N + 1, minlength=len(codes.names) + 1)
             for code_N in (codes.code, codes.code[rows])
         )
         ranked = [i for i in np.argsort(-every, kind="stable").tolist() if every[i]]
-        return [
+        values = [
             {
                 "value": codes.names[i - 1] if i else None,
                 "rows": int(every[i]),
@@ -140,6 +146,8 @@ class Counts:
             }
             for i in ranked[:NAMED]
         ]
+        others = {"values": len(ranked) - len(values), "rows": int(every[ranked[NAMED:]].sum())}
+        return {"values": values, "others": others}
 
     def _page(self, mask: Bools, query: asked.Query) -> list[int]:
         if query.sort is None:

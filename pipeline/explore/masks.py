@@ -1,5 +1,6 @@
 """Which rows meet a filter."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -99,6 +100,9 @@ class Masks:
         return mask_N
 
     def _uids(self, digits: str) -> Bools:
+        if not re.fullmatch("[0-9a-f]{1,32}", digits):
+            found = f"'{digits}' begins no uid"
+            raise RecipeError(found, "the search", "give its hex digits, 32 at most")
         low, high = (int(digits.ljust(32, end), 16) for end in "0f")
         if self._uid is None:
             self._uid = self._first_halves()

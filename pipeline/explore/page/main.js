@@ -11,12 +11,20 @@ import { closeRow } from "./row.js";
 import { showTried } from "./tried.js";
 import { aboutCauses, aboutColumn, begin, change, column, filterBy, onChange, root, run, starting, view } from "./view.js";
 
+let good = null; // the view that was answered last: what cannot be asked is taken back
+
 const update = newest(async () => {
+  const wanted = structuredClone(view);
   const answer = await ask("query", {
     root: view.root, filters: view.filters, histograms: view.charts, categories: view.lists,
     end: view.end, beside: view.beside || Boolean(view.threshold), threshold: view.threshold, variant: view.threshold ? null : view.variant,
     sort: view.sort, offset: view.offset, limit: pageSize(),
+  }).catch((error) => {
+    Object.assign(view, good ?? starting());
+    showMenus();
+    throw error;
   });
+  good = wanted;
   calm();
   showCount(answer);
   showCauses(answer);
@@ -55,15 +63,18 @@ function showLists(answer) {
       make("p", { className: "head" }, make("b", { title: column(id).doc }, id), make("button", {
         className: "quiet", "aria-label": `Close the values of ${id}`,
         onclick: () => change({ lists: view.lists.filter((each) => each !== id), filters: view.filters.filter((each) => !aboutColumn(id, "one of")(each)) }),
-      }, "×")), make("ul", { className: "bars" }));
+      }, "×")), make("ul", { className: "bars" }), make("p", { className: "soft" }));
+    
     const pressed = view.filters.find(aboutColumn(id, "one of"))?.values ?? [];
-    bars(box.lastChild, answer.categories[id].map((one) => ({
+    const { values, others, refused } = answer.categories[id];
+    bars(box.lastChild.previousSibling, values.map((one) => ({
       ...one, name: one.value ?? (column(id).name === "reason" ? "fine" : "none"), pressed: pressed.includes(one.value),
       press: () => {
-        const values = pressed.includes(one.value) ? pressed.filter((each) => each !== one.value) : [...pressed, one.value];
-        filterBy(aboutColumn(id, "one of"), values.length ? { is: "one of", column: id, values } : null);
+        const chosen = pressed.includes(one.value) ? pressed.filter((each) => each !== one.value) : [...pressed, one.value];
+        filterBy(aboutColumn(id, "one of"), chosen.length ? { is: "one of", column: id, values: chosen } : null);
       },
     })), answer.rows);
+    box.lastChild.textContent = refused ?? (others.values ? `and ${count(others.values)} more values, of ${count(others.rows)} rows` : "");
     return box;
   });
   if (boxes.some((box, index) => $("lists").children[index] !== box) || boxes.length !== $("lists").children.length) $("lists").replaceChildren(...boxes);
@@ -164,8 +175,10 @@ async function start(facts) {
   document.title = `${facts.recipe} – clipmill explore`;
   showMenus();
   const { root: name, filters, sort, offset } = view;
-  const first = await ask("query", { root: name, filters, sort, offset, limit: pageSize() });
-  if (!view.beside && !view.threshold && !view.variant) { // rows at once; what takes a look at whole columns follows
+  good = null;
+  const first = await ask("query", { root: name, filters, sort, offset, limit: pageSize() }).catch(() => null);
+  if (!first) change(starting());
+  if (first && !view.beside && !view.threshold && !view.variant) { // rows at once; what takes a look at whole columns follows
     showCount(first);
     showGrid(first);
     fill();

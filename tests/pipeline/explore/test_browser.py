@@ -107,6 +107,19 @@ def test_a_row_is_opened_by_keyboard_told_and_closed(page):
     assert page.value("document.activeElement.className").startswith("card")
 
 
+def test_what_cannot_be_asked_is_said_and_taken_back(page):
+    page.value(
+        """(() => { document.querySelector("#searched").value = "uid";
+        document.querySelector("#words").value = "xyz";
+        document.querySelector("#find").requestSubmit(); })()"""
+    )
+    page.until('!document.querySelector("#trouble").hidden')
+    assert "'xyz' begins no uid" in page.value('document.querySelector("#trouble").textContent')
+    page.value('document.querySelector("#causes li button").click()')
+    page.until(f"{COUNT} !== '60 of 60 rows' && {READY}")
+    assert page.value('document.querySelector("#trouble").hidden')
+
+
 def test_words_of_strangers_stay_text(page):
     page.value(
         """(() => { document.querySelector("#words").value = "a tale of <script>";

@@ -1,9 +1,12 @@
 """What the explorer counts: the same as `funnel` and `sweep`, and as a loop over all rows."""
 
+import json
+
 import numpy as np
 import pytest
 
 from pipeline.errors import RecipeError
+from pipeline.explore.session import Session
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.stored import stored
 from pipeline.ledger.sweep import sweep
@@ -48,7 +51,7 @@ def test_a_press_on_a_cause_shows_its_rows_and_the_other_causes_keep_their_count
 def test_reasons_of_every_stage_are_those_of_the_funnel(each):
     for stage in funnel(each.session.state).stages:
         (name,) = [f"{stage.stage}.reason"]
-        counted = each("query", categories=[name])["categories"][name]
+        counted = each("query", categories=[name])["categories"][name]["values"]
         known = {None: stage.fine, "not_selected": stage.not_selected}
         for kind in (stage.failed, stage.upstream, stage.dropped):
             for reason, rows in kind.items():
@@ -166,7 +169,7 @@ def test_rows_are_sorted_with_those_without_a_value_last_and_equal_ones_as_they_
         ({"is": "range", "column": "pool.text", "low": 1}, "holds no numbers"),
         ({"is": "one of", "column": "emb.image_embedding", "values": [1]}, "shown, and not asked"),
         ({"is": "says", "column": "look.min_side", "words": "a"}, "holds no text"),
-        ({"is": "uid", "begins": "xyz"}, "no question"),
+        ({"is": "uid", "begins": "xyz"}, "'xyz' begins no uid"),
         ({"is": "lost for", "end": "pool", "causes": []}, "no complete select stage"),
         ({"is": "one of", "column": "look.min_side", "values": [*range(10_001)]}, "10,001 values"),
         ({"is": "nonsense"}, "no question"),
@@ -175,6 +178,14 @@ def test_rows_are_sorted_with_those_without_a_value_last_and_equal_ones_as_they_
 def test_what_cannot_be_asked_is_said_in_a_sentence(filter, said, clusters):
     with pytest.raises(RecipeError, match=said):
         clusters("query", filters=[filter])
+
+
+def test_a_column_of_too_many_values_says_so_beside_the_others(drawings, monkeypatch):
+    monkeypatch.setattr("pipeline.explore.columns.MOST_NAMES", 5)
+    answer = drawings("query", categories=["pool.url", "look.reason"])["categories"]
+    assert answer["pool.url"]["values"] == []
+    assert "'pool.url' has more than 5 values: search" in answer["pool.url"]["refused"]
+    assert "refused" not in answer["look.reason"]
 
 
 def test_clusters_are_filtered_by_their_number_and_mapped(clusters):
@@ -205,3 +216,32 @@ def test_a_row_without_a_picture_says_why(drawings, numbers):
     assert (row["picture"], row["no_picture"]) == (True, None)
     broken = drawings("rows", rows=[6])[0]  # half of a PNG
     assert broken["picture"] or "pool:" in broken["no_picture"]
+
+
+def test_every_column_of_every_stage_is_counted_or_refused_in_words(every_stage, tmp_path):
+    session = Session(str(every_stage.state.run.path), tmp_path / "run.yaml")
+    rows = {stage.stage: stage for stage in funnel(session.state).stages}
+    kinds = set()
+    for root in session.facts()["roots"]:
+        for column in root["columns"]:
+            asked = {"number": "histograms", "other": "histograms"}.get(
+                column["kind"], "categories"
+            )
+            query = {"root": root["root"], asked: [column["id"]], "limit": 3}
+            kinds.add(column["kind"])
+            if column["kind"] == "other":
+                with pytest.raises(RecipeError, match="it is shown, and not asked"):
+                    session.query(json.dumps(query).encode())
+            else:
+                answer = session.query(json.dumps(query).encode())[asked][column["id"]]
+                counted = answer.get("all") or [it["rows"] for it in answer["values"]]
+                others = answer.get("others", {"values": 0, "rows": 0})
+                assert sum(counted) + others["rows"] == root["rows"]
+                assert others["values"] == 0 or len(counted) == 200
+            page = {"root": root["root"], "rows": [0, 1], "columns": [column["id"]]}
+            json.dumps(session.rows(json.dumps(page).encode()), allow_nan=False)
+        for end in root["ends"]:
+            query = {"root": root["root"], "end": end}
+            kept, *causes = session.query(json.dumps(query).encode())["causes"]
+            assert kept["rows"] + sum(it["rows"] for it in causes) == rows[end].rows
+    assert kinds == {"number", "category", "text", "other"}

@@ -42,7 +42,7 @@ def test_what_is_stored_of_an_unfinished_run_is_shown_and_the_rest_said(unfinish
     assert told["one"] == (True, "done")
     assert told["two"][0] is False
     answer = ask("query", histograms=["two.c"], categories=["two.reason"])
-    counted = {it["value"]: it["rows"] for it in answer["categories"]["two.reason"]}
+    counted = {it["value"]: it["rows"] for it in answer["categories"]["two.reason"]["values"]}
     assert counted["not done yet"] == 7
     assert answer["histograms"]["two.c"]["all"][-1] >= 7  # without a value
     late = {"is": "one of", "column": "two.reason", "values": ["not done yet"]}
@@ -58,7 +58,7 @@ def test_a_second_look_sees_what_was_stored_since(unfinished):
     numbered.run(unfinished)
     facts = ask("look-again")
     assert facts["roots"][0]["ends"] == ["last", "first"]
-    counted = ask("query", categories=["two.reason"])["categories"]["two.reason"]
+    counted = ask("query", categories=["two.reason"])["categories"]["two.reason"]["values"]
     assert "not done yet" not in {it["value"] for it in counted}
     assert ask("query", end="last")["causes"][0]["rows"] == len(numbered.KEPT)
 
