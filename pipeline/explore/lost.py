@@ -52,21 +52,25 @@ def lost(columns: Columns, end: str) -> Lost:
     later = later_stages(end, [planned for planned in done if planned.gives_rows])
     code_N = np.zeros(len(columns), np.int32)
     place: dict[Cause, int] = {KEPT: 0}
-    rows_by_cause: Counter[Cause] = Counter()
+    rows_of: dict[int, Counter[Cause]] = {}  # by shard, which are done in any order
     lock = threading.Lock()
 
     def work(shard: int, rows: slice) -> None:
         reasons = ShardReasons(state, columns.root, shard)
         if reasons.counts(end).keys() <= {""} and not later:
             return
-        here = code_N[rows]
+        here, mine = code_N[rows], Counter[Cause]()
         for stage, code, mask in (*causes(reasons, end), *failed_later(reasons, end, later)):
             with lock:
                 number = place.setdefault((stage, code), len(place))
-                rows_by_cause[stage, code] += pc.sum(mask).as_py() or 0
+            mine[stage, code] += pc.sum(mask).as_py() or 0
             here[mask.to_numpy(zero_copy_only=False)] = number
+        rows_of[shard] = mine
 
     columns.each_shard(work)
+    rows_by_cause: Counter[Cause] = Counter()
+    for shard in sorted(rows_of):  # as `funnel` meets them, which settles ties
+        rows_by_cause.update(rows_of[shard])
     ranked = [KEPT, *in_order(state, rows_by_cause)]
     order = np.array([ranked.index(cause) for cause in place], np.int32)
     return Lost(order[code_N], ranked)
