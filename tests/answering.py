@@ -24,10 +24,26 @@ class Answering:
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        end(self._loop, self._thread)
 
     async def _start(self) -> None:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+
+
+def end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Ends what a loop has under way, then the loop and its thread.
+
+    A task that is left would be told of when it is collected: in the log of another test.
+    """
+    asyncio.run_coroutine_threadsafe(_rest_cancelled(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+async def _rest_cancelled() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)

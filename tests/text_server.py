@@ -44,6 +44,7 @@ from typing import Any
 from aiohttp import web
 
 from stages.models.echo import reply
+from tests.answering import end
 
 HOST = "127.0.0.1"
 MODEL = "stand-in"
@@ -136,9 +137,7 @@ class TextServer:
             yield self
         finally:
             self.die()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            thread.join()
-            self._loop.close()
+            end(self._loop, thread)
 
     async def _models(self, request: web.Request) -> web.Response:
         if not self._may(request):

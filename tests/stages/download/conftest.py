@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from stages.download.images import DownloadImages
+from tests.answering import end
 from tests.stages.download.site import Site, only_loopback, opened
 
 
@@ -34,9 +35,7 @@ def server(monkeypatch):
     asyncio.run_coroutine_threadsafe(start(), loop).result(30)
     yield site
     asyncio.run_coroutine_threadsafe(site.runner.cleanup(), loop).result(30)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    end(loop, thread)
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ def between_by(raw, tmp_path, caplog):
             for row in found:
                 assert row["reason"] in (None, *stage.reasons)
                 assert (row["reason"] is None) == (row["image"] is not None)
-            assert not caplog.records
+            # aiohttp's own servers are other tests': what is left of one is told when collected.
+            told = [it.getMessage() for it in caplog.records]
+            assert not [line for line in told if "aiohttp/web_protocol" not in line]
             return found
 
         return rows
