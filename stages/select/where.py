@@ -146,6 +146,7 @@ class Where(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows = ctx.map_shards(partial(judge, stage=self), inputs.rows)
         if self.top and len(rows):
+            rows = ctx.keep_local(rows)  # judged once, whatever the cut takes
             best = partial(keep_best, top=self.top, lowest=find_cut(self.top, rows, ctx))
             rows = ctx.map_shards(best, rows)
         ctx.restore(rows)
