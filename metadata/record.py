@@ -2,31 +2,23 @@
 
 A stage's folder holds `000123-<digest>.parquet` (data, named by its content) and `000123.json` (its
 record, which names one data file, so that two attempts cannot mix). `000123.p1.json` is a later
-pass over rows that the first left out. Records are folded into `records.parquet` as a run goes, so
-that a resume reads one object, and only those records that are newer.
+pass over rows that the first left out. Few objects hold all records again: see fold.py.
 """
 
 import hashlib
-import io
 import json
 import re
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from metadata.fold import read_folds
 from metadata.storage import Entry, Storage
 
 RECORD_NAME = re.compile(r"(\d{6,})(?:\.p(\d+))?\.json")
 FAILED = ".failed.json"
-FOLDED = "records.parquet"
-FOLD = pa.schema(
-    [("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("json", pa.string())]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +109,8 @@ class Scan:
     failures: dict[int, Failure]
     manifest: Manifest | None
     attempts: tuple[str, ...] = ()  # objects that a run left which was killed
-    folded: bool = False  # whether the fold holds every record
+    folded: bool = False  # whether the fold holds every record, and all of them
+    parts: int = 0  # number of the next part of a fold
     lost: list[Record] = field(default_factory=list)  # whose data is gone, or of another size
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
 
@@ -164,23 +157,15 @@ def state_of(records: list[Record], mask: ShardState | None) -> ShardState:
 
 
 def scan(folder: Storage) -> Scan:
-    """Everything known about a stage's shards: one listing, the fold, and what is newer than it.
+    """Everything known about a stage's shards: one listing, the folds, and what is newer than them.
 
     A record counts only if its data file is listed with the size it states.
     """
     entries = {entry.name: entry for entry in folder.entries()}
-    held = _read_fold(folder) if FOLDED in entries else None
-    known = held or {}
-    texts: dict[str, str] = {}
-    newer: list[str] = []
-    for name, entry in entries.items():
-        if not RECORD_NAME.fullmatch(name):
-            continue
-        folded = known.get(name)
-        if folded and folded[:2] == (entry.size, entry.mtime_ns):
-            texts[name] = folded[2]
-        else:
-            newer.append(name)
+    names = [name for name in entries if RECORD_NAME.fullmatch(name)]
+    folds = read_folds(folder, entries)
+    texts = {name: folds.texts[name] for name in names if name in folds.texts}
+    newer = [name for name in names if name not in texts]
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
         texts.update(
             (name, data.decode("utf-8", "replace"))
@@ -207,41 +192,11 @@ def scan(folder: Storage) -> Scan:
     }
     manifest = folder.read_json("manifest.json", Manifest) if "manifest.json" in entries else None
     attempts = tuple(name for name in entries if name.endswith(".attempt"))
-    is_folded = not newer and held is not None and held.keys() == texts.keys()
+    is_folded = folds.are_one and not newer and folds.names == texts.keys()
     has_outputs = manifest is not None and manifest.outputs
     outputs = folder.entries("out", below=True) if has_outputs else []
     named = tuple(sorted((entry.name, entry.size) for entry in outputs))
-    return Scan(records, failures, manifest, attempts, is_folded, lost, named)
-
-
-def fold(folder: Storage, records: Iterable[Record]) -> None:
-    """Writes `records.parquet`: these records, with the size and time their objects are listed."""
-    entries = {entry.name: entry for entry in folder.entries()}
-    rows = [(record.name, record.to_json()) for record in records if record.name in entries]
-    table = pa.table(
-        {
-            "name": [name for name, _ in rows],
-            "size": [entries[name].size for name, _ in rows],
-            "mtime_ns": [entries[name].mtime_ns for name, _ in rows],
-            "json": [text for _, text in rows],
-        },
-        schema=FOLD,
-    )
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    folder.put(FOLDED, sink.getvalue(), point="fold")
-
-
-def _read_fold(folder: Storage) -> dict[str, tuple[int, int, str]] | None:
-    """Size, time and text of each record by name; None where the fold is torn, which costs time."""
-    try:
-        # Not read_table: it imports datasets and starts threads, for one small file.
-        table = pq.ParquetFile(pa.BufferReader(folder.read(FOLDED))).read(use_threads=False)
-        table = table.select(FOLD.names).cast(FOLD)
-    except (pa.ArrowException, KeyError, OSError):
-        return None
-    columns = [table[name].to_pylist() for name in FOLD.names]
-    return {name: (size, time, text) for name, size, time, text in zip(*columns, strict=True)}
+    return Scan(records, failures, manifest, attempts, is_folded, folds.parts, lost, named)
 
 
 def _parse(name: str, text: str) -> Record | None:

@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 
 from metadata.fingerprint import digest, settings_of
+from metadata.fold import fold
 from metadata.outputs import NOTES, Noted
 from metadata.places import is_places
-from metadata.record import Manifest, Record, fold
+from metadata.record import Manifest, Record
 from pipeline.engine.context import RunContext
 from pipeline.engine.kept import FOLDER as KEPT
 from pipeline.run_folder.state import StageState

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from metadata.damage import DamagedError
-from metadata.record import fold
+from metadata.fold import append, fold
+from metadata.record import Record
 from pipeline.engine.chain import Chain, ShardItem
 from pipeline.engine.chain_run import ChainRun
 from pipeline.engine.failures import storage_error
@@ -17,7 +18,7 @@ from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.state import StageState
 from pipeline.stage import RowStage
 
-FOLD_EVERY = 1000  # records: what a resume reads one by one at most
+FOLD_EVERY = 1000  # records of a stage: what a resume reads one by one of it at most
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Wave:
     running: Running
     stages: list[PlannedStage]
     blamed: str | None = field(default=None, init=False)  # whose error ends it; None: of them all
+    unfolded: dict[str, list[Record]] = field(default_factory=dict, init=False)  # by stage
 
     def run(self) -> list[DamagedError]:
         """Computes what is missing; the damaged files that it met, which are to be made again."""
@@ -35,22 +37,19 @@ class Wave:
             self.running.watcher.stage(stage.planned.name, stage.total, len(stage.shards))
             _drop_stale(stage)
         steps = self._steps()
-        unfolded = 0
         damaged: list[DamagedError] = []
         results = self.running.executor.stream(steps, self._items())
         try:
             firsts = self._open(self._first_shards())
             for item in results:
                 damaged += item.damaged
-                unfolded += self._take(item)
+                self._take(item)
                 for first in firsts:
                     first.settled.add(item.shard)
                 firsts = self._open(firsts)
-                if unfolded >= FOLD_EVERY:
-                    self._fold()
-                    unfolded = 0
+                self._fold(FOLD_EVERY)
             if damaged:
-                self._fold()
+                self._fold(1)
         except DamagedError as found:  # by what looks at the first shards
             damaged.append(found)
         except OSError as error:
@@ -139,8 +138,8 @@ class Wave:
                 ),
             )
 
-    def _take(self, item: ShardItem) -> int:
-        """Notes what became of a shard; returns how many records were made."""
+    def _take(self, item: ShardItem) -> None:
+        """Notes what became of a shard."""
         known, watcher, shard = self.running.state.stages, self.running.watcher, item.shard
         own = {planned.name for planned in self.stages}
         for name, failure in item.failed.items():
@@ -155,11 +154,16 @@ class Wave:
                 known[name].scan.records[shard] = item.records[name]
         for name, record in item.made:
             watcher.shard(name, record, known[name].total)
-        return len(item.made)
+            self.unfolded.setdefault(name, []).append(record)
 
-    def _fold(self) -> None:
-        for stage in self._states():
-            fold(stage.folder, stage.records)
+    def _fold(self, least: int) -> None:
+        """Adds a part to the fold of each stage that has so many records in none."""
+        for name, records in self.unfolded.items():
+            if len(records) >= least:
+                stage = self.running.state.stages[name]
+                append(stage.folder, stage.scan.parts, records)
+                stage.scan.parts += 1
+                records.clear()
 
 
 def _drop_stale(stage: StageState) -> None:

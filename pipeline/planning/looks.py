@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from metadata.record import FOLDED
+from metadata.fold import FOLDED
 from metadata.storage import KEYS, Storage, wants_keys
 from pipeline.errors import ClipmillError, RecipeError, ShardError
 from pipeline.planning.elsewhere import digest_of

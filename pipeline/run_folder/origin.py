@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from metadata.fingerprint import digest
+from metadata.fold import FOLDED
 from metadata.keys import without_keys
-from metadata.record import FOLDED
 from metadata.storage import Storage
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.planning.plan import Plan

@@ -19,7 +19,8 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from metadata.record import FOLDED, Record, data_name, fold, scan
+from metadata.fold import FOLDED, fold
+from metadata.record import Record, data_name, scan
 from metadata.storage import Storage
 from tests.benchmarks.toy import scratch
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from metadata.record import Record, ShardState, data_name, fold, record_name, scan, state_of
+from metadata.fold import fold
+from metadata.record import Record, ShardState, data_name, record_name, scan, state_of
 from metadata.storage import Storage
 
 
