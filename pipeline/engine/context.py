@@ -31,13 +31,22 @@ from pipeline.engine.own_shards import (
     restore_shard,
     together,
 )
-from pipeline.engine.shuffling import by_hash, by_home, split_shard
+from pipeline.engine.shuffling import (
+    by_hash,
+    by_home,
+    put_index,
+    runs_of,
+    segment_bytes,
+    sizes_in,
+    split_run,
+)
 from pipeline.engine.states import put_state, read_state, reduce_some
 from pipeline.engine.units import Unit, UnitTask, Work, map_one, units_of
 from pipeline.engine.worker import worker_of
 from pipeline.errors import ShardError, StageError
 from pipeline.run_folder.done import standing
-from pipeline.run_folder.rows import Partitions, PoolShards
+from pipeline.run_folder.partitions import Partitions
+from pipeline.run_folder.rows import PoolShards
 
 PARTITION_ROWS = 250_000
 LEAST_PARTITIONS = 4
@@ -119,10 +128,10 @@ class RunContext:
         return -(-rows // PARTITION_ROWS) or 1
 
     def drop(self, shuffled: Any) -> None:
-        for folder in {file.rpartition("/")[0] for file, _ in shuffled.pieces}:
-            if not self.run.folder.has(_dropped(folder)):
-                self.run.folder.put(_dropped(folder), b"{}", point="journal")
-            self.run.folder.delete_folder(folder)
+        folder, data = self.run.folder, shuffled.data
+        if not folder.has(_dropped(data)):
+            folder.put(_dropped(data), b"{}", point="journal")
+        folder.delete_folder(data)
 
     def restore(self, over: Any) -> None:
         home, parents = self._home, self.run.made_of
@@ -218,15 +227,19 @@ class RunContext:
         call, folder = self.calls.next_call("shuffle"), self.run.folder
         data = f"{call}.data"
         is_dropped = folder.has(_dropped(data))
-        sizes = {f"{data}/{entry.name}": entry.size for entry in folder.entries(data)}
+        sizes = sizes_in(folder, data)
+        rows_S = [over.rows(shard) for shard in range(len(over))]
+        runs = runs_of([PARTITION_ROWS if rows < 0 else rows for rows in rows_S])
+        most_bytes = segment_bytes(self.run.planned.stage.resources.memory_gb)
         results = self.calls.results(
             call,
-            partial(split_shard, over, key, count, data),
-            list(range(len(over))),
-            lambda result: is_dropped or sizes.get(result["file"]) == result["offsets"][-1],
+            partial(split_run, over, key, count, data, most_bytes),
+            runs,
+            lambda result: is_dropped or sizes.get(result["file"]) == result.get("size"),
         )
-        pieces = tuple((result["file"], tuple(result["offsets"])) for result in results)
-        return Partitions(folder, pieces, count)
+        index = put_index(folder, data, results, count)
+        files = tuple(one["file"] for one in results for _ in range(one["segments"]))
+        return Partitions(folder, data, files, index, count)
 
     def _state(self, name: str) -> State:
         state = read_state(self.run.folder, name)

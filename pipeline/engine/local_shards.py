@@ -23,7 +23,8 @@ from metadata.fingerprint import digest
 from metadata.schema import POSITION, SHARD, UID
 from metadata.scratch import shared_scratch
 from pipeline.dataset import TableFunction
-from pipeline.run_folder.rows import JoinedShards, Partitions, PoolShards, apply, only
+from pipeline.run_folder.partitions import Partitions
+from pipeline.run_folder.rows import JoinedShards, PoolShards, apply, only
 
 KEPT_FREE = 0.1  # of the disk: the budget of copies is what is free beyond that
 CHECKSUM = struct.Struct("<I")  # CRC-32 of the Arrow stream, at the end of its file

@@ -19,7 +19,8 @@ from pipeline.engine.declared import as_declared, stored_schema
 from pipeline.engine.units import Unit, UnitTask
 from pipeline.errors import StageError
 from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.rows import Partitions, PoolShards
+from pipeline.run_folder.partitions import Partitions
+from pipeline.run_folder.rows import PoolShards
 
 
 @dataclass(frozen=True)

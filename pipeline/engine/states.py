@@ -11,6 +11,7 @@ import pyarrow as pa
 from metadata.storage import Storage
 from pipeline.dataset import State
 from pipeline.engine.units import UnitTask
+from pipeline.run_folder.partitions import tables_of
 
 
 def put_state(folder: Storage, name: str, state: State, point: str) -> None:
@@ -40,8 +41,8 @@ def reduce_some(
 ) -> dict[str, Any]:
     """The work of `reduce`: the merged state of some shards, first and last + 1, in a file."""
     state: State | None = None
-    for index in range(*span):
-        part = fn(over.table(index))
+    for table in tables_of(over, *span):
+        part = fn(table)
         state = part if state is None else merge(state, part)
     assert state is not None
     name = f"{data}/{task.key}.npz"

@@ -1,14 +1,12 @@
-"""Rows that a stage reads: columns of one shard from several stages, or partitions of a shuffle."""
+"""Rows that a stage reads: columns of one shard from several stages."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from metadata.fingerprint import digest
 from metadata.passes import read_stage
 from metadata.record import ShardState
 from metadata.schema import POSITION, REASON, SHARD, UID
@@ -174,51 +172,6 @@ class JoinedShards:
     def source(self, index: int) -> str:
         """The name of the stage whose rows these are."""
         return self._at(index)[0].root
-
-
-@dataclass(frozen=True)
-class Partitions:
-    """Rows by the hash of a key, as `shuffle` left them. Implements `Shards`.
-
-    Each shard wrote one file; partition p is in it from byte offsets[p] to offsets[p + 1].
-    """
-
-    folder: Storage
-    pieces: tuple[tuple[str, tuple[int, ...]], ...]  # file and offsets, by shard
-    count: int
-    functions: tuple[TableFunction, ...] = ()
-
-    def __len__(self) -> int:
-        return self.count
-
-    def rows(self, index: int) -> int:
-        return -1
-
-    def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
-        table = self.table(index)
-        for start in range(0, len(table), batch_rows):
-            yield table.slice(start, batch_rows)
-
-    def table(self, index: int) -> pa.Table:
-        tables = []
-        for file, offsets in self.pieces:
-            with self.folder.open(file) as source:
-                source.seek(offsets[index])
-                data = source.read(offsets[index + 1] - offsets[index])
-            tables.append(pa.ipc.open_stream(data).read_all())
-        whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
-        return apply(self.functions, whole.combine_chunks())
-
-    def mapped(self, function: TableFunction) -> "Partitions":
-        return replace(self, functions=(*self.functions, function))
-
-    def digest(self, index: int) -> str:
-        """One digest of everything the partition is read from."""
-        return digest([[file, *offsets[index : index + 2]] for file, offsets in self.pieces])
-
-    def select(self, names: Iterable[str]) -> "Partitions":
-        kept = (UID.name, SHARD.name, POSITION.name, *names)
-        return self.mapped(partial(only, kept))
 
 
 def only(names: tuple[str, ...], table: pa.Table) -> pa.Table:

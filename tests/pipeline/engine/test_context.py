@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 import pytest
 
 from metadata.schema import REASON_TYPE
+from metadata.sealed import put_sealed
+from metadata.storage import Storage
 from pipeline.errors import RetryableError, ShardError
 from pipeline.planning.settings import stage_class
 from pipeline.stage import Resources
@@ -105,6 +107,44 @@ def test_what_is_dropped_is_gone_and_not_missed_by_a_stage_that_goes_on(
     assert (journal / "01-shuffle.json").exists()
     monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
     assert program("drops_then_trouble").column("it", "value") == list(range(31))
+
+
+def test_a_journal_of_an_earlier_layout_is_made_anew_even_where_its_rows_were_dropped(
+    program, engine, monkeypatch
+):
+    assert "two" in program("drops_then_trouble").error("it")
+    [journal] = (engine.folder / "run").glob("stages/it-*/calls-*")
+    folder = Storage(str(journal))
+    for call, files in (("01-shuffle", 4), ("02-shuffle", 2)):
+        data = {f"00000{n}-0123456789ab": f"calls/{call}.data/{n}.arrows" for n in range(files)}
+        old = {key: {"file": file, "offsets": [0, 9, 18]} for key, file in data.items()}
+        put_sealed(folder, f"{call}.json", old, point="journal")
+    folder.delete_folder("02-shuffle.data")
+    folder.put("02-shuffle.data/0.arrows", b"as it was", point="rename")
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    assert program("drops_then_trouble").column("it", "value") == list(range(31))
+
+
+def shuffles_then_trouble(inputs, ctx):
+    parts = ctx.shuffle(inputs.rows, "number", 2)
+    again = ctx.shuffle(ctx.map_shards(third, parts), "third", 3)
+    ctx.map(fail_at_two, [2])
+    ctx.restore(ctx.map_shards(partial(with_value, lambda n: n), again))
+
+
+@pytest.mark.parametrize("harm", ["torn", "gone"])
+@pytest.mark.parametrize("ending", ["index", "arrows"])
+def test_a_shuffle_that_lost_a_file_to_a_power_cut_gets_it_again(
+    harm, ending, program, engine, monkeypatch
+):
+    assert "two" in program("shuffles_then_trouble").error("it")
+    [file, *_] = sorted((engine.folder / "run").glob(f"stages/it-*/calls-*/02-*.data/*.{ending}"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    if harm == "gone":
+        file.unlink()
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    assert program("shuffles_then_trouble").column("it", "value") == list(range(31))
 
 
 def loses_a_row(inputs, ctx):

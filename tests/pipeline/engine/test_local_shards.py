@@ -36,14 +36,15 @@ def scratch(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def program(engine, scratch, monkeypatch):
     """Runs one of the functions below as a dataset stage, and counts what it opens."""
-    whole = Storage.open
+    for door in ("open", "read_at"):
+        whole = getattr(Storage, door)
 
-    def counted(storage: Storage, name: str):
-        if "numbers-" in storage.path or "01-shuffle.data" in name:
-            OPENED.append(name)
-        return whole(storage, name)
+        def counted(storage: Storage, name: str, *place: int, whole=whole):
+            if "numbers-" in storage.path or ("01-shuffle.data" in name and ".arrows" in name):
+                OPENED.append(name)
+            return whole(storage, name, *place)
 
-    monkeypatch.setattr(Storage, "open", counted)
+        monkeypatch.setattr(Storage, door, counted)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STAGES), os.getcwd()]))
     for seen in (OPENED, BETWEEN):
         seen.clear()
@@ -127,7 +128,9 @@ def test_storage_is_read_once_and_the_copies_go_with_the_stage(program, scratch)
 
 def test_the_rows_of_a_shuffle_are_kept_too(program):
     assert program("kept_of_a_shuffle").column("it", "value") == EXPECTED
-    assert len(OPENED) == SHARDS + PARTITIONS * SHARDS
+    most = PARTITIONS * (SHARDS - 1)  # pieces: the empty shard has none
+    pieces = len(OPENED) - 2 * SHARDS  # beside shards, and the ends of files
+    assert PARTITIONS <= pieces <= most
 
 
 def test_without_room_for_a_copy_storage_is_read_each_time(program, monkeypatch, scratch):

@@ -1,13 +1,26 @@
-"""Shuffles: which partition a row goes to, and that all of them come back from the file."""
+"""Shuffles: which partition a row goes to, and that all of them come back from the files."""
 
+from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
 
 from metadata.storage import Storage
-from pipeline.engine.shuffling import by_hash, by_home, split_shard
-from pipeline.run_folder.rows import Partitions
+from pipeline.engine import shuffling
+from pipeline.engine.shuffling import (
+    by_hash,
+    by_home,
+    put_index,
+    runs_of,
+    segment_bytes,
+    split_run,
+)
+from pipeline.run_folder import partitions
+from pipeline.run_folder.partitions import Partitions, blocks, read_ranges
 
 
 def test_equal_keys_and_nulls_have_one_partition_each():
@@ -29,16 +42,178 @@ def test_a_row_goes_home_to_the_run_of_shards_that_has_its_own():
     assert by_home(starts, shards).tolist() == [0, 0, 1, 2, 2]
 
 
-def test_every_row_of_a_shard_is_in_its_partition_and_in_order(tmp_path):
-    rows = pa.table({"number": range(20), "reason": pa.array(["x", "y"] * 10).dictionary_encode()})
-    over = SimpleNamespace(table=lambda index: rows)
-    task = SimpleNamespace(folder=Storage(str(tmp_path)), key="000000-a")
-    made = split_shard(over, lambda table: table["number"].to_numpy() % 3, 4, "data", 0, task)
-    parts = Partitions(task.folder, ((made["file"], tuple(made["offsets"])),), 4)
-    assert [parts.table(p)["number"].to_pylist() for p in range(4)] == [
-        list(range(0, 20, 3)),
-        list(range(1, 20, 3)),
-        list(range(2, 20, 3)),
-        [],
+# Runs and segments
+
+
+def test_runs_are_of_neighbours_as_many_as_workers_want_and_no_more_than_rows_ask_for():
+    few = runs_of([10_000] * 5)
+    assert few == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
+    assert len(runs_of([10_000] * 10_000)) == 65
+    many = runs_of([10_000] * 128_000)
+    assert many[:2] == [[0, 750], [750, 1500]]
+    assert len(many) == 171
+    assert runs_of([]) == []
+
+
+def test_a_segment_is_a_part_of_the_memory_that_a_stage_declares():
+    assert segment_bytes(1) == 166_666_666
+    assert segment_bytes(64) == 288_000_000
+
+
+# Rows through files
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Shards in memory."""
+
+    held: list[pa.Table] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def table(self, index: int) -> pa.Table:
+        return self.held[index]
+
+
+def third(table: pa.Table) -> np.ndarray:
+    return table["number"].to_numpy() % 3
+
+
+def shuffled(tables, key, count, folder, most_bytes=1 << 30, runs=None) -> Partitions:
+    """What the engine's shuffle makes of tables."""
+    storage = Storage(str(folder))
+    work = partial(split_run, Tables(tables), key, count, "data", most_bytes)
+    results = [
+        work(run, SimpleNamespace(folder=storage, key=f"{number:06d}-a"))
+        for number, run in enumerate(runs or runs_of([len(table) for table in tables]))
     ]
-    assert parts.table(1)["reason"].to_pylist() == ["y", "x", "y", "x", "y", "x", "y"]
+    index = put_index(storage, "data", results, count)
+    files = tuple(one["file"] for one in results for _ in range(one["segments"]))
+    return Partitions(storage, "data", files, index, count)
+
+
+@pytest.fixture(params=["narrow", "wide"])
+def tables(request) -> list[pa.Table]:
+    """Shards whose dictionaries and types differ, one of them empty."""
+    rows = pa.table({"number": range(40), "reason": pa.array(["x", "y", None, "z"] * 10)})
+    words = [
+        rows.slice(start, size).set_column(
+            1, "reason", rows["reason"].slice(start, size).dictionary_encode()
+        )
+        for start, size in ((0, 1), (1, 6), (7, 0), (7, 14), (21, 19))
+    ]
+    if request.param == "narrow":
+        return words
+    untyped = pa.array([None] * 14, pa.null())
+    notes = [[f"note {n}" for n in range(len(table))] for table in words]
+    return [
+        table.append_column("note", untyped if index == 3 else pa.array(note, pa.string()))
+        for index, (table, note) in enumerate(zip(words, notes, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("runs", [None, [[0, 5]], [[0, 2], [2, 3], [3, 5]]])
+@pytest.mark.parametrize("most_bytes", [1, 1 << 30])
+def test_every_row_is_in_its_partition_in_the_order_of_the_shards(
+    runs, most_bytes, tables, tmp_path
+):
+    parts = shuffled(tables, third, 4, tmp_path, most_bytes, runs)
+    for number in range(4):
+        chosen = [table.filter(pa.array(third(table) == number)) for table in tables]
+        expected = pa.concat_tables(chosen, promote_options="default").unify_dictionaries()
+        found = parts.table(number)
+        assert found.schema == expected.schema
+        assert found.to_pylist() == expected.to_pylist()
+        assert all(column.num_chunks == 1 for column in found.columns)
+    assert len(parts.table(3)) == 0
+
+
+def test_the_same_rows_make_the_same_bytes_whatever_the_segments_before_them(tables, tmp_path):
+    one, other = (shuffled(tables, third, 3, tmp_path / name) for name in "ab")
+    for name in {*one.files, one.index}:
+        assert one.folder.read(name) == other.folder.read(name)
+    assert one.digest(0) == other.digest(0)
+    assert one.digest(0) != one.digest(1)
+    assert one.digest(0) != shuffled(tables[1:], third, 3, tmp_path / "c").digest(0)
+
+
+def test_a_file_has_one_schema_and_no_piece_has_its_own(tmp_path):
+    rows = pa.table({"number": range(4_000), "text": ["a"] * 4_000})
+    parts = shuffled([rows], lambda table: table["number"].to_numpy() % 1000, 1000, tmp_path)
+    data = parts.folder.read(parts.files[0])
+    assert data.count(b"number") == 2  # where it begins, and once in its end
+    piece = (len(data) - 1001 * 8) / 1000
+    assert piece < 450, "rows, and what Arrow needs of a batch"
+
+
+# Reading
+
+
+def test_neighbours_are_read_together_and_each_range_once(tables, tmp_path, monkeypatch):
+    parts = shuffled(tables, third, 4, tmp_path, runs=[[0, 2], [2, 5]])
+    alone = [parts.table(number) for number in range(4)]
+    read: list[list] = []
+    monkeypatch.setattr(
+        partitions, "read_ranges", lambda *of: read.append(of[1]) or read_ranges(*of)
+    )
+    assert list(parts.tables(0, 4)) == alone
+    assert len(read) == 1
+    monkeypatch.setattr(partitions, "AHEAD_BYTES", 1)
+    read.clear()
+    assert list(parts.tables(0, 3)) == alone[:3]
+    assert len(read) == 3
+
+
+def test_blocks_hold_neighbours_up_to_so_many_bytes_and_one_at_least():
+    offsets_PS = np.array([[0, 5], [10, 5], [10, 5], [10, 25], [11, 26], [11, 27]])
+    assert blocks(offsets_PS, 1000) == [(0, 5)]
+    assert blocks(offsets_PS, 10) == [(0, 2), (2, 3), (3, 5)]
+    assert blocks(offsets_PS, 1) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert blocks(offsets_PS[:1], 10) == []
+
+
+def test_ranges_of_an_object_store_are_read_several_at_once_and_in_order(tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path))
+    storage.put("file", bytes(range(200)), point="rename")
+    ranges = [("file", at, size) for at, size in ((150, 9), (3, 0), (7, 2), (0, 5))] * 9
+    expected = [bytes(range(at, at + size)) for _, at, size in ranges]
+    assert read_ranges(storage, ranges) == expected
+    waits = waiting_reads(storage, monkeypatch)
+    storage.is_local = False
+    assert read_ranges(storage, ranges) == expected
+    assert waits.most > 1
+
+
+def waiting_reads(storage: Storage, monkeypatch) -> SimpleNamespace:
+    """Reads that wait until a second one has begun, as far as there is one; the most at once."""
+    import threading
+
+    seen, whole = SimpleNamespace(most=0, now=0), Storage.read_at
+    lock, two = threading.Lock(), threading.Event()
+
+    def read(self, *of):
+        with lock:
+            seen.now += 1
+            seen.most = max(seen.most, seen.now)
+            if seen.now > 1:
+                two.set()
+        two.wait(5)
+        try:
+            return whole(self, *of)
+        finally:
+            with lock:
+                seen.now -= 1
+
+    monkeypatch.setattr(Storage, "read_at", read)
+    return seen
+
+
+def test_a_segment_larger_than_memory_allows_is_cut_and_no_rows_are_lost(tmp_path):
+    shards = [pa.table({"number": range(start, start + 100)}) for start in range(0, 1000, 100)]
+    parts = shuffled(shards, third, 3, tmp_path, most_bytes=1700, runs=[[0, 10]])
+    assert len(parts.files) == 5, "two shards of 800 bytes each"
+    assert pc.sum(pa.chunked_array([t["number"].chunk(0) for t in parts.tables(0, 3)])).as_py() == (
+        499_500
+    )
+    assert shuffling.SEGMENT_BYTES > 1700

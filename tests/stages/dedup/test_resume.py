@@ -63,7 +63,7 @@ class DiesEverywhere(Watcher):
         self.die_once(call)
 
     def drop(self, ctx, shuffled):
-        file = shuffled.pieces[0][0]
+        file = shuffled.files[0]
         if file not in self.survived:
             ctx.run.folder.delete_folder = lambda _: (
                 ctx.run.folder.delete(file) or self.die_once(file)

@@ -1,0 +1,151 @@
+"""Partitions of a shuffle, read from the files of its runs by ranges of bytes.
+
+A file holds segments, each of them rows of some consecutive shards: a head (the schema, as an Arrow
+stream begins, its dictionaries, and a batch of no rows), then the rows of each partition as record
+batches and no more. Head and piece together are a stream. Where the pieces of all files lie stands
+in one index: `count + 1` rows of an offset a segment, so that what a partition needs lies together,
+then the heads, each once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import groupby, pairwise
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.fingerprint import digest
+from metadata.schema import POSITION, SHARD, UID
+from metadata.storage import Storage
+from pipeline.dataset import TableFunction
+from pipeline.run_folder.rows import apply, only
+
+OFFSET = np.dtype("<i8")
+READERS = 16  # reads at once of an object store, each of which waits for an answer
+AHEAD_BYTES = 288_000_000  # of neighbouring partitions, read at once
+Range = tuple[str, int, int]  # of an object: its name, from which byte on, how many
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """Rows by the hash of a key, as `shuffle` left them. Implements `Shards`."""
+
+    folder: Storage
+    data: str  # the folder of its files
+    files: tuple[str, ...]  # one a segment, in the order of the rows
+    index: str
+    count: int
+    functions: tuple[TableFunction, ...] = ()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, index: int) -> int:
+        return -1
+
+    def batches(self, index: int, batch_rows: int = 1024) -> Iterator[pa.Table]:
+        table = self.table(index)
+        for start in range(0, len(table), batch_rows):
+            yield table.slice(start, batch_rows)
+
+    def table(self, index: int) -> pa.Table:
+        return next(self.tables(index, index + 1))
+
+    def tables(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """Partitions from `start` to before `stop`: neighbours are read together."""
+        offsets_PS = self._offsets(start, stop)
+        for first, last in blocks(offsets_PS, AHEAD_BYTES):
+            block_PS = offsets_PS[first : last + 1]
+            ranges = zip(self.files, block_PS[0].tolist(), np.ptp(block_PS, axis=0), strict=True)
+            read_S = read_ranges(self.folder, [(file, at, int(size)) for file, at, size in ranges])
+            for begin_S, end_S in pairwise((block_PS - block_PS[0]).tolist()):
+                places = zip(read_S, begin_S, end_S, strict=True)
+                whole = self._decoded([memoryview(read)[a:b] for read, a, b in places])
+                yield apply(self.functions, whole)
+
+    def mapped(self, function: TableFunction) -> "Partitions":
+        return replace(self, functions=(*self.functions, function))
+
+    def digest(self, index: int) -> str:
+        """One digest of everything the partition is read from."""
+        return digest([self.index, index])
+
+    def select(self, names: Iterable[str]) -> "Partitions":
+        kept = (UID.name, SHARD.name, POSITION.name, *names)
+        return self.mapped(partial(only, kept))
+
+    def _offsets(self, start: int, stop: int) -> NDArray[np.int64]:
+        """(stop - start + 1, S) where each partition begins in each segment, and the last ends."""
+        row = len(self.files) * OFFSET.itemsize
+        data = self.folder.read_at(self.index, start * row, (stop - start + 1) * row)
+        return np.frombuffer(data, OFFSET).reshape(-1, len(self.files))
+
+    def _decoded(self, pieces: Sequence[memoryview]) -> pa.Table:
+        """The rows of one partition, from its piece of each segment."""
+        at = (self.count + 1) * len(self.files) * OFFSET.itemsize
+        heads = heads_of(self.folder.uri, self.index, at, len(self.files))
+        tables = []
+        for head, group in groupby(zip(heads, pieces, strict=True), lambda both: both[0]):
+            found = [piece for _, piece in group if piece]
+            if found:
+                tables.append(pa.ipc.open_stream(b"".join((head, *found))).read_all())
+            else:  # of no rows: its types count, its dictionaries don't
+                tables.append(pa.ipc.open_stream(head).schema.empty_table())
+        whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        return whole.combine_chunks()
+
+
+def tables_of(over: object, start: int, stop: int) -> Iterator[pa.Table]:
+    """Neighbouring shards, or partitions that are read together."""
+    if isinstance(over, Partitions):
+        yield from over.tables(start, stop)
+    else:
+        yield from map(over.table, range(start, stop))  # type: ignore[attr-defined]
+
+
+def blocks(offsets_PS: NDArray[np.int64], most_bytes: int) -> list[tuple[int, int]]:
+    """First and last + 1 of the partitions that are read at once: so many bytes, or one."""
+    ends_P = (offsets_PS - offsets_PS[0]).sum(axis=1)
+    cut, start = [], 0
+    while start < len(ends_P) - 1:
+        reach = int(np.searchsorted(ends_P, ends_P[start] + most_bytes, side="right")) - 1
+        stop = min(max(start + 1, reach), len(ends_P) - 1)
+        cut.append((start, stop))
+        start = stop
+    return cut
+
+
+def read_ranges(folder: Storage, ranges: Sequence[Range]) -> list[bytes]:
+    """The bytes of each range, in their order: several at once where each takes a request."""
+    if folder.is_local:
+        return [_read(folder, of) for of in ranges]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(partial(_read, folder), ranges))
+
+
+def _read(folder: Storage, of: Range) -> bytes:
+    name, at, size = of
+    return folder.read_at(name, at, size) if size else b""
+
+
+def index_of(offsets_PS: NDArray[np.int64], heads: Sequence[bytes]) -> bytes:
+    """The index of a shuffle, from where the partitions begin in each segment and their heads."""
+    different = list(dict.fromkeys(heads))
+    numbers = [different.index(head) for head in heads]
+    tail = np.array([*numbers, *map(len, different)], OFFSET)
+    return b"".join((offsets_PS.astype(OFFSET).tobytes(), tail.tobytes(), *different))
+
+
+@lru_cache(maxsize=64)
+def heads_of(uri: str, index: str, at: int, segments: int) -> tuple[bytes, ...]:
+    """The head of each segment, from the end of an index. An index never changes."""
+    tail = Storage(uri).read_at(index, at, 1 << 40)
+    numbers = np.frombuffer(tail, OFFSET, segments)
+    different = int(numbers.max()) + 1
+    sizes = np.frombuffer(tail, OFFSET, different, segments * OFFSET.itemsize)
+    ends = (segments + different) * OFFSET.itemsize + np.append(0, sizes.cumsum())
+    heads = [tail[a:b] for a, b in pairwise(ends.tolist())]
+    return tuple(heads[number] for number in numbers)
