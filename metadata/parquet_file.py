@@ -19,6 +19,7 @@ from metadata.record import digest_in
 from metadata.storage import Storage
 
 SMALL_BYTES = 256 << 10
+FAR_BYTES = 2 << 20  # of an object store: two requests take as long as these bytes
 UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)  # what a changed file can raise
 
 Types = Mapping[str, pa.DataType]  # of columns, as their stage declares them
@@ -97,7 +98,7 @@ def opened(
     """
     try:
         with (
-            _whole_if_small(folder.open(name), sha256) as source,
+            _whole_if_small(folder, name, sha256) as source,
             pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True) as file,
         ):
             if rows is not None and file.metadata.num_rows != rows:
@@ -114,9 +115,10 @@ def opened(
         raise
 
 
-def _whole_if_small(source: pa.NativeFile, sha256: str) -> pa.NativeFile:
+def _whole_if_small(folder: Storage, name: str, sha256: str) -> pa.NativeFile:
     """The file, or its bytes; pa.ArrowInvalid where a small one has another digest."""
-    if source.size() > SMALL_BYTES:
+    source = folder.open(name)
+    if source.size() > (SMALL_BYTES if folder.is_local else FAR_BYTES):
         return source
     with source:
         data = source.read_buffer()

@@ -17,6 +17,7 @@ from pipeline.engine.failures import explained
 from pipeline.errors import ClipmillError, CrashedError, RetryableError, ShardError, StageError
 
 T = TypeVar("T")
+FOLDER = "attempts"  # of the shards of a row stage: they go all at once, in few requests
 MAX_ATTEMPTS = 3
 MAX_RUNS = 10
 
@@ -40,13 +41,18 @@ def attempt(
     place: str,
     least: int = 1,
     most: int = MAX_ATTEMPTS,
+    begun: bool = True,
+    kept: bool = False,
 ) -> T:
     """The result of work(number): tried a second and a third time while its error may pass.
 
     It is counted in `<name>.attempt`, anew for another digest of the inputs. CrashedError where
     fewer than `least` attempts are left, as the others ended their worker; that count stays.
+
+    Work that nobody can have begun before is `begun=False`: no count is looked for. Where `kept`,
+    the count outlives a success: whoever hears of it takes it away, with others.
     """
-    if _begin(folder, name, inputs, run, most) < least:
+    if _begin(folder, name, inputs, run, most, begun) < least:
         raise CrashedError(
             f"{place} ended its worker {most} times",
             str(folder),
@@ -58,7 +64,8 @@ def attempt(
     except (StageError, ShardError, DamagedError):
         end(folder, name)
         raise
-    end(folder, name)
+    if not kept:
+        end(folder, name)
     return result
 
 
@@ -74,9 +81,9 @@ def _tried(work: Callable[[int], T], place: str, folder: Storage) -> T:
         number += 1
 
 
-def _begin(folder: Storage, name: str, inputs: str, run: str, most: int) -> int:
+def _begin(folder: Storage, name: str, inputs: str, run: str, most: int, begun: bool) -> int:
     """How many attempts are left, this one among them; it is counted."""
-    count = folder.read_json(f"{name}.attempt", Count)
+    count = folder.read_json(f"{name}.attempt", Count) if begun else None
     if count is None or count.inputs != inputs:
         count = Count(inputs, run, attempts=0, runs=1)
     elif count.run != run:
@@ -93,6 +100,11 @@ def end(folder: Storage, name: str) -> None:
     folder.delete(f"{name}.attempt")
 
 
+def of_shards(folder: Storage) -> set[int]:
+    """The shards of a row stage with a count: somebody works on them, or died doing so."""
+    return {int(entry.name.partition(".")[0]) for entry in folder.entries(FOLDER)}
+
+
 def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillError) -> Failure:
     """Sets a shard aside with its reason: `<shard>.failed.json`."""
     found, where, do = error.args
@@ -104,6 +116,7 @@ def fail(folder: Storage, shard: int, parents: dict[str, str], error: ClipmillEr
 
 def forget(folder: Storage) -> None:
     """Lets what crashed its worker be tried again."""
+    folder.delete_folder(FOLDER)
     places = ["", *(name for name in folder.folders() if name.startswith("calls"))]
     for place in places:
         for below in [

@@ -36,8 +36,9 @@ class ChainRun:
         todo = self._missing(self.chain.stages, item)
         while todo:
             together = next_together(todo, item)
-            self._attempt(together, item)
-            todo = self._missing([planned for planned in todo if planned not in together], item)
+            rest = [planned for planned in todo if planned not in together]
+            self._attempt(together, item, kept=not rest)
+            todo = self._missing(rest, item)
         return item
 
     def _missing(self, stages: Sequence[PlannedStage], item: ShardItem) -> list[PlannedStage]:
@@ -71,8 +72,11 @@ class ChainRun:
         item.states[name] = state_of(records, mask)
         return True
 
-    def _attempt(self, stages: list[PlannedStage], item: ShardItem) -> None:
+    def _attempt(self, stages: list[PlannedStage], item: ShardItem, kept: bool) -> None:
         """Computes stages together, counting attempts in storage; a failure is written down.
+
+        The count of the item's last work is kept: a worker that dies before the item is handed
+        back has it done again as a whole, so the others' counts go as they succeed.
 
         Stages that fail together, or have ended their worker, are done one by one: that tells whose
         fault it is, and what the others made stays.
@@ -81,7 +85,7 @@ class ChainRun:
         folder = self.chain.stored[first.name].folder
         parents = item.parents(first, self.chain.models)
         is_alone = len(stages) == 1
-        name = f"{shard:06d}" if is_alone else f"{shard:06d}.chain"
+        name = f"{attempts.FOLDER}/{shard:06d}" + ("" if is_alone else ".chain")
         try:
             attempts.attempt(
                 partial(self._compute, stages, item),
@@ -91,6 +95,8 @@ class ChainRun:
                 self.chain.run_id,
                 f"stage '{' + '.join(planned.name for planned in stages)}', shard {shard}",
                 least=1 if is_alone else attempts.MAX_ATTEMPTS,
+                begun=item.begun,
+                kept=kept,
             )
         except DamagedError as damaged:  # an earlier stage's file: that one is made again first
             item.damaged.append(damaged)
@@ -111,7 +117,7 @@ class ChainRun:
             if item.is_blocked(planned):
                 item.failed[planned.name] = None
             else:
-                self._attempt([planned], item)
+                self._attempt([planned], item, kept=False)
 
     def _compute(self, stages: list[PlannedStage], item: ShardItem, attempt: int) -> None:
         computation = Computation(self.chain, self.functions, item, attempt)

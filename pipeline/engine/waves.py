@@ -7,6 +7,7 @@ from functools import partial
 from metadata.damage import DamagedError
 from metadata.fold import append, fold
 from metadata.record import Record
+from pipeline.engine import attempts
 from pipeline.engine.chain import Chain, ShardItem
 from pipeline.engine.chain_run import ChainRun
 from pipeline.engine.failures import storage_error
@@ -29,6 +30,8 @@ class Wave:
     stages: list[PlannedStage]
     blamed: str | None = field(default=None, init=False)  # whose error ends it; None: of them all
     unfolded: dict[str, list[Record]] = field(default_factory=dict, init=False)  # by stage
+    has_work: bool = field(default=False, init=False)  # whether a shard had something to do
+    begun: dict[str, set[int]] = field(default_factory=dict, init=False)  # by stage: see attempts
 
     def run(self) -> list[DamagedError]:
         """Computes what is missing; the damaged files that it met, which are to be made again."""
@@ -36,6 +39,7 @@ class Wave:
             self.running.state.resolve(stage.planned.name)
             self.running.watcher.stage(stage.planned.name, stage.total, len(stage.shards))
             _drop_stale(stage)
+            self.begun[stage.planned.name] = attempts.of_shards(stage.folder)
         steps = self._steps()
         damaged: list[DamagedError] = []
         results = self.running.executor.stream(steps, self._items())
@@ -50,6 +54,7 @@ class Wave:
                 self._fold(FOLD_EVERY)
             if damaged:
                 self._fold(1)
+            self._forget_attempts()
         except DamagedError as found:  # by what looks at the first shards
             damaged.append(found)
         except OSError as error:
@@ -121,6 +126,8 @@ class Wave:
             if all(shard in stage.shards for stage in stages) and not self.running.retry:
                 continue
             states = {need: known[need].shards.get(shard) for need in outside}
+            is_begun = any(shard in shards for shards in self.begun.values())
+            self.has_work = True
             yield ShardItem(
                 shard=shard,
                 states={n: s for n, s in states.items() if s is not None},
@@ -136,6 +143,7 @@ class Wave:
                 unchecked=frozenset(
                     stage.planned.name for stage in stages if shard in stage.scan.unchecked
                 ),
+                begun=is_begun,
             )
 
     def _take(self, item: ShardItem) -> None:
@@ -164,6 +172,12 @@ class Wave:
                 append(stage.folder, stage.scan.parts, records)
                 stage.scan.parts += 1
                 records.clear()
+
+    def _forget_attempts(self) -> None:
+        """Takes the counts of this wave away: all its work has been answered for."""
+        for stage in self._states():
+            if self.has_work or self.begun[stage.planned.name]:
+                stage.folder.delete_folder(attempts.FOLDER)
 
 
 def _drop_stale(stage: StageState) -> None:

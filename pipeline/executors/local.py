@@ -274,7 +274,7 @@ class LocalExecutor(Dispatcher):
             do = "look for a crash or too little memory, then run again"
             stream.fail(RankDiedError(found, stream.steps[number].name, do))
             return
-        stream.queues[number].appendleft(item)
+        stream.again(number, item)
         if stream.ids[number] not in worker.started:
             stream.early_deaths[number] += 1
             if stream.early_deaths[number] >= EARLY_DEATHS * self.workers:

@@ -244,7 +244,7 @@ class RayExecutor(Dispatcher):
         if actor.job is not None:
             stream, number, item = actor.job
             stream.busy -= 1
-            stream.queues[number].appendleft(item)
+            stream.again(number, item)
             concerned = [(stream, number)]
         if actor.state == "running" or actor.born_s <= pool.early_death_s:
             return  # actors born before the last early death belong to it: a lost node takes many

@@ -47,6 +47,12 @@ class Stream:
         self.served_s = time.monotonic()
         return self.queues[number].popleft()
 
+    def again(self, number: int, item: Item) -> None:
+        """The item of a worker that died is the next: see the contract."""
+        if hasattr(item, "begun"):
+            item.begun = True
+        self.queues[number].appendleft(item)
+
     def passed(self, number: int, item: Item) -> None:
         """The item goes to the next step, or out."""
         if number + 1 < len(self.steps):

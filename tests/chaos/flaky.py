@@ -32,12 +32,14 @@ class Proxy:
 
     behind: str
     troubles: list[Trouble] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)  # method, path and query of each request
 
     def __post_init__(self) -> None:
         self._server = Answering(self._answer)
         self.port, self.close = self._server.port, self._server.close
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(f"{request.method} {request.rel_url}")
         for trouble in self.troubles:
             if trouble.meets(request):
                 return await self._fail(request, trouble.kind)

@@ -2,9 +2,11 @@
 
 import pytest
 
+from metadata import storage
 from metadata.damage import DamagedError
 from metadata.storage import Storage
-from pipeline.engine.attempts import MAX_RUNS, attempt, fail, forget
+from pipeline.engine import attempts
+from pipeline.engine.attempts import FOLDER, MAX_RUNS, attempt, fail, forget
 from pipeline.errors import (
     CrashedError,
     LostLockError,
@@ -30,8 +32,8 @@ class Work:
             raise self.errors.pop(0)
         return number
 
-    def attempt(self, inputs="a", run="first", least=1):
-        return attempt(self, self.folder, "it", inputs, run, "stage 'it', shard 0", least)
+    def attempt(self, inputs="a", run="first", least=1, **how):
+        return attempt(self, self.folder, "it", inputs, run, "stage 'it', shard 0", least, **how)
 
     def is_counted(self):
         return self.folder.has("it.attempt")
@@ -123,6 +125,58 @@ def test_where_one_crash_is_enough_a_second_attempt_is_refused(tmp_path):
     killed(work, least=3)
     with pytest.raises(CrashedError):
         work.attempt(least=3)
+
+
+def test_work_that_nobody_began_is_counted_without_a_look(tmp_path, monkeypatch):
+    work = Work(tmp_path)
+    monkeypatch.setattr(Storage, "read", None)
+    killed(work, begun=False)
+    monkeypatch.undo()
+    for _ in range(2):
+        killed(work)
+    with pytest.raises(CrashedError):
+        work.attempt()
+
+
+def test_a_count_may_outlive_success_but_no_error(tmp_path):
+    work = Work(tmp_path)
+    assert work.attempt(kept=True) == 1
+    assert work.is_counted()
+    work.errors = [ShardError("bad", "there", "mend it")]
+    with pytest.raises(ShardError):
+        work.attempt(kept=True)
+    assert not work.is_counted()
+
+
+def test_a_shard_in_hand_in_runs_that_were_killed_is_set_aside_and_the_others_finish(
+    engine, monkeypatch
+):
+    monkeypatch.setattr(attempts, "MAX_RUNS", 2)
+    stages = "  square: {uses: toy.power, from: numbers}\n"
+    engine.run(stages, until="numbers")
+
+    def reached(point, name):
+        if (point, name) == ("record", "000001.json"):
+            raise KilledError
+
+    folders = (engine.folder / "run" / "stages").glob(f"square-*/{FOLDER}")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "reached", reached)
+        for _ in range(2):
+            for record in (engine.folder / "run" / "stages").glob("square-*/000001.json"):
+                record.unlink()  # the kill came when it was stored
+            with pytest.raises(KilledError):
+                engine.run(stages)
+    for record in (engine.folder / "run" / "stages").glob("square-*/000001.json"):
+        record.unlink()
+    [folder] = folders
+    assert "000001.attempt" in {path.name for path in folder.iterdir()}
+    ran = engine.run(stages)
+    assert {shard: failure.crashed for shard, failure in ran.failures("square").items()} == {
+        1: True
+    }
+    assert sorted(ran.outcome.state.stages["square"].shards) == [0, 2, 3]
+    assert not folder.exists()
 
 
 def test_a_shard_set_aside_says_whether_it_crashed(tmp_path):

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -121,6 +122,31 @@ def test_a_killed_worker_costs_its_item_one_more_try(executor, tmp_path, resourc
     assert sorted((r["i"], r["sum"]) for r in results) == [(i, 2) for i in range(30)]
     tries = Counter((line["step"], line["i"]) for line in notes(log, "step"))
     assert {key: n for key, n in tries.items() if n > 1} == {("second", 11): 2}
+
+
+@dataclass
+class Asking:
+    """An item that wants to know whether a worker died of it."""
+
+    number: int
+    begun: bool = False
+
+
+def die_unless_begun(item):
+    if item.number == 11 and not item.begun:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def start_asking():
+    return die_unless_begun
+
+
+def test_an_item_whose_worker_died_says_so_where_it_has_a_field_for_it(executor):
+    step = Step(name="asking", start=start_asking, resources=ONE)
+    results = list(executor.stream([step], [Asking(number) for number in range(20)]))
+    assert sorted(item.number for item in results) == list(range(20))
+    assert [item.number for item in results if item.begun] == [11]
 
 
 def start_dying():
