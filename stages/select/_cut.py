@@ -48,8 +48,12 @@ def as_digits(number_ND: NDArray[np.unsignedinteger]) -> NDArray[np.uint16]:
 
 def next_digit(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.int64]:
     """(BINS,) how many of the ranks that begin with `cut` go on with each digit."""
-    level_N = (rank_ND[:, : len(cut)] == np.array(cut, np.uint16)).all(axis=1)
-    return np.bincount(rank_ND[level_N, len(cut)], minlength=BINS)
+    return np.bincount(rank_ND[level_with(rank_ND, cut), len(cut)], minlength=BINS)
+
+
+def level_with(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
+    """(N,) whether each rank begins with the cut's digits."""
+    return np.asarray((rank_ND[:, : len(cut)] == np.array(cut, np.uint16)).all(axis=1))
 
 
 def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
@@ -63,7 +67,7 @@ def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
 
 def extend(cut: Cut, nth: int, rows_by_digit: NDArray) -> tuple[Cut, int]:
     """The cut one digit longer, and which of the rows that begin with it is the n-th, from 1."""
-    down_to = np.cumsum(rows_by_digit[::-1])
+    down_to = np.cumsum(rows_by_digit[::-1], dtype=np.int64)
     step = int(np.searchsorted(down_to, nth))
     digit = BINS - 1 - step
     return (*cut, digit), int(nth - (down_to[step] - rows_by_digit[digit]))

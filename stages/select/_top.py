@@ -87,36 +87,58 @@ def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def survey(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
     """Rows of the pool and those with a value, and how the ranks that begin so go on."""
-    pool = rows if over == "pool" else rows.filter(rows[KEEP.name])
-    ranked = pool.filter(pool["value"].is_valid())
-    value_ND = cut.value_digits(ranked["value"])
+    pool_N = rows[KEEP.name].to_numpy() if over == "passing" else np.ones(len(rows), bool)
+    ranked_N = pool_N & rows["value"].is_valid().to_numpy()
+    value_ND = cut.value_digits(rows["value"].filter(pa.array(ranked_N)))
+    digits = value_ND.shape[1]
+    if len(begin) < digits:
+        by_digit = cut.next_digit(value_ND, begin)
+    else:
+        ranked_N[ranked_N] = cut.level_with(value_ND, begin[:digits])
+        tied_ND = cut.tie_digits(rows.filter(pa.array(ranked_N)))
+        by_digit = cut.next_digit(tied_ND, begin[digits:])
     return {
-        "rows": np.array([len(pool), len(ranked)]),
-        "by_digit": cut.next_digit(np.hstack([value_ND, cut.tie_digits(ranked)]), begin),
-        "value_digits": np.array(value_ND.shape[1]),
+        "rows": np.array([np.count_nonzero(pool_N), len(value_ND)]),
+        "by_digit": by_digit.astype(np.min_scalar_type(len(rows))),  # a quarter of the journal
+        "value_digits": np.array(digits),
     }
 
 
 def merge(one: State, other: State) -> State:
     return {
         "rows": np.add(one["rows"], other["rows"]),
-        "by_digit": np.add(one["by_digit"], other["by_digit"]),
+        "by_digit": np.add(one["by_digit"], other["by_digit"], dtype=np.int64),
         "value_digits": one["value_digits"],  # the type of a column is that of its pool
     }
 
 
 def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
     """keep and reason of every row, now by its value too."""
-    undefined = rows["value"].is_null()
-    rank_ND = np.hstack([cut.value_digits(rows["value"]), cut.tie_digits(rows)])
-    too_low = pa.array(~cut.at_or_above(rank_ND, lowest))
-    by_value = pc.case_when(
-        pc.make_struct(undefined, too_low), f"undefined:{top.column}", f"top:{top.column}"
-    )
-    reason = pc.coalesce(rows[REASON.name].cast(pa.string()), by_value)
-    judged = rows.select(IDENTITY)
-    judged = judged.append_column(KEEP.name, reason.is_null())
-    return judged.append_column(REASON.name, reason.dictionary_encode())
+    before = rows.unify_dictionaries()[REASON.name].combine_chunks()
+    of_top = [f"undefined:{top.column}", f"top:{top.column}"]
+    reasons = list(dict.fromkeys([*before.dictionary.to_pylist(), *of_top]))
+    undefined, too_low = map(reasons.index, of_top)
+    code_N = before.indices.fill_null(-1).to_numpy()
+    passing_N = code_N < 0
+    by_value_N = np.where(rows["value"].is_null().to_numpy(), undefined, too_low)
+    code_N = np.where(passing_N, by_value_N, code_N).astype(np.int32)
+    keep_N = passing_N & rows["value"].is_valid().to_numpy() & reaching(rows, lowest)
+    code = pa.array(code_N, mask=keep_N).dictionary_encode()  # as they first appear in the shard
+    reason = pa.DictionaryArray.from_arrays(code.indices, pa.array(reasons).take(code.dictionary))
+    judged = rows.select(IDENTITY).append_column(KEEP.name, pa.array(keep_N))
+    return judged.append_column(REASON.name, reason)
+
+
+def reaching(rows: pa.Table, lowest: cut.Cut) -> Bools:
+    """(N,) whether each row's rank reaches the cut; only those level with it by value are tied."""
+    value_ND = cut.value_digits(rows["value"])
+    by_value, by_tie = lowest[: value_ND.shape[1]], lowest[value_ND.shape[1] :]
+    reaching_N = cut.at_or_above(value_ND, by_value)
+    if by_tie:
+        level_N = cut.level_with(value_ND, by_value)
+        tied_ND = cut.tie_digits(rows.filter(pa.array(level_N)))
+        reaching_N[level_N] = cut.at_or_above(tied_ND, by_tie)
+    return reaching_N
 
 
 class Ranking:

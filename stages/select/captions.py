@@ -36,7 +36,7 @@ from stages.select import _sql as sql
 from stages.select._caption_rules import WORDS, broken_rules
 from stages.select._mixes import SHARES, Bools, Flat, Mix, mixed_texts
 from stages.select._texts import Texts
-from stages.select._top import Top, find_cut, rankable
+from stages.select._top import Top, find_cut, rankable, reaching
 
 # Shapes: N rows, T texts of all of them.
 
@@ -238,8 +238,7 @@ def originals(stage: SelectCaptions, shard: pa.Table) -> pa.Table:
 def is_above(rows: pa.Table, lowest: cut.Cut) -> Bools:
     """(N,) whether a row is among those with the highest scores."""
     ranked_N = rows["value"].is_valid().to_numpy() & rows[KEEP.name].to_numpy()
-    rank_ND = np.hstack([cut.value_digits(rows["value"]), cut.tie_digits(rows)])
-    return ranked_N & cut.at_or_above(rank_ND, lowest)
+    return ranked_N & reaching(rows, lowest)
 
 
 def least_above(lowest: cut.Cut, rows: pa.Table) -> State:

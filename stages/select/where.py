@@ -135,7 +135,7 @@ class Where(DatasetStage):
 
     def frame(self, rows: pa.Table) -> pl.DataFrame:
         """The columns that the conditions read, as they read them."""
-        return sql.as_frame(rows.select(list(dict.fromkeys((UID.name, *self.reads)))))
+        return sql.as_frame(rows.select(self.reads or [UID.name]))
 
     def meeting(self, rows: pa.Table) -> NDArray[np.bool_]:
         """(N,) whether each row meets `where`; a condition without an answer is not met."""
@@ -155,27 +155,33 @@ class Where(DatasetStage):
 def judge(rows: pa.Table, *, stage: Where) -> pa.Table:
     """keep and reason of every row by `where`, and the value that `top` ranks by."""
     frame = stage.frame(rows)
-    truths = [(conjunct, sql.truth(conjunct, frame)) for conjunct in stage.conjuncts]
+    truths = [(conjunct, sql.truth(conjunct, frame).to_arrow()) for conjunct in stage.conjuncts]
     broken = [(np.zeros(len(rows), bool), "dropped_before")]
     if KEEP.name in rows.column_names:
         broken += [(~rows[KEEP.name].fill_null(False).to_numpy(), "dropped_before")]
     if IMAGE_BYTES.name in rows.column_names:
         broken += [(rows[IMAGE_BYTES.name].is_null().to_numpy(), f"undefined:{IMAGE_BYTES.name}")]
-    broken += [((~truth).fill_null(False).to_numpy(), rule.text) for rule, truth in truths]
+    broken += [(~as_mask(truth.fill_null(True)), rule.text) for rule, truth in truths]
     for rule, truth in truths:
-        null = truth.is_null()
-        for name in rule.columns:
-            broken += [((null & frame[name].is_null()).to_numpy(), f"undefined:{name}")]
-        broken += [(null.to_numpy(), "undefined")]  # though every column has a value
+        if truth.null_count:
+            null_N = as_mask(truth.is_null())
+            for name in rule.columns:
+                broken += [(null_N & frame[name].is_null().to_numpy(), f"undefined:{name}")]
+            broken += [(null_N, "undefined")]  # though every column has a value
     masks, rules = zip(*broken, strict=True)
-    code_N = np.select(masks, [stage.reasons.index(rule) for rule in rules], default=-1)
+    reasons = stage.reasons
+    code_N = np.select(masks, [reasons.index(rule) for rule in rules], default=-1)
     code = pa.array(code_N.astype(np.int32), mask=code_N < 0)
     judged = rows.select(IDENTITY)
     judged = judged.append_column(KEEP.name, pa.array(code_N < 0))
-    judged = judged.append_column(REASON.name, pa.DictionaryArray.from_arrays(code, stage.reasons))
+    judged = judged.append_column(REASON.name, pa.DictionaryArray.from_arrays(code, reasons))
     if stage.top:
         judged = judged.append_column("value", rankable(rows[stage.top.column]))
     return judged
+
+
+def as_mask(truth: pa.Array) -> NDArray[np.bool_]:
+    return np.asarray(truth.to_numpy(zero_copy_only=False))
 
 
 def is_number(dtype: pa.DataType) -> bool:

@@ -10,9 +10,9 @@ included. `start` is the same command once all is done: its imports, plan and sc
 of `import polars`. CPU seconds of all threads, the least of three rounds.
 
 Aim: at most 2.5 times the script's for `select`, 1.3 times for `exact`, clipmill's start apart.
-Measured (2026-11-27, EPYC, 2 shared, busy cores), a million rows, two rounds: select 2.42x (script
-0.75 s, clipmill 2.62 s, of it start 0.81), where it was 3.09x when each digit of the cut judged all
-rows again; exact 1.46x (1.23 s, 2.21 s, start 0.41).
+Measured (2026-11-27, EPYC, 2 shared, busy cores), a million rows: select 2.00x (script 0.71 s,
+clipmill 2.18 s, of it start 0.75), where it was 3.09x when each digit of the cut judged all rows
+again; exact 1.46x (two rounds; 1.23 s, 2.21 s, start 0.41).
 """
 
 import hashlib

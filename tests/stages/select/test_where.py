@@ -324,6 +324,12 @@ def test_the_order_of_rows_does_not_change_a_verdict(verdicts):
     assert sum(keep for keep, _ in straight) == 370
 
 
+def test_ties_of_many_shards_are_counted_together(kept):
+    shards = [scores([0.5] * 200, uid=[*range(start, start + 200)]) for start in (0, 200, 400)]
+    best = kept(Where(top=Top(column="clip_score", rows=450)), *shards)
+    assert best == list(range(450))  # 200 fit in a byte, their sum does not
+
+
 def test_text_cannot_rank():
     with pytest.raises(StageError, match="column 'language' holds string"):
         Where(top=Top(column="language", rows=1)).check({"language": pa.string()})
