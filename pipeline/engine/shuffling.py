@@ -100,7 +100,7 @@ def write_segment(
     whole = pa.concat_tables(rows, promote_options="default").unify_dictionaries()
     rows.clear()
     whole = whole.combine_chunks().take(pa.array(order)).unify_dictionaries().combine_chunks()
-    options = pa.ipc.IpcWriteOptions(compression="lz4", unify_dictionaries=True)
+    options = pa.ipc.IpcWriteOptions(compression="lz4", unify_dictionaries=True, use_threads=False)
     begin = file.tell()
     with pa.ipc.new_stream(file, whole.schema, options=options) as writer:
         writer.write_batch(no_rows(whole))  # after the dictionaries

@@ -24,6 +24,7 @@ from pipeline.dataset import TableFunction
 from pipeline.run_folder.rows import apply, only
 
 OFFSET = np.dtype("<i8")
+READ = pa.ipc.IpcReadOptions(use_threads=False)
 READERS = 16  # reads at once of an object store, each of which waits for an answer
 AHEAD_BYTES = 288_000_000  # of neighbouring partitions, read at once
 Range = tuple[str, int, int]  # of an object: its name, from which byte on, how many
@@ -91,7 +92,8 @@ class Partitions:
         for head, group in groupby(zip(heads, pieces, strict=True), lambda both: both[0]):
             found = [piece for _, piece in group if piece]
             if found:
-                tables.append(pa.ipc.open_stream(b"".join((head, *found))).read_all())
+                stream = b"".join((head, *found))
+                tables.append(pa.ipc.open_stream(stream, options=READ).read_all())
             else:  # of no rows: its types count, its dictionaries don't
                 tables.append(pa.ipc.open_stream(head).schema.empty_table())
         whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()

@@ -1,0 +1,90 @@
+"""A shuffle of one pool in more and more shards: what a shard costs beyond opening it.
+
+    python -m tests.benchmarks.shuffle_shards [--all]
+
+200,000 rows by the hash of a number into 4 partitions, as such a pool has, and into 40, as one of
+ten million; each partition is then read. In this process, by the functions that workers run.
+`opened` reads every shard and moves nothing. `a shard a run` has shards x partitions pieces, as
+the layout before runs had; its pieces had a schema and an end each too, 142 us and 745 bytes a
+piece as measured on 2026-11-26, which is 5.7 ms a shard at 40 partitions.
+
+Aim: at most 1 ms a shard beyond opening it, at 100 to 10,000 shards (the last with `--all`).
+Measured (2026-11-27, EPYC, 2 shared cores at load 7 to 9), ms of CPU a shard beyond opening it, its
+rows included: at 1,000 shards 0.45 (4 partitions) and 0.56 (40); at 100, where every shard is a run
+and a file, 1.2 and 1.8, which misses the aim. A shard a run: 1.5 and 2.6 at 1,000 shards, 1.3 and
+2.5 at 100. Not run at 10,000.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from time import process_time
+from types import SimpleNamespace
+
+from metadata.storage import Storage
+from pipeline.engine.shuffling import by_hash, put_index, runs_of, segment_bytes, split_run
+from pipeline.ledger.stored import stored
+from pipeline.run_folder.partitions import Partitions
+from pipeline.run_folder.rows import PoolShards
+from tests.benchmarks.toy import plan_of, run_toy, scratch
+
+ROWS = 200_000
+SHARDS = (100, 1_000, 10_000)
+
+
+def main() -> None:
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    for shards in SHARDS if "--all" in sys.argv else SHARDS[:-1]:
+        with scratch() as folder:
+            compare(shards, folder)
+
+
+def compare(shards: int, folder: Path) -> None:
+    """One pool in so many shards, moved in runs and shard by shard."""
+    pool = {"uses": "toy.rows", "shards": shards, "shard_rows": ROWS // shards}
+    state = run_toy(plan_of({"pool": pool}), folder, workers=2)
+    rows = stored(state, "pool", {"number": ("pool", "number")})
+    opened_s = min(opened(rows) for _ in range(3))
+    moved(rows, runs_of([ROWS // shards] * shards), 4, folder / "first")  # which loads libraries
+    print(f"{shards:,} shards: opened in {opened_s:.2f} s of CPU", flush=True)
+    alone = [[shard, shard + 1] for shard in range(shards)]
+    for name, runs in (("runs", runs_of([ROWS // shards] * shards)), ("a shard a run", alone)):
+        for partitions in (4, 40):
+            place = folder / f"{name}-{partitions}"
+            moved_s, size = moved(rows, runs, partitions, place)
+            print(
+                f"  {name:<13} {partitions:>3} partitions   CPU {moved_s:6.2f} s"
+                f"   {(moved_s - opened_s) * 1000 / shards:5.2f} ms a shard beyond"
+                f"   {len(runs):>5,} files, {size / 2**20:.1f} MB",
+                flush=True,
+            )
+
+
+def opened(rows: PoolShards) -> float:
+    """CPU seconds of reading every shard."""
+    begun = process_time()
+    for shard in range(len(rows)):
+        rows.table(shard)
+    return process_time() - begun
+
+
+def moved(rows: PoolShards, runs: list[list[int]], count: int, folder: Path) -> tuple[float, int]:
+    """CPU seconds of a shuffle and of reading its partitions; the bytes that it left."""
+    storage, begun = Storage(str(folder)), process_time()
+    key = partial(by_hash, "number", count)
+    work = partial(split_run, rows, key, count, "data", segment_bytes(2))
+    results = [
+        work(run, SimpleNamespace(folder=storage, key=f"{number:06d}"))
+        for number, run in enumerate(runs)
+    ]
+    index = put_index(storage, "data", results, count)
+    files = tuple(one["file"] for one in results for _ in range(one["segments"]))
+    parts = Partitions(storage, "data", files, index, count)
+    assert sum(len(parts.table(number)) for number in range(count)) == ROWS
+    spent_s = process_time() - begun
+    return spent_s, sum(path.stat().st_size for path in (folder / "data").iterdir())
+
+
+if __name__ == "__main__":
+    main()
