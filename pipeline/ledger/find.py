@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from metadata.parquet_file import read_file
 from metadata.schema import UID
 from pipeline.errors import RecipeError
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import Place
-from pipeline.run_folder.state import RunState
+from pipeline.run_folder.state import RunState, StageState
 
 MOST_LISTED = 5  # samples that an error names
 
@@ -100,12 +101,17 @@ def _scan(
     """The rows with such a uid, in the order of the roots' shards."""
     for name in roots:
         stage = state.stages[name]
-        for shard, shard_state in sorted(stage.shards.items()):
-            start = 0
-            for table in read_file(stage.folder, shard_state.files[0], [UID.name], 1 << 20):
+
+        def read(shard: int, name: str = name, stage: StageState = stage) -> list[UidRow]:
+            found, start = [], 0
+            for table in read_file(stage.folder, stage.shards[shard].files[0], [UID.name], 1 << 20):
                 column = table[UID.name].cast(pa.binary())
                 hit = is_wanted(column)
                 if pc.any(hit).as_py():
                     for index in pc.indices_nonzero(hit).to_pylist():
-                        yield UidRow(name, (shard, start + index), column[index].as_py())
+                        found.append(UidRow(name, (shard, start + index), column[index].as_py()))
                 start += len(table)
+            return found
+
+        for rows in ahead(state.run, read, sorted(stage.shards)):
+            yield from rows

@@ -6,11 +6,11 @@ left the value out, so the causes add up to the rows lost.
 
 Rows and their reasons are counted from the records. Files are opened for what no record tells: the
 first causes, whether a stage failed by itself or for want of an earlier value, the uids, and the
-reasons of shards that several passes have made.
+reasons of shards that several passes have made. Several shards are read at once.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ import pyarrow.compute as pc
 
 from metadata.outputs import OUT
 from metadata.passes import NOT_SELECTED
+from metadata.record import ShardState
 from metadata.schema import KEEP, UID
 from metadata.uid import halves
 from pipeline.errors import RecipeError, StageError
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.causes import (
     Cause,
     causes,
@@ -36,6 +38,7 @@ from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.stored import Place, artifacts
 from pipeline.ledger.subsets import Subset, subsets
 from pipeline.planning.planned import PlannedStage
+from pipeline.run_folder.rows import StoredColumns
 from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import BEFORE
 
@@ -126,12 +129,18 @@ def funnel(state: RunState) -> Funnel:
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
     lost = {p.name: _Lost(later_stages(p.name, done)) for p in done if is_end(p, done)}
     for root in dict.fromkeys(planned.root for planned in done):
-        for shard in sorted(state.stages[root].shards):
+
+        def read(shard: int, root: str = root) -> _ShardRows:
             reasons = ShardReasons(state, root, shard)
-            for name in reasons:
-                counts[name].update(_counted(reasons, name))
-                if name in lost:
-                    lost[name].add(reasons, name)
+            counted = {name: _counted(reasons, name) for name in reasons}
+            ends = [name for name in reasons if name in lost]
+            return counted, {name: _losses(reasons, name, lost[name].later) for name in ends}
+
+        for counted, losses in ahead(state.run, read, sorted(state.stages[root].shards)):
+            for name, rows in counted.items():
+                counts[name].update(rows)
+            for name, each in losses.items():
+                lost[name].add(each)
     return Funnel(
         run=str(state.run),
         unfinished=tuple(_unfinished(state)),
@@ -154,10 +163,24 @@ class _Lost:
     rows: Counter[Cause] = field(default_factory=Counter)
     places: dict[Cause, Place] = field(default_factory=dict)
 
-    def add(self, reasons: ShardReasons, end: str) -> None:
-        for stage, code, rows in (*causes(reasons, end), *failed_later(reasons, end, self.later)):
-            self.rows[stage, code] += pc.sum(rows).as_py() or 0
-            self.places.setdefault((stage, code), (reasons.shard, pc.index(rows, True).as_py()))
+    def add(self, losses: Iterable[tuple[Cause, int, Place]]) -> None:
+        for cause, rows, place in losses:
+            self.rows[cause] += rows
+            self.places.setdefault(cause, place)
+
+
+_ShardRows = tuple[
+    dict[str, Counter[tuple[str, str]]],  # by stage: rows by kind and reason
+    dict[str, list[tuple[Cause, int, Place]]],  # by end: rows of each cause, and where one stands
+]
+
+
+def _losses(reasons: ShardReasons, end: str, later: list[str]) -> list[tuple[Cause, int, Place]]:
+    """Rows of a shard that an end lost, by first cause, and where one of each stands."""
+    return [
+        ((stage, code), pc.sum(rows).as_py() or 0, (reasons.shard, pc.index(rows, True).as_py()))
+        for stage, code, rows in (*causes(reasons, end), *failed_later(reasons, end, later))
+    ]
 
 
 def _unfinished(state: RunState) -> Iterator[Unfinished]:
@@ -217,11 +240,12 @@ def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
         return None
     repeated = 0
     for stage in stages:
-        tables = [
-            table
-            for shard in stage.shards.values()
-            for table in state.stored[stage.planned.name].read(shard, [UID.name], 65_536)
-        ]
+        stored = state.stored[stage.planned.name]
+
+        def read(shard: ShardState, stored: StoredColumns = stored) -> list[pa.Table]:
+            return list(stored.read(shard, [UID.name], 65_536))
+
+        tables = [t for each in ahead(state.run, read, stage.shards.values()) for t in each]
         if tables:
             uids = halves(pa.concat_tables(tables)[UID.name]).view("u8,u8").ravel()
             repeated += len(uids) - len(np.unique(uids))

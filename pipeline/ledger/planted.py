@@ -17,6 +17,7 @@ from metadata.schema import UID
 from metadata.sealed import put_sealed, read_sealed
 from metadata.stats import Estimate, auc
 from pipeline.errors import RecipeError
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.answer import as_json
 from pipeline.ledger.causes import causes
 from pipeline.ledger.reasons import ShardReasons
@@ -174,15 +175,16 @@ def _extra_copies(rows: pl.DataFrame) -> pl.DataFrame:
 def _first_causes(state: RunState, end: str) -> pl.DataFrame:
     """uid in hex, and the first cause as `stage: reason`; empty where the row is kept."""
     root = state.plan.stages[end].root
-    frames = []
-    for shard, shard_state in sorted(state.stages[root].shards.items()):
+
+    def read(shard: int) -> pl.DataFrame:
+        shard_state = state.stages[root].shards[shard]
         cause = np.full(shard_state.rows, "", dtype=object)
         for stage, code, rows in causes(ShardReasons(state, root, shard), end):
             cause[rows.to_numpy(zero_copy_only=False)] = f"{stage}: {code}"
         tables = state.stored[root].read(shard_state, [UID.name], 65_536)
-        frames.append(
-            pl.DataFrame({"uid": _hex(pa.concat_tables(tables)), "cause": cause.tolist()})
-        )
+        return pl.DataFrame({"uid": _hex(pa.concat_tables(tables)), "cause": cause.tolist()})
+
+    frames = ahead(state.run, read, sorted(state.stages[root].shards))
     return pl.concat(frames).unique("uid", keep="first", maintain_order=True)
 
 

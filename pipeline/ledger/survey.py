@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.causes import (
     KEPT,
     Cause,
@@ -26,6 +27,8 @@ from pipeline.ledger.scores import Score, ScoreColumn, histograms, score_columns
 from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
 from pipeline.planning.planned import Binding
 from pipeline.run_folder.state import RunState
+
+_Lost = tuple[str, str, pa.Array]  # stage, reason, and a mask of rows
 
 
 class RowValues(NamedTuple):
@@ -67,17 +70,22 @@ def survey(state: RunState, end: str) -> Survey:
     later = later_stages(end, [planned for planned in done if planned.gives_rows])
     tallies: dict[str, Counter[tuple[str | None, Cause]]] = {name: Counter() for name in groups}
     chosen: dict[Cause, list[tuple[int, Place]]] = {}
-    for index, shard in enumerate(sorted(state.stages[root].shards)):
-        table = shards.table(index)
-        reasons = ShardReasons(state, root, shard)
+
+    def read(index: int) -> tuple[pa.Table, ShardReasons, list[_Lost], list[_Lost]]:
+        reasons = ShardReasons(state, root, numbers[index])
         failed = list(failed_later(reasons, end, later))
+        return shards.table(index), reasons, failed, list(causes(reasons, end))
+
+    numbers = sorted(state.stages[root].shards)
+    every_shard = zip(numbers, ahead(state.run, read, range(len(numbers))), strict=True)
+    for shard, (table, reasons, failed, dropped) in every_shard:
         keep_N = table["kept"].to_numpy()
         for *_, rows in failed:  # no less lost than what a select drops
             keep_N = keep_N & ~rows.to_numpy(zero_copy_only=False)
         for i, histogram in enumerate(counted):
             histogram.count(table[f"score {i}"], keep_N)
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
-        lost = [*causes(reasons, end), *failed]
+        lost = [*dropped, *failed]
         values = [table[f"score {i}"] for i in range(len(columns))]
         at_cuts.count(shard, values, bits_N, keep_N, lost)
         every = [(*KEPT, pa.array(keep_N)), *lost]

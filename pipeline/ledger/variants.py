@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from metadata.record import Scan
 from metadata.storage import Storage
 from pipeline.errors import ClipmillError
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.causes import failed_later, later_stages
 from pipeline.ledger.funnel import is_end
 from pipeline.ledger.reasons import ShardReasons
@@ -119,10 +120,12 @@ def kept_by_ends(state: RunState) -> tuple[KeptBy, ...]:
 
 
 def _kept_by(state: RunState, root: str, end: str, later: list[str]) -> KeptBy:
-    rows = kept = 0
-    for shard in sorted(state.stages[root].shards):
+    shards = state.stages[root].shards
+
+    def read(shard: int) -> int:
         reasons = ShardReasons(state, root, shard)
-        rows += state.stages[end].shards[shard].rows
-        kept += reasons.counts(end).get("", 0)
-        kept -= sum(pc.sum(lost).as_py() for _, _, lost in failed_later(reasons, end, later))
-    return KeptBy(stage=end, rows=rows, kept=kept)
+        lost = sum(pc.sum(lost).as_py() for _, _, lost in failed_later(reasons, end, later))
+        return reasons.counts(end).get("", 0) - int(lost)
+
+    rows = sum(state.stages[end].shards[shard].rows for shard in shards)
+    return KeptBy(stage=end, rows=rows, kept=sum(ahead(state.run, read, sorted(shards))))

@@ -1,6 +1,7 @@
 """The funnel: known answers on numbered rows, and causes that add up whatever happened."""
 
 import re
+import threading
 from functools import cache
 
 import numpy as np
@@ -267,6 +268,23 @@ def test_rows_and_reasons_are_counted_from_the_records_and_open_no_file_of_their
     found = funnel(state)
     assert counts(found, "one") == (16, {"unlucky": 3, "no_number": 1}, {}, {}, 0)
     assert {name.partition("-")[0] for name in names} == {"pool"}, "its uids, no more"
+
+
+def test_several_shards_are_read_at_once(tmp_path, monkeypatch):
+    numbered.write_pool(tmp_path)
+    state = numbered.run(tmp_path)
+    expected, meeting, met = funnel(state), threading.Barrier(2), []
+    open_file = Storage.open
+
+    def together(folder: Storage, name: str):
+        if not met:
+            meeting.wait(20)  # for a reader of another shard
+            met.append(name)
+        return open_file(folder, name)
+
+    monkeypatch.setattr(Storage, "open", together)
+    assert funnel(state) == expected
+    assert met
 
 
 def test_status_and_the_reports_table_of_work_open_no_data_file(tmp_path, monkeypatch):
