@@ -162,15 +162,21 @@ def name_keeper(partition: pa.Table) -> pa.Table:
     import polars as pl
 
     rows = pl.DataFrame(partition.select([UID.name, "key"])).with_row_index("row")
-    first = rows[best_first(partition)].unique("key", keep="first", maintain_order=True)
+    shared = rows["key"].is_duplicated() & rows["key"].is_not_null()  # the others are alone
+    order = best_first(partition.filter(shared.to_arrow()))
+    rows = rows.filter(shared)
+    first = rows[order].unique("key", keep="first", maintain_order=True)
     keeper = first.select("key", keeper=UID.name, keeper_row="row")
-    out = rows.join(keeper, on="key", how="left", maintain_order="left").select(
-        keeper=pl.when(pl.col("row") != pl.col("keeper_row")).then("keeper")  # nulls never join
+    out = rows.join(keeper, on="key", maintain_order="left").filter(
+        pl.col("row") != pl.col("keeper_row")
     )
+    place = np.full(len(partition), -1)
+    place[out["row"].to_numpy()] = np.arange(len(out))
+    named = out["keeper"].to_arrow().cast(pa.binary()).cast(DUPLICATE_OF.dtype)
     return pa.table(
         {
             **{name: partition[name] for name in IDENTITY},
-            DUPLICATE_OF.name: out.to_arrow()["keeper"].cast(pa.binary()).cast(DUPLICATE_OF.dtype),
+            DUPLICATE_OF.name: named.take(pa.array(place, mask=place < 0)),
             REASON.name: partition[REASON.name],
         }
     )

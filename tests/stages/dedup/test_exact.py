@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError
+from stages.dedup import exact
 from stages.dedup.exact import ExactDuplicate, name_keeper, with_key
 from stages.ops.keeper import Keep
 from tests.stages.task_folders import encoded, picture
@@ -49,6 +50,18 @@ def test_the_order_of_rows_does_not_matter(memory_shards):
     expected = sorted(map(repr, name_keeper(rows).to_pylist()))
     for order in itertools.islice(itertools.permutations(range(len(rows))), 0, 5040, 97):
         assert sorted(map(repr, name_keeper(rows.take(order)).to_pylist())) == expected
+
+
+def test_only_rows_that_another_equals_are_put_in_order(memory_shards, monkeypatch):
+    ordered, best_first = [], exact.best_first
+
+    def noting(rows):
+        ordered.extend(rows["uid"].to_pylist())
+        return best_first(rows)
+
+    monkeypatch.setattr(exact, "best_first", noting)
+    name_keeper(with_key(ExactDuplicate(), memory_shards(table(ROWS))[0]))
+    assert ordered == [uid("c"), uid("a"), uid("f")]
 
 
 def test_of_a_repeated_uid_with_equal_bytes_the_first_in_the_pool_stays(memory_shards):
