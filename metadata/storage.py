@@ -216,6 +216,10 @@ class Storage:
 
         return self._again(get)
 
+    def read_opened(self, file: pa.NativeFile, at: int, size: int) -> bytes:
+        """So many bytes of an object that `open` gave, by one request; several threads may ask."""
+        return self._again(lambda: bytes(file.read_at(size, at)))
+
     def entries(self, folder: str = "", below: bool = False) -> list[Entry]:
         """The objects in a folder; with `below` those of folders in it too, as `data/0.parquet`.
 

@@ -130,7 +130,17 @@ def read_ranges(folder: Storage, ranges: Sequence[Range]) -> list[bytes]:
 
 def _read(folder: Storage, of: Range) -> bytes:
     name, at, size = of
-    return folder.read_at(name, at, size) if size else b""
+    if not size:
+        return b""
+    if folder.is_local:
+        return folder.read_at(name, at, size)
+    return folder.read_opened(_opened(folder.uri, name), at, size)
+
+
+@lru_cache(maxsize=4096)
+def _opened(uri: str, name: str) -> pa.NativeFile:
+    """An object of a store: to open it is a request. Its name keeps its bytes."""
+    return Storage(uri).open(name)
 
 
 def index_of(offsets_PS: NDArray[np.int64], heads: Sequence[bytes]) -> bytes:

@@ -34,6 +34,7 @@ KINDS = (
     "record",
     "digest",
     "journal",
+    "index",
     "step",
     "copy",
     "fold",

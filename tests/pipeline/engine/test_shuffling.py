@@ -179,17 +179,31 @@ def test_ranges_of_an_object_store_are_read_several_at_once_and_in_order(tmp_pat
     ranges = [("file", at, size) for at, size in ((150, 9), (3, 0), (7, 2), (0, 5))] * 9
     expected = [bytes(range(at, at + size)) for _, at, size in ranges]
     assert read_ranges(storage, ranges) == expected
-    waits = waiting_reads(storage, monkeypatch)
+    waits = waiting_reads(monkeypatch)
     storage.is_local = False
     assert read_ranges(storage, ranges) == expected
     assert waits.most > 1
 
 
-def waiting_reads(storage: Storage, monkeypatch) -> SimpleNamespace:
+def test_an_object_of_a_store_is_opened_once_whatever_is_read_of_it(tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path))
+    storage.put("file", bytes(range(200)), point="rename")
+    storage.is_local = False
+    opened, whole = [], Storage.open
+    monkeypatch.setattr(
+        Storage, "open", lambda self, name: opened.append(name) or whole(self, name)
+    )
+    monkeypatch.setattr(partitions, "READERS", 1)
+    for at in range(5):
+        read_ranges(storage, [("file", at, 1), ("file", at + 1, 1)])
+    assert opened == ["file"]
+
+
+def waiting_reads(monkeypatch) -> SimpleNamespace:
     """Reads that wait until a second one has begun, as far as there is one; the most at once."""
     import threading
 
-    seen, whole = SimpleNamespace(most=0, now=0), Storage.read_at
+    seen, whole = SimpleNamespace(most=0, now=0), Storage.read_opened
     lock, two = threading.Lock(), threading.Event()
 
     def read(self, *of):
@@ -205,7 +219,7 @@ def waiting_reads(storage: Storage, monkeypatch) -> SimpleNamespace:
             with lock:
                 seen.now -= 1
 
-    monkeypatch.setattr(Storage, "read_at", read)
+    monkeypatch.setattr(Storage, "read_opened", read)
     return seen
 
 
