@@ -10,10 +10,17 @@ included. `start` is the same command once all is done: its imports, plan and sc
 of `import polars`. CPU seconds of all threads, the least of three rounds.
 
 Aim: at most 2.5 times the script's for `select`, 1.3 times for `exact`, clipmill's start apart.
-Measured (2026-11-27, EPYC, 2 shared, busy cores), a million rows: select 2.00x (script 0.71 s,
-clipmill 2.18 s, of it start 0.75), where it was 3.09x when each digit of the cut judged all rows
-again; exact 1.26x and 1.30x (1.18 s, 1.98 s, start 0.45), where it was 1.72x when all rows of a
-partition were sorted.
+Measured (2026-11-27, EPYC, 2 shared cores; the least of three rounds, of one at 3M); behind them
+the ratios of other runs, of which those above 2.5 fell into a busy minute:
+             script   clipmill, of it start   ratio
+select 300k    0.39       1.34  0.75           1.51
+select 1M      0.71       2.16  0.78           1.95   (2.00, 2.14, 2.65)
+select 3M      2.05       4.88  0.54           2.12   (2.67)
+exact  300k    0.51       1.10  0.48           1.23
+exact  1M      1.18       1.98  0.45           1.30   (1.26, 1.33)
+exact  3M      3.71       3.46  0.48           0.80   (0.96)
+Before: select 3.09 at 1M, when each digit of the cut read and judged all rows again; exact 1.72,
+when all rows of a partition were sorted. Of 100,000 rows a ratio is mostly noise of the start.
 """
 
 import hashlib
