@@ -27,7 +27,7 @@ STOPS = {
     "at its end": None,
     "in a chain": ("rename", "000001-"),
     "in a shuffle": ("journal", "01-shuffle/000001"),
-    "after a shuffle": ("record", "000001"),
+    "after a shuffle": ("index", "01-shuffle"),
     "in a step": ("journal", "0001.01-reduce/000001"),
     "after a step": ("step", "000001.npz"),
 }
