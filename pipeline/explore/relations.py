@@ -11,6 +11,8 @@ from pipeline.explore.columns import Bools, Columns, Numbers
 from pipeline.explore.counts import Apart
 from pipeline.explore.masks import Masks
 from pipeline.explore.moved import CutAt, cuts_of
+from pipeline.ledger.relations import Breaking, Moments, quantiles
+from pipeline.ledger.rules import MOST_RULES
 from pipeline.ledger.scores import GOES
 
 # Shapes: N rows of a root, M of them that meet the filters.
@@ -27,10 +29,7 @@ def relations(masks: Masks, question: asked.Relations) -> dict[str, Any]:
     return {
         "rows": int(rows_N.sum()),
         "rules": _overlap(columns, rows_N),
-        "correlations": [
-            {"a": a, "b": b, **_pearson(numbers[a], numbers[b])}
-            for a, b in combinations(question.columns, 2)
-        ],
+        "correlations": _correlations(numbers),
         "by": _by_value(columns, rows_N, numbers, question.category) if question.category else None,
     }
 
@@ -49,18 +48,18 @@ def _overlap(columns: Columns, rows_N: Bools) -> list[dict[str, Any]]:
         cut
         for cut in cuts_of(columns)
         if cut.value is not None and not cut.is_size and columns.stored[cut.column].kind == "number"
-    ]
-    beyond_CM = [beyond(columns.numbers(cut.column), cut)[rows_N] for cut in cuts]
-    by_M = np.sum(beyond_CM, axis=0) if cuts else np.zeros(0)
+    ][:MOST_RULES]
+    breaking = Breaking()
+    breaking.count([beyond(columns.numbers(cut.column), cut)[rows_N] for cut in cuts])
     return [
         {
             "stage": cut.stage,
             "text": cut.text,
-            "rows": int(mine_M.sum()),
-            "alone": int((mine_M & (by_M == 1)).sum()),
-            "both": [int((mine_M & other_M).sum()) for other_M in beyond_CM],
+            "rows": breaking.both(place, place),
+            "alone": breaking.alone(place),
+            "both": [breaking.both(place, other) for other in range(len(cuts))],
         }
-        for cut, mine_M in zip(cuts, beyond_CM, strict=True)
+        for place, cut in enumerate(cuts)
     ]
 
 
@@ -71,13 +70,17 @@ def _finite(numbers: Numbers, rows_N: Bools) -> NDArray[np.float64]:
     return value_M
 
 
-def _pearson(a_M: NDArray[np.float64], b_M: NDArray[np.float64]) -> dict[str, Any]:
-    """Pearson's r over rows that have both; null where one of them does not vary."""
-    both_M = ~np.isnan(a_M) & ~np.isnan(b_M)
-    a, b = a_M[both_M], b_M[both_M]
-    if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
-        return {"r": None, "rows": len(a)}
-    return {"r": float(np.corrcoef(a, b)[0, 1]), "rows": len(a)}
+def _correlations(numbers: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+    """Pearson's r of every two over the rows that have both; null where one does not vary."""
+    if not numbers:
+        return []
+    moments = Moments(len(numbers))
+    moments.count(np.stack(list(numbers.values())))
+    found = []
+    for (a, name), (b, other) in combinations(enumerate(numbers), 2):
+        r, rows = moments.pair(a, b)
+        found.append({"a": name, "b": other, "r": r, "rows": rows})
+    return found
 
 
 def _by_value(
@@ -91,11 +94,7 @@ def _by_value(
     lines = []
     for place in values:
         here_M = code_M == place - 1
-        quartiles = {}
-        for of, value_M in numbers.items():
-            some = value_M[here_M]
-            some = some[~np.isnan(some)]
-            quartiles[of] = np.quantile(some, QUARTILES).tolist() if len(some) else None
+        quartiles = {of: quantiles(value_M[here_M], QUARTILES) for of, value_M in numbers.items()}
         value = codes.names[place - 1] if place else None
         lines.append({"value": value, "rows": int(rows[place]), "quartiles": quartiles})
     return {"column": name, "values": lines}

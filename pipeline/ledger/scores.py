@@ -32,8 +32,8 @@ BESIDE = {">=": -0.5, "<": -0.5, ">": 0.5, "<=": 0.5}  # between two whole numbe
 class ScoreCut:
     """A threshold of one select stage, in its words, and where it stands on the scale.
 
-    `limit` is the number itself, and `sign` how a value that stays relates to it; of `top`, the
-    least value that it let through.
+    `limit` is the number itself, and `sign` how a value that stays relates to it; of `top`, whose
+    number is a size, the least value that it let through.
     """
 
     text: str
@@ -41,6 +41,7 @@ class ScoreCut:
     stage: str
     sign: str
     limit: float
+    is_size: bool = False
 
     def beyond(self, value: pa.ChunkedArray) -> NDArray[np.bool_]:
         """(N,) whether each row is on the side that goes; a row without a value is on none."""
@@ -147,8 +148,16 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
                 text = f"{at.text}: from {value:.4g}" if at.is_size else at.text
                 beside = value + BESIDE.get(at.sign, 0.0) * column.is_whole
                 sign = ">=" if at.is_size else at.sign
-                cut = ScoreCut(text=text, value=beside, stage=stage, sign=sign, limit=value)
-                column.cuts.append(cut)
+                column.cuts.append(
+                    ScoreCut(
+                        text=text,
+                        value=beside,
+                        stage=stage,
+                        sign=sign,
+                        limit=value,
+                        is_size=at.is_size,
+                    )
+                )
     for name in LOOKED_AT:
         found = binding(state, end, name)
         if found and pa.types.is_integer(state.plan.schema(*found)):

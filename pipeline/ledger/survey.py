@@ -23,6 +23,8 @@ from pipeline.ledger.cuts import AtCuts, CutRows
 from pipeline.ledger.groupings import group_of, groupings
 from pipeline.ledger.groups import KeepRates, keep_rates
 from pipeline.ledger.reasons import ShardReasons
+from pipeline.ledger.relations import Relating, Relations
+from pipeline.ledger.rules import columns_of, rules
 from pipeline.ledger.scores import Score, ScoreColumn, histograms, score_columns
 from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
 from pipeline.planning.planned import Binding
@@ -51,6 +53,7 @@ class Survey:
     groups: dict[str, KeepRates]
     readers: dict[str, tuple[str, ...]]
     samples: dict[Cause, tuple[RowValues, ...]]
+    relations: Relations
 
 
 def survey(state: RunState, end: str) -> Survey:
@@ -60,12 +63,16 @@ def survey(state: RunState, end: str) -> Survey:
     counted = histograms(state, root, columns)
     at_cuts = AtCuts(state.plan, columns)
     groups = groupings(state, end)
+    decided_by = rules(state, end, columns)
     bound = {
+        **columns_of(decided_by),
         **{f"score {i}": column.where for i, column in enumerate(columns)},
         **{f"group {name}": where for name, where in groups.items()},
         "kept": (end, KEEP.name),
     }
     shards = stored(state, root, bound)
+    rows_in = sum(map(shards.rows, range(len(shards))))
+    relating = Relating(columns, decided_by, rows_in, state.plan.seed, end)
     done = [stage.planned for stage in state.stages.values() if stage.complete]
     later = later_stages(end, [planned for planned in done if planned.gives_rows])
     tallies: dict[str, Counter[tuple[str | None, Cause]]] = {name: Counter() for name in groups}
@@ -93,8 +100,10 @@ def survey(state: RunState, end: str) -> Survey:
             few = least(bits_N, rows.to_numpy(zero_copy_only=False))
             here = [(int(bits_N[i]), (shard, int(i))) for i in few]
             chosen[stage, code] = sorted(chosen.get((stage, code), []) + here)[:SHOWN]
+        group_of_N = {name: group_of(name, table[f"group {name}"]) for name in groups}
+        relating.count(table, values, group_of_N, keep_N)
         for name, tally in tallies.items():
-            group = group_of(name, table[f"group {name}"]).combine_chunks()
+            group = group_of_N[name].combine_chunks()
             for stage, code, rows in through_masks(reasons, every):
                 for count in pc.value_counts(group.filter(rows)).to_pylist():
                     tally[count["values"], (stage, code)] += count["counts"]
@@ -119,6 +128,7 @@ def survey(state: RunState, end: str) -> Survey:
             cause: _with_values(state, columns, cause, [place for _, place in few])
             for cause, few in chosen.items()
         },
+        relations=relating.relations(),
     )
 
 

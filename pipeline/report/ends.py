@@ -12,6 +12,7 @@ from pipeline.ledger.stored import Place
 from pipeline.ledger.survey import RowValues, Survey, survey
 from pipeline.report.charts import histogram
 from pipeline.report.pictures import LARGE
+from pipeline.report.relations import relation_section
 from pipeline.report.samples import samples_at
 from pipeline.run_folder.state import RunState
 
@@ -57,6 +58,8 @@ def sections_of(
         yield part("scores", title, scores=scores)
     if cuts := [_cut(cut, seen) for cut in found.cuts if cut.dropped]:
         yield part("thresholds", f"At the thresholds{several}", cuts=cuts)
+    if related := relation_section(found.relations):
+        yield part("relations", f"Rules and numbers together{several}", found=related)
     if found.groups:
         yield part("groups", f"Who is kept{several}", found=found)
     causes = [_cause(KEPT, end["kept"], end["id"], found, seen)]
