@@ -174,6 +174,11 @@ def the_map() -> dict[str, int]:
     return places
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_figure_is_still_to_be_filled_in(path):
+    assert not re.findall("@[A-Z]+@|TODO|TBD|XXX", path.read_text(encoding="utf-8"))
+
+
 def test_the_map_of_the_tree_names_every_file():
     places = the_map()
     folders = tuple(place for place in places if place.endswith("/"))
