@@ -8,17 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.explore.session import Session
+from pipeline.run_folder.state import latest
+from tests import same_counts
 
 ROOT = Path(__file__).parents[1]
-
-
-def explored(run: Path, end: str) -> list[int]:
-    """The rows that a stage keeps and those of each cause of loss, as the explorer counts them."""
-    session = Session(str(run), run.with_name("run.yaml"))
-    (root,) = (it["root"] for it in session.facts()["roots"] if end in it["ends"])
-    answer = session.query(json.dumps({"root": root, "end": end}).encode())
-    return [cause["rows"] for cause in answer["causes"]]
 
 
 @pytest.mark.chaos
@@ -33,10 +26,9 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     funnel = run("funnel", "--run", demo / "run")
     (end,) = funnel["ends"]
     assert end["kept"] + sum(cause["rows"] for cause in end["causes"]) == end["rows"]
-    assert explored(demo / "run", end["stage"]) == [
-        end["kept"],
-        *(it["rows"] for it in end["causes"]),
-    ]
+    assert same_counts.shown(latest(str(demo / "run"))) > 50
+    assert same_counts.explored(demo / "run") == 1 + len(end["causes"])
+    assert same_counts.in_python(demo / "run") == 1
     stored = {
         path: path.stat().st_mtime_ns for path in (demo / "run" / "stages").rglob("*.parquet")
     }
@@ -81,6 +73,15 @@ def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
         "Training",
     ):
         assert shown in page
+
+    fewer = [
+        *(f"pool.path={demo}/pool/metadata", f"trusted.path={demo}/pool/trusted/metadata"),
+        "best.top={column: clip_score, fraction: 0.5}",
+    ]
+    settings = [part for setting in fewer for part in ("--set", setting)]
+    again = ["run", "quickstart", "--until", "best", *settings, "--out", demo / "run"]
+    subprocess.run([str(ROOT / ".venv/bin/clipmill"), *map(str, again)], check=True)
+    assert same_counts.compared(demo / "run", "1", "2") > 40
 
 
 def run(*arguments: object) -> dict:

@@ -14,7 +14,7 @@ import pytest
 from pipeline.pools.build import build_pool
 from pipeline.pools.server import start_server
 from pipeline.run_folder.state import latest
-from tests.pipeline.ledger.test_show import same_as_funnel
+from tests import same_counts
 
 SLOW = ("hang", "slow", "timeout")
 STAGES = ("pool", "lang", "caption", "worth", "images", "look", "same", "emb", "near", "subset")
@@ -108,7 +108,7 @@ def test_funnel_adds_up_and_why_speaks_of_every_kind_of_end(clipmill, plain):
 
 
 def test_show_counts_the_rows_of_every_stage_and_reason_as_the_funnel_does(plain):
-    assert same_as_funnel(latest(str(plain))) > 40
+    assert same_counts.shown(latest(str(plain))) > 40
 
 
 def test_score_says_what_became_of_every_planted_row(clipmill, pool, plain):

@@ -11,12 +11,11 @@ from pipeline.errors import RecipeError
 from pipeline.ledger import few
 from pipeline.ledger.answer import as_json
 from pipeline.ledger.few import Few, Key, shards_of
-from pipeline.ledger.funnel import funnel
 from pipeline.ledger.show import MOST, Wanted, show
 from pipeline.ledger.table import rows_of
 from pipeline.report.show_page import show_page
 from pipeline.run_folder.state import RunState
-from tests import numbered
+from tests import numbered, same_counts
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 
@@ -34,30 +33,12 @@ def shown(state: RunState, stage: str, **wanted) -> list[int]:
     return [line.values["a"] for line in group.lines]
 
 
-def same_as_funnel(state: RunState) -> int:
-    """Counts of every stage and reason, each compared with the funnel's; how many there are."""
-    compared = 0
-    for it in funnel(state).stages:
-        given = it.rows - it.not_selected - it.dropped.get("dropped_before", 0)
-        is_select = state.plan.stages[it.stage].is_select
-        counts: dict[str | bool | None, int] = {None: it.fine if is_select else given}
-        counts[True] = sum(it.dropped.values()) if is_select else given - it.fine
-        for kind in (it.failed, it.upstream, it.dropped):
-            for reason, rows in kind.items():
-                counts[reason] = counts.get(reason, 0) + rows
-        for dropped, rows in counts.items():
-            (group,) = show(state, Wanted(stage=it.stage, dropped=dropped, most=1)).groups
-            assert group.rows == rows, (it.stage, dropped)
-            compared += 1
-    return compared
-
-
 def test_its_counts_are_the_funnels(run):
-    assert same_as_funnel(run) == 23
+    assert same_counts.shown(run) == 23
 
 
 def test_its_counts_are_the_funnels_of_every_stage_over_a_generated_pool(every_stage):
-    assert same_as_funnel(every_stage.state) > 80
+    assert same_counts.shown(every_stage.state) > 80
 
 
 def test_rows_of_a_union_have_the_pictures_that_it_took_along(every_stage):
