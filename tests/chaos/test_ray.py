@@ -17,7 +17,7 @@ from tests.pipeline.engine.test_changed_files import flip
 pytestmark = pytest.mark.chaos
 
 BY_WORKERS = ("attempt", "write", "rename", "record", "digest", "journal", "copy")
-BY_DRIVER = ("run", "recipe", "origin", "step", "fold", "manifest", "session")
+BY_DRIVER = ("run", "recipe", "origin", "step", "index", "fold", "manifest", "session")
 REDONE = 4  # units at most: two workers, each with a chain of two
 
 
