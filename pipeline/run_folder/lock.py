@@ -55,6 +55,8 @@ class Hold:
         if now < self.good_until and not self.is_over:
             return
         lease = self.run.read_json(NAME, Lease)
+        if lease is None:  # an object store may renew it between telling its size and its bytes
+            lease = self.run.read_json(NAME, Lease)
         if self.is_over or lease is None or lease.owner != self.owner:
             raise LostLockError(
                 found=f"another run took this folder over: {lease or 'it has ended by now'}",

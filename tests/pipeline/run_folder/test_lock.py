@@ -173,6 +173,15 @@ def test_who_lost_the_lock_puts_and_deletes_nothing_more(run):
     assert (Path(run.path) / "stage" / "mine").read_bytes() == b"1"
 
 
+def test_a_lock_that_is_read_while_it_is_renewed_is_read_again(run, monkeypatch):
+    with lock.held(run) as owned:
+        read, torn = run.read, [b'{"owner": "']
+        monkeypatch.setattr(owned.hold.run, "read", lambda name: (torn or [read(name)]).pop())
+        owned.hold.good_until = 0
+        owned.put("it", b"", point="rename")
+    assert torn == []
+
+
 def test_what_still_runs_of_a_run_that_has_ended_writes_nothing_more(run):
     with lock.held(run) as owned:
         owned.put("mine", b"1", point="record")
