@@ -123,8 +123,9 @@ def _condition(state: RunState, stage: str, where: str) -> tuple[Any, dict[str, 
             "the condition",
             "name the uids in a file, which `select.uid_list` reads in a recipe",
         )
+    select_where: Any = stage_class("select.where", "where")
     try:
-        condition: Any = stage_class("select.where", "where")(where=where)  # type: ignore[call-arg]
+        condition = select_where(where=where)
         asks = {name: column_at(state.plan, stage, name) for name in condition.reads}
         condition.check({name: _type(state, *source) for name, source in asks.items()})
     except StageError as error:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,12 +101,12 @@ class Partitions:
         return whole.combine_chunks()
 
 
-def tables_of(over: object, start: int, stop: int) -> Iterator[pa.Table]:
+def tables_of(over: Any, start: int, stop: int) -> Iterator[pa.Table]:
     """Neighbouring shards, or partitions that are read together."""
     if isinstance(over, Partitions):
         yield from over.tables(start, stop)
     else:
-        yield from map(over.table, range(start, stop))  # type: ignore[attr-defined]
+        yield from map(over.table, range(start, stop))
 
 
 def blocks(offsets_PS: NDArray[np.int64], most_bytes: int) -> list[tuple[int, int]]:
