@@ -117,6 +117,9 @@ def run(options: argparse.Namespace) -> int:
 
     out = Storage(options.out)
     before = out.read_json(SPEC, Bench)
+    if before is None and out.has(SPEC):
+        do = "delete it and name every arm again: what is trained is found done"
+        raise RecipeError("not what a bench stores", f"{out}/{SPEC}", do)
     if before is None and options.added:
         found = "no bench there to add to"
         raise RecipeError(found, str(out), "leave --add out: name arms as NAME=RUN:STAGE")

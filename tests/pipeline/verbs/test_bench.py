@@ -222,3 +222,14 @@ def test_what_cannot_be_is_refused_with_2(place, tmp_path, clipmill, arguments, 
     said = clipmill("bench", *given, "--out", tmp_path / "b", *sets)
     assert said.code == 2
     assert found in said.err
+
+
+def test_a_damaged_list_of_arms_is_not_taken_for_a_new_bench(place, tmp_path, clipmill):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "bench.json").write_text('{"arms": {"long"')
+    given = (f"long={place}/run:long", "--tasks", f"{place}/tasks")
+    said = clipmill("bench", *given, "--out", tmp_path / "b")
+    assert said.code == 2
+    assert f"{tmp_path}/b/bench.json" in said.err
+    assert "name every arm again" in said.err
+    assert (tmp_path / "b" / "bench.json").read_text() == '{"arms": {"long"'
