@@ -24,8 +24,10 @@ from pipeline.ledger.asked import Asked, as_text, is_coded
 from pipeline.ledger.columns import PLACE
 
 SMALL_BYTES = 1 << 20  # of a file
-AT_ONCE = 8  # shards
-READERS = 8  # threads, where they wait for a store; on a disk one keeps ahead
+AT_ONCE = 8  # shards, of the first frame; of later ones twice as many each time
+FRAME_BYTES = 32 << 20  # of files behind one frame
+READERS = 8  # threads, where they wait for a store
+DISK_READERS = 1  # it keeps ahead of Polars, which takes the other cores
 MOST_KNOWN = 100_000  # files, whose digests are kept
 Files = dict[str, list[Future[str | bytes]]]  # by stage, one a shard
 
@@ -37,7 +39,7 @@ def is_small(asked: Asked, shard: int) -> bool:
     for name in asked.used:
         stage = asked.state.stages[name]
         state = stage.shards[shard]
-        size = stage.scan.records[shard][0].size_bytes
+        size = _size(asked, name, shard)
         if len(state.files) > 1 or state.mask is not None or size > SMALL_BYTES:
             return False
     return True
@@ -57,8 +59,8 @@ def frames(
     if judged:
         names |= {REASON.name: None}
     stages = list(dict.fromkeys([asked.source(name)[0] for name in names]))
-    groups = [shards[start : start + AT_ONCE] for start in range(0, len(shards), AT_ONCE)]
-    with ThreadPoolExecutor(1 if asked.state.run.is_local else READERS) as pool:
+    groups = [*_groups(asked, stages, shards)]
+    with ThreadPoolExecutor(DISK_READERS if asked.state.run.is_local else READERS) as pool:
 
         def ask(group: Sequence[int]) -> Files:
             return {
@@ -77,6 +79,19 @@ def frames(
             if predicate is not None:
                 rows = rows.filter(predicate)
             yield rows.select(wanted).collect()
+
+
+def _groups(asked: Asked, stages: Sequence[str], shards: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The shards of each frame: few at first, as the first ones are waited for, then as many as
+    are so many bytes."""
+    start, most = 0, AT_ONCE
+    while start < len(shards):
+        stop, nbytes = start, 0
+        while stop < min(start + most, len(shards)) and nbytes < FRAME_BYTES:
+            nbytes += sum(_size(asked, stage, shards[stop]) for stage in stages)
+            stop += 1
+        yield shards[start:stop]
+        start, most = stop, 2 * most
 
 
 def _columns(
@@ -127,6 +142,11 @@ def _is_wanted(asked: Asked) -> pl.Expr:
 
 def _rows(asked: Asked, shard: int) -> int:
     return asked.state.stages[asked.used[0]].shards[shard].rows
+
+
+def _size(asked: Asked, stage: str, shard: int) -> int:
+    """Bytes of its first file."""
+    return asked.state.stages[stage].scan.records[shard][0].size_bytes
 
 
 def _file(asked: Asked, stage: str, shard: int) -> tuple[Storage, str]:

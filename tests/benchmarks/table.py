@@ -11,8 +11,8 @@ equal frames, uids as hex digits.
 or ten: what a query costs whatever it reads.
 
 Aim: at 1,000,000 rows no more than 1.5 times the time of Polars (0.67x).
-Measured (2026-11-27, EPYC, 2 cores, load 18, CPU time): 1,000,000 rows 0.74x (0.70 to 0.77), of
-those kept 0.79x (0.68 to 0.85); the first time 0.60x and 0.64x, which misses the aim.
+Measured (2026-11-27, EPYC, 2 cores, load 8 to 12, CPU time, medians of three processes): 1,000,000
+rows 0.89x, of those kept 0.83x; the first time 0.68x, of those kept 0.68x.
 """
 
 import sys

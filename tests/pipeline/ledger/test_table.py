@@ -163,6 +163,7 @@ QUERIES = [
 def test_a_query_gives_what_it_gives_of_rows_in_memory(query, engine, few, way, run, monkeypatch):
     monkeypatch.setattr(scan, "FEW", few)
     monkeypatch.setattr(small_files, "AT_ONCE", few)
+    monkeypatch.setattr(small_files, "FRAME_BYTES", few)
     where = "a <> 3 OR a IS NULL" if few == 2 else None
     asked = ("one", ["a", "b", "text", "shard", "position"], where)
     lazy = table(run, *asked)
@@ -202,6 +203,19 @@ def test_a_small_file_is_read_only_where_it_is_used(run, monkeypatch):
     files.clear()
     table(run, "pool", ["text", "b"]).select("text").collect()
     assert len(files) == 3
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "frames"),
+    [(100, [2, 4, 8, 6]), (40, [2, 4, 4, 4, 4, 2]), (35, [2, 4, 4, 4, 4, 2]), (1, [1] * 20)],
+)
+def test_frames_of_small_files_grow_up_to_so_many_bytes(nbytes, frames, monkeypatch):
+    monkeypatch.setattr(small_files, "AT_ONCE", 2)
+    monkeypatch.setattr(small_files, "FRAME_BYTES", nbytes)
+    monkeypatch.setattr(small_files, "_size", lambda asked, stage, shard: 5)
+    groups = [*small_files._groups(None, ["one", "two"], range(20))]
+    assert [len(group) for group in groups] == frames
+    assert [shard for group in groups for shard in group] == [*range(20)]
 
 
 def test_a_changed_byte_of_any_file_is_told_and_gives_no_value(way, tmp_path):
