@@ -64,10 +64,11 @@ class DatasetJob:
         try:
             self._begin_journal(context)
             mask, plan = state.mask(planned), self.running.plan
+            carried = stage.folder, f"{context.journal}/rows"
             inputs = Inputs(
-                rows=rows,
+                rows=rows.carried(*carried),
                 data=data,
-                mask=mask,
+                mask=mask and mask.carried(*carried),
                 model=model,
                 centroids=centroids,
                 targets=targets,

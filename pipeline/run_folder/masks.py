@@ -1,6 +1,6 @@
 """Which rows of an export a select stage keeps: joined by shard and position, as uids repeat."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -32,6 +32,10 @@ class SelectMask:
             here = place_N2[:, 0] == shard
             times_N[here] = self.times_in_pool(int(shard))[place_N2[here, 1]]
         return times_N
+
+    def carried(self, folder: Storage, below: str) -> "SelectMask":
+        """The same, whose states workers read from an object below a folder's folder."""
+        return replace(self, verdicts=self.verdicts.carried(folder, below))
 
     def times_in_pool(self, shard: int) -> NDArray[np.int32]:
         """(N,) how often each row of a shard of the pool counts; 0 where it is not kept."""

@@ -13,6 +13,7 @@ from metadata.schema import POSITION, REASON, SHARD, UID
 from metadata.storage import Storage
 from pipeline.dataset import TableFunction
 from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.run_folder.carried import ByShard, Carried
 from pipeline.stage import DatasetStage
 
 WHOLE = 1 << 30  # rows: one batch for the whole shard
@@ -91,7 +92,7 @@ class PoolShards:
     """Rows of a root, shard by shard, with the columns a stage reads. Implements `Shards`."""
 
     stored: Mapping[str, StoredColumns]
-    states: tuple[Mapping[str, ShardState], ...]  # by shard: stage to its state
+    states: ByShard  # in a worker read as they are asked for
     bindings: Mapping[str, Binding]
     root: str
     functions: tuple[TableFunction, ...] = ()
@@ -121,6 +122,10 @@ class PoolShards:
 
     def mapped(self, function: TableFunction) -> "PoolShards":
         return replace(self, functions=(*self.functions, function))
+
+    def carried(self, folder: Storage, below: str) -> "PoolShards":
+        """The same, whose states workers read from an object below a folder's folder."""
+        return replace(self, states=Carried(self.states, folder, below))
 
     def digest(self, index: int) -> str:
         """One digest of everything the shard is read from."""
@@ -163,6 +168,9 @@ class JoinedShards:
     def select(self, names: Iterable[str]) -> "JoinedShards":
         wanted = list(names)
         return JoinedShards(tuple(member.select(wanted) for member in self.members))
+
+    def carried(self, folder: Storage, below: str) -> "JoinedShards":
+        return JoinedShards(tuple(member.carried(folder, below) for member in self.members))
 
     def digest(self, index: int) -> str:
         """One digest of everything the shard is read from."""

@@ -1,0 +1,98 @@
+"""States of a pool's shards as workers get them: the name of an object, whatever the pool.
+
+The object says where each of its blocks begins, then has the blocks: the states of neighbouring
+shards. A worker reads those of the shards that its units read, and holds a few of them.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from metadata.record import ShardState
+from metadata.storage import Storage
+from pipeline.errors import StageError
+
+States = Mapping[str, ShardState]  # of one shard, by stage
+BLOCK = 64  # shards, 10 kB as stored; a pool of no more travels itself
+OFFSET = np.dtype("<i8")
+
+
+class ByShard(Protocol):
+    """The states of each shard of a pool."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, shard: int, /) -> States: ...
+
+
+class Carried:
+    """The states of all shards, in memory; pickled, they are stored and leave as `Stored`."""
+
+    def __init__(self, states: ByShard, folder: Storage, below: str) -> None:
+        self.states, self.folder, self.below = states, folder, below
+        self._name = ""
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, shard: int) -> States:
+        return self.states[shard]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if len(self) <= BLOCK:
+            return tuple, (tuple(self[shard] for shard in range(len(self))),)
+        if not self._name:
+            whole = as_object(self.states)
+            name = f"{self.below}/{hashlib.sha256(whole).hexdigest()[:16]}.states"
+            self.folder.put(name, whole, point="journal")
+            self._name = name
+        return Stored, (self.folder, self._name, len(self))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The same, read as they are asked for."""
+
+    folder: Storage
+    name: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, shard: int) -> States:
+        number, place = divmod(range(self.count)[shard], BLOCK)
+        return block_of(self.folder.uri, self.name, number)[place]
+
+
+def as_object(states: ByShard) -> bytes:
+    """The blocks, after the offset of each and the end."""
+    blocks = list(blocks_of(states))
+    ends = np.cumsum([len(block) for block in blocks])
+    head = OFFSET.itemsize * (len(blocks) + 1)
+    return (head + np.append(0, ends)).astype(OFFSET).tobytes() + b"".join(blocks)
+
+
+def blocks_of(states: ByShard) -> Iterator[bytes]:
+    for start in range(0, len(states), BLOCK):
+        some = [states[shard] for shard in range(start, min(start + BLOCK, len(states)))]
+        yield zlib.compress(json.dumps(msgspec.to_builtins(some)).encode(), 1)
+
+
+@lru_cache(maxsize=64)
+def block_of(uri: str, name: str, number: int) -> tuple[States, ...]:
+    """The states of one block; those of 4,096 shards are held. The name changes with the bytes."""
+    folder = Storage(uri)
+    try:
+        ends = folder.read_at(name, number * OFFSET.itemsize, 2 * OFFSET.itemsize)
+        at, end = np.frombuffer(ends, OFFSET).tolist()
+        text = zlib.decompress(folder.read_at(name, at, end - at))  # which has a checksum
+        return msgspec.convert(json.loads(text), tuple[dict[str, ShardState], ...])
+    except (ValueError, zlib.error) as error:
+        raise StageError("a damaged list of shards", f"{folder}/{name}", "run again") from error
