@@ -13,6 +13,7 @@ from metadata.schema import KEEP, POSITION, SHARD, UID
 from pipeline.errors import RecipeError
 from pipeline.explore import asked
 from pipeline.explore.columns import Bools, Columns
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import stored
 from pipeline.ledger.vary import select_stage
 from pipeline.planning.plan import check_threshold
@@ -65,7 +66,7 @@ class Moves:
         bound |= {f"made {name}": (planned.name, name) for name in threshold.made}
         bound["kept"] = (planned.name, KEEP.name)
         shards = stored(self.columns.state, planned.root, bound)
-        tables = [shards.table(index) for index in range(len(shards))]
+        tables = [*ahead(self.columns.state.run, shards.table, range(len(shards)))]
         whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
         place = {name: whole[name] for name in (UID.name, SHARD.name, POSITION.name)}
         made = {KEEP.name: whole["kept"]}

@@ -21,6 +21,11 @@ NOTHING: Cut = (BINS,)
 
 def value_digits(value: pa.ChunkedArray) -> NDArray[np.uint16]:
     """(N, 1, 2 or 4) digits that order as the values do; 0 for a null, which nothing may count."""
+    return as_digits(value_key(value)[:, None])
+
+
+def value_key(value: pa.ChunkedArray) -> NDArray[np.unsignedinteger]:
+    """(N,) whole numbers that order as the values do; a null is as 0."""
     number_N = value.fill_null(0).to_numpy()
     if number_N.dtype.itemsize == 1:
         number_N = number_N.astype(np.int16)
@@ -31,7 +36,18 @@ def value_digits(value: pa.ChunkedArray) -> NDArray[np.uint16]:
         key_N ^= sign
     if number_N.dtype.kind == "f":  # negative floats grow downwards
         key_N = np.where(key_N & sign, ~key_N, key_N | sign)
-    return as_digits(key_N[:, None])
+    return np.asarray(key_N)
+
+
+def falling(key_N: NDArray[np.unsignedinteger], rows: pa.Table) -> NDArray[np.int64]:
+    """(N,) the rows by falling rank; only those whose value another has are sorted by all of it."""
+    order = np.argsort(key_N)[::-1]
+    is_new = np.concatenate([[True], np.diff(key_N[order]) != 0, [True]])[: len(order) + 1]
+    tied = np.flatnonzero(~(is_new[1:] & is_new[:-1]))
+    among = order[tied]
+    rank_MD = np.hstack([as_digits(key_N[among][:, None]), tie_digits(rows.take(among))])
+    order[tied] = among[np.lexsort(rank_MD.T[::-1])[::-1]]
+    return order
 
 
 def tie_digits(rows: pa.Table) -> NDArray[np.uint16]:

@@ -146,14 +146,11 @@ class Ranking:
 
     def __init__(self, top: Top, rows: pa.Table) -> None:
         value = rankable(rows[top.column])
-        value_ND = cut.value_digits(value)
-        place = rows.select(IDENTITY)
-        rank_ND = np.hstack([value_ND, cut.tie_digits(place)])
-        order = np.lexsort(rank_ND.T[::-1])[::-1]
+        key_N = cut.value_key(value)
+        order = cut.falling(key_N, rows.select(IDENTITY))
         self.order = order[value.is_valid().to_numpy()[order]]
-        value_ND = value_ND[self.order]
-        is_last = np.append((value_ND[1:] != value_ND[:-1]).any(axis=1), True)[: len(value_ND)]
-        self.ends_of_ties = np.flatnonzero(is_last)
+        key_N = key_N[self.order]
+        self.ends_of_ties = np.flatnonzero(np.append(np.diff(key_N) != 0, True)[: len(key_N)])
 
     def best(self, top: Top, passing_N: Bools) -> Bools:
         """(N,) whether each row has a value at or above the cut."""

@@ -11,9 +11,11 @@ from stages.select._cut import (
     NOTHING,
     at_or_above,
     extend,
+    falling,
     next_digit,
     tie_digits,
     value_digits,
+    value_key,
 )
 
 TYPES = [pa.float32(), pa.float64(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8()]
@@ -54,6 +56,22 @@ def test_ties_rank_the_smaller_uid_higher_then_the_earlier_place():
     ranks = tie_digits(rows).tolist()
     assert ranks == sorted(ranks, reverse=True)
     assert len(ranks[0]) == 12
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 1), st.integers(0, 1)), max_size=30))
+def test_falling_is_the_order_of_whole_ranks(drawn):
+    rows = pa.table(
+        {
+            "uid": pa.array([bytes([it[1]]) * 16 for it in drawn], pa.binary(16)),
+            "shard": pa.array([it[2] for it in drawn], pa.int32()),
+            "position": pa.array(range(len(drawn)), pa.int32()),
+        }
+    )
+    value = chunked([it[0] / 2 for it in drawn], pa.float32())
+    rank_ND = np.hstack([value_digits(value), tie_digits(rows)])
+    wanted = sorted(range(len(drawn)), key=lambda row: rank_ND[row].tolist(), reverse=True)
+    assert falling(value_key(value), rows).tolist() == wanted
 
 
 @settings(deadline=None)
