@@ -16,7 +16,7 @@ from pipeline.ledger.few import Few, Key, Row, is_orderable, shards_of, values_a
 from pipeline.ledger.funnel import Unfinished
 from pipeline.ledger.near_cut import NearCut, cuts_of, nearest
 from pipeline.ledger.stored import Place, binding
-from pipeline.ledger.table import rows_of
+from pipeline.ledger.table import drops, rows_of
 from pipeline.planning.planned import Binding
 from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import in_words
@@ -126,8 +126,9 @@ def _check(wanted: Wanted) -> None:
 
 def _code(state: RunState, stage: str, reason: str) -> str:
     """A reason as it is stored, where it is given in the funnel's words."""
-    counted = [code for record in state.stages[stage].records for code in record.counts]
-    words = {in_words(code): code for code in (*state.plan.stages[stage].stage.reasons, *counted)}
+    root = state.plan.stages[stage].root
+    over = [name for name, one in state.plan.stages.items() if one.root == root]
+    words = {in_words(code): code for name in (*over, stage) for code in drops(state, name)}
     return words.get(reason, reason)
 
 

@@ -145,16 +145,27 @@ def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | 
     if dropped is True:
         return frozenset()
     asked = [dropped] if isinstance(dropped, str) else list(dropped)
-    root = state.plan.stages[stage].root
-    stored = [code for record in state.stages[stage].records for code in record.counts if code]
-    own = list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *stored]))
-    over = [one.stage.reasons for one in state.plan.stages.values() if one.root == root]
-    known = {*own, NOT_SELECTED, BEFORE}.union(*over)
+    own = drops(state, stage)
     for code in asked:
-        if code not in known:
-            do = did_you_mean(code, own, f"reasons of '{stage}'")
-            raise RecipeError(f"'{stage}' drops no row for '{code}'", "dropped", do)
+        if code in (*own, NOT_SELECTED, BEFORE):
+            continue
+        root = state.plan.stages[stage].root
+        over = [name for name, one in state.plan.stages.items() if one.root == root]
+        others = [name for name in over if name != stage and code in drops(state, name)]
+        at = state.stages[stage]
+        if others and not (at.complete and all(record.counts for record in at.records)):
+            continue  # a later shard may have it from there
+        do = did_you_mean(code, own, f"reasons of '{stage}'")
+        if others:
+            do = f"it is a reason of {' and '.join(map(repr, others))}: ask for those rows there"
+        raise RecipeError(f"'{stage}' drops no row for '{code}'", "dropped", do)
     return frozenset(asked)
+
+
+def drops(state: RunState, stage: str) -> list[str]:
+    """The reasons that a stage can give, and those that it has stored, of earlier stages too."""
+    stored = [code for record in state.stages[stage].records for code in record.counts if code]
+    return list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *stored]))
 
 
 def _unfinished(state: RunState, used: Sequence[str]) -> tuple[Unfinished, ...]:

@@ -197,6 +197,7 @@ WRONG = [
     ({"where": "a >"}, "not SQL", "mend it"),
     ({"where": "bb > 1"}, "no stage writes column 'bb'", ""),
     ({"dropped": "e <> 8"}, "drops no row for 'e <> 8'", "did you mean 'e <> 9'"),
+    ({"stage": "one", "dropped": "b < 18"}, "'one' drops no row for 'b < 18'", "reason of 'last'"),
     ({"most": 0}, "0 rows to look at", "show 1 to"),
     ({"most": MOST + 1}, "rows to look at", "export"),
     ({"is_descending": True}, "--desc without --sort", "add --sort"),

@@ -90,7 +90,7 @@ def test_a_select_stage_has_the_rows_that_it_keeps(run, way):
         ("one", True, [5, 10, 15, 20]),
         ("late", True, [4, 8, 12, 16]),
         ("late", "not_selected", [1, 2, 3, 5, 7, 10, 14, 15, 20]),
-        ("first", "e <> 9", []),
+        ("pool", "dropped_before", []),
     ],
 )
 def test_dropped_rows_are_those_of_the_reason(stage, reason, rows, run, way):
@@ -353,6 +353,8 @@ def test_lists_and_pictures_are_read_a_few_rows_at_a_time(captioned, monkeypatch
         ("pool", [], {"where": "a LIKE 'x'"}, "`a LIKE 'x'`", ""),
         ("pool", [], {"where": "a = 'x'"}, "a = 'x'", ""),
         ("last", [], {"dropped": "e <> 8"}, "'last' drops no row for 'e <> 8'", "'e <> 9'"),
+        ("first", [], {"dropped": "e <> 9"}, "'first' drops no row for 'e <> 9'", "of 'last': ask"),
+        ("last", [], {"dropped": ["b < 18", "unlucky"]}, "for 'unlucky'", "'one' and 'two' and"),
     ],
 )
 def test_a_wrong_name_is_told_with_the_nearest(stage, columns, more, found, do, run):
