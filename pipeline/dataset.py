@@ -240,9 +240,10 @@ class Context(Protocol):
         over: Shards,
         merge: Callable[[State, State], State],
     ) -> State:
-        """fn of every shard, merged in the order of the shards.
+        """fn of every shard, merged in the order of the shards; large states by workers, as a tree.
 
-        Sums of integers or of fixed point do not depend on how rows are cut into shards.
+        Sums of integers or of fixed point do not depend on how rows are cut into shards, nor on
+        the tree.
         """
         ...
 

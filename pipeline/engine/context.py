@@ -1,6 +1,5 @@
 """The calls of a dataset stage, as a run answers them: journalled, in workers."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -40,7 +39,16 @@ from pipeline.engine.shuffling import (
     sizes_in,
     split_run,
 )
-from pipeline.engine.states import put_state, read_state, reduce_some
+from pipeline.engine.states import (
+    BY_DRIVER_BYTES,
+    MERGED,
+    merge_some,
+    merged,
+    put_state,
+    read_state,
+    reduce_some,
+    spans_of,
+)
 from pipeline.engine.units import Unit, UnitTask, Work, map_one, units_of
 from pipeline.engine.worker import worker_of
 from pipeline.errors import ShardError, StageError
@@ -50,7 +58,6 @@ from pipeline.run_folder.rows import PoolShards
 
 PARTITION_ROWS = 250_000
 LEAST_PARTITIONS = 4
-REDUCE_UNITS = 256
 
 
 class RunContext:
@@ -159,23 +166,24 @@ class RunContext:
         stored = read_state(folder, f"{call}.npz")
         if stored is not None:
             return stored
-        size = -(-len(over) // REDUCE_UNITS) or 1
-        spans = [[start, min(start + size, len(over))] for start in range(0, len(over), size)]
-        results = self.calls.results(
-            call,
-            partial(reduce_some, fn, over, merge, f"{call}.data"),
-            spans,
-            lambda result: read_state(folder, result["file"]) is not None,
-        )
-        if not results:
+        work = partial(reduce_some, fn, over, merge)
+        states = self._states(call, work, spans_of(len(over)))
+        if not states:
             raise StageError(
                 "no shards to reduce",
                 f"stage '{self.run.planned.name}'",
                 "the pool is empty",
             )
-        state = functools.reduce(merge, (self._state(result["file"]) for result in results))
+        levels = [call]
+        while len(states) > 1 and sum(one["size"] for one in states) > BY_DRIVER_BYTES:
+            levels.append(f"{call}.{len(levels)}")
+            files = [one["file"] for one in states]
+            groups = [files[start : start + MERGED] for start in range(0, len(files), MERGED)]
+            states = self._states(levels[-1], partial(merge_some, merge), groups)
+        state = merged(folder, merge, [one["file"] for one in states])
         put_state(folder, f"{call}.npz", state, point="journal")
-        folder.delete_folder(f"{call}.data")
+        for level in levels:
+            folder.delete_folder(f"{level}.data")
         return state
 
     def iterate(
@@ -241,11 +249,16 @@ class RunContext:
         files = tuple(one["file"] for one in results for _ in range(one["segments"]))
         return Partitions(folder, data, files, index, count)
 
-    def _state(self, name: str) -> State:
-        state = read_state(self.run.folder, name)
-        if state is None:
-            raise StageError("a damaged state", f"{self.run.folder}/{name}", "run again")
-        return state
+    def _states(self, call: str, work: Callable[..., Any], of: list[Any]) -> list[dict[str, Any]]:
+        """File and size of a state of each, as the work of a unit leaves it."""
+        data = f"{call}.data"
+        sizes = sizes_in(self.run.folder, data)
+        return self.calls.results(
+            call,
+            partial(work, data),
+            of,
+            lambda result: result.get("size") == sizes.get(result["file"], 0),
+        )
 
     def _store(
         self,

@@ -85,7 +85,7 @@ class Journal:
     def told(self, call: str, done: int, units: int, also: str = "") -> None:
         """Says how many units of a call are done, in the stage's words or those for its kind."""
         name = call.removeprefix(f"{self.name}/")
-        words = self.words or KINDS.get(name.rpartition("-")[2], name)
+        words = self.words or KINDS.get(name.rpartition("-")[2].partition(".")[0], name)
         words = f"{words}, {also}" if also else words
         self.run.on_unit(name, done, units, f"{self._round}{words}")
 

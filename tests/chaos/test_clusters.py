@@ -14,6 +14,7 @@ from tests.engine_stages.harness import clipmill_run, meaning
 pytestmark = pytest.mark.chaos
 
 RECIPE = Path(__file__).parent / "clusters.yaml"
+MANY = Path(__file__).parent / "many_clusters.yaml"
 ROWS, KILLS, ON_S3 = 100, 8, 3
 
 
@@ -91,3 +92,44 @@ def test_killed_on_ray_files_are_those_of_a_local_run(given, calm, tmp_path):
         else:
             assert first.code == 0, first.output
         assert meaning(Storage(str(folder / "run"))) == expected
+
+
+@pytest.fixture(scope="module")
+def many(given, tmp_path_factory):
+    """Runs whose sums are merged by units, and how one ends that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("many")
+    with nursery_of(MANY, folder, given) as nursery:
+        ended = nursery.run(folder / "calm")
+        assert ended.code == 0, ended.output
+        yield nursery, ended, meaning(Storage(str(folder / "calm")))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "rename calls-*.0001.01-reduce.data/*:9",  # the sums of a unit
+        "rename calls-*.0001.01-reduce.1.data/*:1",  # 16 of them in one, the second group is left
+        "journal calls-*.0001.01-reduce.1.json:1",  # both, with the root left to the driver
+        "journal calls-*.0001.01-reduce.npz:1",
+    ],
+)
+def test_killed_while_sums_are_merged_the_result_is_the_same(fault, many, tmp_path):
+    nursery, whole, expected = many
+    killed = nursery.run(tmp_path, fault=fault)
+    assert killed.killed, killed.output
+    again = nursery.run(tmp_path)
+    assert again.code == 0, again.output
+    assert meaning(Storage(str(tmp_path))) == expected
+    assert killed.units + again.units <= whole.units + 1
+
+
+def test_a_worker_killed_while_it_merges_sums_is_another_ones_unit(given, many, tmp_path):
+    fault = "rename calls-*.1.data/*:3"
+    ended = clipmill_run(
+        MANY, tmp_path / "run", tmp_path / "faults", "--set", given,
+        fault=fault, scope="process", workers=2,
+    )  # fmt: skip
+    assert ended.code == 0, ended.output
+    merging = [point for point in ended.points if ".1.data/" in point and "rename" in point]
+    assert len(merging) > len([p for p in many[1].points if ".1.data/" in p and "rename" in p])
+    assert meaning(Storage(str(tmp_path / "run"))) == many[2]
