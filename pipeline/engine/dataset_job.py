@@ -12,6 +12,7 @@ from pipeline.engine.failures import raised, storage_error
 from pipeline.engine.journal import StageRun
 from pipeline.engine.manifests import put_dataset_manifest
 from pipeline.engine.running import Running
+from pipeline.engine.uid_indexes import index_uids
 from pipeline.errors import ClipmillError, LostLockError, StageError
 from pipeline.planning.elsewhere import digest_of, is_gone
 from pipeline.planning.planned import PlannedStage
@@ -78,6 +79,8 @@ class DatasetJob:
                 told=plan.steps_to(planned.name),
             )
             planned.stage.run(inputs, context)
+            if planned.is_root and not context.failures:
+                index_uids(context)
             stored = noted_outputs(stage.folder)
         except DamagedError as found:
             return [found]

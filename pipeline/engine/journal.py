@@ -30,6 +30,7 @@ KINDS = {  # of calls, in words
     "shards": "storing shards",
     "restore": "storing shards",
     "launch": "working",
+    "uids": "indexing uids",
 }
 
 

@@ -1,7 +1,7 @@
-"""Rows by their uid, link or caption: these columns of the roots are read."""
+"""Rows by their uid, of the roots: indexes name the shards that are read, where there are any."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from metadata.parquet_file import read_file
 from metadata.schema import UID
+from metadata.uid_index import Range, runs_of, shards_with
 from pipeline.errors import RecipeError
 from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import Place
@@ -53,7 +54,10 @@ def digits_of(word: str) -> str | None:
 def rows_by_digits(state: RunState, each: Sequence[str]) -> dict[str, list[UidRow]]:
     """The rows of the sample whose uid begins so, for each of several, in one pass; none where
     there is none. RecipeError where several samples begin so."""
-    wanted = {digits: [bytes.fromhex(digits.ljust(32, end)) for end in "0f"] for digits in each}
+    wanted: dict[str, Range] = {
+        digits: (bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f")))
+        for digits in each
+    }
 
     def is_wanted(uid: pa.ChunkedArray) -> pa.ChunkedArray:
         between = [
@@ -64,7 +68,7 @@ def rows_by_digits(state: RunState, each: Sequence[str]) -> dict[str, list[UidRo
 
     rows: dict[str, list[UidRow]] = {digits: [] for digits in each}
     roots = [name for name, stage in state.stages.items() if stage.planned.is_root]
-    for row in _scan(state, roots, is_wanted) if each else ():
+    for row in _scan(state, roots, [*wanted.values()], is_wanted) if each else ():
         for digits, (low, high) in wanted.items():
             if low <= row.uid <= high:
                 rows[digits].append(row)
@@ -86,8 +90,8 @@ def _scalar(uid: bytes) -> pa.Scalar:
 
 def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> dict[bytes, Place]:
     """A row of each uid, another one than `besides` where there is one."""
-    wanted, places = pa.array(sorted(uids), pa.binary()), dict.fromkeys(uids, besides)
-    for row in _scan(state, [root], partial(pc.is_in, value_set=wanted)):
+    places = dict.fromkeys(uids, besides)
+    for row in rows_of_uids(state, root, uids):
         if places[row.uid] == besides != row.place:
             places[row.uid] = row.place
             if besides not in places.values():
@@ -95,11 +99,21 @@ def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> d
     return places
 
 
+def rows_of_uids(state: RunState, root: str, uids: Iterable[bytes]) -> Iterator[UidRow]:
+    """The rows of a root with these uids, in the order of its shards."""
+    each = sorted(set(uids))
+    is_wanted = partial(pc.is_in, value_set=pa.array(each, pa.binary()))
+    return _scan(state, [root], [(uid, uid) for uid in each], is_wanted)
+
+
 def _scan(
-    state: RunState, roots: list[str], is_wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+    state: RunState,
+    roots: Sequence[str],
+    ranges: Sequence[Range],
+    is_wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray],
 ) -> Iterator[UidRow]:
-    """The rows with such a uid, in the order of the roots' shards."""
-    for name in roots:
+    """The rows with such a uid, which is in a range, in the order of the roots' shards."""
+    for name in roots if ranges else ():
         stage = state.stages[name]
 
         def read(shard: int, name: str = name, stage: StageState = stage) -> list[UidRow]:
@@ -113,5 +127,14 @@ def _scan(
                 start += len(table)
             return found
 
-        for rows in ahead(state.run, read, sorted(stage.shards)):
+        for rows in ahead(state.run, read, _shards(state, stage, ranges)):
             yield from rows
+
+
+def _shards(state: RunState, stage: StageState, ranges: Sequence[Range]) -> list[int]:
+    """The shards of a root in which a uid of these ranges may be."""
+    runs = runs_of((shard, it.files[0], it.rows) for shard, it in stage.shards.items())
+    if not runs:
+        return sorted(stage.shards)
+    each = ahead(state.run, lambda run: shards_with(stage.folder, run, ranges), runs)
+    return [shard for shards in each for shard in shards]

@@ -3,13 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import polars as pl
-
-from metadata.schema import IMAGE, POSITION, REASON, SHARD, TEXT, UID
+from metadata.schema import IMAGE, REASON, TEXT
 from pipeline.errors import RecipeError
 from pipeline.ledger.columns import column_at
+from pipeline.ledger.find import rows_of_uids
 from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.ledger.table import rows_of
 from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import in_words
 
@@ -59,12 +57,10 @@ def images(state: RunState, stage: str, uids: Iterable[str]) -> dict[str, Stored
 def places_of_uids(state: RunState, stage: str, uids: list[str]) -> dict[str, Place]:
     """Where the first row of each uid stands; those are left out that have none."""
     root = state.plan.stages[stage].root
-    rows = rows_of(state, root, [SHARD.name, POSITION.name]).lazy()
-    wanted = pl.LazyFrame({UID.name: pl.Series(uids, dtype=pl.String)})
-    found = rows.join(wanted, on=UID.name, how="semi").collect(engine="streaming")
-    in_order = found.sort(SHARD.name, POSITION.name)
-    first = in_order.unique(UID.name, keep="first", maintain_order=True)
-    return {uid: (shard, position) for uid, shard, position in first.iter_rows()}
+    places: dict[str, Place] = {}
+    for row in rows_of_uids(state, root, map(bytes.fromhex, uids)):
+        places.setdefault(row.uid.hex(), row.place)
+    return places
 
 
 def _digits(uid: str) -> str:

@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 
 from metadata.storage import Storage
+from metadata.uid_index import LEAST_SHARDS
 from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
+from pipeline.ledger.find import rows_of
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
@@ -49,3 +51,20 @@ def test_a_row_stage_makes_five_requests_a_shard(rows, shards, requests):
     more = {method: many[method] - few[method] for method in many}
     each = {method: count / (shards[1] - shards[0]) for method, count in more.items() if count}
     assert each == {"HEAD": 1, "GET": 1, "PUT": 3}
+
+
+def test_a_uid_is_found_by_five_requests_however_many_shards_there_are(proxy, bucket, tmp_path):
+    shards = LEAST_SHARDS + 1
+    pool = write_pool(tmp_path / "pool", [3] * shards)
+    numbers = {"uses": "toy.numbers", "path": str(pool), "shard_rows": 3}
+    uri = bucket.uri("uids").replace(f":{bucket.port}", f":{proxy.port}")
+    with toy_stages():
+        plan = make_plan(Recipe(name="uids", path="uids", seed=0, stages={"numbers": numbers}))
+        outcome = run_plan(plan, Storage(uri), LocalExecutor(0), Lines())
+        assert outcome.complete
+        uid = outcome.state.uid("numbers", shards - 1, 2)
+        proxy.asked.clear()
+        (found,) = rows_of(outcome.state, uid[:8])
+    assert found.place == (shards - 1, 2)
+    methods = Counter(asked.split()[0] for asked in proxy.asked if "lock.json" not in asked)
+    assert methods == {"HEAD": 2, "GET": 3}  # of the index, its end and a block; then of the shard
