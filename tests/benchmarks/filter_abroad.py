@@ -1,0 +1,280 @@
+"""What the filter network's score is worth on drawings of a vendor that it has never seen.
+
+    python -m tests.benchmarks.filter_abroad [POOL [FOLDER]]    (demo/pool; features stay in FOLDER)
+
+One vendor after another, or family of vendors with one style, is left out of the trusted pairs, the
+network learns from the others, and scores the left-out one's rows: AUC of its fault-free English
+rows over its planted faults. Beside it stand two measures of the features alone: `near`, the
+caption beside those of the ten trusted pictures that look most alike, without any learning; and
+`own`, the same heads learnt from the left-out vendor's own fault-free rows, five folds by picture:
+what these features could tell. `kept` is the share of fault-free rows above the cut that keeps 70 %
+of them at home. The pool's packages must be there, as `clipmill pool` left them: trusted pairs are
+drawn again, since no pool says whose they are.
+"""
+
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from metadata.uid import from_hex
+from pipeline.pools.evaluation import evaluation_captions
+from pipeline.pools.faults import HARMLESS_LINKS
+from pipeline.pools.sources import noto, packages
+from pipeline.pools.trusted import TrustedPair, trusted_pairs, write_trusted
+from stages.models import filter_network as fn
+from stages.models.features import ImageFeatures, TextFeatures
+from stages.ops.images import ImageError, decode
+from stages.train.filter_network import TrainedFilterNetwork, batches, step_seed
+
+# Shapes: N rows, D width of features.
+
+FAMILIES = {
+    "twemoji": ("@twemoji/svg", "emoji-datasource-twitter"),
+    "emojione": ("@iconify-json/emojione", "@iconify-json/emojione-v1"),
+    "gimp-help": tuple(f"gimp-help-{language}" for language in ("en", "de", "fr", "ja", "ru")),
+}
+NEAREST, FOLDS, KEPT_AT_HOME = 10, 5, 0.7
+FAULTS = ("swapped", "other group", "own group", "spam", "boilerplate", "garbled")
+Score = Callable[[NDArray, NDArray], NDArray[np.floating]]  # features of images and texts
+
+
+class Pairs(NamedTuple):
+    """Images with a caption, by uid, and what they show."""
+
+    rows: pl.DataFrame  # uid, text, family, and for rows of the pool dup_cluster, fault
+    image_ND: NDArray[np.float32]
+    text_ND: NDArray[np.float32]
+
+    def where(self, chosen_N: NDArray[np.bool_]) -> "Pairs":
+        return Pairs(
+            self.rows.filter(pl.Series(chosen_N)), self.image_ND[chosen_N], self.text_ND[chosen_N]
+        )
+
+    def of(self, family: str) -> NDArray[np.bool_]:
+        return (self.rows["family"] == family).to_numpy()
+
+
+def main(pool: Path, cache: Path) -> None:
+    torch.set_num_threads(1)
+    cache.mkdir(parents=True, exist_ok=True)
+    drawn = trusted_of(json.loads((pool / "pool.json").read_text()), cache)
+    trusted = with_features(drawn, cache / "trusted.npz")
+    rows = with_features(rows_of(pool), cache / "rows.npz")
+    home = [it for it in families(rows) if trusted.of(it).any()]
+    everywhere = scores(learnt(trusted), rows)
+    good = (rows.rows["fault"] == "").to_numpy() & rows.rows["family"].is_in(home).to_numpy()
+    cut = np.quantile(everywhere[good], 1 - KEPT_AT_HOME)
+    print(f"{len(trusted.rows):,} trusted pairs of {', '.join(home)}\n")
+    print("| left out | fault-free | swaps |", " | ".join(FAULTS), "| kept | near | own |")
+    print("|---|" + "---:|" * (len(FAULTS) + 5))
+    table = []
+    for family in families(rows):
+        others = trusted.where(~trusted.of(family))
+        here = rows.where(rows.of(family))
+        score = scores(learnt(others), here) if family in home else everywhere[rows.of(family)]
+        table.append(aucs(here, score))
+        table[-1] |= {
+            "kept": float((score[(here.rows["fault"] == "").to_numpy()] > cut).mean()),
+            "near": aucs(here, scores(nearest(others), here))["swapped"],
+            "own": aucs(here, own_folds(here))["swapped"],
+        }
+        print(line(family, here, table[-1]), flush=True)
+    mean = {
+        key: (np.nanmean(v), np.nanstd(v)) for key in table[0] for v in [[t[key] for t in table]]
+    }
+    print("| mean | | |", " | ".join(f"{it[0]:.3f}" for it in mean.values()), "|")
+    print("| standard deviation | | |", " | ".join(f"{it[1]:.3f}" for it in mean.values()), "|")
+    for family in home:
+        here = rows.where(rows.of(family))
+        score = everywhere[rows.of(family)]
+        print(line(f"{family}, at home", here, aucs(here, score)), flush=True)
+
+
+def line(name: str, here: Pairs, values: dict[str, float]) -> str:
+    fault = here.rows["fault"]
+    counts = f"{(fault == '').sum():,} | {fault.is_in(FAULTS[1:3]).sum():,}"
+    return f"| {name} | {counts} | " + " | ".join(f"{it:.3f}" for it in values.values()) + " |"
+
+
+def families(rows: Pairs) -> list[str]:
+    return rows.rows["family"].unique(maintain_order=True).sort().to_list()
+
+
+def family_of(source: str) -> str:
+    of = (name for name, sources in FAMILIES.items() if source in sources)
+    return next(of, source.removeprefix("@iconify-json/"))
+
+
+def trusted_of(facts: dict, cache: Path) -> pl.DataFrame:
+    """uid, text, family and file of the pool's trusted pairs, drawn below the cache."""
+    evaluation = noto.evaluation().drawings
+    forbidden = frozenset(it for drawing in evaluation for it in evaluation_captions(drawing))
+    drawings = packages.drawings(facts["kind"], lambda *_: None).drawings
+    pairs = trusted_pairs(drawings, packages.TRUSTED, 2_000, forbidden, facts["seed"])
+    return pl.DataFrame([row for pair in pairs for row in drawn(pair, cache)]).sort("uid")
+
+
+def drawn(pair: TrustedPair, folder: Path) -> list[dict[str, str]]:
+    record = write_trusted(pair, folder, 0)
+    if record is None:
+        return []
+    file = str(folder / str(record["url"]).split("/", 3)[3])
+    family = family_of(pair.drawing.source)
+    return [{"uid": pair.uid, "text": pair.text, "family": family, "file": file}]
+
+
+def rows_of(pool: Path) -> pl.DataFrame:
+    """The English rows whose picture is as it should be: uid, text, family, file, fault."""
+    truth = pl.read_parquet(pool / "truth.parquet")
+    link, issue = pl.col("link_issue"), pl.col("text_issue")
+    swapped = pl.when("swapped_in_group").then(pl.lit("own group")).otherwise(pl.lit("other group"))
+    rows = truth.filter(
+        pl.col("image_issue").is_null(),
+        link.is_null() | link.is_in(list(HARMLESS_LINKS)),
+        ~pl.col("eval_near"),
+        (pl.col("lang") == "en") | (issue == "boilerplate"),  # which is in no language
+    ).join(pl.read_parquet(pool / "metadata/*.parquet"), on="uid")
+    return rows.select(
+        "uid",
+        "text",
+        "dup_cluster",
+        family=pl.col("source").map_elements(family_of, pl.String),
+        file=pl.col("url").map_elements(partial(file_of, pool), pl.String),
+        fault=pl.when(issue == "swapped").then(swapped).otherwise(issue.fill_null("")),
+    ).sort("uid")
+
+
+def file_of(pool: Path, url: str) -> str:
+    path = url.split("/", 3)[3]
+    site, _, rest = path.partition("/")
+    there = pool / "www" / path
+    return str(there if there.exists() else pool / "www" / site / "moved" / rest)
+
+
+def with_features(rows: pl.DataFrame, stored: Path) -> Pairs:
+    """The rows whose picture decodes, with embed.features' vectors; computed once."""
+    if not stored.exists():
+        files = rows["file"].to_list()
+        parts = [files[start : start + 1024] for start in range(0, len(files), 1024)]
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+            image_ND = np.concatenate(list(processes.map(image_features, parts)))
+        text_ND = TextFeatures("bfloat16")(rows["text"].fill_null("").to_list())
+        np.savez(stored, image=image_ND, text=text_ND.astype(np.float16))
+    with np.load(stored) as found:
+        image_ND, text_ND = (found[key].astype(np.float32) for key in ("image", "text"))
+    return Pairs(rows, image_ND, text_ND).where(np.isfinite(image_ND).all(axis=1))
+
+
+def image_features(files: list[str]) -> NDArray[np.float16]:
+    network = ImageFeatures("bfloat16")
+    feature_ND = np.full((len(files), network.width), np.nan, np.float16)
+    for start in range(0, len(files), 128):
+        images = {}
+        for number, file in enumerate(files[start : start + 128], start):
+            try:
+                images[number] = decode(Path(file).read_bytes())
+            except ImageError:
+                continue
+        if images:
+            feature_ND[list(images)] = network(list(images.values()))
+    return feature_ND
+
+
+def learnt(pairs: Pairs) -> Score:
+    """The score of a network that has learnt from these pairs as train.filter_network does."""
+    settings = TrainedFilterNetwork()
+    coins = partial(step_seed, seed=0, stage="dfn")
+    torch.manual_seed(coins("init", 0))
+    network = fn.FilterNetwork(pairs.image_ND.shape[1], pairs.text_ND.shape[1], settings.width)
+    batch = min(settings.train_batch, len(pairs.rows))
+    uid = pa.chunked_array([from_hex(pairs.rows["uid"].to_arrow().cast(pa.string()))])
+    texts = pairs.rows["text"].fill_null("").cast(pl.Categorical).to_physical().to_numpy()
+    for _ in fn.steps(
+        network,
+        torch.tensor(pairs.image_ND),
+        torch.tensor(pairs.text_ND),
+        torch.tensor(texts.astype(np.int64)),
+        itertools.islice(batches(uid, batch, seed=0, stage="dfn"), settings.train_steps),
+        (coins("dropout", step) for step in range(settings.train_steps)),
+        settings.learning_rate,
+        settings.weight_decay,
+    ):
+        pass
+
+    def score(image_ND: NDArray, text_ND: NDArray) -> NDArray[np.floating]:
+        with torch.inference_mode():
+            image = network.embed_images(torch.tensor(image_ND))
+            return (image * network.embed_texts(torch.tensor(text_ND))).sum(1).numpy()
+
+    return score
+
+
+def nearest(pairs: Pairs) -> Score:
+    """Mean cosine of a caption to those of the pictures that look most alike."""
+    mean_D = pairs.image_ND.mean(0)
+    known_ND = unit(pairs.image_ND - mean_D)
+
+    def score(image_ND: NDArray, text_ND: NDArray) -> NDArray[np.floating]:
+        alike_NN = unit(image_ND - mean_D) @ known_ND.T
+        top_NK = np.argpartition(-alike_NN, NEAREST, axis=1)[:, :NEAREST]
+        return np.einsum("nd,nkd->n", text_ND, pairs.text_ND[top_NK]) / NEAREST
+
+    return score
+
+
+def own_folds(here: Pairs) -> NDArray[np.floating]:
+    """Scores of each fold by heads learnt from the fault-free rows of the other four."""
+    digests = (hashlib.blake2b(it.encode()).digest()[0] for it in here.rows["dup_cluster"])
+    fold_N = np.fromiter(digests, int) % FOLDS
+    good_N = (here.rows["fault"] == "").to_numpy()
+    out_N = np.empty(len(fold_N))
+    for fold in range(FOLDS):
+        score = learnt(here.where(good_N & (fold_N != fold)))
+        out_N[fold_N == fold] = scores(score, here.where(fold_N == fold))
+    return out_N
+
+
+def scores(score: Score, rows: Pairs) -> NDArray[np.floating]:
+    starts = range(0, len(rows.rows), 1024)
+    parts = [score(rows.image_ND[s : s + 1024], rows.text_ND[s : s + 1024]) for s in starts]
+    return np.concatenate(parts)
+
+
+def aucs(here: Pairs, score_N: NDArray[np.floating]) -> dict[str, float]:
+    """By fault, how often a fault-free row's score is above a faulty one's."""
+    fault_N = here.rows["fault"].to_numpy()
+    kinds = {"swapped": FAULTS[1:3]}
+    good = score_N[fault_N == ""]
+    return {it: auc(good, score_N[np.isin(fault_N, kinds.get(it, (it,)))]) for it in FAULTS}
+
+
+def auc(good_N: NDArray, bad_N: NDArray) -> float:
+    """Share of pairs where the good one is greater; a tie counts half."""
+    ordered = np.sort(bad_N)
+    below = np.searchsorted(ordered, good_N, "left") + np.searchsorted(ordered, good_N, "right")
+    return float(below.sum() / 2 / len(good_N) / len(bad_N)) if len(bad_N) else np.nan
+
+
+def unit(row_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    return row_ND / np.linalg.norm(row_ND, axis=1, keepdims=True)
+
+
+if __name__ == "__main__":
+    pool = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/pool")
+    if pool.exists():
+        main(pool, Path(sys.argv[2]) if len(sys.argv) > 2 else pool.parent / "filter_abroad")
+    else:
+        print(f"no {pool}: clipmill pool demo --out {pool}")
