@@ -11,7 +11,8 @@ from pipeline.explore.lost import ends_of
 from pipeline.explore.masks import Masks
 from pipeline.explore.moved import cuts_of
 from pipeline.ledger.at_row import shown
-from pipeline.ledger.stored import rows_at
+from pipeline.ledger.pictured import image_stages, last_that_stores, pictured, pictures_at
+from pipeline.ledger.stored import Place, rows_at
 from pipeline.planning.planned import Binding
 from pipeline.report.pictures import small_picture
 from pipeline.run_folder.state import RunState, summary
@@ -40,7 +41,7 @@ def run_facts(state: RunState, roots: dict[str, Columns]) -> dict[str, Any]:
 
 def root_facts(columns: Columns) -> dict[str, Any]:
     state, root = columns.state, columns.root
-    pictures = image_stage(columns)
+    text = last_that_stores(state, root, TEXT.name)
     return {
         "root": root,
         "rows": len(columns),
@@ -59,26 +60,9 @@ def root_facts(columns: Columns) -> dict[str, Any]:
             for column in columns.stored.values()
         ],
         "thresholds": [vars(cut) for cut in cuts_of(columns)],
-        "pictures": pictures,
-        "text": ".".join(text) if (text := last_that_stores(columns, TEXT.name)) else None,
+        "pictures": next(image_stages(state, root), None),
+        "text": ".".join(text) if text else None,
     }
-
-
-def last_that_stores(columns: Columns, column: str) -> Binding | None:
-    """The last stage over a root that stores such a column of some rows."""
-    found = None
-    for name, stage in columns.state.stages.items():
-        if stage.planned.root == columns.root and stage.shards:
-            virtual = {it.name for it in getattr(stage.planned.stage, "virtual", ())}
-            if column in {it.name for it in stage.planned.stage.writes} - virtual:
-                found = name, column
-    return found
-
-
-def image_stage(columns: Columns) -> str | None:
-    """The stage whose pictures are shown."""
-    found = last_that_stores(columns, IMAGE.name)
-    return found[0] if found else None
 
 
 def rows_shown(columns: Columns, masks: Masks, question: asked.Rows) -> list[dict[str, Any]]:
@@ -88,12 +72,11 @@ def rows_shown(columns: Columns, masks: Masks, question: asked.Rows) -> list[dic
     places = columns.places(np.array(rows, np.int64))
     wanted: dict[str, Binding] = {"uid": (root, UID.name)}
     for name, column in (("text", TEXT.name), ("url", URL.name)):
-        if where := last_that_stores(columns, column):
+        if where := last_that_stores(state, root, column):
             wanted[name] = where
-    if images := image_stage(columns):
-        wanted |= {"size": (images, IMAGE_BYTES.name), "reason": (images, REASON.name)}
     wanted |= {f"={name}": columns.column(name).where for name in question.columns}
     found = _stored_at(state, wanted, places)
+    no_picture = _no_picture(columns, places)
     lost = masks.lost(question.end) if question.end else None
     return [
         {
@@ -101,12 +84,12 @@ def rows_shown(columns: Columns, masks: Masks, question: asked.Rows) -> list[dic
             "uid": values["uid"].hex(),
             "text": _short(values.get("text")),
             "url": values.get("url"),
-            "picture": values.get("size") is not None,
-            "no_picture": _no_picture(images, values),
+            "picture": why_none is None,
+            "no_picture": why_none,
             "verdict": lost.causes[lost.code[row]] if lost else None,
             "values": {n[1:]: _exact(shown(it)) for n, it in values.items() if n.startswith("=")},
         }
-        for row, values in zip(rows, found, strict=True)
+        for row, values, why_none in zip(rows, found, no_picture, strict=True)
     ]
 
 
@@ -122,18 +105,25 @@ def _stored_at(
         bound = {n: at for n, at in wanted.items() if shard in state.stages[at[0]].shards}
         rows = rows_at(state, bound, [places[index] for index in indices])
         for index, row in zip(indices, rows, strict=True):
-            missing = {n: NOT_YET if n == "reason" else None for n in wanted.keys() - bound.keys()}
-            found[index] = row | missing
+            found[index] = row | dict.fromkeys(wanted.keys() - bound.keys())
     return found
 
 
-def _no_picture(images: str | None, values: dict[str, Any]) -> str | None:
-    """Why a row has no picture; None where it has one."""
-    if images is None:
+def _no_picture(columns: Columns, places: list[Place]) -> list[str | None]:
+    """Why each row has no picture; None where it has one."""
+    state, root = columns.state, columns.root
+    stages = pictured(state, root, places)
+    values = pictures_at(state, root, places, [IMAGE_BYTES.name, REASON.name])
+    return [_why_none(at[0] if at else None, it) for at, it in zip(stages, values, strict=True)]
+
+
+def _why_none(stage: str | None, values: dict[str, Any]) -> str | None:
+    if stage is None:
         return "no stage of these rows stores pictures"
-    if values.get("size") is not None:
+    if values.get(IMAGE_BYTES.name) is not None:
         return None
-    return f"{images}: {in_words(values.get('reason') or 'no picture')}"
+    reason = (values[REASON.name] or "no picture") if values else NOT_YET
+    return f"{stage}: {in_words(reason)}"
 
 
 def _exact(value: Any) -> Any:
@@ -152,12 +142,9 @@ def _short(text: Any) -> str | None:
 
 def picture_of(columns: Columns, row: int, side: int) -> tuple[str, bytes] | None:
     """Its type and bytes, made anew from the stored picture; None where it shows nothing."""
-    images = image_stage(columns)
-    if images is None or row >= len(columns):
+    if row >= len(columns):
         return None
-    (place,) = columns.places(np.array([row], np.int64))
-    if place[0] not in columns.state.stages[images].shards:
-        return None
-    (values,) = rows_at(columns.state, {"image": (images, IMAGE.name)}, [place])
-    made = small_picture(values["image"], side)
+    places = columns.places(np.array([row], np.int64))
+    (values,) = pictures_at(columns.state, columns.root, places, [IMAGE.name])
+    made = small_picture(values.get(IMAGE.name), side)
     return (f"image/{made.kind}", made.data) if made else None

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from metadata.schema import HTTP_STATUS, IMAGE, IMAGE_BYTES, TEXT, UID, URL
+from pipeline.ledger.pictured import pictures_at
 from pipeline.ledger.stored import Place, binding, rows_at
 from pipeline.report.pictures import SMALL, picture
 from pipeline.run_folder.state import RunState
@@ -18,8 +19,9 @@ def samples_at(
     `side`: of the picture, in pixels.
     """
     image = binding(state, stage, IMAGE_BYTES.name)
+    root = state.plan.stages[stage].root or stage
     bound = {
-        "uid": (state.plan.stages[stage].root or stage, UID.name),
+        "uid": (root, UID.name),
         "text": binding(state, stage, TEXT.name),
         "url": binding(state, stage, URL.name),
         "status": binding(state, stage, HTTP_STATUS.name),
@@ -27,7 +29,10 @@ def samples_at(
     }
     there = {name: where for name, where in bound.items() if where}
     each = sorted(set(places))
-    rows = zip(each, rows_at(state, there, each), strict=True)
+    rows = rows_at(state, there, each)
+    if image is None:  # of a union's rows its pools may store some
+        pictures = pictures_at(state, root, each, [IMAGE.name])
+        rows = [{**row, **of} for row, of in zip(rows, pictures, strict=True)]
     return {
         place: {
             "uid": row["uid"].hex(),
@@ -37,7 +42,7 @@ def samples_at(
             "status": row.get("status"),
             "picture": picture(row.get("image"), side),
         }
-        for place, row in rows
+        for place, row in zip(each, rows, strict=True)
     }
 
 

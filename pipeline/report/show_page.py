@@ -30,8 +30,8 @@ def show_page(state: RunState, show: Show, title: str) -> tuple[str, str]:
         seen |= samples_at(state, show.stage, each[start : start + AT_ONCE], LARGE)
     groups = [_drawn(group, seen, most) for group in show.groups]
     there = len(seen), sum(sample["picture"] is not None for sample in seen.values())
-    has_pictures = binding(state, show.stage, IMAGE_BYTES.name) is not None
-    said = _said(*there, has_pictures, sum(group["left_out"] for group in groups))
+    stores_some = binding(state, show.stage, IMAGE_BYTES.name) is not None or there[1] > 0
+    said = _said(*there, stores_some, sum(group["left_out"] for group in groups))
     page = render(
         "show.html",
         title=f"{show.stage}: {title}",
