@@ -25,7 +25,7 @@ from pipeline.ledger.causes import (
 from pipeline.ledger.funnel import is_end
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.run_folder.ran import RanRecipe
-from pipeline.run_folder.state import RunState, plan_of, summary
+from pipeline.run_folder.state import RunState, plan_of, seen_through, summary
 from pipeline.run_folder.variants import Variant, variants
 
 # Shapes: N rows of a shard.
@@ -110,7 +110,7 @@ def side_of(text: str, run: str | None) -> Side:
             uri, number, stage = text, None, None
     storage = Storage(uri)
     chosen = _variant(storage, number)
-    state = RunState(plan_of(chosen.ran), storage)
+    state = seen_through(plan_of(chosen.ran), storage)
     name = without_keys(text)
     return Side(name, chosen, state, _stage(state, name, stage))
 

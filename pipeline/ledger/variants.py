@@ -16,7 +16,7 @@ from pipeline.ledger.causes import failed_later, later_stages
 from pipeline.ledger.funnel import is_end
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.run_folder import lock
-from pipeline.run_folder.state import RunState, StageState, plan_of, summary
+from pipeline.run_folder.state import RunState, StageState, plan_of, seen_through, summary
 from pipeline.run_folder.variants import Changes, Variant, changes, variants
 
 
@@ -84,7 +84,7 @@ def tried(uri: str) -> RunVariants:
 def _tried(run: Storage, one: Variant, differs: Changes, scans: dict[str, Scan]) -> Tried:
     refused, state = "", None
     try:
-        state = RunState(plan_of(one.ran), run, scans)
+        state = seen_through(plan_of(one.ran), run, scans)
     except ClipmillError as error:  # a stage of one's own that is gone, another version's setting
         refused = f"{error.args[0]} ({error.args[1]})"
     stages = state.stages if state else {}

@@ -75,10 +75,20 @@ class StageState:
 class RunState:
     """The stages of a plan in a run folder."""
 
-    def __init__(self, plan: Plan, run: Storage, scans: dict[str, Scan] | None = None) -> None:
-        """`scans` keeps what folders hold, for plans that share some and are read one by one."""
+    def __init__(
+        self,
+        plan: Plan,
+        run: Storage,
+        scans: dict[str, Scan] | None = None,
+        as_it_stood: bool = False,
+    ) -> None:
+        """`scans` keeps what folders hold, for plans that share some and are read one by one.
+
+        `as_it_stood`: without the passes that wider masks of other recipes have added since.
+        """
         self.plan = plan
         self.run = run
+        self.as_it_stood = as_it_stood
         self.stored: dict[str, StoredColumns] = stored_columns(plan.stages, run)
         names = list(plan.stages)
         with ThreadPoolExecutor(8) as pool:
@@ -171,6 +181,9 @@ class RunState:
             failure = state.scan.failures.get(shard)
             verdict = standing(records, failure, parents, mask.digest if mask else None)
             if verdict == "good":
+                if self.as_it_stood and mask is not None:
+                    own = [it.number for it in records if it.mask in (None, mask.digest)]
+                    records = [it for it in records if it.number <= own[-1]]
                 state.shards[shard] = state_of(records, mask)
             elif verdict == "failed":
                 state.failures[shard] = failure
@@ -273,8 +286,25 @@ def summary(state: StageState) -> str:
 def latest(uri: str, variant: int | None = None) -> RunState:
     """The run folder seen through the recipe that ran there last, or one of its variants."""
     run = Storage(uri)
-    ran = newest_recipe(run)[1] if variant is None else variant_of(run, variant).ran
-    return RunState(plan_of(ran), run)
+    if variant is not None:
+        return seen_through(plan_of(variant_of(run, variant).ran), run)
+    return RunState(plan_of(newest_recipe(run)[1]), run)
+
+
+def seen_through(plan: Plan, run: Storage, scans: dict[str, Scan] | None = None) -> RunState:
+    """The run folder through the plan of a variant, to be looked at.
+
+    A wider mask of another one may have added rows to a stage with `only:` since, so that a run
+    would make again what reads them: then as it stood, where more stages are complete so.
+    """
+    scans = {} if scans is None else scans
+    today = RunState(plan, run, scans)
+    if all(it.complete for it in today.stages.values()) or not any(
+        planned.only for planned in plan.stages.values()
+    ):
+        return today
+    stood = RunState(plan, run, scans, as_it_stood=True)
+    return max(today, stood, key=lambda it: sum(stage.complete for stage in it.stages.values()))
 
 
 def plan_of(ran: RanRecipe) -> Plan:

@@ -4,7 +4,13 @@ import pytest
 
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
+from pipeline.explore.against import Variants
+from pipeline.explore.columns import Columns
+from pipeline.ledger.answer import as_json
+from pipeline.ledger.diff import diff
 from pipeline.ledger.funnel import funnel
+from pipeline.ledger.sides import side_of
+from pipeline.ledger.table import table
 from pipeline.ledger.variants import kept_by_ends, tried
 from pipeline.run_folder.state import RunState, latest
 from pipeline.verbs.variants import text
@@ -71,6 +77,30 @@ def test_what_is_not_done_is_said_and_the_page_has_it_all(folder, tmp_path):
         "        last.where: e <> 9 AND b < 18 -> e <> 13 AND b < 18",
         "        not done: late: 2 of 3 shards; last, uids: to be made again",
     ]
+
+
+def test_an_older_variant_is_seen_as_it_stood_where_a_wider_mask_added_rows(own_stages, tmp_path):
+    numbered.write_pool(tmp_path)
+    made = numbered.run(tmp_path)
+    counted = as_json(funnel(made))
+    columns = ["a", "e", "late.reason"]
+    rows = [table(made, stage, columns).collect() for stage in ("pool", "late", "last")]
+    uri = str(tmp_path / "run")
+    for wider in ("c > 1", "c > 0"):
+        numbered.run(tmp_path, numbered.STAGES.replace("c > 3", wider))
+        assert not RunState(made.plan, made.run).stages["last"].complete, "a run makes it again"
+    for number, kept in ((1, 4), (2, 6), (3, 7)):
+        seen = latest(uri, number)
+        assert all(stage.complete for stage in seen.stages.values())
+        assert table(seen, "last", ["a"]).collect().height == funnel(seen).ends[0].kept == kept
+    seen = latest(uri, 1)
+    assert as_json(funnel(seen)) == counted
+    again = [table(seen, stage, columns).collect() for stage in ("pool", "late", "last")]
+    assert all(one.equals(other) for one, other in zip(again, rows, strict=True))
+    assert [one.left for one in tried(uri).variants] == [{}, {}, {}]
+    assert diff(side_of("1", uri), side_of("3", uri)).gained == 3
+    newest = latest(uri)
+    assert Variants(uri, None).kept(1, Columns(newest, "pool"), "last")[1].sum() == 4
 
 
 def test_a_recipe_that_makes_no_plan_today_says_why(tmp_path):
