@@ -76,11 +76,15 @@ class Outputs:
             yield file
 
 
-def note_output(folder: Storage, name: str, path: Path) -> None:
+def note_output(folder: Storage, name: str, path: Path, sha256: str = "") -> None:
     """Leaves word of a file in out/ until the manifest does: a unit of work has stored it."""
+    _note(folder, name, Noted(path.stat().st_size, sha256 or digest_of(path)))
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a local file."""
     with path.open("rb") as file:
-        noted = Noted(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-    _note(folder, name, noted)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_output(folder: Storage, name: str, noted: Noted, of: Storage, there: str) -> None:

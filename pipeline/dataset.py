@@ -125,8 +125,11 @@ class Task(Protocol):
         """Whether Parquet files in out/ get checksums: not where such a file had none before."""
         ...
 
-    def put_file(self, name: str, path: Path) -> None:
-        """Moves a scratch file to `out/<name>` in the stage's folder, whole or not at all."""
+    def put_file(self, name: str, path: Path, sha256: str = "") -> None:
+        """Moves a scratch file to `out/<name>` in the stage's folder, whole or not at all.
+
+        Whoever hashed what it wrote says the file's digest, or it is read again for that.
+        """
         ...
 
     def checkpoints(self, name: str) -> Checkpoints:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
+from metadata.outputs import digest_of
 from metadata.storage import Storage
 from pipeline.dataset import Rank
 from pipeline.engine.checkpoints import StoredCheckpoints
@@ -62,7 +63,8 @@ class MemoryContext:
 
     def say(self, words): ...
 
-    def put_file(self, name, path):
+    def put_file(self, name, path, sha256=""):
+        assert sha256 in ("", digest_of(path))
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, self.out / name)
 

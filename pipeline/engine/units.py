@@ -77,11 +77,11 @@ class UnitTask:
     page_checksums: bool = True  # in out/
     unchecked: frozenset[int] = frozenset()  # shards that are made again, as they were: without
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, sha256: str = "") -> None:
         """Stores a scratch file as `out/<name>` in the stage's folder."""
         with self.folder.scratch(f"{OUT}/{name}") as stored:
             shutil.move(path, stored)  # scratch may be another disk
-            note_output(self.folder, name, stored)
+            note_output(self.folder, name, stored, sha256)
             self.folder.commit(stored, f"{OUT}/{name}")
 
     def checkpoints(self, name: str) -> StoredCheckpoints:

@@ -23,8 +23,9 @@ from pipeline.dataset import Context, Shards, Task
 from pipeline.errors import StageError
 from pipeline.stage import Worker
 from stages.export._leaving import Takes, Times, once, summed, tally
+from stages.export._scratch import Stored, on_scratch
 
-# Shapes: N rows, S source shards or samples, B batches.
+# Shapes: N rows, S source shards or samples.
 
 COPY = "copy"  # which of the samples that a row makes
 BATCH_ROWS = 64  # encoded images are held this many at a time
@@ -149,23 +150,21 @@ def shuffled(
     rows: Shards, takes: Takes, group: Group, worker: Worker, times: Times = once
 ) -> Iterator["Shuffled"]:
     """The group's samples in the order of their rows' hashes, to be read file by file."""
-    path = worker.scratch / f"group-{group['first']}.arrow"
     uids: list[pa.Array] = []
     places: list[NDArray[np.int32]] = []  # (N, 2) of each batch
     samples: list[NDArray[np.integer]] = []
-    writer: pa.ipc.RecordBatchFileWriter | None = None
-    try:
+
+    def kept_rows() -> Iterator[pa.Table]:
         for shard in group["shards"]:
             for batch in rows.batches(shard, BATCH_ROWS):
                 leaving_N, _ = takes(batch)
-                kept = _plain(batch.filter(pa.array(leaving_N)))
-                writer = writer or pa.ipc.new_file(str(path), kept.schema)
-                writer.write_table(kept)
-                uids += kept[UID.name].chunks
+                kept = _plain(batch if leaving_N.all() else batch.filter(pa.array(leaving_N)))
+                uids.extend(kept[UID.name].chunks)
                 places.append(np.stack([kept[SHARD.name], kept[POSITION.name]], axis=1))
                 samples.append(times(kept))
-        assert writer is not None  # a group has rows
-        writer.close()
+                yield kept
+
+    with on_scratch(kept_rows(), worker.scratch / f"group-{group['first']}") as stored:
         uid = pa.chunked_array(uids, UID.dtype)
         coin_N = coin_hash(uid, seed=worker.seed, stage=worker.stage, purpose="order")
         place_N2 = np.concatenate(places)
@@ -177,10 +176,7 @@ def shuffled(
                 where=f"source shards {group['shards']}",
                 do="run again; the shards changed while they were read",
             )
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            yield Shuffled(reader, order_S, place_N2, group["start"])
-    finally:
-        path.unlink(missing_ok=True)
+        yield Shuffled(stored, order_S, place_N2, group["start"])
 
 
 class Shuffled:
@@ -191,17 +187,16 @@ class Shuffled:
 
     def __init__(
         self,
-        reader: pa.ipc.RecordBatchFileReader,
+        stored: Stored,
         order_S: NDArray[np.int64],
         place_N2: NDArray[np.int32],
         start: int,
     ) -> None:
-        fields = [field for field in reader.schema if field.name != SAMPLE_INDEX.name]
+        fields = [field for field in stored.schema if field.name != SAMPLE_INDEX.name]
         numbers = [pa.field(name, pa.int64()) for name in (SAMPLE_INDEX.name, COPY)]
         self.schema = pa.schema([*fields, *numbers])
         self._start = start
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._end_B = np.cumsum([len(batch) for batch in self._batches])
+        self._stored = stored
         self._order_S = order_S
         self._place_N2 = place_N2
         is_first_S = np.diff(order_S, prepend=-1) != 0
@@ -216,18 +211,7 @@ class Shuffled:
         """Samples from start to stop of the order, a batch at a time."""
         for first in range(start, stop, BATCH_ROWS):
             here = slice(first, min(first + BATCH_ROWS, stop))
-            row_N = self._order_S[here]
-            batch_N = np.searchsorted(self._end_B, row_N, side="right")
-            parts, place = [], np.empty(len(row_N), np.int64)
-            taken = 0
-            for number in np.unique(batch_N):
-                wanted = np.flatnonzero(batch_N == number)
-                batch = self._batches[number]
-                start_of_batch = self._end_B[number] - len(batch)
-                parts.append(batch.take(pa.array(row_N[wanted] - start_of_batch)))
-                place[wanted] = taken + np.arange(len(wanted))
-                taken += len(wanted)
-            table = pa.Table.from_batches(parts).take(pa.array(place)).combine_chunks()
+            table = self._stored.take(self._order_S[here])
             if SAMPLE_INDEX.name in table.column_names:  # of the export that is read
                 table = table.drop_columns([SAMPLE_INDEX.name])
             number_N = self._start + np.arange(here.start, here.stop)

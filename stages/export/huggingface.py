@@ -131,7 +131,7 @@ def write_file(
     for table in tables:
         writer.add(leave(table))
     sha256, size_bytes = writer.close()
-    task.put_file(f"{stem}.parquet", path)
+    task.put_file(f"{stem}.parquet", path, sha256)
     return {"file": f"{stem}.parquet", "bytes": size_bytes, "sha256": sha256}, schema
 
 

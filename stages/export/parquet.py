@@ -128,7 +128,7 @@ def write_file(
     for table in tables:
         writer.add(leave(table))
     sha256, size_bytes = writer.close()
-    task.put_file(path.name, path)
+    task.put_file(path.name, path, sha256)
     return {"file": path.name, "bytes": size_bytes, "sha256": sha256}, schema
 
 

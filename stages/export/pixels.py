@@ -92,7 +92,7 @@ def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[s
     fine_N = np.concatenate(fine)
     array = {"file": pixels.name, "bytes": pixels.stat().st_size}
     task.put_file(pixels.name, pixels)
-    task.put_file(name, path)
+    task.put_file(name, path, sha256)
     try:
         place_N2 = read_places(exported, places_name(name))
         put_places(name, place_N2[fine_N], task)

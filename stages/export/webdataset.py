@@ -1,12 +1,9 @@
 """The training set as tar files, for loaders that read img2dataset's output."""
 
-import hashlib
 import json
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -27,10 +24,11 @@ from metadata.schema import (
 )
 from pipeline.dataset import Context, Inputs, Task
 from pipeline.stage import DatasetStage, NonEmpty, later
-from stages.export._columns import WHERE_THERE, as_json, check_columns
+from stages.export._columns import WHERE_THERE, check_columns
 from stages.export._exported import rows_of
 from stages.export._groups import COPY, export_files
 from stages.export._leaving import REASONS, Dropped, Takes, repeats, takes_of
+from stages.export._tar import TarWriter, indented, json_of
 from stages.export._texts import (
     Captions,
     captions_of,
@@ -121,21 +119,21 @@ def write_file(
     """One tar with the two files beside it, and the schema of the Parquet file."""
     path = task.worker.scratch / f"{stem}.tar"
     metas = [say(empty, stem, 0)]
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with path.open("wb") as file:
+        tar = TarWriter(file)
         for table in tables:
             metas.append(say(table, stem, sum(map(len, metas))))
-            add_samples(tar, table[IMAGE.name], metas[-1])
+            tar.add(members(table[IMAGE.name], metas[-1]))
+        sha256, size_bytes = tar.close()
     whole = pa.concat_tables(metas)
     beside = path.with_suffix(".parquet")
     pq.write_table(whole, beside)
     stats = path.with_name(f"{stem}_stats.json")
     stats.write_text(json.dumps(counts(len(whole)), indent=4))
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    written = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-    for made in (beside, stats, path):
+    for made in (beside, stats):
         task.put_file(made.name, made)
-    return written, whole.schema
+    task.put_file(path.name, path, sha256)
+    return {"file": path.name, "bytes": size_bytes, "sha256": sha256}, whole.schema
 
 
 def meta(
@@ -183,28 +181,36 @@ def every(texts: pa.Array, field: str) -> pa.Array:
     return pa.ListArray.from_arrays(texts.offsets, pc.struct_field(texts.values, field))
 
 
-def told(row: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON says of a sample: each text under its own key, since loaders skip lists."""
-    said: dict[str, Any] = {}
-    for name, value in row.items():
-        others = enumerate(value[1:], 1) if name == CAPTIONS.name else ()
-        said |= {f"{CAPTION.name}_{number}": text for number, text in others}
-        said |= {} if name == CAPTIONS.name else {name: value}
-    return said
+def told(metas: pa.Table) -> Iterator[bytes]:
+    """The JSON of each sample: each text under its own key, since loaders skip lists."""
+    columns = {name: metas[name].to_pylist() for name in metas.column_names}
+    texts = {
+        name: [indented(value) for value in values]
+        for name, values in columns.items()
+        if name != CAPTIONS.name
+    }
+    for i in range(len(metas)):  # a tar is written one by one
+        said: dict[str, str] = {}
+        for name in columns:
+            if name in texts:
+                said[name] = texts[name][i]
+                continue
+            for number, text in enumerate(columns[name][i][1:], 1):
+                said[f"{CAPTION.name}_{number}"] = indented(text)
+        yield json_of(said)
 
 
-def add_samples(tar: tarfile.TarFile, images: pa.ChunkedArray, metas: pa.Table) -> None:
-    """Three members a sample, without those that it lacks; headers say neither when nor who."""
-    for image, row in zip(images, metas.to_pylist(), strict=True):  # a tar is written one by one
-        body = image.as_py()
-        members = {} if body is None else {suffix_of(body): body}
-        members["json"] = json.dumps(told(row), indent=4, default=as_json).encode()
-        if row["caption"] is not None:
-            members["txt"] = row["caption"].encode()
-        for suffix, data in members.items():
-            header = tarfile.TarInfo(f"{row['key']}.{suffix}")
-            header.size, header.mode = len(data), 0o644
-            tar.addfile(header, BytesIO(data))
+def members(images: pa.ChunkedArray, metas: pa.Table) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each sample's three files, without those that it lacks."""
+    keys, captions = metas["key"].to_pylist(), metas[CAPTION.name].to_pylist()
+    for body, key, caption, said in zip(
+        images.to_pylist(), keys, captions, told(metas), strict=True
+    ):
+        if body is not None:
+            yield f"{key}.{suffix_of(body)}", body
+        yield f"{key}.json", said
+        if caption is not None:
+            yield f"{key}.txt", caption.encode()
 
 
 def suffix_of(image: bytes) -> str:
