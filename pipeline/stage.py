@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # listed    JSON, `uids` that a list names, and how many of them are `missing`
 # centroids Parquet, a row a cluster by its number: its `centroid`, its `rows`, their `inertia`
 Artifact = Literal[
-    "loss", "results", "leaks", "recall", "balance", "concepts", "listed", "centroids"
+    "loss", "results", "leaks", "recall", "balance", "concepts", "listed", "centroids", "notes"
 ]
 Determinism = Literal["exact", "close", "recorded"]
 Edge = Literal["rows", "data", "model", "centroids", "targets"]

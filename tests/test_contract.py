@@ -86,6 +86,7 @@ FIELDS = {  # that readers ask of each kind of artifact
     "concepts": {"entry", "count", "kept", "t"},
     "listed": {"uids", "missing"},
     "centroids": {"cluster_id", "centroid", "rows", "inertia"},
+    "notes": {"notes"},
 }
 
 

@@ -16,6 +16,7 @@ from metadata.passes import NOT_SELECTED
 from pipeline.ledger.causes import Cause, causes
 from pipeline.ledger.exports import Export, exports
 from pipeline.ledger.funnel import is_end
+from pipeline.ledger.notes import notes
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.ran import newest_name
@@ -67,8 +68,9 @@ class Summary:
     """What a run left; while a stage of rows is not complete, nothing has ended.
 
     `report` is null where none lies beside the run folder, or one from before. `set_aside` counts
-    shards that failed as a whole, by stage; `never` are reasons to be tried again that no row has
-    ever failed for.
+    shards that failed as a whole, by stage; `notes` is what stages say of what they were given,
+    and of models that score what they learnt from; `never` are reasons to be tried again that no
+    row has ever failed for.
     """
 
     run: str
@@ -79,6 +81,7 @@ class Summary:
     passing: tuple[Passing, ...]
     set_aside: dict[str, int]
     never: tuple[str, ...]
+    notes: dict[str, tuple[str, ...]]
     report: str | None
 
     @property
@@ -108,6 +111,7 @@ def summary(state: RunState, seconds: float | None = None, retry: Iterable[str] 
         passing=tuple(_passing(state)),
         set_aside={name: count for name, count in failures.items() if count},
         never=tuple(reason for reason in retry if not _occurred(state, reason)),
+        notes=notes(state),
         report=_report(state),
     )
 

@@ -24,7 +24,8 @@ def text(
     is_long = len(endings) > MANY
     sections = [_ending(ending, is_long) for ending in endings if ending.rows]
     sections += [["", *scored.splitlines(), ""]] if scored else []
-    sections += [_written(summary), _warnings(summary), _next(summary, again, is_complete, sets)]
+    sections += [_written(summary), _warnings(summary), _notes(summary)]
+    sections += [_next(summary, again, is_complete, sets)]
     took = f"this run took {_duration(summary.seconds)}" if summary.seconds is not None else ""
     return "\n".join(["\n".join(section) for section in sections if section] + [took])
 
@@ -99,6 +100,13 @@ def _warnings(summary: "Summary") -> list[str]:
         lines.append(f"  {stage}: {count} {'shard' if count == 1 else 'shards'} failed")
     lines += [f"  --retry {reason}: no row ever failed for it" for reason in summary.never]
     return ["warnings", *lines] if lines else []
+
+
+def _notes(summary: "Summary") -> list[str]:
+    lines = [
+        f"  {stage}: {one_line(note)}" for stage, said in summary.notes.items() for note in said
+    ]
+    return ["notes", *lines] if lines else []
 
 
 def _next(summary: "Summary", again: str, is_complete: bool, sets: Sequence[str]) -> list[str]:

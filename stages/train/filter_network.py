@@ -18,18 +18,20 @@ from pipeline.dataset import Context, Inputs, Rank, Shards, Task
 from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, Decay, OneUp, Rate, Resources
 from stages.ops.vectors import as_matrix
+from stages.train import _trusted
 
 # Shapes: N usable rows, I and T widths of image and text features.
 
 READ = (IMAGE_FEATURES.name, TEXT_FEATURES.name, TEXT.name)
-LOG = "log.parquet"
+LOG, CARD = "log.parquet", "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFilterNetwork(DatasetStage):
     """Two linear heads that bring image and text features into one space, from the rows kept.
 
-    Rows without caption or features are left out; `out/log.parquet` has each step's loss and scale.
+    Rows without caption or features are left out; `out/log.parquet` has each step's loss and scale,
+    `notes` of `out/model.json` what these rows will not teach.
     Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features for its CLIP.
     Error: other processors round other sums, and 100 steps carry that on.
     """
@@ -44,7 +46,7 @@ class TrainedFilterNetwork(DatasetStage):
     version = 1
     determinism = "exact"
     gives = ("model",)
-    artifacts = (("loss", LOG),)
+    artifacts = (("loss", LOG), ("notes", CARD))
     reads = (IMAGE_FEATURES, TEXT_FEATURES, TEXT)
     optional_reads = (KEEP,)
     resources = Resources(cpus=1, memory_gb=4)  # 7 KB a row: 300,000 trusted rows
@@ -69,7 +71,8 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
             found=f"{len(table):,} rows with an image, a caption and their features, "
             f"and a batch takes {settings.train_batch:,}",
             where=place,
-            do="give more trusted rows, or lower `train_batch`",
+            do=f"give {_trusted.FEW} trusted rows or more: fewer teach little better than a coin"
+            " toss; or lower `train_batch` below the rows there are",
         )
     torch.set_num_threads(1)  # one order of every sum
     torch.use_deterministic_algorithms(True)
@@ -109,7 +112,8 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
                 do="lower `learning_rate`; see the features for values that are far off",
             )
     put_log(task, log)
-    settings_now = {**sizes, "trained_rows": len(table), **asdict(settings)}
+    told = {"trained_rows": len(table), "notes": _trusted.notes(table)}
+    settings_now = {**sizes, **told, **asdict(settings)}
     weights = network.state_dict()
     put_model(task.put_file, task.worker.scratch, fn.KIND, settings_now, weights)
     return {"rows": len(table), "loss": log[-1][0]}

@@ -63,6 +63,7 @@ def test_a_model_its_card_and_a_log_are_stored(trained, table):
     assert card["kind"] == "filter_network"
     assert (card["image_width"], card["text_width"], card["width"]) == (IMAGE_WIDTH, TEXT_WIDTH, 16)
     assert card["trained_rows"] == ROWS
+    assert card["notes"][0].startswith("40 trusted pairs are few: expect scores")
     log = pq.read_table(out / "log.parquet")
     assert log["step"].to_pylist() == list(range(12))
     assert log["loss"][11].as_py() < log["loss"][0].as_py()
@@ -107,8 +108,9 @@ def test_rows_that_lack_something_or_are_not_kept_are_left_out(trained, table):
 
 
 def test_fewer_rows_than_a_batch_are_refused_with_both_numbers(trained, table):
-    with pytest.raises(StageError, match=r"40 rows.*a batch takes 41"):
+    with pytest.raises(StageError, match=r"40 rows.*a batch takes 41") as refused:
         trained(table, train_batch=41)
+    assert "give 200 trusted rows or more" in str(refused.value)
     with pytest.raises(StageError, match=r"0 rows"):
         trained(table.slice(0, 0))
 

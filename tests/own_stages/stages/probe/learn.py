@@ -1,33 +1,39 @@
-"""A stage for tests of the engine: it gives a model, which is one number in a file."""
+"""A stage for tests of the engine: it gives a model, which is one number in a file, and notes."""
 
+import json
 from dataclasses import dataclass
 
-from metadata.schema import TEXT
+from metadata.schema import KEEP, TEXT
 from pipeline.dataset import Context, Inputs
 from pipeline.stage import DatasetStage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learn(DatasetStage):
-    """model.txt: how many rows there are.
+    """model.txt: how many rows there are; notes.json: what it is told to say.
 
     Error: none.
     """
 
     rounds: int = 1
+    says: tuple[str, ...] = ()
 
     version = 1
     determinism = "exact"
     gives = ("model",)
+    artifacts = (("notes", "notes.json"),)
     reads = (TEXT,)
+    optional_reads = (KEEP,)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         counts = [inputs.rows.rows(shard) for shard in range(len(inputs.rows))]
-        ctx.map(put_count, [sum(counts)])
+        files = {"model.txt": str(sum(counts)), "notes.json": json.dumps({"notes": self.says})}
+        ctx.map(put, list(files.items()))
 
 
-def put_count(count: int, task) -> dict[str, int]:
-    path = task.worker.scratch / "model.txt"
-    path.write_text(str(count))
-    task.put_file(path.name, path)
-    return {"rows": count}
+def put(file: tuple[str, str], task) -> dict[str, str]:
+    name, text = file
+    path = task.worker.scratch / name
+    path.write_text(text)
+    task.put_file(name, path)
+    return {"file": name}

@@ -1,0 +1,69 @@
+"""What trusted pairs will not teach: a sentence each, with what to expect of the scores.
+
+The figures are AUCs of `python -m tests.benchmarks.bad_trusted`; docs/training.md has them all.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.schema import TEXT, TEXT_FEATURES
+from stages.ops.languages import best_languages, predictor
+from stages.ops.vectors import as_matrix
+
+FEW = 200  # pairs
+ASKED = 2_000  # captions, evenly spread, whose language and likeness are looked at
+CERTAIN = 0.5  # probability of a language that counts: shorter captions are guesses
+FEW_CERTAIN = 20  # captions, of which nothing is said
+ONE_LANGUAGE = 0.9  # share: of pairs in one language .90 to .99 are told as such, of a mixture .63
+ALIKE = 0.28  # mean cosine of two captions: of mixed pairs .15 to .24, of one group .30 to .58
+DISTINCT = 0.2  # share
+NARROW = (
+    "expect scores about as good as a coin toss on what else there is"
+    " (AUC .51 to .55, on such pairs .61 to .79)"
+)
+
+
+def notes(pairs: pa.Table) -> list[str]:
+    """What a user should know of the pairs, if anything."""
+    if not len(pairs):
+        return []
+    every = -(-len(pairs) // ASKED)
+    some = pairs.take(pa.array(np.arange(0, len(pairs), every)))
+    return [*_few(pairs), *_one_language(some), *_alike(pairs, some)]
+
+
+def _few(pairs: pa.Table) -> Iterator[str]:
+    if len(pairs) < FEW:
+        yield (
+            f"{len(pairs)} trusted pairs are few: expect scores not far from a coin toss"
+            " (AUC .60 after 100 pairs, .63 after 200, .71 after 1,200)"
+        )
+
+
+def _one_language(some: pa.Table) -> Iterator[str]:
+    lines = pc.replace_substring(some[TEXT.name], "\n", " ").to_pylist()
+    names, certain = best_languages(lines, predictor("lid.176.ftz", None, "trusted captions"))
+    told = Counter(n for n, p in zip(names, certain, strict=True) if p and p >= CERTAIN)
+    if told.total() >= FEW_CERTAIN:
+        [(name, count)] = told.most_common(1)
+        if count >= ONE_LANGUAGE * told.total():
+            yield (
+                f"trusted captions are in one language, '{name}': expect scores of captions in"
+                " others to be little better than a coin toss (AUC .56, of English ones .77)"
+            )
+
+
+def _alike(pairs: pa.Table, some: pa.Table) -> Iterator[str]:
+    distinct = pc.count_distinct(pairs[TEXT.name]).as_py()
+    text_NT = as_matrix(some[TEXT_FEATURES.name]).astype(np.float64)
+    text_NT /= np.maximum(np.linalg.norm(text_NT, axis=1, keepdims=True), 1e-12)
+    rows, sum_T = len(text_NT), text_NT.sum(0)
+    cosine = (sum_T @ sum_T - rows) / max(1, rows * (rows - 1))  # mean over pairs of rows
+    if distinct < DISTINCT * len(pairs):
+        yield f"{len(pairs):,} trusted pairs have {distinct:,} captions between them: {NARROW}"
+    elif cosine >= ALIKE:
+        yield f"trusted captions are alike, as of one group (mean cosine {cosine:.2f}): {NARROW}"

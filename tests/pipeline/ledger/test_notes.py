@@ -1,0 +1,81 @@
+"""Notes: what stages say, one host, and rows that a model scores and learnt from."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.ledger import notes as notes_
+from pipeline.ledger.notes import notes
+from pipeline.ledger.summary import summary
+from pipeline.run_folder.state import latest
+from pipeline.verbs._summary_page import text
+
+pytestmark = pytest.mark.usefixtures("own_stages")
+STAGES = """
+stages:
+  trusted: {uses: ingest.datacomp, path: trusted, shard_rows: 3}
+  pool:    {uses: ingest.datacomp, path: pool, shard_rows: 3}
+  learn:   {uses: probe.learn, from: trusted, says: ["4 rows\\nare few"]}
+  apply:   {uses: probe.apply, from: pool, model: "stage:learn"}
+  few:     {uses: select.where, from: pool, where: "text = 'row 1'"}
+  own:     {uses: probe.learn, from: few}
+  again:   {uses: probe.apply, from: pool, model: "stage:own"}
+  whole:   {uses: probe.learn, from: pool}
+  itself:  {uses: probe.apply, from: pool, model: "stage:whole"}
+"""
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch, clipmill):
+    """A run of ten rows of a pool, with trusted rows of these numbers from these hosts."""
+
+    def run(trusted=range(20, 24), hosts=("shop.test",)):
+        monkeypatch.chdir(tmp_path)
+        for name, numbers, sites in (
+            ("pool", range(10), ("a.test", "b.test")),
+            ("trusted", trusted, hosts),
+        ):
+            rows = [
+                {
+                    "uid": f"{number:032x}",
+                    "url": f"http://{sites[number % len(sites)]}/{number}",
+                    "text": f"row {number}",
+                    "sha256": None if number == 9 else f"{number:064x}",
+                }
+                for number in numbers
+            ]
+            (tmp_path / name).mkdir()
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "0.parquet")
+        (tmp_path / "it.yaml").write_text(STAGES)
+        said = clipmill("run", "it.yaml", "--out", "run", "--workers", "0")
+        assert said.code == 0, said.err
+        return latest(str(tmp_path / "run"))
+
+    return run
+
+
+def test_what_a_stage_says_stands_at_the_end_of_a_run_beside_what_its_pool_shows(
+    state, monkeypatch
+):
+    answer = summary(state())
+    assert answer.notes.keys() == {"learn", "again"}  # the pools are apart
+    own, host = answer.notes["learn"]
+    assert own == "4 rows\nare few"
+    assert "one host, shop.test: " in host
+    said = text(answer, "clipmill run it.yaml --out run", True)
+    assert "\nnotes\n  learn: 4 rows are few\n" in said
+    monkeypatch.setattr(notes_, "MOST_ROWS", 3)  # a large pool is not looked through
+    monkeypatch.setattr(notes_, "stored", None)
+    assert notes(latest("run"))["learn"] == (own,)
+
+
+@pytest.mark.parametrize("hosts", [("shop.test", "other.test"), ("127.0.0.1:80",)])
+def test_neither_two_hosts_nor_a_server_of_ones_own_are_told(hosts, state):
+    assert len(notes(state(hosts=hosts))["learn"]) == 1
+
+
+def test_pictures_that_a_model_learnt_from_and_scores_are_counted(state):
+    found = notes(state(trusted=(3, 4, 9, 21, 22)))
+    assert "2 of its rows have pictures that 'learn' learnt from" in found["apply"][0]
+    assert "'own' learnt from some of these rows" in found["again"][0]
+    assert found.keys() == {"learn", "apply", "again"}  # a whole pool with its own model: meant
