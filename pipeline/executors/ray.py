@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import ray
@@ -160,9 +161,7 @@ class RayExecutor(Dispatcher):
         """Gives one item to an idle actor; false where none fits."""
         for stream, number in self._by_turn():
             pool = self._room.pools.get(stream.steps[number].resources)
-            idle = [actor for actor in pool.actors if actor.state == "idle"] if pool else []
-            if pool and idle:
-                actor = max(idle, key=lambda actor: stream.ids[number] in actor.started)
+            if pool and (actor := pool.next_for(stream.ids[number])):
                 actor.job = (stream, number, stream.begin(number))
                 self._call(pool, actor)
                 return True
@@ -173,7 +172,7 @@ class RayExecutor(Dispatcher):
         for pool, actor in self._room.share(used, self._waiting):
             self._call(pool, actor)
         for pool in self._room.pools.values():
-            if any(self._room.is_given_up(actor.since_s) for actor in pool.opening()[:1]):
+            if any(self._room.is_given_up(actor.since_s) for actor in islice(pool.opening, 1)):
                 for stream, number in self._users(pool):
                     where = f"step {stream.steps[number].name}"
                     stream.fail(self._room.no_room(pool.resources, where))
@@ -186,10 +185,10 @@ class RayExecutor(Dispatcher):
             stream, number, item = actor.job
             step = stream.ids[number]
             if step in actor.started:
-                actor.enter("running")
+                pool.enter(actor, "running")
                 answer = actor.handle.run.remote(step, item)
             else:
-                actor.enter("starting")
+                pool.enter(actor, "starting")
                 used = self._open_ids()
                 actor.started &= used
                 answer = actor.handle.start.remote(step, stream.packed[number], used)
@@ -216,7 +215,7 @@ class RayExecutor(Dispatcher):
             return
         state, job = actor.state, actor.job
         if job is None:
-            actor.enter("idle")
+            pool.enter(actor, "idle")
             actor.up_s = actor.since_s
         elif state == "starting":
             stream, number, _ = job
@@ -233,7 +232,7 @@ class RayExecutor(Dispatcher):
         assert actor.job is not None
         actor.job[0].busy -= 1
         actor.job = None
-        actor.enter("idle")
+        pool.enter(actor, "idle")
         if actor.leaves:
             self._room.give(pool, actor)
 
@@ -274,7 +273,7 @@ class RayExecutor(Dispatcher):
         if not self._session.is_usable():
             self._room.pools.clear()
         for pool in self._room.pools.values():
-            for actor in list(pool.actors):
+            for actor in pool.actors:
                 if stream is None or (actor.job and actor.job[0] is stream):
                     self._room.drop(pool, actor)
 
@@ -282,7 +281,7 @@ class RayExecutor(Dispatcher):
         return ray.put(step.start)  # stored once, however many actors read it
 
     def _most_inside(self, stream: Stream) -> int:
-        return max(32, 8 * sum(len(pool.up()) for pool in list(self._room.pools.values())))
+        return max(32, 8 * sum(len(pool.up) for pool in list(self._room.pools.values())))
 
 
 def _original(error: RayTaskError) -> Exception:

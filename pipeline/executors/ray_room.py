@@ -6,8 +6,9 @@ import sys
 import sysconfig
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice, takewhile
 from typing import Any, Literal
 
 import ray
@@ -70,16 +71,55 @@ class Actor:
 
 @dataclass(eq=False)
 class Pool:
+    """The actors of a profile, by state: what one item costs does not hang on how many they are."""
+
     resources: Resources
     need: Need
-    actors: list[Actor] = field(default_factory=list)
+    opening: dict[Actor, None] = field(default_factory=dict)  # the oldest first
+    up: dict[Actor, None] = field(default_factory=dict)
+    idle: dict[Actor, None] = field(default_factory=dict)  # the one that rests longest first
+    idle_by_step: dict[str, dict[Actor, None]] = field(default_factory=dict)  # that have started it
     early_death_s: float = -math.inf  # when one last died before it had started
 
-    def opening(self) -> list[Actor]:
-        return [actor for actor in self.actors if actor.state == "opening"]
+    @property
+    def actors(self) -> list[Actor]:
+        return [*self.up, *self.opening]
 
-    def up(self) -> list[Actor]:
-        return [actor for actor in self.actors if actor.state != "opening"]
+    def enter(self, actor: Actor, state: State) -> None:
+        """The actor's new state; it is up from the first that is not `opening`."""
+        self._leave_idle(actor)
+        if state == "opening":
+            self.opening[actor] = None
+        elif actor in self.opening:
+            del self.opening[actor]
+            self.up[actor] = None
+        actor.enter(state)
+        if state == "idle":
+            self.idle[actor] = None
+            for step in actor.started:
+                self.idle_by_step.setdefault(step, {})[actor] = None
+
+    def remove(self, actor: Actor) -> None:
+        self._leave_idle(actor)
+        self.opening.pop(actor, None)
+        self.up.pop(actor, None)
+
+    def _leave_idle(self, actor: Actor) -> None:
+        if actor in self.idle:
+            del self.idle[actor]
+            for step in actor.started:
+                del self.idle_by_step[step][actor]
+                if not self.idle_by_step[step]:
+                    del self.idle_by_step[step]
+
+    def next_for(self, step: str) -> Actor | None:
+        """An idle actor, one that has started the step before others; the one that rests least, so
+        that the others may go."""
+        return next(reversed(self.idle_by_step.get(step) or self.idle), None)
+
+    def resting(self, how_long_s: float) -> Iterator[Actor]:
+        """Idle actors that have been so for longer."""
+        return takewhile(lambda actor: actor.rests(how_long_s), self.idle)
 
 
 @dataclass(eq=False)
@@ -100,6 +140,7 @@ class Room:
         self._most_actors = workers or sys.maxsize
         self._env = dict(env)
         self._gave_s = -math.inf  # when an actor last left for others
+        self._leaving: set[Actor] = set()  # those that will
         self._nodes_have: Need = {}
         self._asked_s = -math.inf
 
@@ -112,52 +153,55 @@ class Room:
         no stream or launch waits for ever, actors go where others lack room: those at rest first.
         """
         opened = []
-        self.pools = {r: pool for r, pool in self.pools.items() if pool.actors or r in used}
+        self.pools = {
+            r: pool for r, pool in self.pools.items() if pool.opening or pool.up or r in used
+        }
         for resources in set(used) - self.pools.keys():
             self.pools[resources] = Pool(resources, self.need(resources))
         pools = list(self.pools.values())
         waiting = {pool: items(pool.resources) for pool in pools}
         short = [pool for pool in pools if waiting[pool] and self._lacks_room(pool)]
-        without = [pool for pool in short if not pool.up()]
+        without = [pool for pool in short if not pool.up]
         launching = [launch for launch in self.launches if self._could_be_placed(launch)]
         is_wanted = bool(short) or any(
             self._is_short_of(launch.need, launch.since_s) for launch in launching
         )
-        asked = [pool for pool in pools if waiting[pool] and pool.opening() and not pool.up()]
+        asked = [pool for pool in pools if waiting[pool] and pool.opening and not pool.up]
         for pool in pools:
-            opening, up = len(pool.opening()), len(pool.up())
+            opening, up = len(pool.opening), len(pool.up)
             may_open = not without if up else self._fits_beside(pool, asked)
             if pool.resources in used and not launching and may_open:
                 wanted = min(waiting[pool], up) if up else int(waiting[pool] > 0 or not short)
                 for _ in range(min(wanted - opening, self._most_actors - opening - up)):
                     actor = Actor(self.new(pool.resources, pool.need))
-                    pool.actors.append(actor)
+                    pool.enter(actor, "opening")
                     opened.append((pool, actor))
             if pool.resources not in used:
-                spare = [a for a in pool.actors if a.rests(0 if is_wanted else KEPT_S)]
+                spare = list(pool.resting(0 if is_wanted else KEPT_S))
             elif is_wanted and not waiting[pool]:
-                spare = [a for a in pool.actors if a.rests(IDLE_S) or a.state == "opening"]
-                if not (without or launching):  # they only want more: one, not the last
-                    spare = spare[: int(up > 1)]
+                # Of others that only want more: one, not the last.
+                most = None if without or launching else int(up > 1)
+                spare = list(islice(chain(pool.resting(IDLE_S), pool.opening), most))
             else:  # no more for who has some
-                spare = pool.opening() if launching or (without and up) else []
+                spare = list(pool.opening) if launching or (without and up) else []
             for actor in spare:
                 self.drop(pool, actor)
         if is_wanted and (without or launching):
-            self._make_way([pool for pool in pools if pool.up() and pool not in without])
+            self._make_way([pool for pool in pools if pool.up and pool not in without])
         return opened
 
     def _make_way(self, givers: Sequence[Pool]) -> None:
         """One actor of the largest pool leaves after its item; the only one of a pool in turn."""
-        if not givers or any(actor.leaves for pool in givers for actor in pool.actors):
+        if not givers or self._leaving:
             return
-        giver = max(givers, key=lambda pool: len(pool.up()))
-        if len(giver.up()) == 1:
-            giver = min(givers, key=lambda pool: pool.up()[0].up_s)
-            if time.monotonic() - giver.up()[0].up_s < TURN_S:
+        giver = max(givers, key=lambda pool: len(pool.up))
+        if len(giver.up) == 1:
+            giver = min(givers, key=lambda pool: next(iter(pool.up)).up_s)
+            if time.monotonic() - next(iter(giver.up)).up_s < TURN_S:
                 return
-        actor = min(giver.up(), key=lambda actor: actor.state != "idle")
+        actor = next(iter(giver.idle or giver.up))
         actor.leaves = True
+        self._leaving.add(actor)
         if actor.state == "idle":
             self.give(giver, actor)
 
@@ -173,9 +217,9 @@ class Room:
 
     def _lacks_room(self, pool: Pool) -> bool:
         """Whether an actor was asked for and can't be placed beside those that are up."""
-        if not pool.opening():
+        if not pool.opening:
             return False
-        return self._is_short_of(pool.need, pool.opening()[0].since_s)
+        return self._is_short_of(pool.need, next(iter(pool.opening)).since_s)
 
     def is_given_up(self, since_s: float) -> bool:
         """Whether what was asked for so long ago is not to be waited for: nothing runs either."""
@@ -192,19 +236,20 @@ class Room:
 
     def _free(self, claimed: Sequence[Need] = ()) -> Need:
         """What the nodes have beyond actors that are up, placed launches, and what is claimed."""
-        taken = [pool.need for pool in self.pools.values() for _ in pool.up()]
+        taken = [_times(len(pool.up), pool.need) for pool in self.pools.values()]
         taken += [launch.need for launch in self.launches if launch.is_placed]
         return _less(self.total(), [*taken, *claimed])
 
     def _is_busy(self) -> bool:
         """Whether something runs that will leave its room to others."""
-        return any(pool.up() for pool in list(self.pools.values())) or any(
+        return any(pool.up for pool in list(self.pools.values())) or any(
             launch.is_placed for launch in list(self.launches)
         )
 
     def drop(self, pool: Pool, actor: Actor) -> None:
         ray.kill(actor.handle)
-        pool.actors.remove(actor)
+        pool.remove(actor)
+        self._leaving.discard(actor)
         actor.answer = None
 
     def new(self, resources: Resources, need: Need, **options: Any) -> Any:
@@ -261,6 +306,10 @@ class Room:
             self._nodes_have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray
             self._asked_s = time.monotonic()
         return self._nodes_have
+
+
+def _times(count: int, need: Need) -> Need:
+    return {name: count * amount for name, amount in need.items()}
 
 
 def _less(total: Need, taken: Sequence[Need]) -> Need:
