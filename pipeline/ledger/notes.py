@@ -61,8 +61,10 @@ def _seen(state: RunState, name: str) -> Iterator[str]:
 def _column(state: RunState, name: str, column: Column) -> pa.ChunkedArray | None:
     """The column of a stage's pool; None where there is none, or the pool is large."""
     root, bound = state.plan.stages[name].root, binding(state, name, column.name)
-    shards = state.stages[root].shards.values() if root else ()
-    if bound is None or sum(shard.rows for shard in shards) > MOST_ROWS:
+    if bound is None or not all(state.stages[one].complete for one in (root, bound[0])):
+        return None
+    shards = state.stages[root].shards.values()
+    if sum(shard.rows for shard in shards) > MOST_ROWS:
         return None
     rows = stored(state, root, {column.name: bound})
     parts = ahead(state.run, lambda shard: rows.table(shard)[column.name], range(len(rows)))

@@ -16,6 +16,7 @@ from pipeline.ledger.clusters import cluster_maps
 from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.funnel import Funnel, funnel
 from pipeline.ledger.leaks import leaks
+from pipeline.ledger.notes import notes
 from pipeline.ledger.planted import last_planted
 from pipeline.ledger.results import Results, losses, results
 from pipeline.ledger.work import StageWork, work
@@ -83,8 +84,9 @@ def _sections(
         yield section("clusters", title, number, found=drawn, is_first=number == 0)
     if truth := last_planted(state):
         yield section("truth", "Against the planted truth", truth=truth)
-    if charts := training_charts(losses(state)):
-        yield section("training", "Training", charts=charts)
+    charts, said = training_charts(losses(state)), notes(state)
+    if charts or said:
+        yield section("training", "Training", charts=charts, notes=said)
     yield section("time", "Time and throughput")
     if rows.exports:
         yield section("exports", "Exports")

@@ -7,8 +7,10 @@ import pytest
 from pipeline.ledger import notes as notes_
 from pipeline.ledger.notes import notes
 from pipeline.ledger.summary import summary
+from pipeline.report.build import report
 from pipeline.run_folder.state import latest
 from pipeline.verbs._summary_page import text
+from tests.parsed import Page
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 STAGES = """
@@ -64,6 +66,7 @@ def test_what_a_stage_says_stands_at_the_end_of_a_run_beside_what_its_pool_shows
     assert "one host, shop.test: " in host
     said = text(answer, "clipmill run it.yaml --out run", True)
     assert "\nnotes\n  learn: 4 rows are few\n" in said
+    assert "learn: 4 rows are few" in Page(report(latest("run"))).text
     monkeypatch.setattr(notes_, "MOST_ROWS", 3)  # a large pool is not looked through
     monkeypatch.setattr(notes_, "stored", None)
     assert notes(latest("run"))["learn"] == (own,)
