@@ -1,5 +1,6 @@
 """A stage's answer, checked against the columns and reasons that the stage declares."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,13 +18,16 @@ def stored_schema(stage: Stage, sparse: bool = False) -> pa.Schema:
     return pa.schema([(column.name, column.dtype) for column in columns])
 
 
-def as_declared(planned: PlannedStage, answer: pa.Table, shard: int) -> pa.Table:
+def as_declared(
+    planned: PlannedStage, answer: pa.Table, shard: int, schema: pa.Schema | None = None
+) -> pa.Table:
     """The columns that are stored of an answer; reasons may be plain strings.
 
-    StageError where a column is missing or of another type, or a reason is not in the list.
+    StageError where a column is missing or of another type, or a reason is not in the list. Whoever
+    asks of many batches gives the `stored_schema`.
     """
     place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
-    schema = stored_schema(planned.stage)
+    schema = stored_schema(planned.stage) if schema is None else schema
     columns: dict[str, Any] = {}
     for field in schema:
         if field.name not in answer.column_names:
@@ -38,8 +42,7 @@ def as_declared(planned: PlannedStage, answer: pa.Table, shard: int) -> pa.Table
                 f"declare or return {field.type}",
             )
         columns[field.name] = column
-    reasons = pc.unique(columns[REASON.name].unify_dictionaries()).cast(pa.string())
-    unknown = set(reasons.to_pylist()) - {None, *planned.stage.reasons}
+    unknown = unknown_reasons(columns[REASON.name], planned.stage.reasons)
     if unknown:
         raise StageError(
             f"reason {min(unknown)!r} is not declared",
@@ -47,6 +50,15 @@ def as_declared(planned: PlannedStage, answer: pa.Table, shard: int) -> pa.Table
             f"one of {sorted(planned.stage.reasons)}",
         )
     return pa.table(columns, schema=schema)
+
+
+def unknown_reasons(reason: pa.ChunkedArray, declared: Sequence[str]) -> set[str]:
+    """The reasons of rows that are not declared; a dictionary may hold more than its rows have."""
+    held = {code for chunk in reason.chunks for code in chunk.dictionary.to_pylist()}
+    if held <= {*declared}:
+        return set()
+    rows = pc.unique(reason.unify_dictionaries()).cast(pa.string())
+    return set(rows.to_pylist()) - {None, *declared}
 
 
 def _holds_strings(dtype: pa.DataType) -> bool:

@@ -20,7 +20,7 @@ from pipeline.engine.answers import StoredAnswers
 from pipeline.engine.budget import FOLDER as BUDGET
 from pipeline.engine.budget import SharedBudget
 from pipeline.engine.chain import Chain
-from pipeline.engine.declared import as_declared
+from pipeline.engine.declared import as_declared, stored_schema
 from pipeline.engine.kept import KeptRows
 from pipeline.engine.worker import worker_of
 from pipeline.errors import StageError
@@ -109,6 +109,7 @@ class Functions:
         if planned.stage.streams:
             yield from self._streamed(planned, batches, shard, place, kept)
             return
+        schema = stored_schema(planned.stage)
         for batch in batches:
             answer = cast(RowFunction, self.function(planned))(batch.given(planned))
             if len(answer) != len(batch.uids):
@@ -117,7 +118,7 @@ class Functions:
                     place,
                     "a row stage keeps its rows",
                 )
-            yield batch, _declared(planned, batch, answer, shard)
+            yield batch, _declared(planned, batch, answer, shard, schema)
 
     def _streamed(
         self,
@@ -145,12 +146,13 @@ class Functions:
                 yield batch, kept.rows(batch.positions)
 
         function = cast(StreamFunction, self.function(planned))
+        schema = stored_schema(planned.stage)
         with closing(streamed(function, given(), self.events, place)) as answers:
             for answer in answers:
                 yield from finished()
                 batch, asked = under_way.popleft()
                 assert asked is not None
-                answer = _declared(planned, asked, answer, shard)
+                answer = _declared(planned, asked, answer, shard, schema)
                 if kept:
                     kept.add(asked.positions, answer)
                     answer = _joined(batch, asked, answer, kept)
@@ -225,7 +227,9 @@ def _joined(batch: Batch, asked: Batch, answer: pa.Table, kept: KeptRows) -> pa.
     return whole.take(pa.array(order))
 
 
-def _declared(planned: PlannedStage, batch: Batch, answer: pa.Table, shard: int) -> pa.Table:
+def _declared(
+    planned: PlannedStage, batch: Batch, answer: pa.Table, shard: int, schema: pa.Schema
+) -> pa.Table:
     if UID.name in answer.column_names:
         answer = answer.drop_columns([UID.name])
-    return as_declared(planned, answer.add_column(0, UID.name, batch.uids), shard)
+    return as_declared(planned, answer.add_column(0, UID.name, batch.uids), shard, schema)

@@ -156,13 +156,13 @@ def store_shard(
     """Data and record of one shard; without page checksums where it had none before."""
     began = time.monotonic()
     shard = given.shard
-    checked = shard not in task.unchecked
+    checked, schema = shard not in task.unchecked, stored_schema(planned.stage)
     with (
         task.folder.scratch(planned.name) as path,
-        ShardWriter(path, stored_schema(planned.stage), checked) as writer,
+        ShardWriter(path, schema, checked) as writer,
     ):
         for table in tables:
-            writer.add(as_declared(planned, table, shard))
+            writer.add(as_declared(planned, table, shard, schema))
         return store(
             task.folder,
             writer,

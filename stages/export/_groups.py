@@ -29,6 +29,7 @@ from stages.export._scratch import Stored, on_scratch
 
 COPY = "copy"  # which of the samples that a row makes
 BATCH_ROWS = 64  # encoded images are held this many at a time
+TALLIED_ROWS = 4096  # at a time, without images
 
 # shards: source shards; first, start: numbers of its first file and sample; rows: of each file
 Group = dict[str, Any]
@@ -55,7 +56,7 @@ def export_files(
     stem: Stem = numbered,
 ) -> None:
     """The rows that leave, shuffled into files, and beside them what is known, `about` too."""
-    counting = partial(tally, rows.select(takes.tallied), takes, BATCH_ROWS, times=times)
+    counting = partial(tally, rows.select(takes.tallied), takes, TALLIED_ROWS, times=times)
     tallies = ctx.map(counting, list(range(len(rows))))
     samples = [counts["samples"] for counts in tallies]
     groups = groups_of(samples, rows_per_file, ctx.worker)

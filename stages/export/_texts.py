@@ -83,8 +83,10 @@ def first_texts(texts: pa.Array) -> pa.Array:
     return pc.struct_field(pc.list_flatten(texts), "text").take(at)
 
 
-def captions_of(rows: pa.Table, texts: pa.Array) -> pa.Array:
+def captions_of(rows: pa.Table, texts: pa.Array, captions: Captions) -> pa.Array:
     """The first text of each row; of one that has none, as rows that a stage lost, the pool's."""
+    if captions and not lists_in(rows.schema, captions):
+        return rows[TEXT.name]
     first = first_texts(texts)
     return pc.coalesce(first, rows[TEXT.name]) if TEXT.name in rows.column_names else first
 

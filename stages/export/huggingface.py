@@ -141,7 +141,10 @@ def exported(
     """The rows as they leave: pictures as structs, every id as text."""
     known = [column.name for column in (*WHERE_THERE, REPEATS) if column.name in table.column_names]
     texts = texts_of(table, captions)
-    out = {IMAGE.name: pictures(table[IMAGE.name]), CAPTION.name: captions_of(table, texts)}
+    out = {
+        IMAGE.name: pictures(table[IMAGE.name]),
+        CAPTION.name: captions_of(table, texts, captions),
+    }
     if lists_in(table.schema, captions):
         out[TEXTS.name] = texts
     out |= {name: table[name] for name in (UID.name, SAMPLE_INDEX.name)}

@@ -144,7 +144,7 @@ def exported(
     if uid_hex:
         out[UID_HEX.name] = as_hex(table[UID.name])
     texts = texts_of(table, captions)
-    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table, texts)}
+    out |= {IMAGE.name: table[IMAGE.name], CAPTION.name: captions_of(table, texts, captions)}
     out[TEXTS.name] = texts
     for column in (REPEATS, LOSS_WEIGHT):
         given = column.name in table.column_names

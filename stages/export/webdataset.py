@@ -166,7 +166,7 @@ def meta(
         {
             "key": pa.array(keys, pa.string()),
             UID.name: pa.array(uids, pa.string()),
-            CAPTION.name: captions_of(table, texts),
+            CAPTION.name: captions_of(table, texts, captions),
             **several,
             SAMPLE_INDEX.name: table[SAMPLE_INDEX.name],
             "status": pa.array(["success"] * len(table), pa.string()),

@@ -56,6 +56,7 @@ FACE_BBOXES = Column(
 SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE)
 SCORE_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 ELSE = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
+AT_ONCE = 8  # batches of rows, which hold no image, that are fitted by one call
 WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
 
 
@@ -194,14 +195,26 @@ def read(
     where = f"{storage}/{group[0]['path']}"
     names = [UID.name, *(column.name for column in stage.writes)]
     none = pa.table({name: pa.array([], pa.string()) for name in (UID.name, URL.name, TEXT.name)})
+    tried, at_once = (where, 1) if is_tried else (None, AT_ONCE)
+    made = partial(fitted, stage, tried=tried)
 
     def stored(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         with failing_its_shard(where):
-            for rows in chain([none], tables):
-                yield fitted(stage, rows, where if is_tried else None)
+            yield made(none)
+            yield from map(own_reasons, tables)
 
     with failing_its_shard(where):
-        yield from map(stored, parquet_rows(storage, group, names))
+        each = parquet_rows(storage, group, names, at_once=at_once, made=made)
+        yield from map(stored, each)
+
+
+def own_reasons(rows: pa.Table) -> pa.Table:
+    """The rows with no reason in their dictionary that none of them has."""
+    reason = rows[REASON.name]
+    if not any(len(chunk.dictionary) for chunk in reason.chunks):
+        return rows
+    own = reason.cast(pa.string()).dictionary_encode()
+    return rows.set_column(rows.schema.get_field_index(REASON.name), REASON.name, own)
 
 
 def fitted(stage: DataComp, rows: pa.Table, tried: str | None) -> pa.Table:

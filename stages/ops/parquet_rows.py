@@ -1,6 +1,6 @@
 """Rows of Parquet files that others wrote: cut into shards, and each row group read once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,18 +67,26 @@ def groups_in(scanned: Sequence[Mapping[str, Any]]) -> list[list[Source]]:
     ]
 
 
+def whole(rows: pa.Table) -> pa.Table:
+    """The rows as the file has them."""
+    return rows
+
+
 def parquet_rows(
     storage: Storage,
     sources: Sequence[Mapping[str, Any]],
     columns: Sequence[str],
     batch_rows: int = BATCH_ROWS,
+    at_once: int = 1,
+    made: Callable[[pa.Table], pa.Table] = whole,
 ) -> Iterator[Iterator[pa.Table]]:
     """The rows of each source in turn, of those columns that the file has, streamed.
 
     The sources are of one file, in its order, and start in one row group: that is read once, from
     its first row, for Parquet has no other way in. Of the next group, which the last source may
     reach into, so many rows are read as it has. Batches are cut from the group's start, so that a
-    source has the same ones whether it is read alone or with others.
+    source has the same ones whether it is read alone or with others. `at_once` of them are read
+    and `made` into what is given before they are cut: what that costs a call is shared.
     """
     path = sources[0]["path"]
     with (
@@ -91,9 +99,13 @@ def parquet_rows(
         end_G = np.cumsum(sizes, dtype=np.int64)
         groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
         there = [name for name in columns if name in parquet.schema_arrow.names]
+        read = parquet.iter_batches(
+            batch_rows * at_once, row_groups=groups, columns=there, use_threads=False
+        )
         batches = Positioned(
-            parquet.iter_batches(batch_rows, row_groups=groups, columns=there, use_threads=False),
+            (made(pa.Table.from_batches([batch])) for batch in read),
             sum(sizes[: groups[0]]) if groups else start,
+            batch_rows,
         )
         for source in sources:
             end = stop if source["stop"] is None else source["stop"]
@@ -101,12 +113,15 @@ def parquet_rows(
 
 
 class Positioned:
-    """Batches that follow one another from a row of a file on, given out by rising ranges."""
+    """Batches that follow one another from a row of a file on, given out by rising ranges.
 
-    def __init__(self, batches: Iterator[pa.RecordBatch], row: int) -> None:
-        self.batches = batches
+    They are cut where so many rows of one end.
+    """
+
+    def __init__(self, batches: Iterator[pa.Table], row: int, rows: int) -> None:
+        self.batches, self.rows = batches, rows
         self.row = row  # of the file: the first of `batch`
-        self.batch: pa.RecordBatch | None = None
+        self.batch: pa.Table | None = None
 
     def between(self, start: int, stop: int) -> Iterator[pa.Table]:
         """The rows start to stop; those before are passed over."""
@@ -116,10 +131,11 @@ class Positioned:
             if self.batch is None:
                 return
             end = self.row + len(self.batch)
-            first = max(start, self.row)
-            if first < min(end, stop):
-                part = self.batch.slice(first - self.row, min(end, stop) - first)
-                yield pa.Table.from_batches([part])
+            first, last = (min(max(row, self.row), end) - self.row for row in (start, stop))
+            while first < last:
+                after = min(last, first + self.rows - first % self.rows)
+                yield self.batch.slice(first, after - first)
+                first = after
             if end > stop:
                 return  # the next range begins in this batch
             self.row, self.batch = end, None

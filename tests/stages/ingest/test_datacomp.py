@@ -9,7 +9,9 @@ from metadata.fingerprint import settings_of
 from metadata.uid import uid_of
 from pipeline.dataset import Inputs
 from pipeline.errors import ShardError, StageError
-from stages.ingest.datacomp import WIDTHS, DataComp
+from stages.ingest import datacomp
+from stages.ingest.datacomp import WIDTHS, DataComp, read, scan
+from stages.ops.tables import list_files
 from stages.select.where import Where
 
 ROWS = 7
@@ -231,3 +233,34 @@ def test_a_pool_of_embeddings_only_is_empty(tmp_path, run):
     np.savez(tmp_path / "0.npz", **embeddings())
     with pytest.raises(StageError, match="no file"):
         run(DataComp(path=str(tmp_path)))
+
+
+def test_batches_are_the_same_however_many_are_read_at_once(tmp_path, monkeypatch):
+    """Their bounds and dictionaries decide the bytes that are stored."""
+    rows = 9000
+    number = np.arange(rows)
+    columns = {
+        "uid": [f"{i:032x}" if i % 4000 else "none" for i in range(rows)],
+        "url": [f"http://a/{i}" if i % 1700 else None for i in range(rows)],
+        "text": [f"caption {i}" for i in range(rows)],
+        "original_width": pa.array(np.where(number == 5000, 0.5, number)),
+        "original_height": pa.array(number),
+        "sha256": ["ab" * 32] * rows,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet", row_group_size=5001)
+    stage = DataComp(path=str(tmp_path), shard_rows=1500)
+    (file,) = list_files(stage.path, (".parquet",), "pool")
+    groups = scan(stage, file, None)["groups"]
+
+    def batches(at_once: int) -> list[list[pa.Table]]:
+        monkeypatch.setattr(datacomp, "AT_ONCE", at_once)
+        return [list(tables) for group in groups for tables in read(stage, group, None)]
+
+    one, eight = batches(1), batches(8)
+    assert [list(map(len, tables)) for tables in one][:2] == [[0, 1024, 476], [0, 548, 952]]
+    assert len(one) == len(eight) == 6
+    for tables, others in zip(one, eight, strict=True):
+        assert tables == others
+        for mine, other in zip(tables, others, strict=True):
+            held, theirs = (t["reason"].combine_chunks().dictionary for t in (mine, other))
+            assert held.equals(theirs)
