@@ -8,16 +8,18 @@ record, the record itself is read.
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metadata.storage import Entry, Storage
 
+R = TypeVar("R")
+BATCH = 4096
 FOLDED = "records.parquet"
 PART = re.compile(r"records-(\d{4,})\.parquet")
 FOLD = pa.schema(
@@ -35,10 +37,10 @@ class Foldable(Protocol):
 
 
 @dataclass
-class Folds:
+class Folds(Generic[R]):
     """What the folds of a folder hold."""
 
-    texts: dict[str, str] = field(default_factory=dict)  # of records as they lie there now
+    records: dict[str, R] = field(default_factory=dict)  # as they lie there now
     names: set[str] = field(default_factory=set)  # of all they hold, also of records that changed
     parts: int = 0  # number of the next part
     are_one: bool = False  # there is a whole fold, and nothing else
@@ -68,26 +70,41 @@ def append(folder: Storage, number: int, records: Iterable[Foldable]) -> None:
     _put(folder, f"records-{number:04d}.parquet", rows)
 
 
-def read_folds(folder: Storage, entries: Mapping[str, Entry]) -> Folds:
+def read_folds(
+    folder: Storage, entries: Mapping[str, Entry], parse: Callable[[str, str], R]
+) -> Folds[R]:
     """What the folds among these objects hold of records that are still as they were folded.
+
+    Their texts are parsed as they are read, so that few are held: `parse(name, text)`.
 
     That is told by an object's size, and by its time: the one that is in the fold; of a part, which
     has none, an earlier one than the part's own.
     """
-    found = Folds()
+    found = Folds[R]()
     parts = {int(match[1]): name for name in entries if (match := PART.fullmatch(name))}
     names = [*([FOLDED] if FOLDED in entries else []), *(parts[number] for number in sorted(parts))]
+
+    def read(name: str) -> bytes:
+        try:
+            return folder.read(name)
+        except OSError:  # as a torn one: it costs time
+            return b""
+
     with ThreadPoolExecutor(8) as pool:
-        for name, rows in zip(names, pool.map(lambda n: _rows(folder, n), names), strict=True):
-            found.are_one = rows is not None and names == [FOLDED]
+        for name, data in zip(names, pool.map(read, names), strict=True):
+            found.are_one = names == [FOLDED]
             before_ns = entries[name].mtime_ns
-            for record, size, mtime_ns, text in rows or ():
-                found.names.add(record)
-                there = entries.get(record)
-                if there is None or there.size != size:
-                    continue
-                if there.mtime_ns == mtime_ns or (mtime_ns is None and there.mtime_ns < before_ns):
-                    found.texts[record] = text
+            try:
+                for record, size, mtime_ns, text in _rows(data):
+                    found.names.add(record)
+                    there = entries.get(record)
+                    if there is None or there.size != size:
+                        continue
+                    is_older = mtime_ns is None and there.mtime_ns < before_ns
+                    if there.mtime_ns == mtime_ns or is_older:
+                        found.records[record] = parse(record, text)
+            except (pa.ArrowException, KeyError, OSError):
+                found.are_one = False
     found.parts = max(parts, default=-1) + 1
     return found
 
@@ -103,12 +120,9 @@ def _put(folder: Storage, name: str, rows: Sequence[Row]) -> None:
     folder.put(name, sink.getvalue(), point="fold")
 
 
-def _rows(folder: Storage, name: str) -> list[Row] | None:
-    """What a fold holds; None where it is torn, which costs time."""
-    try:
-        # Not read_table: it imports datasets and starts threads, for one small file.
-        table = pq.ParquetFile(pa.BufferReader(folder.read(name))).read(use_threads=False)
-        table = table.select(FOLD.names).cast(FOLD)
-    except (pa.ArrowException, KeyError, OSError):
-        return None
-    return list(zip(*(table[column].to_pylist() for column in FOLD.names), strict=True))
+def _rows(data: bytes) -> Iterator[Row]:
+    """What a fold holds, of which few are objects at a time."""
+    # Not read_table: it imports datasets and starts threads, for one small file.
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH, use_threads=False):
+        table = pa.Table.from_batches([batch]).select(FOLD.names).cast(FOLD)
+        yield from zip(*(table[column].to_pylist() for column in FOLD.names), strict=True)

@@ -21,7 +21,7 @@ RECORD_NAME = re.compile(r"(\d{6,})(?:\.p(\d+))?\.json")
 FAILED = ".failed.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """What one shard of a stage holds, and of what it was made."""
 
@@ -46,14 +46,21 @@ class Record:
         return record_name(self.shard, self.number)
 
     def to_json(self) -> str:
-        return json.dumps(vars(self), sort_keys=True, separators=(",", ":"))
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Record":
-        return msgspec.convert(json.loads(text), cls)
+        try:
+            return _DECODER.decode(text)
+        except msgspec.DecodeError:  # it knows no NaN, nor half of a surrogate: a source may
+            return msgspec.convert(json.loads(text), cls)
 
 
-@dataclass(frozen=True, kw_only=True)
+_DECODER = msgspec.json.Decoder(Record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardState:
     """A finished shard as its readers see it: its files by pass, and one digest of them all."""
 
@@ -163,19 +170,16 @@ def scan(folder: Storage) -> Scan:
     """
     entries = {entry.name: entry for entry in folder.entries()}
     names = [name for name in entries if RECORD_NAME.fullmatch(name)]
-    folds = read_folds(folder, entries)
-    texts = {name: folds.texts[name] for name in names if name in folds.texts}
-    newer = [name for name in names if name not in texts]
+    folds = read_folds(folder, entries, _parse)
+    parsed = folds.records
+    newer = [name for name in names if name not in parsed]
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
-        texts.update(
-            (name, data.decode("utf-8", "replace"))
-            for name, data in zip(newer, pool.map(folder.read_if_there, newer), strict=True)
-            if data is not None
-        )
+        for name, data in zip(newer, pool.map(folder.read_if_there, newer), strict=True):
+            if data is not None:
+                parsed[name] = _parse(name, data.decode("utf-8", "replace"))
     passes: dict[int, dict[int, Record]] = {}
     lost: list[Record] = []
-    for name, text in texts.items():
-        record = _parse(name, text)
+    for record in parsed.values():
         if record is None:
             continue
         if _is_there(record, entries):
@@ -192,7 +196,7 @@ def scan(folder: Storage) -> Scan:
     }
     manifest = folder.read_json("manifest.json", Manifest) if "manifest.json" in entries else None
     attempts = tuple(name for name in entries if name.endswith(".attempt"))
-    is_folded = folds.are_one and not newer and folds.names == texts.keys()
+    is_folded = folds.are_one and not newer and folds.names == parsed.keys()
     has_outputs = manifest is not None and manifest.outputs
     outputs = folder.entries("out", below=True) if has_outputs else []
     named = tuple(sorted((entry.name, entry.size) for entry in outputs))

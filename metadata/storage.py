@@ -42,7 +42,7 @@ class UriError(FileNotFoundError):
     """A URI that names no place; its words hold no keys."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One object of a listing."""
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from metadata.schema import KEEP, POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.groupings import Groups, group_of, groupings, largest
 from pipeline.ledger.stored import Place, binding, least, rows_at, stored
 from pipeline.ledger.vary import parse, select_stage, threshold_of
@@ -147,14 +148,16 @@ def _read(state: RunState, planned: PlannedStage, threshold: Threshold) -> Rows:
     shards = stored(state, planned.root, bound)
     if not len(shards):
         raise RecipeError("the pool has no rows", str(state.run), "check the pool's path")
-    tables = []
-    for shard in range(len(shards)):
+
+    def read(shard: int) -> pa.Table:
         table = shards.table(shard)
         for name in groups:  # a host is short where a URL is long, and repeats
             codes = group_of(name, table[f"group {name}"])
             place = table.column_names.index(f"group {name}")
             table = table.set_column(place, f"group {name}", codes)
-        tables.append(table)
+        return table
+
+    tables = list(ahead(state.run, read, range(len(shards))))
     whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     place = {name: whole[name] for name in (UID.name, SHARD.name, POSITION.name)}
     return Rows(

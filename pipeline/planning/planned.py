@@ -1,6 +1,7 @@
 """A stage as the planner leaves it: all that a worker needs of a plan, and no planner with it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from metadata.schema import KEEP, Derived
 from pipeline.stage import RowStage, Stage, optional_columns
@@ -64,7 +65,7 @@ class PlannedStage:
         reads = (*self.stage.reads, *optional_columns(self.stage))
         return {column.name: column for column in reads if isinstance(column, Derived)}
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """The stages whose shards it reads: those of its columns, and the root's for the uid."""
         found = {stage for b in (*self.bindings, self.mask) for stage, _ in b.values()}

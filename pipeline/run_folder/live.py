@@ -217,9 +217,16 @@ def _reasons(run: RunState, name: str) -> dict[str, int]:
         except (DamagedError, OSError):
             return run.stages[name].scan.records[shard][0].counts
 
-    total: Counter[str] = Counter()
+    stage, total, untold = run.stages[name], Counter[str](), []
+    for shard in stage.shards:
+        counts = stage.recorded(shard)
+        if counts is None:
+            untold.append(shard)
+        else:
+            for reason, rows in counts.items():
+                total[reason] += rows
     with ThreadPoolExecutor(READERS) as readers:
-        for counts in readers.map(of, run.stages[name].shards):
+        for counts in readers.map(of, untold):
             total.update(counts)
     return dict(sorted((+total).items()))
 

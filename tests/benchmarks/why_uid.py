@@ -11,6 +11,9 @@ The cost at writing: 100 shards of 10,000 rows, read, sorted and stored by a wor
 of 1,024 such shards without its reading.
 
 Aim: 2 s at 1,000 shards, 10 s at 100,000.
+Measured (2026-11-27, EPYC, 2 shared cores at load 12): at 100, 1,000 and 10,000 shards 0.44, 0.66
+and 0.65 s by 10, 10 and 46 requests; without indexes 0.84 and 8.39 s by 206 and 2,006. At 100,000
+shards 1.56 s by 392 requests. Written, 8 bytes a row: 0.04 us a row of CPU with its reading.
 """
 
 import time

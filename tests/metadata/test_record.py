@@ -44,6 +44,13 @@ def test_a_record_survives_its_json(folder):
     assert Record.from_json(record.to_json()) == record
 
 
+@pytest.mark.parametrize("source", [{"x": float("inf")}, {"file": "\udcff.tar"}, {"x": 10**30}])
+def test_a_source_may_hold_what_json_itself_has_no_words_for(folder, source):
+    record = made(folder, 3, source=source)
+    fold(folder, [record])
+    assert scan(folder).records == {3: [record]}
+
+
 def test_a_scan_finds_every_pass_in_order(folder):
     first, second = made(folder, 0), made(folder, 0, 1)
     other = made(folder, 5)

@@ -1,6 +1,8 @@
 """sweep: equal to running the selection again, for every form of threshold; and what it refuses."""
 
+import itertools
 import json
+import threading
 from dataclasses import replace
 from functools import cache
 
@@ -21,6 +23,7 @@ from pipeline.ledger.vary import parse
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import load_recipe
 from pipeline.report.sweep_page import sweep_page
+from pipeline.run_folder.rows import PoolShards
 from pipeline.run_folder.state import RunState
 from pipeline.verbs.sweep import text
 from tests.parsed import Page
@@ -213,6 +216,20 @@ def test_samples_are_the_same_each_time_and_carry_value_and_caption(ran):
     assert sample.text == f"caption {number_of()[sample.uid]}"
     assert 0.1 <= sample.value < 0.3
     assert json.loads(json.dumps(as_json(found), allow_nan=False))
+
+
+def test_several_shards_are_read_at_once(ran, monkeypatch):
+    state = ran(WHERE, PASSING)
+    expected = sweep(state, "subset", "score=0.1:0.5:0.1")
+    meeting, read, begun = threading.Barrier(2), PoolShards.table, itertools.count()
+
+    def table(shards, index):
+        if next(begun) < 2:
+            meeting.wait(20)
+        return read(shards, index)
+
+    monkeypatch.setattr(PoolShards, "table", table)
+    assert sweep(state, "subset", "score=0.1:0.5:0.1") == expected
 
 
 def test_an_infinite_value_is_a_word_which_json_has(ran):
