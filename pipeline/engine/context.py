@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ from pipeline.run_folder.partitions import Partitions
 from pipeline.run_folder.rows import PoolShards
 
 PARTITION_ROWS = 250_000
+LONGER_FROM_ROWS = 2_000_000_000  # of the pool: partitions grow, as its root
 LEAST_PARTITIONS = 4
 
 
@@ -132,7 +134,7 @@ class RunContext:
 
     def partitions(self, over: Any, more: int = 0) -> int:
         rows = sum(over.rows(shard) for shard in range(len(over))) + more
-        return -(-rows // PARTITION_ROWS) or 1
+        return -(-rows // partition_rows(rows)) or 1
 
     def drop(self, shuffled: Any) -> None:
         folder, data = self.run.folder, shuffled.data
@@ -149,7 +151,7 @@ class RunContext:
             return
         # Rows go home in two steps: to a run of neighbouring shards, then each to its own.
         sizes = [home.rows(shard) for shard in range(len(home))]
-        runs = neighbours(sizes, PARTITION_ROWS, LEAST_PARTITIONS)
+        runs = neighbours(sizes, partition_rows(sum(sizes)), LEAST_PARTITIONS)
         starts = np.array([start for start, _ in runs])
         homeward = self._shuffle(over, partial(by_home, starts), len(runs))
         groups = [Neighbours(p, a, sizes[a:b], parents) for p, (a, b) in enumerate(runs)]
@@ -237,7 +239,9 @@ class RunContext:
         is_dropped = folder.has(_dropped(data))
         sizes = sizes_in(folder, data)
         rows_S = [over.rows(shard) for shard in range(len(over))]
-        runs = runs_of([PARTITION_ROWS if rows < 0 else rows for rows in rows_S])
+        home = self.run.home
+        unknown = partition_rows(sum(map(home.rows, range(len(home)))) if home else 0)
+        runs = runs_of([unknown if rows < 0 else rows for rows in rows_S])
         most_bytes = segment_bytes(self.run.planned.stage.resources.memory_gb)
         results = self.calls.results(
             call,
@@ -319,6 +323,14 @@ class RunContext:
         if shard in self.run.known.records:  # of what the source held before
             folder.delete(f"{shard:06d}.json")
         self.failures[shard] = attempts.fail(folder, shard, given.parents, error)
+
+
+def partition_rows(rows: int) -> int:
+    """How many of a pool's rows a partition has: a worker has it in memory.
+
+    A shuffle has as many pieces as partitions times runs. Of the largest pools both grow.
+    """
+    return max(PARTITION_ROWS, isqrt(PARTITION_ROWS**2 * rows // LONGER_FROM_ROWS))
 
 
 def _dropped(data: str) -> str:

@@ -9,8 +9,9 @@ Aim: at 128,000 shards and 24 to 36 bytes a row an index below 50 MB, 1 MB a rea
 partitions are read together (a shuffle of a shuffle, `reduce`), and a driver below 1 GB with three
 stages. Where one partition is read alone (`map`, the last step of `restore`) a read is a thirtieth.
 Computed (2026-11-27): 128,000 shards: 171 runs, 7.0 MB, 1.05 MB a read at 24 bytes and 1.58 MB at
-36, 0.90 GB. The driver is the sum of its measured parts, three quarters of it records; a whole
-process that opened a run of three stages had grown by more, 10.9 kB a shard (2026-11-26).
+36, 0.90 GB. 1,280,000: 35 million pieces, 276 MB; with partitions of 250,000 rows there, too, 87
+million and 699 MB. The driver is the sum of its measured parts, three quarters of it records; a
+whole process that opened a run of three stages had grown by more, 10.9 kB a shard (2026-11-26).
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from math import ceil
 
 import numpy as np
 
-from pipeline.engine.context import LEAST_PARTITIONS, PARTITION_ROWS
+from pipeline.engine.context import LEAST_PARTITIONS, partition_rows
 from pipeline.engine.shuffling import runs_of, segment_bytes
 from pipeline.run_folder.partitions import AHEAD_BYTES, OFFSET, blocks
 
@@ -51,10 +52,11 @@ def layout(rows_S: Sequence[int], row_bytes: int, memory_gb: float = MEMORY_GB) 
     runs = runs_of(list(rows_S))
     segments = sum(segments_of(rows_S[a:b], row_bytes, memory_gb) for a, b in runs)
     total = sum(rows_S)
-    partitions = max(LEAST_PARTITIONS, ceil(total / PARTITION_ROWS))
+    each = partition_rows(total)
+    partitions = max(LEAST_PARTITIONS, ceil(total / each))
     size = total * row_bytes / partitions
     reads = 0
-    for start, stop in runs_of([PARTITION_ROWS] * partitions):
+    for start, stop in runs_of([each] * partitions):
         ends_P = np.arange(stop - start + 1)[:, None] * size  # of all segments as one
         reads += len(blocks(ends_P, AHEAD_BYTES)) * segments
     return Layout(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.engine.context import partition_rows
 from tests.benchmarks.shuffle_layout import driver_bytes, layout
 
 
@@ -24,3 +25,9 @@ def test_wide_rows_make_more_segments_and_no_longer_ones():
     assert wide.runs == narrow.runs
     assert wide.segments > narrow.segments
     assert layout([10_000] * 1_000, 4_096, memory_gb=0.5).segments > wide.segments
+
+
+def test_partitions_grow_with_the_root_of_a_pool_that_is_larger_than_most():
+    assert [partition_rows(rows) for rows in (0, 10**6, 2 * 10**9)] == [250_000] * 3
+    assert partition_rows(8 * 10**9) == 500_000
+    assert layout([10_000] * 1_280_000, 24).index_bytes < 300e6
