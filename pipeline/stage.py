@@ -261,6 +261,8 @@ class DatasetStage(Stage):
     """
 
     joins_roots: ClassVar[bool] = False  # its shards are its own: two roots may meet in it
+    # Of a stage that gives no rows: it reads those of several roots one after another.
+    reads_roots: ClassVar[bool] = False
     virtual: tuple[Column, ...] = ()
 
     @abstractmethod

@@ -34,7 +34,7 @@ def _one_host(state: RunState, name: str) -> Iterator[str]:
     if len(hosts) == 1 and hosts[0] and not pc.match_substring_regex(hosts[0], OWN).as_py():
         yield (
             f"all rows it learnt from are of one host, {hosts[0]}: where that is one maker's style,"
-            " expect other pictures to be scored less well (AUC .57 to .65, its own .69 to .78)"
+            " expect other pictures to be scored less well (AUC .59 to .66, its own .66 to .80)"
         )
 
 
@@ -59,9 +59,11 @@ def _seen(state: RunState, name: str) -> Iterator[str]:
 
 
 def _column(state: RunState, name: str, column: Column) -> pa.ChunkedArray | None:
-    """The column of a stage's pool; None where there is none, or the pool is large."""
+    """The column of a stage's pool; None where it has none or several, or the pool is large."""
     root, bound = state.plan.stages[name].root, binding(state, name, column.name)
-    if bound is None or not all(state.stages[one].complete for one in (root, bound[0])):
+    if bound is None or not root:
+        return None
+    if not all(state.stages[one].complete for one in (root, bound[0])):
         return None
     shards = state.stages[root].shards.values()
     if sum(shard.rows for shard in shards) > MOST_ROWS:

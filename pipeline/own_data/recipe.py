@@ -93,7 +93,6 @@ def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
         rules=rules,
         rule_width=max(len(rule) for rule, _ in rules),
         columns=[*language, *([wish.column] if wish.column else [])],
-        train_batch=min(512, max(16, ((wish.trusted and wish.trusted.rows) or 1024) // 2)),
     )
 
 

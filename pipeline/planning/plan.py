@@ -163,20 +163,22 @@ def _planned(
     ancestors[name] = set().union(*({p} | ancestors[p] for p in parents)) if parents else set()
     roots = dict.fromkeys(planned[p].root for p in parents)
     is_root = stage.takes == () or (isinstance(stage, DatasetStage) and stage.joins_roots)
-    if len(roots) > 1 and not is_root:
+    reads_roots = isinstance(stage, DatasetStage) and stage.reads_roots and len(roots) > 1
+    if len(roots) > 1 and not (is_root or reads_roots):
         raise RecipeError(
             found=f"rows of two roots meet: {', '.join(roots)}",
             where=recipe.where(name, "from"),
             do="join them with ingest.union first, and go on from there",
         )
-    groups = [[p] for p in parents] if is_root and parents else [parents]
+    apart = (is_root or reads_roots) and parents
+    groups = [[p] for p in parents] if apart else [parents]
     bindings = tuple(
         bind(recipe, name, stage, group, planned, ancestors) for group in groups if group
     )
     mask = {}
     for select in edges["rows"]:
         mask = bind_mask(recipe, name, select, planned, ancestors)
-    root = name if is_root else next(iter(roots), "")
+    root = name if is_root else "" if reads_roots else next(iter(roots), "")
     marks: dict[str, Any] = {
         "bindings": [
             {read: [planned[s].fingerprint, c] for read, (s, c) in bound.items()}

@@ -23,8 +23,10 @@ class PlannedStage:
     centroids: str | None
     targets: str | None
     only: str | None
-    root: str  # the stage whose shards and positions its rows have; empty where it has no rows
-    bindings: tuple[dict[str, Binding], ...]  # read name to where; one a parent for a union
+    # The stage whose shards and positions its rows have; empty where it has none, or reads several.
+    root: str
+    # Read name to where; one a parent for a union and for what reads several roots.
+    bindings: tuple[dict[str, Binding], ...]
     mask: dict[str, Binding]  # of `rows`: `keep`, and `repeats` where there is one
     fingerprint: str
     where: str

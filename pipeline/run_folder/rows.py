@@ -139,7 +139,7 @@ class PoolShards:
 
 @dataclass(frozen=True)
 class JoinedShards:
-    """Shards of several roots, one after another: what a union reads."""
+    """Shards of several roots, one after another: what a union reads, or a training."""
 
     members: tuple[PoolShards, ...]
 

@@ -220,7 +220,8 @@ class RunState:
         """The rows a dataset stage reads, none where it takes none; its parents are complete."""
         bound = zip(planned.parents, planned.bindings, strict=False)
         members = [self._pool_shards(parent, bindings) for parent, bindings in bound]
-        return members[0] if members and not planned.is_root else JoinedShards(tuple(members))
+        apart = planned.is_root or len(members) != 1
+        return JoinedShards(tuple(members)) if apart else members[0]
 
     def mask(self, planned: PlannedStage) -> SelectMask | None:
         """Which rows of its data a dataset stage reads; None where all of them."""

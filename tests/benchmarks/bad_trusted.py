@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import clipmill
 from pipeline.pools.faults import HARMLESS_LINKS
-from stages.models.filter_network import FilterNetwork, steps
+from stages.models.filter_network import fitted
 from stages.ops.vectors import as_matrix
 
 PAIRS = 1_200  # as many as the smallest part has, so that a line differs in one thing
@@ -43,22 +43,15 @@ def rows(run: str, pool: str) -> pl.DataFrame:
     )
 
 
-def scores(table: pl.DataFrame, taken_N: NDArray, seed: int) -> NDArray[np.float32]:
+def scores(table: pl.DataFrame, taken_N: NDArray) -> NDArray[np.float32]:
     """(N,) cosine of picture and caption by a network that learnt from the rows taken."""
-    torch.manual_seed(seed)
     image_NI, text_NT = (
-        torch.tensor(as_matrix(table[name].to_arrow()))
-        for name in ("image_features", "text_features")
+        as_matrix(table[name].to_arrow()) for name in ("image_features", "text_features")
     )
-    network = FilterNetwork(image_NI.shape[1], text_NT.shape[1], 256)
-    caption_N = torch.tensor(table["text"].rank("dense").to_numpy().astype(np.int64))
-    batch = min(512, len(taken_N))
-    order = np.random.default_rng(seed)
-    batches = (order.permutation(taken_N)[:batch] for _ in range(100))
-    for _ in steps(network, image_NI, text_NT, caption_N, batches, iter(range(100)), 1e-3, 0.1):
-        pass
+    network = fitted(image_NI[taken_N], text_NT[taken_N], 256)
     with torch.inference_mode():
-        return (network.embed_images(image_NI) * network.embed_texts(text_NT)).sum(1).numpy()
+        image_ND = network.embed_images(torch.tensor(image_NI))
+        return (image_ND * network.embed_texts(torch.tensor(text_NT))).sum(1).numpy()
 
 
 def auc(high: NDArray, low: NDArray) -> float:
@@ -76,7 +69,7 @@ def measured(table: pl.DataFrame, learnt: pl.Expr, parts: dict[str, pl.Expr], pa
     seen: list[float] = []
     for seed in range(SEEDS):
         taken = np.random.default_rng(seed).permutation(at)[: min(pairs, len(at) * 2 // 3)]
-        score_N = scores(table, taken, seed)
+        score_N = scores(table, taken)
         new = np.ones(len(table), bool)
         new[taken] = False
         for name, part in parts.items():

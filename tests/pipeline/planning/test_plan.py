@@ -178,6 +178,23 @@ def test_rows_know_their_root_and_a_union_is_a_new_one():
     ]
 
 
+def test_a_filter_network_reads_the_rows_of_several_roots_one_after_another():
+    plan = plan_of(
+        "own: {uses: ingest.image_folder, path: a}\n"
+        "more: {uses: ingest.image_folder, path: b}\n"
+        "seen: {uses: embed.features, from: own}\n"
+        "known: {uses: embed.features, from: more}\n"
+        "both: {uses: train.filter_network, from: [known, seen]}\n"
+        "alone: {uses: train.filter_network, from: [own, seen]}\n"
+    )
+    both, alone = plan.stages["both"], plan.stages["alone"]
+    assert (both.root, alone.root) == ("", "own")
+    read = [group["image_features"] for group in both.bindings]
+    assert read == [("known", "image_features"), ("seen", "image_features")]
+    assert both.sources == ("known", "more", "own", "seen")
+    assert len(alone.bindings) == 1  # of one root their columns are joined
+
+
 # Order
 
 
