@@ -53,7 +53,7 @@ class Estimate:
 def estimated(made: Prepared, out: Storage, workers: int | None) -> Estimate:
     """Of what is not done."""
     state = RunState(made.plan, out)
-    trained = _trained(out)
+    trained = _trained(state)
     cells = sum(max(0, made.bench.seeds - trained.get(name, 0)) for name in made.arms)
     training: Any = made.plan.stages[RAW].stage
     samples = training.steps * training.batch_size
@@ -70,15 +70,18 @@ def estimated(made: Prepared, out: Storage, workers: int | None) -> Estimate:
     )
 
 
-def _trained(out: Storage) -> dict[str, int]:
-    """By arm how many seeds are trained: stages with fewer seeds than today's count, too."""
+def _trained(state: RunState) -> dict[str, int]:
+    """By arm how many seeds are trained on its rows as they are now, by stages with fewer too."""
     found: dict[str, int] = {}
-    for folder in out.folders("stages"):
-        manifest = out.read_json(f"stages/{folder}/manifest.json", Manifest)
-        names = [name for name, _ in manifest.outputs] if manifest else []
-        models = sum(name.endswith("model.json") for name in names)
-        arm = folder.rpartition("-")[0]
-        found[arm] = max(models, found.get(arm, 0))
+    for folder in state.run.folders("stages"):
+        planned = state.plan.stages.get(arm := folder.rpartition("-")[0])
+        manifest = state.run.read_json(f"stages/{folder}/manifest.json", Manifest)
+        if planned is None or manifest is None or manifest.inputs != state.inputs_digest(planned):
+            continue
+        stage: Any = planned.stage
+        if manifest.outside == stage.outside():
+            models = sum(name.endswith("model.json") for name, _ in manifest.outputs)
+            found[arm] = max(models, found.get(arm, 0))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What trusted pairs will not teach: a sentence each, with what to expect of the scores.
+"""What pairs that are learnt from will not teach: a sentence each, with what to expect of scores.
 
 The figures are AUCs of `python -m tests.benchmarks.bad_trusted`; docs/training.md has them all.
 """
@@ -39,21 +39,21 @@ def notes(pairs: pa.Table) -> list[str]:
 def _few(pairs: pa.Table) -> Iterator[str]:
     if len(pairs) < FEW:
         yield (
-            f"{len(pairs)} trusted pairs are few: expect scores not far from a coin toss"
+            f"{len(pairs)} pairs to learn from are few: expect scores not far from a coin toss"
             " (AUC .62 after 100 pairs, .65 after 200, .71 after 1,200)"
         )
 
 
 def _one_language(some: pa.Table) -> Iterator[str]:
     lines = pc.replace_substring(some[TEXT.name], "\n", " ").to_pylist()
-    names, certain = best_languages(lines, predictor("lid.176.ftz", None, "trusted captions"))
+    names, certain = best_languages(lines, predictor("lid.176.ftz", None, "captions learnt from"))
     told = Counter(n for n, p in zip(names, certain, strict=True) if p and p >= CERTAIN)
     if told.total() >= FEW_CERTAIN:
         [(name, count)] = told.most_common(1)
         if count >= ONE_LANGUAGE * told.total():
             yield (
-                f"trusted captions are in one language, '{name}': expect scores of captions in"
-                " others to be little better than a coin toss (AUC .56, of English ones .77)"
+                f"captions learnt from are in one language, '{name}': expect scores of captions"
+                " in others to be little better than a coin toss (AUC .56, of English ones .77)"
             )
 
 
@@ -64,6 +64,6 @@ def _alike(pairs: pa.Table, some: pa.Table) -> Iterator[str]:
     rows, sum_T = len(text_NT), text_NT.sum(0)
     cosine = (sum_T @ sum_T - rows) / max(1, rows * (rows - 1))  # mean over pairs of rows
     if distinct < DISTINCT * len(pairs):
-        yield f"{len(pairs):,} trusted pairs have {distinct:,} captions between them: {NARROW}"
+        yield f"{len(pairs):,} pairs learnt from have {distinct:,} captions in all: {NARROW}"
     elif cosine >= ALIKE:
-        yield f"trusted captions are alike, as of one group (mean cosine {cosine:.2f}): {NARROW}"
+        yield f"captions learnt from are alike, as of one group (cosine {cosine:.2f}): {NARROW}"

@@ -50,37 +50,24 @@ stages:
   ids: {{uses: export.uid_list, from: best}}
   same: {{uses: dedup.exact, from: pool, columns: [text]}}
 """
+BEST = """
+import glob, sys
+import numpy as np, polars as pl
+files = sorted(glob.glob(sys.argv[1] + "/{files}.parquet"))
+names = ["uid", "original_width", "original_height", "clip_l14_similarity_score"]
+rows = pl.read_parquet(files, columns=names)
+wide = (pl.col("original_width") >= 300) & (pl.col("original_height") >= 300)
+passing = rows.filter(wide)
+ranked = passing.sort(
+    ["clip_l14_similarity_score", "uid"], descending=[True, False], nulls_last=True
+)
+best = ranked.head(int(len(passing) * 0.3)).select("uid").sort("uid")["uid"]
+halves = np.frombuffer({uids}, ">u8").astype("<u8")
+np.save(sys.argv[2], halves.view("u8,u8"))
+"""
 SCRIPTS = {
-    "select": """
-import glob, sys
-import numpy as np, polars as pl
-files = sorted(glob.glob(sys.argv[1] + "/0*.parquet"))
-names = ["uid", "original_width", "original_height", "clip_l14_similarity_score"]
-rows = pl.read_parquet(files, columns=names)
-wide = (pl.col("original_width") >= 300) & (pl.col("original_height") >= 300)
-passing = rows.filter(wide)
-ranked = passing.sort(
-    ["clip_l14_similarity_score", "uid"], descending=[True, False], nulls_last=True
-)
-best = ranked.head(int(len(passing) * 0.3)).select("uid").sort("uid")["uid"].to_arrow()
-halves = np.frombuffer(b"".join(best.to_pylist()), ">u8").astype("<u8")
-np.save(sys.argv[2], halves.view("u8,u8"))
-""",
-    "ingest": """
-import glob, sys
-import numpy as np, polars as pl
-files = sorted(glob.glob(sys.argv[1] + "/*.parquet"))
-names = ["uid", "original_width", "original_height", "clip_l14_similarity_score"]
-rows = pl.read_parquet(files, columns=names)
-wide = (pl.col("original_width") >= 300) & (pl.col("original_height") >= 300)
-passing = rows.filter(wide)
-ranked = passing.sort(
-    ["clip_l14_similarity_score", "uid"], descending=[True, False], nulls_last=True
-)
-best = ranked.head(int(len(passing) * 0.3)).select("uid").sort("uid")["uid"].to_list()
-halves = np.frombuffer(bytes.fromhex("".join(best)), ">u8").astype("<u8")
-np.save(sys.argv[2], halves.view("u8,u8"))
-""",
+    "select": BEST.format(files="0*", uids='b"".join(best.to_arrow().to_pylist())'),
+    "ingest": BEST.format(files="*", uids='bytes.fromhex("".join(best.to_list()))'),
     "exact": """
 import glob, sys
 import polars as pl

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import ray_constants
-from ray.cluster_utils import Cluster
 
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
@@ -22,7 +20,7 @@ from tests.engine_stages.harness import meaning, toy_stages, write_pool
 from tests.pipeline.engine.test_context import store
 from tests.pipeline.executors.conftest import note, notes
 from tests.pipeline.executors.test_contract import until
-from tests.pipeline.executors.test_ray_nodes import NODE
+from tests.pipeline.executors.test_ray_nodes import nodes_with
 
 pytestmark = pytest.mark.chaos
 
@@ -31,14 +29,9 @@ SHARDS, NODES = 9, 3
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """Three nodes with a CPU each, which keep to loopback; the last one will be lost."""
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 1})
-    *_, last = (made.add_node(**NODE, num_cpus=1) for _ in range(NODES - 1))
-    yield made, last
-    made.shutdown()
+    """Three nodes with a CPU each; the last one will be lost."""
+    with nodes_with(monkeypatch, *[1] * NODES) as (made, nodes):
+        yield made, nodes[-1]
 
 
 def shuffled(inputs, ctx):

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,22 @@ NODE = {
 STEPS = 6
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """A node with two CPUs and one with one, which keep to loopback."""
+@contextmanager
+def nodes_with(monkeypatch, *cpus: int):
+    """A cluster of nodes with so many CPUs each, which keep to loopback, and its nodes."""
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 2})
-    yield made, made.add_node(**NODE, num_cpus=1)
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": cpus[0]})
+    yield made, [made.head_node, *(made.add_node(**NODE, num_cpus=count) for count in cpus[1:])]
     made.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A node with two CPUs, and one with one that will be lost."""
+    with nodes_with(monkeypatch, 2, 1) as (made, nodes):
+        yield made, nodes[-1]
 
 
 def sums_over_ranks(inputs, ctx):

@@ -13,7 +13,7 @@ from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
-from tests.pipeline.bench.conftest import run_of, run_over, tasks_of
+from tests.pipeline.bench.conftest import STAGES, run_of, run_over, tasks_of
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1", "precision=float32")
 
@@ -107,6 +107,18 @@ def test_an_arm_more_and_a_seed_more_reuse_the_rest(place, out, capsys):
     assert values["again"] == values["long"]  # equal rows, equal seeds: equal models
     cost = {line["arm"]: line["seconds"] for line in ranked["lines"]}
     assert cost["again"] == cost["long"] > 0  # which were trained once
+
+
+@chaos
+def test_an_arm_whose_rows_have_changed_is_not_counted_as_trained(tmp_path, capsys):
+    run_of(tmp_path)
+    tasks_of(tmp_path / "tasks")
+    arguments = (f"long={tmp_path}/run:long", "--tasks", tmp_path / "tasks", "--seeds", "1")
+    assert bench(tmp_path, *arguments, "--out", tmp_path / "bench") == 0
+    run_over(tmp_path / "pool", tmp_path / "run", STAGES.replace("words >= 4", "words >= 2"))
+    capsys.readouterr()
+    assert bench(tmp_path, "--out", tmp_path / "bench", "--estimate") == 0
+    assert "2 trainings" in capsys.readouterr().out  # `long`, and as many rows by chance
 
 
 @chaos
