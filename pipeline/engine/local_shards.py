@@ -26,7 +26,7 @@ from pipeline.dataset import TableFunction
 from pipeline.run_folder.partitions import Partitions
 from pipeline.run_folder.rows import JoinedShards, PoolShards, apply, only
 
-KEPT_FREE = 0.1  # of the disk: the budget of copies is what is free beyond that
+KEPT_FREE = 4 << 30  # bytes, or a tenth of a smaller disk: copies take what is free beyond that
 CHECKSUM = struct.Struct("<I")  # CRC-32 of the Arrow stream, at the end of its file
 
 
@@ -90,7 +90,7 @@ def put_copy(path: Path, table: pa.Table) -> None:
     beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         disk = shutil.disk_usage(path.parent)
-        if table.nbytes > disk.free - KEPT_FREE * disk.total:
+        if table.nbytes > disk.free - min(KEPT_FREE, disk.total // 10):
             return
         with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)

@@ -26,7 +26,9 @@ class Architecture:
     """The settings that a model of this family is built from."""
 
     image_size: int  # pixels a side
-    channels: tuple[int, ...]  # of each residual block
+    # of each residual block; multiples of 8, as oneDNN 3.12 on AVX2 writes past the gradient of a
+    # 1 x 1 convolution with stride 2 and other widths
+    channels: tuple[int, ...]
     strides: tuple[int, ...]
     buckets: int  # of the hash that a token goes through
     tokens: int  # at most, of a text

@@ -45,7 +45,7 @@ def test_pictures_shrink_by_the_strides(nano):
 
 def test_a_block_starts_as_its_shortcut_alone():
     block = new_model("tiny", 0).image.blocks[0].eval()
-    x_NCHW = torch.rand(1, 4, 5, 5)
+    x_NCHW = torch.rand(1, block.conv1.in_channels, 5, 5)
     assert torch.equal(block(x_NCHW), x_NCHW)
 
 

@@ -62,7 +62,7 @@ def test_a_model_and_its_card_are_stored(trained, table):
     assert card["kind"] == "filter_network"
     assert (card["image_width"], card["text_width"], card["width"]) == (IMAGE_WIDTH, TEXT_WIDTH, 16)
     assert card["trained_rows"] == ROWS
-    assert card["notes"][0].startswith("40 trusted pairs are few: expect scores")
+    assert card["notes"][0].startswith("40 pairs to learn from are few: expect scores")
 
 
 def test_two_trainings_give_equal_bytes(trained, table):
