@@ -1,8 +1,9 @@
 """Shuffles: a run of shards by partition in one file, and which partition a row goes to.
 
 What is moved is decided by the counts of rows alone, never by workers: a run has some 7.5 million
-rows, 180 MB at 24 bytes a row, and a shuffle at least 64 runs where there are as many shards. In
-memory is a segment of a run at a time, bounded by bytes whatever the width of a row.
+rows, 180 MB at 24 bytes a row, and a shuffle at least 64 runs where there are many shards, 16 where
+there are few. In memory is a segment of a run at a time, bounded by bytes whatever the width of a
+row.
 """
 
 import hashlib
@@ -23,14 +24,16 @@ from pipeline.engine.units import UnitTask
 from pipeline.run_folder.partitions import OFFSET, index_of, read_ranges, tables_of
 
 RUN_ROWS = 7_500_000
-LEAST_RUNS = 64
+FEW_RUNS, MANY_RUNS = 16, 64  # the least of a small and of a large pool, for workers to share
+RUN_SHARDS = 6  # of a pool between these: a run costs a file, and a piece a partition
 SEGMENT_BYTES = 288_000_000  # of rows as they are in memory
 OF_MEMORY = 6  # a segment is at most this part of what its stage declares: it is there up to twice
 
 
 def runs_of(sizes: list[int]) -> list[list[int]]:
     """First shard and last + 1 of each run, from the rows of each shard."""
-    return [[start, stop] for start, stop in neighbours(sizes, RUN_ROWS, LEAST_RUNS)]
+    least = min(max(FEW_RUNS, len(sizes) // RUN_SHARDS), MANY_RUNS)
+    return [[start, stop] for start, stop in neighbours(sizes, RUN_ROWS, least)]
 
 
 def segment_bytes(memory_gb: float) -> int:

@@ -9,10 +9,11 @@ the layout before runs had; its pieces had a schema and an end each too, 142 us 
 piece as measured on 2026-11-26, which is 5.7 ms a shard at 40 partitions.
 
 Aim: at most 1 ms a shard beyond opening it, at 100 to 10,000 shards (the last with `--all`).
-Measured (2026-11-27, EPYC, 2 shared cores at load 7 to 9), ms of CPU a shard beyond opening it, its
-rows included: at 1,000 shards 0.45 (4 partitions) and 0.56 (40); at 100, where every shard is a run
-and a file, 1.2 and 1.8, which misses the aim. A shard a run: 1.5 and 2.6 at 1,000 shards, 1.3 and
-2.5 at 100. Not run at 10,000.
+Measured (2026-11-27, an EPYC without AVX-512, 2 shared cores), ms of CPU a shard beyond opening
+it, its rows included, 4 and 40 partitions: 10,000 shards 0.30 and 0.75; 1,000 shards 0.67 and 0.94;
+100 shards 1.7 and 2.1, which misses the aim, and 2.3 to 3.2 and 4.4 to 6.2 where each was a run, as
+before. A shard a run: 1.9 and 2.5 at 10,000 shards, 2.0 and 3.9 at 1,000. A faster EPYC took 0.34
+and 0.40 at 1,000 shards.
 """
 
 import os

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from metadata.storage import Storage
+from pipeline.engine import shuffling
 from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
@@ -100,7 +101,8 @@ def sizes(tmp_path):
 @pytest.mark.parametrize(
     ("function", "calls"), [("every_call", 5), ("stored_as_they_lie", 1)], ids=["all", "restore"]
 )
-def test_no_unit_is_sent_more_of_a_larger_pool(function, calls, sizes):
+def test_no_unit_is_sent_more_of_a_larger_pool(function, calls, sizes, monkeypatch):
+    monkeypatch.setattr(shuffling, "FEW_RUNS", 64)  # each a file with a name: as many of both pools
     few, many = (sizes(function, shards) for shards in (70, 210))
     assert len(few) == calls
     assert few.keys() == many.keys()

@@ -48,6 +48,7 @@ def test_a_row_goes_home_to_the_run_of_shards_that_has_its_own():
 def test_runs_are_of_neighbours_as_many_as_workers_want_and_no_more_than_rows_ask_for():
     few = runs_of([10_000] * 5)
     assert few == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
+    assert runs_of([10_000] * 100)[:2] == [[0, 6], [6, 12]]
     assert len(runs_of([10_000] * 10_000)) == 65
     many = runs_of([10_000] * 128_000)
     assert many[:2] == [[0, 750], [750, 1500]]
