@@ -121,7 +121,8 @@ def _trainings(bench: Bench, path: str) -> dict[str, Any]:
     try:
         plan.stages[f"{RAW}{SCORES}"].stage.look()
     except ClipmillError as error:
-        raise RecipeError(error.args[0], f"--tasks {bench.tasks}", error.args[2]) from None
+        where = error.args[1].replace("key `tasks`:", "--tasks")
+        raise RecipeError(error.args[0], where, error.args[2]) from None
     return {name: plan.stages[name].stage for name in arms}
 
 

@@ -20,7 +20,15 @@ from pipeline.errors import StageError
 from pipeline.stage import DatasetStage, NonEmpty
 from stages.ops.exports import summary_of
 from stages.ops.outputs import put_table, put_text
-from stages.ops.tasks import content_digest, describe, listing_digest, names, none_at, refuse
+from stages.ops.tasks import (
+    content_digest,
+    describe,
+    listing_digest,
+    look_at,
+    names,
+    none_at,
+    refuse,
+)
 
 LEAKS, COUNTS = "leaks.parquet", "leaks.json"
 FOUND = pa.schema(
@@ -62,7 +70,7 @@ class EvaluationLeaks(DatasetStage):
     gives = ()  # nothing reads it but people and programs
 
     def look(self) -> None:
-        self.names("key `tasks`")
+        look_at(Storage(self.tasks), self.names("key `tasks`"))
 
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files."""

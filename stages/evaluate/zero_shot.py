@@ -22,6 +22,7 @@ from stages.ops.tasks import (
     content_digest,
     describe,
     listing_digest,
+    look_at,
     names,
     none_at,
     refuse,
@@ -68,7 +69,7 @@ class ZeroShot(DatasetStage):
 
     def look(self) -> None:
         look_for(self.model)
-        self.names("key `tasks`")
+        look_at(Storage(self.tasks), self.names("key `tasks`"))
 
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files, and of a stored model's."""

@@ -10,6 +10,7 @@ associations (WinoGAViL) is Parquet: `cue`, `candidates`, `candidate_images`, `a
 import hashlib
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import astuple
 
 from pyarrow import fs
@@ -96,14 +97,23 @@ def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
     return task, findings
 
 
-def refuse(findings: list[Finding], stage: str, folder: Storage, key: str = "tasks") -> None:
-    """Raises StageError for the first finding, if any; the setting `key` names the folder."""
+def look_at(folder: Storage, tasks: Iterable[str]) -> None:
+    """Raises StageError for the first of the tasks that cannot be scored, reading no picture."""
+    findings = [finding for name in tasks for finding in describe(folder, name)[1]]
+    refuse([finding for finding in findings if finding.is_fatal], None, folder)
+
+
+def refuse(findings: list[Finding], stage: str | None, folder: Storage, key: str = "tasks") -> None:
+    """Raises StageError for the first finding, if any; the setting `key` names the folder.
+
+    There is no `stage` while a recipe is planned.
+    """
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        first = findings[0]
+        first, at = findings[0], f"stage '{stage}', key" if stage else "key"
         raise StageError(
             found=first.found + more,
-            where=f"stage '{stage}', key `{key}`: {folder}/{first.where}",
+            where=f"{at} `{key}`: {folder}/{first.where}",
             do=f"{first.do}; `clipmill doctor tasks {shlex.quote(str(folder))}`"
             " lists all that is wrong",
         )

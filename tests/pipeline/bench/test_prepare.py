@@ -25,9 +25,12 @@ LONG_ALONE = "long: {uses: select.where, from: caption, where: caption_words >= 
 LONG = [row for row in THERE if len(caption(row).split()) >= 4]
 
 
-def prepare(out: Path, *, before: Bench | None = None, **asked) -> Prepared:
+def prepare(out: Path, *, before: Bench | None = None, shards=1, **asked) -> Prepared:
     tasks = out.parent / "eval"
-    (tasks / "words" / "test").mkdir(parents=True, exist_ok=True)
+    test = tasks / "words" / "test"
+    test.mkdir(parents=True, exist_ok=True)
+    (test / "nshards.txt").write_text(f"{shards}\n")
+    (test / "0.tar").touch()
     bench = bench_of(
         Asked(tasks=str(tasks), sets=() if before else SETS, **asked), before, str(out)
     )
@@ -211,6 +214,13 @@ def test_an_arm_without_rows_is_refused(drawn_run, tmp_path, stage, found, do):
     assert do in error.value.args[2]
     assert "'a'" in error.value.args[1]
     prepare(tmp_path / "bench", arms=(f"b={drawn_run}:long",))  # the folder can be used
+
+
+def test_a_task_that_is_half_there_is_refused_before_anything_is_made(drawn_run, tmp_path):
+    with pytest.raises(RecipeError, match=r"says 2, and 1\.tar is missing") as error:
+        prepare(tmp_path / "bench", arms=(f"a={drawn_run}:long",), shards=2)
+    assert error.value.args[1] == f"--tasks {tmp_path}/eval/words/test/nshards.txt"
+    assert not (tmp_path / "bench").exists()
 
 
 def test_two_pools_in_one_bench_are_refused_with_both_names(drawn_run, tmp_path):

@@ -71,9 +71,9 @@ def test_a_model_of_a_stage_is_found_in_its_run(clipmill, tasks, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "code", "found"),
     [
-        (lambda t: (t / "colours" / "test" / "0.tar").unlink(), 1, "0.tar is missing"),
+        (lambda t: (t / "colours" / "test" / "0.tar").unlink(), 2, "0.tar is missing"),
         (lambda t: (t / "colours" / "classnames.txt").write_text("a\nb\n"), 1, "class 2, and"),
-        (lambda t: shutil.rmtree(t / "colours" / "test"), 1, "no such file"),
+        (lambda t: shutil.rmtree(t / "colours" / "test"), 2, "no such file"),
         (lambda t: shutil.rmtree(t), 2, "no such folder"),
     ],
     ids=["half a task", "labels that do not fit", "no shards", "no folder"],

@@ -117,9 +117,10 @@ def test_under_a_mask_only_rows_that_it_keeps_are_looked_at(found):
 
 def test_a_task_that_is_wrong_is_refused(found, tasks):
     (tasks / "shapes" / "test" / "0.tar").unlink()
-    with pytest.raises(StageError) as error:
-        found([row(0)])
-    assert "shapes" in str(error.value)
+    for refused in (lambda: found([row(0)]), EvaluationLeaks(tasks=str(tasks)).look):
+        with pytest.raises(StageError, match=r"0\.tar is missing") as error:
+            refused()
+        assert f"key `tasks`: {tasks}/shapes/" in error.value.args[1]
 
 
 def test_a_folder_without_tasks_is_named_at_plan(tmp_path):

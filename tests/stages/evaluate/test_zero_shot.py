@@ -166,6 +166,10 @@ def test_a_task_that_is_not_right_is_refused_with_the_way_to_see_it_all(
     assert found in error.value.args[0]
     assert error.value.args[1].startswith(f"stage 'it', key `tasks`: {tasks}/colours/")
     assert "clipmill doctor tasks" in error.value.args[2]
+    if "class 2" not in found:  # which pictures alone tell
+        with pytest.raises(StageError, match=found) as error:
+            ZeroShot(model="reference", tasks=str(tasks)).look()
+        assert error.value.args[1].startswith(f"key `tasks`: {tasks}/colours/")
 
 
 def test_an_unknown_scheme_is_refused_at_plan():
