@@ -105,6 +105,14 @@ def main(run: str, pool: str) -> None:
     by_language = {"English": ENGLISH, "other languages": ~ENGLISH}
     print(f"every language | {measured(table, any_row, by_language, PAIRS)}")
     print(f"English alone | {measured(table, ENGLISH, by_language, PAIRS)}")
+    score_N = scores(table, np.arange(len(table)))
+    good = _mask(table, GOOD)
+    told = (
+        f"{name} {auc(score_N[good & here], score_N[~good & here]):.3f}"
+        for name, part in by_language.items()
+        for here in [_mask(table, part)]
+    )
+    print(f"every row, swapped captions too | {len(table):,} | {', '.join(told)} | all learnt from")
     for name, group in (
         ("people", pl.col("group").str.contains("person|family|hand|body")),
         ("animals and plants", pl.col("group").str.contains("animal|plant")),

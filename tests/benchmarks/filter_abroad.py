@@ -51,6 +51,7 @@ FOLDS, KEPT_AT_HOME = 5, 0.7
 LEARNT_SHARES = 0.0625, 0.25, 0.5
 ASIDE = ("trusted", "own", "learnt")
 FAULTS = ("swapped", "other group", "own group", "spam", "boilerplate", "garbled")
+TWICE = ("good", ("",), 200), ("good", ("",), 2_000), ("swapped", FAULTS[1:3], 200)
 Score = Callable[[NDArray, NDArray], NDArray[np.floating]]  # features of images and texts
 
 
@@ -109,6 +110,14 @@ def main(pool: Path, cache: Path) -> None:
     print("|---|---:|---:|---:|")
     for share in LEARNT_SHARES:
         print(partly_learnt(trusted, rows, share), flush=True)
+    print("\n| trusted pairs beside the pool | swapped | of their vendors | of others |")
+    print("|---|---:|---:|---:|")
+    for vendors in ([], home, *([it] for it in home)):
+        print(beside_pool(trusted, rows, vendors), flush=True)
+    print("\n| learnt from twice | above others alike | kept | others alike kept |")
+    print("|---|---:|---:|---:|")
+    for name, faults, count in TWICE:
+        print(learnt_twice(trusted, rows, name, faults, count), flush=True)
 
 
 def partly_learnt(trusted: Pairs, rows: Pairs, share: float) -> str:
@@ -122,6 +131,31 @@ def partly_learnt(trusted: Pairs, rows: Pairs, share: float) -> str:
     is_kept = score > np.quantile(score, 1 - KEPT_AT_HOME)
     kept = (float(is_kept[swapped & of].mean()) for of in (is_learnt, ~is_learnt))
     return f"| {is_learnt.sum():,} | {above:.3f} | {' | '.join(f'{it:.3f}' for it in kept)} |"
+
+
+def beside_pool(trusted: Pairs, rows: Pairs, vendors: list[str]) -> str:
+    """A line of what trusted pairs of these vendors add to the pool's own rows."""
+    given = trusted.where(trusted.rows["family"].is_in(vendors).to_numpy())
+    score = scores(learnt(joined(given, rows)), rows)
+    own = rows.rows["family"].is_in(vendors).to_numpy()
+    parts = [np.ones(len(own), bool), own, ~own]
+    found = [aucs(rows.where(it), score[it])["swapped"] if it.any() else np.nan for it in parts]
+    told = " | ".join(f"{it:.3f}" for it in found)
+    return f"| {len(given.rows):,} of {', '.join(vendors) or 'nobody'} | {told} |"
+
+
+def learnt_twice(
+    trusted: Pairs, rows: Pairs, name: str, faults: tuple[str, ...], count: int
+) -> str:
+    """A line of how rows of the pool that are trusted pairs too stand beside others alike."""
+    alike = rows.rows["fault"].is_in(faults).to_numpy()
+    twice = np.zeros(len(alike), bool)
+    twice[np.random.default_rng(0).permutation(np.flatnonzero(alike))[:count]] = True
+    score = scores(learnt(joined(trusted, rows.where(twice), rows)), rows)
+    above = auc(score[twice], score[alike & ~twice])
+    is_kept = score > np.quantile(score, 1 - KEPT_AT_HOME)
+    kept = (float(is_kept[it].mean()) for it in (twice, alike & ~twice))
+    return f"| {count:,} {name} | {above:.3f} | {' | '.join(f'{it:.3f}' for it in kept)} |"
 
 
 def joined(*parts: Pairs) -> Pairs:

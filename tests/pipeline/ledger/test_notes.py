@@ -25,13 +25,23 @@ stages:
   whole:   {uses: probe.learn, from: pool}
   itself:  {uses: probe.apply, from: pool, model: "stage:whole"}
 """
+BOTH = """
+stages:
+  trusted: {uses: ingest.datacomp, path: trusted, shard_rows: 3}
+  pool:    {uses: ingest.datacomp, path: pool, shard_rows: 3}
+  few:     {uses: select.where, from: pool, where: "text = 'row 1'"}
+  learn:   {uses: probe.learn, from: [trusted, pool]}
+  apply:   {uses: probe.apply, from: pool, model: "stage:learn"}
+  part:    {uses: probe.learn, from: [trusted, few]}
+  again:   {uses: probe.apply, from: pool, model: "stage:part"}
+"""
 
 
 @pytest.fixture
 def state(tmp_path, monkeypatch, clipmill):
     """A run of ten rows of a pool, with trusted rows of these numbers from these hosts."""
 
-    def run(trusted=range(20, 24), hosts=("shop.test",)):
+    def run(trusted=range(20, 24), hosts=("shop.test",), stages=STAGES):
         monkeypatch.chdir(tmp_path)
         for name, numbers, sites in (
             ("pool", range(10), ("a.test", "b.test")),
@@ -48,7 +58,7 @@ def state(tmp_path, monkeypatch, clipmill):
             ]
             (tmp_path / name).mkdir()
             pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "0.parquet")
-        (tmp_path / "it.yaml").write_text(STAGES)
+        (tmp_path / "it.yaml").write_text(stages)
         said = clipmill("run", "it.yaml", "--out", "run", "--workers", "0")
         assert said.code == 0, said.err
         return latest(str(tmp_path / "run"))
@@ -82,3 +92,21 @@ def test_pictures_that_a_model_learnt_from_and_scores_are_counted(state):
     assert "2 of its rows have pictures that 'learn' learnt from" in found["apply"][0]
     assert "'own' learnt from some of these rows" in found["again"][0]
     assert found.keys() == {"learn", "apply", "again"}  # a whole pool with its own model: meant
+
+
+def test_pictures_that_trusted_pairs_and_a_pool_that_teaches_have_in_common_are_counted(state):
+    found = notes(state(trusted=(3, 4, 9, 21, 22), hosts=("a.test", "b.test"), stages=BOTH))
+    (twice,) = found["apply"]
+    assert twice.startswith("2 of its rows have pictures that 'learn' learnt from twice: expect")
+    assert "take them out of 'pool' or of 'trusted'" in twice
+    _, some = found["again"]
+    assert some.startswith("'part' learnt from some of these rows: expect")
+    assert found.keys() == {"apply", "again"}
+
+
+def test_trusted_pairs_of_one_host_beside_a_pool_are_told_with_what_they_add(state):
+    found = notes(state(stages=BOTH))
+    (host,) = found["learn"]
+    assert host.startswith("all rows of trusted are of one host, shop.test: ")
+    assert "as if the pool alone had taught" in host
+    assert found.keys() == {"learn", "part", "again"}

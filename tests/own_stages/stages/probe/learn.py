@@ -21,6 +21,7 @@ class Learn(DatasetStage):
     version = 1
     determinism = "exact"
     gives = ("model",)
+    reads_roots = True
     artifacts = (("notes", "notes.json"),)
     reads = (TEXT,)
     optional_reads = (KEEP,)
