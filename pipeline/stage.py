@@ -263,6 +263,9 @@ class DatasetStage(Stage):
     joins_roots: ClassVar[bool] = False  # its shards are its own: two roots may meet in it
     # Of a stage that gives no rows: it reads those of several roots one after another.
     reads_roots: ClassVar[bool] = False
+    # Neighbouring shards that a unit of `reduce`, or of `restore` in the pool's own shards, reads:
+    # several where each takes milliseconds, as the files that a unit leaves take one each.
+    at_once: ClassVar[int] = 1
     virtual: tuple[Column, ...] = ()
 
     @abstractmethod

@@ -28,7 +28,7 @@ from pipeline.engine.own_shards import (
     from_sources,
     neighbours,
     restore_neighbours,
-    restore_shard,
+    restore_shards,
     together,
 )
 from pipeline.engine.shuffling import (
@@ -56,6 +56,7 @@ from pipeline.errors import ShardError, StageError
 from pipeline.run_folder.done import standing
 from pipeline.run_folder.partitions import Partitions
 from pipeline.run_folder.rows import PoolShards
+from pipeline.stage import DatasetStage
 
 PARTITION_ROWS = 250_000
 LONGER_FROM_ROWS = 2_000_000_000  # of the pool: partitions grow, as its root
@@ -145,9 +146,10 @@ class RunContext:
     def restore(self, over: Any) -> None:
         home, parents = self._home, self.run.made_of
         if isinstance(over.over if isinstance(over, LocalShards) else over, PoolShards):
-            work = partial(restore_shard, over, self.run.planned)
+            work = partial(restore_shards, over, self.run.planned)
             shards = [OneShard(shard, parents) for shard in range(len(over))]
-            self._store("shards", work, shards, len(shards))
+            stops = np.arange(0, len(shards), self._at_once) + self._at_once
+            self._store("shards", work, shards, len(shards), stops=stops)
             return
         # Rows go home in two steps: to a run of neighbouring shards, then each to its own.
         sizes = [home.rows(shard) for shard in range(len(home))]
@@ -169,7 +171,7 @@ class RunContext:
         if stored is not None:
             return stored
         work = partial(reduce_some, fn, over, merge)
-        states = self._states(call, work, spans_of(len(over)))
+        states = self._states(call, work, spans_of(len(over), self._at_once))
         if not states:
             raise StageError(
                 "no shards to reduce",
@@ -232,6 +234,12 @@ class RunContext:
                 "use create_shards, or put_file",
             )
         return self.run.home
+
+    @property
+    def _at_once(self) -> int:
+        stage = self.run.planned.stage
+        assert isinstance(stage, DatasetStage)
+        return stage.at_once
 
     def _shuffle(self, over: Any, key: Callable[[pa.Table], Any], count: int) -> Partitions:
         call, folder = self.calls.next_call("shuffle"), self.run.folder

@@ -38,7 +38,7 @@ class OneShard:
 
 @dataclass(frozen=True)
 class Together:
-    """Shards to store whose sources are read as one."""
+    """Shards to store by one unit, one after another."""
 
     each: tuple[OneShard, ...]
 
@@ -94,6 +94,10 @@ def neighbours(sizes: list[int], rows: int, least: int) -> list[tuple[int, int]]
     return runs
 
 
+def each_of(given: OneShard | Together) -> tuple[OneShard, ...]:
+    return given.each if isinstance(given, Together) else (given,)
+
+
 def create_shard(
     fn: Callable[[dict[str, Any], Task], Iterator[pa.Table]],
     planned: PlannedStage,
@@ -110,17 +114,19 @@ def create_together(
     given: OneShard | Together,
     task: UnitTask,
 ) -> list[Record]:
-    each = given.each if isinstance(given, Together) else (given,)
+    each = each_of(given)
     streams = fn([dict(one.source or {}) for one in each], task)
     return [store_shard(planned, one, rows, task) for one, rows in zip(each, streams, strict=True)]
 
 
-def restore_shard(
-    over: PoolShards, planned: PlannedStage, given: OneShard, task: UnitTask
+def restore_shards(
+    over: PoolShards, planned: PlannedStage, given: OneShard | Together, task: UnitTask
 ) -> list[Record]:
-    shard = given.shard
-    table = at_home(over.table(shard), shard, over.rows(shard), planned)
-    return [store_shard(planned, given, iter([table]), task)]
+    records = []
+    for one in each_of(given):
+        table = at_home(over.table(one.shard), one.shard, over.rows(one.shard), planned)
+        records.append(store_shard(planned, one, iter([table]), task))
+    return records
 
 
 def restore_neighbours(

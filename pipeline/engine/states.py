@@ -43,9 +43,9 @@ def read_state(folder: Storage, name: str) -> State | None:
         return None
 
 
-def spans_of(shards: int) -> list[list[int]]:
-    """First shard and last + 1 of each unit."""
-    size = -(-shards // REDUCE_UNITS) or 1
+def spans_of(shards: int, at_once: int) -> list[list[int]]:
+    """First shard and last + 1 of each unit, which has at least so many shards."""
+    size = max(at_once, -(-shards // REDUCE_UNITS))
     return [[start, min(start + size, shards)] for start in range(0, shards, size)]
 
 

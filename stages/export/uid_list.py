@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import IDENTITY, REPEATS, UID, Column
 from metadata.uid import halves
-from pipeline.dataset import Context, Inputs, Task
+from pipeline.dataset import Context, Inputs, Shards, Task
 from pipeline.stage import DatasetStage, later
 from stages.export._groups import put_documents
 from stages.export._leaving import REASONS, Dropped, Takes, repeats, summed, tally
@@ -23,6 +23,7 @@ from stages.ops.uid_lists import DTYPE
 UIDS = "uids.npy"
 RANGE_ROWS = 2**21  # about as many uids are sorted at a time
 BATCH_ROWS = 2**16  # no images here
+AT_ONCE = 8  # shards that one unit counts: a file that a unit leaves costs as much as a shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,9 @@ class UidList(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         takes = Takes(dropped=self.dropped)
-        counting = partial(tally, inputs.rows, takes, BATCH_ROWS, times=repeats)
-        counts = ctx.map(counting, list(range(len(inputs.rows))))
+        shards = len(inputs.rows)
+        spans = [[at, min(at + AT_ONCE, shards)] for at in range(0, shards, AT_ONCE)]
+        counts = ctx.map(partial(counted, inputs.rows, takes), spans)
         total = summed(counts, takes)
         bits = bits_for(total["exported"], RANGE_ROWS)
         by_range = ranged(ctx, ctx.map_shards(partial(in_ranges, takes, bits), inputs.rows), bits)
@@ -69,6 +71,12 @@ class UidList(DatasetStage):
             **takes.about,
         }
         ctx.map(put_documents, [summary])
+
+
+def counted(rows: Shards, takes: Takes, span: list[int], task: Task) -> dict[str, int]:
+    """`tally` of neighbouring shards, first and last + 1, as one."""
+    each = [tally(rows, takes, BATCH_ROWS, shard, task, times=repeats) for shard in range(*span)]
+    return summed(each, takes) | {"samples": sum(one["samples"] for one in each)}
 
 
 def in_ranges(takes: Takes, bits: int, shard: pa.Table) -> pa.Table:

@@ -35,6 +35,7 @@ class Where(DatasetStage):
 
     version = 1
     determinism = "exact"
+    at_once = 8
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP,)
 

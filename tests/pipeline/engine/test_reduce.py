@@ -70,6 +70,13 @@ def test_a_tree_of_units_merges_in_the_order_of_the_shards(reduced, all_merged):
     assert CALLED.count("merged") == merges
 
 
+def test_a_unit_has_at_least_as_many_shards_as_its_stage_says_and_there_are_at_most_256():
+    assert states.spans_of(20, 8) == [[0, 8], [8, 16], [16, 20]]
+    assert states.spans_of(3, 1) == [[0, 1], [1, 2], [2, 3]]
+    assert len(states.spans_of(100_000, 8)) == 256
+    assert states.spans_of(0, 8) == []
+
+
 def test_small_states_are_merged_without_a_unit_more(reduced, monkeypatch):
     monkeypatch.setattr(context, "merge_some", None)
     assert reduced().column("it", "value") == [31] * 31

@@ -14,7 +14,7 @@ from pipeline.planning.recipe import Recipe
 from stages.select import where
 from tests.stages.killed import DiesOnceACall, Watcher, rows_of, until_it_ends
 
-ROWS, SHARD_ROWS = 2_000, 500
+ROWS, SHARD_ROWS = 2_000, 100  # 20 shards: several units
 WIDE = "original_width >= 300"
 
 
