@@ -56,7 +56,7 @@ def read_rows(
     batch_rows: int,
 ) -> Iterator[pa.Table]:
     """uid and the bound columns of one shard, each under the name it is read by."""
-    wanted: dict[str, dict[str, None]] = {root: {UID.name: None}}
+    wanted: dict[str, dict[str, None]] = {}
     loaded: dict[str, list[str]] = {}
     for stage, column in bindings.values():
         source = stored[stage].stage
@@ -64,6 +64,9 @@ def read_rows(
             loaded.setdefault(stage, []).append(column)
         else:
             wanted.setdefault(stage, {})[column] = None
+    # Every stage stores the uids: those of the root cost a file more where no other column does.
+    named = root if root in wanted or not wanted else next(iter(wanted))
+    wanted[named] = {UID.name: None, **wanted.get(named, {})}
     virtual = {
         name: source.load_virtual(names, states[name].source or {})
         for name, names in loaded.items()
@@ -76,8 +79,8 @@ def read_rows(
     start = 0
     for tables in zip(*readers.values(), strict=True):
         batch = dict(zip(readers, tables, strict=True))
-        rows = len(batch[root])
-        columns = {UID.name: batch[root][UID.name]}
+        rows = len(batch[named])
+        columns = {UID.name: batch[named][UID.name]}
         for read, (stage, column) in bindings.items():
             if column in loaded.get(stage, ()):
                 columns[read] = virtual[stage][column].slice(start, rows)

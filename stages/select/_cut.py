@@ -2,7 +2,8 @@
 
 A rank is a number in 16-bit digits, most significant first: the row's value, then what breaks
 ties (the smaller uid ranks higher, then the earlier place in the pool). One survey of the rows
-gives one digit of the n-th largest rank, from counts that add up in any order.
+gives one digit of the n-th largest rank, from counts that add up in any order. Ranks that begin
+with the digits found are soon so few that they are sorted.
 """
 
 import numpy as np
@@ -79,6 +80,11 @@ def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
         above_N |= level_N & (rank_ND[:, place] > digit)
         level_N &= rank_ND[:, place] == digit
     return above_N | level_N
+
+
+def nth_largest(rank_ND: NDArray, nth: int) -> Cut:
+    """The n-th largest of the ranks, from 1."""
+    return tuple(rank_ND[np.lexsort(rank_ND.T[::-1])[-nth]].tolist())
 
 
 def extend(cut: Cut, nth: int, rows_by_digit: NDArray) -> tuple[Cut, int]:

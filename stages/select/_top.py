@@ -18,6 +18,7 @@ from stages.select import _cut as cut
 # Shapes: N rows of the pool, D digits of a rank.
 
 Bools = NDArray[np.bool_]
+FEW = 1 << 16  # ranks of 24 to 32 bytes, which the driver sorts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +63,22 @@ class Top:
 
 
 def find_cut(top: Top, rows: Shards, ctx: Context) -> cut.Cut:
-    """One survey of all rows a digit, until the rows at or above the cut are those wanted."""
-    found, nth = cut.EVERYTHING, 0
-    while True:
-        seen = ctx.reduce(partial(survey, over=top.over, begin=found), rows, merge)
-        if not nth:
-            known, nth = top.first_cut(*seen["rows"].tolist())
-            if known is not None:
-                return known
+    """A survey of all rows a digit, until those that begin so are few: these ranks are sorted."""
+    found = cut.EVERYTHING
+    seen = ctx.reduce(partial(survey, over=top.over), rows, merge)
+    known, nth = top.first_cut(*seen["rows"].tolist())
+    if known is not None:
+        return known
+    while "by_digit" in seen:
         found, nth = cut.extend(found, nth, seen["by_digit"])
+        level = int(seen["by_digit"][found[-1]])
         ties_stay = top.datacomp_compat and len(found) == seen["value_digits"]
-        if ties_stay or nth == seen["by_digit"][found[-1]]:
+        if ties_stay or nth == level:
             return found
+        look, add = (survey, merge) if level > FEW else (ranks, joined)
+        seen = ctx.reduce(partial(look, over=top.over, begin=found), rows, add)
+    whole = cut.nth_largest(seen["ranks"], nth)
+    return whole[: int(seen["value_digits"])] if top.datacomp_compat else whole
 
 
 def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -85,11 +90,9 @@ def rankable(value: pa.ChunkedArray) -> pa.ChunkedArray:
     return value
 
 
-def survey(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
+def survey(rows: pa.Table, *, over: str, begin: cut.Cut = cut.EVERYTHING) -> State:
     """Rows of the pool and those with a value, and how the ranks that begin so go on."""
-    pool_N = rows[KEEP.name].to_numpy() if over == "passing" else np.ones(len(rows), bool)
-    ranked_N = pool_N & rows["value"].is_valid().to_numpy()
-    value_ND = cut.value_digits(rows["value"].filter(pa.array(ranked_N)))
+    pool_N, ranked_N, value_ND = in_pool(rows, over)
     digits = value_ND.shape[1]
     if len(begin) < digits:
         by_digit = cut.next_digit(value_ND, begin)
@@ -99,17 +102,46 @@ def survey(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
         by_digit = cut.next_digit(tied_ND, begin[digits:])
     return {
         "rows": np.array([np.count_nonzero(pool_N), len(value_ND)]),
-        "by_digit": by_digit.astype(np.min_scalar_type(len(rows))),  # a quarter of the journal
+        "by_digit": as_small(by_digit, len(value_ND)),
         "value_digits": np.array(digits),
     }
 
 
 def merge(one: State, other: State) -> State:
+    rows = np.add(one["rows"], other["rows"])
+    by_digit = np.add(one["by_digit"], other["by_digit"], dtype=np.int64)
+    # What is left of the one holds of both: the type of a column is that of its pool.
+    return one | {"rows": rows, "by_digit": as_small(by_digit, int(rows[1]))}
+
+
+def as_small(by_digit: NDArray[np.int64], most: int) -> NDArray[np.unsignedinteger]:
+    """Counts in the fewest bytes that hold them: they are most of the journal."""
+    return by_digit.astype(np.min_scalar_type(most))
+
+
+def ranks(rows: pa.Table, *, over: str, begin: cut.Cut) -> State:
+    """The ranks that begin so, whole."""
+    _, ranked_N, value_ND = in_pool(rows, over)
+    digits = value_ND.shape[1]
+    level_N = cut.level_with(value_ND, begin[:digits])
+    ranked_N[ranked_N] = level_N
+    tied_ND = cut.tie_digits(rows.filter(pa.array(ranked_N)))
+    rank_ND = np.hstack([value_ND[level_N], tied_ND])
     return {
-        "rows": np.add(one["rows"], other["rows"]),
-        "by_digit": np.add(one["by_digit"], other["by_digit"], dtype=np.int64),
-        "value_digits": one["value_digits"],  # the type of a column is that of its pool
+        "ranks": rank_ND[cut.level_with(rank_ND, begin)],
+        "value_digits": np.array(digits),
     }
+
+
+def joined(one: State, other: State) -> State:
+    return one | {"ranks": np.concatenate([one["ranks"], other["ranks"]])}
+
+
+def in_pool(rows: pa.Table, over: str) -> tuple[Bools, Bools, NDArray[np.uint16]]:
+    """(N,) the rows that a share is of, and those of them with a value; the values' digits."""
+    pool_N = rows[KEEP.name].to_numpy() if over == "passing" else np.ones(len(rows), bool)
+    ranked_N = pool_N & rows["value"].is_valid().to_numpy()
+    return pool_N, ranked_N, cut.value_digits(rows["value"].filter(pa.array(ranked_N)))
 
 
 def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:

@@ -23,6 +23,10 @@ exact  1M      1.18       1.98  0.45           1.30   (1.26, 1.33)
 exact  3M      3.71       3.46  0.48           0.80   (0.96)
 Later that day, at load 8 to 12, without pandas: select 0.98, 1.55 and 2.64, exact 0.88 and 0.99;
 ingest 2.36 at 300k, 4.80 and 3.99 at 1M in two runs.
+On a machine half as fast, with AVX2 alone and at load 8 to 14, the tree before and this one in
+turns, three rounds each: select 2.38 to 1.70 at 1M, 2.78 to 1.79 at 3M, since eight shards are one
+unit and a cut sorts few ranks; on a disk where each new file costs the kernel up to 0.9 ms;
+ingest 5.41 to 4.74 at 1M, two rounds.
 Before: select 3.09 at 1M, when each digit of the cut read and judged all rows again; exact 1.72,
 when all rows of a partition were sorted. Of 100,000 rows a ratio is mostly noise of the start.
 """

@@ -56,6 +56,14 @@ def test_columns_stand_side_by_side_under_the_names_they_are_read_by(pool):
     assert table["squared"].to_pylist() == [0, 1, 4, 9, 16]
 
 
+def test_a_root_of_which_no_column_is_read_is_not_opened(pool):
+    folder = pool.stored["pool"].folder
+    folder.delete(pool.states[0]["pool"].files[0])
+    assert pool.select(["squared"]).table(0)["uid"].to_pylist() == [
+        number.to_bytes(16) for number in NUMBERS[0]
+    ]
+
+
 def test_a_virtual_column_is_loaded_from_its_source(pool):
     virtual = SimpleNamespace(
         virtual=[SimpleNamespace(name="far")],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError, StageError
+from stages.select import _top
 from stages.select._cut import NOTHING
 from stages.select.where import Top, Where, judge, keep_best
 
@@ -291,16 +292,19 @@ TOP = st.one_of(
     top=TOP,
     dtype=st.sampled_from([pa.float32(), pa.float64()]),
     cuts=st.sets(st.integers(0, 12)),
+    few=st.sampled_from([_top.FEW, 3, 0]),
 )
-def test_the_cut_is_that_of_sorting_whatever_the_shards(kept, rows, top, dtype, cuts):
+def test_the_cut_is_that_of_sorting_whatever_the_shards(kept, rows, top, dtype, cuts, few):
     value, uid, passes = map(list, zip(*rows, strict=True))
     whole = table(uid, clip_score=pa.array(value, dtype), passes=passes)
     edges = [0, *sorted(cuts & set(range(len(rows)))), len(rows)]
     shards = [whole[a:b] for a, b in itertools.pairwise(edges)]
     stage = Where(where="passes", top=top)
     expected = sorted_by_hand(rows, top)
-    assert set(kept(stage, *shards)) == expected
-    assert set(kept(stage, whole)) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_top, "FEW", few)
+        assert set(kept(stage, *shards)) == expected
+        assert set(kept(stage, whole)) == expected
 
 
 @pytest.mark.parametrize(
