@@ -22,15 +22,11 @@ from stages.clip.schedule import learning_rate
 from stages.clip.stream import Streamed
 from stages.clip.telemetry import Log
 from stages.clip.towers import Towers, matrices_first
+from stages.ops.half import half
 
 # Shapes: N rows and M texts of this process, B rows of the batch.
 
-Precision = Literal["bf16", "float32", "float64"]
-DTYPES: dict[Precision, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,  # of a model in it: what the others are held to
-}
+Precision = Literal["bf16", "float32", "float64"]  # the last of a model in it: the reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +100,12 @@ class Trainer:
         self.replaced: dict[str, int] | None = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the towers compute in."""
+        precision = self.schedule.precision
+        return half(self.means.device) if precision == "bf16" else getattr(torch, precision)
+
+    @property
     def step(self) -> int:
         """Number of steps taken."""
         return len(self.losses)
@@ -148,13 +150,13 @@ class Trainer:
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(N, D) and (M, D) of this rank's images and texts, with the graph of all of them."""
-        dtype = DTYPES[self.schedule.precision]
-        image_ND = self.embed_images(self._put(batch.pixels), dtype)
-        return image_ND, self.embed_texts(self._put(batch.tokens), self._put(batch.starts), dtype)
+        image_ND = self.embed_images(self._put(batch.pixels), self.dtype)
+        tokens, starts = self._put(batch.tokens), self._put(batch.starts)
+        return image_ND, self.embed_texts(tokens, starts, self.dtype)
 
     def pieces(self, batch: Batch) -> tuple[Pieces, Pieces]:
         """The same, in pieces."""
-        dtype, count = DTYPES[self.schedule.precision], self.means.accumulate
+        dtype, count = self.dtype, self.means.accumulate
         images = self._put(batch.pixels).chunk(count)
         texts = text_pieces(self._put(batch.tokens), self._put(batch.starts), count)
         return (

@@ -27,7 +27,8 @@ class Features(RowStage):
     least, 0.9989 in the middle; of captions 0.9998 at least.
     """
 
-    # of the networks: bfloat16 is faster, float32 exact
+    # of the networks: bfloat16 is faster, float32 exact; a processor without bfloat16 computes the
+    # latter
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     version = 1

@@ -61,7 +61,7 @@ class ClipTraining(DatasetStage):
     learning_rate: Rate | None = None  # its greatest, after the warm-up
     warmup_steps: ZeroUp | None = None  # in which the learning rate rises
     weight_decay: Decay | None = None  # of AdamW
-    # of the towers' arithmetic; weights stay float32
+    # of the towers' arithmetic; weights stay float32, and a processor without bf16 computes in it
     precision: Literal["bf16", "float32"] = "bf16"
     # of several texts of an image: at each step one by hash, each as likely; or always the first
     texts: Literal["uniform", "first"] = later("uniform")
