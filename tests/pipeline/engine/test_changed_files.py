@@ -23,7 +23,7 @@ READ = f"""{MADE}
   all:
     uses: select.where
     from: [square, shared, cube, chosen]
-    where: cube.power > square.power AND shared > 0
+    where: cube.power > square.power AND shared > 0 AND number >= 0
   uids:   {{uses: export.uid_list, from: [chosen, all], read: {{keep: chosen.keep}}}}
 """
 
