@@ -22,8 +22,12 @@ _shared: dict[str, int] = {}  # descriptors that hold this process's shared fold
 
 
 def scratch_folder() -> Path:
-    """This process's own."""
-    return _made(os.getpid())  # a fork is another process
+    """This process's own; made again where another has removed it, as cleaners of /tmp do."""
+    path = _made(os.getpid())  # a fork is another process
+    if not path.is_dir():
+        _made.cache_clear()
+        path = _made(os.getpid())
+    return path
 
 
 def shared_scratch(name: str) -> Path | None:

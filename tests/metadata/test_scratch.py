@@ -1,6 +1,7 @@
 """A process's scratch folder: there while it lives, gone after, however it ended."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,15 @@ def test_a_folder_that_a_sweep_took_while_it_was_made_is_made_again(tmp_path, mo
     assert len(swept) == 2
     scratch.sweep_scratch()
     assert list(tmp_path.iterdir()) == [made]
+
+
+def test_a_folder_that_a_cleaner_took_is_made_again():
+    first = scratch.scratch_folder()
+    assert first == scratch.scratch_folder()
+    shutil.rmtree(first)
+    again = scratch.scratch_folder()
+    assert again != first
+    assert again.is_dir()
 
 
 def test_what_goes_to_an_object_store_is_written_there_first():
