@@ -65,7 +65,7 @@ def _one_host(state: RunState, name: str) -> Iterator[str]:
         yield (
             f"all rows of {', '.join(given)} are of one host, {host}: where that is one maker's"
             " style, expect other pictures to be scored as if the pool alone had taught (AUC .84"
-            " to .85, without these rows .84 to .85)"
+            " with these rows and without)"
         )
 
 
