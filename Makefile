@@ -41,10 +41,10 @@ check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/mypy metadata pipeline stages clipmill.py
 
 unit: .venv/installed-dev  ## every test but those that take minutes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos and not vllm' --durations 12
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos and not vllm' --durations 30
 
 chaos: .venv/installed-dev  ## kill -9 at every point, on disk, on S3, on Ray; the README; the demo
-	$(BIN)/python -m pytest -q -n 2 -m chaos --durations 12 $$(grep -rl 'mark[.]chaos' tests)
+	$(BIN)/python -m pytest -q -n 2 -m chaos --durations 60 $$(grep -rl 'mark[.]chaos' tests)
 
 vllm: .venv/installed-dev  ## a real vLLM server on the CPU, with tiny models made for it; gigabytes
 	$(BIN)/python -m pytest -q -m vllm --durations 12

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE_EMBEDDING, IMAGE_FEATURES, TEXT_EMBEDDING, TEXT_FEATURES, Column
+from metadata.schema import (
+    IMAGE_EMBEDDING,
+    IMAGE_FEATURES,
+    TEXT,
+    TEXT_EMBEDDING,
+    TEXT_FEATURES,
+    Column,
+)
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
 from stages.embed._pair import pair
@@ -20,6 +27,8 @@ if TYPE_CHECKING:
 class FilterNetworkEmbedding(RowStage):
     """Unit vectors of image and caption in the network's space; each null where its features are.
 
+    Of the caption the network reads its features and its words.
+
     Source: Data Filtering Networks (Fang et al. 2023); train.filter_network says where it departs.
     Error: none beyond float32's; features of another model than in training give noise.
     Example: {model: "checkpoint:filter"}
@@ -28,10 +37,10 @@ class FilterNetworkEmbedding(RowStage):
     model: NonEmpty  # stage:NAME or checkpoint:URI, of train.filter_network
     width: OneUp = 256  # numbers of an embedding, as it was trained
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ("rows", "model")
-    reads = (IMAGE_FEATURES, TEXT_FEATURES)
+    reads = (IMAGE_FEATURES, TEXT_FEATURES, TEXT)
     reasons = ("no_image_features", "no_text_features")
 
     def __post_init__(self) -> None:
@@ -65,9 +74,9 @@ class FilterNetworkEmbedding(RowStage):
 
 def embeddings(batch: pa.Table, network: "Embedder") -> pa.Table:
     """Both vectors of every row; features that are null or NaN come out as null, with a reason."""
-    image_NI, text_NT = (as_matrix(batch[column.name]) for column in FilterNetworkEmbedding.reads)
+    image_NI, text_NT = (as_matrix(batch[it.name]) for it in (IMAGE_FEATURES, TEXT_FEATURES))
     columns = {
         IMAGE_EMBEDDING.name: from_matrix(network.embed_images(image_NI)),
-        TEXT_EMBEDDING.name: from_matrix(network.embed_texts(text_NT)),
+        TEXT_EMBEDDING.name: from_matrix(network.embed_texts(text_NT, batch[TEXT.name])),
     }
     return pair(columns, FilterNetworkEmbedding.reasons)

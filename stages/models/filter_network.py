@@ -1,8 +1,11 @@
-"""A data filtering network: two linear heads that bring frozen features into one space.
+"""A data filtering network: linear heads that bring images and captions into one space.
+
+The image head reads frozen features, the text head those of the caption and its hashed words.
 
 Source: Data Filtering Networks (Fang et al. 2023). We depart in size and in the fit: heads on
 frozen features instead of CLIP, found in one step by canonical correlation (Hotelling 1936) with a
-ridge (Vinod 1976), so that a CPU learns in seconds from all pairs there are.
+ridge (Vinod 1976), so that a CPU learns in seconds from all pairs there are. Roots of image
+features, to unit length, are Perronnin et al.'s (2010).
 """
 
 from typing import Any
@@ -16,82 +19,167 @@ from torch.nn import functional
 from metadata.keys import redacted
 from stages.models.features import in_batches
 from stages.models.saved import matching, read_model
+from stages.ops.words import Texts, WordBags, word_bags
 
-# Shapes: N rows, D width of the embedding, I and T widths of image and text features, B a batch, R
-# directions.
+# Shapes: N rows, D width of the embedding, I and T widths of image and text features, V buckets of
+# words, S = T + V, B a batch, R directions.
 
 KIND = "filter_network"
+WORDS = 2048  # buckets; from half as many the AUC is .01 less
 # Times the mean variance of a feature, added to that of each. Where pairs are few it is more, else
-# those that do not fit are learnt by heart: of 2,400 rows, 400 of a strange vendor, swapped ones
-# among these have an AUC of .70 with ridges of 10 and 3, of .65 with 3 and 1. With all rows of the
-# demo or full pool it matters little.
-IMAGE_RIDGE, TEXT_RIDGE = 3.0, 1.0
+# those that do not fit are learnt by heart. docs/training.md has what others gave.
+IMAGE_RIDGE, TEXT_RIDGE, WORD_RIDGE = 5.0, 1.0, 3.0
 FEW = 5_000  # pairs with which the ridge is twice that
+ROUNDING = 1e-12  # of a variance, against the mean's square
+LEAST = 1e-6  # of the greatest correlation: those below are rounding
 ROWS = 64  # a batch when embedding: one shape, so that no value depends on the others
 SUMMED = 4096  # rows in float64 at a time
 
 
 class FilterNetwork(nn.Module):
-    """Unit vectors of image and text features by a linear map each."""
+    """Unit vectors of images and captions. Without `words`, as of versions 1 and 2, of their
+    features as they are."""
 
-    def __init__(self, image_width: int, text_width: int, width: int) -> None:
+    def __init__(self, image_width: int, text_width: int, width: int, words: int = 0) -> None:
         super().__init__()
         self.image = nn.Linear(image_width, width)
         self.text = nn.Linear(text_width, width)
+        self.words = nn.EmbeddingBag(words, width, mode="sum") if words else None
 
     def embed_images(self, image_NI: Tensor) -> Tensor:
-        return functional.normalize(self.image(image_NI), dim=1)
+        """(N, D)."""
+        return functional.normalize(self.image(rooted(image_NI) if self.words else image_NI), dim=1)
 
-    def embed_texts(self, text_NT: Tensor) -> Tensor:
-        return functional.normalize(self.text(text_NT), dim=1)
+    def embed_texts(self, text_NT: Tensor, captions: Texts) -> Tensor:
+        """(N, D)."""
+        return self.with_words(self.text(text_NT), captions)
+
+    def with_words(self, text_ND: Tensor, captions: Texts) -> Tensor:
+        """(N, D) unit vectors of what the text head makes of the features, and the words."""
+        if self.words is not None:
+            bags = word_bags(captions, self.words.num_embeddings)
+            index_W, start_N, weight_N = (
+                torch.from_numpy(it).to(text_ND.device)
+                for it in (bags.bucket_W, bags.starts(), _weights(bags))
+            )
+            text_ND = text_ND + self.words(index_W, start_N) * weight_N.float()[:, None]
+        return functional.normalize(text_ND, dim=1)
+
+
+def rooted(x_NI: Tensor) -> Tensor:
+    """Signed square roots, to unit length: no few large features decide."""
+    size_NI = x_NI.abs()
+    length_N1 = size_NI.sum(1, keepdim=True).sqrt().clamp(min=ROUNDING)  # of the roots
+    size_NI.clamp_(min=1e-30)  # MKL takes five times as long for the root of 0, which most are
+    return size_NI.sqrt_().copysign_(x_NI).div_(length_N1)
+
+
+def _weights(bags: WordBags) -> NDArray[np.float64]:
+    """(N,) of each word of a text: long captions say no more than short ones."""
+    return 1 / np.sqrt(np.maximum(bags.count_N, 1))
 
 
 def fitted(
-    image_NI: NDArray[np.float32], text_NT: NDArray[np.float32], width: int
+    image_NI: NDArray[np.float32],
+    text_NT: NDArray[np.float32],
+    captions: Texts,
+    width: int,
 ) -> FilterNetwork:
     """The network whose directions correlate most over these pairs; ValueError where none vary.
 
     A pair of directions weighs as its correlation does. Pairs that do not fit cost little: a
     caption that stands beside pictures of all kinds correlates with none.
     """
-    mean_I, mean_T = (it.mean(0, dtype=np.float64) for it in (image_NI, text_NT))
-    image_II, text_TT, both_IT = (
-        torch.zeros(size, dtype=torch.float64)
-        for size in ((len(mean_I),) * 2, (len(mean_T),) * 2, (len(mean_I), len(mean_T)))
-    )
-    for start in range(0, len(image_NI), SUMMED):
-        image_BI, text_BT = (
-            torch.from_numpy(it[start : start + SUMMED] - mean)
-            for it, mean in ((image_NI, mean_I), (text_NT, mean_T))
-        )
-        image_II += image_BI.T @ image_BI
-        text_TT += text_BT.T @ text_BT
-        both_IT += image_BI.T @ text_BT
-    image_II, text_TT = (
-        _whitening(it / len(image_NI), ridge * (1 + FEW / len(image_NI)))
-        for it, ridge in ((image_II, IMAGE_RIDGE), (text_TT, TEXT_RIDGE))
-    )
-    image_IR, correlation_R, text_RT = torch.linalg.svd(
-        image_II.T @ (both_IT / len(image_NI)) @ text_TT, full_matrices=False
-    )
-    network = FilterNetwork(len(mean_I), len(mean_T), width)
-    for head, mean, way_FR in (
-        (network.image, mean_I, image_II @ image_IR),
-        (network.text, mean_T, text_TT @ text_RT.T),
+    mean_I, mean_S, image_II, text_SS, both_IS = _covariances(image_NI, text_NT, captions)
+    texts, more = text_NT.shape[1], 1 + FEW / len(image_NI)
+    for block_FF, mean_F, ridge in (
+        (image_II, mean_I, IMAGE_RIDGE),
+        (text_SS[:texts, :texts], mean_S[:texts], TEXT_RIDGE),
+        (text_SS[texts:, texts:], None, WORD_RIDGE),  # captions may have no word
     ):
-        weight_DF = (way_FR * correlation_R.sqrt()).T[:width]
-        head.weight.data.zero_()[: len(weight_DF)] = weight_DF
-        head.bias.data = -(head.weight.data.double() @ torch.from_numpy(mean)).float()
+        variance_F = block_FF.diagonal()
+        if mean_F is not None and not variance_F.mean() > ROUNDING * mean_F.square().mean():
+            raise ValueError("the features of all rows are alike")
+        variance_F += ridge * more * variance_F.mean().clamp(min=ROUNDING)
+    image_II, text_SS = (torch.linalg.cholesky(it) for it in (image_II, text_SS))
+    both_IS = torch.linalg.solve_triangular(image_II, both_IS, upper=False)
+    both_IS = torch.linalg.solve_triangular(text_SS, both_IS.T, upper=False).T
+    # Its singular values are the correlations. Images have fewer features than captions and words.
+    square_R, image_IR = (it.flip(-1) for it in torch.linalg.eigh(both_IS @ both_IS.T))
+    correlation_R = square_R.clamp(min=0).sqrt()
+    directions = min(width, int((correlation_R > LEAST * correlation_R[0]).sum()))
+    correlation_R, image_IR = correlation_R[:directions], image_IR[:, :directions]
+    text_SR = both_IS.T @ image_IR / correlation_R
+    image_RI, text_RS = (
+        torch.linalg.solve_triangular(root.T, way * correlation_R.sqrt(), upper=True).T
+        for root, way in ((image_II, image_IR), (text_SS, text_SR))
+    )
+    image_DI, text_DS = (
+        functional.pad(it, (0, 0, 0, width - directions)) for it in (image_RI, text_RS)
+    )
+    network = FilterNetwork(image_NI.shape[1], texts, width, WORDS)
+    network.load_state_dict(
+        {
+            "image.weight": image_DI,
+            "image.bias": -image_DI @ mean_I,
+            "text.weight": text_DS[:, :texts],
+            "text.bias": -text_DS @ mean_S,
+            "words.weight": text_DS[:, texts:].T,
+        }
+    )
     return network.eval()
 
 
-def _whitening(covariance_FF: Tensor, ridge: float) -> Tensor:
-    """(F, F) what makes features uncorrelated, each with the variance that the ridge leaves."""
-    variance_F, way_FF = torch.linalg.eigh(covariance_FF)
-    least = ridge * variance_F.mean()
-    if not least > 0:
-        raise ValueError("the features of all rows are alike")
-    return way_FF / (variance_F.clamp(min=0) + least).sqrt()
+def _covariances(
+    image_NI: NDArray[np.float32],
+    text_NT: NDArray[np.float32],
+    captions: Texts,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Means (I,) and (S,), and covariances (I, I), (S, S) and (I, S), of roots, features and words.
+
+    Of (S, S) the lower half.
+    """
+    from scipy.sparse import csr_array
+
+    rows, images, texts = len(image_NI), image_NI.shape[1], text_NT.shape[1]
+    sizes = (
+        (images,),
+        (texts + WORDS,),
+        (images,) * 2,
+        (texts + WORDS,) * 2,
+        (images, texts + WORDS),
+    )
+    sum_I, sum_S, image_II, text_SS, both_IS = (
+        torch.zeros(it, dtype=torch.float64) for it in sizes
+    )
+    bags = word_bags(captions, WORDS)
+    ends_N = np.append(bags.starts(), len(bags.bucket_W))
+    weight_W = np.repeat(_weights(bags), bags.count_N)
+    word_NV = csr_array((weight_W, bags.bucket_W, ends_N), shape=(rows, WORDS))
+    for start in range(0, rows, SUMMED):
+        part = slice(start, start + SUMMED)
+        image_BI, text_BT = (
+            torch.from_numpy(it[part].astype(np.float64)) for it in (image_NI, text_NT)
+        )
+        image_BI, word_BV = rooted(image_BI), word_NV[part]
+        word_VB = word_BV.T
+        sum_I += image_BI.sum(0)
+        sum_S[:texts] += text_BT.sum(0)
+        sum_S[texts:] += torch.from_numpy(word_BV.sum(0))
+        image_II += image_BI.T @ image_BI
+        text_SS[:texts, :texts] += text_BT.T @ text_BT
+        text_SS[texts:, :texts] += torch.from_numpy(word_VB @ text_BT.numpy())
+        text_SS[texts:, texts:] += torch.from_numpy((word_VB @ word_BV).toarray())
+        both_IS[:, :texts] += image_BI.T @ text_BT
+        both_IS[:, texts:] += torch.from_numpy(word_VB @ image_BI.numpy()).T
+    mean_I, mean_S = sum_I / rows, sum_S / rows
+    return (
+        mean_I,
+        mean_S,
+        image_II / rows - torch.outer(mean_I, mean_I),
+        text_SS / rows - torch.outer(mean_S, mean_S),
+        both_IS / rows - torch.outer(mean_I, mean_S),
+    )
 
 
 class Embedder:
@@ -103,6 +191,7 @@ class Embedder:
         sizes: dict[str, Any] = {
             name: card.get(name) for name in ("image_width", "text_width", "width")
         }
+        sizes["words"] = card.get("words", 0)
         self.width: int = sizes["width"]
         self.sha256: str = card["sha256"]
         self.device = device
@@ -112,12 +201,16 @@ class Embedder:
         self.network = matching(FilterNetwork(**sizes), weights, redacted(uri)).to(device)
 
     def embed_images(self, image_NI: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._embed(self.network.embed_images, image_NI)
+        """(N, D) unit vectors."""
+        return self._in_batches(self.network.embed_images, image_NI)
 
-    def embed_texts(self, text_NT: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._embed(self.network.embed_texts, text_NT)
+    def embed_texts(self, text_NT: NDArray[np.float32], captions: Texts) -> NDArray[np.float32]:
+        """(N, D) unit vectors, of the captions and their features."""
+        text_ND = torch.from_numpy(self._in_batches(self.network.text, text_NT)).to(self.device)
+        with torch.inference_mode():
+            return self.network.with_words(text_ND, captions).cpu().numpy()
 
-    def _embed(self, head, row_NF: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _in_batches(self, head, row_NF: NDArray[np.float32]) -> NDArray[np.float32]:
         def call(row_BF: NDArray[np.float32]) -> Tensor:
             with torch.inference_mode():
                 return head(torch.tensor(row_BF, device=self.device))

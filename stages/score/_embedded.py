@@ -23,7 +23,7 @@ Embed = Callable[[list[str]], NDArray[np.float32]]  # texts to unit rows (T, D)
 
 
 def text_embedder(model: str, precision: "Precision", worker: Worker) -> Embed:
-    """The model's text tower; of a filter network, MiniLM and the network's head for texts."""
+    """The model's text tower; of a filter network, MiniLM, words and the network's head."""
     uri = worker.model or (model.partition(":")[2] if model.startswith("checkpoint:") else None)
     if uri is not None and _is_filter_network(uri):
         return _by_filter_network(uri, model, precision, worker)
@@ -50,7 +50,7 @@ def _by_filter_network(uri: str, model: str, precision: "Precision", worker: Wor
     worker.pin("all-MiniLM-L6-v2", features.sha256)
     if worker.model is None:
         worker.pin(model, network.sha256)
-    return lambda texts: network.embed_texts(features(texts))
+    return lambda texts: network.embed_texts(features(texts), texts)
 
 
 def clip_scores(

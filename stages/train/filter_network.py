@@ -24,21 +24,21 @@ CARD = "model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFilterNetwork(DatasetStage):
-    """Two linear heads that bring image and text features into one space, from the rows kept.
+    """Linear heads that bring image features and captions into one space, from the rows kept.
 
     `from` may name stages of several pools, whose rows count alike: trusted pairs, and the pool
     that is to be scored. Its faults cost less than its styles are worth: docs/training.md has
     figures. Rows without caption or features are left out; `notes` of `out/model.json` says what
     the others will not teach.
-    Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features for its CLIP,
-    by canonical correlation, and from the noisy pool too.
+    Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features and hashed
+    words for its CLIP, by canonical correlation, and from the noisy pool too.
     Error: other processors round other sums.
     """
 
     width: OneUp = 256  # numbers of an embedding
     most_rows: OneUp = 100_000  # to learn from; of more, so many by hash
 
-    version = 2
+    version = 3
     determinism = "exact"
     gives = ("model",)
     artifacts = (("notes", CARD),)
@@ -73,7 +73,7 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
     torch.use_deterministic_algorithms(True)
     image_NI, text_NT = (as_matrix(table[it.name]) for it in (IMAGE_FEATURES, TEXT_FEATURES))
     try:
-        network = fn.fitted(image_NI, text_NT, settings.width)
+        network = fn.fitted(image_NI, text_NT, table[TEXT.name], settings.width)
     except ValueError as error:
         raise StageError(
             found=f"{error}, {len(table):,} of them",
@@ -83,6 +83,7 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
     card = {
         "image_width": image_NI.shape[1],
         "text_width": text_NT.shape[1],
+        "words": fn.WORDS,
         "trained_rows": len(table),
         "notes": _trusted.notes(table),
         **asdict(settings),

@@ -48,10 +48,12 @@ def scores(table: pl.DataFrame, taken_N: NDArray) -> NDArray[np.float32]:
     image_NI, text_NT = (
         as_matrix(table[name].to_arrow()) for name in ("image_features", "text_features")
     )
-    network = fitted(image_NI[taken_N], text_NT[taken_N], 256)
+    captions = table["text"].to_list()
+    taken = [captions[row] for row in taken_N]
+    network = fitted(image_NI[taken_N], text_NT[taken_N], taken, 256)
     with torch.inference_mode():
         image_ND = network.embed_images(torch.tensor(image_NI))
-        return (image_ND * network.embed_texts(torch.tensor(text_NT))).sum(1).numpy()
+        return (image_ND * network.embed_texts(torch.tensor(text_NT), captions)).sum(1).numpy()
 
 
 def auc(high: NDArray, low: NDArray) -> float:

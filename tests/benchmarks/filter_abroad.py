@@ -52,7 +52,7 @@ LEARNT_SHARES = 0.0625, 0.25, 0.5
 ASIDE = ("trusted", "own", "learnt")
 FAULTS = ("swapped", "other group", "own group", "spam", "boilerplate", "garbled")
 TWICE = ("good", ("",), 200), ("good", ("",), 2_000), ("swapped", FAULTS[1:3], 200)
-Score = Callable[[NDArray, NDArray], NDArray[np.floating]]  # features of images and texts
+Score = Callable[[NDArray, NDArray, list[str]], NDArray[np.floating]]  # features, captions
 
 
 class Pairs(NamedTuple):
@@ -66,6 +66,10 @@ class Pairs(NamedTuple):
         return Pairs(
             self.rows.filter(pl.Series(chosen_N)), self.image_ND[chosen_N], self.text_ND[chosen_N]
         )
+
+    @property
+    def captions(self) -> list[str]:
+        return self.rows["text"].fill_null("").to_list()
 
     def of(self, family: str) -> NDArray[np.bool_]:
         return (self.rows["family"] == family).to_numpy()
@@ -258,12 +262,13 @@ def image_features(files: list[str]) -> NDArray[np.float16]:
 
 def learnt(pairs: Pairs) -> Score:
     """The score of a network that has learnt from these pairs as train.filter_network does."""
-    network = fn.fitted(pairs.image_ND, pairs.text_ND, TrainedFilterNetwork().width)
+    width = TrainedFilterNetwork().width
+    network = fn.fitted(pairs.image_ND, pairs.text_ND, pairs.captions, width)
 
-    def score(image_ND: NDArray, text_ND: NDArray) -> NDArray[np.floating]:
+    def score(image_ND: NDArray, text_ND: NDArray, captions: list[str]) -> NDArray[np.floating]:
         with torch.inference_mode():
             image = network.embed_images(torch.tensor(image_ND))
-            return (image * network.embed_texts(torch.tensor(text_ND))).sum(1).numpy()
+            return (image * network.embed_texts(torch.tensor(text_ND), captions)).sum(1).numpy()
 
     return score
 
@@ -281,9 +286,11 @@ def own_folds(here: Pairs) -> NDArray[np.floating]:
 
 
 def scores(score: Score, rows: Pairs) -> NDArray[np.floating]:
-    starts = range(0, len(rows.rows), 1024)
-    parts = [score(rows.image_ND[s : s + 1024], rows.text_ND[s : s + 1024]) for s in starts]
-    return np.concatenate(parts)
+    captions = rows.captions
+    parts = (slice(start, start + 1024) for start in range(0, len(captions), 1024))
+    return np.concatenate(
+        [score(rows.image_ND[it], rows.text_ND[it], captions[it]) for it in parts]
+    )
 
 
 def aucs(here: Pairs, score_N: NDArray[np.floating]) -> dict[str, float]:

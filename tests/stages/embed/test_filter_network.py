@@ -26,7 +26,7 @@ def worker(tmp_path) -> Worker:
         path.rename(tmp_path / "out" / name)
 
     torch.manual_seed(0)
-    sizes = {"image_width": IMAGE_WIDTH, "text_width": TEXT_WIDTH, "width": WIDTH}
+    sizes = {"image_width": IMAGE_WIDTH, "text_width": TEXT_WIDTH, "width": WIDTH, "words": 99}
     put_model(put, tmp_path, KIND, sizes, FilterNetwork(**sizes).state_dict())
     return Worker(
         seed=0, stage="emb", device="cpu", threads=1, scratch=tmp_path, model=str(tmp_path)
@@ -39,6 +39,7 @@ def batch(rows: int) -> pa.Table:
         {
             "image_features": from_matrix(rng.standard_normal((rows, IMAGE_WIDTH))),
             "text_features": from_matrix(rng.standard_normal((rows, TEXT_WIDTH))),
+            "text": [f"a cat of {row % 5} colours, " * (row % 3) for row in range(rows)],
         }
     )
 
@@ -57,13 +58,15 @@ def test_vectors_have_length_one_and_do_not_depend_on_the_batch(worker):
 def test_missing_features_give_null_with_a_reason_and_spare_the_other(worker):
     embed = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
     rows = batch(4)
-    image, text = (rows[name].to_pylist() for name in rows.column_names)
+    image, text, captions = (rows[name].to_pylist() for name in rows.column_names)
+    captions[3] = None
     image[1] = image[3] = text[2] = text[3] = None
     out = embed(
         pa.table(
             {
                 "image_features": pa.array(image, rows["image_features"].type),
                 "text_features": pa.array(text, rows["text_features"].type),
+                "text": captions,
             }
         )
     )
@@ -73,6 +76,18 @@ def test_missing_features_give_null_with_a_reason_and_spare_the_other(worker):
     np.testing.assert_array_equal(
         as_matrix(out["image_embedding"])[0], as_matrix(embed(rows)["image_embedding"])[0]
     )
+
+
+def test_the_words_of_a_caption_are_read_in_any_case_and_order(worker):
+    embed = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
+    rows = batch(1)
+
+    def told(caption: str) -> np.ndarray:
+        return as_matrix(embed(rows.set_column(2, "text", pa.array([caption])))["text_embedding"])
+
+    np.testing.assert_allclose(told("A Dog, a CAT!"), told("a cat a dog"), atol=1e-6)
+    assert np.abs(told("a dog a dog") - told("a cat a dog")).max() > 0.01
+    np.testing.assert_array_equal(told("-- !"), told(""))
 
 
 @pytest.mark.parametrize("rows", [0, 2])

@@ -187,7 +187,7 @@ def test_a_filter_network_reads_captions_through_minilm(tmp_path):
         path.rename(tmp_path / "out" / name)
 
     torch.manual_seed(0)
-    sizes = {"image_width": 8, "text_width": TextFeatures.width, "width": 16}
+    sizes = {"image_width": 8, "text_width": TextFeatures.width, "width": 16, "words": 9}
     put_model(put, tmp_path, KIND, sizes, FilterNetwork(**sizes).state_dict())
     here = str(tmp_path)
     worker = Worker(seed=0, stage="checks", device="cpu", threads=1, scratch=tmp_path, model=here)
@@ -199,7 +199,8 @@ def test_a_filter_network_reads_captions_through_minilm(tmp_path):
         }
     )
     score = CaptionScores(model="stage:dfn", **OURS).open(worker)
-    dog, cat = Embedder(here).embed_texts(TextFeatures("bfloat16")(["a dog", "a cat"]))
+    both = ["a dog", "a cat"]
+    dog, cat = Embedder(here).embed_texts(TextFeatures("bfloat16")(both), both)
     expected = [dog[0], cat[0], dog[0]]
     assert score(batch)["text_clip_score"].to_pylist() == [pytest.approx(expected, abs=1e-6)]
     copied = CaptionScores(model=f"checkpoint:{here}", **OURS).open(replace(worker, model=None))

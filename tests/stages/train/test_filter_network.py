@@ -61,6 +61,7 @@ def test_a_model_and_its_card_are_stored(trained, table):
     card = json.loads((out / "model.json").read_text())
     assert card["kind"] == "filter_network"
     assert (card["image_width"], card["text_width"], card["width"]) == (IMAGE_WIDTH, TEXT_WIDTH, 16)
+    assert card["words"] == 2048
     assert card["trained_rows"] == ROWS
     assert card["notes"][0].startswith("40 pairs to learn from are few: expect scores")
 
@@ -78,7 +79,7 @@ def test_order_and_shards_of_the_rows_do_not_matter(trained, table):
 def test_the_trained_network_tells_an_own_caption_from_another(trained, table):
     network = Embedder(str(trained(table)))
     image_ND = network.embed_images(as_matrix(table["image_features"]))
-    text_ND = network.embed_texts(as_matrix(table["text_features"]))
+    text_ND = network.embed_texts(as_matrix(table["text_features"]), table["text"])
     cosine_NN = image_ND @ text_ND.T
     own_N = np.diag(cosine_NN)
     assert (own_N[:, None] > cosine_NN).mean() > 0.85
