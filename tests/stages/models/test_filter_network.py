@@ -15,8 +15,10 @@ N, IMAGE, TEXT, WIDTH = 300, 12, 9, 4
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def few(monkeypatch):
+    """Threads, and buckets of words: the fit grows with their cube."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(fn, "WORDS", 256)
 
 
 NONE = [""] * N  # captions without a word

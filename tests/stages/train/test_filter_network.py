@@ -9,12 +9,19 @@ import pytest
 
 from pipeline.dataset import Inputs
 from pipeline.errors import StageError
+from stages.models import filter_network as fn
 from stages.models.filter_network import Embedder
 from stages.ops.vectors import as_matrix, from_matrix
 from stages.train.filter_network import TrainedFilterNetwork
 
 ROWS, IMAGE_WIDTH, TEXT_WIDTH = 40, 60, 50
 SMALL = {"width": 16}
+
+
+@pytest.fixture(autouse=True)
+def few_words(monkeypatch):
+    """For the tests' time: the fit grows with the cube of the buckets."""
+    monkeypatch.setattr(fn, "WORDS", 256)
 
 
 def uids(count: int) -> pa.Array:
@@ -61,7 +68,7 @@ def test_a_model_and_its_card_are_stored(trained, table):
     card = json.loads((out / "model.json").read_text())
     assert card["kind"] == "filter_network"
     assert (card["image_width"], card["text_width"], card["width"]) == (IMAGE_WIDTH, TEXT_WIDTH, 16)
-    assert card["words"] == 2048
+    assert card["words"] == fn.WORDS
     assert card["trained_rows"] == ROWS
     assert card["notes"][0].startswith("40 pairs to learn from are few: expect scores")
 
