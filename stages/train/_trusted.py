@@ -23,7 +23,7 @@ ALIKE = 0.28  # mean cosine of two captions: of mixed pairs .15 to .24, of one g
 DISTINCT = 0.2  # share
 NARROW = (
     "expect scores about as good as a coin toss on what else there is"
-    " (AUC .52 to .57, on such pairs .65 to .79)"
+    " (AUC .52 to .56, on such pairs .66 to .80)"
 )
 
 
@@ -54,7 +54,7 @@ def _other_languages(some: pa.Table) -> Iterator[str]:
             yield (
                 f"{share:.0%} of captions learnt from are in other languages than English, which"
                 " the text features read: expect scores of these to be little better than a coin"
-                " toss (AUC .56 to .63, of English ones .78 to .89)"
+                " toss (AUC .56 to .62, of English ones .78 to .89)"
             )
 
 
