@@ -37,8 +37,10 @@ SUMMED = 4096  # rows in float64 at a time
 
 
 class FilterNetwork(nn.Module):
-    """Unit vectors of images and captions. Without `words`, as of versions 1 and 2, of their
-    features as they are."""
+    """Unit vectors of images and captions.
+
+    Without `words`, as in versions 1 and 2, of both's features as they are.
+    """
 
     def __init__(self, image_width: int, text_width: int, width: int, words: int = 0) -> None:
         super().__init__()
@@ -80,10 +82,7 @@ def _weights(bags: WordBags) -> NDArray[np.float64]:
 
 
 def fitted(
-    image_NI: NDArray[np.float32],
-    text_NT: NDArray[np.float32],
-    captions: Texts,
-    width: int,
+    image_NI: NDArray[np.float32], text_NT: NDArray[np.float32], captions: Texts, width: int
 ) -> FilterNetwork:
     """The network whose directions correlate most over these pairs; ValueError where none vary.
 
@@ -131,9 +130,7 @@ def fitted(
 
 
 def _covariances(
-    image_NI: NDArray[np.float32],
-    text_NT: NDArray[np.float32],
-    captions: Texts,
+    image_NI: NDArray[np.float32], text_NT: NDArray[np.float32], captions: Texts
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Means (I,) and (S,), and covariances (I, I), (S, S) and (I, S), of roots, features and words.
 
@@ -141,16 +138,11 @@ def _covariances(
     """
     from scipy.sparse import csr_array
 
-    rows, images, texts = len(image_NI), image_NI.shape[1], text_NT.shape[1]
-    sizes = (
-        (images,),
-        (texts + WORDS,),
-        (images,) * 2,
-        (texts + WORDS,) * 2,
-        (images, texts + WORDS),
-    )
-    sum_I, sum_S, image_II, text_SS, both_IS = (
-        torch.zeros(it, dtype=torch.float64) for it in sizes
+    (rows, images), texts = image_NI.shape, text_NT.shape[1]
+    both = texts + WORDS
+    mean_I, mean_S, image_II, text_SS, both_IS = (
+        torch.zeros(size, dtype=torch.float64)
+        for size in ((images,), (both,), (images, images), (both, both), (images, both))
     )
     bags = word_bags(captions, WORDS)
     ends_N = np.append(bags.starts(), len(bags.bucket_W))
@@ -163,23 +155,21 @@ def _covariances(
         )
         image_BI, word_BV = rooted(image_BI), word_NV[part]
         word_VB = word_BV.T
-        sum_I += image_BI.sum(0)
-        sum_S[:texts] += text_BT.sum(0)
-        sum_S[texts:] += torch.from_numpy(word_BV.sum(0))
+        mean_I += image_BI.sum(0)
+        mean_S[:texts] += text_BT.sum(0)
+        mean_S[texts:] += torch.from_numpy(word_BV.sum(0))
         image_II += image_BI.T @ image_BI
         text_SS[:texts, :texts] += text_BT.T @ text_BT
         text_SS[texts:, :texts] += torch.from_numpy(word_VB @ text_BT.numpy())
         text_SS[texts:, texts:] += torch.from_numpy((word_VB @ word_BV).toarray())
         both_IS[:, :texts] += image_BI.T @ text_BT
         both_IS[:, texts:] += torch.from_numpy(word_VB @ image_BI.numpy()).T
-    mean_I, mean_S = sum_I / rows, sum_S / rows
-    return (
-        mean_I,
-        mean_S,
-        image_II / rows - torch.outer(mean_I, mean_I),
-        text_SS / rows - torch.outer(mean_S, mean_S),
-        both_IS / rows - torch.outer(mean_I, mean_S),
-    )
+    for sums in (mean_I, mean_S, image_II, text_SS, both_IS):
+        sums.div_(rows)  # in place: (S, S) has 160 MB
+    image_II -= torch.outer(mean_I, mean_I)
+    text_SS -= torch.outer(mean_S, mean_S)
+    both_IS -= torch.outer(mean_I, mean_S)
+    return mean_I, mean_S, image_II, text_SS, both_IS
 
 
 class Embedder:

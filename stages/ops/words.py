@@ -1,4 +1,4 @@
-"""Captions as bags of hashed words: no vocabulary to learn or to ship."""
+"""Captions as bags of hashed words, without the pieces of words that nano reads (clip/texts.py)."""
 
 import zlib
 from typing import NamedTuple, TypeAlias
