@@ -1,7 +1,7 @@
 """A JSON object beside its own digest, for what no type describes: a damaged one is not there."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from metadata.fingerprint import digest
@@ -19,7 +19,7 @@ class Sealed:
 def put_sealed(folder: Storage, name: str, value: dict[str, Any], point: str) -> None:
     """Stores a value that JSON can hold."""
     plain = json.loads(json.dumps(value))  # a number as a key becomes a string, and is sorted so
-    text = json.dumps(asdict(Sealed(digest(plain), plain)))
+    text = json.dumps(vars(Sealed(digest(plain), plain)))
     folder.put(name, text.encode(), point)
 
 

@@ -41,10 +41,10 @@ def from_halves(halves_N2: NDArray[np.uint64]) -> pa.Array:
 def from_hex(text: pa.ChunkedArray | pa.Array) -> pa.Array:
     """uid column from 32 hex digits, either case; null where it is anything else."""
     text = pa.chunked_array([text]) if isinstance(text, pa.Array) else text
+    if len(text) and not text.null_count and (uids := _all_from_hex(text)):
+        return pa.Array.from_buffers(pa.binary(16), len(text), [None, pa.py_buffer(uids)])
     is_uid_N = np.array(pc.equal(pc.binary_length(text), 32).fill_null(False))
     digits = text.filter(pa.array(is_uid_N)).combine_chunks()
-    if is_uid_N.all() and (uids := _from_digits(digits)):
-        return pa.Array.from_buffers(pa.binary(16), len(text), [None, pa.py_buffer(uids)])
     digit_K32 = DIGITS[np.frombuffer(digits.buffers()[2], np.uint8)].reshape(-1, 32)
     uid_N16 = np.zeros((len(text), 16), np.uint8)
     uid_N16[is_uid_N] = digit_K32[:, ::2] << 4 | digit_K32[:, 1::2]
@@ -53,11 +53,12 @@ def from_hex(text: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(16), len(text), [given, pa.py_buffer(uid_N16)])
 
 
-def _from_digits(digits: pa.Array) -> bytes | None:
-    """Two digits a byte, in a fifth of the time; None where one is no hex digit."""
+def _all_from_hex(text: pa.ChunkedArray) -> bytes | None:
+    """Of text that is uids throughout, in a tenth of the time; None where any is not."""
     try:
-        return binascii.unhexlify(digits.buffers()[2])
-    except binascii.Error:
+        digits = text.cast(pa.binary()).cast(pa.binary(32)).combine_chunks()
+        return binascii.unhexlify(digits.buffers()[1])
+    except (pa.ArrowInvalid, binascii.Error):
         return None
 
 

@@ -28,6 +28,21 @@ def as_declared(
     """
     place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
     schema = stored_schema(planned.stage) if schema is None else schema
+    if answer.schema.equals(schema, check_metadata=True):
+        rows = answer
+    else:
+        rows = _in_schema(answer, schema, place)
+    unknown = unknown_reasons(rows[REASON.name], planned.stage.reasons)
+    if unknown:
+        raise StageError(
+            f"reason {min(unknown)!r} is not declared",
+            place,
+            f"one of {sorted(planned.stage.reasons)}",
+        )
+    return rows
+
+
+def _in_schema(answer: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
     columns: dict[str, Any] = {}
     for field in schema:
         if field.name not in answer.column_names:
@@ -42,13 +57,6 @@ def as_declared(
                 f"declare or return {field.type}",
             )
         columns[field.name] = column
-    unknown = unknown_reasons(columns[REASON.name], planned.stage.reasons)
-    if unknown:
-        raise StageError(
-            f"reason {min(unknown)!r} is not declared",
-            place,
-            f"one of {sorted(planned.stage.reasons)}",
-        )
     return pa.table(columns, schema=schema)
 
 

@@ -193,14 +193,15 @@ def read(
     """Each source's rows in the stage's columns; one empty table where there are none."""
     storage, _ = open_pool(stage.path)
     where = f"{storage}/{group[0]['path']}"
-    names = [UID.name, *(column.name for column in stage.writes)]
-    none = pa.table({name: pa.array([], pa.string()) for name in (UID.name, URL.name, TEXT.name)})
+    columns = (UID, *stage.writes, REASON)
+    none = pa.schema([(column.name, column.dtype) for column in columns]).empty_table()
+    names = [column.name for column in columns[:-1]]
     tried, at_once = (where, 1) if is_tried else (None, AT_ONCE)
-    made = partial(fitted, stage, tried=tried)
+    made = partial(fitted, columns[1:-1], tried=tried)
 
     def stored(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        yield none
         with failing_its_shard(where):
-            yield made(none)
             yield from map(own_reasons, tables)
 
     with failing_its_shard(where):
@@ -217,12 +218,12 @@ def own_reasons(rows: pa.Table) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index(REASON.name), REASON.name, own)
 
 
-def fitted(stage: DataComp, rows: pa.Table, tried: str | None) -> pa.Table:
-    """Rows of a file in the columns that the stage writes.
+def fitted(columns: Sequence[Column], rows: pa.Table, tried: str | None) -> pa.Table:
+    """Rows of a file in these columns, which the stage writes.
 
     With `tried`, the file, StageError of a column most of whose values are unfit.
     """
-    given = {column: pa.nulls(len(rows)) for column in stage.writes}
+    given = {column: pa.nulls(len(rows)) for column in columns}
     for column in given:
         if column.name in rows.column_names and not is_other(column, rows[column.name].type):
             given[column] = rows[column.name]

@@ -133,16 +133,22 @@ def first_rows(tables: Iterable[pa.Table], rows: int) -> pa.Table:
 
 def first_reason(masks: Mapping[str, pa.Array]) -> pa.Array:
     """A reason column: the first code whose mask is true."""
+    if not any(mask.true_count for mask in masks.values()):  # most batches, and sooner found
+        none = pa.nulls(len(next(iter(masks.values()))), pa.int32())
+        return pa.DictionaryArray.from_arrays(none, pa.array([], pa.string()))
     return pc.case_when(pc.make_struct(*masks.values()), *masks).dictionary_encode()
 
 
 def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
     """Whether at least one of the masks is true."""
-    return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *map(np.asarray, masks)]))
+    some = [np.asarray(mask) for mask in masks if mask.true_count]
+    return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *some]))
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
 
 
 def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:

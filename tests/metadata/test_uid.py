@@ -41,6 +41,13 @@ def test_hex_of_either_case_is_read_and_anything_else_is_null():
     read = from_hex(pa.array(text, pa.string())).to_pylist()
     assert read == [b"\x00\xff" * 8] * 2 + [None] * 4
     assert from_hex(pa.array([], pa.string())).type == pa.binary(16)
+    assert from_hex(pa.chunked_array([], pa.string())).type == pa.binary(16)
+
+
+def test_hex_is_read_from_where_a_slice_begins_and_over_chunks():
+    whole = pa.array([f"{n:032x}" for n in range(10)])
+    for rows in (whole.slice(3), pa.chunked_array([whole.slice(3, 2), whole.slice(5)])):
+        assert from_hex(rows).to_pylist() == [n.to_bytes(16, "big") for n in range(3, 10)]
 
 
 def test_a_coin_is_a_pure_function_of_its_four_inputs():
