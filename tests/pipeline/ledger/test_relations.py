@@ -1,7 +1,6 @@
 """How rules, numbers and groups go together, against a loop over the rows."""
 
 from collections import Counter
-from contextlib import suppress
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from pipeline.ledger.stored import stored
 from pipeline.ledger.survey import survey
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
+from stages.select._sql import DEEPEST
 from tests.drawn import ROWS
 
 
@@ -198,12 +198,11 @@ def test_conditions_that_cannot_be_negated_or_are_long_to_read_are_left_out(stat
     said = "caption_words >= 2 AND text <> 'a'"
     assert planned_rules(state, said) == ["caption_words >= 2", "text <> 'a'"]
     assert planned_rules(state, f"{said} AND image IS NOT NULL") == planned_rules(state, said)
-    depth = 0
-    with suppress(RecipeError):  # the deepest that a recipe may have
-        while planned_rules(state, f"{said} AND {nested(depth)}"):
-            depth += 1
-    assert depth > 10
-    assert planned_rules(state, f"{said} AND {nested(depth - 1)}") == planned_rules(state, said)
+    deepest = DEEPEST // 2 - 1  # of brackets, each with its minus, inside one comparison
+    assert planned_rules(state, nested(deepest - 1)) == [nested(deepest - 1)]
+    assert planned_rules(state, nested(deepest)) == []
+    with pytest.raises(RecipeError, match=f"nested more than {DEEPEST} deep"):
+        planned_rules(state, nested(deepest + 1))
 
 
 def nested(depth: int) -> str:
