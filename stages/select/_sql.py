@@ -297,7 +297,7 @@ def _polars_sql(tree: Tree, schema: Mapping[str, pl.DataType]) -> str:
                 if isinstance(n, exp.Literal) and not n.is_string and not n.is_int:
                     n.replace(exp.cast(n.copy(), "REAL", dialect=Postgres))
     for node in reversed(list(root.find_all(*ARITHMETIC, exp.Cast))):  # the innermost first
-        if _may_be_nan(node) and not _gives_nan_on(node):
+        if _may_be_nan(node) and not _is_mended_around(node):
             node.replace(exp.Nullif(this=node.copy(), expression=NAN.copy()))
     for node in list(root.find_all(exp.Column)):
         node.replace(exp.column(_name(node)))
@@ -309,12 +309,21 @@ def _inside(comparison: Tree) -> list[Tree]:
     return list(comparison.walk(prune=lambda n: n is not comparison and isinstance(n, COMPARISONS)))
 
 
-def _gives_nan_on(node: Tree) -> bool:
-    """Whether what surrounds it is NaN where it is, and so is mended for both: POW(NaN, 0) is 1."""
+def _is_mended_around(node: Tree) -> bool:
+    """Whether what surrounds it is NaN where it is, and is mended for both.
+
+    In brackets inside POWER it is not: POWER((NaN), 0) is 1 in polars, and null here.
+    """
     around = node.parent
-    while isinstance(around, exp.Paren):
+    if _may_be_nan(around):
+        return True
+    is_given_on = False
+    while isinstance(around, exp.Paren) or _may_be_nan(around):
+        if isinstance(around, exp.Pow):
+            return False
+        is_given_on |= not isinstance(around, exp.Paren)
         around = around.parent
-    return _may_be_nan(around) and not isinstance(around, exp.Pow)
+    return is_given_on
 
 
 def _may_be_nan(node: Tree) -> bool:

@@ -129,7 +129,8 @@ def test_truth(where, expected):
         ("LN(zero - 1) < 0", [None, None, None]),
         ("words / zero > 1", [True, True, None]),  # infinity is a number
         ("1 - ((zero / zero) + 1) > 0", [None, None, None]),
-        ("POWER(zero / zero, 0) = 1", [None, None, None]),  # as IEEE has it, it is 1
+        ("POWER(zero / zero, 0) = 1", [True, True, True]),  # as IEEE has it
+        ("POWER((zero / zero), 0) = 1", [None, None, None]),
         ("POWER((zero / zero) - 1, 0) = 1", [None, None, None]),
     ],
 )
