@@ -55,6 +55,10 @@ FACE_BBOXES = Column(
 )
 SCORES = (CLIP_B32_SIMILARITY_SCORE, CLIP_L14_SIMILARITY_SCORE)
 SCORE_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
+SCORES_OF = {
+    kind: tuple(replace(column, dtype=dtype) for column in SCORES)
+    for kind, dtype in SCORE_TYPES.items()
+}
 ELSE = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
 AT_ONCE = 8  # batches of rows, which hold no image, that are fitted by one call
 WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
@@ -100,8 +104,7 @@ class DataComp(DatasetStage):
     @property
     def scored(self) -> tuple[Column, ...]:
         """The columns that `scores` adds."""
-        scores = [replace(column, dtype=SCORE_TYPES[self.score_type]) for column in SCORES]
-        return (*scores, FACE_BBOXES) if self.scores else ()
+        return (*SCORES_OF[self.score_type], FACE_BBOXES) if self.scores else ()
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".parquet",), "pool"))
