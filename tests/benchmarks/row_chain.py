@@ -16,10 +16,11 @@ cheap 0.73x (0.66 to 0.79), about 100 ns a row and stage. The median of `annotat
 its spread crosses it; `cheap`, the first chain written, misses it (0.60x with batches of 1,024
 rows: both sides take 4,096 now, and annotate was added after). Hashing takes about 20 of
 its 100 ns. On 2026-11-27 (AVX2, load 8 to 14): cheap 0.71x (0.56 to 0.87), and 0.68x (0.59 to 0.80)
-with Parquet written by Arrow alone: the spreads overlap. By hand takes about 330 ns a row and stage
-there, at the least; what it leaves out and the engine cannot takes about 45, each timed alone:
-SHA-256 17, uids 13, page checksums 15. So 0.88x, computed, is the most that hashing leaves. A shard
-of two stages costs 7 ms whatever its rows (by hand 1.6), a run 19 ms.
+with Parquet written by Arrow alone: the spreads overlap; later, idle, 0.71x (0.66 to 0.80), and
+annotate 0.90x (0.80 to 1.00). By hand takes about 330 ns a row and stage there, at the least; what
+it leaves out and the engine cannot takes about 45, each timed alone: SHA-256 17, uids 13, page
+checksums 15. So 0.88x, computed, is the most that hashing leaves. A shard of two stages costs 7 ms
+whatever its rows (by hand 1.6), a run 19 ms.
 """
 
 import shutil

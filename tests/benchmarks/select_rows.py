@@ -27,7 +27,9 @@ On a machine half as fast, with AVX2 alone and at load 8 to 14, the tree before 
 turns, three rounds each: select 2.38 to 1.70 at 1M, 2.78 to 1.79 at 3M, since eight shards are one
 unit and a cut sorts few ranks; on a disk where each new file costs the kernel up to 0.9 ms;
 ingest 5.41 to 4.74 at 1M, two rounds. Hours later, three rounds each: select 1.54 at
-1M, ingest 4.06 and 5.12, a plain copy 1.47 and 1.68.
+1M, ingest 4.06 and 5.12, a plain copy 1.47 and 1.68. Since batches that fit are stored as they are,
+ingest at 1M, the tree before and this one in turns, three rounds each: 4.75, 4.04, 4.32 before and
+3.54, 4.15, 4.04; three more of this one 3.73, 4.01, 4.77; a plain copy 1.40 to 1.93.
 Before: select 3.09 at 1M, when each digit of the cut read and judged all rows again; exact 1.72,
 when all rows of a partition were sorted. Of 100,000 rows a ratio is mostly noise of the start.
 """
