@@ -278,7 +278,9 @@ def samples_of(path: Path) -> Iterator[dict[str, Any]]:
     with tarfile.open(path) as tar:
         for member in tar:
             key, _, suffix = member.name.partition(".")
-            samples.setdefault(key, {})[suffix] = tar.extractfile(member).read()  # type: ignore[union-attr]
+            file = tar.extractfile(member)
+            assert file  # a folder has none
+            samples.setdefault(key, {})[suffix] = file.read()
     for key, members in samples.items():
         told = json.loads(members.pop("json"))
         assert told.pop("key") == key
