@@ -28,10 +28,8 @@ def as_declared(
     """
     place = f"stage '{planned.name}' ({planned.uses}), shard {shard}"
     schema = stored_schema(planned.stage) if schema is None else schema
-    if answer.schema.equals(schema, check_metadata=True):
-        rows = answer
-    else:
-        rows = _in_schema(answer, schema, place)
+    is_so = answer.schema.equals(schema, check_metadata=True)  # most are
+    rows = answer if is_so else _in_schema(answer, schema, place)
     unknown = unknown_reasons(rows[REASON.name], planned.stage.reasons)
     if unknown:
         raise StageError(
