@@ -23,6 +23,7 @@ class Threshold:
     made: tuple[str, ...] = ()  # and of its own
     is_size: bool = False  # a number or a share of rows, not a value of the column
     item: Literal["max", "min"] | None = None  # of a column of lists, the item that decides
+    by_row: bool = False  # a row's verdict hangs on no other row: verdicts are asked by shard
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Selects(Protocol):
         """The verdicts with each of the values in the threshold's place.
 
         `rows` has uid, shard, position and the columns named in `threshold.reads` that it reads;
-        `made` has `keep`, today's verdict, and those in `threshold.made`. ValueError where a value
-        cannot be.
+        `made` has `keep`, today's verdict, and those in `threshold.made`. They are all rows of the
+        pool; of a threshold `by_row` some of them, and uid may be left out. ValueError where a
+        value cannot be.
         """
         ...
 

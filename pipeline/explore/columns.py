@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, POSITION, REASON, UID
+from metadata.schema import IMAGE, POSITION, REASON, SHARD, UID
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.explore.held import Held
 from pipeline.planning.planned import Binding
@@ -38,6 +39,13 @@ class Numbers:
     def nbytes(self) -> int:
         return self.values.nbytes + self.is_there.nbytes
 
+    def as_arrow(self) -> pa.Array:
+        """The column as it is stored: NaN stays, and is no null."""
+        null_N = ~self.is_there
+        if self.values.dtype.kind == "f":
+            null_N &= ~np.isnan(self.values)
+        return pa.array(self.values, mask=null_N if null_N.any() else None)
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -49,6 +57,11 @@ class Codes:
     @property
     def nbytes(self) -> int:
         return self.code.nbytes
+
+    def as_arrow(self) -> pa.Array:
+        """The column as it is stored."""
+        code = pa.array(self.code, mask=self.code < 0)
+        return pa.DictionaryArray.from_arrays(code, self.names).cast(pa.string())
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,23 @@ class Columns:
             )
         return self.stored[name]
 
+    def as_stored(self, where: Binding) -> pa.Array | pa.ChunkedArray | None:
+        """A column of numbers or truth values, or one of text that is held; None of any other."""
+        column = self.stored.get(".".join(where))
+        if column is None:
+            return None
+        if column.kind == "number":
+            return self.numbers(column.id).as_arrow()
+        if column.dtype == "bool":
+            parts: dict[int, pa.ChunkedArray | None] = {}
+            self.each_shard(lambda shard, _: parts.update({shard: self.read(where, shard)}))
+            chunks = [part for shard in self.shards if (part := parts[shard]) is not None]
+            return pa.chunked_array(chain.from_iterable(it.chunks for it in chunks), pa.bool_())
+        if column.dtype != "string" or column.name == REASON.name:  # whose codes are stored
+            return None
+        held = self._held.get(column.id)
+        return None if held is None else held.as_arrow()
+
     def numbers(self, name: str) -> Numbers:
         found = self._get(name)
         if isinstance(found, Numbers):
@@ -113,6 +143,15 @@ class Columns:
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         position = rows - self.starts[shard]
         return [(self.shards[s], int(p)) for s, p in zip(shard.tolist(), position, strict=True)]
+
+    def every_place(self) -> dict[str, NDArray[np.int32]]:
+        """Shard and position of all rows."""
+        rows = np.diff(self.starts)
+        first_N = np.repeat(self.starts[:-1], rows)
+        return {
+            SHARD.name: np.repeat(np.array(self.shards, np.int32), rows),
+            POSITION.name: (np.arange(len(self)) - first_N).astype(np.int32),
+        }
 
     def each_shard(self, work: Callable[[int, slice], None]) -> None:
         """Calls `work` with every shard and its rows, a few at once; the first error is raised."""

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import KEEP, POSITION, SHARD, UID
+from metadata.schema import KEEP, UID
 from pipeline.errors import RecipeError
 from pipeline.explore import asked
 from pipeline.explore.columns import Bools, Columns
@@ -59,21 +60,25 @@ class Moves:
             return Moved(verdicts.rule, verdicts.keep, self._today)
 
     def _tables(self, planned: PlannedStage, threshold: Threshold) -> tuple[pa.Table, pa.Table]:
-        """What the verdicts are made of: columns that the stage read, and that it made."""
-        given = planned.bindings[0]
-        reads = [name for name in threshold.reads if name in given]
-        bound = {f"read {name}": given[name] for name in reads}
-        bound |= {f"made {name}": (planned.name, name) for name in threshold.made}
-        bound["kept"] = (planned.name, KEEP.name)
-        shards = stored(self.columns.state, planned.root, bound)
-        tables = [*ahead(self.columns.state.run, shards.table, range(len(shards)))]
-        whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-        place = {name: whole[name] for name in (UID.name, SHARD.name, POSITION.name)}
-        made = {KEEP.name: whole["kept"]}
-        return (
-            pa.table(place | {name: whole[f"read {name}"] for name in reads}),
-            pa.table(made | {name: whole[f"made {name}"] for name in threshold.made}),
+        """What the verdicts are made of: columns that the stage read, and that it made. What the
+        page draws is held already."""
+        given, columns = planned.bindings[0], self.columns
+        wanted = {f"read {name}": given[name] for name in threshold.reads if name in given}
+        wanted |= {f"made {name}": (planned.name, name) for name in (KEEP.name, *threshold.made)}
+        found = {name: columns.as_stored(where) for name, where in wanted.items()}
+        others = {name: where for name, where in wanted.items() if found[name] is None}
+        place: dict[str, Any] = columns.every_place()
+        if others or not threshold.by_row:  # uids are most of what is read for it
+            shards = stored(columns.state, planned.root, others)
+            tables = [*ahead(columns.state.run, shards.table, range(len(shards)))]
+            whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+            found |= {name: whole[name] for name in others}
+            place[UID.name] = whole[UID.name]
+        read, made = (
+            {name.removeprefix(kind): found[name] for name in wanted if name.startswith(kind)}
+            for kind in ("read ", "made ")
         )
+        return pa.table(place | read), pa.table(made)
 
 
 def threshold_at(columns: Columns, wanted: asked.Threshold) -> tuple[PlannedStage, Threshold]:

@@ -36,19 +36,31 @@ def value_key(value: pa.ChunkedArray) -> NDArray[np.unsignedinteger]:
     if number_N.dtype.kind == "i":
         key_N ^= sign
     if number_N.dtype.kind == "f":  # negative floats grow downwards
-        key_N = np.where(key_N & sign, ~key_N, key_N | sign)
+        is_negative_N = key_N.view(f"i{key_N.itemsize}") >> (8 * key_N.itemsize - 1)  # all bits
+        key_N ^= is_negative_N.view(bits) | sign
     return np.asarray(key_N)
 
 
 def falling(key_N: NDArray[np.unsignedinteger], rows: pa.Table) -> NDArray[np.int64]:
     """(N,) the rows by falling rank; only those whose value another has are sorted by all of it."""
-    order = np.argsort(key_N)[::-1]
+    order = rising(key_N)[::-1]
     is_new = np.concatenate([[True], np.diff(key_N[order]) != 0, [True]])[: len(order) + 1]
     tied = np.flatnonzero(~(is_new[1:] & is_new[:-1]))
     among = order[tied]
     rank_MD = np.hstack([as_digits(key_N[among][:, None]), tie_digits(rows.take(among))])
     order[tied] = among[np.lexsort(rank_MD.T[::-1])[::-1]]
     return order
+
+
+def rising(key_N: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
+    """(N,) the rows by rising key. Keys of 32 bits are sorted with their row beside them."""
+    if key_N.itemsize > 4:
+        return np.argsort(key_N)
+    key_and_row_N = np.left_shift(key_N, np.uint64(32), dtype=np.uint64)
+    key_and_row_N |= np.arange(len(key_N), dtype=np.uint32)
+    key_and_row_N.sort()  # a third of argsort's time
+    key_and_row_N &= np.uint64(2**32 - 1)
+    return key_and_row_N.view(np.int64)
 
 
 def tie_digits(rows: pa.Table) -> NDArray[np.uint16]:

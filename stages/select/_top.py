@@ -179,10 +179,12 @@ class Ranking:
     def __init__(self, top: Top, rows: pa.Table) -> None:
         value = rankable(rows[top.column])
         key_N = cut.value_key(value)
-        order = cut.falling(key_N, rows.select(IDENTITY))
-        self.order = order[value.is_valid().to_numpy()[order]]
-        key_N = key_N[self.order]
-        self.ends_of_ties = np.flatnonzero(np.append(np.diff(key_N) != 0, True)[: len(key_N)])
+        self.order = cut.falling(key_N, rows.select(IDENTITY))
+        if value.null_count:
+            self.order = self.order[value.is_valid().to_numpy()[self.order]]
+        if top.datacomp_compat:
+            key_N = key_N[self.order]
+            self.ends_of_ties = np.flatnonzero(np.append(np.diff(key_N) != 0, True)[: len(key_N)])
 
     def best(self, top: Top, passing_N: Bools) -> Bools:
         """(N,) whether each row has a value at or above the cut."""

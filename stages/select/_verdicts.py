@@ -48,7 +48,9 @@ class Comparison(Threshold):
     node: int  # of the conjunct's tree, as walked
 
 
-def comparisons(conjuncts: Sequence[sql.Conjunct], asked: tuple[str, ...]) -> Iterator[Comparison]:
+def comparisons(
+    conjuncts: Sequence[sql.Conjunct], asked: tuple[str, ...], by_row: bool
+) -> Iterator[Comparison]:
     """Every number that a column is compared with, the column on the left; bounds of BETWEEN and
     values of IN too."""
     for conjunct, rule in enumerate(conjuncts):
@@ -68,6 +70,7 @@ def comparisons(conjuncts: Sequence[sql.Conjunct], asked: tuple[str, ...]) -> It
                         text=words.format(f"{side} {sign} {said}"),
                         reads=asked,
                         item=item,
+                        by_row=by_row,
                         conjunct=conjunct,
                         node=place[id(number)],
                     )

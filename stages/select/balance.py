@@ -118,6 +118,7 @@ class Balance(DatasetStage):
                 value=self.t,
                 text=f"t = {self.t:g}",
                 made=(BALANCE_RANK.name,),
+                by_row=True,
             ),
         )
 

@@ -140,6 +140,7 @@ class ImageBased(DatasetStage):
                 value=self.at_least,
                 text=f"{TARGETS_NEAR.name} >= {self.at_least}",
                 made=(TARGETS_NEAR.name,),
+                by_row=True,
             ),
         )
 

@@ -126,6 +126,7 @@ class Sample(DatasetStage):
                 text=f"{name} = {value:g}" if name == "fraction" else f"{name} = {value}",
                 made=(SAMPLE_RANK.name,),
                 is_size=name == "rows",
+                by_row=name != "rows",
             ),
         )
 

@@ -96,7 +96,7 @@ class Where(DatasetStage):
     def thresholds(self) -> tuple[Threshold, ...]:
         """The numbers that `where` compares a column with, then that of `top`."""
         return (
-            *_verdicts.comparisons(self.conjuncts, self.asked),
+            *_verdicts.comparisons(self.conjuncts, self.asked, by_row=self.top is None),
             *_verdicts.sizes(self.top, self.asked),
         )
 

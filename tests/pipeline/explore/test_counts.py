@@ -1,11 +1,15 @@
 """What the explorer counts: the same as `funnel` and `sweep`, and as a loop over all rows."""
 
+import contextlib
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import RecipeError
+from pipeline.explore.columns import Numbers
+from pipeline.explore.counts import binned
 from pipeline.explore.session import Session
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.stored import stored
@@ -137,6 +141,46 @@ def test_a_histogram_leaves_the_filter_on_its_own_column_out(drawings):
     assert answer["histograms"][side]["left"] == alone["histograms"][side]["left"]
     assert sum(answer["histograms"][side]["all"]) == answer["rows"] == 60
     assert sum(alone["histograms"][side]["left"]) == alone["count"] > answer["count"] > 0
+
+
+def test_columns_that_are_held_are_given_as_they_are_stored(every_stage, tmp_path):
+    """So that a threshold's verdicts are made of the same values, NaN and nulls among them."""
+    kinds = set()
+    state = every_stage.state
+    for columns in Session(str(state.run.path), tmp_path / "run.yaml").roots.values():
+        for column in columns.stored.values():
+            with contextlib.suppress(RecipeError):  # of too many values: it is not held
+                columns.codes(column.id)
+            found = columns.as_stored(column.where)
+            if found is None:
+                assert column.kind != "number"
+                continue
+            shards = stored(state, columns.root, {"it": column.where})
+            known = pa.concat_tables(map(shards.table, range(len(shards))))["it"]
+            assert found.type == known.type
+            assert repr(found.to_pylist()) == repr(known.to_pylist())
+            kinds.add((column.kind, known.null_count > 0))
+    assert kinds >= {("number", False), ("number", True), ("text", True), ("category", False)}
+
+
+def test_nan_and_null_are_told_apart_in_a_column_that_is_held():
+    values = np.array([1.5, 0, np.nan, -np.inf], np.float32)
+    held = Numbers(values, np.array([True, False, False, True]))  # a null is stored as 0
+    assert str(held.as_arrow().to_pylist()) == "[1.5, None, nan, -inf]"
+
+
+def test_bins_are_found_as_by_a_search_on_values_that_stand_on_their_edges():
+    random = np.random.default_rng(0)
+    edges = np.linspace(-1, 1, 40)
+    values = np.concatenate([random.choice(edges, 500), random.normal(size=500), [np.nan, np.inf]])
+    for dtype in (np.float64, np.float32, np.float16):
+        column = Numbers(values.astype(dtype), ~np.isnan(values))
+        found = binned(column, "score")
+        place = np.searchsorted(found.edges[1:-1], column.values.astype(float), side="right")
+        known = np.where(np.isfinite(values), place, len(found.edges) - 1)
+        np.testing.assert_array_equal(found.bin, known)
+        assert found.span == (column.values[:-2].min(), column.values[:-2].max())
+    assert binned(Numbers(np.zeros(3), np.zeros(3, bool)), "none").span == (0.0, 0.0)
 
 
 def test_bins_hold_what_lies_between_their_edges(drawings):

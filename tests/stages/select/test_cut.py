@@ -59,8 +59,11 @@ def test_ties_rank_the_smaller_uid_higher_then_the_earlier_place():
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 1), st.integers(0, 1)), max_size=30))
-def test_falling_is_the_order_of_whole_ranks(drawn):
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 1), st.integers(0, 1)), max_size=30),
+    st.sampled_from([pa.float16(), pa.float32(), pa.float64()]),
+)
+def test_falling_is_the_order_of_whole_ranks(drawn, dtype):
     rows = pa.table(
         {
             "uid": pa.array([bytes([it[1]]) * 16 for it in drawn], pa.binary(16)),
@@ -68,7 +71,7 @@ def test_falling_is_the_order_of_whole_ranks(drawn):
             "position": pa.array(range(len(drawn)), pa.int32()),
         }
     )
-    value = chunked([it[0] / 2 for it in drawn], pa.float32())
+    value = chunked([np.float64(it[0] / 2) for it in drawn], pa.float64()).cast(dtype)
     rank_ND = np.hstack([value_digits(value), tie_digits(rows)])
     wanted = sorted(range(len(drawn)), key=lambda row: rank_ND[row].tolist(), reverse=True)
     assert falling(value_key(value), rows).tolist() == wanted

@@ -253,4 +253,4 @@ def test_a_field_outside_of_any_and_all_is_told_where_it_stands():
 
 
 def test_an_equality_inside_is_no_threshold():
-    assert not list(_verdicts.comparisons(conjuncts("any(words = 3)"), ()))
+    assert not list(_verdicts.comparisons(conjuncts("any(words = 3)"), (), by_row=True))
