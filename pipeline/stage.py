@@ -21,8 +21,10 @@ from pipeline.provided import Environment as Environment
 from pipeline.provided import Helper as Helper
 from pipeline.provided import Purse, Remembered, StartHelper, no_environment, no_helper, untaken
 from pipeline.provided import Took as Took
+from pipeline.verdicts import Parts as Parts
 from pipeline.verdicts import Selects as Selects
 from pipeline.verdicts import Settles as Settles
+from pipeline.verdicts import Surveys as Surveys
 from pipeline.verdicts import Threshold as Threshold
 from pipeline.verdicts import Varies as Varies
 from pipeline.verdicts import Verdicts as Verdicts

@@ -81,6 +81,25 @@ class Varies(Protocol):
         ...
 
 
+Parts = Callable[[], Iterator[tuple[pa.Table, pa.Table]]]  # `rows` and `made` of every row once
+
+
+@runtime_checkable
+class Surveys(Protocol):
+    """What a stage answers whose thresholds that are not `by_row` rank all rows, so that `sweep`
+    holds a few shards of a large pool and not all of it."""
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """The verdicts at each value on some rows, as `verdicts` gives them on all.
+
+        `parts` may be asked several times; each time it reads the pool. ValueError where a value
+        cannot be.
+        """
+        ...
+
+
 @runtime_checkable
 class Settles(Protocol):
     """What a stage answers some of whose thresholds stand inside a longer setting, so that the

@@ -1,10 +1,13 @@
 """What rows are grouped by: language, source of a union, domain, size of the picture."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.hosts import host_of
@@ -13,7 +16,7 @@ from pipeline.ledger.stored import binding
 from pipeline.planning.planned import Binding
 from pipeline.run_folder.state import RunState
 
-# Shapes: N rows.
+# Shapes: N rows, G groups.
 
 GROUPS = 20  # that have a name of their own
 MIN_SIDE = "min_side"  # in pixels, of the picture as it is stored
@@ -47,29 +50,39 @@ def group_of(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return named.dictionary_encode()
 
 
+def rows_of_groups(column: pa.ChunkedArray) -> dict[str, int]:
+    """The rows of each group of a dictionary-encoded column, in the order of its dictionary."""
+    rows: Counter[str] = Counter()
+    for codes in column.chunks:
+        count = np.bincount(codes.indices.drop_null().to_numpy(), minlength=len(codes.dictionary))
+        rows.update(dict(zip(codes.dictionary.to_pylist(), count.tolist(), strict=True)))
+    return rows
+
+
 @dataclass(frozen=True)
 class Groups:
-    """The group of every row: the largest of the pool by name, all others together."""
+    """G groups that are told apart: the largest of a pool by name, all others together, none."""
 
-    names: list[str]
-    codes: NDArray[np.int8]  # (N,)
+    names: list[str]  # (G,)
 
-    def counts(self, rows_N: NDArray[np.bool_]) -> dict[str, int]:
-        """The number of these rows in each group, the largest first."""
-        count = np.bincount(self.codes[rows_N], minlength=len(self.names))
-        return {self.names[i]: int(count[i]) for i in np.argsort(-count, kind="stable") if count[i]}
+    @classmethod
+    def largest(cls, rows: Mapping[str, int]) -> "Groups":
+        """The largest of these by name; of as large ones those that come first."""
+        named = sorted(rows, key=lambda name: -rows[name])[:GROUPS]
+        return cls([*named, "(others)", "(none)"])
 
+    def codes(self, column: pa.ChunkedArray) -> NDArray[np.int8]:
+        """(N,) the place of each row's group, of a dictionary-encoded column."""
+        others, none = len(self.names) - 2, len(self.names) - 1
+        named = pa.array(self.names[:others], pa.string())
+        parts = [np.zeros(0, np.int8)]
+        for codes in column.chunks:
+            place = pc.index_in(codes.dictionary, value_set=named).fill_null(others)
+            short = np.append(place.to_numpy(), none).astype(np.int8)
+            parts.append(short[codes.indices.fill_null(len(codes.dictionary)).to_numpy()])
+        return np.concatenate(parts)
 
-def largest(column: pa.ChunkedArray) -> Groups:
-    """The groups of a dictionary-encoded column, the largest of them by name."""
-    codes = column.combine_chunks()
-    codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
-    code_N = codes.indices.fill_null(len(codes.dictionary)).to_numpy()
-    rows = np.bincount(code_N, minlength=len(codes.dictionary) + 1)
-    ranked = np.argsort(-rows[:-1], kind="stable")
-    named = ranked[:GROUPS]
-    short = np.full(len(rows), len(named), np.int8)
-    short[named] = np.arange(len(named))
-    short[-1] = len(named) + 1
-    names = [*codes.dictionary.take(pa.array(named)).to_pylist(), "(others)", "(none)"]
-    return Groups(names, short[code_N])
+    def counts(self, rows_G: NDArray[np.int64]) -> dict[str, int]:
+        """Rows by name, the largest first; of groups that have any."""
+        order = np.argsort(-rows_G, kind="stable").tolist()
+        return {self.names[i]: int(rows_G[i]) for i in order if rows_G[i]}

@@ -1,28 +1,30 @@
 """What a select stage would keep at other thresholds, from stored columns."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, POSITION, SHARD, TEXT, UID
+from metadata.schema import POSITION, SHARD, TEXT, UID
 from metadata.uid import coin_hash
-from pipeline.errors import RecipeError
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.groupings import Groups, group_of, groupings, largest
-from pipeline.ledger.stored import Place, binding, least, rows_at, stored
+from pipeline.ledger.groupings import Groups
+from pipeline.ledger.stored import SHOWN, Place, binding, least, rows_at
+from pipeline.ledger.swept import Pool, Rows
 from pipeline.ledger.vary import parse, select_stage, threshold_of
 from pipeline.planning.plan import check_threshold
 from pipeline.planning.planned import PlannedStage
-from pipeline.planning.selects import verdicts_at
+from pipeline.planning.selects import verdicts_by_part
 from pipeline.run_folder.state import RunState
-from pipeline.stage import Threshold, Verdicts
+from pipeline.stage import Verdicts
 
-# Shapes: N rows of the pool.
+# Shapes: N rows of the pool or of a part of it, G groups.
+
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +93,60 @@ class Sweep:
         return [sample for at in self.points for sample in (*at.samples.won, *at.samples.lost)]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What other verdicts are made of, the groups of each row, and today's verdict."""
+class Kept:
+    """Counts the rows that stay, and those of each group."""
 
-    read: pa.Table  # uid, shard, position and columns as the stage reads them
-    made: pa.Table  # columns that it wrote
-    value: pa.ChunkedArray  # of the column that the threshold cuts
-    groups: dict[str, Groups]
-    today: NDArray[np.bool_]  # (N,)
+    def __init__(self, groups: dict[str, Groups]) -> None:
+        self.rows = 0
+        self._groups = groups
+        self._rows_G = {name: np.zeros(len(it.names), np.int64) for name, it in groups.items()}
 
-    def __len__(self) -> int:
-        return len(self.read)
+    def count(self, rows: Rows, keep_N: Bools) -> None:
+        self.rows += int(keep_N.sum())
+        for name, code_N in rows.groups.items():
+            counted_G = self._rows_G[name]
+            counted_G += np.bincount(code_N[keep_N], minlength=len(counted_G))
+
+    @property
+    def groups(self) -> dict[str, dict[str, int]]:
+        return {name: it.counts(self._rows_G[name]) for name, it in self._groups.items()}
+
+
+class At:
+    """Counts the rows that stay at one value, and those won and lost, of which it keeps a few."""
+
+    def __init__(self, groups: dict[str, Groups]) -> None:
+        self.value, self.rule = 0.0, ""
+        self.kept = Kept(groups)
+        self.won = self.lost = 0
+        self.few_won: list[tuple[int, Sample]] = []  # by hash
+        self.few_lost: list[tuple[int, Sample]] = []
+
+    def count(self, rows: Rows, verdicts: Verdicts, bits_N: NDArray[np.uint64]) -> None:
+        self.value, self.rule = verdicts.value, verdicts.rule
+        self.kept.count(rows, verdicts.keep)
+        won_N, lost_N = verdicts.keep & ~rows.today, rows.today & ~verdicts.keep
+        self.won += int(won_N.sum())
+        self.lost += int(lost_N.sum())
+        self.few_won = _few([*self.few_won, *_samples(rows, bits_N, won_N)])
+        self.few_lost = _few([*self.few_lost, *_samples(rows, bits_N, lost_N)])
+
+    def point(self, rows: int) -> Point:
+        kept = self.kept.rows
+        return Point(
+            value=self.value,
+            rule=self.rule,
+            kept=kept,
+            share=kept / rows if rows else 0.0,
+            common=kept - self.won,
+            won=self.won,
+            lost=self.lost,
+            groups=self.kept.groups,
+            samples=Samples(
+                won=tuple(sample for _, sample in self.few_won),
+                lost=tuple(sample for _, sample in self.few_lost),
+            ),
+        )
 
 
 def sweep(state: RunState, stage: str, vary: str) -> Sweep:
@@ -115,10 +159,15 @@ def sweep(state: RunState, stage: str, vary: str) -> Sweep:
     if not threshold.is_size:
         for number in (wanted.values[0], wanted.values[-1]):
             check_threshold(state.plan.stages, planned, threshold.column, float(number))
-    rows = _read(state, planned, threshold)
-    bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
-    verdicts = verdicts_at(planned, threshold, wanted.values, rows.read, rows.made)
-    points = [_point(at_value, rows, bits_N) for at_value in verdicts]
+    pool = Pool(state, planned, threshold)
+    parts = None if pool.is_held else pool.parts
+    verdicts_on = verdicts_by_part(planned, threshold, wanted.values, parts)
+    today, points = Kept(pool.groups), [At(pool.groups) for _ in wanted.values]
+    for rows in pool:
+        today.count(rows, rows.today)
+        bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
+        for at, verdicts in zip(points, verdicts_on(rows.read, rows.made), strict=True):
+            at.count(rows, verdicts, bits_N)
     return Sweep(
         run=str(state.run),
         stage=stage,
@@ -126,91 +175,34 @@ def sweep(state: RunState, stage: str, vary: str) -> Sweep:
         column=threshold.column,
         today=threshold.text,
         today_value=threshold.value if isfinite(threshold.value) else None,
-        rows=len(rows),
-        kept=int(rows.today.sum()),
-        groups={name: group.counts(rows.today) for name, group in rows.groups.items()},
-        points=_with_captions(state, planned, points),
+        rows=pool.rows,
+        kept=today.rows,
+        groups=today.groups,
+        points=_with_captions(state, planned, [at.point(pool.rows) for at in points]),
     )
 
 
-def _read(state: RunState, planned: PlannedStage, threshold: Threshold) -> Rows:
-    groups = groupings(state, planned.name)
-    given = planned.bindings[0]
-    reads = [name for name in threshold.reads if name in given]
-    column = given.get(threshold.column, (planned.name, threshold.column))
-    bound = {
-        **{f"read {name}": given[name] for name in reads},
-        **{f"made {name}": (planned.name, name) for name in threshold.made},
-        **{f"group {name}": where for name, where in groups.items()},
-        "value": column,
-        "kept": (planned.name, KEEP.name),
-    }
-    shards = stored(state, planned.root, bound)
-    if not len(shards):
-        raise RecipeError("the pool has no rows", str(state.run), "check the pool's path")
-
-    def read(shard: int) -> pa.Table:
-        table = shards.table(shard)
-        for name in groups:  # a host is short where a URL is long, and repeats
-            codes = group_of(name, table[f"group {name}"])
-            place = table.column_names.index(f"group {name}")
-            table = table.set_column(place, f"group {name}", codes)
-        return table
-
-    tables = list(ahead(state.run, read, range(len(shards))))
-    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    place = {name: whole[name] for name in (UID.name, SHARD.name, POSITION.name)}
-    return Rows(
-        read=pa.table(place | {name: whole[f"read {name}"] for name in reads}),
-        made=pa.table(
-            {KEEP.name: whole["kept"]} | {name: whole[f"made {name}"] for name in threshold.made}
-        ),
-        value=_deciding(whole["value"], threshold),
-        groups={name: largest(whole[f"group {name}"]) for name in groups},
-        today=whole["kept"].to_numpy(),
-    )
+def _few(samples: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
+    """The first by hash; equal ones as they stand in the pool."""
+    return sorted(samples, key=itemgetter(0))[:SHOWN]
 
 
-def _deciding(values: pa.ChunkedArray, threshold: Threshold) -> pa.ChunkedArray:
-    """Of lists, the item of each that decides."""
-    if threshold.item is None or not pa.types.is_list(values.type):
-        return values
-    items = pl.Series(values).list
-    return pa.chunked_array([(items.max() if threshold.item == "max" else items.min()).to_arrow()])
-
-
-def _point(verdicts: Verdicts, rows: Rows, bits_N: NDArray[np.uint64]) -> Point:
-    won_N, lost_N = verdicts.keep & ~rows.today, rows.today & ~verdicts.keep
-    kept, won = int(verdicts.keep.sum()), int(won_N.sum())
-    return Point(
-        value=verdicts.value,
-        rule=verdicts.rule,
-        kept=kept,
-        share=kept / len(rows) if len(rows) else 0.0,
-        common=kept - won,
-        won=won,
-        lost=int(lost_N.sum()),
-        groups={name: group.counts(verdicts.keep) for name, group in rows.groups.items()},
-        samples=Samples(
-            won=_samples(rows, least(bits_N, won_N)), lost=_samples(rows, least(bits_N, lost_N))
-        ),
-    )
-
-
-def _samples(rows: Rows, index: NDArray[np.int64]) -> tuple[Sample, ...]:
-    """The rows at these indices, their captions yet to be read."""
+def _samples(rows: Rows, bits_N: NDArray[np.uint64], of_N: Bools) -> Iterator[tuple[int, Sample]]:
+    """The few of these rows with the least hashes, their captions yet to be read."""
+    index = least(bits_N, of_N)
     table = rows.read.select([UID.name, SHARD.name, POSITION.name])
     some = table.append_column("value", rows.value).take(pa.array(index))
-    return tuple(
-        Sample(
-            uid=row[UID.name].hex(),
-            shard=row[SHARD.name],
-            position=row[POSITION.name],
-            value=row["value"] if _is_json(row["value"]) else str(row["value"]),
-            text=None,
+    for bits, row in zip(bits_N[index].tolist(), some.to_pylist(), strict=True):
+        yield (
+            bits,
+            Sample(
+                uid=row[UID.name].hex(),
+                shard=row[SHARD.name],
+                position=row[POSITION.name],
+                value=row["value"] if _is_json(row["value"]) else str(row["value"]),
+                text=None,
+            ),
         )
-        for row in some.to_pylist()
-    )
 
 
 def _is_json(value: Any) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.errors import ClipmillError, RecipeError
 from pipeline.planning.planned import PlannedStage
-from pipeline.stage import Selects, Threshold, Varies, Verdicts
+from pipeline.stage import Parts, Selects, Surveys, Threshold, Varies, Verdicts
 
 VARIED = "--vary"  # where a value stands that a stage refuses
 
@@ -35,21 +36,42 @@ def verdicts_at(
     values: Sequence[Decimal],
     rows: pa.Table,
     made: pa.Table,
+    surveyed: Callable[[pa.Table, pa.Table], Iterator[Verdicts]] | None = None,
 ) -> Iterator[Verdicts]:
     """Its verdicts at each value; RecipeError where the stage refuses a value."""
     assert isinstance(planned.stage, Selects)  # it has a threshold
     count = 0
     with _answering(planned, "verdicts"):
-        try:
-            for verdicts in planned.stage.verdicts(threshold, values, rows, made):
+        with _refusing("change the range"):
+            asked = surveyed or partial(planned.stage.verdicts, threshold, values)
+            for verdicts in asked(rows, made):
                 if len(verdicts.keep) != len(rows):
                     raise TypeError(f"{len(verdicts.keep)} verdicts on {len(rows)} rows")
                 count += 1
                 yield verdicts
-        except ValueError as error:
-            raise RecipeError(str(error), VARIED, "change the range") from None
         if count != len(values):
             raise TypeError(f"{count} answers for {len(values)} values")
+
+
+def asks_by_part(planned: PlannedStage, threshold: Threshold) -> bool:
+    """Whether a threshold can be asked without all rows of the pool at hand."""
+    return threshold.by_row or isinstance(planned.stage, Surveys)
+
+
+def verdicts_by_part(
+    planned: PlannedStage,
+    threshold: Threshold,
+    values: Sequence[Decimal],
+    parts: Parts | None,
+) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+    """Its verdicts at each value on some rows, of which `parts` gives all by parts; None where they
+    are asked for all rows at once."""
+    surveyed = None
+    if parts is not None and not threshold.by_row:
+        assert isinstance(planned.stage, Surveys)  # as `asks_by_part` says
+        with _answering(planned, "surveyed"), _refusing("change the range"):
+            surveyed = planned.stage.surveyed(threshold, values, parts)
+    return partial(verdicts_at, planned, threshold, values, surveyed=surveyed)
 
 
 def verdicts_of(
@@ -62,11 +84,8 @@ def verdicts_of(
         varying = planned.stage.varying(threshold, rows, made)
 
     def verdicts(value: Decimal) -> Verdicts:
-        with _answering(planned, "varying"):
-            try:
-                return varying(value)
-            except ValueError as error:
-                raise RecipeError(str(error), VARIED, "change the value") from None
+        with _answering(planned, "varying"), _refusing("change the value"):
+            return varying(value)
 
     return verdicts
 
@@ -77,6 +96,15 @@ def explanation(planned: PlannedStage, reason: str, made: Mapping[str, Any]) -> 
         return ""
     with _answering(planned, "explain"):
         return planned.stage.explain(reason, made)
+
+
+@contextlib.contextmanager
+def _refusing(do: str) -> Iterator[None]:
+    """A ValueError of the stage is that of who asks."""
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError(str(error), VARIED, do) from None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Rows by their cluster: which are ranked, how many are wanted, and the first so many of a rank."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from metadata.schema import (
 )
 from pipeline.dataset import State
 from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Threshold, Verdicts
+from pipeline.stage import Parts, Threshold, Verdicts
 from stages.ops.keeper import DROPPED, in_order
 from stages.select._judged import NO_IMAGE, first_of, left_out
+from stages.select._least import least_of_parts
 
 # Shapes: N rows.
 
@@ -108,6 +110,20 @@ def first_by_rank(
         keep_N = np.zeros(len(rows), bool)
         keep_N[order_N[:kept]] = True
         yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+
+
+def first_of_parts(
+    threshold: Threshold, values: Sequence[Decimal], parts: Parts
+) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+    """As `first_by_rank`, of rows that are not all at hand."""
+    sizes = [partial(size_of, threshold.name, value) for value in values]
+    kept = least_of_parts(threshold.column, sizes, parts)
+
+    def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
+        for value, keep_N in zip(values, kept(rows, made), strict=True):
+            yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+
+    return verdicts
 
 
 def size_of(name: str, value: Decimal, ranked: int) -> int:

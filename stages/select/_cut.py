@@ -6,11 +6,15 @@ gives one digit of the n-th largest rank, from counts that add up in any order. 
 with the digits found are soon so few that they are sorted.
 """
 
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import cast
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from metadata.uid import halves
+from pipeline.dataset import Context, Shards, State
 
 # Shapes: N rows, D digits of a rank.
 
@@ -18,6 +22,41 @@ BINS = 1 << 16
 Cut = tuple[int, ...]  # the first digits of a rank; rows at or above it stay
 EVERYTHING: Cut = ()
 NOTHING: Cut = (BINS,)
+# Each look is what is counted of some rows, and how two counts add up; it is sent that of all rows.
+Look = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
+Search = Generator[Look, State, Cut]
+
+
+def found(search: Search, rows: Shards, ctx: Context) -> Cut:
+    """The cut that a search ends with, whose looks are calls to the workers."""
+    look, add = next(search)
+    while True:
+        try:
+            look, add = search.send(ctx.reduce(look, rows, add))
+        except StopIteration as end:
+            return cast(Cut, end.value)
+
+
+def found_together(
+    searches: Sequence[Search], parts: Callable[[], Iterator[Sequence[pa.Table]]]
+) -> list[Cut]:
+    """The cuts that several searches end with, each over a table of every part; a part is read once
+    for a look of all."""
+    cuts = [EVERYTHING] * len(searches)
+    looks = {number: next(search) for number, search in enumerate(searches)}
+    while looks:
+        seen: dict[int, State] = {}
+        for tables in parts():
+            for number, (look, add) in looks.items():
+                here = look(tables[number])
+                seen[number] = add(seen[number], here) if number in seen else here
+        for number in [*looks]:
+            try:
+                looks[number] = searches[number].send(seen[number])
+            except StopIteration as end:
+                cuts[number] = end.value
+                del looks[number]
+    return cuts
 
 
 def value_digits(value: pa.ChunkedArray) -> NDArray[np.uint16]:
@@ -92,6 +131,17 @@ def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
         above_N |= level_N & (rank_ND[:, place] > digit)
         level_N &= rank_ND[:, place] == digit
     return above_N | level_N
+
+
+def reaching(value_ND: NDArray[np.uint16], rows: pa.Table, cut: Cut) -> NDArray[np.bool_]:
+    """(N,) whether each row's rank reaches the cut; only those level with it by value are tied."""
+    by_value, by_tie = cut[: value_ND.shape[1]], cut[value_ND.shape[1] :]
+    reaching_N = at_or_above(value_ND, by_value)
+    if by_tie:
+        level_N = level_with(value_ND, by_value)
+        tied_ND = tie_digits(rows.filter(pa.array(level_N)))
+        reaching_N[level_N] = at_or_above(tied_ND, by_tie)
+    return reaching_N
 
 
 def nth_largest(rank_ND: NDArray, nth: int) -> Cut:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.schema import IDENTITY, KEEP, REASON
-from pipeline.dataset import Context, Shards, State
+from pipeline.dataset import State
 from pipeline.errors import RecipeError
 from pipeline.stage import NonEmpty, OneUp, Share
 from stages.select import _cut as cut
@@ -62,10 +62,10 @@ class Top:
         return (cut.EVERYTHING, 0) if nth >= ranked else (None, nth)
 
 
-def find_cut(top: Top, rows: Shards, ctx: Context) -> cut.Cut:
+def search(top: Top) -> cut.Search:
     """A survey of all rows a digit, until those that begin so are few: these ranks are sorted."""
     found = cut.EVERYTHING
-    seen = ctx.reduce(partial(survey, over=top.over), rows, merge)
+    seen = yield partial(survey, over=top.over), merge
     known, nth = top.first_cut(*seen["rows"].tolist())
     if known is not None:
         return known
@@ -76,7 +76,7 @@ def find_cut(top: Top, rows: Shards, ctx: Context) -> cut.Cut:
         if ties_stay or nth == level:
             return found
         look, add = (survey, merge) if level > FEW else (ranks, joined)
-        seen = ctx.reduce(partial(look, over=top.over, begin=found), rows, add)
+        seen = yield partial(look, over=top.over, begin=found), add
     whole = cut.nth_largest(seen["ranks"], nth)
     return whole[: int(seen["value_digits"])] if top.datacomp_compat else whole
 
@@ -163,14 +163,7 @@ def keep_best(rows: pa.Table, *, top: Top, lowest: cut.Cut) -> pa.Table:
 
 def reaching(rows: pa.Table, lowest: cut.Cut) -> Bools:
     """(N,) whether each row's rank reaches the cut; only those level with it by value are tied."""
-    value_ND = cut.value_digits(rows["value"])
-    by_value, by_tie = lowest[: value_ND.shape[1]], lowest[value_ND.shape[1] :]
-    reaching_N = cut.at_or_above(value_ND, by_value)
-    if by_tie:
-        level_N = cut.level_with(value_ND, by_value)
-        tied_ND = cut.tie_digits(rows.filter(pa.array(level_N)))
-        reaching_N[level_N] = cut.at_or_above(tied_ND, by_tie)
-    return reaching_N
+    return cut.reaching(cut.value_digits(rows["value"]), rows, lowest)
 
 
 class Ranking:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres
 
-from metadata.schema import IMAGE_BYTES, KEEP
-from pipeline.stage import Threshold, Verdicts
+from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP
+from pipeline.stage import Parts, Threshold, Verdicts
+from stages.select import _cut as cut
 from stages.select import _lists as lists
 from stages.select import _sql as sql
-from stages.select._top import Ranking, Top
+from stages.select._top import Ranking, Top, rankable, reaching, search
 
 # Shapes: N rows of the pool.
 
@@ -134,32 +135,38 @@ class Rules:
     rows: pa.Table
     frame: pl.DataFrame  # the columns that the conjuncts read
 
-    def with_number(self, at: Comparison) -> Callable[[Decimal], Verdicts]:
-        """The verdicts with a value in the place of a comparison's number."""
-        others_N = self._passing(besides=at.conjunct)
+    def varying(self, at: Threshold) -> Callable[[Decimal], Verdicts]:
+        """The verdicts with a value in the threshold's place; ValueError as `top` has it."""
+        passing = self.passing(at)
         ranking = Ranking(self.top, self.rows) if self.top else None
 
         def verdicts(value: Decimal) -> Verdicts:
-            (rule,) = sql.conjuncts(_replaced(self.conjuncts[at.conjunct].tree, at, value))
-            keep_N = others_N & _is_true(sql.truth(rule, self.frame))
-            if ranking and self.top:
-                keep_N &= ranking.best(self.top, keep_N)
-            return Verdicts(float(value), rule.text, keep_N)
+            top, found = resized(self.top, at, value), passing(value)
+            if ranking is None or top is None:
+                return found
+            return dataclasses.replace(found, keep=found.keep & ranking.best(top, found.keep))
 
         return verdicts
 
-    def with_size(self, at: Threshold, ranked: Top) -> Callable[[Decimal], Verdicts]:
-        """The verdicts with a value as the size of `top`; ValueError as `top` has it."""
-        key = at.name.removeprefix(TOP)
-        passing_N = self._passing()
-        ranking = Ranking(ranked, self.rows)
+    def passing(self, at: Threshold) -> Callable[[Decimal], Verdicts]:
+        """What passes before `top` with a value in the threshold's place."""
+        if isinstance(at, Comparison):
+            others_N = self._passing(besides=at.conjunct)
+            tree = self.conjuncts[at.conjunct].tree
 
-        def verdicts(value: Decimal) -> Verdicts:
-            top = _resized(ranked, key, value)
-            keep_N = passing_N & ranking.best(top, passing_N)
-            return Verdicts(float(value), f"{at.name} = {getattr(top, key)}", keep_N)
+            def with_number(value: Decimal) -> Verdicts:
+                (rule,) = sql.conjuncts(_replaced(tree, at, value))
+                keep_N = others_N & _is_true(sql.truth(rule, self.frame))
+                return Verdicts(float(value), rule.text, keep_N)
 
-        return verdicts
+            return with_number
+        passing_N, key = self._passing(), at.name.removeprefix(TOP)
+
+        def with_size(value: Decimal) -> Verdicts:
+            size = getattr(resized(self.top, at, value), key)
+            return Verdicts(float(value), f"{at.name} = {size}", passing_N)
+
+        return with_size
 
     def _passing(self, besides: int | None = None) -> Bools:
         """(N,) whether each row meets every rule before `top`, besides one."""
@@ -191,7 +198,43 @@ def _replaced(tree: Any, at: Comparison, value: Decimal) -> str:
     return str(tree.sql(dialect=Postgres, comments=False))
 
 
-def _resized(top: Top, key: str, value: Decimal) -> Top:
+def surveyed(
+    rules_of: Callable[[pa.Table], Rules],
+    top: Top,
+    at: Threshold,
+    values: Sequence[Decimal],
+    parts: Parts,
+) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+    """The verdicts of `top` at each value, of rows that are not all at hand."""
+    tops = [resized(top, at, value) or top for value in values]
+
+    def passing(rows: pa.Table) -> list[tuple[Verdicts, pa.Table]]:
+        """What passes before `top` at each value, and these rows as `top` ranks them."""
+        ranked = rows.select(IDENTITY).append_column("value", rankable(rows[top.column]))
+        passing_at = rules_of(rows).passing(at)
+        found = [passing_at(value) for value in values]
+        return [(it, ranked.append_column(KEEP.name, pa.array(it.keep))) for it in found]
+
+    def tables() -> Iterator[list[pa.Table]]:
+        return ([table for _, table in passing(rows)] for rows, _ in parts())
+
+    cuts = cut.found_together([search(one) for one in tops], tables)
+
+    def verdicts(rows: pa.Table, _: pa.Table) -> Iterator[Verdicts]:
+        for (found, table), lowest in zip(passing(rows), cuts, strict=True):
+            has_value_N = table["value"].is_valid().to_numpy()
+            yield dataclasses.replace(
+                found, keep=found.keep & has_value_N & reaching(table, lowest)
+            )
+
+    return verdicts
+
+
+def resized(top: Top | None, at: Threshold, value: Decimal) -> Top | None:
+    """`top` with a value as its size, where that is what varies; ValueError as `top` has it."""
+    key = at.name.removeprefix(TOP)
+    if top is None or isinstance(at, Comparison):
+        return top
     if key == "fraction" and 0 < value <= 1:
         return dataclasses.replace(top, fraction=float(value))
     if key == "fraction":

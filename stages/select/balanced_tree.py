@@ -1,6 +1,6 @@
 """As many rows of each branch of a tree of clusters as of the next, as far as it has them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -30,6 +30,7 @@ from pipeline.stage import (
     Gigabytes,
     NonEmpty,
     OneUp,
+    Parts,
     Resources,
     Share,
     Threshold,
@@ -137,12 +138,13 @@ class BalancedTree(DatasetStage):
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
         """The verdicts at each target; ValueError for one that no tree of these rows has."""
-        rank = made[TREE_RANK.name]
-        all_rows = len(rank) - rank.null_count
-        for value in values:
-            target = size_of(threshold.name, value, all_rows)
-            keep = pc.less_equal(rank, target).fill_null(False)
-            yield Verdicts(float(value), f"{threshold.name} = {value}", keep.to_numpy())
+        return taken(threshold, values, ranked(made), rows, made)
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """The same, of rows that are not all at hand."""
+        return partial(taken, threshold, values, sum(ranked(made) for _, made in parts()))
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Cluster, path, quota and place, and the least target that takes the row."""
@@ -184,6 +186,25 @@ class BalancedTree(DatasetStage):
         ctx.say("taking rows of clusters")
         clusters = ctx.shuffle(rows, "key")
         ctx.restore(ctx.map_shards(partial(judged, tree, target), clusters))
+
+
+def ranked(made: pa.Table) -> int:
+    """How many rows the tree has."""
+    return len(made) - made[TREE_RANK.name].null_count
+
+
+def taken(
+    threshold: Threshold,
+    values: Sequence[Decimal],
+    all_rows: int,
+    rows: pa.Table,
+    made: pa.Table,
+) -> Iterator[Verdicts]:
+    """The verdicts at each target of a tree of so many rows; ValueError for one that it lacks."""
+    for value in values:
+        target = size_of(threshold.name, value, all_rows)
+        keep = pc.less_equal(made[TREE_RANK.name], target).fill_null(False)
+        yield Verdicts(float(value), f"{threshold.name} = {value}", keep.to_numpy())
 
 
 def with_place(order: str, seed: int, stage: str, shard: pa.Table) -> pa.Table:

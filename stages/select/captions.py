@@ -36,7 +36,7 @@ from stages.select import _sql as sql
 from stages.select._caption_rules import WORDS, broken_rules
 from stages.select._mixes import SHARES, Bools, Flat, Mix, mixed_texts
 from stages.select._texts import Texts
-from stages.select._top import Top, find_cut, rankable, reaching
+from stages.select._top import Top, rankable, reaching, search
 
 # Shapes: N rows, T texts of all of them.
 
@@ -198,7 +198,7 @@ class SelectCaptions(DatasetStage):
         """Where the share of rows with the highest scores of their original ends."""
         ctx.say("cutting at the share of the originals")
         top = Top(column=TEXT_CLIP_SCORE.name, fraction=self.share or SHARES["blip2"])
-        lowest = find_cut(top, rows, ctx)
+        lowest = cut.found(search(top), rows, ctx)
         least = ctx.reduce(partial(least_above, lowest), rows, lower)["least"]
         ctx.say("")
         return Highest(lowest, float(least))

@@ -1,6 +1,6 @@
 """Which rows stay of each cluster: more of what is wide and apart, fewer of what is dense."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -19,6 +19,7 @@ from pipeline.stage import (
     Gigabytes,
     NonEmpty,
     OneUp,
+    Parts,
     Resources,
     Share,
     Threshold,
@@ -36,6 +37,7 @@ from stages.select._clustered import (
     Balance,
     explained,
     first_by_rank,
+    first_of_parts,
     one_size,
     population,
     size_threshold,
@@ -122,6 +124,12 @@ class Density(DatasetStage):
     ) -> Iterator[Verdicts]:
         """The rows of the least ranks, as many as each value says."""
         return first_by_rank(threshold, values, rows, made)
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """The same, of rows that are not all at hand."""
+        return first_of_parts(threshold, values, parts)
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Rank and quota, of a row that was ranked; its cluster is shown beside."""

@@ -1,6 +1,6 @@
 """Which rows stay: those least like the prototype of their cluster, and some of every cluster."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -14,6 +14,7 @@ from pipeline.stage import (
     DatasetStage,
     Gigabytes,
     OneUp,
+    Parts,
     Resources,
     Share,
     Threshold,
@@ -27,6 +28,7 @@ from stages.select._clustered import (
     Balance,
     explained,
     first_by_rank,
+    first_of_parts,
     one_size,
     size_threshold,
     wanted,
@@ -96,6 +98,12 @@ class Prototypes(DatasetStage):
     ) -> Iterator[Verdicts]:
         """The rows of the least ranks, as many as each value says."""
         return first_by_rank(threshold, values, rows, made)
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """The same, of rows that are not all at hand."""
+        return first_of_parts(threshold, values, parts)
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """Rank and quota, of a row that was ranked; its cluster is shown beside."""

@@ -1,6 +1,6 @@
 """Rows by chance: a share, a number, the same share of every value, or so many of each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -23,12 +23,12 @@ from metadata.schema import (
 from metadata.uid import coin
 from pipeline.dataset import Context, Inputs
 from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
+from pipeline.stage import DatasetStage, NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
 from stages.ops.keeper import DROPPED
 from stages.select import _cut as cut
 from stages.select._groups import OFFSET, PLACE, SIZE, VALUE, placed
 from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
-from stages.select._least import at_each, is_least, least_cut
+from stages.select._least import at_each, is_least, least_of_parts, search
 
 # Shapes: N rows.
 
@@ -134,19 +134,38 @@ class Sample(DatasetStage):
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
     ) -> Iterator[Verdicts]:
         """The verdicts at each size; the ranks are what they are."""
-        name, rank = threshold.name, made[SAMPLE_RANK.name]
-        for value in values:
-            if name == "fraction" and not 0 < value <= 1:
-                raise ValueError(f"fraction is {value}; it lies above 0, up to 1")
-            if name != "fraction" and (value < 1 or value != int(value)):
-                raise ValueError(f"{name} is {value}; it is a whole number, 1 or more")
-        if name == "rows":
+        self._check(threshold, values)
+        rank = made[SAMPLE_RANK.name]
+        if threshold.name == "rows":
             kept = at_each([int(value) for value in values], rows, rank)
         else:
             rank_N = rank.fill_null(np.inf).to_numpy()
             kept = (rank_N < float(value) for value in values)
         for value, keep_N in zip(values, kept, strict=True):
-            yield Verdicts(float(value), f"{name} = {value}", keep_N)
+            yield Verdicts(float(value), f"{threshold.name} = {value}", keep_N)
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """The same for `rows`, of rows that are not all at hand."""
+        self._check(threshold, values)
+        sizes = [partial(min, int(value)) for value in values]
+        kept = least_of_parts(SAMPLE_RANK.name, sizes, parts)
+
+        def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
+            for value, keep_N in zip(values, kept(rows, made), strict=True):
+                yield Verdicts(float(value), f"{threshold.name} = {value}", keep_N)
+
+        return verdicts
+
+    def _check(self, threshold: Threshold, values: Sequence[Decimal]) -> None:
+        """ValueError for a size that cannot be."""
+        name = threshold.name
+        for value in values:
+            if name == "fraction" and not 0 < value <= 1:
+                raise ValueError(f"fraction is {value}; it lies above 0, up to 1")
+            if name != "fraction" and (value < 1 or value != int(value)):
+                raise ValueError(f"{name} is {value}; it is a whole number, 1 or more")
 
     def explain(self, reason: str, made: Mapping[str, Any]) -> str:
         """The rank that decided, of a row that was drawn from."""
@@ -169,7 +188,7 @@ class Sample(DatasetStage):
             if self.column:
                 rows = ctx.map_shards(self.ranked, placed(rows, ctx))
             if self.rows:
-                lowest = least_cut(SAMPLE_RANK.name, self.rows, rows, ctx)
+                lowest = cut.found(search(SAMPLE_RANK.name, partial(min, self.rows)), rows, ctx)
         ctx.restore(ctx.map_shards(partial(self.judged, lowest), rows))
 
     def drawn(self, seed: int, stage: str, rows: pa.Table) -> pa.Table:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
 from pipeline.dataset import Context, Inputs
 from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, Threshold, Verdicts
+from pipeline.stage import DatasetStage, NonEmpty, Parts, Threshold, Verdicts
+from stages.select import _cut as cut
 from stages.select import _sql as sql
 from stages.select import _verdicts
-from stages.select._top import Top, find_cut, keep_best, rankable
+from stages.select._top import Top, keep_best, rankable, search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +111,14 @@ class Where(DatasetStage):
         self, threshold: Threshold, rows: pa.Table, made: pa.Table
     ) -> Callable[[Decimal], Verdicts]:
         """The verdicts with a value there; other conditions are asked, and rows ranked, once."""
-        rules = _verdicts.Rules(self.conjuncts, self.top, rows, self.frame(rows))
-        if isinstance(threshold, _verdicts.Comparison):
-            return rules.with_number(threshold)
-        assert self.top is not None  # whose size it is
-        return rules.with_size(threshold, self.top)
+        return self.rules(rows).varying(threshold)
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """The verdicts beside `top` at each value, of rows that are not all at hand."""
+        assert self.top is not None  # without it a threshold is `by_row`
+        return _verdicts.surveyed(self.rules, self.top, threshold, values, parts)
 
     def settled(self, threshold: Threshold, value: Decimal) -> tuple[str, str]:
         """`where` with another number in it; or `top.rows` or `top.fraction`, as it is."""
@@ -134,6 +138,9 @@ class Where(DatasetStage):
         """The columns that verdicts are made of."""
         return tuple(dict.fromkeys((*self.reads, KEEP.name, IMAGE_BYTES.name)))
 
+    def rules(self, rows: pa.Table) -> _verdicts.Rules:
+        return _verdicts.Rules(self.conjuncts, self.top, rows, self.frame(rows))
+
     def frame(self, rows: pa.Table) -> pl.DataFrame:
         """The columns that the conditions read, as they read them."""
         return sql.as_frame(rows.select(self.reads or [UID.name]))
@@ -148,7 +155,7 @@ class Where(DatasetStage):
         rows = ctx.map_shards(partial(judge, stage=self), inputs.rows)
         if self.top and len(rows):
             rows = ctx.keep_local(rows)  # judged once, whatever the cut takes
-            best = partial(keep_best, top=self.top, lowest=find_cut(self.top, rows, ctx))
+            best = partial(keep_best, top=self.top, lowest=cut.found(search(self.top), rows, ctx))
             rows = ctx.map_shards(best, rows)
         ctx.restore(rows)
 

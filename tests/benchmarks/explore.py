@@ -3,7 +3,8 @@
     python -m tests.benchmarks.explore             # 100,000, 300,000 and a million rows
     python -m tests.benchmarks.explore 100000
 
-The server is a process of its own, asked over HTTP as its page asks. The first screen begins where
+The server is a process of its own, without pandas, which clipmill does not need; it is asked over
+HTTP as its page asks. The first screen begins where
 the command does and ends where the page has its counts, three histograms, the causes and the text
 of its rows; pictures come after it. `VmHWM` is the most memory that the process ever held.
 
@@ -31,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.benchmarks.toy import OWN_STAGES, plan_of, run_toy, scratch
+from tests.benchmarks.toy import ALONE, OWN_STAGES, plan_of, run_toy, scratch
 
 ROWS = (100_000, 300_000, 1_000_000)
 SHARD_ROWS = 50_000
@@ -111,7 +112,7 @@ def explorer(run: Path) -> Iterator[tuple[Any, subprocess.Popen[str], float]]:
     path = os.pathsep.join((str(OWN_STAGES), os.getcwd()))
     started = perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "explore", "--run", str(run)],
+        [sys.executable, "-c", ALONE, "explore", "--run", str(run)],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": path},
         text=True,

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import weakref
 from dataclasses import replace
 from functools import cache
 
@@ -15,8 +16,10 @@ from metadata.schema import KEEP
 from metadata.storage import Storage
 from metadata.uid import uid_of
 from pipeline.errors import RecipeError
+from pipeline.ledger import swept
+from pipeline.ledger.ahead import DISK_READERS
 from pipeline.ledger.answer import as_json
-from pipeline.ledger.groupings import GROUPS, largest
+from pipeline.ledger.groupings import GROUPS, Groups, rows_of_groups
 from pipeline.ledger.stored import stored
 from pipeline.ledger.sweep import sweep
 from pipeline.ledger.vary import parse
@@ -68,6 +71,13 @@ def folder(tmp_path_factory):
     }
     pq.write_table(pa.table(pool), folder / "pool.parquet")
     return folder
+
+
+@pytest.fixture(autouse=True, params=["held", "by shard"])
+def reading(request, monkeypatch):
+    """Each test with all rows at hand, and as of a pool that is too large for that."""
+    if request.param == "by shard":
+        monkeypatch.setattr(swept, "HELD_ROWS", 0)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +242,39 @@ def test_several_shards_are_read_at_once(ran, monkeypatch):
     assert sweep(state, "subset", "score=0.1:0.5:0.1") == expected
 
 
+def test_shards_of_a_large_pool_are_not_held(ran, monkeypatch):
+    state, alive, most = ran(WHERE, PASSING), [], []
+
+    def tables(shards, index, read=PoolShards.table):
+        table = read(shards, index)
+        alive.append(weakref.ref(table))
+        most.append(sum(ref() is not None for ref in alive))
+        return table
+
+    monkeypatch.setattr(swept, "HELD_ROWS", 0)
+    monkeypatch.setattr(PoolShards, "table", tables)
+    sweep(state, "subset", "score=0.1:0.5:0.1")
+    assert len(most) > 10  # looks at each of three shards
+    assert max(most) <= 1 + DISK_READERS
+
+
+@pytest.mark.parametrize(
+    ("top", "vary"),
+    [
+        ("null", "score=0.1:0.5:0.1"),
+        (PASSING, "score=-0.1:0.9:0.1"),
+        (POOL_COMPAT, "words>0:8:1"),
+        ("{column: score, fraction: 0.3}", "top.fraction=0.05:1:0.05"),
+        ("{column: size, rows: 20}", "top.rows=1:400:7"),
+    ],
+)
+def test_all_that_is_said_of_a_large_pool_is_that_of_its_rows_at_once(top, vary, ran, monkeypatch):
+    state = ran(WHERE, top)
+    found = sweep(state, "subset", vary)
+    monkeypatch.setattr(swept, "HELD_ROWS", ROWS if swept.HELD_ROWS == 0 else 0)
+    assert sweep(state, "subset", vary) == found
+
+
 def test_an_infinite_value_is_a_word_which_json_has(ran):
     found = sweep(
         ran("score > 5", "{column: score, fraction: 1.0}"), "subset", "top.fraction=0.5:1:0.5"
@@ -265,11 +308,13 @@ def test_the_page_draws_every_value_and_escapes_captions(ran):
 def test_groups_past_the_largest_are_counted_together():
     names = [f"g{i:02}" for i in range(GROUPS + 3) for _ in range(100 - i)] + [None] * 7
     column = pa.chunked_array([names]).dictionary_encode()
-    counts = largest(column).counts(np.ones(len(names), bool))
+    groups = Groups.largest(rows_of_groups(column))
+    counts = groups.counts(np.bincount(groups.codes(column)))
     assert list(counts)[1] == "g00"
     assert len(counts) == GROUPS + 2
     assert (counts["(others)"], counts["(none)"]) == (80 + 79 + 78, 7)
-    assert largest(column.slice(0, 0)).counts(np.ones(0, bool)) == {}
+    assert len(groups.codes(column.slice(0, 0))) == 0
+    assert Groups.largest(rows_of_groups(column.slice(0, 0))).counts(np.zeros(2, int)) == {}
 
 
 # What is refused

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from decimal import Decimal
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -180,7 +181,13 @@ def test_every_threshold_is_answered_as_another_run_would(settings, pool, sample
     (threshold,) = stage.thresholds()
     sizes = ("0.1", "0.3", "1") if "fraction" in settings else (1, 35, 5_000)
     values = [Decimal(size) for size in sizes]
-    for verdicts in stage.verdicts(threshold, values, out, out):
+    parts = [out.slice(start, 700) for start in range(0, len(out), 700)]
+    ask = partial(stage.verdicts, threshold, values)
+    if not threshold.by_row:
+        ask = stage.surveyed(threshold, values, lambda: ((part, part) for part in parts))
+    by_part = [[it.keep for it in ask(part, part)] for part in parts]
+    for at, verdicts in enumerate(stage.verdicts(threshold, values, out, out)):
+        assert np.concatenate([part[at] for part in by_part]).tolist() == verdicts.keep.tolist()
         value = float(verdicts.value) if threshold.name == "fraction" else int(verdicts.value)
         other = sampled(pool, **settings | {threshold.name: value})
         assert verdicts.keep.tolist() == kept(other), verdicts.rule

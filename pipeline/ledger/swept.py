@@ -1,0 +1,121 @@
+"""The rows that a sweep asks a select stage about: all at once, or a shard at a time."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.schema import KEEP, POSITION, SHARD, UID
+from pipeline.errors import RecipeError
+from pipeline.ledger.ahead import ahead
+from pipeline.ledger.groupings import Groups, group_of, groupings, rows_of_groups
+from pipeline.ledger.stored import stored
+from pipeline.planning.planned import Binding, PlannedStage
+from pipeline.planning.selects import asks_by_part
+from pipeline.run_folder.state import RunState
+from pipeline.stage import Threshold
+
+# Shapes: N rows of the pool, or of a part of it.
+
+HELD_ROWS = 1 << 21  # rows of some 170 bytes; a larger pool is read shard by shard
+GROUP, READ, MADE = "group ", "read ", "made "
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the pool: what other verdicts are made of, the group of each, today's verdict."""
+
+    read: pa.Table  # uid, shard, position and columns as the stage reads them
+    made: pa.Table  # columns that it wrote
+    value: pa.ChunkedArray  # of the column that the threshold cuts
+    groups: dict[str, NDArray[np.int8]]  # (N,) codes, by what rows are grouped by
+    today: NDArray[np.bool_]  # (N,)
+
+
+class Pool:
+    """All rows under a select stage: held, or of a large pool read anew each time, of which few
+    shards are held; that a threshold must answer by parts."""
+
+    def __init__(self, state: RunState, planned: PlannedStage, threshold: Threshold) -> None:
+        shards = state.stages[planned.root].shards
+        if not shards:
+            raise RecipeError("the pool has no rows", str(state.run), "check the pool's path")
+        self.rows = sum(shard.rows for shard in shards.values())
+        self.is_held = self.rows <= HELD_ROWS or not asks_by_part(planned, threshold)
+        self._state, self._root, self._threshold = state, planned.root, threshold
+        given = planned.bindings[0]
+        self._asked = {f"{READ}{it}": given[it] for it in threshold.reads if it in given}
+        made = (KEEP.name, *threshold.made)
+        self._asked |= {f"{MADE}{name}": (planned.name, name) for name in made}
+        self._grouped = {
+            f"{GROUP}{name}": where for name, where in groupings(state, planned.name).items()
+        }
+        value = given.get(threshold.column, (planned.name, threshold.column))
+        self._bound = {**self._asked, **self._grouped, "value": value}
+        self._held = list(self._tables(self._bound)) if self.is_held else None
+        self.groups = self._largest_groups()
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Every row once, by part."""
+        if self._held is None:
+            yield from map(self._as_rows, self._tables(self._bound))
+        else:
+            whole = pa.concat_tables(self._held).unify_dictionaries()
+            yield self._as_rows(whole.combine_chunks())
+
+    def parts(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """What verdicts are made of: columns that the stage read, and that it made."""
+        return map(_asked, self._tables(self._asked))
+
+    def _tables(self, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
+        shards = stored(self._state, self._root, bound)
+
+        def read(shard: int) -> pa.Table:
+            table = shards.table(shard)
+            for name in bound.keys() & self._grouped.keys():
+                codes = group_of(name.removeprefix(GROUP), table[name])  # a URL's host is short
+                table = table.set_column(table.column_names.index(name), name, codes)
+            return table
+
+        return ahead(self._state.run, read, range(len(shards)))
+
+    def _largest_groups(self) -> dict[str, Groups]:
+        """The groups that are told apart, by what rows are grouped by."""
+        rows: dict[str, Counter[str]] = {name: Counter() for name in self._grouped}
+        tables = self._tables(self._grouped) if self._held is None else iter(self._held)
+        for table in tables if rows else ():
+            for name, counted in rows.items():
+                counted.update(rows_of_groups(table[name]))
+        return {name.removeprefix(GROUP): Groups.largest(it) for name, it in rows.items()}
+
+    def _as_rows(self, table: pa.Table) -> Rows:
+        read, made = _asked(table)
+        return Rows(
+            read=read,
+            made=made,
+            value=_deciding(table["value"], self._threshold),
+            groups={name: it.codes(table[f"{GROUP}{name}"]) for name, it in self.groups.items()},
+            today=made[KEEP.name].to_numpy(),
+        )
+
+
+def _asked(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    place = {name: columns[name] for name in (UID.name, SHARD.name, POSITION.name)}
+    read, made = (
+        {name.removeprefix(kind): it for name, it in columns.items() if name.startswith(kind)}
+        for kind in (READ, MADE)
+    )
+    return pa.table(place | read), pa.table(made)
+
+
+def _deciding(values: pa.ChunkedArray, threshold: Threshold) -> pa.ChunkedArray:
+    """Of lists, the item of each that decides."""
+    if threshold.item is None or not pa.types.is_list(values.type):
+        return values
+    items = pl.Series(values).list
+    return pa.chunked_array([(items.max() if threshold.item == "max" else items.min()).to_arrow()])
