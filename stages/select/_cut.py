@@ -22,6 +22,7 @@ BINS = 1 << 16
 Cut = tuple[int, ...]  # the first digits of a rank; rows at or above it stay
 EVERYTHING: Cut = ()
 NOTHING: Cut = (BINS,)
+TOGETHER = 64  # searches, of which each holds 2 MB of ranks at most
 # Each look is what is counted of some rows, and how two counts add up; it is sent that of all rows.
 Look = tuple[Callable[[pa.Table], State], Callable[[State, State], State]]
 Search = Generator[Look, State, Cut]
@@ -41,21 +42,23 @@ def found_together(
     searches: Sequence[Search], parts: Callable[[], Iterator[Sequence[pa.Table]]]
 ) -> list[Cut]:
     """The cuts that several searches end with, each over a table of every part; a part is read once
-    for a look of all."""
+    for a look of `TOGETHER`."""
     cuts = [EVERYTHING] * len(searches)
-    looks = {number: next(search) for number, search in enumerate(searches)}
-    while looks:
-        seen: dict[int, State] = {}
-        for tables in parts():
-            for number, (look, add) in looks.items():
-                here = look(tables[number])
-                seen[number] = add(seen[number], here) if number in seen else here
-        for number in [*looks]:
-            try:
-                looks[number] = searches[number].send(seen[number])
-            except StopIteration as end:
-                cuts[number] = end.value
-                del looks[number]
+    for start in range(0, len(searches), TOGETHER):
+        numbers = range(start, min(start + TOGETHER, len(searches)))
+        looks = {number: next(searches[number]) for number in numbers}
+        while looks:
+            seen: dict[int, State] = {}
+            for tables in parts():
+                for number, (look, add) in looks.items():
+                    here = look(tables[number])
+                    seen[number] = add(seen[number], here) if number in seen else here
+            for number in [*looks]:
+                try:
+                    looks[number] = searches[number].send(seen[number])
+                except StopIteration as end:
+                    cuts[number] = end.value
+                    del looks[number]
     return cuts
 
 

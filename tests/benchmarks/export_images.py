@@ -4,11 +4,12 @@
 
 The pool: JPEGs of 20 kB, each different, in tars of 1,000 with .txt and .json, ingested
 beforehand. `parquet`: pyarrow copies uid, image and text of the stored shards by batches into
-files of 10,000 rows, by its defaults; `bare` is the same without compression, dictionaries and
-statistics, which nobody writes unasked. `webdataset`: tarfile copies the members
-of the pool's tars into tars of as many samples. Neither shuffles, hashes, checks pages, counts
-causes, nor writes a data card, places and a journal; clipmill does, as `clipmill run --workers 0`,
-a process of its own. The same images are asserted of both. `start` of clipmill is the same command
+files of 10,000 rows, by its defaults; `checked` checks the pages that it reads, writes page
+checksums and hashes each file, as whoever would know a changed byte must; `bare` is `copy` without
+compression, dictionaries and statistics, which nobody writes unasked. `webdataset`: tarfile copies
+the members of the pool's tars into tars of as many samples. No copy shuffles, counts causes, nor
+writes a data card, places and a journal; clipmill does, as `clipmill run --workers 0`, a process of
+its own. The same images are asserted of both. `start` of clipmill is the same command
 once all is done, that of a copy its import; both are taken off. CPU seconds, the least of rounds.
 
 Aim: at most 2 times the plain copy.
@@ -33,6 +34,7 @@ import sys
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,11 +52,13 @@ stages:
 """
 COPIES = {
     "parquet": """
-import glob, sys
+import glob, hashlib, sys
 import pyarrow.parquet as pq
+checked = HOW.get("write_page_checksum", False)
 names, writer, rows, number = ["uid", "image", "text"], None, 0, 0
 for path in sorted(glob.glob(sys.argv[1] + "/0*.parquet")):
-    for batch in pq.ParquetFile(path).iter_batches(columns=names):
+    source = pq.ParquetFile(path, page_checksum_verification=checked)
+    for batch in source.iter_batches(columns=names):
         if writer is None or rows + len(batch) > 10_000:
             if writer:
                 writer.close()
@@ -63,6 +67,9 @@ for path in sorted(glob.glob(sys.argv[1] + "/0*.parquet")):
         writer.write_batch(batch)
         rows += len(batch)
 writer.close()
+for path in glob.glob(f"{sys.argv[3]}/*.parquet") if checked else ():
+    with open(path, "rb") as made:
+        hashlib.file_digest(made, "sha256")
 """,
     "webdataset": """
 import glob, sys
@@ -82,6 +89,7 @@ for path in sorted(glob.glob(sys.argv[2] + "/*.tar")):
 out.close()
 """,
 }
+CHECKED = {"write_page_checksum": True}
 BARE = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 IMPORTS = {"parquet": "import pyarrow.parquet", "webdataset": "import tarfile"}
 
@@ -104,7 +112,8 @@ def compare(name: str, images: int, folder: Path, run: list[str]) -> None:
     """Prints CPU seconds of both beyond their starts, and an image's."""
     copied, until = folder / "copied", [*run, "--until", name]
     begun_s = min(spend(sys.executable, "-c", IMPORTS[name]).cpu_s for _ in "123")
-    ways = {"copy": {}, **({"bare": BARE} if name == "parquet" else {})}
+    others = {"checked": CHECKED, "bare": BARE} if name == "parquet" else {}
+    ways: dict[str, dict[str, Any]] = {"copy": {}, **others}
     spent: dict[str, list[float]] = {way: [] for way in (*ways, "clipmill", "start")}
     for _ in range(ROUNDS):
         for path in (folder / "run" / "stages").glob(f"{name}-*"):

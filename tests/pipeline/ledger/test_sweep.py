@@ -29,6 +29,7 @@ from pipeline.report.sweep_page import sweep_page
 from pipeline.run_folder.rows import PoolShards
 from pipeline.run_folder.state import RunState
 from pipeline.verbs.sweep import text
+from stages.select import _cut as cut
 from tests.parsed import Page
 
 ROWS = 400
@@ -272,6 +273,7 @@ def test_all_that_is_said_of_a_large_pool_is_that_of_its_rows_at_once(top, vary,
     state = ran(WHERE, top)
     found = sweep(state, "subset", vary)
     monkeypatch.setattr(swept, "HELD_ROWS", ROWS if swept.HELD_ROWS == 0 else 0)
+    monkeypatch.setattr(cut, "TOGETHER", 4)
     assert sweep(state, "subset", vary) == found
 
 
