@@ -13,7 +13,8 @@ Measured (2026-11-27, an EPYC without AVX-512, 2 shared cores), ms of CPU a shar
 it, its rows included, 4 and 40 partitions: 10,000 shards 0.30 and 0.75; 1,000 shards 0.67 and 0.94;
 100 shards 1.7 and 2.1, which misses the aim, and 2.3 to 3.2 and 4.4 to 6.2 where each was a run, as
 before. A shard a run: 1.9 and 2.5 at 10,000 shards, 2.0 and 3.9 at 1,000. A faster EPYC took 0.34
-and 0.40 at 1,000 shards.
+and 0.40 at 1,000 shards. On 2026-11-28, idle: 100 shards 1.6 and 1.9, 1,000 shards 0.51 and 0.70;
+on a disk in memory 0.65 and 1.03, 0.51 and 0.78: at 100 shards new files are what is above the aim.
 """
 
 import os
