@@ -64,8 +64,7 @@ class Pool:
         if self._held is None:
             yield from map(self._as_rows, self._tables(self._bound))
         else:
-            whole = pa.concat_tables(self._held).unify_dictionaries()
-            yield self._as_rows(whole.combine_chunks())
+            yield self._as_rows(pa.concat_tables(self._held).unify_dictionaries())
 
     def parts(self) -> Iterator[tuple[pa.Table, pa.Table]]:
         """What verdicts are made of: columns that the stage read, and that it made."""
