@@ -16,7 +16,7 @@ time of polars grows with the square of a chain. Values do not count: IN may lis
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import polars as pl
@@ -198,12 +198,23 @@ def truth(conjunct: Conjunct, frame: pl.DataFrame) -> pl.Series:
 
 def _value(tree: Tree, frame: pl.DataFrame) -> pl.Series:
     """(N,) what an expression gives; functions over lists are evaluated first, each as a column."""
-    root = exp.Paren(this=tree.copy())
-    for node in [node for node in root.walk() if lists.asks_a_list(node, frame.schema)]:
-        frame = frame.with_columns(lists.answers(node, frame, _value).alias(_text(node)))
-        node.replace(exp.column(_text(node)))
-    sql = _polars_sql(root, frame.schema)
+    sql = _without_lists(tree, tuple(frame.schema.items()))
+    if sql is None:
+        root = exp.Paren(this=tree.copy())
+        for node in [node for node in root.walk() if lists.asks_a_list(node, frame.schema)]:
+            frame = frame.with_columns(lists.answers(node, frame, _value).alias(_text(node)))
+            node.replace(exp.column(_text(node)))
+        sql = _polars_sql(root, frame.schema)
     return frame.with_columns(pl.sql_expr(sql).alias("")).get_column("")
+
+
+@lru_cache(maxsize=1024)
+def _without_lists(tree: Tree, types: tuple[tuple[str, pl.DataType], ...]) -> str | None:
+    """An expression as polars reads it, the same for every shard; None where it asks a list."""
+    schema, root = dict(types), exp.Paren(this=tree.copy())
+    if any(lists.asks_a_list(node, schema) for node in root.walk()):
+        return None
+    return _polars_sql(root, schema)
 
 
 def _refuse_unless_row_wise(tree: Tree) -> None:

@@ -3,6 +3,7 @@
 from random import Random
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -154,8 +155,11 @@ def test_drawn_conditions_mean_what_they_mean_with_every_bracket_mended(monkeypa
     random = Random(0)
     drawn = [f"{arithmetic(random, 3)} > {arithmetic(random, 1)}" for _ in range(300)]
     once = [verdict(where) for where in drawn]
-    monkeypatch.setattr(_sql, "_is_mended_around", lambda node: _sql._may_be_nan(node.parent))
-    assert [verdict(where) for where in drawn] == once
+    with monkeypatch.context() as every_bracket:
+        _sql._without_lists.cache_clear()
+        every_bracket.setattr(_sql, "_is_mended_around", lambda node: _sql._may_be_nan(node.parent))
+        assert [verdict(where) for where in drawn] == once
+        _sql._without_lists.cache_clear()
     answered = [found for found in once if isinstance(found, list)]
     assert sum(None in found for found in answered) > 100
     assert sum(True in found for found in answered) > 50
@@ -285,3 +289,16 @@ def test_what_is_not_row_wise_sql_is_refused_and_named(where, says):
 def test_a_comparison_of_unlike_types_stops_the_stage_and_names_the_types(where, says):
     with pytest.raises(StageError, match=says):
         answers(where)
+
+
+def test_a_condition_is_put_into_polars_words_once_for_all_shards(monkeypatch):
+    (rule,) = conjuncts("once_only + 1 > 3")
+    put, original = [], _sql._polars_sql
+    monkeypatch.setattr(_sql, "_polars_sql", lambda *of: put.append(of) or original(*of))
+    for values in ([1, 2, 3], [3, None], []):
+        frame = pl.DataFrame({"once_only": pl.Series(values, dtype=pl.Int64)})
+        assert truth(rule, frame).to_list() == [None if v is None else v > 2 for v in values]
+    assert len(put) == 1
+    as_floats = pl.DataFrame({"once_only": [2.5]})  # of another type, whose NaN is mended
+    assert truth(rule, as_floats).to_list() == [True]
+    assert len(put) == 2
