@@ -75,8 +75,16 @@ class Chart {
       this.place(flag, isTried ? tried.value : flag.of.value);
     }
     const none = histogram.left[bins];
-    const bounds = range ? `${range.low === null ? "" : `${short(range.low)} ≤ `}value${range.high === null ? "" : ` ≤ ${short(range.high)}`}` : `${short(first)} to ${short(last)}`;
+    const bounds = range ? `${range.low === null ? "" : `${short(range.low)} ≤ `}value${range.high === null ? "" : ` ≤ ${short(range.high)}`}` : this.reach(first, last);
     this.said.textContent = `${bounds}${none ? `; ${count(none)} without a value` : ""}`;
+  }
+
+  // The outer bars take in what lies beyond the axis.
+  reach(first, last) {
+    const [least, most] = this.span;
+    const beyond = [least < this.edges[0] ? `from ${short(least)}` : "", most > this.edges.at(-1) ? `up to ${short(most)}` : ""];
+    const said = beyond.filter(Boolean).join(" and ");
+    return `${short(first)} to ${short(last)}${said ? `, a few ${said}` : ""}`;
   }
 
   ends() {

@@ -77,6 +77,18 @@ def test_handles_bound_the_rows_by_mouse_and_by_keyboard(page):
     assert page.value('document.querySelector("#chips button").textContent').startswith("2 ≤")
 
 
+def test_values_beyond_the_axis_are_said(page):
+    """The outer bars take them in: of 14 rows in 67,000 the axis tells nothing."""
+    told = "{edges: [0.5, 5.5], span: [-3, 40], all: [60, 0], left: [60, 0]}"
+    of_all = f"Object.fromEntries(v.view.charts.map((id) => [id, {told}]))"
+    page.value(
+        'Promise.all([import("./page/charts.js"), import("./page/view.js")])'
+        f".then(([c, v]) => c.showCharts({{histograms: {of_all}}})) && null"
+    )
+    page.until("""document.querySelector(".chart .ends").textContent
+      === "1 to 5, a few from -3 and up to 40" """)
+
+
 def test_a_threshold_is_dragged_and_its_recipe_shown(page):
     side = '.chart:has([aria-label^="subset: min_side"]) .handle.flag'
     if not page.value(f"document.querySelector('{side}')"):
