@@ -32,7 +32,8 @@ ingest at 1M, the tree before and this one in turns, three rounds each: 4.75, 4.
 3.54, 4.15, 4.04; three more of this one 3.73, 4.01, 4.77; a plain copy 1.40 to 1.93.
 On 2026-11-28, idle, on a disk in memory and on the machine's own: ingest 3.63 and 3.37, 4.52, 4.40
 and 4.26 at 1M, 3.99 and 4.25 at 3M; select 1.44 and 1.38, 1.86 at 1M, 1.63 and 1.71 at 3M; a copy
-1.49 to 1.94 and 1.52 to 1.85.
+1.49 to 1.94 and 1.52 to 1.85. Since conditions are put into Polars' words once, hours later: ingest
+3.49 and 3.45 on the machine's own, 3.75 and 3.77 in memory.
 Before: select 3.09 at 1M, when each digit of the cut read and judged all rows again; exact 1.72,
 when all rows of a partition were sorted. Of 100,000 rows a ratio is mostly noise of the start.
 """
