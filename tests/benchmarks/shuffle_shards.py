@@ -13,10 +13,11 @@ Measured (2026-11-27, an EPYC without AVX-512, 2 shared cores), ms of CPU a shar
 it, its rows included, 4 and 40 partitions: 10,000 shards 0.30 and 0.75; 1,000 shards 0.67 and 0.94;
 100 shards 1.7 and 2.1, which misses the aim, and 2.3 to 3.2 and 4.4 to 6.2 where each was a run, as
 before. A shard a run: 1.9 and 2.5 at 10,000 shards, 2.0 and 3.9 at 1,000. A faster EPYC took 0.34
-and 0.40 at 1,000 shards. On 2026-11-28, once each, idle: 100 shards 1.6 and 1.9, 1,000 shards 0.51
-and 0.70; the least of five since, beside other work: 100 shards 0.91 and 1.26, 1.59 and 1.36, 1,000
-shards 0.45 and 0.63, 0.77 and 0.66; idle: 100 shards 1.01 and 1.35, 0.85 and 1.25, 1,000 shards 0.59
-and 0.69, 0.58 and 0.86. So a pool of 100 shards meets the aim at its 4 partitions, within the noise.
+and 0.40 at 1,000 shards. On
+2026-11-28, once each, idle: 100 shards 1.6 and 1.9, 1,000 shards 0.51 and 0.70; the least of five,
+beside other work: 100 shards 0.91 and 1.26, 1.59 and 1.36, 1,000 shards 0.45 and 0.63, 0.77 and
+0.66; the same idle: 100 shards 1.01 and 1.35, 0.85 and 1.25, 1,000 shards 0.59 and 0.69, 0.58 and
+0.86. So a pool of 100 shards meets the aim at its 4 partitions, within the noise.
 """
 
 import os
