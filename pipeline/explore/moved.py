@@ -16,6 +16,7 @@ from pipeline.explore import asked
 from pipeline.explore.columns import Bools, Columns
 from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import stored
+from pipeline.ledger.swept import asked_of, read_and_made
 from pipeline.ledger.vary import select_stage
 from pipeline.planning.plan import check_threshold
 from pipeline.planning.planned import PlannedStage
@@ -62,9 +63,7 @@ class Moves:
     def _tables(self, planned: PlannedStage, threshold: Threshold) -> tuple[pa.Table, pa.Table]:
         """What the verdicts are made of: columns that the stage read, and that it made. What the
         page draws is held already."""
-        given, columns = planned.bindings[0], self.columns
-        wanted = {f"read {name}": given[name] for name in threshold.reads if name in given}
-        wanted |= {f"made {name}": (planned.name, name) for name in (KEEP.name, *threshold.made)}
+        columns, wanted = self.columns, asked_of(planned, threshold)
         found = {name: columns.as_stored(where) for name, where in wanted.items()}
         others = {name: where for name, where in wanted.items() if found[name] is None}
         place: dict[str, Any] = columns.every_place()
@@ -74,11 +73,7 @@ class Moves:
             whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
             found |= {name: whole[name] for name in others}
             place[UID.name] = whole[UID.name]
-        read, made = (
-            {name.removeprefix(kind): found[name] for name in wanted if name.startswith(kind)}
-            for kind in ("read ", "made ")
-        )
-        return pa.table(place | read), pa.table(made)
+        return read_and_made(pa.table(place | found))
 
 
 def threshold_at(columns: Columns, wanted: asked.Threshold) -> tuple[PlannedStage, Threshold]:

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, POSITION, SHARD, UID
+from metadata.schema import IDENTITY, KEEP
 from pipeline.errors import RecipeError
 from pipeline.ledger.ahead import ahead
 from pipeline.ledger.groupings import Groups, group_of, groupings, rows_of_groups
@@ -48,9 +48,7 @@ class Pool:
         self.is_held = self.rows <= HELD_ROWS or not asks_by_part(planned, threshold)
         self._state, self._root, self._threshold = state, planned.root, threshold
         given = planned.bindings[0]
-        self._asked = {f"{READ}{it}": given[it] for it in threshold.reads if it in given}
-        made = (KEEP.name, *threshold.made)
-        self._asked |= {f"{MADE}{name}": (planned.name, name) for name in made}
+        self._asked = asked_of(planned, threshold)
         self._grouped = {
             f"{GROUP}{name}": where for name, where in groupings(state, planned.name).items()
         }
@@ -68,7 +66,7 @@ class Pool:
 
     def parts(self) -> Iterator[tuple[pa.Table, pa.Table]]:
         """What verdicts are made of: columns that the stage read, and that it made."""
-        return map(_asked, self._tables(self._asked))
+        return map(read_and_made, self._tables(self._asked))
 
     def _tables(self, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
         shards = stored(self._state, self._root, bound)
@@ -92,7 +90,7 @@ class Pool:
         return {name.removeprefix(GROUP): Groups.largest(it) for name, it in rows.items()}
 
     def _as_rows(self, table: pa.Table) -> Rows:
-        read, made = _asked(table)
+        read, made = read_and_made(table)
         return Rows(
             read=read,
             made=made,
@@ -102,9 +100,18 @@ class Pool:
         )
 
 
-def _asked(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+def asked_of(planned: PlannedStage, threshold: Threshold) -> dict[str, Binding]:
+    """What verdicts are made of: columns that the stage read, and that it made."""
+    given, made = planned.bindings[0], (KEEP.name, *threshold.made)
+    read = {f"{READ}{name}": given[name] for name in threshold.reads if name in given}
+    return read | {f"{MADE}{name}": (planned.name, name) for name in made}
+
+
+def read_and_made(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """These columns as `verdicts` takes them; the rows' identity, as far as it is there, with what
+    was read."""
     columns = dict(zip(table.column_names, table.columns, strict=True))
-    place = {name: columns[name] for name in (UID.name, SHARD.name, POSITION.name)}
+    place = {name: it for name, it in columns.items() if name in IDENTITY}
     read, made = (
         {name.removeprefix(kind): it for name, it in columns.items() if name.startswith(kind)}
         for kind in (READ, MADE)
