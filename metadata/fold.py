@@ -8,81 +8,73 @@ record, the record itself is read.
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metadata.storage import Entry, Storage
+from metadata.record import Record, parsed, record_name
+from metadata.records import RECORD, table_of
+from metadata.storage import Storage
 
-R = TypeVar("R")
 BATCH = 4096
 FOLDED = "records.parquet"
 PART = re.compile(r"records-(\d{4,})\.parquet")
-FOLD = pa.schema(
-    [("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("json", pa.string())]
-)
-
-
-class Foldable(Protocol):
-    """A record, as far as a fold goes: an object's name, and its text."""
-
-    @property
-    def name(self) -> str: ...
-
-    def to_json(self) -> str: ...
+LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
+FOLD = pa.schema([*LISTED, *RECORD])
+OLDER = pa.schema([*LISTED, ("json", pa.string())])  # until November 2026: read, not written
 
 
 @dataclass
-class Folds(Generic[R]):
+class Folds:
     """What the folds of a folder hold."""
 
-    records: dict[str, R] = field(default_factory=dict)  # as they lie there now
-    names: set[str] = field(default_factory=set)  # of all they hold, also of records that changed
-    parts: int = 0  # number of the next part
-    are_one: bool = False  # there is a whole fold, and nothing else
+    records: pa.Table  # name, and a record's columns: as they lie there now
+    parts: int  # number of the next part
+    are_one: bool  # there is a whole fold, nothing else, and all it holds lies there so
 
 
-def fold(folder: Storage, records: Iterable[Foldable]) -> None:
+def fold(folder: Storage, records: pa.Table) -> None:
     """Writes `records.parquet`: these records, with the size and time their objects are listed.
 
     Then the parts go.
     """
-    entries = {entry.name: entry for entry in folder.entries()}
-    rows = [
-        (record.name, there.size, there.mtime_ns, record.to_json())
-        for record in records
-        if (there := entries.get(record.name))
-    ]
-    _put(folder, FOLDED, rows)
-    for name in entries:
-        if PART.fullmatch(name):
-            folder.delete(name)
+    listing = folder.listing()
+    name = _names(records)
+    at = pc.index_in(name, value_set=listing["name"])
+    listed = [name, listing["size"].take(at), listing["mtime_ns"].take(at)]
+    table = pa.table([*listed, *records.itercolumns()], schema=FOLD)
+    _put(folder, FOLDED, table.filter(at.is_valid()))
+    for other in listing["name"].to_pylist():
+        if PART.fullmatch(other):
+            folder.delete(other)
 
 
-def append(folder: Storage, number: int, records: Iterable[Foldable]) -> None:
+def append(folder: Storage, number: int, records: Iterable[Record]) -> None:
     """Writes a part: these records, which were just stored. Nothing is listed for it."""
-    texts = [(record.name, record.to_json()) for record in records]
-    rows = [(name, len(text.encode()), None, text) for name, text in texts]
-    _put(folder, f"records-{number:04d}.parquet", rows)
+    sizes = [len(record.to_json().encode()) for record in records]
+    made = table_of(records)
+    listed = [_names(made), pa.array(sizes, pa.int64()), pa.nulls(len(made), pa.int64())]
+    table = pa.table([*listed, *made.itercolumns()], schema=FOLD)
+    _put(folder, f"records-{number:04d}.parquet", table)
 
 
-def read_folds(
-    folder: Storage, entries: Mapping[str, Entry], parse: Callable[[str, str], R]
-) -> Folds[R]:
-    """What the folds among these objects hold of records that are still as they were folded.
-
-    Their texts are parsed as they are read, so that few are held: `parse(name, text)`.
+def read_folds(folder: Storage, listing: pa.RecordBatch) -> Folds:
+    """What the folds in a listing of their folder hold of records that are still as folded.
 
     That is told by an object's size, and by its time: the one that is in the fold; of a part, which
     has none, an earlier one than the part's own.
     """
-    found = Folds[R]()
-    parts = {int(match[1]): name for name in entries if (match := PART.fullmatch(name))}
-    names = [*([FOLDED] if FOLDED in entries else []), *(parts[number] for number in sorted(parts))]
+    parts, has_whole = {}, False
+    for name in listing["name"].filter(pc.starts_with(listing["name"], "records")).to_pylist():
+        has_whole |= name == FOLDED
+        if match := PART.fullmatch(name):
+            parts[int(match[1])] = name
+    names = [*([FOLDED] if has_whole else []), *(parts[number] for number in sorted(parts))]
 
     def read(name: str) -> bytes:
         try:
@@ -90,39 +82,70 @@ def read_folds(
         except OSError:  # as a torn one: it costs time
             return b""
 
+    are_one, found = names == [FOLDED], []
     with ThreadPoolExecutor(8) as pool:
         for name, data in zip(names, pool.map(read, names), strict=True):
-            found.are_one = names == [FOLDED]
-            before_ns = entries[name].mtime_ns
-            try:
-                for record, size, mtime_ns, text in _rows(data):
-                    found.names.add(record)
-                    there = entries.get(record)
-                    if there is None or there.size != size:
-                        continue
-                    is_older = mtime_ns is None and there.mtime_ns < before_ns
-                    if there.mtime_ns == mtime_ns or is_older:
-                        found.records[record] = parse(record, text)
-            except (pa.ArrowException, KeyError, OSError):
-                found.are_one = False
-    found.parts = max(parts, default=-1) + 1
-    return found
+            held, is_whole = _read(data)
+            as_listed = _as_listed(held, listing, name)
+            are_one = are_one and is_whole and len(as_listed) == len(held)
+            found.append(as_listed)
+    records = _last(pa.concat_tables(found or [FOLD.empty_table()]))
+    return Folds(records, max(parts, default=-1) + 1, are_one)
 
 
-Row = tuple[str, int, int | None, str]
+def _as_listed(held: pa.Table, listing: pa.RecordBatch, fold: str) -> pa.Table:
+    """The rows whose objects lie there as they were folded."""
+    at = pc.index_in(held["name"], value_set=listing["name"])
+    mtime_ns = listing["mtime_ns"].take(at.combine_chunks())
+    put_ns = listing["mtime_ns"][listing["name"].index(fold).as_py()]
+    is_so = pc.if_else(
+        held["mtime_ns"].is_null(), pc.less(mtime_ns, put_ns), pc.equal(mtime_ns, held["mtime_ns"])
+    )
+    is_so = pc.and_(is_so, pc.equal(held["size"], listing["size"].take(at.combine_chunks())))
+    is_so = pc.fill_null(is_so, False)  # which is not listed
+    return held if pc.all(is_so).as_py() else held.filter(is_so)
 
 
-def _put(folder: Storage, name: str, rows: Sequence[Row]) -> None:
-    columns = list(zip(*rows, strict=True)) or [()] * len(FOLD)
-    table = pa.table(dict(zip(FOLD.names, columns, strict=True)), schema=FOLD)
+def _last(held: pa.Table) -> pa.Table:
+    """Of rows of one name the last."""
+    code_R = held["name"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, from_end = np.unique(code_R[::-1], return_index=True)
+    if len(from_end) == len(code_R):
+        return held
+    return held.take(np.sort(len(code_R) - 1 - from_end))
+
+
+def _names(records: pa.Table) -> pa.Array:
+    numbers = zip(records["shard"].to_pylist(), records["number"].to_pylist(), strict=True)
+    return pa.array((record_name(*number) for number in numbers), pa.string())
+
+
+def _put(folder: Storage, name: str, records: pa.Table) -> None:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(records, sink, compression="zstd", write_page_checksum=True)
     folder.put(name, sink.getvalue(), point="fold")
 
 
-def _rows(data: bytes) -> Iterator[Row]:
-    """What a fold holds, of which few are objects at a time."""
-    # Not read_table: it imports datasets and starts threads, for one small file.
-    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH, use_threads=False):
-        table = pa.Table.from_batches([batch]).select(FOLD.names).cast(FOLD)
-        yield from zip(*(table[column].to_pylist() for column in FOLD.names), strict=True)
+def _read(data: bytes) -> tuple[pa.Table, bool]:
+    """What a fold holds, and whether that is all it should, in today's columns."""
+    try:
+        # Not read_table: it imports datasets and starts threads, for one small file.
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        if "json" in file.schema_arrow.names:
+            return _older(file), False
+        return file.read(use_threads=False).select(FOLD.names).cast(FOLD), True
+    except (pa.ArrowException, KeyError, OSError, OverflowError, ValueError):
+        return FOLD.empty_table(), False
+
+
+def _older(file: pq.ParquetFile) -> pa.Table:
+    """A fold that holds the records' texts."""
+    tables = [FOLD.empty_table()]
+    for batch in file.iter_batches(BATCH, columns=OLDER.names, use_threads=False):
+        held = pa.Table.from_batches([batch]).cast(OLDER)
+        texts = zip(held["name"].to_pylist(), held["json"].to_pylist(), strict=True)
+        records = [parsed(name, text) for name, text in texts]
+        listed = held.select(LISTED.names).filter(pa.array(it is not None for it in records))
+        made = table_of(it for it in records if it is not None)
+        tables.append(pa.table([*listed.itercolumns(), *made.itercolumns()], schema=FOLD))
+    return pa.concat_tables(tables)

@@ -1,23 +1,18 @@
-"""The record of one finished shard, and how a folder of them is read back.
+"""The record of one finished shard, and what else of a stage lies beside it.
 
 A stage's folder holds `000123-<digest>.parquet` (data, named by its content) and `000123.json` (its
 record, which names one data file, so that two attempts cannot mix). `000123.p1.json` is a later
-pass over rows that the first left out. Few objects hold all records again: see fold.py.
+pass over rows that the first left out. Few objects hold all records again: see fold.py; scan.py
+reads them back.
 """
 
 import hashlib
 import json
-import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from metadata.fold import read_folds
-from metadata.storage import Entry, Storage
-
-RECORD_NAME = re.compile(r"(\d{6,})(?:\.p(\d+))?\.json")
 FAILED = ".failed.json"
 
 
@@ -108,33 +103,18 @@ class Manifest:
         return {"inputs": self.inputs, **({"outside": self.outside} if self.outside else {})}
 
 
-@dataclass
-class Scan:
-    """What a stage's folder holds: records by shard and pass, failures, and the manifest."""
-
-    records: dict[int, list[Record]]
-    failures: dict[int, Failure]
-    manifest: Manifest | None
-    attempts: tuple[str, ...] = ()  # objects that a run left which was killed
-    folded: bool = False  # whether the fold holds every record, and all of them
-    parts: int = 0  # number of the next part of a fold
-    lost: list[Record] = field(default_factory=list)  # whose data is gone, or of another size
-    outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
-
-    @property
-    def changed(self) -> int:
-        """Files that are gone, of another size, or nobody's."""
-        held = self.manifest.outputs if self.manifest else ()
-        return len(self.lost) + len({name for name, _ in set(held) ^ set(self.outputs)})
-
-    @property
-    def unchecked(self) -> frozenset[int]:
-        """Lost shards that were written without page checksums: so they are made again."""
-        return frozenset(record.shard for record in self.lost if not record.page_checksums)
-
-
 def record_name(shard: int, number: int = 0) -> str:
     return f"{shard:06d}.json" if number == 0 else f"{shard:06d}.p{number}.json"
+
+
+def parsed(name: str, text: str | bytes) -> Record | None:
+    """The record in an object of that name; None where it is torn."""
+    text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    try:
+        record = Record.from_json(text)
+    except (ValueError, TypeError):
+        return None
+    return record if record.name == name else None
 
 
 def data_name(shard: int, number: int, sha256: str) -> str:
@@ -161,69 +141,3 @@ def state_of(records: list[Record], mask: ShardState | None) -> ShardState:
         mask=mask,
         source=records[0].source,
     )
-
-
-def scan(folder: Storage) -> Scan:
-    """Everything known about a stage's shards: one listing, the folds, and what is newer than them.
-
-    A record counts only if its data file is listed with the size it states.
-    """
-    entries = {entry.name: entry for entry in folder.entries()}
-    names = [name for name in entries if RECORD_NAME.fullmatch(name)]
-    folds = read_folds(folder, entries, _parse)
-    parsed = folds.records
-    newer = [name for name in names if name not in parsed]
-    with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
-        for name, data in zip(newer, pool.map(folder.read_if_there, newer), strict=True):
-            if data is not None:
-                parsed[name] = _parse(name, data.decode("utf-8", "replace"))
-    passes: dict[int, dict[int, Record]] = {}
-    lost: list[Record] = []
-    for record in parsed.values():
-        if record is None:
-            continue
-        if _is_there(record, entries):
-            passes.setdefault(record.shard, {})[record.number] = record
-        else:
-            lost.append(record)
-    records = {shard: _unbroken(found) for shard, found in passes.items() if 0 in found}
-    failures = {
-        failure.shard: failure
-        for name in entries
-        if name.endswith(FAILED)
-        and (failure := folder.read_json(name, Failure))
-        and failure.name == name
-    }
-    manifest = folder.read_json("manifest.json", Manifest) if "manifest.json" in entries else None
-    attempts = tuple(name for name in entries if name.endswith(".attempt"))
-    is_folded = folds.are_one and not newer and folds.names == parsed.keys()
-    has_outputs = manifest is not None and manifest.outputs
-    outputs = folder.entries("out", below=True) if has_outputs else []
-    named = tuple(sorted((entry.name, entry.size) for entry in outputs))
-    return Scan(records, failures, manifest, attempts, is_folded, folds.parts, lost, named)
-
-
-def _parse(name: str, text: str) -> Record | None:
-    """The record, or None where it is torn."""
-    try:
-        record = Record.from_json(text)
-    except (ValueError, TypeError):
-        return None
-    return record if record.name == name else None
-
-
-def _is_there(record: Record, entries: dict[str, Entry]) -> bool:
-    """Whether the data is listed as the record says."""
-    if record.data is None:
-        return True
-    entry = entries.get(record.data)
-    is_its_name = record.sha256.startswith(digest_in(record.data))
-    return is_its_name and entry is not None and entry.size == record.size_bytes
-
-
-def _unbroken(found: dict[int, Record]) -> list[Record]:
-    """Passes 0, 1, 2 … up to the first that is missing."""
-    records: list[Record] = []
-    while len(records) in found:
-        records.append(found[len(records)])
-    return records

@@ -45,7 +45,8 @@ class ShardItem:
 
     def parents(self, planned: PlannedStage, models: Mapping[str, str]) -> dict[str, str]:
         """The digests of what the stage's shard is made of."""
-        return parents_of(planned, self.states, models)
+        digests = {name: state.digest for name, state in self.states.items()}
+        return parents_of(planned, digests, models)
 
     def is_partial(self, planned: PlannedStage) -> bool:
         """Whether the stage computes only some rows: of a mask, or in a later pass."""

@@ -68,7 +68,8 @@ class Computation:
             records: dict[str, Record] = {}
             states = dict(self.item.states)  # those of a chain name the ones before them as parents
             for planned, file in zip(stages, files, strict=True):
-                parents = parents_of(planned, states, self.chain.models)
+                digests = {name: state.digest for name, state in states.items()}
+                parents = parents_of(planned, digests, self.chain.models)
                 records[planned.name] = self._store(planned, file, began, [], None, parents)
                 states[planned.name] = state_of([records[planned.name]], None)
             for rows in filter(None, kept):

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from metadata.fingerprint import digest
-from metadata.record import Record, Scan
+from metadata.record import Record
+from metadata.scan import Scan
 from metadata.sealed import put_sealed, read_sealed
 from metadata.storage import Storage
 from pipeline.engine.units import Answer, Unit, Units, Work, units_of

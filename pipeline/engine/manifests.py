@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 
+import pyarrow as pa
+
 from metadata.fingerprint import digest, settings_of
 from metadata.fold import fold
 from metadata.outputs import NOTES, Noted
 from metadata.places import is_places
-from metadata.record import Manifest, Record
+from metadata.record import Manifest
+from metadata.records import table_of
 from pipeline.engine.context import RunContext
 from pipeline.engine.kept import FOLDER as KEPT
 from pipeline.run_folder.state import StageState
@@ -17,14 +20,15 @@ from pipeline.stage import RowStage
 def seal(stage: StageState) -> None:
     """Stores what says that a complete stage is done, and takes away what its run needed."""
     if stage.planned.is_row:
+        digests = stage.shards.digests().to_pylist()
         made = Manifest(
             shards=len(stage.shards),
-            rows=sum(state.rows for state in stage.shards.values()),
-            inputs=digest([[s, stage.shards[s].digest] for s in sorted(stage.shards)]),
+            rows=stage.shards.rows,
+            inputs=digest([list(it) for it in zip(stage.shards, digests, strict=True)]),
         )
-        _put(stage, made, stage.records)
+        _put(stage, made, stage.columns)
     elif not stage.scan.folded:
-        fold(stage.folder, stage.records)
+        fold(stage.folder, stage.columns)
     _tidy(stage)
 
 
@@ -42,7 +46,7 @@ def put_dataset_manifest(
             folder.delete(f"{shard:06d}.json")  # the pool has shrunk
     if context.failures:
         folder.delete("manifest.json")
-        fold(folder, context.records.values())
+        fold(folder, table_of(context.records.values()))
         return
     records = [context.records[shard] for shard in sorted(context.records)]
     outputs = tuple((name, noted.size_bytes) for name, noted in stored.items())
@@ -57,10 +61,10 @@ def put_dataset_manifest(
         page_checksums=context.page_checksums,
         seconds=round(seconds, 3),
     )
-    _put(stage, made, records)
+    _put(stage, made, table_of(records))
 
 
-def _put(stage: StageState, made: Manifest, records: list[Record]) -> None:
+def _put(stage: StageState, made: Manifest, records: pa.Table) -> None:
     """Fold and manifest, where they say something new."""
     held = stage.scan.manifest
     if held and replace(held, seconds=made.seconds) == made and stage.scan.folded:

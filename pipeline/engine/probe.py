@@ -226,7 +226,9 @@ def _asked(
         failure = mine.failures.get(shard)
         if shard in mine.shards or states is None or (failure and failure.crashed):
             continue
-        records = current(mine.scan.records.get(shard, []), parents_of(planned, states, models))
+        digests = {name: it.digest for name, it in states.items()}
+        parents = parents_of(planned, digests, models)
+        records = current(mine.scan.records.get(shard, []), parents)
         mask = states[planned.only] if planned.only else None
         asked_N = np.ones(states[planned.root].rows, bool)
         if records or mask:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from metadata.damage import DamagedError
 from metadata.outputs import OUT
-from metadata.record import scan
+from metadata.scan import scan
 from metadata.schema import UID
 from metadata.sealed import read_sealed
 from metadata.storage import Storage

@@ -4,6 +4,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from metadata.damage import DamagedError
 from metadata.fold import append, fold
 from metadata.record import Record
@@ -155,11 +157,11 @@ class Wave:
                 watcher.failed(name, failure)
             if name in own:
                 known[name].failures[shard] = failure
-        for name, shard_state in item.states.items():
+        for name in item.states:
             if name in own:
-                known[name].shards[shard] = shard_state
                 known[name].failures.pop(shard, None)
-                known[name].scan.records[shard] = item.records[name]
+                known[name].scan.records.put(shard, item.records[name])
+                known[name].shards.add(shard)
         for name, record in item.made:
             watcher.shard(name, record, known[name].total)
             self.unfolded.setdefault(name, []).append(record)
@@ -182,8 +184,8 @@ class Wave:
 
 def _drop_stale(stage: StageState) -> None:
     """Takes records whose parents changed out of the fold, before they are made again."""
-    if any(shard not in stage.shards for shard in stage.scan.records):
-        fold(stage.folder, stage.records)
+    if np.setdiff1d(stage.scan.records.shards, stage.shards.numbers).size:
+        fold(stage.folder, stage.columns)
         stage.scan.folded = False
 
 

@@ -3,11 +3,13 @@
 By what columns name, so that anybody's stage is shown: a keeper stays, a neighbour need not. A
 group is the rows that lead to one row that is no duplicate.
 
-Held at once are two uids and a value of every row, and what groups them: some 100 bytes a row.
+Held at once are two uids and a value of every duplicate, and what groups them: some 100 bytes of
+each. Rows that are none are read once more, for the uids that duplicates name.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +17,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.schema import UID, Column
+from metadata.uid import halves
 from pipeline.ledger.near import (
+    NUMBER,
     Bools,
     Cut,
-    Pool,
+    Numbers,
+    by_shard,
     cut_of,
     evenly,
     naming,
     nearness_of,
-    pool_with,
+    numbers_of,
     spread,
 )
 from pipeline.ledger.stored import Place, json_artifacts
 from pipeline.run_folder.state import RunState, StageState
 
-# Shapes: N rows of a pool.
+# Shapes: N rows, M of them that are copies or have some.
 
 SIZES = (2, 3, 6, 11, 101)  # that a class of groups begins with
 GROUPS = 6  # that are shown
@@ -88,27 +93,53 @@ def _grouped(
 ) -> Duplicates:
     planned = state.plan.stages[name]
     bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
-    pool = pool_with(state, planned.root, bound)
-    duplicate_N = pool.table["keeper"].is_valid().to_numpy()
-    if other.names == "neighbour" and cut:
-        duplicate_N &= cut.reached(pool.table["near"])
-    first_N = led_to(pool.table[UID.name], pool.table["keeper"], duplicate_N)
-    size_N = np.bincount(first_N, minlength=len(first_N))
-    largest = np.argsort(-size_N, kind="stable")[:GROUPS]
+    reached, found = 0, []
+    for table in by_shard(state, planned.root, bound):
+        is_copy_N = table["keeper"].is_valid().to_numpy()
+        if cut:
+            reached_N = cut.reached(table["near"])
+            reached += int(reached_N.sum())
+            is_copy_N &= reached_N | (other.names == "keeper")
+        found.append(table.filter(pa.array(is_copy_N)))
+    copies = pa.concat_tables(found)
+    both = [copies, _kept(state, planned.root, copies)]
+    members = pa.concat_tables(both, promote_options="default").sort_by(NUMBER)
+    first_M = led_to(members[UID.name], members["keeper"], members["keeper"].is_valid().to_numpy())
+    size_M = np.bincount(first_M, minlength=len(first_M))
+    largest = np.argsort(-size_M, kind="stable")[:GROUPS]
+    numbers = numbers_of(state, planned.root)
     return Duplicates(
         stage=name,
         uses=planned.uses,
-        rows=len(first_N),
-        duplicates=int(duplicate_N.sum()),
-        sizes=tuple(sizes(size_N)),
-        largest=int(size_N.max(initial=1)),
+        rows=state.stages[planned.root].shards.rows,
+        duplicates=len(copies),
+        sizes=tuple(sizes(size_M)),
+        largest=int(size_M.max(initial=1)),
         near=near.name if near else None,
         limits=planned.stage.bounds.get(near.name) if near else None,
         cut=cut,
         recall=_recall(state.stages[name]),
-        reached=int(cut.reached(pool.table["near"]).sum()) if cut else 0,
-        groups=tuple(_groups(pool, first_N, largest[size_N[largest] > 1], near, cut)),
+        reached=reached,
+        groups=tuple(_groups(members, numbers, first_M, largest[size_M[largest] > 1], near, cut)),
     )
+
+
+def _kept(state: RunState, root: str, copies: pa.Table) -> pa.Table:
+    """uid and number of the rows that are no copies, and that one names."""
+    named = np.unique(halves(copies["keeper"])[:, 0])
+    found = [copies.select([UID.name, NUMBER]).slice(0, 0)]
+    for table in by_shard(state, root, {}) if len(named) else ():
+        is_named_N = _among(halves(table[UID.name])[:, 0], named)
+        is_copy_N = _among(table[NUMBER].to_numpy(), copies[NUMBER].to_numpy())
+        found.append(table.filter(pa.array(is_named_N & ~is_copy_N)))
+    kept = pa.concat_tables(found)
+    return kept.filter(pc.is_in(kept[UID.name], value_set=copies["keeper"].combine_chunks()))
+
+
+def _among(value_N: NDArray[Any], sorted_M: NDArray[Any]) -> Bools:
+    """(N,) whether each value is one of some, which are in order and at least one."""
+    at_N = np.searchsorted(sorted_M, value_N)
+    return np.asarray(sorted_M[np.minimum(at_N, len(sorted_M) - 1)] == value_N)
 
 
 def _recall(stage: StageState) -> dict[str, int] | None:
@@ -141,19 +172,21 @@ def sizes(size_N: NDArray[np.int64]) -> list[int]:
 
 
 def _groups(
-    pool: Pool,
-    first_N: NDArray[np.int64],
+    members: pa.Table,
+    numbers: Numbers,
+    first_M: NDArray[np.int64],
     largest: NDArray[np.int64],
     near: Column | None,
     cut: Cut | None,
 ) -> Iterator[Group]:
-    past_N = ~cut.reached(pool.table["near"]) if cut else np.zeros(len(first_N), bool)
+    number_M = members[NUMBER].to_numpy()
     for first in largest.tolist():
-        members = np.flatnonzero(first_N == first)
-        others = members[members != first]
-        few = spread(others, pool.table["near"], near, MEMBERS) if near else evenly(others, MEMBERS)
+        its = np.flatnonzero(first_M == first)
+        others = its[its != first]
+        few = spread(others, members["near"], near, MEMBERS) if near else evenly(others, MEMBERS)
+        past = ~cut.reached(members["near"].take(few)) if cut else np.zeros(len(few), bool)
         yield Group(
-            rows=len(members),
-            places=tuple(pool.places([first, *few.tolist()])),
-            past_cut=(False, *past_N[few].tolist()),
+            rows=len(its),
+            places=tuple(numbers.places(number_M[[first, *few]].tolist())),
+            past_cut=(False, *past.tolist()),
         )

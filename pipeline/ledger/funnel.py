@@ -236,7 +236,7 @@ def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
 def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
     """Rows whose uid an earlier row has; None for pools too large to sort in memory."""
     stages = [state.stages[name] for name in roots]
-    if sum(shard.rows for stage in stages for shard in stage.shards.values()) > SORTED_ROWS:
+    if sum(stage.shards.rows for stage in stages) > SORTED_ROWS:
         return None
     repeated = 0
     for stage in stages:

@@ -2,6 +2,8 @@
 
 By what columns name: a task and its sample, beside the column that says how near that is. The
 stage's `leaks` artifact counts rows within some limits of each task.
+
+Held at once are the rows that are near a sample: some 30 bytes of each.
 """
 
 from dataclasses import dataclass
@@ -11,8 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import Column
-from pipeline.ledger.near import Cut, cut_of, naming, nearness_of, pool_with, spread
+from metadata.schema import UID, Column
+from pipeline.ledger.near import (
+    NUMBER,
+    Cut,
+    by_shard,
+    cut_of,
+    naming,
+    nearness_of,
+    numbers_of,
+    spread,
+)
 from pipeline.ledger.stored import Place, json_artifacts
 from pipeline.run_folder.state import RunState
 
@@ -82,31 +93,33 @@ def _leaked(
 ) -> Leaks:
     planned = state.plan.stages[name]
     bound = {"near": (name, near.name), "task": (name, named.name)}
-    pool = pool_with(state, planned.root, bound)
-    value, task = pool.table["near"], pool.table["task"]
-    reached_N = cut.reached(value)
-    counted = pc.value_counts(task.filter(pa.array(reached_N))).to_pylist()
+    found = [
+        table.filter(pa.array(cut.reached(table["near"])))
+        for table in by_shard(state, planned.root, bound)
+    ]
+    held = pa.concat_tables([table.drop_columns([UID.name]) for table in found])
+    number_M = held[NUMBER].to_numpy()
+    counted = pc.value_counts(held["task"]).to_pylist()
     rows = {count["values"]: count["counts"] for count in counted}
     largest = sorted(rows, key=lambda task: (-rows[task], task))[:TASKS]
-    few = {
-        one: spread(
-            np.flatnonzero(reached_N & pc.equal(task, one).fill_null(False)), value, near, SHOWN
-        )
-        for one in largest
-    }
+    few = {}
+    for one in largest:
+        its = np.flatnonzero(pc.equal(held["task"], one).fill_null(False))
+        few[one] = number_M[spread(its, held["near"], near, SHOWN)]
+    numbers = numbers_of(state, planned.root)
     sample = naming(planned.stage, "sample")
     at, tasks = limits(counts, cut, rows)
     return Leaks(
         stage=name,
         uses=planned.uses,
-        rows=len(reached_N),
+        rows=state.stages[planned.root].shards.rows,
         cut=cut,
         sample=sample.name if sample else None,
-        reached=int(reached_N.sum()),
+        reached=len(held),
         at=at,
         tasks=tasks,
         shown=tuple(
-            TaskRows(task=one, rows=rows[one], places=tuple(pool.places(some.tolist())))
+            TaskRows(task=one, rows=rows[one], places=tuple(numbers.places(some.tolist())))
             for one, some in few.items()
         ),
     )

@@ -1,6 +1,6 @@
 """Where a run draws the line between near and far, and the rows of a stage on its near side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.schema import UID, Column, Named
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import Place, stored
 from pipeline.planning.planned import Binding
 from pipeline.planning.selects import thresholds_of
@@ -18,6 +19,7 @@ from pipeline.stage import Stage
 
 # Shapes: N rows of a pool.
 
+NUMBER = "number"  # of a row: see Numbers
 Bools = NDArray[np.bool_]
 Sign = Literal["<", "<=", ">", ">="]
 REACHES = {"<=": pc.less_equal, "<": pc.less, ">=": pc.greater_equal, ">": pc.greater}
@@ -84,12 +86,11 @@ def evenly(rows: NDArray[np.int64], few: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Columns of every row of a root, in the order of shard and position."""
+class Numbers:
+    """The rows of a root are numbered from 0, in the order of shard and position."""
 
-    table: pa.Table
     shards: tuple[int, ...]
-    starts: NDArray[np.int64]  # row that each shard begins with
+    starts: NDArray[np.int64]  # number that each shard begins with
 
     def places(self, rows: Sequence[int]) -> list[Place]:
         shard = np.searchsorted(self.starts, rows, side="right") - 1
@@ -100,9 +101,20 @@ class Pool:
         ]
 
 
-def pool_with(state: RunState, root: str, bound: Mapping[str, Binding]) -> Pool:
-    """uid and the bound columns of every row: all that is held of a pool at once."""
+def numbers_of(state: RunState, root: str) -> Numbers:
+    shards = state.stages[root].shards
+    return Numbers(tuple(shards), np.cumsum([0, *shards.sizes[:-1]]))
+
+
+def by_shard(state: RunState, root: str, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
+    """uid, the bound columns, and the number of each row: of one shard after another."""
     shards = stored(state, root, bound)
-    tables = [shards.table(i).select([UID.name, *bound]) for i in range(len(shards))]
-    starts = np.cumsum([0, *map(len, tables[:-1])])
-    return Pool(pa.concat_tables(tables), tuple(sorted(state.stages[root].shards)), starts)
+
+    def read(index: int) -> pa.Table:
+        return shards.table(index).select([UID.name, *bound])
+
+    start = 0
+    for table in ahead(state.run, read, range(len(shards))):
+        number_N = np.arange(start, start + len(table))
+        start += len(table)
+        yield table.append_column(NUMBER, pa.array(number_N))

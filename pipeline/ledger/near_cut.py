@@ -91,8 +91,7 @@ def _cut(state: RunState, stage: str, at: Threshold) -> NearCut | None:
     column = at.column
     if "." in column or column_at(state.plan, stage, column) != source:
         column = ".".join(source)
-    codes = {code for record in state.stages[stage].records for code in record.counts}
-    reasons = [code for code in {**dict.fromkeys(planned.stage.reasons), **dict.fromkeys(codes)}]
+    reasons = dict.fromkeys([*planned.stage.reasons, *state.stages[stage].codes])
     its = tuple(code for code in reasons if code and at in about(planned, code))
     sign, limit, text = at.sign, float(at.value), at.text
     if at.is_size:

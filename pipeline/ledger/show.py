@@ -162,7 +162,7 @@ def _near(state: RunState, wanted: Wanted) -> Iterator[Chosen]:
 def _default(state: RunState, wanted: Wanted, cut: NearCut | None) -> tuple[str, ...]:
     """What the rows were chosen by, then what the stage decided by or wrote, then the caption."""
     planned = state.plan.stages[wanted.stage]
-    has_reasons = any(set(record.counts) - {""} for record in state.stages[wanted.stage].records)
+    has_reasons = any(code for code in state.stages[wanted.stage].codes)
     first = [cut.column] if cut else [wanted.sort] if wanted.sort else []
     decided: dict[str, Binding] = {}
     if isinstance(wanted.dropped, str):

@@ -16,6 +16,7 @@ from metadata.record import ShardState
 from metadata.schema import KEEP, REASON, UID
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.run_folder.rows import WHOLE, PoolShards, StoredColumns
+from pipeline.run_folder.shards import StatesByShard
 from pipeline.run_folder.state import RunState, StageState
 from pipeline.stage import Artifact
 
@@ -56,9 +57,9 @@ def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShar
     used = dict.fromkeys([root, *(stage for stage, _ in bound.values())])
     return PoolShards(
         stored={stage: state.stored[stage] for stage in used},
-        states=tuple(
-            {stage: state.stages[stage].shards[shard] for stage in used}
-            for shard in sorted(state.stages[root].shards)
+        states=StatesByShard(
+            {stage: state.stages[stage].shards for stage in used},
+            tuple(state.stages[root].shards),
         ),
         bindings=dict(bound),
         root=root,

@@ -158,7 +158,7 @@ def _counts(state: RunState, name: str) -> Counter[str]:
     """
     shards = state.stages[name].shards
     if state.plan.stages[name].is_root:
-        return Counter({"": sum(shard.rows for shard in shards.values())})
+        return Counter({"": shards.rows})
     counts: Counter[str] = Counter({"": 0})
     for shard in shards:
         counts.update(state.counts(name, shard))
@@ -217,6 +217,4 @@ def _passing(state: RunState) -> Iterator[Passing]:
 
 def _occurred(state: RunState, reason: str) -> bool:
     """Whether any row ever failed for it: a `crashed` shard is no row."""
-    return reason == "crashed" or any(
-        reason in record.counts for stage in state.stages.values() for record in stage.records
-    )
+    return reason == "crashed" or any(reason in it.codes for it in state.stages.values())

@@ -22,6 +22,7 @@ from pipeline.stage import Threshold
 # Shapes: N rows of the pool, or of a part of it.
 
 HELD_ROWS = 1 << 21  # rows of some 170 bytes; a larger pool is read shard by shard
+NAMES = 1 << 18  # of groups that are counted, as hosts: some 150 bytes each
 GROUP, READ, MADE = "group ", "read ", "made "
 
 
@@ -44,7 +45,7 @@ class Pool:
         shards = state.stages[planned.root].shards
         if not shards:
             raise RecipeError("the pool has no rows", str(state.run), "check the pool's path")
-        self.rows = sum(shard.rows for shard in shards.values())
+        self.rows = shards.rows
         self.is_held = self.rows <= HELD_ROWS or not asks_by_part(planned, threshold)
         self._state, self._root, self._threshold = state, planned.root, threshold
         given = planned.bindings[0]
@@ -81,12 +82,18 @@ class Pool:
         return ahead(self._state.run, read, range(len(shards)))
 
     def _largest_groups(self) -> dict[str, Groups]:
-        """The groups that are told apart, by what rows are grouped by."""
+        """The groups that are told apart, by what rows are grouped by.
+
+        Error: where there are more names than NAMES, the rarer half is forgotten as the pool is
+        read. One that comes again is counted from there on.
+        """
         rows: dict[str, Counter[str]] = {name: Counter() for name in self._grouped}
         tables = self._tables(self._grouped) if self._held is None else iter(self._held)
         for table in tables if rows else ():
-            for name, counted in rows.items():
+            for name, counted in list(rows.items()):
                 counted.update(rows_of_groups(table[name]))
+                if len(counted) > NAMES:
+                    rows[name] = Counter(dict(counted.most_common(NAMES // 2)))
         return {name.removeprefix(GROUP): Groups.largest(it) for name, it in rows.items()}
 
     def _as_rows(self, table: pa.Table) -> Rows:

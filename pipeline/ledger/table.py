@@ -153,7 +153,7 @@ def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | 
         over = [name for name, one in state.plan.stages.items() if one.root == root]
         others = [name for name in over if name != stage and code in drops(state, name)]
         at = state.stages[stage]
-        if others and not (at.complete and all(record.counts for record in at.records)):
+        if others and not (at.complete and all(at.columns["counts"].to_pylist())):
             continue  # a later shard may have it from there
         do = did_you_mean(code, own, f"reasons of '{stage}'")
         if others:
@@ -164,7 +164,7 @@ def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | 
 
 def drops(state: RunState, stage: str) -> list[str]:
     """The reasons that a stage can give, and those that it has stored, of earlier stages too."""
-    stored = [code for record in state.stages[stage].records for code in record.counts if code]
+    stored = filter(None, state.stages[stage].codes)
     return list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *stored]))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from metadata.record import Scan
+from metadata.scan import Scan
 from metadata.storage import Storage
 from pipeline.errors import ClipmillError
 from pipeline.ledger.ahead import ahead
@@ -127,5 +127,5 @@ def _kept_by(state: RunState, root: str, end: str, later: list[str]) -> KeptBy:
         lost = sum(pc.sum(lost).as_py() for _, _, lost in failed_later(reasons, end, later))
         return reasons.counts(end).get("", 0) - int(lost)
 
-    rows = sum(state.stages[end].shards[shard].rows for shard in shards)
+    rows = state.stages[end].shards.rows
     return KeptBy(stage=end, rows=rows, kept=sum(ahead(state.run, read, sorted(shards))))

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from metadata.record import Failure
 from pipeline.engine.budget import FOLDER, spent_in
 from pipeline.run_folder.state import RunState, StageState, summary
@@ -35,9 +38,9 @@ def work(state: RunState) -> list[StageWork]:
 
 
 def _work(name: str, stage: StageState) -> StageWork:
-    records = stage.records
+    records = stage.columns
     is_recorded = stage.planned.stage.determinism == "recorded"
-    rows = sum(record.computed for record in records)
+    rows = _sum(records["computed"])
     outputs = sum(size for _, size in stage.outputs)
     return StageWork(
         stage=name,
@@ -47,8 +50,12 @@ def _work(name: str, stage: StageState) -> StageWork:
         rows=rows,
         seconds=stage.seconds,
         rows_per_s=rows / stage.seconds if stage.seconds and rows else None,
-        bytes=sum(record.size_bytes for record in records) + outputs,
-        retries=sum(record.attempts - 1 for record in records),
+        bytes=_sum(records["size_bytes"]) + outputs,
+        retries=_sum(records["attempts"]) - len(records),
         spent=spent_in(stage.folder.child(FOLDER)) if is_recorded else {},
         failures=tuple(failure for failure in stage.failures.values() if failure is not None),
     )
+
+
+def _sum(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(column).as_py() or 0)

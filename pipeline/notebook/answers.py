@@ -114,7 +114,7 @@ def stages_html(state: RunState) -> str:
             "name": name,
             "uses": stage.planned.uses,
             "done": summary(stage),
-            "rows": sum(shard.rows for shard in stage.shards.values()),
+            "rows": stage.shards.rows,
             "columns": ", ".join(column.name for column in columns_of(stage.planned.stage)),
         }
         for name, stage in state.stages.items()

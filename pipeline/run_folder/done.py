@@ -1,11 +1,12 @@
 """Whether a shard of a stage is done: decided from what is stored of it, in one place."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
-from metadata.record import Failure, Record, ShardState
+from metadata.record import Failure, Record
 from pipeline.planning.planned import PlannedStage
 
+D = TypeVar("D")  # one digest, or one of each shard
 Standing = Literal["good", "failed", "missing"]
 
 
@@ -31,13 +32,13 @@ def current(records: Sequence[Record], parents: Mapping[str, str]) -> list[Recor
 
 
 def parents_of(
-    planned: PlannedStage, states: Mapping[str, ShardState], models: Mapping[str, str]
-) -> dict[str, str]:
-    """The digest of each shard, and of the files of each folder, that this shard is made of.
+    planned: PlannedStage, digests: Mapping[str, D], models: Mapping[str, str]
+) -> dict[str, D | str]:
+    """The digests of each source, and of the files of each folder, that a shard is made of.
 
     A stage may read rows and files of one other: then the files stand under `stage:NAME`.
     """
-    parents = {source: states[source].digest for source in planned.sources}
+    parents: dict[str, D | str] = {source: digests[source] for source in planned.sources}
     for folder in filter(None, (planned.model, planned.centroids)):
         name = f"stage:{folder}" if folder in parents else folder
         parents[name] = models[folder]

@@ -199,7 +199,7 @@ def live_stage(run: RunState, name: str) -> Live:
         shards=len(state.shards),
         total=state.total,
         found=len(state.shards),
-        rows=sum(shard.rows for shard in state.shards.values()),
+        rows=state.shards.rows,
         files=len(state.outputs),
         seconds=round(state.seconds, 1),
         reasons=_reasons(run, name),
@@ -217,14 +217,8 @@ def _reasons(run: RunState, name: str) -> dict[str, int]:
         except (DamagedError, OSError):
             return run.stages[name].scan.records[shard][0].counts
 
-    stage, total, untold = run.stages[name], Counter[str](), []
-    for shard in stage.shards:
-        counts = stage.recorded(shard)
-        if counts is None:
-            untold.append(shard)
-        else:
-            for reason, rows in counts.items():
-                total[reason] += rows
+    told, untold = run.stages[name].all_recorded()
+    total = Counter(told)
     with ThreadPoolExecutor(READERS) as readers:
         for counts in readers.map(of, untold):
             total.update(counts)

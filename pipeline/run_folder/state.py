@@ -1,9 +1,8 @@
 """What of a plan is done in a run folder: one scan a stage, checked against its parents."""
 
-import contextlib
-import gc
+import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +10,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from metadata.fingerprint import digest
 from metadata.parquet_file import read_at
-from metadata.record import Failure, Manifest, Record, Scan, ShardState, scan, state_of
+from metadata.record import Failure, Manifest, ShardState
+from metadata.records import RECORD, Records, are_made_of, counted, rows_by_reason
+from metadata.scan import Scan, scan
 from metadata.schema import REASON, UID
 from metadata.storage import Storage
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.planning.recipe import Recipe
-from pipeline.run_folder.done import current, parents_of, standing
+from pipeline.run_folder.done import parents_of, standing
 from pipeline.run_folder.masks import SelectMask
 from pipeline.run_folder.ran import RanRecipe, newest_recipe
 from pipeline.run_folder.rows import JoinedShards, PoolShards, StoredColumns, stored_columns
+from pipeline.run_folder.shards import Shards, StatesByShard
 from pipeline.run_folder.variants import variant as variant_of
+
+NONE = np.empty(0, np.int64)
+READERS = 8  # folders of an object store that are listed at once
 
 
 @dataclass
@@ -35,7 +41,7 @@ class StageState:
     folder: Storage
     scan: Scan
     total: int | None = None  # shards there should be; None while its root is unknown
-    shards: dict[int, ShardState] = field(default_factory=dict)
+    shards: Shards = field(default_factory=lambda: Shards(Records(RECORD.empty_table()), NONE))
     failures: dict[int, Failure | None] = field(default_factory=dict)  # None: an earlier stage's
     manifest: Manifest | None = None  # good today
 
@@ -52,16 +58,21 @@ class StageState:
         return self.manifest.outputs if self.manifest else ()
 
     @property
-    def records(self) -> list[Record]:
-        """The records of the good shards, every pass of them."""
-        return [record for shard in sorted(self.shards) for record in self.scan.records[shard]]
+    def columns(self) -> pa.Table:
+        """The records of the good shards, every pass of them, as columns."""
+        return self.scan.records.table(self.shards.numbers)
+
+    @property
+    def codes(self) -> list[str]:
+        """The reasons that they count rows of, "" for the fine ones."""
+        return list(rows_by_reason(self.columns))
 
     @property
     def seconds(self) -> float:
         """Seconds of work in all workers; of a dataset stage, from begin to end of its last run."""
         if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
             return self.manifest.seconds
-        return sum(record.seconds for record in self.records)
+        return float(pc.sum(self.columns["seconds"]).as_py() or 0.0)
 
     def recorded(self, shard: int) -> dict[str, int] | None:
         """Rows of a good shard by reason, "" for the fine ones: as its record counts them.
@@ -72,6 +83,29 @@ class StageState:
         mask = self.shards[shard].mask
         is_todays = not later and first.mask == (mask.digest if mask else None)
         return first.counts if is_todays and sum(first.counts.values()) == first.rows else None
+
+    def all_recorded(self) -> tuple[dict[str, int], list[int]]:
+        """The same of all good shards together, and those of which the records do not tell."""
+        shard_N, records = self.shards.numbers, self.scan.records
+        first, mask = records.first(shard_N), self.shards.mask
+        is_told_N = (records.passes(shard_N) == 1) & (counted(first) == first["rows"].to_numpy())
+        is_told_N &= same_mask(first, mask, shard_N)
+        return rows_by_reason(first.filter(pa.array(is_told_N))), shard_N[~is_told_N].tolist()
+
+
+def no_mask(records: pa.Table) -> NDArray[np.bool_]:
+    """(R,) whether each record was made of all rows."""
+    return np.asarray(records["mask"].is_null(), bool)
+
+
+def same_mask(
+    records: pa.Table, mask: Shards | None, shard_N: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(N,) whether the record of each shard was made under its mask of today, or under none."""
+    if mask is None:
+        return no_mask(records)
+    masks = records["mask"].combine_chunks()
+    return np.asarray(pc.fill_null(pc.equal(masks, mask.digests(shard_N)), False), bool)
 
 
 class RunState:
@@ -93,11 +127,12 @@ class RunState:
         self.as_it_stood = as_it_stood
         self.stored: dict[str, StoredColumns] = stored_columns(plan.stages, run)
         names = list(plan.stages)
-        with _without_collecting(), ThreadPoolExecutor(8) as pool:
+        waits = READERS if not run.is_local else min(READERS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(waits) as pool:
             states = pool.map(lambda name: self._scanned(name, scans), names)
             self.stages = dict(zip(names, states, strict=True))
-            for name in names:
-                self.resolve(name)
+        for name in names:
+            self.resolve(name)
 
     def rescan(self, name: str) -> None:
         """Reads a stage's folder again, and what of it is good."""
@@ -111,8 +146,8 @@ class RunState:
         if scans is not None:
             scans[planned.folder] = scanned
         if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
+            scanned.records = scanned.records.without(record.shard for record in scanned.lost)
             for record in scanned.lost:
-                scanned.records.pop(record.shard, None)
                 place = f"{folder}/{record.data}"
                 do = f"clipmill verify --run {shlex.quote(str(self.run))} --repair"
                 scanned.failures[record.shard] = Failure(
@@ -123,7 +158,8 @@ class RunState:
     def resolve(self, name: str) -> None:
         """Which of a stage's shards are good today; stages before it are resolved."""
         state = self.stages[name]
-        state.shards, state.failures, state.manifest = {}, {}, None
+        state.shards = Shards(state.scan.records, NONE)
+        state.failures, state.manifest = {}, None
         if state.planned.is_root:
             self._resolve_root(state)
         elif state.planned.is_row:
@@ -135,11 +171,10 @@ class RunState:
         """Every shard that its manifest counts; whether the source has changed, its run asks."""
         manifest = state.scan.manifest
         state.total = manifest.shards if manifest else None
-        state.shards = {
-            shard: state_of(records, None)
-            for shard, records in state.scan.records.items()
-            if state.total is None or shard < state.total
-        }
+        shard_N = state.scan.records.shards
+        if state.total is not None:
+            shard_N = shard_N[shard_N < state.total]
+        state.shards = Shards(state.scan.records, shard_N)
         state.failures = {s: f for s, f in state.scan.failures.items() if s not in state.shards}
         state.manifest = manifest if state.complete else None
 
@@ -154,13 +189,12 @@ class RunState:
             return
         if planned.gives_rows and not manifest.outputs and self._is_opened(planned.name):
             return  # made before the stage left files: its rows stay, and the files are added
-        good = {
-            shard: state_of(passes, None)
-            for shard, records in state.scan.records.items()
-            if (passes := current(records, manifest.made_of))
-        }
-        if len(good) == manifest.shards:
-            state.manifest, state.shards = manifest, good
+        records = state.scan.records
+        table = records.table(records.shards)
+        others = table["shard"].filter(pa.array(~are_made_of(table, manifest.made_of)))
+        good_N = records.shards[~np.isin(records.shards, others.to_numpy(), kind="sort")]
+        if len(good_N) == manifest.shards:
+            state.manifest, state.shards = manifest, Shards(records, good_N)
 
     def _is_opened(self, name: str) -> bool:
         """Whether a stage of the plan reads files in this one's out/."""
@@ -168,27 +202,59 @@ class RunState:
 
     def _resolve_rows(self, state: StageState) -> None:
         """Each shard by itself: made of its parents as they are now, under today's mask."""
-        planned = state.planned
-        state.total = self.stages[planned.root].total
+        root = self.stages[state.planned.root]
+        state.total = root.total
+        ready_N = self._ready(state.planned)
+        if len(ready_N):
+            self._resolve_ready(state, ready_N)
+        waiting = set(np.setdiff1d(root.shards.numbers, ready_N, assume_unique=True).tolist())
+        for need in state.planned.needs:
+            for shard in waiting & self.stages[need].failures.keys():
+                state.failures[shard] = None
+        state.failures = dict(sorted(state.failures.items()))
+
+    def _ready(self, planned: PlannedStage) -> NDArray[np.int64]:
+        """The shards of which all that a row stage reads is good."""
+        if len(self.digests(planned.folders)) < len(planned.folders):
+            return NONE
+        ready_N = self.stages[planned.root].shards.numbers
+        for need in (*planned.sources, *([planned.only] if planned.only else [])):
+            ready_N = np.intersect1d(ready_N, self.stages[need].shards.numbers, assume_unique=True)
+        return ready_N
+
+    def _resolve_ready(self, state: StageState, ready_N: NDArray[np.int64]) -> None:
+        """Those with one pass together, as columns; the few others as `standing` says."""
+        planned, records = state.planned, state.scan.records
+        mask = self.stages[planned.only].shards if planned.only else None
+        sources = {name: self.stages[name].shards for name in planned.sources}
         models = self.digests(planned.folders)
-        for shard in self.stages[planned.root].shards:
-            states = self.shard_states(planned, shard)
-            if states is None or len(models) < len(planned.folders):
-                if any(shard in self.stages[need].failures for need in planned.needs):
-                    state.failures[shard] = None
-                continue
-            parents = parents_of(planned, states, models)
-            mask = states[planned.only] if planned.only else None
-            records = state.scan.records.get(shard, [])
-            failure = state.scan.failures.get(shard)
-            verdict = standing(records, failure, parents, mask.digest if mask else None)
+        once_N = ready_N[records.passes(ready_N) == 1]
+        first = records.first(once_N)
+        digests = {name: shards.digests(once_N) for name, shards in sources.items()}
+        is_good_N = are_made_of(first, parents_of(planned, digests, models))
+        is_good_N &= no_mask(first) | same_mask(first, mask, once_N)
+        good_N = once_N[is_good_N]
+        failed_N = np.intersect1d(ready_N, np.array([*state.scan.failures], np.int64))
+        several_N = ready_N[records.passes(ready_N) > 1]
+        others, passes = [], {}
+        for shard in np.setdiff1d(
+            np.union1d(failed_N, several_N), good_N, assume_unique=True
+        ).tolist():
+            found, failure = records.get(shard, []), state.scan.failures.get(shard)
+            parents = parents_of(
+                planned, {s: of[shard].digest for s, of in sources.items()}, models
+            )
+            under = mask[shard].digest if mask is not None else None
+            verdict = standing(found, failure, parents, under)
             if verdict == "good":
+                others.append(shard)
                 if self.as_it_stood and mask is not None:
-                    own = [it.number for it in records if it.mask in (None, mask.digest)]
-                    records = [it for it in records if it.number <= own[-1]]
-                state.shards[shard] = state_of(records, mask)
+                    own = [it.number for it in found if it.mask in (None, under)]
+                    passes[shard] = [it for it in found if it.number <= own[-1]]
             elif verdict == "failed":
                 state.failures[shard] = failure
+        good_N = np.sort(np.append(good_N, np.array(others, np.int64)))
+        state.shards = Shards(records, good_N, mask, passes)
 
     def shard_states(self, planned: PlannedStage, shard: int) -> dict[str, ShardState] | None:
         """The good shards, by stage, that this one is made of; None where one is missing."""
@@ -210,8 +276,7 @@ class RunState:
             if not state.complete:
                 return None
             if need in planned.sources:
-                shards = [state.shards[shard].digest for shard in sorted(state.shards)]
-                parts.append([need, shards])
+                parts.append([need, state.shards.digests().to_pylist()])
             if need in planned.folders and state.manifest:
                 parts.append([need, state.manifest.digest])
         return digest(parts)
@@ -236,9 +301,9 @@ class RunState:
         used = dict.fromkeys([root, *(source for source, _ in bindings.values())])
         return PoolShards(
             stored={source: self.stored[source] for source in used},
-            states=tuple(
-                {source: self.stages[source].shards[shard] for source in used}
-                for shard in range(self.stages[root].total or 0)
+            states=StatesByShard(
+                {source: self.stages[source].shards for source in used},
+                range(self.stages[root].total or 0),
             ),
             bindings=bindings,
             root=root,
@@ -270,18 +335,6 @@ class RunState:
     def uid(self, root: str, shard: int, position: int) -> str:
         """The uid of a row, in hex."""
         return str(self.cell(root, shard, position, [UID.name])[UID.name].hex())
-
-
-@contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Looks for no cycles inside: among a million records that stay it is a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def summary(state: StageState) -> str:

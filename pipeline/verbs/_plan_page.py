@@ -241,5 +241,5 @@ def _sizes(planned: PlannedStage, state: RunState | None) -> tuple[int, ...]:
     """The rows of the stage's pool; sizes to choose by while these are unknown."""
     root = state.stages[planned.root] if state and planned.root else None
     if root and root.complete:
-        return (sum(shard.rows for shard in root.shards.values()),)
+        return (root.shards.rows,)
     return SIZES

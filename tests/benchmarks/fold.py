@@ -21,7 +21,9 @@ from time import process_time
 import numpy as np
 
 from metadata.fold import append, fold
-from metadata.record import Record, scan
+from metadata.record import Record
+from metadata.records import table_of
+from metadata.scan import scan
 from metadata.storage import Storage
 from pipeline.engine.waves import FOLD_EVERY
 from tests.benchmarks.scan_shards import stored
@@ -58,7 +60,11 @@ def put_parts(storage: Storage, records: list[Record]) -> None:
 
 def rewrite(storage: Storage, records: list[Record]) -> None:
     for end in range(FOLD_EVERY, len(records) + 1, FOLD_EVERY):
-        fold(storage, records[:end])
+        put_whole(storage, records[:end])
+
+
+def put_whole(storage: Storage, records: list[Record]) -> None:
+    fold(storage, table_of(records))
 
 
 def scan_all(storage: Storage, records: list[Record]) -> None:
@@ -69,7 +75,7 @@ CALLS: dict[str, Callable[[Storage, list[Record]], None]] = {
     "rewritten": rewrite,
     "parts": put_parts,
     "scan of parts": scan_all,
-    "whole, at the end": fold,
+    "whole, at the end": put_whole,
     "scan of it": scan_all,
 }
 

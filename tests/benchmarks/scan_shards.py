@@ -20,7 +20,9 @@ from time import perf_counter, process_time
 import numpy as np
 
 from metadata.fold import FOLDED, fold
-from metadata.record import Record, data_name, scan
+from metadata.record import Record, data_name
+from metadata.records import table_of
+from metadata.scan import scan
 from metadata.storage import Storage
 from tests.benchmarks.toy import scratch
 
@@ -37,7 +39,7 @@ def main() -> None:
             records += stored(folder, range(len(records), count))
             for kind, seconds in taken.items():
                 if kind == "fold":
-                    fold(storage, records)
+                    fold(storage, table_of(records))
                 else:
                     storage.delete(FOLDED)
                 wall_s, cpu_s = timed(storage, records)

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from metadata.passes import read_stage
-from metadata.record import scan, state_of
+from metadata.record import state_of
+from metadata.scan import scan
 from metadata.storage import Storage
 from stages.download.images import DownloadImages
 from tests.engine_stages.harness import clipmill_run

@@ -131,7 +131,8 @@ def meaning(folder: Storage) -> dict[str, Any]:
             found.setdefault("recipes", []).append(data.decode())
         elif name.endswith("records.parquet"):
             table = pq.read_table(pa.BufferReader(data))
-            found[name] = [_timeless(json.loads(text)) for text in table["json"].to_pylist()]
+            clocks = ["size", "mtime_ns", "seconds", "attempts"]
+            found[name] = table.drop_columns(clocks).to_pylist()
         elif name.endswith(".json"):
             found[name] = _timeless(json.loads(data))
         else:

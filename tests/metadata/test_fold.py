@@ -1,11 +1,17 @@
 """Parts of a fold: what a scan takes from them, and what it reads by itself."""
 
+import io
 import os
+from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from metadata.fold import FOLDED, append, fold
-from metadata.record import Record, scan
+from metadata.record import Record
+from metadata.records import table_of
+from metadata.scan import scan
 from metadata.storage import Storage
 
 AGO_S = 60  # so long before its part was written
@@ -22,9 +28,9 @@ class Counted(Storage):
         self.read_names.append(name)
         return super().read(name)
 
-    def entries(self, folder="", below=False):
+    def listing(self):
         self.listings += 1
-        return super().entries(folder, below)
+        return super().listing()
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ def test_a_whole_fold_takes_the_place_of_its_parts(folder):
     records = [stored(folder, shard) for shard in range(3)]
     append(folder, 0, records[:2])
     append(folder, 12_345, records[2:])
-    fold(folder, records)
+    fold(folder, table_of(records))
     assert [entry.name for entry in folder.entries() if "records" in entry.name] == [FOLDED]
     folder.read_names.clear()
     found = scan(folder)
@@ -105,7 +111,7 @@ def test_parts_that_a_kill_left_beside_the_whole_change_nothing_and_are_folded_a
     records = [stored(folder, shard) for shard in range(3)]
     append(folder, 4, records[:2])
     part = folder.read("records-0004.parquet")
-    fold(folder, records)
+    fold(folder, table_of(records))
     folder.put("records-0004.parquet", part, point="fold")
     found = scan(folder)
     assert found.records == {record.shard: [record] for record in records}
@@ -129,3 +135,88 @@ def test_a_part_does_not_outlive_its_records(folder):
     append(folder, 0, [record, other])
     folder.delete(record.name)
     assert scan(folder).records == {1: [other]}
+
+
+def put_older(folder, name, records, clock=True):
+    """A fold as it was until November 2026: the records' texts."""
+    entries = {entry.name: entry for entry in folder.entries()}
+    texts = [record.to_json() for record in records]
+    table = pa.table(
+        {
+            "name": [record.name for record in records],
+            "size": pa.array([len(text) for text in texts], pa.int64()),
+            "mtime_ns": pa.array(
+                [entries[record.name].mtime_ns if clock else None for record in records],
+                pa.int64(),
+            ),
+            "json": texts,
+        }
+    )
+    with io.BytesIO() as sink:
+        pq.write_table(table, sink, compression="zstd")
+        folder.put(name, sink.getvalue(), point="fold")
+
+
+@pytest.mark.parametrize(("name", "clock"), [(FOLDED, True), ("records-0002.parquet", False)])
+def test_an_older_versions_fold_is_read_and_put_anew_by_the_next_run(folder, name, clock):
+    records = [stored(folder, shard) for shard in range(5)]
+    put_older(folder, name, records[:4], clock)
+    found = scan(folder)
+    assert found.records == {record.shard: [record] for record in records}
+    assert [it for it in folder.read_names if it.endswith("json")] == ["000004.json"]
+    assert not found.folded
+    fold(folder, table_of(records))
+    assert scan(folder).folded
+
+
+def test_of_an_older_versions_fold_a_text_that_is_no_record_counts_for_nothing(folder):
+    record, other = stored(folder, 0), stored(folder, 1)
+    put_older(folder, FOLDED, [record, replace(other, shard=7)][:1])
+    assert scan(folder).records == {0: [record], 1: [other]}
+    torn = pq.read_table(pa.BufferReader(folder.read(FOLDED)))
+    torn = torn.set_column(3, "json", pa.array([record.to_json()[:-4]]))
+    with io.BytesIO() as sink:
+        pq.write_table(torn, sink)
+        folder.put(FOLDED, sink.getvalue(), point="fold")
+    assert scan(folder).records == {0: [record], 1: [other]}
+
+
+def test_a_fold_of_other_columns_costs_only_time(folder):
+    record = stored(folder, 0)
+    fold(folder, table_of([record]))
+    table = pq.read_table(pa.BufferReader(folder.read(FOLDED)))
+    for changed in (
+        table.drop_columns(["sha256"]),
+        table.set_column(0, "name", pa.array([7])),
+        table.set_column(3, "shard", pa.array(["x"])),
+    ):
+        with io.BytesIO() as sink:
+            pq.write_table(changed, sink)
+            folder.put(FOLDED, sink.getvalue(), point="fold")
+        found = scan(folder)
+        assert found.records == {0: [record]}
+        assert not found.folded
+
+
+def test_a_folded_record_that_is_gone_is_not_listed_and_does_not_count(folder):
+    records = [stored(folder, shard) for shard in range(3)]
+    fold(folder, table_of(records))
+    folder.delete(records[1].name)
+    found = scan(folder)
+    assert found.records == {0: [records[0]], 2: [records[2]]}
+    assert not found.folded
+
+
+def test_a_bit_that_flips_in_a_fold_changes_no_record(folder):
+    records = [stored(folder, shard, rows=shard + 3) for shard in range(3)]
+    fold(folder, table_of(records))
+    whole = folder.read(FOLDED)
+    expected = {record.shard: [record] for record in records}
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in [*range(4, pages, 19), *range(pages, len(whole), 401)]:
+        folder.put(FOLDED, flipped(whole, at), point="fold")
+        assert scan(folder).records == expected, at
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]

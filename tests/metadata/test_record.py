@@ -1,9 +1,14 @@
 """Records, the fold and the scan: what counts as finished."""
 
+import os
+from dataclasses import replace
+
 import pytest
 
 from metadata.fold import fold
-from metadata.record import Record, ShardState, data_name, record_name, scan, state_of
+from metadata.record import Record, ShardState, data_name, record_name, state_of
+from metadata.records import table_of
+from metadata.scan import scan
 from metadata.storage import Storage
 
 
@@ -47,7 +52,7 @@ def test_a_record_survives_its_json(folder):
 @pytest.mark.parametrize("source", [{"x": float("inf")}, {"file": "\udcff.tar"}, {"x": 10**30}])
 def test_a_source_may_hold_what_json_itself_has_no_words_for(folder, source):
     record = made(folder, 3, source=source)
-    fold(folder, [record])
+    fold(folder, table_of([record]))
     assert scan(folder).records == {3: [record]}
 
 
@@ -66,23 +71,31 @@ def test_passes_end_at_the_first_that_is_missing(folder):
     assert scan(folder).records == {0: [first]}
 
 
-@pytest.mark.parametrize("tear", ["data missing", "data short", "record torn", "record alien"])
+TEARS = ["data missing", "data short", "record torn", "record alien", "record huge", "record odd"]
+
+
+@pytest.mark.parametrize("tear", TEARS)
 def test_a_record_that_is_not_as_it_says_does_not_count(folder, tear):
-    record = made(folder, 0)
+    record, other = made(folder, 0), made(folder, 1)
     if tear == "data missing":
         folder.delete(record.data)
     elif tear == "data short":
         folder.put(record.data, b"dat", point="rename")
     elif tear == "record torn":
         folder.put(record.name, record.to_json().encode()[:-5], point="record")
-    else:
+    elif tear == "record alien":
         folder.put(record.name, b'{"shard": 0}', point="record")
-    assert scan(folder).records == {}
+    else:
+        changed = replace(
+            record, **{"record huge": {"rows": 10**30}, "record odd": {"data": "\ud800"}}[tear]
+        )
+        folder.put(record.name, changed.to_json().encode(), point="record")
+    assert scan(folder).records == {1: [other]}
 
 
 def test_folded_records_are_read_from_the_fold_and_newer_ones_one_by_one(folder):
     records = [made(folder, shard) for shard in range(3)]
-    fold(folder, records)
+    fold(folder, table_of(records))
     found = scan(folder)
     assert found.folded
     assert found.records == {record.shard: [record] for record in records}
@@ -94,7 +107,7 @@ def test_folded_records_are_read_from_the_fold_and_newer_ones_one_by_one(folder)
 
 def test_a_fold_does_not_outlive_its_data(folder):
     record = made(folder, 0)
-    fold(folder, [record])
+    fold(folder, table_of([record]))
     folder.delete(record.data)
     assert scan(folder).records == {}
     folder.delete(record.name)
@@ -104,11 +117,19 @@ def test_a_fold_does_not_outlive_its_data(folder):
 
 def test_a_torn_fold_costs_only_time(folder):
     record = made(folder, 0)
-    fold(folder, [record])
+    fold(folder, table_of([record]))
     folder.put("records.parquet", folder.read("records.parquet")[:50], point="fold")
     found = scan(folder)
     assert found.records == {0: [record]}
     assert not found.folded
+
+
+def test_a_name_that_is_no_text_is_nobodys(folder):
+    record = made(folder, 0)
+    for name in (b"\xff.json", b"000001\xff.json", b".tmp-000002.json"):
+        with open(os.path.join(os.fsencode(folder.path), name), "wb") as file:
+            file.write(b"x")
+    assert scan(folder).records == {0: [record]}
 
 
 def test_a_torn_manifest_or_failure_is_none(folder):

@@ -11,7 +11,8 @@ from metadata import parquet_file
 from metadata.damage import DamagedError
 from metadata.parquet_file import read_at, read_file, recut
 from metadata.passes import read_stage
-from metadata.record import scan, state_of
+from metadata.record import state_of
+from metadata.scan import scan
 from metadata.schema import KEEP, POSITION, REASON, UID
 from metadata.shard import GROUP_ROWS, ShardWriter, store
 from metadata.storage import Storage

@@ -7,7 +7,7 @@ import pytest
 
 from metadata import fold as folds
 from metadata import storage
-from metadata.record import scan
+from metadata.scan import scan
 from metadata.storage import Storage
 from pipeline.engine import waves
 from tests.engine_stages.harness import meaning, write_pool

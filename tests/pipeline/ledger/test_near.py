@@ -1,13 +1,19 @@
 """Near and far: the cut that a run draws, rows on its near side, and where they stand."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from metadata.schema import Column
-from pipeline.ledger.near import Cut, Pool, cut_of, evenly, spread
+from pipeline.ledger import duplicates as of_copies
+from pipeline.ledger import leaks as of_leaks
+from pipeline.ledger.near import Cut, Numbers, by_shard, cut_of, evenly, spread
+from tests import numbered
 
 
 def column(name: str, **says: Any) -> Column:
@@ -35,8 +41,8 @@ def test_a_threshold_is_compared_in_the_columns_own_type():
 
 
 def test_places_are_counted_shard_by_shard():
-    pool = Pool(pa.table({}), (0, 4, 5), np.array([0, 3, 3]))
-    assert pool.places([0, 2, 3, 9]) == [(0, 0), (0, 2), (5, 0), (5, 6)]
+    numbers = Numbers((0, 4, 5), np.array([0, 3, 3]))
+    assert numbers.places([0, 2, 3, 9]) == [(0, 0), (0, 2), (5, 0), (5, 6)]
 
 
 def test_a_cut_is_the_near_side_of_a_selects_threshold(state):
@@ -47,3 +53,35 @@ def test_a_cut_is_the_near_side_of_a_selects_threshold(state):
     assert cut_of(state, "look", ranked) is None  # the number of `top` is none of the column
     assert cut_of(state, "look", replace(ranked, alike=0.5)) == Cut("luma_std", ">=", 0.5)
     assert cut_of(state, "look", replace(ranked, better="high", alike=0.5)).sign == "<="
+
+
+@pytest.mark.parametrize(("module", "find"), [(of_copies, "duplicates"), (of_leaks, "leaks")])
+def test_of_a_pool_no_more_is_held_than_what_is_found(module, find, tmp_path, monkeypatch):
+    more = [
+        {"url": f"http://b.test/{row}", "text": f"one caption of picture {row - (row % 40 == 1)}"}
+        for row in range(200)
+    ]
+    numbered.write_pool(tmp_path, more)
+    (tmp_path / "tasks").mkdir()
+    sample = pa.table({"key": ["a"], "text": ["one caption of picture 77"]})
+    pq.write_table(sample, tmp_path / "tasks" / "pictures.parquet")
+    stages = f"""
+pool: {{uses: ingest.url_list, path: none, shard_rows: 10}}
+same: {{uses: dedup.exact, from: pool, by: caption}}
+near: {{uses: dedup.against, from: pool, compare: caption, tasks: {tmp_path / "tasks"}}}
+"""
+    state = numbered.run(tmp_path, stages)
+    expected, alive, most = getattr(module, find)(state), [], []
+
+    def tables(*args):
+        for table in by_shard(*args):
+            alive.append(weakref.ref(table))
+            most.append(sum(ref() is not None for ref in alive))
+            yield table
+
+    monkeypatch.setattr(module, "by_shard", tables)
+    assert getattr(module, find)(state) == expected
+    assert len(most) >= 20
+    assert max(most) <= 3
+    (found,) = expected
+    assert (getattr(found, "duplicates", None), found.reached) in ((5, 0), (None, 1))

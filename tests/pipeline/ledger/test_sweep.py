@@ -216,6 +216,38 @@ def test_no_row_without_an_image_is_won(tmp_path, clipmill):
     assert [point.kept for point in found.points] == [2, 2, 2]
 
 
+def test_of_many_hosts_the_large_ones_are_told_apart_and_few_are_held(
+    tmp_path, clipmill, monkeypatch
+):
+    rows, held = 900, []
+    host = [("a" if i % 3 else "b") if i % 5 < 4 else f"only-{i}" for i in range(rows)]
+    pool = {
+        "url": [f"https://{name}.test/{i}" for i, name in enumerate(host)],
+        "text": ["caption"] * rows,
+        "score": [float(i % 10) for i in range(rows)],
+    }
+    pq.write_table(pa.table(pool), tmp_path / "pool.parquet")
+    recipe = tmp_path / "hosts.yaml"
+    recipe.write_text(
+        f"stages:\n  pool: {{uses: ingest.url_list, path: {tmp_path / 'pool.parquet'}, "
+        "shard_rows: 30, extra: {score: float}}\n"
+        "  subset: {uses: select.where, from: pool, where: score > 4}"
+    )
+    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", "0").code == 0
+    state = RunState(make_plan(load_recipe(str(recipe))), Storage(str(tmp_path / "run")))
+    whole = sweep(state, "subset", "score=2:6:2")
+    largest = Groups.largest
+    monkeypatch.setattr(Groups, "largest", lambda rows: held.append(len(rows)) or largest(rows))
+    monkeypatch.setattr(swept, "NAMES", 40)
+    few = sweep(state, "subset", "score=2:6:2")
+    assert max(held) <= 40 < len(set(host))
+    for one, other in zip((few, *few.points), (whole, *whole.points), strict=True):
+        one, other = one.groups["domain"], other.groups["domain"]
+        assert {*list(one)[:3]} == {*list(other)[:3]} == {"a.test", "b.test", "(others)"}
+        assert [one["a.test"], one["b.test"]] == [other["a.test"], other["b.test"]]
+        assert sum(one.values()) == sum(other.values())
+
+
 # What is said of it
 
 

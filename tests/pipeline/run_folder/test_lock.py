@@ -232,10 +232,10 @@ def test_a_driver_that_slept_through_its_lease_writes_no_more(point, part, engin
         assert os.WIFSTOPPED(status)
         lapse = json.loads((out / lock.NAME).read_bytes())["expires"] - time.time()
         time.sleep(max(0, lapse) + 0.01)
-        assert clipmill(*run).code == 0
-        expected = contents(out)
-        sleeper.send_signal(signal.SIGCONT)
+        code, expected = clipmill(*run).code, contents(out)
+        sleeper.send_signal(signal.SIGCONT)  # before anything is asserted: it would sleep on
         said, _ = sleeper.communicate(timeout=60)
+    assert code == 0
     assert sleeper.returncode == 1, said
     assert "another run took this folder over" in said
     assert "Traceback" not in said

@@ -1,14 +1,22 @@
 """What of a plan is done in a run folder, and what a changed file leaves of it."""
 
+import json
+import random
+import re
+import shutil
+from collections import Counter
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
+from metadata.record import Failure, Record, state_of
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
+from pipeline.run_folder.done import parents_of, standing
 from pipeline.run_folder.live import live_stage
 from pipeline.run_folder.ran import newest_recipe
-from pipeline.run_folder.state import RunState, StageState, latest, summary
+from pipeline.run_folder.state import RunState, StageState, latest, plan_of, summary
 
 STAGES = """
   square: {uses: toy.power, from: numbers}
@@ -111,3 +119,98 @@ def test_a_folder_where_nothing_ran_and_a_torn_recipe_are_refused(engine):
     run.put(f"recipes/{name}", run.read(f"recipes/{name}")[:40], point="recipe")
     with pytest.raises(RecipeError, match="cannot be read"):
         latest(run.uri)
+
+
+MASKED = """
+  chosen: {uses: select.where, from: numbers, where: number < 3 OR number > 27}
+  cube:   {uses: toy.power, from: numbers, only: chosen, exponent: 3}
+  later:  {uses: toy.power, from: cube, read: {number: cube.power}}
+  both:   {uses: toy.power, from: later, read: {number: later.power}, only: chosen}
+"""
+RULES = ["number < 3 OR number > 27", "number < 8", "number < 30"]
+
+
+def by_shard(state: RunState, name: str):
+    """What of a row stage is good and what has failed, judged shard by shard."""
+    stage, good, failures = state.stages[name], {}, {}
+    planned = stage.planned
+    models = state.digests(planned.folders)
+    for shard in state.stages[planned.root].shards:
+        states = state.shard_states(planned, shard)
+        if states is None or len(models) < len(planned.folders):
+            if any(shard in state.stages[need].failures for need in planned.needs):
+                failures[shard] = None
+            continue
+        parents = parents_of(planned, {name: it.digest for name, it in states.items()}, models)
+        mask = states[planned.only] if planned.only else None
+        found = stage.scan.records.get(shard, [])
+        failure = stage.scan.failures.get(shard)
+        verdict = standing(found, failure, parents, mask.digest if mask else None)
+        if verdict == "good":
+            if state.as_it_stood and mask:
+                own = [record.number for record in found if record.mask in (None, mask.digest)]
+                found = [record for record in found if record.number <= own[-1]]
+            good[shard] = state_of(found, mask)
+        elif verdict == "failed":
+            failures[shard] = failure
+    return good, failures
+
+
+def counts_by_shard(state: RunState, name: str):
+    stage, told, untold = state.stages[name], Counter(), []
+    for shard in stage.shards:
+        counts = stage.recorded(shard)
+        if counts is None:
+            untold.append(shard)
+        else:
+            told.update(counts)
+    return told, untold
+
+
+def damage(run: Storage, draw: random.Random) -> None:
+    """Takes away some objects of the stages, and says of some shards that they have failed."""
+    names = [entry.name for entry in run.entries("stages", below=True)]
+    data = [name for name in names if re.search(r"/\d{6}[^/]*\.(json|parquet)$", name)]
+    for name in draw.sample(data, draw.choice([0, 1, 2, 5])):
+        run.delete(f"stages/{name}")
+    records = [name for name in data if re.search(r"/\d{6}\.json$", name)]
+    for name in draw.sample(records, 3):
+        record = run.read_json(f"stages/{name}", Record)
+        if record is not None:
+            parents = draw.choice([record.parents, {"other": "x"}])
+            failure = Failure(record.shard, parents, draw.random() < 0.5, "a", "b", "c")
+            folder = name.rpartition("/")[0]
+            text = json.dumps(asdict(failure)).encode()
+            run.put(f"stages/{folder}/{failure.name}", text, point="failed")
+            if draw.random() < 0.7:
+                run.delete(f"stages/{name}")
+
+
+def test_what_is_good_is_as_judged_shard_by_shard(engine):
+    """Columns of shards with one pass, and the others by themselves."""
+    for rule in (RULES[0], RULES[1], RULES[2], RULES[0]):
+        assert engine.run(STAGES + MASKED, f"chosen.where={rule}").complete
+    seen = Counter()
+    for round_ in range(24):
+        copy = engine.folder / f"copy-{round_}"
+        shutil.copytree(engine.folder / "run", copy)  # with its times
+        damage(Storage(str(copy)), random.Random(round_))
+        plan = plan_of(newest_recipe(Storage(str(copy)))[1])
+        state = RunState(plan, Storage(str(copy)), as_it_stood=round_ % 2 == 1)
+        for name, stage in state.stages.items():
+            if stage.planned.is_row and not stage.planned.is_root:
+                good, failures = by_shard(state, name)
+                assert dict(stage.shards) == good
+                assert stage.failures == failures
+                assert list(stage.failures) == sorted(failures)
+                digests = [it.digest for it in good.values()]
+                assert stage.shards.digests().to_pylist() == digests
+                passes = {len(stage.scan.records[shard]) for shard in good}
+                seen.update(["several"] if max(passes, default=0) > 1 else [])
+                seen.update("failed" if failure else "before" for failure in failures.values())
+                seen.update(["lacking"] if len(good) < 4 else ["whole"])
+            told, untold = stage.all_recorded()
+            assert (Counter(told), untold) == counts_by_shard(state, name)
+            seen.update(["untold"] if untold else ["told"])
+            assert stage.shards.rows == sum(it.rows for it in stage.shards.values())
+    assert seen.keys() == {"several", "failed", "before", "lacking", "whole", "untold", "told"}

@@ -1,0 +1,108 @@
+"""What a stage's folder holds: one listing, the folds, and what is newer than them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metadata.fold import read_folds
+from metadata.record import FAILED, Failure, Manifest, Record, digest_in, parsed
+from metadata.records import RECORD, Records, records_of, table_of
+from metadata.storage import Storage
+
+RECORD_NAME = r"^[0-9]{6,}(\.p[0-9]+)?\.json$"
+ATTEMPT = ".attempt"
+DIGITS = slice(-24, -8)  # of a data file's name: those of its digest
+
+
+@dataclass
+class Scan:
+    """What a stage's folder holds: records by shard and pass, failures, and the manifest."""
+
+    records: Records
+    failures: dict[int, Failure]
+    manifest: Manifest | None
+    attempts: tuple[str, ...] = ()  # objects that a run left which was killed
+    folded: bool = False  # whether the fold holds every record, and all of them
+    parts: int = 0  # number of the next part of a fold
+    lost: list[Record] = field(default_factory=list)  # whose data is gone, or of another size
+    outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
+
+    @property
+    def changed(self) -> int:
+        """Files that are gone, of another size, or nobody's."""
+        held = self.manifest.outputs if self.manifest else ()
+        return len(self.lost) + len({name for name, _ in set(held) ^ set(self.outputs)})
+
+    @property
+    def unchecked(self) -> frozenset[int]:
+        """Lost shards that were written without page checksums: so they are made again."""
+        return frozenset(record.shard for record in self.lost if not record.page_checksums)
+
+
+def scan(folder: Storage) -> Scan:
+    """Everything known about a stage's shards.
+
+    A record counts only if its data file is listed with the size it states.
+    """
+    listing = folder.listing()
+    name = listing["name"]
+    folds = read_folds(folder, listing)
+    is_record = pc.match_substring_regex(name, RECORD_NAME)
+    is_folded = pc.is_in(name, value_set=folds.records["name"].combine_chunks())
+    newer = name.filter(pc.and_not(is_record, is_folded)).to_pylist()
+    with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
+        texts = pool.map(folder.read_if_there, newer)
+        read = [parsed(it, text) for it, text in zip(newer, texts, strict=True) if text is not None]
+    table = folds.records.select(RECORD.names)
+    if newest := [record for record in read if record is not None]:
+        table = pa.concat_tables([table, _that_fit(newest)])
+    is_there = _are_there(table, listing)
+    lost = records_of(table.filter(pc.invert(is_there)))
+    failures = {it: folder.read_json(it, Failure) for it in _ending(name, FAILED)}
+    has_manifest = pc.index(name, "manifest.json").as_py() >= 0
+    manifest = folder.read_json("manifest.json", Manifest) if has_manifest else None
+    has_outputs = manifest is not None and manifest.outputs
+    outputs = folder.entries("out", below=True) if has_outputs else []
+    return Scan(
+        records=Records(table.filter(is_there) if lost else table),
+        failures={it.shard: it for own, it in failures.items() if it and it.name == own},
+        manifest=manifest,
+        attempts=tuple(_ending(name, ATTEMPT)),
+        folded=folds.are_one and not newer,
+        parts=folds.parts,
+        lost=lost,
+        outputs=tuple(sorted((entry.name, entry.size) for entry in outputs)),
+    )
+
+
+def _that_fit(records: list[Record]) -> pa.Table:
+    """Their columns, without those that say what no column holds, as a size of 10^30."""
+    try:
+        return table_of(records)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        if len(records) == 1:
+            return RECORD.empty_table()
+        return pa.concat_tables(_that_fit([record]) for record in records)
+
+
+def _ending(name: pa.Array, end: str) -> list[str]:
+    found: list[str] = name.filter(pc.ends_with(name, end)).to_pylist()
+    return found
+
+
+def _are_there(records: pa.Table, listing: pa.RecordBatch) -> pa.Array:
+    """(R,) whether the data of each is listed as the record says: None is there."""
+    data, sha256 = (records[column].combine_chunks() for column in ("data", "sha256"))
+    at = pc.index_in(data, value_set=listing["name"])
+    is_size = pc.equal(listing["size"].take(at), records["size_bytes"].combine_chunks())
+    its = pc.utf8_slice_codeunits(data, DIGITS.start, DIGITS.stop)
+    is_named = pc.equal(its, pc.utf8_slice_codeunits(sha256, 0, 16))
+    is_there = pc.and_(pc.fill_null(is_size, False), pc.fill_null(is_named, False))
+    is_there_R = np.asarray(pc.or_(is_there, data.is_null()), bool)
+    for row in np.flatnonzero(~is_there_R & np.asarray(pc.fill_null(is_size, False), bool)):
+        digest = digest_in(data[row].as_py())  # of another length
+        is_there_R[row] = sha256[row].as_py().startswith(digest)
+    return pa.array(is_there_R)

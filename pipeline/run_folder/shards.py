@@ -1,0 +1,100 @@
+"""The good shards of a stage, as readers see them: made of its records as they are asked for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from metadata.record import Record, ShardState, state_of
+from metadata.records import Records, place_in
+
+# Shapes: N shards.
+
+
+class Shards(Mapping[int, ShardState]):
+    """By shard, in their order; a mask says which rows of each are selected."""
+
+    def __init__(
+        self,
+        records: Records,
+        shard_N: NDArray[np.int64],
+        mask: "Shards | None" = None,
+        passes: Mapping[int, list[Record]] | None = None,
+    ) -> None:
+        """`passes`, of some shards, are read in place of all those that they have."""
+        self.records, self.mask, self._passes = records, mask, passes or {}
+        self._shard_N = shard_N
+        self._added: dict[int, None] = {}
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Which they are, in order."""
+        if self._added:
+            self._shard_N = np.union1d(self._shard_N, np.array([*self._added], np.int64))
+            self._added = {}
+        return self._shard_N
+
+    def add(self, shard: int) -> None:
+        """Another one is good, as its records are now."""
+        if shard not in self:
+            self._added[shard] = None
+
+    def __contains__(self, shard: object) -> bool:
+        return shard in self._added or place_in(self._shard_N, shard) is not None
+
+    def __getitem__(self, shard: int) -> ShardState:
+        if shard not in self:
+            raise KeyError(shard)
+        records = self._passes.get(shard) or self.records[shard]
+        return state_of(records, None if self.mask is None else self.mask[shard])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers.tolist())
+
+    def __len__(self) -> int:
+        return len(self._shard_N) + len(self._added)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(N,) the rows of each."""
+        return np.asarray(self.records.first(self.numbers)["rows"], np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Of all of them."""
+        return int(self.sizes.sum())
+
+    def digests(self, shard_N: NDArray[np.int64] | None = None) -> pa.Array:
+        """(N,) the digest of each of these shards, or of all."""
+        shard_N = self.numbers if shard_N is None else shard_N
+        first = self.records.first(shard_N)
+        digests = pc.utf8_slice_codeunits(first["sha256"].combine_chunks(), 0, 32)
+        is_plain_N = np.asarray(first["data"].is_valid()) & (self.records.passes(shard_N) == 1)
+        if self.mask is None and is_plain_N.all():
+            return digests
+        told = digests.to_pylist()
+        for at in range(len(told)) if self.mask is not None else np.flatnonzero(~is_plain_N):
+            told[at] = self[int(shard_N[at])].digest
+        return pa.array(told, pa.string())
+
+
+@dataclass(frozen=True)
+class StatesByShard(Sequence[Mapping[str, ShardState]]):
+    """The states of each shard of a pool, by stage; pickled as a tuple of them all."""
+
+    shards: Mapping[str, Mapping[int, ShardState]]
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        number = self.numbers[index]
+        return {stage: shards[number] for stage, shards in self.shards.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (tuple(self),)
