@@ -129,15 +129,25 @@ def digest_in(data: str) -> str:
 
 def state_of(records: list[Record], mask: ShardState | None) -> ShardState:
     """How readers see the passes of one shard under today's mask."""
-    files = tuple(record.data for record in records if record.data)
-    parts = [record.sha256 for record in records if record.data]
+    files = [(record.data, record.sha256) for record in records]
+    return state_with(files, records[0].rows, records[0].source, mask)
+
+
+def state_with(
+    files: list[tuple[str | None, str]],
+    rows: int,
+    source: dict[str, Any] | None,
+    mask: ShardState | None,
+) -> ShardState:
+    """The same of each pass's data and SHA-256, and the rows and source of the first."""
+    parts = [sha256 for data, sha256 in files if data]
     if mask is not None:
         parts.append(mask.digest)
     joined = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
     return ShardState(
-        rows=records[0].rows,
-        files=files,
+        rows=rows,
+        files=tuple(data for data, _ in files if data),
         digest=joined[:32],
         mask=mask,
-        source=records[0].source,
+        source=source,
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.record import Record
+from metadata.record import Record, ShardState, state_of, state_with
 
 # Shapes: R records, N shards that are asked for.
 
@@ -77,6 +77,8 @@ class Records(Mapping[int, list[Record]]):
         if not is_unbroken_R.all() or (order_R[1:] < order_R[:-1]).any():
             table = table.take(order_R[is_unbroken_R])
         self._table = table.combine_chunks()
+        seen = ("data", "sha256", "rows", "source")
+        self._seen = [self._table[column].combine_chunks() for column in seen]
         is_first_R = is_unbroken_R & (number_R == 0)
         self._shard_N: NDArray[np.int64] = shard_R[is_first_R]
         self._start_N = np.append(np.flatnonzero(is_first_R[is_unbroken_R]), len(table))
@@ -93,6 +95,19 @@ class Records(Mapping[int, list[Record]]):
             raise KeyError(shard)
         rows = range(*self._start_N[at : at + 2].tolist())
         return [self._block(row // BLOCK)[row % BLOCK] for row in rows]
+
+    def state(self, shard: int, mask: ShardState | None) -> ShardState:
+        """How readers see it under a mask: of all its passes, without making them objects."""
+        if shard in self._newer:
+            return state_of(self._newer[shard], mask)
+        at = place_in(self._shard_N, shard)
+        if at is None:
+            raise KeyError(shard)
+        first, end = int(self._start_N[at]), int(self._start_N[at + 1])
+        data, sha256, rows, source = self._seen
+        files = [(data[row].as_py(), sha256[row].as_py()) for row in range(first, end)]
+        told = source[first].as_py()
+        return state_with(files, rows[first].as_py(), told and json.loads(told), mask)
 
     def __contains__(self, shard: object) -> bool:
         return shard in self._newer or place_in(self._shard_N, shard) is not None
@@ -162,6 +177,8 @@ class Records(Mapping[int, list[Record]]):
 
 def place_in(shard_N: NDArray[np.int64], shard: Any) -> int | None:
     """Where a shard stands among these, which are in order; None where it does not."""
+    if 0 <= shard < len(shard_N) and shard_N[shard] == shard:  # where none before it is missing
+        return int(shard)
     at = int(np.searchsorted(shard_N, shard))
     return at if at < len(shard_N) and shard_N[at] == shard else None
 

@@ -133,7 +133,9 @@ def _scan(
 
 def _shards(state: RunState, stage: StageState, ranges: Sequence[Range]) -> list[int]:
     """The shards of a root in which a uid of these ranges may be."""
-    runs = runs_of((shard, it.files[0], it.rows) for shard, it in stage.shards.items())
+    first = stage.shards.first
+    columns = (first[name].to_pylist() for name in ("shard", "data", "rows"))
+    runs = runs_of(zip(*columns, strict=True))
     if not runs:
         return sorted(stage.shards)
     each = ahead(state.run, lambda run: shards_with(stage.folder, run, ranges), runs)

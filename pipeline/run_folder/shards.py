@@ -49,8 +49,10 @@ class Shards(Mapping[int, ShardState]):
     def __getitem__(self, shard: int) -> ShardState:
         if shard not in self:
             raise KeyError(shard)
-        records = self._passes.get(shard) or self.records[shard]
-        return state_of(records, None if self.mask is None else self.mask[shard])
+        mask = None if self.mask is None else self.mask[shard]
+        if shard in self._passes:
+            return state_of(self._passes[shard], mask)
+        return self.records.state(shard, mask)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.numbers.tolist())
@@ -59,9 +61,14 @@ class Shards(Mapping[int, ShardState]):
         return len(self._shard_N) + len(self._added)
 
     @property
+    def first(self) -> pa.Table:
+        """Pass 0 of each, as columns."""
+        return self.records.first(self.numbers)
+
+    @property
     def sizes(self) -> NDArray[np.int64]:
         """(N,) the rows of each."""
-        return np.asarray(self.records.first(self.numbers)["rows"], np.int64)
+        return np.asarray(self.first["rows"], np.int64)
 
     @property
     def rows(self) -> int:
