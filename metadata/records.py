@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ RECORD = pa.schema(
         ("page_checksums", pa.bool_()),
     ]
 )
-BLOCK = 64  # records that are made objects at a time, and
-BLOCKS = 16  # so many blocks of them are held
+BLOCK = 64  # records that are made objects at a time
+BLOCKS = 16  # that are held, of each stage
 NEWER = 4096  # records that are held as objects until they are made columns
 
 
@@ -82,10 +82,7 @@ class Records(Mapping[int, list[Record]]):
         is_first_R = is_unbroken_R & (number_R == 0)
         self._shard_N: NDArray[np.int64] = shard_R[is_first_R]
         self._start_N = np.append(np.flatnonzero(is_first_R[is_unbroken_R]), len(table))
-        self._block = lru_cache(BLOCKS)(self._read_block)
-
-    def _read_block(self, number: int) -> list[Record]:
-        return records_of(self._table.slice(number * BLOCK, BLOCK))
+        self._block = lru_cache(BLOCKS)(partial(_block, self._table))
 
     def __getitem__(self, shard: int) -> list[Record]:
         if shard in self._newer:
@@ -173,6 +170,10 @@ class Records(Mapping[int, list[Record]]):
     def _places(self, shard_N: NDArray[np.int64]) -> NDArray[np.int64]:
         self._settle()
         return np.searchsorted(self._shard_N, shard_N)
+
+
+def _block(table: pa.Table, number: int) -> list[Record]:
+    return records_of(table.slice(number * BLOCK, BLOCK))
 
 
 def place_in(shard_N: NDArray[np.int64], shard: Any) -> int | None:

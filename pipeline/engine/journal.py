@@ -3,7 +3,8 @@
 A call is numbered (`02-shuffle`). Each of its units, once done, leaves a small result in
 `calls-<inputs>/02-shuffle/`; when all are done the call's results become `02-shuffle.json` and the
 units go. Run again, a finished call returns at once and an unfinished one does what is missing.
-A digest of the inputs is in the folder's name: changed inputs start a new journal.
+A digest of the inputs is in the folder's name: changed inputs start a new journal, as does another
+version that cuts its calls otherwise.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from pipeline.executors import Executor, Step
 from pipeline.planning.planned import PlannedStage
 from pipeline.run_folder.rows import PoolShards
 
+UNITS = 2  # how calls are cut into units: a journal of other ones is not gone on with
 KINDS = {  # of calls, in words
     "map": "working",
     "shuffle": "sorting rows",
@@ -63,7 +65,7 @@ class Journal:
     def __init__(self, run: StageRun) -> None:
         self.run = run
         # Whose hashes and formats a journal holds.
-        versions = f"{pa.__version__} {version('polars')}"
+        versions = f"{pa.__version__} {version('polars')} {UNITS}"
         key = digest([*run.made_of.values(), versions])[:12]
         self.name = "calls" if run.planned.is_root else f"calls-{key}"
         self.words = ""  # what the stage says that its calls do

@@ -125,6 +125,21 @@ def test_a_journal_of_an_earlier_layout_is_made_anew_even_where_its_rows_were_dr
     assert program("drops_then_trouble").column("it", "value") == list(range(31))
 
 
+def test_a_stage_whose_calls_another_version_cut_otherwise_begins_anew(
+    program, engine, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.engine.journal.UNITS", 1)
+        assert "two" in program("drops_then_trouble").error("it")
+    [older] = (engine.folder / "run").glob("stages/it-*/calls-*")
+    assert "two" in program("drops_then_trouble").error("it")
+    journals = set((engine.folder / "run").glob("stages/it-*/calls-*"))
+    assert journals - {older}
+    monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
+    assert program("drops_then_trouble").column("it", "value") == list(range(31))
+    assert not any(journal.exists() for journal in journals)
+
+
 def shuffles_then_trouble(inputs, ctx):
     parts = ctx.shuffle(inputs.rows, "number", 2)
     again = ctx.shuffle(ctx.map_shards(third, parts), "third", 3)
