@@ -9,9 +9,9 @@ Aim: at 128,000 shards and 24 to 36 bytes a row an index below 50 MB, 1 MB a rea
 partitions are read together (a shuffle of a shuffle, `reduce`), and a driver below 1 GB with three
 stages. Where one partition is read alone (`map`, the last step of `restore`) a read is a thirtieth.
 Computed (2026-11-27): 128,000 shards: 171 runs, 7.0 MB, 1.05 MB a read at 24 bytes and 1.58 MB at
-36, 0.90 GB. 1,280,000: 35 million pieces, 276 MB; with partitions of 250,000 rows there, too, 87
-million and 699 MB. The driver is the sum of its measured parts, three quarters of it records; a
-whole process that opened a run of three stages had grown by more, 10.9 kB a shard (2026-11-26).
+36, 0.71 GB. 1,280,000: 35 million pieces, 276 MB; with partitions of 250,000 rows there, too, 87
+million and 699 MB. The driver is the sum of its measured parts, three quarters of it what a start
+holds at most; before records were columns it was 0.90 GB.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from pipeline.run_folder.partitions import AHEAD_BYTES, OFFSET, blocks
 
 SHARD_ROWS, MEMORY_GB = 10_000, 2
 SHARDS = (100, 1_000, 10_000, 100_000, 128_000, 1_280_000)
-# Measured 2026-11-26 and 27, bytes: a process that has run nothing; a record and its state, of a
-# shard and stage; a shard's part of what a dataset stage stores for its workers.
-DRIVER, OF_SHARD, SENT = 160e6, 1_850, 43
+# Measured 2026-11-26 to 28, bytes: a process that has run nothing; what a start holds at most of a
+# shard and stage where three are listed; a shard's part of what a dataset stage stores for workers.
+DRIVER, OF_SHARD, SENT = 160e6, 1_371, 43
 
 
 @dataclass(frozen=True)
