@@ -84,6 +84,9 @@ class Records(Mapping[int, list[Record]]):
         self._start_N = np.append(np.flatnonzero(is_first_R[is_unbroken_R]), len(table))
         self._block = lru_cache(BLOCKS)(partial(_block, self._table))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Records, (self.table(self.shards),)
+
     def __getitem__(self, shard: int) -> list[Record]:
         if shard in self._newer:
             return self._newer[shard]

@@ -1,16 +1,27 @@
-"""What is read of each shard, by several threads: a store answers many requests at once."""
+"""What is read of each shard, by several threads: a store answers many requests at once.
 
+Of many shards by several processes too, as two threads are held up by one interpreter.
+"""
+
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from metadata.storage import Storage
+from pipeline.executors import Step
+from pipeline.executors.local import LocalExecutor
+from pipeline.run_folder.state import RunState
+from pipeline.stage import Resources
 
 T = TypeVar("T")
 S = TypeVar("S")
 READERS = 16  # of an object store: each waits for an answer
 DISK_READERS = 2  # one decodes while another reads
+MANY = 2_000  # shards that are read by processes, of which one takes a second to start
+TOGETHER = 50  # shards that a process is handed at once
 
 
 def ahead(run: Storage, read: Callable[[S], T], shards: Iterable[S]) -> Iterator[T]:
@@ -28,3 +39,33 @@ def ahead(run: Storage, read: Callable[[S], T], shards: Iterable[S]) -> Iterator
         finally:  # it may be left early
             for future in waiting:
                 future.cancel()
+
+
+def of_each(
+    state: RunState, read: Callable[[RunState, int], T], shards: Sequence[int]
+) -> Iterator[T]:
+    """read(state, shard) of each, in order: for many it is pickled, and so is what it gives."""
+    if len(shards) < MANY or os.cpu_count() == 1:
+        yield from ahead(state.run, partial(read, state), shards)
+        return
+    parts = [shards[start : start + TOGETHER] for start in range(0, len(shards), TOGETHER)]
+    start = partial(partial, _of_part, state, read)
+    step = Step(name="reading shards", start=start, resources=Resources(memory_gb=1))
+    done: dict[int, list[T]] = {}
+    following = 0
+    executor = LocalExecutor(with_main=False)
+    try:
+        for number, found in executor.stream([step], enumerate(parts)):
+            done[number] = found
+            while following in done:
+                yield from done.pop(following)
+                following += 1
+    finally:
+        executor.close()
+
+
+def _of_part(
+    state: RunState, read: Callable[[RunState, int], T], part: tuple[int, Sequence[int]]
+) -> tuple[int, list[T]]:
+    number, shards = part
+    return number, list(ahead(state.run, partial(read, state), shards))

@@ -6,12 +6,14 @@ left the value out, so the causes add up to the rows lost.
 
 Rows and their reasons are counted from the records. Files are opened for what no record tells: the
 first causes, whether a stage failed by itself or for want of an earlier value, the uids, and the
-reasons of shards that several passes have made. Several shards are read at once.
+reasons of shards that several passes have made. Several shards are read at once, many of them by
+processes.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from metadata.record import ShardState
 from metadata.schema import KEEP, UID
 from metadata.uid import halves
 from pipeline.errors import RecipeError, StageError
-from pipeline.ledger.ahead import ahead
+from pipeline.ledger.ahead import ahead, of_each
 from pipeline.ledger.causes import (
     Cause,
     causes,
@@ -128,15 +130,10 @@ def funnel(state: RunState) -> Funnel:
     done = [planned for planned in complete if planned.gives_rows]
     counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
     lost = {p.name: _Lost(later_stages(p.name, done)) for p in done if is_end(p, done)}
+    later = {name: one.later for name, one in lost.items()}
     for root in dict.fromkeys(planned.root for planned in done):
-
-        def read(shard: int, root: str = root) -> _ShardRows:
-            reasons = ShardReasons(state, root, shard)
-            counted = {name: _counted(reasons, name) for name in reasons}
-            ends = [name for name in reasons if name in lost]
-            return counted, {name: _losses(reasons, name, lost[name].later) for name in ends}
-
-        for counted, losses in ahead(state.run, read, sorted(state.stages[root].shards)):
+        read = partial(_shard_rows, root, later)
+        for counted, losses in of_each(state, read, list(state.stages[root].shards)):
             for name, rows in counted.items():
                 counts[name].update(rows)
             for name, each in losses.items():
@@ -173,6 +170,16 @@ _ShardRows = tuple[
     dict[str, Counter[tuple[str, str]]],  # by stage: rows by kind and reason
     dict[str, list[tuple[Cause, int, Place]]],  # by end: rows of each cause, and where one stands
 ]
+
+
+def _shard_rows(
+    root: str, later: Mapping[str, list[str]], state: RunState, shard: int
+) -> _ShardRows:
+    """Of one shard; `later` are the stages whose failures count as an end's own."""
+    reasons = ShardReasons(state, root, shard)
+    counted = {name: _counted(reasons, name) for name in reasons}
+    ends = [name for name in reasons if name in later]
+    return counted, {name: _losses(reasons, name, later[name]) for name in ends}
 
 
 def _losses(reasons: ShardReasons, end: str, later: list[str]) -> list[tuple[Cause, int, Place]]:

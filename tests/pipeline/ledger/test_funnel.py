@@ -3,6 +3,7 @@
 import re
 import threading
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from metadata.damage import DamagedError
 from metadata.passes import NOT_SELECTED
 from metadata.storage import Storage
 from pipeline.errors import RecipeError
+from pipeline.executors.local import LocalExecutor
+from pipeline.ledger import ahead as of_shards
 from pipeline.ledger.causes import BEFORE, UNDEFINED, trace
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.work import work
@@ -285,6 +289,40 @@ def test_several_shards_are_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Storage, "open", together)
     assert funnel(state) == expected
     assert met
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_of_many_shards_processes_count_the_same(together, tmp_path, monkeypatch):
+    numbered.write_pool(tmp_path, [{"url": f"http://b.test/{i}", "text": "t"} for i in range(30)])
+    state = numbered.run(tmp_path)
+    expected, asked = funnel(state), []
+    stream = LocalExecutor.stream
+
+    def counted(executor, steps, items):
+        asked.append(executor.workers)
+        return stream(executor, steps, items)
+
+    monkeypatch.setattr(LocalExecutor, "stream", counted)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(of_shards, "TOGETHER", together)
+    monkeypatch.setattr(of_shards, "MANY", len(state.stages["pool"].shards) + 1)
+    assert funnel(state) == expected
+    assert not asked
+    monkeypatch.setattr(of_shards, "MANY", len(state.stages["pool"].shards))
+    assert funnel(state) == expected
+    assert len(asked) == 1
+
+
+def test_a_damaged_file_is_named_by_whichever_process_reads_it(tmp_path, monkeypatch):
+    numbered.write_pool(tmp_path)
+    state = numbered.run(tmp_path)
+    monkeypatch.setattr(of_shards, "MANY", 1)
+    stage = state.stages["first"]
+    file = stage.folder.locate(stage.shards[1].files[0])
+    whole = Path(file).read_bytes()
+    Path(file).write_bytes(b"x" * len(whole))
+    with pytest.raises(DamagedError, match=Path(file).name):
+        funnel(state)
 
 
 def test_status_and_the_reports_table_of_work_open_no_data_file(tmp_path, monkeypatch):

@@ -1,0 +1,58 @@
+"""`funnel` of runs of 1,000 to 9,000 shards on a disk: by threads of one process, and by processes.
+
+    python -m tests.benchmarks.funnel_shards
+
+A pool, a row stage and a select over both, in shards of 200 rows, so that what is left is what a
+shard costs. From ahead.MANY shards on a process for each CPU reads them, which takes a second to
+start and is sent the records of the run, 0.3 KB a shard and stage. Both count the same.
+
+Aim: with two CPUs less wall time by processes from ahead.MANY shards on.
+"""
+
+from pathlib import Path
+from time import perf_counter
+
+from metadata.storage import Storage
+from pipeline.ledger import ahead
+from pipeline.ledger.answer import as_json
+from pipeline.ledger.funnel import funnel
+from pipeline.run_folder.state import RunState
+from tests.benchmarks.toy import plan_of, run_toy, scratch
+
+SHARDS = (1_000, 3_000, 9_000)
+STAGES = {
+    "affine": {"uses": "toy.affine", "from": "pool"},
+    "best": {
+        "uses": "select.where",
+        "from": ["pool", "affine"],
+        "where": "affine > 200000 AND number < 900000",
+    },
+}
+
+
+def main() -> None:
+    for shards in SHARDS:
+        with scratch() as folder:
+            measure(folder, shards)
+
+
+def measure(folder: Path, shards: int) -> None:
+    pool = {"uses": "toy.rows", "shards": shards, "shard_rows": 200}
+    plan = plan_of({"pool": pool, **STAGES})
+    run_toy(plan, folder, 2)
+    state = RunState(plan, Storage(str(folder)))
+    spent, found = {}, []
+    for how, many in (("threads", shards + 1), ("processes", 0)) * 2:
+        ahead.MANY = many
+        begun = perf_counter()
+        found.append(as_json(funnel(state)))
+        spent[how] = min(perf_counter() - begun, spent.get(how, float("inf")))
+    assert all(one == found[0] for one in found)
+    said = ", ".join(
+        f"{how} {took:5.1f} s, {took / shards * 1e3:.2f} ms" for how, took in spent.items()
+    )
+    print(f"{shards:>6,} shards: {said} a shard")
+
+
+if __name__ == "__main__":
+    main()
