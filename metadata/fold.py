@@ -84,26 +84,27 @@ def read_folds(folder: Storage, listing: pa.RecordBatch) -> Folds:
 
     are_one, found = names == [FOLDED], []
     with ThreadPoolExecutor(8) as pool:
-        for name, data in zip(names, pool.map(read, names), strict=True):
+        # One is read here: a thread for it costs more than the rest of a small scan.
+        texts = pool.map(read, names) if len(names) > 1 else map(read, names)
+        for name, data in zip(names, texts, strict=True):
             held, is_whole = _read(data)
             as_listed = _as_listed(held, listing, name)
             are_one = are_one and is_whole and len(as_listed) == len(held)
             found.append(as_listed)
-    records = _last(pa.concat_tables(found or [FOLD.empty_table()]))
+    records = found[0] if len(found) == 1 else _last(pa.concat_tables([FOLD.empty_table(), *found]))
     return Folds(records, max(parts, default=-1) + 1, are_one)
 
 
 def _as_listed(held: pa.Table, listing: pa.RecordBatch, fold: str) -> pa.Table:
     """The rows whose objects lie there as they were folded."""
-    at = pc.index_in(held["name"], value_set=listing["name"])
-    mtime_ns = listing["mtime_ns"].take(at.combine_chunks())
-    put_ns = listing["mtime_ns"][listing["name"].index(fold).as_py()]
-    is_so = pc.if_else(
-        held["mtime_ns"].is_null(), pc.less(mtime_ns, put_ns), pc.equal(mtime_ns, held["mtime_ns"])
-    )
-    is_so = pc.and_(is_so, pc.equal(held["size"], listing["size"].take(at.combine_chunks())))
-    is_so = pc.fill_null(is_so, False)  # which is not listed
-    return held if pc.all(is_so).as_py() else held.filter(is_so)
+    at = pc.index_in(held["name"].combine_chunks(), value_set=listing["name"])
+    at_R = at.fill_null(0).to_numpy()
+    mtime_R, size_R = (listing[name].to_numpy()[at_R] for name in ("mtime_ns", "size"))
+    put_ns = listing["mtime_ns"][listing["name"].index(fold).as_py()].as_py()
+    folded_R = held["mtime_ns"].fill_null(0).to_numpy()
+    is_time_R = np.where(held["mtime_ns"].is_null(), mtime_R < put_ns, mtime_R == folded_R)
+    is_so_R = is_time_R & (size_R == held["size"].to_numpy()) & np.asarray(at.is_valid())
+    return held if is_so_R.all() else held.filter(pa.array(is_so_R))
 
 
 def _last(held: pa.Table) -> pa.Table:
@@ -122,7 +123,8 @@ def _names(records: pa.Table) -> pa.Array:
 
 def _put(folder: Storage, name: str, records: pa.Table) -> None:
     sink = io.BytesIO()
-    pq.write_table(records, sink, compression="zstd", write_page_checksum=True)
+    # Most are small: zstd and dictionaries would take three times as long to read.
+    pq.write_table(records, sink, use_dictionary=False, write_page_checksum=True)
     folder.put(name, sink.getvalue(), point="fold")
 
 

@@ -160,6 +160,8 @@ class Records(Mapping[int, list[Record]]):
     def first(self, shard_N: NDArray[np.int64]) -> pa.Table:
         """Pass 0 of each of these shards, as columns."""
         at_N = self._places(shard_N)
+        if len(at_N) == len(self._table):
+            return self._table  # all are asked for, and none has two
         return self._table.take(self._start_N[at_N])
 
     def passes(self, shard_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -208,6 +210,7 @@ def counted(table: pa.Table) -> NDArray[np.int64]:
 def rows_by_reason(table: pa.Table) -> dict[str, int]:
     """Rows that all records count, in the order in which a reason first occurs."""
     held = table["counts"].combine_chunks()
-    rows = pa.table({"reason": held.keys, "rows": held.items})
-    summed = rows.group_by("reason", use_threads=False).aggregate([("rows", "sum")])
-    return dict(zip(summed["reason"].to_pylist(), summed["rows_sum"].to_pylist(), strict=True))
+    reasons = held.keys.dictionary_encode()
+    rows = np.zeros(len(reasons.dictionary), np.int64)
+    np.add.at(rows, reasons.indices.to_numpy(), held.items.to_numpy())
+    return dict(zip(reasons.dictionary.to_pylist(), rows.tolist(), strict=True))

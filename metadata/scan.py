@@ -1,19 +1,20 @@
 """What a stage's folder holds: one listing, the folds, and what is newer than them."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from metadata.fold import read_folds
 from metadata.record import FAILED, Failure, Manifest, Record, digest_in, parsed
 from metadata.records import RECORD, Records, records_of, table_of
 from metadata.storage import Storage
 
-RECORD_NAME = r"^[0-9]{6,}(\.p[0-9]+)?\.json$"
-ATTEMPT = ".attempt"
+RECORD_NAME = re.compile(r"\d{6,}(\.p\d+)?\.json")
 DIGITS = slice(-24, -8)  # of a data file's name: those of its digest
 
 
@@ -50,27 +51,27 @@ def scan(folder: Storage) -> Scan:
     listing = folder.listing()
     name = listing["name"]
     folds = read_folds(folder, listing)
-    is_record = pc.match_substring_regex(name, RECORD_NAME)
     is_folded = pc.is_in(name, value_set=folds.records["name"].combine_chunks())
-    newer = name.filter(pc.and_not(is_record, is_folded)).to_pylist()
+    is_other = pc.and_not(pc.invert(is_folded), pc.ends_with(name, ".parquet"))
+    others: list[str] = name.filter(is_other).to_pylist()
+    newer = [it for it in others if RECORD_NAME.fullmatch(it)]
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
         texts = pool.map(folder.read_if_there, newer)
         read = [parsed(it, text) for it, text in zip(newer, texts, strict=True) if text is not None]
     table = folds.records.select(RECORD.names)
     if newest := [record for record in read if record is not None]:
         table = pa.concat_tables([table, _that_fit(newest)])
-    is_there = _are_there(table, listing)
-    lost = records_of(table.filter(pc.invert(is_there)))
-    failures = {it: folder.read_json(it, Failure) for it in _ending(name, FAILED)}
-    has_manifest = pc.index(name, "manifest.json").as_py() >= 0
-    manifest = folder.read_json("manifest.json", Manifest) if has_manifest else None
+    is_there_R = _are_there(table, listing)
+    lost = [] if is_there_R.all() else records_of(table.filter(pa.array(~is_there_R)))
+    failures = {it: folder.read_json(it, Failure) for it in others if it.endswith(FAILED)}
+    manifest = folder.read_json("manifest.json", Manifest) if "manifest.json" in others else None
     has_outputs = manifest is not None and manifest.outputs
     outputs = folder.entries("out", below=True) if has_outputs else []
     return Scan(
-        records=Records(table.filter(is_there) if lost else table),
+        records=Records(table.filter(pa.array(is_there_R)) if lost else table),
         failures={it.shard: it for own, it in failures.items() if it and it.name == own},
         manifest=manifest,
-        attempts=tuple(_ending(name, ATTEMPT)),
+        attempts=tuple(it for it in others if it.endswith(".attempt")),
         folded=folds.are_one and not newer,
         parts=folds.parts,
         lost=lost,
@@ -88,21 +89,17 @@ def _that_fit(records: list[Record]) -> pa.Table:
         return pa.concat_tables(_that_fit([record]) for record in records)
 
 
-def _ending(name: pa.Array, end: str) -> list[str]:
-    found: list[str] = name.filter(pc.ends_with(name, end)).to_pylist()
-    return found
-
-
-def _are_there(records: pa.Table, listing: pa.RecordBatch) -> pa.Array:
+def _are_there(records: pa.Table, listing: pa.RecordBatch) -> NDArray[np.bool_]:
     """(R,) whether the data of each is listed as the record says: None is there."""
     data, sha256 = (records[column].combine_chunks() for column in ("data", "sha256"))
     at = pc.index_in(data, value_set=listing["name"])
-    is_size = pc.equal(listing["size"].take(at), records["size_bytes"].combine_chunks())
+    listed_R = np.append(listing["size"].to_numpy(), -1)[at.fill_null(-1).to_numpy()]
+    is_size_R = listed_R == records["size_bytes"].to_numpy()
     its = pc.utf8_slice_codeunits(data, DIGITS.start, DIGITS.stop)
     is_named = pc.equal(its, pc.utf8_slice_codeunits(sha256, 0, 16))
-    is_there = pc.and_(pc.fill_null(is_size, False), pc.fill_null(is_named, False))
-    is_there_R = np.asarray(pc.or_(is_there, data.is_null()), bool)
-    for row in np.flatnonzero(~is_there_R & np.asarray(pc.fill_null(is_size, False), bool)):
+    is_there_R: NDArray[np.bool_] = is_size_R & np.asarray(is_named.fill_null(False), bool)
+    for row in np.flatnonzero(is_size_R & ~is_there_R):
         digest = digest_in(data[row].as_py())  # of another length
         is_there_R[row] = sha256[row].as_py().startswith(digest)
-    return pa.array(is_there_R)
+    is_there_R |= np.asarray(data.is_null())
+    return is_there_R

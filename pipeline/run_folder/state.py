@@ -90,7 +90,8 @@ class StageState:
         first, mask = records.first(shard_N), self.shards.mask
         is_told_N = (records.passes(shard_N) == 1) & (counted(first) == first["rows"].to_numpy())
         is_told_N &= same_mask(first, mask, shard_N)
-        return rows_by_reason(first.filter(pa.array(is_told_N))), shard_N[~is_told_N].tolist()
+        told = first if is_told_N.all() else first.filter(pa.array(is_told_N))
+        return rows_by_reason(told), shard_N[~is_told_N].tolist()
 
 
 def no_mask(records: pa.Table) -> NDArray[np.bool_]:
@@ -191,8 +192,8 @@ class RunState:
             return  # made before the stage left files: its rows stay, and the files are added
         records = state.scan.records
         table = records.table(records.shards)
-        others = table["shard"].filter(pa.array(~are_made_of(table, manifest.made_of)))
-        good_N = records.shards[~np.isin(records.shards, others.to_numpy(), kind="sort")]
+        others_N = table["shard"].to_numpy()[~are_made_of(table, manifest.made_of)]
+        good_N = np.setdiff1d(records.shards, others_N, assume_unique=True)
         if len(good_N) == manifest.shards:
             state.manifest, state.shards = manifest, Shards(records, good_N)
 
