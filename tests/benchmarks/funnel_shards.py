@@ -7,6 +7,9 @@ shard costs. From ahead.MANY shards on a process for each CPU reads them, which 
 start and is sent the records of the run, 0.3 KB a shard and stage. Both count the same.
 
 Aim: with two CPUs less wall time by processes from ahead.MANY shards on.
+Measured (2026-11-28, two shared EPYC cores, on a disk in memory), 1,000, 3,000 and 9,000 shards:
+threads 3.2, 9.0 and 21.6 s, processes 3.1, 6.5 and 17.8 s: 1.0x, 1.4x and 1.2x as fast. More than
+two cores were not there.
 """
 
 from pathlib import Path

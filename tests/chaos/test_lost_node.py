@@ -40,8 +40,8 @@ def shuffled(inputs, ctx):
 
 
 def read_somewhere(rows):
-    """The rows; the node that will be lost waits for that with its second shard in hand, and so
-    long do the others."""
+    """The rows; the node that will be lost waits for that with its second shard in hand, once all
+    have begun, and so long do the others."""
     if "CLIPMILL_TEST_LOG" not in os.environ:
         return rows
     log, doomed = Path(os.environ["CLIPMILL_TEST_LOG"]), os.environ["CLIPMILL_TEST_DOOMED"]
@@ -49,6 +49,7 @@ def read_somewhere(rows):
     begun_here = [line for line in notes(log, "shard") if line["node"] == here]
     note(log, shard=shard, node=here)
     if here == doomed and begun_here:
+        until(lambda: len({line["node"] for line in notes(log, "shard")}) == NODES)
         note(log, waits=shard)
         time.sleep(600)
     if here != doomed:
