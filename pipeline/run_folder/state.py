@@ -72,7 +72,7 @@ class StageState:
         """Seconds of work in all workers; of a dataset stage, from begin to end of its last run."""
         if self.manifest and self.manifest.seconds is not None and not self.planned.is_root:
             return self.manifest.seconds
-        return float(pc.sum(self.columns["seconds"]).as_py() or 0.0)
+        return float(sum(self.columns["seconds"].to_pylist()))
 
     def recorded(self, shard: int) -> dict[str, int] | None:
         """Rows of a good shard by reason, "" for the fine ones: as its record counts them.

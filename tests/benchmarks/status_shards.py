@@ -13,8 +13,8 @@ status 0.76 and 5.9 s (1.8 and 17.0 s), 81 and 380 MB (136 and 610): 19 us and 1
 stage. With folds that are not zstd, alone, start 0.48 and 4.8 s, 77 and 353 MB: 16 us. Ten stages
 of 100,000 shards took 17 s before that, 10 to 11 s of wall time, and 608 MB: 0.6 KB. What is left
 is for the most part the listing, which goes on beside that of other stages.
-Before that (2026-11-27, at load 8 to 10, when system calls took a third), at 10,000 and 100,000
-shards: start 0.52 and 4.53 s, status 0.54 and 4.75 s, 134 and 714 MB: 15 us and 2.2 KB more
+Before that (2026-11-27, at load 8 to 10, another day's machine), at 10,000 and 100,000 shards:
+ start 0.52 and 4.53 s, status 0.54 and 4.75 s, 134 and 714 MB: 15 us and 2.2 KB more
 a shard and stage. Before, 0.92 and 10.2 s, 1.54 and 18.4 s, 170 and 1,038 MB: 34 us, 62 us and
 3.4 KB. What it was spent on: texts decoded in two steps, all of them held, a search for cycles
 among records that stay, and a task of a thread pool for each shard.
