@@ -144,7 +144,7 @@ class Thrice:
 
 
 def test_a_lease_is_renewed_while_its_holder_lives(run):
-    write_lease(run, owner="me", expires=time.time() + 1)
+    write_lease(run, **json.loads(lock._lease("me")) | {"expires": int(time.time()) + 1})
     lock._renew(run, "me", Thrice())
     assert json.loads(run.read(lock.NAME))["expires"] > time.time() + 30
 
@@ -198,9 +198,9 @@ lock.LEASE_S = 0.4
 point, part = sys.argv[1:3]
 def reached(here, name):
     if here == point and part in name:
-        storage.reached = lambda here, name: None
+        storage.reached = lock.reached = lambda here, name: None
         os.kill(os.getpid(), signal.SIGSTOP)
-storage.reached = reached
+storage.reached = lock.reached = reached
 sys.exit(main(sys.argv[3:]))
 """
 STAGES = """
@@ -214,6 +214,7 @@ STAGES = """
     [
         ("rename", "000001-"),
         ("fold", ""),
+        ("lease", ""),  # between its look at the lock and the renewal
         *(pytest.param(*at, marks=pytest.mark.chaos) for at in (("recipe", ""), ("step", ""))),
     ],
 )
