@@ -6,6 +6,7 @@ reader of images holds little. Pages carry checksums, and a file's name its dige
 
 import contextlib
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,8 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(
             self._sink.stream,
             schema,
-            compression={name: "NONE" if name in IMAGES else "ZSTD" for name in _leaves(schema)},
-            use_dictionary=[
-                field.name
-                for field in schema
-                if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)
-            ],
-            write_statistics=False,  # readers here scan; uids are random
             write_page_checksum=page_checksums,
+            **_how(schema),
         )
 
     def add(self, batch: pa.Table) -> None:
@@ -62,8 +57,11 @@ class ShardWriter:
         self.rows += len(batch)
         self._pending.append(batch)
         self._pending_rows += len(batch)
-        self._pending_bytes += batch.nbytes
-        if self._pending_rows >= GROUP_ROWS or self._pending_bytes >= GROUP_BYTES:
+        is_full = self._pending_rows >= GROUP_ROWS
+        if not is_full:  # bytes are dear to count
+            self._pending_bytes += batch.nbytes
+            is_full = self._pending_bytes >= GROUP_BYTES
+        if is_full:
             self._flush()
 
     def close(self) -> tuple[str, int]:
@@ -135,12 +133,23 @@ def _count(reason: pa.ChunkedArray, counts: dict[str, int]) -> None:
                     counts[code] = counts.get(code, 0) + number
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Paths of the Parquet leaf columns: what per-column compression is keyed by."""
-    return [leaf for field in schema for leaf in _leaf_paths(field.name, field.type)]
+@lru_cache
+def _how(schema: pa.Schema) -> dict[str, Any]:
+    """How columns are written; asked again for every shard of a stage."""
+    leaves = [leaf for field in schema for leaf in _leaf_paths(field.name, field.type)]
+    return {
+        "compression": {name: "NONE" if name in IMAGES else "ZSTD" for name in leaves},
+        "use_dictionary": [
+            field.name
+            for field in schema
+            if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)
+        ],
+        "write_statistics": False,  # readers here scan; uids are random
+    }
 
 
 def _leaf_paths(path: str, dtype: pa.DataType) -> list[str]:
+    """Of the Parquet leaf columns: what compression is keyed by."""
     if any(is_one(dtype) for is_one in LIST_TYPES):
         return _leaf_paths(f"{path}.list.element", dtype.value_type)
     if pa.types.is_map(dtype):

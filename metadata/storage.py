@@ -104,9 +104,10 @@ class Storage:
         Local folders get it in place, so that the rename is atomic.
         """
         if self.is_local:
-            target = Path(self.locate(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path = target.parent / f"{HIDDEN}{uuid.uuid4().hex}"
+            folder = os.path.dirname(self.locate(name))
+            if not os.path.isdir(folder):  # most are there, and this is the sooner answer
+                os.makedirs(folder, exist_ok=True)
+            path = Path(f"{folder}/{HIDDEN}{uuid.uuid4().hex}")
         else:
             handle, text = tempfile.mkstemp(dir=scratch_folder())
             os.close(handle)
@@ -120,9 +121,12 @@ class Storage:
         """Puts a scratch file under its name: whole, or not at all."""
         reached("write", name)
         if self.is_local:
-            target = Path(self.locate(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+            target = self.locate(name)
+            try:
+                os.replace(path, target)
+            except FileNotFoundError:  # another has removed the folder
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.replace(path, target)
         else:
             self._again(lambda: self._upload(path, name))
         reached(point, name)
@@ -264,7 +268,8 @@ class Storage:
     def delete(self, name: str) -> None:
         """Removes an object; nothing where there is none."""
         if self.is_local:
-            Path(self.locate(name)).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.locate(name))
             return
         with contextlib.suppress(FileNotFoundError):
             self._again(lambda: self.fs.delete_file(self.locate(name)))

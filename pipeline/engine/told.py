@@ -1,6 +1,7 @@
 """What a worker says of the shard or unit in its hand."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pipeline.executors.telling import tell
 
 TELL_S = 0.5  # between two words of a worker
 _lock = threading.Lock()
+_waiting: list["Teller"] = []  # whose newest word came too soon
+_sender = 0  # the process whose thread sends those; a fork has none
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def saying(stage: str, what: str) -> Iterator[None]:
         tell(Told((stage,), what))
 
 
-@dataclass
+@dataclass(eq=False)
 class Teller:
     """What a stage's function calls in a worker: the first word goes at once, then two a second.
 
@@ -45,19 +48,16 @@ class Teller:
     key: str
     _newest: Told | None = None
     _said_s: float = 0.0
-    _timer: threading.Timer | None = None
 
     def __call__(self, done: float, all: float, what: str = "", **values: float) -> None:
         with _lock:
             told = {name: float(value) for name, value in values.items()}  # NumPy's among them
             self._newest = Told(self.stages, self.key, float(done), float(all), what, told)
-            wait_s = self._said_s + TELL_S - time.monotonic()
-            if wait_s <= 0:
-                self._send()
-            elif self._timer is None:
-                self._timer = threading.Timer(wait_s, self._late)
-                self._timer.daemon = True
-                self._timer.start()
+            if self.is_due():
+                self.send()
+            elif self not in _waiting:
+                _waiting.append(self)
+                _start_sender()
 
     def over(self) -> None:
         """The piece is done, or has failed."""
@@ -65,13 +65,35 @@ class Teller:
             if self._newest is not None:
                 tell(Told(self.stages, self.key))
             self._newest = None
+            if self in _waiting:
+                _waiting.remove(self)
 
-    def _late(self) -> None:
-        with _lock:
-            self._timer = None
-            self._send()
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._said_s + TELL_S
 
-    def _send(self) -> None:
+    def send(self) -> None:
         if self._newest is not None:
             self._said_s = time.monotonic()
             tell(self._newest)
+
+
+def _start_sender() -> None:
+    """One thread for all: a thread for each shard cost more than what a short shard computes."""
+    global _sender
+    if _sender != os.getpid():
+        _sender = os.getpid()
+        threading.Thread(target=_send_late, daemon=True).start()
+
+
+def _send_late() -> None:
+    """Sends the words that waited long enough, until none waits."""
+    global _sender
+    while True:
+        time.sleep(TELL_S / 4)
+        with _lock:
+            for teller in [it for it in _waiting if it.is_due()]:
+                _waiting.remove(teller)
+                teller.send()
+            if not _waiting:
+                _sender = 0
+                return

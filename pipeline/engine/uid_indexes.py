@@ -11,7 +11,8 @@ from metadata.uid_index import FOLDER, Run, put_index, runs_of
 from pipeline.engine.context import RunContext
 from pipeline.engine.units import UnitTask, units_of
 
-READERS = 8  # of shards: each waits on a disk or a network
+READERS = 8  # of shards of an object store: each waits for an answer
+DISK_READERS = 1  # uids are decoded so fast that threads wait for one another
 BATCH_ROWS = 1 << 18
 
 
@@ -44,6 +45,6 @@ def index_run(run: Run, task: UnitTask) -> None:
             half_N[start : start + len(table)] = halves(table[UID.name])[:, 0]
             start += len(table)
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(DISK_READERS if task.folder.is_local else READERS) as pool:
         list(pool.map(read, run.files, starts, run.rows))
     put_index(task.folder, run, half_N)

@@ -1,5 +1,8 @@
 """The run as it stands: what workers say in NumPy's numbers, or too late."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -34,6 +37,32 @@ def test_numbers_of_numpy_are_told_as_plain_ones(monkeypatch, tmp_path):
     teller(np.int64(3), np.int64(12), "steps", loss=np.float32(0.5))
     put_sealed(Storage(str(tmp_path)), "it.json", vars(said[0]), point="live")
     assert (read_sealed(Storage(str(tmp_path)), "it.json") or {})["values"] == {"loss": 0.5}
+
+
+def test_a_word_that_comes_too_soon_is_sent_later_and_none_of_what_is_over(monkeypatch):
+    said: list[Told] = []
+    monkeypatch.setattr(told, "tell", said.append)
+    teller, other = (told.Teller(("square",), key) for key in "01")
+    for done in (1, 2, 3):
+        teller(done, 9)
+        other(done, 9)
+    other.over()
+    assert [(word.key, word.done) for word in said] == [("0", 1), ("1", 1), ("1", 0)]
+    deadline = time.monotonic() + 20
+    while len(said) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [(word.key, word.done) for word in said[3:]] == [("0", 3)]
+
+
+def test_short_shards_share_the_thread_that_sends_late_words(monkeypatch):
+    monkeypatch.setattr(told, "tell", lambda word: None)
+    before = threading.active_count()
+    for key in range(50):
+        teller = told.Teller(("square",), str(key))
+        teller(1, 9)
+        teller(2, 9)
+        teller.over()
+    assert threading.active_count() <= before + 1
 
 
 def test_the_making_of_a_python_is_told_until_it_ends_and_so_is_a_server_that_starts(
