@@ -60,7 +60,7 @@ SCORES_OF = {
     for kind, dtype in SCORE_TYPES.items()
 }
 ELSE = "give a DataComp pool, or use ingest.parquet, whose settings name the columns"
-AT_ONCE = 8  # batches of rows, which hold no image, that are fitted by one call
+AT_ONCE = 16  # batches of rows, which hold no image, that are fitted by one call
 WIDTHS = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768, "dedup": 256}
 
 

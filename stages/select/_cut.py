@@ -124,7 +124,10 @@ def next_digit(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.int64]:
 
 def level_with(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
     """(N,) whether each rank begins with the cut's digits."""
-    return np.asarray((rank_ND[:, : len(cut)] == np.array(cut, np.uint16)).all(axis=1))
+    level_N = np.ones(len(rank_ND), bool)
+    for place, digit in enumerate(cut):
+        level_N &= rank_ND[:, place] == digit
+    return level_N
 
 
 def at_or_above(rank_ND: NDArray[np.uint16], cut: Cut) -> NDArray[np.bool_]:
