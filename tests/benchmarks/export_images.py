@@ -25,7 +25,8 @@ before took 115, 190 and 158 at 2,000, 6,000 and 18,000 images, of 110, 73 and 4
 the copy takes 18, clipmill 118 before and 84 now, by a profile about 33 of it page checksums, read
 and written, and SHA-256.
 On 2026-11-28, idle, three rounds, us an image at 18,000: copy 42, checked 84, clipmill 158 (3.77x
-and 1.90x); on a disk in memory 38, 70 and 115 (3.05x and 1.65x). So 2x of a plain copy is what a
+and 1.90x); on a disk in memory 38, 70 and 115 (3.05x and 1.65x). Later that day,
+on the disk: copy 55, checked 109, clipmill 145 (2.65x and 1.34x). So 2x of a plain copy is what a
 checked one takes, and clipmill stays below 2x of that.
 Before that (load 10 to 12): webdataset 1.53x, 0.92x and 0.74x at 2,000, 6,000 and 18,000 images.
 """
