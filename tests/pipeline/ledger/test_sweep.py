@@ -110,6 +110,19 @@ def ran(folder, states, clipmill):
     return run
 
 
+@pytest.fixture
+def ran_alone(tmp_path, clipmill):
+    """Runs stages of a test's own; the state they leave."""
+
+    def run(stages: str) -> RunState:
+        recipe = tmp_path / "alone.yaml"
+        recipe.write_text(f"stages:\n{stages}")
+        assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", "0").code == 0
+        return RunState(make_plan(load_recipe(str(recipe))), Storage(str(tmp_path / "run")))
+
+    return run
+
+
 def kept(state: RunState) -> set[int]:
     """The rows that the run's subset holds, by their number in the pool."""
     rows = stored(state, "pool", {"keep": ("subset", KEEP.name)})
@@ -198,26 +211,22 @@ def test_no_row_that_an_earlier_select_dropped_comes_back(ran):
     assert point.kept == len(kept(ran("words > 1")))
 
 
-def test_no_row_without_an_image_is_won(tmp_path, clipmill):
+def test_no_row_without_an_image_is_won(tmp_path, ran_alone):
     (tmp_path / "pool").mkdir()
     for name, size in (("small", 10), ("fine", 50), ("too_large", 101)):
         (tmp_path / "pool" / f"{name}.png").write_bytes(b"x" * size)
         (tmp_path / "pool" / f"{name}.txt").write_text("a caption")
-    recipe = tmp_path / "images.yaml"
-    recipe.write_text(
-        f"stages:\n  pool: {{uses: ingest.image_folder, path: {tmp_path / 'pool'}, "
-        "max_image_bytes: 100}"
-        "\n  subset: {uses: select.where, from: pool, where: NOT image_bytes < 40 OR text <> ''}"
+    state = ran_alone(
+        f"  pool: {{uses: ingest.image_folder, path: {tmp_path / 'pool'}, max_image_bytes: 100}}\n"
+        "  subset: {uses: select.where, from: pool, where: NOT image_bytes < 40 OR text <> ''}"
     )
-    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", "0").code == 0
-    state = RunState(make_plan(load_recipe(str(recipe))), Storage(str(tmp_path / "run")))
     found = sweep(state, "subset", "image_bytes=0:200:100")
     assert found.kept == 2
     assert [point.kept for point in found.points] == [2, 2, 2]
 
 
 def test_of_many_hosts_the_large_ones_are_told_apart_and_few_are_held(
-    tmp_path, clipmill, monkeypatch
+    tmp_path, ran_alone, monkeypatch
 ):
     rows, held = 900, []
     host = [("a" if i % 3 else "b") if i % 5 < 4 else f"only-{i}" for i in range(rows)]
@@ -227,14 +236,11 @@ def test_of_many_hosts_the_large_ones_are_told_apart_and_few_are_held(
         "score": [float(i % 10) for i in range(rows)],
     }
     pq.write_table(pa.table(pool), tmp_path / "pool.parquet")
-    recipe = tmp_path / "hosts.yaml"
-    recipe.write_text(
-        f"stages:\n  pool: {{uses: ingest.url_list, path: {tmp_path / 'pool.parquet'}, "
+    state = ran_alone(
+        f"  pool: {{uses: ingest.url_list, path: {tmp_path / 'pool.parquet'}, "
         "shard_rows: 30, extra: {score: float}}\n"
         "  subset: {uses: select.where, from: pool, where: score > 4}"
     )
-    assert clipmill("run", recipe, "--out", tmp_path / "run", "--workers", "0").code == 0
-    state = RunState(make_plan(load_recipe(str(recipe))), Storage(str(tmp_path / "run")))
     whole = sweep(state, "subset", "score=2:6:2")
     largest = Groups.largest
     monkeypatch.setattr(Groups, "largest", lambda rows: held.append(len(rows)) or largest(rows))
