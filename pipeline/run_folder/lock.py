@@ -187,6 +187,7 @@ def _renew_file(run: Storage, owner: str) -> None:
             reached("lease", NAME)
             file.seek(0)
             file.write(_lease(owner))
+            file.truncate()
 
 
 def _lease(owner: str) -> bytes:
