@@ -33,7 +33,10 @@ ingest at 1M, the tree before and this one in turns, three rounds each: 4.75, 4.
 On 2026-11-28, idle, on a disk in memory and on the machine's own: ingest 3.63 and 3.37, 4.52, 4.40
 and 4.26 at 1M, 3.99 and 4.25 at 3M; select 1.44 and 1.38, 1.86 at 1M, 1.63 and 1.71 at 3M; a copy
 1.49 to 1.94 and 1.52 to 1.85. Since conditions are put into Polars' words once, hours later: ingest
-3.49 and 3.45 on the machine's own, 3.75 and 3.77 in memory.
+3.49 and 3.45 on the machine's own, 3.75 and 3.77 in memory. Since a shard costs less beside its
+rows, ingest in memory in turns with the tree before: 3.57 and 3.47 at 1M where that had 3.75 and
+3.64; at 3M, minutes apart, 4.25 before, 4.11 with half of it and 3.82, and 4.19 and 3.78 on the
+machine's own.
 Before: select 3.09 at 1M, when each digit of the cut read and judged all rows again; exact 1.72,
 when all rows of a partition were sorted. Of 100,000 rows a ratio is mostly noise of the start.
 """
