@@ -94,7 +94,7 @@ def _are_there(records: pa.Table, listing: pa.RecordBatch) -> NDArray[np.bool_]:
     data, sha256 = (records[column].combine_chunks() for column in ("data", "sha256"))
     at = pc.index_in(data, value_set=listing["name"])
     listed_R = np.append(listing["size"].to_numpy(), -1)[at.fill_null(-1).to_numpy()]
-    is_size_R = listed_R == records["size_bytes"].to_numpy()
+    is_size_R = (listed_R == records["size_bytes"].to_numpy()) & np.asarray(at.is_valid())
     its = pc.utf8_slice_codeunits(data, DIGITS.start, DIGITS.stop)
     is_named = pc.equal(its, pc.utf8_slice_codeunits(sha256, 0, 16))
     is_there_R: NDArray[np.bool_] = is_size_R & np.asarray(is_named.fill_null(False), bool)

@@ -71,7 +71,15 @@ def test_passes_end_at_the_first_that_is_missing(folder):
     assert scan(folder).records == {0: [first]}
 
 
-TEARS = ["data missing", "data short", "record torn", "record alien", "record huge", "record odd"]
+TEARS = [
+    "data missing",
+    "data missing and less than nothing",
+    "data short",
+    "record torn",
+    "record alien",
+    "record huge",
+    "record odd",
+]
 
 
 @pytest.mark.parametrize("tear", TEARS)
@@ -79,6 +87,10 @@ def test_a_record_that_is_not_as_it_says_does_not_count(folder, tear):
     record, other = made(folder, 0), made(folder, 1)
     if tear == "data missing":
         folder.delete(record.data)
+    elif tear == "data missing and less than nothing":
+        folder.delete(record.data)
+        less = replace(record, size_bytes=-1).to_json()
+        folder.put(record.name, less.encode(), point="record")
     elif tear == "data short":
         folder.put(record.data, b"dat", point="rename")
     elif tear == "record torn":
