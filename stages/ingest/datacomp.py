@@ -33,7 +33,14 @@ from stages.ingest._columns import (
     require,
     try_first,
 )
-from stages.ops.parquet_rows import Source, groups_in, parquet_counts, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import (
+    Source,
+    groups_in,
+    joined,
+    parquet_counts,
+    parquet_rows,
+    scan_parquet,
+)
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -133,7 +140,7 @@ class DataComp(DatasetStage):
                 raise self.lacking(name, scanned_file["unfit"][name], f"{folder}/{file['path']}")
         groups = groups_in(scanned)
         ctx.map(partial(try_first, partial(read, self)), groups[:1])
-        ctx.create_shards_together(partial(read, self), groups)
+        ctx.create_shards_together(partial(read, self), joined(groups))
 
     def lacking(self, name: str, holds: str | None, where: str) -> StageError:
         """The error of a file that lacks a column a stage reads, or has it in another type."""

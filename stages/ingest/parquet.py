@@ -39,7 +39,7 @@ from stages.ingest._columns import (
     try_first,
 )
 from stages.ingest._nested import caption_of, digests_of, holds_images, images_of
-from stages.ops.parquet_rows import Source, parquet_counts, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import Source, joined, parquet_counts, parquet_rows, scan_parquet
 from stages.ops.tables import (
     BATCH_ROWS,
     any_of,
@@ -164,7 +164,9 @@ class Parquet(DatasetStage):
         scanned = ctx.map(partial(scan, self), files)
         groups = [group for file in scanned for group in file["groups"]]
         ctx.map(partial(try_first, partial(read, self)), groups[:1])
-        ctx.create_shards_together(partial(read, self), groups)
+        # Images are most of what their shards cost.
+        units = groups if self.image_col else joined(groups)
+        ctx.create_shards_together(partial(read, self), units)
 
 
 def scan(stage: Parquet, file: Mapping[str, Any], task: Task | None) -> dict[str, Any]:

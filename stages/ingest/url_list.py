@@ -37,7 +37,14 @@ from stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from stages.ops.parquet_rows import Source, counted, groups_in, parquet_rows, scan_parquet
+from stages.ops.parquet_rows import (
+    Source,
+    counted,
+    groups_in,
+    joined,
+    parquet_rows,
+    scan_parquet,
+)
 from stages.ops.tables import (
     any_of,
     failing_its_shard,
@@ -170,7 +177,7 @@ class UrlList(DatasetStage):
         scanned = ctx.map(partial(scan, self), files)
         groups = groups_in(scanned)
         ctx.map(partial(try_first, partial(read, self)), groups[:1])
-        ctx.create_shards_together(partial(read, self), groups)
+        ctx.create_shards_together(partial(read, self), joined(groups))
 
 
 def scan(

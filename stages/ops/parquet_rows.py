@@ -1,6 +1,7 @@
 """Rows of Parquet files that others wrote: cut into shards, and each row group read once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from metadata.storage import Storage
 from stages.ops.tables import BATCH_ROWS, list_files, open_pool
 
 READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
+TOGETHER = 8  # shards of small row groups that are read as one
+LEAST = 64  # units of work, so that many workers have some: no more is read as one for less
 
 Source = dict[str, Any]
 
@@ -67,6 +70,19 @@ def groups_in(scanned: Sequence[Mapping[str, Any]]) -> list[list[Source]]:
     ]
 
 
+def joined(groups: Sequence[list[Source]]) -> list[list[Source]]:
+    """Small groups that follow one another in a file as one: what a unit costs is shared."""
+    most = min(TOGETHER, len(groups) // LEAST)
+    units: list[list[Source]] = []
+    for group in groups:
+        last = units[-1] if units else []
+        if last and last[0]["path"] == group[0]["path"] and len(last) + len(group) <= most:
+            units[-1] = last + group
+        else:
+            units.append(group)
+    return units
+
+
 def whole(rows: pa.Table) -> pa.Table:
     """The rows as the file has them."""
     return rows
@@ -82,8 +98,8 @@ def parquet_rows(
 ) -> Iterator[Iterator[pa.Table]]:
     """The rows of each source in turn, of those columns that the file has, streamed.
 
-    The sources are of one file, in its order, and start in one row group: that is read once, from
-    its first row, for Parquet has no other way in. Of the next group, which the last source may
+    The sources are of one file, in its order. Those that start in one row group read it once, from
+    its first row, for Parquet has no other way in. Of the next group, which the last of them may
     reach into, so many rows are read as it has. Batches are cut from the group's start, so that a
     source has the same ones whether it is read alone or with others. `at_once` of them are read
     and `made` into what is given before they are cut: what that costs a call is shared.
@@ -94,22 +110,28 @@ def parquet_rows(
         pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet,
     ):
         sizes = sizes_of_groups(parquet)
-        start, stop = sources[0]["start"], sources[-1]["stop"]
-        stop = sum(sizes) if stop is None else stop
         end_G = np.cumsum(sizes, dtype=np.int64)
-        groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
         there = [name for name in columns if name in parquet.schema_arrow.names]
-        read = parquet.iter_batches(
-            batch_rows * at_once, row_groups=groups, columns=there, use_threads=False
-        )
-        batches = Positioned(
-            (made(pa.Table.from_batches([batch])) for batch in read),
-            sum(sizes[: groups[0]]) if groups else start,
-            batch_rows,
-        )
-        for source in sources:
-            end = stop if source["stop"] is None else source["stop"]
-            yield batches.between(source["start"], end)
+
+        def begins_in(source: Mapping[str, Any]) -> int:
+            return int(np.searchsorted(end_G, source["start"], "right"))
+
+        for first, beginning in groupby(sources, begins_in):
+            own = [
+                (it["start"], sum(sizes) if it["stop"] is None else it["stop"]) for it in beginning
+            ]
+            (start, _), (_, stop) = own[0], own[-1]
+            groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
+            read = parquet.iter_batches(
+                batch_rows * at_once, row_groups=groups, columns=there, use_threads=False
+            )
+            batches = Positioned(
+                (made(pa.Table.from_batches([batch])) for batch in read),
+                sum(sizes[:first]),
+                batch_rows,
+            )
+            for bounds in own:
+                yield batches.between(*bounds)
 
 
 class Positioned:

@@ -8,7 +8,7 @@ import pytest
 
 from metadata.storage import Storage
 from stages.ops import parquet_rows as module
-from stages.ops.parquet_rows import parquet_rows, scan_parquet
+from stages.ops.parquet_rows import joined, parquet_rows, scan_parquet
 from stages.ops.tables import list_files
 
 
@@ -32,8 +32,8 @@ def test_sources_make_the_file_with_the_same_batches_read_alone_or_together(tmp_
         assert schema == table.schema
         together = [shard for group in groups for shard in shards_of(storage, group)]
         alone = [shard for s in chain(*groups) for shard in shards_of(storage, [s])]
-        assert alone == together
-        for group in groups:
+        assert alone == together == shards_of(storage, [*chain(*groups)])
+        for group in (*groups, [*chain(*groups)]):
             rest = group[1::2]  # what a killed run left of it
             assert not rest or shards_of(storage, rest) == [
                 shard for source in rest for shard in shards_of(storage, [source])
@@ -42,6 +42,24 @@ def test_sources_make_the_file_with_the_same_batches_read_alone_or_together(tmp_
         sizes = [sum(map(len, shard)) for shard in together]
         assert max(sizes) <= shard_rows
         assert all(size == shard_rows for size in sizes[:-1])
+
+
+@pytest.mark.parametrize(
+    ("groups", "shards", "most"), [(63, 1, 1), (128, 1, 2), (640, 1, 8), (640, 3, 6)]
+)
+def test_small_groups_of_a_file_are_one_unit_where_there_are_many(groups, shards, most):
+    """Of two files, and a file of its own whose only group is larger than a unit."""
+    given = [
+        [{"path": str(group * 2 // groups), "start": number} for number in range(shards)]
+        for group in range(groups)
+    ]
+    given.append([{"path": "2", "start": number} for number in range(20)])
+    units = joined(given)
+    assert list(chain(*units)) == list(chain(*given))
+    assert all(len({source["path"] for source in unit}) == 1 for unit in units)
+    assert max(map(len, units[:-1])) == most
+    assert len(units[-1]) == 20
+    assert len(units) >= 64
 
 
 @pytest.mark.parametrize("row_group_rows", [1 << 20, 6000, 1500, 100])
