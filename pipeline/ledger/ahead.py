@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from metadata.storage import Storage
@@ -20,8 +21,8 @@ T = TypeVar("T")
 S = TypeVar("S")
 READERS = 16  # of an object store: each waits for an answer
 DISK_READERS = 2  # one decodes while another reads
-MANY = 2_000  # shards that are read by processes, of which one takes a second to start
-TOGETHER = 50  # shards that a process is handed at once
+MANY = 2_000  # shards that are worth a process for each CPU, of which one takes a second to start
+PART = 50  # shards that a process is handed at once
 
 
 def ahead(run: Storage, read: Callable[[S], T], shards: Iterable[S]) -> Iterator[T]:
@@ -45,27 +46,42 @@ def of_each(
     state: RunState, read: Callable[[RunState, int], T], shards: Sequence[int]
 ) -> Iterator[T]:
     """read(state, shard) of each, in order: for many it is pickled, and so is what it gives."""
-    if len(shards) < MANY or os.cpu_count() == 1:
-        yield from ahead(state.run, partial(read, state), shards)
+    return chain.from_iterable(of_parts(state, partial(_of_each, read), shards, MANY))
+
+
+def of_parts(
+    state: RunState,
+    read: Callable[[RunState, Sequence[int]], T],
+    shards: Sequence[int],
+    many: int,
+) -> Iterator[T]:
+    """read(state, some shards) of all, PART of them at a time, in order: of so `many` and more a
+    process for each CPU reads them."""
+    parts = [shards[start : start + PART] for start in range(0, len(shards), PART)]
+    if len(shards) < many or os.cpu_count() == 1:
+        yield from (read(state, part) for part in parts)
         return
-    parts = [shards[start : start + TOGETHER] for start in range(0, len(shards), TOGETHER)]
-    start = partial(partial, _of_part, state, read)
+    start = partial(partial, _numbered, state, read)
     step = Step(name="reading shards", start=start, resources=Resources(memory_gb=1))
-    done: dict[int, list[T]] = {}
+    done: dict[int, T] = {}
     following = 0
     executor = LocalExecutor(with_main=False)
     try:
         for number, found in executor.stream([step], enumerate(parts)):
             done[number] = found
             while following in done:
-                yield from done.pop(following)
+                yield done.pop(following)
                 following += 1
     finally:
         executor.close()
 
 
-def _of_part(
-    state: RunState, read: Callable[[RunState, int], T], part: tuple[int, Sequence[int]]
-) -> tuple[int, list[T]]:
+def _numbered(
+    state: RunState, read: Callable[[RunState, Sequence[int]], T], part: tuple[int, Sequence[int]]
+) -> tuple[int, T]:
     number, shards = part
-    return number, list(ahead(state.run, partial(read, state), shards))
+    return number, read(state, shards)
+
+
+def _of_each(read: Callable[[RunState, int], T], state: RunState, shards: Sequence[int]) -> list[T]:
+    return list(ahead(state.run, partial(read, state), shards))

@@ -35,8 +35,7 @@ class CutRows:
 class AtCuts:
     """Counts the rows at every cut, shard by shard."""
 
-    def __init__(self, plan: Plan, columns: Sequence[ScoreColumn]) -> None:
-        self.plan = plan
+    def __init__(self, columns: Sequence[ScoreColumn]) -> None:
         self.cuts = [(i, column, cut) for i, column in enumerate(columns) for cut in column.cuts]
         self.beyond_C = np.zeros(len(self.cuts), np.int64)
         self.alone_C = np.zeros(len(self.cuts), np.int64)
@@ -44,6 +43,7 @@ class AtCuts:
 
     def count(
         self,
+        plan: Plan,
         shard: int,
         values: Sequence[pa.ChunkedArray],
         bits_N: NDArray[np.uint64],
@@ -58,7 +58,7 @@ class AtCuts:
             self.alone_C[at] += (beyond_CN[at] & (beyond_by_N == 1)).sum()
             went_N = np.zeros(len(keep_N), bool)
             for stage, code, rows in causes:
-                if stage == cut.stage and self._names((stage, code), column):
+                if stage == cut.stage and _names(plan, (stage, code), column):
                     went_N |= rows.to_numpy(zero_copy_only=False)
             number_N = numbers(values[i])
             for side, side_N in ((True, keep_N), (False, went_N & beyond_CN[at])):
@@ -69,12 +69,18 @@ class AtCuts:
                     (float(apart_K[k]), int(bits_N[row]), (shard, int(row)), float(number_N[row]))
                     for k, row in zip(few, rows_K[few], strict=True)
                 ]
-                self.near[at][side] = sorted(self.near[at][side] + here)[:NEAREST]
+                self._add_near(at, side, here)
 
-    def _names(self, cause: Cause, column: ScoreColumn) -> bool:
-        """Whether the reason names the column; the stage's own one it names as it writes it."""
-        named = named_in(self.plan, *cause).values()
-        return column.where in named or (column.where[0] == cause[0] and column.name in cause[1])
+    def add(self, other: "AtCuts") -> None:
+        """What another has counted of the same cuts, of later shards."""
+        self.beyond_C += other.beyond_C
+        self.alone_C += other.alone_C
+        for at, sides in enumerate(other.near):
+            for side, near in sides.items():
+                self._add_near(at, side, near)
+
+    def _add_near(self, at: int, side: bool, near: list[Near]) -> None:
+        self.near[at][side] = sorted(self.near[at][side] + near)[:NEAREST]
 
     def rows(self) -> tuple[CutRows, ...]:
         """All that was counted, in the order of the columns."""
@@ -94,3 +100,9 @@ class AtCuts:
             )
             for at, (_, column, cut) in enumerate(self.cuts)
         )
+
+
+def _names(plan: Plan, cause: Cause, column: ScoreColumn) -> bool:
+    """Whether the reason names the column; the stage's own one it names as it writes it."""
+    named = named_in(plan, *cause).values()
+    return column.where in named or (column.where[0] == cause[0] and column.name in cause[1])

@@ -3,21 +3,20 @@
 By what columns name, so that anybody's stage is shown: a keeper stays, a neighbour need not. A
 group is the rows that lead to one row that is no duplicate.
 
-Held at once are two uids and a value of every duplicate, and what groups them: some 100 bytes of
-each. Rows that are none are read once more, for the uids that duplicates name.
+The rows are read twice: for the copies, and for the rows that copies name. Held is what `Leads`
+holds, however many copies there are.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metadata.schema import UID, Column
-from metadata.uid import halves
+from pipeline.ledger.heaps import Heaps
+from pipeline.ledger.leading import Leads, group_sizes, members
 from pipeline.ledger.near import (
     NUMBER,
     Bools,
@@ -34,7 +33,7 @@ from pipeline.ledger.near import (
 from pipeline.ledger.stored import Place, json_artifacts
 from pipeline.run_folder.state import RunState, StageState
 
-# Shapes: N rows, M of them that are copies or have some.
+# Shapes: N rows, M copies, G groups.
 
 SIZES = (2, 3, 6, 11, 101)  # that a class of groups begins with
 GROUPS = 6  # that are shown
@@ -91,78 +90,68 @@ def duplicates(state: RunState) -> list[Duplicates]:
 def _grouped(
     state: RunState, name: str, other: Column, near: Column | None, cut: Cut | None
 ) -> Duplicates:
-    planned = state.plan.stages[name]
-    bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
-    reached, found = 0, []
-    for table in by_shard(state, planned.root, bound):
-        is_copy_N = table["keeper"].is_valid().to_numpy()
-        if cut:
-            reached_N = cut.reached(table["near"])
+    planned, rows = state.plan.stages[name], state.stages[name].shards.rows
+    reached = found = 0
+    with Leads(rows) as leads:
+        for table, is_copy_N, reached_N in _copies(state, name, other, near, cut):
+            copies = table.filter(pa.array(is_copy_N))
+            near_M = _numbers(copies["near"]) if near else np.zeros(len(copies))
+            leads.add_copies(copies[NUMBER].to_numpy(), copies["keeper"], near_M)
+            found += len(copies)
             reached += int(reached_N.sum())
-            is_copy_N &= reached_N | (other.names == "keeper")
-        found.append(table.filter(pa.array(is_copy_N)))
-    copies = pa.concat_tables(found)
-    both = [copies, _kept(state, planned.root, copies)]
-    members = pa.concat_tables(both, promote_options="default").sort_by(NUMBER)
-    first_M = led_to(members[UID.name], members["keeper"], members["keeper"].is_valid().to_numpy())
-    size_M = np.bincount(first_M, minlength=len(first_M))
-    largest = np.argsort(-size_M, kind="stable")[:GROUPS]
-    numbers = numbers_of(state, planned.root)
-    return Duplicates(
-        stage=name,
-        uses=planned.uses,
-        rows=state.stages[planned.root].shards.rows,
-        duplicates=len(copies),
-        sizes=tuple(sizes(size_M)),
-        largest=int(size_M.max(initial=1)),
-        near=near.name if near else None,
-        limits=planned.stage.bounds.get(near.name) if near else None,
-        cut=cut,
-        recall=_recall(state.stages[name]),
-        reached=reached,
-        groups=tuple(_groups(members, numbers, first_M, largest[size_M[largest] > 1], near, cut)),
-    )
+        if found:
+            for table, is_copy_N, _ in _copies(state, name, other, near, cut):
+                leads.add_rows(table[NUMBER].to_numpy(), table[UID.name], is_copy_N)
+        led = leads.led()
+        classes, largest = _sizes(led)
+        return Duplicates(
+            stage=name,
+            uses=planned.uses,
+            rows=rows,
+            duplicates=found,
+            sizes=tuple(classes),
+            largest=largest[0][0] if largest else 1,
+            near=near.name if near else None,
+            limits=planned.stage.bounds.get(near.name) if near else None,
+            cut=cut,
+            recall=_recall(state.stages[name]),
+            reached=reached,
+            groups=tuple(_groups(led, largest, numbers_of(state, planned.root), near, cut)),
+        )
 
 
-def _kept(state: RunState, root: str, copies: pa.Table) -> pa.Table:
-    """uid and number of the rows that are no copies, and that one names."""
-    named = np.unique(halves(copies["keeper"])[:, 0])
-    found = [copies.select([UID.name, NUMBER]).slice(0, 0)]
-    for table in by_shard(state, root, {}) if len(named) else ():
-        is_named_N = _among(halves(table[UID.name])[:, 0], named)
-        is_copy_N = _among(table[NUMBER].to_numpy(), copies[NUMBER].to_numpy())
-        found.append(table.filter(pa.array(is_named_N & ~is_copy_N)))
-    kept = pa.concat_tables(found)
-    return kept.filter(pc.is_in(kept[UID.name], value_set=copies["keeper"].combine_chunks()))
+def _copies(
+    state: RunState, name: str, other: Column, near: Column | None, cut: Cut | None
+) -> Iterator[tuple[pa.Table, Bools, Bools]]:
+    """Of each shard the rows; (N,) which of them are copies, and which are as near as the cut."""
+    bound = {"keeper": (name, other.name), **({"near": (name, near.name)} if near else {})}
+    for table in by_shard(state, state.plan.stages[name].root, bound):
+        is_copy_N = table["keeper"].is_valid().to_numpy()
+        reached_N = cut.reached(table["near"]) if cut else np.zeros(len(table), bool)
+        if cut and other.names != "keeper":
+            is_copy_N &= reached_N
+        yield table, is_copy_N, reached_N
 
 
-def _among(value_N: NDArray[Any], sorted_M: NDArray[Any]) -> Bools:
-    """(N,) whether each value is one of some, which are in order and at least one."""
-    at_N = np.searchsorted(sorted_M, value_N)
-    return np.asarray(sorted_M[np.minimum(at_N, len(sorted_M) - 1)] == value_N)
+def _numbers(near: pa.ChunkedArray) -> NDArray[np.float64]:
+    """(N,) nan where there is none."""
+    return np.asarray(near.cast(pa.float64()).to_numpy())
 
 
 def _recall(stage: StageState) -> dict[str, int] | None:
     return next((recall["texts_drawn"] for recall in json_artifacts(stage, "recall")), None)
 
 
-def led_to(uid: pa.ChunkedArray, keeper: pa.ChunkedArray, duplicate_N: Bools) -> NDArray[np.int64]:
-    """(N,) the row that each row is led to from keeper to keeper; itself where no duplicate."""
-    next_N = np.arange(len(uid))
-    left_N = duplicate_N.copy()
-    # Where a uid repeats, the row of that uid that stays is meant, else the first.
-    for named in (np.flatnonzero(~duplicate_N), np.flatnonzero(duplicate_N)):
-        if left_N.any():
-            at = pc.index_in(keeper, value_set=uid.take(pa.array(named)))
-            found_N = left_N & at.is_valid().to_numpy()
-            next_N[found_N] = named[at.fill_null(0).to_numpy()[found_N]]
-            left_N &= ~found_N
-    for _ in range(len(uid).bit_length()):  # each round leads twice as far
-        further_N = next_N[next_N]
-        if (further_N == next_N).all():
-            break
-        next_N = further_N
-    return next_N
+def _sizes(led: Heaps) -> tuple[list[int], list[tuple[int, int]]]:
+    """Groups of each class of sizes; rows of the largest few, and the row that each is led to."""
+    classes = np.zeros(len(SIZES), np.int64)
+    largest: list[tuple[int, int]] = []
+    for first_G, size_G in group_sizes(led):
+        classes += sizes(size_G)
+        some = np.argsort(-size_G, kind="stable")[:GROUPS]
+        largest += zip(size_G[some].tolist(), first_G[some].tolist(), strict=True)
+        largest = sorted(largest, key=lambda it: (-it[0], it[1]))[:GROUPS]
+    return classes.tolist(), largest
 
 
 def sizes(size_N: NDArray[np.int64]) -> list[int]:
@@ -172,21 +161,22 @@ def sizes(size_N: NDArray[np.int64]) -> list[int]:
 
 
 def _groups(
-    members: pa.Table,
+    led: Heaps,
+    largest: list[tuple[int, int]],
     numbers: Numbers,
-    first_M: NDArray[np.int64],
-    largest: NDArray[np.int64],
     near: Column | None,
     cut: Cut | None,
 ) -> Iterator[Group]:
-    number_M = members[NUMBER].to_numpy()
-    for first in largest.tolist():
-        its = np.flatnonzero(first_M == first)
-        others = its[its != first]
-        few = spread(others, members["near"], near, MEMBERS) if near else evenly(others, MEMBERS)
-        past = ~cut.reached(members["near"].take(few)) if cut else np.zeros(len(few), bool)
+    for rows, first in largest:
+        its = members(led, first)
+        every, past = np.arange(len(its)), np.zeros(min(MEMBERS, len(its)), bool)
+        few = evenly(every, MEMBERS)
+        if near:
+            value = pa.chunked_array([pa.array(its["near"], from_pandas=True).cast(near.dtype)])
+            few = spread(every, value, near, MEMBERS)
+            past = ~cut.reached(value.take(pa.array(few))) if cut else past
         yield Group(
-            rows=len(its),
-            places=tuple(numbers.places(number_M[[first, *few]].tolist())),
+            rows=rows,
+            places=tuple(numbers.places([first, *its["row"][few].tolist()])),
             past_cut=(False, *past.tolist()),
         )

@@ -1,13 +1,20 @@
 """Keep-rates by group, with a warning where a group loses far more than the pool does."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from metadata.stats import wilson
 from pipeline.ledger.causes import KEPT, Cause
 
+# Shapes: N rows of a shard, G groups.
+
 LARGEST = 12  # groups of each kind that are shown, beside those warned of
+NAMES = 1 << 18  # of groups that are counted, as hosts: some 200 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +24,83 @@ class LostTo:
     stage: str
     reason: str
     rows: int
+
+
+class Tally:
+    """Counts rows by group and cause, shard by shard.
+
+    Error: where there are more than NAMES groups, as of hosts, the rarer half are counted as one
+    from there on, `others`. One of them that comes again is counted anew.
+    """
+
+    def __init__(self) -> None:
+        self.groups: dict[str | None, int] = {}  # the place of each
+        self.causes: dict[Cause, int] = {}
+        self.rows_CG = np.zeros((0, 0), np.int64)  # by place, and zeros
+        self.others: Counter[Cause] = Counter()
+        self.other_groups = 0
+
+    def __len__(self) -> int:
+        """Groups that have rows."""
+        return int(np.count_nonzero(self.rows_CG.any(axis=0))) + self.other_groups
+
+    def count(
+        self,
+        group: pa.DictionaryArray,
+        causes: Sequence[Cause],
+        rows_CN: Sequence[NDArray[np.bool_]],
+    ) -> None:
+        """The group of each row, null where it has none, and which rows went for each cause."""
+        names = [*group.dictionary.to_pylist(), *([None] if group.null_count else [])]
+        code_N = group.indices.fill_null(len(names) - 1).to_numpy()
+        rows_CG = [np.bincount(code_N[rows_N], minlength=len(names)) for rows_N in rows_CN]
+        self._add(names, causes, rows_CG)
+
+    def add(self, other: "Tally") -> None:
+        """What another has counted."""
+        rows_CG = other.rows_CG[: len(other.causes), : len(other.groups)]
+        self._add(other.groups, other.causes, rows_CG)
+        self.others.update(other.others)
+        self.other_groups += other.other_groups
+
+    def counted(self) -> Counter[tuple[str | None, Cause]]:
+        """Rows of each group and cause that has some."""
+        names, causes = list(self.groups), list(self.causes)
+        return Counter(
+            {
+                (names[group], causes[cause]): int(self.rows_CG[cause, group])
+                for cause, group in zip(*np.nonzero(self.rows_CG), strict=True)
+            }
+        )
+
+    def _add(
+        self,
+        groups: Iterable[str | None],
+        causes: Iterable[Cause],
+        rows_CG: Iterable[NDArray[np.int64]],
+    ) -> None:
+        group_G = np.array([self.groups.setdefault(it, len(self.groups)) for it in groups], int)
+        cause_C = [self.causes.setdefault(cause, len(self.causes)) for cause in causes]
+        there = self.rows_CG.shape
+        if len(self.causes) > there[0] or len(self.groups) > there[1]:
+            grown_CG = np.zeros((2 * len(self.causes), 2 * len(self.groups)), np.int64)
+            grown_CG[: there[0], : there[1]] = self.rows_CG
+            self.rows_CG = grown_CG
+        for cause, rows_G in zip(cause_C, rows_CG, strict=True):  # the same may come twice
+            self.rows_CG[cause, group_G] += rows_G
+        if len(self.groups) > NAMES:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Counts the rarer half of the groups as one."""
+        names = list(self.groups)
+        ranked = np.argsort(-self.rows_CG[:, : len(names)].sum(axis=0), kind="stable")
+        stay, go = np.sort(ranked[: NAMES // 2]), ranked[NAMES // 2 :]
+        for cause, place in self.causes.items():
+            self.others[cause] += int(self.rows_CG[place, go].sum())
+        self.other_groups += len(go)
+        self.groups = {names[group]: place for place, group in enumerate(stay.tolist())}
+        self.rows_CG = self.rows_CG[:, stay]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,34 +135,32 @@ class KeepRates:
     rules: tuple[LostTo, ...]
 
 
-def keep_rates(
-    tally: Counter[tuple[str | None, Cause]], rules: Collection[Cause] = ()
-) -> KeepRates:
+def keep_rates(tally: Tally, rules: Collection[Cause] = ()) -> KeepRates:
     """Rows, kept share and warning of each group, the largest first; the small ones together.
 
-    `tally` counts each group's rows by the cause that they went for, `rules` are the causes that
-    name what is grouped by.
+    `rules` are the causes that name what is grouped by.
 
     Warned of is a group that loses more than twice the pool's share, or, where the pool loses so
     much that none can, keeps less than half of it; its 95 % interval (Wilson) must be clear of
     the bound, so that a handful of rows warns of nothing.
     """
     causes: dict[str | None, Counter[Cause]] = {}
-    for (name, cause), count in tally.items():
+    for (name, cause), count in tally.counted().items():
         causes.setdefault(name, Counter())[cause] += count
-    total = tally.total()
-    average = sum(of[KEPT] for of in causes.values()) / total if total else 0.0
+    every = sum(causes.values(), Counter(tally.others))
+    average = every[KEPT] / every.total() if every else 0.0
     ranked = sorted(causes, key=lambda name: (-causes[name].total(), name or ""))
     groups = [_group(name, causes[name], average) for name in ranked]
     warned = [group for group in groups[LARGEST:] if group.warning][:LARGEST]
     shown = groups[:LARGEST] + warned
     rest = [group for group in groups[LARGEST:] if group not in warned]
-    if rest:
-        kept, count = sum(g.kept for g in rest), sum(g.rows for g in rest)
-        others = _group(None, Counter({KEPT: kept, ("", "lost"): count - kept}), average)
-        name = f"{len(rest):,} {'other' if len(rest) == 1 else 'others'}"
+    if count := len(rest) + tally.other_groups:
+        kept = sum(group.kept for group in rest) + tally.others[KEPT]
+        lost = sum(group.rows for group in rest) + tally.others.total() - kept
+        others = _group(None, Counter({KEPT: kept, ("", "lost"): lost}), average)
+        name = f"{count:,} {'other' if count == 1 else 'others'}"
         shown.append(replace(others, name=name, warning="", lost_most=None))
-    taken = Counter({rule: sum(of[rule] for of in causes.values()) for rule in rules})
+    taken = Counter({rule: every[rule] for rule in rules})
     return KeepRates(
         average=average,
         groups=tuple(shown),

@@ -3,17 +3,20 @@
 By what columns name: a task and its sample, beside the column that says how near that is. The
 stage's `leaks` artifact counts rows within some limits of each task.
 
-Held at once are the rows that are near a sample: some 30 bytes of each.
+Held at once are some rows of each task; of very many those with the least hashes.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from metadata.schema import UID, Column
+from metadata.uid import mixed
 from pipeline.ledger.near import (
     NUMBER,
     Cut,
@@ -30,6 +33,8 @@ from pipeline.run_folder.state import RunState
 LIMITS = 7  # at which rows are counted
 TASKS = 6  # of which rows are shown
 SHOWN = 10  # of each
+SHARDS = 100  # whose rows are held until some go
+OF_TASK = 1 << 16  # rows that stay of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +98,16 @@ def _leaked(
 ) -> Leaks:
     planned = state.plan.stages[name]
     bound = {"near": (name, near.name), "task": (name, named.name)}
-    found = [
-        table.filter(pa.array(cut.reached(table["near"])))
-        for table in by_shard(state, planned.root, bound)
-    ]
-    held = pa.concat_tables([table.drop_columns([UID.name]) for table in found])
+    rows: Counter[str] = Counter()
+    found: list[pa.Table] = []
+    for table in by_shard(state, planned.root, bound):
+        found.append(table.filter(pa.array(cut.reached(table["near"]))).drop_columns([UID.name]))
+        for count in pc.value_counts(found[-1]["task"]).to_pylist():
+            rows[count["values"]] += count["counts"]
+        if len(found) == SHARDS:
+            found = [_fewer(pa.concat_tables(found).combine_chunks())]
+    held = pa.concat_tables(found)
     number_M = held[NUMBER].to_numpy()
-    counted = pc.value_counts(held["task"]).to_pylist()
-    rows = {count["values"]: count["counts"] for count in counted}
     largest = sorted(rows, key=lambda task: (-rows[task], task))[:TASKS]
     few = {}
     for one in largest:
@@ -115,7 +122,7 @@ def _leaked(
         rows=state.stages[planned.root].shards.rows,
         cut=cut,
         sample=sample.name if sample else None,
-        reached=len(held),
+        reached=rows.total(),
         at=at,
         tasks=tasks,
         shown=tuple(
@@ -123,6 +130,15 @@ def _leaked(
             for one, some in few.items()
         ),
     )
+
+
+def _fewer(rows: pa.Table) -> pa.Table:
+    """At most OF_TASK of each task, those with the least hashes, in their order."""
+    hash_N = pl.Series(mixed(rows[NUMBER].to_numpy().astype(np.uint64)))
+    place_N = pl.DataFrame({"task": rows["task"], "hash": hash_N}).select(
+        pl.col("hash").rank("ordinal").over("task")
+    )
+    return rows.filter(pa.array(place_N["hash"].to_numpy() <= OF_TASK))
 
 
 def limits(

@@ -105,6 +105,10 @@ class Breaking:
         for bits, rows in zip(*np.unique(bits_N, return_counts=True), strict=True):
             self.rows[int(bits)] += int(rows)
 
+    def add(self, other: "Breaking") -> None:
+        """What another has counted of the same rules."""
+        self.rows.update(other.rows)
+
     def both(self, a: int, b: int) -> int:
         """Rows that break both rules, or the one, where they are the same."""
         return sum(rows for bits, rows in self.rows.items() if bits >> a & 1 and bits >> b & 1)
@@ -132,6 +136,7 @@ class Moments:
         self.mean_CC, self.square_CC, self.product_CC = np.zeros((3, count, count))
 
     def count(self, number_CN: Floats) -> None:
+        """The numbers of some rows, NaN where one has none."""
         there_CN = ~np.isnan(number_CN)
         one_CN = there_CN.astype(np.float64)
         filled_CN = np.where(there_CN, number_CN, 0.0)
@@ -139,15 +144,21 @@ class Moments:
         apart_CN = np.where(there_CN, number_CN - middle_C1, 0.0)
         rows_CC = one_CN @ one_CN.T
         mean_CC = apart_CN @ one_CN.T / np.maximum(rows_CC, 1)
-        square_CC = apart_CN**2 @ one_CN.T - rows_CC * mean_CC**2
-        product_CC = apart_CN @ apart_CN.T - rows_CC * mean_CC * mean_CC.T
-        every_CC = np.maximum(self.rows_CC + rows_CC, 1)
-        step_CC = middle_C1 + mean_CC - self.mean_CC
-        weight_CC = self.rows_CC * rows_CC / every_CC
-        self.square_CC += square_CC + weight_CC * step_CC**2
-        self.product_CC += product_CC + weight_CC * step_CC * step_CC.T
-        self.mean_CC += step_CC * rows_CC / every_CC
-        self.rows_CC += rows_CC
+        some = Moments(len(number_CN))
+        some.rows_CC, some.mean_CC = rows_CC, middle_C1 + mean_CC
+        some.square_CC = apart_CN**2 @ one_CN.T - rows_CC * mean_CC**2
+        some.product_CC = apart_CN @ apart_CN.T - rows_CC * mean_CC * mean_CC.T
+        self.add(some)
+
+    def add(self, other: "Moments") -> None:
+        """What another has counted of other rows."""
+        every_CC = np.maximum(self.rows_CC + other.rows_CC, 1)
+        step_CC = other.mean_CC - self.mean_CC
+        weight_CC = self.rows_CC * other.rows_CC / every_CC
+        self.square_CC += other.square_CC + weight_CC * step_CC**2
+        self.product_CC += other.product_CC + weight_CC * step_CC * step_CC.T
+        self.mean_CC += step_CC * other.rows_CC / every_CC
+        self.rows_CC += other.rows_CC
 
     def pair(self, a: int, b: int) -> tuple[float | None, int]:
         """r and the rows that have both; null where one of them does not vary."""
@@ -200,6 +211,16 @@ class Relating:
         for name, group in groups.items():
             few = group.take(pa.array(some_M)).cast(pa.string())  # without a shard's dictionary
             self.group_M.setdefault(name, []).extend(few.chunks)
+
+    def add(self, other: "Relating") -> None:
+        """What another has counted of later shards."""
+        self.free_kept += other.free_kept
+        self.breaking.add(other.breaking)
+        self.moments.add(other.moments)
+        self.number_CM += other.number_CM
+        self.keep_M += other.keep_M
+        for name, groups in other.group_M.items():
+            self.group_M.setdefault(name, []).extend(groups)
 
     def relations(self) -> Relations:
         """All that was counted."""

@@ -1,7 +1,9 @@
 """The numbers that select stages decide by: their thresholds, and histograms of their values."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import IMAGE_BYTES, KEEP, UID
 from metadata.uid import coin_hash
+from pipeline.ledger.ahead import MANY, ahead, of_parts
 from pipeline.ledger.stored import binding, selects_up_to, stored
 from pipeline.planning.planned import Binding
 from pipeline.planning.selects import thresholds_of
@@ -104,6 +107,14 @@ class Histogram:
         self.sum += float(number_N[defined_N].sum())
         self.kept_sum += float(number_N[defined_N & keep_N].sum())
 
+    def add(self, other: "Histogram") -> None:
+        """What another has counted in the same bins."""
+        self.kept_B += other.kept_B
+        self.dropped_B += other.dropped_B
+        self.undefined += other.undefined
+        self.sum += other.sum
+        self.kept_sum += other.kept_sum
+
     def score(self) -> Score:
         """The counts of all that was counted."""
         kept = int(self.kept_B.sum())
@@ -168,31 +179,48 @@ def score_columns(state: RunState, end: str) -> list[ScoreColumn]:
 def _lowest_kept(state: RunState, stage: str, where: Binding) -> float | None:
     """The least value that a stage's `top` let through: its cut; None where nothing is kept."""
     root = state.plan.stages[stage].root
-    shards = stored(state, root, {"value": where, "kept": (stage, KEEP.name)})
-    lowest = [
-        pc.min(table["value"].filter(table["kept"])).as_py()
-        for table in map(shards.table, range(len(shards)))
-    ]
-    return min((value for value in lowest if value is not None), default=None)
+    least = partial(_least_kept, root, {"value": where, "kept": (stage, KEEP.name)})
+    every = range(state.stages[root].total or 0)
+    found = of_parts(state, least, every, MANY)
+    return min((value for value in found if value is not None), default=None)
+
+
+def _least_kept(
+    root: str, bound: Mapping[str, Binding], state: RunState, part: Sequence[int]
+) -> float | None:
+    tables = ahead(state.run, stored(state, root, bound).table, part)
+    least = [pc.min(table["value"].filter(table["kept"])).as_py() for table in tables]
+    return min((value for value in least if value is not None), default=None)
 
 
 def histograms(state: RunState, root: str, columns: list[ScoreColumn]) -> list[Histogram]:
     """An empty histogram of each column, its scale chosen from the values of some rows, by hash."""
-    shards = stored(state, root, {str(i): column.where for i, column in enumerate(columns)})
-    rows = sum(shards.rows(index) for index in range(len(shards)))
+    rows = state.stages[root].shards.rows
+    every = range(state.stages[root].total or 0 if columns else 0)
     values: list[list[NDArray[np.float64]]] = [[] for _ in columns]
-    for index in range(len(shards) if columns else 0):
-        table = shards.table(index)
+    for found in of_parts(state, partial(_scale_values, root, columns, rows), every, MANY):
+        for some, of in zip(values, found, strict=True):
+            some.append(of)
+    return [
+        Histogram(column, edges_of(column, some))
+        for column, some in zip(columns, values, strict=True)
+    ]
+
+
+def _scale_values(
+    root: str, columns: list[ScoreColumn], rows: int, state: RunState, part: Sequence[int]
+) -> list[NDArray[np.float64]]:
+    """Values of each column that a scale is chosen from."""
+    shards = stored(state, root, {str(i): column.where for i, column in enumerate(columns)})
+    values: list[list[NDArray[np.float64]]] = [[] for _ in columns]
+    for table in ahead(state.run, shards.table, part):
         if rows > SAMPLED:
             bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=root, purpose="scale")
             table = table.filter(pa.array(bits_N < np.uint64(2**64 * (SAMPLED / rows))))
         for i, some in enumerate(values):
             number_N = numbers(table[str(i)])
             some.append(number_N[~np.isnan(number_N)])
-    return [
-        Histogram(column, edges_of(column, some))
-        for column, some in zip(columns, values, strict=True)
-    ]
+    return [np.concatenate(some) for some in values]
 
 
 def edges_of(column: ScoreColumn, values: list[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -1,15 +1,18 @@
 """The pool under one select stage: its scores, who is kept, and a few rows of each cause."""
 
-from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from metadata.schema import KEEP, UID
 from metadata.uid import coin_hash
-from pipeline.ledger.ahead import ahead
+from pipeline.ledger.ahead import ahead, of_parts
 from pipeline.ledger.causes import (
     KEPT,
     Cause,
@@ -21,15 +24,16 @@ from pipeline.ledger.causes import (
 )
 from pipeline.ledger.cuts import AtCuts, CutRows
 from pipeline.ledger.groupings import group_of, groupings
-from pipeline.ledger.groups import KeepRates, keep_rates
+from pipeline.ledger.groups import KeepRates, Tally, keep_rates
 from pipeline.ledger.reasons import ShardReasons
 from pipeline.ledger.relations import Relating, Relations
 from pipeline.ledger.rules import columns_of, rules
-from pipeline.ledger.scores import Score, ScoreColumn, histograms, score_columns
+from pipeline.ledger.scores import Histogram, Score, ScoreColumn, histograms, score_columns
 from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
 from pipeline.planning.planned import Binding
 from pipeline.run_folder.state import RunState
 
+WORTH = 200  # shards of which it is worth a process for each CPU
 _Lost = tuple[str, str, pa.Array]  # stage, reason, and a mask of rows
 
 
@@ -56,12 +60,38 @@ class Survey:
     relations: Relations
 
 
+@dataclass
+class _Counted:
+    """What is counted of some shards: rows of each cause are chosen by hash."""
+
+    histograms: list[Histogram]
+    at_cuts: AtCuts
+    relating: Relating
+    tallies: dict[str, Tally]  # by what rows are grouped by
+    chosen: dict[Cause, list[tuple[int, Place]]]  # hash and place
+
+    def choose(self, cause: Cause, rows: list[tuple[int, Place]]) -> None:
+        self.chosen[cause] = sorted(self.chosen.get(cause, []) + rows)[:SHOWN]
+
+    def add(self, other: "_Counted") -> None:
+        """What was counted of later shards."""
+        for own, its in zip(self.histograms, other.histograms, strict=True):
+            own.add(its)
+        self.at_cuts.add(other.at_cuts)
+        self.relating.add(other.relating)
+        for name, tally in other.tallies.items():
+            self.tallies[name].add(tally)
+        for cause, rows in other.chosen.items():
+            self.choose(cause, rows)
+
+
 def survey(state: RunState, end: str) -> Survey:
-    """The answer for a complete select stage; reads its columns over the whole pool, twice."""
+    """The answer for a complete select stage; reads its columns over the whole pool, twice.
+
+    Of many shards a process for each CPU reads them.
+    """
     root = state.plan.stages[end].root
     columns = score_columns(state, end)
-    counted = histograms(state, root, columns)
-    at_cuts = AtCuts(state.plan, columns)
     groups = groupings(state, end)
     decided_by = rules(state, end, columns)
     bound = {
@@ -70,51 +100,24 @@ def survey(state: RunState, end: str) -> Survey:
         **{f"group {name}": where for name, where in groups.items()},
         "kept": (end, KEEP.name),
     }
-    shards = stored(state, root, bound)
-    rows_in = sum(map(shards.rows, range(len(shards))))
-    relating = Relating(columns, decided_by, rows_in, state.plan.seed, end)
-    done = [stage.planned for stage in state.stages.values() if stage.complete]
-    later = later_stages(end, [planned for planned in done if planned.gives_rows])
-    tallies: dict[str, Counter[tuple[str | None, Cause]]] = {name: Counter() for name in groups}
-    chosen: dict[Cause, list[tuple[int, Place]]] = {}
-
-    def read(index: int) -> tuple[pa.Table, ShardReasons, list[_Lost], list[_Lost]]:
-        reasons = ShardReasons(state, root, numbers[index])
-        failed = list(failed_later(reasons, end, later))
-        return shards.table(index), reasons, failed, list(causes(reasons, end))
-
-    numbers = sorted(state.stages[root].shards)
-    every_shard = zip(numbers, ahead(state.run, read, range(len(numbers))), strict=True)
-    for shard, (table, reasons, failed, dropped) in every_shard:
-        keep_N = table["kept"].to_numpy()
-        for *_, rows in failed:  # no less lost than what a select drops
-            keep_N = keep_N & ~rows.to_numpy(zero_copy_only=False)
-        for i, histogram in enumerate(counted):
-            histogram.count(table[f"score {i}"], keep_N)
-        bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
-        lost = [*dropped, *failed]
-        values = [table[f"score {i}"] for i in range(len(columns))]
-        at_cuts.count(shard, values, bits_N, keep_N, lost)
-        every = [(*KEPT, pa.array(keep_N)), *lost]
-        for stage, code, rows in every:
-            few = least(bits_N, rows.to_numpy(zero_copy_only=False))
-            here = [(int(bits_N[i]), (shard, int(i))) for i in few]
-            chosen[stage, code] = sorted(chosen.get((stage, code), []) + here)[:SHOWN]
-        group_of_N = {name: group_of(name, table[f"group {name}"]) for name in groups}
-        relating.count(table, values, group_of_N, keep_N)
-        for name, tally in tallies.items():
-            group = group_of_N[name].combine_chunks()
-            for stage, code, rows in through_masks(reasons, every):
-                for count in pc.value_counts(group.filter(rows)).to_pylist():
-                    tally[count["values"], (stage, code)] += count["counts"]
+    found = _Counted(
+        histograms(state, root, columns),
+        AtCuts(columns),
+        Relating(columns, decided_by, state.stages[root].shards.rows, state.plan.seed, end),
+        {name: Tally() for name in groups},
+        {},
+    )
+    count = partial(_count, end, bound, deepcopy(found))
+    for counted in of_parts(state, count, range(state.stages[root].total or 0), WORTH):
+        found.add(counted)
     return Survey(
         stage=end,
-        scores=tuple(histogram.score() for histogram in counted),
-        cuts=at_cuts.rows(),
+        scores=tuple(histogram.score() for histogram in found.histograms),
+        cuts=found.at_cuts.rows(),
         groups={
-            by: keep_rates(tally, _naming(state, groups[by], {cause for _, cause in tally}))
-            for by, tally in tallies.items()
-            if len({name for name, _ in tally}) > 1
+            by: keep_rates(tally, _naming(state, groups[by], tally.causes))
+            for by, tally in found.tallies.items()
+            if len(tally) > 1
         },
         readers={
             by: tuple(
@@ -126,17 +129,62 @@ def survey(state: RunState, end: str) -> Survey:
         },
         samples={
             cause: _with_values(state, columns, cause, [place for _, place in few])
-            for cause, few in chosen.items()
+            for cause, few in found.chosen.items()
         },
-        relations=relating.relations(),
+        relations=found.relating.relations(),
     )
 
 
-def _naming(state: RunState, where: Binding, known: set[Cause]) -> set[Cause]:
+def _count(
+    end: str, bound: Mapping[str, Binding], nothing: _Counted, state: RunState, part: Sequence[int]
+) -> _Counted:
+    """Some shards, added to nothing."""
+    found = deepcopy(nothing)
+    root = state.plan.stages[end].root
+    shards = stored(state, root, bound)
+    done = [stage.planned for stage in state.stages.values() if stage.complete]
+    later = later_stages(end, [planned for planned in done if planned.gives_rows])
+
+    def read(shard: int) -> tuple[pa.Table, ShardReasons, list[_Lost], list[_Lost]]:
+        reasons = ShardReasons(state, root, shard)
+        failed = list(failed_later(reasons, end, later))
+        return shards.table(shard), reasons, failed, list(causes(reasons, end))
+
+    every_shard = zip(part, ahead(state.run, read, part), strict=True)
+    for shard, (table, reasons, failed, dropped) in every_shard:
+        keep_N = table["kept"].to_numpy()
+        for *_, rows in failed:  # no less lost than what a select drops
+            keep_N = keep_N & ~_mask(rows)
+        values = [table[f"score {i}"] for i in range(len(found.histograms))]
+        for value, histogram in zip(values, found.histograms, strict=True):
+            histogram.count(value, keep_N)
+        bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=end, purpose="report")
+        lost = [*dropped, *failed]
+        found.at_cuts.count(state.plan, shard, values, bits_N, keep_N, lost)
+        every = [(*KEPT, pa.array(keep_N)), *lost]
+        for stage, code, rows in every:
+            few = least(bits_N, _mask(rows))
+            found.choose((stage, code), [(int(bits_N[i]), (shard, int(i))) for i in few])
+        group_of_N = {name: group_of(name, table[f"group {name}"]) for name in found.tallies}
+        found.relating.count(table, values, group_of_N, keep_N)
+        if group_of_N:
+            through = list(through_masks(reasons, every))
+            here = [(stage, code) for stage, code, _ in through]
+            rows_CN = [_mask(rows) for *_, rows in through]
+            for name, tally in found.tallies.items():
+                tally.count(group_of_N[name].combine_chunks(), here, rows_CN)
+    return found
+
+
+def _mask(rows: pa.Array) -> NDArray[np.bool_]:
+    return np.asarray(rows.to_numpy(zero_copy_only=False))
+
+
+def _naming(state: RunState, where: Binding, known: Iterable[Cause]) -> set[Cause]:
     """The rules among the causes that name this column, in whatever select they stand."""
     return {
         cause
-        for cause in known - {KEPT}
+        for cause in set(known) - {KEPT}
         if state.plan.stages[cause[0]].is_select and where in named_in(state.plan, *cause).values()
     }
 

@@ -1,5 +1,6 @@
 """The funnel: known answers on numbered rows, and causes that add up whatever happened."""
 
+import json
 import re
 import threading
 from functools import cache
@@ -18,6 +19,8 @@ from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
 from pipeline.ledger import ahead as of_shards
+from pipeline.ledger import funnel as of_funnel
+from pipeline.ledger import heaps
 from pipeline.ledger.causes import BEFORE, UNDEFINED, trace
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.work import work
@@ -304,7 +307,7 @@ def test_of_many_shards_processes_count_the_same(together, tmp_path, monkeypatch
 
     monkeypatch.setattr(LocalExecutor, "stream", counted)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr(of_shards, "TOGETHER", together)
+    monkeypatch.setattr(of_shards, "PART", together)
     monkeypatch.setattr(of_shards, "MANY", len(state.stages["pool"].shards) + 1)
     assert funnel(state) == expected
     assert not asked
@@ -350,3 +353,18 @@ def test_reasons_of_a_stage_that_several_passes_made_are_those_of_today(tmp_path
     state = numbered.run(tmp_path, wider)
     assert {len(records) for records in state.stages["late"].scan.records.values()} == {2}
     assert counts(funnel(state), "late") == (9, {"unlucky": 4}, {}, {}, 7)
+
+
+@pytest.mark.parametrize("heap_rows", [4, 1 << 20])
+def test_rows_with_the_uid_of_an_earlier_row_are_counted(tmp_path, monkeypatch, heap_rows):
+    """Some rows in a shard, some in another one; uids that differ in one half are two."""
+    monkeypatch.setattr(heaps, "HEAP_ROWS", heap_rows)
+    monkeypatch.setattr(heaps, "HELD_BYTES", 100)
+    uids = [1, 2, 1, 1 << 64, 2 << 64, 3, 4, 5, 1, 2, 3, 1 << 64, (1 << 64) + 1]
+    rows = [{"id": f"{uid:032x}", "url": "u", "text": "t"} for uid in uids]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pool = "{uses: ingest.url_list, path: none, uid_col: id, shard_rows: 5}"
+    state = numbered.run(tmp_path, f"pool: {pool}")
+    assert funnel(state).repeated_uids == len(uids) - len(set(uids))
+    monkeypatch.setattr(of_funnel, "ASKED_ROWS", len(uids) - 1)
+    assert funnel(state).repeated_uids is None

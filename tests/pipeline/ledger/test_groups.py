@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipeline.ledger.causes import KEPT
-from pipeline.ledger.groups import LARGEST, KeepRates, LostTo, keep_rates
+from pipeline.ledger import groups as module
+from pipeline.ledger.causes import KEPT, Cause
+from pipeline.ledger.groups import LARGEST, KeepRates, LostTo, Tally, keep_rates
 from pipeline.ledger.survey import survey
 from pipeline.run_folder.state import latest
 from tests.parsed import Page
@@ -14,15 +17,23 @@ SMALL = ("look", "min_side >= 16")
 ENGLISH = ("english", "language = 'en'")
 
 
-def tally(**groups: tuple[int, int]) -> Counter:
+def tally(**groups: tuple[int, int]) -> Tally:
     """Kept and dropped rows by group."""
-    return Counter(
+    return tallied(
         {
             (name, cause): rows
             for name, of in groups.items()
             for cause, rows in zip((KEPT, SMALL), of, strict=True)
         }
     )
+
+
+def tallied(counts: dict[tuple[str | None, Cause], int]) -> Tally:
+    found = Tally()
+    for (name, cause), rows in counts.items():
+        group = pa.array([name] * rows, pa.string()).dictionary_encode()
+        found.count(group, [cause], [np.ones(rows, bool)])
+    return found
 
 
 def warnings(found: KeepRates) -> dict[str, str]:
@@ -55,13 +66,13 @@ def test_the_smaller_groups_stand_together_but_for_those_warned_of():
 
 
 def test_rows_of_no_group_are_shown_as_such():
-    found = keep_rates(Counter({(None, KEPT): 3, ("en", SMALL): 1}))
+    found = keep_rates(tallied({(None, KEPT): 3, ("en", SMALL): 1}))
     assert [group.name for group in found.groups] == ["(none)", "en"]
 
 
 def test_what_took_most_of_a_group_and_the_rules_that_name_it_stand_beside_it():
     found = keep_rates(
-        Counter(
+        tallied(
             {
                 ("en", KEPT): 90,
                 ("en", SMALL): 10,
@@ -118,3 +129,34 @@ def test_a_lost_group_is_blamed_on_the_rule_that_names_it_in_whatever_select(
         ]
         assert f"A rule names the language: language = 'en' in {stage} took {named.rows}" in page
         assert "No rule that took rows names the language" not in page
+
+
+def test_rows_are_tallied_as_one_by_one_whoever_counts_them():
+    """A cause may come twice, as of rows outside a mask that a select before it dropped."""
+    rng = np.random.default_rng(0)
+    expected, parts = Counter(), []
+    for names in (["en"], ["fr", "en"], [None, "de"], ["it", None, "fr"]):
+        parts.append(Tally())
+        for causes in ([KEPT], [KEPT, SMALL, SMALL]):
+            group_N = rng.choice(np.array(names, object), 20)
+            cause_N = rng.integers(0, len(causes), 20)
+            group = pa.array(group_N.tolist(), pa.string()).dictionary_encode()
+            parts[-1].count(group, causes, [cause_N == place for place in range(len(causes))])
+            expected.update((group_N[i], causes[cause_N[i]]) for i in range(20))
+    whole = Tally()
+    for part in parts:
+        whole.add(part)
+    assert whole.counted() == expected
+    assert len(whole) == len({name for name, _ in expected})
+
+
+def test_of_very_many_groups_the_rarer_half_are_counted_as_one(monkeypatch):
+    sizes = {f"site-{number}": (9 * number + 9, number + 1) for number in range(40)}
+    whole = keep_rates(tally(**sizes))
+    monkeypatch.setattr(module, "NAMES", 38)
+    few = tally(**{name: of for name, of in sizes.items() if name < "site-3"})
+    few.add(tally(**{name: of for name, of in sizes.items() if name >= "site-3"}))
+    assert keep_rates(few) == whole
+    assert len(few.groups) == 19
+    assert few.other_groups == 21
+    assert whole.groups[-1].name == "28 others"

@@ -1,5 +1,6 @@
 """Leaked rows: the limits that tell something, and rows under the task they are nearest to."""
 
+from pipeline.ledger import leaks as module
 from pipeline.ledger.leaks import LIMITS, SHOWN, TaskCounts, leaks, limits
 from pipeline.ledger.near import Cut
 from pipeline.ledger.stored import rows_at
@@ -53,3 +54,23 @@ def test_leaked_rows_stand_under_the_task_of_their_nearest_sample(state):
         {"text": "drawing number 7", "key": "n/7"},
         {"text": "drawing number 18", "key": "n/18"},
     ]
+
+
+def test_of_very_many_leaked_rows_some_of_each_task_are_held_and_all_are_counted(
+    state, monkeypatch
+):
+    (whole,) = leaks(state)
+    monkeypatch.setattr(module, "SHARDS", 2)
+    assert leaks(state) == [whole]
+    monkeypatch.setattr(module, "OF_TASK", 2)
+    (found,) = leaks(state)
+    assert (found.reached, found.tasks) == (whole.reached, whole.tasks)
+    for few, many in zip(found.shown, whole.shown, strict=True):
+        assert (few.task, few.rows) == (many.task, many.rows)
+        assert len(few.places) == 2
+    assert found.shown[1].places == whole.shown[1].places
+    root = state.plan.stages[found.stage].root
+    (text,) = {
+        row["text"] for row in rows_at(state, {"text": (root, "text")}, found.shown[0].places)
+    }
+    assert text == HOSTILE

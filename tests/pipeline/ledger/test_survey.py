@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from pipeline.executors.local import LocalExecutor
+from pipeline.ledger import ahead
+from pipeline.ledger import survey as of_survey
 from pipeline.ledger.causes import KEPT
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.stored import SHOWN, least, rows_at, stored
@@ -79,3 +82,37 @@ def test_chosen_rows_are_read_as_all_rows_are_in_any_order(state):
     assert known[4]["side"] is None  # row 20 has one word: outside the mask of `look`
     assert rows_at(state, {}, places) == [{}] * 5
     assert rows_at(state, bound, []) == []
+
+
+@pytest.mark.usefixtures("own_stages")  # which workers import
+def test_it_is_the_same_whoever_counts_and_however_many_shards_at_a_time(found, state, monkeypatch):
+    monkeypatch.setattr(ahead, "PART", 1)
+    apart = survey(state, "subset")
+    asked, stream = [], LocalExecutor.stream
+
+    def counted(executor, steps, items):
+        asked.append(executor.workers)
+        return stream(executor, steps, items)
+
+    monkeypatch.setattr(LocalExecutor, "stream", counted)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(of_survey, "WORTH", 1)
+    assert survey(state, "subset") == apart
+    assert len(asked) == 1
+    assert (apart.cuts, apart.groups, apart.samples) == (found.cuts, found.groups, found.samples)
+    for one, other in zip(apart.scores, found.scores, strict=True):
+        assert (one.kept, one.dropped, one.undefined) == (
+            other.kept,
+            other.dropped,
+            other.undefined,
+        )
+        assert (one.mean, one.kept_mean) == pytest.approx((other.mean, other.kept_mean))
+    ours, theirs = apart.relations, found.relations
+    assert (ours.rules, ours.broken, ours.spreads, ours.by) == (
+        theirs.rules,
+        theirs.broken,
+        theirs.spreads,
+        theirs.by,
+    )
+    r = {(pair.a, pair.b): (pair.r, pair.rows) for pair in theirs.pairs}
+    assert {(pair.a, pair.b): pytest.approx((pair.r, pair.rows)) for pair in ours.pairs} == r

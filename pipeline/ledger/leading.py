@@ -1,0 +1,147 @@
+"""To which row each copy is led: from the row that it names on to one that names nobody.
+
+Held is a heap of the rows, however many copies there are: whom a uid means is looked up by heaps of
+uids, and where a row leads on by heaps of row numbers.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metadata.uid import halves, mixed
+from pipeline.ledger import heaps
+from pipeline.ledger.heaps import Columns, Heaps, Rows, structured, uid_hash
+
+# Shapes: N rows, M copies, G groups.
+
+Ints = NDArray[np.int64]
+NAMING = [("a", "<u8"), ("b", "<u8"), ("row", "<i8"), ("near", "<f8")]  # a, b: halves of a uid
+NAMED = [("a", "<u8"), ("b", "<u8"), ("rank", "<i8")]
+LED = [("row", "<i8"), ("to", "<i8"), ("near", "<f8")]
+LATER = 1 << 62  # of a copy's rank: of the rows of a uid, the first that stays is meant
+SLOTS = 1 << 24  # at most: a byte for a part of the uids, whether one of it is named
+GIVEN = 1 << 20  # members of a group
+
+
+class Leads:
+    """Copies among the rows of a pool, and whom they name. Rows go by their numbers, from 0.
+
+    All copies are added, then all rows, among which those named are found.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._open = ExitStack()
+        self._naming, self._named = self._new(NAMING), self._new(NAMED)
+        self._is_named = np.zeros(min(SLOTS, 8 << rows.bit_length()), bool)
+
+    def __enter__(self) -> "Leads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add_copies(self, row_M: Ints, keeper: pa.ChunkedArray, near_M: NDArray[np.float64]) -> None:
+        """Some copies, the uids that they name, and how near they are to those."""
+        if len(row_M):
+            hash_M, (a_M, b_M) = uid_hash(keeper), halves(keeper).T
+            self._is_named[hash_M % len(self._is_named)] = True
+            copies = structured(NAMING, a=a_M, b=b_M, row=row_M, near=near_M)
+            self._naming.add(self._naming.of(hash_M), copies)
+
+    def add_rows(self, row_N: Ints, uid: pa.ChunkedArray, is_copy_N: NDArray[np.bool_]) -> None:
+        """Some rows, copies too; those that nobody can have named are left out."""
+        if len(row_N):
+            hash_N, rank_N = uid_hash(uid), row_N + LATER * is_copy_N
+            may_N = self._is_named[hash_N % len(self._is_named)]
+            a_N, b_N = halves(uid)[may_N].T
+            rows = structured(NAMED, a=a_N, b=b_N, rank=rank_N[may_N])
+            self._named.add(self._named.of(hash_N[may_N]), rows)
+
+    def led(self) -> Heaps:
+        """LED, the copies by heaps of the row that each is led to.
+
+        Without those led nowhere: they name nobody that is there, or go round in a circle.
+        """
+        led, is_chained = self._to_named()
+        rounds = self.rows.bit_length()  # each leads twice as far
+        for turn in range(rounds + 1):
+            if not is_chained:
+                break
+            led, is_chained = self._further(led, is_last=turn == rounds)
+        return led
+
+    def _to_named(self) -> tuple[Heaps, bool]:
+        """The copies led to the rows that they name; whether one of these is a copy."""
+        led, is_chained = self._new(LED), False
+        for heap in range(self._named.count):
+            who = pl.DataFrame(np.empty(0, NAMED))
+            for piece in self._named.pieces(heap):
+                who = pl.concat([who, pl.DataFrame(piece)]).group_by("a", "b").agg(pl.min("rank"))
+            for piece in self._naming.pieces(heap):
+                asked = pl.DataFrame(piece).select("a", "b")
+                found = asked.join(who, on=["a", "b"], how="left", maintain_order="left")["rank"]
+                rank_M = found.fill_null(-1).to_numpy()
+                to_M = rank_M % LATER
+                goes_M = (rank_M >= 0) & (to_M != piece["row"])
+                is_chained |= bool((rank_M[goes_M] >= LATER).any())
+                _add(led, piece[goes_M], to_M[goes_M])
+        return led, is_chained
+
+    def _further(self, led: Heaps, is_last: bool) -> tuple[Heaps, bool]:
+        """Each copy led to where its row leads; whether one has moved by that."""
+        by_row, further, has_moved = self._new(LED), self._new(LED), False
+        for heap in range(led.count):
+            for piece in led.pieces(heap):
+                by_row.add(piece["row"] // heaps.HEAP_ROWS, piece)
+        for heap in range(led.count):
+            start = heap * heaps.HEAP_ROWS
+            on_G = np.arange(start, start + heaps.HEAP_ROWS)
+            for piece in by_row.pieces(heap):
+                on_G[piece["row"] - start] = piece["to"]
+            for piece in led.pieces(heap):
+                to_M = on_G[piece["to"] - start]
+                has_moved |= bool((to_M != piece["to"]).any())
+                goes_M = to_M != piece["row"]
+                if is_last:
+                    goes_M &= to_M == piece["to"]
+                _add(further, piece[goes_M], to_M[goes_M])
+        led.close()  # of a long chain there are many
+        by_row.close()
+        return further, has_moved
+
+    def _new(self, dtype: Columns) -> Heaps:
+        return self._open.enter_context(closing(Heaps(self.rows, dtype)))
+
+
+def group_sizes(led: Heaps) -> Iterator[tuple[Ints, Ints]]:
+    """Of a heap after another the rows that copies are led to, and how many each of them has with
+    its copies."""
+    for heap in range(led.count):
+        of_pieces = [np.unique(piece["to"], return_counts=True) for piece in led.pieces(heap)]
+        if of_pieces:
+            row_C, count_C = (np.concatenate(them) for them in zip(*of_pieces, strict=True))
+            row_G, group_C = np.unique(row_C, return_inverse=True)
+            size_G = np.zeros(len(row_G), np.int64)
+            np.add.at(size_G, group_C, count_C)
+            yield row_G, size_G + 1
+
+
+def members(led: Heaps, row: int) -> Rows:
+    """LED of the copies that are led to a row, by number; of very many, a part chosen by hash."""
+    found = np.empty(0, led.dtype)
+    for piece in led.pieces(row // heaps.HEAP_ROWS):
+        found = np.concatenate([found, piece[piece["to"] == row]])
+        if len(found) > GIVEN:
+            hash_M = mixed(found["row"].astype(np.uint64))
+            found = found[np.argpartition(hash_M, GIVEN)[:GIVEN]]
+    return np.sort(found, order="row")
+
+
+def _add(led: Heaps, copy_M: Rows, to_M: Ints) -> None:
+    copies = structured(LED, row=copy_M["row"], to=to_M, near=copy_M["near"])
+    led.add(to_M // heaps.HEAP_ROWS, copies)
