@@ -1,10 +1,12 @@
 """The columns of an export: their names, and values as text."""
 
+import binascii
 import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from metadata.schema import (
@@ -45,9 +47,15 @@ def check_page(url: str | None) -> None:
         raise ValueError(f"url is {url!r}; it begins with https:// or http://")
 
 
-def as_hex(values: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Two digits a byte."""
-    return pa.array([value and value.hex() for value in values.to_pylist()], pa.string())
+def as_hex(values: pa.ChunkedArray) -> pa.Array:
+    """Two digits a byte, of values of a fixed number of bytes; null where there is none."""
+    values = values.combine_chunks()
+    width, start, rows = values.type.byte_width, values.offset, len(values)
+    digits = binascii.hexlify(values.buffers()[1][start * width : (start + rows) * width])
+    there = values.is_valid().buffers()[1] if values.null_count else None
+    offsets = np.arange(rows + 1, dtype=np.int32) * (2 * width)
+    buffers = [there, pa.py_buffer(offsets), pa.py_buffer(digits)]
+    return pa.Array.from_buffers(pa.string(), rows, buffers)
 
 
 def with_hex_ids(table: pa.Table) -> pa.Table:
