@@ -90,7 +90,8 @@ def duplicates(state: RunState) -> list[Duplicates]:
 def _grouped(
     state: RunState, name: str, other: Column, near: Column | None, cut: Cut | None
 ) -> Duplicates:
-    planned, rows = state.plan.stages[name], state.stages[name].shards.rows
+    planned = state.plan.stages[name]
+    rows = state.stages[planned.root].shards.rows
     reached = found = 0
     with Leads(rows) as leads:
         for table, is_copy_N, reached_N in _copies(state, name, other, near, cut):

@@ -1,9 +1,11 @@
-"""Rows on scratch disk in numbered heaps, of which one is read at a time.
+"""Rows in numbered heaps, of which one is read at a time; from some megabytes on scratch disk.
 
 What is to be put together from all rows of a pool, as who names whom, is put together heap by heap:
 memory is that of a heap, however many rows there are.
 """
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from metadata.scratch import scratch_folder
 from metadata.uid import coin_hash
+from pipeline.errors import StageError
 
 # Shapes: N rows, H heaps.
 
@@ -25,9 +28,9 @@ Columns = list[tuple[str, str]]  # names and types of what a row has
 
 
 class Heaps:
-    """Structured rows of one type, in `count` heaps of a file, which goes with its closing.
+    """Structured rows of one type, in `count` heaps of a file, which goes as it is closed.
 
-    `rows` are those of the pool: a heap has some HEAP_ROWS of what each row of it gives.
+    `rows` are those of the pool: of what each of them gives, a heap has some HEAP_ROWS.
     """
 
     def __init__(self, rows: int, dtype: Columns) -> None:
@@ -39,7 +42,7 @@ class Heaps:
         self._end = 0
 
     def add(self, heap_N: NDArray[np.int64], row_N: Rows) -> None:
-        """Rows, each to its heap."""
+        """Rows, each to its heap. StageError where the disk is full."""
         self._held.append((heap_N, row_N))
         self._held_bytes += row_N.nbytes
         if self._held_bytes >= HELD_BYTES:
@@ -47,19 +50,22 @@ class Heaps:
 
     def pieces(self, heap: int) -> Iterator[Rows]:
         """The rows of a heap in the order in which they came, some HELD_BYTES at a time."""
-        self._write()
         found: list[Rows] = []
         rows = 0
         for bounds in self._bounds:
             start, stop = bounds[heap : heap + 2].tolist()
             if stop > start:
                 self._file.seek(start * self.dtype.itemsize)
-                found.append(np.fromfile(self._file, self.dtype, stop - start))
+                read = self._file.read((stop - start) * self.dtype.itemsize)
+                found.append(np.frombuffer(read, self.dtype))
                 rows += stop - start
             if rows * self.dtype.itemsize >= HELD_BYTES:
                 yield np.concatenate(found)
                 found, rows = [], 0
-        if found:
+        if self._held:  # those of a small pool all are
+            heap_N, row_N = self._joined()
+            found.append(row_N[heap_N == heap])
+        if any(map(len, found)):
             yield np.concatenate(found)
 
     def of(self, hash_N: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -69,13 +75,30 @@ class Heaps:
     def close(self) -> None:
         self._file.close()
 
+    def _joined(self) -> tuple[NDArray[np.int64], Rows]:
+        """The rows that are held."""
+        if len(self._held) > 1:
+            heap_N, row_N = (np.concatenate(them) for them in zip(*self._held, strict=True))
+            self._held = [(heap_N, row_N)]
+        return self._held[0]
+
     def _write(self) -> None:
-        if not self._held:
-            return
-        heap_N, row_N = (np.concatenate(them) for them in zip(*self._held, strict=True))
+        heap_N, row_N = self._joined()
         self._held, self._held_bytes = [], 0
-        self._file.seek(0, 2)
-        row_N[np.argsort(heap_N, kind="stable")].tofile(self._file)
+        # Numbers of 16 bits are sorted by radix.
+        order_N = np.argsort(heap_N.astype(np.min_scalar_type(self.count)), kind="stable")
+        try:
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(row_N[order_N].tobytes())
+            self._file.flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            found, do = (
+                f"the disk is full: {error.strerror}",
+                "free space there, or set TMPDIR",
+            )
+            raise StageError(found, tempfile.gettempdir(), do) from error
         sizes_H = np.bincount(heap_N, minlength=self.count)
         self._bounds.append(self._end + np.append(0, np.cumsum(sizes_H)))
         self._end += len(row_N)

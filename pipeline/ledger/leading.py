@@ -119,8 +119,8 @@ class Leads:
 
 
 def group_sizes(led: Heaps) -> Iterator[tuple[Ints, Ints]]:
-    """Of a heap after another the rows that copies are led to, and how many each of them has with
-    its copies."""
+    """Of one heap after another: (G,) rows that copies are led to, and the rows of each group, that
+    one among them."""
     for heap in range(led.count):
         of_pieces = [np.unique(piece["to"], return_counts=True) for piece in led.pieces(heap)]
         if of_pieces:
