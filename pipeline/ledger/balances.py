@@ -22,6 +22,7 @@ from metadata.schema import (
     UID,
 )
 from metadata.uid import coin_hash
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import Place, artifacts, binding, rows_at, stored
 from pipeline.run_folder.state import RunState
 
@@ -165,8 +166,8 @@ def _looked_up(
     shards = stored(state, root, bound)
     chosen: dict[int, list[tuple[int, Place]]] = {concept: [] for concept in wanted}
     tally: Counter[tuple[str | None, bool, bool]] = Counter()
-    for index, shard in enumerate(sorted(state.stages[root].shards)):
-        table = shards.table(index)
+    every = range(len(shards))
+    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="concepts")
         ids = table["ids"].combine_chunks()
         row_M = pc.list_parent_indices(ids).to_numpy()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import CAPTIONS, TEXTS, UID
 from metadata.uid import coin_hash
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import Place, rows_at, stored
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.run_folder.state import RunState
@@ -173,7 +174,7 @@ def texts_at(state: RunState, places: Mapping[str, Place], stages: set[str]) -> 
 
 
 def captions(state: RunState) -> tuple[Captions, ...]:
-    """What the report tells of each list; shards are read one after the other."""
+    """What the report tells of each list."""
     return tuple(
         _counted(state, found)
         for found in caption_lists(state)
@@ -188,8 +189,8 @@ def _counted(state: RunState, found: CaptionList) -> Captions:
     counts: Counter[tuple[str, str | None]] = Counter()
     rows = fell_back = 0
     few: list[tuple[int, Place]] = []
-    for index, shard in enumerate(sorted(state.stages[root].shards)):
-        table = shards.table(index)
+    every = range(len(shards))
+    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
         counts.update(_by_reason(table))
         count_N = pc.list_value_length(table[TEXTS.name]).fill_null(0).to_numpy()
         rows += int(np.count_nonzero(count_N))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from metadata.schema import KEEP, POSITION, SHARD, UID
 from pipeline.errors import RecipeError
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.stored import stored
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.planning.selects import VARIED, thresholds_of, verdicts_at
@@ -122,8 +123,7 @@ def _read(
     }
     shards = stored(state, planned.root, bound)
     groups, tables = [], []
-    for shard in range(len(shards)):
-        table = shards.table(shard)
+    for table in ahead(state.run, shards.table, range(len(shards))):
         of = table["cluster"].fill_null(-1).to_numpy()
         groups.append(np.where(of >= 0, group_K[of], np.int8(-1)))
         tables.append(table.drop_columns("cluster"))

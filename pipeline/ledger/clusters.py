@@ -10,6 +10,7 @@ from metadata.outputs import Outputs
 from metadata.schema import KEEP, UID
 from metadata.stats import wilson_bounds
 from metadata.uid import coin_hash
+from pipeline.ledger.ahead import ahead
 from pipeline.ledger.axes import plane
 from pipeline.ledger.cluster_rows import MOST_ENDS, DrawnRow, Tally
 from pipeline.ledger.cluster_sizes import OverSize, over_size
@@ -204,8 +205,8 @@ def _counted(state: RunState, name: str, cluster: Binding, ends: list[str], clus
     bound = {"cluster": cluster, **{f"kept {end}": (end, KEEP.name) for end in ends}}
     shards = stored(state, root, bound)
     tally = Tally(clusters, len(ends))
-    for index, shard in enumerate(sorted(state.stages[root].shards)):
-        table = shards.table(index)
+    every = range(len(shards))
+    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
         bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="map")
         tally.count(shard, table["cluster"], [table[f"kept {end}"] for end in ends], bits_N)
     return tally

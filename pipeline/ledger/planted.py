@@ -191,9 +191,8 @@ def _first_causes(state: RunState, end: str) -> pl.DataFrame:
 def _detection(state: RunState, truth: Truth, bound: Binding) -> Iterator[Detection]:
     """A score's areas, of English captions and of those of no language, as boilerplate is."""
     shards = stored(state, state.plan.stages[bound[0]].root, {SCORE: bound})
-    columns = pa.concat_tables(
-        shards.table(n).select([UID.name, SCORE]) for n in range(len(shards))
-    )
+    tables = ahead(state.run, shards.table, range(len(shards)))
+    columns = pa.concat_tables(table.select([UID.name, SCORE]) for table in tables)
     scores = pl.DataFrame({"uid": _hex(columns), SCORE: columns[SCORE]})
     rows = truth.table.join(scores.unique("uid", keep="first"), on="uid")
     rows = rows.filter(pl.col(SCORE).is_not_null())

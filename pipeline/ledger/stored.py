@@ -3,6 +3,7 @@
 import fnmatch
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from metadata.parquet_file import read_at
 from metadata.passes import read_stage, taken
 from metadata.record import ShardState
 from metadata.schema import KEEP, REASON, UID
+from pipeline.ledger.ahead import ahead
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.run_folder.rows import WHOLE, PoolShards, StoredColumns
 from pipeline.run_folder.shards import StatesByShard
@@ -104,19 +106,23 @@ def rows_at(
         written = {column.name for column in state.plan.stages[stage].stage.writes}
         if column in {UID.name, REASON.name, *written}:
             wanted.setdefault(stage, {})[name] = column
-    for stage, columns in wanted.items():
-        for shard in sorted({shard for shard, _ in places}):
-            here = [index for index, place in enumerate(places) if place[0] == shard]
-            position = np.array([places[index][1] for index in here])
-            unique, back = np.unique(position, return_inverse=True)
-            table = columns_at(
-                state.stored[stage],
-                state.stages[stage].shards[shard],
-                list(dict.fromkeys(columns.values())),
-                unique,
-            )
-            for index, row in zip(here, table.take(pa.array(back)).to_pylist(), strict=True):
-                rows[index].update({name: row[column] for name, column in columns.items()})
+    by_shard: dict[int, list[int]] = {}
+    for index, (shard, _) in enumerate(places):
+        by_shard.setdefault(shard, []).append(index)
+
+    def read(asked: tuple[str, int]) -> list[dict[str, Any]]:
+        stage, shard = asked
+        position = np.array([places[index][1] for index in by_shard[shard]])
+        unique, back = np.unique(position, return_inverse=True)
+        columns = list(dict.fromkeys(wanted[stage].values()))
+        part, shard_state = state.stored[stage], state.stages[stage].shards[shard]
+        table = columns_at(part, shard_state, columns, unique)
+        return list(table.take(pa.array(back)).to_pylist())
+
+    each = list(product(wanted, sorted(by_shard)))
+    for (stage, shard), found in zip(each, ahead(state.run, read, each), strict=True):
+        for index, row in zip(by_shard[shard], found, strict=True):
+            rows[index].update({name: row[column] for name, column in wanted[stage].items()})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""`funnel`, `why` and `sweep` where each file takes 40 ms to answer, as on an object store.
+"""`funnel`, `why`, `sweep` and `report` where each file takes 40 ms, as on an object store.
 
     python -m tests.benchmarks.far_reads
 
@@ -10,7 +10,9 @@ Aim: a sixteenth of the waiting.
 Measured (2026-11-27, EPYC, 2 shared cores at load 15), wall time at 25, 50 and 100 shards: funnel
 4.2, 20.1 and 26.0 s with one reader, 0.5, 0.9 and 1.4 s with 16; why 1.3, 2.5 and 6.5 s, and 0.4,
 0.3 and 0.8 s. `sweep` at load 8: 3.9, 7.7 and 14.3 s, and 0.9, 1.5 and 1.9 s. By now `why` reads
-one index of 100 shards, and takes 0.2 s with one reader too.
+one index of 100 shards, and takes 0.2 s with one reader too. `report` on 2026-11-28: 12.9, 24.3 and
+44.0 s with one reader, 1.8, 3.3 and 4.1 s with 16; 3.8, 6.2 and 9.9 s with 16 when chosen rows were
+read one shard after another.
 """
 
 import time
@@ -23,6 +25,7 @@ from pipeline.ledger import ahead
 from pipeline.ledger.funnel import funnel
 from pipeline.ledger.sweep import sweep
 from pipeline.ledger.why import why
+from pipeline.report.build import report
 from pipeline.run_folder.state import RunState
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
@@ -45,6 +48,7 @@ def main() -> None:
                 "funnel": funnel,
                 "why": partial(why, uid=uid),
                 "sweep": partial(sweep, stage="chosen", vary="affine=0:1000000:250000"),
+                "report": report,
             }
             for name, ask in asked.items():
                 compare(name, ask, state, shards)
