@@ -19,6 +19,7 @@ from pipeline.run_folder.state import RunState
 # Shapes: N rows, G groups.
 
 GROUPS = 20  # that have a name of their own
+NAMES = 1 << 18  # of groups that are counted, as hosts: some 200 bytes each
 MIN_SIDE = "min_side"  # in pixels, of the picture as it is stored
 SIDES = (32, 64, 128, 200, 256, 384, 512, 1024)  # where a range of it begins
 RANGES = (

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from metadata.stats import wilson
 from pipeline.ledger.causes import KEPT, Cause
+from pipeline.ledger.groupings import NAMES
 
 # Shapes: N rows of a shard, G groups.
 
 LARGEST = 12  # groups of each kind that are shown, beside those warned of
-NAMES = 1 << 18  # of groups that are counted, as hosts: some 200 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from metadata.schema import IDENTITY, KEEP
 from pipeline.errors import RecipeError
 from pipeline.ledger.ahead import ahead
-from pipeline.ledger.groupings import Groups, group_of, groupings, rows_of_groups
+from pipeline.ledger.groupings import NAMES, Groups, group_of, groupings, rows_of_groups
 from pipeline.ledger.stored import stored
 from pipeline.planning.planned import Binding, PlannedStage
 from pipeline.planning.selects import asks_by_part
@@ -22,7 +22,6 @@ from pipeline.stage import Threshold
 # Shapes: N rows of the pool, or of a part of it.
 
 HELD_ROWS = 1 << 21  # rows of some 170 bytes; a larger pool is read shard by shard
-NAMES = 1 << 18  # of groups that are counted, as hosts: some 150 bytes each
 GROUP, READ, MADE = "group ", "read ", "made "
 
 
