@@ -4,11 +4,18 @@ PYTHON ?= $(shell for it in python3.11 python3.12 python3.13 python3; do \
 BIN    := .venv/bin
 DEMO   := demo
 PORT   := 8765
+SEED   := 0
+SHARE  := 1/1
+PYTEST := $(BIN)/python -m pytest -q
+MARKED = $$(grep -rlE 'mark[.](chaos|drawn|soak)' tests --include 'test_*.py')
 PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/trusted/metadata \
 	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
 
+# Compiled once, not in every process that a test starts.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit chaos vllm test bench docs clean
+.PHONY: help demo check unit chaos test soak bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,16 +47,16 @@ check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/ruff check .
 	$(BIN)/mypy metadata pipeline stages clipmill.py
 
-unit: .venv/installed-dev  ## every test but those that take minutes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos and not vllm' --durations 30
+unit: .venv/installed-dev  ## every law and value; under three minutes
+	$(PYTEST) -n 2 --dist loadfile --part unit --durations 20
 
-chaos: .venv/installed-dev  ## kill -9 at every point, on disk, on S3, on Ray; the README; the demo
-	$(BIN)/python -m pytest -q -n 2 -m chaos --durations 60 $$(grep -rl 'mark[.]chaos' tests)
+chaos: .venv/installed-dev  ## the core of what kills: each kind of point, as SEED= draws them
+	$(PYTEST) -n 2 --dist loadfile --part core --seed $(SEED) --durations 20 $(MARKED)
 
-vllm: .venv/installed-dev  ## a real vLLM server on the CPU, with tiny models made for it; gigabytes
-	$(BIN)/python -m pytest -q -m vllm --durations 12
+test: check unit chaos  ## all that a change must pass
 
-test: check unit chaos  ## all of it: what .ci/run calls
+soak: .venv/installed-dev  ## all the rest, for hours; SEED=1 SHARE=1/4: the first of four shares
+	$(PYTEST) -n 2 --dist loadfile --part soak --seed $(SEED) --share $(SHARE) --durations 40 $(MARKED)
 
 bench: .venv/installed-dev  ## every ratio in tests/benchmarks, with the machine's name
 	$(BIN)/python -m tests.benchmarks

@@ -35,11 +35,6 @@ class Said:
         return json.loads(self.out, parse_constant=refuse)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test begins first: the other process has work until it ends."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
-
-
 @pytest.hookimpl(optionalhook=True)  # of xdist
 def pytest_xdist_make_scheduler(config, log):
     """With `--dist loadfile` one process does a file whole, and all that read `every_stage`."""
@@ -59,6 +54,12 @@ def pytest_xdist_make_scheduler(config, log):
         if re.search(r"^def .*\bevery_stage\b", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
     return Whole(config, log)
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig) -> str:
+    """What `make chaos SEED=…` draws by."""
+    return pytestconfig.getoption("seed")
 
 
 @pytest.fixture

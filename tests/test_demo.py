@@ -14,7 +14,7 @@ from tests import same_counts
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.chaos
+@pytest.mark.soak(cpu_s=650)
 @pytest.mark.timeout(2400)  # twenty CPU-minutes without AVX-512, beside other tests
 def test_demo_from_packages_to_results_and_again_finds_all_done(tmp_path):
     with socket.socket() as taken:

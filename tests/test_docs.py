@@ -30,15 +30,15 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LONG = [
+FOLLOWED = [
     ROOT / name
     for name in (
         *("README.md", "docs/adding-a-stage.md", "docs/training.md", "docs/own-data.md"),
         *("docs/troubleshooting.md", "docs/clusters.md", "docs/bench.md", "docs/exports.md"),
-        "docs/evaluating.md",
+        *("docs/evaluating.md", "docs/ledger.md", "docs/python.md", "docs/variants.md"),
+        "docs/looking.md",
     )
 ]
-SHORT = [ROOT / f"docs/{name}.md" for name in ("ledger", "python", "variants", "looking")]
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,21 @@ def follower(tmp_path):
     follower.end()
 
 
-@pytest.mark.chaos  # minutes: the README runs on Ray too
-@pytest.mark.parametrize("path", LONG, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=mark, id=path.name)
+        for path in FOLLOWED
+        for mark in [pytest.mark.chaos if path.name == "README.md" else pytest.mark.soak(cpu_s=20)]
+    ],
+)
 def test_a_document_is_true(path, follower):
-    follower.follow(path.read_text(encoding="utf-8"), path.name)
-
-
-@pytest.mark.parametrize("path", SHORT, ids=lambda path: path.name)
-def test_a_short_document_is_true(path, follower):
     follower.follow(path.read_text(encoding="utf-8"), path.name)
 
 
 def test_documents_that_are_followed_side_by_side_serve_their_pools_at_ports_of_their_own():
     ports = []
-    for path in (*LONG, *SHORT):
+    for path in FOLLOWED:
         script = "".join(it.text for it in blocks(path.read_text(encoding="utf-8")))
         if re.search("^clipmill pool serve", script, re.MULTILINE):
             (generated,) = re.findall("^clipmill pool generated.*", script, re.MULTILINE)

@@ -12,7 +12,7 @@ from tests.chaos.conftest import Nursery, nursery_of
 from tests.engine_stages.harness import Ended, meaning
 from tests.pipeline.bench.conftest import run_of, tasks_of
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 
 STAGES = Path(__file__).parent / "models.yaml"  # what is imported before the runs are forked
 MODULES = (

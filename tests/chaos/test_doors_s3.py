@@ -7,7 +7,7 @@ from metadata.storage import Storage
 from pipeline.engine.checkpoints import StoredCheckpoints
 from pipeline.engine.once import made_once
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 KEY = "0123456789abcdef"
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import StageError
 from pipeline.stage import Environment
 from tests.family import left_after
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 
 MAKE = """
 import sys

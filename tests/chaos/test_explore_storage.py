@@ -13,7 +13,7 @@ from pipeline.progress import Lines
 from tests import numbered
 from tests.conftest import OWN_STAGES
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 
 
 def test_a_run_in_a_bucket_is_explored(bucket, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from metadata.storage import Storage
 from tests.conftest import Said
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 
 RECIPE = """
 stages:

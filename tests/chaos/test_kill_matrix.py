@@ -2,18 +2,17 @@
 
 import re
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from metadata.storage import Storage
-from tests.engine_stages.harness import meaning
-
-pytestmark = pytest.mark.chaos
+from tests.engine_stages.harness import Ended, meaning
+from tests.parts import coin
 
 SOURCE = Path(__file__).parents[2]
-PARTS = 4  # each takes every fourth point, so that two processes share the work
 REDONE = 2  # units at most: those a fused chain of two had in hand
 # By the clock: test_lock, test_status; where weights come from outside: test_outside; in no run.
 # And of `clipmill bench`: test_bench.
@@ -39,44 +38,78 @@ SCENARIOS = {
 }
 
 
-@pytest.fixture(scope="session", params=SCENARIOS)
-def undisturbed(request, nursery, tmp_path_factory):
+@dataclass(frozen=True)
+class Undisturbed:
     """A scenario, the folder it starts from, how it ends undisturbed, and what is there then."""
-    scenario = SCENARIOS[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    if scenario.before is not None:
-        assert nursery.run(folder / "before", *scenario.before).code == 0
-    else:
-        (folder / "before").mkdir()
-    shutil.copytree(folder / "before", folder / "run")
-    ended = nursery.run(folder / "run", *scenario.arguments)
-    assert ended.code == scenario.code, ended.output
-    return scenario, folder / "before", ended, meaning(Storage(str(folder / "run")))
 
+    scenario: Scenario
+    before: Path
+    ended: Ended
+    expected: dict
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_killed_at_any_point_and_run_again_the_result_is_the_same(
-    part, undisturbed, nursery, tmp_path
-):
-    scenario, before, whole, expected = undisturbed
-    wrong = {}
-    for number in deaths(whole.points)[part::PARTS]:
-        out = tmp_path / str(number)
-        shutil.copytree(before, out)
-        killed = nursery.run(out, *scenario.arguments, fault=f"any:{number}")
+    def wrong_after(self, number: int, nursery, out: Path) -> object:
+        """Kills a run at a point and runs it again: what is wrong then, or None."""
+        shutil.copytree(self.before, out)
+        killed = nursery.run(out, *self.scenario.arguments, fault=f"any:{number}")
         assert killed.killed, f"point {number} was never reached: {killed.output}"
         assert len(killed.points) == number
-        again = nursery.run(out, *scenario.arguments)
+        again = nursery.run(out, *self.scenario.arguments)
         found = meaning(Storage(str(out)))
         done = killed.units + again.units
-        if again.code != scenario.code:
-            wrong[killed.points[-1]] = again.output
-        elif found != expected:
-            wrong[killed.points[-1]] = differing(found, expected)
-        elif done > whole.units + REDONE:
-            wrong[killed.points[-1]] = f"{done} units done, of {whole.units}"
         shutil.rmtree(out)
-    assert not wrong
+        if again.code != self.scenario.code:
+            return again.output
+        if found != self.expected:
+            return differing(found, self.expected)
+        if done > self.ended.units + REDONE:
+            return f"{done} units done, of {self.ended.units}"
+        return None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nursery, tmp_path_factory) -> dict[str, Undisturbed]:
+    """Every scenario, run to its end."""
+    made = {}
+    for name, scenario in SCENARIOS.items():
+        folder = tmp_path_factory.mktemp(name)
+        if scenario.before is not None:
+            assert nursery.run(folder / "before", *scenario.before).code == 0
+        else:
+            (folder / "before").mkdir()
+        shutil.copytree(folder / "before", folder / "run")
+        ended = nursery.run(folder / "run", *scenario.arguments)
+        assert ended.code == scenario.code, ended.output
+        expected = meaning(Storage(str(folder / "run")))
+        made[name] = Undisturbed(scenario, folder / "before", ended, expected)
+    return made
+
+
+@pytest.mark.chaos
+def test_killed_at_one_point_of_each_kind_and_run_again_the_result_is_the_same(
+    undisturbed, nursery, tmp_path, seed
+):
+    kinds = defaultdict(list)
+    for name, whole in undisturbed.items():
+        for number, point in enumerate(whole.ended.points, start=1):
+            kinds[point.split()[0]].append((name, number))
+    wrong = {}
+    for places in kinds.values():
+        name, number = min(places, key=lambda place: coin(seed, repr(place)))
+        wrong[name, number] = undisturbed[name].wrong_after(number, nursery, tmp_path / "run")
+    assert not {place: said for place, said in wrong.items() if said}
+
+
+@pytest.mark.soak(cpu_s=200)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_at_any_point_and_run_again_the_result_is_the_same(
+    name, undisturbed, nursery, tmp_path
+):
+    whole = undisturbed[name]
+    wrong = {
+        whole.ended.points[number - 1]: whole.wrong_after(number, nursery, tmp_path / "run")
+        for number in deaths(whole.ended.points)
+    }
+    assert not {point: said for point, said in wrong.items() if said}
 
 
 def deaths(points: tuple[str, ...]) -> list[int]:
@@ -97,12 +130,9 @@ def differing(one: dict, other: dict) -> list[str]:
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def test_every_kind_of_point_in_the_source_is_killed_at(nursery, tmp_path):
-    kinds: set[str] = set()
-    for name, scenario in SCENARIOS.items():
-        if scenario.before is not None:
-            nursery.run(tmp_path / name, *scenario.before)
-        kinds |= nursery.run(tmp_path / name, *scenario.arguments).kinds
+@pytest.mark.chaos
+def test_every_kind_of_point_in_the_source_is_killed_at(undisturbed):
+    kinds = set().union(*(whole.ended.kinds for whole in undisturbed.values()))
     named = [
         re.findall(r'point(?:: str)? ?= ?"(\w+)"|reached\("(\w+)"', file.read_text())
         for folder in ("metadata", "pipeline")

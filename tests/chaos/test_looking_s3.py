@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.cli import main
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 STAGES = """
 pool:    {uses: ingest.image_folder, path: none, shard_rows: 5}
 caption: {uses: annotate.caption, from: pool}

@@ -22,7 +22,7 @@ from tests.pipeline.executors.conftest import note, notes
 from tests.pipeline.executors.test_contract import until
 from tests.pipeline.executors.test_ray_nodes import nodes_with
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 
 SHARDS, NODES = 9, 3
 

@@ -48,6 +48,7 @@ def test_every_kind_of_point_is_killed_here(undisturbed):
     assert whole.kinds - {"lock", "lease"} == {*BY_WORKERS, *BY_DRIVER}
 
 
+@pytest.mark.drawn(cases=2, cpu_s=15)
 @pytest.mark.parametrize(
     ("kind", "part"),
     [*((kind, part) for kind in BY_WORKERS for part in (0, 2)), *((kind, 1) for kind in BY_DRIVER)],

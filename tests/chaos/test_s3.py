@@ -125,7 +125,7 @@ def test_a_second_run_does_nothing_again(undisturbed, nursery, bucket):
     assert meaning(Storage(bucket.uri("undisturbed"))) == undisturbed[1]
 
 
-@pytest.mark.chaos
+@pytest.mark.drawn(cases=3, cpu_s=20)
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_a_point_and_run_again_the_result_is_the_same(kind, undisturbed, nursery, bucket):
     whole, expected, _ = undisturbed

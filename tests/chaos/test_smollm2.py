@@ -15,7 +15,7 @@ from stages.models import gguf_server, smollm2
 from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
 from tests.family import left_after, serving
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 
 CAPTIONS = ("red apple icon", "flag of France", "two dogs in the snow", "map of Rome, 1870")
 

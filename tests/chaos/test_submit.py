@@ -24,7 +24,7 @@ import pytest
 from metadata.storage import Storage
 from tests.engine_stages.harness import STAGES, meaning, write_pool
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(180)]
 
 TOKEN = "5f0c8d2e7b914a63" * 2  # of this head alone
 RECIPE = """

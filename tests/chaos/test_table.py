@@ -6,7 +6,7 @@ from pipeline.ledger.table import table
 from pipeline.run_folder.state import latest
 from tests.engine_stages.harness import clipmill_run, toy_stages, write_pool
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.soak
 RECIPE = """
 stages:
   numbers: {{uses: toy.numbers, path: {pool}, shard_rows: 12}}

@@ -21,7 +21,7 @@ from tests.engine_stages.harness import (
     write_pool,
 )
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.chaos  # but for what is drawn, and the hundred
 
 WORKERS = 2
 REDONE = WORKERS * 2  # units at most: each worker may hold a chain of two
@@ -48,6 +48,7 @@ def over(pool: Path) -> tuple[str, str]:
     return "--set", f"numbers.path={pool}"
 
 
+@pytest.mark.drawn(cases=2)
 @pytest.mark.parametrize("twelfth", range(12))
 def test_all_killed_at_a_point_and_run_again_the_result_is_the_same(
     twelfth, recipe, pool, undisturbed, tmp_path
@@ -65,6 +66,7 @@ def test_all_killed_at_a_point_and_run_again_the_result_is_the_same(
     assert killed.units + again.units <= whole.units + REDONE
 
 
+@pytest.mark.drawn(cases=2)
 @pytest.mark.parametrize(
     "fault", [f"{kind}:{n}" for kind in ("attempt", "rename", "record") for n in (2, 9, 16)]
 )
@@ -88,6 +90,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_well(
     assert ended.units <= whole.units + 2
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("part", range(4))
 def test_a_run_whose_driver_alone_dies_is_gone_on_with_at_once(
     part, recipe, pool, undisturbed, tmp_path
@@ -104,6 +107,7 @@ def test_a_run_whose_driver_alone_dies_is_gone_on_with_at_once(
     assert meaning(Storage(str(out))) == expected
 
 
+@pytest.mark.soak(cpu_s=40)
 @pytest.mark.parametrize("part", range(4))
 def test_a_hundred_random_kills_change_nothing(part, recipe, pool, undisturbed, tmp_path):
     """Twenty-five here: one folder is run and killed until it is done, and then the next."""

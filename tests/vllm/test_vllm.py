@@ -21,7 +21,7 @@ from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
 from tests.captioned import judged, run_recipe, served_pool
 from tests.family import left_after, serving
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1500)]
 
 TINY = Path(__file__).with_name("tiny_models.py")
 DECODING = Decoding(max_tokens=8, min_tokens=8, temperature=0.0)

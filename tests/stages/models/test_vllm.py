@@ -1,4 +1,4 @@
-"""vllm:MODEL: what it asks of a worker. The server itself is tested by `make vllm`."""
+"""vllm:MODEL: what it asks of a worker. The server itself is tested by tests/vllm."""
 
 import pytest
 

@@ -1,0 +1,230 @@
+"""Which tests run where, and what they cost: a plugin of pytest (`-p tests.parts`, in pyproject).
+
+`--part unit`  tests without a mark: every law and value, in at most a CPU second each
+`--part core`  `chaos`, and of `drawn` tests the cases that `--seed` draws: one of each kind
+`--part soak`  all the rest, whole or a share of it: `soak`, and the cases that were not drawn
+
+Shares of the soak are of equal cost and have no test in common; another seed cuts them anew.
+"""
+
+import hashlib
+import os
+import re
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+LIMIT_S = 1.0  # CPU seconds of a unit test; the mark `slow` says why one may take more
+MARKED = re.compile(r"\bmark\.(chaos|drawn|soak)\b")  # as `make chaos` and `make soak` find files
+DEFINED = re.compile(r"^def test_", re.MULTILINE)
+COST = pytest.StashKey[float]()
+SHARED = pytest.StashKey[float]()  # what fixtures of more than one test have cost
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("parts")
+    group.addoption("--part", choices=["unit", "core", "soak"], help="which tests; all without it")
+    group.addoption("--seed", default="0", help="draws cases, and cuts the shares of the soak")
+    group.addoption("--share", default="1/1", help="of the soak: 2/5 is the second of five")
+
+
+# Which tests run
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part = config.getoption("part")
+    if part is None:
+        return
+    if part == "unit" and (lost := lost_files(config, items)):
+        raise pytest.UsageError(f"no part runs all of {', '.join(lost)}: mend its name or marks")
+    seed = config.getoption("seed")
+    drawn = drawn_of(items, seed)
+    chosen = [item for item in items if part_of(item, drawn) == part]
+    if part == "soak":
+        number, _, shares = config.getoption("share").partition("/")
+        if not 1 <= int(number) <= int(shares):
+            raise pytest.UsageError(f"--share {number}/{shares}: the first number is 1 to {shares}")
+        mine = set(shares_of(chosen, int(shares), seed)[int(number) - 1])
+        chosen = [item for item in chosen if file_of(item) in mine]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
+
+
+def lost_files(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Files with tests of which none was collected, or whose marks the Makefile's grep misses.
+
+    Empty where pytest was asked for less than all tests.
+    """
+    root = config.rootpath / "tests"
+    if [config.invocation_params.dir / arg for arg in config.args] != [root]:
+        return []
+    marked = {item.path for item in items if part_of(item, set()) != "unit"}
+    tests = {path for path in root.rglob("*.py") if DEFINED.search(path.read_text("utf-8"))}
+    lost = tests - {item.path for item in items}
+    lost |= {path for path in marked if not MARKED.search(path.read_text("utf-8"))}
+    return sorted(path.relative_to(root).as_posix() for path in lost)
+
+
+def part_of(item: pytest.Item, drawn: set[str]) -> str:
+    """`unit`, `core` or `soak`; `drawn` names the cases that the seed draws for the core."""
+    if item.get_closest_marker("soak"):
+        return "soak"
+    if item.get_closest_marker("drawn"):
+        return "core" if item.nodeid in drawn else "soak"
+    return "core" if item.get_closest_marker("chaos") else "unit"
+
+
+def drawn_of(items: list[pytest.Item], seed: str) -> set[str]:
+    """Ids of the drawn cases: of each kind the one with the least hash.
+
+    `drawn("kind")` makes a kind of every value of that parameter, `drawn(cases=3)` draws three
+    cases of the test in all.
+    """
+    kinds: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    most: dict[tuple[Any, ...], int] = {}
+    for item in items:
+        mark = item.get_closest_marker("drawn")
+        if mark:
+            values = item.callspec.params  # type: ignore[attr-defined]  # a drawn test has cases
+            kind = (item.nodeid.partition("[")[0], *(repr(values[name]) for name in mark.args))
+            kinds[kind].append(item.nodeid)
+            most[kind] = mark.kwargs.get("cases", 1)
+    return {
+        nodeid
+        for kind, cases in kinds.items()
+        for nodeid in sorted(cases, key=lambda case: coin(seed, case))[: most[kind]]
+    }
+
+
+def shares_of(items: list[pytest.Item], shares: int, seed: str) -> list[list[str]]:
+    """Files of each share, so cut that their costs are as equal as files allow.
+
+    A file stays whole, as its tests share fixtures. Its cost is what its marks say, `soak(cpu_s=…)`
+    and `drawn(…, cpu_s=…)`, else five CPU seconds a test. The dearest file goes first, each to the
+    share that has least; the seed decides among equals.
+    """
+    costs: dict[str, float] = defaultdict(float)
+    for item in items:
+        mark = item.get_closest_marker("soak") or item.get_closest_marker("drawn")
+        costs[file_of(item)] += mark.kwargs.get("cpu_s", 5) if mark else 5
+    cut: list[list[str]] = [[] for _ in range(shares)]
+    sums = [0.0] * shares
+    for file in sorted(costs, key=lambda file: (-costs[file], coin(seed, file))):
+        least = min(range(shares), key=lambda share: (sums[share], coin(seed, f"{file} {share}")))
+        cut[least].append(file)
+        sums[least] += costs[file]
+    return cut
+
+
+def file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def coin(seed: str, name: str) -> str:
+    return hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
+
+
+# What they cost
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of the children it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def measured(item: pytest.Item) -> Iterator[None]:
+    before, shared = cpu_s(), item.session.stash.get(SHARED, 0.0)
+    try:
+        return (yield)
+    finally:
+        shared = item.session.stash.get(SHARED, 0.0) - shared
+        item.stash[COST] = item.stash.get(COST, 0.0) + cpu_s() - before - shared
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    return (yield from measured(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    try:
+        return (yield from measured(item))
+    finally:
+        is_slow = item.get_closest_marker("slow") is not None
+        item.user_properties.append(("cpu", (item.stash[COST], is_slow)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: "pytest.FixtureDef[Any]", request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Sets apart what a fixture costs that other tests read too."""
+    before, inside = cpu_s(), request.session.stash.get(SHARED, 0.0)
+    try:
+        return (yield)
+    finally:
+        if fixturedef.scope != "function":  # those inside it are counted in it
+            request.session.stash[SHARED] = inside + cpu_s() - before
+
+
+class Costs:
+    """Keeps what each test cost, and ends the run with the sum."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.began_s = time.monotonic()
+        self.spent: dict[str, float] = {}
+        self.dear: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        cost = dict(report.user_properties).get("cpu")
+        if report.when == "call" and cost:
+            self.spent[report.nodeid], is_slow = cost
+            if cost[0] > LIMIT_S and not is_slow:
+                self.dear[report.nodeid] = cost[0]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.config.getoption("part") == "unit" and self.dear and exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        part, share = self.config.getoption("part"), self.config.getoption("share")
+        if part is None:
+            return
+        if part == "unit" and self.dear:
+            terminalreporter.section(f"unit tests above {LIMIT_S:g} CPU second, without `slow`")
+            for nodeid, cost in sorted(self.dear.items(), key=lambda it: -it[1]):
+                terminalreporter.line(f"{cost:6.2f} s  {nodeid}")
+        line = self.line(f"soak {share}" if part == "soak" else part)
+        terminalreporter.line(line)
+        if path := os.environ.get("CLIPMILL_FIGURES"):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+    def line(self, name: str) -> str:
+        """What this run took: all its processes that have ended and were waited for."""
+        usage = [
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
+        cpu = sum(it.ru_utime + it.ru_stime for it in usage)
+        wall_s, load = time.monotonic() - self.began_s, os.getloadavg()[0]
+        seed = "" if name == "unit" else f", seed {self.config.getoption('seed')}"
+        return (
+            f"{name}: {len(self.spent):,} tests in {cpu:,.0f} CPU seconds, {wall_s:,.0f} s by the"
+            f" clock, at load {load:.1f}{seed}"
+        )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # of xdist: its processes count in ours
+        config.pluginmanager.register(Costs(config))
