@@ -102,6 +102,16 @@ class Finished:
         ]
         return pa.concat_tables(shards).unify_dictionaries()
 
+    def everything(self, planned: PlannedStage) -> list[str]:
+        """A stage's rows and other files as text to be compared with another run's of this machine,
+        whatever the order of the rows and the files that exports have cut them into."""
+        out = Path(self.state.stages[planned.name].folder.path, "out")
+        rows = self.written(planned).to_pylist() if planned.gives_rows else self.values(planned)
+        if not planned.gives_data:
+            files = (path for path in out.rglob("*") if path.is_file() and path.suffix != ".md")
+            rows += [{path.name: content_of(path)} for path in files]
+        return sorted(repr(unfiled(row)) for row in rows)
+
     def values(self, planned: PlannedStage) -> list[dict[str, Any]]:
         """A stage's rows as plain values: what it stands for, whatever file they lie in."""
         if planned.gives_rows:
@@ -145,6 +155,22 @@ def holds(
     wrong += [f"{uses}: not visited" for uses in sorted({*kinds} - visited)]
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
+
+
+FILED = ("sample_index", "file", "position", "data")  # where in an export's files, and their digest
+
+
+def unfiled(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what the files of an export decide, in its JSON too."""
+    inside = {name: unfiled(it) for name, it in row.items() if isinstance(it, dict)}
+    return {name: it for name, it in (row | inside).items() if name not in FILED}
+
+
+def content_of(path: Path) -> Any:
+    """What a file beside rows holds, whatever order its own rows have."""
+    if path.suffix == ".parquet":
+        return sorted(repr(unfiled(row)) for row in pq.read_table(path).to_pylist())
+    return unfiled(json.loads(path.read_text())) if path.suffix == ".json" else path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -256,19 +282,24 @@ def write_site(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 def write_sources(rows: list[dict[str, Any]], folder: Path, files: int) -> None:
-    """The same rows five times: Parquet, CSV, Parquet with images, BMP with captions, tars."""
+    """The same rows five times: Parquet, CSV, Parquet with images, BMP with captions, tars.
+
+    Of several files the last has no rows.
+    """
     for name in SOURCES:
         (folder / name).mkdir(parents=True)
+    names = ("uid", "url", "text", "sha256")
+    pool, whole = pa.table({name: [row[name] for row in rows] for name in names}), nested(rows)
     size = -(-len(rows) // files)
-    for number in range(files):
-        part = rows[number * size : (number + 1) * size]
-        columns = {name: [row[name] for row in part] for name in ("uid", "url", "text", "sha256")}
-        pq.write_table(pa.table(columns), folder / "pool" / f"{number}.parquet")
-        pq.write_table(nested(part), folder / "rows" / f"{number}.parquet")
+    for number in range(files if files == 1 else files + 1):
+        start = number * size
+        pq.write_table(pool.slice(start, size), folder / "pool" / f"{number}.parquet")
+        pq.write_table(whole.slice(start, size), folder / "rows" / f"{number}.parquet")
         with (folder / "list" / f"{number}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
+            lines = pool.slice(start, size).to_pylist()
+            csv.writer(file).writerows([names, *(line.values() for line in lines)])
         with tarfile.open(folder / "tars" / f"{number}.tar", "w") as tar:
-            for row in part:
+            for row in rows[start : start + size]:
                 add_sample(tar, row)
     listed = [row["uid"] for row in rows for _ in range(row["number"] % 4)]
     (folder / "listed.txt").write_text("\n".join([*listed, "f" * 32]))
@@ -328,6 +359,8 @@ def exported(out: Path) -> Iterator[dict[str, Any]]:
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
                 yield from csv.DictReader(file)
+        elif path.suffix == ".jsonl":
+            yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
         else:
             for high, low in np.load(path).tolist():
                 yield {"uid": f"{high:016x}{low:016x}"}
