@@ -1,7 +1,5 @@
 """A process that ends within a stage, as far as a test's own can; and what is stored in the end."""
 
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
 from metadata.passes import read_stage
@@ -13,23 +11,17 @@ class KilledError(BaseException):
 
 
 class Watcher:
-    """Counts the units that each call did, and dies after one of them."""
+    """Notes the call of each unit that is done."""
 
-    def __init__(self, dies_after: int | None = None) -> None:
+    def __init__(self) -> None:
         self.calls: list[str] = []
-        self.dies_after = dies_after
         self.known: dict[tuple[str, str], int] = {}
 
     def unit(self, name, call, done, total):
         before = self.known.get((name, call), done)  # a call first says what was done before it
         self.known[name, call] = done
         if done > before:
-            self.did(call)
-
-    def did(self, call):
-        self.calls.append(call)
-        if len(self.calls) == self.dies_after:
-            raise KilledError
+            self.calls.append(call)
 
     def begin(self, look):
         self.known.clear()
@@ -39,33 +31,6 @@ class Watcher:
     def failed(self, name, failure): ...
     def stopped(self, name, error): ...
     def finished(self, name, state): ...
-
-
-class DiesOnceACall(Watcher):
-    """Dies once in every call of a stage, or of all, after its first unit; a round is a call."""
-
-    def __init__(self, stage: str | None = None) -> None:
-        super().__init__()
-        self.of, self.survived = stage, set[str]()
-
-    def unit(self, name, call, done, total):
-        if self.of in (None, name):
-            super().unit(name, call, done, total)
-
-    def did(self, call):
-        super().did(call)
-        if call not in self.survived:
-            self.survived.add(call)
-            raise KilledError
-
-
-def until_it_ends(run: Callable[[], Any]) -> Any:
-    """What the run gives when it does, begun again after every death."""
-    found = None
-    while found is None:
-        with contextlib.suppress(KilledError):
-            found = run()
-    return found
 
 
 def rows_of(outcome: Outcome, stage: str, names: list[str]) -> list[dict[str, Any]]:

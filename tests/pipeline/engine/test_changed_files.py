@@ -40,20 +40,6 @@ def flip(path: Path, place: float = 0.5) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("place", [0.2, 0.6, 0.999])
-@pytest.mark.parametrize("stage", ["numbers", "square", "shared", "chosen", "cube"])
-def test_a_flipped_bit_is_mended_by_the_run_that_reads_it(engine, capfd, stage, place):
-    engine.run(READ, out="fresh")
-    engine.run(MADE)
-    flip(data_files(engine.folder / "run", stage)[0], place)
-    capfd.readouterr()
-    assert engine.run(READ).complete
-    assert f"{stage}: 000000" in capfd.readouterr().err
-    fresh, mended = (meaning(Storage(str(engine.folder / run))) for run in ("fresh", "run"))
-    fresh.pop("recipes"), mended.pop("recipes")
-    assert mended == fresh
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.chaos)])
 def test_several_damaged_files_of_several_stages_are_mended_in_one_run(engine, workers):
     fresh = engine.run(READ, out="fresh")

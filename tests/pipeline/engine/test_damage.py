@@ -3,8 +3,9 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from metadata.storage import Storage
 from tests.engine_stages.harness import meaning
+from tests.parts import coin
 
 STAGES = """
   square: {uses: toy.power, from: numbers}
@@ -152,35 +154,54 @@ def goes_on(engine, clipmill):
     return differing
 
 
+@pytest.fixture
+def wrong_after(goes_on, engine):
+    """What is wrong where one small file is damaged, by its name and the kind of damage."""
+
+    def wrong(it: Stopped, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        found = {}
+        for name, kind in pairs:
+            out = shutil.copytree(it.folder, engine.folder / "damaged")
+            [path] = out.glob(name)
+            damage(path, kind)
+            found[name, kind] = goes_on(it, path)
+            shutil.rmtree(out)
+        assert found
+        return {pair: said for pair, said in found.items() if said}
+
+    return wrong
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("stop", STOPS)
-def test_any_small_file_damaged_in_any_way_is_made_again_or_named(stop, stopped, goes_on, engine):
-    it, wrong = stopped(stop), {}
-    for name in it.small:
-        for kind in DAMAGES:
-            out = shutil.copytree(it.folder, engine.folder / "damaged")
-            damage(out / name, kind)
-            if said := goes_on(it, out / name):
-                wrong[name, kind] = said
-            shutil.rmtree(out)
-    assert not wrong
+def test_a_small_file_damaged_in_a_way_is_made_again_or_named(stop, stopped, wrong_after, seed):
+    it = stopped(stop)
+    drawn = [(name, min(DAMAGES, key=lambda kind: coin(seed, name + kind))) for name in it.small]
+    assert not wrong_after(it, drawn)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "a folder"])
-def test_all_small_files_damaged_alike_are_made_again(kind, stopped, goes_on, engine):
-    it = stopped("in a step")
-    out = shutil.copytree(it.folder, engine.folder / "damaged")
-    for name in it.small:
-        if name.startswith("stages/"):
-            damage(out / name, kind)
-    assert not goes_on(it)
+@pytest.mark.soak(cpu_s=60)
+@pytest.mark.parametrize("stop", STOPS)
+def test_any_small_file_damaged_in_any_way_is_made_again_or_named(stop, stopped, wrong_after):
+    it = stopped(stop)
+    assert not wrong_after(it, product(it.small, DAMAGES))
 
 
-@pytest.mark.parametrize("kind", ["torn", "of other types", "a folder"])
-@pytest.mark.parametrize("name", ["run.json", "recipes/*", "stages/shared-*/manifest.json"])
-def test_a_damaged_file_that_is_not_made_again_is_named(name, kind, stopped, goes_on, engine):
-    it = stopped("at its end")
-    out = shutil.copytree(it.folder, engine.folder / "damaged")
-    [path] = out.glob(name)
-    damage(path, kind)
-    assert not goes_on(it, path)
+@pytest.mark.chaos
+def test_a_damaged_file_that_is_not_made_again_is_named(stopped, wrong_after):
+    names = ("run.json", "recipes/*", "stages/shared-*/manifest.json")
+    kinds = ("torn", "of other types", "a folder")
+    assert not wrong_after(stopped("at its end"), product(names, kinds))
+
+
+@pytest.mark.chaos
+def test_all_small_files_damaged_alike_are_made_again(stopped, goes_on, engine):
+    it, wrong = stopped("in a step"), {}
+    for kind in DAMAGES.keys() - {"a folder"}:
+        out = shutil.copytree(it.folder, engine.folder / "damaged")
+        for name in it.small:
+            if name.startswith("stages/"):
+                damage(out / name, kind)
+        wrong[kind] = goes_on(it)
+        shutil.rmtree(out)
+    assert not {kind: said for kind, said in wrong.items() if said}

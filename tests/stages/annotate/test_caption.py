@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.annotate.caption import Caption, caption
+from stages.annotate.caption import caption
 
 TEXT = st.text(max_size=200) | st.text(
     " \t\n\v\f\r\x1c\x1f\x85\xa0\u2003\u200b\u3000ab", max_size=30
@@ -157,9 +157,3 @@ def test_a_caption_of_a_megabyte_is_counted_whole():
     out = counts(["ab " * 333_333])
     assert out["caption_words"] == [333_333]
     assert out["caption_chars"] == [999_999]
-
-
-def test_empty_batch_keeps_its_types():
-    schema = caption(pa.table({"text": pa.array([], pa.string())})).schema
-    expected = [(column.name, column.dtype) for column in Caption.writes]
-    assert schema == pa.schema([*expected, ("reason", pa.dictionary(pa.int32(), pa.string()))])

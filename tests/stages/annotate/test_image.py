@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from stages.annotate.image import AnnotateImage, annotate, colorfulness, look
+from stages.annotate.image import annotate, colorfulness, look
 from stages.ops.pixels import decoded
 
 
@@ -99,9 +99,3 @@ def test_size_is_the_file_s_own_though_its_pixels_are_shrunk():
     out = annotate(batch(png(flat((9, 9, 9), height=1000, width=4000))))
     assert out["min_side"].to_pylist() == [1000]
     assert out["aspect_ratio"].to_pylist() == [4.0]
-
-
-def test_empty_batch_keeps_its_types():
-    out = annotate(batch())
-    assert out.schema.types[:-1] == [column.dtype for column in AnnotateImage.writes]
-    assert out.schema.field("reason").type == pa.dictionary(pa.int32(), pa.string())

@@ -72,15 +72,6 @@ def test_a_caption_of_a_megabyte_is_read_whole(annotated):
     assert annotated([german_last[:1_000_000]])["language"] == ["de"]
 
 
-def test_empty_batch_keeps_its_types(worker):
-    out = Language().open(worker)(pa.table({"text": pa.array([], pa.string())}))
-    assert out.schema.types == [
-        pa.string(),
-        pa.float32(),
-        pa.dictionary(pa.int32(), pa.string()),
-    ]
-
-
 def test_a_model_file_by_path_gives_the_same_answers(annotated, tmp_path):
     copy = tmp_path / "lid.176.ftz"
     copy.write_bytes(MODEL.read_bytes())

@@ -5,7 +5,6 @@ import io
 import imagehash
 import numpy as np
 import pyarrow as pa
-import pytest
 from PIL import Image
 
 from stages.annotate.phash import PHash
@@ -68,12 +67,3 @@ def test_a_picture_past_a_megapixel_is_hashed_as_shrunk_to_one():
     assert shrunk["height"] * shrunk["width"] <= MAX_COLUMN_PIXELS
     rgb = np.frombuffer(shrunk["rgb"], np.uint8).reshape(shrunk["height"], shrunk["width"], 3)
     assert hashed([body])["phash"] == [int(str(imagehash.phash(Image.fromarray(rgb))), 16)]
-
-
-@pytest.mark.parametrize("settings", [{}, {"dhash": True}], ids=str)
-def test_an_empty_batch_keeps_its_types(settings):
-    image = pa.array([], pa.binary())
-    batch = pa.table({"uid": image, "image": image, "pixels": decoded(image)})
-    out = PHash(**settings).open(None)(batch)
-    assert out.schema.field("phash").type == pa.uint64()
-    assert out.schema.field("reason").type == pa.dictionary(pa.int32(), pa.string())

@@ -20,24 +20,6 @@ from tests.stages.cluster.shared import (
 ROWS, CLUSTERS, PARENTS = 3_000, 60, 12
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_values_are_equal_whatever_the_shards_and_their_order(
-    metric, memory_shards, memory_context
-):
-    row_ND = blobs(900, centres=30, spread=0.4)
-    row_ND[::97] = np.nan
-    whole = table(row_ND)
-    settings = {"clusters": 24, "parents": 5, "rounds": 4, "train_fraction": 0.8, "m": 3}
-    settings["metric"] = metric
-    expected = clustered(memory_context(), memory_shards(whole), **settings)
-    names = [*VALUES, "nearest_clusters", "nearest_cosines"]
-    for size in (7, 899):
-        cut = [whole[start : start + size] for start in range(0, 900, size)]
-        for parts in (cut, cut[::-1]):
-            out = clustered(memory_context(), memory_shards(*parts), **settings)
-            assert out.select(names).equals(expected.select(names))
-
-
 def test_inertia_is_within_five_percent_of_one_level(memory_shards, memory_context):
     shards = memory_shards(table(blobs(ROWS, centres=80, spread=0.4, width=16)))
     inertia = {}

@@ -67,11 +67,3 @@ def test_one_text_of_four_thousand_images_and_random_ones_equal_a_dictionary(cou
     shards = [rows(texts[a:b], images[a:b], first=a) for a, b in pairwise(cuts)]
     expected = [[len(have[text]) for text in row] or None for row in texts]
     assert count(*shards)[0] == expected
-
-
-def test_an_empty_shard_keeps_its_types(memory_shards, memory_context):
-    ctx = memory_context()
-    SharedCaptions().run(Inputs(rows=memory_shards(rows([]), rows([["x"]]))), ctx)
-    assert [table.schema.field("text_images").type for table in ctx.stored] == [
-        pa.list_(pa.int64())
-    ] * 2

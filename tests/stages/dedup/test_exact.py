@@ -1,7 +1,5 @@
 """ExactDuplicate: one row of each set of equal bytes stays, and every other one names it."""
 
-import itertools
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -43,13 +41,6 @@ def test_the_least_uid_stays_and_the_others_name_it(memory_shards, memory_contex
     assert out["duplicate_of"].to_pylist() == [uid(keeper) for _, _, keeper in ROWS]
     no_digest = [sha256 is None for _, sha256, _ in ROWS]
     assert out["reason"].to_pylist() == ["no_sha256" if n else None for n in no_digest]
-
-
-def test_the_order_of_rows_does_not_matter(memory_shards):
-    rows = with_key(ExactDuplicate(), memory_shards(table([*ROWS, ("a", "one", None)]))[0])
-    expected = sorted(map(repr, name_keeper(rows).to_pylist()))
-    for order in itertools.islice(itertools.permutations(range(len(rows))), 0, 5040, 97):
-        assert sorted(map(repr, name_keeper(rows.take(order)).to_pylist())) == expected
 
 
 def test_only_rows_that_another_equals_are_put_in_order(memory_shards, monkeypatch):
@@ -97,13 +88,6 @@ def test_uids_are_ordered_by_bytes_past_0x7f(memory_shards):
         b"\x01" * 16,
         None,
     ]
-
-
-def test_an_empty_partition_keeps_its_types(memory_shards):
-    (rows,) = memory_shards(table([]))
-    out = name_keeper(with_key(ExactDuplicate(), rows)).schema
-    assert out.field("duplicate_of").type == pa.binary(16)
-    assert out.field("reason").type == pa.dictionary(pa.int32(), pa.string())
 
 
 def test_keepers_equal_a_plain_dictionary(memory_shards, memory_context):

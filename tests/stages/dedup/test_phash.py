@@ -1,4 +1,4 @@
-"""PHashDuplicate against every pair at every distance; what order, shards and bad rows do."""
+"""PHashDuplicate against every pair at every distance; what bad rows do."""
 
 import numpy as np
 import pyarrow as pa
@@ -74,20 +74,6 @@ def test_values_are_those_of_all_pairs_at_all_distances(
         joined, best = expected(whole, floor, order and order == "desc")
         assert out["joined_at"].to_pylist() == joined
         assert out["duplicate_of"].to_pylist() == best
-
-
-def test_values_are_equal_whatever_the_shards_their_order_and_the_partitions(
-    memory_shards, memory_context, monkeypatch
-):
-    rng = np.random.default_rng(0)
-    whole = table(near_copies(rng, 400), rng.permutation(400))
-    want = deduplicated(memory_context(), memory_shards(whole), max_distance=5).sort_by("uid")
-    for size, partition_rows in ((7, 30), (100, 5), (399, 1_000)):
-        monkeypatch.setattr(MemoryContext, "partition_rows", partition_rows)
-        shuffled = whole.take(pa.array(rng.permutation(400)))
-        parts = [shuffled[start : start + size] for start in range(0, 400, size)]
-        out = deduplicated(memory_context(), memory_shards(*parts), max_distance=5)
-        assert out.select(VALUES).sort_by("uid").equals(want.select(VALUES))
 
 
 def test_a_chain_of_near_pairs_is_one_group_and_each_falls_where_it_first_meets_a_better_row(

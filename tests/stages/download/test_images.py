@@ -270,12 +270,6 @@ def test_one_function_serves_many_batches(server, tmp_path):
         ]
 
 
-def test_an_empty_batch_keeps_its_types(tmp_path):
-    out = opened(tmp_path)(pa.table({"url": pa.array([], pa.string())}))
-    assert out.schema.types[:-1] == [column.dtype for column in DownloadImages.writes]
-    assert out.schema.field("reason").type == pa.dictionary(pa.int32(), pa.string())
-
-
 def test_limits_of_speed_are_no_part_of_the_fingerprint():
     fields = DownloadImages.__dataclass_fields__.values()
     free = {f.name for f in fields if f.metadata.get("fingerprint") is False}

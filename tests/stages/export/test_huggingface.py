@@ -139,18 +139,6 @@ def test_the_card_says_where_the_rows_come_from_and_how_to_load_them(
     assert json.loads((ctx.out / "dataset.json").read_text())["made_by"] == list(steps)
 
 
-def test_files_do_not_depend_on_the_order_of_the_work(pool, memory_shards, memory_context):
-    shards = memory_shards(*(pool[start : start + 24] for start in range(0, 240, 24)))
-    once, again = memory_context(), memory_context()
-    in_order = again.map
-    again.map = lambda fn, items: in_order(fn, items[::-1])[::-1]
-    files = []
-    for ctx in (once, again):
-        export(ctx, shards, rows_per_shard=40)
-        files.append({p.name: p.read_bytes() for p in ctx.out.rglob("*") if p.is_file()})
-    assert files[0] == files[1]
-
-
 def test_lost_rows_without_a_picture_load_as_none(pool, memory_shards, memory_context):
     reasons = pa.array([None, "no_image"] * 120).dictionary_encode()
     given = memory_shards(pool.append_column("emb.reason", reasons))

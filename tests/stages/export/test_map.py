@@ -2,7 +2,6 @@
 
 import json
 from io import BytesIO
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -143,17 +142,6 @@ def test_thumbnails_are_small_jpegs_and_null_without_a_picture(
     assert {picture.size for picture in pictures.values()} == {(8, 8)}, "none is made larger"
     undrawn = [body[row] in (None, b"torn") for row in on_map(pool)]
     assert [one is None for one in small.values()] == undrawn
-
-
-@pytest.mark.parametrize("sizes", [[240], [1, 239], [80, 0, 160], [60] * 4])
-def test_shards_and_parts_change_no_byte(
-    sizes, clustered, memory_shards, memory_context, monkeypatch, tmp_path
-):
-    whole = exported(memory_context(), memory_shards(clustered))
-    monkeypatch.setattr(export_map, "RANGE_ROWS", 50)
-    parts = [clustered[a:b] for a, b in pairwise(np.cumsum([0, *sizes]))]
-    shards = memory_shards(*parts)
-    assert exported(memory_context(), shards).equals(whole)
 
 
 def test_rows_beyond_the_limit_are_left_out_by_hash(clustered, memory_shards, memory_context):

@@ -111,14 +111,6 @@ def test_rows_that_a_stage_lost_leave_with_reason_and_value(
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_shards_and_batches_do_not_show(form, pool, memory_shards, memory_context, monkeypatch):
-    whole = export(memory_context(), memory_shards(pool), format=form).read_bytes()
-    monkeypatch.setattr("stages.export.table.BATCH_ROWS", 7)
-    parts = memory_shards(pool[:50], pool[50:50], pool[50:])
-    assert export(memory_context(), parts, format=form).read_bytes() == whole
-
-
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_load_dataset_reads_the_table_and_nothing_beside_it(
     form, pool, memory_shards, memory_context, tmp_path
 ):

@@ -47,11 +47,6 @@ def test_a_whole_column_without_a_vector_is_a_whole_column_without_a_score(image
     assert out["reason"].to_pylist() == [reason] * 1000
 
 
-def test_empty_batch_keeps_its_types():
-    types = clip_score(batch([], [])).schema.types
-    assert types == [pa.float32(), pa.dictionary(pa.int32(), pa.string())]
-
-
 def test_error_against_float64_is_what_the_docstring_says():
     rng = np.random.default_rng(0)
     a_ND, other_ND = rng.standard_normal((2, 10_000, 512), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Balanced trees: planted clusters, all targets against brute force, wrong inputs, shards."""
+"""Balanced trees: planted clusters, all targets against brute force, wrong inputs."""
 
 import json
 import pickle
@@ -156,15 +156,6 @@ def test_rows_out_of_the_population_are_null_with_a_reason(treed):
         assert out[name].is_valid().to_pylist() == [True] + [False] * 4
     assert out["keep"].null_count == 0
     assert told(ctx)["rows"] == 1
-
-
-def test_shards_and_their_order_change_no_value(pool, treed):
-    whole, _ = treed(pool, rows=33)
-    pieces, _ = treed(*(pool.slice(start, 31) for start in range(93, -1, -31)), rows=33)
-    names = [name for name in whole.column_names if name not in ("shard", "position")]
-    assert sorted(map(repr, pieces.select(names).to_pylist())) == sorted(
-        map(repr, whole.select(names).to_pylist())
-    )
 
 
 def test_rows_of_one_uid_are_taken_by_their_place(treed):

@@ -108,18 +108,6 @@ def test_a_verdict_that_is_missing_keeps_nothing(combined):
     assert out["keep"].to_pylist() == [False, True]
 
 
-def test_an_empty_shard_keeps_its_types(memory_shards, memory_context):
-    types = {
-        "uid": pa.binary(16),
-        "a.keep": pa.bool_(),
-        "shard": pa.int32(),
-        "position": pa.int32(),
-    }
-    none = pa.table({name: pa.array([], dtype) for name, dtype in types.items()})
-    for settings in ({"where": "a"}, {"repeats": {"a": 1}}):
-        Combine(**settings).run(Inputs(rows=memory_shards(none)), memory_context())
-
-
 def test_a_count_past_32_bits_is_refused(combined):
     with pytest.raises(StageError, match="2,147,483,648 times"):
         combined({"a": [True]}, times={"a": [1 << 30]}, repeats={"a": 2})

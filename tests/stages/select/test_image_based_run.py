@@ -1,4 +1,4 @@
-"""ImageBased in a run: after a score and captions, killed, by clusters of the same recipe."""
+"""ImageBased in a run: after a score and captions, by clusters of the same recipe."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,11 @@ import pyarrow.parquet as pq
 import yaml
 
 import pipeline
-from metadata.storage import Storage
 from pipeline.dataset import Inputs
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
 from stages.ops.vectors import as_matrix
 from stages.select.image_based import ImageBased
 from stages.select.where import Top, Where
-from tests.stages.killed import DiesOnceACall, Watcher, until_it_ends
-from tests.stages.select.targets import D, coarse, datacomp, pool
+from tests.stages.select.targets import coarse, datacomp, pool
 from tests.stages.task_folders import picture
 
 PUBLISHED = Path(pipeline.__file__).parent / "recipes" / "datacomp-image-clip.yaml"
@@ -62,36 +56,6 @@ def test_the_cut_of_the_score_is_fixed_on_the_whole_pool_before_captions_and_ima
     assert chain("pool") == published.tolist()
     assert 50 < published.sum() < of_caption_N.sum()
     assert chain("passing") != published.tolist()
-
-
-def test_killed_in_every_call_it_ends_as_an_unbroken_run(tmp_path, files):
-    rng = np.random.default_rng(5)
-    (tmp_path / "rows").mkdir()
-    for part in range(3):
-        table = pool(coarse(rng, 50)).rename_columns(["uid", "vector"])
-        uid = [f"{part * 50 + i:032x}" for i in range(50)]
-        pq.write_table(table.set_column(0, "uid", [uid]), tmp_path / "rows" / f"{part}.parquet")
-    places = files(coarse(rng, 20), a=coarse(rng, 4), b=coarse(rng, 4))
-    pool_of = {"path": str(tmp_path / "rows"), "uid_col": "uid", "image_embedding_col": "vector"}
-    stages = {
-        "pool": {"uses": "ingest.parquet", "embedding_width": D, **pool_of},
-        "near": {"uses": "select.image_based", "from": "pool", **places},
-    }
-    plan = make_plan(Recipe(name="it", path="it.yaml", seed=0, stages=stages))
-
-    def run(name: str, watcher) -> dict[str, bytes]:
-        folder = Storage(str(tmp_path / name))
-        assert run_plan(plan, folder, LocalExecutor(0), watcher).complete
-        (near,) = (tmp_path / name / "stages").glob("near-*")
-        stored = [*near.glob("0*.parquet"), *near.glob("out/*")]
-        return {str(path.relative_to(near)): path.read_bytes() for path in stored}
-
-    whole, dying = Watcher(), DiesOnceACall()
-    expected = run("whole", whole)
-    assert until_it_ends(lambda: run("killed", dying)) == expected
-    assert {"out/targets-00000.parquet", "out/targets-00001.parquet"} < {*expected}
-    assert dying.calls == whole.calls, "nothing twice"
-    assert len(dying.survived) > 4
 
 
 RECIPE = """\

@@ -126,23 +126,6 @@ def test_balance_keeps_some_of_a_cluster_that_has_none_of_the_furthest(pruned):
     assert summary == {"asked": 10, "kept": 10, "ranked": 20, "clusters": 2}
 
 
-def test_groups_and_shards_change_no_rank(pruned, monkeypatch):
-    rng = np.random.default_rng(2)
-    rows = rows_of(rng.integers(0, 9, 600).tolist(), rng.uniform(-1, 1, 600).tolist())
-    whole, _ = pruned(rows, rows=200)
-    by_uid = {row["uid"]: row for row in whole.to_pylist()}
-    monkeypatch.setattr(_prototypes, "GROUP_ROWS", 50)
-    order = rng.permutation(600)
-    pieces, ctx = pruned(*(rows.take(part) for part in np.split(order, [30, 31, 400])), rows=200)
-    for row in pieces.to_pylist():
-        assert row == by_uid[row["uid"]] | {"shard": row["shard"], "position": row["position"]}
-    kept = pq.read_table(ctx.out / "prototypes.parquet").to_pylist()
-    kept_rows = rows["cluster_id"].filter(whole["keep"].combine_chunks())
-    assert {row["cluster_id"]: row["kept"] for row in kept} == {
-        k: kept_rows.to_pylist().count(k) for k in range(9)
-    }
-
-
 def test_groups_ascend_and_are_few_where_clusters_are_many():
     rows_B = np.array([0, 5, 0, 7, 100, 1, 0])
     assert groups(rows_B, 3).tolist() == [0] * 7

@@ -14,7 +14,6 @@ from metadata.uid import coin, coin_hash
 from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import Selects
-from stages.select import _groups as groups
 from stages.select.sample import Sample
 
 ROWS = 3_000
@@ -153,24 +152,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"rows": 700, "by": "group"},
     {"per": "group", "at_most": 35},
 ]
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_shards_and_their_order_change_no_value(settings, pool, sampled):
-    whole = sampled(pool, **settings)
-    pieces = [pool.slice(start, 333) for start in range(2997, -1, -333)]
-    names = ["uid", "keep", "sample_rank", "reason"]
-    out = sampled(*pieces, **settings).select(names)
-    assert sorted(map(repr, out.to_pylist())) == sorted(map(repr, whole.select(names).to_pylist()))
-
-
-@pytest.mark.parametrize("settings", SETTINGS[2:], ids=str)
-def test_values_of_more_rows_than_a_slice_are_ranked_the_same(settings, pool, sampled, monkeypatch):
-    whole = sampled(pool, **settings)
-    for slice_rows, buckets in ((7, 1 << 16), (50, 3)):
-        monkeypatch.setattr(groups, "SLICE_ROWS", slice_rows)
-        monkeypatch.setattr(groups, "BUCKETS", buckets)
-        assert sampled(pool, **settings).to_pylist() == whole.to_pylist(), (slice_rows, buckets)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from pipeline.dataset import Inputs
 from pipeline.errors import RecipeError, StageError
 from stages.select import _top
-from stages.select._cut import NOTHING
-from stages.select.where import Top, Where, judge, keep_best
+from stages.select.where import Top, Where
 
 NAN = float("nan")
 FLOAT32 = pa.float32()
@@ -189,14 +188,6 @@ def test_a_selection_that_keeps_nothing_and_shards_without_rows(verdicts):
     assert verdicts(stage, empty, rows, empty) == [(False, "words > 2")] * 2
 
 
-def test_an_empty_shard_keeps_its_types(memory_shards):
-    stage = Where(where="words > 2", top=Top(column="words", fraction=0.5))
-    (empty,) = memory_shards(table(words=pa.array([], pa.int32())))
-    out = keep_best(judge(empty, stage=stage), top=stage.top, lowest=NOTHING)
-    assert out.schema.field("keep").type == pa.bool_()
-    assert out.schema.field("reason").type == pa.dictionary(pa.int32(), pa.string())
-
-
 # The best
 
 
@@ -315,17 +306,6 @@ def test_any_number_ranks(kept, dtype):
     rows = scores(np.array([3, 0, 7, 7, 2], kind), dtype, uid=[0, 1, 3, 2, 4])
     assert kept(Where(top=Top(column="clip_score", rows=1)), rows) == [3]
     assert kept(Where(top=Top(column="clip_score", rows=3)), rows) == [0, 2, 3]
-
-
-def test_the_order_of_rows_does_not_change_a_verdict(verdicts):
-    rng = np.random.default_rng(0)
-    rows = scores(rng.integers(0, 9, 1000) / 10, uid=rng.permutation(1000).tolist())
-    stage = Where(where="passes", top=Top(column="clip_score", fraction=0.37))
-    order = rng.permutation(1000)
-    shuffled = verdicts(stage, rows.take(order)[:300], rows.take(order)[300:])
-    straight = verdicts(stage, rows)
-    assert [straight[i] for i in order] == shuffled
-    assert sum(keep for keep, _ in straight) == 370
 
 
 def test_ties_of_many_shards_are_counted_together(kept):

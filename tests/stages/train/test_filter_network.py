@@ -77,12 +77,6 @@ def test_two_trainings_give_equal_bytes(trained, table):
     assert files(trained(table)) == files(trained(table))
 
 
-def test_order_and_shards_of_the_rows_do_not_matter(trained, table):
-    backwards = table.take(pa.array(range(ROWS - 1, -1, -1)))
-    cut = (backwards.slice(0, 7), backwards.slice(7, 0), backwards.slice(7))
-    assert files(trained(*cut)) == files(trained(table))
-
-
 def test_the_trained_network_tells_an_own_caption_from_another(trained, table):
     network = Embedder(str(trained(table)))
     image_ND = network.embed_images(as_matrix(table["image_features"]))

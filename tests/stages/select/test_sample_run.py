@@ -1,4 +1,4 @@
-"""select.sample in the engine: killed in any call it ends the same; partitions stay small."""
+"""select.sample in the engine: partitions stay small."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from stages.select import _groups as groups
-from tests.stages.killed import DiesOnceACall, Watcher, rows_of, until_it_ends
+from tests.stages.killed import Watcher, rows_of
 
 ROWS = 3_000
 
@@ -43,24 +43,6 @@ def run(pool, tmp_path):
         return rows_of(outcome, "some", ["uid", "keep", "sample_rank", "reason"])
 
     return run
-
-
-SETTINGS = [
-    {"by": "domain", "rows": 700},
-    {"rows": 700},
-]  # `per` makes the calls of `by`, and fewer
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_killed_in_every_call_it_goes_on_and_stores_the_same(settings, run, monkeypatch):
-    monkeypatch.setattr(groups, "SLICE_ROWS", 400)
-    expected = run("whole", Watcher(), **settings)
-    assert 600 < sum(row["keep"] for row in expected) < ROWS
-    dying = DiesOnceACall("some")
-    assert until_it_ends(lambda: run("killed", dying, **settings)) == expected
-    assert len(dying.survived) > 2
-    other = run("shards", Watcher(), shard_rows=700, **settings)
-    assert other == expected
 
 
 def test_no_partition_grows_with_the_rows_of_a_value_or_with_the_number_of_values(run, monkeypatch):
