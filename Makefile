@@ -3,13 +3,14 @@ PYTHON ?= $(shell for it in python3.11 python3.12 python3.13 python3; do \
 	$$it -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>&- && echo $$it && break; done)
 BIN    := .venv/bin
 DEMO   := demo
+POOL   := demo
 PORT   := 8765
 SEED   := 0
 SHARE  := 1/1
 PYTEST := $(BIN)/python -m pytest -q
 MARKED = $$(grep -rlE 'mark[.](chaos|drawn|soak)' tests --include 'test_*.py')
 PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/trusted/metadata \
-	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
+	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval) $(SETS)
 
 # Compiled once, not in every process that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,8 +34,9 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --no-deps 'clip-benchmark>=1.6'  # without 100 MB for captioning
 	touch $@
 
+# POOL=generated needs no package; SETS='--set raw_models.samples_seen=2560 …' changes the recipe.
 demo: .venv/installed  ## pool, quickstart, and what models trained on raw and curated rows can do
-	$(BIN)/clipmill pool demo --out $(DEMO)/pool --port $(PORT)
+	$(BIN)/clipmill pool $(POOL) --out $(DEMO)/pool --port $(PORT)
 	@$(BIN)/clipmill pool serve $(DEMO)/pool --port $(PORT) & server=$$!; \
 	trap 'kill $$server 2>/dev/null' EXIT INT TERM; \
 	$(BIN)/clipmill run quickstart $(PATHS) --out $(DEMO)/run && \

@@ -8,11 +8,12 @@ Shares of the soak are of equal cost and have no test in common; another seed cu
 """
 
 import hashlib
+import json
 import os
 import re
 import resource
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -182,14 +183,19 @@ class Costs:
         self.config = config
         self.began_s = time.monotonic()
         self.spent: dict[str, float] = {}
+        self.tries: Counter[str] = Counter()
         self.dear: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        cost = dict(report.user_properties).get("cpu")
-        if report.when == "call" and cost:
-            self.spent[report.nodeid], is_slow = cost
-            if cost[0] > LIMIT_S and not is_slow:
-                self.dear[report.nodeid] = cost[0]
+        told = dict(report.user_properties)
+        if report.when != "call" or "cpu" not in told:
+            return
+        cost, is_slow = told["cpu"]
+        self.spent[report.nodeid] = cost
+        if cost > LIMIT_S and not is_slow:
+            self.dear[report.nodeid] = cost
+        if report.passed:  # a test that tries many things says how many, by `record_property`
+            self.tries[report.nodeid.partition("[")[0]] += told.get("tries", 1)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -205,6 +211,11 @@ class Costs:
             terminalreporter.section(f"unit tests above {LIMIT_S:g} CPU second, without `slow`")
             for nodeid, cost in sorted(self.dear.items(), key=lambda it: -it[1]):
                 terminalreporter.line(f"{cost:6.2f} s  {nodeid}")
+        if part == "soak" and self.tries:
+            seed = self.config.getoption("seed")[:7]
+            path = self.config.rootpath / ".soak" / f"{seed}-{share.replace('/', '-of-')}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(self.tries, indent=1))
         line = self.line(f"soak {share}" if part == "soak" else part)
         terminalreporter.line(line)
         if path := os.environ.get("CLIPMILL_FIGURES"):
