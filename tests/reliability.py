@@ -23,7 +23,7 @@ def filled(page: str, tries: Counter[str] | None) -> str:
     """The page with its columns `runs in` and, where tries are given, `last soak`."""
     lines = page.splitlines(keepends=True)
     for number, line in enumerate(lines):
-        tests = tests_of(line)
+        tests = ids_of(line)
         if line.startswith("| ") and tests:
             cells = line.rstrip("\n").split(" | ")
             cells[-2] = " and ".join(sorted(set().union(*map(parts_of, tests)), reverse=True))
@@ -34,7 +34,7 @@ def filled(page: str, tries: Counter[str] | None) -> str:
     return "".join(lines)
 
 
-def tests_of(line: str) -> list[str]:
+def ids_of(line: str) -> list[str]:
     """Ids of the tests that a row names: of a file, or of one test in it."""
     return [f"{file}::{name}" if name else f"{file}::" for file, name in LINK.findall(line)]
 
