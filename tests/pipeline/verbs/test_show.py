@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from PIL import Image
 from rich.cells import cell_len
 
 from tests import numbered
-from tests.browser import Browser, browser
-from tests.pipeline.report.test_browser import FAINT, LEADING_NOWHERE, LOOKS, OFF_SCREEN
+from tests.legible import LEADING_NOWHERE, faults, looks
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 EVIL = "</figure><script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt;"
@@ -48,12 +46,6 @@ def run(own_stages, tmp_path_factory) -> Path:
     (folder / "it.yaml").write_text(RECIPE.replace("path: pictures", f"path: {pictures}"))
     assert main(["run", str(folder / "it.yaml"), "--out", str(folder / "run"), "--workers=0"]) == 0
     return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
@@ -106,11 +98,7 @@ def test_the_page_shows_pictures_and_what_is_none_is_text(run, clipmill, tmp_pat
     kinds = set(re.findall(r'src="(data:[^;]*)', text))
     assert kinds <= {"data:image/png", "data:image/jpeg"}
     assert "http://" not in text
-    for width, scheme in LOOKS:
-        tab.show(page, width, scheme)
-        assert tab.value("document.documentElement.scrollWidth") <= width
-        assert tab.value(OFF_SCREEN) == []
-        assert tab.value(FAINT) == []
+    assert [bad for _ in looks(tab, page) for bad in faults(tab)] == []
     assert tab.value(LEADING_NOWHERE) == []
     shown = "[...document.querySelectorAll('main img')].map((e) => e.naturalWidth > 0)"
     assert tab.value(shown) == 9 * [True]
@@ -129,10 +117,7 @@ def test_the_page_shows_pictures_and_what_is_none_is_text(run, clipmill, tmp_pat
 def test_both_sides_of_a_cut_stand_side_by_side_on_the_page(run, clipmill, tmp_path, tab):
     page = tmp_path / "near.html"
     clipmill("show", "best", "--run", run, "--near-cut", "--html", page)
-    for width, scheme in LOOKS:
-        tab.show(page, width, scheme)
-        assert tab.value(OFF_SCREEN) == []
-        assert tab.value(FAINT) == []
+    assert [bad for _ in looks(tab, page) for bad in faults(tab)] == []
     tab.show(page, 1400, "dark")
     side = "[...document.querySelectorAll('.side')].map((e) => e.getBoundingClientRect().left)"
     left, right = tab.value(side)
