@@ -90,7 +90,8 @@ def taken() -> str:
     with open(f"{place}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.is_dir():
-            print(f"{name} {version} is taken by npm, into {place}", file=sys.stderr)
+            if shutil.which("npm"):
+                print(f"npm is asked for {name} {version}, for {place}", file=sys.stderr)
             with tempfile.TemporaryDirectory(dir=place.parent) as folder:
                 unpack(Path(folder, "new")).rename(place)
             (place.parent / f"{name.strip('@').replace('/', '-')}-{version}.tgz").unlink()
