@@ -1,6 +1,8 @@
 """Small runs of the toy stages in this process: a recipe as text in, what is stored out."""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,14 +99,21 @@ class Engine:
         until: str | None = None,
         keep_going: bool = False,
         watcher: Lines | None = None,
+        executor: LocalExecutor | None = None,
     ) -> Ran:
+        """A run with workers of its own, else with those of an executor that stays open."""
         plan = self.plan(stages, *overrides, until=until)
-        executor, folder = LocalExecutor(workers), Storage(str(self.folder / out))
-        try:
-            outcome = run_plan(plan, folder, executor, watcher or Lines(), retry, keep_going)
-        finally:
-            executor.close()
-        return Ran(outcome, self.folder / out)
+        folder, more = Storage(str(self.folder / out)), (watcher or Lines(), retry, keep_going)
+        if executor is not None:
+            return Ran(run_plan(plan, folder, executor, *more), self.folder / out)
+        with closing(LocalExecutor(workers, with_main=False)) as own:
+            return Ran(run_plan(plan, folder, own, *more), self.folder / out)
+
+    def copy(self, folder: Path) -> "Engine":
+        """Its pool and its runs as they are now, in another folder."""
+        other = Engine(folder)
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return other
 
 
 @pytest.fixture

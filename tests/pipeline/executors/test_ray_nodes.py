@@ -17,7 +17,7 @@ from pipeline.engine.run import run_plan
 from pipeline.executors.ray import RayExecutor
 from pipeline.progress import Lines
 from tests.pipeline.conftest import Ran
-from tests.pipeline.engine.test_context import store
+from tests.pipeline.engine.programs import store
 from tests.pipeline.executors.work import note, notes, until
 
 pytestmark = pytest.mark.chaos
