@@ -73,6 +73,11 @@ def tell_and_wait(gate: Path, item):
     return item
 
 
+def quote(item):
+    print(item["text"], file=sys.stderr)
+    return item
+
+
 # Deaths
 
 
