@@ -91,11 +91,12 @@ def clipmill_run(
     fault: str = "any:0",
     scope: str = "group",
     workers: int = 0,
+    env: Mapping[str, str] | None = None,
 ) -> Ended:
     """`clipmill run` in a process group of its own, where a kill hits nobody else."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", *run_arguments(recipe, str(out), workers, *more)],
-        env=environment(faults, fault, scope),
+        env={**environment(faults, fault, scope), **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
