@@ -13,6 +13,8 @@ from metadata.storage import Storage
 from pipeline.executors.local import LocalExecutor
 from tests.engine_stages.harness import environment, meaning, write_pool
 from tests.pipeline.engine.test_changed_files import data_files, flip
+from tests.ray_head import ray_head as ray_head
+from tests.ray_head import ray_heads as ray_heads
 
 MEETING = """
   few:  {uses: toy.numbers, path: %(pool)s}
@@ -92,18 +94,19 @@ def test_damage_that_several_stages_meet_at_once_is_mended_once(engine, capfd, t
     assert {**mended, "recipes": None} == {**calm, "recipes": None}
 
 
-@pytest.mark.drawn(cpu_s=10)
+@pytest.mark.drawn(cpu_s=8)
 @pytest.mark.parametrize("how", ["local", "ray"])
 def test_killed_with_two_dataset_stages_running_the_next_run_stores_the_same(
-    how, engine, place, clipmill
+    how, engine, place, clipmill, request
 ):
     engine.plan(MEETING.replace("wanted: 3", "wanted: 4") % place)
-    run = ["run", engine.folder / "recipe.yaml", "--workers", 3, "--executor", how, "--out"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, run), str(engine.folder / "run")],
-        env=environment(engine.folder / "faults", "any:0"),
-        start_new_session=True,
-    ) as process:
+    run = ["run", engine.folder / "recipe.yaml", "--workers", 3, "--out"]
+    there, env = [*run, engine.folder / "run"], environment(engine.folder / "faults", "any:0")
+    if how == "ray":
+        head = request.getfixturevalue("ray_head")
+        there, env = [*there, *head.arguments], env | head.environment
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, there)]
+    with subprocess.Popen(command, env=env, start_new_session=True) as process:
         limit = time.monotonic() + 60
         while {"one", "two"} - {path.name for path in place["place"].iterdir()}:
             assert process.poll() is None
@@ -111,8 +114,8 @@ def test_killed_with_two_dataset_stages_running_the_next_run_stores_the_same(
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
     (place["place"] / "fourth").touch()
-    for out in ("run", "calm"):
-        assert clipmill(*run, engine.folder / out).code == 0
+    assert subprocess.run(command, env=env).returncode == 0
+    assert clipmill(*run, engine.folder / "calm").code == 0
     killed, calm = (meaning(Storage(str(engine.folder / out))) for out in ("run", "calm"))
     assert killed == calm
 

@@ -12,6 +12,7 @@ from pipeline.planning.settings import known_uses, stage_class
 from pipeline.planning.takes import in_words, range_of, setting_types
 from pipeline.stage import OneUp, Share
 
+STAGES = known_uses()  # with none of a test's own
 # Numbers that may be any: a seed is added to the recipe's.
 FREE = {"train.clip seeds", "train.clip loss_settings"}  # a loss has ranges of its own
 # Texts that may be empty: no token is sent; a directive or a network is not looked at.
@@ -35,7 +36,7 @@ def parts(kind):
 
 def test_every_number_of_a_stage_has_a_range_and_every_name_a_letter():
     without, empty = set(), set()
-    for uses in known_uses():
+    for uses in STAGES:
         for key, kind in setting_types(stage_class(uses, "here")).items():
             for part in parts(kind):
                 if isinstance(part, types.IntType | types.FloatType) and not range_of(part):
@@ -47,7 +48,7 @@ def test_every_number_of_a_stage_has_a_range_and_every_name_a_letter():
 
 
 def test_defaults_lie_within_their_ranges():
-    for uses in known_uses():
+    for uses in STAGES:
         cls = stage_class(uses, "here")
         for field in types.type_info(cls).fields:
             if field.default is not msgspec.NODEFAULT:
