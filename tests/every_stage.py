@@ -10,7 +10,7 @@ import io
 import json
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from metadata.concepts.load import concept_list, of_entries, save
 from metadata.passes import read_stage
-from metadata.schema import REASON, UID
+from metadata.schema import REASON, UID, URL
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
 from pipeline.executors.local import LocalExecutor
@@ -31,7 +32,7 @@ from pipeline.planning.planned import PlannedStage
 from pipeline.planning.recipe import load_recipe
 from pipeline.pools.server import BEHAVIOUR, start_server
 from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from pipeline.run_folder.state import RunState, latest
 from stages.ops.pixels import PIXELS
 
 RECIPE = Path(__file__).parent / "every_stage.yaml"
@@ -56,10 +57,11 @@ PAGE, CUT, NO_IMAGE, NO_CAPTION = 27, 44, 50, 61  # rows whose file or caption i
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done, and the port that its links name."""
+    """A run that is done, the port that its links name, and the one where they are served now."""
 
     state: RunState
     port: int
+    served_at: int = 0
 
     @property
     def plan(self) -> Plan:
@@ -79,6 +81,10 @@ class Finished:
         if PIXELS.name in table.column_names:
             at = table.column_names.index(PIXELS.name)
             table = table.set_column(at, PIXELS.name, PIXELS.derive(table[PIXELS.name]))
+        if URL.name in table.column_names:
+            at, ports = table.column_names.index(URL.name), (self.port, self.served_at)
+            then, now = (f"127.0.0.1:{port}/" for port in ports)
+            table = table.set_column(at, URL.name, pc.replace_substring(table[URL.name], then, now))
         return table.select([UID.name, *planned.bindings[0]])
 
     def written(self, planned: PlannedStage) -> pa.Table:
@@ -143,7 +149,18 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
     plan = make_plan(load_recipe(str(RECIPE), overrides))
     outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped
-    return Finished(outcome.state, port)
+    (folder / "port").write_text(str(port))
+    return Finished(outcome.state, port, port)
+
+
+def whole(generated: Path, port: int) -> Callable[[Path], Finished]:
+    """What fills a folder with a run of one shard for each root."""
+    return lambda folder: run(generated, folder, port, 1, 120)
+
+
+def opened(folder: Path, served_at: int) -> Finished:
+    """The run that `run` left in a folder."""
+    return Finished(latest(str(folder / "run")), int((folder / "port").read_text()), served_at)
 
 
 def rows_of(generated: Path) -> list[dict[str, Any]]:
