@@ -3,7 +3,7 @@
 import re
 
 from tests import reliability
-from tests.reliability import PAGE, filled, parts_of, ids_of
+from tests.reliability import PAGE, filled, ids_of, parts_of
 
 
 def test_where_tests_run_is_as_their_marks_say():

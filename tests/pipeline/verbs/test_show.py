@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from tests import numbered
 from tests.legible import LEADING_NOWHERE, faults, looks
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -131,11 +130,11 @@ def test_of_many_rows_the_page_holds_some_and_says_so(run, clipmill, tmp_path, m
     assert "6 more rows are left out" in (tmp_path / "page.html").read_text()
 
 
-def test_a_stage_without_pictures_is_a_table_on_the_page(own_stages, clipmill, tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
+def test_a_stage_without_pictures_is_a_table_on_the_page(
+    numbered_run, own_stages, clipmill, tmp_path
+):
     page = tmp_path / "page.html"
-    said = clipmill("show", "last", "--run", tmp_path / "run", "--html", page)
+    said = clipmill("show", "last", "--run", numbered_run / "run", "--html", page)
     assert said.out.endswith(f"4 rows; no stage that is done has pictures of them in {page}\n")
     assert "row 17" in page.read_text()
     assert "leads to a larger view" not in page.read_text()
