@@ -1,6 +1,6 @@
 """Which tests run where, and what they cost: a plugin of pytest (`-p tests.parts`, in pyproject).
 
-`--part unit`  tests without a mark: every law and value, in at most a CPU second each
+`--part unit`  tests without a mark: laws and values, each in about a CPU second at most
 `--part core`  `chaos`, and of `drawn` tests the cases that `--seed` draws: one of each kind
 `--part soak`  all the rest, whole or a share of it: `soak`, and the cases that were not drawn
 
@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
-LIMIT_S = 1.0  # CPU seconds of a unit test; the mark `slow` says why one may take more
+# CPU seconds of a unit test; the mark `slow` says why one may take more. The first is the aim, and
+# is listed; the second fails the run. A busy machine doubles what a test takes.
+LIMIT_S, MOST_S = 1.0, 5.0
 MARKED = re.compile(r"\bmark\.(chaos|drawn|soak)\b")  # as `make chaos` and `make soak` find files
 DEFINED = re.compile(r"^def test_", re.MULTILINE)
 COST = pytest.StashKey[float]()
@@ -199,7 +201,8 @@ class Costs:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if self.config.getoption("part") == "unit" and self.dear and exitstatus == 0:
+        is_dear = max(self.dear.values(), default=0) > MOST_S
+        if self.config.getoption("part") == "unit" and is_dear and exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(trylast=True)
