@@ -9,7 +9,10 @@ DIR, so a test sees which points were reached, and how often.
 
 import os
 import signal
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 BY_THE_CLOCK = ("live.json",)  # written by the second: it would shift the numbers of all others
@@ -34,11 +37,18 @@ def reached(point: str, name: str) -> None:
 
 def _next(folder: Path, point: str, text: str) -> int:
     """1, 2, 3 … across all processes: an exclusive create is the counter."""
-    number = sum(1 for _ in folder.glob(f"{point}-*")) + 1
+    numbers = _numbers(folder, point)
     while True:
+        number = next(numbers)
         try:
             with (folder / f"{point}-{number:05d}").open("x") as file:
                 file.write(text)
             return number
-        except FileExistsError:
-            number += 1
+        except FileExistsError:  # another process took it
+            continue
+
+
+@cache
+def _numbers(folder: Path, point: str) -> Iterator[int]:
+    """Those that this process has not tried yet."""
+    return count(1)

@@ -4,37 +4,47 @@ uids and captions are the generated pool's; images are drawn here, byte by byte,
 their faults are few and fast: what is stored depends on the stages, and on no encoder's version.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import struct
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
+import yaml
 
 from metadata.concepts.load import concept_list, of_entries, save
 from metadata.passes import read_stage
-from metadata.schema import REASON, UID
+from metadata.schema import REASON, UID, URL
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
+from pipeline.errors import RecipeError
 from pipeline.executors.local import LocalExecutor
+from pipeline.planning.described import example_of
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import load_recipe
+from pipeline.planning.recipe import Recipe, load_recipe
+from pipeline.planning.settings import known_uses, stage_class
+from pipeline.planning.snippet import snippet
 from pipeline.pools.server import BEHAVIOUR, start_server
 from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from pipeline.run_folder.state import RunState, latest
+from pipeline.stage import edges_taken
 from stages.ops.pixels import PIXELS
 
 RECIPE = Path(__file__).parent / "every_stage.yaml"
+OURS = tuple(known_uses())  # now: tests that bring stages of their own add to the path
 SOURCES = ("pool", "list", "rows", "folder", "tars")
 ON_TORCH = ("embed.features", "embed.filter_network")  # exact on one kind of processor only
 CONCEPTS = {
@@ -56,21 +66,23 @@ PAGE, CUT, NO_IMAGE, NO_CAPTION = 27, 44, 50, 61  # rows whose file or caption i
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done, and the port that its links name."""
+    """A run that is done, the port that its links name, and the one where they are served now."""
 
     state: RunState
     port: int
+    served_at: int = 0
 
     @property
     def plan(self) -> Plan:
         return self.state.plan
 
     def stage_of(self, uses: str) -> PlannedStage:
-        """The recipe's stage of this kind; a message for whoever adds one, where it has none."""
+        """The recipe's first stage of this kind; else the line that it lacks."""
         for planned in self.plan.stages.values():
             if planned.uses == uses:
                 return planned
-        raise LookupError(f"add a line for {uses} to {RECIPE.name}")
+        line = snippet(uses).splitlines()[-1]
+        raise LookupError(f"its example does not do here: add a line to {RECIPE.name}, as\n{line}")
 
     def read(self, planned: PlannedStage) -> pa.Table:
         """All rows of a stage's input, as its function gets them."""
@@ -79,6 +91,10 @@ class Finished:
         if PIXELS.name in table.column_names:
             at = table.column_names.index(PIXELS.name)
             table = table.set_column(at, PIXELS.name, PIXELS.derive(table[PIXELS.name]))
+        if URL.name in table.column_names:
+            at, ports = table.column_names.index(URL.name), (self.port, self.served_at)
+            then, now = (f"127.0.0.1:{port}/" for port in ports)
+            table = table.set_column(at, URL.name, pc.replace_substring(table[URL.name], then, now))
         return table.select([UID.name, *planned.bindings[0]])
 
     def written(self, planned: PlannedStage) -> pa.Table:
@@ -116,7 +132,28 @@ class Finished:
         return json.loads(text)
 
 
-@contextmanager
+def holds(
+    law: Callable[[Any], object], stages: Iterable[tuple[str, Any]], kinds: Iterable[str]
+) -> None:
+    """Asks the law of each stage, named by what it uses; ends with all that is wrong.
+
+    A law may give how much it has looked at. A kind of which it has seen nothing is wrong too.
+    """
+    wrong, visited = [], set()
+    for uses, stage in stages:
+        looked_at = None
+        try:
+            looked_at = law(stage)
+        except Exception as error:
+            wrong.append(f"{uses}: {''.join(traceback.format_exception(error, limit=-2))}")
+        if looked_at is None or looked_at:
+            visited.add(uses)
+    wrong += [f"{uses}: not visited" for uses in sorted({*kinds} - visited)]
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
+@contextlib.contextmanager
 def served(generated: Path, folder: Path) -> Iterator[int]:
     """The port at which the rows' images are served."""
     write_site(rows_of(generated), folder)
@@ -126,24 +163,65 @@ def served(generated: Path, folder: Path) -> Iterator[int]:
 
 def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -> Finished:
     """Every stage over the rows, in so many source files, in another order for each number."""
+    plan = make_plan(load_recipe(str(write_run(generated, folder, port, files, shard_rows))))
+    outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
+    assert outcome.complete, outcome.stopped
+    (folder / "port").write_text(str(port))
+    return Finished(outcome.state, port, port)
+
+
+def whole(generated: Path, port: int) -> Callable[[Path], Finished]:
+    """What fills a folder with a run of one shard for each root."""
+    return lambda folder: run(generated, folder, port, 1, 120)
+
+
+def opened(folder: Path, served_at: int) -> Finished:
+    """The run that `run` left in a folder."""
+    return Finished(latest(str(folder / "run")), int((folder / "port").read_text()), served_at)
+
+
+def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -> Path:
+    """The recipe of that run, beside its source files."""
     rows = sorted(rows_of(generated), key=lambda row: (row["number"] * 7) % (13 * files))
     rows = [{**row, "url": row["url"].format(port=port)} for row in rows]
     write_sources(rows, folder, files)
-    overrides = [f"{name}.path={folder / name}" for name in SOURCES]
-    overrides += [f"{name}.shard_rows={shard_rows}" for name in SOURCES if name != "tars"]
-    overrides += [
-        f"{name}.rows_per_shard={shard_rows // 2}" for name in ("shards", "samples", "hub")
-    ]
-    overrides += [f"{name}.tasks={generated / 'eval'}" for name in ("zero", "leaks", "shown")]
-    overrides.append(f"wanted.targets={generated / 'eval'}")
-    overrides += [f"{name}.concepts={folder / 'concepts.parquet'}" for name in ("concepts", "even")]
-    overrides.append(f"listed.path={folder / 'listed.txt'}")
+    recipe = with_examples(load_recipe(str(RECIPE)), OURS)
+    concepts, tasks = str(folder / "concepts.parquet"), str(generated / "eval")
+    places = {"concepts": concepts, "tasks": tasks, "targets": tasks}
+    sizes = {"shard_rows": shard_rows, "rows_per_shard": shard_rows // 2}
+    stages = {
+        name: {key: places.get(key, sizes.get(key, value)) for key, value in keys.items()}
+        for name, keys in recipe.stages.items()
+    }
+    for name in SOURCES:
+        stages[name]["path"] = str(folder / name)
+    stages["listed"]["path"] = str(folder / "listed.txt")
     if files > 1:
-        overrides.append("both.from=[tars, folder]")
-    plan = make_plan(load_recipe(str(RECIPE), overrides))
-    outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
-    assert outcome.complete, outcome.stopped
-    return Finished(outcome.state, port)
+        stages["both"]["from"] = ["tars", "folder"]
+    path = folder / "every_stage.yaml"
+    path.write_text(yaml.safe_dump({"seed": recipe.seed, "stages": stages}, sort_keys=False))
+    return path
+
+
+def with_examples(recipe: Recipe, known: Iterable[str]) -> Recipe:
+    """The recipe and, of each stage that has no line in it, the one that its example makes."""
+    for uses in sorted({*known} - {keys["uses"] for keys in recipe.stages.values()}):
+        for keys in lines_of(uses, recipe):
+            stages = {**recipe.stages, uses.replace(".", "_"): keys}
+            with contextlib.suppress(RecipeError):
+                make_plan(replace(recipe, stages=stages))
+                recipe = replace(recipe, stages=stages)
+                break
+    return recipe
+
+
+def lines_of(uses: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """The example of a stage, after each line whose rows or data it may take, the last first."""
+    new = stage_class(uses, recipe.path)
+    for above, keys in reversed(recipe.stages.items()):
+        for edge, kind in (("from", "rows"), ("data", "data")):
+            if kind in edges_taken(new) and kind in stage_class(keys["uses"], recipe.path).gives:
+                yield {"uses": uses, edge: above, **example_of(new)}
 
 
 def rows_of(generated: Path) -> list[dict[str, Any]]:

@@ -67,10 +67,12 @@ def check_edges(
             if kind not in gives:
                 fits = {"rows": "from", "data": "data"}
                 fits |= {edge: f'{edge}: "stage:…"' for edge in ("model", "centroids")}
+                other = f", or use `{fits[gives[0]]}`" if gives else ""
+                given = " and ".join(gives) or "nothing"
                 raise RecipeError(
-                    found=f"'{target}' gives {' and '.join(gives)}, and `{edge}` takes {kind}",
+                    found=f"'{target}' gives {given}, and `{edge}` takes {kind}",
                     where=recipe.where(name, edge),
-                    do=f"name a stage that gives {kind}, or use `{fits[gives[0]]}`",
+                    do=f"name a stage that gives {kind}{other}",
                 )
         wanted = edge if edge in FOLDERS else kind
         is_given = bool(edges[edge]) or (edge == "data" and elsewhere is not None)

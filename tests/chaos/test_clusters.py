@@ -77,17 +77,18 @@ def test_killed_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
         assert meaning(Storage(uri)) == expected, killed.points[-1]
 
 
-def test_killed_on_ray_files_are_those_of_a_local_run(given, calm, tmp_path):
+def test_killed_on_ray_files_are_those_of_a_local_run(given, calm, ray_head, tmp_path):
     """The driver is killed as a round ends, then a worker in the midst of one."""
     _, expected = calm
-    more = ("--set", given, "--executor", "ray")
+    more, env = ("--set", given, *ray_head.arguments), ray_head.environment
     for fault in ("step:6", "rename:20"):
         folder = tmp_path / fault.replace(":", "-")
+        place = (RECIPE, folder / "run")
         first = clipmill_run(
-            RECIPE, folder / "run", folder / "first", *more, workers=2, fault=fault, scope="process"
+            *place, folder / "first", *more, workers=2, fault=fault, scope="process", env=env
         )
         if first.killed:
-            again = clipmill_run(RECIPE, folder / "run", folder / "again", *more, workers=2)
+            again = clipmill_run(*place, folder / "again", *more, workers=2, env=env)
             assert again.code == 0, again.output
         else:
             assert first.code == 0, first.output

@@ -121,6 +121,10 @@ def test_an_edge_to_what_a_stage_does_not_give_names_all_that_it_gives(engine):
         RecipeError, match="'centre' gives rows and model and centroids, and `data` takes data"
     ):
         engine.plan(CENTRE + "  clip: {uses: train.clip, data: centre}\n")
+    leaks = "  files: {uses: export.uid_list, from: numbers}\n"
+    leaks += "  leaks: {uses: evaluate.leaks, data: files, tasks: eval}\n"
+    with pytest.raises(RecipeError, match="'leaks' gives nothing, and `from` takes rows"):
+        engine.plan(leaks + "  words: {uses: annotate.caption, from: leaks}\n")
 
 
 AIMED = (

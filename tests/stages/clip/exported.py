@@ -76,7 +76,7 @@ def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
 @contextmanager
 def known_to_open_clip() -> Iterator[str]:
     """The tiny network's name, as if open_clip came with it."""
-    import open_clip
+    import open_clip  # some seconds: not whenever tests are collected
 
     open_clip.add_model_config(TINY_OPEN_CLIP)
     with pytest.MonkeyPatch.context() as patch:
