@@ -51,7 +51,7 @@ vllm: .venv/installed-dev  ## a real vLLM server on the CPU, with tiny models ma
 
 test: check unit chaos  ## all of it: what .ci/run calls
 
-bench: .venv/installed-dev  ## every ratio in tests/benchmarks, with the machine's name
+bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks
 
 docs: .venv/installed  ## docs/stages, from the files of the stages
