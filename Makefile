@@ -63,7 +63,7 @@ test: browser check unit chaos  ## all that a change must pass
 soak: browser  ## all the rest, for hours; SEED=1 SHARE=1/4: the first of four shares
 	$(PYTEST) -n 2 --dist loadfile --part soak --seed $(SEED) --share $(SHARE) --durations 40 $(MARKED)
 
-bench: .venv/installed-dev  ## every ratio in tests/benchmarks, with the machine's name
+bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks
 
 docs: .venv/installed  ## docs/stages, from the files of the stages
