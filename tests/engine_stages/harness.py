@@ -91,6 +91,7 @@ def clipmill_run(
     fault: str = "any:0",
     scope: str = "group",
     workers: int = 0,
+    timeout_s: float = 120,
 ) -> Ended:
     """`clipmill run` in a process group of its own, where a kill hits nobody else."""
     done = subprocess.run(
@@ -100,7 +101,7 @@ def clipmill_run(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        timeout=120,
+        timeout=timeout_s,
         check=False,
     )
     return Ended(done.returncode, done.stdout, points_of(faults))
