@@ -108,6 +108,18 @@ class Finished:
         ]
         return pa.concat_tables(shards).unify_dictionaries()
 
+    def everything(self, planned: PlannedStage) -> list[str]:
+        """A stage's rows and other files as text to be compared with another run's of this machine,
+        whatever the order of the rows."""
+        out = Path(self.state.stages[planned.name].folder.path, "out")
+        if planned.gives_rows:
+            found = self.written(planned).to_pylist()
+        else:
+            found = self.values(planned)
+        if not planned.gives_data:
+            found += [{path.name: content_of(path)} for path in out.rglob("*") if path.is_file()]
+        return sorted(repr(unnumbered(row)) for row in found)
+
     def values(self, planned: PlannedStage) -> list[dict[str, Any]]:
         """A stage's rows as plain values: what it stands for, whatever file they lie in."""
         if planned.gives_rows:
@@ -151,6 +163,13 @@ def holds(
     wrong += [f"{uses}: not visited" for uses in sorted({*kinds} - visited)]
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
+
+
+def content_of(path: Path) -> Any:
+    """What a file beside rows holds, whatever order its own rows have."""
+    if path.suffix == ".parquet":
+        return sorted(map(repr, pq.read_table(path).to_pylist()))
+    return json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -345,9 +364,17 @@ def exported(out: Path) -> Iterator[dict[str, Any]]:
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
                 yield from csv.DictReader(file)
+        elif path.suffix == ".jsonl":
+            yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
         else:
             for high, low in np.load(path).tolist():
                 yield {"uid": f"{high:016x}{low:016x}"}
+
+
+def unnumbered(row: dict[str, Any]) -> dict[str, Any]:
+    """An exported row without its number, which is in the order of the files; so in tars' JSON."""
+    inside = {name: unnumbered(it) for name, it in row.items() if isinstance(it, dict)}
+    return {name: it for name, it in (row | inside).items() if name != "sample_index"}
 
 
 def samples_of(path: Path) -> Iterator[dict[str, Any]]:

@@ -94,6 +94,7 @@ def clipmill_run(
     scope: str = "group",
     workers: int = 0,
     env: Mapping[str, str] | None = None,
+    timeout_s: float = 120,
 ) -> Ended:
     """`clipmill run` in a process group of its own, where a kill hits nobody else."""
     done = subprocess.run(
@@ -103,7 +104,7 @@ def clipmill_run(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        timeout=120,
+        timeout=timeout_s,
         check=False,
     )
     return Ended(done.returncode, done.stdout, points_of(faults))

@@ -1,0 +1,29 @@
+"""Where a large pool is cut, so low that the rows of tests/every_stage.py are: on import."""
+
+from importlib import import_module
+
+LIMITS = {
+    "pipeline.engine.context": {"PARTITION_ROWS": 60, "MERGED": 2, "BY_DRIVER_BYTES": 512},
+    "stages.caption.retrieve": {"BLOCK": 50},
+    "stages.dedup._copies": {"ROWS": 50},
+    "stages.dedup._nearest_texts": {"BLOCK_BYTES": 1_000},
+    "stages.dedup._pairs": {"RANGE_ROWS": 30},
+    "stages.dedup.minhash": {"PARTITION_BYTES": 6_000, "BLOCK_BYTES": 1_000},
+    "stages.export._drawn": {"BATCH_ROWS": 7},
+    "stages.export._groups": {"BATCH_ROWS": 7, "TALLIED_ROWS": 20},
+    "stages.export._plane": {"BLOCK_ROWS": 50},
+    "stages.export.map": {"RANGE_ROWS": 100},
+    "stages.export.pixels": {"BATCH_ROWS": 7},
+    "stages.export.table": {"BATCH_ROWS": 7},
+    "stages.export.uid_list": {"RANGE_ROWS": 30, "BATCH_ROWS": 20, "AT_ONCE": 2},
+    "stages.select._groups": {"SLICE_ROWS": 30},
+    "stages.select._levels": {"PART": 2},
+    "stages.select._prototypes": {"GROUP_ROWS": 50},
+    "stages.select._targets": {"ROWS": 50},
+    "stages.select._top": {"FEW": 20},
+}
+
+for _module, _values in LIMITS.items():
+    for _name, _value in _values.items():
+        assert hasattr(import_module(_module), _name), f"{_module} has no {_name}"
+        setattr(import_module(_module), _name, _value)

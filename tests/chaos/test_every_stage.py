@@ -1,0 +1,224 @@
+"""What holds for a run of every stage: in other pieces, by other hands, killed or damaged anywhere.
+
+One law a test, asked of each stage; a new stage is in by its example (tests/every_stage.py).
+"""
+
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from metadata.storage import Storage
+from pipeline.planning.plan import make_plan
+from pipeline.planning.planned import PlannedStage
+from pipeline.planning.recipe import load_recipe
+from pipeline.run_folder.state import RunState
+from tests.chaos.conftest import Nursery, nursery_of
+from tests.engine_stages.harness import Ended, clipmill_run, meaning
+from tests.every_stage import OURS, Finished, holds, write_run
+from tests.parts import coin
+
+pytestmark = pytest.mark.chaos
+
+FILES, SHARD_ROWS = 2, 70
+MODULES = (  # imported once, and not by each of some hundred forks
+    *("tests.chaos.small", "torch", "pandas", "cv2", "scipy.stats", "numba"),
+    *("pipeline.verbs._summary_page", "pipeline.ledger.compare"),
+    *("stages.models.reference", "stages.models.features", "stages.models.filter_network"),
+    *("stages.ops._sift", "stages.dedup._slots", "stages.clip.loop"),
+)
+# Points of the run (test_kill_matrix) and of stored answers (test_asked, test_answers).
+ELSEWHERE = re.compile(r"\w+ (run|lock)\.json|\w+ (recipes|sessions|log|packed|new)/")
+REDONE = 2  # units at most: those that were in hand
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A finished run, how each of its stages ended by itself, and more runs of the recipe."""
+
+    nursery: Nursery
+    finished: Finished
+    ended: dict[str, Ended]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.finished.state.run.path)
+
+    def holds(self, law: Callable[[PlannedStage], object]) -> None:
+        """Asks the law of every stage of the run."""
+        stages = [(it.uses, it) for it in self.finished.plan.stages.values()]
+        holds(law, stages, OURS)
+
+    def same(self, run: str) -> None:
+        """Holds each stage's folder in another run to its own here."""
+        expected, found = (meaning(Storage(it)) for it in (str(self.path), run))
+
+        def law(planned: PlannedStage) -> int:
+            mine, theirs = (
+                {name: it for name, it in files.items() if name.startswith(f"{planned.folder}/")}
+                for files in (expected, found)
+            )
+            assert theirs == mine
+            return len(mine)
+
+        self.holds(law)
+
+
+@pytest.fixture(scope="module")
+def pieces(generated, links, tmp_path_factory) -> Iterator[Pieces]:
+    """More source files, in another order, cut into more and smaller shards; all limits are low."""
+    folder = tmp_path_factory.mktemp("pieces")
+    plan = make_plan(load_recipe(str(write_run(generated, folder, links, FILES, SHARD_ROWS))))
+    (folder / "nursery").mkdir()
+    recipe = folder / "every_stage.yaml"
+    with nursery_of(recipe, folder / "nursery", modules=MODULES) as nursery:
+        ended = {name: nursery.run(folder / "run", "--until", name) for name in plan.stages}
+        assert not [it.output for it in ended.values() if it.code]
+        state = RunState(plan, Storage(str(folder / "run")))
+        yield Pieces(nursery, Finished(state, links), ended)
+
+
+def test_shards_their_order_and_limits_change_no_value(every_stage, pieces):
+    def law(planned):
+        whole, cut = (run.everything(planned) for run in (every_stage, pieces.finished))
+        assert cut == whole
+        return len(whole)
+
+    pieces.holds(law)
+    shards = [len(run.state.stages["both"].shards) for run in (every_stage, pieces.finished)]
+    assert shards == [2, 4]
+
+
+def test_workers_and_stages_at_once_change_no_byte(pieces, tmp_path):
+    recipe = pieces.nursery.recipe
+    out, faults = str(tmp_path / "run"), tmp_path / "faults"
+    ended = clipmill_run(recipe, out, faults, workers=2, timeout_s=800)
+    assert ended.code == 0, ended.output
+    pieces.same(out)
+
+
+def test_run_again_does_nothing(pieces):
+    def files(planned):
+        folder = pieces.path / planned.folder
+        return {it: it.stat() for it in folder.rglob("*") if it.is_file()}
+
+    def law(planned):
+        assert files(planned) == before[planned.name]
+        return len(before[planned.name])
+
+    before = {name: files(it) for name, it in pieces.finished.plan.stages.items()}
+    again = pieces.nursery.run(pieces.path)
+    assert again.code == 0, again.output
+    assert again.units == 0
+    pieces.holds(law)
+
+
+# Killed
+
+
+def places(ended: Ended) -> dict[str, list[int]]:
+    """Where a stage may be killed, by the file that is written; they count up to each point.
+
+    Files whose names differ in their numbers are one place.
+    """
+    found = defaultdict(list)
+    for number, point in enumerate(ended.points):
+        if not ELSEWHERE.match(point):
+            found[re.sub(r"[0-9a-f]*\d[0-9a-f]*", "0", point.partition(" ")[2])].append(number)
+    return found
+
+
+@pytest.fixture
+def die(pieces, tmp_path):
+    """Kills a stage at each of these points and runs it again: as if nothing had happened."""
+    out = shutil.copytree(pieces.path, tmp_path / "run")
+
+    def die(planned: PlannedStage, numbers: list[int]) -> int:
+        whole = pieces.ended[planned.name]
+        expected = meaning(Storage(str(pieces.path / planned.folder)))
+        for number in numbers:
+            point = whole.points[number]
+            shutil.rmtree(out / planned.folder)
+            fault = f"{point}:{whole.points[: number + 1].count(point)}"
+            killed = pieces.nursery.run(out, "--until", planned.name, fault=fault)
+            assert killed.killed, f"{fault} was never reached: {killed.output}"
+            again = pieces.nursery.run(out, "--until", planned.name)
+            assert again.code == 0, again.output
+            assert meaning(Storage(str(out / planned.folder))) == expected, fault
+            assert killed.units + again.units <= whole.units + REDONE, fault
+        return len(numbers)
+
+    yield die
+    pieces.same(str(out))
+
+
+def test_killed_and_run_again_each_stage_stores_the_same(pieces, die, seed):
+    def law(planned):
+        by_file = places(pieces.ended[planned.name])
+        file = min(by_file, key=lambda file: coin(seed, f"{planned.name} {file}"))
+        return die(planned, [min(by_file[file], key=lambda it: coin(seed, f"{file} {it}"))])
+
+    pieces.holds(law)
+
+
+@pytest.mark.soak(cpu_s=600)
+def test_killed_at_every_file_and_run_again_each_stage_stores_the_same(pieces, die, seed):
+    def law(planned):
+        by_file = places(pieces.ended[planned.name])
+        drawn = [
+            min(by_file[file], key=lambda it, file=file: coin(seed, f"{file} {it}"))
+            for file in by_file
+        ]
+        return die(planned, drawn)
+
+    pieces.holds(law)
+
+
+# Damaged
+
+
+def flip(path: Path, seed: str) -> None:
+    """Changes one bit of a file, at a place that the seed draws."""
+    data = bytearray(path.read_bytes())
+    data[int(coin(seed, path.name), 16) % len(data)] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.drawn(cases=1, cpu_s=60)
+@pytest.mark.parametrize("case", range(12))
+def test_a_changed_bit_of_any_file_is_named_and_mended_by_who_reads_it(
+    case, pieces, tmp_path, seed
+):
+    """A digit of their numbers tells which stages are made anew, from the others' changed files:
+    of two stages each reads what the other stored, in one of the cases."""
+    out = shutil.copytree(pieces.path, tmp_path / "run")
+    stages = pieces.finished.plan.stages
+    assert len(stages) <= 2**6
+    changed = {
+        path
+        for planned in stages.values()
+        for path in (out / planned.folder).rglob("*")
+        if path.is_file() and (path.parent.name != "out-notes")
+        if re.fullmatch(r"\d+-\w+\.parquet", path.name) or "out" in path.relative_to(out).parts
+    }
+    for path in changed:
+        flip(path, seed)
+    verify = ("verify", "--run", str(out))
+    told = pieces.nursery.ask(*verify, "--json")
+    assert told.code == 1, told.output
+    print(told.output[:3000])
+    for number, planned in enumerate(stages.values()):
+        if number >> case // 2 & 1 == case % 2:
+            shutil.rmtree(out / planned.folder)
+    ended = pieces.nursery.run(out)
+    assert ended.code == 0, ended.output
+    print(ended.output)
+    mended = pieces.nursery.ask(*verify, "--repair", "--workers", "0")
+    assert mended.code == 0, mended.output
+    ended = pieces.nursery.run(out)
+    assert ended.code == 0, ended.output
+    pieces.same(str(out))
