@@ -112,10 +112,7 @@ class Finished:
         """A stage's rows and other files as text to be compared with another run's of this machine,
         whatever the order of the rows."""
         out = Path(self.state.stages[planned.name].folder.path, "out")
-        if planned.gives_rows:
-            found = self.written(planned).to_pylist()
-        else:
-            found = self.values(planned)
+        found = self.written(planned).to_pylist() if planned.gives_rows else self.values(planned)
         if not planned.gives_data:
             found += [{path.name: content_of(path)} for path in out.rglob("*") if path.is_file()]
         return sorted(repr(unnumbered(row)) for row in found)
