@@ -193,7 +193,7 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
         Trainer(Nano(TINY), schedule, means=Means(compile=True))
 
 
-@pytest.mark.soak(cpu_s=30)  # compiles C++
+@pytest.mark.soak(cpu_s=70)  # compiles C++
 def test_compiled_it_has_the_same_losses(batches):
     made, schedule = batches(), trainer("float32").schedule
     plain = Trainer(Nano(TINY), schedule)
