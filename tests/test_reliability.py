@@ -24,9 +24,10 @@ def test_every_promise_is_held_by_a_test_of_every_change():
 def test_parts_are_those_of_marks(tmp_path, monkeypatch):
     monkeypatch.setattr(reliability, "ROOT", tmp_path)
     (tmp_path / "it.py").write_text(
+        "pytestmark = [pytest.mark.usefixtures('it')]\n"
         "def test_unit(): pass\n"
         "@pytest.mark.chaos\ndef test_core(): pass\n"
-        "@pytest.mark.soak(cpu_s=9)\ndef test_long(): pass\n"
+        "@pytest.mark.chaos\n@pytest.mark.soak(cpu_s=9)\ndef test_long(): pass\n"
         "@pytest.mark.drawn\ndef test_drawn(): pass\n"
         "@pytest.mark.parametrize('n', [1, pytest.param(2, marks=pytest.mark.soak)])\n"
         "def test_some(n): pass\n"

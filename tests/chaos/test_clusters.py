@@ -55,6 +55,7 @@ def test_every_round_of_every_stage_that_finds_centres_is_killed_here(calm):
     assert len(steps) == (3 + 3) + (5 + 2) + (5 + 2 + 2), "rounds, draws, and refinements"
 
 
+@pytest.mark.soak(cpu_s=80)
 def test_killed_in_any_round_and_run_again_the_result_is_the_same(runs, calm, tmp_path):
     whole, expected = calm
     for number in points_of(whole, KILLS):
@@ -66,6 +67,7 @@ def test_killed_in_any_round_and_run_again_the_result_is_the_same(runs, calm, tm
         assert killed.units + again.units <= whole.units + 1
 
 
+@pytest.mark.soak(cpu_s=30)
 def test_killed_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
     whole, expected = calm
     for number in points_of(whole, ON_S3):
@@ -105,6 +107,7 @@ def many(given, tmp_path_factory):
         yield nursery, ended, meaning(Storage(str(folder / "calm")))
 
 
+@pytest.mark.drawn(cpu_s=15)
 @pytest.mark.parametrize(
     "fault",
     [

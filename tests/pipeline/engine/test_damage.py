@@ -152,7 +152,7 @@ def goes_on(engine, clipmill):
     return differing
 
 
-@pytest.mark.chaos
+@pytest.mark.drawn(cpu_s=40)
 @pytest.mark.parametrize("stop", STOPS)
 def test_any_small_file_damaged_in_any_way_is_made_again_or_named(stop, stopped, goes_on, engine):
     it, wrong = stopped(stop), {}
