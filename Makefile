@@ -3,19 +3,20 @@ PYTHON ?= $(shell for it in python3.11 python3.12 python3.13 python3; do \
 	$$it -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>&- && echo $$it && break; done)
 BIN    := .venv/bin
 DEMO   := demo
+POOL   := demo
 PORT   := 8765
 SEED   := 0
 SHARE  := 1/1
-PYTEST := $(BIN)/python -m pytest -q
+PYTEST := CLIPMILL_BROWSER="$$(cat .venv/browser)" $(BIN)/python -m pytest -q
 MARKED = $$(grep -rlE 'mark[.](chaos|drawn|soak)' tests --include 'test_*.py')
 PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/trusted/metadata \
-	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval)
+	$(foreach arm,raw curated,--set $(arm)_scores.tasks=$(DEMO)/pool/eval) $(SETS)
 
 # Compiled once, not in every process that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit chaos test soak bench docs clean
+.PHONY: help demo browser check unit chaos test soak bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,8 +34,9 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --no-deps 'clip-benchmark>=1.6'  # without 100 MB for captioning
 	touch $@
 
+# POOL=generated needs no package; SETS='--set raw_models.samples_seen=2560 …' changes the recipe.
 demo: .venv/installed  ## pool, quickstart, and what models trained on raw and curated rows can do
-	$(BIN)/clipmill pool demo --out $(DEMO)/pool --port $(PORT)
+	$(BIN)/clipmill pool $(POOL) --out $(DEMO)/pool --port $(PORT)
 	@$(BIN)/clipmill pool serve $(DEMO)/pool --port $(PORT) & server=$$!; \
 	trap 'kill $$server 2>/dev/null' EXIT INT TERM; \
 	$(BIN)/clipmill run quickstart $(PATHS) --out $(DEMO)/run && \
@@ -47,18 +49,21 @@ check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/ruff check .
 	$(BIN)/mypy metadata pipeline stages clipmill.py
 
-unit: .venv/installed-dev  ## every law and value; under three minutes
+browser: .venv/installed-dev  # or why there is none: the first line, and the last
+	@npm_config_fetch_retries=1 $(BIN)/python -m tests.chromium | tee .venv/browser
+
+unit: browser  ## every law and value; under three minutes
 	$(PYTEST) -n 2 --dist loadfile --part unit --durations 20
 
-chaos: .venv/installed-dev  ## the core of what kills: each kind of point, as SEED= draws them
+chaos: browser  ## the core of what kills: each kind of point, as SEED= draws them
 	$(PYTEST) -n 2 --dist loadfile --part core --seed $(SEED) --durations 20 $(MARKED)
 
-test: check unit chaos  ## all that a change must pass
+test: browser check unit chaos  ## all that a change must pass
 
-soak: .venv/installed-dev  ## all the rest, for hours; SEED=1 SHARE=1/4: the first of four shares
+soak: browser  ## all the rest, for hours; SEED=1 SHARE=1/4: the first of four shares
 	$(PYTEST) -n 2 --dist loadfile --part soak --seed $(SEED) --share $(SHARE) --durations 40 $(MARKED)
 
-bench: .venv/installed-dev  ## every ratio in tests/benchmarks, with the machine's name
+bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks
 
 docs: .venv/installed  ## docs/stages, from the files of the stages

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 a stage failed or nothing was kept, 2 the recipe or the ar
 import argparse
 import atexit
 import errno
+import functools
 import gc
 import os
 import re
@@ -187,6 +188,7 @@ class _Parser(argparse.ArgumentParser):
         raise RecipeError(message, self.prog, more)
 
 
+@functools.cache  # of a process that runs several commands
 def _parser() -> _Parser:
     lines = ["From a raw pool of image-text pairs to a training set for CLIP."]
     for verb in VERBS:

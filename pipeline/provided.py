@@ -61,6 +61,8 @@ class Environment:
 
     packages: tuple[str, ...]
     with_dependencies: bool = True  # false: these packages and no others
+    without: tuple[str, ...] = ()  # what they bring and must not: taken out once all is installed
+    imports: str = ""  # the module that is of use in it: `clipmill doctor --model` tries it
 
 
 class Helper(Protocol):

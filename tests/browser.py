@@ -7,55 +7,82 @@ scheme, and a page that allows no script can be measured.
 import base64
 import json
 import os
-import shutil
+import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"),
 )
+MOST_SILENT_S = 60
 
 
-class Browser:
-    """One tab of a browser."""
+class Chromium:
+    """A browser that runs, spoken to through this socket."""
 
-    def __init__(self, ask: RawIOBase, answer: BinaryIO) -> None:
-        self.ask, self.answer = ask, answer
+    def __init__(self, pipes: socket.socket) -> None:
+        self.pipes = pipes
         self.number = 0
-        self.session: dict[str, str] = {}
-        target = self.call("Target.createTarget", url="about:blank")
-        tab = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self.session = {"sessionId": tab["sessionId"]}
-        self.call("Page.enable")
+        self.heard = b""
 
-    def call(self, method: str, **parameters: Any) -> Any:
-        """What the browser answers to one command of the protocol."""
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
+        """What the browser, or one of its tabs, answers to a command of the protocol."""
         self.number += 1
-        command = {"id": self.number, "method": method, "params": parameters, **self.session}
-        self.ask.write(json.dumps(command).encode() + b"\0")
-        while (said := self._said()).get("id") != self.number:
+        command = {"id": self.number, "method": method, "params": parameters}
+        to = {"sessionId": session} if session else {}
+        self.pipes.sendall(json.dumps(command | to).encode() + b"\0")
+        while (said := self.said()).get("id") != self.number:
             pass
         assert "error" not in said, said
         return said["result"]
 
+    def said(self) -> Any:
+        """The next answer or event."""
+        while b"\0" not in self.heard:
+            more = self.pipes.recv(1 << 20)
+            if not more:
+                raise ConnectionError("the browser ended")
+            self.heard += more
+        text, _, self.heard = self.heard.partition(b"\0")
+        return json.loads(text)
+
+
+class Tab:
+    """One tab of a browser."""
+
+    def __init__(self, chromium: Chromium) -> None:
+        self.chromium = chromium
+        self.target = chromium.call("Target.createTarget", url="about:blank")["targetId"]
+        at = chromium.call("Target.attachToTarget", targetId=self.target, flatten=True)
+        self.session = at["sessionId"]
+        self.call("Page.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        """What the tab answers to one command of the protocol."""
+        return self.chromium.call(method, self.session, **parameters)
+
     def show(self, page: Path | str, width: int, scheme: str, height: int = 900) -> None:
         """Opens the page, a file or an address, in a window of this size, `light` or `dark`."""
+        self.look(width, scheme, height)
+        address = page if isinstance(page, str) else page.as_uri()
+        loader = self.call("Page.navigate", url=address)["loaderId"]
+        loaded = {"loaderId": loader, "name": "load"}
+        while not loaded.items() <= self.chromium.said().get("params", {}).items():
+            pass
+
+    def look(self, width: int, scheme: str, height: int = 900) -> None:
+        """Gives the window this size and scheme, whatever it shows."""
         self.size(width, height)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[feature])
-        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
-        while self._said().get("method") != "Page.loadEventFired":
-            pass
 
     def size(self, width: int, height: int) -> None:
         """The size of the window, in pixels."""
@@ -91,36 +118,34 @@ class Browser:
         """What stands in the window, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot")["data"])
 
-    def _said(self) -> Any:
-        text = bytearray()
-        while (byte := self.answer.read(1)) != b"\0":
-            assert byte, "the browser ended"
-            text += byte
-        return json.loads(text)
-
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """A browser whose profile lies in this folder."""
-    assert CHROMIUM, "install a browser: apt-get install chromium"
-    (theirs, ask), (answer, their_answer) = os.pipe(), os.pipe()
+def started(path: str) -> Iterator[Chromium]:
+    """A browser with a profile of its own. Raises OSError: why it doesn't start, or has ended."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(MOST_SILENT_S)
 
     def as_3_and_4() -> None:
-        for of, pipe in enumerate([os.dup(theirs), os.dup(their_answer)], start=3):
-            os.dup2(pipe, of)
+        pipe = os.dup(theirs.fileno())
+        os.dup2(pipe, 3)
+        os.dup2(pipe, 4)
 
-    process = subprocess.Popen(
-        [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}"],
-        pass_fds=(3, 4),
-        preexec_fn=as_3_and_4,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(theirs)
-    os.close(their_answer)
-    with open(ask, "wb", 0) as to, open(answer, "rb") as back:
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # where a browser still ends
+    with ours, scratch as folder, Path(folder, "words").open("w+", errors="replace") as words:
+        with theirs:
+            process = subprocess.Popen(
+                [path, *OPTIONS, f"--user-data-dir={folder}/profile"],
+                pass_fds=(3, 4),
+                preexec_fn=as_3_and_4,
+                stdout=subprocess.DEVNULL,
+                stderr=words,
+            )
         try:
-            yield Browser(to, back)
+            yield Chromium(ours)
+        except ConnectionError as ended:
+            words.seek(0)
+            last = words.read().strip().rpartition("\n")[2]
+            raise ConnectionError(last or "it ended without a word") from ended
         finally:
             process.kill()
             process.wait()

@@ -1,7 +1,6 @@
 """What many tests share: the command line in this process, a drawn pool, a folder of own stages."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import pytest
 from pipeline.cli import main
 from pipeline.pools.build import build_pool
 from tests import every_stage as every_stage_
+from tests import numbered
+from tests.artefacts import Artefacts
 
 OWN_STAGES = Path(__file__).parent / "own_stages"
 
@@ -33,27 +34,6 @@ class Said:
             raise AssertionError(f"{constant} is no JSON")
 
         return json.loads(self.out, parse_constant=refuse)
-
-
-@pytest.hookimpl(optionalhook=True)  # of xdist
-def pytest_xdist_make_scheduler(config, log):
-    """With `--dist loadfile` one process does a file whole, and all that read `every_stage`."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Whole(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "every_stage" if file in readers else file
-
-    if config.getoption("dist") != "loadfile":
-        return None
-    files = Path(__file__).parent.rglob("test_*.py")
-    readers = {
-        file.relative_to(config.rootpath).as_posix()
-        for file in files
-        if re.search(r"^def .*\bevery_stage\b", file.read_text(encoding="utf-8"), re.MULTILINE)
-    }
-    return Whole(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +60,21 @@ def clipmill(capsys, monkeypatch) -> Callable[..., Said]:
 
 
 @pytest.fixture(scope="session")
-def generated(tmp_path_factory) -> Path:
+def artefacts(pytestconfig) -> Iterator[Artefacts]:
+    """What all processes of a test run share; fails the run where a test changed some of it."""
+    made = Artefacts(pytestconfig.rootpath / ".pytest_cache" / "d" / "artefacts")
+    yield made
+    made.check()
+
+
+@pytest.fixture(scope="session")
+def generated(artefacts) -> Path:
     """A generated pool of 120 rows, which nobody serves."""
-    folder = tmp_path_factory.mktemp("generated") / "pool"
-    build_pool("generated", folder, rows=120)
-    return folder
+
+    def build(folder: Path) -> None:
+        build_pool("generated", folder / "pool", rows=120)
+
+    return artefacts("generated", build) / "pool"
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +85,18 @@ def links(generated, tmp_path_factory) -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def every_stage(generated, links, tmp_path_factory) -> every_stage_.Finished:
+def every_stage(artefacts, generated, links) -> every_stage_.Finished:
     """A finished run of every stage, each root one shard."""
-    return every_stage_.run(generated, tmp_path_factory.mktemp("whole"), links, 1, 120)
+    folder = artefacts("whole", every_stage_.whole(generated, links), every_stage_.RECIPE)
+    return every_stage_.opened(folder, links)
+
+
+@pytest.fixture(scope="session")
+def numbered_run(artefacts) -> Path:
+    """A folder with the pool of tests/numbered.py and its finished run; `linked` makes copies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(OWN_STAGES)
+        return artefacts("numbered", numbered.build, OWN_STAGES)
 
 
 @pytest.fixture(scope="module")

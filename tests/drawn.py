@@ -1,6 +1,7 @@
 """A finished run over a folder of drawn pictures: selects, exports, models, an evaluation."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,3 +112,8 @@ def run(folder: Path, text: str = STAGES) -> RunState:
     outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped
     return outcome.state
+
+
+def of(text: str) -> Callable[[Path], RunState]:
+    """What fills a folder with the pool, and with a finished run of these stages."""
+    return lambda folder: run(folder, text)

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from metadata.concepts.load import concept_list, of_entries, save
 from metadata.passes import read_stage
-from metadata.schema import REASON, UID
+from metadata.schema import REASON, UID, URL
 from metadata.storage import Storage
 from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError
@@ -38,7 +39,7 @@ from pipeline.planning.settings import known_uses, stage_class
 from pipeline.planning.snippet import snippet
 from pipeline.pools.server import BEHAVIOUR, start_server
 from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from pipeline.run_folder.state import RunState, latest
 from pipeline.stage import edges_taken
 from stages.ops.pixels import PIXELS
 
@@ -65,10 +66,11 @@ PAGE, CUT, NO_IMAGE, NO_CAPTION = 27, 44, 50, 61  # rows whose file or caption i
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done, and the port that its links name."""
+    """A run that is done, the port that its links name, and the one where they are served now."""
 
     state: RunState
     port: int
+    served_at: int = 0
 
     @property
     def plan(self) -> Plan:
@@ -89,6 +91,10 @@ class Finished:
         if PIXELS.name in table.column_names:
             at = table.column_names.index(PIXELS.name)
             table = table.set_column(at, PIXELS.name, PIXELS.derive(table[PIXELS.name]))
+        if URL.name in table.column_names:
+            at, ports = table.column_names.index(URL.name), (self.port, self.served_at)
+            then, now = (f"127.0.0.1:{port}/" for port in ports)
+            table = table.set_column(at, URL.name, pc.replace_substring(table[URL.name], then, now))
         return table.select([UID.name, *planned.bindings[0]])
 
     def written(self, planned: PlannedStage) -> pa.Table:
@@ -110,7 +116,7 @@ class Finished:
         if not planned.gives_data:
             files = (path for path in out.rglob("*") if path.is_file() and path.suffix != ".md")
             rows += [{path.name: content_of(path)} for path in files]
-        return sorted(repr(unfiled(row)) for row in rows)
+        return sorted(repr(unfiled(row)).replace(f":{self.port}/", ":8765/") for row in rows)
 
     def values(self, planned: PlannedStage) -> list[dict[str, Any]]:
         """A stage's rows as plain values: what it stands for, whatever file they lie in."""
@@ -186,7 +192,18 @@ def run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -
     plan = make_plan(load_recipe(str(write_run(generated, folder, port, files, shard_rows))))
     outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped
-    return Finished(outcome.state, port)
+    (folder / "port").write_text(str(port))
+    return Finished(outcome.state, port, port)
+
+
+def whole(generated: Path, port: int) -> Callable[[Path], Finished]:
+    """What fills a folder with a run of one shard for each root."""
+    return lambda folder: run(generated, folder, port, 1, 120)
+
+
+def opened(folder: Path, served_at: int) -> Finished:
+    """The run that `run` left in a folder."""
+    return Finished(latest(str(folder / "run")), int((folder / "port").read_text()), served_at)
 
 
 def write_run(generated: Path, folder: Path, port: int, files: int, shard_rows: int) -> Path:

@@ -5,6 +5,7 @@ Row i holds a = i, but for row 20, which holds none; `one` fails every fifth, `t
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import yaml
@@ -44,9 +45,9 @@ def uid(row: int) -> str:
     return uid_of(f"http://a.test/{row}", f"row {row}").hex()
 
 
-def plan_of(folder: Path, text: str = STAGES) -> Plan:
+def plan_of(folder: Path, text: str = STAGES, pool: Path | None = None) -> Plan:
     stages = yaml.safe_load(text)
-    stages["pool"]["path"] = str(folder / "pool.jsonl")
+    stages["pool"]["path"] = str((pool or folder) / "pool.jsonl")
     return make_plan(Recipe(name="numbered", path="numbered.yaml", seed=0, stages=stages))
 
 
@@ -58,10 +59,22 @@ def write_pool(folder: Path, more: list[dict] = []) -> None:  # noqa: B006  # re
     (folder / "pool.jsonl").write_text("\n".join(lines))
 
 
-def run(folder: Path, text: str = STAGES) -> RunState:
-    """The state of a run of these stages over the rows in folder/pool.jsonl."""
-    outcome = run_plan(
-        plan_of(folder, text), Storage(str(folder / "run")), LocalExecutor(0), Lines()
-    )
+def run(folder: Path, text: str = STAGES, pool: Path | None = None) -> RunState:
+    """The state of a run of these stages over the rows in pool.jsonl, of that folder or another."""
+    plan = plan_of(folder, text, pool)
+    outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped
     return outcome.state
+
+
+def without(state: RunState, *stages: str) -> RunState:
+    """The state of a copy after it has lost what these stages stored."""
+    for name in stages:
+        shutil.rmtree(state.stages[name].folder.path)
+    return RunState(state.plan, state.run)
+
+
+def build(folder: Path) -> None:
+    """The pool, and the finished run."""
+    write_pool(folder)
+    run(folder)

@@ -1,6 +1,6 @@
 """Which tests run where, and what they cost: a plugin of pytest (`-p tests.parts`, in pyproject).
 
-`--part unit`  tests without a mark: every law and value, in at most a CPU second each
+`--part unit`  tests without a mark: laws and values, each in about a CPU second at most
 `--part core`  `chaos`, and of `drawn` tests the cases that `--seed` draws: one of each kind
 `--part soak`  all the rest, whole or a share of it: `soak`, and the cases that were not drawn
 
@@ -8,17 +8,20 @@ Shares of the soak are of equal cost and have no test in common; another seed cu
 """
 
 import hashlib
+import json
 import os
 import re
 import resource
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-LIMIT_S = 1.0  # CPU seconds of a unit test; the mark `slow` says why one may take more
+# CPU seconds of a unit test; the mark `slow` says why one may take more. The first is the aim, and
+# is listed; the second fails the run. A busy machine doubles what a test takes.
+LIMIT_S, MOST_S = 1.0, 5.0
 MARKED = re.compile(r"\bmark\.(chaos|drawn|soak)\b")  # as `make chaos` and `make soak` find files
 DEFINED = re.compile(r"^def test_", re.MULTILINE)
 COST = pytest.StashKey[float]()
@@ -182,18 +185,24 @@ class Costs:
         self.config = config
         self.began_s = time.monotonic()
         self.spent: dict[str, float] = {}
+        self.tries: Counter[str] = Counter()
         self.dear: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        cost = dict(report.user_properties).get("cpu")
-        if report.when == "call" and cost:
-            self.spent[report.nodeid], is_slow = cost
-            if cost[0] > LIMIT_S and not is_slow:
-                self.dear[report.nodeid] = cost[0]
+        told = dict(report.user_properties)
+        if report.when != "call" or "cpu" not in told:
+            return
+        cost, is_slow = told["cpu"]
+        self.spent[report.nodeid] = cost
+        if cost > LIMIT_S and not is_slow:
+            self.dear[report.nodeid] = cost
+        if report.passed:  # a test that tries many things says how many, by `record_property`
+            self.tries[report.nodeid.partition("[")[0]] += told.get("tries", 1)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if self.config.getoption("part") == "unit" and self.dear and exitstatus == 0:
+        is_dear = max(self.dear.values(), default=0) > MOST_S
+        if self.config.getoption("part") == "unit" and is_dear and exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(trylast=True)
@@ -205,6 +214,11 @@ class Costs:
             terminalreporter.section(f"unit tests above {LIMIT_S:g} CPU second, without `slow`")
             for nodeid, cost in sorted(self.dear.items(), key=lambda it: -it[1]):
                 terminalreporter.line(f"{cost:6.2f} s  {nodeid}")
+        if part == "soak" and self.tries:
+            seed = self.config.getoption("seed")[:7]
+            path = self.config.rootpath / ".soak" / f"{seed}-{share.replace('/', '-of-')}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(self.tries, indent=1))
         line = self.line(f"soak {share}" if part == "soak" else part)
         terminalreporter.line(line)
         if path := os.environ.get("CLIPMILL_FIGURES"):

@@ -14,17 +14,17 @@ from PIL import Image
 
 from pipeline.report.build import report
 from pipeline.run_folder.state import latest
-from tests.browser import browser
+from tests.browser import Tab, started
+from tests.chromium import found
 
 WIDTH, MOST_HEIGHT = 1400, 1400
 COLOURS = 128  # of the file: it has few, and is a third of the size
 BEYOND = "#scores, #thresholds, #samples"  # parts of which none is shown
 
 
-def main(run: str, file: str, part: str = "") -> None:
+def main(tab: Tab, run: str, file: str, part: str = "") -> None:
     """Down to the first part that is beyond it, or to what follows a map."""
-    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # where a browser still ends
-    with scratch as folder, browser(Path(folder) / "profile") as tab:
+    with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         page.write_text(report(latest(run)), encoding="utf-8")
         tab.show(page, WIDTH, "light")
@@ -42,4 +42,5 @@ def main(run: str, file: str, part: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with started(found()) as chromium:
+        main(Tab(chromium), *sys.argv[1:])

@@ -13,18 +13,18 @@ from PIL import Image
 from pipeline.ledger.show import Wanted, show
 from pipeline.report.show_page import show_page
 from pipeline.run_folder.state import latest
-from tests.browser import browser
+from tests.browser import Tab, started
+from tests.chromium import found
 from tests.report_picture import COLOURS, WIDTH
 
 CUTS = 2  # that are seen
 
 
-def main(run: str, stage: str, file: str) -> None:
+def main(tab: Tab, run: str, stage: str, file: str) -> None:
     """The head of the page, and the first thresholds that dropped some rows."""
     state = latest(run)
     answer = show(state, Wanted(stage=stage, near_cut=True, most=8))
-    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # where a browser still ends
-    with scratch as folder, browser(Path(folder) / "profile") as tab:
+    with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "show.html"
         html, _ = show_page(state, answer, f"rows of '{stage}' nearest to its thresholds")
         page.write_text(html.replace(str(state.run), "run"), encoding="utf-8")
@@ -37,4 +37,5 @@ def main(run: str, stage: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with started(found()) as chromium:
+        main(Tab(chromium), *sys.argv[1:])

@@ -1,6 +1,5 @@
 """Exports, models and other files in out/ that change after they were stored, of every stage."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,15 @@ from pipeline.engine.verify import repair, verify
 from pipeline.executors.local import LocalExecutor
 from pipeline.progress import Lines
 from pipeline.run_folder.state import RunState
+from tests import artefacts
 from tests.pipeline.engine.test_changed_files import flip
 
 
 @pytest.fixture
 def copied(every_stage, tmp_path) -> RunState:
     """The finished run of every stage, to be damaged."""
-    shutil.copytree(every_stage.state.run.path, tmp_path / "run")
-    return RunState(every_stage.plan, Storage(str(tmp_path / "run")))
+    run = artefacts.copied(Path(every_stage.state.run.path), tmp_path / "run")
+    return RunState(every_stage.plan, Storage(str(run)))
 
 
 def outputs(state: RunState) -> dict[str, list[Path]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.cli import main
 from pipeline.pools.build import build_pool
 from pipeline.pools.server import start_server
 
@@ -33,23 +34,24 @@ def table_of(out: Path) -> pl.DataFrame:
     return pl.read_parquet(file)
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """A generated pool with heads of some 130 rows, and a recipe over it."""
-    folder = tmp_path_factory.mktemp("large")
+def build(folder: Path) -> None:
+    """A generated pool with heads of some 130 rows, a recipe over it, and its run."""
     with pytest.MonkeyPatch.context() as patch:  # captions are asked about; no picture is drawn
         patch.setattr("pipeline.pools.render.crawled_files", lambda group: [DOT] * len(group))
         build_pool("generated", folder / "pool", rows=1500, workers=1)
     (folder / "concepts.json").write_text(json.dumps([*HEADS, *TAIL]))
     text = RECIPE.format(pool=folder / "pool", list=folder / "concepts.json", t=T)
     (folder / "it.yaml").write_text(text)
-    return folder
+    assert main(["run", f"{folder}/it.yaml", "--out", f"{folder}/run", "--workers", "0"]) == 0
+
+
+@pytest.fixture(scope="module")
+def large(artefacts) -> Path:
+    return artefacts("metaclip", build)
 
 
 @pytest.fixture
-def balanced(clipmill, large):
-    said = clipmill("run", large / "it.yaml", "--out", large / "run", "--workers", 0)
-    assert said.code == 0, said.out + said.err  # after the first test: found done
+def balanced(large) -> Path:
     return large / "run"
 
 

@@ -11,7 +11,7 @@ from tests.hostile_pictures import noise, saved
 from tests.mutated_pictures import STAGES, mutants, opened, through
 
 GOOD = saved(noise(), "png")
-COUNT = 400
+COUNT = 160
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import ast
 import json
 from pathlib import Path
 
+import pytest
+
 import clipmill
 from tests.parsed import Page
 
@@ -20,6 +22,7 @@ def shown_by(code: str, names: dict) -> object:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
+@pytest.mark.slow("all cells of the notebook, and the run that they start")
 def test_the_notebook_runs_and_its_counts_are_those_of_the_funnel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ select stage. Nothing outside their files knows them.
 """
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from metadata.schema import Column
+from pipeline.cli import main
 from pipeline.planning.settings import stage_class
 from pipeline.stage import Threshold, Verdicts
 from tests.parsed import Page
@@ -39,14 +41,24 @@ def caption(row: int) -> str:
     return f"{ANIMALS[row % 4]} {'beside the river' if row % 3 else 'on a hill'} {row:02d}"
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, clipmill, own_stages):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def finished(own_stages, tmp_path_factory):
+    """A folder with a recipe, its pool, and a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
     rows = [{"url": f"https://x.test/{row}", "text": caption(row)} for row in range(ROWS)]
-    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    said = clipmill("run", "mine.yaml", "--out", "run", "--workers", "0")
-    assert said.code == 0, said.err
+    (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "mine.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", "mine.yaml", "--out", "run", "--workers", "0"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch, clipmill):
+    """Runs one command beside a copy of it."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return clipmill
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests import parts
+
 pytest_plugins = ("pytester",)
 
 TESTS = """
@@ -86,10 +88,11 @@ def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
     chosen("--part", "soak", "--share", "4/3", code=pytest.ExitCode.USAGE_ERROR)
 
 
-@pytest.mark.slow("it is about a test that takes two CPU seconds")
-def test_a_unit_test_above_a_second_fails_the_run_unless_it_says_why(pytester, chosen):
+def test_a_dear_unit_test_fails_the_run_unless_it_says_why(pytester, chosen, monkeypatch):
+    monkeypatch.setattr(parts, "LIMIT_S", 0.2)
+    monkeypatch.setattr(parts, "MOST_S", 0.2)
     spin = "    import os\n    while sum(os.times()[:2]) < until: pass\n"
-    begin = "    import os; until = sum(os.times()[:2]) + 1.2\n"
+    begin = "    import os; until = sum(os.times()[:2]) + 0.25\n"
     pytester.makepyfile(
         test_dear=f"def test_it():\n{begin}{spin}",
         test_told="import pytest\n\n"
@@ -98,7 +101,7 @@ def test_a_unit_test_above_a_second_fails_the_run_unless_it_says_why(pytester, c
     )
     assert chosen("--part", "unit", code=1) == ["test_dear.py::test_it", "test_told.py::test_reads"]
     done = pytester.runpytest_inprocess("-p", "tests.parts", "--part", "unit")
-    done.stdout.fnmatch_lines(["*unit tests above 1 CPU second*", "*test_dear.py::test_it"])
+    done.stdout.fnmatch_lines(["*unit tests above 0.2 CPU second*", "*test_dear.py::test_it"])
     done.stdout.no_fnmatch_line("*s  test_told.py*")
     pytester.makepyfile(
         test_dear=f"import pytest\n\n@pytest.mark.slow('it spins')\ndef test_it():\n{begin}{spin}"

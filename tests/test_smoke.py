@@ -4,52 +4,64 @@ The pool's server answers alike each time, but for its slow faults: rows that ha
 out here, as a busy machine may cut them short (tests/stages/download covers them).
 """
 
-import socket
+import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from pipeline.cli import main
 from pipeline.pools.build import build_pool
 from pipeline.pools.server import start_server
 from pipeline.run_folder.state import latest
 from tests import same_counts
+from tests.artefacts import linked
 
 SLOW = ("hang", "slow", "timeout")
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    """A served pool of some 300 rows, those with a slow link left out."""
-    folder = tmp_path_factory.mktemp("pool")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    build_pool("generated", folder, rows=300, workers=1, port=port)
-    truth = pl.read_parquet(folder / "truth.parquet")
+def build(folder: Path) -> None:
+    """A pool of some 300 rows, those with a slow link left out, and its run in this process."""
+    port = 20_000 + zlib.crc32(bytes(folder)) % 10_000  # which no system gives to others
+    build_pool("generated", folder / "pool", rows=300, workers=1, port=port)
+    truth = pl.read_parquet(folder / "pool" / "truth.parquet")
     slow = truth.filter(pl.col("link_issue").is_in(SLOW))["uid"]
-    for path in (folder / "metadata").glob("*.parquet"):
+    for path in (folder / "pool" / "metadata").glob("*.parquet"):
         pl.read_parquet(path).filter(~pl.col("uid").is_in(slow.to_list())).write_parquet(path)
-    with start_server(folder, port):
-        yield folder
+    with start_server(folder / "pool", port):
+        assert main([*map(str, command(folder / "pool", folder / "run")), "--workers", "0"]) == 0
+
+
+@pytest.fixture(scope="module")
+def smoke(artefacts) -> Path:
+    return artefacts("smoke", build)
+
+
+@pytest.fixture(scope="module")
+def pool(smoke) -> Iterator[Path]:
+    """The pool, served where its links point."""
+    pool = smoke / "pool"
+    with start_server(pool, json.loads((pool / "pool.json").read_text())["port"]):
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def plain(smoke) -> Path:
+    """Its finished run."""
+    return smoke / "run"
+
+
+def command(pool: Path, out: Path) -> list[object]:
+    settings = (f"pool.path={pool}/metadata", "images.timeout_s=20", "images.deadline_s=30")
+    return ["run", "smoke", "--out", out, *(word for it in settings for word in ("--set", it))]
 
 
 def values(out: Path, stage: str) -> pl.DataFrame:
     """All rows of a stage by uid."""
     files = sorted((out / "stages").glob(f"{stage}-*/??????-*.parquet"))
     return pl.concat([pl.read_parquet(file) for file in files], how="vertical_relaxed").sort("uid")
-
-
-@pytest.fixture(scope="module")
-def plain(pool, tmp_path_factory):
-    """The finished run, in this process."""
-    from pipeline.cli import main
-
-    out = tmp_path_factory.mktemp("plain")
-    arguments = ["--set", "images.timeout_s=20", "--set", "images.deadline_s=30"]
-    where = ["--out", str(out), "--set", f"pool.path={pool}/metadata", "--workers", "0"]
-    assert main(["run", "smoke", *where, *arguments]) == 0
-    return out
 
 
 def test_funnel_adds_up_and_why_speaks_of_every_kind_of_end(clipmill, plain):
@@ -69,7 +81,8 @@ def test_show_counts_the_rows_of_every_stage_and_reason_as_the_funnel_does(plain
     assert same_counts.shown(latest(str(plain))) > 40
 
 
-def test_score_says_what_became_of_every_planted_row(clipmill, pool, plain):
+def test_score_says_what_became_of_every_planted_row(clipmill, smoke, tmp_path):
+    pool, plain = smoke / "pool", linked(smoke / "run", tmp_path / "run")  # what it finds is kept
     found = clipmill("pool", "score", pool, "--run", plain, "--json").json
     truth = pl.read_parquet(pool / "truth.parquet")
     assert [judged["stage"] for judged in found["selects"]] == ["worth", "subset"]

@@ -49,7 +49,7 @@ def python_of(environment: Environment) -> Path:
 
 def made(environment: Environment) -> Path | None:
     """The Python that has the packages already; None where one is to be made first."""
-    if all(map(_is_here, environment.packages)):
+    if all(map(_is_here, environment.packages)) and not any(map(_is_here, environment.without)):
         return Path(sys.executable)
     place = _place(environment)
     return _python(place) if place.is_dir() else None
@@ -71,7 +71,8 @@ def cache_folder() -> Path:
 
 def _place(environment: Environment) -> Path:
     packages = sorted(environment.packages)
-    of = [packages, environment.with_dependencies, sys.version, sysconfig.get_platform()]
+    without = sorted(environment.without)  # none: the name that it had before there was any
+    of = [packages, environment.with_dependencies, *without, sys.version, sysconfig.get_platform()]
     return cache_folder() / digest(of)[:16]
 
 
@@ -107,9 +108,12 @@ def _make(environment: Environment, place: Path) -> None:
     try:
         _run([sys.executable, "-m", "venv", str(new)], new, environment)
         only = [] if environment.with_dependencies else ["--no-deps"]
-        pip = [str(_python(new)), "-m", "pip", "--quiet", "--no-input", "install", *only]
-        _run([*pip, *environment.packages], new, environment)
-        (new / PACKAGES).write_text("\n".join(environment.packages), encoding="utf-8")
+        pip = [str(_python(new)), "-m", "pip", "--quiet", "--no-input"]
+        _run([*pip, "install", *only, *environment.packages], new, environment)
+        if environment.without:  # pip has no way to leave out what a package asks for
+            _run([*pip, "uninstall", "--yes", *environment.without], new, environment)
+        lines = [*environment.packages, *(f"without {one}" for one in environment.without)]
+        (new / PACKAGES).write_text("\n".join(lines), encoding="utf-8")
         new.rename(place)
     finally:
         shutil.rmtree(new, ignore_errors=True)

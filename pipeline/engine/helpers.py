@@ -20,6 +20,11 @@ LONGEST_PAUSE_S = 0.5  # between two questions for its health
 LOG_BYTES = 65_536  # of the log that are looked at
 ERROR = re.compile(r"\b\w*(Error|Exception|ERROR)\b")
 LINES, ERROR_LINES = 6, 4  # of the log in an error: its last, and those before that name a fault
+# How Python, and torch, say that something cannot be imported.
+UNLOADED = re.compile(
+    r"\b(?:ImportError|ModuleNotFoundError|OSError): (?:Could not load this library: (\S+)"
+    r"|No module named '([\w.]+)'|cannot import name .+ from '([\w.]+)'|(\S+?\.so[.\d]*): )"
+)
 
 
 class HelperProcess:
@@ -92,12 +97,37 @@ class HelperProcess:
         return False
 
     def _failed(self, what: str) -> StageError:
-        said = _telling(self.log())
+        log = self.log()
+        if lacks := cannot_load(log, self._command[0]):
+            found, do = lacks
+            last = log.strip().splitlines()[-1][:300]
+            if not UNLOADED.search(last):  # it may have done without, and ended for another reason
+                found += f"; its last line: {last}"
+            return StageError(f"it {what}: it {found}", self._where, do)
+        said = _telling(log)
         return StageError(
             f"it {what}{': ' if said else ', and wrote nothing'}{said}",
             self._where,
             "mend what its last lines say; too little memory ends a process without a word",
         )
+
+
+def cannot_load(said: str, python: str) -> tuple[str, str] | None:
+    """`cannot load NAME`, and what to do; None where no library or module is said to be missing.
+
+    The last that is named: those before it are often done without.
+    """
+    named = UNLOADED.findall(said)
+    if not named:
+        return None
+    name = "".join(named[-1])
+    inside = name.partition("/site-packages/")[2] or name.rpartition("/")[2]
+    package = re.split(r"[/.]", inside)[0]
+    return (
+        f"cannot load {name}",
+        f"mend {package} there, or take it out, with `{python} -m pip`: it is missing, or built"
+        " for another machine or another torch; `clipmill doctor --model` tries the import again",
+    )
 
 
 def _telling(log: str) -> str:

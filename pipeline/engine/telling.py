@@ -1,12 +1,12 @@
 """Keeps the run as it stands from what jobs and workers say, for watchers and in `live.json`."""
 
 import contextlib
-import copy
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from metadata.damage import DamagedError
@@ -80,8 +80,13 @@ class Telling:
         self._lock = threading.Lock()
 
     def look(self) -> LiveRun:
+        """What jobs change in place is copied, all else shared."""
         with self._lock:
-            return copy.deepcopy(self.live)
+            stages = {
+                name: replace(stage, reasons={**stage.reasons}, pieces={**stage.pieces})
+                for name, stage in self.live.stages.items()
+            }
+            return replace(self.live, stages=stages)
 
     def show_only(self, name: str, executor: Executor) -> None:
         """Shows one stage to the watcher, and stores nothing: its work is no run of the recipe."""

@@ -5,6 +5,7 @@ What a setting means stands once, in the stage's file: as the comment beside the
 
 import ast
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
@@ -109,6 +110,7 @@ def example_of(cls: type[Stage]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+@functools.cache  # a snippet looks at those of all stages
 def sample(cls: type[Stage]) -> Stage:
     """The stage with the settings of its example; RecipeError where it is not content with them."""
     hints = typing.get_type_hints(cls)

@@ -1,5 +1,6 @@
 """Templates to HTML: everything escaped but what the templates themselves write."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ MINUS = "\N{MINUS SIGN}"
 
 def render(template: str, **values: Any) -> str:
     """The page. A value that a template lacks is an error, never a blank."""
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    """Of all pages: to compile a template takes longer than to fill it."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -34,7 +41,7 @@ def render(template: str, **values: Any) -> str:
         "cut": cut,
         "words": lambda reason, *longest: cut(in_words(reason), *longest),
     }
-    return environment.get_template(template).render(values)
+    return environment
 
 
 def value(stored: Any) -> str:

@@ -1,7 +1,9 @@
 """Whether a model that writes texts answers: one short question, of some tokens, and its answer."""
 
 import asyncio
+import os
 import shutil
+import subprocess
 import tempfile
 import time
 from functools import partial
@@ -10,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.environments import made, python_of
-from pipeline.engine.helpers import HelperProcess
-from pipeline.stage import Worker
+from pipeline.engine.helpers import HelperProcess, cannot_load
+from pipeline.errors import StageError
+from pipeline.stage import Environment, Worker
 
 QUESTION = "Say hello."
 MOST_TOKENS, MOST_SHOWN = 8, 40  # of the answer; characters of it
@@ -37,9 +40,13 @@ def missing(model: str) -> list[str]:
 def answered(model: str) -> tuple[str | None, str, str]:
     """(reason, what was found, what to do) of one answer; without a reason all is well.
 
-    A server of our own is started for it. ClipmillError where there is none to ask.
+    A server of our own is started for it, once its Python can import what it needs.
+    ClipmillError where there is none to ask.
     """
     generator: Any = import_module("stages.models.generator")
+    for environment in generator.environments_of(model):
+        if environment.imports:
+            _try_import(environment)
     with tempfile.TemporaryDirectory(prefix="doctor-") as scratch:
         worker = Worker(
             seed=0,
@@ -69,3 +76,21 @@ def answered(model: str) -> tuple[str | None, str, str]:
         "bad_request": "where it is not tuned to chat, write form: completion into the recipe",
     }
     return answer.reason, f"no answer: {answer.reason}", advice.get(answer.reason, "see its log")
+
+
+def _try_import(environment: Environment) -> None:
+    """StageError where the Python made for it cannot import what it was made for."""
+    python = str(made(environment))
+    tried = subprocess.run(
+        [python, "-I", "-c", f"import {environment.imports}"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": ""},
+        text=True,
+    )
+    if tried.returncode:
+        last = tried.stderr.strip().rpartition("\n")[2] or f"exit code {tried.returncode}"
+        found, do = cannot_load(tried.stderr, python) or (
+            f"cannot import {environment.imports}: {last}",
+            f"see what `{python} -m pip check` says, or delete its folder: a run makes it anew",
+        )
+        raise StageError(f"its Python {found}", python, do)

@@ -27,7 +27,6 @@ PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headl
 EXTRAS = {
     "pool": ("resvg_py",),
     "gpu": ("open_clip",),
-    "gguf": ("xllamacpp",),
     "img2dataset": ("img2dataset",),
 }
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds

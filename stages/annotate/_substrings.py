@@ -194,7 +194,7 @@ def _found(
 def _sort(some):
     """Sorts in place, for few items."""
     if len(some) > FEW:
-        some[:] = np.sort(some)
+        some.sort()
         return
     for place in range(1, len(some)):
         value, before = some[place], place - 1

@@ -27,7 +27,7 @@ def environments(name: str) -> tuple[Environment, ...]:
     if not model:
         do = "write gguf:FILE, or gguf:FILE#PROJECTOR"
         raise RecipeError("no file is named", f"key `model`, 'gguf:{name}'", do)
-    return (Environment(packages=(LLAMA,), with_dependencies=False),)
+    return (Environment(packages=(LLAMA,), with_dependencies=False, imports="xllamacpp"),)
 
 
 def sees(name: str) -> bool:

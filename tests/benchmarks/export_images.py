@@ -1,6 +1,6 @@
 """export.parquet and export.webdataset against plain copies by pyarrow and tarfile: CPU an image.
 
-    python -m tests.benchmarks.export_images [parquet|webdataset] [images ...]
+    python -m tests.benchmarks.export_images [full | IMAGES ...]    2,000; full: to 18,000
 
 The pool: JPEGs of 20 kB, each different, in tars of 1,000 with .txt and .json, ingested
 beforehand. `parquet`: pyarrow copies uid, image and text of the stored shards by batches into
@@ -18,17 +18,11 @@ copy; 5 rounds at 18,000 images, 6 at 6,000, in turn with the code that wrote pa
 parquet        copy   before         now
 6,000 images    163   175 (1.08x)    160 (0.99x)
 18,000           91   179 (1.95x)    155 (1.70x)
-So the aim is met there, but the ratio moves with the memory of a machine that gives free pages
-back to its host: a page costs up to ten times when it is used first. In another hour the code of
-before took 115, 190 and 158 at 2,000, 6,000 and 18,000 images, of 110, 73 and 49 (1.05x, 2.6x,
-3.2x): no size is slow by itself, and a low ratio is a dear copy. User time is steadier: at 18,000
-the copy takes 18, clipmill 118 before and 84 now, by a profile about 33 of it page checksums, read
-and written, and SHA-256.
-On 2026-11-28, idle, three rounds, us an image at 18,000: copy 42, checked 84, clipmill 158 (3.77x
-and 1.90x); on a disk in memory 38, 70 and 115 (3.05x and 1.65x). Later that day,
-on the disk: copy 55, checked 109, clipmill 145 (2.65x and 1.34x). So 2x of a plain copy is what a
-checked one takes, and clipmill stays below 2x of that.
-Before that (load 10 to 12): webdataset 1.53x, 0.92x and 0.74x at 2,000, 6,000 and 18,000 images.
+The ratio moves with the memory of a machine that gives free pages back to its host: a page costs up
+to ten times when it is used first, and a low ratio is a dear copy. User time is steadier: at 18,000
+the copy takes 18, clipmill 118 before and 84 now, 33 of it page checksums and SHA-256.
+On 2026-11-28, idle, us an image at 18,000: copy 42, checked 84, clipmill 158 (3.77x and 1.90x). So
+2x of a plain copy is what a checked one takes, and clipmill stays below 2x of that.
 """
 
 import hashlib
@@ -44,9 +38,10 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 
+from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import clipmill, clipmill_alone, scratch, spend
 
-SIZES, ROUNDS, TAR_IMAGES = (2_000, 6_000, 18_000), 3, 1_000
+ROUNDS, TAR_IMAGES = 5, 1_000
 KINDS, SIDE, QUALITY = 32, 146, 90  # JPEGs of noise, told apart by a comment: 20 kB each
 RECIPE = """
 stages:
@@ -98,8 +93,7 @@ BARE = {"compression": "none", "use_dictionary": False, "write_statistics": Fals
 IMPORTS = {"parquet": "import pyarrow.parquet", "webdataset": "import tarfile"}
 
 
-def main(asked: list[str]) -> None:
-    sizes = [int(text) for text in asked if text.isdigit()] or SIZES
+def main(*sizes: int) -> str:
     for images in sizes:
         with scratch() as folder:
             recipe = folder / "export.yaml"
@@ -108,18 +102,18 @@ def main(asked: list[str]) -> None:
             run = ["run", str(recipe), "--out", str(folder / "run"), "--workers", "0"]
             ingest = clipmill(*run, "--until", "pool")
             print(f"{images:,} images; ingest {ingest.cpu_s:.2f} s", flush=True)
-            for name in [name for name in COPIES if name in asked] or COPIES:
-                compare(name, images, folder, run)
+            found = {name: compare(name, images, folder, run) for name in COPIES}
+    return ", ".join(f"{name} {ratio:.2f}x" for name, ratio in found.items()) + " a copy's CPU"
 
 
-def compare(name: str, images: int, folder: Path, run: list[str]) -> None:
-    """Prints CPU seconds of both beyond their starts, and an image's."""
+def compare(name: str, images: int, folder: Path, run: list[str]) -> float:
+    """CPU seconds by those of a copy, beyond their starts; prints all, and an image's."""
     copied, until = folder / "copied", [*run, "--until", name]
     begun_s = min(spend(sys.executable, "-c", IMPORTS[name]).cpu_s for _ in "123")
     others = {"checked": CHECKED, "bare": BARE} if name == "parquet" else {}
     ways: dict[str, dict[str, Any]] = {"copy": {}, **others}
     spent: dict[str, list[float]] = {way: [] for way in (*ways, "clipmill", "start")}
-    for _ in range(ROUNDS):
+    for _ in range(rounds_of(ROUNDS)):
         for path in (folder / "run" / "stages").glob(f"{name}-*"):
             shutil.rmtree(path)
         spent["clipmill"].append(clipmill_alone(*until).cpu_s)
@@ -140,6 +134,7 @@ def compare(name: str, images: int, folder: Path, run: list[str]) -> None:
         for way, seconds in least.items()
     )
     print(f"  {name:<11}{said}   starts {begun_s:.2f}, {start_s:.2f}", flush=True)
+    return least["clipmill"] / least["copy"]
 
 
 def digests(folder: Path) -> list[bytes]:
@@ -185,4 +180,4 @@ def write_pool(folder: Path, images: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    begin(main, quick=(2_000,), full=(2_000, 6_000, 18_000))

@@ -1,6 +1,6 @@
 """`funnel`, `why`, `sweep` and `report` where each file takes 40 ms, as on an object store.
 
-    python -m tests.benchmarks.far_reads
+    python -m tests.benchmarks.far_reads [full | SHARDS ...]        25; full: to 100
 
 A run of a pool, a row stage and a select on a disk, each of whose files is opened 40 ms late (two
 requests of 20 ms): read by one thread, as it was until November 2026, and by as many as an object
@@ -27,9 +27,9 @@ from pipeline.ledger.sweep import sweep
 from pipeline.ledger.why import why
 from pipeline.report.build import report
 from pipeline.run_folder.state import RunState
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
-SHARDS = (25, 50, 100)
 ROWS = 200
 WAIT_S = 0.04
 STAGES = {
@@ -38,8 +38,8 @@ STAGES = {
 }
 
 
-def main() -> None:
-    for shards in SHARDS:
+def main(*sizes: int) -> str:
+    for shards in sizes:
         pool = {"uses": "toy.rows", "shards": shards, "shard_rows": ROWS}
         with scratch() as folder:
             state = run_toy(plan_of({"pool": pool, **STAGES}), folder / "run", workers=0)
@@ -50,12 +50,12 @@ def main() -> None:
                 "sweep": partial(sweep, stage="chosen", vary="affine=0:1000000:250000"),
                 "report": report,
             }
-            for name, ask in asked.items():
-                compare(name, ask, state, shards)
+            faster = {name: compare(name, ask, state, shards) for name, ask in asked.items()}
+    return ", ".join(f"{name} {ratio:.1f}x" for name, ratio in faster.items()) + " one reader"
 
 
-def compare(name: str, ask: Callable[[RunState], object], state: RunState, shards: int) -> None:
-    """Asks with one reader and with many."""
+def compare(name: str, ask: Callable[[RunState], object], state: RunState, shards: int) -> float:
+    """How many times as fast many readers are as one."""
     open_file = Storage.open
 
     def late(folder: Storage, file: str) -> object:
@@ -74,7 +74,8 @@ def compare(name: str, ask: Callable[[RunState], object], state: RunState, shard
     assert answers[0] == answers[1]
     one, many = seconds
     print(f"{shards:>4} shards, {name:<6} one reader {one:6.2f} s, {ahead.READERS} {many:6.2f} s")
+    return one / many
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(25,), full=(25, 50, 100))

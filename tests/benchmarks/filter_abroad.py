@@ -1,6 +1,6 @@
 """What the filter network's score is worth on drawings of a vendor that it has never seen.
 
-    python -m tests.benchmarks.filter_abroad [POOL [FOLDER]]    (demo/pool; features stay in FOLDER)
+    python -m tests.benchmarks.filter_abroad [full | POOL [FOLDER]]    a drawn pool, fewer lines
 
 One vendor after another, or family of vendors with one style, is left out of the trusted pairs and
 of the pool's English rows. The network learns from the others, faults and all, and scores the
@@ -9,8 +9,8 @@ fault-free rows above the cut that keeps 70 % of them at home, where nothing is 
 columns are of swapped captions: `trusted`, where the network learns from trusted pairs alone;
 `own`, where it learns from the left-out vendor's own fault-free rows, five folds by picture: what
 the features could tell; and `learnt`, where nothing is left out, not even the faults themselves.
-The pool's packages must be there, as `clipmill pool` left them: trusted pairs are drawn again,
-since no pool says whose they are.
+Features stay in FOLDER. The packages of demo's pool, which `full` takes, must be there: trusted
+pairs are drawn again, since no pool says whose they are.
 
 A second table learns from some of the rows, by hash: how a row learnt from scores beside another
 fault-free one, and which swapped captions stand above the cut that keeps 70 % of all rows.
@@ -18,7 +18,6 @@ fault-free one, and which swapped captions stand above the cut that keeps 70 % o
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -39,6 +38,9 @@ from stages.models import filter_network as fn
 from stages.models.features import ImageFeatures, TextFeatures
 from stages.ops.images import ImageError, decode
 from stages.train.filter_network import TrainedFilterNetwork
+from tests.benchmarks.pools import VENDORS, auc, drawn, there, vendor_of
+from tests.benchmarks.side_by_side import begin
+from tests.benchmarks.toy import scratch
 
 # Shapes: N rows, D width of features.
 
@@ -47,7 +49,7 @@ FAMILIES = {
     "emojione": ("@iconify-json/emojione", "@iconify-json/emojione-v1"),
     "gimp-help": tuple(f"gimp-help-{language}" for language in ("en", "de", "fr", "ja", "ru")),
 }
-FOLDS, KEPT_AT_HOME = 5, 0.7
+FOLDS, KEPT_AT_HOME, ROWS = 5, 0.7, 1_200
 LEARNT_SHARES = 0.0625, 0.25, 0.5
 ASIDE = ("trusted", "own", "learnt")
 FAULTS = ("swapped", "other group", "own group", "spam", "boilerplate", "garbled")
@@ -75,11 +77,18 @@ class Pairs(NamedTuple):
         return (self.rows["family"] == family).to_numpy()
 
 
-def main(pool: Path, cache: Path) -> None:
+def main(pool: str = "", cache: str = "") -> str:
     torch.set_num_threads(1)
+    if pool:
+        return compare(there(pool), Path(cache or Path(pool).parent / "filter_abroad"), True)
+    with scratch() as folder:
+        return compare(drawn(folder / "pool", ROWS), folder / "features", False)
+
+
+def compare(pool: Path, cache: Path, every: bool) -> str:
+    """AUC of swapped captions abroad and at home; prints a line of each family, or of one."""
     cache.mkdir(parents=True, exist_ok=True)
-    drawn = trusted_of(json.loads((pool / "pool.json").read_text()), cache)
-    trusted = with_features(drawn, cache / "trusted.npz")
+    trusted = with_features(trusted_of(pool, cache), cache / "trusted.npz")
     rows = with_features(rows_of(pool), cache / "rows.npz")
     both = joined(trusted, rows)
     home = [it for it in families(rows) if trusted.of(it).any()]
@@ -90,7 +99,7 @@ def main(pool: Path, cache: Path) -> None:
     print("| left out | fault-free | swaps |", " | ".join((*FAULTS, "kept", *ASIDE)), "|")
     print("|---|" + "---:|" * (len(FAULTS) + len(ASIDE) + 3))
     table = []
-    for family in families(rows):
+    for family in families(rows) if every else sorted(set(families(rows)) - set(home))[:1]:
         here, of = rows.where(rows.of(family)), rows.of(family)
         score = scores(learnt(both.where(~both.of(family))), here)
         few = by_trusted[of]
@@ -98,7 +107,9 @@ def main(pool: Path, cache: Path) -> None:
             few = scores(learnt(trusted.where(~trusted.of(family))), here)
         table.append(aucs(here, score))
         table[-1]["kept"] = float((score[(here.rows["fault"] == "").to_numpy()] > cut).mean())
-        for name, other in zip(ASIDE, (few, own_folds(here), everywhere[of]), strict=True):
+        for name, other in zip(
+            ASIDE, (few, own_folds(here, FOLDS if every else 2), everywhere[of]), strict=True
+        ):
             table[-1][name] = aucs(here, other)["swapped"]
         print(line(family, here, table[-1]), flush=True)
     mean = {
@@ -112,16 +123,18 @@ def main(pool: Path, cache: Path) -> None:
     print(line("all, nothing left out", rows, aucs(rows, everywhere)))
     print("\n| learnt from | above others | swapped kept, learnt from | swapped kept, others |")
     print("|---|---:|---:|---:|")
-    for share in LEARNT_SHARES:
+    for share in LEARNT_SHARES if every else LEARNT_SHARES[-1:]:
         print(partly_learnt(trusted, rows, share), flush=True)
     print("\n| trusted pairs beside the pool | swapped | of their vendors | of others |")
     print("|---|---:|---:|---:|")
-    for vendors in ([], home, *([it] for it in home)):
+    for vendors in ([], home, *([it] for it in home)) if every else ([],):
         print(beside_pool(trusted, rows, vendors), flush=True)
     print("\n| learnt from twice | above others alike | kept | others alike kept |")
     print("|---|---:|---:|---:|")
-    for name, faults, count in TWICE:
+    for name, faults, count in TWICE if every else TWICE[:1]:
         print(learnt_twice(trusted, rows, name, faults, count), flush=True)
+    abroad, at_home = np.mean([it["swapped"] for it in table]), aucs(rows, everywhere)["swapped"]
+    return f"AUC of swapped captions {abroad:.2f} abroad, {at_home:.2f} at home"
 
 
 def partly_learnt(trusted: Pairs, rows: Pairs, share: float) -> str:
@@ -180,21 +193,35 @@ def families(rows: Pairs) -> list[str]:
     return rows.rows["family"].unique(maintain_order=True).sort().to_list()
 
 
+def family_expr() -> pl.Expr:
+    return pl.col("source").map_elements(family_of, pl.String).alias("family")
+
+
 def family_of(source: str) -> str:
     of = (name for name, sources in FAMILIES.items() if source in sources)
     return next(of, source.removeprefix("@iconify-json/"))
 
 
-def trusted_of(facts: dict, cache: Path) -> pl.DataFrame:
-    """uid, text, family and file of the pool's trusted pairs, drawn below the cache."""
+def trusted_of(pool: Path, cache: Path) -> pl.DataFrame:
+    """uid, text, family and file of the pool's trusted pairs, drawn below the cache.
+
+    Of a pool drawn here they are as if two vendors'.
+    """
+    facts = json.loads((pool / "pool.json").read_text())
+    if facts["kind"] == "generated":
+        given = pl.read_parquet(pool / "trusted/metadata/*.parquet")
+        file = pl.col("url").map_elements(partial(file_of, pool), pl.String)
+        of_two = given.with_columns(source=vendor_of("uid"), file=file)
+        of_two = of_two.filter(pl.col("source").is_in(VENDORS[:2])).sort("uid")
+        return of_two.select("uid", "text", family_expr(), "file")
     evaluation = noto.evaluation().drawings
     forbidden = frozenset(it for drawing in evaluation for it in evaluation_captions(drawing))
     drawings = packages.drawings(facts["kind"], lambda *_: None).drawings
     pairs = trusted_pairs(drawings, packages.TRUSTED, 2_000, forbidden, facts["seed"])
-    return pl.DataFrame([row for pair in pairs for row in drawn(pair, cache)]).sort("uid")
+    return pl.DataFrame([row for pair in pairs for row in written(pair, cache)]).sort("uid")
 
 
-def drawn(pair: TrustedPair, folder: Path) -> list[dict[str, str]]:
+def written(pair: TrustedPair, folder: Path) -> list[dict[str, str]]:
     record = write_trusted(pair, folder, 0)
     if record is None:
         return []
@@ -218,7 +245,7 @@ def rows_of(pool: Path) -> pl.DataFrame:
         "uid",
         "text",
         "dup_cluster",
-        family=pl.col("source").map_elements(family_of, pl.String),
+        family=family_expr(),
         file=pl.col("url").map_elements(partial(file_of, pool), pl.String),
         fault=pl.when(issue == "swapped").then(swapped).otherwise(issue.fill_null("")),
     ).sort("uid")
@@ -273,13 +300,13 @@ def learnt(pairs: Pairs) -> Score:
     return score
 
 
-def own_folds(here: Pairs) -> NDArray[np.floating]:
+def own_folds(here: Pairs, folds: int) -> NDArray[np.floating]:
     """Scores of each fold by heads learnt from the fault-free rows of the other four."""
     digests = (hashlib.blake2b(it.encode()).digest()[0] for it in here.rows["dup_cluster"])
-    fold_N = np.fromiter(digests, int) % FOLDS
+    fold_N = np.fromiter(digests, int) % folds
     good_N = (here.rows["fault"] == "").to_numpy()
     out_N = np.empty(len(fold_N))
-    for fold in range(FOLDS):
+    for fold in range(folds):
         score = learnt(here.where(good_N & (fold_N != fold)))
         out_N[fold_N == fold] = scores(score, here.where(fold_N == fold))
     return out_N
@@ -301,16 +328,5 @@ def aucs(here: Pairs, score_N: NDArray[np.floating]) -> dict[str, float]:
     return {it: auc(good, score_N[np.isin(fault_N, kinds.get(it, (it,)))]) for it in FAULTS}
 
 
-def auc(good_N: NDArray, bad_N: NDArray) -> float:
-    """Share of pairs where the good one is greater; a tie counts half."""
-    ordered = np.sort(bad_N)
-    below = np.searchsorted(ordered, good_N, "left") + np.searchsorted(ordered, good_N, "right")
-    return float(below.sum() / 2 / len(good_N) / len(bad_N)) if len(bad_N) else np.nan
-
-
 if __name__ == "__main__":
-    pool = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/pool")
-    if pool.exists():
-        main(pool, Path(sys.argv[2]) if len(sys.argv) > 2 else pool.parent / "filter_abroad")
-    else:
-        print(f"no {pool}: clipmill pool demo --out {pool}")
+    begin(main, full=("demo/pool",))

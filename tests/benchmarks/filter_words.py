@@ -1,6 +1,6 @@
 """What words cost the filter network: its learning and its scores beside those of features alone.
 
-    python -m tests.benchmarks.filter_words [ROWS ...]      2,000, 8,000 and 32,000
+    python -m tests.benchmarks.filter_words [full | ROWS ...]    2,000; full: to 32,000
 
 Drawn features of the network's widths, two image features in three 0 as EfficientNet's are, and
 captions of five words of 10,000. Both sides are this network: without words it is as versions 1 and
@@ -14,7 +14,6 @@ Measured (2026-11-27, EPYC, 2 shared cores, AVX2, idle): features 13.5 ms a row;
 rows a second for 90,000: below the aim, by 7 us a row beside the features' 13,500.
 """
 
-import sys
 import time
 from collections.abc import Callable
 
@@ -23,20 +22,22 @@ import torch
 
 from stages.models.features import ImageFeatures, TextFeatures
 from stages.models.filter_network import WORDS, FilterNetwork, fitted, rooted
+from tests.benchmarks.side_by_side import begin
 
-SIZES, ROUNDS, BATCH, WIDTH = (2_000, 8_000, 32_000), 3, 1024, 256
+ROUNDS, BATCH, WIDTH = 3, 1024, 256
 SAMPLED = 64  # rows whose features are computed
 
 
-def main(sizes: list[int]) -> None:
+def main(*sizes: int) -> str:
     torch.set_num_threads(1)
     print(f"features {features_s() * 1e3:.1f} ms a row")
     for rows in sizes:
-        compare(rows)
+        rate = compare(rows)
+    return f"scored at {rate:.2f}x the rate without words"
 
 
-def compare(rows: int) -> None:
-    """Prints seconds of learning, and of scores with words and without."""
+def compare(rows: int) -> float:
+    """The rate of scores with words, by that without."""
     rng = np.random.default_rng(rows)
     image_NI = rng.exponential(size=(rows, ImageFeatures.width)).astype(np.float32)
     image_NI[rng.random(image_NI.shape) < 2 / 3] = 0
@@ -72,6 +73,7 @@ def compare(rows: int) -> None:
         f" {without_s / with_s:.2f}x the rate",
         flush=True,
     )
+    return without_s / with_s
 
 
 def features_s() -> float:
@@ -93,4 +95,4 @@ def least(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main([int(it.replace(",", "")) for it in sys.argv[1:]] or list(SIZES))
+    begin(main, quick=(2_000,), full=(2_000, 8_000, 32_000))

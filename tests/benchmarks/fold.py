@@ -1,11 +1,11 @@
-"""What folding costs as a stage of 3,000 to 40,000 shards runs, and what a resume then reads.
+"""What folding costs as a stage of many shards runs, and what a resume then reads.
 
-    python -m tests.benchmarks.fold
+    python -m tests.benchmarks.fold [full | SHARDS ...]    to 6,000; full: to 40,000
 
 The calls are those of a wave: a part of the fold every 1,000 records, the whole of it at the end.
-The folders are as a row stage leaves them, see scan_shards.py. `rewritten` is how it was until
-November 2026: the whole fold, with a listing, every 1,000 records; only at the two smaller sizes,
-as it grows as their square.
+The folders are as a row stage leaves them; data files are sparse, as only their sizes are looked
+at. `rewritten` is how it was until November 2026: the whole fold, with a listing, every 1,000
+records; not at the largest size, as it grows as their square.
 
 Aim: CPU time that grows as the shards, whatever their number.
 Measured (2026-11-27, EPYC, 2 shared cores at load 15), CPU time at 3,000, 12,800 and 40,000
@@ -15,42 +15,69 @@ stage, times the square of the stages of a wave, as their records were counted t
 parts took 0.19, 0.34 and 1.13 s, of the whole 0.08, 0.30 and 1.00 s.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from time import process_time
 
 import numpy as np
 
 from metadata.fold import append, fold
-from metadata.record import Record
+from metadata.record import Record, data_name
 from metadata.records import table_of
 from metadata.scan import scan
 from metadata.storage import Storage
 from pipeline.engine.waves import FOLD_EVERY
-from tests.benchmarks.scan_shards import stored
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch
 
-SHARDS = (3_000, 12_800, 40_000)
 
-
-def main() -> None:
+def main(*sizes: int) -> str:
     taken: dict[str, list[float]] = {}
     records: list[Record] = []
     with scratch() as folder:
         storage = Storage(str(folder))
-        for count in SHARDS:
+        for count in sizes:
             records += stored(folder, range(len(records), count))
             for kind, call in CALLS.items():
-                if kind == "rewritten" and count == SHARDS[-1]:
+                if kind == "rewritten" and count == sizes[-1]:
                     continue
                 began = process_time()
                 call(storage, records)
                 taken.setdefault(kind, []).append(process_time() - began)
                 print(f"{count:>7,} shards, {kind:<17} {taken[kind][-1]:7.2f} s of CPU")
     for kind, seconds in taken.items():
-        sizes = SHARDS[: len(seconds)]
-        power, _ = np.polyfit(np.log(sizes), np.log(seconds), 1)
-        each = seconds[-1] / sizes[-1]
+        some = sizes[: len(seconds)]
+        power = np.log(seconds[-1] / seconds[0]) / np.log(some[-1] / some[0])
+        each = seconds[-1] / some[-1]
         print(f"{kind:<17} as shards to the power {power:.2f}, {each * 1e6:.0f} us a shard at last")
+    at = len(taken["rewritten"]) - 1
+    by_parts_s = taken["parts"][at] + taken["whole, at the end"][at]
+    return f"{taken['rewritten'][at] / by_parts_s:.1f}x rewriting it, at {sizes[at]:,} shards"
+
+
+def stored(folder: Path, shards: range) -> list[Record]:
+    """The records of finished shards, which its folder holds, each beside its data."""
+    records = []
+    for shard in shards:
+        sha256 = f"{shard:032x}"
+        record = Record(
+            shard=shard,
+            data=data_name(shard, 0, sha256),
+            size_bytes=1_000_000 + shard,
+            sha256=sha256,
+            rows=10_000,
+            computed=10_000,
+            uid_sha256=f"{shard + 1:032x}",
+            parents={"pool": f"{shard + 2:032x}", "images": f"{shard + 3:032x}"},
+            counts={"": 9_800, "no_text": 150, "too_long": 50},
+            seconds=1.234,
+        )
+        (folder / record.name).write_text(record.to_json())
+        with open(folder / str(record.data), "wb") as file:
+            os.truncate(file.fileno(), record.size_bytes)
+        records.append(record)
+    return records
 
 
 def put_parts(storage: Storage, records: list[Record]) -> None:
@@ -81,4 +108,4 @@ CALLS: dict[str, Callable[[Storage, list[Record]], None]] = {
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(1_000, 3_000, 6_000), full=(3_000, 12_800, 40_000))

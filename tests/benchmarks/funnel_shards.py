@@ -1,6 +1,6 @@
-"""`funnel` of runs of 1,000 to 9,000 shards on a disk: by threads of one process, and by processes.
+"""`funnel` of runs of many shards on a disk: by threads of one process, and by processes.
 
-    python -m tests.benchmarks.funnel_shards
+    python -m tests.benchmarks.funnel_shards [full | SHARDS ...]    1,000; full: to 9,000
 
 A pool, a row stage and a select over both, in shards of 200 rows, so that what is left is what a
 shard costs. From ahead.MANY shards on a process for each CPU reads them, which takes a second to
@@ -20,9 +20,9 @@ from pipeline.ledger import ahead
 from pipeline.ledger.answer import as_json
 from pipeline.ledger.funnel import funnel
 from pipeline.run_folder.state import RunState
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
-SHARDS = (1_000, 3_000, 9_000)
 STAGES = {
     "affine": {"uses": "toy.affine", "from": "pool"},
     "best": {
@@ -33,13 +33,15 @@ STAGES = {
 }
 
 
-def main() -> None:
-    for shards in SHARDS:
+def main(*sizes: int) -> str:
+    for shards in sizes:
         with scratch() as folder:
-            measure(folder, shards)
+            ratio = measure(folder, shards)
+    return f"processes {ratio:.2f}x threads at {shards:,} shards"
 
 
-def measure(folder: Path, shards: int) -> None:
+def measure(folder: Path, shards: int) -> float:
+    """How many times as fast processes are as threads."""
     pool = {"uses": "toy.rows", "shards": shards, "shard_rows": 200}
     plan = plan_of({"pool": pool, **STAGES})
     run_toy(plan, folder, 2)
@@ -54,8 +56,9 @@ def measure(folder: Path, shards: int) -> None:
     said = ", ".join(
         f"{how} {took:5.1f} s, {took / shards * 1e3:.2f} ms" for how, took in spent.items()
     )
-    print(f"{shards:>6,} shards: {said} a shard")
+    print(f"{shards:>6,} shards: {said} a shard", flush=True)
+    return spent["threads"] / spent["processes"]
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(1_000,), full=(1_000, 3_000, 9_000))

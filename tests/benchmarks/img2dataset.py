@@ -1,6 +1,6 @@
 """Images downloaded, resized to 256 and stored: against img2dataset, from one server in one run.
 
-    python -m tests.benchmarks.img2dataset
+    python -m tests.benchmarks.img2dataset [full | KIND ...]    few; full: 500 kB and 12 MP
 
 URLs in a Parquet file; JPEGs of soft colours with grain, the same for all, from a loopback server
 whose CPU is not counted. img2dataset without what costs it more: one process, 16 threads, no EXIF;
@@ -22,6 +22,7 @@ and 22 ms.
 
 import io
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,30 +38,35 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.pools.server import BEHAVIOUR
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch, spend
 
-SIZE, PORT = 256, 8765
+SIZE = 256
 FILES = 12  # of each kind, which the URLs repeat
-KINDS = {"500 kB": (1600, 1200, 91, (150, 300, 600)), "12 MP": (4000, 3000, 85, (40, 80, 160))}
+KINDS = {  # width, height, quality, and how many in each run
+    "few": (1600, 1200, 91, (30, 300)),
+    "500 kB": (1600, 1200, 91, (150, 300, 600) * 3),
+    "12 MP": (4000, 3000, 85, (40, 80, 160) * 3),
+}
 WAYS = ("img2dataset", "full", "reduced")
-ROUNDS = 3
 
 
-def main() -> None:
+def main(*kinds: str) -> str:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # theirs would ask the network for a newer one
-    for kind, (width, height, quality, counts) in KINDS.items():
-        with scratch() as folder, served(folder, width, height, quality):
+    for kind in kinds:
+        width, height, quality, counts = KINDS[kind]
+        with scratch() as folder, served(folder, width, height, quality, {*counts}):
             spent = {way: [] for way in WAYS}
-            for count in counts * ROUNDS:
+            for count in counts:
                 for way in WAYS:  # interleaved: a busy machine slows all alike
                     out = folder / f"{way}-{len(spent[way])}"
-                    arguments = (way, str(folder / f"{count}.parquet"), str(out))
+                    arguments = ("download", way, str(folder / f"{count}.parquet"), str(out))
                     name = "tests.benchmarks.img2dataset"
                     spent[way].append(spend(sys.executable, "-m", name, *arguments))
             slope = {}
             print(f"{kind}: {width} x {height}, {size_of(folder):.0f} kB")
             for way, runs in spent.items():
-                slope[way], start = np.polyfit(counts * ROUNDS, [run.cpu_s for run in runs], 1)
+                slope[way], start = np.polyfit(counts, [run.cpu_s for run in runs], 1)
                 print(
                     f"{way:<12}{1 / slope[way]:>8.1f} images/CPU-s"
                     f"{slope['img2dataset'] / slope[way]:>8.2f}x   start {start:.1f} s"
@@ -70,6 +76,8 @@ def main() -> None:
             assert theirs == full
             assert full.keys() == reduced.keys()
             print(f"reduced: {min(psnr(full[it], reduced[it]) for it in full):.1f} dB at the least")
+    ratios = (f"{way} {slope['img2dataset'] / slope[way]:.2f}x" for way in WAYS[1:])
+    return f"{', '.join(ratios)} img2dataset"
 
 
 def download(way: str, urls: str, out: str) -> None:
@@ -104,7 +112,7 @@ def download(way: str, urls: str, out: str) -> None:
 
 
 @contextmanager
-def served(folder: Path, width: int, height: int, quality: int) -> Iterator[None]:
+def served(folder: Path, width: int, height: int, quality: int, counts: set[int]) -> Iterator[None]:
     """FOLDER's pictures on loopback, and lists of their URLs."""
     (folder / "www").mkdir()
     (folder / "www" / BEHAVIOUR).write_text("{}")
@@ -112,10 +120,13 @@ def served(folder: Path, width: int, height: int, quality: int) -> Iterator[None
         for number in range(FILES):
             body = pool.submit(photo, width, height, quality, number).result()
             (folder / "www" / f"{number}.jpg").write_bytes(body)
-    for count in {count for *_, counts in KINDS.values() for count in counts}:
-        urls = [f"http://127.0.0.1:{PORT}/{n % FILES}.jpg?{n}" for n in range(count)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for count in counts:
+        urls = [f"http://127.0.0.1:{port}/{n % FILES}.jpg?{n}" for n in range(count)]
         pq.write_table(pa.table({"url": urls, "text": urls}), folder / f"{count}.parquet")
-    command = ("-u", "-m", "pipeline.cli", "pool", "serve", str(folder), "--port", str(PORT))
+    command = ("-u", "-m", "pipeline.cli", "pool", "serve", str(folder), "--port", str(port))
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None
@@ -164,7 +175,7 @@ def psnr(one: bytes, other: bytes) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        download(*sys.argv[1:])
+    if sys.argv[1:2] == ["download"]:
+        download(*sys.argv[2:])
     else:
-        main()
+        begin(main, quick=("few",), full=("500 kB", "12 MP"))

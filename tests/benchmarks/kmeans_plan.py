@@ -7,6 +7,8 @@ Prints the table of docs/clusters.md, "Cost"; a test holds the two together.
 
 from dataclasses import dataclass
 
+from tests.benchmarks.side_by_side import begin
+
 SEARCHED = 8  # parents whose children a row is compared with
 REFINED = 2  # last rounds of two levels, in which rows may leave their parent
 UNITS = 256  # sums of shards that a round stores, each merged by the worker that made it
@@ -112,5 +114,11 @@ def table() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main() -> str:
     print(table())
+    hours = [plan.flop / GFLOPS / 1e9 / 3600 for plan in PLANS]
+    return f"{hours[1]:,.0f} core-hours, {hours[2]:,.0f} by two levels, computed"
+
+
+if __name__ == "__main__":
+    begin(main)

@@ -1,6 +1,6 @@
 """What k-means sends through its driver, as it finds more clusters.
 
-    python -m tests.benchmarks.kmeans_sums
+    python -m tests.benchmarks.kmeans_sums [full | CLUSTERS ...]    250; full: to 4,000
 
 8,000 vectors of 512 in 32 shards, two rounds and the count at the end by two workers. Each of 32
 units leaves clusters x 512 x 8 bytes of sums a pass. `driver merges` is how it was until November
@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 
 from metadata.storage import Storage
 from pipeline.engine import context
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, plan_of, run_toy, scratch
 
-CLUSTERS = (250, 1_000, 4_000)
 SHARDS, SHARD_ROWS, WIDTH, ROUNDS = 32, 250, 512, 2
 HERE = "tests.benchmarks.kmeans_sums"
 
@@ -75,23 +75,28 @@ def run(pool: str, out: str, clusters: int, way: str) -> None:
     print(json.dumps({**passed, **said, "peak_mb": int(peak.split()[1]) / 1024, "sha256": sha256}))
 
 
-def main() -> None:
+def main(*sizes: int) -> str:
     with scratch() as folder:
         put_pool(folder / "pool")
-        for clusters in CLUSTERS:
-            stored = set()
+        for clusters in sizes:
+            stored, read_mb = set(), []
             for way in ("driver merges", "workers merge"):
                 out = folder / f"{clusters}-{way.partition(' ')[0]}"
                 said = module(HERE, folder / "pool", out, clusters, way)
                 stored.add(said.pop("sha256"))
+                read_mb.append(said["read"] / 1e6)
                 print(
-                    f"{clusters:>6,} clusters, {way}: {said['read'] / 1e6:8.1f} MB read and"
+                    f"{clusters:>6,} clusters, {way}: {read_mb[-1]:8.1f} MB read and"
                     f" {said['put'] / 1e6:6.1f} MB stored by the driver, {said['cpu_s']:5.2f} s of"
                     f" CPU, {said['peak_mb']:4.0f} MB at most; {said['wall_s']:5.1f} s in all",
                     flush=True,
                 )
             assert len(stored) == 1
+    return f"{clusters:,} clusters: the driver reads {read_mb[1]:.0f} MB, not {read_mb[0]:.0f}"
 
 
 if __name__ == "__main__":
-    run(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4]) if sys.argv[1:] else main()
+    if len(sys.argv) == 5:
+        run(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4])
+    else:
+        begin(main, quick=(250,), full=(250, 1_000, 4_000))

@@ -36,13 +36,13 @@ from stages.clip.scales import CROP_AREA, CROP_ASPECT
 from stages.clip.stream import Streamed, View, index_shard
 from stages.ops.images import decode
 from tests.benchmarks.nano_step import ROWS, trainer
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 
 IMAGES, SIDE = 2048, 256
 STREAMED, CROP = 128, 224  # rows of a streamed batch, and pixels a side
 
 
-def main() -> None:
+def main() -> str:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -51,13 +51,13 @@ def main() -> None:
         data, model = str(folder / "data"), reads(NANO)
         wanted = (model.image_size, model.tokenize, None, ())
         file = {"file": "00000.parquet", "rows": IMAGES, "first": 0}
-        cached = cache_shard(data, name, *wanted, file, None)
-        [part] = read_cached(name, [cached])
+        shard = cache_shard(data, name, *wanted, file, None)
+        [part] = read_cached(name, [shard])
         for number in range(20):
             np.testing.assert_array_equal(part.images[number], decoded(jpegs[number]))
         batches = Batches([part], size=ROWS, seed=0)
         learner, numbers = trainer("bf16"), count()
-        side_by_side(
+        cached = side_by_side(
             ROWS,
             rounds=9,
             clock=process_time,
@@ -66,10 +66,11 @@ def main() -> None:
             step=lambda: learner.learn(batches[0]),
         )
     with tempfile.TemporaryDirectory() as name:
-        against_webdataset(Path(name))
+        streamed = against_webdataset(Path(name))
+    return f"cached {cached['loader']} decoding, streamed {streamed} webdataset"
 
 
-def against_webdataset(folder: Path) -> None:
+def against_webdataset(folder: Path) -> str:
     jpegs = [jpeg(number, 512) for number in range(4 * STREAMED)]
     write_shard(folder / "out", jpegs)
     write_tar(folder / "00000.tar", jpegs)
@@ -86,7 +87,7 @@ def against_webdataset(folder: Path) -> None:
         np.testing.assert_array_equal(crop(jpegs[coin], CROP, coin), np.asarray(theirs))
     change = RandomResizedCrop(CROP, CROP_AREA, CROP_ASPECT, InterpolationMode.BICUBIC)
     tars = (
-        wds.WebDataset(str(folder / "00000.tar"), shardshuffle=False, nodesplitter=None)
+        wds.WebDataset(str(folder / "00000.tar"), shardshuffle=False)
         .repeat()
         .shuffle(STREAMED)
         .decode("pilrgb")
@@ -108,8 +109,9 @@ def against_webdataset(folder: Path) -> None:
         return batch.pixels.nbytes
 
     assert rival() == ours() == STREAMED * 3 * CROP**2
-    side_by_side(STREAMED, rounds=9, clock=process_time, webdataset=rival, streamed=ours)
+    ratios = side_by_side(STREAMED, rounds=9, clock=process_time, webdataset=rival, streamed=ours)
     streamed.close()
+    return ratios["streamed"]
 
 
 def write_tar(path: Path, jpegs: list[bytes]) -> None:
@@ -156,4 +158,4 @@ def write_shard(out: Path, jpegs: list[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

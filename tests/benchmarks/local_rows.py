@@ -1,8 +1,8 @@
 """Rounds over stored embeddings, read each time from storage or once: `ctx.keep_local`.
 
-    python -m tests.benchmarks.local_rows
+    python -m tests.benchmarks.local_rows [full | SHARDS]        2; full: 6
 
-Five rounds over 60,000 vectors of 512 in 6 shards, each round the sum of all: on this machine's
+Five rounds over vectors of 512 in shards of 10,000, each round the sum of all: on this machine's
 disk, and on an S3-compatible server on loopback, whose network is as fast as memory. The first
 round writes the copies, and counts; `later` is five rounds more. Sums are asserted equal, and so
 are all shards.
@@ -30,15 +30,12 @@ from pipeline.dataset import Shards
 from pipeline.engine.local_shards import LocalShards
 from pipeline.run_folder.state import RunState
 from stages.ops.vectors import as_matrix
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
-ROUNDS, SHARDS, ROWS = 5, 6, 10_000
-POOL = {"uses": "toy.vectors", "shards": SHARDS, "shard_rows": ROWS, "width": 512}
-STAGES = {
-    "pool": {**POOL, "cluster_rows": 100},
-    "it": {"uses": "cluster.kmeans", "from": "pool", "clusters": 2},
-}
+ROUNDS, ROWS = 5, 10_000
+POOL = {"uses": "toy.vectors", "shard_rows": ROWS, "width": 512, "cluster_rows": 100}
+READER = {"uses": "cluster.kmeans", "from": "pool", "clusters": 2}
 
 
 def total(rows: Shards) -> float:
@@ -78,10 +75,11 @@ def store(folder: str) -> Iterator[Storage]:
             server.kill()
 
 
-def main() -> None:
-    plan = plan_of(STAGES)
+def main(shards: int) -> str:
+    pool = {**POOL, "shards": shards}
+    plan, ratios = plan_of({"pool": pool, "it": READER}), {}
     with scratch() as folder, store(str(folder)) as bucket:
-        run_toy(plan_of({"pool": STAGES["pool"]}), folder / "run", workers=2)
+        run_toy(plan_of({"pool": pool}), folder / "run", workers=2)
         local = Storage(str(folder / "run"))
         bucket.fs.create_dir("bucket")
         for entry in local.entries(below=True):
@@ -93,12 +91,12 @@ def main() -> None:
         ):
             rows = RunState(plan, storage).inputs(plan.stages["it"])
             assert total(rows) == total_kept(rows)
-            for shard in range(SHARDS):
+            for shard in range(shards):
                 kept = LocalShards(rows, "rows-benchmark", 1).table(shard)
                 assert kept.equals(pa.table(rows.table(shard)))
             print(name)
-            side_by_side(
-                ROUNDS * SHARDS * ROWS,
+            ratios[name] = side_by_side(
+                ROUNDS * shards * ROWS,
                 rounds=5,
                 clock=clock,
                 storage=lambda rows=rows: total(rows),
@@ -106,7 +104,9 @@ def main() -> None:
                 later=lambda rows=rows: total(LocalShards(rows, "rows-benchmark", 1)),
             )
         remove_shared("rows-benchmark")
+    disk, far = (ratios[name]["later"] for name in ("disk", "S3 on loopback"))
+    return f"later rounds {disk} the disk's CPU, {far} that of S3"
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(2,), full=(6,))

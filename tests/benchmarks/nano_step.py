@@ -23,13 +23,13 @@ from stages.clip.nano import NANO, Nano
 from stages.clip.schedule import learning_rate
 from stages.clip.towers import matrices_first, new_model
 from stages.losses.clip import loss as info_nce
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 
 STEPS, WARMUP, PEAK = 118, 10, 2e-3
 ROWS, TOKENS, CHECKED = 256, 30, 6
 
 
-def main() -> None:
+def main() -> str:
     torch.set_num_threads(1)
     batch = random_batch()
     plain = PlainLoop()
@@ -39,7 +39,7 @@ def main() -> None:
         for learner, tolerance in ((full, 1e-3), (ours, 3e-2)):
             learner.learn(batch)
             np.testing.assert_allclose(learner.losses[step], expected, rtol=tolerance)
-    side_by_side(
+    ratios = side_by_side(
         ROWS,
         rounds=9,
         clock=process_time,
@@ -47,6 +47,7 @@ def main() -> None:
         float32=lambda: full.learn(batch),
         bf16=lambda: ours.learn(batch),
     )
+    return f"float32 {ratios['float32']}, bf16 {ratios['bf16']} a plain loop"
 
 
 def random_batch() -> Batch:
@@ -103,4 +104,4 @@ class PlainLoop:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -1,6 +1,6 @@
 """dedup.minhash at 0.7 through the engine, one worker: time and memory as the pool grows.
 
-    python -m tests.benchmarks.near_captions [MILLIONS[:TEMPLATES] ...]   1 where none is given
+    python -m tests.benchmarks.near_captions [full | MILLIONS[:TEMPLATES] ...]
 
 Captions of 4 to 14 words by Zipf's law, one in ten a copy with a word changed; TEMPLATES of a
 thousand (50) of one template. Storage counts: all shuffles write and read files. Copies that are as
@@ -25,21 +25,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.toy import fill, measured, module, scratch
+from tests.benchmarks.side_by_side import begin
+from tests.benchmarks.toy import grown, measured
 
 FLOOR, SHARD_ROWS, SAMPLED = 0.7, 250_000, 1_000
 
 
-def main() -> None:
-    for pool in sys.argv[1:] or ("1",):
-        with scratch() as folder:
-            fill(pool_of(pool), folder)
-            said = module("tests.benchmarks.near_captions", "measure", pool, folder)
-        print("{rows:>12,} rows {cpu_s:8.1f} s CPU {wall_s:8.1f} s".format(**said), end="")
-        print("   memory {peak_mb:6.0f} MB, {grown_mb:.0f} of it grown".format(**said), end="")
-        print(", journal {journal_mb:,.0f} MB".format(**said), end="")
-        print("   {joined:,} joined; of {near} copies {found} found".format(**said), end="")
-        print("; {kept} of the template kept".format(**said), flush=True)
+def main(*pools: str) -> str:
+    said = grown("tests.benchmarks.near_captions", {pool: pool_of(pool) for pool in pools})[-1]
+    return "{found} of {near} copies; {peak_mb:.0f} MB of {rows:,} rows".format(**said)
 
 
 def pool_of(pool: str) -> dict:
@@ -96,4 +90,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         measure(sys.argv[2], Path(sys.argv[3]))
     else:
-        main()
+        begin(main, quick=("0.25",), full=("1", "3", "1:1000", "0.25:800"))

@@ -1,6 +1,6 @@
 """dedup.phash at radius 3 through the engine, one worker: time and memory as the pool grows.
 
-    python -m tests.benchmarks.near_hashes [MILLIONS[:KIND] ...]    1 and 10 where none is given
+    python -m tests.benchmarks.near_hashes [full | MILLIONS[:KIND] ...]
 
 Uniform codes, one row in ten a copy with up to 4 bits turned, in shards of 250,000. Storage counts:
 all shuffles write and read files. 300 rows of each pool are compared with all others, so no pair
@@ -26,26 +26,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.toy import fill, measured, module, scratch
+from tests.benchmarks.side_by_side import begin
+from tests.benchmarks.toy import grown, measured
 
 RADIUS, SHARD_ROWS, SAMPLED = 3, 250_000, 300
 
 
-def main() -> None:
-    grown_mb = []
-    for pool in sys.argv[1:] or ("1", "10"):
-        with scratch() as folder:
-            fill(pool_of(pool), folder)
-            said = module("tests.benchmarks.near_hashes", "measure", pool, folder)
-        print("{rows:>12,} rows {cpu_s:8.1f} s CPU {wall_s:8.1f} s".format(**said), end="")
-        print("   memory {peak_mb:6.0f} MB, {grown_mb:.0f} of it grown".format(**said), end="")
-        print(", journal {journal_mb:,.0f} MB".format(**said), end="")
-        print("   {joined:,} joined".format(**said), flush=True)
-        if pool_of(pool)["kind"] == "uniform":
-            grown_mb.append(said["grown_mb"])
-    assert max(grown_mb, default=0) <= 1.5 * min(grown_mb, default=0), (
-        "memory is bounded by a partition"
-    )
+def main(*pools: str) -> str:
+    every = grown("tests.benchmarks.near_hashes", {pool: pool_of(pool) for pool in pools})
+    uniform = [said for pool, said in zip(pools, every, strict=True) if ":" not in pool]
+    grown_mb = [said["grown_mb"] for said in uniform]
+    assert max(grown_mb) <= 1.5 * min(grown_mb), "memory is bounded by a partition"
+    return "no pair missed; {peak_mb:.0f} MB, {cpu_s:.1f} s of {rows:,} rows".format(**uniform[-1])
 
 
 def pool_of(pool: str) -> dict:
@@ -90,4 +82,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         measure(sys.argv[2], Path(sys.argv[3]))
     else:
-        main()
+        begin(main, quick=("1",), full=("1", "3", "10", "1:equal", "1:chain", "1:cube"))

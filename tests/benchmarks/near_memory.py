@@ -1,6 +1,6 @@
 """What the report holds of a pool for its copies and leaks: the rows that are some, not all.
 
-    python -m tests.benchmarks.near_memory             # 300,000, a million and three million rows
+    python -m tests.benchmarks.near_memory [full | ROWS ...]    300,000; full: to three million
 
 Pools in shards of 50,000, first each with the same 20,000 copies of captions, then with a copy in
 eight rows, and 2,000 rows that lie in an evaluation set; `over` is the most memory that a process
@@ -29,17 +29,18 @@ from pipeline.ledger.duplicates import duplicates
 from pipeline.ledger.leaks import leaks
 from pipeline.run_folder.state import latest
 from tests.benchmarks.explore import peak_mb
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, plan_of, run_toy, scratch
 
-ROWS = (300_000, 1_000_000, 3_000_000)
 SHARD_ROWS = 50_000
 COPIES, LEAKED = 20_000, 2_000
 CALLS = {"duplicates": duplicates, "leaks": leaks}
 
 
-def main() -> None:
+def main(*sizes: int) -> str:
+    most_mb = {}
     for share in (None, 8):
-        for rows in [int(size) for size in sys.argv[1:]] or ROWS:
+        for rows in sizes:
             with scratch() as folder:
                 copies = make_run(folder, rows, rows // share if share else COPIES)
                 expected = {"duplicates": copies, "leaks": LEAKED}
@@ -52,6 +53,8 @@ def main() -> None:
                         flush=True,
                     )
                     assert found == expected[name]
+                    most_mb[share, name] = over_mb
+    return f"copies {most_mb[None, 'duplicates']:.0f} MB, leaks {most_mb[None, 'leaks']:.0f} MB"
 
 
 def make_run(folder: Path, rows: int, copies: int) -> int:
@@ -101,4 +104,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] in CALLS:
         ask(sys.argv[1], sys.argv[2])
     else:
-        main()
+        begin(main, quick=(300_000,), full=(300_000, 1_000_000, 3_000_000))

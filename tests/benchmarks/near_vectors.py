@@ -1,6 +1,6 @@
 """dedup.semantic through the engine, one worker: time and memory as the pool grows.
 
-    python -m tests.benchmarks.near_vectors [MILLIONS ...]    1 where none is given
+    python -m tests.benchmarks.near_vectors [full | MILLIONS ...]    0.5; full: 1 and 3
 
 Vectors of 64 in clusters of 2,000 to 5,000. Some clusters are compared with float64's all pairs.
 
@@ -18,20 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.toy import fill, measured, module, scratch
+from tests.benchmarks.side_by_side import begin
+from tests.benchmarks.toy import grown, measured
 
 SHARD_ROWS, WIDTH, CLUSTER_ROWS, SAMPLED = 50_000, 64, 3_500, 3
 
 
-def main() -> None:
-    for millions in sys.argv[1:] or ("1",):
-        with scratch() as folder:
-            fill(pool_of(millions), folder)
-            said = module("tests.benchmarks.near_vectors", "measure", millions, folder)
-        print("{rows:>12,} rows {cpu_s:8.1f} s CPU {wall_s:8.1f} s".format(**said), end="")
-        print("   memory {peak_mb:6.0f} MB, {grown_mb:.0f} of it grown".format(**said), end="")
-        print(", journal {journal_mb:,.0f} MB".format(**said), end="")
-        print("   {near:,} above 0.95".format(**said), flush=True)
+def main(*pools: str) -> str:
+    said = grown("tests.benchmarks.near_vectors", {pool: pool_of(pool) for pool in pools})[-1]
+    return "{peak_mb:.0f} MB, {cpu_s:.1f} s of {rows:,} rows".format(**said)
 
 
 def pool_of(millions: str) -> dict:
@@ -70,4 +65,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         measure(sys.argv[2], Path(sys.argv[3]))
     else:
-        main()
+        begin(main, quick=("0.5",), full=("1", "3"))

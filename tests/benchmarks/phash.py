@@ -1,6 +1,6 @@
 """pHash of decoded images: the stage against imagehash, and against its steps without numba.
 
-    python -m tests.benchmarks.phash
+    python -m tests.benchmarks.phash [full | PIXELS ...]    256; full: 64, 256 and 512
 
 From decoded pixels, a batch as the stage gets it, to integers that can be stored, equal bit for
 bit; decoding is outside, the same for all. imagehash spends its time in Pillow's grey and Lanczos
@@ -27,7 +27,7 @@ from scipy.fft import dct
 
 from stages.annotate.phash import PHASH, PHash, hashed
 from stages.ops.pixels import PIXELS
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -52,9 +52,9 @@ def by_pillow(pictures: list[np.ndarray]) -> list[int]:
     return np.packbits(bits, axis=1).view(">u8")[:, 0].tolist()
 
 
-def main() -> None:
+def main(*sides: int) -> str:
     rng = np.random.default_rng(0)
-    for longer in (64, 256, 512):
+    for longer in sides:
         sizes = rng.integers(longer // 2, longer + 1, PHash.batch_rows)
         shapes = [(longer, s) if s % 2 else (s, longer) for s in sizes.tolist()]
         pictures = [picture(rng, *shape) for shape in shapes]
@@ -71,8 +71,9 @@ def main() -> None:
         }
         assert rivals["imagehash"]() == rivals["Pillow, batched"]() == rivals["stage"]()
         print(f"longer side {longer}")
-        side_by_side(rows=len(pictures), rounds=25, clock=process_time, **rivals)
+        ratios = side_by_side(rows=len(pictures), rounds=25, clock=process_time, **rivals)
+    return f"{ratios['stage']} imagehash"
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(256,), full=(64, 256, 512))

@@ -1,12 +1,12 @@
 """Selecting by clusters, through the engine, beside plain scripts on the same stored columns.
 
-    python -m tests.benchmarks.prune [ROWS ...]    20000, 60000 and 180000 where none is given
-    python -m tests.benchmarks.prune near          how near a large tree comes to its targets
+    python -m tests.benchmarks.prune [full | ROWS ...]    20,000; full: to 180,000
 
 A script holds the pool in memory and ends at one Parquet of verdicts; a stage keeps a journal, and
 stores verdicts, ranks and reasons by shard, so that it resumes, and needs one partition in memory.
 What they keep is asserted equal in the same run: row for row, for `density` to a row a cluster (the
-script rounds quotas), first ones first. In one process, CPU time.
+script rounds quotas), first ones first. In one process, CPU time. Last, how near the quotas of a
+large tree come to their targets.
 
 Measured (2026-11-26, EPYC, one of two shared cores at load 8 to 12), median of five, ratio to
 the script at 20,000, 60,000 and 180,000 rows: sample 0.16, 0.24, 0.26; prototypes 0.12, 0.19, 0.21;
@@ -20,7 +20,6 @@ os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS
 os.environ.update(POLARS_MAX_THREADS="1")
 
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -37,7 +36,7 @@ from metadata.uid import coin_hash, from_halves
 from stages.ops.centroids import Centroids, to_table
 from stages.ops.vectors import unit_rows
 from stages.select._tree import Tree
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import fill, plan_of, run_toy, scratch
 
 SHARD_ROWS, WIDTH, CLUSTER_ROWS, ROUNDS = 10_000, 64, 250, 5
@@ -192,32 +191,27 @@ def centroids(folder: Path) -> np.ndarray:
     return vector_KD
 
 
-def near() -> None:
-    """What a drawn tree keeps of a billion rows, and the seconds that its quotas and ranks take."""
+def near() -> float:
+    """How far off a thousandth of a billion rows is in a drawn tree; prints more."""
     rng = np.random.default_rng(0)
     counts = [1_000_000, 50_000, 5_000, 500]
     rows_K = (rng.pareto(1.2, counts[0]) * 300).astype(np.int64) + 1
     parents = [rng.integers(0, b, a).astype(np.int32) for a, b in pairwise(counts)]
     tree = Tree.over(rows_K, parents, counts[1:])
-    for share in (0.001, 0.01, 0.1, 0.5):
+    for share in (0.5, 0.1, 0.01, 0.001):
         begun = process_time()
-        kept = tree.quotas(int(share * tree.rows))[0].sum()
-        print(
-            f"{share:6} of {tree.rows:,} rows: {kept / int(share * tree.rows) - 1:+.4%} kept",
-            end="",
-        )
-        print(f"{process_time() - begun:8.2f} s")
+        off = tree.quotas(int(share * tree.rows))[0].sum() / int(share * tree.rows) - 1
+        spent_s = process_time() - begun
+        print(f"{share:6} of {tree.rows:,} rows: {off:+.4%} kept{spent_s:8.2f} s")
     leaf_N = np.sort(rng.integers(0, counts[0], 250_000))
     begun = process_time()
     tree.least_target(leaf_N, rng.integers(1, rows_K[leaf_N] + 1))
     print(f"ranks of a partition of 250,000 rows {process_time() - begun:8.2f} s")
+    return off
 
 
-def main() -> None:
-    if sys.argv[1:] == ["near"]:
-        near()
-        return
-    for rows in [int(text) for text in sys.argv[1:]] or [20_000, 60_000, 180_000]:
+def main(*sizes: int) -> str:
+    for rows in sizes:
         shape = {"shards": rows // SHARD_ROWS, "shard_rows": SHARD_ROWS, "width": WIDTH}
         pool = {"uses": "toy.vectors", **shape, "cluster_rows": CLUSTER_ROWS}
         wanted = int(KEPT * rows)
@@ -232,14 +226,17 @@ def main() -> None:
                 balanced_tree: {**given, "levels": list(LEVELS), "rounds": LLOYD_ROUNDS},
             }
             print(f"{rows:,} rows in {len(vector_KD):,} clusters")
+            found: dict[str, str] = {}
             for rule, settings in stages.items():
                 plain = partial(script, rule, folder, vector_KD, wanted)
                 stage = {"uses": f"select.{rule.__name__}", **settings}
                 ours = partial(through_engine, pool, stage, folder)
                 check(rule.__name__, plain(), ours(), columns(folder))
-                side_by_side(
-                    rows, ROUNDS, process_time, **{"script": plain, f"{rule.__name__}": ours}
-                )
+                rivals = {"script": plain, rule.__name__: ours}
+                found |= side_by_side(rows, ROUNDS, process_time, **rivals)
+    del found["script"]
+    told = ", ".join(f"{name} {ratio}" for name, ratio in found.items())
+    return f"{told} a script; a thousandth of a tree {near():+.1%}"
 
 
 def check(rule: str, plain: Frame, ours: Frame, rows: Frame) -> None:
@@ -256,4 +253,4 @@ def check(rule: str, plain: Frame, ours: Frame, rows: Frame) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(20_000,), full=(20_000, 60_000, 180_000))

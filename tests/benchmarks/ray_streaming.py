@@ -1,4 +1,6 @@
-"""Empty items through Ray Data and RayExecutor: python -m tests.benchmarks.ray_streaming [10000]
+"""Empty items through Ray Data and RayExecutor, and a worker of each that is killed.
+
+    python -m tests.benchmarks.ray_streaming [full | ITEMS]    1,000; full: 10,000
 
 Prints seconds to the first and to the last result for each, then how each takes a killed worker.
 The head of pipeline/executors/ray.py has the figures that decided.
@@ -7,7 +9,6 @@ The head of pipeline/executors/ray.py has the figures that decided.
 import logging
 import os
 import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import ray.data
 from pipeline.executors import Step
 from pipeline.executors.ray import RayExecutor
 from pipeline.stage import Resources
+from tests.benchmarks.side_by_side import begin
 
 ONE_CPU = Resources(cpus=1, memory_gb=0.1)
 OTHER_CPU = Resources(cpus=1, memory_gb=0.2)
@@ -66,11 +68,12 @@ def core(
     executor._ask(lambda: executor._end_workers_of(None))
 
 
-def main(count: int) -> None:
+def main(count: int) -> str:
     executor = RayExecutor(workers=2)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rivals = {"Ray Data": data, "RayExecutor": partial(core, executor)}
+    taken = {}
     for profiles, n in ((1, count // 10), (1, count), (2, count // 10)):
         items = [{"i": i} for i in range(n)]
         for name, run in rivals.items():
@@ -80,6 +83,7 @@ def main(count: int) -> None:
                 seen.append(item["i"])
             assert sorted(seen) == list(range(n))
             last_s = perf_counter() - start
+            taken[name, profiles, n] = last_s
             print(f"{name:<12}{n:>7} items, profiles {profiles}: {first_s:6.2f} {last_s:7.2f} s")
     for name, run in rivals.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +93,9 @@ def main(count: int) -> None:
         print(f"{name:<12}    100 items, one kill: {perf_counter() - start:.2f} s, tries {again}")
         assert sorted(seen) == list(range(100))
     executor.close()
+    ratio = taken["Ray Data", 1, count] / taken["RayExecutor", 1, count]
+    return f"{ratio:.1f}x Ray Data for {count:,} items"
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    begin(main, quick=(1_000,), full=(10_000,))

@@ -1,6 +1,6 @@
-"""`clipmill report` of pools of 0.3 to three million rows: seconds and memory, by its slope.
+"""`clipmill report` of pools of some million rows: seconds and memory, by its slope.
 
-    python -m tests.benchmarks.report_rows [rows ...]
+    python -m tests.benchmarks.report_rows [full | ROWS ...]    100,000; full: to three million
 
 The pool of `select_rows`, with the best third by score and near copies by equal captions, a tenth
 of the rows, in shards of 10,000. The command is a process of its own; `start` is `clipmill status`
@@ -24,18 +24,18 @@ from pipeline.ledger import survey
 from pipeline.report.build import report
 from pipeline.run_folder.state import latest
 from tests.benchmarks.select_rows import RECIPE, write_pool
-from tests.benchmarks.toy import clipmill, module, scratch
+from tests.benchmarks.side_by_side import begin
+from tests.benchmarks.toy import Spent, clipmill, module, scratch
 
-SIZES = (300_000, 1_000_000, 3_000_000)
 
-
-def main(asked: list[str]) -> None:
-    for rows in [int(text) for text in asked] or SIZES:
+def main(*sizes: int) -> str:
+    for rows in sizes:
         with scratch() as folder:
-            measure(rows, folder)
+            spent = measure(rows, folder)
+    return f"{spent.wall_s:.1f} s and {spent.peak_mb:.0f} MB of {rows:,} rows"
 
 
-def measure(rows: int, folder: Path) -> None:
+def measure(rows: int, folder: Path) -> Spent:
     (folder / "select.yaml").write_text(RECIPE.format(pool=folder / "metadata"), encoding="utf-8")
     write_pool(folder / "metadata", rows)
     run, page = str(folder / "run"), folder / "report.html"
@@ -48,6 +48,7 @@ def measure(rows: int, folder: Path) -> None:
         f" {spent.peak_mb:4.0f} MB   start {start.wall_s:.1f} s, {start.peak_mb:.0f} MB",
         flush=True,
     )
+    return spent
 
 
 def alone(run: str) -> None:
@@ -64,4 +65,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["alone"]:
         alone(sys.argv[2])
     else:
-        main(sys.argv[1:])
+        begin(main, quick=(100_000,), full=(300_000, 1_000_000, 3_000_000))

@@ -1,6 +1,6 @@
 """The engine over a chain of two row stages, against a loop by hand: what a stage costs.
 
-    python -m tests.benchmarks.row_chain
+    python -m tests.benchmarks.row_chain [full | SHARDS]        8; full: 32
 
 By hand: pyarrow reads the columns of a shard once, in batches of the same size, computes by the
 same functions and writes the same two Parquet files (same compression, same row groups). The
@@ -14,22 +14,12 @@ annotate.caption and annotate.language, the cheapest stages that recipes really 
 `cheap` on shards of ten rows: what a shard costs beside its rows.
 
 Aim: at most 10 % more, at 50,000-row shards (a ratio of 0.91).
-Measured (2026-11-25, EPYC, 2 cores, idle, pyarrow 26): annotate 0.93x (0.82 to 1.00),
-cheap 0.73x (0.66 to 0.79), about 100 ns a row and stage. The median of `annotate` meets the aim and
-its spread crosses it; `cheap`, the first chain written, misses it (0.60x with batches of 1,024
-rows: both sides take 4,096 now, and annotate was added after). Hashing takes about 20 of
-its 100 ns. On 2026-11-27 (AVX2, load 8 to 14): cheap 0.71x (0.56 to 0.87), and 0.68x (0.59 to 0.80)
-with Parquet written by Arrow alone: the spreads overlap; later, idle, 0.71x (0.66 to 0.80), and
-annotate 0.90x (0.80 to 1.00). By hand takes about 330 ns a row and stage there, at the least; what
-it leaves out and the engine cannot takes about 45, each timed alone: SHA-256 17, uids 13, page
-checksums 15. So 0.88x, computed, is the most that hashing leaves. On 2026-11-28,
-idle: cheap 0.67x (0.51 to 0.92), where hashing by hand alone has 0.87x, and 0.75x and 0.85x on a
-disk in memory; annotate 0.99x and 0.94x. So the aim is met by stages that do something, and is out
-of reach of arithmetic alone. Later that day, on a disk in memory and in turns with the code that
-started a thread a shard: cheap 0.67x and 0.67x where that had 0.64x and 0.63x, hashing by hand
-0.85x to 0.92x; shards of ten rows 3.7 to 4.7 ms of both stages, where they took 5.9. All that were
-of eight shards; a run's start takes 30 to 50 ms of CPU, a tenth of those. Of 32 shards since, in
-memory and on the disk: 0.73x and 0.72x, hashing by hand 0.89x and 0.86x.
+Measured (2026-11-28, EPYC with AVX2, 2 cores, idle): annotate 0.94x to 0.99x, so the aim is met by
+stages that do something; cheap 0.72x on the disk, 0.73x in memory, out of reach of arithmetic
+alone: hashing by hand has 0.86x and 0.89x. By hand takes about 330 ns a row and stage there, at the
+least; what it leaves out and the engine cannot takes about 45, each timed alone: SHA-256 17, uids
+13, page checksums 15. A run's start takes 30 to 50 ms of CPU, a tenth of eight shards. Shards of
+ten rows take 3.7 to 4.7 ms of both stages.
 """
 
 import hashlib
@@ -47,7 +37,7 @@ from metadata.schema import REASON, UID
 from metadata.shard import GROUP_ROWS
 from pipeline.engine.worker import worker_of
 from pipeline.planning.planned import PlannedStage
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
 ROWS = 50_000
@@ -61,10 +51,11 @@ ANNOTATE = {
 }
 
 
-def main() -> None:
-    compare("cheap", CHEAP, shards=32, rounds=9)
-    compare("annotate", ANNOTATE, shards=1, rounds=5)
-    compare("small", CHEAP, shards=400, rounds=5, shard_rows=10)
+def main(shards: int) -> str:
+    cheap = compare("cheap", CHEAP, shards, rounds=9)
+    annotate = compare("annotate", ANNOTATE, shards=1, rounds=5)
+    compare("small", CHEAP, shards=12 * shards, rounds=5, shard_rows=10)
+    return f"annotate {annotate}, arithmetic {cheap} a loop by hand"
 
 
 def compare(
@@ -73,8 +64,8 @@ def compare(
     shards: int,
     rounds: int,
     shard_rows: int = ROWS,
-) -> None:
-    """One chain, both ways."""
+) -> str:
+    """The engine's rate by that of the loop; one chain, both ways."""
     pool = {"uses": "toy.rows", "shards": shards, "shard_rows": shard_rows}
     plan = plan_of({"pool": pool, **stages})
     chain = [plan.stages[name] for name in stages]
@@ -106,10 +97,11 @@ def compare(
         print(f"{title}: {' + '.join(stages)}, {shards} shards of {shard_rows:,} rows")
         hashed = partial(by_hand, hashed=True)
         rivals = {"by hand": by_hand, "hashed by hand": hashed, "engine": engine}
-        side_by_side(rows=shards * shard_rows, rounds=rounds, clock=process_time, **rivals)
+        ratios = side_by_side(rows=shards * shard_rows, rounds=rounds, clock=process_time, **rivals)
         begun = process_time()
         run_toy(plan, folder / "run", workers=0)
         print(f"a run where all is done: {(process_time() - begun) * 1e3:.0f} ms\n")
+    return ratios["engine"]
 
 
 def loop(
@@ -179,4 +171,4 @@ class Writer:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(8,), full=(32,))

@@ -1,6 +1,6 @@
 """where + top + uid list, and exact dedup, against plain Polars scripts: the same uids.
 
-    python -m tests.benchmarks.select_rows [select|ingest|exact] [rows ...]
+    python -m tests.benchmarks.select_rows [full | ROWS ...]    100,000; full: to 3 M
 
 The pool is DataComp's, with scores, ingested beforehand into shards of 10,000: both sides read the
 columns that it stores. `select` keeps the best third by score of the rows with a longer side, and
@@ -12,8 +12,8 @@ ledger, reasons, digests, journal and checks included, and no pandas, which it d
 polars`. CPU seconds of all threads, the least of three rounds.
 
 Aim: at most 2.5 times the script's for `select`, 1.3 times for `exact`, clipmill's start apart.
-Measured (2026-11-27, EPYC, 2 shared cores; the least of three rounds, of one at 3M); behind them
-the ratios of other runs, of which those above 2.5 fell into a busy minute:
+Measured (2026-11-27, EPYC, 2 shared cores; the least of three rounds, of one at 3M); docs/scale.md
+has the ratios of other hours and machines:
              script   clipmill, of it start   ratio
 select 300k    0.39       1.34  0.75           1.51
 select 1M      0.71       2.16  0.78           1.95   (2.00, 2.14, 2.65)
@@ -21,25 +21,8 @@ select 3M      2.05       4.88  0.54           2.12   (2.67)
 exact  300k    0.51       1.10  0.48           1.23
 exact  1M      1.18       1.98  0.45           1.30   (1.26, 1.33)
 exact  3M      3.71       3.46  0.48           0.80   (0.96)
-Later that day, at load 8 to 12, without pandas: select 0.98, 1.55 and 2.64, exact 0.88 and 0.99;
-ingest 2.36 at 300k, 4.80 and 3.99 at 1M in two runs.
-On a machine half as fast, with AVX2 alone and at load 8 to 14, the tree before and this one in
-turns, three rounds each: select 2.38 to 1.70 at 1M, 2.78 to 1.79 at 3M, since eight shards are one
-unit and a cut sorts few ranks; on a disk where each new file costs the kernel up to 0.9 ms;
-ingest 5.41 to 4.74 at 1M, two rounds. Hours later, three rounds each: select 1.54 at
-1M, ingest 4.06 and 5.12, a plain copy 1.47 and 1.68. Since batches that fit are stored as they are,
-ingest at 1M, the tree before and this one in turns, three rounds each: 4.75, 4.04, 4.32 before and
-3.54, 4.15, 4.04; three more of this one 3.73, 4.01, 4.77; a plain copy 1.40 to 1.93.
-On 2026-11-28, idle, on a disk in memory and on the machine's own: ingest 3.63 and 3.37, 4.52, 4.40
-and 4.26 at 1M, 3.99 and 4.25 at 3M; select 1.44 and 1.38, 1.86 at 1M, 1.63 and 1.71 at 3M; a copy
-1.49 to 1.94 and 1.52 to 1.85. Since conditions are put into Polars' words once, hours later: ingest
-3.49 and 3.45 on the machine's own, 3.75 and 3.77 in memory. Since a shard costs less beside its
-rows, ingest in memory in turns with the tree before: 3.57 and 3.47 at 1M where that had 3.75 and
-3.64; at 3M, minutes apart, 4.25 before, 4.11 with half of it and 3.82, and 4.19 and 3.78 on the
-machine's own. Since up to eight row groups of a file are one unit, at 3M: 3.90 and 3.50 in memory,
-where it was 3.92 an hour before, and 3.53 on the machine's own.
-Before: select 3.09 at 1M, when each digit of the cut read and judged all rows again; exact 1.72,
-when all rows of a partition were sorted. Of 100,000 rows a ratio is mostly noise of the start.
+On 2026-11-28, idle: ingest 3.45 to 4.52 at 1M, 3.50 to 4.25 at 3M, a copy 1.49 to 1.94; select 1.38
+to 1.86. Of 100,000 rows a ratio is mostly noise of the start.
 """
 
 import hashlib
@@ -51,9 +34,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import clipmill, clipmill_alone, scratch, spend
 
-SIZES, ROUNDS, FILE_ROWS = (100_000, 300_000, 1_000_000), 3, 100_000
+ROUNDS, FILE_ROWS = 3, 100_000
 RECIPE = """
 stages:
   pool: {{uses: ingest.datacomp, path: {pool}, scores: true}}
@@ -110,8 +94,7 @@ os.remove(sys.argv[2])
 STAGES = {"select": ("best", "ids"), "ingest": ("pool", "best", "ids"), "exact": ("same",)}
 
 
-def main(asked: list[str]) -> None:
-    sizes = [int(text) for text in asked if text.isdigit()] or SIZES
+def main(*sizes: int) -> str:
     for rows in sizes:
         with scratch() as folder:
             recipe = folder / "select.yaml"
@@ -121,17 +104,17 @@ def main(asked: list[str]) -> None:
             ingest_s = clipmill(*run, "--until", "pool").cpu_s
             begun_s = min(spend(sys.executable, "-c", "import polars").cpu_s for _ in "123")
             print(f"{rows:,} rows; ingest {ingest_s:.2f} s; import polars {begun_s:.2f} s")
-            for name in [name for name in SCRIPTS if name in asked] or SCRIPTS:
-                compare(name, folder, run)
+            found = {name: compare(name, folder, run) for name in SCRIPTS}
+    return ", ".join(f"{name} {ratio:.2f}x" for name, ratio in found.items()) + " a script's CPU"
 
 
-def compare(name: str, folder: Path, run: list[str]) -> None:
-    """Prints the CPU seconds of both, and clipmill's start, which stands in no ratio."""
+def compare(name: str, folder: Path, run: list[str]) -> float:
+    """Clipmill's CPU by the script's; prints both, and clipmill's start, which is in no ratio."""
     pool = folder / "metadata" if name == "ingest" else stage_folder(folder, "pool")
     made = folder / "by-hand.npy"  # Parquet for `exact`
     until = [*run, "--until", STAGES[name][-1]]
     spent: dict[str, list[float]] = {"script": [], "clipmill": [], "start": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds_of(ROUNDS)):
         for stage in STAGES[name]:
             for path in (folder / "run" / "stages").glob(f"{stage}-*"):
                 shutil.rmtree(path)
@@ -148,8 +131,9 @@ def compare(name: str, folder: Path, run: list[str]) -> None:
     )
     if name == "ingest":
         copy = [sys.executable, "-c", COPY, str(pool), str(folder / "copy.parquet")]
-        copy_s = min(spend(*copy).cpu_s for _ in range(ROUNDS))
+        copy_s = min(spend(*copy).cpu_s for _ in range(rounds_of(ROUNDS)))
         print(f"          of which a plain pyarrow copy into shards takes {copy_s / script_s:.2f}x")
+    return (all_s - start_s) / script_s
 
 
 def answer(name: str, folder: Path) -> str:
@@ -201,4 +185,4 @@ def write_pool(folder: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    begin(main, quick=(100_000,), full=(300_000, 1_000_000, 3_000_000))

@@ -1,6 +1,6 @@
 """SemDeDup inside one cluster: the stage's kernel against the published full matrix.
 
-    python -m tests.benchmarks.semantic [ROWS ...]
+    python -m tests.benchmarks.semantic [full | ROWS ...]    3,000; full: to 20,000
 
 The rival is what the published code does: all cosines in float32, upper triangle, maximum of each
 column. Sets removed at six epsilons are equal in the same run, and equal to float64's.
@@ -27,7 +27,6 @@ import os
 
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-import sys
 from pathlib import Path
 from time import process_time
 
@@ -35,7 +34,7 @@ import numpy as np
 import torch
 
 from stages.dedup._earlier import most_similar_earlier
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 
 WIDTH = 512
 SPREAD, COPY_SPREAD = 0.8, 0.15  # of a cluster about its centre, of a copy about its original
@@ -70,11 +69,11 @@ def all_pairs(row_ND: np.ndarray) -> np.ndarray:
     return best_N
 
 
-def main() -> None:
+def main(*sizes: int) -> str:
     torch.set_num_threads(1)
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line)
     print("flags:", *[flag for flag in flags.split() if "bf16" in flag or "amx" in flag])
-    for rows in [int(text) for text in sys.argv[1:]] or [2_000, 3_000, 5_000, 8_800, 20_000]:
+    for rows in sizes:
         row_ND = cluster(rows)
         exact_N = all_pairs(row_ND)
         rivals = {
@@ -88,8 +87,9 @@ def main() -> None:
                 assert ((found_N > limit) == (exact_N > limit)).all(), (name, limit)
         removed = (exact_N > 1 - EPSILONS[-1]).mean()
         print(f"{rows:,} rows of {WIDTH}, {removed:.0%} removed at {EPSILONS[-1]}")
-        side_by_side(rows, rounds=5, clock=process_time, **rivals)
+        ratios = side_by_side(rows, rounds=5, clock=process_time, **rivals)
+    return f"float32 {ratios['float32']}, bfloat16 {ratios['bfloat16']} the published way"
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(3_000,), full=(2_000, 3_000, 5_000, 8_800, 20_000))

@@ -1,6 +1,6 @@
 """What a worker of a dataset stage is sent of the shards' states, as a pool has more of them.
 
-    python -m tests.benchmarks.sent_states
+    python -m tests.benchmarks.sent_states [full | SHARDS ...]    20,000; full: to 128,000
 
 Three stages are read by the stage whose worker it is. `all` is how it was until November 2026: a
 call sends each worker the states of all shards. `read` is the time of a worker that reads those of
@@ -23,9 +23,9 @@ from time import process_time
 from metadata.record import ShardState
 from metadata.storage import Storage
 from pipeline.run_folder.rows import PoolShards
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch
 
-SHARDS = (2_000, 20_000, 128_000)
 STAGES = ("pool", "language", "caption")
 READS = 100  # shards that a worker reads
 
@@ -47,8 +47,8 @@ def state(shard: int, stage: str) -> ShardState:
     )
 
 
-def main() -> None:
-    for shards in SHARDS:
+def main(*sizes: int) -> str:
+    for shards in sizes:
         with scratch() as folder:
             whole = pool(shards)
             begun = process_time()
@@ -62,9 +62,10 @@ def main() -> None:
             for name, message in sent.items():
                 path = folder / name
                 path.write_bytes(message)
-                command = (sys.executable, "-m", "tests.benchmarks.sent_states", path)
+                command = (sys.executable, "-m", "tests.benchmarks.sent_states", "work", path)
                 said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 print(f"    {name:<5} {len(message):>12,} bytes sent   {said.strip()}", flush=True)
+    return f"{len(sent['name'])} bytes to a worker, not {len(sent['all']):,}, of {shards:,} shards"
 
 
 def work(path: Path) -> None:
@@ -85,4 +86,7 @@ def peak_kb() -> int:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1])) if sys.argv[1:] else main()
+    if len(sys.argv) == 3 and sys.argv[1] == "work":
+        work(Path(sys.argv[2]))
+    else:
+        begin(main, quick=(20_000,), full=(2_000, 20_000, 128_000))

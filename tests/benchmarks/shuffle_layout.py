@@ -23,6 +23,7 @@ import numpy as np
 from pipeline.engine.context import LEAST_PARTITIONS, partition_rows
 from pipeline.engine.shuffling import runs_of, segment_bytes
 from pipeline.run_folder.partitions import AHEAD_BYTES, OFFSET, blocks
+from tests.benchmarks.side_by_side import begin
 
 SHARD_ROWS, MEMORY_GB = 10_000, 2
 SHARDS = (100, 1_000, 10_000, 100_000, 128_000, 1_280_000)
@@ -84,7 +85,7 @@ def driver_bytes(shards: int, stages: int, made: Layout) -> float:
     return DRIVER + shards * (OF_SHARD * stages + SENT) + 3 * made.index_bytes
 
 
-def main() -> None:
+def main() -> str:
     print("rows            bytes   runs  partitions   pieces     index  piece alone  read together")
     for shards in SHARDS:
         for row_bytes in (24, 36):
@@ -95,7 +96,10 @@ def main() -> None:
                 f" {made.mean_piece / 1e3:>6.0f} kB {made.mean_read / 1e3:>9.0f} kB"
                 f"   driver {driver_bytes(shards, 3, made) / 1e9:.2f} GB"
             )
+    made = layout([SHARD_ROWS] * 128_000, 24)
+    index_mb, read_mb = made.index_bytes / 1e6, made.mean_read / 1e6
+    return f"{index_mb:.0f} MB of index for 1.28e9 rows, {read_mb:.2f} MB a read, computed"
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

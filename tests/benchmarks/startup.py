@@ -1,7 +1,6 @@
 """Whole processes of `clipmill`: what a user waits for each time.
 
-    python -m tests.benchmarks.startup           now
-    python -m tests.benchmarks.startup TREE      beside another checkout, such as the commit before
+    python -m tests.benchmarks.startup [full | TREE]    TREE: another checkout, to stand beside it
 
 `plan` types and binds the 16 stages of tests/every_stage.yaml, a `where` among them. It stands
 beside an interpreter that imports the libraries it cannot do without, `--help` beside one that
@@ -27,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import Spent, clipmill, scratch, spend
 
 ROUNDS = 7
@@ -42,8 +42,8 @@ stages:
 """
 
 
-def main() -> None:
-    other = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
+def main(tree: str = "") -> str:
+    other = Path(tree).resolve() if tree else None
     with scratch() as folder:
         fill(folder)
         commands = {
@@ -60,15 +60,18 @@ def main() -> None:
         if other:
             rivals |= {f"{name} there": partial(run, tree=other) for name, run in commands.items()}
             pairs = [(name, f"{name} there") for name in commands]
-        compare(rivals, pairs)
+        least_s = compare(rivals, pairs)
+    return f"--help {least_s['--help']:.2f} s, plan {least_s['plan']:.2f} s of CPU"
 
 
-def compare(rivals: dict[str, Callable[[], Spent]], pairs: list[tuple[str, str]]) -> None:
-    """Prints what each takes, and the ratio of each pair."""
+def compare(
+    rivals: dict[str, Callable[[], Spent]], pairs: list[tuple[str, str]]
+) -> dict[str, float]:
+    """The least CPU seconds of each; prints what each takes, and the ratio of each pair."""
     for run in rivals.values():
         run()  # once for the bytecode, the compiled loops and the disk's cache
     spent: dict[str, list[Spent]] = {name: [] for name in rivals}
-    for _ in range(ROUNDS):
+    for _ in range(rounds_of(ROUNDS)):
         for name, run in rivals.items():
             spent[name].append(run())
     for name, times in spent.items():
@@ -84,6 +87,7 @@ def compare(rivals: dict[str, Callable[[], Spent]], pairs: list[tuple[str, str]]
             f"{mine} takes {median(ratio):.2f}x ({ratio[0]:.2f} to {ratio[-1]:.2f})"
             f" the CPU time of {floor}"
         )
+    return {name: min(time.cpu_s for time in times) for name, times in spent.items()}
 
 
 def fill(folder: Path) -> None:
@@ -106,4 +110,4 @@ def concepts(folder: Path, tree: Path | None = None) -> Spent:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

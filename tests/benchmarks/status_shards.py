@@ -1,6 +1,6 @@
-"""What a run's start and `status` take of runs of 1,000 to 100,000 shards: CPU time and memory.
+"""What a run's start and `status` take of runs of many shards: CPU time and memory.
 
-    python -m tests.benchmarks.status_shards
+    python -m tests.benchmarks.status_shards [full | SHARDS ...]    10,000; full: to 100,000
 
 A pool and two row stages, complete: real folds and manifests, and data files of which only the
 sizes are true, as nothing else of them is looked at. `start` is what every verb and `run` itself
@@ -27,8 +27,6 @@ import sys
 from pathlib import Path
 from time import process_time
 
-import numpy as np
-
 from metadata.fold import fold
 from metadata.record import Manifest, Record, data_name
 from metadata.records import table_of
@@ -36,9 +34,9 @@ from metadata.storage import Storage
 from pipeline.planning.plan import Plan
 from pipeline.run_folder.live import live_run
 from pipeline.run_folder.state import RunState
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, plan_of, scratch
 
-SHARDS = (1_000, 10_000, 100_000)
 ROWS = 10_000
 STAGES = {
     "affine": {"uses": "toy.affine", "from": "pool"},
@@ -46,22 +44,19 @@ STAGES = {
 }
 
 
-def main() -> None:
-    taken: dict[str, list[float]] = {}
-    for shards in SHARDS:
+def main(*sizes: int) -> str:
+    for shards in sizes:
         with scratch() as folder:
             write(folder, shards)
-            said = module("tests.benchmarks.status_shards", folder, shards)
+            said = module("tests.benchmarks.status_shards", "measure", folder, shards)
         each = shards * (1 + len(STAGES))
         for name, (seconds, mb) in said.items():
-            taken.setdefault(name, []).append(seconds)
             print(
                 f"{shards:>8,} shards, {name:<7} {seconds:5.2f} s of CPU, {mb:5.0f} MB at most:"
                 f" {seconds / each * 1e6:4.1f} us and {mb / each * 2**20:,.0f} B a shard and stage"
             )
-    for name, seconds in taken.items():
-        power, _ = np.polyfit(np.log(SHARDS), np.log(seconds), 1)
-        print(f"{name:<7} CPU time grows as shards to the power {power:.2f}")
+    spent, held = said["status"][0] / each * 1e6, said["status"][1] / each * 2**10
+    return f"{spent:.0f} us and {held:.1f} KB a shard and stage of {shards:,}"
 
 
 def plan(shards: int) -> Plan:
@@ -126,7 +121,7 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]))))
+    if sys.argv[1:2] == ["measure"]:
+        print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]))))
     else:
-        main()
+        begin(main, quick=(10_000,), full=(1_000, 10_000, 100_000))

@@ -1,9 +1,9 @@
-"""`sweep` of 20 thresholds over a million rows, against selecting 20 times: the same verdicts.
+"""`sweep` of many thresholds, against selecting as many times: the same verdicts.
 
-    python -m tests.benchmarks.sweep
+    python -m tests.benchmarks.sweep [full | ROWS ...]    5 over 100,000; full: 20 over a million
 
 The pool is a link list with a language and a score a row; `rerun` is what a user does without
-`sweep`: the recipe run 20 times in one folder, with another threshold each, where only the select
+`sweep`: the recipe run as often in one folder, with another threshold each, where only the select
 stage has work to do. With `top`, the cut depends on which rows pass, and is found anew each time.
 
 Aim: seconds, and at least ten times as fast.
@@ -21,9 +21,10 @@ from metadata.schema import KEEP
 from pipeline.ledger.stored import stored
 from pipeline.ledger.sweep import sweep
 from pipeline.run_folder.state import RunState
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
-ROWS, SHARD_ROWS, ROUNDS = 1_000_000, 50_000, 3
+SHARD_ROWS, ROUNDS = 50_000, 3
 VALUES = [round(0.16 + 0.01 * i, 2) for i in range(20)]
 RULES: dict[str, dict] = {
     "where": {"where": "language = 'en' AND clip_score >= {}"},
@@ -34,40 +35,48 @@ RULES: dict[str, dict] = {
 }
 
 
-def main() -> None:
+def main(*sizes: int) -> str:
+    return "; ".join(compare(rows) for rows in sizes)
+
+
+def compare(rows: int) -> str:
+    step, found = 1 if rows >= 1_000_000 else 4, []
+    rounds = ROUNDS if step == 1 else 1
+    values = VALUES[::step]
     with scratch() as folder:
-        write_pool(folder)
+        write_pool(folder, rows)
         for name, rule in RULES.items():
             spent: dict[str, list[float]] = {"rerun": [], "sweep": []}
-            for number in range(ROUNDS):
-                state = run(folder, folder / f"run-{number}", rule, 0.25)
+            for number in range(rounds):
+                state = run(folder, folder / f"{name}-{number}", rule, 0.25)
                 begun = perf_counter()
-                kept = [rows_kept(run(folder, state.run.path, rule, v)) for v in VALUES]
+                kept = [rows_kept(run(folder, state.run.path, rule, v)) for v in values]
                 spent["rerun"].append(perf_counter() - begun)
                 begun = perf_counter()
-                points = sweep(state, "subset", "clip_score=0.16:0.35:0.01").points
+                points = sweep(state, "subset", f"clip_score=0.16:0.35:{step / 100}").points
                 spent["sweep"].append(perf_counter() - begun)
                 assert [point.kept for point in points] == kept  # a fast wrong answer is none
-                state.run.delete_folder("stages")
             ratio = sorted(a / b for a, b in zip(spent["rerun"], spent["sweep"], strict=True))
+            found.append(f"{name} {median(ratio):.0f}x")
             print(
                 f"{name:<14} rerun {median(spent['rerun']):6.1f} s"
                 f"   sweep {median(spent['sweep']):5.2f} s"
                 f"   {median(ratio):5.1f}x  ({ratio[0]:.1f} to {ratio[-1]:.1f})"
             )
+    return f"{', '.join(found)} {len(values)} runs of {rows:,} rows"
 
 
-def write_pool(folder: Path) -> None:
-    """A million links on 2,000 hosts, half of the captions English."""
+def write_pool(folder: Path, rows: int) -> None:
+    """Links on 2,000 hosts, half of the captions English."""
     random = np.random.default_rng(0)
-    host = random.integers(0, 2000, ROWS)
+    host = random.integers(0, 2000, rows)
     pool = pa.table(
         {
             "url": pa.array([f"https://site-{h}.test/{i}.jpg" for i, h in enumerate(host)]),
-            "text": pa.array([f"caption {i}" for i in range(ROWS)]),
+            "text": pa.array([f"caption {i}" for i in range(rows)]),
             "language": pa.array(np.array(["en", "de", "fr", "ja"])[host % 4 * (host % 2)]),
-            "clip_score": random.normal(0.24, 0.05, ROWS).astype(np.float32),
-            "quality": random.random(ROWS).astype(np.float32),
+            "clip_score": random.normal(0.24, 0.05, rows).astype(np.float32),
+            "quality": random.random(rows).astype(np.float32),
         }
     )
     pq.write_table(pool, folder / "pool.parquet")
@@ -97,4 +106,4 @@ def rows_kept(state: RunState) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(100_000,), full=(1_000_000,))

@@ -1,6 +1,6 @@
 """What `sweep` holds of a pool: all rows of a small one, a few shards of a large one.
 
-    python -m tests.benchmarks.sweep_memory            # 300,000, a million and three million rows
+    python -m tests.benchmarks.sweep_memory [full | ROWS ...]    300,000; full: to three million
 
 Each sweep is a process of its own; `over` is the most memory that it held above what it had as it
 began, pandas included, which pyarrow imports where it is installed. `held` has all rows at hand, as
@@ -24,9 +24,9 @@ from pipeline.ledger.answer import as_json
 from pipeline.ledger.sweep import sweep
 from pipeline.run_folder.state import latest
 from tests.benchmarks import explore
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, scratch
 
-ROWS = (300_000, 1_000_000, 3_000_000)
 VARIED = {
     "where": ("good", "clip_score=0.10:0.40:0.02"),
     "beside top": ("best", "entropy=0.1:0.9:0.05"),
@@ -34,8 +34,8 @@ VARIED = {
 }
 
 
-def main() -> None:
-    for rows in [int(size) for size in sys.argv[1:]] or ROWS:
+def main(*sizes: int) -> str:
+    for rows in sizes:
         with scratch() as folder:
             explore.write_pool(folder, rows)
             explore.make_run(folder)
@@ -48,8 +48,11 @@ def main() -> None:
                 for how, (_, cpu_s, over_mb) in said.items():
                     print(
                         f"{rows:>9,} rows, {name:<10} {how:<8} {cpu_s:6.2f} s of CPU,"
-                        f" {over_mb:4.0f} MB over"
+                        f" {over_mb:4.0f} MB over",
+                        flush=True,
                     )
+    held, by_shard = (said[how][2] for how in said)
+    return f"{by_shard:.0f} MB by shard, {held:.0f} held, of {rows:,} rows"
 
 
 def ask(how: str, run: str, stage: str, vary: str) -> None:
@@ -66,4 +69,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 5:
         ask(*sys.argv[1:])
     else:
-        main()
+        begin(main, quick=(300_000,), full=(300_000, 1_000_000, 3_000_000))

@@ -1,6 +1,6 @@
 """Contrastive losses by tiles against the plain form: peak memory, and time forward and backward.
 
-    python -m tests.benchmarks.tiled_loss
+    python -m tests.benchmarks.tiled_loss [full | PAIRS ...]    2,048; full: 1,024 to 4,096
 
 Pairs 512 wide in float32, tiles of 512. Values and gradients are held equal first. A peak is what a
 process of its own grows by, from the vectors made to the gradients there.
@@ -17,18 +17,19 @@ from torch import Tensor
 
 from stages.clip.embedded import Embedded, whole
 from stages.losses import clip, siglip
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import module
 
 LOSSES = {"clip": clip.loss, "siglip": siglip.loss}
-SIZES, WIDTH, TILE = (1024, 2048, 4096), 512, 512
+WIDTH, TILE = 512, 512
 WAYS = {"plain": None, "tiled": TILE}
 
 
-def main() -> None:
+def main(*sizes: int) -> str:
     torch.set_num_threads(1)
+    found = {}
     for name in LOSSES:
-        for rows in SIZES:
+        for rows in sizes:
             peaks = {way: module("tests.benchmarks.tiled_loss", name, rows, way) for way in WAYS}
             said = ", ".join(f"{peak:.0f} MB {way}" for way, peak in peaks.items())
             print(f"{name}, {rows} pairs: {said}")
@@ -37,7 +38,11 @@ def main() -> None:
             for one, other in zip(tiled, plain, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
             runs = {way: partial(learn, name, batch) for way, batch in batches.items()}
-            side_by_side(rows, rounds=5, clock=process_time, **runs)
+            ratios = side_by_side(rows, rounds=5, clock=process_time, **runs)
+            found[name] = (
+                f"{name} {peaks['tiled']:.0f} MB of {peaks['plain']:.0f}, {ratios['tiled']}"
+            )
+    return "; ".join(found.values())
 
 
 def drawn(rows: int, tile: int | None) -> Embedded:
@@ -79,4 +84,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 4:
         print(grown(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
     else:
-        main()
+        begin(main, quick=(2048,), full=(1024, 2048, 4096))

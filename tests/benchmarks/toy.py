@@ -92,6 +92,18 @@ def measured(pool: dict[str, Any], stage: dict[str, Any], folder: Path) -> tuple
     return state.stages["near"].folder, said
 
 
+def grown(name: str, pools: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `NAME measure` says of each pool; printed."""
+    every = []
+    for pool, stage in pools.items():
+        with scratch() as folder:
+            fill(stage, folder)
+            said = module(name, "measure", pool, folder)
+        print(*(f"{key} {value:,.6g}  " for key, value in said.items()), flush=True)
+        every.append(said)
+    return every
+
+
 def fill(pool: dict[str, Any], folder: Path) -> None:
     """Makes a pool for `measured`."""
     run_toy(plan_of({"pool": pool}), folder, workers=2)

@@ -1,6 +1,6 @@
 """A training step against open_clip's own loop, on the same networks, batches and cores.
 
-    python -m tests.benchmarks.train_step
+    python -m tests.benchmarks.train_step [full | NETWORK ... [compiled]]    ViT; full: all of it
 
 open_clip: `train_one_epoch` of the released package, with its loss, optimiser and schedule. Ours: a
 Trainer on a copy of the same network; then each option by itself. A tiny ViT and a tiny ResNet, one
@@ -28,7 +28,7 @@ from stages.clip.loader import Batch
 from stages.clip.loop import Means, Precision, Schedule, Trainer
 from stages.clip.losses import find_loss
 from stages.clip.towers import Towers, matrices_first, new_model
-from tests.benchmarks.side_by_side import side_by_side
+from tests.benchmarks.side_by_side import begin, side_by_side
 
 ROWS, CHECKED, STEPS, ROUNDS = 32, 8, 2, 7
 ALL_STEPS, WARMUP, PEAK, DECAY = 1000, 10, 5e-4, 0.2
@@ -40,12 +40,14 @@ NETWORKS = {
 TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bf16": 5e-2}
 
 
-def main() -> None:
+def main(*names: str) -> str:
     torch.set_num_threads(1)
-    for name, vision in NETWORKS.items():
+    for name in [name for name in names if name in NETWORKS]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{name}.json")
-            path.write_text(json.dumps({"embed_dim": 64, "vision_cfg": vision, "text_cfg": TEXT}))
+            path.write_text(
+                json.dumps({"embed_dim": 64, "vision_cfg": NETWORKS[name], "text_cfg": TEXT})
+            )
             model = new_model(str(path), 0)
         batches = [drawn(n, model) for n in range(CHECKED)]
         rivals: dict[str, tuple[Callable[..., list[float]], Precision]] = {
@@ -56,6 +58,8 @@ def main() -> None:
             "open_clip bf16": (Theirs(model, "amp_bf16").learn, "bf16"),
             "ours bf16": (ours(model, "bf16"), "bf16"),
         }
+        if "compiled" not in names:  # which takes a minute to begin
+            del rivals["compiled"]
         expected = rivals["open_clip"][0](batches)
         for rival, (learn, precision) in list(rivals.items())[1:]:  # a fast wrong step is no result
             np.testing.assert_allclose(
@@ -64,7 +68,8 @@ def main() -> None:
         print(f"{name}: steps of {ROWS} pairs; losses {expected[0]:.3f} to {expected[-1]:.3f}")
         first = batches[:STEPS]
         timed = {rival: partial(learn, first) for rival, (learn, _) in rivals.items()}
-        side_by_side(ROWS * STEPS, rounds=ROUNDS, clock=process_time, **timed)
+        ratios = side_by_side(ROWS * STEPS, rounds=ROUNDS, clock=process_time, **timed)
+    return f"float32 {ratios['ours']}, bf16 {ratios['ours bf16']} open_clip in float32"
 
 
 def drawn(n: int, model: Towers, rows: int = ROWS) -> Batch:
@@ -186,4 +191,4 @@ class Loader:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=("ViT",), full=(*NETWORKS, "compiled"))

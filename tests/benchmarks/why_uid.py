@@ -1,9 +1,9 @@
 """`why UID` by the indexes of a root's uids, where each request takes 40 ms, as on an object store.
 
-    python -m tests.benchmarks.why_uid
+    python -m tests.benchmarks.why_uid [full | SHARDS ...]    200; full: to 10,000
 
-Runs of 100 to 10,000 small shards, whose samples are asked for with the indexes, and without, as
-it was until November 2026 (not at the largest size); the answers are compared. Of 100,000 shards
+Runs of many small shards, whose samples are asked for with the indexes, and without, as it was
+until November 2026 (not of 10,000); the answers are compared. Of 100,000 shards
 only the indexes are made, of drawn uids, and asked which shard holds one. Opening a file counts as
 two requests, as its size is asked for. The run's records are in memory before.
 
@@ -33,40 +33,45 @@ from pipeline.engine.units import UnitTask
 from pipeline.ledger import ahead
 from pipeline.ledger.why import why
 from pipeline.run_folder.state import RunState
+from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 
-SHARDS, ROWS = (100, 1_000, 10_000), 20
+ROWS, MOST = 20, 1_000  # of a shard; shards that are asked without an index
 FAR_SHARDS, FAR_ROWS = 100_000, 100
 REQUEST_S = 0.04
 STORE: Any = SimpleNamespace(is_local=False)
 
 
-def main() -> None:
-    for shards in SHARDS:
+def main(*sizes: int) -> str:
+    told = []
+    for shards in sizes:
         with scratch() as folder:
-            ask(folder, shards)
+            told.append(ask(folder, shards))
     with scratch() as folder:
         ask_far(folder)
     with scratch() as folder:
         write(folder)
+    return told[0]
 
 
-def ask(folder: Path, shards: int) -> None:
-    """Of a run of a pool and a row stage."""
+def ask(folder: Path, shards: int) -> str:
+    """What it took of a run of a pool and a row stage."""
     stages = {
         "pool": {"uses": "toy.rows", "shards": shards, "shard_rows": ROWS},
         "affine": {"uses": "toy.affine", "from": "pool"},
     }
     state = run_toy(plan_of(stages), folder / "run", workers=0)
     uid = state.uid("pool", shards - 1, 0)
-    ways, answers = ["index", "shards"] if shards < SHARDS[-1] else ["index"], []
+    ways, answers, told = ["index", "shards"] if shards <= MOST else ["index"], [], []
     for way in ways:
         if way == "shards":
             Storage(state.stages["pool"].folder.uri).delete_folder(FOLDER)
         seconds, requests, answer = late(state, uid)
         answers.append(answer)
         print(f"{shards:>7,} shards, by {way:<6} {seconds:6.2f} s, {requests:>5} requests")
+        told.append(f"{seconds:.2f} s by {requests} requests")
     assert all(answer == answers[0] for answer in answers)
+    return f"{shards:,} shards: {', without indexes '.join(told)}"
 
 
 def late(state: RunState, uid: str) -> tuple[float, int, object]:
@@ -140,4 +145,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main, quick=(200,), full=(100, 1_000, 10_000))

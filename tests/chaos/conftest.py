@@ -21,6 +21,8 @@ from tests.engine_stages.harness import (
     run_arguments,
     write_pool,
 )
+from tests.ray_head import ray_head as ray_head
+from tests.ray_head import ray_heads as ray_heads
 
 RECIPE = Path(__file__).parent / "kill.yaml"
 

@@ -60,11 +60,11 @@ def test_a_kill_on_an_object_store_asks_for_no_stored_answer_again(asking, bucke
     assert tally.with_answers > 0, str(tally)
 
 
-def test_a_worker_of_ray_that_is_killed_leaves_its_answers_to_the_next(asking, tmp_path):
+def test_a_worker_of_ray_that_is_killed_leaves_its_answers_to_the_next(asking, ray_head, tmp_path):
     run, faults, server = str(tmp_path / "run"), tmp_path / "faults", asking.server
     before = server.asked()
-    dies = environment(faults, "answers:4", "process")
-    process = begin(asking.recipe, run, tmp_path, "--executor", "ray", env=dies)
+    dies = {**environment(faults, "answers:4", "process"), **ray_head.environment}
+    process = begin(asking.recipe, run, tmp_path, *ray_head.arguments, env=dies)
     while process.poll() is None and not (faults / "answers-00004").exists():
         time.sleep(0.01)
     stored, then = stored_in(run), server.asked()

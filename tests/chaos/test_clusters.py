@@ -55,6 +55,7 @@ def test_every_round_of_every_stage_that_finds_centres_is_killed_here(calm):
     assert len(steps) == (3 + 3) + (5 + 2) + (5 + 2 + 2), "rounds, draws, and refinements"
 
 
+@pytest.mark.soak(cpu_s=80)
 def test_killed_in_any_round_and_run_again_the_result_is_the_same(runs, calm, tmp_path):
     whole, expected = calm
     for number in points_of(whole, KILLS):
@@ -66,6 +67,7 @@ def test_killed_in_any_round_and_run_again_the_result_is_the_same(runs, calm, tm
         assert killed.units + again.units <= whole.units + 1
 
 
+@pytest.mark.soak(cpu_s=30)
 def test_killed_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
     whole, expected = calm
     for number in points_of(whole, ON_S3):
@@ -77,17 +79,18 @@ def test_killed_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
         assert meaning(Storage(uri)) == expected, killed.points[-1]
 
 
-def test_killed_on_ray_files_are_those_of_a_local_run(given, calm, tmp_path):
+def test_killed_on_ray_files_are_those_of_a_local_run(given, calm, ray_head, tmp_path):
     """The driver is killed as a round ends, then a worker in the midst of one."""
     _, expected = calm
-    more = ("--set", given, "--executor", "ray")
+    more, env = ("--set", given, *ray_head.arguments), ray_head.environment
     for fault in ("step:6", "rename:20"):
         folder = tmp_path / fault.replace(":", "-")
+        place = (RECIPE, folder / "run")
         first = clipmill_run(
-            RECIPE, folder / "run", folder / "first", *more, workers=2, fault=fault, scope="process"
+            *place, folder / "first", *more, workers=2, fault=fault, scope="process", env=env
         )
         if first.killed:
-            again = clipmill_run(RECIPE, folder / "run", folder / "again", *more, workers=2)
+            again = clipmill_run(*place, folder / "again", *more, workers=2, env=env)
             assert again.code == 0, again.output
         else:
             assert first.code == 0, first.output
@@ -104,6 +107,7 @@ def many(given, tmp_path_factory):
         yield nursery, ended, meaning(Storage(str(folder / "calm")))
 
 
+@pytest.mark.drawn(cpu_s=15)
 @pytest.mark.parametrize(
     "fault",
     [

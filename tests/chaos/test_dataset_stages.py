@@ -80,8 +80,9 @@ def test_on_s3_objects_are_those_of_a_local_run(runs, calm, bucket):
     assert meaning(Storage(bucket.uri("near"))) == calm[1]
 
 
-def test_on_ray_files_are_those_of_a_local_run(given, calm, tmp_path):
-    more = (*(text for setting in given for text in ("--set", setting)), "--executor", "ray")
-    ended = clipmill_run(RECIPE, tmp_path / "run", tmp_path / "faults", *more, workers=2)
+def test_on_ray_files_are_those_of_a_local_run(given, calm, ray_head, tmp_path):
+    more = (*(text for setting in given for text in ("--set", setting)), *ray_head.arguments)
+    place, env = (RECIPE, tmp_path / "run", tmp_path / "faults"), ray_head.environment
+    ended = clipmill_run(*place, *more, workers=2, env=env)
     assert ended.code == 0, ended.output
     assert meaning(Storage(str(tmp_path / "run"))) == calm[1]

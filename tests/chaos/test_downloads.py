@@ -111,11 +111,16 @@ def test_killed_on_s3_no_stored_picture_is_fetched_again(site, recipe, tmp_path,
     check(site, uri)
 
 
-def test_a_worker_of_ray_that_is_killed_leaves_its_pictures_to_the_next(site, recipe, tmp_path):
+def test_a_worker_of_ray_that_is_killed_leaves_its_pictures_to_the_next(
+    site, recipe, ray_head, tmp_path
+):
     out = tmp_path / "run"
-    more = ("--executor", "ray")
     ended = clipmill_run(
-        recipe, out, tmp_path / "first", *more, fault="kept:2", scope="process", workers=1
+        *(recipe, out, tmp_path / "first", *ray_head.arguments),
+        fault="kept:2",
+        scope="process",
+        workers=1,
+        env=ray_head.environment,
     )
     assert ended.code == 0, ended.output
     assert sum(point.startswith("kept ") for point in ended.points) > 2

@@ -15,7 +15,7 @@ from pipeline.errors import StageError
 from pipeline.stage import Environment
 from tests.family import left_after
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak(cpu_s=8)
 
 MAKE = """
 import sys
@@ -30,13 +30,19 @@ def wheel(tmp_path, monkeypatch) -> Path:
     """A package that needs another one, which does not exist."""
     monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    path = tmp_path / "tiny_thing-1.0-py3-none-any.whl"
-    about = "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\nRequires-Dist: nosuch-thing\n"
+    return write_wheel(tmp_path, "tiny_thing", "Requires-Dist: nosuch-thing\n")
+
+
+def write_wheel(folder: Path, name: str, needs: str = "") -> Path:
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("tiny_thing.py", "SAYS = 'here'\n")
-        file.writestr("tiny_thing-1.0.dist-info/METADATA", about)
-        file.writestr("tiny_thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        file.writestr("tiny_thing-1.0.dist-info/RECORD", "")
+        file.writestr(f"{name}.py", "SAYS = 'here'\n")
+        file.writestr(f"{name}-1.0.dist-info/METADATA", about)
+        file.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr(
+            f"{name}-1.0.dist-info/RECORD", f"{name}.py,,\n{name}-1.0.dist-info/RECORD,,\n"
+        )
     return path
 
 
@@ -96,3 +102,13 @@ def test_what_pip_cannot_find_is_told_and_leaves_nothing(wheel, tmp_path, monkey
     assert "secret-word" not in str(error.value)
     assert "127.0.0.1" not in str(error.value)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_what_is_to_be_left_out_is_taken_out_and_recorded(wheel, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    write_wheel(tmp_path, "nosuch_thing")
+    python = python_of(Environment(packages=(str(wheel),), without=("nosuch-thing",)))
+    assert says(python) == "here"
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run([python, "-I", "-c", "import nosuch_thing"], check=True)
+    assert list(all_made().values()) == [f"{wheel}, without nosuch-thing"]

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def log(tmp_path) -> Path:
 
 
 @contextlib.contextmanager
-def run_of(tmp_path: Path, log: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
+def run_of(
+    tmp_path: Path, log: Path, *more: str, env: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
     """A run that waits at the gate, its worker's helper at work."""
     pool = write_pool(tmp_path / "pool", [30])
     recipe = tmp_path / "it.yaml"
@@ -41,7 +44,7 @@ def run_of(tmp_path: Path, log: Path, *more: str) -> Iterator["subprocess.Popen[
     arguments = run_arguments(recipe, str(tmp_path / "run"), 1, *more)
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *arguments],
-        env=environment(tmp_path / "faults", "any:0"),
+        env={**environment(tmp_path / "faults", "any:0"), **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,12 +65,19 @@ def helped(log: Path, workers: int = 1) -> dict[int, list[int]]:
     return {int(file.name): list(map(int, file.read_text().split())) for file in found}
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.fixture(params=["local", "ray"])
+def run_there(request, tmp_path, log):
+    """Such a run on this machine's executor, and on Ray."""
+    if request.param == "local":
+        return partial(run_of, tmp_path, log)
+    head = request.getfixturevalue("ray_head")
+    return partial(run_of, tmp_path, log, *head.arguments, env=head.environment)
+
+
 def test_a_killed_worker_takes_its_helper_along_and_the_next_one_has_its_own(
-    executor, tmp_path, log
+    run_there, tmp_path, log
 ):
-    more = ("--executor", "ray") if executor == "ray" else ()
-    with run_of(tmp_path, log, *more) as process:
+    with run_there() as process:
         [(worker, pids)] = helped(log).items()
         assert living(pids) == pids
         os.kill(worker, signal.SIGKILL)
@@ -79,10 +89,8 @@ def test_a_killed_worker_takes_its_helper_along_and_the_next_one_has_its_own(
     assert not left_after([pid for pids in both.values() for pid in pids], ENDS_S)
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_a_killed_driver_leaves_no_helper(executor, tmp_path, log):
-    more = ("--executor", "ray") if executor == "ray" else ()
-    with run_of(tmp_path, log, *more) as process:
+def test_a_killed_driver_leaves_no_helper(run_there, log):
+    with run_there() as process:
         [pids] = helped(log).values()
         process.kill()
         assert not left_after(pids, ENDS_S)

@@ -17,10 +17,9 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import Recipe
 from pipeline.progress import Lines
 from tests.engine_stages.harness import meaning, toy_stages, write_pool
-from tests.pipeline.engine.test_context import store
-from tests.pipeline.executors.conftest import note, notes
-from tests.pipeline.executors.test_contract import until
+from tests.pipeline.engine.programs import store
 from tests.pipeline.executors.test_ray_nodes import nodes_with
+from tests.pipeline.executors.work import note, notes, until
 
 pytestmark = pytest.mark.soak
 

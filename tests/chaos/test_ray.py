@@ -36,11 +36,21 @@ def undisturbed(recipe, pool, tmp_path_factory) -> tuple[Ended, dict]:
     return ended, meaning(Storage(str(folder / "run")))
 
 
-def on_ray(recipe, pool, folder: Path, name: str, fault: str = "any:0") -> Ended:
-    more = ("--set", f"numbers.path={pool}", "--executor", "ray")
-    return clipmill_run(
-        recipe, folder / "run", folder / name, *more, workers=2, fault=fault, scope="process"
-    )
+@pytest.fixture
+def on_ray(recipe, pool, ray_head, tmp_path):
+    """Runs the recipe there."""
+
+    def run(name: str, fault: str = "any:0") -> Ended:
+        return clipmill_run(
+            *(recipe, tmp_path / "run", tmp_path / name, "--set", f"numbers.path={pool}"),
+            *ray_head.arguments,
+            workers=2,
+            fault=fault,
+            scope="process",
+            env=ray_head.environment,
+        )
+
+    return run
 
 
 def test_every_kind_of_point_is_killed_here(undisturbed):
@@ -54,16 +64,16 @@ def test_every_kind_of_point_is_killed_here(undisturbed):
     [*((kind, part) for kind in BY_WORKERS for part in (0, 2)), *((kind, 1) for kind in BY_DRIVER)],
 )
 def test_killed_at_a_point_on_ray_the_result_is_that_of_a_local_run(
-    kind, part, recipe, pool, undisturbed, tmp_path
+    kind, part, on_ray, undisturbed, tmp_path
 ):
     whole, expected = undisturbed
     reached = sum(point.split()[0] == kind for point in whole.points)
     number = 1 + part * (reached - 1) // 2
-    first = on_ray(recipe, pool, tmp_path, "first", f"{kind}:{number}")
+    first = on_ray("first", f"{kind}:{number}")
     assert sum(point.split()[0] == kind for point in first.points) >= number, first.output
     units = first.units
     if first.killed:  # it was the driver's point
-        again = on_ray(recipe, pool, tmp_path, "again")
+        again = on_ray("again")
         assert again.code == 0, again.output
         units += again.units
     else:
@@ -74,21 +84,21 @@ def test_killed_at_a_point_on_ray_the_result_is_that_of_a_local_run(
 
 
 def test_damage_that_a_worker_on_ray_meets_is_mended_in_the_same_run(
-    recipe, pool, undisturbed, tmp_path
+    recipe, pool, on_ray, undisturbed, tmp_path
 ):
     more = ("--set", f"numbers.path={pool}")
     half = clipmill_run(recipe, tmp_path / "run", tmp_path / "half", *more, "--until", "shared")
     assert half.code == 0, half.output
     for path in (tmp_path / "run" / "stages").glob("*/000000-*.parquet"):
         flip(path)
-    ended = on_ray(recipe, pool, tmp_path, "whole")
+    ended = on_ray("whole")
     assert ended.code == 0, ended.output
     assert ended.output.count("is damaged, and made again") == 2  # of numbers and of shared
     found = meaning(Storage(str(tmp_path / "run")))
     assert {**found, "recipes": None} == {**undisturbed[1], "recipes": None}
 
 
-def test_on_ray_too_a_stage_stops_whose_first_shards_fail_for_one_reason(tmp_path):
+def test_on_ray_too_a_stage_stops_whose_first_shards_fail_for_one_reason(ray_head, tmp_path):
     pool = write_pool(tmp_path / "pool", [60])
     script = tmp_path / "mood.json"
     script.write_text(json.dumps({"timeout": list(range(60))}))
@@ -99,8 +109,9 @@ def test_on_ray_too_a_stage_stops_whose_first_shards_fail_for_one_reason(tmp_pat
     )
     said = "100% of the first 36 rows failed for one reason: timeout"
     for name, *more in (("first",), ("again",), ("on", "--keep-going")):
-        on = ("--executor", "ray", *more)
-        ended = clipmill_run(recipe, tmp_path / "run", tmp_path / name, *on, workers=2)
+        place = (recipe, tmp_path / "run", tmp_path / name)
+        on, env = (*ray_head.arguments, *more), ray_head.environment
+        ended = clipmill_run(*place, *on, workers=2, env=env)
         assert ended.code == 1, ended.output
         assert (said in ended.output) == (not more)
     assert "0 of 60 rows kept by 'copy': copy: timeout took 60" in ended.output

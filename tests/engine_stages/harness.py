@@ -25,12 +25,14 @@ UNITS = ("record", "journal", "step")  # the points that end a unit of work
 @contextlib.contextmanager
 def toy_stages() -> Iterator[None]:
     """Puts the toy stages on the path, as a user's own folder would be."""
-    before = list(sys.path)
-    sys.path.insert(0, str(STAGES))
+    path, here = sys.path, str(STAGES)
+    path.insert(0, here)
     try:
         yield
     finally:
-        sys.path[:] = before
+        path.remove(here)
+        if sys.path is not path:  # a test has put another list there, and takes it away later
+            sys.path[:] = [place for place in sys.path if place != here]
 
 
 def write_pool(folder: Path, sizes: Sequence[int], start: int = 0) -> Path:
@@ -91,12 +93,13 @@ def clipmill_run(
     fault: str = "any:0",
     scope: str = "group",
     workers: int = 0,
+    env: Mapping[str, str] | None = None,
     timeout_s: float = 120,
 ) -> Ended:
     """`clipmill run` in a process group of its own, where a kill hits nobody else."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", *run_arguments(recipe, str(out), workers, *more)],
-        env=environment(faults, fault, scope),
+        env={**environment(faults, fault, scope), **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -74,7 +74,7 @@ def test_a_byte_that_changed_costs_its_own_block_and_is_told():
     data = packed(some)
     known = dict(some)
     _, index, _, _ = END.unpack(data[-END.size :])
-    for at in range(0, len(data), 997):
+    for at in range(0, len(data), 2_503):
         changed = bytearray(data)
         changed[at] ^= 0x10
         file, told = opened(bytes(changed))

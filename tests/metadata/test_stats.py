@@ -1,11 +1,12 @@
 """Intervals: published values, the area under a curve against counting every pair, and how often
 the intervals of simulated benches hold the effect that was put in."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm, ttest_ind
 
 from metadata.stats import auc, draw_weights, holm, mean, welch, wilson
 
@@ -54,7 +55,8 @@ def benches(rng, seeds, items, effect=0.2, seed=0.0, item=0.0, arm_item=0.0):
         scale = scale + seed * rng.standard_normal((BENCHES, seeds, 1), np.float32)
         scale += rng.standard_normal((BENCHES, seeds, items), np.float32)
         hits.append(scale + ease > 0)
-    return *hits, norm.cdf((effect - 0.5) / of_all) - norm.cdf(-0.5 / of_all)
+    normal = NormalDist(0, of_all)
+    return *hits, normal.cdf(effect - 0.5) - normal.cdf(-0.5)
 
 
 def drawn(hits):
@@ -100,6 +102,8 @@ def test_what_could_be_seen_is_found_four_times_in_five():
 
 
 def test_without_items_the_difference_is_welchs():
+    from scipy.stats import ttest_ind
+
     a, b = np.array([0.1, 0.14, 0.12]), np.array([0.2, 0.3, 0.22, 0.27])
     found, known = welch(a, b, None, None), ttest_ind(a, b, equal_var=False)
     low, high = known.confidence_interval()

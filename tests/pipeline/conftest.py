@@ -1,6 +1,8 @@
 """Small runs of the toy stages in this process: a recipe as text in, what is stored out."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from pipeline.executors.local import LocalExecutor
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.recipe import load_recipe
 from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from pipeline.run_folder.state import RunState, latest
 from tests import drawn
+from tests.artefacts import linked
 from tests.conftest import OWN_STAGES
 from tests.engine_stages.harness import toy_stages, write_pool
 
@@ -97,14 +100,21 @@ class Engine:
         until: str | None = None,
         keep_going: bool = False,
         watcher: Lines | None = None,
+        executor: LocalExecutor | None = None,
     ) -> Ran:
+        """A run with workers of its own, else with those of an executor that stays open."""
         plan = self.plan(stages, *overrides, until=until)
-        executor, folder = LocalExecutor(workers), Storage(str(self.folder / out))
-        try:
-            outcome = run_plan(plan, folder, executor, watcher or Lines(), retry, keep_going)
-        finally:
-            executor.close()
-        return Ran(outcome, self.folder / out)
+        folder, more = Storage(str(self.folder / out)), (watcher or Lines(), retry, keep_going)
+        if executor is not None:
+            return Ran(run_plan(plan, folder, executor, *more), self.folder / out)
+        with closing(LocalExecutor(workers, with_main=False)) as own:
+            return Ran(run_plan(plan, folder, own, *more), self.folder / out)
+
+    def copy(self, folder: Path) -> "Engine":
+        """Its pool and its runs as they are now, in another folder."""
+        other = Engine(folder)
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return other
 
 
 @pytest.fixture
@@ -114,24 +124,45 @@ def engine(tmp_path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def state(tmp_path_factory) -> RunState:
+def shared_run(artefacts) -> Callable[[str, str], RunState]:
+    """The finished run of these stages of tests/drawn.py, under a name."""
+
+    def run(name: str, stages: str) -> RunState:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(OWN_STAGES)
+            return latest(str(artefacts(name, drawn.of(stages), OWN_STAGES) / "run"))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def state(shared_run) -> RunState:
     """The finished run of tests/drawn.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(OWN_STAGES)
-        return drawn.run(tmp_path_factory.mktemp("drawn"))
+    return shared_run("drawn", drawn.STAGES)
 
 
 @pytest.fixture(scope="session")
-def captioned(tmp_path_factory) -> RunState:
+def captioned(shared_run) -> RunState:
     """A finished run that makes captions of the pool of tests/drawn.py, and chooses among them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(OWN_STAGES)
-        return drawn.run(tmp_path_factory.mktemp("captioned"), drawn.CAPTIONED)
+    return shared_run("captioned", drawn.CAPTIONED)
 
 
 @pytest.fixture(scope="session")
-def clustered(tmp_path_factory) -> RunState:
+def clustered(shared_run) -> RunState:
     """A finished run that clusters the pool of tests/drawn.py, and selects by the clusters."""
+    return shared_run("clustered", drawn.CLUSTERED)
+
+
+@pytest.fixture(scope="session")
+def numbered_state(numbered_run) -> RunState:
+    """The finished run of tests/numbered.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(OWN_STAGES)
-        return drawn.run(tmp_path_factory.mktemp("clustered"), drawn.CLUSTERED)
+        return latest(str(numbered_run / "run"))
+
+
+@pytest.fixture
+def numbered_copy(numbered_run, numbered_state, tmp_path) -> RunState:
+    """The same, of which files may be deleted and written anew."""
+    folder = linked(numbered_run, tmp_path / "numbered")
+    return RunState(numbered_state.plan, Storage(str(folder / "run")))

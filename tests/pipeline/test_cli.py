@@ -46,17 +46,9 @@ def done(generated, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_help_lists_every_verb_and_needs_none_of_the_libraries():
-    program = (
-        "import sys\nfrom pipeline.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0\n"
-        "heavy = {'pyarrow', 'polars', 'numpy', 'ray', 'torch', 'aiohttp', 'yaml', 'rich'}\n"
-        "sys.exit(f'imports {heavy & sys.modules.keys()}' if heavy & sys.modules.keys() else 0)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+def test_help_lists_every_verb(clipmill):
     names = {path.stem for path in (ROOT / "pipeline/verbs").glob("[a-z]*.py")}
-    assert set(re.findall(r"^  (\w+) ", ran.stdout, re.MULTILINE)) == names
+    assert set(re.findall(r"^  (\w+) ", clipmill("--help").out, re.MULTILINE)) == names
 
 
 # Every verb
@@ -128,6 +120,7 @@ def test_a_plan_says_how_many_pairs_would_be_compared(recipe, generated, tmp_pat
     assert pairs == pytest.approx(6.2e-6 * int(rows) ** 2 / 2, rel=0.01)
 
 
+@pytest.mark.slow("nine commands")
 def test_a_run_says_what_it_kept_what_it_lost_and_what_to_run_next(recipe, tmp_path, clipmill):
     run = ("run", recipe, "--out", tmp_path / "run", "--workers", 0)
     said = clipmill(*run)
@@ -171,6 +164,7 @@ def test_a_run_that_keeps_nothing_ends_with_1_and_says_why_each_time(recipe, tmp
         assert "done:" not in said.out
 
 
+@pytest.mark.slow("seven runs")
 def test_links_that_all_fail_end_with_1_and_the_command_that_tries_them_again(tmp_path, clipmill):
     rows = [f"http://127.0.0.1:9/{row}.jpg,the caption of number {row}" for row in range(40)]
     (tmp_path / "links.csv").write_text("\n".join(["url,text", *rows]))
@@ -240,69 +234,68 @@ def test_until_runs_a_stage_and_what_it_needs(recipe, tmp_path, clipmill):
     assert clipmill("run", recipe, "--out", out, "--workers", 0).code == 0
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "{}", "[1]", "null", '{"stages": 1}', "[" * 100_000, b"\xff\xfe"]
-)
 def test_a_recipe_of_a_run_that_cannot_be_read_is_named_and_run_again(
-    text, recipe, done, tmp_path, clipmill
+    recipe, done, tmp_path, clipmill
 ):
     run = shutil.copytree(done, tmp_path / "run")
-    ran = max(run.glob("recipes/*.json"))
-    ran.write_bytes(text if isinstance(text, bytes) else text.encode())
     (run / "recipes" / "zzz.txt").write_text("a stranger's")
     (run / "recipes" / "99991231T235959000000000-0123456789ab.json").mkdir()
-    for verb in ("status", "funnel"):
-        said = clipmill(verb, "--run", run)
-        assert said.code == 2
-        assert said.err.startswith("clipmill: a recipe that cannot be read\n  where: ")
-        assert f"/recipes/{ran.name}\n  do:    run the recipe again, or delete it" in said.err
-    assert clipmill("run", recipe, "--out", run, "--workers", 0).code == 0
-    assert clipmill("status", "--run", run).code == 0
+    texts = ["", "{", "{}", "[1]", "null", '{"stages": 1}', "[" * 100_000, b"\xff\xfe"]
+    for text in texts:
+        ran = max(path for path in run.glob("recipes/*.json") if path.is_file())
+        ran.write_bytes(text if isinstance(text, bytes) else text.encode())
+        for verb in ("status", "funnel"):
+            said = clipmill(verb, "--run", run)
+            assert said.code == 2, text
+            assert said.err.startswith("clipmill: a recipe that cannot be read\n  where: "), text
+            assert f"/recipes/{ran.name}\n  do:    run the recipe again, or delete it" in said.err
+        assert clipmill("run", recipe, "--out", run, "--workers", 0).code == 0, text
+        assert clipmill("status", "--run", run).code == 0, text
 
 
 # Exit codes
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("run quickstrat --out R", "did you mean 'quickstart'"),
-        ("run", "missing: recipe, --out"),
-        ("run quickstart", "missing: --out"),
-        (
-            "run quickstart --otu R",
-            "unknown option '--otu'\n  where: clipmill run\n  do:    did you",
-        ),
-        ("run quickstart R --out R", "more than it takes: R"),
-        ("run quickstart --out", "--out without a value"),
-        ("run quickstart --out R --workers x", "--workers is 'x', and takes a whole number"),
-        ("rum quickstart", "no verb 'rum'\n  where: clipmill\n  do:    did you mean 'run'?"),
-        ("frobnicate", "no verb 'frobnicate'\n  where: clipmill\n  do:    there are: "),
-        ("--vresion", "did you mean '--version'?"),
-        (
-            "pool dmeo --out R",
-            "'dmeo' as KIND\n  where: clipmill pool\n  do:    did you mean 'demo'",
-        ),
-        ("plan quickstart --until curate", "did you mean 'curated'"),
-        ("plan quickstart --until nosuch", "the recipe has: trusted,"),
-        ("plan quickstart --set nosuch.x=1", "the recipe has: seed, trusted,"),
-        ("run quickstart --out R --retry timeuot", "did you mean 'timeout'"),
-        ("run smoke --out R --retry http_404", "'http_404' is a reason that does not pass"),
-        ("run smoke --out R --retry http_404", "reasons that pass, here: connection_lost"),
-        ("run quickstart --out R --workers -1", "give 0 or more"),
-        ("run quickstart --out R --address x:1", "add --executor ray"),
-        ("export --run R --stage a --to csv", "missing: --out"),
-        ("export --run R --out X --to png", "'png' as --to"),
-        ("concepts show \udcff", "bytes that are no UTF-8"),
-        (f"status --run {'x' * 5000}", "File name too long"),
-    ],
-)
-def test_wrong_arguments_end_with_2(arguments, said, clipmill, tmp_path, monkeypatch):
+WRONG = [
+    ("run quickstrat --out R", "did you mean 'quickstart'"),
+    ("run", "missing: recipe, --out"),
+    ("run quickstart", "missing: --out"),
+    (
+        "run quickstart --otu R",
+        "unknown option '--otu'\n  where: clipmill run\n  do:    did you",
+    ),
+    ("run quickstart R --out R", "more than it takes: R"),
+    ("run quickstart --out", "--out without a value"),
+    ("run quickstart --out R --workers x", "--workers is 'x', and takes a whole number"),
+    ("rum quickstart", "no verb 'rum'\n  where: clipmill\n  do:    did you mean 'run'?"),
+    ("frobnicate", "no verb 'frobnicate'\n  where: clipmill\n  do:    there are: "),
+    ("--vresion", "did you mean '--version'?"),
+    (
+        "pool dmeo --out R",
+        "'dmeo' as KIND\n  where: clipmill pool\n  do:    did you mean 'demo'",
+    ),
+    ("plan quickstart --until curate", "did you mean 'curated'"),
+    ("plan quickstart --until nosuch", "the recipe has: trusted,"),
+    ("plan quickstart --set nosuch.x=1", "the recipe has: seed, trusted,"),
+    ("run quickstart --out R --retry timeuot", "did you mean 'timeout'"),
+    ("run smoke --out R --retry http_404", "'http_404' is a reason that does not pass"),
+    ("run smoke --out R --retry http_404", "reasons that pass, here: connection_lost"),
+    ("run quickstart --out R --workers -1", "give 0 or more"),
+    ("run quickstart --out R --address x:1", "add --executor ray"),
+    ("export --run R --stage a --to csv", "missing: --out"),
+    ("export --run R --out X --to png", "'png' as --to"),
+    ("concepts show \udcff", "bytes that are no UTF-8"),
+    (f"status --run {'x' * 5000}", "File name too long"),
+]
+
+
+def test_wrong_arguments_end_with_2(clipmill, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = clipmill(*arguments.split())
-    assert ended.code == 2
-    assert said in ended.err
-    assert not list(tmp_path.iterdir())
+    for arguments, said in WRONG:
+        ended = clipmill(*arguments.split())
+        assert ended.code == 2, arguments
+        assert said in ended.err, arguments
+        assert not list(tmp_path.iterdir()), arguments
 
 
 def test_a_stage_that_fails_ends_with_1_and_says_what_waits_for_it(recipe, tmp_path, clipmill):

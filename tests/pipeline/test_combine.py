@@ -23,9 +23,10 @@ from pipeline.progress import Lines
 from pipeline.run_folder.state import RunState
 from stages.clip.cache import cache_shard, read_cached
 from stages.clip.loader import Batches
+from stages.clip.nano import ARCHITECTURES
 from stages.ops.exports import numbered, summary_of
 from tests.pipeline.run_folder.test_masks import uid_of, write_pool
-from tests.stages.clip.exported import TINY_READS
+from tests.stages.clip.exported import TINY, TINY_READS
 
 ROWS = 32
 TRAIN = "uses: train.clip, batch_size: 8, samples_seen: 72, warmup_steps: 1"
@@ -83,7 +84,9 @@ def ran(tmp_path_factory) -> Ran:
     folder = tmp_path_factory.mktemp("combine")
     (folder / "it.yaml").write_text(RECIPE.replace("POOL", str(write_pool(folder / "pool"))))
     plan = make_plan(load_recipe(str(folder / "it.yaml"), []))
-    outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "nano", TINY)  # trains in no time
+        outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped
     return Ran(outcome.state, folder / "run")
 

@@ -21,6 +21,7 @@ def recipe(generated, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow("a worker begins")
 def test_a_sample_is_a_control_that_is_swept_and_explained(recipe, clipmill, tmp_path):
     run = tmp_path / "run"
     assert clipmill("run", recipe, "--out", run, "--workers", 1).code == 0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import stages
 from pipeline import jobs, submit
 from tests.engine_stages.harness import STAGES
 from tests.pipeline.head import CUT, Head
@@ -26,11 +27,27 @@ stages:
   pool:   {uses: ingest.datacomp, path: pool/metadata, shard_rows: 30}
   images: {uses: download.images, from: pool}
 """
+PACKED = submit.packed
 LISTED = {"submission_id": "clipmill-it-1", "status": "RUNNING"}
 
 
+@pytest.fixture(scope="module")
+def packages():
+    """What was packed by its sources: to pack all our code takes longer than most tests here."""
+    made = {}
+
+    def packed(recipe: Path) -> bytes:
+        key = (recipe.name, recipe.read_bytes(), *stages.__path__)
+        if key not in made:
+            made[key] = PACKED(recipe)
+        return made[key]
+
+    return packed
+
+
 @pytest.fixture
-def head(monkeypatch):
+def head(packages, monkeypatch):
+    monkeypatch.setattr(submit, "packed", packages)
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "no-such-file")
@@ -146,7 +163,8 @@ def test_a_file_of_ones_own_stands_before_ours_as_it_does_here(folder, monkeypat
     assert "stages/annotate/language.py" in package.namelist()
 
 
-def test_equal_code_is_one_package_and_is_sent_once(head, send, folder):
+def test_equal_code_is_one_package_and_is_sent_once(head, send, folder, monkeypatch):
+    monkeypatch.setattr(submit, "packed", PACKED)
     assert send().code == 0
     os.utime(folder / "it.yaml", (0, 0))
     assert send().code == 0

@@ -17,6 +17,7 @@ from pipeline.executors import Step
 from pipeline.executors.local import LocalExecutor
 from pipeline.stage import Resources
 from pipeline.terminal import Guarded, cut, guard, harmless, one_line
+from tests.pipeline.executors.work import quote
 from tests.pipeline.head import Head
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -79,14 +80,9 @@ def test_a_reader_that_leaves_takes_nothing_with_it(monkeypatch):
     stream.close()
 
 
-def quote(item):
-    print(item["text"], file=sys.stderr)
-    return item
-
-
 def test_what_a_stage_prints_in_a_worker_is_guarded_too(capfd):
     step = Step(name="quote", start=partial(partial, quote), resources=Resources())
-    executor = LocalExecutor(1)
+    executor = LocalExecutor(1, with_main=False)
     try:
         assert list(executor.stream([step], [{"text": EVIL}])) == [{"text": EVIL}]
     finally:
@@ -133,6 +129,7 @@ def tell(hostile, clipmill, monkeypatch):
     return told
 
 
+@pytest.mark.slow("every verb")
 def test_no_verb_passes_on_a_command_to_the_terminal(tell, hostile, clipmill):
     recipe, run = f"{NAME}.yaml", f"{NAME}-run"
     of_run = ("--run", run)

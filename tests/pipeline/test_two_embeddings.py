@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from metadata.passes import read_stage
 from metadata.storage import Storage
@@ -24,17 +23,17 @@ RECIPE = """
 stages:
   pool:     {uses: ingest.webdataset, path: POOL}
   clip:     {uses: embed.clip, from: pool, model: reference}
-  dino:     {uses: embed.image, from: pool, model: "timm:test_vit@WEIGHTS", width: 64}
+  looked:   {uses: embed.image, from: pool, model: "features:float32"}
   features: {uses: embed.features, from: pool}
   near:
     uses: cluster.kmeans
-    from: [clip, dino]
-    read: {image_embedding: dino.image_embedding}
+    from: [clip, looked]
+    read: {image_embedding: looked.image_embedding}
     clusters: 4
   looks:    {uses: cluster.kmeans, from: features, column: image_features, clusters: 3}
   score:
     uses: score.clip_score
-    from: [clip, dino]
+    from: [clip, looked]
     read: {image_embedding: clip.image_embedding}
   capped:   {uses: select.sample, from: [near, score], per: cluster_id, at_most: 2}
   subset:
@@ -46,20 +45,15 @@ stages:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    import timm  # seconds; only who runs this file has to wait
-
     folder = tmp_path_factory.mktemp("two")
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_vit").state_dict(), folder / "dino.pth")
-    text = RECIPE.replace("POOL", str(write_pool(folder / "pool")))
-    (folder / "it.yaml").write_text(text.replace("WEIGHTS", str(folder / "dino.pth")))
+    (folder / "it.yaml").write_text(RECIPE.replace("POOL", str(write_pool(folder / "pool"))))
     return folder
 
 
+@pytest.mark.slow("two networks")
 def test_each_stage_reads_the_embedding_that_it_names(folder):
     plan = make_plan(load_recipe(str(folder / "it.yaml")))
-    dino = f"timm:test_vit@{folder}/dino.pth"
-    assert plan.models_of("near") == {"image_embedding": dino}
+    assert plan.models_of("near") == {"image_embedding": "features:float32"}
     assert set(plan.models_of("score").values()) == {"reference"}
     outcome = run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines())
     assert outcome.complete, outcome.stopped
@@ -70,7 +64,7 @@ def test_each_stage_reads_the_embedding_that_it_names(folder):
         return pa.concat_tables(table for tables in read for table in tables)[name]
 
     for stage, embedded, name in (
-        ("near", "dino", "image_embedding"),
+        ("near", "looked", "image_embedding"),
         ("looks", "features", "image_features"),
     ):
         out = Path(outcome.state.stages[stage].folder.path, "out", "centroids.parquet")
@@ -90,9 +84,9 @@ def test_each_stage_reads_the_embedding_that_it_names(folder):
 
 def test_a_stage_that_could_mean_either_is_refused_with_what_to_write(folder):
     text = (folder / "it.yaml").read_text()
-    either = text.replace("    read: {image_embedding: dino.image_embedding}\n", "")
+    either = text.replace("    read: {image_embedding: looked.image_embedding}\n", "")
     (folder / "either.yaml").write_text(either)
     with pytest.raises(RecipeError) as error:
         make_plan(load_recipe(str(folder / "either.yaml")))
-    assert "'clip' and 'dino'" in str(error.value)
+    assert "'clip' and 'looked'" in str(error.value)
     assert "read: {image_embedding: clip.image_embedding}" in str(error.value)

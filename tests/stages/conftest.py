@@ -15,6 +15,14 @@ def tasks(tmp_path) -> Path:
     return tmp_path / "tasks"
 
 
+@pytest.fixture(scope="session")
+def open_clip():
+    """The package. Its import takes seconds: those of no test."""
+    import open_clip
+
+    return open_clip
+
+
 @pytest.fixture
 def memory_shards():
     return MemoryShards

@@ -15,13 +15,13 @@ from PIL import Image
 
 from pipeline.engine.environments import python_of
 from pipeline.engine.helpers import HelperProcess
-from pipeline.stage import Environment, Worker
+from pipeline.stage import Worker
 from stages.models import vllm, vllm_server
 from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
 from tests.captioned import judged, run_recipe, served_pool
 from tests.family import left_after, serving
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.soak(cpu_s=100), pytest.mark.timeout(1500)]
 
 TINY = Path(__file__).with_name("tiny_models.py")
 DECODING = Decoding(max_tokens=8, min_tokens=8, temperature=0.0)
@@ -31,8 +31,7 @@ DECODING = Decoding(max_tokens=8, min_tokens=8, temperature=0.0)
 def models(tmp_path_factory) -> Path:
     """Tiny models with random weights, made by vLLM's own Python."""
     folder = tmp_path_factory.mktemp("models")
-    python = python_of(Environment(packages=(vllm.CPU,)))
-    command = [str(python), "-I", str(TINY), vllm_server.__file__, str(folder)]
+    command = [str(python_of(vllm.CPU)), "-I", str(TINY), str(folder)]
     subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     return folder
 

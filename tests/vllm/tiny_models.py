@@ -1,13 +1,11 @@
 """Two tiny models with random weights, as folders that vLLM serves: text alone, and image to text.
 
-    python tiny_models.py SERVER FOLDER     writes FOLDER/text and FOLDER/vision
+    python tiny_models.py FOLDER     writes FOLDER/text and FOLDER/vision
 
-Run as a file by vLLM's own Python, which has transformers. SERVER is the file of our server, which
-knows what of it to leave alone. The tokenizer is of bytes.
+Run as a file by vLLM's own Python, which has transformers. The tokenizer is of bytes.
 """
 
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -112,5 +110,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    runpy.run_path(sys.argv[1])
-    main(Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from metadata.schema import REASON_TYPE
 from metadata.sealed import put_sealed
 from metadata.storage import Storage
 from pipeline.errors import RetryableError, ShardError
 from pipeline.planning.settings import stage_class
 from pipeline.stage import Resources
+from tests.pipeline.engine.programs import gpu_of_rank, says_its_stage, store, with_value
 
 CALLED: list[object] = []  # what the functions below did, in this process
 
@@ -29,16 +29,6 @@ def program(engine):
         return engine.run(stages, **more)
 
     return run
-
-
-def with_value(value, rows: pa.Table) -> pa.Table:
-    number = rows["number"].to_numpy()
-    made = rows.append_column("value", pa.array(value(number), pa.int64()))
-    return made.append_column("reason", pa.nulls(len(rows), REASON_TYPE))
-
-
-def store(rows, ctx, value=lambda n: n) -> None:
-    ctx.restore(ctx.map_shards(partial(with_value, value), rows))
 
 
 # map
@@ -244,26 +234,14 @@ def test_finished_steps_are_not_taken_again(program, monkeypatch):
 
 
 def launched(inputs, ctx):
-    result = ctx.launch(one_rank, 2)
+    result = ctx.launch(says_its_stage, 2)
     store(inputs.rows, ctx, lambda n: n * 0 + result["of"])
     ctx.map(fail_at_two, [2])
-
-
-def one_rank(rank, task):
-    if rank.rank == 0:
-        path = task.worker.scratch / f"launched-{os.getpid()}"
-        path.write_text(task.worker.stage)
-        task.put_file("said", path)
-    return {"rank": rank.rank, "of": rank.of, "pid": os.getpid()}
 
 
 def asking_for_gpus(inputs, ctx):
     result = ctx.launch(gpu_of_rank, 2)
     store(inputs.rows, ctx, lambda n: n * 0 + result["gpu"])
-
-
-def gpu_of_rank(rank, task):
-    return {"gpu": int(os.environ["CUDA_VISIBLE_DEVICES"])}
 
 
 def test_every_rank_of_a_launch_has_the_resources_of_its_stage(program, monkeypatch):

@@ -36,7 +36,12 @@ def test_this_python_is_used_where_it_has_the_packages(packages, is_here, cache)
     assert not cache.exists()
 
 
-def test_packages_their_dependencies_and_the_python_name_the_place(monkeypatch):
+def test_this_python_is_not_used_where_it_has_what_must_be_left_out():
+    assert made(Environment(packages=("numpy",), without=("nosuch-package",)))
+    assert made(Environment(packages=("numpy",), without=("nosuch-package", "pyarrow"))) is None
+
+
+def test_packages_with_and_without_what_and_the_python_name_the_place(monkeypatch):
     places = {
         environments._place(Environment(packages=("a", "b"))),
         environments._place(Environment(packages=("b", "a"))),
@@ -44,9 +49,10 @@ def test_packages_their_dependencies_and_the_python_name_the_place(monkeypatch):
     assert len(places) == 1
     places.add(environments._place(Environment(packages=("a",))))
     places.add(environments._place(Environment(packages=("a", "b"), with_dependencies=False)))
+    places.add(environments._place(Environment(packages=("a", "b"), without=("c",))))
     monkeypatch.setattr(sys, "version", "3.99.0")
     places.add(environments._place(Environment(packages=("a", "b"))))
-    assert len(places) == 4
+    assert len(places) == 5
 
 
 def test_the_cache_is_the_users_or_the_one_that_is_named(monkeypatch, tmp_path):

@@ -40,7 +40,7 @@ WORDS = """\
   To go on all the same: --keep-going"""
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow("a worker begins"))])
 def test_it_stops_and_only_it_is_blamed(engine, moody, workers):
     ran = moody(range(ROWS), workers=workers)
     assert ran.error("copy") == WORDS
@@ -51,13 +51,8 @@ def test_it_stops_and_only_it_is_blamed(engine, moody, workers):
     assert len(ran.records("copy")) >= 3
     if workers == 0:
         assert seen(engine) == 36
-
-
-def test_a_rerun_says_the_same_and_asks_for_nothing(engine, moody):
-    moody(range(ROWS))
-    again = moody([])
-    assert again.error("copy") == WORDS
-    assert seen(engine) == 36
+        assert moody([]).error("copy") == WORDS
+        assert seen(engine) == 36, "a rerun asks for nothing"
 
 
 def test_keep_going_goes_on_and_a_rerun_without_stops_again(engine, moody):
@@ -73,15 +68,11 @@ def test_keep_going_goes_on_and_a_rerun_without_stops_again(engine, moody):
     assert seen(engine) == ROWS
 
 
-def test_a_retry_that_helps_goes_on(engine, moody):
-    moody(range(ROWS))
-    assert moody([], retry=("timeout",)).complete
-    assert moody([]).complete
-
-
-def test_a_retry_that_does_not_stops_with_the_same_words(engine, moody):
+def test_a_retry_that_helps_goes_on_and_one_that_does_not_stops_with_the_same_words(moody):
     moody(range(ROWS))
     assert moody(range(ROWS), retry=("timeout",)).error("copy") == WORDS
+    assert moody([], retry=("timeout",)).complete
+    assert moody([]).complete
 
 
 def test_fewer_rows_than_nearly_all_are_no_reason_to_stop(moody):

@@ -80,6 +80,7 @@ def test_a_stage_is_listed_as_often_whatever_its_shards(engine, monkeypatch):
     assert {stage: listed[stage] for stage in STAGES} == five
 
 
+@pytest.mark.chaos
 def test_killed_at_any_fold_and_run_again_it_ends_the_same_and_computes_nothing_twice(
     engine, monkeypatch
 ):

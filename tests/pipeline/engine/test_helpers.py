@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import guard
-from pipeline.engine.helpers import HelperProcess
+from pipeline.engine.helpers import HelperProcess, cannot_load
 from pipeline.errors import StageError
 from tests.family import family, left_after, living, members
 
@@ -120,6 +120,40 @@ def test_one_that_ends_before_it_is_healthy_is_an_error_with_its_last_words(tmp_
     assert "\n    12\n" not in found
     assert where == "stage 'rewrite', its helper sh -c " + said
     assert "last lines" in do
+
+
+TORCHAUDIO = "/cache/lib/python3.11/site-packages/torchaudio/lib/_torchaudio.so"
+
+
+@pytest.mark.parametrize("last", ["", "ValueError: model architectures failed to be inspected"])
+def test_one_that_cannot_load_a_library_names_it_and_no_traceback(last, tmp_path):
+    log = ["ModuleNotFoundError: No module named 'an_option'", "Traceback", *"abcdefgh"]
+    log += [f"OSError: Could not load this library: {TORCHAUDIO}", *filter(None, [last])]
+    (tmp_path / "log").write_text("\n".join(log))
+    with pytest.raises(StageError) as error:
+        start(tmp_path, ["sh", "-c", f"cat {tmp_path}/log; exit 1"], is_healthy=lambda: False)
+    found, where, do = error.value.args
+    assert found == (
+        f"it ended with exit code 1 before it was healthy: it cannot load {TORCHAUDIO}"
+        + (f"; its last line: {last}" if last else "")
+    )
+    assert where.startswith("stage 'rewrite', its helper sh -c ")
+    assert do.startswith("mend torchaudio there, or take it out, with `sh -m pip`")
+
+
+def test_whatever_python_says_of_a_library_or_module_names_it_and_its_package():
+    lines = {
+        f"OSError: Could not load this library: {TORCHAUDIO}": (TORCHAUDIO, "torchaudio"),
+        "(pid=7) ImportError: libGL.so.1: cannot open shared object": ("libGL.so.1", "libGL"),
+        "ImportError: /site-packages/x/_C.so: undefined symbol": ("/site-packages/x/_C.so", "x"),
+        "ModuleNotFoundError: No module named 'a.b'": ("a.b", "a"),
+        "ImportError: cannot import name 'c' from 'a.b' (/a/b.py)": ("a.b", "a"),
+    }
+    for line, (name, package) in lines.items():
+        found, do = cannot_load(f"Traceback\n{line}\n", "python") or ("", "")
+        assert found == f"cannot load {name}"
+        assert do.startswith(f"mend {package} there")
+    assert cannot_load("ValueError: no such model\nOSError: [Errno 28] No space left", "") is None
 
 
 def test_one_that_is_not_healthy_in_time_is_ended(tmp_path):

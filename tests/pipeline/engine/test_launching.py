@@ -1,13 +1,12 @@
 """Launches whose ranks die: all begin again, go on from their checkpoints, and are given up."""
 
-import os
-import signal
+from functools import partial
 
 import pytest
 
 from metadata.storage import Storage
-from pipeline.engine import attempts
-from tests.pipeline.engine.test_context import store
+from pipeline.engine import attempts, launching
+from tests.pipeline.engine.programs import die, one_step_a_life, store
 
 
 @pytest.fixture
@@ -22,26 +21,18 @@ def program(engine):
 
 
 def steps_of_a_rank_that_dies(inputs, ctx):
-    result = ctx.launch(one_step_a_life, 1)
+    """It dies after each of its steps: more often than a launch that gets nowhere may."""
+    result = ctx.launch(partial(one_step_a_life, 3), 1)
     store(inputs.rows, ctx, lambda n: n * 0 + result["steps"])
 
 
-def one_step_a_life(rank, task):
-    """Dies after each of its first five steps: more often than a launch that gets nowhere may."""
-    checkpoints = task.checkpoints("it")
-    step, path = checkpoints.newest() or (0, None)
-    assert step == 0 or path.read_text() == f"at {step}"
-    if step == 5:
-        return {"steps": step}
-    state = task.worker.scratch / "state"
-    state.write_text(f"at {step + 1}")
-    checkpoints.put(step + 1, state)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_ranks_begin_again_from_their_checkpoint_which_goes_with_the_stage(program, engine):
+@pytest.mark.slow("four ranks, one after another")
+def test_ranks_begin_again_from_their_checkpoint_which_goes_with_the_stage(
+    program, engine, monkeypatch
+):
+    monkeypatch.setattr(launching, "MOST_ATTEMPTS", 2)
     ran = program("steps_of_a_rank_that_dies")
-    assert ran.column("it", "value") == [5] * 31
+    assert ran.column("it", "value") == [3] * 31
     (stage,) = (engine.folder / "run/stages").glob("it-*")
     assert [path.name for path in stage.iterdir() if path.is_dir()] == []
 
@@ -50,10 +41,7 @@ def nothing_but_deaths(inputs, ctx):
     ctx.launch(die, 1)
 
 
-def die(rank, task):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
+@pytest.mark.slow("four ranks, one after another")
 def test_ranks_that_die_four_times_stop_their_stage_until_it_is_told_to_try_again(program, engine):
     said = program("nothing_but_deaths").error("it")
     assert "stage 'it', 01-launch ended its worker 4 times" in said

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import REASON_TYPE
 from metadata.scratch import PREFIX
 from metadata.storage import Storage
 from pipeline.engine.local_shards import put_copy, read_copy
 from tests.engine_stages.harness import STAGES, clipmill_run, points_of
+from tests.pipeline.engine.programs import added, plus, read, summed, with_value
 
 ROUNDS = 3
 OPENED: list[str] = []  # data of the pool and of a first shuffle that was opened, in this process
@@ -70,27 +70,7 @@ def sums(rows, ctx):
         return {"sum": state["sum"] * 3 + ctx.reduce(summed, rows, added)["sum"]}
 
     end = ctx.iterate({"sum": np.int64(0)}, step, ROUNDS)
-    ctx.restore(ctx.map_shards(partial(with_value, int(end["sum"])), rows))
-
-
-def summed(table):
-    return {"sum": table["number"].to_numpy().sum()}
-
-
-def added(one, other):
-    return {"sum": one["sum"] + other["sum"]}
-
-
-def with_value(sum_, table):
-    made = table.append_column("value", pa.array(table["number"].to_numpy() + sum_))
-    return made.append_column("reason", pa.nulls(len(table), REASON_TYPE))
-
-
-def read(table):
-    """The rows, as they are read from storage: each time leaves a file, named by the process."""
-    handle, _ = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=os.environ["CLIPMILL_TEST_SEEN"])
-    os.close(handle)
-    return table
+    ctx.restore(ctx.map_shards(partial(with_value, partial(plus, int(end["sum"]))), rows))
 
 
 def as_it_lies(inputs, ctx):

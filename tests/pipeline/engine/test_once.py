@@ -16,8 +16,8 @@ from metadata.outputs import noted_outputs
 from metadata.storage import Storage
 from pipeline.engine.once import made_once, whole
 from tests.engine_stages.harness import environment, meaning
+from tests.pipeline.engine.programs import store
 from tests.pipeline.engine.test_changed_files import flip
-from tests.pipeline.engine.test_context import store
 
 KEY = "0123456789abcdef"
 

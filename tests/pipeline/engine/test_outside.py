@@ -1,8 +1,11 @@
 """What comes from outside a run: weights held to their first digest, inputs that may change."""
 
+from contextlib import closing
+
 import pytest
 
 from metadata.storage import Storage
+from pipeline.executors.local import LocalExecutor
 from tests.engine_stages.harness import clipmill_run, meaning
 
 WEIGHED = "  weighed: {{uses: toy.weighed, from: numbers, weights: {}}}\n"
@@ -22,20 +25,26 @@ def forget(ran, stage: str, shard: int) -> None:
     record.unlink()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_weights_that_changed_since_the_first_shard_are_refused(engine, file, workers):
+@pytest.fixture(scope="module", params=[0, 2])
+def executor(request):
+    with closing(LocalExecutor(request.param, with_main=False)) as executor:
+        yield executor
+
+
+@pytest.mark.slow("two workers begin")
+def test_weights_that_changed_since_the_first_shard_are_refused(engine, file, executor):
     stages = WEIGHED.format(file)
-    first = engine.run(stages, workers=workers)
+    first = engine.run(stages, executor=executor)
     assert first.complete
     forget(first, "weighed", 1)
     file.write_text("4")
-    second = engine.run(stages, workers=workers)
+    second = engine.run(stages, executor=executor)
     said = second.error("weighed")
     assert "the weights has digest 4b227777d4dd, and had 4e07408562be at first use" in said
     assert "stage 'weighed'" in said
     assert "use another --out" in said
     file.write_text("3")
-    third = engine.run(stages, workers=workers)
+    third = engine.run(stages, executor=executor)
     assert third.complete
     assert third.column("weighed", "product") == first.column("weighed", "product")
 

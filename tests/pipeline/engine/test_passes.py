@@ -6,12 +6,28 @@ from pathlib import Path
 import pytest
 
 from pipeline.run_folder.live import live_run, read_live
+from tests.engine_stages.harness import toy_stages
+from tests.pipeline.conftest import Engine
 
 MASKED = """
   chosen: {uses: select.where, from: numbers, where: number < 3 OR number > 27}
   cube:   {uses: toy.power, from: numbers, only: chosen, exponent: 3}
   after:  {uses: toy.power, from: cube, read: {number: cube.power}, exponent: 1}
 """
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with toy_stages():
+        engine = Engine(tmp_path_factory.mktemp("finished"))
+        assert engine.run(MASKED).complete
+        yield engine
+
+
+@pytest.fixture
+def narrow(finished, tmp_path) -> Engine:
+    """A finished run of MASKED, to be run again otherwise."""
+    return finished.copy(tmp_path)
 
 
 def masked(rule: str) -> str:
@@ -22,8 +38,8 @@ def cubes(*numbers: int) -> list[int | None]:
     return [n**3 if n in numbers and n % 7 else None for n in range(31)]
 
 
-def test_rows_outside_the_mask_are_not_computed_and_say_so(engine):
-    ran = engine.run(MASKED)
+def test_rows_outside_the_mask_are_not_computed_and_say_so(narrow):
+    ran = narrow.run(MASKED)
     assert ran.complete
     assert ran.column("cube", "power") == cubes(1, 2, 29, 30)
     reasons = ran.column("cube", "reason")
@@ -32,14 +48,14 @@ def test_rows_outside_the_mask_are_not_computed_and_say_so(engine):
     assert ran.column("after", "power") == cubes(1, 2, 29, 30)
 
 
-def test_a_wider_mask_computes_only_the_new_rows_and_keeps_the_old(engine):
-    narrow = engine.run(MASKED)
-    wide = engine.run(MASKED, masked("number < 5"))
+def test_a_wider_mask_computes_only_the_new_rows_and_keeps_the_old(narrow):
+    before = narrow.run(MASKED)
+    wide = narrow.run(MASKED, masked("number < 5"))
     assert wide.complete
     first, second = wide.records("cube")[0]
     assert (first.computed, second.computed) == (12, 2)
     assert second.name == "000000.p1.json"
-    assert wide.written("cube")[first.data] == narrow.written("cube")[first.data]
+    assert wide.written("cube")[first.data] == before.written("cube")[first.data]
     assert wide.column("cube", "power") == cubes(1, 2, 3, 4)
     assert wide.column("after", "power") == cubes(1, 2, 3, 4)
 
@@ -53,10 +69,9 @@ def test_a_stage_under_a_mask_tells_how_many_of_its_own_rows_are_done(engine, mo
     assert set(rows.values()) == {5, 1}  # nothing of the others: they are done at once
 
 
-def test_log_and_status_count_the_rows_of_every_pass(engine):
-    engine.run(MASKED)
+def test_log_and_status_count_the_rows_of_every_pass(narrow):
     for rule, today in (("number < 5", 26), ("number < 20", 11), ("number < 3", 28)):
-        ran = engine.run(MASKED, masked(rule))
+        ran = narrow.run(MASKED, masked(rule))
         told = read_live(ran.outcome.state.run)
         assert told.stages["cube"].kinds["not selected"] == today
         assert (
@@ -66,9 +81,8 @@ def test_log_and_status_count_the_rows_of_every_pass(engine):
         assert sum(told.stages["cube"].reasons.values()) == 31
 
 
-def test_status_of_a_later_pass_that_is_damaged_tells_what_was_first_counted(engine):
-    engine.run(MASKED)
-    ran = engine.run(MASKED, masked("number < 5"))
+def test_status_of_a_later_pass_that_is_damaged_tells_what_was_first_counted(narrow):
+    ran = narrow.run(MASKED, masked("number < 5"))
     folder = Path(str(ran.outcome.state.stages["cube"].folder))
     file = folder / ran.records("cube")[0][1].data
     file.write_bytes(b"x" * file.stat().st_size)
@@ -77,15 +91,13 @@ def test_status_of_a_later_pass_that_is_damaged_tells_what_was_first_counted(eng
 
 def test_a_narrower_mask_computes_nothing_and_reads_null(engine):
     engine.run(MASKED, masked("number < 20"))
-    narrow = engine.run(MASKED, masked("number < 3"))
-    assert narrow.complete
-    assert narrow.column("cube", "power") == cubes(1, 2)
-    assert narrow.column("cube", "reason")[12:] == ["not_selected"] * 19
-    assert narrow.column("after", "power") == cubes(1, 2)
+    ran = engine.run(MASKED, masked("number < 3"))
+    assert ran.complete
+    assert ran.column("cube", "power") == cubes(1, 2)
+    assert ran.column("cube", "reason")[12:] == ["not_selected"] * 19
+    assert ran.column("after", "power") == cubes(1, 2)
     assert all(
-        record.computed == 0
-        for records in narrow.records("cube").values()
-        for record in records[1:]
+        record.computed == 0 for records in ran.records("cube").values() for record in records[1:]
     )
 
 
@@ -105,28 +117,26 @@ def test_a_mask_once_answered_for_is_not_looked_at_again(engine):
     assert engine.run(MASKED, masked("number < 3")).written("cube") == before
 
 
-def test_taking_the_mask_away_computes_the_rest(engine):
-    engine.run(MASKED)
-    whole = engine.run(MASKED.replace(", only: chosen", ""))
+def test_taking_the_mask_away_computes_the_rest(narrow):
+    whole = narrow.run(MASKED.replace(", only: chosen", ""))
     assert whole.complete
     assert whole.column("cube", "power") == cubes(*range(31))
-    masked_again = engine.run(MASKED)  # all is there already
+    masked_again = narrow.run(MASKED)  # all is there already
     assert masked_again.records("cube") == whole.records("cube")
     assert masked_again.column("cube", "power") == cubes(1, 2, 29, 30)
 
 
-def test_a_changed_shard_forgets_its_passes(engine):
-    engine.run(MASKED)
-    engine.run(MASKED, masked("number < 9"))
-    kept = (engine.pool / "0.txt").read_text()
-    (engine.pool / "0.txt").write_text("\n".join(map(str, range(100, 120))))
-    engine.run(MASKED, masked("number > 110"))
-    changed = engine.run(MASKED, masked("number > 110"))
+def test_a_changed_shard_forgets_its_passes(narrow):
+    narrow.run(MASKED, masked("number < 9"))
+    kept = (narrow.pool / "0.txt").read_text()
+    (narrow.pool / "0.txt").write_text("\n".join(map(str, range(100, 120))))
+    narrow.run(MASKED, masked("number > 110"))
+    changed = narrow.run(MASKED, masked("number > 110"))
     assert len(changed.records("cube")[0]) == 1
     before = changed.written("cube")
-    assert engine.run(MASKED, masked("number > 110")).written("cube") == before
-    (engine.pool / "0.txt").write_text(kept)
-    again = engine.run(MASKED, masked("number < 7"))
+    assert narrow.run(MASKED, masked("number > 110")).written("cube") == before
+    (narrow.pool / "0.txt").write_text(kept)
+    again = narrow.run(MASKED, masked("number < 7"))
     assert again.column("cube", "power") == cubes(*range(7))
 
 

@@ -1,13 +1,15 @@
 """Large states are merged by workers: the same result, one for the driver, resumed in the midst."""
 
 import os
+from contextlib import closing
 from functools import partial
 
 import numpy as np
 import pytest
 
 from pipeline.engine import context, states
-from tests.pipeline.engine.test_context import store
+from pipeline.executors.local import LocalExecutor
+from tests.pipeline.engine.programs import added, always, store, wide
 
 SHARDS = 32  # of the pool, where each has one row
 CALLED: list[object] = []  # what the functions below did, in this process
@@ -51,17 +53,9 @@ def appended(one, other):
 
 
 def wide_sums(inputs, ctx):
-    """Sums of 1.6 MB a shard: no one reads more than one of them but workers."""
+    """Large sums: no one reads more than one of them but workers."""
     total = ctx.reduce(wide, inputs.rows, added)["sum"]
-    store(inputs.rows, ctx, partial(np.full_like, fill_value=total[7]))
-
-
-def wide(rows):
-    return {"sum": np.full(200_000, rows["number"].to_numpy().sum())}
-
-
-def added(one, other):
-    return {"sum": one["sum"] + other["sum"]}
+    store(inputs.rows, ctx, partial(always, total[7]))
 
 
 def test_a_tree_of_units_merges_in_the_order_of_the_shards(reduced, all_merged):
@@ -83,8 +77,8 @@ def test_small_states_are_merged_without_a_unit_more(reduced, monkeypatch):
     assert len(CALLED) == SHARDS + SHARDS - 1
 
 
-@pytest.mark.parametrize("shard_rows", [4, 1])
-def test_the_driver_reads_one_large_state_whatever_the_shards(shard_rows, reduced, monkeypatch):
+@pytest.mark.slow("large sums, of workers")
+def test_the_driver_reads_one_large_state_whatever_the_shards(reduced, monkeypatch):
     read = []
 
     def counted(folder, name):
@@ -95,9 +89,12 @@ def test_the_driver_reads_one_large_state_whatever_the_shards(shard_rows, reduce
     states_read = states.read_state
     monkeypatch.setattr(states, "read_state", counted)
     monkeypatch.setattr(context, "read_state", counted)
-    ran = reduced("wide_sums", shard_rows, workers=2)
-    assert ran.column("it", "value") == [sum(range(31))] * 31
-    assert sum(read) <= context.BY_DRIVER_BYTES
+    with closing(LocalExecutor(1, with_main=False)) as executor:
+        for shard_rows in (4, 1):
+            read.clear()
+            ran = reduced("wide_sums", shard_rows, executor=executor, out=f"of-{shard_rows}")
+            assert ran.column("it", "value") == [sum(range(31))] * 31
+            assert sum(read) <= context.BY_DRIVER_BYTES
 
 
 def test_a_merge_that_is_stopped_goes_on_from_the_states_that_are_there(

@@ -4,14 +4,19 @@ import json
 import os
 import re
 import shutil
+from contextlib import closing
+from itertools import product
+from pathlib import Path
 
 import pytest
 
 from metadata.storage import Storage
 from pipeline.engine import dataset_job
+from pipeline.executors.local import LocalExecutor
 from pipeline.progress import Lines
 from pipeline.run_folder.state import latest
-from tests.engine_stages.harness import meaning, write_pool
+from tests.engine_stages.harness import meaning, toy_stages, write_pool
+from tests.pipeline.conftest import Engine
 
 ROWS = """
   square: {uses: toy.power, from: numbers}
@@ -39,6 +44,22 @@ def mood(engine):
     return write
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of ALL, to be read."""
+    with toy_stages():
+        engine = Engine(tmp_path_factory.mktemp("finished"))
+        ran = engine.run(ALL)
+        assert ran.complete
+        yield engine, ran
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """A finished run of ALL, to be changed and run again."""
+    return finished[0].copy(tmp_path)
+
+
 def seen(engine) -> list[int]:
     """The numbers that toy.moody has been given, in order."""
     return list(map(int, (engine.folder / "mood.log").read_text().split()))
@@ -47,9 +68,8 @@ def seen(engine) -> list[int]:
 # What is there stays
 
 
-def test_a_second_run_writes_nothing(engine):
-    first = engine.run(ALL)
-    assert first.complete
+def test_a_second_run_writes_nothing(finished):
+    engine, first = finished
     before = {name: first.written(name) for name in first.outcome.state.stages}
     again = engine.run(ALL)
     assert again.complete
@@ -64,18 +84,17 @@ def test_a_stage_that_was_added_is_all_that_runs(engine):
     assert after.complete
 
 
-def test_workers_and_their_number_change_no_byte(engine):
-    found = []
-    for workers in (0, 1, 2):
-        assert engine.run(ALL, out=f"run{workers}", workers=workers).complete
-        found.append(meaning(Storage(str(engine.folder / f"run{workers}"))))
-    assert found[0] == found[1] == found[2]
+@pytest.mark.slow("workers of several kinds")
+def test_workers_change_no_byte(finished):
+    engine, _ = finished
+    assert engine.run(ALL, out="beside", workers=2).complete
+    alone, beside = (meaning(Storage(str(engine.folder / out))) for out in ("run", "beside"))
+    assert beside == alone
 
 
-def test_values_do_not_depend_on_the_size_of_shards(engine):
+def test_values_do_not_depend_on_the_size_of_shards(engine, finished):
     columns = (("fourth", "power"), ("shared", "shared"), ("centre", "distance"), ("cube", "power"))
-    small = engine.run(ALL, "numbers.shard_rows=3", out="small")
-    large = engine.run(ALL, "numbers.shard_rows=100", out="large")
+    small, large = engine.run(ALL, "numbers.shard_rows=5"), finished[1]
     assert len(small.records("cube")) > len(large.records("cube"))
     for stage, column in columns:
         values = small.column(stage, column)
@@ -83,16 +102,17 @@ def test_values_do_not_depend_on_the_size_of_shards(engine):
         assert any(value is not None for value in values)
 
 
-def test_the_number_of_partitions_changes_no_byte(engine):
-    names = set()
-    for partitions in (1, 3, 7):
-        ran = engine.run(ALL, f"shared.partitions={partitions}", out=f"run{partitions}")
+def test_the_number_of_partitions_changes_no_byte(engine, finished):
+    shared = ALL[ALL.index("  shared") : ALL.index("  centre")]
+    names = {tuple(record.data for [record] in finished[1].records("shared").values())}
+    for partitions in (1, 7):
+        ran = engine.run(shared, f"shared.partitions={partitions}", out=f"run{partitions}")
         names.add(tuple(record.data for [record] in ran.records("shared").values()))
     assert len(names) == 1
 
 
-def test_known_values(engine):
-    ran = engine.run(ALL)
+def test_known_values(finished):
+    _, ran = finished
     numbers = range(31)
     square = [None if n % 7 == 0 else n * n for n in numbers]
     assert ran.column("square", "power") == square
@@ -104,8 +124,8 @@ def test_known_values(engine):
     assert ran.column("chosen", "keep") == [n % 5 == 0 for n in numbers]
 
 
-def test_a_shard_without_rows_is_a_shard(engine):
-    ran = engine.run(ALL)
+def test_a_shard_without_rows_is_a_shard(finished):
+    _, ran = finished
     assert [record.rows for [record] in ran.records("cube").values()] == [12, 8, 0, 11]
     assert ran.column("shared", "shared", shard=2) == []
 
@@ -140,10 +160,10 @@ def test_a_parent_redone_to_the_same_bytes_redoes_no_child(engine):
     assert record.data in after.written("numbers")
 
 
-def test_a_file_more_is_a_shard_more(engine):
-    before = engine.run(ALL)
-    write_pool(engine.pool, [20, 0, 11, 5])
-    after = engine.run(ALL)
+def test_a_file_more_is_a_shard_more(again):
+    before = again.run(ALL)
+    write_pool(again.pool, [20, 0, 11, 5])
+    after = again.run(ALL)
     assert after.complete
     assert len(after.records("square")) == 5
     assert before.written("square").items() - after.written("square").items() == {
@@ -152,10 +172,9 @@ def test_a_file_more_is_a_shard_more(engine):
     assert after.column("shared", "shared")[:5] == [8, 7, 7, 7, 7]
 
 
-def test_a_file_less_is_a_shard_less_and_its_rows_are_gone(engine):
-    engine.run(ALL)
-    (engine.pool / "2.txt").unlink()
-    after = engine.run(ALL)
+def test_a_file_less_is_a_shard_less_and_its_rows_are_gone(again):
+    (again.pool / "2.txt").unlink()
+    after = again.run(ALL)
     assert after.complete
     assert after.column("numbers", "number") == list(range(20))
     assert after.column("shared", "shared") == [4] * 20
@@ -221,29 +240,28 @@ def test_a_record_whose_data_has_another_size_is_not_believed(engine):
     assert {name for name, _ in changed} <= {"records.parquet", "manifest.json"}
 
 
-@pytest.mark.parametrize(
-    ("stage", "name"),
-    [
-        ("square", "000000.json"),
-        ("square", "records.parquet"),
-        ("square", "manifest.json"),
-        ("shared", "000001.json"),
-        ("shared", "manifest.json"),
-        ("numbers", "000000.json"),
-        ("numbers", "manifest.json"),
-        ("numbers", "calls/01-map.json"),
-    ],
-)
-@pytest.mark.parametrize("left", [0, 40])
-def test_a_torn_object_is_made_again(engine, stage, name, left):
-    before = engine.run(ALL)
+OBJECTS = [
+    ("square", "000000.json"),
+    ("square", "records.parquet"),
+    ("square", "manifest.json"),
+    ("shared", "000001.json"),
+    ("shared", "manifest.json"),
+    ("numbers", "000000.json"),
+    ("numbers", "manifest.json"),
+    ("numbers", "calls/01-map.json"),
+]
+
+
+@pytest.mark.slow("sixteen runs")
+def test_a_torn_object_is_made_again(engine):
+    stages = engine.run(ALL).outcome.state.stages
     expected = meaning(Storage(str(engine.folder / "run")))
-    folder = before.outcome.state.stages[stage].folder
-    torn = folder.read(name)[:left]
-    with open(folder.locate(name), "wb") as file:
-        file.write(torn)
-    assert engine.run(ALL).complete
-    assert meaning(Storage(str(engine.folder / "run"))) == expected
+    for (stage, name), left in product(OBJECTS, (0, 40)):
+        path = Path(stages[stage].folder.locate(name))
+        path.write_bytes(path.read_bytes()[:left])
+        assert engine.run(ALL).complete, f"{name} of {stage}, {left} bytes of it"
+        found = meaning(Storage(str(engine.folder / "run")))
+        assert found == expected, f"{name} of {stage}, {left} bytes of it"
 
 
 # What fails, by name
@@ -310,23 +328,24 @@ def test_trouble_that_stays_fails_its_shard(engine, mood):
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "said", "workers"),
     [
-        ("short", "7 rows came back for 8"),
-        ("typed", "'copy' came back as double"),
-        ("bare", "no column 'copy' came back"),
-        ("undeclared", "reason 'whim' is not declared"),
+        ("short", "7 rows came back for 8", 0),
+        ("short", "7 rows came back for 8", 1),
+        ("typed", "'copy' came back as double", 0),
+        ("bare", "no column 'copy' came back", 0),
+        ("undeclared", "reason 'whim' is not declared", 0),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 1])
 def test_an_answer_that_breaks_the_contract_stops_the_stage(engine, mood, answer, said, workers):
-    ran = engine.run(mood(answer=answer), workers=workers)
-    assert said in ran.error("copy")
-    assert "stage 'copy' (toy.moody), shard 0" in ran.error("copy")
-    assert ran.outcome.state.stages["numbers"].complete
-    for _ in range(3):  # no crash, so it is not counted as one
-        engine.run(mood(answer=answer))
-    assert engine.run(mood()).complete
+    with closing(LocalExecutor(workers, with_main=False)) as executor:
+        ran = engine.run(mood(answer=answer), executor=executor)
+        assert said in ran.error("copy")
+        assert "stage 'copy' (toy.moody), shard 0" in ran.error("copy")
+        assert ran.outcome.state.stages["numbers"].complete
+        for _ in range(3):  # no crash, so it is not counted as one
+            engine.run(mood(answer=answer), executor=executor)
+        assert engine.run(mood(), executor=executor).complete
 
 
 def test_a_row_stage_that_stops_does_not_hold_back_what_reads_a_finished_one(engine, mood):
@@ -421,8 +440,8 @@ def test_recipes_are_kept_in_order_each_once(engine):
     assert latest(str(engine.folder / "run")).plan.stages["square"].stage.exponent == 2
 
 
-def test_a_dataset_stage_tells_the_seconds_from_its_begin_to_its_end(engine):
-    ran = engine.run(ALL)
+def test_a_dataset_stage_tells_the_seconds_from_its_begin_to_its_end(finished):
+    _, ran = finished
     for name in ("shared", "chosen", "uids"):
         stage = ran.outcome.state.stages[name]
         assert stage.seconds == stage.manifest.seconds > 0

@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
 from metadata.storage import Storage
+from pipeline.executors.local import LocalExecutor
 from tests.engine_stages.harness import environment, meaning, write_pool
 from tests.pipeline.engine.test_changed_files import data_files, flip
+from tests.ray_head import ray_head as ray_head
+from tests.ray_head import ray_heads as ray_heads
 
 MEETING = """
   few:  {uses: toy.numbers, path: %(pool)s}
@@ -42,57 +46,67 @@ def place(tmp_path):
     return {"place": folder, "pool": write_pool(tmp_path / "few", [5], start=100), "fails": "false"}
 
 
-def test_dataset_stages_run_beside_each_other_and_a_wave_of_row_stages(engine, place):
-    ran = engine.run(MEETING % place, workers=3)
+@pytest.fixture(scope="module")
+def three():
+    """Three workers, for the runs of this module."""
+    with closing(LocalExecutor(3, with_main=False)) as executor:
+        yield executor
+
+
+@pytest.mark.slow("three workers begin")
+def test_dataset_stages_run_beside_each_other_and_a_wave_of_row_stages(engine, place, three):
+    ran = engine.run(MEETING % place, executor=three)
     assert ran.complete
     assert ran.column("rows", "same") == list(range(100, 105))
 
 
-def test_a_dataset_stage_that_fails_leaves_the_others_to_end(engine, place):
-    ran = engine.run(MEETING % {**place, "fails": "true"}, workers=3)
+def test_a_dataset_stage_that_fails_leaves_the_others_to_end(engine, place, three):
+    ran = engine.run(MEETING % {**place, "fails": "true"}, executor=three)
     assert "it fails" in ran.error("one")
     assert ran.outcome.stopped.keys() == {"one"}
     done = [name for name, stage in ran.outcome.state.stages.items() if stage.complete]
     assert done == ["numbers", "few", "two", "rows", "after"]
-    assert engine.run(MEETING % place, workers=1).complete
+    assert engine.run(MEETING % place, executor=three).complete
 
 
-def test_waves_of_several_roots_run_side_by_side(engine, place):
-    assert engine.run(ROOTS % place, workers=2).complete
+def test_waves_of_several_roots_run_side_by_side(engine, place, three):
+    assert engine.run(ROOTS % place, executor=three).complete
 
 
 def test_a_row_stage_that_waits_for_a_dataset_stage_does_not_wait_for_the_wave_beside_it(
-    engine, place
+    engine, place, three
 ):
     """`rows` ends only once `late` has begun."""
-    assert engine.run(LATE % place, workers=2).complete
+    assert engine.run(LATE % place, executor=three).complete
 
 
 @pytest.mark.chaos  # seconds
-def test_damage_that_several_stages_meet_at_once_is_mended_once(engine, capfd):
+def test_damage_that_several_stages_meet_at_once_is_mended_once(engine, capfd, three):
     assert engine.run("  square: {uses: toy.power, from: numbers}\n").complete
     flip(data_files(engine.folder / "run", "numbers")[0])
     stages = "  square: {uses: toy.power, from: numbers}\n" + "".join(
         f"  {name}: {{uses: toy.centre, from: numbers}}\n" for name in ("one", "two", "three")
     )
-    assert engine.run(stages, workers=2).complete
+    assert engine.run(stages, executor=three).complete
     assert capfd.readouterr().err.count("is damaged, and made again") == 1
     assert engine.run(stages, out="calm").complete
     mended, calm = (meaning(Storage(str(engine.folder / run))) for run in ("run", "calm"))
     assert {**mended, "recipes": None} == {**calm, "recipes": None}
 
 
-@pytest.mark.parametrize("how", ["local", pytest.param("ray", marks=pytest.mark.chaos)])
+@pytest.mark.drawn(cpu_s=8)
+@pytest.mark.parametrize("how", ["local", "ray"])
 def test_killed_with_two_dataset_stages_running_the_next_run_stores_the_same(
-    how, engine, place, clipmill
+    how, engine, place, clipmill, request
 ):
     engine.plan(MEETING.replace("wanted: 3", "wanted: 4") % place)
-    run = ["run", engine.folder / "recipe.yaml", "--workers", 3, "--executor", how, "--out"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, run), str(engine.folder / "run")],
-        env=environment(engine.folder / "faults", "any:0"),
-        start_new_session=True,
-    ) as process:
+    run = ["run", engine.folder / "recipe.yaml", "--workers", 3, "--out"]
+    there, env = [*run, engine.folder / "run"], environment(engine.folder / "faults", "any:0")
+    if how == "ray":
+        head = request.getfixturevalue("ray_head")
+        there, env = [*there, *head.arguments], env | head.environment
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, there)]
+    with subprocess.Popen(command, env=env, start_new_session=True) as process:
         limit = time.monotonic() + 60
         while {"one", "two"} - {path.name for path in place["place"].iterdir()}:
             assert process.poll() is None
@@ -100,8 +114,8 @@ def test_killed_with_two_dataset_stages_running_the_next_run_stores_the_same(
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
     (place["place"] / "fourth").touch()
-    for out in ("run", "calm"):
-        assert clipmill(*run, engine.folder / out).code == 0
+    assert subprocess.run(command, env=env).returncode == 0
+    assert clipmill(*run, engine.folder / "calm").code == 0
     killed, calm = (meaning(Storage(str(engine.folder / out))) for out in ("run", "calm"))
     assert killed == calm
 

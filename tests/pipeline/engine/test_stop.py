@@ -72,25 +72,17 @@ def outlived(session: int) -> list[int]:
     return members(session)
 
 
+@pytest.mark.drawn("launch", cpu_s=3)
 @pytest.mark.parametrize(
     ("launch", "signals", "codes"),
     [
         (False, [signal.SIGTERM], {143}),
         (True, [signal.SIGKILL], {-signal.SIGKILL}),
-        *(
-            pytest.param(*case, marks=pytest.mark.chaos)
-            for case in (
-                (True, [signal.SIGTERM], {143}),
-                (False, [signal.SIGKILL], {-signal.SIGKILL}),
-                (False, [signal.SIGINT], {130}),
-                (False, [signal.SIGINT] * 2, {130, -signal.SIGINT}),
-                (
-                    True,
-                    [signal.SIGINT, signal.SIGTERM],
-                    {130, 143, -signal.SIGINT, -signal.SIGTERM},
-                ),
-            )
-        ),
+        (True, [signal.SIGTERM], {143}),
+        (False, [signal.SIGKILL], {-signal.SIGKILL}),
+        (False, [signal.SIGINT], {130}),
+        (False, [signal.SIGINT] * 2, {130, -signal.SIGINT}),
+        (True, [signal.SIGINT, signal.SIGTERM], {130, 143, -signal.SIGINT, -signal.SIGTERM}),
     ],
 )
 def test_all_processes_of_a_run_end_with_it_and_the_next_goes_on(

@@ -2,10 +2,12 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from metadata.record import Failure, Record
 from metadata.sealed import put_sealed, read_sealed
 from metadata.storage import Storage
 from pipeline.engine import told
@@ -20,6 +22,17 @@ from pipeline.stage import Environment
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"
 WORD = Told(("square",), "0", 3.0, 12.0, "rows")
+RECORD = Record(
+    shard=0,
+    data="0.parquet",
+    size_bytes=9,
+    sha256="a",
+    rows=5,
+    computed=5,
+    uid_sha256="b",
+    parents={},
+    counts={"": 4, "odd": 1},
+)
 
 
 @pytest.fixture
@@ -100,3 +113,19 @@ def test_a_word_that_comes_after_a_stage_stopped_does_not_start_it_again(telling
     assert telling.look().stages["square"].status == "waiting"
     telling.told(WORD)
     assert telling.look().stages["square"].status == "running"
+
+
+def test_what_was_looked_at_stays_as_it_is(telling):
+    before = telling.look()
+    seen = repr(before)
+    telling.stage("square", 3, 0)
+    telling.told(WORD)
+    telling.shard("square", RECORD, 3)
+    middle = telling.look()
+    half = repr(middle)
+    telling.told(replace(WORD, key="1"))
+    telling.shard("square", replace(RECORD, shard=1), 3)
+    telling.failed("square", Failure(2, {}, False, "a fault", "there", "mend it"))
+    telling.stopped("square", StageError("a fault", "there", "mend it"))
+    assert (repr(before), repr(middle)) == (seen, half)
+    assert telling.look().stages["square"].reasons == {"": 8, "odd": 2}

@@ -28,7 +28,7 @@ def stored(engine, out: str):
     return {name: it for name, it in held.items() if name != "recipes" and "origin" not in name}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_stored_is_the_same_read_alone_or_together(engine, workers):
     alone = engine.run("", out="alone")
     both = engine.run("", TOGETHER, out="both", workers=workers)

@@ -1,32 +1,50 @@
 """What both executors keep to, the local one and the one on Ray: two CPUs, two GPUs."""
 
-import os
-import signal
 import socket
-import sys
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import Rank
 from pipeline.errors import RankDiedError, RetryableError, ShardError, StageError
 from pipeline.executors import Step, local, machine, ray_room
 from pipeline.executors.local import LocalExecutor
-from pipeline.executors.telling import tell
 from pipeline.stage import Resources
-from tests.pipeline.executors.conftest import ONE, OTHER, WHOLE, adding, note, notes, step
+from tests.pipeline.executors.work import (
+    LIMIT_S,
+    ONE,
+    OTHER,
+    WHOLE,
+    Asking,
+    adding,
+    fail_on_seven,
+    fail_or_stay,
+    find_the_port_taken,
+    hear_the_other_die,
+    meet,
+    notes,
+    overlap,
+    raise_unpicklable,
+    rest,
+    see,
+    see_gpus,
+    see_its_gpu,
+    start_asking,
+    start_dying,
+    start_later_than_its_file,
+    step,
+    stop_at,
+    tell_and_wait,
+    until,
+    wait_for,
+)
 
 ITEMS = [{"i": i} for i in range(30)]
 GPU = Resources(gpus=1, memory_gb=0.1)
 HALF_GPU = Resources(gpus=0.5, memory_gb=0.1)
-LIMIT_S = 60.0  # against hanging
 
 
 def on_ray():
@@ -48,21 +66,7 @@ def executor(request):
         made.close()
 
 
-def until(condition) -> None:
-    limit = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-
-
 # What work tells
-
-
-def tell_and_wait(gate: Path, item):
-    tell(("half", item))
-    while gate.exists():
-        time.sleep(0.01)
-    return item
 
 
 def test_what_a_function_tells_while_it_works_reaches_the_driver(executor, tmp_path):
@@ -124,33 +128,11 @@ def test_a_killed_worker_costs_its_item_one_more_try(executor, tmp_path, resourc
     assert {key: n for key, n in tries.items() if n > 1} == {("second", 11): 2}
 
 
-@dataclass
-class Asking:
-    """An item that wants to know whether a worker died of it."""
-
-    number: int
-    begun: bool = False
-
-
-def die_unless_begun(item):
-    if item.number == 11 and not item.begun:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-def start_asking():
-    return die_unless_begun
-
-
 def test_an_item_whose_worker_died_says_so_where_it_has_a_field_for_it(executor):
     step = Step(name="asking", start=start_asking, resources=ONE)
     results = list(executor.stream([step], [Asking(number) for number in range(20)]))
     assert sorted(item.number for item in results) == list(range(20))
     assert [item.number for item in results if item.begun] == [11]
-
-
-def start_dying():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.chaos  # seconds
@@ -161,12 +143,6 @@ def test_workers_that_die_as_a_step_starts_end_the_stream(executor):
 
 
 # Errors
-
-
-def fail_on_seven(item):
-    if item["i"] == 7:
-        raise ShardError("seven", "shard 7", "leave it out")
-    return item
 
 
 def test_an_exception_arrives_as_it_was_raised_and_the_next_stream_gets_its_own_items(
@@ -180,22 +156,9 @@ def test_an_exception_arrives_as_it_was_raised_and_the_next_stream_gets_its_own_
     assert sorted((r["i"], r["sum"]) for r in results) == [(i, 1) for i in range(30)]
 
 
-class UnpicklableError(Exception):
-    def __init__(self, a, b):
-        super().__init__(f"{a} and {b}")  # args don't match the signature
-
-
-def raise_unpicklable(item):
-    raise UnpicklableError("this", "that")
-
-
 def test_an_exception_that_does_not_pickle_ends_the_stream_in_words(executor):
     with pytest.raises(Exception, match="this and that"):
         list(executor.stream([step(raise_unpicklable)], ITEMS))
-
-
-def start_later_than_its_file(folder: Path):
-    return (folder / "gone").read_text()
 
 
 def test_an_exception_in_start_arrives_as_it_was_raised(executor, tmp_path):
@@ -227,11 +190,6 @@ def test_an_exception_of_the_source_is_the_streams_own(executor, tmp_path):
 # What a worker sees
 
 
-def see(item):
-    names = ("CLIPMILL_FROM_DRIVER", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
-    return {name: os.environ.get(name) for name in names} | {"path": sys.path}
-
-
 def test_workers_see_clipmills_variables_their_threads_and_the_import_path(
     executor, tmp_path, monkeypatch
 ):
@@ -244,13 +202,6 @@ def test_workers_see_clipmills_variables_their_threads_and_the_import_path(
 
 
 # Several streams
-
-
-def stop_at(folder: Path, name: str, wanted: int, item):
-    """Ends once so many others are there too."""
-    (folder / f"{name}-{item}").touch()
-    until(lambda: len(list(folder.iterdir())) >= wanted)
-    return name
 
 
 def side_by_side(*calls):
@@ -306,15 +257,6 @@ def test_a_stream_gets_room_beside_one_that_never_rests(executor, tmp_path, reso
     assert side_by_side(never_resting, other)[1] == 30
 
 
-def rest(log: Path, stopped: Path, item):
-    """Takes a second, none once the file is there."""
-    note(log, i=item["i"])
-    limit = time.monotonic() + 1
-    while time.monotonic() < limit and not stopped.exists():
-        time.sleep(0.01)
-    return item
-
-
 def test_a_profile_that_waited_long_for_its_room_has_a_whole_turn(executor, tmp_path, monkeypatch):
     for module in (local, ray_room):
         monkeypatch.setattr(module, "TURN_S", 2.0)
@@ -334,11 +276,6 @@ def test_a_profile_that_waited_long_for_its_room_has_a_whole_turn(executor, tmp_
 
     assert len(side_by_side(never_resting, other)[1]) == 4
     assert len(notes(other_log, "built")) == 1
-
-
-def wait_for(file: Path, item):
-    until(file.exists)
-    return item
 
 
 def test_a_stream_that_ends_early_leaves_the_items_of_others_alone(executor, tmp_path):
@@ -362,17 +299,6 @@ def test_a_stream_that_ends_early_leaves_the_items_of_others_alone(executor, tmp
 # Resources
 
 
-def overlap(log: Path, cpus: int, memory_gb: float, item):
-    """Notes when it begins and ends, and how much memory the workers want that live meanwhile."""
-    note(log, worker=os.getpid(), memory_gb=memory_gb)
-    living = {line["worker"]: line["memory_gb"] for line in notes(log, "worker")}
-    begin = time.monotonic()
-    time.sleep(0.02)
-    asked = sum(gb for pid, gb in living.items() if Path(f"/proc/{pid}").exists())
-    note(log, begin=begin, end=time.monotonic(), cpus=cpus, living_gb=asked)
-    return item
-
-
 @pytest.mark.chaos  # seconds
 def test_workers_never_ask_for_more_than_there_is(executor, tmp_path):
     log, most_gb = tmp_path / "log", machine.memory_gb()
@@ -392,11 +318,6 @@ def test_workers_never_ask_for_more_than_there_is(executor, tmp_path):
         beside = [s for s in spans if s["begin"] <= span["begin"] < s["end"]]
         assert sum(s["cpus"] for s in beside) <= 2
     assert max(span["living_gb"] for span in spans) <= most_gb
-
-
-def see_gpus(folder: Path, workers: int, item):
-    stop_at(folder, "gpu", workers, os.getpid())
-    return ",".join(sorted(os.environ["CUDA_VISIBLE_DEVICES"].split(",")))
 
 
 @pytest.mark.parametrize(
@@ -437,27 +358,10 @@ def test_resources_that_are_nowhere_are_refused_by_name(
 # Launches
 
 
-def meet(folder: Path, rank: Rank):
-    """Ends only when all ranks are there: they run side by side."""
-    (folder / str(rank.rank)).touch()
-    until(lambda: len(list(folder.iterdir())) >= rank.of)
-    return {"rank": rank.rank, "pid": os.getpid()}
-
-
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_launched_ranks_run_side_by_side_and_answer_in_order(executor, tmp_path, ranks):
-    results = executor.launch(partial(meet, tmp_path), ranks, ONE)
-    assert [result["rank"] for result in results] == list(range(ranks))
-    assert len({result["pid"] for result in results}) == ranks
-
-
-def fail_or_stay(folder: Path, how: str, rank: Rank):
-    (folder / str(rank.rank)).write_text(str(os.getpid()))
-    while len(list(folder.iterdir())) < rank.of or rank.rank == 0:
-        time.sleep(0.01)
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    raise StageError("rank", "one", "nothing")
+def test_launched_ranks_run_side_by_side_and_answer_in_order(executor, tmp_path):
+    results = executor.launch(partial(meet, tmp_path), 3, ONE)  # more than there are CPUs
+    assert [result["rank"] for result in results] == [0, 1, 2]
+    assert len({result["pid"] for result in results}) == 3
 
 
 @pytest.mark.parametrize(("how", "error"), [("raises", StageError), ("killed", RankDiedError)])
@@ -468,35 +372,9 @@ def test_a_rank_that_fails_ends_all_ranks(executor, tmp_path, how, error):
     until(lambda: not staying.exists())
 
 
-def hear_the_other_die(rank: Rank):
-    """Rank 0 listens where they meet; rank 1 connects, hangs up, and dies a little later."""
-    host, port = rank.rendezvous.removeprefix("tcp://").split(":")
-    if rank.rank == 0:
-        with socket.create_server((host, int(port))) as server:
-            server.accept()[0].recv(1)
-            raise ConnectionResetError("connection closed by peer")
-    until(partial(is_open, host, int(port)))
-    time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def is_open(host: str, port: int) -> bool:
-    with suppress(ConnectionRefusedError), socket.create_connection((host, port)):
-        return True
-    return False
-
-
 def test_a_death_counts_where_its_echo_in_another_rank_is_heard_first(executor):
     with pytest.raises(RankDiedError):
         executor.launch(hear_the_other_die, 2, ONE)
-
-
-def find_the_port_taken(rank: Rank):
-    host, port = rank.rendezvous.removeprefix("tcp://").split(":")
-    if rank.rank == 0:
-        with socket.create_server((host, int(port))):
-            socket.create_server((host, int(port)))
-    return {}
 
 
 def test_a_port_that_another_takes_first_is_an_error_that_may_pass(executor):
@@ -504,10 +382,7 @@ def test_a_port_that_another_takes_first_is_an_error_that_may_pass(executor):
         executor.launch(find_the_port_taken, 2, ONE)
 
 
-def see_its_gpu(folder: Path, rank: Rank):
-    return {"gpu": see_gpus(folder, rank.of, rank), "gloo": os.environ["GLOO_SOCKET_IFNAME"]}
-
-
+@pytest.mark.slow("all earlier workers end here")
 def test_each_rank_has_a_gpu_of_its_own_and_knows_the_network(executor, tmp_path):
     seen = executor.launch(partial(see_its_gpu, tmp_path), 2, GPU)
     assert sorted(rank["gpu"] for rank in seen) == ["0", "1"]

@@ -1,11 +1,10 @@
 """What is the local executor's own: processes that stay, pipes that break, work in this process."""
 
 import os
-import signal
 import threading
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,27 @@ from pipeline.errors import ShardError, StageError
 from pipeline.executors import Step, local_worker
 from pipeline.executors.local import LocalExecutor
 from pipeline.stage import Resources
-from tests.pipeline.executors.conftest import ONE, OTHER, step
-from tests.pipeline.executors.test_contract import fail_on_seven, see_gpus, until, wait_for
+from tests.pipeline.executors.work import (
+    ONE,
+    OTHER,
+    die_four_times,
+    die_in_mid_answer,
+    fail_on_seven,
+    pid,
+    see_gpus,
+    step,
+    until,
+    wait_for,
+)
 
 
-@pytest.fixture
-def single(monkeypatch):
+@pytest.fixture(scope="module")
+def single():
     """One CPU and one GPU."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    executor = LocalExecutor(1)
-    yield executor
-    executor.close()
-
-
-def pid(item):
-    return os.getpid()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CUDA_VISIBLE_DEVICES", "7")
+        with closing(LocalExecutor(1)) as executor:
+            yield executor
 
 
 def test_with_no_workers_all_is_done_in_this_process():
@@ -58,14 +63,6 @@ def test_an_idle_worker_ends_where_another_profile_lacks_its_gpu(single, tmp_pat
     assert not Path(f"/proc/{first}").exists()
 
 
-def die_four_times(folder: Path, item):
-    deaths = len(list(folder.iterdir()))
-    if deaths < 4:
-        (folder / str(deaths)).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
 def bound(function, *arguments):
     return step(partial(function, *arguments))
 
@@ -75,27 +72,17 @@ def test_an_item_may_end_every_worker_that_there_is_before_one_has_answered(sing
     assert list(single.stream([bound(die_four_times, tmp_path)], [0])) == [0]
 
 
-def die_in_mid_answer(folder: Path, item):
-    """Kills its worker, the first time, when half of the answer is in the pipe."""
-    if not (folder / "half").exists():
-        (folder / "half").touch()
-        Connection.send_bytes = half_an_answer
-    return item
-
-
-def half_an_answer(pipe, data):
-    os.write(pipe.fileno(), (1000).to_bytes(4, "big") + b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_worker_that_dies_in_mid_answer_is_replaced(single, tmp_path):
     assert sorted(single.stream([bound(die_in_mid_answer, tmp_path)], range(3))) == [0, 1, 2]
 
 
-def test_workers_that_cannot_even_boot_are_an_error_not_a_loop(single, monkeypatch):
+def test_workers_that_cannot_even_boot_are_an_error_not_a_loop(monkeypatch):
     monkeypatch.setattr(local_worker, "BOOT", "raise SystemExit(3)")
-    with pytest.raises(StageError, match=r"exit code 3") as raised:
-        list(single.stream([step(pid)], range(4)))
+    with (
+        closing(LocalExecutor(1)) as executor,
+        pytest.raises(StageError, match=r"exit code 3") as raised,
+    ):
+        list(executor.stream([step(pid)], range(4)))
     assert "--workers 0" in raised.value.args[2]
 
 

@@ -10,7 +10,7 @@ import ray
 
 from pipeline.executors import ray_room
 from pipeline.executors.ray import RayExecutor
-from tests.pipeline.executors.conftest import adding, step
+from tests.pipeline.executors.work import adding, step
 
 pytestmark = pytest.mark.chaos
 

@@ -17,9 +17,8 @@ from pipeline.engine.run import run_plan
 from pipeline.executors.ray import RayExecutor
 from pipeline.progress import Lines
 from tests.pipeline.conftest import Ran
-from tests.pipeline.engine.test_context import store
-from tests.pipeline.executors.conftest import note, notes
-from tests.pipeline.executors.test_contract import until
+from tests.pipeline.engine.programs import store
+from tests.pipeline.executors.work import note, notes, until
 
 pytestmark = pytest.mark.chaos
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.explore.session import Session
 from tests import numbered
+from tests.conftest import OWN_STAGES
 
 
 @dataclass
@@ -38,11 +39,11 @@ def asker(state, folder: Path) -> Asker:
 
 
 @pytest.fixture(scope="module")
-def numbers(own_stages, tmp_path_factory) -> Asker:
+def numbers(own_stages, numbered_run, tmp_path_factory) -> Asker:
     """Row i of 20 holds a = i + 1: see tests/numbered.py."""
-    folder = tmp_path_factory.mktemp("numbers")
-    numbered.write_pool(folder)
-    return asker(numbered.run(folder), folder)
+    return Asker(
+        Session(str(numbered_run / "run"), tmp_path_factory.mktemp("numbers") / "run.yaml")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,15 @@ def clusters(own_stages, clustered, tmp_path_factory) -> Asker:
     return asker(clustered, tmp_path_factory.mktemp("clusters"))
 
 
-@pytest.fixture(scope="module")
-def several(own_stages, tmp_path_factory):
-    """Three recipes of one folder: the numbered one, one of other rules, one of other shards."""
-    folder = tmp_path_factory.mktemp("several")
+def write_several(folder: Path) -> None:
+    """Runs three recipes: one of other rules, one of other shards, the numbered one."""
     numbered.write_pool(folder)
     for old, new in (("b < 18", "b < 15"), ("shard_rows: 7", "shard_rows: 5")):
         numbered.run(folder, numbered.STAGES.replace(old, new).replace("e <> 9", "e <> 11"))
     numbered.run(folder)
-    return folder
+
+
+@pytest.fixture(scope="module")
+def several(own_stages, artefacts):
+    """A folder with runs of three recipes."""
+    return artefacts("several", write_several, OWN_STAGES, Path(numbered.__file__))

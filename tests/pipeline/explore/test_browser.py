@@ -7,10 +7,10 @@ import pytest
 from pipeline.explore.server import serving
 from pipeline.explore.session import Session
 from tests import numbered
-from tests.browser import Browser, browser
+from tests.browser import Tab
 from tests.drawn import HOSTILE
+from tests.legible import UNFOLD, faults
 from tests.pipeline.explore.conftest import asker
-from tests.pipeline.report.test_browser import FAINT, OFF_SCREEN
 
 READY = """document.querySelector(".card") && !document.querySelector(".card:empty")
   && document.querySelector("#charts rect")"""
@@ -19,28 +19,26 @@ CARDS = 'document.querySelectorAll("[data-part=rows] .card").length'
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
+def address(drawings) -> Iterator[str]:
+    with serving(drawings.session) as address:
+        yield address
 
 
 @pytest.fixture
-def page(drawings, tab) -> Iterator[Browser]:
+def page(address, tab) -> Tab:
     """The explorer of the drawn run, as it opens."""
-    with serving(drawings.session) as address:
-        tab.show(address, 1400, "light")
-        tab.until(READY)
-        yield tab
-        tab.call("Page.navigate", url="about:blank")
+    tab.show(address, 1400, "light")
+    tab.until(READY)
+    return tab
 
 
-def box(tab: Browser, selector: str) -> tuple[float, float]:
+def box(tab: Tab, selector: str) -> tuple[float, float]:
     """The middle of an element."""
     at = f"document.querySelector('{selector}').getBoundingClientRect()"
     return tab.value(f"{at}.left + {at}.width / 2"), tab.value(f"{at}.top + {at}.height / 2")
 
 
-def drag(tab: Browser, selector: str, by: float) -> None:
+def drag(tab: Tab, selector: str, by: float) -> None:
     x, y = box(tab, selector)
     tab.mouse("mouseMoved", x, y)
     tab.mouse("mousePressed", x, y)
@@ -173,20 +171,21 @@ def test_strange_captions_and_links_do_nothing(strange, tab):
         )
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), (420, "light"), (420, "dark")])
-def test_nothing_is_off_screen_and_all_is_legible(width, scheme, drawings, tab):
-    with serving(drawings.session) as address:
-        tab.show(address, width, scheme)
+def test_nothing_is_off_screen_and_all_is_legible(address, tab):
+    bad = []
+    for width, schemes in ((1400, ["dark"]), (420, ["light", "dark"])):
+        tab.show(address, width, schemes[0])
         tab.until(READY)
-        tab.value("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        tab.value(UNFOLD)
         tab.value('document.querySelector("#show-relations").click()')
         tab.until('document.querySelectorAll("#relations table").length >= 2')
         tab.value('document.querySelector("#beside").click()')
         tab.until(f"document.querySelector('[data-part=kept]') && {READY}")
         tab.value('document.querySelector("#columns").open = false')
-        assert tab.value("document.documentElement.scrollWidth") <= width
-        assert tab.value(OFF_SCREEN) == []
-        assert tab.value(FAINT) == []
+        for scheme in schemes:
+            tab.look(width, scheme)
+            bad += faults(tab)
+    assert bad == []
 
 
 def test_a_disc_of_the_map_filters_by_its_cluster(clusters, tab):

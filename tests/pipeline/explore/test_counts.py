@@ -262,6 +262,7 @@ def test_a_row_without_a_picture_says_why(drawings, numbers):
     assert broken["picture"] or "pool:" in broken["no_picture"]
 
 
+@pytest.mark.slow("asks of every column there is")
 def test_every_column_of_every_stage_is_counted_or_refused_in_words(every_stage, tmp_path):
     session = Session(str(every_stage.state.run.path), tmp_path / "run.yaml")
     rows = {stage.stage: stage for stage in funnel(session.state).stages}

@@ -8,6 +8,7 @@ import pytest
 from pipeline.explore.server import serving
 from pipeline.explore.session import Session
 from tests import numbered
+from tests.artefacts import linked
 from tests.pipeline.explore.conftest import Asker
 from tests.pipeline.explore.test_server import Client
 
@@ -20,14 +21,18 @@ def folder_of(run: Path, stage: str) -> Path:
 
 
 @pytest.fixture
-def unfinished(tmp_path):
+def finished(numbered_run, tmp_path):
+    """The numbered run, which may be written to."""
+    return linked(numbered_run, tmp_path / "numbered")
+
+
+@pytest.fixture
+def unfinished(finished):
     """The numbered run before `two` has done its second shard, rows 7 to 13."""
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
-    for file in folder_of(tmp_path / "run", "two").iterdir():
+    for file in folder_of(finished / "run", "two").iterdir():
         if file.name.startswith(("000001", "records", "manifest")):
             file.unlink()
-    return tmp_path
+    return finished
 
 
 def asked(folder: Path) -> Asker:
@@ -63,11 +68,9 @@ def test_a_second_look_sees_what_was_stored_since(unfinished):
     assert ask("query", end="last")["causes"][0]["rows"] == len(numbered.KEPT)
 
 
-def test_a_file_that_has_gone_since_is_told_with_what_to_do(tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
-    ask = asked(tmp_path)
-    for file in folder_of(tmp_path / "run", "one").glob("*.parquet"):
+def test_a_file_that_has_gone_since_is_told_with_what_to_do(finished):
+    ask = asked(finished)
+    for file in folder_of(finished / "run", "one").glob("*.parquet"):
         file.unlink()
     with serving(ask.session) as address:
         client = Client(address)

@@ -11,12 +11,10 @@ from urllib.request import Request, urlopen
 from tests import numbered
 
 
-def test_it_says_where_and_ends_with_ctrl_c(own_stages, tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
+def test_it_says_where_and_ends_with_ctrl_c(own_stages, numbered_run):
     paths = {"PYTHONPATH": ":".join(filter(None, sys.path))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "explore", "--run", str(tmp_path / "run")],
+        [sys.executable, "-m", "pipeline.cli", "explore", "--run", str(numbered_run / "run")],
         stdout=subprocess.PIPE,
         env=paths,
         text=True,
@@ -34,15 +32,15 @@ def test_it_says_where_and_ends_with_ctrl_c(own_stages, tmp_path):
         process.wait()
 
 
-def test_a_port_in_use_and_a_folder_without_rows_end_with_2(clipmill, own_stages, tmp_path):
+def test_a_port_in_use_and_a_folder_without_rows_end_with_2(
+    clipmill, own_stages, numbered_run, tmp_path
+):
     (tmp_path / "none").mkdir()
     said = clipmill("explore", "--run", tmp_path / "none")
     assert (said.code, "check --run" in said.err) == (2, True)
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = clipmill("explore", "--run", tmp_path / "run", "--port", port)
+        said = clipmill("explore", "--run", numbered_run / "run", "--port", port)
     assert said.code == 2
     assert said.err.splitlines()[0].startswith(f"clipmill: port {port} cannot be opened")
     assert "leave --port out" in said.err

@@ -25,6 +25,8 @@ from pipeline.progress import Lines
 from pipeline.run_folder.state import latest
 from pipeline.verbs.diff import text
 from tests import numbered
+from tests.artefacts import linked
+from tests.conftest import OWN_STAGES
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 
@@ -63,10 +65,8 @@ def run(folder, text: str, out: str = "run", pool: str = "pool", **settings: obj
     assert run_plan(plan, Storage(str(folder / out)), LocalExecutor(0), Lines()).complete
 
 
-@pytest.fixture(scope="module")
-def folder(own_stages, tmp_path_factory):
+def run_each(folder) -> None:
     """One run with two variants; the pool again in other shards, in another order, and grown."""
-    folder = tmp_path_factory.mktemp("compared")
     write_pool(folder, range(ROWS))
     write_pool(folder, np.random.default_rng(3).permutation(ROWS).tolist(), "mixed")
     write_pool(folder, range(ROWS + 80), "grown")
@@ -75,7 +75,11 @@ def folder(own_stages, tmp_path_factory):
     run(folder, OTHER, "same")
     run(folder, OTHER, "mixed", "mixed", shard_rows=41)
     run(folder, OTHER, "grown", "grown")
-    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(own_stages, artefacts):
+    return artefacts("compared", run_each, OWN_STAGES)
 
 
 @dataclass
@@ -321,13 +325,11 @@ def test_the_verb_takes_variants_stages_and_runs(folder, clipmill):
     assert json.dumps(said.json)
 
 
-def test_what_cannot_be_compared_is_refused_with_both_names(folder, clipmill, tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
-    said = clipmill("diff", f"{folder}/run", f"{tmp_path}/run")
+def test_what_cannot_be_compared_is_refused_with_both_names(folder, clipmill, numbered_run):
+    said = clipmill("diff", f"{folder}/run", f"{numbered_run}/run")
     assert said.code == 2
     assert "two pools: of 300 and 20 rows they have 0 in common" in said.err
-    assert f"'pool' of {folder}/run and 'pool' of {tmp_path}/run" in said.err
+    assert f"'pool' of {folder}/run and 'pool' of {numbered_run}/run" in said.err
     for one, words in (
         ("3", "no variant 3: this folder has seen 2"),
         ("nope", "no stage 'nope'"),
@@ -350,10 +352,8 @@ def test_no_key_of_a_uri_is_told(folder, clipmill, monkeypatch, tmp_path):
     assert "hush" not in said.out + said.err + page.read_text()
 
 
-def test_what_is_not_complete_is_said(tmp_path, clipmill):
-    write_pool(tmp_path, range(60))
-    run(tmp_path, STAGES)
-    run(tmp_path, OTHER)
+def test_what_is_not_complete_is_said(folder, tmp_path, clipmill):
+    linked(folder / "run", tmp_path / "run")
     last = latest(str(tmp_path / "run")).stages["last"]
     last.folder.delete(last.scan.records[0][0].name)
     said = clipmill("diff", "1", "2", "--run", tmp_path / "run")

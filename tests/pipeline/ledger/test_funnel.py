@@ -34,10 +34,8 @@ pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 @pytest.fixture(scope="module")
-def found(own_stages, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("numbered")
-    numbered.write_pool(folder)
-    return funnel(numbered.run(folder))
+def found(numbered_state):
+    return funnel(numbered_state)
 
 
 def counts(found, stage: str) -> tuple:
@@ -106,11 +104,8 @@ def test_the_page_has_plain_words_and_the_shares_of_each_stage(found):
     assert "no input 4 20.0% no_number" in lines, "of `two`, for want of a value of `one`"
 
 
-def test_rows_that_a_later_stage_failed_are_not_kept_whatever_stage_is_last(tmp_path):
-    numbered.write_pool(tmp_path)
-    whole = numbered.plan_of(tmp_path)
-    numbered.run(tmp_path, numbered.STAGES.partition("last:")[0])
-    found = funnel(RunState(whole, Storage(str(tmp_path / "run"))))
+def test_rows_that_a_later_stage_failed_are_not_kept_whatever_stage_is_last(numbered_copy):
+    found = funnel(numbered.without(numbered_copy, "last", "uids"))
     (end,) = found.ends
     assert (end.stage, end.kept) == ("first", 7)
     assert (end.causes[-1].stage, end.causes[-1].reason, end.causes[-1].rows) == (
@@ -137,14 +132,10 @@ def test_rows_that_a_select_dropped_have_not_failed_at_the_stages_after_it(engin
     assert live_run(ran.outcome.state, "complete").stages["same"].kinds == {"dropped before": 11}
 
 
-def test_an_unfinished_run_says_so_at_the_top(tmp_path):
-    numbered.write_pool(tmp_path)
-    whole = numbered.plan_of(tmp_path)
-    numbered.run(tmp_path)
-    state = RunState(whole, Storage(str(tmp_path / "run")))
-    lost = state.stages["late"]
+def test_an_unfinished_run_says_so_at_the_top(numbered_copy):
+    lost = numbered_copy.stages["late"]
     lost.folder.delete(lost.scan.records[1][0].name)
-    found = funnel(RunState(whole, state.run))
+    found = funnel(RunState(numbered_copy.plan, numbered_copy.run))
     assert [(it.stage, it.shards, it.total) for it in found.unfinished] == [
         ("late", 2, 3),
         ("last", 0, 3),
@@ -182,13 +173,10 @@ def test_a_reason_of_a_row_whose_values_are_there_is_no_cause(tmp_path):
     assert causes == known
 
 
-def test_what_is_not_complete_is_not_counted_yet(tmp_path):
-    numbered.write_pool(tmp_path)
-    whole = numbered.plan_of(tmp_path)
+def test_what_is_not_complete_is_not_counted_yet(numbered_copy, tmp_path):
     with pytest.raises(RecipeError, match="no stage is complete"):
-        funnel(RunState(whole, Storage(str(tmp_path / "run"))))
-    numbered.run(tmp_path, numbered.STAGES.partition("late:")[0])
-    found = funnel(RunState(whole, Storage(str(tmp_path / "run"))))
+        funnel(RunState(numbered_copy.plan, Storage(str(tmp_path / "none"))))
+    found = funnel(numbered.without(numbered_copy, "late", "last", "uids"))
     assert [stage.stage for stage in found.stages] == ["pool", "one", "two", "first"]
     assert [end.stage for end in found.ends] == ["first"]
 
@@ -267,19 +255,17 @@ def opened(monkeypatch) -> list[str]:
 
 
 def test_rows_and_reasons_are_counted_from_the_records_and_open_no_file_of_their_stage(
-    tmp_path, monkeypatch
+    numbered_copy, monkeypatch
 ):
-    numbered.write_pool(tmp_path)
-    state = numbered.run(tmp_path, numbered.STAGES.partition("two:")[0])
+    state = numbered.without(numbered_copy, "two", "first", "late", "last", "uids")
     names = opened(monkeypatch)
     found = funnel(state)
     assert counts(found, "one") == (16, {"unlucky": 3, "no_number": 1}, {}, {}, 0)
     assert {name.partition("-")[0] for name in names} == {"pool"}, "its uids, no more"
 
 
-def test_several_shards_are_read_at_once(tmp_path, monkeypatch):
-    numbered.write_pool(tmp_path)
-    state = numbered.run(tmp_path)
+def test_several_shards_are_read_at_once(numbered_state, monkeypatch):
+    state = numbered_state
     expected, meeting, met = funnel(state), threading.Barrier(2), []
     open_file = Storage.open
 
@@ -294,8 +280,8 @@ def test_several_shards_are_read_at_once(tmp_path, monkeypatch):
     assert met
 
 
-@pytest.mark.parametrize("together", [1, 2])
-def test_of_many_shards_processes_count_the_same(together, tmp_path, monkeypatch):
+@pytest.mark.slow("two processes start")
+def test_of_many_shards_processes_count_the_same(tmp_path, monkeypatch):
     numbered.write_pool(tmp_path, [{"url": f"http://b.test/{i}", "text": "t"} for i in range(30)])
     state = numbered.run(tmp_path)
     expected, asked = funnel(state), []
@@ -307,32 +293,35 @@ def test_of_many_shards_processes_count_the_same(together, tmp_path, monkeypatch
 
     monkeypatch.setattr(LocalExecutor, "stream", counted)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr(of_shards, "PART", together)
     monkeypatch.setattr(of_shards, "MANY", len(state.stages["pool"].shards) + 1)
-    assert funnel(state) == expected
+    for together in (2, 1):
+        monkeypatch.setattr(of_shards, "PART", together)
+        assert funnel(state) == expected
     assert not asked
     monkeypatch.setattr(of_shards, "MANY", len(state.stages["pool"].shards))
     assert funnel(state) == expected
     assert len(asked) == 1
 
 
-def test_a_damaged_file_is_named_by_whichever_process_reads_it(tmp_path, monkeypatch):
-    numbered.write_pool(tmp_path)
-    state = numbered.run(tmp_path)
+@pytest.mark.slow("two processes start")
+def test_a_damaged_file_is_named_by_whichever_process_reads_it(numbered_copy, monkeypatch):
+    state = numbered_copy
     monkeypatch.setattr(of_shards, "MANY", 1)
     stage = state.stages["first"]
-    file = stage.folder.locate(stage.shards[1].files[0])
-    whole = Path(file).read_bytes()
-    Path(file).write_bytes(b"x" * len(whole))
-    with pytest.raises(DamagedError, match=Path(file).name):
+    file = Path(stage.folder.locate(stage.shards[1].files[0]))
+    size = file.stat().st_size
+    file.unlink()  # the copy's link
+    file.write_bytes(b"x" * size)
+    with pytest.raises(DamagedError, match=file.name):
         funnel(state)
 
 
-def test_status_and_the_reports_table_of_work_open_no_data_file(tmp_path, monkeypatch):
-    numbered.write_pool(tmp_path)
-    state = numbered.run(tmp_path)
-    for file in (tmp_path / "run" / "stages").rglob("*-*.parquet"):
-        file.write_bytes(bytes(file.stat().st_size))  # as large as recorded, and unreadable
+def test_status_and_the_reports_table_of_work_open_no_data_file(numbered_copy, monkeypatch):
+    state = numbered_copy
+    for file in Path(state.run.path, "stages").rglob("*-*.parquet"):
+        size = file.stat().st_size
+        file.unlink()  # the copy's link
+        file.write_bytes(bytes(size))  # as large as recorded, and unreadable
     names = opened(monkeypatch)
     said = as_json(RunState(state.plan, state.run))["stages"]
     assert {stage["name"]: stage["rows"] for stage in said if stage["rows"]} == dict.fromkeys(
@@ -346,11 +335,9 @@ def test_status_and_the_reports_table_of_work_open_no_data_file(tmp_path, monkey
     assert not names
 
 
-def test_reasons_of_a_stage_that_several_passes_made_are_those_of_today(tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
+def test_reasons_of_a_stage_that_several_passes_made_are_those_of_today(numbered_copy):
     wider = numbered.STAGES.replace("c > 3", "c > 1")
-    state = numbered.run(tmp_path, wider)
+    state = numbered.run(Path(numbered_copy.run.path).parent, wider)
     assert {len(records) for records in state.stages["late"].scan.records.values()} == {2}
     assert counts(funnel(state), "late") == (9, {"unlucky": 4}, {}, {}, 7)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import numbered
-from tests.pipeline.ledger.test_planted import RECIPE, STAGE
-from tests.pipeline.ledger.test_why import NAMED, ROWS, number, write_named
+from tests.pipeline.ledger.conftest import ROWS, number
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 ANSWERS = Path(__file__).parent / "json"
@@ -20,30 +19,21 @@ def same(said, name: str, folder: Path) -> None:
     assert shown == (ANSWERS / f"{name}.json").read_text()
 
 
-def test_funnel_and_sweep_and_why(clipmill, tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
-    run = ("--run", tmp_path / "run", "--json")
-    same(clipmill("funnel", *run), "funnel", tmp_path)
+def test_funnel_and_sweep_and_why(clipmill, numbered_run):
+    run = ("--run", numbered_run / "run", "--json")
+    same(clipmill("funnel", *run), "funnel", numbered_run)
     vary = ("--stage", "last", "--vary", "b=16:19:1")
-    same(clipmill("sweep", *vary, *run), "sweep", tmp_path)
+    same(clipmill("sweep", *vary, *run), "sweep", numbered_run)
     for row in (6, 9, 10, 16):
-        same(clipmill("why", numbered.uid(row), *run), f"why_{row}", tmp_path)
+        same(clipmill("why", numbered.uid(row), *run), f"why_{row}", numbered_run)
 
 
-def test_why_of_rows_that_have_a_keeper_or_are_one(clipmill, tmp_path):
-    write_named(tmp_path)
-    numbered.run(tmp_path, NAMED.replace("tasks: none", f"tasks: {tmp_path / 'tasks'}"))
+def test_why_of_rows_that_have_a_keeper_or_are_one(clipmill, named):
+    run = Path(str(named.run))
     for row in range(len(ROWS)):
-        said = clipmill("why", number(row), "--run", tmp_path / "run", "--json")
-        same(said, f"why_named_{row}", tmp_path)
+        said = clipmill("why", number(row), "--run", run, "--json")
+        same(said, f"why_named_{row}", run.parent)
 
 
-def test_pool_score(clipmill, generated, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "stages" / "mine").mkdir(parents=True)
-    (tmp_path / "stages" / "mine" / "length.py").write_text(STAGE)
-    (tmp_path / "it.yaml").write_text(RECIPE % generated)
-    assert clipmill("run", "it.yaml", "--out", "run", "--workers", "0").code == 0
-    run = ("--run", tmp_path / "run", "--json")
-    same(clipmill("pool", "score", generated, *run), "score", tmp_path)
+def test_pool_score(clipmill, generated, ran):
+    same(clipmill("pool", "score", generated, "--run", ran, "--json"), "score", ran.parent)

@@ -91,10 +91,9 @@ def test_the_rows_of_a_union_count_once(own_stages, tmp_path):
     assert [it.root for it in samples(state, ["other"])[0]] == ["more", "both"]
 
 
-def test_the_command_takes_several_and_prints_the_verdict_first(own_stages, clipmill, tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
-    said = clipmill("why", "row 9", "http://a.test/6", "--run", tmp_path / "run")
+def test_the_command_takes_several_and_prints_the_verdict_first(clipmill, numbered_run):
+    run = ("--run", numbered_run / "run")
+    said = clipmill("why", "row 9", "http://a.test/6", *run)
     assert said.code == 0, said.err
     first, second, hint = said.out.split("\n\n")
     assert first.splitlines()[0].startswith(numbered.uid(9))
@@ -104,11 +103,11 @@ def test_the_command_takes_several_and_prints_the_verdict_first(own_stages, clip
     assert "kept by 'last'" in second
     assert second.count("c 6 is 3 above 3; 'first' keeps > 3") == 1, "not of 'last' again"
     assert hint == "-v shows all that every stage stored\n"
-    told = clipmill("why", "row 9", "--run", tmp_path / "run", "-v").out
+    told = clipmill("why", "row 9", *run, "-v").out
     assert "late  probe.copy: fine" in told
     assert told.startswith(first)
-    several = clipmill("why", "row 9", "row 6", "--run", tmp_path / "run", "--json").json
+    several = clipmill("why", "row 9", "row 6", *run, "--json").json
     assert [it["uid"] for it in several] == [numbered.uid(9), numbered.uid(6)]
-    wrong = clipmill("why", "row", "--run", tmp_path / "run")
+    wrong = clipmill("why", "row", *run)
     assert wrong.code == 2
     assert "of 20 rows begins with 'row'" in wrong.err

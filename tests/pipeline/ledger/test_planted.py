@@ -10,57 +10,6 @@ from pipeline.ledger.truth import HARMLESS
 from pipeline.pools.faults import HARMLESS_LINKS
 from tests.parsed import Page
 
-STAGE = '''
-"""A score that knows nothing but the caption's length."""
-
-from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from metadata.schema import REASON, REASON_TYPE, TEXT, Column
-from pipeline.stage import RowFunction, RowStage, Worker
-
-SCORE = Column("clip_score", pa.float32(), "", "Bytes of the caption.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Length(RowStage):
-    """Bytes of the caption; null without one."""
-
-    version = 1
-    determinism = "exact"
-    reads = (TEXT,)
-    writes = (SCORE,)
-
-    def open(self, worker: Worker) -> RowFunction:
-        return length
-
-
-def length(batch: pa.Table) -> pa.Table:
-    size = pc.binary_length(batch[TEXT.name]).cast(pa.float32())
-    return pa.table({SCORE.name: size, REASON.name: pa.nulls(len(batch), REASON_TYPE)})
-'''
-RECIPE = """
-stages:
-  pool:    {uses: ingest.datacomp, path: %s/metadata}
-  length:  {uses: mine.length, from: pool}
-  caption: {uses: annotate.caption, from: pool}
-  subset:  {uses: select.where, from: [length, caption], where: caption_words >= 2}
-  best:    {uses: select.where, from: [subset, length], top: {column: clip_score, fraction: 0.5}}
-"""
-
-
-@pytest.fixture
-def ran(clipmill, generated, tmp_path, monkeypatch):
-    """A finished run, whose stage is the user's own."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "stages" / "mine").mkdir(parents=True)
-    (tmp_path / "stages" / "mine" / "length.py").write_text(STAGE)
-    (tmp_path / "it.yaml").write_text(RECIPE % generated)
-    assert clipmill("run", "it.yaml", "--out", "run", "--workers", "0").code == 0
-    return tmp_path / "run"
-
 
 def areas_of(found: dict) -> dict:
     return {row["kind"]: row for row in found["detection"]}

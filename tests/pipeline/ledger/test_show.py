@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metadata.storage import Storage
 from pipeline.errors import RecipeError
 from pipeline.ledger import few
 from pipeline.ledger.answer import as_json
@@ -21,10 +20,8 @@ pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 @pytest.fixture(scope="module")
-def run(own_stages, tmp_path_factory) -> RunState:
-    folder = tmp_path_factory.mktemp("numbered")
-    numbered.write_pool(folder)
-    return numbered.run(folder)
+def run(numbered_state) -> RunState:
+    return numbered_state
 
 
 def shown(state: RunState, stage: str, **wanted) -> list[int]:
@@ -37,6 +34,7 @@ def test_its_counts_are_the_funnels(run):
     assert same_counts.shown(run) == 23
 
 
+@pytest.mark.slow("asks of every stage and reason there is")
 def test_its_counts_are_the_funnels_of_every_stage_over_a_generated_pool(every_stage):
     assert same_counts.shown(every_stage.state) > 80
 
@@ -167,9 +165,8 @@ def test_a_reason_may_be_given_in_the_funnels_words(run):
     assert (found.dropped, found.groups[0].rows) == ("dropped_before", 9)
 
 
-def test_an_unfinished_run_shows_what_is_there_and_says_so(own_stages, tmp_path):
-    numbered.write_pool(tmp_path)
-    state = RunState(numbered.run(tmp_path).plan, Storage(str(tmp_path / "run")))
+def test_an_unfinished_run_shows_what_is_there_and_says_so(numbered_copy):
+    state = numbered_copy
     state.stages["one"].folder.delete(state.stages["one"].scan.records[1][0].name)
     state = RunState(state.plan, state.run)
     found = show(state, Wanted(stage="one", columns=("a",)))
@@ -222,7 +219,7 @@ def test_a_column_of_lists_has_no_order(every_stage):
 
 
 def test_thousands_of_values_in_a_condition_are_asked_at_once(run):
-    uids = ", ".join(f"'{n:032x}'" for n in range(3_000))
+    uids = ", ".join(f"'{n:032x}'" for n in range(1_200))  # more than Python calls
     where = f"uid IN ({uids}, '{numbered.uid(7)}')"
     assert shown(run, "pool", where=where) == [7]
 

@@ -84,6 +84,7 @@ def test_chosen_rows_are_read_as_all_rows_are_in_any_order(state):
     assert rows_at(state, bound, []) == []
 
 
+@pytest.mark.slow("two processes start")
 @pytest.mark.usefixtures("own_stages")  # which workers import
 def test_it_is_the_same_whoever_counts_and_however_many_shards_at_a_time(found, state, monkeypatch):
     monkeypatch.setattr(ahead, "PART", 1)

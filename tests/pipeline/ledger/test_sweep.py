@@ -4,8 +4,9 @@ import itertools
 import json
 import threading
 import weakref
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,19 +16,22 @@ import pytest
 from metadata.schema import KEEP
 from metadata.storage import Storage
 from metadata.uid import uid_of
+from pipeline.engine.run import run_plan
 from pipeline.errors import RecipeError
+from pipeline.executors.local import LocalExecutor
 from pipeline.ledger import swept
 from pipeline.ledger.ahead import DISK_READERS
 from pipeline.ledger.answer import as_json
 from pipeline.ledger.groupings import GROUPS, Groups, rows_of_groups
 from pipeline.ledger.stored import stored
-from pipeline.ledger.sweep import sweep
+from pipeline.ledger.sweep import Sweep, sweep
 from pipeline.ledger.vary import parse
 from pipeline.planning.plan import make_plan
 from pipeline.planning.recipe import load_recipe
+from pipeline.progress import Lines
 from pipeline.report.sweep_page import sweep_page
 from pipeline.run_folder.rows import PoolShards
-from pipeline.run_folder.state import RunState
+from pipeline.run_folder.state import RunState, latest
 from pipeline.verbs.sweep import text
 from stages.select import _cut as cut
 from tests.parsed import Page
@@ -43,20 +47,42 @@ stages:
     shard_rows: 150
     extra: {{language: string, score: float32, words: int64, size: float64}}
   first: {{uses: select.where, from: pool, where: words > 1}}
-  subset:
-    uses: select.where
-    from: first
-    where: "{where}"
-    top: {top}
 """
 WHERE = "language = 'en' AND score >= 0.3 AND 2 < words AND words <= 9"
+NESTED = "(score > 0.5 OR size < 3) AND NOT words = 4"
+NO_TOP = "null"
 PASSING = "{column: size, fraction: 0.5}"
+COMPAT = "{column: size, fraction: 0.4, datacomp_compat: true}"
+POOL = "{column: size, fraction: 0.4, over: pool}"
+POOL_COMPAT = "{column: score, fraction: 0.4, over: pool, datacomp_compat: true}"
+SHARE = "{{column: score, fraction: {}{}}}"
+RESTS = ("", ", over: pool", ", datacomp_compat: true")
+SIZE = "{{column: size, rows: {}}}"
+
+SCORE = ("score=-0.1:0.9:0.5", "score >= 0.3", ["score >= -0.1", "score >= 0.4", "score >= 0.9"])
+ABOVE = ("words>0:8:4", "2 < words", ["0 < words", "4 < words", "8 < words"])
+BELOW = ("words<=0:12:6", "words <= 9", ["words <= 0", "words <= 6", "words <= 12"])
+CASES = [
+    *((*how, NO_TOP) for how in (SCORE, ABOVE, BELOW)),
+    *((*ABOVE, top) for top in (PASSING, COMPAT, POOL, POOL_COMPAT)),
+]
+SELECTS = list(  # condition and `top` of each select that a test asks, or holds another against
+    dict.fromkeys(
+        [
+            *((WHERE.replace(it, word), top) for _, it, to, top in CASES for word in (it, *to)),
+            *((WHERE, SHARE.format(f, it)) for f in (0.1, 0.3, 0.4, 0.7, 1.0) for it in RESTS),
+            *((WHERE, SIZE.format(rows)) for rows in (1, 20, 501, 1001)),
+            *((NESTED.replace("0.5", value), NO_TOP) for value in ("0.2", "0.5", "0.6")),
+            *((NESTED.replace("4", value), NO_TOP) for value in ("3", "5")),
+            *((f"words {sign}", NO_TOP) for sign in (">= 5", ">= 0", "> 1")),
+            ("score > 5", SHARE.format(1.0, "")),
+        ]
+    )
+)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A pool with ties, nulls, NaN, infinities and a float32 on every cut."""
-    folder = tmp_path_factory.mktemp("swept")
+def run_each(folder: Path) -> None:
+    """Runs all selects over a pool with ties, nulls, NaN, infinities, a float32 on every cut."""
     random = np.random.default_rng(3)
     score = np.round(random.random(ROWS), 1).astype(np.float32)
     score[::17], score[5], score[6] = NAN, np.inf, -0.0
@@ -71,7 +97,12 @@ def folder(tmp_path_factory):
         "size": pa.array(size, mask=np.arange(ROWS) % 19 == 0),
     }
     pq.write_table(pa.table(pool), folder / "pool.parquet")
-    return folder
+    text = RECIPE.format(folder=folder)
+    for number, (where, top) in enumerate(SELECTS):
+        text += f'  s{number}: {{uses: select.where, from: first, where: "{where}", top: {top}}}\n'
+    (folder / "recipe.yaml").write_text(text)
+    plan = make_plan(load_recipe(str(folder / "recipe.yaml")))
+    assert run_plan(plan, Storage(str(folder / "run")), LocalExecutor(0), Lines()).complete
 
 
 @pytest.fixture(autouse=True, params=["held", "by shard"])
@@ -81,33 +112,33 @@ def reading(request, monkeypatch):
         monkeypatch.setattr(swept, "HELD_ROWS", 0)
 
 
+@dataclass
+class Ran:
+    """One of the selects."""
+
+    state: RunState
+    stage: str
+
+    def sweep(self, vary: str) -> Sweep:
+        return sweep(self.state, self.stage, vary)
+
+    @cached_property
+    def kept(self) -> set[int]:
+        """The rows that it holds, by their number in the pool."""
+        rows = stored(self.state, "pool", {"keep": (self.stage, KEEP.name)})
+        table = pa.concat_tables(rows.table(i) for i in range(len(rows)))
+        return set(np.flatnonzero(table["keep"].to_numpy()).tolist())
+
+
 @pytest.fixture(scope="module")
-def states():
-    """What was run before, by its settings."""
-    return {}
+def selects(artefacts) -> list[Ran]:
+    state = latest(str(artefacts("swept", run_each) / "run"))
+    return [Ran(state, f"s{number}") for number in range(len(SELECTS))]
 
 
 @pytest.fixture
-def ran(folder, states, clipmill):
-    """Runs the recipe through the command line; the state it leaves."""
-
-    def run(where: str = WHERE, top: str = "null", *sets: str) -> RunState:
-        if (where, top, *sets) not in states:
-            states[where, top, *sets] = run_now(where, top, *sets)
-        return states[where, top, *sets]
-
-    def run_now(where: str, top: str, *sets: str) -> RunState:
-        recipe = folder / "recipe.yaml"
-        recipe.write_text(RECIPE.format(folder=folder, where=where, top=top))
-        arguments = ["run", recipe, "--out", folder / "run", "--workers", "0"]
-        for change in sets:
-            arguments += ["--set", change]
-        said = clipmill(*arguments)
-        state = RunState(make_plan(load_recipe(str(recipe), sets)), Storage(str(folder / "run")))
-        assert said.code == (0 if kept(state) else 1), said.out + said.err
-        return state
-
-    return run
+def ran(selects):
+    return lambda where=WHERE, top=NO_TOP: selects[SELECTS.index((where, top))]
 
 
 @pytest.fixture
@@ -123,45 +154,20 @@ def ran_alone(tmp_path, clipmill):
     return run
 
 
-def kept(state: RunState) -> set[int]:
-    """The rows that the run's subset holds, by their number in the pool."""
-    rows = stored(state, "pool", {"keep": ("subset", KEEP.name)})
-    table = pa.concat_tables(rows.table(i) for i in range(len(rows)))
-    return set(np.flatnonzero(table["keep"].to_numpy()).tolist())
-
-
 @cache
 def number_of() -> dict[str, int]:
     urls = [None if i % 50 == 0 else f"https://{'abc'[i % 3]}.test/{i}" for i in range(ROWS)]
     return {uid_of(url, f"caption {i}").hex(): i for i, url in enumerate(urls)}
 
 
-COMPAT = "{column: size, fraction: 0.4, datacomp_compat: true}"
-POOL = "{column: size, fraction: 0.4, over: pool}"
-POOL_COMPAT = "{column: score, fraction: 0.4, over: pool, datacomp_compat: true}"
-
-
-SCORE = ("score=-0.1:0.9:0.5", "score >= 0.3", ["score >= -0.1", "score >= 0.4", "score >= 0.9"])
-ABOVE = ("words>0:8:4", "2 < words", ["0 < words", "4 < words", "8 < words"])
-BELOW = ("words<=0:12:6", "words <= 9", ["words <= 0", "words <= 6", "words <= 12"])
-
-
-@pytest.mark.parametrize(
-    ("vary", "today", "others", "top"),
-    [
-        *((*how, "null") for how in (SCORE, ABOVE, BELOW)),
-        *((*ABOVE, top) for top in (PASSING, COMPAT, POOL, POOL_COMPAT)),
-    ],
-)
+@pytest.mark.parametrize(("vary", "today", "others", "top"), CASES)
 def test_a_threshold_keeps_what_a_run_with_it_keeps(vary, today, others, top, ran):
-    state = ran(WHERE, top)
-    found = sweep(state, "subset", vary)
-    reruns = [kept(ran(WHERE.replace(today, other), top)) for other in others]
-    check(found, kept(state), reruns)
+    check(ran(WHERE, top), vary, [ran(WHERE.replace(today, other), top) for other in others])
 
 
-def check(found: dict, today: set[int], reruns: list[set[int]]) -> None:
-    """Every figure of a sweep against the rows that the runs kept."""
+def check(it: Ran, vary: str, others: list[Ran]) -> None:
+    """Every figure of a sweep against the rows that the selects kept."""
+    found, today, reruns = it.sweep(vary), it.kept, [other.kept for other in others]
     assert found.kept == len(today)
     assert len(found.points) == len(reruns)
     for point, rows in zip(found.points, reruns, strict=True):
@@ -178,37 +184,30 @@ def check(found: dict, today: set[int], reruns: list[set[int]]) -> None:
         assert point.groups["domain"] == {x: hosts.count(x) for x in set(hosts)}
 
 
-@pytest.mark.parametrize("rest", ["", ", over: pool", ", datacomp_compat: true"])
+@pytest.mark.parametrize("rest", RESTS)
 def test_a_share_keeps_what_a_run_with_it_keeps(rest, ran):
-    top = f"{{column: score, fraction: 0.3{rest}}}"
-    state = ran(WHERE, top)
-    found = sweep(state, "subset", "top.fraction=0.1:1:0.3")
-    assert [point.value for point in found.points] == [0.1, 0.4, 0.7, 1.0]
-    runs = [ran(WHERE, top, f"subset.top.fraction={f}") for f in (0.1, 0.4, 0.7, 1.0)]
-    check(found, kept(state), [kept(run) for run in runs])
+    it, values = ran(WHERE, SHARE.format(0.3, rest)), (0.1, 0.4, 0.7, 1.0)
+    assert tuple(at.value for at in it.sweep("top.fraction=0.1:1:0.3").points) == values
+    others = [ran(WHERE, SHARE.format(value, rest)) for value in values]
+    check(it, "top.fraction=0.1:1:0.3", others)
 
 
 def test_a_number_of_rows_keeps_what_a_run_with_it_keeps(ran):
-    state = ran(WHERE, "{column: size, rows: 20}")
-    found = sweep(state, "subset", "top.rows=1:1001:500")
-    runs = [ran(WHERE, "{column: size, rows: 20}", f"subset.top.rows={n}") for n in (1, 501, 1001)]
-    check(found, kept(state), [kept(run) for run in runs])
+    others = [ran(WHERE, SIZE.format(rows)) for rows in (1, 501, 1001)]
+    check(ran(WHERE, SIZE.format(20)), "top.rows=1:1001:500", others)
 
 
 def test_a_comparison_inside_or_and_not_is_varied_where_it_stands(ran):
-    where = "(score > 0.5 OR size < 3) AND NOT words = 4"
-    state = ran(where)
-    runs = [ran(where.replace("0.5", value)) for value in ("0.2", "0.6")]
-    check(sweep(state, "subset", "score=0.2:0.6:0.4"), kept(state), [kept(run) for run in runs])
-    runs = [ran(where.replace("4", value)) for value in ("3", "5")]
-    check(sweep(state, "subset", "words=3:5:2"), kept(state), [kept(run) for run in runs])
+    others = [ran(NESTED.replace("0.5", value)) for value in ("0.2", "0.6")]
+    check(ran(NESTED), "score=0.2:0.6:0.4", others)
+    others = [ran(NESTED.replace("4", value)) for value in ("3", "5")]
+    check(ran(NESTED), "words=3:5:2", others)
 
 
 def test_no_row_that_an_earlier_select_dropped_comes_back(ran):
-    state = ran("words >= 5")
-    (point, *_) = sweep(state, "subset", "words=0:5:5").points
-    assert kept(ran("words >= 0")) == kept(ran("words > 1"))
-    assert point.kept == len(kept(ran("words > 1")))
+    (point, *_) = ran("words >= 5").sweep("words=0:5:5").points
+    assert ran("words >= 0").kept == ran("words > 1").kept
+    assert point.kept == len(ran("words > 1").kept)
 
 
 def test_no_row_without_an_image_is_won(tmp_path, ran_alone):
@@ -228,7 +227,7 @@ def test_no_row_without_an_image_is_won(tmp_path, ran_alone):
 def test_of_many_hosts_the_large_ones_are_told_apart_and_few_are_held(
     tmp_path, ran_alone, monkeypatch
 ):
-    rows, held = 900, []
+    rows, held = 300, []
     host = [("a" if i % 3 else "b") if i % 5 < 4 else f"only-{i}" for i in range(rows)]
     pool = {
         "url": [f"https://{name}.test/{i}" for i, name in enumerate(host)],
@@ -258,9 +257,8 @@ def test_of_many_hosts_the_large_ones_are_told_apart_and_few_are_held(
 
 
 def test_samples_are_the_same_each_time_and_carry_value_and_caption(ran):
-    state = ran()
-    found = sweep(state, "subset", "score=0.1:0.5:0.2")
-    assert found == sweep(state, "subset", "score=0.1:0.5:0.2")
+    found = ran().sweep("score=0.1:0.5:0.2")
+    assert found == ran().sweep("score=0.1:0.5:0.2")
     sample = found.points[0].samples.won[0]
     assert sample.text == f"caption {number_of()[sample.uid]}"
     assert 0.1 <= sample.value < 0.3
@@ -268,8 +266,8 @@ def test_samples_are_the_same_each_time_and_carry_value_and_caption(ran):
 
 
 def test_several_shards_are_read_at_once(ran, monkeypatch):
-    state = ran(WHERE, PASSING)
-    expected = sweep(state, "subset", "score=0.1:0.5:0.1")
+    it = ran(WHERE, PASSING)
+    expected = it.sweep("score=0.1:0.5:0.1")
     meeting, read, begun = threading.Barrier(2), PoolShards.table, itertools.count()
 
     def table(shards, index):
@@ -278,11 +276,11 @@ def test_several_shards_are_read_at_once(ran, monkeypatch):
         return read(shards, index)
 
     monkeypatch.setattr(PoolShards, "table", table)
-    assert sweep(state, "subset", "score=0.1:0.5:0.1") == expected
+    assert it.sweep("score=0.1:0.5:0.1") == expected
 
 
 def test_shards_of_a_large_pool_are_not_held(ran, monkeypatch):
-    state, alive, most = ran(WHERE, PASSING), [], []
+    alive, most = [], []
 
     def tables(shards, index, read=PoolShards.table):
         table = read(shards, index)
@@ -292,7 +290,7 @@ def test_shards_of_a_large_pool_are_not_held(ran, monkeypatch):
 
     monkeypatch.setattr(swept, "HELD_ROWS", 0)
     monkeypatch.setattr(PoolShards, "table", tables)
-    sweep(state, "subset", "score=0.1:0.5:0.1")
+    ran(WHERE, PASSING).sweep("score=0.1:0.5:0.1")
     assert len(most) > 10  # looks at each of three shards
     assert max(most) <= 1 + DISK_READERS
 
@@ -300,40 +298,37 @@ def test_shards_of_a_large_pool_are_not_held(ran, monkeypatch):
 @pytest.mark.parametrize(
     ("top", "vary"),
     [
-        ("null", "score=0.1:0.5:0.1"),
+        (NO_TOP, "score=0.1:0.5:0.1"),
         (PASSING, "score=-0.1:0.9:0.1"),
         (POOL_COMPAT, "words>0:8:1"),
-        ("{column: score, fraction: 0.3}", "top.fraction=0.05:1:0.05"),
-        ("{column: size, rows: 20}", "top.rows=1:400:7"),
+        (SHARE.format(0.3, ""), "top.fraction=0.05:1:0.15"),
+        (SIZE.format(20), "top.rows=1:400:40"),
     ],
 )
 def test_all_that_is_said_of_a_large_pool_is_that_of_its_rows_at_once(top, vary, ran, monkeypatch):
-    state = ran(WHERE, top)
-    found = sweep(state, "subset", vary)
+    it = ran(WHERE, top)
+    found = it.sweep(vary)
     monkeypatch.setattr(swept, "HELD_ROWS", ROWS if swept.HELD_ROWS == 0 else 0)
     monkeypatch.setattr(cut, "TOGETHER", 4)
-    assert sweep(state, "subset", vary) == found
+    assert it.sweep(vary) == found
 
 
 def test_an_infinite_value_is_a_word_which_json_has(ran):
-    found = sweep(
-        ran("score > 5", "{column: score, fraction: 1.0}"), "subset", "top.fraction=0.5:1:0.5"
-    )
+    found = ran("score > 5", SHARE.format(1.0, "")).sweep("top.fraction=0.5:1:0.5")
     (sample,) = found.points[0].samples.lost  # half of one row is none
     assert (number_of()[sample.uid], sample.value) == (5, "inf")
 
 
 def test_the_table_has_a_line_a_value_and_says_what_is_kept_today(ran):
-    state = ran()
-    page = text(sweep(state, "subset", "score=0.1:0.5:0.2")).splitlines()
-    assert f"keeps {len(kept(state))} of 400 rows" in page[0]
+    page = text(ran().sweep("score=0.1:0.5:0.2")).splitlines()
+    assert f"keeps {len(ran().kept)} of 400 rows" in page[0]
     assert page[0].endswith("with score >= 0.3")
     assert [line.split()[0] for line in page[3:6]] == ["0.1", "0.3", "0.5"]
 
 
 def test_the_page_draws_every_value_and_escapes_captions(ran):
-    state = ran()
-    found = sweep(state, "subset", "score=0.1:0.5:0.2")
+    state = ran().state
+    found = ran().sweep("score=0.1:0.5:0.2")
     first = found.points[0]
     hostile = replace(first.samples.won[0], text="<script>alert(1)</script>")
     changed = replace(first, samples=replace(first.samples, won=(hostile,)))
@@ -389,25 +384,25 @@ def test_decimal_steps_do_not_drift():
     [
         ("subst", "score=0:1:1", "no stage 'subst'"),
         ("pool", "score=0:1:1", "which has no threshold"),
-        ("subset", "scoer=0:1:1", "no threshold 'scoer'\n.*\n.*score, words"),
-        ("subset", "language=0:1:1", "no threshold 'language'"),
-        ("subset", "words=0:1:1", "compared 2 times: words > 2, words <= 9"),
-        ("subset", "top.rows=1:5:1", "no threshold 'top.rows'\n.*\n.*top.fraction"),
-        ("subset", "top.fraction=0.5:1.5:0.5", "fraction is 1.5"),
-        ("subset", "top.fraction=0:1:0.5", "fraction is 0"),
-        ("subset", "top.fraction>0.1:1:0.5", "no threshold 'top.fraction>'"),
+        (None, "scoer=0:1:1", "no threshold 'scoer'\n.*\n.*score, words"),
+        (None, "language=0:1:1", "no threshold 'language'"),
+        (None, "words=0:1:1", "compared 2 times: words > 2, words <= 9"),
+        (None, "top.rows=1:5:1", "no threshold 'top.rows'\n.*\n.*top.fraction"),
+        (None, "top.fraction=0.5:1.5:0.5", "fraction is 1.5"),
+        (None, "top.fraction=0:1:0.5", "fraction is 0"),
+        (None, "top.fraction>0.1:1:0.5", "no threshold 'top.fraction>'"),
     ],
 )
 def test_what_cannot_be_varied_is_refused_with_what_can(stage, vary, found, ran):
     with pytest.raises(RecipeError, match=found):
-        sweep(ran(WHERE, PASSING), stage, vary)
+        sweep(ran(WHERE, PASSING).state, stage or ran(WHERE, PASSING).stage, vary)
 
 
 def test_half_a_row_is_refused(ran):
     with pytest.raises(RecipeError, match=r"top.rows is 1\.5; it is a whole number"):
-        sweep(ran(WHERE, "{column: size, rows: 20}"), "subset", "top.rows=1:2:0.5")
+        ran(WHERE, SIZE.format(20)).sweep("top.rows=1:2:0.5")
 
 
 def test_a_stage_without_top_says_what_it_has(ran):
     with pytest.raises(RecipeError, match="score, words"):
-        sweep(ran(), "subset", "top.fraction=0.1:0.5:0.1")
+        ran().sweep("top.fraction=0.1:0.5:0.1")

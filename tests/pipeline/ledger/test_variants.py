@@ -1,5 +1,7 @@
 """The variants of a run: what each keeps is what the funnel says, from records alone."""
 
+from pathlib import Path
+
 import pytest
 
 from metadata.storage import Storage
@@ -15,6 +17,7 @@ from pipeline.ledger.variants import kept_by_ends, tried
 from pipeline.run_folder.state import RunState, latest
 from pipeline.verbs.variants import text
 from tests import numbered
+from tests.artefacts import linked
 from tests.pipeline.ledger.test_funnel import opened
 from tests.pipeline.run_folder.test_variants import write
 
@@ -23,12 +26,19 @@ WIDER = numbered.STAGES.replace("c > 3", "c > 1")
 
 
 @pytest.fixture(scope="module")
-def folder(own_stages, tmp_path_factory):
-    """A run folder that has seen two recipes, the first of them twice, and half of a third."""
-    folder = tmp_path_factory.mktemp("varied")
-    numbered.write_pool(folder)
-    for stages in (numbered.STAGES, WIDER, numbered.STAGES):
-        numbered.run(folder, stages)
+def folder(own_stages, numbered_run, tmp_path_factory):
+    """A run folder that has seen two recipes, the first of them twice."""
+    folder = linked(numbered_run, tmp_path_factory.mktemp("varied") / "folder")
+    for stages in (WIDER, numbered.STAGES):
+        numbered.run(folder, stages, numbered_run)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(own_stages, numbered_run, tmp_path_factory):
+    """A run folder whose second recipe keeps by another rule."""
+    folder = linked(numbered_run, tmp_path_factory.mktemp("other") / "folder")
+    numbered.run(folder, numbered.STAGES.replace("e <> 9", "e <> 13"), numbered_run)
     return folder
 
 
@@ -54,19 +64,14 @@ def test_rows_that_a_later_stage_failed_are_not_kept(folder):
     assert [(end.stage, end.kept) for end in kept_by_ends(state)] == [("first", 7)]
 
 
-def test_counts_come_from_records_and_no_data_file_is_opened(tmp_path, monkeypatch):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
-    numbered.run(tmp_path, numbered.STAGES.replace("e <> 9", "e <> 13"))
+def test_counts_come_from_records_and_no_data_file_is_opened(other, monkeypatch):
     names = opened(monkeypatch)
-    assert [one.ends[0].kept for one in tried(str(tmp_path / "run")).variants] == [4, 4]
+    assert [one.ends[0].kept for one in tried(str(other / "run")).variants] == [4, 4]
     assert not names
 
 
-def test_what_is_not_done_is_said_and_the_page_has_it_all(folder, tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
-    numbered.run(tmp_path, numbered.STAGES.replace("e <> 9", "e <> 13"))
+def test_what_is_not_done_is_said_and_the_page_has_it_all(other, tmp_path):
+    linked(other / "run", tmp_path / "run")
     late = latest(str(tmp_path / "run")).stages["late"]
     late.folder.delete(late.scan.records[1][0].name)
     page = text(tried(str(tmp_path / "run"))).splitlines()
@@ -79,15 +84,14 @@ def test_what_is_not_done_is_said_and_the_page_has_it_all(folder, tmp_path):
     ]
 
 
-def test_an_older_variant_is_seen_as_it_stood_where_a_wider_mask_added_rows(own_stages, tmp_path):
-    numbered.write_pool(tmp_path)
-    made = numbered.run(tmp_path)
+def test_an_older_variant_is_seen_as_it_stood_where_a_wider_mask_added_rows(numbered_copy):
+    made = numbered_copy
     counted = as_json(funnel(made))
     columns = ["a", "e", "late.reason"]
     rows = [table(made, stage, columns).collect() for stage in ("pool", "late", "last")]
-    uri = str(tmp_path / "run")
+    uri = made.run.path
     for wider in ("c > 1", "c > 0"):
-        numbered.run(tmp_path, numbered.STAGES.replace("c > 3", wider))
+        numbered.run(Path(uri).parent, numbered.STAGES.replace("c > 3", wider))
         assert not RunState(made.plan, made.run).stages["last"].complete, "a run makes it again"
     for number, kept in ((1, 4), (2, 6), (3, 7)):
         seen = latest(uri, number)

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from functools import partial
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,16 +13,15 @@ from pipeline.ledger.at_row import Keeper
 from pipeline.ledger.why import why
 from pipeline.verbs.why import text
 from tests import numbered
+from tests.pipeline.ledger.conftest import FOX, NAMED, ROWS, number
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 CAUSE_OF = {row: cause for cause, rows in numbered.CAUSES.items() for row in rows}
 
 
 @pytest.fixture(scope="module")
-def state(own_stages, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("numbered")
-    numbered.write_pool(folder)
-    return numbered.run(folder)
+def state(numbered_state):
+    return numbered_state
 
 
 def said(found, stage: str) -> tuple:
@@ -142,58 +140,6 @@ def test_a_uid_that_repeats_shows_its_first_row_and_how_many_there_are(tmp_path)
 
 
 # A stage that names another row, or an evaluation sample
-
-FOX = "the quick brown fox jumps over the lazy dog"
-NAMED = """
-pool:
-  {uses: ingest.url_list, path: none, uid_col: id, shard_rows: 3,
-   extra: {group: string, near: string, cosine: float32}}
-same:  {uses: dedup.exact, from: pool, columns: [group]}
-alike: {uses: dedup.minhash, from: pool, min_jaccard: 0.5}
-near:  {uses: probe.nearest, from: pool}
-leaks: {uses: dedup.against, from: pool, tasks: none, compare: caption}
-last:
-  uses: select.where
-  from: [same, alike, near, leaks]
-  where: >
-    same.duplicate_of IS NULL AND (joined_at IS NULL OR joined_at < 0.9)
-    AND (earlier_cosine IS NULL OR earlier_cosine < 0.95) AND eval_overlap < 0.5
-"""
-ROWS = (  # caption, group, row that is near, cosine
-    ("a red circle on white paper", "a", None, None),
-    (FOX, "b", None, None),
-    ("ein Haus am See", "a", 0, 0.5),
-    (FOX, "c", None, None),
-    ("x" * 100, "d", 1, 0.96875),
-    ("and a dog with a green hat on", "e", 4, 0.25),
-    ("z" * 300, "d", None, None),
-)
-
-
-def number(row: int) -> str:
-    return f"{row + 0x10:032x}"
-
-
-def write_named(folder):
-    """Rows 2 and 6 are equal to 0 and 4; row 3 has 1's caption; 4 is near 1, 5 an evaluation's."""
-    lines = [
-        {
-            **{"url": f"http://a.test/{row}", "id": number(row), "text": text, "group": group},
-            **{"near": None if near is None else number(near), "cosine": cosine},
-        }
-        for row, (text, group, near, cosine) in enumerate(ROWS)
-    ]
-    (folder / "pool.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (folder / "tasks").mkdir()
-    task = pa.table({"key": ["a/7"], "text": ["a dog with a green hat"]})
-    pq.write_table(task, folder / "tasks" / "dogs.parquet")
-
-
-@pytest.fixture(scope="module")
-def named(own_stages, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("named")
-    write_named(folder)
-    return numbered.run(folder, NAMED.replace("tasks: none", f"tasks: {folder / 'tasks'}"))
 
 
 @pytest.mark.parametrize(

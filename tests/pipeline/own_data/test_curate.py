@@ -43,7 +43,10 @@ def kept(clipmill, tmp_path) -> int:
     return end["kept"]
 
 
-def test_one_command_gives_exports_a_report_and_a_recipe(scored, curate, clipmill, tmp_path):
+@pytest.mark.slow("two whole runs")
+def test_one_command_gives_exports_a_report_and_a_recipe_and_again_finds_all_done(
+    scored, curate, clipmill, tmp_path
+):
     said = curate(scored)
     assert kept(clipmill, tmp_path) == 24
     assert f"report: {tmp_path}/run.html" in said.out
@@ -55,10 +58,6 @@ def test_one_command_gives_exports_a_report_and_a_recipe(scored, curate, clipmil
     assert len(np.load(uids)) == 24
     (shards,) = (tmp_path / "run").glob("stages/parquet-*/out")
     assert sum(len(pq.read_table(path)) for path in shards.glob("*.parquet")) == 24
-
-
-def test_again_it_goes_on_and_finds_all_done(scored, curate, tmp_path):
-    curate(scored)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/stages").rglob("0*")}
     curate(scored)
     assert before == {
@@ -77,6 +76,7 @@ def test_keep_takes_the_best_by_a_column_and_asks_which_of_two(scored, curate, c
     assert min(values) >= 0.23
 
 
+@pytest.mark.slow("three whole runs")
 def test_another_share_writes_the_recipe_anew_until_it_is_changed_by_hand(
     scored, curate, clipmill, tmp_path
 ):

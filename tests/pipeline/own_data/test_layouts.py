@@ -12,8 +12,6 @@ import pytest
 
 from tests.pipeline.own_data.written import LAYOUTS, pictures_and_texts
 
-QUICK = ("pandas_csv", "hugging_face")
-
 
 def curated(clipmill, data: Path, out: Path, *more: object):
     forms = ("parquet", "webdataset", "huggingface")
@@ -82,10 +80,8 @@ def checked(out: Path, tmp_path: Path) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [it if it in QUICK else pytest.param(it, marks=pytest.mark.chaos) for it in LAYOUTS],
-)
+@pytest.mark.drawn(cases=2, cpu_s=4)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_goes_to_exports_that_other_loaders_read(layout, pairs, kept, clipmill, tmp_path):
     folder, out = tmp_path / "data", tmp_path / "run"
     folder.mkdir()
@@ -105,7 +101,7 @@ def test_a_layout_goes_to_exports_that_other_loaders_read(layout, pairs, kept, c
 ALLOW = "images.allow_private_addresses=true"
 
 
-@pytest.mark.chaos
+@pytest.mark.drawn(cpu_s=6)
 @pytest.mark.parametrize("form", ["parquet", "webdataset", "huggingface"])
 def test_an_export_of_ours_is_data_too(form, pairs, kept, clipmill, tmp_path):
     (tmp_path / "data").mkdir()

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.pools.build import build_pool
 
-ROWS = 900
+ROWS = 600
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from pipeline.errors import RecipeError
 from pipeline.pools.build import build_pool
 from pipeline.pools.faults import FATAL_LINKS, IMAGE_ISSUES, LINK_ISSUES, TEXT_ISSUES
 from pipeline.pools.server import start_server
+from tests.pipeline.pools.conftest import ROWS
 
-SMALL = 120
+SMALL = 40
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -33,11 +34,11 @@ def small(tmp_path_factory):
 
 def test_metadata_has_as_many_rows_as_asked_for_sorted_by_uid(pool):
     assert list(pool.metadata) == sorted(pool.truth)
-    assert len(pool.metadata) == 900
+    assert len(pool.metadata) == ROWS
     assert set(pool.metadata[min(pool.metadata)]) == {
         *("uid", "url", "text", "original_width", "original_height", "sha256")
     }
-    assert len({row["url"] for row in pool.metadata.values()}) == 900
+    assert len({row["url"] for row in pool.metadata.values()}) == ROWS
 
 
 def test_text_and_link_faults_have_the_shares_asked_for(pool):
@@ -45,15 +46,15 @@ def test_text_and_link_faults_have_the_shares_asked_for(pool):
         counts = Counter(row[field] for row in pool.truth.values())
         for issue, share in shares.items():
             # Five standard deviations of a count, and one row that completes a missing kind.
-            slack = 5 * (share * (1 - share) / 900) ** 0.5 + 1 / 900
-            assert abs(counts[issue] / 900 - share) <= slack, issue
+            slack = 5 * (share * (1 - share) / ROWS) ** 0.5 + 1 / ROWS
+            assert abs(counts[issue] / ROWS - share) <= slack, issue
             assert field == "text_issue" or counts[issue] > 0, issue
 
 
 def test_image_faults_are_drawn_on_base_rows(pool):
     counts = Counter(row["image_issue"] for row in pool.truth.values())
     for issue, share in IMAGE_ISSUES.items():
-        assert abs(counts[issue] / 900 - 0.75 * share) < 0.02, issue
+        assert abs(counts[issue] / ROWS - 0.75 * share) < 0.02, issue
     assert counts["oversized"] >= 1
     assert counts["bomb"] >= 1
     assert {row["dup_kind"] for row in pool.truth.values() if row["image_issue"]} <= {None, "exact"}
@@ -61,19 +62,19 @@ def test_image_faults_are_drawn_on_base_rows(pool):
 
 def test_languages_and_copies_have_about_the_shares_of_the_real_pools(pool):
     langs = Counter(row["lang"] for row in pool.truth.values())
-    assert 0.5 < langs["en"] / 900 < 0.7
-    assert 0.2 < (langs["de"] + langs["fr"]) / 900 < 0.4
+    assert 0.5 < langs["en"] / ROWS < 0.7
+    assert 0.2 < (langs["de"] + langs["fr"]) / ROWS < 0.4
     kinds = Counter(row["dup_kind"] for row in pool.truth.values())
-    assert 0.02 < kinds["exact"] / 900 < 0.08
-    assert 0.04 < kinds["near"] / 900 < 0.11
+    assert 0.02 < kinds["exact"] / ROWS < 0.08
+    assert 0.04 < kinds["near"] / ROWS < 0.11
     assert kinds["repost"] > 0
-    assert sum(row["eval_near"] for row in pool.truth.values()) == round(0.014 * 900)
+    assert sum(row["eval_near"] for row in pool.truth.values()) == round(0.014 * ROWS)
 
 
 def test_half_the_rows_are_good_and_each_cluster_has_one_at_most(pool):
     good = [row["dup_cluster"] for row in pool.truth.values() if row["is_good"]]
     assert len(good) == len(set(good))
-    assert 0.4 < len(good) / 900 < 0.6
+    assert 0.4 < len(good) / ROWS < 0.6
     usable = {row["dup_cluster"] for row in pool.truth.values() if row["usable"]}
     assert set(good) == usable
 
@@ -124,7 +125,7 @@ def test_a_repost_says_it_in_other_words(pool):
 
 
 def test_trusted_pairs_are_clean_apart_and_no_evaluation_caption(pool):
-    assert len(pool.trusted) == 150
+    assert len(pool.trusted) == ROWS // 6
     assert not pool.trusted.keys() & pool.truth.keys()
     asked = set()
     with tarfile.open(pool.folder / "eval/generated_retrieval/test/0.tar") as tar:
@@ -146,7 +147,7 @@ def test_evaluation_sets_have_the_layout_of_clip_benchmark(pool):
     with tarfile.open(home / "test" / "0.tar") as tar:
         files = {entry.name: tar.extractfile(entry).read() for entry in tar}
     keys = {name.partition(".")[0] for name in files}
-    assert len(keys) == 90
+    assert len(keys) == ROWS // 10
     for key in keys:
         assert int(files[f"{key}.cls"]) < len(names)
         with Image.open(io.BytesIO(files[f"{key}.png"])) as picture:
@@ -196,6 +197,7 @@ async def fetch_all(url: str, pool) -> dict:
         return dict(await asyncio.gather(*map(fetch, pool.metadata.values())))
 
 
+@pytest.mark.slow("two processes draw")
 def test_bytes_do_not_depend_on_the_number_of_workers(small, tmp_path):
     build_pool("generated", tmp_path / "pool", rows=SMALL, workers=2)
     assert digests(tmp_path / "pool") == digests(small)
@@ -249,7 +251,7 @@ def test_only_the_generated_pool_has_a_size_to_choose(tmp_path):
 
 
 def test_the_port_stands_in_the_urls_and_in_pool_json(tmp_path):
-    build_pool("generated", tmp_path / "pool", rows=40, port=4321)
+    build_pool("generated", tmp_path / "pool", rows=SMALL, port=4321)
     assert json.loads((tmp_path / "pool" / "pool.json").read_text())["port"] == 4321
     assert "unfinished" not in {file.name for file in (tmp_path / "pool").iterdir()}
 

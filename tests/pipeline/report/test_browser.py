@@ -1,6 +1,5 @@
 """The report in a browser: nothing off screen, all legible, every link leads somewhere."""
 
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -9,49 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.report.build import report
-from tests.browser import Browser, browser
-
-WIDTHS, SCHEMES = (1400, 420), ("light", "dark")
-LOOKS = [(width, scheme) for width in WIDTHS for scheme in SCHEMES]
-
-# Text is legible from 4.5 to 1 (WCAG 2.2, 1.4.3, AA).
-FAINT = """(() => {
-  const rgba = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map((c) => c / 255)
-      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const behind = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const [r, g, b, a = 1] = rgba(getComputedStyle(at).backgroundColor);
-      if (a === 1) return [r, g, b];
-    }
-    return [255, 255, 255];
-  };
-  const faint = [];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const element = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || !element.checkVisibility()) continue;
-    if (element.tagName === "title") continue;
-    const style = getComputedStyle(element);
-    const ink = rgba(element instanceof SVGElement ? style.fill : style.color);
-    const [dark, pale] = [light(ink), light(behind(element))].sort((a, b) => a - b);
-    const ratio = (pale + 0.05) / (dark + 0.05);
-    if (ratio < 4.5) faint.push([walk.currentNode.data.trim().slice(0, 40), ratio]);
-  }
-  return faint;
-})()"""
-OFF_SCREEN = """[...document.querySelectorAll("main *, nav *")]
-  .filter((e) => e.checkVisibility() && !e.closest(".hidden")
-    && !e.parentElement.closest(".wide, pre"))
-  .filter((e) => e.getBoundingClientRect().right > innerWidth + 1
-    || e.getBoundingClientRect().left < -1)
-  .map((e) => e.outerHTML.slice(0, 90))"""
-LEADING_NOWHERE = """[...document.querySelectorAll("a")].map((a) => a.getAttribute("href"))
-  .filter((to) => !to.startsWith("#") || !document.getElementById(to.slice(1)))"""
-UNFOLD = 'document.querySelectorAll("details").forEach((each) => { each.open = true; })'
+from tests.legible import LEADING_NOWHERE, faults, looks
 
 
 @pytest.fixture(scope="module")
@@ -78,32 +35,30 @@ def captions_page(captioned, own_stages, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
+def pages(page, clusters_page, captions_page) -> tuple[Path, ...]:
+    return page, clusters_page, captions_page
 
 
-@pytest.mark.parametrize("which", ["page", "clusters_page", "captions_page"])
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
-def test_nothing_is_off_screen_and_all_is_legible(width, scheme, which, tab, request):
-    tab.show(request.getfixturevalue(which), width, scheme)
-    tab.value(UNFOLD)
-    assert tab.value("innerWidth") == width
-    assert tab.value("document.documentElement.scrollWidth") <= width
-    assert tab.value(OFF_SCREEN) == []
-    assert tab.value(FAINT) == []
-    shown = np.asarray(Image.open(BytesIO(tab.picture())).convert("L"))
-    assert shown.shape[1] == width
-    assert shown[2, 2] < 60 if scheme == "dark" else shown[2, 2] > 200
-    assert len(np.unique(shown)) > 50  # text, bars and charts
+def test_nothing_is_off_screen_and_all_is_legible(pages, tab):
+    bad = []
+    for page in pages:
+        for width, scheme in looks(tab, page):
+            bad += faults(tab)
+            shown = np.asarray(Image.open(BytesIO(tab.picture())).convert("L"))
+            assert shown.shape[1] == width
+            assert shown[2, 2] < 60 if scheme == "dark" else shown[2, 2] > 200
+            assert len(np.unique(shown)) > 50  # text, bars and charts
+    assert bad == []
 
 
 def test_what_is_off_screen_or_faint_is_seen(tab, tmp_path):
     bad = '<main><p style="width: 3000px">wide</p><p style="color: #ccc">faint</p></main>'
-    (tmp_path / "bad.html").write_text(f"{bad}<a href='#nowhere'>a</a>")
+    (tmp_path / "bad.html").write_text(f"<title>bad</title>{bad}<a href='#nowhere'>a</a>")
     tab.show(tmp_path / "bad.html", 420, "light")
-    assert "wide" in tab.value(OFF_SCREEN)[0]
-    assert [text for text, _ in tab.value(FAINT)] == ["faint"]
+    (*_, wider), (*look, wide), (*_, faint) = faults(tab)
+    assert (look, faint[0]) == (["bad", 420, "light"], "faint")
+    assert wider > 3000
+    assert "wide" in wide
     assert tab.value(LEADING_NOWHERE) == ["#nowhere"]
 
 
@@ -121,15 +76,15 @@ def test_the_whole_width_is_used_and_a_narrow_window_shows_every_arm(page, tab):
     assert said == 2 * ['"acc1"', '"against raw"', '"seeds"', '"epochs"']
 
 
-@pytest.mark.parametrize("which", ["page", "clusters_page", "captions_page"])
-def test_every_link_leads_somewhere_and_the_contents_name_every_section(which, tab, request):
-    tab.show(request.getfixturevalue(which), 1400, "light")
-    assert tab.value(LEADING_NOWHERE) == []
-    ids = '[...document.querySelectorAll("[id]")].map((e) => e.id)'
-    assert len(tab.value(ids)) == len(set(tab.value(ids)))
-    named = '[...document.querySelectorAll("nav li a")].map((a) => a.hash.slice(1))'
-    sections = '[...document.querySelectorAll("main section")].map((e) => e.id)'
-    assert tab.value(named) == tab.value(sections) != []
+def test_every_link_leads_somewhere_and_the_contents_name_every_section(pages, tab):
+    for page in pages:
+        tab.show(page, 1400, "light")
+        assert tab.value(LEADING_NOWHERE) == [], page
+        ids = tab.value('[...document.querySelectorAll("[id]")].map((e) => e.id)')
+        assert len(ids) == len(set(ids)), page
+        named = '[...document.querySelectorAll("nav li a")].map((a) => a.hash.slice(1))'
+        sections = '[...document.querySelectorAll("main section")].map((e) => e.id)'
+        assert tab.value(named) == tab.value(sections) != [], page
 
 
 def test_a_bar_leads_to_its_samples_which_lead_back(page, tab):
@@ -158,30 +113,25 @@ CARDS = """[...document.querySelectorAll(".c > .card")].filter((e) => e.checkVis
 DISC = 'document.querySelectorAll(".c > i")[{}]'
 
 
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
-def test_a_disc_that_is_pointed_at_or_gone_to_by_keyboard_shows_its_card(
-    width, scheme, clusters_page, tab
-):
-    tab.show(clusters_page, width, scheme)
-    tab.value("document.querySelector('.plane-view').scrollIntoView()")
-    assert tab.value(CARDS) == []
-    last = tab.value("document.querySelectorAll('.c').length") - 1  # the smallest lies on top
-    box = f"{DISC.format(last)}.getBoundingClientRect()"
-    x, y = (tab.value(f"{box}.{at}") for at in ("left + " + box + ".width / 2", "top + 2"))
-    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    (pointed,) = tab.value(CARDS)
-    assert pointed in tab.value(f"{DISC.format(last)}.parentElement.ariaLabel + ':'")
-    assert tab.value(OFF_SCREEN) == []
-    assert tab.value(FAINT) == []
-    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
-    assert tab.value(CARDS) == []
-    tab.value("document.querySelector('.by').focus()")
-    for key in ["Tab"]:
-        tab.call(
-            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=9
+def test_a_disc_that_is_pointed_at_or_gone_to_by_keyboard_shows_its_card(clusters_page, tab):
+    for look in looks(tab, clusters_page):
+        tab.value("document.querySelector('.plane-view').scrollIntoView()")
+        assert tab.value(CARDS) == [], look
+        last = tab.value("document.querySelectorAll('.c').length") - 1  # the smallest lies on top
+        box = f"{DISC.format(last)}.getBoundingClientRect()"
+        tab.mouse(
+            "mouseMoved", tab.value(f"{box}.left + {box}.width / 2"), tab.value(f"{box}.top + 2")
         )
-    (reached,) = tab.value(CARDS)
-    assert tab.value("document.activeElement.ariaLabel").startswith(f"{reached}:")
+        (pointed,) = tab.value(CARDS)
+        assert pointed in tab.value(f"{DISC.format(last)}.parentElement.ariaLabel + ':'")
+        assert faults(tab) == []
+        tab.mouse("mouseMoved", 1, 1)
+        assert tab.value(CARDS) == []
+        tab.value("document.querySelector('.by').focus()")
+        tab.key("Tab", 9)
+        (reached,) = tab.value(CARDS)
+        assert tab.value("document.activeElement.ariaLabel").startswith(f"{reached}:")
+        tab.value("document.activeElement.blur()")
 
 
 def test_the_shade_of_a_disc_is_of_what_is_asked_for(clusters_page, tab):

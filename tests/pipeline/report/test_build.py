@@ -3,7 +3,6 @@
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,11 +23,6 @@ from pipeline.run_folder.state import RunState
 from pipeline.run_folder.words import duration
 from tests.drawn import HOSTILE, ROWS
 from tests.parsed import Page
-
-
-@pytest.fixture(scope="module")
-def html(state) -> str:
-    return report(state)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +69,10 @@ def test_the_same_run_gives_the_same_bytes(html, state):
 
 def test_the_run_folder_alone_is_enough(html, state, tmp_path):
     shutil.copytree(state.run.path, tmp_path / "copy")
-    pool = Path(state.plan.recipe.stages["pool"]["path"])
-    hidden = pool.rename(pool.with_name("hidden"))
-    try:
-        copied = report(RunState(state.plan, Storage(str(tmp_path / "copy"))))
-    finally:
-        hidden.rename(pool)
+    stages = state.plan.recipe.stages
+    stages = {**stages, "pool": {**stages["pool"], "path": str(tmp_path / "nowhere")}}
+    plan = make_plan(replace(state.plan.recipe, stages=stages))
+    copied = report(RunState(plan, Storage(str(tmp_path / "copy"))))
     assert copied.replace(str(tmp_path / "copy"), state.run.path) == html
 
 
@@ -117,15 +109,15 @@ def test_what_an_earlier_select_keeps_is_called_so_in_an_unfinished_run(state, t
     assert f"kept {kept - failed} rows" in page.text
 
 
-def test_a_condition_of_a_thousand_values_is_cut(state, tmp_path):
-    many = ", ".join(map(str, range(100, 1100)))
+def test_a_condition_of_many_values_is_cut(state, tmp_path):
+    many = ", ".join(map(str, range(100, 400)))
     where = f"caption_words IN ({many})"
     stages = {name: state.plan.recipe.stages[name] for name in ("pool", "caption")}
     stages["few"] = {"uses": "select.where", "from": "caption", "where": where}
     plan = make_plan(Recipe(name="many", path="many.yaml", seed=0, stages=stages))
     run = run_plan(plan, Storage(str(tmp_path / "run")), LocalExecutor(0), Lines()).state
     before_the_recipe, _ = report(run).split('<section id="recipe"')
-    assert "500, 501" not in before_the_recipe
+    assert "250, 251" not in before_the_recipe
     assert f"({len(where):,} characters)" in before_the_recipe
 
 
@@ -198,6 +190,7 @@ def test_what_a_subset_is_worth_is_said_in_the_words_that_its_interval_allows(
     cells = (base, replace(other, against=tuple(judged([compare("shards", "raw", *scored)]))))
     told = replace(found, tasks=(replace(row, cells=cells),))
     monkeypatch.setattr("pipeline.report.build.results", lambda *_: told)
+    monkeypatch.setattr("pipeline.report.build._sections", lambda *_: ())  # the head alone
     assert said in Page(report(state)).text
 
 

@@ -6,7 +6,6 @@ from html import unescape
 import pytest
 
 from pipeline.ledger.captions import EXAMPLES, Caption, captions
-from pipeline.report.build import report
 from pipeline.report.captions import shown
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -21,9 +20,9 @@ def section_of(page: str) -> str:
     return page[page.index('<section id="captions"') :].partition("</section>")[0]
 
 
-def test_the_section_has_the_counts_of_the_ledger_and_twenty_rows(captioned):
+def test_the_section_has_the_counts_of_the_ledger_and_twenty_rows(captioned, captioned_html):
     (found,) = captions(captioned)
-    part = section_of(report(captioned))
+    part = section_of(captioned_html)
     assert "Captions of best" in part
     total, kept = sum(found.texts.values()), sum(found.kept.values())
     assert 0 < kept < total
@@ -34,9 +33,9 @@ def test_the_section_has_the_counts_of_the_ledger_and_twenty_rows(captioned):
     assert part.count('class="gone"') == part.count('<span class="mark">')
 
 
-def test_texts_stand_as_they_are_and_none_is_read_as_html(captioned):
+def test_texts_stand_as_they_are_and_none_is_read_as_html(captioned, captioned_html):
     (found,) = captions(captioned)
-    part = section_of(report(captioned))
+    part = section_of(captioned_html)
     every = [it.text for example in found.examples for it in example.texts.texts]
     assert any("<b>" in text for text in every)
     assert all(text in unescape(part) for text in every)
@@ -78,5 +77,5 @@ def test_the_language_stands_with_how_sure_it_is_and_zeros_are_left_out():
     assert shown(replace(TEXT, values=values))["values"] == {"language": "en 0.72"}
 
 
-def test_a_page_of_a_run_without_captions_has_no_such_section(state):
-    assert 'id="captions"' not in report(state)
+def test_a_page_of_a_run_without_captions_has_no_such_section(html):
+    assert 'id="captions"' not in html

@@ -35,9 +35,9 @@ def found(clustered) -> ClusterMap:
     return only
 
 
-@pytest.fixture(scope="module")
-def html(clustered) -> str:
-    return report(clustered)
+@pytest.fixture
+def html(clustered_html) -> str:
+    return clustered_html
 
 
 def lying(*places: tuple[float, float], rows: int = 10) -> list[Cluster]:

@@ -16,9 +16,8 @@ from pipeline.progress import Lines
 from pipeline.report.diff_page import diff_page
 from pipeline.report.page import MINUS
 from tests import drawn
-from tests.browser import browser
+from tests.legible import LEADING_NOWHERE, faults, looks
 from tests.parsed import Page
-from tests.pipeline.report.test_browser import FAINT, LEADING_NOWHERE, LOOKS, OFF_SCREEN, UNFOLD
 
 STAGES = """
 pool:    {uses: ingest.image_folder, path: none, shard_rows: 25}
@@ -81,15 +80,10 @@ def test_a_hostile_caption_stays_text_and_nothing_is_asked_for(found):
     assert "onerror=alert(1)> a tale" in page.text
 
 
-def test_nothing_is_off_screen_and_all_is_legible(found, tmp_path):
+def test_nothing_is_off_screen_and_all_is_legible(found, tab, tmp_path):
     (tmp_path / "diff.html").write_text(found[1])
-    with browser(tmp_path / "profile") as tab:
-        for width, scheme in LOOKS:
-            tab.show(tmp_path / "diff.html", width, scheme)
-            tab.value(UNFOLD)
-            assert tab.value("document.documentElement.scrollWidth") <= width
-            for bad in (OFF_SCREEN, FAINT, LEADING_NOWHERE):
-                assert tab.value(bad) == [], (width, scheme)
+    assert [bad for _ in looks(tab, tmp_path / "diff.html") for bad in faults(tab)] == []
+    assert tab.value(LEADING_NOWHERE) == []
 
 
 def test_the_verb_writes_it_and_two_equal_sides_make_a_page_too(folder, clipmill, tmp_path):

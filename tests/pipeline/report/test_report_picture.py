@@ -6,16 +6,16 @@ from PIL import Image
 from tests.report_picture import MOST_HEIGHT, WIDTH, main
 
 
-def test_the_picture_of_a_report_is_small_and_ends_before_pictures_begin(state, tmp_path):
-    main(str(state.run), str(tmp_path / "report.png"))
+def test_the_picture_of_a_report_is_small_and_ends_before_pictures_begin(state, tab, tmp_path):
+    main(tab, str(state.run), str(tmp_path / "report.png"))
     assert (tmp_path / "report.png").stat().st_size < 200_000
     shown = Image.open(tmp_path / "report.png")
     assert shown.width == WIDTH
     assert 300 < shown.height <= MOST_HEIGHT
 
 
-def test_the_picture_of_a_concept_map_has_all_of_it(clustered, own_stages, tmp_path):
-    main(str(clustered.run), str(tmp_path / "map.png"), "clusters")
+def test_the_picture_of_a_concept_map_has_all_of_it(clustered, own_stages, tab, tmp_path):
+    main(tab, str(clustered.run), str(tmp_path / "map.png"), "clusters")
     assert (tmp_path / "map.png").stat().st_size < 200_000
     shown = Image.open(tmp_path / "map.png").convert("RGB")
     assert shown.width == WIDTH

@@ -26,7 +26,7 @@ def test_equal_captions_are_shown_as_texts_beside_their_pictures(state):
     assert any(sample["picture"] for sample in hostile["samples"])
 
 
-def test_near_pictures_stand_behind_their_keeper_from_the_nearest_to_the_farthest(state):
+def test_near_pictures_stand_behind_their_keeper_from_the_nearest_to_the_farthest(state, html):
     _, near = duplicates(state)
     assert (near.stage, near.limits, near.cut) == ("near", (0, 10), None)
     strips = duplicate_strips(state, near)
@@ -38,7 +38,7 @@ def test_near_pictures_stand_behind_their_keeper_from_the_nearest_to_the_farthes
         assert keeper["values"] == {"joined_at": None}
         assert strip["marks"] == ["keeper", *[""] * len(members)]
         assert all(sample["texts"] == {} for sample in strip["samples"])
-    page = Page(report(state))
+    page = Page(html)
     assert "Duplicates up to where the stage looked, joined_at 0 to 10" in page.text
     assert page.text.count("keeper") >= len(strips)
 
@@ -58,7 +58,7 @@ def test_members_past_a_selects_cut_are_marked_and_a_select_of_the_plan_is_enoug
     assert {mark for strip in strips for mark in strip["marks"]} > {"", "past the cut"}
 
 
-def test_leaked_rows_are_shown_by_task_and_counted_on_the_page(state):
+def test_leaked_rows_are_shown_by_task_and_counted_on_the_page(state, html):
     (found,) = leaks(state)
     of = {strip["task"]: strip for strip in leak_strips(state, found)}
     assert [(s["texts"]["text"], s["values"]) for s in of["numbers"]["samples"]] == [
@@ -66,7 +66,7 @@ def test_leaked_rows_are_shown_by_task_and_counted_on_the_page(state):
         ("drawing number 18", {"eval_overlap": 1.0, "eval_key": "n/18"}),
     ]
     tales = [row for row in range(ROWS) if caption(row) == HOSTILE]
-    page = Page(report(state))
+    page = Page(html)
     assert f"leaks: {len(tales) + 2} rows at eval_overlap >= 1" in page.text
     assert "samples compared too short nearest to it eval_overlap ≥ 1 ≥ 0.1" in page.text
     assert "numbers 3 1 2 2 2" in page.text

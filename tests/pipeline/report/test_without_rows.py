@@ -2,9 +2,11 @@
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.ledger.measured import measured
 from pipeline.ledger.trials import arms
 from pipeline.run_folder.state import latest
+from tests.artefacts import linked
 from tests.parsed import Page
 from tests.stages.task_folders import write_tasks
 
@@ -12,18 +14,12 @@ RECIPE = "stages: {{scored: {{uses: evaluate.zero_shot, model: reference, tasks:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rowless")
     write_tasks(folder / "tasks")
     (folder / "it.yaml").write_text(RECIPE.format(tasks=folder / "tasks"))
-    return folder / "it.yaml"
-
-
-@pytest.fixture
-def run(recipe, clipmill):
-    folder = recipe.parent / "run"
-    assert clipmill("run", recipe, "--out", folder, "--workers", "0").code == 0
-    return folder
+    assert main(["run", f"{folder}/it.yaml", "--out", f"{folder}/run", "--workers", "0"]) == 0
+    return folder / "run"
 
 
 def test_the_funnel_lists_what_was_made(clipmill, run):
@@ -64,7 +60,8 @@ def test_status_speaks_and_what_needs_rows_says_that_there_are_none(clipmill, ru
         assert "Traceback" not in said.err
 
 
-def test_a_run_that_has_done_nothing_is_sent_to_run_first(clipmill, recipe, run):
+def test_a_run_that_has_done_nothing_is_sent_to_run_first(clipmill, run, tmp_path):
+    run = linked(run, tmp_path / "run")
     for made in (run / "stages").glob("scored-*/*.json"):
         made.unlink()
     said = clipmill("funnel", "--run", run)

@@ -209,13 +209,15 @@ STAGES = """
 """
 
 
+@pytest.mark.drawn(cases=2, cpu_s=1)
 @pytest.mark.parametrize(
     ("point", "part"),
     [
         ("rename", "000001-"),
         ("fold", ""),
         ("lease", ""),  # between its look at the lock and the renewal
-        *(pytest.param(*at, marks=pytest.mark.chaos) for at in (("recipe", ""), ("step", ""))),
+        ("recipe", ""),
+        ("step", ""),
     ],
 )
 def test_a_driver_that_slept_through_its_lease_writes_no_more(point, part, engine, clipmill):

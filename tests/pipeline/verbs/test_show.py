@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,7 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from tests import numbered
-from tests.browser import Browser, browser
-from tests.pipeline.report.test_browser import FAINT, LEADING_NOWHERE, LOOKS, OFF_SCREEN
+from tests.legible import LEADING_NOWHERE, faults, looks
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 EVIL = "</figure><script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt;"
@@ -48,12 +45,6 @@ def run(own_stages, tmp_path_factory) -> Path:
     (folder / "it.yaml").write_text(RECIPE.replace("path: pictures", f"path: {pictures}"))
     assert main(["run", str(folder / "it.yaml"), "--out", str(folder / "run"), "--workers=0"]) == 0
     return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
@@ -106,11 +97,7 @@ def test_the_page_shows_pictures_and_what_is_none_is_text(run, clipmill, tmp_pat
     kinds = set(re.findall(r'src="(data:[^;]*)', text))
     assert kinds <= {"data:image/png", "data:image/jpeg"}
     assert "http://" not in text
-    for width, scheme in LOOKS:
-        tab.show(page, width, scheme)
-        assert tab.value("document.documentElement.scrollWidth") <= width
-        assert tab.value(OFF_SCREEN) == []
-        assert tab.value(FAINT) == []
+    assert [bad for _ in looks(tab, page) for bad in faults(tab)] == []
     assert tab.value(LEADING_NOWHERE) == []
     shown = "[...document.querySelectorAll('main img')].map((e) => e.naturalWidth > 0)"
     assert tab.value(shown) == 9 * [True]
@@ -129,10 +116,7 @@ def test_the_page_shows_pictures_and_what_is_none_is_text(run, clipmill, tmp_pat
 def test_both_sides_of_a_cut_stand_side_by_side_on_the_page(run, clipmill, tmp_path, tab):
     page = tmp_path / "near.html"
     clipmill("show", "best", "--run", run, "--near-cut", "--html", page)
-    for width, scheme in LOOKS:
-        tab.show(page, width, scheme)
-        assert tab.value(OFF_SCREEN) == []
-        assert tab.value(FAINT) == []
+    assert [bad for _ in looks(tab, page) for bad in faults(tab)] == []
     tab.show(page, 1400, "dark")
     side = "[...document.querySelectorAll('.side')].map((e) => e.getBoundingClientRect().left)"
     left, right = tab.value(side)
@@ -146,11 +130,11 @@ def test_of_many_rows_the_page_holds_some_and_says_so(run, clipmill, tmp_path, m
     assert "6 more rows are left out" in (tmp_path / "page.html").read_text()
 
 
-def test_a_stage_without_pictures_is_a_table_on_the_page(own_stages, clipmill, tmp_path):
-    numbered.write_pool(tmp_path)
-    numbered.run(tmp_path)
+def test_a_stage_without_pictures_is_a_table_on_the_page(
+    numbered_run, own_stages, clipmill, tmp_path
+):
     page = tmp_path / "page.html"
-    said = clipmill("show", "last", "--run", tmp_path / "run", "--html", page)
+    said = clipmill("show", "last", "--run", numbered_run / "run", "--html", page)
     assert said.out.endswith(f"4 rows; no stage that is done has pictures of them in {page}\n")
     assert "row 17" in page.read_text()
     assert "leads to a larger view" not in page.read_text()

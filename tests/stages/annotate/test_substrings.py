@@ -56,7 +56,7 @@ def found(texts: list[str], concepts: list[str], rule: str = "metaclip") -> list
 
 @pytest.fixture(scope="module")
 def captions():
-    return adversarial(10_000, 7, seed=0)
+    return adversarial(2_500, 7, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +64,16 @@ def entries():
     return [entry for entry in dict.fromkeys(adversarial(600, 4, seed=1)) if entry.strip()]
 
 
-def test_the_published_rule_equals_brute_force_on_ten_thousand_captions(captions, entries):
+def test_the_published_rule_equals_brute_force_on_thousands_of_captions(captions, entries):
     spaces = [published_spacing(text) for text in captions]
     brute = [[i for i, entry in enumerate(entries) if f" {entry} " in text] for text in spaces]
     assert found(captions, entries) == brute
-    assert sum(map(len, brute)) > 9_000
-    assert sum(not some for some in brute) > 100
+    assert sum(map(len, brute)) > 2_250
+    assert sum(not some for some in brute) > 25
 
 
 @pytest.mark.parametrize("rule", ["metaclip2", "words"])
-def test_open_sides_equal_brute_force_on_ten_thousand_captions(rule, captions, entries):
+def test_open_sides_equal_brute_force_on_thousands_of_captions(rule, captions, entries):
     patterns = padded(pa.array(entries, pa.string()), rule).to_pylist()
     first = {pattern: i for i, pattern in reversed(list(enumerate(patterns))) if pattern}
     whole = spaced(pa.array(captions, pa.string()), rule).utf8.tobytes().split(b"\xff")[:-1]

@@ -5,7 +5,6 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy import stats
 
 from metadata.uid import coin_hash
 from pipeline.errors import RecipeError
@@ -33,6 +32,8 @@ def test_a_bank_is_shipped_of_each_style_that_the_paper_has():
 
 def test_every_choice_of_pairs_is_as_likely_as_every_other():
     """chi-square over 10,000 rows: 3,360 ordered choices are too many, their parts are counted."""
+    from scipy import stats
+
     uid = pa.array([number.to_bytes(16) for number in range(10_000)], pa.binary(16))
     bank = load("human", 3)
     place = {pair: number for number, pair in enumerate(bank.pairs)}

@@ -216,7 +216,8 @@ def test_a_text_beside_several_images_counts_by_the_nearest(memory_shards, memor
     near, far, other = [1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]
     asks = ["one two three", near]
     twice, once = "a red cat", "a blue dog"
-    for rows in itertools.permutations([asks, [twice, near], [twice, far], [once, other]]):
+    orders = itertools.permutations([asks, [twice, near], [twice, far], [once, other]])
+    for rows in [*orders][::5]:
         texts, vectors_N = zip(*rows, strict=True)
         pool = pa.table(
             {

@@ -14,6 +14,7 @@ from tests.stages.clip.exported import TINY_READS, row, write_export
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
     torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1)])  # the first imports for seconds: those of no test
 
 
 @pytest.fixture

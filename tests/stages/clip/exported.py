@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +76,8 @@ def write_export(folder: Path, *shards: Sequence[dict[str, Any]]) -> str:
 @contextmanager
 def known_to_open_clip() -> Iterator[str]:
     """The tiny network's name, as if open_clip came with it."""
+    import open_clip  # some seconds: not whenever tests are collected
+
     open_clip.add_model_config(TINY_OPEN_CLIP)
     with pytest.MonkeyPatch.context() as patch:
         here = Path(TINY_OPEN_CLIP).parent

@@ -4,8 +4,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resized_crop
 
 from stages.clip.crop import box_of, crop
 from stages.clip.scales import CROP_AREA, CROP_ASPECT
@@ -23,13 +21,22 @@ def photo(height: int, width: int) -> bytes:
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
+@pytest.fixture(scope="module")
+def transforms():
+    """Torchvision's. Their import takes seconds: those of no test."""
+    from torchvision import transforms
+
+    return transforms
+
+
 @pytest.mark.parametrize("shape", [(90, 120), (40, 30), (300, 64)])
 @pytest.mark.parametrize("coin", [1, 2**63])
-def test_it_is_torchvisions_resized_crop_of_that_box(shape, coin):
+def test_it_is_torchvisions_resized_crop_of_that_box(shape, coin, transforms):
     body = photo(*shape)
     top, left, height, width = box_of(*shape, coin)
-    theirs = resized_crop(
-        Image.fromarray(decode(body)), top, left, height, width, [64, 64], InterpolationMode.BICUBIC
+    cubic = transforms.InterpolationMode.BICUBIC
+    theirs = transforms.functional.resized_crop(
+        Image.fromarray(decode(body)), top, left, height, width, [64, 64], cubic
     )
     np.testing.assert_array_equal(crop(body, 64, coin), np.asarray(theirs))
 

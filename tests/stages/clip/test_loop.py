@@ -1,8 +1,10 @@
 """Trainer and train: the plain loop, learning, a stop and a resume bit for bit, NaN."""
 
 import copy
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from stages.clip.schedule import learning_rate
 from stages.clip.towers import new_model
 from stages.losses.clip import loss as info_nce
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, row
-from tests.stages.clip.tiny_vit import drawn
+from tests.stages.clip.tiny_vit import CONTEXT, WORDS, drawn
 
 
 def trainer(precision="bf16", steps=12, **changes) -> Trainer:
@@ -80,10 +82,14 @@ def test_a_row_counts_by_its_weight(batches):
     assert learner.losses[0] == pytest.approx((3 * loss_B[2] + loss_B[6]) / 4, rel=1e-5)
 
 
-def test_in_pieces_and_bf16_too_it_ends_at_the_same_bits(tmp_path):
+def test_in_pieces_and_bf16_too_it_ends_at_the_same_bits(open_clip, tmp_path):
+    config = json.loads(Path(TINY_OPEN_CLIP).read_text())
+    config["text_cfg"] |= {"vocab_size": WORDS, "context_length": CONTEXT}
+    (file := tmp_path / "tiny.json").write_text(json.dumps(config))
+
     def pieces() -> Trainer:
         schedule = trainer(steps=4).schedule
-        return Trainer(new_model(TINY_OPEN_CLIP, 0), schedule, means=Means(accumulate=3))
+        return Trainer(new_model(str(file), 0), schedule, means=Means(accumulate=3))
 
     def batch(n):
         made = drawn(n)
@@ -187,7 +193,7 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
         Trainer(Nano(TINY), schedule, means=Means(compile=True))
 
 
-@pytest.mark.chaos
+@pytest.mark.soak(cpu_s=70)  # compiles C++
 def test_compiled_it_has_the_same_losses(batches):
     made, schedule = batches(), trainer("float32").schedule
     plain = Trainer(Nano(TINY), schedule)

@@ -6,7 +6,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -21,17 +20,17 @@ TEXTS = ["", "a red ox", "a long text of many words " * 40, "Ångström, <!-- na
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(open_clip):
     return new_model(NAME, 0).eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def known():
+def known(open_clip):
     """The tiny network under a name that open_clip's own functions take."""
     open_clip.add_model_config(NAME)
 
 
-def test_weights_at_the_start_are_open_clips_under_the_same_seed():
+def test_weights_at_the_start_are_open_clips_under_the_same_seed(open_clip):
     bits = int.from_bytes(blake2b(b"5 weights", digest_size=8).digest(), "big")
     ours = new_model(NAME, 5).network.state_dict()
     before = torch.random.get_rng_state()
@@ -44,7 +43,7 @@ def test_weights_at_the_start_are_open_clips_under_the_same_seed():
     assert ours["logit_scale"].item() == pytest.approx(np.log(1 / 0.07))
 
 
-def test_a_tower_that_reads_its_last_token_is_given_the_whole_context(tmp_path):
+def test_a_tower_that_reads_its_last_token_is_given_the_whole_context(tmp_path, open_clip):
     config = json.loads(Path(NAME).read_text())
     config["text_cfg"] |= {"embed_cls": True, "pad_id": 0}
     (tmp_path / "last.json").write_text(json.dumps({**config, "custom_text": True}))
@@ -57,7 +56,9 @@ def test_a_tower_that_reads_its_last_token_is_given_the_whole_context(tmp_path):
     torch.testing.assert_close(ours_ND, theirs_ND, atol=1e-6, rtol=0)
 
 
-def test_texts_padded_to_the_longest_have_the_values_of_those_padded_to_the_context(model):
+def test_texts_padded_to_the_longest_have_the_values_of_those_padded_to_the_context(
+    model, open_clip
+):
     token_T, starts = model.tokenize(TEXTS[:2] + TEXTS[3:])
     assert (token_T.dtype, len(token_T)) == (np.int32, starts[-1])
     assert np.diff(starts).max() < 30
@@ -69,7 +70,7 @@ def test_texts_padded_to_the_longest_have_the_values_of_those_padded_to_the_cont
     torch.testing.assert_close(ours_ND, theirs_ND, atol=1e-6, rtol=0)
 
 
-def test_tokens_are_open_clips_without_the_padding():
+def test_tokens_are_open_clips_without_the_padding(open_clip):
     ragged = pickle.loads(pickle.dumps(reads(NAME))).tokenize
     token_T, starts = ragged(TEXTS)
     whole_NL = open_clip.get_tokenizer("tiny_open_clip")(TEXTS).numpy()
@@ -79,7 +80,7 @@ def test_tokens_are_open_clips_without_the_padding():
     assert [array.tolist() for array in ragged([])] == [[], [0]]
 
 
-def test_pictures_are_open_clips(model):
+def test_pictures_are_open_clips(model, open_clip):
     transform = open_clip.image_transform(32, is_train=False)
     rng = np.random.default_rng(0)
     for side in ((40, 70), (32, 32), (9, 33)):

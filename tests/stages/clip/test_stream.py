@@ -11,6 +11,7 @@ import pytest
 
 from metadata.damage import DamagedError
 from pipeline.errors import StageError
+from stages.clip import draws
 from stages.clip.loader import Batches
 from stages.clip.stream import AHEAD, FAULTS, Streamed, View, index_shard
 from stages.clip.subset import chooser_of
@@ -87,23 +88,31 @@ def test_the_parts_of_ranks_are_the_batch_though_there_are_fewer_shards(of, stre
         np.testing.assert_array_equal(joined, getattr(whole, name))
 
 
+@pytest.fixture
+def two_streams(monkeypatch):
+    """A batch of 32 is large."""
+    monkeypatch.setattr(draws, "ROWS_A_STREAM", 16)
+
+
+@pytest.mark.usefixtures("two_streams")
 def test_the_streams_of_a_large_batch_are_shared_by_ranks(streamed):
     """Rank 1 of 2 reads no row group of the first stream's share of an epoch."""
-    batches = streamed(ROWS * 12, size=256)
+    batches = streamed(ROWS * 2, size=32)
     assert batches.draws.streams == 2
-    whole, part = batches[0], streamed(size=256).of_rank(0, 1, 2)
-    np.testing.assert_array_equal(part.rows, whole.rows[128:])
+    whole, part = batches[0], streamed(size=32).of_rank(0, 1, 2)
+    np.testing.assert_array_equal(part.rows, whole.rows[16:])
 
 
+@pytest.mark.usefixtures("two_streams")
 @pytest.mark.parametrize("sampling", ["epochs", "shards"])
 def test_two_ranks_have_the_batch_of_one_bad_pictures_and_all_texts_included(sampling, streamed):
-    texts = [[caption(f"word {i}"), caption(f"other words {i}")][: 1 + i % 2] for i in range(300)]
+    texts = [[caption(f"word {i}"), caption(f"other words {i}")][: 1 + i % 2] for i in range(60)]
     bad = {"image": b"no"}
-    rows = [row(i, texts=texts[i], **(bad if i % 9 == 4 else {})) for i in range(300)]
-    settings = {"size": 256, "sampling": sampling, "seen": view("all")}
-    one = streamed(rows[:90], rows[90:100], rows[100:], **settings)
+    rows = [row(i, texts=texts[i], **(bad if i % 9 == 4 else {})) for i in range(60)]
+    settings = {"size": 32, "sampling": sampling, "seen": view("all")}
+    one = streamed(rows[:20], rows[20:23], rows[23:], **settings)
     first, second = streamed(**settings), streamed(**settings, threads=2)
-    for n in (0, 3):
+    for n in (0, 1):  # into the second epoch
         whole, a, b = one[n], first.of_rank(n, 0, 2), second.of_rank(n, 1, 2)
         for name in ("pixels", "tokens", "weights", "rows", "index"):
             joined = np.concatenate([getattr(a, name), getattr(b, name)])

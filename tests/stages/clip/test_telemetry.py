@@ -54,8 +54,13 @@ def test_a_training_that_goes_on_takes_back_the_lines_after_its_checkpoint(tmp_p
     assert read_lines(str(tmp_path), "") == []
 
 
-def test_tensorboard_reads_the_same_values(tmp_path):
-    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+@pytest.fixture(scope="module")
+def reading():
+    """The package. Its import takes seconds: those of no test."""
+    return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+def test_tensorboard_reads_the_same_values(reading, tmp_path):
     (tmp_path / "scratch").mkdir()
     lines = [{"step": n, "loss": 3.0 - n, "slowest_shard": None, "time": 100.0 + n} for n in (1, 2)]
     store_events(lines, str(tmp_path), "seed-3.", tmp_path / "scratch")

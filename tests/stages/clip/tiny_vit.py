@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
 from stages.clip.loader import Batch, part_of
@@ -20,6 +19,8 @@ class TinyViT(Towers):
     """Two layers of width 16 a tower; embeddings of 8."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
         super().__init__()
         torch.manual_seed(0)
         vision = CLIPVisionCfg(layers=2, width=16, head_width=8, patch_size=8, image_size=SIZE)

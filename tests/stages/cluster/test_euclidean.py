@@ -1,6 +1,5 @@
 """KMeans by distance: rows and means at any length, against brute force and faiss."""
 
-import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -49,6 +48,8 @@ def test_centroids_of_unit_rows_are_shorter_than_1(memory_shards, memory_context
 
 
 def test_the_objective_is_within_two_percent_of_faiss(memory_shards, memory_context):
+    import faiss
+
     row_ND = unit_rows(blobs(4_000, centres=40, spread=0.4))
     ctx = memory_context()
     clustered(ctx, memory_shards(table(row_ND)), clusters=32, metric="euclidean")

@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 from functools import partial, reduce
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,6 +42,8 @@ def test_every_row_has_its_nearest_final_centre(memory_shards, memory_context):
 
 
 def test_the_objective_is_within_two_percent_of_faiss(memory_shards, memory_context):
+    import faiss
+
     row_ND = blobs(4_000, centres=40, spread=0.4)
     out = clustered(memory_context(), memory_shards(table(row_ND)), clusters=32)
     kmeans = faiss.Kmeans(D, 32, niter=20, spherical=True, seed=0, max_points_per_centroid=4_000)

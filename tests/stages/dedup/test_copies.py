@@ -27,7 +27,7 @@ def found(samples, rows: pa.ChunkedArray):
 
 def test_hamming_distances_are_those_of_all_pairs(monkeypatch):
     rng = np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(100):
         monkeypatch.setattr(copies, "COMPARED", int(rng.integers(1, 60)))
         codes = rng.integers(0, 2 ** int(rng.choice([3, 64])), (2, 30), dtype=np.uint64)
         samples = codes[0, : rng.integers(1, 30)].tolist()
@@ -44,7 +44,7 @@ def test_hamming_distances_are_those_of_all_pairs(monkeypatch):
 def test_cosines_are_those_of_all_pairs():
     rng = np.random.default_rng(0)
     vector = pa.list_(pa.float32(), 4)
-    for _ in range(300):
+    for _ in range(100):
         sample_MD = rng.standard_normal((int(rng.integers(1, 9)), 4)).astype(np.float32)
         row_ND = sample_MD[rng.integers(0, len(sample_MD), 20)]
         row_ND = (row_ND * 3 + rng.choice([0, 1]) * rng.standard_normal((20, 4))).astype(np.float32)
@@ -83,7 +83,7 @@ def units(text: str | None, unit: str, size: int) -> set:
 @pytest.mark.parametrize("unit", ["word", "character"])
 def test_shares_are_those_of_all_pairs_of_sets(unit, monkeypatch):
     rng = np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(100):
         monkeypatch.setattr(copies, "ROWS", int(rng.integers(1, 30)))
         size = int(rng.integers(1, 4))
         drawn = [" ".join(rng.choice(WORDS, rng.integers(0, 7))) for _ in range(40)]

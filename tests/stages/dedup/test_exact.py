@@ -197,7 +197,7 @@ def test_a_pool_of_a_row_or_none_has_no_duplicates(by, rows, memory_shards, memo
 
 def test_random_columns_equal_a_plain_dictionary(memory_shards, memory_context):
     rng = np.random.default_rng(0)
-    for _ in range(100):
+    for _ in range(30):
         rows = int(rng.integers(1, 26))
         a_N, b_N = rng.integers(0, 3, (2, rows)).tolist()
         a_N = [None if rng.random() < 0.1 else value for value in a_N]

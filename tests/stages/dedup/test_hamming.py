@@ -1,7 +1,6 @@
 """Near pairs of codes against all pairs: every one, whatever the radius, in crowds too."""
 
 import numpy as np
-import pytest
 
 from stages.dedup import _hamming as hamming
 from stages.dedup._hamming import (
@@ -53,7 +52,7 @@ def all_pairs(code_N: np.ndarray, radius: int) -> dict:
 
 def test_every_near_pair_is_found_and_no_other():
     rng = np.random.default_rng(0)
-    for _ in range(1_000):
+    for _ in range(300):
         code_N, radius = cloud(rng, int(rng.integers(1, 40))), int(rng.integers(0, 11))
         assert found(code_N, radius) == all_pairs(code_N, radius)
 
@@ -61,7 +60,7 @@ def test_every_near_pair_is_found_and_no_other():
 def test_every_pair_comes_once_of_all_the_keys_under_which_it_meets(monkeypatch):
     monkeypatch.setattr(hamming, "CROWD", 2)
     rng = np.random.default_rng(2)
-    for _ in range(300):
+    for _ in range(150):
         code_N, radius = cloud(rng, int(rng.integers(1, 40))), int(rng.integers(0, 11))
         key_NK = keys(code_N, radius)
         owner = np.repeat(np.arange(len(code_N)), key_NK.shape[1])
@@ -74,7 +73,7 @@ def test_every_pair_comes_once_of_all_the_keys_under_which_it_meets(monkeypatch)
 def test_a_crowd_hangs_together_at_each_distance_as_all_its_pairs_do(monkeypatch):
     monkeypatch.setattr(hamming, "CROWD", 2)
     rng = np.random.default_rng(1)
-    for _ in range(300):
+    for _ in range(100):
         code_N, radius = cloud(rng, int(rng.integers(3, 60))), int(rng.integers(1, 4))
         pairs, every = found(code_N, radius), all_pairs(code_N, radius)
         assert pairs.items() <= every.items()
@@ -89,15 +88,14 @@ def test_a_crowd_of_many_codes_takes_no_comparison_of_all_of_them():
     assert (distance == 1).all()
 
 
-@pytest.mark.parametrize("radius", range(1, 11))
-def test_two_codes_that_differ_in_the_radius_share_a_key_wherever_the_bits_are(radius):
-    assert np.bitwise_or.reduce(masks(radius)) == 2**64 - 1
-    rng = np.random.default_rng(radius)
-    for _ in range(200):
-        flipped = rng.choice(64, radius, replace=False).astype(np.uint64)
-        other = np.bitwise_xor.reduce(np.uint64(1) << flipped)
-        zero_2K = keys(np.array([0, other], np.uint64), radius)
-        assert (zero_2K[0] == zero_2K[1]).any()
+def test_two_codes_that_differ_in_the_radius_share_a_key_wherever_the_bits_are():
+    rng = np.random.default_rng(0)
+    for radius in range(1, 11):
+        assert np.bitwise_or.reduce(masks(radius)) == 2**64 - 1
+        flipped_N64 = rng.permuted(np.tile(np.arange(64, dtype=np.uint64), (200, 1)), axis=1)
+        other_N = np.bitwise_xor.reduce(np.uint64(1) << flipped_N64[:, :radius], axis=1)
+        key_NK = keys(np.append(other_N, np.uint64(0)), radius)
+        assert (key_NK[:-1] == key_NK[-1]).any(axis=1).all(), radius
 
 
 def test_a_code_has_another_key_under_each_mask():

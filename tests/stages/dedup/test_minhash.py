@@ -62,7 +62,7 @@ def test_values_are_those_of_all_pairs_at_all_similarities(
 ):
     rng = np.random.default_rng(part)
     unit, size = ("character", "word")[part % 2], 1 + part
-    for _ in range(40):
+    for _ in range(12):
         rows, floor = int(rng.integers(1, 30)), float(rng.choice([0.3, 0.5, 0.7, 0.8, 1]))
         monkeypatch.setattr(MemoryContext, "partition_rows", int(rng.integers(4, 60)))
         monkeypatch.setattr(minhash, "PARTITION_BYTES", int(rng.integers(200, 9_000)))

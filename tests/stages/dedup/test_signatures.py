@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasketch import MinHash
 
 from stages.dedup._shingles import hashes, pieces
 from stages.dedup._signatures import band_keys, permutations, signatures
@@ -13,6 +12,8 @@ TEXTS = ["a photo of a cat", "two dogs", "x", "", "猫と犬", "a " * 300]
 
 @pytest.mark.parametrize(("count", "seed"), [(128, 1), (240, 42), (1, 7), (33, 0)])
 def test_signatures_are_datasketchs(count, seed):
+    from datasketch import MinHash
+
     expected = []
     for one in TEXTS:
         theirs = MinHash(num_perm=count, seed=seed)
@@ -23,6 +24,8 @@ def test_signatures_are_datasketchs(count, seed):
 
 
 def test_permutations_are_datasketchs():
+    from datasketch import MinHash
+
     np.testing.assert_array_equal(permutations(128, 3), MinHash(num_perm=128, seed=3).permutations)
 
 

@@ -209,17 +209,17 @@ def fuzz(between, raw, seed):
 
 
 def test_mutated_urls_and_answers_have_declared_reasons(between, raw):
-    seen = set().union(*(fuzz(between, raw, seed) for seed in range(12)))
+    seen = set().union(*(fuzz(between, raw, seed) for seed in range(5)))
     assert seen >= {None, "bad_url", "unresolvable", "bad_response", "connection_lost", "http_5xx"}
 
 
 def test_they_have_by_img2dataset_too(between_by, raw):
     between = between_by(Img2dataset)
-    seen = set().union(*(fuzz(between, raw, seed) for seed in range(4)))
+    seen = set().union(*(fuzz(between, raw, seed) for seed in range(3)))
     assert seen >= {None, "bad_url", "unresolvable", "bad_response", "connection_lost", "http_5xx"}
 
 
-@pytest.mark.chaos  # minutes
+@pytest.mark.soak(cpu_s=60)
 def test_many_mutated_urls_and_answers_have_declared_reasons(between, raw):
     for seed in range(100, 600):
         fuzz(between, raw, seed)

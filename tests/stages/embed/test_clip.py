@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import open_clip
 import pyarrow as pa
 import pytest
 import torch
@@ -101,7 +100,9 @@ def test_a_stages_model_embeds_as_it_does_by_itself(stored):
     np.testing.assert_array_equal(out["image_embedding"].to_pylist(), wanted)
 
 
-def test_a_network_of_open_clips_embeds_as_its_own_loader_trained_here_or_by_name(tmp_path):
+def test_a_network_of_open_clips_embeds_as_its_own_loader_trained_here_or_by_name(
+    open_clip, tmp_path
+):
     folder = write_model(tmp_path / "model", TINY_OPEN_CLIP, seed=0)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder / 'out'}")
     theirs.eval()

@@ -50,6 +50,7 @@ def test_the_networks_are_as_wide_as_declared():
     assert [dtype.list_size for dtype in DECLARED] == [ImageFeatures.width, TextFeatures.width]
 
 
+@pytest.mark.slow("loads both networks")
 def test_both_packages_weights_are_pinned(tmp_path):
     pinned = {}
     worker = Worker(

@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
-from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
-from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
 
 from stages.evaluate import _chance as chance
 from stages.evaluate._averages import averages, is_whole
@@ -23,6 +20,14 @@ from stages.ops.tasks import TaskFolder
 from stages.ops.vectors import unit_rows
 
 RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(scope="module")
+def sklearn():
+    """Its metrics. Their import takes seconds: those of no test."""
+    import sklearn.metrics
+
+    return sklearn.metrics
 
 
 def test_the_worst_group_by_hand():
@@ -46,13 +51,14 @@ def test_the_worst_group_by_brute_force():
         assert worst_group(hit, group, 0.1)["value"] == pytest.approx(least)
 
 
-def test_macro_f1_is_sklearns_over_the_labels_that_occur():
+def test_macro_f1_is_sklearns_over_the_labels_that_occur(sklearn):
     """Class 6 is predicted and never true: it takes part in no mean, as in WILDS."""
     for _ in range(5):
         label, predicted = RNG.integers(0, 6, 80), RNG.integers(0, 7, 80)
         found = macro_f1(predicted, label, classes=9)
         labels = np.unique(label)
-        expected = f1_score(label, predicted, average="macro", labels=labels, zero_division=0)
+        only = {"average": "macro", "labels": labels, "zero_division": 0}
+        expected = sklearn.f1_score(label, predicted, **only)
         assert found["value"] == pytest.approx(expected)
         assert found["low"] < found["value"] < found["high"]
 
@@ -62,12 +68,12 @@ def test_macro_f1_by_hand():
     assert macro_f1(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)["value"] == pytest.approx(2 / 3)
 
 
-def test_associations_are_scored_by_jaccard_of_each_instance():
+def test_associations_are_scored_by_jaccard_of_each_instance(sklearn):
     """Three instances: 5 candidates with 2 right, 10 with 3, 12 with 5; ranks by chance."""
     ranks, rights, instances, expected = [], [], [], []
     for instance, (candidates, wanted) in enumerate(((5, 2), (10, 3), (12, 5))):
         rank, right = RNG.permutation(candidates), np.arange(candidates) < wanted
-        expected.append(jaccard_score(right, rank < wanted))
+        expected.append(sklearn.jaccard_score(right, rank < wanted))
         ranks.append(rank)
         rights.append(right)
         instances.append(np.full(candidates, instance))
@@ -99,11 +105,11 @@ def test_guessing_is_worth_what_a_simulation_says():
     assert chance.any_of(own, 4, 2) == pytest.approx(simulated, abs=0.02)
 
 
-def test_guessing_macro_f1_is_near_a_simulation():
+def test_guessing_macro_f1_is_near_a_simulation(sklearn):
     label = np.repeat(np.arange(5), (40, 100, 5, 200, 55))
-    drawn = RNG.integers(0, 6, (300, len(label)))
+    drawn = RNG.integers(0, 6, (100, len(label)))
     labels = np.arange(5)
-    simulated = [f1_score(label, one, average="macro", labels=labels) for one in drawn]
+    simulated = [sklearn.f1_score(label, one, average="macro", labels=labels) for one in drawn]
     guessed = chance.macro_f1(np.bincount(label, minlength=6))
     assert guessed == pytest.approx(np.mean(simulated), rel=0.02)
 
@@ -181,8 +187,11 @@ def test_a_folder_is_known_by_the_names_that_exports_give_it(folder, name):
     assert (found and found.name) == name
 
 
+@pytest.mark.soak(cpu_s=8)  # importing it takes seconds
 def test_recalls_are_those_of_clip_benchmarks_own_code():
     """30 pictures with 0 to 4 captions: its code makes 0 of 0 a NaN, which is no hit."""
+    from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
+
     count_N = RNG.integers(0, 5, 30)
     owner_K = np.repeat(np.arange(30), count_N)
     image_ND = unit_rows(RNG.standard_normal((30, 6)))
@@ -202,12 +211,12 @@ def test_recalls_are_those_of_clip_benchmarks_own_code():
             assert found[f"{side}_retrieval_recall@{k}"]["value"] == pytest.approx(expected)
 
 
-def test_mean_recall_of_the_classes_is_sklearns():
+def test_mean_recall_of_the_classes_is_sklearns(sklearn):
     image_ND, class_CD = (unit_rows(RNG.standard_normal((n, 6))) for n in (90, 7))
     label_N = RNG.integers(0, 7, 90)
     rank_N, first_N = best_ranks(image_ND, class_CD, label_N, np.arange(7))
     found = classification(rank_N, label_N, 7)["mean_per_class_recall"]["value"]
-    assert found == pytest.approx(balanced_accuracy_score(label_N, first_N))
+    assert found == pytest.approx(sklearn.balanced_accuracy_score(label_N, first_N))
 
 
 class Letters:
@@ -228,7 +237,10 @@ class Texts(list):
         return self
 
 
+@pytest.mark.soak(cpu_s=8)
 def test_class_vectors_are_those_of_clip_benchmarks_own_code():
+    from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
+
     task = TaskFolder("it", "classification", ("cat", "red fox", "hen"), ("{c}", "a {c}, old"), ())
     theirs = zero_shot_classifier(
         Letters(), Texts, list(task.classnames), list(task.templates), "cpu", amp=False

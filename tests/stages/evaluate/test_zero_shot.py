@@ -190,7 +190,7 @@ def test_a_stages_model_is_read_from_the_folder_that_the_engine_names(
 
 
 def test_a_network_of_open_clips_scores_the_same_by_its_name_and_as_a_checkpoint(
-    memory_context, tasks, tmp_path
+    open_clip, memory_context, tasks, tmp_path
 ):
     folder = write_model(tmp_path / "vit", TINY_OPEN_CLIP, seed=0)
     weights = load_file(folder / "out" / "model.safetensors")

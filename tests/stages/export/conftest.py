@@ -16,7 +16,13 @@ def images(rows: int) -> list[bytes]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def datasets():
+    """The package. Its import takes seconds: those of no test."""
+    return pytest.importorskip("datasets")
+
+
+@pytest.fixture(scope="session")
 def pool() -> pa.Table:
     """240 rows; 160 are kept, of which 8 have no image and 7 no caption."""
     number = range(240)
@@ -36,7 +42,7 @@ def pool() -> pa.Table:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def leaving(pool) -> pa.Table:
     """Those of its rows that an export of images takes, in the pool's order."""
     rows = pool.filter(pool["keep"].fill_null(False))

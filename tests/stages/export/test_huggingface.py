@@ -15,7 +15,6 @@ from stages.export._features import features_of, with_features
 from stages.export._leaving import Dropped
 from stages.export.huggingface import HuggingFace
 
-datasets = pytest.importorskip("datasets")
 ODD = {  # columns that stages and pools may have
     "language": pa.array(["en", "de"]).dictionary_encode(),
     "score": pa.array([0.5, None], pa.float32()),
@@ -38,7 +37,7 @@ ODD = {  # columns that stages and pools may have
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
+def offline(datasets, monkeypatch, tmp_path):
     """Nothing is asked of the Hub, and nothing kept of one test for the next."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -51,7 +50,7 @@ def export(ctx, shards, told=(), **settings) -> str:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_load_dataset_gives_the_rows_with_the_pixels_that_they_had(
-    streaming, pool, leaving, memory_shards, memory_context
+    streaming, pool, leaving, memory_shards, memory_context, datasets
 ):
     ctx = memory_context()
     shards = memory_shards(*(pool[start : start + 24] for start in range(0, 240, 24)))
@@ -86,7 +85,7 @@ def odd() -> pa.Table:
     )
 
 
-def test_columns_of_every_type_go_along(odd, memory_shards, memory_context):
+def test_columns_of_every_type_go_along(odd, memory_shards, memory_context, datasets):
     folder = export(memory_context(), memory_shards(odd), columns=tuple(ODD))
     loaded = datasets.load_dataset(folder, split="train").sort("uid")
     as_text = {"pairs", "large"}  # `datasets` has no type for them
@@ -97,7 +96,9 @@ def test_columns_of_every_type_go_along(odd, memory_shards, memory_context):
     assert loaded[0]["when"].timestamp() == 0.001
 
 
-def test_features_stand_in_the_card_and_in_each_file_alike(odd, memory_shards, memory_context):
+def test_features_stand_in_the_card_and_in_each_file_alike(
+    odd, memory_shards, memory_context, datasets
+):
     ctx = memory_context()
     folder = export(ctx, memory_shards(odd), columns=tuple(ODD))
     by_card = datasets.load_dataset_builder(folder).info.features
@@ -107,7 +108,7 @@ def test_features_stand_in_the_card_and_in_each_file_alike(odd, memory_shards, m
     assert datasets.load_dataset(folder, split="train").features == by_card
 
 
-def test_what_datasets_writes_has_the_features_that_we_say():
+def test_what_datasets_writes_has_the_features_that_we_say(datasets):
     """A column's feature is what `datasets` itself would make of its type."""
     besides = ("said", "pairs", "large")
     table = pa.table({name: column for name, column in ODD.items() if name not in besides})
@@ -120,7 +121,7 @@ def test_what_datasets_writes_has_the_features_that_we_say():
 
 
 def test_the_card_says_where_the_rows_come_from_and_how_to_load_them(
-    pool, leaving, memory_shards, memory_context
+    pool, leaving, memory_shards, memory_context, datasets
 ):
     ctx = memory_context()
     steps = (
@@ -139,7 +140,7 @@ def test_the_card_says_where_the_rows_come_from_and_how_to_load_them(
     assert json.loads((ctx.out / "dataset.json").read_text())["made_by"] == list(steps)
 
 
-def test_lost_rows_without_a_picture_load_as_none(pool, memory_shards, memory_context):
+def test_lost_rows_without_a_picture_load_as_none(pool, memory_shards, memory_context, datasets):
     reasons = pa.array([None, "no_image"] * 120).dictionary_encode()
     given = memory_shards(pool.append_column("emb.reason", reasons))
     folder = export(memory_context(), given, dropped=Dropped("emb", "no_image"))

@@ -102,8 +102,9 @@ def test_rows_that_a_stage_lost_leave_with_their_reason_and_without_what_they_la
     assert set(out["reason"].to_pylist()) == {"score >= 0.5"}
 
 
-def test_load_dataset_reads_the_folder(pool, leaving, memory_shards, memory_context, tmp_path):
-    datasets = pytest.importorskip("datasets")
+def test_load_dataset_reads_the_folder(
+    pool, leaving, datasets, memory_shards, memory_context, tmp_path
+):
     ctx = memory_context()
     export(ctx, memory_shards(pool), rows_per_shard=60)
     rows = datasets.load_dataset(str(ctx.out), split="train", cache_dir=str(tmp_path / "cache"))

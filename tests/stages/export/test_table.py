@@ -112,9 +112,8 @@ def test_rows_that_a_stage_lost_leave_with_reason_and_value(
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_load_dataset_reads_the_table_and_nothing_beside_it(
-    form, pool, memory_shards, memory_context, tmp_path
+    form, pool, datasets, memory_shards, memory_context, tmp_path
 ):
-    datasets = pytest.importorskip("datasets")
     ctx = memory_context()
     export(ctx, memory_shards(pool), format=form)
     rows = datasets.load_dataset(str(ctx.out), split="train", cache_dir=str(tmp_path / "cache"))

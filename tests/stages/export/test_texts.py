@@ -6,7 +6,6 @@ import tarfile
 from io import BytesIO
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,7 +194,7 @@ def test_open_clips_loader_reads_the_first_text_beside_each_picture(captioned, p
         assert np.array_equal(image, np.asarray(Image.open(BytesIO(body)).convert("RGB")))
 
 
-def test_load_dataset_gives_the_texts_as_a_list(captioned, tmp_path, monkeypatch):
+def test_load_dataset_gives_the_texts_as_a_list(captioned, datasets, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     folder = str(captioned(HuggingFace(rows_per_shard=60)).out)
     rows = datasets.load_dataset(folder, split="train", cache_dir=str(tmp_path / "cache"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.stage import Worker
+from pipeline.stage import Environment, Worker
 
 
 class Started:
@@ -10,7 +10,7 @@ class Started:
 
     def __init__(self, scratch: Path, **more) -> None:
         self.pinned: dict[str, str] = {}
-        self.packages: tuple[str, ...] = ()
+        self.asked: Environment | None = None
         self.command: list[str] = []
         self.env: dict[str, str] = {}
         given = {"seed": 0, "stage": "rewrite", "device": "cpu", "threads": 3, **more}
@@ -23,7 +23,7 @@ class Started:
         )
 
     def _environment(self, environment):
-        self.packages = environment.packages
+        self.asked = environment
         return Path("/other/python")
 
     def _start(self, command, *, is_healthy, wait_s, env):

@@ -100,13 +100,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def open_clips(tmp_path_factory):
+def open_clips(open_clip, tmp_path_factory):
     """A stage's folder with a tiny network of open_clip's."""
     return write_model(tmp_path_factory.mktemp("models") / "stage", TINY_OPEN_CLIP, seed=3)
 
 
-def test_open_clips_own_loader_takes_the_weights_and_gives_the_same_vectors(open_clips):
-    import open_clip
+def test_open_clips_own_loader_takes_the_weights_and_gives_the_same_vectors(open_clips, open_clip):
     from PIL import Image
 
     open_clip.add_model_config(TINY_OPEN_CLIP)

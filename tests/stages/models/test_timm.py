@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-import timm
 import torch
-from timm.data import create_transform, resolve_model_data_config
 
 import stages.models.timm
 from pipeline.errors import RecipeError, StageError
@@ -14,7 +12,15 @@ NETWORK, WIDTH = "test_vit", 64
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
+def timm():
+    """The package. Its import takes seconds: those of no test."""
+    import timm
+
+    return timm
+
+
+@pytest.fixture(scope="module")
+def file(timm, tmp_path_factory):
     """Random weights of a small network, classifier included, as timm's trainer leaves them."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "small.pth"
@@ -33,14 +39,14 @@ def pictures():
     return [rng.integers(0, 256, shape, np.uint8) for shape in ((50, 90, 3), (300, 200, 3))]
 
 
-def test_vectors_are_timms_own_at_length_1(model, file, pictures):
+def test_vectors_are_timms_own_at_length_1(timm, model, file, pictures):
     from PIL import Image
 
     network = timm.create_model(NETWORK, num_classes=0)
     network.load_state_dict(torch.load(file, weights_only=True), strict=False)
     network.eval()
-    config = resolve_model_data_config(network)
-    seen = create_transform(**config, is_training=False)
+    config = timm.data.resolve_model_data_config(network)
+    seen = timm.data.create_transform(**config, is_training=False)
     with torch.inference_mode():
         row_ND = network(torch.stack([seen(Image.fromarray(rgb)) for rgb in pictures])).numpy()
     row_ND /= np.linalg.norm(row_ND, axis=1, keepdims=True)

@@ -20,7 +20,7 @@ def model(tmp_path):
 def test_on_a_cpu_it_has_the_cpu_build_and_no_key_in_its_command(model, tmp_path):
     started = Started(tmp_path)
     endpoint = vllm.endpoint(str(model), started.worker, Limits())
-    assert started.packages == (vllm.CPU,)
+    assert started.asked == vllm.CPU
     assert started.command[3:6] == [endpoint.url.removeprefix("unix:"), "--model", str(model)]
     assert {"--enable-prefix-caching", "--enforce-eager"} < set(started.command)
     assert "--tensor-parallel-size" not in started.command
@@ -35,7 +35,7 @@ def test_on_gpus_it_has_the_cuda_build_and_all_gpus_of_its_worker(model, tmp_pat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     started = Started(tmp_path, device="cuda")
     vllm.endpoint(str(model), started.worker, Limits())
-    assert started.packages == (vllm.CUDA,)
+    assert started.asked == vllm.CUDA
     at = started.command.index("--tensor-parallel-size")
     assert started.command[at + 1] == "2"
     assert "VLLM_CPU_KVCACHE_SPACE" not in started.env
@@ -68,6 +68,6 @@ def test_a_folder_that_is_not_there_and_no_model_are_errors(tmp_path):
 
 def test_a_machine_with_a_driver_plans_the_cuda_build(tmp_path, monkeypatch):
     monkeypatch.setattr(vllm, "DRIVER", tmp_path / "none")
-    assert environments_of("vllm:x")[0].packages == (vllm.CPU,)
+    assert environments_of("vllm:x") == (vllm.CPU,)
     monkeypatch.setattr(vllm, "DRIVER", tmp_path)
-    assert environments_of("vllm:x")[0].packages == (vllm.CUDA,)
+    assert environments_of("vllm:x") == (vllm.CUDA,)

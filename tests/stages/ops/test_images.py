@@ -44,10 +44,6 @@ def one_pixel(mode: str, value, name: str = "png", **options) -> list[int]:
     return rgb[0, 0].tolist()
 
 
-def bomb() -> bytes:
-    return encoded(Image.new("1", (30_000, 30_000)), "png")
-
-
 def failure(body: bytes, **options) -> str:
     with pytest.raises(ImageError) as caught:
         decode(body, **options)
@@ -85,8 +81,8 @@ def test_only_grey_and_rgb_are_plain(image, plain):
 
 
 def test_a_bomb_is_measured_but_never_decoded():
-    body = bomb()
-    assert probe(body).width == 30_000
+    body = encoded(Image.new("1", (10_000, 9_000)), "png", compress_level=1)  # just too large
+    assert probe(body).width == 10_000
     assert failure(body) == "too_many_pixels"
     assert decode(encoded(noise(10, 10), "png"), max_pixels=100).shape == (10, 10, 3)
     assert failure(encoded(noise(10, 10), "png"), max_pixels=99) == "too_many_pixels"

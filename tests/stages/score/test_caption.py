@@ -13,7 +13,7 @@ import yaml
 from metadata.schema import TEXT_LIST
 from pipeline.errors import RecipeError, StageError
 from pipeline.stage import RowFunction, Worker
-from stages.models.features import TextFeatures
+from stages.models import features
 from stages.models.filter_network import KIND, Embedder, FilterNetwork
 from stages.models.image_text import load
 from stages.models.saved import put_model
@@ -86,50 +86,54 @@ def test_texts_are_the_original_then_the_lists_and_values_lie_parallel(scored):
         assert sizes == [it and len(it) for it in out["texts"]], name
 
 
-@pytest.mark.parametrize(
-    ("name", "source", "text", "value"),
-    [
-        ("copy_ratio", "a red kite over the sea", "A red kite, over the sea!", 1),
-        ("copy_ratio", "a red kite over the sea", "the sea under a kite", 2 / 6),
-        ("copy_ratio", "红色的风筝", "红色风筝", 4 / 5),
-        ("repetition", None, "a red kite over the sea", 0),
-        ("repetition", None, "a red kite flies. a red kite flies. so", 4 / 9),
-        ("repetition", None, "ha ha ha, a clown", 0),
-        ("repetition", None, "red red red red", 3 / 4),
-        ("repetition", None, "so it goes" + "!" * 10, 10 / 20),
-        ("repetition", None, "1000000000 stars", 0),
-        ("is_refusal", None, "I'm sorry, but I can't help with that.", True),
-        ("is_refusal", None, "Tut mir leid, das geht nicht.", True),
-        ("is_refusal", None, "Sorry, we are closed: a sign", False),
-        ("has_disclaimer", None, "As an AI language model, I see a kite.", True),
-        ("has_disclaimer", None, "The image shows a kite.", False),
-        ("markup", None, "**A kite**", 2),
-        ("markup", None, "Caption: a kite", 1),
-        ("markup", None, "Sure! A kite", 1),
-        ("markup", None, "a kite <3 & a cat", 0),
-        ("garbled", None, "a \x07kite\ufffd", 2),
-        ("garbled", None, "cafÃ©", 1),
-        ("garbled", None, "\u202eetik a", 1),
-        ("garbled", None, "👩\u200d🚀 naïve café“", 0),
-        ("invented", "kite in Rome, 1987", "A kite in ROME in 1987", 0),
-        ("invented", "kite", "Five kites in New York, 3.5 m wide", 3),
-        ("invented", "12 kites", "A dozen kites. Some fly", 0),
-        ("invented", "ein Drachen", "Ein Drachen steht über dem alten Rathaus der Stadt.", 0),
-        ("invented", "kite", "A Red Kite Over The Deep Sea", 0),
-        ("is_cut", "a kite", "A red kite flies above the stri", True),
-        ("is_cut", "a kite", "A red kite flies above the", True),
-        ("is_cut", "a kite", "A red kite flies. The sky is blue and the kite", True),
-        ("is_cut", "a kite", "A red kite flies above the street", False),
-        ("is_cut", "red, kite", "kite, red, toy, wind", False),
-        ("foreign", "a red kite in the sky", "Ein roter Drachen am blauen Himmel", 0.5),
-        ("foreign", "ein roter Drachen am Himmel", "Der Drachen fliegt am Himmel", 0),
-        ("foreign", "un cerf-volant rouge dans le ciel", "a red kite in the blue sky", 0),
-    ],
-)
-def test_values_of_known_captions(scored, name, source, text, value):
-    out = scored((source, made(text)))
-    got = out[f"text_{name}"][0][-1]
-    assert got >= value if name == "foreign" and value else got == pytest.approx(value)
+KNOWN = [  # value, what the text was made from, text, value
+    ("copy_ratio", "a red kite over the sea", "A red kite, over the sea!", 1),
+    ("copy_ratio", "a red kite over the sea", "the sea under a kite", 2 / 6),
+    ("copy_ratio", "红色的风筝", "红色风筝", 4 / 5),
+    ("repetition", None, "a red kite over the sea", 0),
+    ("repetition", None, "a red kite flies. a red kite flies. so", 4 / 9),
+    ("repetition", None, "ha ha ha, a clown", 0),
+    ("repetition", None, "red red red red", 3 / 4),
+    ("repetition", None, "so it goes" + "!" * 10, 10 / 20),
+    ("repetition", None, "1000000000 stars", 0),
+    ("is_refusal", None, "I'm sorry, but I can't help with that.", True),
+    ("is_refusal", None, "Tut mir leid, das geht nicht.", True),
+    ("is_refusal", None, "Sorry, we are closed: a sign", False),
+    ("has_disclaimer", None, "As an AI language model, I see a kite.", True),
+    ("has_disclaimer", None, "The image shows a kite.", False),
+    ("markup", None, "**A kite**", 2),
+    ("markup", None, "Caption: a kite", 1),
+    ("markup", None, "Sure! A kite", 1),
+    ("markup", None, "a kite <3 & a cat", 0),
+    ("garbled", None, "a \x07kite\ufffd", 2),
+    ("garbled", None, "cafÃ©", 1),
+    ("garbled", None, "\u202eetik a", 1),
+    ("garbled", None, "👩\u200d🚀 naïve café“", 0),
+    ("invented", "kite in Rome, 1987", "A kite in ROME in 1987", 0),
+    ("invented", "kite", "Five kites in New York, 3.5 m wide", 3),
+    ("invented", "12 kites", "A dozen kites. Some fly", 0),
+    ("invented", "ein Drachen", "Ein Drachen steht über dem alten Rathaus der Stadt.", 0),
+    ("invented", "kite", "A Red Kite Over The Deep Sea", 0),
+    ("is_cut", "a kite", "A red kite flies above the stri", True),
+    ("is_cut", "a kite", "A red kite flies above the", True),
+    ("is_cut", "a kite", "A red kite flies. The sky is blue and the kite", True),
+    ("is_cut", "a kite", "A red kite flies above the street", False),
+    ("is_cut", "red, kite", "kite, red, toy, wind", False),
+    ("foreign", "a red kite in the sky", "Ein roter Drachen am blauen Himmel", 0.5),
+    ("foreign", "ein roter Drachen am Himmel", "Der Drachen fliegt am Himmel", 0),
+    ("foreign", "un cerf-volant rouge dans le ciel", "a red kite in the blue sky", 0),
+]
+
+
+def test_values_of_known_captions(scored):
+    out = scored(*((source, made(text)) for _, source, text, _ in KNOWN))
+    got = [out[f"text_{name}"][row][-1] for row, (name, *_) in enumerate(KNOWN)]
+    wrong = {
+        (name, source, text): found
+        for found, (name, source, text, value) in zip(got, KNOWN, strict=True)
+        if not (found >= value if name == "foreign" and value else found == pytest.approx(value))
+    }
+    assert not wrong
 
 
 def test_a_leak_is_of_six_words_that_nothing_known_has(scored, tmp_path):
@@ -180,14 +184,14 @@ def test_clip_scores_are_cosines_by_the_model_and_null_without_an_image(scored):
         )
 
 
-def test_a_filter_network_reads_captions_through_minilm(tmp_path):
+def test_a_filter_network_reads_captions_through_minilm(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
 
     def put(name, path):
         path.rename(tmp_path / "out" / name)
 
     torch.manual_seed(0)
-    sizes = {"image_width": 8, "text_width": TextFeatures.width, "width": 16, "words": 9}
+    sizes = {"image_width": 8, "text_width": features.TextFeatures.width, "width": 16, "words": 9}
     put_model(put, tmp_path, KIND, sizes, FilterNetwork(**sizes).state_dict())
     here = str(tmp_path)
     worker = Worker(seed=0, stage="checks", device="cpu", threads=1, scratch=tmp_path, model=here)
@@ -198,9 +202,10 @@ def test_a_filter_network_reads_captions_through_minilm(tmp_path):
             "image_embedding": pa.array([[1.0, *[0.0] * 15]], pa.list_(pa.float32(), 16)),
         }
     )
+    monkeypatch.setattr(features, "TextFeatures", cache(features.TextFeatures))  # loaded once
     score = CaptionScores(model="stage:dfn", **OURS).open(worker)
     both = ["a dog", "a cat"]
-    dog, cat = Embedder(here).embed_texts(TextFeatures("bfloat16")(both), both)
+    dog, cat = Embedder(here).embed_texts(features.TextFeatures("bfloat16", "cpu", 1)(both), both)
     expected = [dog[0], cat[0], dog[0]]
     assert score(batch)["text_clip_score"].to_pylist() == [pytest.approx(expected, abs=1e-6)]
     copied = CaptionScores(model=f"checkpoint:{here}", **OURS).open(replace(worker, model=None))

@@ -150,11 +150,11 @@ MIXES = [
 @pytest.mark.parametrize("rules", RULES, ids=str)
 @pytest.mark.parametrize("mix", [{}, *MIXES], ids=str)
 def test_texts_are_chosen_as_a_loop_chooses_them(rules, mix, memory_shards, memory_context):
-    rows, stage = drawn(300), SelectCaptions(**rules, **mix)
+    rows, stage = drawn(120), SelectCaptions(**rules, **mix)
     coins = coin(rows["uid"], seed=0, stage="it", purpose="mix")
     expected = by_a_loop(rows, stage, coins)
     assert any(expected[2]) or not rules, "some fall back"
-    for cuts in ((0, 300), (0, 90, 91, 300)):
+    for cuts in ((0, 120), (0, 40, 41, 120)):
         shards = memory_shards(*(rows[a:b] for a, b in itertools.pairwise(cuts)))
         out = ran(memory_context(), shards, **rules, **mix)
         assert found(out) == expected

@@ -90,8 +90,8 @@ def test_thousands_of_rows_near_the_boundaries_are_kept_as_plain_python_keeps_th
             int(side := rng.integers(195, 260)),
             int(side * 3 + rng.integers(-2, 3)) if rng.random() < 0.5 else int(side),
         )
-        for _ in range(20_000)
+        for _ in range(4_000)
     ]
     expected = [basic_filter(*row) for row in rows]
     assert kept(rows) == expected
-    assert 1000 < sum(expected) < 19_000
+    assert 200 < sum(expected) < 3_800

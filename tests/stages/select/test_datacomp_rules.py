@@ -71,7 +71,7 @@ def test_the_caption_filter_at_its_boundaries(keeps, language, text, stays):
 def test_the_caption_filter_is_that_of_plain_python_on_thousands_of_rows(keeps):
     rng = np.random.default_rng(0)
     pieces = ["a", "bc", "rose", " ", "\n", "\t", "\0", "\u00a0", "\u3000", "🌹"]
-    texts = ["".join(rng.choice(pieces, rng.integers(1, 8))) for _ in range(20_000)]
+    texts = ["".join(rng.choice(pieces, rng.integers(1, 8))) for _ in range(4_000)]
     languages = [["en", "de", None][rng.choice(3, p=[0.8, 0.1, 0.1])] for _ in texts]
     counted = caption(pa.table({"text": pa.array(texts, pa.string())}))
     expected = [
@@ -85,7 +85,7 @@ def test_the_caption_filter_is_that_of_plain_python_on_thousands_of_rows(keeps):
         caption_chars=counted["caption_chars"],
     )
     assert kept == expected
-    assert 1000 < sum(expected) < 19_000
+    assert 200 < sum(expected) < 3_800
 
 
 def near(cut: float, rng: np.random.Generator, rows: int) -> np.ndarray:

@@ -123,7 +123,7 @@ def test_planted_clusters_get_the_quotas_computed_by_hand(pruned):
 
 def test_every_size_of_random_cases_keeps_the_rounded_quotas_and_they_nest(pruned):
     rng = np.random.default_rng(0)
-    for case in range(20):
+    for case in range(8):
         vector_KD, rows = drawn(rng)
         balance, tau = float(rng.choice([0, 0.5, 1])), float(rng.choice([0.1, 0.5]))
         out, _ = pruned(vector_KD, rows, fraction=0.5, balance=balance, tau=tau)
@@ -144,6 +144,7 @@ def test_a_size_keeps_just_so_many_rows_and_every_size_is_of_the_next(pruned):
     rng = np.random.default_rng(1)
     for _ in range(2):
         vector_KD, rows = drawn(rng)
+        rows = rows[:20]
         before_N = np.zeros(len(rows), bool)
         uid_N = np.array(rows["uid"].to_pylist(), object)
         for size in range(1, len(rows) + 1):

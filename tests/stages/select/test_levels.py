@@ -62,10 +62,10 @@ def test_every_point_is_of_its_nearest_node_and_nodes_are_means(metric, offset, 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_pieces_of_the_points_change_no_bit(metric, memory_context, monkeypatch):
-    point_ND = around(groups=4, each=30, spread=0.4)
+    point_ND = around(groups=4, each=12, spread=0.4)
     point_ND[5] = point_ND[7]  # ties
     found = []
-    for piece in (_levels.PART, 1, 7, 119):
+    for piece in (_levels.PART, 1, 7, 47):
         monkeypatch.setattr(_levels, "PART", piece)
         ctx = memory_context()
         parents = parents_of(partial(itself, point_ND), metric, (9, 3), 8, ctx)

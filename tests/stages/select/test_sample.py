@@ -130,13 +130,13 @@ def test_rows_of_rare_values_are_as_likely_as_others(sampled):
 
 
 def test_larger_samples_hold_the_smaller_ones_at_every_size(sampled):
-    pool = rows_of([f"v{i % 7 * (i % 3)}" for i in range(60)])
+    pool = rows_of([f"v{i % 7 * (i % 3)}" for i in range(36)])
     sizes: dict[str, list[dict[str, Any]]] = {
-        "rows": [{"rows": n} for n in range(1, 61)],
-        "rows by": [{"rows": n, "by": "group"} for n in range(1, 61)],
-        "fraction": [{"fraction": n / 60} for n in range(1, 61)],
-        "fraction by": [{"fraction": n / 60, "by": "group"} for n in range(1, 61)],
-        "at_most": [{"at_most": n, "per": "group"} for n in range(1, 30)],
+        "rows": [{"rows": n} for n in range(1, 37)],
+        "rows by": [{"rows": n, "by": "group"} for n in range(1, 37)],
+        "fraction": [{"fraction": n / 36} for n in range(1, 37)],
+        "fraction by": [{"fraction": n / 36, "by": "group"} for n in range(1, 37)],
+        "at_most": [{"at_most": n, "per": "group"} for n in range(1, 18)],
     }
     for name, settings in sizes.items():
         outs = [sampled(pool, **some) for some in settings]
@@ -194,7 +194,7 @@ def test_rows_of_one_uid_share_their_coin_and_a_number_is_still_exact(sampled):
     pool = rows_of(["a"] * 10)
     same = pa.concat_tables([pool] * 3)
     assert kept(sampled(same, fraction=0.5)) == kept(sampled(pool, fraction=0.5)) * 3
-    for rows in range(1, 31):
+    for rows in (1, 2, 3, 10, 17, 29, 30):
         assert sum(kept(sampled(same, rows=rows))) == rows
         assert sum(kept(sampled(same, rows=rows, by="group"))) == rows
     assert sorted(sampled(same, per="group", at_most=1)["sample_rank"].to_pylist()) == [*range(30)]

@@ -47,7 +47,7 @@ def test_top_level_conjuncts_in_order_through_parentheses_and_not_through_betwee
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
-        (f"words IN ({', '.join(map(str, range(3, 5000)))})", [True, False, None]),
+        (f"words IN ({', '.join(map(str, range(3, 1500)))})", [True, False, None]),
         (" OR ".join(f"words = {n}" for n in range(3, 336)), [True, False, None]),
         (" AND ".join(f"words <> {n}" for n in range(8, 341)), [True, True, None]),
         (f"{'(' * 25}words > 2{')' * 25}", [True, False, None]),
@@ -153,7 +153,7 @@ def test_arithmetic_in_brackets_is_mended_once_and_not_in_each():
 
 def test_drawn_conditions_mean_what_they_mean_with_every_bracket_mended(monkeypatch):
     random = Random(0)
-    drawn = [f"{arithmetic(random, 3)} > {arithmetic(random, 1)}" for _ in range(300)]
+    drawn = [f"{arithmetic(random, 3)} > {arithmetic(random, 1)}" for _ in range(100)]
     once = [verdict(where) for where in drawn]
     with monkeypatch.context() as every_bracket:
         _sql._without_lists.cache_clear()
@@ -161,8 +161,8 @@ def test_drawn_conditions_mean_what_they_mean_with_every_bracket_mended(monkeypa
         assert [verdict(where) for where in drawn] == once
         _sql._without_lists.cache_clear()
     answered = [found for found in once if isinstance(found, list)]
-    assert sum(None in found for found in answered) > 100
-    assert sum(True in found for found in answered) > 50
+    assert sum(None in found for found in answered) > 33
+    assert sum(True in found for found in answered) > 16
 
 
 def arithmetic(random: Random, depth: int) -> str:

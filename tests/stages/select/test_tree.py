@@ -61,7 +61,7 @@ def test_quotas_by_hand(sizes, target, quotas):
     assert flat(*sizes).quotas(target)[0].tolist() == quotas
 
 
-@pytest.mark.parametrize("case", range(40))
+@pytest.mark.parametrize("case", range(12))
 def test_quotas_and_least_targets_are_the_recursive_rule_at_every_target(case):
     rng = np.random.default_rng(case)
     nodes = [[], [3], [5, 2], [7, 4, 2]][case % 4]

@@ -277,7 +277,9 @@ TOP = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
 @given(
     rows=st.lists(st.tuples(VALUE, UID, st.booleans()), min_size=1, max_size=12),
     top=TOP,

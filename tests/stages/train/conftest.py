@@ -7,6 +7,11 @@ from stages.clip.nano import ARCHITECTURES
 from tests.stages.clip.exported import TINY
 
 
+@pytest.fixture(autouse=True, scope="package")
+def optimiser():
+    torch.optim.SGD([torch.zeros(1)])  # the first imports for seconds: those of no test
+
+
 @pytest.fixture(autouse=True)
 def tiny_nano(monkeypatch):
     torch.set_num_threads(1)

@@ -379,7 +379,7 @@ def test_a_loss_is_found_by_name_and_its_tiles_change_no_value(trained, loss):
 
 
 def test_a_network_of_open_clips_trains_in_pieces_and_with_fewer_activations_to_the_same_loss(
-    trained,
+    trained, open_clip
 ):
     ways = ({}, {"accumulate": 3}, {"checkpoint_activations": True})
     steps = {"samples_seen": 24, "precision": "float32", "model": TINY_OPEN_CLIP}
@@ -409,7 +409,7 @@ stages:
 PIECES = ("seeds: {seeds}", "accumulate: 2, precision: bf16, texts: first, model: {model}")
 
 
-@pytest.mark.chaos
+@pytest.mark.soak(cpu_s=30)
 def test_two_ranks_in_pieces_and_bf16_that_are_killed_end_at_the_same_bytes(tmp_path):
     pool, recipe = write_pool(tmp_path / "pool"), tmp_path / "recipe.yaml"
     text = RANKS.replace(*PIECES)

@@ -1,0 +1,50 @@
+"""deploy/Dockerfile, step by step in a folder: all of clipmill is in the image, and works there.
+
+The steps are read from the file. Debian's packages are left out: they would change this machine.
+"""
+
+import os
+import re
+import subprocess
+import venv
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.soak(cpu_s=110)
+@pytest.mark.timeout(1800)
+def test_the_steps_of_the_image_bring_all_of_clipmill_and_a_place_for_own_stages(tmp_path):
+    venv.create(tmp_path / "python", with_pip=True)
+    own = {"PATH": f"{tmp_path}/python/bin:{os.environ['PATH']}", "PYTHONPATH": ""}
+    env = {**os.environ, **own, "PIP_NO_COMPILE": "1"}  # few of its modules are imported here
+    sh = partial(subprocess.run, shell=True, check=True, env=env, text=True, stdout=subprocess.PIPE)
+    text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    for step, said in re.findall(r"^([A-Z]+) (.+)$", text, re.MULTILINE):
+        here = re.sub(r"(?<![^\s=])/", f"{tmp_path}/", said)  # its root is our folder
+        if step == "COPY":
+            folder = here.split()[-1].rpartition("/")[0]
+            sh(f"mkdir -p {folder} && cp -r {here}", cwd=ROOT)
+        elif step == "ENV":
+            env |= dict(pair.split("=", 1) for pair in here.split())
+        elif step == "WORKDIR":
+            Path(here).mkdir()
+            sh.keywords["cwd"] = here
+        elif step == "RUN" and not said.startswith("apt-get "):
+            sh(here.replace("--no-cache-dir", ""))  # which makes a layer small
+        else:
+            assert step in ("FROM", "RUN"), f"{step} is not known here"
+
+    tracked = "git ls-files clipmill.py metadata pipeline stages"
+    files = sh(tracked, cwd=ROOT).stdout.split()
+    installed = sh("python -c 'import clipmill; print(clipmill.__file__)'").stdout.strip()
+    assert len(files) > 300
+    assert [file for file in files if not (Path(installed).parent / file).is_file()] == []
+    assert installed.startswith(str(tmp_path))
+    assert sh("clipmill --version").stdout.startswith("clipmill ")
+    assert "ok    ray jobs" in sh("clipmill doctor").stdout  # what KubeRay's probes ask for
+    sh(f"cp -r {ROOT}/tests/own_stages {tmp_path}/stages")
+    assert "Each text of `said`" in sh("clipmill stages probe.says").stdout

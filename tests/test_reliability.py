@@ -1,0 +1,56 @@
+"""docs/reliability.md says of each promise by which tests it is held, and where they run."""
+
+import re
+
+from tests import reliability
+from tests.reliability import PAGE, filled, ids_of, parts_of
+
+
+def test_where_tests_run_is_as_their_marks_say():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == filled(page, None), "run: python -m tests.reliability"
+
+
+def test_every_promise_is_held_by_a_test_of_every_change():
+    page = PAGE.read_text(encoding="utf-8")
+    section = page.partition("## Promises")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d)\. .*", section, re.MULTILINE)
+    assert rows == list("1234567")
+    for line in section.splitlines():
+        if tests := ids_of(line):
+            assert "test" in set().union(*map(parts_of, tests)), line
+
+
+def test_parts_are_those_of_marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(reliability, "ROOT", tmp_path)
+    (tmp_path / "it.py").write_text(
+        "pytestmark = [pytest.mark.usefixtures('it')]\n"
+        "def test_unit(): pass\n"
+        "@pytest.mark.chaos\ndef test_core(): pass\n"
+        "@pytest.mark.chaos\n@pytest.mark.soak(cpu_s=9)\ndef test_long(): pass\n"
+        "@pytest.mark.drawn\ndef test_drawn(): pass\n"
+        "@pytest.mark.parametrize('n', [1, pytest.param(2, marks=pytest.mark.soak)])\n"
+        "def test_some(n): pass\n"
+    )
+    names = ("unit", "core", "long", "drawn", "some")
+    assert [sorted(parts_of(f"it.py::test_{name}")) for name in names] == [
+        ["test"],
+        ["test"],
+        ["soak"],
+        ["soak", "test"],
+        ["soak", "test"],
+    ]
+    assert parts_of("it.py::") == {"test", "soak"}
+
+
+def test_tries_of_a_row_are_those_of_its_tests(tmp_path, monkeypatch):
+    monkeypatch.setattr(reliability, "ROOT", tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "it.py").write_text("def test_a(): pass\ndef test_ab(): pass\n")
+    tries = {"tests/it.py::test_a": 430, "tests/it.py::test_ab": 3, "tests/of.py::test_a": 1}
+    row = "| killed | [it](../tests/it.py){} | x | 0 |\n"
+    page = filled(row.format("") + row.format(" `test_a`"), tries)
+    assert page == (
+        "| killed | [it](../tests/it.py) | test | 433 |\n"
+        "| killed | [it](../tests/it.py) `test_a` | test | 430 |\n"
+    )
