@@ -68,9 +68,9 @@ def check_edges(
                 fits = {"rows": "from", "data": "data"}
                 fits |= {edge: f'{edge}: "stage:…"' for edge in ("model", "centroids")}
                 other = f", or use `{fits[gives[0]]}`" if gives else ""
-                given = " and ".join(gives) or "nothing"
+                whole = " and ".join(gives) or "nothing"
                 raise RecipeError(
-                    found=f"'{target}' gives {given}, and `{edge}` takes {kind}",
+                    found=f"'{target}' gives {whole}, and `{edge}` takes {kind}",
                     where=recipe.where(name, edge),
                     do=f"name a stage that gives {kind}{other}",
                 )
