@@ -16,7 +16,7 @@ PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo browser check unit chaos test soak bench docs clean
+.PHONY: help demo browser check unit chaos test soak mutants bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -62,6 +62,9 @@ test: browser check unit chaos  ## all that a change must pass
 
 soak: browser  ## all the rest, for hours; SEED=1 SHARE=1/4: the first of four shares
 	$(PYTEST) -n 2 --dist loadfile --part soak --seed $(SEED) --share $(SHARE) --durations 40 $(MARKED)
+
+mutants: .venv/installed-dev  ## 40 faults put into the source, each to be found by a test; SEED= draws others
+	$(BIN)/python -m tests.mutants --seed $(SEED)
 
 bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks
