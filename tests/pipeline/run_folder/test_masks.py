@@ -312,7 +312,7 @@ def test_an_export_that_is_damaged_where_its_places_are_is_made_again(copy, whol
     assert file.read_bytes() == held
 
 
-@pytest.mark.chaos
+@pytest.mark.soak(cpu_s=30)
 def test_killed_while_it_reads_and_run_again_the_files_are_those_of_a_calm_run(whole, tmp_path):
     runs, _ = whole
     recipe = runs.out.with_suffix(".yaml")

@@ -163,7 +163,7 @@ def test_one_seed_claims_nothing(place, capsys):
     assert "95 % intervals" not in (place / "one" / "leaderboard.html").read_text()
 
 
-@chaos
+@pytest.mark.soak(cpu_s=2)  # by the clock
 def test_what_a_training_takes_is_told_within_a_factor_of_two_and_stands_in_the_table(place):
     out = place / "timed"
     arguments = [f"long={place}/run:long", "--tasks", str(place / "tasks"), "--seeds", "1"]

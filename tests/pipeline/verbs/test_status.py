@@ -21,7 +21,7 @@ from pipeline.run_folder.live import read_live
 from tests.engine_stages.harness import environment
 
 ROOT = Path(__file__).parents[3]
-SOON_S = 30.0
+SOON_S = 60.0  # against hanging
 STAGES = """
   square: {{uses: toy.power, from: numbers}}
   held:   {{uses: toy.held, from: numbers, gate: {gate}, at: 18}}
