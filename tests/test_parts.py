@@ -90,7 +90,8 @@ def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
 
 def test_a_dear_unit_test_fails_the_run_unless_it_says_why(pytester, chosen, monkeypatch):
     monkeypatch.setattr(parts, "LIMIT_S", 0.2)
-    monkeypatch.setattr(parts, "MOST_S", 0.2)
+    monkeypatch.setattr(parts, "IMPORTED", ())
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     spin = "    import os\n    while sum(os.times()[:2]) < until: pass\n"
     begin = "    import os; until = sum(os.times()[:2]) + 0.25\n"
     pytester.makepyfile(

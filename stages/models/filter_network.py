@@ -22,7 +22,7 @@ from stages.models.saved import matching, read_model
 from stages.ops.words import Texts, WordBags, word_bags
 
 # Shapes: N rows, D width of the embedding, I and T widths of image and text features, V buckets of
-# words, S = T + V, B a batch, R directions.
+# words that some caption has, S = T + V, B a batch, R directions.
 
 KIND = "filter_network"
 WORDS = 4096  # buckets; of the full pool AUC .713, with half as many .707, with twice .716
@@ -89,21 +89,30 @@ def fitted(
     A pair of directions weighs as its correlation does. Pairs that do not fit cost little: a
     caption that stands beside pictures of all kinds correlates with none.
     """
-    mean_I, mean_S, image_II, text_SS, both_IS = _covariances(image_NI, text_NT, captions)
-    texts, more = text_NT.shape[1], 1 + FEW / len(image_NI)
-    for block_FF, mean_F, ridge in (
-        (image_II, mean_I, IMAGE_RIDGE),
-        (text_SS[:texts, :texts], mean_S[:texts], TEXT_RIDGE),
-        (text_SS[texts:, texts:], None, WORD_RIDGE),  # captions may have no word
+    from scipy.sparse import csr_array
+
+    (rows, images), texts = image_NI.shape, text_NT.shape[1]
+    bags = word_bags(captions, WORDS)
+    met_V, at_W = np.unique(bags.bucket_W, return_inverse=True)  # the others' weights are 0
+    ends_N = np.append(bags.starts(), len(at_W))
+    weight_W = np.repeat(_weights(bags), bags.count_N)
+    word_NV = csr_array((weight_W, at_W, ends_N), shape=(rows, len(met_V)))
+    mean_I, mean_S, image_II, text_SS, both_IS = _covariances(image_NI, text_NT, word_NV)
+    more = 1 + FEW / rows
+    for block_FF, mean_F, size, ridge in (
+        (image_II, mean_I, images, IMAGE_RIDGE),
+        (text_SS[:texts, :texts], mean_S[:texts], texts, TEXT_RIDGE),
+        (text_SS[texts:, texts:], None, WORDS, WORD_RIDGE),  # captions may have no word
     ):
         variance_F = block_FF.diagonal()
-        if mean_F is not None and not variance_F.mean() > ROUNDING * mean_F.square().mean():
+        mean = variance_F.sum() / size
+        if mean_F is not None and not mean > ROUNDING * mean_F.square().mean():
             raise ValueError("the features of all rows are alike")
-        variance_F += ridge * more * variance_F.mean().clamp(min=ROUNDING)
+        variance_F += ridge * more * mean.clamp(min=ROUNDING)
     image_II, text_SS = (torch.linalg.cholesky(it) for it in (image_II, text_SS))
     both_IS = torch.linalg.solve_triangular(image_II, both_IS, upper=False)
     both_IS = torch.linalg.solve_triangular(text_SS, both_IS.T, upper=False).T
-    # Its singular values are the correlations. Images have fewer features than captions and words.
+    # Its singular values are the correlations. Mostly images have fewer features than captions.
     square_R, image_IR = (it.flip(-1) for it in torch.linalg.eigh(both_IS @ both_IS.T))
     correlation_R = square_R.clamp(min=0).sqrt()
     directions = min(width, int((correlation_R > LEAST * correlation_R[0]).sum()))
@@ -116,38 +125,34 @@ def fitted(
     image_DI, text_DS = (
         functional.pad(it, (0, 0, 0, width - directions)) for it in (image_RI, text_RS)
     )
-    network = FilterNetwork(image_NI.shape[1], texts, width, WORDS)
+    words_VD = torch.zeros(WORDS, width, dtype=text_DS.dtype)
+    words_VD[met_V] = text_DS[:, texts:].T
+    network = FilterNetwork(images, texts, width, WORDS)
     network.load_state_dict(
         {
             "image.weight": image_DI,
             "image.bias": -image_DI @ mean_I,
             "text.weight": text_DS[:, :texts],
             "text.bias": -text_DS @ mean_S,
-            "words.weight": text_DS[:, texts:].T,
+            "words.weight": words_VD,
         }
     )
     return network.eval()
 
 
 def _covariances(
-    image_NI: NDArray[np.float32], text_NT: NDArray[np.float32], captions: Texts
+    image_NI: NDArray[np.float32], text_NT: NDArray[np.float32], word_NV: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Means (I,) and (S,), and covariances (I, I), (S, S) and (I, S), of roots, features and words.
 
     Of (S, S) the lower half.
     """
-    from scipy.sparse import csr_array
-
     (rows, images), texts = image_NI.shape, text_NT.shape[1]
-    both = texts + WORDS
+    both = texts + word_NV.shape[1]
     mean_I, mean_S, image_II, text_SS, both_IS = (
         torch.zeros(size, dtype=torch.float64)
         for size in ((images,), (both,), (images, images), (both, both), (images, both))
     )
-    bags = word_bags(captions, WORDS)
-    ends_N = np.append(bags.starts(), len(bags.bucket_W))
-    weight_W = np.repeat(_weights(bags), bags.count_N)
-    word_NV = csr_array((weight_W, bags.bucket_W, ends_N), shape=(rows, WORDS))
     for start in range(0, rows, SUMMED):
         part = slice(start, start + SUMMED)
         image_BI, text_BT = (
@@ -165,7 +170,7 @@ def _covariances(
         both_IS[:, :texts] += image_BI.T @ text_BT
         both_IS[:, texts:] += torch.from_numpy(word_VB @ image_BI.numpy()).T
     for sums in (mean_I, mean_S, image_II, text_SS, both_IS):
-        sums.div_(rows)  # in place: (S, S) has 160 MB
+        sums.div_(rows)  # in place: (S, S) may have 160 MB
     image_II -= torch.outer(mean_I, mean_I)
     text_SS -= torch.outer(mean_S, mean_S)
     both_IS -= torch.outer(mean_I, mean_S)

@@ -38,7 +38,7 @@ class TrainedFilterNetwork(DatasetStage):
     width: OneUp = 256  # numbers of an embedding
     most_rows: OneUp = 100_000  # to learn from; of more, so many by hash
 
-    version = 3
+    version = 4
     determinism = "exact"
     gives = ("model",)
     artifacts = (("notes", CARD),)

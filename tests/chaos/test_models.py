@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
         yield made
 
 
-@pytest.mark.drawn(cases=2, cpu_s=10)
+@pytest.mark.drawn(cases=1, cpu_s=15)
 @pytest.mark.parametrize("part", range(KILLS))
 def test_killed_on_the_way_and_run_again_the_files_are_the_same(part, runs, calm, tmp_path):
     whole, expected = calm
