@@ -85,6 +85,7 @@ def test_answers_are_the_ledgers(run):
     assert run.stages == ("pool", "caption", "look", "few")
 
 
+@pytest.mark.slow("draws pages of every answer")
 def test_answers_show_tables_and_pictures_and_escape_captions(run):
     rows = run.table("pool", ["text"]).collect()
     hostile = rows.filter(pl.col("text") == HOSTILE)["uid"][0]
@@ -247,6 +248,7 @@ def test_importing_it_imports_nothing_else():
     assert not [name for name in new if name.partition(".")[0] in ("pipeline", "polars", "numpy")]
 
 
+@pytest.mark.slow("starts DuckDB and three runs")
 def test_other_readers_take_a_stages_files_by_its_glob(run, pictures, tmp_path):
     import duckdb
 

@@ -282,6 +282,7 @@ def test_values_are_those_that_the_run_stored(of_functions):
     of_functions(law)
 
 
+@pytest.mark.slow("every stage")
 def test_batch_boundaries_do_not_matter(of_functions):
     def law(it):
         start = 20
@@ -292,6 +293,7 @@ def test_batch_boundaries_do_not_matter(of_functions):
     of_functions(law)
 
 
+@pytest.mark.slow("every stage")
 def test_the_order_of_rows_does_not_matter(of_functions):
     def law(it):
         answer = it.function(it.rows.take(pa.array(range(59, 29, -1))))
@@ -300,6 +302,7 @@ def test_the_order_of_rows_does_not_matter(of_functions):
     of_functions(law)
 
 
+@pytest.mark.slow("every stage")
 def test_columns_in_chunks_are_read_the_same(of_functions):
     def law(it):
         rows = it.rows.slice(25, 20)
@@ -310,6 +313,7 @@ def test_columns_in_chunks_are_read_the_same(of_functions):
     of_functions(law)
 
 
+@pytest.mark.slow("every stage")
 def test_an_empty_batch_keeps_its_types(of_functions):
     def law(it):
         empty = it.function(it.rows.slice(0, 0))

@@ -200,6 +200,7 @@ def test_the_map_of_the_tree_names_every_file():
     assert places.keys() - folders == {path for path in there if not path.startswith(folders)}
 
 
+@pytest.mark.slow("reads every module")
 def test_imports_go_down_the_map():
     places = the_map()
     for path in places:

@@ -136,6 +136,7 @@ def test_a_list_changed_since_matching_is_refused_and_a_digest_matches_anew(
     assert "and the list is now" in said.out + said.err
 
 
+@pytest.mark.slow("runs a bundled recipe, downloads and all")
 def test_the_demo_recipe_whole(clipmill, tmp_path):
     build_pool("generated", tmp_path / "pool", rows=120, workers=1)
     truth = pl.read_parquet(tmp_path / "pool/truth.parquet")

@@ -88,6 +88,7 @@ def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
     chosen("--part", "soak", "--share", "4/3", code=pytest.ExitCode.USAGE_ERROR)
 
 
+@pytest.mark.slow("spins as long as it measures")
 def test_a_dear_unit_test_fails_the_run_unless_it_says_why(pytester, chosen, monkeypatch):
     monkeypatch.setattr(parts, "LIMIT_S", 0.2)
     monkeypatch.setattr(parts, "IMPORTED", ())

@@ -2,10 +2,13 @@
 
 import re
 
+import pytest
+
 from tests import reliability
 from tests.reliability import PAGE, filled, ids_of, parts_of
 
 
+@pytest.mark.slow("reads every test")
 def test_where_tests_run_is_as_their_marks_say():
     page = PAGE.read_text(encoding="utf-8")
     assert page == filled(page, None), "run: python -m tests.reliability"

@@ -62,6 +62,7 @@ def test_a_server_that_vanishes_ends_the_run_and_the_next_one_asks_for_the_rest(
     assert server.asked.total() == asked
 
 
+@pytest.mark.slow("three runs that ask a server")
 def test_a_budget_ends_the_run_and_a_larger_one_goes_on(run, server):
     ended = run("--set", "made.limits.max_tokens_total=0")
     assert (ended.code, server.asked.total()) == (1, 0)

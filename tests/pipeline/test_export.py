@@ -120,6 +120,7 @@ def test_exported_again_the_files_are_the_same_and_nothing_is_computed(export, r
     }
 
 
+@pytest.mark.slow("six commands, each a whole look at the run")
 def test_no_answer_about_the_run_knows_of_an_export(export, run, clipmill):
     of_run = ("--run", run, "--json")
     before = [clipmill(verb, *of_run).json for verb in ("status", "funnel")]

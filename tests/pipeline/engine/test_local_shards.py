@@ -188,6 +188,7 @@ def test_a_changed_parent_is_read_anew(program, engine):
     assert ran.column("it", "value") == [number + sum(rows) * 13 for number in rows]
 
 
+@pytest.mark.slow("starts two workers")
 def test_workers_of_a_machine_share_the_copies(program, scratch, tmp_path, monkeypatch):
     seen = tmp_path / "seen"
     seen.mkdir()

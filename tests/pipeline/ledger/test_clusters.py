@@ -267,6 +267,7 @@ def test_a_cluster_that_a_select_names_itself_is_not_named_twice(clustered, rows
     assert said["even"] == f"kept by 'even'; number 1 of cluster {row['cluster']}, of which 2 stay"
 
 
+@pytest.mark.slow("asks for every row")
 def test_why_names_the_cluster_the_rank_and_the_quota(clustered, rows):
     quota = max(row["rank"] for row in rows if row["even"]) + 1
     seen = set()

@@ -84,6 +84,7 @@ def test_what_is_not_done_is_said_and_the_page_has_it_all(other, tmp_path):
     ]
 
 
+@pytest.mark.slow("two more runs")
 def test_an_older_variant_is_seen_as_it_stood_where_a_wider_mask_added_rows(numbered_copy):
     made = numbered_copy
     counted = as_json(funnel(made))

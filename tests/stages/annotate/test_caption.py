@@ -18,6 +18,7 @@ def counts(texts: list) -> dict:
     return caption(pa.table({"text": pa.array(texts, pa.string())})).to_pydict()
 
 
+@pytest.mark.slow("a million code points")
 def test_words_and_characters_are_pythons_on_every_code_point():
     points = [p for p in range(sys.maxunicode + 1) if not 0xD800 <= p < 0xE000]  # no surrogates
     rows = [points[start : start + 16] for start in range(0, len(points), 16)]

@@ -40,6 +40,7 @@ def test_a_caption_cannot_break_a_prompt(caption, clean):
     assert cleaned(caption, 64) == clean
 
 
+@pytest.mark.slow("a hundred drawn captions")
 @given(ANY)
 def test_a_clean_caption_is_one_plain_line(caption):
     clean = cleaned(caption, 64)

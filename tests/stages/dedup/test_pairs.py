@@ -61,6 +61,7 @@ def small(monkeypatch):
     monkeypatch.setattr(pairs, "RANGE_ROWS", 5)
 
 
+@pytest.mark.slow("many drawn sets against all pairs")
 def test_hashes_are_paired_as_by_looking_at_all(memory_shards, memory_context):
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -98,6 +99,7 @@ def test_texts_are_paired_as_by_looking_at_all(memory_shards, memory_context):
         assert found == by_hand(whole, texts, nearness, 1), seed
 
 
+@pytest.mark.slow("four whole searches")
 @pytest.mark.parametrize(
     "stage",
     [

@@ -213,6 +213,7 @@ def test_mutated_urls_and_answers_have_declared_reasons(between, raw):
     assert seen >= {None, "bad_url", "unresolvable", "bad_response", "connection_lost", "http_5xx"}
 
 
+@pytest.mark.slow("loads img2dataset")
 def test_they_have_by_img2dataset_too(between_by, raw):
     between = between_by(Img2dataset)
     seen = set().union(*(fuzz(between, raw, seed) for seed in range(3)))

@@ -45,6 +45,7 @@ def read_all(data: bytes, delimiter: str = ",", **settings) -> list[list[str] | 
     return rows
 
 
+@pytest.mark.slow("a hundred drawn files")
 @settings(deadline=None)
 @given(rows=TABLE, delimiter=st.sampled_from(",\t"))
 def test_rows_are_those_of_the_csv_module(rows, delimiter):

@@ -184,6 +184,7 @@ def test_clip_scores_are_cosines_by_the_model_and_null_without_an_image(scored):
         )
 
 
+@pytest.mark.slow("loads MiniLM")
 def test_a_filter_network_reads_captions_through_minilm(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
 
@@ -223,6 +224,7 @@ def test_hostile_texts_cost_no_more_than_their_length(scored):
     assert out["text_repetition"][0][4] == 1
 
 
+@pytest.mark.slow("scores every labelled caption")
 def test_recall_of_each_fault_on_the_half_that_nobody_tuned_on():
     held = recall([it for it in labelled() if it.held])
     for fault, (own, any_) in held.items():  # as docs/captions.md has them, less two points

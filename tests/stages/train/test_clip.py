@@ -84,6 +84,7 @@ def test_the_setting_seed_is_added_to_the_recipes(launching_context, data, train
     assert weights(Path(ctx.folder)) == weights(Path(other.folder))
 
 
+@pytest.mark.slow("trains with each seed, and with both")
 def test_each_of_several_seeds_leaves_what_it_leaves_alone(trained, launching_context, data):
     folder = trained(seeds=(3, 0))
     held = sorted(path.name for path in (folder / "out").iterdir())
