@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.cli import main
 from pipeline.pools.build import build_pool
 from pipeline.pools.server import start_server
 
@@ -28,7 +29,7 @@ def pool(tmp_path_factory):
         yield folder
 
 
-def run(clipmill, pool: Path, out: Path, *more: str, until: str = "shards"):
+def run(pool: Path, out: Path, *more: str, until: str = "shards") -> int:
     settings = [
         f"trusted.path={pool}/trusted/metadata",
         f"pool.path={pool}/metadata",
@@ -36,7 +37,7 @@ def run(clipmill, pool: Path, out: Path, *more: str, until: str = "shards"):
         *more,
     ]
     overrides = [word for setting in settings for word in ("--set", setting)]
-    return clipmill("run", "dfn", "--out", out, "--workers", 0, "--until", until, *overrides)
+    return main(["run", "dfn", "--out", str(out), "--workers", "0", "--until", until, *overrides])
 
 
 def stored(out: Path, stage: str) -> pl.DataFrame:
@@ -53,17 +54,15 @@ def outputs(out: Path, stage: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def ran(clipmill, pool, tmp_path):
-    said = run(clipmill, pool, tmp_path / "run")
-    assert said.code == 0, said.out + said.err
-    return tmp_path / "run"
+@pytest.fixture(scope="module")
+def ran(pool, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ran") / "run"
+    assert run(pool, out) == 0
+    return out
 
 
 @pytest.mark.chaos  # seconds
-def test_every_row_gets_a_score_or_a_reason_and_the_best_are_exported(
-    ran, clipmill, pool, tmp_path
-):
+def test_every_row_gets_a_score_or_a_reason_and_the_best_are_exported(ran, pool, tmp_path):
     assert outputs(ran, "dfn").keys() == {"model.json", "model.safetensors"}
     score = stored(ran, "score")
     assert (score["clip_score"].is_null() == score["reason"].is_not_null()).all()
@@ -74,8 +73,7 @@ def test_every_row_gets_a_score_or_a_reason_and_the_best_are_exported(
     assert kept.min() >= left.drop_nulls().max()
     assert len(kept) == int(0.45 * score["clip_score"].count())
 
-    again = run(clipmill, pool, tmp_path / "again", "pool.shard_rows=200")
-    assert again.code == 0
+    assert run(pool, tmp_path / "again", "pool.shard_rows=200") == 0
     for stage in ("features", "emb", "score"):
         assert stored(tmp_path / "again", stage).sort("uid").equals(stored(ran, stage).sort("uid"))
     assert outputs(tmp_path / "again", "dfn") == outputs(ran, "dfn")

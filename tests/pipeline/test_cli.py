@@ -396,7 +396,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(recipe, tmp_path):
 
 @pytest.mark.chaos  # seconds
 def test_two_commands_in_one_folder_do_not_mix(recipe, tmp_path, clipmill):
-    recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 1"))
+    recipe.write_text(recipe.read_text().replace("shard_rows: 30", "shard_rows: 4"))
     command = ["run", str(recipe), "--out", str(tmp_path / "run"), "--workers", "1"]
     first = subprocess.Popen([*CLIPMILL, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert first.stderr is not None
