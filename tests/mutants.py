@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -68,6 +69,7 @@ class End:
     seconds: float
 
 
+@cache
 def all_mutants() -> list[Mutant]:
     table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     made = [Mutant(name=name, **it | {"tests": tuple(it["tests"])}) for name, it in table.items()]
