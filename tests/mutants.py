@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -53,9 +54,7 @@ class Mutant:
         """The text with the fault; ValueError where it has no place, or several."""
         if text.count(self.old) != 1:
             raise ValueError(f"{self.name}: its text stands {text.count(self.old)} times")
-        faulty = text.replace(self.old, self.new)
-        compile(faulty, self.file, "exec")
-        return faulty
+        return text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +67,7 @@ class End:
     seconds: float
 
 
+@cache
 def all_mutants() -> list[Mutant]:
     table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     made = [Mutant(name=name, **it | {"tests": tuple(it["tests"])}) for name, it in table.items()]
@@ -125,7 +125,9 @@ def run_with(mutant: Mutant, trees: "queue.Queue[Path]") -> bool:
     file = tree / mutant.file
     whole = file.read_text(encoding="utf-8")
     try:
-        file.write_text(mutant.put_into(whole), encoding="utf-8")
+        faulty = mutant.put_into(whole)
+        compile(faulty, mutant.file, "exec")  # else whatever imports it would find it
+        file.write_text(faulty, encoding="utf-8")
         end = run_tests(mutant.tests, tree, "-x")
     finally:
         file.write_text(whole, encoding="utf-8")

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from tests import reliability
-from tests.reliability import PAGE, filled, ids_of, parts_of
+from tests.mutants import all_mutants
+from tests.reliability import FAULTS, PAGE, filled, ids_of, parts_of
 
 
 @pytest.mark.slow("reads every test")
@@ -24,6 +25,16 @@ def test_every_promise_is_held_by_a_test_of_every_change():
             assert "test" in set().union(*map(parts_of, tests)), line
 
 
+def test_every_fault_has_its_place_and_is_found_by_a_test_of_every_change_whatever_the_seed():
+    faults = all_mutants()  # ValueError where the text of one is no longer there
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    assert {row[1] for line in lines if (row := FAULTS.match(line))} == {
+        it.promise for it in faults
+    }
+    lost = [it.name for it in faults if {"test"} not in [parts_of(test) for test in it.tests]]
+    assert not lost
+
+
 def test_parts_are_those_of_marks(tmp_path, monkeypatch):
     monkeypatch.setattr(reliability, "ROOT", tmp_path)
     (tmp_path / "it.py").write_text(
@@ -34,6 +45,7 @@ def test_parts_are_those_of_marks(tmp_path, monkeypatch):
         "@pytest.mark.drawn\ndef test_drawn(): pass\n"
         "@pytest.mark.parametrize('n', [1, pytest.param(2, marks=pytest.mark.soak)])\n"
         "def test_some(n): pass\n"
+        "class TestIt:\n    def test_inside(self): pass\n"
     )
     names = ("unit", "core", "long", "drawn", "some")
     assert [sorted(parts_of(f"it.py::test_{name}")) for name in names] == [
@@ -43,6 +55,7 @@ def test_parts_are_those_of_marks(tmp_path, monkeypatch):
         ["soak", "test"],
         ["soak", "test"],
     ]
+    assert parts_of("it.py::TestIt::test_inside[a]") == {"test"}
     assert parts_of("it.py::") == {"test", "soak"}
 
 

@@ -9,8 +9,8 @@ how long it was at work; `GET /bodies` what they were.
 A fault is a word:
   429, 429:2      too many requests; with Retry-After: 2
   500, 503:2      a server's error, the same way
-  400             a request that it does not understand
-  401             an unknown key; the message holds the key that was sent
+  400             a request that it does not understand; the message holds the key that was sent
+  401             an unknown key; the message holds it too
   too_long        a prompt longer than the context
   filtered        an answer that a filter took away
   half            the connection ends in mid-answer
@@ -181,10 +181,10 @@ class TextServer:
         status, _, wait = (fault or "").partition(":")
         if status in ("429", "500", "503"):
             return _error(int(status), "later", {"Retry-After": wait} if wait else {})
+        sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if fault == "400":
-            return _error(400, "Unrecognized request argument supplied: top_k")
+            return _error(400, f"Unrecognized request argument supplied: top_k, by {sent}")
         if fault == "401":
-            sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
             return _error(401, f"Incorrect API key provided: {sent}.")
         if fault == "too_long":
             return _error(400, "This model's maximum context length is 64 tokens.")

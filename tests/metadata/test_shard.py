@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata import parquet_file
+from metadata import parquet_file, storage
 from metadata.damage import DamagedError
 from metadata.parquet_file import read_at, read_file, recut
 from metadata.passes import read_stage
@@ -60,6 +60,17 @@ def test_a_record_says_what_its_file_holds(folder):
     assert record.counts == {"": 3, "none": 1}
     assert (record.rows, record.computed) == (4, 4)
     assert scan(folder).records == {0: [record]}
+
+
+def test_a_record_comes_when_its_data_is_there(folder, monkeypatch):
+    there = []
+
+    def look(point: str, name: str) -> None:
+        there.append({entry.name for entry in folder.entries()})
+
+    monkeypatch.setattr(storage, "reached", look)
+    record = stored(folder, [rows([1])])
+    assert there == [set(), {record.data}, {record.data}, {record.data, record.name}]
 
 
 def test_the_same_batches_give_the_same_bytes(folder, tmp_path):

@@ -51,7 +51,8 @@ def test_chance_takes_the_least_coins_so_that_a_smaller_draw_lies_in_a_larger():
     some, more = (Chance(int(coins[size]), 3).of(table, 0) for size in (100, 200))
     assert (len(some), len(more)) == (100, 200)
     assert set(some["position"].to_pylist()) < set(more["position"].to_pylist())
-    assert some["position"].to_pylist() != Chance(int(coins[100]), 4).of(table, 0)["position"]
+    other = Chance(int(coins[100]), 4).of(table, 0)
+    assert some["position"].to_pylist() != other["position"].to_pylist()
 
 
 def test_a_mixture_has_its_shares_and_loses_no_row():

@@ -120,6 +120,10 @@ def test_of_two_workers_answers_every_reader_takes_the_same(folder):
     assert got(StoredAnswers(folder), range(5), "a")
     pack(folder)
     assert got(StoredAnswers(folder), range(5), "a")
+    put(one, range(5), "b")  # of one that did not know
+    assert got(one, range(5), "a")
+    one.flush()
+    assert got(StoredAnswers(folder), range(5), "a")
 
 
 def test_a_store_that_fails_keeps_answers_for_the_next_try(folder, monkeypatch):

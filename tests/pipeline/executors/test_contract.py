@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import RankDiedError, RetryableError, ShardError, StageError
 from pipeline.executors import Step, local, machine, ray_room
 from pipeline.executors.local import LocalExecutor
+from pipeline.executors.ranks import Ends
 from pipeline.stage import Resources
 from tests.pipeline.executors.work import (
     LIMIT_S,
@@ -362,6 +363,14 @@ def test_launched_ranks_run_side_by_side_and_answer_in_order(executor, tmp_path)
     results = executor.launch(partial(meet, tmp_path), 3, ONE)  # more than there are CPUs
     assert [result["rank"] for result in results] == [0, 1, 2]
     assert len({result["pid"] for result in results}) == 3
+
+
+def test_answers_are_in_the_order_of_ranks_whichever_ends_first():
+    ends = Ends(3, 0)
+    for rank in (2, 0, 1):
+        assert ends.results() is None
+        ends.add(rank, {"rank": rank})
+    assert ends.results() == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
 
 
 @pytest.mark.parametrize(("how", "error"), [("raises", StageError), ("killed", RankDiedError)])

@@ -109,6 +109,16 @@ def test_what_an_earlier_select_keeps_is_called_so_in_an_unfinished_run(state, t
     assert f"kept {kept - failed} rows" in page.text
 
 
+def test_bars_come_down_from_the_pool_to_what_is_kept_by_the_rows_that_were_lost(html, state):
+    bars = html.partition('<ol class="falls">')[2].partition("</ol>")[0]
+    lost = [int(rows) for rows in re.findall(rf'"count">{MINUS}(\d+)', bars)]
+    left = [float(width) for width in re.findall(r'"left" style="width:([\d.]+)%', bars)]
+    expected = [100 - 100 * sum(lost[:number]) / ROWS for number in range(len(lost) + 1)]
+    kept = live_stage(state, "subset").reasons[""]
+    assert sum(lost) == ROWS - kept
+    assert left == pytest.approx([*expected, 100 * kept / ROWS], abs=0.006)
+
+
 def test_a_condition_of_many_values_is_cut(state, tmp_path):
     many = ", ".join(map(str, range(100, 400)))
     where = f"caption_words IN ({many})"

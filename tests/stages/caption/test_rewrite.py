@@ -117,8 +117,8 @@ def test_draws_and_seeds_are_of_the_row_and_the_purpose():
     batch = rows_of(text=CAPTIONS)
     at = worker()
     draws = [bits_of(batch, at, f"pairs human {number}").tolist() for number in range(2)]
-    seeds = seeds_of(batch, at, "human@00000000 0")
-    assert len({*draws[0], *draws[1]}) == 6
+    seeds = [*seeds_of(batch, at, "human@00000000 0"), *seeds_of(batch, at, "human@00000000 1")]
+    assert len({*draws[0], *draws[1]}) == len({*seeds}) == 6
     assert all(0 <= seed < 2**31 for seed in seeds)
     backwards = batch.take(pa.array([2, 1, 0]))
     assert bits_of(backwards, at, "pairs human 0").tolist() == draws[0][::-1]

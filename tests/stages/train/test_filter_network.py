@@ -73,8 +73,8 @@ def test_a_model_and_its_card_are_stored(trained, table):
     assert card["notes"][0].startswith("40 pairs to learn from are few: expect scores")
 
 
-def test_two_trainings_give_equal_bytes(trained, table):
-    assert files(trained(table)) == files(trained(table))
+def test_rows_give_equal_bytes_however_they_lie(trained, table):
+    assert files(trained(table.slice(20), table.slice(0, 20))) == files(trained(table))
 
 
 def test_the_trained_network_tells_an_own_caption_from_another(trained, table):
