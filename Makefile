@@ -52,7 +52,7 @@ check: .venv/installed-dev  ## format, lint, types; seconds
 browser: .venv/installed-dev  # or why there is none: the first line, and the last
 	@npm_config_fetch_retries=1 $(BIN)/python -m tests.chromium | tee .venv/browser
 
-unit: browser  ## every law and value; under three minutes
+unit: browser  ## every law and value; minutes
 	$(PYTEST) -n 2 --dist loadfile --part unit --durations 20
 
 chaos: browser  ## the core of what kills: each kind of point, as SEED= draws them

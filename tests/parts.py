@@ -29,6 +29,7 @@ IMPORTED = (
     *("torch", "torch._dynamo", "open_clip", "faiss"),
     *("ray", "scipy.stats", "numba", "pandas"),
 )
+WHOLE_S = 200  # CPU seconds of a file whose tests may be in several shares
 COMPILES: list[Any] = []  # listeners to Numba: in a clean clone 20 s and more
 MARKED = re.compile(r"\bmark\.(chaos|drawn|soak)\b")  # as `make chaos` and `make soak` find files
 DEFINED = re.compile(r"^def test_", re.MULTILINE)
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not 1 <= int(number) <= int(shares):
             raise pytest.UsageError(f"--share {number}/{shares}: the first number is 1 to {shares}")
         mine = set(shares_of(chosen, int(shares), seed)[int(number) - 1])
-        chosen = [item for item in chosen if file_of(item) in mine]
+        chosen = [item for item in chosen if item in mine]
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
@@ -113,24 +114,32 @@ def drawn_of(items: list[pytest.Item], seed: str) -> set[str]:
     }
 
 
-def shares_of(items: list[pytest.Item], shares: int, seed: str) -> list[list[str]]:
-    """Files of each share, so cut that their costs are as equal as files allow.
+def shares_of(items: list[pytest.Item], shares: int, seed: str) -> list[list[pytest.Item]]:
+    """The tests of each share, so cut that their costs are about equal.
 
-    A file stays whole, as its tests share fixtures. Its cost is what its marks say, `soak(cpu_s=…)`
-    and `drawn(…, cpu_s=…)`, else five CPU seconds a test. The dearest file goes first, each to the
-    share that has least; the seed decides among equals.
+    A test costs what its mark says, `soak(cpu_s=…)` and `drawn(…, cpu_s=…)`, else five CPU seconds.
+    A file stays whole, as its tests share fixtures, unless it is dear. The dearest goes first, each
+    to the share that has least; the seed decides among equals.
     """
     costs: dict[str, float] = defaultdict(float)
     for item in items:
-        mark = item.get_closest_marker("soak") or item.get_closest_marker("drawn")
-        costs[file_of(item)] += mark.kwargs.get("cpu_s", 5) if mark else 5
-    cut: list[list[str]] = [[] for _ in range(shares)]
-    sums = [0.0] * shares
-    for file in sorted(costs, key=lambda file: (-costs[file], coin(seed, file))):
-        least = min(range(shares), key=lambda share: (sums[share], coin(seed, f"{file} {share}")))
-        cut[least].append(file)
-        sums[least] += costs[file]
+        costs[file_of(item)] += cost_of(item)
+    units: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        units[file_of(item) if costs[file_of(item)] <= WHOLE_S else item.nodeid].append(item)
+    sums = {name: sum(map(cost_of, tests)) for name, tests in units.items()}
+    cut: list[list[pytest.Item]] = [[] for _ in range(shares)]
+    taken = [0.0] * shares
+    for name in sorted(units, key=lambda name: (-sums[name], coin(seed, name))):
+        least = min(range(shares), key=lambda share: (taken[share], coin(seed, f"{name} {share}")))
+        cut[least] += units[name]
+        taken[least] += sums[name]
     return cut
+
+
+def cost_of(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("soak") or item.get_closest_marker("drawn")
+    return mark.kwargs.get("cpu_s", 5) if mark else 5
 
 
 def file_of(item: pytest.Item) -> str:
@@ -198,12 +207,13 @@ def pytest_fixture_setup(
     fixturedef: "pytest.FixtureDef[Any]", request: pytest.FixtureRequest
 ) -> Iterator[None]:
     """Sets apart what a fixture costs that other tests read too."""
+    if fixturedef.scope == "function":
+        return (yield)
     before, inside = cpu_s(), request.session.stash.get(SHARED, 0.0)
     try:
         return (yield)
-    finally:
-        if fixturedef.scope != "function":  # those inside it are counted in it
-            request.session.stash[SHARED] = inside + cpu_s() - before
+    finally:  # those inside it are counted in it
+        request.session.stash[SHARED] = inside + cpu_s() - before
 
 
 class Costs:

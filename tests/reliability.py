@@ -31,10 +31,11 @@ def filled(page: str, tries: Counter[str] | None) -> str:
         tests = ids_of(line)
         if line.startswith("| ") and tests:
             cells = line.rstrip("\n").split(" | ")
-            cells[-2] = " and ".join(sorted(set().union(*map(parts_of, tests)), reverse=True))
+            parts = set().union(*map(parts_of, tests))
+            cells[-2] = " and ".join(sorted(parts, reverse=True))
             if tries is not None:
                 count = sum(n for name, n in tries.items() if any(named(it, name) for it in tests))
-                cells[-1] = f"{count:,} |" if count else "0 |"
+                cells[-1] = f"{count:,} |" if "soak" in parts else "– |"
             lines[number] = " | ".join(cells) + "\n"
     return "".join(lines)
 

@@ -40,6 +40,12 @@ addopts = --import-mode=importlib
 """
 
 
+@pytest.fixture(autouse=True)
+def light(monkeypatch) -> None:
+    """A run inside a test forgets what it imported: some libraries cannot be imported twice."""
+    monkeypatch.setattr(parts, "IMPORTED", ())
+
+
 @pytest.fixture
 def chosen(pytester):
     """Runs tests, and gives the names of those that ran."""
@@ -91,7 +97,6 @@ def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
 @pytest.mark.slow("spins as long as it measures")
 def test_a_dear_unit_test_fails_the_run_unless_it_says_why(pytester, chosen, monkeypatch):
     monkeypatch.setattr(parts, "LIMIT_S", 0.2)
-    monkeypatch.setattr(parts, "IMPORTED", ())
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     spin = "    import os\n    while sum(os.times()[:2]) < until: pass\n"
     begin = "    import os; until = sum(os.times()[:2]) + 0.25\n"
@@ -127,3 +132,14 @@ def test_a_file_that_no_part_runs_fails(name, text, pytester, chosen):
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_text(text)
     chosen("--part", "unit", code=pytest.ExitCode.USAGE_ERROR)
+
+
+def test_a_dear_file_is_cut_into_shares_by_its_tests(pytester, chosen):
+    pytester.makepyfile(
+        test_dear="import pytest\n\n@pytest.mark.soak(cpu_s=90)\n"
+        "@pytest.mark.parametrize('n', range(6))\ndef test_it(n): pass\n",
+        test_cheap="import pytest\n\n@pytest.mark.soak(cpu_s=90)\ndef test_it(): pass\n",
+    )
+    shares = [chosen("--part", "soak", "--share", f"{number}/2") for number in (1, 2)]
+    assert sorted(map(len, shares)) == [3, 4]
+    assert sorted(name for share in shares for name in share) == sorted(chosen())

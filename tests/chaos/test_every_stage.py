@@ -36,6 +36,7 @@ MODULES = (  # imported once, and not by each of some hundred forks
 # Points of the run (test_kill_matrix), of stored answers (test_asked) and of what is made once.
 ELSEWHERE = re.compile(r"\w+ (run|lock|made)\.json|\w+ (recipes|sessions|log|packed|new)/")
 REDONE = 2  # units at most: those that were in hand
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,10 @@ class Pieces:
         files = meaning(Storage(run).child(planned.folder))
         return {name: it for name, it in files.items() if not name.startswith("log/")}
 
-    def holds(self, law: Callable[[PlannedStage], object], third: int | None = None) -> None:
-        """Asks the law of every stage of the run, or of each third one."""
-        stages = list(self.finished.plan.stages.values())
-        asked = stages if third is None else stages[third::3]
-        kinds = OURS if third is None else [it.uses for it in asked]
+    def holds(self, law: Callable[[PlannedStage], object], some: slice = ALL) -> None:
+        """Asks the law of every stage of the run, or of some."""
+        asked = list(self.finished.plan.stages.values())[some]
+        kinds = OURS if some == ALL else [it.uses for it in asked]
         holds(law, [(it.uses, it) for it in asked], kinds)
 
     def same(self, run: object, by_value: Collection[str] = ()) -> None:
@@ -92,7 +92,9 @@ def pieces(generated, links, tmp_path_factory) -> Iterator[Pieces]:
         yield Pieces(nursery, Finished(RunState(plan, Storage(str(folder / "run"))), links))
 
 
-thirds = pytest.mark.parametrize("third", range(3))
+def each(count: int) -> pytest.MarkDecorator:
+    """So many cases, which share the stages among them."""
+    return pytest.mark.parametrize("some", [slice(at, None, count) for at in range(count)], ids=str)
 
 
 def test_shards_their_order_and_limits_change_no_value(every_stage, pieces):
@@ -107,11 +109,11 @@ def test_shards_their_order_and_limits_change_no_value(every_stage, pieces):
 
 
 @pytest.mark.drawn(cases=1, cpu_s=80)
-@thirds
-def test_workers_and_stages_at_once_change_no_byte(third, pieces, tmp_path):
+@each(3)
+def test_workers_and_stages_at_once_change_no_byte(some, pieces, tmp_path):
     recipe = pieces.nursery.recipe
     out, faults = shutil.copytree(pieces.path, tmp_path / "run"), tmp_path / "faults"
-    pieces.holds(lambda planned: shutil.rmtree(out / planned.folder), third)
+    pieces.holds(lambda planned: shutil.rmtree(out / planned.folder), some)
     ended = clipmill_run(recipe, out, faults, workers=2, timeout_s=800)  # with all limits high
     assert ended.code == 0, ended.output
     pieces.same(out, {"dedup.phash", "dedup.minhash", "select.prototypes", "select.sample"})
@@ -180,8 +182,8 @@ def one_of(numbers: list[int], seed: str, name: str) -> int:
 
 
 @pytest.mark.drawn(cases=1, cpu_s=60)
-@thirds
-def test_killed_and_run_again_each_stage_stores_the_same(third, pieces, die, seed):
+@each(3)
+def test_killed_and_run_again_each_stage_stores_the_same(some, pieces, die, seed):
     def law(planned):
         def choose(by_file):
             file = min(by_file, key=lambda file: coin(seed, f"{planned.name} {file}"))
@@ -189,15 +191,16 @@ def test_killed_and_run_again_each_stage_stores_the_same(third, pieces, die, see
 
         return die(planned, choose)
 
-    pieces.holds(law, third)
+    pieces.holds(law, some)
 
 
-@pytest.mark.soak(cpu_s=600)
-def test_killed_at_every_file_and_run_again_each_stage_stores_the_same(pieces, die, seed):
+@pytest.mark.soak(cpu_s=120)
+@each(10)
+def test_killed_at_every_file_and_run_again_each_stage_stores_the_same(some, pieces, die, seed):
     def choose(by_file):
         return [one_of(numbers, seed, file) for file, numbers in by_file.items()]
 
-    pieces.holds(lambda planned: die(planned, choose))
+    pieces.holds(lambda planned: die(planned, choose), some)
 
 
 # Damaged
