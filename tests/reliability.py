@@ -35,7 +35,7 @@ def filled(page: str, tries: Counter[str] | None) -> str:
             cells[-2] = " and ".join(sorted(parts, reverse=True))
             if tries is not None:
                 count = sum(n for name, n in tries.items() if any(named(it, name) for it in tests))
-                cells[-1] = f"{count:,} |" if "soak" in parts else "– |"
+                cells[-1] = f"{count:,} |" if "soak" in parts else "- |"
             lines[number] = " | ".join(cells) + "\n"
     return "".join(lines)
 

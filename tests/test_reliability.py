@@ -62,11 +62,15 @@ def test_parts_are_those_of_marks(tmp_path, monkeypatch):
 def test_tries_of_a_row_are_those_of_its_tests(tmp_path, monkeypatch):
     monkeypatch.setattr(reliability, "ROOT", tmp_path)
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "it.py").write_text("def test_a(): pass\ndef test_ab(): pass\n")
+    (tmp_path / "tests" / "it.py").write_text(
+        "@pytest.mark.soak\ndef test_a(): pass\n@pytest.mark.soak\ndef test_ab(): pass\n"
+        "def test_law(): pass\n"
+    )
     tries = {"tests/it.py::test_a": 430, "tests/it.py::test_ab": 3, "tests/of.py::test_a": 1}
     row = "| killed | [it](../tests/it.py){} | x | 0 |\n"
-    page = filled(row.format("") + row.format(" `test_a`"), tries)
+    page = filled("".join(map(row.format, ("", " `test_a`", " `test_law`"))), tries)
     assert page == (
-        "| killed | [it](../tests/it.py) | test | 433 |\n"
-        "| killed | [it](../tests/it.py) `test_a` | test | 430 |\n"
+        "| killed | [it](../tests/it.py) | test and soak | 433 |\n"
+        "| killed | [it](../tests/it.py) `test_a` | soak | 430 |\n"
+        "| killed | [it](../tests/it.py) `test_law` | test | - |\n"
     )
