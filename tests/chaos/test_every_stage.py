@@ -194,7 +194,7 @@ def test_killed_and_run_again_each_stage_stores_the_same(some, pieces, die, seed
     pieces.holds(law, some)
 
 
-@pytest.mark.soak(cpu_s=120)
+@pytest.mark.soak(cpu_s=100)
 @each(10)
 def test_killed_at_every_file_and_run_again_each_stage_stores_the_same(some, pieces, die, seed):
     def choose(by_file):
@@ -231,7 +231,7 @@ def test_a_changed_bit_of_any_file_is_named(pieces, tmp_path, seed):
     assert named == {path for files in changed.values() for path in files}
 
 
-@pytest.mark.soak(cpu_s=60)
+@pytest.mark.soak(cpu_s=25)
 @pytest.mark.parametrize("case", range(14))
 def test_who_reads_a_changed_file_has_it_made_again(case, pieces, tmp_path, seed):
     """A digit of their numbers tells which stages are made anew, from the others' changed files:

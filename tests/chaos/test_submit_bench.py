@@ -22,7 +22,7 @@ from tests.chaos.test_submit import (
 )
 from tests.pipeline.bench.conftest import run_of, tasks_of
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak(cpu_s=100), pytest.mark.timeout(600)]
 
 SETS = ("batch_size=8", "samples_seen=320", "warmup_steps=1", "checkpoint_steps=5")
 COST = ["seconds", "samples_per_s"]
