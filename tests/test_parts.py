@@ -44,6 +44,7 @@ addopts = --import-mode=importlib
 def light(monkeypatch) -> None:
     """A run inside a test forgets what it imported: some libraries cannot be imported twice."""
     monkeypatch.setattr(parts, "IMPORTED", ())
+    monkeypatch.delenv("CLIPMILL_FIGURES", raising=False)  # which are those of the run around it
 
 
 @pytest.fixture
