@@ -139,6 +139,7 @@ def test_a_machine_that_npms_build_is_not_for_is_asked_for_no_download(bare, mon
     assert not (bare / "asked").exists()
 
 
+@pytest.mark.slow("starts pytest, once in two processes")
 @pytest.mark.parametrize(
     ("told", "more", "ci"),
     [(f"{NONE}by make", ["-n1"], ""), ("", [], ""), ("", [], "true")],

@@ -41,10 +41,9 @@ addopts = --import-mode=importlib
 
 
 @pytest.fixture(autouse=True)
-def light(monkeypatch) -> None:
-    """A run inside a test forgets what it imported: some libraries cannot be imported twice."""
-    monkeypatch.setattr(parts, "IMPORTED", ())
-    monkeypatch.delenv("CLIPMILL_FIGURES", raising=False)  # which are those of the run around it
+def own_figures(monkeypatch) -> None:
+    """Figures are those of the run around a test's own."""
+    monkeypatch.delenv("CLIPMILL_FIGURES", raising=False)
 
 
 @pytest.fixture
@@ -70,6 +69,7 @@ def test_parts_are_the_whole_and_share_no_test(pytester, chosen):
     assert [sum(kind in name for name in core) for kind in ("write", "record", "any")] == [1, 1, 3]
 
 
+@pytest.mark.slow("many runs of pytest")
 def test_another_seed_draws_others_and_each_is_drawn_by_some_seed(pytester, chosen):
     pytester.makepyfile(test_it=TESTS)
     drawn = [set(chosen("--part", "core", "--seed", str(seed))) for seed in range(12)]
@@ -78,6 +78,7 @@ def test_another_seed_draws_others_and_each_is_drawn_by_some_seed(pytester, chos
     assert {f"test_it.py::test_any[{number}]" for number in range(9)} <= set().union(*drawn)
 
 
+@pytest.mark.slow("many runs of pytest")
 def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
     costs = {f"test_{number}": 5 + 10 * number for number in range(10)}
     pytester.makepyfile(
@@ -98,6 +99,7 @@ def test_shares_are_the_soak_and_of_like_cost(pytester, chosen):
 @pytest.mark.slow("spins as long as it measures")
 def test_a_dear_unit_test_fails_the_run_unless_it_says_why(pytester, chosen, monkeypatch):
     monkeypatch.setattr(parts, "LIMIT_S", 0.2)
+    monkeypatch.setattr(parts, "MOST_S", 0.2)
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     spin = "    import os\n    while sum(os.times()[:2]) < until: pass\n"
     begin = "    import os; until = sum(os.times()[:2]) + 0.25\n"
