@@ -47,7 +47,7 @@ demo: .venv/installed  ## pool, quickstart, and what models trained on raw and c
 check: .venv/installed-dev  ## format, lint, types; seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy metadata pipeline stages clipmill.py
+	$(BIN)/mypy clipmill
 
 browser: .venv/installed-dev  # or why there is none: the first line, and the last
 	@npm_config_fetch_retries=1 $(BIN)/python -m tests.chromium | tee .venv/browser

@@ -24,8 +24,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
-from metadata.scratch import scratch_folder
-from metadata.storage import Storage
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.metadata.storage import Storage
 
 Pair = tuple[bytes, bytes]  # a key and its answer
 ReadAt = Callable[[int, int], bytes]  # so many bytes from an offset; fewer at the end

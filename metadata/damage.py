@@ -1,6 +1,6 @@
 """A stored file that is not what was stored: noticed where it is read, made again by a run."""
 
-from metadata.keys import redacted
+from clipmill.metadata.keys import redacted
 
 
 class DamagedError(Exception):

@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from metadata import schema
-from metadata.hub_card import head
+from clipmill.metadata import schema
+from clipmill.metadata.hub_card import head
 
 SUMMARY = "dataset.json"
 DOCS = {c.name: c.doc for c in vars(schema).values() if isinstance(c, schema.Column)}

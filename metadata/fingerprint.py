@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from metadata.keys import without_keys
+from clipmill.metadata.keys import without_keys
 
 
 def digest(value: Any) -> str:

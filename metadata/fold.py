@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metadata.record import Record, parsed, record_name
-from metadata.records import RECORD, table_of
-from metadata.storage import Storage
+from clipmill.metadata.record import Record, parsed, record_name
+from clipmill.metadata.records import RECORD, table_of
+from clipmill.metadata.storage import Storage
 
 BATCH = 4096
 FOLDED = "records.parquet"

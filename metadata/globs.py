@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 
 
 @dataclass(frozen=True)

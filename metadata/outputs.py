@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from metadata.damage import DamagedError
-from metadata.datacard import SUMMARY
-from metadata.parquet_file import opened
-from metadata.record import Manifest
-from metadata.storage import Storage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.datacard import SUMMARY
+from clipmill.metadata.parquet_file import opened
+from clipmill.metadata.record import Manifest
+from clipmill.metadata.storage import Storage
 
 OUT = "out"
 NOTES = "out-notes"  # of the files in out/, each in an object, until the manifest holds them

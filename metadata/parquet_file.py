@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.damage import DamagedError
-from metadata.record import digest_in
-from metadata.storage import Storage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.record import digest_in
+from clipmill.metadata.storage import Storage
 
 SMALL_BYTES = 256 << 10
 FAR_BYTES = 2 << 20  # of an object store: two requests take as long as these bytes

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.parquet_file import Types, read_file
-from metadata.record import ShardState
-from metadata.schema import KEEP, POSITION, REASON, UID
-from metadata.storage import Storage
+from clipmill.metadata.parquet_file import Types, read_file
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import KEEP, POSITION, REASON, UID
+from clipmill.metadata.storage import Storage
 
 NOT_SELECTED = "not_selected"
 

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
+from clipmill.metadata.outputs import Outputs
 
 SUFFIX = ".places.npy"
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.record import Record, ShardState, state_of, state_with
+from clipmill.metadata.record import Record, ShardState, state_of, state_with
 
 # Shapes: R records, N shards that are asked for.
 

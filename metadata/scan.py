@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.fold import read_folds
-from metadata.record import FAILED, Failure, Manifest, Record, digest_in, parsed
-from metadata.records import RECORD, Records, records_of, table_of
-from metadata.storage import Storage
+from clipmill.metadata.fold import read_folds
+from clipmill.metadata.record import FAILED, Failure, Manifest, Record, digest_in, parsed
+from clipmill.metadata.records import RECORD, Records, records_of, table_of
+from clipmill.metadata.storage import Storage
 
 RECORD_NAME = re.compile(r"\d{6,}(\.p\d+)?\.json")
 DIGITS = slice(-24, -8)  # of a data file's name: those of its digest

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from metadata.fingerprint import digest
-from metadata.storage import Storage
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.record import Record, data_name
-from metadata.schema import IMAGE, REASON, UID
-from metadata.storage import Storage
+from clipmill.metadata.record import Record, data_name
+from clipmill.metadata.schema import IMAGE, REASON, UID
+from clipmill.metadata.storage import Storage
 
 IMAGES = (IMAGE.name, f"{IMAGE.name}.bytes")  # leaves that nothing compresses further
 GROUP_ROWS = 4096

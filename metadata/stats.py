@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.uid import mixed, uniform
+from clipmill.metadata.uid import mixed, uniform
 
 # Shapes: N shares or items, S and R seeds of two arms, D draws, G groups of items; before them any
 # others.

@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from metadata.faults import reached
-from metadata.keys import redacted
-from metadata.scratch import scratch_folder
+from clipmill.metadata.faults import reached
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.scratch import scratch_folder
 
 T = TypeVar("T")
 

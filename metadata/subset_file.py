@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.schema import LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
+from clipmill.metadata.schema import LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
 
 COLUMNS = (UID, SHARD, POSITION, REPEATS, LOSS_WEIGHT, TEXTS)
 NULLABLE = (LOSS_WEIGHT, TEXTS)

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.storage import Storage
-from metadata.uid import halves
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid import halves
 
 # Shapes: N rows of the run, B blocks of them, K ranges that are asked for, R runs of blocks.
 

@@ -16,12 +16,15 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from metadata.damage import DamagedError
-from pipeline.errors import ClipmillError, RecipeError, did_you_mean
-from pipeline.terminal import guard
-from pipeline.verbs import (
+from clipmill.metadata.damage import DamagedError
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
+from clipmill.pipeline.extras import install, missing
+from clipmill.pipeline.terminal import guard
+from clipmill.pipeline.verbs import (
     DONE,
     FAILED,
     WRONG,
@@ -50,7 +53,7 @@ from pipeline.verbs import (
     verify,
     why,
 )
-from pipeline.verbs._signals import exit_code
+from clipmill.pipeline.verbs._signals import exit_code
 
 atexit.register(gc.freeze)  # a last search for garbage in all that was imported takes a while
 BAD_PATH: dict[type[OSError], tuple[str, str]] = {
@@ -89,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is not None:
         return _run(arguments)
     code = _run(sys.argv[1:])
-    looks = sys.modules.get("pipeline.planning.looks")
+    looks = sys.modules.get("clipmill.pipeline.planning.looks")
     if looks is not None and looks.are_late():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -99,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     guard()
-    sys.path.insert(0, os.getcwd())  # a `stages/` folder here adds stages
+    own_code.add(Path("stages"))
     try:
         _check_text(given)
         parser = _parser()
@@ -112,6 +115,10 @@ def _run(given: list[str]) -> int:
         if options.verb is None:
             print(parser.format_help(), end="")
             return DONE
+        for folder in map(Path, getattr(options, "own_stages", ())):
+            if not folder.is_dir():
+                raise RecipeError("no such folder", f"--stages {folder}", "check the path")
+            own_code.add(folder)
         code = int(options.verb.run(options))
         sys.stdout.flush()  # here, where a pipe that is gone is no error
         return code
@@ -124,8 +131,12 @@ def _run(given: list[str]) -> int:
     except KeyboardInterrupt as stop:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         return exit_code(stop)
+    except ModuleNotFoundError as error:
+        if not install(error.name or ""):
+            raise
+        return _say(missing(error.name, shlex.join(["clipmill", *given[:1]])), WRONG)
     except OSError as error:  # of the run folder; what a stage meets there is its own error
-        from metadata.storage import KEYS, UriError, wants_keys
+        from clipmill.metadata.storage import KEYS, UriError, wants_keys
 
         if isinstance(error, UriError):
             do = "write a path, or a URI such as s3://bucket/folder"

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.stage import Worker
+from clipmill.pipeline.stage import Worker
 
 State = dict[str, NDArray[np.generic]]  # what crosses shards: named arrays, stored as .npz
 TableFunction = Callable[[pa.Table], pa.Table]

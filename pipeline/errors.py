@@ -12,8 +12,8 @@ ClipmillError
 
 from collections.abc import Iterable
 
-from metadata.keys import without_keys
-from pipeline.terminal import cut
+from clipmill.metadata.keys import without_keys
+from clipmill.pipeline.terminal import cut
 
 LONGEST = 2000  # characters of each part: an error may quote a value
 NEAR = 0.6  # of difflib's ratio: `lnag` is as near to `lang` as 0.75, `nosuch` to `worth` as 0.36

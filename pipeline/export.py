@@ -11,28 +11,28 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from metadata.damage import DamagedError
-from metadata.datacard import SUMMARY
-from metadata.keys import redacted
-from metadata.outputs import Outputs
-from metadata.places import is_places
-from metadata.schema import CAPTION, CLUSTER_ID, IMAGE, IMAGE_EMBEDDING, KEEP, UID
-from metadata.storage import Storage
-from pipeline.engine.dataset_job import DatasetJob
-from pipeline.engine.repair import take_away
-from pipeline.engine.running import Running
-from pipeline.engine.telling import Telling
-from pipeline.errors import RecipeError, StageError, did_you_mean
-from pipeline.planning.bindings import columns_of
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder import lock
-from pipeline.run_folder.state import RunState, StageState, summary
-from pipeline.target import refuse_others
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.datacard import SUMMARY
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import is_places
+from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IMAGE, IMAGE_EMBEDDING, KEEP, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.dataset_job import DatasetJob
+from clipmill.pipeline.engine.repair import take_away
+from clipmill.pipeline.engine.running import Running
+from clipmill.pipeline.engine.telling import Telling
+from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.planning.bindings import columns_of
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.state import RunState, StageState, summary
+from clipmill.pipeline.target import refuse_others
 
 if TYPE_CHECKING:
-    from pipeline.engine.telling import Watcher
-    from pipeline.executors import Executor
+    from clipmill.pipeline.engine.telling import Watcher
+    from clipmill.pipeline.executors import Executor
 
 FORMATS: dict[str, dict[str, Any]] = {  # what `--to` says, as a recipe says it
     "parquet": {"uses": "export.parquet"},

@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from metadata.keys import redacted
-from pipeline.errors import RecipeError
+from clipmill.metadata.keys import redacted
+from clipmill.pipeline.errors import RecipeError
 
 CONNECT_S = 10.0
 ANSWER_S = 60.0  # a head takes its time over a job

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.errors import StageError
+from clipmill.pipeline.errors import StageError
 
 Wanted = Callable[[str], bool]
 

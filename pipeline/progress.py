@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from metadata.damage import DamagedError
-from metadata.record import Failure, Record
-from pipeline.errors import ClipmillError
-from pipeline.progress_lines import stage_line, total_line, within
-from pipeline.run_folder.live import LiveRun
-from pipeline.terminal import bars, drawing, one_line
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.record import Failure, Record
+from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.progress_lines import stage_line, total_line, within
+from clipmill.pipeline.run_folder.live import LiveRun
+from clipmill.pipeline.terminal import bars, drawing, one_line
 
 if TYPE_CHECKING:
-    from pipeline.engine.telling import Look, Watcher
-    from pipeline.run_folder.state import StageState
+    from clipmill.pipeline.engine.telling import Look, Watcher
+    from clipmill.pipeline.run_folder.state import StageState
 
 LINES_EVERY_S = 10.0  # of a log; a run of hours says less often
 DRAWN_EVERY_S = 0.25

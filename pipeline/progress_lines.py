@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipeline.run_folder.live import LEAST_S, Live, LiveRun, Status
-from pipeline.run_folder.words import KINDS, duration
+from clipmill.pipeline.run_folder.live import LEAST_S, Live, LiveRun, Status
+from clipmill.pipeline.run_folder.words import KINDS, duration
 
 BAR = 16
 NAME = 28  # a longer name is cut

@@ -1,6 +1,6 @@
 """What a worker provides beside rows: stored answers, a budget, other Pythons, helper processes.
 
-`pipeline.stage` has these names too, for a stage's file imports all from there.
+`clipmill.pipeline.stage` has these names too, for a stage's file imports all from there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -140,7 +140,7 @@ class Purse:
 
 def no_environment(environment: Environment) -> Path:
     """Outside a run there is no other Python."""
-    raise NotImplementedError("pipeline.engine.worker makes workers that have one")
+    raise NotImplementedError("clipmill.pipeline.engine.worker makes workers that have one")
 
 
 def no_helper(
@@ -151,4 +151,4 @@ def no_helper(
     env: Mapping[str, str] | None = None,
 ) -> Helper:
     """Outside a run there are no helper processes."""
-    raise NotImplementedError("pipeline.engine.worker makes workers that have them")
+    raise NotImplementedError("clipmill.pipeline.engine.worker makes workers that have them")

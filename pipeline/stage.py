@@ -14,23 +14,30 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from msgspec import Meta
 
-from metadata.schema import Column
-from pipeline.provided import Answers as Answers  # a stage's file imports all from here
-from pipeline.provided import Budget as Budget
-from pipeline.provided import Environment as Environment
-from pipeline.provided import Helper as Helper
-from pipeline.provided import Purse, Remembered, StartHelper, no_environment, no_helper, untaken
-from pipeline.provided import Took as Took
-from pipeline.verdicts import Parts as Parts
-from pipeline.verdicts import Selects as Selects
-from pipeline.verdicts import Settles as Settles
-from pipeline.verdicts import Surveys as Surveys
-from pipeline.verdicts import Threshold as Threshold
-from pipeline.verdicts import Varies as Varies
-from pipeline.verdicts import Verdicts as Verdicts
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.provided import Answers as Answers  # a stage's file imports all from here
+from clipmill.pipeline.provided import Budget as Budget
+from clipmill.pipeline.provided import Environment as Environment
+from clipmill.pipeline.provided import Helper as Helper
+from clipmill.pipeline.provided import (
+    Purse,
+    Remembered,
+    StartHelper,
+    no_environment,
+    no_helper,
+    untaken,
+)
+from clipmill.pipeline.provided import Took as Took
+from clipmill.pipeline.verdicts import Parts as Parts
+from clipmill.pipeline.verdicts import Selects as Selects
+from clipmill.pipeline.verdicts import Settles as Settles
+from clipmill.pipeline.verdicts import Surveys as Surveys
+from clipmill.pipeline.verdicts import Threshold as Threshold
+from clipmill.pipeline.verdicts import Varies as Varies
+from clipmill.pipeline.verdicts import Verdicts as Verdicts
 
 if TYPE_CHECKING:
-    from pipeline.dataset import Context, Inputs
+    from clipmill.pipeline.dataset import Context, Inputs
 
 # Files in out/ that the report and the command line read, by what they hold:
 # loss      Parquet of `step` and `loss`, a row a step

@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import stages
-from metadata.keys import redacted, without_keys
-from metadata.storage import local_path
-from pipeline.errors import ClipmillError, RecipeError
-from pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, token
-from pipeline.planning.plan import Plan
-from pipeline.stage import settings_fields
+from clipmill.metadata.keys import redacted, without_keys
+from clipmill.metadata.storage import local_path
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import ClipmillError, RecipeError
+from clipmill.pipeline.jobs import CONNECT_S, ENDED, NO_CONTACT, Head, opened, token
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.stage import settings_fields
 
 LOST_S = 120.0  # a head that is silent this long while its log is followed is given up
 POLL_S = 1.0
-POOLS = "pipeline/pools/"  # makes pools to try clipmill on: no run needs it
+POOLS = "clipmill/pipeline/pools/"  # makes pools to try clipmill on: no run needs it
 MACHINES = "nodes?view=hostNameList"
 
 
@@ -244,13 +244,15 @@ def packed(recipe: Path) -> bytes:
     """A zip of the recipe and of the code that planned it; equal files give equal bytes."""
     here = Path(__file__).parents[1]
     files = {f"recipe/{recipe.name}": recipe}
-    for name in ("metadata", "pipeline"):
-        files |= _files(here / name, name)
+    for name in ("metadata", "pipeline", "stages"):
+        files |= _files(here / name, f"clipmill/{name}")
+    files |= {"clipmill/__init__.py": here / "__init__.py"}
     files = {name: path for name, path in files.items() if not name.startswith(POOLS)}
-    for folder in reversed([Path(path) for path in stages.__path__]):  # the first on the path wins
+    files |= {f"recipe/stages/{name}": file.path for name, file in own_code.own().items()}
+    for folder in own_code.folders():
         for kind in folder.iterdir():
             if any(kind.glob("*.py")):  # a run folder has `stages` too, and no code in it
-                files |= _files(kind, f"stages/{kind.name}")
+                files |= _files(kind, f"recipe/stages/{kind.name}")
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         for name, path in sorted(files.items()):

@@ -2,8 +2,8 @@
 
 from collections.abc import Container
 
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
 
 
 def refuse_others(folder: Storage, ours: Container[str], do: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from metadata.keys import without_keys
+from clipmill.metadata.keys import without_keys
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn

@@ -1,4 +1,4 @@
-"""What a select stage answers about its verdicts; stages import it from `pipeline.stage`."""
+"""Answers of a select stage about its verdicts; imported from `clipmill.pipeline.stage`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

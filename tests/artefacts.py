@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = tuple(ROOT / name for name in ("metadata", "pipeline", "stages"))
+PACKAGES = tuple(ROOT / "clipmill" / name for name in ("metadata", "pipeline", "stages"))
 LIBRARIES = ("numpy", "pyarrow", "polars", "torch")
 KEPT = 2  # folders of a name: today's, and the one before an edit that may be taken back
 

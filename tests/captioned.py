@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.pools.build import build_pool
-from pipeline.pools.server import start_server
+from clipmill.pipeline.pools.build import build_pool
+from clipmill.pipeline.pools.server import start_server
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StageError
-from pipeline.packages import cache_folder, npm_files
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.packages import cache_folder, npm_files
 from tests.browser import Chromium, Tab, started
 
 TOLD = "CLIPMILL_BROWSER"

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.pools.build import build_pool
+from clipmill.pipeline import own_code
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.pools.build import build_pool
 from tests import every_stage as every_stage_
 from tests import numbered
 from tests.artefacts import Artefacts
@@ -42,13 +44,26 @@ def seed(pytestconfig) -> str:
     return pytestconfig.getoption("seed")
 
 
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch) -> Iterator[None]:
+    """A recipe that is read adds the folder `stages/` beside it: for this test alone.
+
+    Modules that a test has changed are there again after it, as plans that tests share need them.
+    """
+    monkeypatch.setattr(own_code._held, "added", [])
+    before = {}
+    if own_code.NAME in sys.modules:
+        before = {name: it for name, it in sys.modules.items() if name.startswith(own_code.NAME)}
+    yield
+    sys.modules.update(before)
+
+
 @pytest.fixture
-def clipmill(capsys, monkeypatch) -> Callable[..., Said]:
+def clipmill(capsys) -> Callable[..., Said]:
     """Runs one command in this process."""
-    path = list(sys.path)
 
     def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "path", list(path))  # a command adds the folder it runs in
+        own_code._held.added.clear()  # a command is a process of its own
         capsys.readouterr()
         try:
             code = main([str(argument) for argument in arguments])
@@ -95,14 +110,13 @@ def every_stage(artefacts, generated, links) -> every_stage_.Finished:
 def numbered_run(artefacts) -> Path:
     """A folder with the pool of tests/numbered.py and its finished run; `linked` makes copies."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(OWN_STAGES)
+        patch.setenv(VARIABLE, str(OWN_STAGES / "stages"))
         return artefacts("numbered", numbered.build, OWN_STAGES)
 
 
 @pytest.fixture(scope="module")
 def own_stages() -> Iterator[None]:
     """Puts tests/own_stages on the path, as a user's own folder would be."""
-    before = list(sys.path)
-    sys.path.insert(0, str(OWN_STAGES))
-    yield
-    sys.path[:] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(OWN_STAGES / "stages"))
+        yield

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image, ImageDraw
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState
 
 HOSTILE = """"><img src=x onerror=alert(1)> a tale of <script>alert(2)</script> & 'quotes'"""
 ROWS = 60

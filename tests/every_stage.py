@@ -24,26 +24,26 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from metadata.concepts.load import concept_list, of_entries, save
-from metadata.passes import read_stage
-from metadata.schema import REASON, UID, URL
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.described import example_of
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import Recipe, load_recipe
-from pipeline.planning.settings import known_uses, stage_class
-from pipeline.planning.snippet import snippet
-from pipeline.pools.server import BEHAVIOUR, start_server
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState, latest
-from pipeline.stage import edges_taken
-from stages.ops.pixels import PIXELS
+from clipmill.metadata.concepts.load import concept_list, of_entries, save
+from clipmill.metadata.passes import read_stage
+from clipmill.metadata.schema import REASON, UID, URL
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.described import example_of
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.recipe import Recipe, load_recipe
+from clipmill.pipeline.planning.settings import known_uses, stage_class
+from clipmill.pipeline.planning.snippet import snippet
+from clipmill.pipeline.pools.server import BEHAVIOUR, start_server
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState, latest
+from clipmill.pipeline.stage import edges_taken
+from clipmill.stages.ops.pixels import PIXELS
 
-RECIPE = Path(__file__).parent / "every_stage.yaml"
+RECIPE = Path(__file__).parent / "recipes" / "every_stage.yaml"
 OURS = tuple(known_uses())  # now: tests that bring stages of their own add to the path
 SOURCES = ("pool", "list", "rows", "folder", "tars")
 ON_TORCH = ("embed.features", "embed.filter_network")  # exact on one kind of processor only

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
-from metadata.outputs import digest_of
-from metadata.storage import Storage
-from pipeline.dataset import Rank
-from pipeline.engine.checkpoints import StoredCheckpoints
-from pipeline.stage import Worker
+from clipmill.metadata.outputs import digest_of
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.pipeline.stage import Worker
 
 
 class MemoryShards(list):

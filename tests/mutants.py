@@ -95,9 +95,9 @@ def copy_tree(to: Path) -> Path:
     list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, check=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():  # the package has links
             (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, to / name)
+            shutil.copy2(ROOT / name, to / name, follow_symlinks=False)
     for loop in ROOT.glob("stages/**/__pycache__/*.nb?"):  # as Numba has compiled it
         (to / loop.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         shutil.copy2(loop, to / loop.relative_to(ROOT))

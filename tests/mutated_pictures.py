@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from metadata.schema import REASON
-from pipeline.stage import RowFunction, RowStage, Worker
-from stages.annotate.image import AnnotateImage
-from stages.annotate.phash import PHash
-from stages.dedup.exact import pixel_digests
-from stages.download.images import DownloadImages, kept
-from stages.embed.clip import ClipEmbedding
-from stages.export.webdataset import suffix_of
-from stages.ops.pixels import PIXELS, decoded
+from clipmill.metadata.schema import REASON
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.stages.annotate.image import AnnotateImage
+from clipmill.stages.annotate.phash import PHash
+from clipmill.stages.dedup.exact import pixel_digests
+from clipmill.stages.download.images import DownloadImages, kept
+from clipmill.stages.embed.clip import ClipEmbedding
+from clipmill.stages.export.webdataset import suffix_of
+from clipmill.stages.ops.pixels import PIXELS, decoded
 from tests.hostile_pictures import noise, saved
 
 STAGES = (AnnotateImage(), PHash(dhash=True), ClipEmbedding(model="reference"))

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from metadata.storage import Storage
-from metadata.uid import uid_of
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState
 
 ROWS = range(1, 21)
 STAGES = """

@@ -95,7 +95,7 @@ def serve() -> None:
     """A head that says where it is, and ends with its standard input."""
     import ray
 
-    from pipeline.executors.ray_session import Session
+    from clipmill.pipeline.executors.ray_session import Session
 
     session = Session(None, CPUS)
     environment = {name: os.environ[name] for name in NEEDED}

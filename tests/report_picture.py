@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.report.build import report
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.run_folder.state import latest
 from tests.browser import Tab, started
 from tests.chromium import found
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import polars as pl
 
 import clipmill
-from pipeline.explore.session import Session
-from pipeline.ledger.diff import diff
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.show import Wanted, show
-from pipeline.ledger.sides import side_of
-from pipeline.run_folder.state import RunState, latest
+from clipmill.pipeline.explore.session import Session
+from clipmill.pipeline.ledger.diff import diff
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.show import Wanted, show
+from clipmill.pipeline.ledger.sides import side_of
+from clipmill.pipeline.run_folder.state import RunState, latest
 
 
 def shown(state: RunState) -> int:

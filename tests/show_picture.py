@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.ledger.show import Wanted, show
-from pipeline.report.show_page import show_page
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.ledger.show import Wanted, show
+from clipmill.pipeline.report.show_page import show_page
+from clipmill.pipeline.run_folder.state import latest
 from tests.browser import Tab, started
 from tests.chromium import found
 from tests.report_picture import COLOURS, WIDTH

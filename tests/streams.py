@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from pipeline.engine.streaming import EventLoop, streamed
-from pipeline.stage import RowFunction, RowStage, StreamFunction, Worker
+from clipmill.pipeline.engine.streaming import EventLoop, streamed
+from clipmill.pipeline.stage import RowFunction, RowStage, StreamFunction, Worker
 
 
 class OneByOne:

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from stages.caption import _banks
-from stages.caption._texts import cleaned
-from stages.caption.rewrite import Rewrite
-from stages.models.generator import Limits
+from clipmill.stages.caption import _banks
+from clipmill.stages.caption._texts import cleaned
+from clipmill.stages.caption.rewrite import Rewrite
+from clipmill.stages.models.generator import Limits
 from tests.stages.caption.streaming import rows_of
 from tests.stages.caption.streaming import run as answered
 from tests.text_server import TextServer

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.pools.chance import hex_id
+from clipmill.pipeline.pools.chance import hex_id
 
 RECIPE = """
 stages:

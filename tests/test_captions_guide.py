@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from stages.caption import _banks, _prompts
-from stages.caption.rewrite import asked
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.stages.caption import _banks, _prompts
+from clipmill.stages.caption.rewrite import asked
 from tests.test_docs import Follower, blocks
 
 PAGE = (Path(__file__).parents[1] / "docs" / "captions.md").read_text(encoding="utf-8")

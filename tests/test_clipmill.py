@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 import clipmill
-from pipeline.errors import RecipeError
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.sweep import sweep
-from pipeline.ledger.table import UnfinishedWarning
-from pipeline.ledger.why import why
-from pipeline.planning.given import recipe_given
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.ledger.table import UnfinishedWarning
+from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.planning.given import recipe_given
 from tests.drawn import HOSTILE
 from tests.parsed import Page
 

@@ -1,7 +1,7 @@
 """What holds for every stage: declarations here, and what row functions answer; one test a law.
 
 A new stage is found by itself, and is in the run that feeds the laws by the Example: in its
-docstring, or by a line in tests/every_stage.yaml. Laws of whole runs: chaos/test_every_stage.py.
+docstring, or by a line in recipes/every_stage.yaml. Laws of whole runs: chaos/test_every_stage.py.
 """
 
 import dataclasses
@@ -20,15 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.outputs import Outputs
-from metadata.schema import REASON, REASON_TYPE, TEXT, UID, Column
-from pipeline.engine.worker import worker_of
-from pipeline.ledger.results import losses
-from pipeline.ledger.stored import artifacts
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import load_recipe
-from pipeline.planning.settings import known_uses, stage_class
-from pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken, optional_columns
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, UID, Column
+from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.ledger.results import losses
+from clipmill.pipeline.ledger.stored import artifacts
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.settings import known_uses, stage_class
+from clipmill.pipeline.stage import Artifact, DatasetStage, RowStage, edges_taken, optional_columns
 from tests.every_stage import OURS, RECIPE, Finished, holds, with_examples
 from tests.streams import row_function
 
@@ -66,9 +67,9 @@ def test_every_stage_is_in_the_run_of_every_stage(every_stage):
 
 def test_a_new_stage_is_in_the_run_by_its_example(tmp_path, monkeypatch):
     (tmp_path / "stages" / "annotate").mkdir(parents=True)
-    own = Path(__file__).parents[1] / "stages" / "annotate" / "caption.py"
+    own = Path(__file__).parents[1] / "clipmill" / "stages" / "annotate" / "caption.py"
     (tmp_path / "stages" / "annotate" / "fresh.py").write_text(own.read_text())
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "stages"))
     given = load_recipe(str(RECIPE))
     longer = with_examples(given, [*OURS, "annotate.fresh"])
     assert set(known_uses()) == {keys["uses"] for keys in longer.stages.values()}
@@ -118,7 +119,7 @@ def test_a_docstring_leads_with_the_result_and_says_source_or_error():
 def test_planning_imports_nothing_heavy():
     program = (
         "import sys\n"
-        "from pipeline.planning.settings import known_uses, stage_class\n"
+        "from clipmill.pipeline.planning.settings import known_uses, stage_class\n"
         "for uses in known_uses():\n"
         "    stage_class(uses, '')\n"
         f"    heavy = sorted(set({HEAVY}) & sys.modules.keys())\n"

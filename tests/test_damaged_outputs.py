@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.engine.verify import repair, verify
-from pipeline.executors.local import LocalExecutor
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.engine.verify import repair, verify
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState
 from tests import artefacts
 from tests.pipeline.engine.test_changed_files import flip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.run_folder.state import latest
 from tests import same_counts
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.cli import main
-from pipeline.pools.build import build_pool
-from pipeline.pools.server import start_server
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.pools.build import build_pool
+from clipmill.pipeline.pools.server import start_server
 
 SLOW = ("hang", "slow", "timeout")  # answers may differ on a busy machine
 

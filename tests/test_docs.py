@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_layers import imports
+from tests.test_layers import SOURCE, imports
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -191,12 +191,12 @@ def test_the_map_of_the_tree_names_every_file():
     places = the_map()
     folders = tuple(place for place in places if place.endswith("/"))
     there = {
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(SOURCE).as_posix()
         for folder in ("metadata", "pipeline", "stages")
-        for path in (ROOT / folder).rglob("*.py")
+        for path in (SOURCE / folder).rglob("*.py")
         if path.name != "__init__.py"
     }
-    assert all((ROOT / folder).is_dir() for folder in folders)
+    assert all((SOURCE / folder).is_dir() for folder in folders)
     assert places.keys() - folders == {path for path in there if not path.startswith(folders)}
 
 

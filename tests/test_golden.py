@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.planning.planned import PlannedStage
-from pipeline.pools.build import build_pool
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.pools.build import build_pool
 from tests.every_stage import OURS, Finished, holds, run, served
 
 GOLDEN = Path(__file__).parent / "golden.json"

@@ -24,7 +24,7 @@ def test_the_steps_of_the_image_bring_all_of_clipmill_and_a_place_for_own_stages
     sh = partial(subprocess.run, shell=True, check=True, env=env, text=True, stdout=subprocess.PIPE)
     text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
     for step, said in re.findall(r"^([A-Z]+) (.+)$", text, re.MULTILINE):
-        here = re.sub(r"(?<![^\s=])/", f"{tmp_path}/", said)  # its root is our folder
+        here = re.sub(r"(?<![^\s=\"])/", f"{tmp_path}/", said)  # its root is our folder
         if step == "COPY":
             folder = here.split()[-1].rpartition("/")[0]
             sh(f"mkdir -p {folder} && cp -r {here}", cwd=ROOT)
@@ -38,13 +38,12 @@ def test_the_steps_of_the_image_bring_all_of_clipmill_and_a_place_for_own_stages
         else:
             assert step in ("FROM", "RUN"), f"{step} is not known here"
 
-    tracked = "git ls-files clipmill.py metadata pipeline stages"
-    files = sh(tracked, cwd=ROOT).stdout.split()
+    files = sh("git ls-files metadata pipeline stages", cwd=ROOT).stdout.split()
     installed = sh("python -c 'import clipmill; print(clipmill.__file__)'").stdout.strip()
     assert len(files) > 300
     assert [file for file in files if not (Path(installed).parent / file).is_file()] == []
     assert installed.startswith(str(tmp_path))
     assert sh("clipmill --version").stdout.startswith("clipmill ")
     assert "ok    ray jobs" in sh("clipmill doctor").stdout  # what KubeRay's probes ask for
-    sh(f"cp -r {ROOT}/tests/own_stages {tmp_path}/stages")
+    sh(f"cp -r {ROOT}/tests/own_stages/stages {tmp_path}/stages")
     assert "Each text of `said`" in sh("clipmill stages probe.says").stdout

@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.cli import main
-from pipeline.pools.build import build_pool
-from pipeline.pools.server import start_server
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.pools.build import build_pool
+from clipmill.pipeline.pools.server import start_server
 
 HEADS = ["icon", "sign", "shape"]  # each ends the caption of every seventh English row or so
 TAIL = ["Rot", "Blau", "Grün", "Gelb", "Lila", "rouge", "bleue", "verte"]
@@ -37,7 +37,9 @@ def table_of(out: Path) -> pl.DataFrame:
 def build(folder: Path) -> None:
     """A generated pool with heads of some 130 rows, a recipe over it, and its run."""
     with pytest.MonkeyPatch.context() as patch:  # captions are asked about; no picture is drawn
-        patch.setattr("pipeline.pools.render.crawled_files", lambda group: [DOT] * len(group))
+        patch.setattr(
+            "clipmill.pipeline.pools.render.crawled_files", lambda group: [DOT] * len(group)
+        )
         build_pool("generated", folder / "pool", rows=1500, workers=1)
     (folder / "concepts.json").write_text(json.dumps([*HEADS, *TAIL]))
     text = RECIPE.format(pool=folder / "pool", list=folder / "concepts.json", t=T)

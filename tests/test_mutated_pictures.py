@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 
-from metadata.schema import REASON
-from stages.download.images import DownloadImages
+from clipmill.metadata.schema import REASON
+from clipmill.stages.download.images import DownloadImages
 from tests.hostile_pictures import noise, saved
 from tests.mutated_pictures import STAGES, mutants, opened, through
 

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import Column
-from pipeline.cli import main
-from pipeline.planning.settings import stage_class
-from pipeline.stage import Threshold, Verdicts
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.planning.settings import stage_class
+from clipmill.pipeline.stage import Threshold, Verdicts
 from tests.parsed import Page
 
 pytestmark = pytest.mark.usefixtures("own_stages")

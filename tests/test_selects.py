@@ -6,12 +6,12 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import KEEP, POSITION, SHARD, UID
-from pipeline.ledger.stored import stored
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.selects import thresholds_of
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Surveys, Threshold
+from clipmill.metadata.schema import KEEP, POSITION, SHARD, UID
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Surveys, Threshold
 
 Tables = list[tuple[pa.Table, pa.Table]]
 SIZES = {"fraction": ["0.05", "0.3", "1"], "rows": ["1", "7", "12"], "at_most": ["1", "3"]}

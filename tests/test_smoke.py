@@ -12,10 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.cli import main
-from pipeline.pools.build import build_pool
-from pipeline.pools.server import start_server
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.pools.build import build_pool
+from clipmill.pipeline.pools.server import start_server
+from clipmill.pipeline.run_folder.state import latest
 from tests import same_counts
 from tests.artefacts import linked
 

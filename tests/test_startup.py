@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.executors import Step
-from pipeline.executors.local import LocalExecutor
-from pipeline.stage import Resources
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.stage import Resources
 
 ROOT = Path(__file__).parents[1]
 COMMAND = """
 import json, sys
-from pipeline.cli import main
+from clipmill.pipeline.cli import main
 try:
     for command in sys.argv[1:]:
         main(command.split())
 finally:
     print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
-WORK = """lambda item: [__import__("pipeline.engine." + name) for name in (
+WORK = """lambda item: [__import__("clipmill.pipeline.engine." + name) for name in (
     "chain_run", "own_shards", "shuffling", "states"
 )] and {
     "modules": sorted(__import__("sys").modules)
@@ -34,7 +34,13 @@ OF_A_STAGE = {
     *("torch", "cv2", "PIL", "numba", "scipy", "sklearn", "transformers", "tokenizers", "ray"),
     *("aiohttp", "asyncio", "jinja2", "rich", "pandas", "pyarrow.dataset"),
 }
-PLANNERS = {"yaml", "sqlglot", "polars", "pipeline.planning.plan", "pipeline.planning.recipe"}
+PLANNERS = {
+    "yaml",
+    "sqlglot",
+    "polars",
+    "clipmill.pipeline.planning.plan",
+    "clipmill.pipeline.planning.recipe",
+}
 TABLES = {"numpy", "pyarrow"}
 
 
@@ -52,12 +58,16 @@ def imported_by(*commands: str) -> set[str]:
 
 def test_help_imports_no_library():
     found = imported_by("--help")
-    assert not found & (OF_A_STAGE | PLANNERS | TABLES | {"metadata.schema", "multiprocessing"})
+    assert not found & (
+        OF_A_STAGE | PLANNERS | TABLES | {"clipmill.metadata.schema", "multiprocessing"}
+    )
 
 
 @pytest.mark.slow("an interpreter that plans a recipe of all stages")
 def test_a_plan_imports_no_library_that_only_a_stage_needs():
-    found = imported_by("plan tests/every_stage.yaml", "plan dedup-all", "plan metaclip-demo")
+    found = imported_by(
+        "plan tests/recipes/every_stage.yaml", "plan dedup-all", "plan metaclip-demo"
+    )
     assert not found & (OF_A_STAGE | {"multiprocessing"})
     assert found >= PLANNERS | TABLES
 

@@ -4,10 +4,10 @@ import re
 from functools import cache
 from pathlib import Path
 
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.planning.settings import known_uses, stage_class
-from stages.dedup.exact import READS
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.settings import known_uses, stage_class
+from clipmill.stages.dedup.exact import READS
 from tests.every_stage import RECIPE
 
 STAGES = known_uses()  # with none of a test's own
@@ -31,7 +31,7 @@ def described() -> dict[str, set[str]]:
 
 @cache
 def declared() -> dict[str, set[str]]:
-    """The reasons that the stages of tests/every_stage.yaml declare, whatever their settings."""
+    """The reasons that stages of every_stage.yaml declare, whatever their settings."""
     plan = make_plan(load_recipe(str(RECIPE)))
     found: dict[str, set[str]] = {}
     for planned in plan.stages.values():

@@ -8,7 +8,6 @@ import io
 import re
 import shlex
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import main
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.own_code import VARIABLE
 
 ERROR = re.compile(r"(?:clipmill|\w+): (.*?)\n  where: (.*?)\n  do:    (.*)", re.DOTALL)
 POOL = "stages:\n  pool: {uses: ingest.datacomp, path: pool/metadata, shard_rows: 200}\n"
@@ -354,7 +354,7 @@ def world(generated, tmp_path_factory) -> Path:
     (world / "tars/0.tar").write_bytes(tar[:2000])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
-        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv(VARIABLE, "")  # to which the command adds
         assert main(["run", "it.yaml", "--out", "run", "--workers", "0"]) == 0
     return world
 

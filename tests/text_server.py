@@ -43,7 +43,7 @@ from typing import Any
 
 from aiohttp import web
 
-from stages.models.echo import reply
+from clipmill.stages.models.echo import reply
 from tests.answering import end
 
 HOST = "127.0.0.1"

@@ -16,8 +16,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from metadata.concepts.load import SCHEMA, ConceptList, concept_list, of_entries
-from metadata.concepts.ngrams import count_ngrams, with_pmi
+from clipmill.metadata.concepts.load import SCHEMA, ConceptList, concept_list, of_entries
+from clipmill.metadata.concepts.ngrams import count_ngrams, with_pmi
 
 NUMERALS = [str(number) for number in range(100)]
 NO_WORD = r"^[\p{P}\p{S}\s]*$"

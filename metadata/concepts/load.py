@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metadata.keys import redacted
-from metadata.storage import Storage, open_uri
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import Storage, open_uri
 
 SCHEMA = pa.schema(
     [

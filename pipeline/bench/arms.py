@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.fingerprint import digest
-from metadata.schema import REPEATS
-from metadata.storage import Storage
-from metadata.subset_file import write_subset
-from pipeline.bench.listed import read_list
-from pipeline.bench.pool import Choice, RawRows
-from pipeline.bench.rows import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import REPEATS
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.subset_file import write_subset
+from clipmill.pipeline.bench.listed import read_list
+from clipmill.pipeline.bench.pool import Choice, RawRows
+from clipmill.pipeline.bench.rows import (
     Chance,
     Every,
     Kept,
@@ -30,9 +30,9 @@ from pipeline.bench.rows import (
     listed,
     texts_bound,
 )
-from pipeline.bench.spec import RAW, Bench
-from pipeline.errors import RecipeError
-from pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.bench.spec import RAW, Bench
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.planned import PlannedStage
 
 FOLDER = "arms"
 BINS = 20  # leading bits by which coins are counted, so that few are held at once

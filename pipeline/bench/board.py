@@ -8,18 +8,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.outputs import Outputs
-from metadata.record import Manifest
-from metadata.schema import UID
-from metadata.stats import Estimate
-from pipeline.bench.arms import random_name, subset_name
-from pipeline.bench.prepare import Prepared
-from pipeline.bench.recipe import leaks_of
-from pipeline.bench.spec import RAW
-from pipeline.ledger.compare import Comparison
-from pipeline.ledger.results import MOST_EPOCHS, Cell, Results, compared
-from pipeline.ledger.trials import arms as arms_of
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.record import Manifest
+from clipmill.metadata.schema import UID
+from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.bench.arms import random_name, subset_name
+from clipmill.pipeline.bench.prepare import Prepared
+from clipmill.pipeline.bench.recipe import leaks_of
+from clipmill.pipeline.bench.spec import RAW
+from clipmill.pipeline.ledger.compare import Comparison
+from clipmill.pipeline.ledger.results import MOST_EPOCHS, Cell, Results, compared
+from clipmill.pipeline.ledger.trials import arms as arms_of
+from clipmill.pipeline.run_folder.state import RunState
 
 LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks, in out/; of train.clip, in its folder
 WEIGHTS = "model.safetensors"  # of train.clip, in out/

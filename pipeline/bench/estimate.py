@@ -4,13 +4,13 @@ import tarfile
 from dataclasses import dataclass
 from typing import Any
 
-from metadata.record import Manifest
-from metadata.storage import Storage
-from pipeline.bench.board import rate_of
-from pipeline.bench.prepare import Prepared
-from pipeline.bench.spec import RAW
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import duration
+from clipmill.metadata.record import Manifest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.board import rate_of
+from clipmill.pipeline.bench.prepare import Prepared
+from clipmill.pipeline.bench.spec import RAW
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import duration
 
 DECODE_S = 0.001  # of an evaluation's picture; at 512 pixels a side 0.002 to 0.004
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.storage import open_uri
-from metadata.uid import from_hex, halves
-from pipeline.errors import RecipeError
+from clipmill.metadata.storage import open_uri
+from clipmill.metadata.uid import from_hex, halves
+from clipmill.pipeline.errors import RecipeError
 
 DTYPE = np.dtype("u8,u8")
 

@@ -8,18 +8,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.places import is_places, read_places
-from metadata.schema import IMAGE, SHA256, UID
-from metadata.storage import Storage
-from pipeline.bench.spec import Bench
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.export import Wanted, check_done, planned_export
-from pipeline.ledger.stored import stored
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder import lock
-from pipeline.run_folder.rows import PoolShards
-from pipeline.run_folder.state import RunState, latest, summary
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import is_places, read_places
+from clipmill.metadata.schema import IMAGE, SHA256, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.spec import Bench
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.export import Wanted, check_done, planned_export
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.rows import PoolShards
+from clipmill.pipeline.run_folder.state import RunState, latest, summary
 
 # Shapes: N rows of a shard.
 

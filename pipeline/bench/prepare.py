@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metadata.record import Manifest
-from metadata.storage import Storage
-from pipeline.bench.arms import Made, Maker, subset_name
-from pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
-from pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
-from pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
-from pipeline.errors import ClipmillError, RecipeError, StageError
-from pipeline.export import Exported, Wanted, export
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.run_folder import lock
-from pipeline.run_folder.claim import claim
-from pipeline.target import refuse_others
+from clipmill.metadata.record import Manifest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.arms import Made, Maker, subset_name
+from clipmill.pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
+from clipmill.pipeline.bench.recipe import FILE, Data, arms_of, as_yaml, recipe_of, stages_of
+from clipmill.pipeline.bench.spec import RAW, SCORES, TRUSTED, Arm, Bench, as_json
+from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
+from clipmill.pipeline.export import Exported, Wanted, export
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.claim import claim
+from clipmill.pipeline.target import refuse_others
 
 if TYPE_CHECKING:
-    from pipeline.engine.telling import Watcher
-    from pipeline.executors import Executor
+    from clipmill.pipeline.engine.telling import Watcher
+    from clipmill.pipeline.executors import Executor
 
 SPEC = "bench.json"
 OURS = (SPEC, FILE, "arms", lock.NAME)  # in a folder in which nothing has run

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metadata.storage import Storage
-from pipeline.bench.spec import RAW, SCORES, Arm, Bench
-from pipeline.planning.recipe import Recipe
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.spec import RAW, SCORES, Arm, Bench
+from clipmill.pipeline.planning.recipe import Recipe
 
 FILE = "bench.yaml"
 LEAKS, CHECK = "leaks", "evaluate.leaks"

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import CAPTIONS, LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
-from metadata.uid import coin, coin_hash, halves
-from pipeline.bench.pool import Choice
-from pipeline.planning.planned import PlannedStage
+from clipmill.metadata.schema import CAPTIONS, LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
+from clipmill.metadata.uid import coin, coin_hash, halves
+from clipmill.pipeline.bench.pool import Choice
+from clipmill.pipeline.planning.planned import PlannedStage
 
 # Shapes: N rows of a shard, K of an arm, U uids of a list.
 

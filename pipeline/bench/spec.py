@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from metadata.keys import without_keys
-from metadata.storage import KEYS
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.recipe import value_of
+from clipmill.metadata.keys import without_keys
+from clipmill.metadata.storage import KEYS
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.recipe import value_of
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # as of a stage: an arm is one
 RAW, TRUSTED, ORACLE = "raw", "trusted", "oracle"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from metadata.stats import Estimate
-from pipeline.bench.board import Board, Line
-from pipeline.ledger.compare import Comparison
-from pipeline.run_folder.words import duration
+from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.bench.board import Board, Line
+from clipmill.pipeline.ledger.compare import Comparison
+from clipmill.pipeline.run_folder.words import duration
 
 MINUS = "\N{MINUS SIGN}"
 

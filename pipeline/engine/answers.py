@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
-from metadata.answers import (
+from clipmill.metadata.answers import (
     AnswersFile,
     Pair,
     elsewhere,
@@ -27,8 +27,8 @@ from metadata.answers import (
     on_disk,
     write_answers,
 )
-from metadata.storage import Entry, Storage
-from pipeline.errors import LostLockError
+from clipmill.metadata.storage import Entry, Storage
+from clipmill.pipeline.errors import LostLockError
 
 FOLDER, NEW, PACKED, ENDING = "answers", "new", "packed", ".answers"
 NAME = re.compile(r"(new/\d+-|packed/)[0-9a-f]{32}\.answers")

@@ -10,11 +10,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
-from metadata.damage import DamagedError
-from metadata.record import Failure
-from metadata.storage import Storage
-from pipeline.engine.failures import explained
-from pipeline.errors import ClipmillError, CrashedError, RetryableError, ShardError, StageError
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.record import Failure
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.failures import explained
+from clipmill.pipeline.errors import (
+    ClipmillError,
+    CrashedError,
+    RetryableError,
+    ShardError,
+    StageError,
+)
 
 T = TypeVar("T")
 FOLDER = "attempts"  # of the shards of a row stage: they go all at once, in few requests

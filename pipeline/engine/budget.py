@@ -22,8 +22,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
-from metadata.storage import Storage
-from pipeline.engine.answers import STORE_S, after
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.answers import STORE_S, after
 
 FOLDER, EARLIER = "budget", "earlier.json"
 TRIES = 8  # to claim what others ask for too

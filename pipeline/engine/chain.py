@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from metadata.damage import DamagedError
-from metadata.record import Failure, Record, ShardState
-from metadata.storage import Storage
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.done import parents_of
-from pipeline.run_folder.rows import StoredColumns
-from pipeline.stage import RowStage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.record import Failure, Record, ShardState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.done import parents_of
+from clipmill.pipeline.run_folder.rows import StoredColumns
+from clipmill.pipeline.stage import RowStage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,19 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.passes import NOT_SELECTED, read_stage, reason_where
-from metadata.record import Record, ShardState, state_of
-from metadata.schema import KEEP, POSITION, REASON, UID
-from metadata.shard import ShardWriter, store
-from pipeline.engine.chain import Chain, ShardItem
-from pipeline.engine.declared import stored_schema
-from pipeline.engine.functions import Batch, Functions
-from pipeline.engine.kept import KeptRows
-from pipeline.engine.told import Teller
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder.done import parents_of
-from pipeline.run_folder.rows import StoredColumns, read_rows
-from pipeline.stage import RowStage
+from clipmill.metadata.passes import NOT_SELECTED, read_stage, reason_where
+from clipmill.metadata.record import Record, ShardState, state_of
+from clipmill.metadata.schema import KEEP, POSITION, REASON, UID
+from clipmill.metadata.shard import ShardWriter, store
+from clipmill.pipeline.engine.chain import Chain, ShardItem
+from clipmill.pipeline.engine.declared import stored_schema
+from clipmill.pipeline.engine.functions import Batch, Functions
+from clipmill.pipeline.engine.kept import KeptRows
+from clipmill.pipeline.engine.told import Teller
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.done import parents_of
+from clipmill.pipeline.run_folder.rows import StoredColumns, read_rows
+from clipmill.pipeline.stage import RowStage
 
 # Shapes: N rows of the shard, K those of a batch that are computed.
 

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from metadata.damage import DamagedError
-from metadata.fingerprint import digest
-from metadata.record import state_of
-from metadata.scratch import scratch_folder
-from pipeline.engine import attempts
-from pipeline.engine.chain import Chain, ShardItem, next_together
-from pipeline.engine.chain_compute import Computation
-from pipeline.engine.functions import Functions
-from pipeline.errors import ShardError
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.done import current, standing
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.record import state_of
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.chain import Chain, ShardItem, next_together
+from clipmill.pipeline.engine.chain_compute import Computation
+from clipmill.pipeline.engine.functions import Functions
+from clipmill.pipeline.errors import ShardError
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.done import current, standing
 
 
 class ChainRun:

@@ -10,7 +10,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from metadata.storage import BLOCK_BYTES, Storage
+from clipmill.metadata.storage import BLOCK_BYTES, Storage
 
 FOLDER = "checkpoints"  # of a journal
 NAME = re.compile(r"(\d{12})-([0-9a-f]{32})")

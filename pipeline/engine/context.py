@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.record import Failure, Record
-from metadata.scratch import remove_shared, scratch_folder, shared_scratch
-from metadata.sealed import put_sealed, read_sealed
-from pipeline.dataset import Rank, State, TableFunction, Task
-from pipeline.engine import attempts
-from pipeline.engine.journal import Journal, StageRun
-from pipeline.engine.launching import launch
-from pipeline.engine.local_shards import LocalShards
-from pipeline.engine.own_shards import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.record import Failure, Record
+from clipmill.metadata.scratch import remove_shared, scratch_folder, shared_scratch
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.pipeline.dataset import Rank, State, TableFunction, Task
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.journal import Journal, StageRun
+from clipmill.pipeline.engine.launching import launch
+from clipmill.pipeline.engine.local_shards import LocalShards
+from clipmill.pipeline.engine.own_shards import (
     Neighbours,
     OneShard,
     Together,
@@ -31,7 +31,7 @@ from pipeline.engine.own_shards import (
     restore_shards,
     together,
 )
-from pipeline.engine.shuffling import (
+from clipmill.pipeline.engine.shuffling import (
     by_hash,
     by_home,
     put_index,
@@ -40,7 +40,7 @@ from pipeline.engine.shuffling import (
     sizes_in,
     split_run,
 )
-from pipeline.engine.states import (
+from clipmill.pipeline.engine.states import (
     BY_DRIVER_BYTES,
     MERGED,
     merge_some,
@@ -50,13 +50,13 @@ from pipeline.engine.states import (
     reduce_some,
     spans_of,
 )
-from pipeline.engine.units import Unit, UnitTask, Work, map_one, units_of
-from pipeline.engine.worker import worker_of
-from pipeline.errors import ShardError, StageError
-from pipeline.run_folder.done import standing
-from pipeline.run_folder.partitions import Partitions
-from pipeline.run_folder.rows import PoolShards
-from pipeline.stage import DatasetStage
+from clipmill.pipeline.engine.units import Unit, UnitTask, Work, map_one, units_of
+from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.run_folder.done import standing
+from clipmill.pipeline.run_folder.partitions import Partitions
+from clipmill.pipeline.run_folder.rows import PoolShards
+from clipmill.pipeline.stage import DatasetStage
 
 PARTITION_ROWS = 250_000
 LONGER_FROM_ROWS = 2_000_000_000  # of the pool: partitions grow, as its root

@@ -4,20 +4,20 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from metadata.damage import DamagedError
-from metadata.outputs import NOTES, OUT, noted_outputs
-from pipeline.dataset import Inputs
-from pipeline.engine.context import RunContext
-from pipeline.engine.failures import raised, storage_error
-from pipeline.engine.journal import StageRun
-from pipeline.engine.manifests import put_dataset_manifest
-from pipeline.engine.running import Running
-from pipeline.engine.uid_indexes import index_uids
-from pipeline.errors import ClipmillError, LostLockError, StageError
-from pipeline.planning.elsewhere import digest_of, is_gone
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.rows import PoolShards
-from pipeline.stage import DatasetStage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.outputs import NOTES, OUT, noted_outputs
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.engine.context import RunContext
+from clipmill.pipeline.engine.failures import raised, storage_error
+from clipmill.pipeline.engine.journal import StageRun
+from clipmill.pipeline.engine.manifests import put_dataset_manifest
+from clipmill.pipeline.engine.running import Running
+from clipmill.pipeline.engine.uid_indexes import index_uids
+from clipmill.pipeline.errors import ClipmillError, LostLockError, StageError
+from clipmill.pipeline.planning.elsewhere import digest_of, is_gone
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.rows import PoolShards
+from clipmill.pipeline.stage import DatasetStage
 
 
 @dataclass

@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import POSITION, REASON, REASON_TYPE, UID
-from pipeline.errors import StageError
-from pipeline.planning.planned import PlannedStage
-from pipeline.stage import Stage
+from clipmill.metadata.schema import POSITION, REASON, REASON_TYPE, UID
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.stage import Stage
 
 
 def stored_schema(stage: Stage, sparse: bool = False) -> pa.Schema:

@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from metadata.fingerprint import digest
-from pipeline.engine.guarded import end, start
-from pipeline.errors import StageError
-from pipeline.stage import Environment
+from clipmill.metadata.fingerprint import digest
+from clipmill.pipeline.engine.guarded import end, start
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Environment
 
 ADDRESS = re.compile(r"\w+://\S+|(?<=host=)'[^']*'")
 LOCK, PACKAGES = ".lock", "packages.txt"

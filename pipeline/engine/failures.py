@@ -7,10 +7,11 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from metadata.damage import DamagedError
-from metadata.scratch import scratch_folder
-from metadata.storage import KEYS, Storage, wants_keys
-from pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.metadata.storage import KEYS, Storage, wants_keys
+from clipmill.pipeline.errors import ClipmillError, RetryableError, ShardError, StageError
+from clipmill.pipeline.extras import install, missing
 
 
 @contextlib.contextmanager
@@ -22,6 +23,10 @@ def explained(place: str, folder: Storage) -> Iterator[None]:
         raise
     except OSError as error:
         raise storage_error(error, place, folder) from error
+    except ModuleNotFoundError as error:
+        if not install(error.name or ""):
+            raise ShardError(*raised(error, place), "install it, or mend the stage") from error
+        raise StageError(*missing(error.name, place).args) from error
     except Exception as error:
         do = "mend the stage; a row that it can give no value gets a reason"
         raise ShardError(*raised(error, place), do) from error

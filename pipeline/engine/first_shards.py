@@ -7,10 +7,10 @@ of the pool would fail the same way. Only reasons of faults count: see `Stage.ad
 from collections import Counter
 from dataclasses import dataclass, field
 
-from metadata.passes import NOT_SELECTED
-from pipeline.errors import StageError
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import as_sets
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import as_sets
 
 FIRST = 3  # shards, of those with rows; all where a pool has fewer
 MOST = 0.95  # of their rows

@@ -13,23 +13,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import UID
-from metadata.storage import Storage
-from pipeline.engine.answers import FOLDER as ANSWERS
-from pipeline.engine.answers import StoredAnswers
-from pipeline.engine.budget import FOLDER as BUDGET
-from pipeline.engine.budget import SharedBudget
-from pipeline.engine.chain import Chain
-from pipeline.engine.declared import as_declared, stored_schema
-from pipeline.engine.kept import KeptRows
-from pipeline.engine.worker import worker_of
-from pipeline.errors import StageError
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.provided import Took, untaken
-from pipeline.stage import RowFunction, RowStage, StreamFunction
+from clipmill.metadata.schema import UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
+from clipmill.pipeline.engine.answers import StoredAnswers
+from clipmill.pipeline.engine.budget import FOLDER as BUDGET
+from clipmill.pipeline.engine.budget import SharedBudget
+from clipmill.pipeline.engine.chain import Chain
+from clipmill.pipeline.engine.declared import as_declared, stored_schema
+from clipmill.pipeline.engine.kept import KeptRows
+from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.provided import Took, untaken
+from clipmill.pipeline.stage import RowFunction, RowStage, StreamFunction
 
 if TYPE_CHECKING:
-    from pipeline.engine.streaming import EventLoop  # asyncio: only for stages that stream
+    from clipmill.pipeline.engine.streaming import EventLoop  # asyncio: only for stages that stream
 
 # Shapes: K rows of a batch that are computed.
 
@@ -128,7 +128,7 @@ class Functions:
         place: str,
         kept: KeptRows | None,
     ) -> Iterator[tuple[Batch, pa.Table]]:
-        from pipeline.engine.streaming import streamed
+        from clipmill.pipeline.engine.streaming import streamed
 
         under_way: deque[tuple[Batch, Batch | None]] = deque()  # what was read, and asked for of it
 
@@ -198,7 +198,7 @@ class Functions:
     @cached_property
     def events(self) -> "EventLoop":
         """One for all stages of the chain, from shard to shard."""
-        from pipeline.engine.streaming import EventLoop
+        from clipmill.pipeline.engine.streaming import EventLoop
 
         return EventLoop()
 

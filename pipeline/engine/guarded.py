@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.engine import guard
+from clipmill.pipeline.engine import guard
 
 LEAVE_S = guard.GRACE_S + 2  # what the guard has to end its command and itself
 

@@ -12,9 +12,9 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from metadata.keys import SECRET, without_keys
-from pipeline.engine.guarded import end, start
-from pipeline.errors import StageError
+from clipmill.metadata.keys import SECRET, without_keys
+from clipmill.pipeline.engine.guarded import end, start
+from clipmill.pipeline.errors import StageError
 
 LONGEST_PAUSE_S = 0.5  # between two questions for its health
 LOG_BYTES = 65_536  # of the log that are looked at

@@ -15,15 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.fingerprint import digest
-from metadata.record import Record
-from metadata.scan import Scan
-from metadata.sealed import put_sealed, read_sealed
-from metadata.storage import Storage
-from pipeline.engine.units import Answer, Unit, Units, Work, units_of
-from pipeline.executors import Executor, Step
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.rows import PoolShards
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.record import Record
+from clipmill.metadata.scan import Scan
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.units import Answer, Unit, Units, Work, units_of
+from clipmill.pipeline.executors import Executor, Step
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.rows import PoolShards
 
 UNITS = 2  # how calls are cut into units: a journal of other ones is not gone on with
 KINDS = {  # of calls, in words

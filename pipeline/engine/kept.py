@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.damage import DamagedError
-from metadata.fingerprint import digest
-from metadata.parquet_file import read_at, read_file
-from metadata.record import digest_in
-from metadata.schema import POSITION, REASON
-from metadata.shard import ShardWriter
-from metadata.storage import Storage
-from pipeline.engine.declared import stored_schema
-from pipeline.errors import LostLockError, RetryableError
-from pipeline.planning.planned import PlannedStage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.parquet_file import read_at, read_file
+from clipmill.metadata.record import digest_in
+from clipmill.metadata.schema import POSITION, REASON
+from clipmill.metadata.shard import ShardWriter
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.declared import stored_schema
+from clipmill.pipeline.errors import LostLockError, RetryableError
+from clipmill.pipeline.planning.planned import PlannedStage
 
 FOLDER = "kept"
 MOST_FILES = 64  # of a shard: each holds a 64th of its rows

@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metadata.fingerprint import digest
-from metadata.scratch import scratch_folder
-from pipeline.dataset import Rank, Task
-from pipeline.engine import attempts
-from pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
-from pipeline.engine.failures import explained
-from pipeline.engine.journal import Journal
-from pipeline.engine.told import Teller
-from pipeline.engine.units import UnitTask
-from pipeline.errors import RankDiedError
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.pipeline.dataset import Rank, Task
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
+from clipmill.pipeline.engine.failures import explained
+from clipmill.pipeline.engine.journal import Journal
+from clipmill.pipeline.engine.told import Teller
+from clipmill.pipeline.engine.units import UnitTask
+from clipmill.pipeline.errors import RankDiedError
 
 MOST_ATTEMPTS = 4  # the first, and three after deaths
 

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from metadata.faults import reached
-from metadata.fingerprint import digest
-from metadata.schema import POSITION, SHARD, UID
-from metadata.scratch import shared_scratch
-from pipeline.dataset import TableFunction
-from pipeline.run_folder.partitions import Partitions
-from pipeline.run_folder.rows import JoinedShards, PoolShards, apply, only
+from clipmill.metadata.faults import reached
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import POSITION, SHARD, UID
+from clipmill.metadata.scratch import shared_scratch
+from clipmill.pipeline.dataset import TableFunction
+from clipmill.pipeline.run_folder.partitions import Partitions
+from clipmill.pipeline.run_folder.rows import JoinedShards, PoolShards, apply, only
 
 KEPT_FREE = 4 << 30  # bytes, or a tenth of a smaller disk: copies take what is free beyond that
 CHECKSUM = struct.Struct("<I")  # CRC-32 of the Arrow stream, at the end of its file

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from metadata.fingerprint import digest, settings_of
-from metadata.fold import fold
-from metadata.outputs import NOTES, Noted
-from metadata.places import is_places
-from metadata.record import Manifest
-from metadata.records import table_of
-from pipeline.engine.context import RunContext
-from pipeline.engine.kept import FOLDER as KEPT
-from pipeline.run_folder.state import StageState
-from pipeline.stage import RowStage
+from clipmill.metadata.fingerprint import digest, settings_of
+from clipmill.metadata.fold import fold
+from clipmill.metadata.outputs import NOTES, Noted
+from clipmill.metadata.places import is_places
+from clipmill.metadata.record import Manifest
+from clipmill.metadata.records import table_of
+from clipmill.pipeline.engine.context import RunContext
+from clipmill.pipeline.engine.kept import FOLDER as KEPT
+from clipmill.pipeline.run_folder.state import StageState
+from clipmill.pipeline.stage import RowStage
 
 
 def seal(stage: StageState) -> None:

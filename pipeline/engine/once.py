@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metadata.outputs import Noted, put_output
-from metadata.sealed import put_sealed, read_sealed
-from metadata.storage import Storage
-from pipeline.dataset import Put
+from clipmill.metadata.outputs import Noted, put_output
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Put
 
 FOLDER = "once"
 MADE = "made.json"

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.record import Record
-from metadata.schema import POSITION, SHARD
-from metadata.shard import ShardWriter, store
-from pipeline.dataset import Task
-from pipeline.engine.declared import as_declared, stored_schema
-from pipeline.engine.units import Unit, UnitTask
-from pipeline.errors import StageError
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.partitions import Partitions
-from pipeline.run_folder.rows import PoolShards
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.record import Record
+from clipmill.metadata.schema import POSITION, SHARD
+from clipmill.metadata.shard import ShardWriter, store
+from clipmill.pipeline.dataset import Task
+from clipmill.pipeline.engine.declared import as_declared, stored_schema
+from clipmill.pipeline.engine.units import Unit, UnitTask
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.partitions import Partitions
+from clipmill.pipeline.run_folder.rows import PoolShards
 
 
 @dataclass(frozen=True)

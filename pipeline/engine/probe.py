@@ -11,26 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.record import ShardState
-from metadata.schema import UID
-from metadata.storage import Storage
-from metadata.uid import coin_hash
-from pipeline.engine.budget import FOLDER as BUDGET
-from pipeline.engine.budget import close_accounts
-from pipeline.engine.chain import Chain
-from pipeline.engine.chain_compute import rows_asked
-from pipeline.engine.prediction import Pace, Predicted, hours, pace, rest
-from pipeline.engine.probe_rows import Place, answered
-from pipeline.executors import Executor
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.provided import Took
-from pipeline.run_folder import lock
-from pipeline.run_folder.claim import refuse_another_seed
-from pipeline.run_folder.done import current, parents_of
-from pipeline.run_folder.rows import read_rows
-from pipeline.run_folder.state import RunState, StageState
-from pipeline.stage import RowStage
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import UID
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.engine.budget import FOLDER as BUDGET
+from clipmill.pipeline.engine.budget import close_accounts
+from clipmill.pipeline.engine.chain import Chain
+from clipmill.pipeline.engine.chain_compute import rows_asked
+from clipmill.pipeline.engine.prediction import Pace, Predicted, hours, pace, rest
+from clipmill.pipeline.engine.probe_rows import Place, answered
+from clipmill.pipeline.executors import Executor
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.provided import Took
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.claim import refuse_another_seed
+from clipmill.pipeline.run_folder.done import current, parents_of
+from clipmill.pipeline.run_folder.rows import read_rows
+from clipmill.pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.stage import RowStage
 
 # Shapes: N rows of a shard, K of a batch, D rows that were drawn.
 

@@ -12,15 +12,15 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from metadata.record import ShardState
-from metadata.schema import REASON, UID
-from metadata.scratch import scratch_folder
-from pipeline.dataset import Rank
-from pipeline.engine.chain import Chain
-from pipeline.engine.functions import Batch, Functions
-from pipeline.provided import Took
-from pipeline.run_folder.rows import read_rows
-from pipeline.stage import RowStage, StreamFunction
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.engine.chain import Chain
+from clipmill.pipeline.engine.functions import Batch, Functions
+from clipmill.pipeline.provided import Took
+from clipmill.pipeline.run_folder.rows import read_rows
+from clipmill.pipeline.stage import RowStage, StreamFunction
 
 AT_ONCE = 1024  # rows in hand: a stage that asks waits for its own requests
 ROW: ContextVar[int] = ContextVar("row")  # whose request it is

@@ -11,18 +11,18 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from metadata.damage import DamagedError
-from metadata.outputs import OUT
-from metadata.parquet_file import opened, sound_groups
-from metadata.passes import NOT_SELECTED
-from metadata.record import Record, record_name
-from metadata.schema import REASON, UID
-from metadata.shard import ShardWriter, store
-from metadata.storage import Storage
-from pipeline.engine.declared import stored_schema
-from pipeline.errors import StageError
-from pipeline.planning.planned import PlannedStage
-from pipeline.stage import Stage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.outputs import OUT
+from clipmill.metadata.parquet_file import opened, sound_groups
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.record import Record, record_name
+from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.shard import ShardWriter, store
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.declared import stored_schema
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.stage import Stage
 
 AGAIN = "damaged"  # stands for a mask that no run has: the rows it left out are computed
 DATA_NAME = re.compile(r"(\d+)(?:\.p(\d+))?-")

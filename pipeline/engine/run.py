@@ -6,27 +6,27 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from metadata.damage import DamagedError
-from metadata.storage import Storage
-from pipeline.engine import attempts
-from pipeline.engine.answers import FOLDER as ANSWERS
-from pipeline.engine.answers import pack
-from pipeline.engine.budget import FOLDER as BUDGET
-from pipeline.engine.budget import close_accounts
-from pipeline.engine.dataset_job import DatasetJob
-from pipeline.engine.manifests import seal
-from pipeline.engine.repair import is_asked, refusal, take_away
-from pipeline.engine.running import Running
-from pipeline.engine.telling import Telling, Watcher
-from pipeline.engine.waves import Wave
-from pipeline.errors import ClipmillError, LostLockError
-from pipeline.executors import Executor
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder import lock
-from pipeline.run_folder.claim import claim, refuse_foreign
-from pipeline.run_folder.origin import refuse_another_pool, remember_pools
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
+from clipmill.pipeline.engine.answers import pack
+from clipmill.pipeline.engine.budget import FOLDER as BUDGET
+from clipmill.pipeline.engine.budget import close_accounts
+from clipmill.pipeline.engine.dataset_job import DatasetJob
+from clipmill.pipeline.engine.manifests import seal
+from clipmill.pipeline.engine.repair import is_asked, refusal, take_away
+from clipmill.pipeline.engine.running import Running
+from clipmill.pipeline.engine.telling import Telling, Watcher
+from clipmill.pipeline.engine.waves import Wave
+from clipmill.pipeline.errors import ClipmillError, LostLockError
+from clipmill.pipeline.executors import Executor
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.claim import claim, refuse_foreign
+from clipmill.pipeline.run_folder.origin import refuse_another_pool, remember_pools
+from clipmill.pipeline.run_folder.state import RunState
 
 Job = Wave | DatasetJob
 LOOK_UP_S = 0.5  # Python sees a signal late that another thread was given

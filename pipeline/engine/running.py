@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.engine.telling import Telling
-from pipeline.executors import Executor
-from pipeline.planning.plan import Plan
-from pipeline.run_folder.state import RunState
+from clipmill.pipeline.engine.telling import Telling
+from clipmill.pipeline.executors import Executor
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

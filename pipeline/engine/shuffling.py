@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.schema import SHARD
-from metadata.storage import Storage
-from pipeline.engine.own_shards import neighbours
-from pipeline.engine.units import UnitTask
-from pipeline.run_folder.partitions import OFFSET, index_of, read_ranges, tables_of
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import SHARD
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.own_shards import neighbours
+from clipmill.pipeline.engine.units import UnitTask
+from clipmill.pipeline.run_folder.partitions import OFFSET, index_of, read_ranges, tables_of
 
 RUN_ROWS = 7_500_000
 FEW_RUNS, MANY_RUNS = 16, 64  # the least of a small and of a large pool, for workers to share

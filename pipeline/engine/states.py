@@ -14,11 +14,11 @@ from zipfile import BadZipFile
 import numpy as np
 import pyarrow as pa
 
-from metadata.storage import Storage
-from pipeline.dataset import State
-from pipeline.engine.units import UnitTask
-from pipeline.errors import StageError
-from pipeline.run_folder.partitions import tables_of
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import State
+from clipmill.pipeline.engine.units import UnitTask
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.run_folder.partitions import tables_of
 
 REDUCE_UNITS = 256
 MERGED = 16  # states, by one unit: so of 256 the root is made of 16

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import StageError
-from pipeline.stage import StreamFunction
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import StreamFunction
 
 THREAD = "event loop"
 Begun = tuple[asyncio.AbstractEventLoop, asyncio.Event]  # a loop, and what ends it

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from metadata.damage import DamagedError
-from metadata.record import Failure, Record
-from pipeline.engine.told import Told
-from pipeline.errors import ClipmillError, LostLockError
-from pipeline.executors import Executor
-from pipeline.run_folder.live import (
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.record import Failure, Record
+from clipmill.pipeline.engine.told import Told
+from clipmill.pipeline.errors import ClipmillError, LostLockError
+from clipmill.pipeline.executors import Executor
+from clipmill.pipeline.run_folder.live import (
     MOST_CAUSES,
     Cause,
     Live,
@@ -26,8 +26,8 @@ from pipeline.run_folder.live import (
     put_live,
     read_live,
 )
-from pipeline.run_folder.lock import Owned
-from pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.run_folder.lock import Owned
+from clipmill.pipeline.run_folder.state import RunState, StageState
 
 STORE_S = 3.0  # between two of `live.json`
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.executors.telling import tell
+from clipmill.pipeline.executors.telling import tell
 
 TELL_S = 0.5  # between two words of a worker
 _lock = threading.Lock()

@@ -4,12 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from metadata.parquet_file import read_file
-from metadata.schema import UID
-from metadata.uid import halves
-from metadata.uid_index import FOLDER, Run, put_index, runs_of
-from pipeline.engine.context import RunContext
-from pipeline.engine.units import UnitTask, units_of
+from clipmill.metadata.parquet_file import read_file
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid import halves
+from clipmill.metadata.uid_index import FOLDER, Run, put_index, runs_of
+from clipmill.pipeline.engine.context import RunContext
+from clipmill.pipeline.engine.units import UnitTask, units_of
 
 READERS = 8  # of shards of an object store: each waits for an answer
 DISK_READERS = 1  # uids are decoded so fast that threads wait for one another

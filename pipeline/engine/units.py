@@ -11,22 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metadata.damage import DamagedError
-from metadata.fingerprint import digest
-from metadata.outputs import OUT, note_output
-from metadata.scratch import leave_shared, scratch_folder
-from metadata.sealed import put_sealed
-from metadata.storage import Storage
-from pipeline.dataset import Put, Task
-from pipeline.engine import attempts
-from pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
-from pipeline.engine.checkpoints import StoredCheckpoints
-from pipeline.engine.once import made_once
-from pipeline.engine.told import Teller
-from pipeline.engine.worker import worker_of
-from pipeline.errors import ShardError, StageError
-from pipeline.planning.planned import PlannedStage
-from pipeline.stage import Worker
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.outputs import OUT, note_output
+from clipmill.metadata.scratch import leave_shared, scratch_folder
+from clipmill.metadata.sealed import put_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Put, Task
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.checkpoints import FOLDER as CHECKPOINTS
+from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.pipeline.engine.once import made_once
+from clipmill.pipeline.engine.told import Teller
+from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.stage import Worker
 
 Work = Callable[[Any, "UnitTask"], Any]  # from the input of a unit to its result
 

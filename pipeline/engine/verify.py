@@ -7,22 +7,22 @@ from functools import partial
 
 import pyarrow as pa
 
-from metadata.damage import DamagedError
-from metadata.outputs import OUT
-from metadata.scan import scan
-from metadata.schema import UID
-from metadata.sealed import read_sealed
-from metadata.storage import Storage
-from pipeline.engine.answers import FOLDER as ANSWERS
-from pipeline.engine.answers import all_files, digest_of, merge_files
-from pipeline.engine.once import FOLDER as ONCE
-from pipeline.engine.once import MADE, place_of
-from pipeline.engine.repair import is_asked, salvage, shard_of, take_away
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder import lock
-from pipeline.run_folder.rows import WHOLE
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.outputs import OUT
+from clipmill.metadata.scan import scan
+from clipmill.metadata.schema import UID
+from clipmill.metadata.sealed import read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
+from clipmill.pipeline.engine.answers import all_files, digest_of, merge_files
+from clipmill.pipeline.engine.once import FOLDER as ONCE
+from clipmill.pipeline.engine.once import MADE, place_of
+from clipmill.pipeline.engine.repair import is_asked, salvage, shard_of, take_away
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.rows import WHOLE
+from clipmill.pipeline.run_folder.state import RunState
 
 RunUntil = Callable[[str], object]
 

@@ -6,20 +6,20 @@ from functools import partial
 
 import numpy as np
 
-from metadata.damage import DamagedError
-from metadata.fold import append, fold
-from metadata.record import Record
-from pipeline.engine import attempts
-from pipeline.engine.chain import Chain, ShardItem
-from pipeline.engine.chain_run import ChainRun
-from pipeline.engine.failures import storage_error
-from pipeline.engine.first_shards import FirstShards
-from pipeline.engine.running import Running
-from pipeline.errors import StageError
-from pipeline.executors import Step
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.state import StageState
-from pipeline.stage import RowStage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.fold import append, fold
+from clipmill.metadata.record import Record
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.chain import Chain, ShardItem
+from clipmill.pipeline.engine.chain_run import ChainRun
+from clipmill.pipeline.engine.failures import storage_error
+from clipmill.pipeline.engine.first_shards import FirstShards
+from clipmill.pipeline.engine.running import Running
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import StageState
+from clipmill.pipeline.stage import RowStage
 
 FOLD_EVERY = 1000  # records of a stage: what a resume reads one by one of it at most
 

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metadata.storage import Storage
-from pipeline.engine.environments import made, python_of
-from pipeline.engine.helpers import HelperProcess
-from pipeline.engine.told import saying
-from pipeline.planning.planned import PlannedStage
-from pipeline.provided import Answers, Budget, Purse, Remembered, Took, untaken
-from pipeline.run_folder.pins import pin
-from pipeline.stage import Environment, Worker, unpinned, untold
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.environments import made, python_of
+from clipmill.pipeline.engine.helpers import HelperProcess
+from clipmill.pipeline.engine.told import saying
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.provided import Answers, Budget, Purse, Remembered, Took, untaken
+from clipmill.pipeline.run_folder.pins import pin
+from clipmill.pipeline.stage import Environment, Worker, unpinned, untold
 
 VERSIONS = re.compile(r"\s*[<>=!~;@].*")  # of a package, after its name
 

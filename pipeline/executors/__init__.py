@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.dataset import Rank
-from pipeline.stage import Resources
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.stage import Resources
 
 Item = Any  # a small picklable object: names and digests, never rows
 

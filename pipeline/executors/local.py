@@ -20,15 +20,15 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
-from metadata.scratch import sweep_scratch
-from pipeline.dataset import Rank
-from pipeline.errors import RankDiedError, StageError
-from pipeline.executors import Item, Step, machine
-from pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
-from pipeline.executors.ranks import Ends, as_rank, free_address
-from pipeline.executors.streams import LOOK_UP_S, TURN_S, Dispatcher, Stream
-from pipeline.executors.telling import connect
-from pipeline.stage import Resources
+from clipmill.metadata.scratch import sweep_scratch
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.errors import RankDiedError, StageError
+from clipmill.pipeline.executors import Item, Step, machine
+from clipmill.pipeline.executors.local_worker import GONE, LocalWorker, end_workers, start_worker
+from clipmill.pipeline.executors.ranks import Ends, as_rank, free_address
+from clipmill.pipeline.executors.streams import LOOK_UP_S, TURN_S, Dispatcher, Stream
+from clipmill.pipeline.executors.telling import connect
+from clipmill.pipeline.stage import Resources
 
 ECHO_S = 5.0  # after a rank's error: the death that caused it is heard by then
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it

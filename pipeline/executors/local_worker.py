@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.spawn import get_preparation_data
 
-from pipeline.executors import Item, machine
-from pipeline.executors.streams import Stream
-from pipeline.stage import Resources
+from clipmill.pipeline import own_code
+from clipmill.pipeline.executors import Item, machine
+from clipmill.pipeline.executors.streams import Stream
+from clipmill.pipeline.stage import Resources
 
 LEAVE_S = 0.2  # what idle workers have to leave by themselves
 GONE = (EOFError, OSError)  # what a pipe says of a process that died, or died in mid-answer
@@ -30,7 +31,7 @@ try:
     prepare(pickle.loads(pipe.recv_bytes()))
 except EOFError:
     sys.exit()
-from pipeline.executors.worker import serve
+from clipmill.pipeline.executors.worker import serve
 serve(pipe, driver)
 """
 
@@ -59,7 +60,7 @@ def start_worker(
     ours, theirs = multiprocessing.Pipe()
     own = {**machine.thread_limits(resources.cpus), "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
     process = subprocess.Popen(
-        [sys.executable, "-c", BOOT, str(theirs.fileno()), str(os.getpid())],
+        [sys.executable, "-P", "-c", BOOT, str(theirs.fileno()), str(os.getpid())],
         env={**os.environ, **own},
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
@@ -68,10 +69,12 @@ def start_worker(
     parents = get_preparation_data("worker")
     parents.pop("authkey")  # of multiprocessing's servers, which there are none of
     if not with_main:
+        parents["sys_path"] = machine.import_path()
         parents.pop("init_main_from_path", None)
         parents.pop("init_main_from_name", None)
     with contextlib.suppress(*GONE):  # seen when we wait
         ours.send_bytes(pickle.dumps(parents))
+        ours.send_bytes(pickle.dumps(own_code.own()))
     return LocalWorker(process, ours, resources, cpus, gpus)
 
 

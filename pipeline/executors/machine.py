@@ -1,6 +1,7 @@
-"""What this machine has for workers: memory, GPUs, and threads of libraries."""
+"""What this machine has for workers: memory, GPUs, threads of libraries, and where Python looks."""
 
 import os
+import sys
 from pathlib import Path
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -11,6 +12,15 @@ DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 def thread_limits(cpus: float) -> dict[str, str]:
     """The variables that keep a worker's libraries to its CPUs."""
     return dict.fromkeys(THREADS, str(max(1, int(cpus))))
+
+
+def import_path() -> list[str]:
+    """Where this process imports from, without the working folder that Python puts in front.
+
+    A `numpy.py` among somebody's data is no part of what a worker runs.
+    """
+    is_in_front = bool(sys.path) and sys.path[0] in ("", os.getcwd())
+    return sys.path[1:] if is_in_front else sys.path[:]
 
 
 def memory_gb() -> float:

@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from metadata.damage import DamagedError
-from pipeline.dataset import Rank
-from pipeline.errors import LostLockError, RetryableError, StageError
+from clipmill.metadata.damage import DamagedError
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.errors import LostLockError, RetryableError, StageError
 
 OWN_ERRORS = (StageError, LostLockError, DamagedError)  # of the rank itself, not of another's end
 SIOCGIFADDR = 0x8915  # asks Linux for an interface's address

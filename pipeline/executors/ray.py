@@ -34,14 +34,14 @@ from ray.exceptions import (
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pipeline.dataset import Rank
-from pipeline.errors import RankDiedError, StageError
-from pipeline.executors import Item, Step
-from pipeline.executors.ranks import Ends
-from pipeline.executors.ray_room import IDLE_S, Actor, Launch, Pool, Room
-from pipeline.executors.ray_session import Session, first_line
-from pipeline.executors.streams import Dispatcher, Stream, stopped
-from pipeline.stage import Resources
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.errors import RankDiedError, StageError
+from clipmill.pipeline.executors import Item, Step
+from clipmill.pipeline.executors.ranks import Ends
+from clipmill.pipeline.executors.ray_room import IDLE_S, Actor, Launch, Pool, Room
+from clipmill.pipeline.executors.ray_session import Session, first_line
+from clipmill.pipeline.executors.streams import Dispatcher, Stream, stopped
+from clipmill.pipeline.stage import Resources
 
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 ECHO_S = 60.0  # after a rank's error: the death that caused it is heard by then, a node's too

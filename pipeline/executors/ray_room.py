@@ -13,15 +13,16 @@ from typing import Any, Literal
 
 import ray
 
-from pipeline.dataset import Rank
-from pipeline.errors import StageError
-from pipeline.executors import Item, machine
-from pipeline.executors.ranks import as_rank, free_address
-from pipeline.executors.ray_session import Session
-from pipeline.executors.streams import TURN_S, Stream
-from pipeline.executors.telling import Board, connect
-from pipeline.executors.worker import Functions
-from pipeline.stage import Resources
+from clipmill.pipeline import own_code
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.executors import Item, machine
+from clipmill.pipeline.executors.ranks import as_rank, free_address
+from clipmill.pipeline.executors.ray_session import Session
+from clipmill.pipeline.executors.streams import TURN_S, Stream
+from clipmill.pipeline.executors.telling import Board, connect
+from clipmill.pipeline.executors.worker import Functions
+from clipmill.pipeline.stage import Resources
 
 IDLE_S = 0.5  # an actor without work this long goes, where another pool lacks room
 KEPT_S = 10.0  # one of a profile that no open stream uses goes anyway
@@ -35,8 +36,9 @@ Need = dict[str, float]  # amounts by Ray's name of the resource
 class Worker(Functions):
     """An actor: one process of a pool."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Any, own: own_code.Files) -> None:
         super().__init__()
+        own_code.receive(own)  # before an item that is unpickled by it
         connect(board.leave.remote)
 
     def ready(self) -> None:
@@ -271,7 +273,7 @@ class Room:
                 runtime_env={"env_vars": env},
                 **options,
             )
-            .remote(self.board)
+            .remote(self.board, own_code.own())
         )
 
     def need(self, resources: Resources, beside: int = 1) -> Need:
@@ -336,5 +338,5 @@ def _import_path() -> list[str]:
     Packages stay behind: a worker finds them, and before the library they would hide parts of it.
     """
     own = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
-    mine = [path for path in sys.path if not path.startswith(own)]
+    mine = [path for path in machine.import_path() if not path.startswith(own)]
     return [os.path.abspath(path) for path in mine if not path.endswith("-packages")]

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -17,9 +17,10 @@ from ray._raylet import (  # type: ignore[attr-defined]  # compiled
     Config,
 )
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.executors import machine
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.executors import machine
 
 OBJECT_STORE_BYTES = 512 * 2**20  # names travel, not rows; Ray's default is a third of the memory
 ANSWER_S = 10.0  # of a cluster that is asked for the first time
@@ -92,6 +93,7 @@ def _init(address: str | None, new: Mapping[str, Any]) -> None:
             namespace="clipmill",
             log_to_driver=False,
             logging_level=logging.ERROR,
+            job_config=_job(),
             **new,
         )
     except (OSError, ValueError, RuntimeError, RayError) as error:
@@ -102,6 +104,19 @@ def _init(address: str | None, new: Mapping[str, Any]) -> None:
             if address
             else "look into /tmp/ray/session_latest/logs, or run without --executor",
         ) from None
+
+
+class _Nowhere(list[str]):
+    """The folders that Ray puts on a worker's path: none of those that it would add."""
+
+    def extend(self, _: Iterable[str]) -> None:
+        """Leaves out the script's folder and the working folder."""
+
+
+def _job() -> JobConfig:
+    job = JobConfig()
+    job._py_driver_sys_path = _Nowhere()
+    return job
 
 
 def _hear(address: str) -> None:

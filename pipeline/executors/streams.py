@@ -13,9 +13,9 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from pipeline.errors import StageError
-from pipeline.executors import Item, Step
-from pipeline.stage import Resources
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.executors import Item, Step
+from clipmill.pipeline.stage import Resources
 
 T = TypeVar("T")
 

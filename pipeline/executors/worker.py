@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.executors.telling import connect
-from pipeline.terminal import guard
+from clipmill.pipeline import own_code
+from clipmill.pipeline.executors.telling import connect
+from clipmill.pipeline.terminal import guard
 
 _one_at_a_time = threading.Lock()  # a stage may tell from threads of its own
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
@@ -44,6 +45,7 @@ def serve(pipe: Connection, driver: int) -> None:
     _end_with(driver)
     guard()
     atexit.register(gc.freeze)  # a last search for garbage in all it imported takes half a second
+    own_code.receive(pickle.loads(pipe.recv_bytes()))  # items are unpickled by its package
     functions = Functions()
     connect(lambda message: _answer(pipe, pickle.dumps(("told", message))))
     _answer(pipe, pickle.dumps(("ready", None)))

@@ -3,13 +3,13 @@
 import threading
 from typing import Any
 
-from pipeline.errors import RecipeError
-from pipeline.explore.columns import Bools, Columns
-from pipeline.explore.lost import ends_of, lost
-from pipeline.run_folder.ran import newest_recipe
-from pipeline.run_folder.state import latest
-from pipeline.run_folder.variants import changes, variant, variants
-from pipeline.terminal import cut, one_line
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore.columns import Bools, Columns
+from clipmill.pipeline.explore.lost import ends_of, lost
+from clipmill.pipeline.run_folder.ran import newest_recipe
+from clipmill.pipeline.run_folder.state import latest
+from clipmill.pipeline.run_folder.variants import changes, variant, variants
+from clipmill.pipeline.terminal import cut, one_line
 
 MOST_CHANGES = 3  # of a variant that are told
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError
 
 MOST_VALUES = 10_000  # in one filter
 PAGE = 200  # rows of an answer

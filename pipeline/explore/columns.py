@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, POSITION, REASON, SHARD, UID
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.explore.held import Held
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE, POSITION, REASON, SHARD, UID
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.explore.held import Held
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a root.
 

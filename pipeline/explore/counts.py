@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError
-from pipeline.explore import asked
-from pipeline.explore.against import Variants
-from pipeline.explore.columns import Bools, Codes, Columns, Numbers
-from pipeline.explore.held import Held
-from pipeline.explore.masks import Masks
-from pipeline.explore.moved import CutAt, cuts_of, sides
-from pipeline.ledger.scores import SAMPLED, ScoreColumn, ScoreCut, edges_of
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore.against import Variants
+from clipmill.pipeline.explore.columns import Bools, Codes, Columns, Numbers
+from clipmill.pipeline.explore.held import Held
+from clipmill.pipeline.explore.masks import Masks
+from clipmill.pipeline.explore.moved import CutAt, cuts_of, sides
+from clipmill.pipeline.ledger.scores import SAMPLED, ScoreColumn, ScoreCut, edges_of
 
 # Shapes: N rows of a root, B bins.
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError
-from pipeline.explore.columns import Columns
-from pipeline.ledger.causes import KEPT, Cause, causes, failed_later, later_stages
-from pipeline.ledger.funnel import in_order, is_end
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.run_folder.state import RunState
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore.columns import Columns
+from clipmill.pipeline.ledger.causes import KEPT, Cause, causes, failed_later, later_stages
+from clipmill.pipeline.ledger.funnel import in_order, is_end
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True)

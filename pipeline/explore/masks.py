@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import REASON, UID
-from metadata.uid import halves
-from pipeline.errors import RecipeError
-from pipeline.explore import asked
-from pipeline.explore.columns import Bools, Columns, Numbers
-from pipeline.explore.held import Held
-from pipeline.explore.lost import Lost, lost
-from pipeline.explore.moved import Moves
-from pipeline.ledger.causes import Cause
+from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
+from clipmill.pipeline.explore.held import Held
+from clipmill.pipeline.explore.lost import Lost, lost
+from clipmill.pipeline.explore.moved import Moves
+from clipmill.pipeline.ledger.causes import Cause
 
 # Shapes: N rows of a root.
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import KEEP, UID
-from pipeline.errors import RecipeError
-from pipeline.explore import asked
-from pipeline.explore.columns import Bools, Columns
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.stored import stored
-from pipeline.ledger.swept import asked_of, read_and_made
-from pipeline.ledger.vary import select_stage
-from pipeline.planning.plan import check_threshold
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.selects import thresholds_of, verdicts_of
-from pipeline.stage import Threshold, Verdicts
+from clipmill.metadata.schema import KEEP, UID
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore.columns import Bools, Columns
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.swept import asked_of, read_and_made
+from clipmill.pipeline.ledger.vary import select_stage
+from clipmill.pipeline.planning.plan import check_threshold
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.selects import thresholds_of, verdicts_of
+from clipmill.pipeline.stage import Threshold, Verdicts
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import RecipeError
-from pipeline.explore import asked
-from pipeline.explore.columns import Columns
-from pipeline.explore.moved import threshold_at
-from pipeline.planning.plan import make_plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import load_recipe, override, value_of
-from pipeline.stage import Settles, Threshold
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore.columns import Columns
+from clipmill.pipeline.explore.moved import threshold_at
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.recipe import load_recipe, override, value_of
+from clipmill.pipeline.stage import Settles, Threshold
 
 MOST_FILES = 1000
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.explore import asked
-from pipeline.explore.columns import Bools, Columns, Numbers
-from pipeline.explore.counts import Apart
-from pipeline.explore.masks import Masks
-from pipeline.explore.moved import CutAt, cuts_of
-from pipeline.ledger.relations import Breaking, Moments, quantiles
-from pipeline.ledger.rules import MOST_RULES
-from pipeline.ledger.scores import GOES
+from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
+from clipmill.pipeline.explore.counts import Apart
+from clipmill.pipeline.explore.masks import Masks
+from clipmill.pipeline.explore.moved import CutAt, cuts_of
+from clipmill.pipeline.ledger.relations import Breaking, Moments, quantiles
+from clipmill.pipeline.ledger.rules import MOST_RULES
+from clipmill.pipeline.ledger.scores import GOES
 
 # Shapes: N rows of a root, M of them that meet the filters.
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from aiohttp import web
 
-from metadata.damage import DamagedError
-from metadata.keys import without_keys
-from pipeline.errors import ClipmillError, RecipeError
-from pipeline.explore.session import Session
-from pipeline.report.page import TEMPLATES
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.keys import without_keys
+from clipmill.pipeline.errors import ClipmillError, RecipeError
+from clipmill.pipeline.explore.session import Session
+from clipmill.pipeline.report.page import TEMPLATES
 
 HOST = "127.0.0.1"  # never another: a page shows strangers' words and pictures
 NAMES = (HOST, "localhost")  # a name that is made to lead here is none of these

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError
-from pipeline.explore import asked, recipe
-from pipeline.explore.against import Variants
-from pipeline.explore.columns import Columns
-from pipeline.explore.counts import Counts
-from pipeline.explore.held import Held
-from pipeline.explore.relations import relations
-from pipeline.explore.shown import picture_of, rows_shown, run_facts
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.clusters import cluster_maps
-from pipeline.ledger.why import why
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore import asked, recipe
+from clipmill.pipeline.explore.against import Variants
+from clipmill.pipeline.explore.columns import Columns
+from clipmill.pipeline.explore.counts import Counts
+from clipmill.pipeline.explore.held import Held
+from clipmill.pipeline.explore.relations import relations
+from clipmill.pipeline.explore.shown import picture_of, rows_shown, run_facts
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.clusters import cluster_maps
+from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.run_folder.state import latest
 
 PICTURE_BYTES = 60 << 20  # of small pictures that are held
 SIDES = {"small": 200, "large": 640}  # pixels

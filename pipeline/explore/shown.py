@@ -4,19 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from metadata.schema import IMAGE, IMAGE_BYTES, REASON, TEXT, UID, URL
-from pipeline.explore import asked
-from pipeline.explore.columns import NOT_YET, Columns
-from pipeline.explore.lost import ends_of
-from pipeline.explore.masks import Masks
-from pipeline.explore.moved import cuts_of
-from pipeline.ledger.at_row import shown
-from pipeline.ledger.pictured import image_stages, last_that_stores, pictured, pictures_at
-from pipeline.ledger.stored import Place, rows_at
-from pipeline.planning.planned import Binding
-from pipeline.report.pictures import small_picture
-from pipeline.run_folder.state import RunState, summary
-from pipeline.run_folder.words import in_words
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, REASON, TEXT, UID, URL
+from clipmill.pipeline.explore import asked
+from clipmill.pipeline.explore.columns import NOT_YET, Columns
+from clipmill.pipeline.explore.lost import ends_of
+from clipmill.pipeline.explore.masks import Masks
+from clipmill.pipeline.explore.moved import cuts_of
+from clipmill.pipeline.ledger.at_row import shown
+from clipmill.pipeline.ledger.pictured import image_stages, last_that_stores, pictured, pictures_at
+from clipmill.pipeline.ledger.stored import Place, rows_at
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.report.pictures import small_picture
+from clipmill.pipeline.run_folder.state import RunState, summary
+from clipmill.pipeline.run_folder.words import in_words
 
 MOST_CHARACTERS = 2000  # of a caption on a page
 

@@ -11,11 +11,11 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from metadata.storage import Storage
-from pipeline.executors import Step
-from pipeline.executors.local import LocalExecutor
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Resources
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Resources
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -7,11 +7,11 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from metadata.passes import NOT_SELECTED
-from metadata.schema import REASON, UID
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import BEFORE
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.schema import REASON, UID
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import BEFORE
 
 ABSENT = (NOT_SELECTED, BEFORE)  # reasons of rows that a stage was not given
 

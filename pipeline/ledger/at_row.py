@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from metadata.schema import IMAGE, REASON
-from pipeline.ledger.stored import Place
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE, REASON
+from clipmill.pipeline.ledger.stored import Place
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
 
 LONG = 200  # characters of a value that are shown
 

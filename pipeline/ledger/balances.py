@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.schema import (
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import (
     BALANCE_RANK,
     CONCEPT_IDS,
     CONCEPT_LIST,
@@ -21,10 +21,10 @@ from metadata.schema import (
     LANGUAGE,
     UID,
 )
-from metadata.uid import coin_hash
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.stored import Place, artifacts, binding, rows_at, stored
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.stored import Place, artifacts, binding, rows_at, stored
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard, M concepts of them, E entries of the list.
 

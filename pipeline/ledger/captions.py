@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import CAPTIONS, TEXTS, UID
-from metadata.uid import coin_hash
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.stored import Place, rows_at, stored
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import CAPTIONS, TEXTS, UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.stored import Place, rows_at, stored
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard, V texts of them.
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.passes import NOT_SELECTED
-from metadata.schema import KEEP
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.schema import KEEP
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
 
 # Stage and columns to the rows for which it left one of them out; None: take its reasons for it.
 Lacks = Callable[[str, set[str]], pa.Array | None]

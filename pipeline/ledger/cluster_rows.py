@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.ledger.stored import Place
+from clipmill.pipeline.ledger.stored import Place
 
 # Shapes: N rows of a shard, K clusters, E select stages, F few rows of each cluster, M rows in one.
 

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, POSITION, SHARD, UID
-from pipeline.errors import RecipeError
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.stored import stored
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.selects import VARIED, thresholds_of, verdicts_at
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Threshold
+from clipmill.metadata.schema import KEEP, POSITION, SHARD, UID
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.selects import VARIED, thresholds_of, verdicts_at
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Threshold
 
 # Shapes: N rows of the pool, K clusters, G groups of clusters of like size.
 

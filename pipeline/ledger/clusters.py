@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.schema import KEEP, UID
-from metadata.stats import wilson_bounds
-from metadata.uid import coin_hash
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.axes import plane
-from pipeline.ledger.cluster_rows import MOST_ENDS, DrawnRow, Tally
-from pipeline.ledger.cluster_sizes import OverSize, over_size
-from pipeline.ledger.funnel import is_end
-from pipeline.ledger.stored import artifacts, stored
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import KEEP, UID
+from clipmill.metadata.stats import wilson_bounds
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.axes import plane
+from clipmill.pipeline.ledger.cluster_rows import MOST_ENDS, DrawnRow, Tally
+from clipmill.pipeline.ledger.cluster_sizes import OverSize, over_size
+from clipmill.pipeline.ledger.funnel import is_end
+from clipmill.pipeline.ledger.stored import artifacts, stored
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: K clusters, M of them that have rows, E select stages, D width of a centroid.
 

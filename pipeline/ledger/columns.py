@@ -1,10 +1,10 @@
 """Which column of a run is meant: the plan's rule, over all stages that have these rows."""
 
-from metadata.schema import POSITION, REASON, SHARD, UID
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.bindings import columns_of, type_of
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import Binding
+from clipmill.metadata.schema import POSITION, REASON, SHARD, UID
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.bindings import columns_of, type_of
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import Binding
 
 PLACE = (SHARD.name, POSITION.name)  # of a row in its root: no file holds them
 OWN = (UID.name, REASON.name, *PLACE)  # every stage with rows has them

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.stats import LEVEL, SAME, Estimate, Noisy, holm, mean, welch
+from clipmill.metadata.stats import LEVEL, SAME, Estimate, Noisy, holm, mean, welch
 
 # Shapes: S models of an arm, D draws of a task's items.
 

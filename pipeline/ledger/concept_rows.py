@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.schema import CONCEPT_IDS
-from pipeline.ledger.sides import Side
-from pipeline.ledger.stored import artifacts, binding, stored
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import CONCEPT_IDS
+from clipmill.pipeline.ledger.sides import Side
+from clipmill.pipeline.ledger.stored import artifacts, binding, stored
 
 # Shapes: N rows of a shard, E entries of a list of concepts.
 

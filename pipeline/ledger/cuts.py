@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.ledger.causes import Cause, named_in
-from pipeline.ledger.scores import ScoreColumn, ScoreCut, numbers
-from pipeline.ledger.stored import Place
-from pipeline.planning.plan import Plan
+from clipmill.pipeline.ledger.causes import Cause, named_in
+from clipmill.pipeline.ledger.scores import ScoreColumn, ScoreCut, numbers
+from clipmill.pipeline.ledger.stored import Place
+from clipmill.pipeline.planning.plan import Plan
 
 # Shapes: N rows of a shard, C cuts.
 

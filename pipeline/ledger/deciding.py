@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import KEEP, REASON, UID
-from pipeline.ledger.at_row import StageRow
-from pipeline.ledger.stored import selects_up_to, stored
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.selects import thresholds_of
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import UNDEFINED
-from pipeline.stage import Threshold
+from clipmill.metadata.schema import KEEP, REASON, UID
+from clipmill.pipeline.ledger.at_row import StageRow
+from clipmill.pipeline.ledger.stored import selects_up_to, stored
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import UNDEFINED
+from clipmill.pipeline.stage import Threshold
 
 BATCH_ROWS = 65_536
 

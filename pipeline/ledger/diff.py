@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.uid import coin_hash
-from pipeline.ledger.causes import named_in
-from pipeline.ledger.concept_rows import ConceptRows, ConceptTally
-from pipeline.ledger.joined import ABSENT, Joined, joined, same_rows
-from pipeline.ledger.sides import Side
-from pipeline.ledger.stored import SHOWN, Place
-from pipeline.run_folder import lock
-from pipeline.run_folder.variants import Changes, changes
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.causes import named_in
+from clipmill.pipeline.ledger.concept_rows import ConceptRows, ConceptTally
+from clipmill.pipeline.ledger.joined import ABSENT, Joined, joined, same_rows
+from clipmill.pipeline.ledger.sides import Side
+from clipmill.pipeline.ledger.stored import SHOWN, Place
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.variants import Changes, changes
 
 # Shapes: N rows, M of them that move.
 

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from metadata.passes import NOT_SELECTED
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.ledger.causes import named_in
-from pipeline.ledger.reasons import ShardReasons, stages_of
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import in_words
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.ledger.causes import named_in
+from clipmill.pipeline.ledger.reasons import ShardReasons, stages_of
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import in_words
 
 
 @dataclass(frozen=True, kw_only=True)

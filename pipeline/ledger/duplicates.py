@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import UID, Column
-from pipeline.ledger.heaps import Heaps
-from pipeline.ledger.leading import Leads, group_sizes, members
-from pipeline.ledger.near import (
+from clipmill.metadata.schema import UID, Column
+from clipmill.pipeline.ledger.heaps import Heaps
+from clipmill.pipeline.ledger.leading import Leads, group_sizes, members
+from clipmill.pipeline.ledger.near import (
     NUMBER,
     Bools,
     Cut,
@@ -30,8 +30,8 @@ from pipeline.ledger.near import (
     numbers_of,
     spread,
 )
-from pipeline.ledger.stored import Place, json_artifacts
-from pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.ledger.stored import Place, json_artifacts
+from clipmill.pipeline.run_folder.state import RunState, StageState
 
 # Shapes: N rows, M copies, G groups.
 

@@ -3,10 +3,10 @@
 import json
 from dataclasses import dataclass
 
-from metadata.datacard import SUMMARY
-from metadata.outputs import Outputs
-from pipeline.errors import StageError
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.datacard import SUMMARY
+from clipmill.metadata.outputs import Outputs
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

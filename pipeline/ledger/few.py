@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from metadata.schema import UID
-from metadata.uid import coin_hash
-from pipeline.ledger.asked import Asked, plain
-from pipeline.ledger.scan import ShardRows, judge
-from pipeline.ledger.stored import Place
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.asked import Asked, plain
+from clipmill.pipeline.ledger.scan import ShardRows, judge
+from clipmill.pipeline.ledger.stored import Place
 
 Row = Mapping[str, Any]
 

@@ -2,9 +2,9 @@
 
 import fnmatch
 
-from pipeline.errors import RecipeError
-from pipeline.ledger.columns import rows_stage
-from pipeline.run_folder.state import RunState, summary
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.columns import rows_stage
+from clipmill.pipeline.run_folder.state import RunState, summary
 
 DATA = f"{6 * '[0-9]'}-*.parquet"  # 000123-<digest>.parquet; a later pass is 000123.p1-….parquet
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.parquet_file import read_file
-from metadata.schema import UID
-from metadata.uid_index import Range, runs_of, shards_with
-from pipeline.errors import RecipeError
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.stored import Place
-from pipeline.run_folder.state import RunState, StageState
+from clipmill.metadata.parquet_file import read_file
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid_index import Range, runs_of, shards_with
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.stored import Place
+from clipmill.pipeline.run_folder.state import RunState, StageState
 
 MOST_LISTED = 5  # samples that an error names
 

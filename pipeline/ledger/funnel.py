@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.outputs import OUT
-from metadata.passes import NOT_SELECTED
-from metadata.record import ShardState
-from metadata.schema import KEEP, UID
-from metadata.uid import halves
-from pipeline.errors import RecipeError, StageError
-from pipeline.ledger.ahead import ahead, of_each
-from pipeline.ledger.causes import (
+from clipmill.metadata.outputs import OUT
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import KEEP, UID
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.ledger.ahead import ahead, of_each
+from clipmill.pipeline.ledger.causes import (
     Cause,
     causes,
     failed_later,
@@ -36,14 +36,14 @@ from pipeline.ledger.causes import (
     left_out,
     taken_by,
 )
-from pipeline.ledger.exports import Export, exports
-from pipeline.ledger.heaps import Heaps, Rows, structured, uid_hash
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.ledger.stored import Place, artifacts
-from pipeline.ledger.subsets import Subset, subsets
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.state import RunState, StageState
-from pipeline.run_folder.words import BEFORE
+from clipmill.pipeline.ledger.exports import Export, exports
+from clipmill.pipeline.ledger.heaps import Heaps, Rows, structured, uid_hash
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.ledger.stored import Place, artifacts
+from clipmill.pipeline.ledger.subsets import Subset, subsets
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.run_folder.words import BEFORE
 
 ASKED_ROWS = 50_000_000  # of a pool whose uids are read
 UIDS = [("a", "<u8"), ("b", "<u8")]  # their halves

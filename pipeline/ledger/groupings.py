@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.hosts import host_of
-from metadata.schema import LANGUAGE, SOURCE, URL
-from pipeline.ledger.stored import binding
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.hosts import host_of
+from clipmill.metadata.schema import LANGUAGE, SOURCE, URL
+from clipmill.pipeline.ledger.stored import binding
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows, G groups.
 

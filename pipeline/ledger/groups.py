@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.stats import wilson
-from pipeline.ledger.causes import KEPT, Cause
-from pipeline.ledger.groupings import NAMES
+from clipmill.metadata.stats import wilson
+from clipmill.pipeline.ledger.causes import KEPT, Cause
+from clipmill.pipeline.ledger.groupings import NAMES
 
 # Shapes: N rows of a shard, G groups.
 

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.scratch import scratch_folder
-from metadata.uid import coin_hash
-from pipeline.errors import StageError
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.errors import StageError
 
 # Shapes: N rows, H heaps.
 

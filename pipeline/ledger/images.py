@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from metadata.schema import IMAGE, REASON, TEXT
-from pipeline.errors import RecipeError
-from pipeline.ledger.columns import column_at
-from pipeline.ledger.find import rows_of_uids
-from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import in_words
+from clipmill.metadata.schema import IMAGE, REASON, TEXT
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.columns import column_at
+from clipmill.pipeline.ledger.find import rows_of_uids
+from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import in_words
 
 NO_ROW = "no row has this uid"
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.evaluated import NEVER
-from metadata.stats import DRAWS, draw_weights
+from clipmill.metadata.evaluated import NEVER
+from clipmill.metadata.stats import DRAWS, draw_weights
 
 # Shapes: N rows of ranks, K terms, G groups, S models, D draws, B of them held at a time.
 

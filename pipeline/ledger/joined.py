@@ -17,14 +17,14 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import CLUSTER_ID, UID
-from metadata.scratch import scratch_folder
-from metadata.uid import halves
-from pipeline.errors import RecipeError
-from pipeline.ledger.groupings import group_of, groupings
-from pipeline.ledger.sides import Side
-from pipeline.ledger.stored import binding, stored
-from pipeline.planning.planned import Binding
+from clipmill.metadata.schema import CLUSTER_ID, UID
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.groupings import group_of, groupings
+from clipmill.pipeline.ledger.sides import Side
+from clipmill.pipeline.ledger.stored import binding, stored
+from clipmill.pipeline.planning.planned import Binding
 
 # Shapes: N rows.
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import KEEP, TEXT, Column
-from pipeline.ledger.at_row import Keeper, StageRow, shown
-from pipeline.ledger.find import places_of
-from pipeline.ledger.near import naming
-from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import KEEP, TEXT, Column
+from clipmill.pipeline.ledger.at_row import Keeper, StageRow, shown
+from clipmill.pipeline.ledger.find import places_of
+from clipmill.pipeline.ledger.near import naming
+from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.run_folder.state import RunState
 
 
 def with_keepers(

@@ -12,9 +12,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.uid import halves, mixed
-from pipeline.ledger import heaps
-from pipeline.ledger.heaps import Columns, Heaps, Rows, structured, uid_hash
+from clipmill.metadata.uid import halves, mixed
+from clipmill.pipeline.ledger import heaps
+from clipmill.pipeline.ledger.heaps import Columns, Heaps, Rows, structured, uid_hash
 
 # Shapes: N rows, M copies, G groups.
 

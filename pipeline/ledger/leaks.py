@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import UID, Column
-from metadata.uid import mixed
-from pipeline.ledger.near import (
+from clipmill.metadata.schema import UID, Column
+from clipmill.metadata.uid import mixed
+from clipmill.pipeline.ledger.near import (
     NUMBER,
     Cut,
     by_shard,
@@ -27,8 +27,8 @@ from pipeline.ledger.near import (
     numbers_of,
     spread,
 )
-from pipeline.ledger.stored import Place, json_artifacts
-from pipeline.run_folder.state import RunState
+from clipmill.pipeline.ledger.stored import Place, json_artifacts
+from clipmill.pipeline.run_folder.state import RunState
 
 LIMITS = 7  # at which rows are counted
 TASKS = 6  # of which rows are shown

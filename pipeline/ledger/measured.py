@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.evaluated import FEW_CLASSES
-from metadata.outputs import Outputs
-from pipeline.ledger.items import AT, redrawn, terms
-from pipeline.ledger.trials import READERS, Task, Trial
+from clipmill.metadata.evaluated import FEW_CLASSES
+from clipmill.metadata.outputs import Outputs
+from clipmill.pipeline.ledger.items import AT, redrawn, terms
+from clipmill.pipeline.ledger.trials import READERS, Task, Trial
 
 # Shapes: S models that have the metric, D draws of a task's items.
 

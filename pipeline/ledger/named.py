@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import TEXT, UID, URL
-from pipeline.errors import RecipeError
-from pipeline.ledger.find import MOST_LISTED, UidRow, digits_of, rows_by_digits
-from pipeline.ledger.stored import stored
-from pipeline.run_folder.state import RunState
-from pipeline.terminal import cut, one_line
+from clipmill.metadata.schema import TEXT, UID, URL
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.find import MOST_LISTED, UidRow, digits_of, rows_by_digits
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.terminal import cut, one_line
 
 BATCH_ROWS = 65_536
 SHORTEST = 3  # characters of a link or caption that are looked for inside others

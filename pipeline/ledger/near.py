@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import UID, Column, Named
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.stored import Place, stored
-from pipeline.planning.planned import Binding
-from pipeline.planning.selects import thresholds_of
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Stage
+from clipmill.metadata.schema import UID, Column, Named
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.stored import Place, stored
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Stage
 
 # Shapes: N rows of a pool.
 

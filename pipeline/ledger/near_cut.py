@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
-from pipeline.errors import RecipeError
-from pipeline.ledger.columns import column_at
-from pipeline.ledger.deciding import about
-from pipeline.ledger.few import Few, Key, shards_of
-from pipeline.ledger.table import rows_of
-from pipeline.planning.selects import thresholds_of
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Threshold
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.columns import column_at
+from clipmill.pipeline.ledger.deciding import about
+from clipmill.pipeline.ledger.few import Few, Key, shards_of
+from clipmill.pipeline.ledger.table import rows_of
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Threshold
 
 BEYOND = {">": "<=", ">=": "<", "<": ">=", "<=": ">", "=": "!=", "<>": "="}
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.hosts import host_of
-from metadata.schema import KEEP, SHA256, URL, Column
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.stored import binding, json_artifacts, stored
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.hosts import host_of
+from clipmill.metadata.schema import KEEP, SHA256, URL, Column
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.stored import binding, json_artifacts, stored
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
 
 MOST_ROWS = 500_000  # of a pool that is looked through: a second
 OWN = r"^(localhost|127\..*|10\..*|192\.168\..*|\[::1\])$"  # where copies lie: nobody's name

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from metadata.parquet_file import read_file
-from metadata.schema import IMAGE, IMAGE_BYTES, POSITION, URL
-from pipeline.ledger.at_row import StageRow
-from pipeline.ledger.stored import Place
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.parquet_file import read_file
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, POSITION, URL
+from clipmill.pipeline.ledger.at_row import StageRow
+from clipmill.pipeline.ledger.stored import Place
+from clipmill.pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

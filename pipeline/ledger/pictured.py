@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from metadata.schema import IMAGE
-from pipeline.ledger.stored import Place, rows_at
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE
+from clipmill.pipeline.ledger.stored import Place, rows_at
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
 
 Pictured = tuple[str, Place]  # a stage, and the row's place in it
 

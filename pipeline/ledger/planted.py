@@ -13,18 +13,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from metadata.schema import UID
-from metadata.sealed import put_sealed, read_sealed
-from metadata.stats import Estimate, auc
-from pipeline.errors import RecipeError
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.causes import causes
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.ledger.stored import binding, stored
-from pipeline.ledger.truth import HARMLESS, Truth, read_truth
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import UID
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.stats import Estimate, auc
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.causes import causes
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.ledger.stored import binding, stored
+from clipmill.pipeline.ledger.truth import HARMLESS, Truth, read_truth
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
 
 SCORE = "clip_score"  # the column whose AUC is shown
 LEFT = "truth.json"  # in the run's folder

@@ -6,9 +6,9 @@ from functools import reduce
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import IMAGE, IMAGE_BYTES, REASON
-from pipeline.planning.plan import Plan
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, REASON
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.run_folder.state import RunState
 
 
 class ShardReasons(Mapping[str, pa.Array]):

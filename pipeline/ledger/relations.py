@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.uid import coin_hash
-from pipeline.ledger.rules import MOST_RULES, Rule
-from pipeline.ledger.scores import SAMPLED, ScoreColumn, numbers
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.rules import MOST_RULES, Rule
+from clipmill.pipeline.ledger.scores import SAMPLED, ScoreColumn, numbers
 
 # Shapes: N rows of a shard, R rules, C columns of numbers, M sampled rows.
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from metadata.outputs import Outputs
-from metadata.stats import Estimate
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.ledger.compare import Comparison, Scored, compare, judged
-from pipeline.ledger.measured import Measured, mean_of, measured, telling
-from pipeline.ledger.stored import artifacts
-from pipeline.ledger.trials import Arm, arms
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.stats import Estimate
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.ledger.compare import Comparison, Scored, compare, judged
+from clipmill.pipeline.ledger.measured import Measured, mean_of, measured, telling
+from clipmill.pipeline.ledger.stored import artifacts
+from clipmill.pipeline.ledger.trials import Arm, arms
+from clipmill.pipeline.run_folder.state import RunState
 
 MOST_EPOCHS = 32  # above it a subset is learnt by heart
 

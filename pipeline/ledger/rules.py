@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError
-from pipeline.ledger.scores import ScoreColumn, ScoreCut
-from pipeline.ledger.stored import selects_up_to
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.settings import stage_class
-from pipeline.run_folder.state import RunState
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.scores import ScoreColumn, ScoreCut
+from clipmill.pipeline.ledger.stored import selects_up_to
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.settings import stage_class
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard.
 

@@ -17,12 +17,12 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import POSITION, REASON, SHARD, UID
-from pipeline.ledger import small_files
-from pipeline.ledger.asked import Asked, plain
-from pipeline.ledger.columns import PLACE
-from pipeline.ledger.stored import columns_at
-from pipeline.run_folder.rows import WHOLE, read_rows, with_place
+from clipmill.metadata.schema import POSITION, REASON, SHARD, UID
+from clipmill.pipeline.ledger import small_files
+from clipmill.pipeline.ledger.asked import Asked, plain
+from clipmill.pipeline.ledger.columns import PLACE
+from clipmill.pipeline.ledger.stored import columns_at
+from clipmill.pipeline.run_folder.rows import WHOLE, read_rows, with_place
 
 # Shapes: N rows of a shard, or of a batch of it.
 

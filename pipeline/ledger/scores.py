@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE_BYTES, KEEP, UID
-from metadata.uid import coin_hash
-from pipeline.ledger.ahead import MANY, ahead, of_parts
-from pipeline.ledger.stored import binding, selects_up_to, stored
-from pipeline.planning.planned import Binding
-from pipeline.planning.selects import thresholds_of
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE_BYTES, KEEP, UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.ahead import MANY, ahead, of_parts
+from clipmill.pipeline.ledger.stored import binding, selects_up_to, stored
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
 
 # Shapes: N rows of a shard, B bins, E = B + 1 edges.
 

@@ -7,19 +7,29 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, POSITION, REASON, SHARD, TEXT, UID, URL
-from pipeline.errors import RecipeError
-from pipeline.ledger.at_row import shown
-from pipeline.ledger.causes import named_in
-from pipeline.ledger.columns import PLACE, column_at, rows_stage
-from pipeline.ledger.few import Few, Key, Row, is_orderable, shards_of, values_at
-from pipeline.ledger.funnel import Unfinished
-from pipeline.ledger.near_cut import NearCut, cuts_of, nearest
-from pipeline.ledger.stored import Place, binding
-from pipeline.ledger.table import drops, rows_of
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import in_words
+from clipmill.metadata.schema import (
+    IMAGE,
+    IMAGE_BYTES,
+    KEEP,
+    POSITION,
+    REASON,
+    SHARD,
+    TEXT,
+    UID,
+    URL,
+)
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.at_row import shown
+from clipmill.pipeline.ledger.causes import named_in
+from clipmill.pipeline.ledger.columns import PLACE, column_at, rows_stage
+from clipmill.pipeline.ledger.few import Few, Key, Row, is_orderable, shards_of, values_at
+from clipmill.pipeline.ledger.funnel import Unfinished
+from clipmill.pipeline.ledger.near_cut import NearCut, cuts_of, nearest
+from clipmill.pipeline.ledger.stored import Place, binding
+from clipmill.pipeline.ledger.table import drops, rows_of
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import in_words
 
 MOST = 10_000  # rows; `export` writes any number
 DEFAULT = 4  # columns that are shown beside the caption where none is named

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.keys import without_keys
-from metadata.passes import NOT_SELECTED
-from metadata.storage import Storage
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.ledger.causes import (
+from clipmill.metadata.keys import without_keys
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.ledger.causes import (
     KEPT,
     Cause,
     causes,
@@ -22,11 +22,11 @@ from pipeline.ledger.causes import (
     later_stages,
     through_masks,
 )
-from pipeline.ledger.funnel import is_end
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.run_folder.ran import RanRecipe
-from pipeline.run_folder.state import RunState, plan_of, seen_through, summary
-from pipeline.run_folder.variants import Variant, variants
+from clipmill.pipeline.ledger.funnel import is_end
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.run_folder.ran import RanRecipe
+from clipmill.pipeline.run_folder.state import RunState, plan_of, seen_through, summary
+from clipmill.pipeline.run_folder.variants import Variant, variants
 
 # Shapes: N rows of a shard.
 

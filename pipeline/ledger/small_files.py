@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from metadata.damage import DamagedError
-from metadata.record import digest_in
-from metadata.schema import POSITION, REASON, SHARD
-from metadata.storage import Storage
-from pipeline.ledger.asked import Asked, as_text, is_coded
-from pipeline.ledger.columns import PLACE
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.record import digest_in
+from clipmill.metadata.schema import POSITION, REASON, SHARD
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.ledger.asked import Asked, as_text, is_coded
+from clipmill.pipeline.ledger.columns import PLACE
 
 SMALL_BYTES = 1 << 20  # of a file
 AT_ONCE = 8  # shards, of the first frame; of later ones twice as many each time

@@ -1,9 +1,9 @@
 """How a run stands, for whoever asks from any machine: as it tells, else by what lies there."""
 
-from metadata.storage import Storage
-from pipeline.run_folder import lock
-from pipeline.run_folder.live import LiveRun, Phase, live_run, of_holder, read_live
-from pipeline.run_folder.state import latest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.live import LiveRun, Phase, live_run, of_holder, read_live
+from clipmill.pipeline.run_folder.state import latest
 
 
 def status(uri: str) -> LiveRun:

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.parquet_file import read_at
-from metadata.passes import read_stage, taken
-from metadata.record import ShardState
-from metadata.schema import KEEP, REASON, UID
-from pipeline.ledger.ahead import ahead
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder.rows import WHOLE, PoolShards, StoredColumns
-from pipeline.run_folder.shards import StatesByShard
-from pipeline.run_folder.state import RunState, StageState
-from pipeline.stage import Artifact
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.parquet_file import read_at
+from clipmill.metadata.passes import read_stage, taken
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import KEEP, REASON, UID
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.rows import WHOLE, PoolShards, StoredColumns
+from clipmill.pipeline.run_folder.shards import StatesByShard
+from clipmill.pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.stage import Artifact
 
 # Shapes: N rows.
 

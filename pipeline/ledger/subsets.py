@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metadata.outputs import Outputs
-from metadata.places import is_places, read_places
-from pipeline.run_folder.masks import SelectMask
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import is_places, read_places
+from clipmill.pipeline.run_folder.masks import SelectMask
+from clipmill.pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from metadata.passes import NOT_SELECTED
-from pipeline.ledger.causes import Cause, causes
-from pipeline.ledger.exports import Export, exports
-from pipeline.ledger.funnel import is_end
-from pipeline.ledger.notes import notes
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.ran import newest_name
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.pipeline.ledger.causes import Cause, causes
+from clipmill.pipeline.ledger.exports import Export, exports
+from clipmill.pipeline.ledger.funnel import is_end
+from clipmill.pipeline.ledger.notes import notes
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.ran import newest_name
+from clipmill.pipeline.run_folder.state import RunState
 
 MOST_ROWS, MOST_SHARDS = (
     2_000_000,

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, UID
-from metadata.uid import coin_hash
-from pipeline.ledger.ahead import ahead, of_parts
-from pipeline.ledger.causes import (
+from clipmill.metadata.schema import KEEP, UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.ahead import ahead, of_parts
+from clipmill.pipeline.ledger.causes import (
     KEPT,
     Cause,
     causes,
@@ -22,16 +22,16 @@ from pipeline.ledger.causes import (
     named_in,
     through_masks,
 )
-from pipeline.ledger.cuts import AtCuts, CutRows
-from pipeline.ledger.groupings import group_of, groupings
-from pipeline.ledger.groups import KeepRates, Tally, keep_rates
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.ledger.relations import Relating, Relations
-from pipeline.ledger.rules import columns_of, rules
-from pipeline.ledger.scores import Histogram, Score, ScoreColumn, histograms, score_columns
-from pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
-from pipeline.planning.planned import Binding
-from pipeline.run_folder.state import RunState
+from clipmill.pipeline.ledger.cuts import AtCuts, CutRows
+from clipmill.pipeline.ledger.groupings import group_of, groupings
+from clipmill.pipeline.ledger.groups import KeepRates, Tally, keep_rates
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.ledger.relations import Relating, Relations
+from clipmill.pipeline.ledger.rules import columns_of, rules
+from clipmill.pipeline.ledger.scores import Histogram, Score, ScoreColumn, histograms, score_columns
+from clipmill.pipeline.ledger.stored import SHOWN, Place, least, rows_at, selects_up_to, stored
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.run_folder.state import RunState
 
 WORTH = 200  # shards of which it is worth a process for each CPU
 _Lost = tuple[str, str, pa.Array]  # stage, reason, and a mask of rows

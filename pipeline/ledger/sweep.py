@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import POSITION, SHARD, TEXT, UID
-from metadata.uid import coin_hash
-from pipeline.ledger.groupings import Groups
-from pipeline.ledger.stored import SHOWN, Place, binding, least, rows_at
-from pipeline.ledger.swept import Pool, Rows
-from pipeline.ledger.vary import parse, select_stage, threshold_of
-from pipeline.planning.plan import check_threshold
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.selects import verdicts_by_part
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Verdicts
+from clipmill.metadata.schema import POSITION, SHARD, TEXT, UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.groupings import Groups
+from clipmill.pipeline.ledger.stored import SHOWN, Place, binding, least, rows_at
+from clipmill.pipeline.ledger.swept import Pool, Rows
+from clipmill.pipeline.ledger.vary import parse, select_stage, threshold_of
+from clipmill.pipeline.planning.plan import check_threshold
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.selects import verdicts_by_part
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Verdicts
 
 # Shapes: N rows of the pool or of a part of it, G groups.
 

@@ -9,15 +9,15 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IDENTITY, KEEP
-from pipeline.errors import RecipeError
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.groupings import NAMES, Groups, group_of, groupings, rows_of_groups
-from pipeline.ledger.stored import stored
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.selects import asks_by_part
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Threshold
+from clipmill.metadata.schema import IDENTITY, KEEP
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.groupings import NAMES, Groups, group_of, groupings, rows_of_groups
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.selects import asks_by_part
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Threshold
 
 # Shapes: N rows of the pool, or of a part of it.
 

@@ -9,17 +9,17 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from metadata.passes import NOT_SELECTED
-from metadata.schema import IMAGE, UID
-from pipeline.errors import RecipeError, StageError, did_you_mean
-from pipeline.ledger.asked import Asked, plain
-from pipeline.ledger.columns import PLACE, column_at, rows_stage
-from pipeline.ledger.funnel import Unfinished
-from pipeline.ledger.scan import frames
-from pipeline.planning.plan import check_threshold
-from pipeline.planning.settings import stage_class
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import BEFORE
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.schema import IMAGE, UID
+from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.ledger.asked import Asked, plain
+from clipmill.pipeline.ledger.columns import PLACE, column_at, rows_stage
+from clipmill.pipeline.ledger.funnel import Unfinished
+from clipmill.pipeline.ledger.scan import frames
+from clipmill.pipeline.planning.plan import check_threshold
+from clipmill.pipeline.planning.settings import stage_class
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import BEFORE
 
 Dropped = str | Sequence[str] | bool | None
 LONGEST = 1_000_000  # characters of a condition: 28,000 uids are read in some seconds

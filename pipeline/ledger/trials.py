@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from metadata.evaluated import prefix_of
-from metadata.fingerprint import digest, settings_of
-from metadata.outputs import Outputs
-from metadata.storage import Storage
-from pipeline.ledger.stored import json_artifacts
-from pipeline.planning.planned import PlannedStage
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.evaluated import prefix_of
+from clipmill.metadata.fingerprint import digest, settings_of
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.ledger.stored import json_artifacts
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
 
 READERS = 16  # threads, that wait for a store
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError
 
 HARMLESS = (  # links of our own truth that work nonetheless
     *("link_issue: redirect", "link_issue: slow", "link_issue: wrong_content_type"),

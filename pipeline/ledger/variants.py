@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from metadata.scan import Scan
-from metadata.storage import Storage
-from pipeline.errors import ClipmillError
-from pipeline.ledger.ahead import ahead
-from pipeline.ledger.causes import failed_later, later_stages
-from pipeline.ledger.funnel import is_end
-from pipeline.ledger.reasons import ShardReasons
-from pipeline.run_folder import lock
-from pipeline.run_folder.state import RunState, StageState, plan_of, seen_through, summary
-from pipeline.run_folder.variants import Changes, Variant, changes, variants
+from clipmill.metadata.scan import Scan
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.causes import failed_later, later_stages
+from clipmill.pipeline.ledger.funnel import is_end
+from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.state import RunState, StageState, plan_of, seen_through, summary
+from clipmill.pipeline.run_folder.variants import Changes, Variant, changes, variants
 
 
 @dataclass(frozen=True, kw_only=True)

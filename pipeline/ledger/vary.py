@@ -4,11 +4,11 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.selects import thresholds_of
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Selects, Threshold
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Selects, Threshold
 
 FORM = re.compile(
     r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"

@@ -7,18 +7,18 @@ from functools import partial
 
 import pyarrow as pa
 
-from metadata.passes import NOT_SELECTED
-from metadata.schema import KEEP, REASON
-from pipeline.ledger.at_row import Keeper, StageRow
-from pipeline.ledger.causes import named_in, trace
-from pipeline.ledger.deciding import Deciding, deciding
-from pipeline.ledger.near import naming, nearness_of
-from pipeline.ledger.reasons import askable
-from pipeline.ledger.stored import Place
-from pipeline.planning.selects import explanation
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Stage
-from pipeline.terminal import cut, one_line
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.schema import KEEP, REASON
+from clipmill.pipeline.ledger.at_row import Keeper, StageRow
+from clipmill.pipeline.ledger.causes import named_in, trace
+from clipmill.pipeline.ledger.deciding import Deciding, deciding
+from clipmill.pipeline.ledger.near import naming, nearness_of
+from clipmill.pipeline.ledger.reasons import askable
+from clipmill.pipeline.ledger.stored import Place
+from clipmill.pipeline.planning.selects import explanation
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Stage
+from clipmill.pipeline.terminal import cut, one_line
 
 SHORT = 80  # characters of a keeper's caption
 

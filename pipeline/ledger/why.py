@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.outputs import Outputs
-from metadata.schema import UID
-from pipeline.ledger.at_row import StageRow, stage_row
-from pipeline.ledger.captions import Texts, texts_at
-from pipeline.ledger.find import UidRow, rows_of
-from pipeline.ledger.keepers import with_keepers
-from pipeline.ledger.named import samples
-from pipeline.ledger.picture_place import PicturePlace, picture_place
-from pipeline.ledger.stored import Place
-from pipeline.ledger.verdict import Verdict, verdict
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import UID
+from clipmill.pipeline.ledger.at_row import StageRow, stage_row
+from clipmill.pipeline.ledger.captions import Texts, texts_at
+from clipmill.pipeline.ledger.find import UidRow, rows_of
+from clipmill.pipeline.ledger.keepers import with_keepers
+from clipmill.pipeline.ledger.named import samples
+from clipmill.pipeline.ledger.picture_place import PicturePlace, picture_place
+from clipmill.pipeline.ledger.stored import Place
+from clipmill.pipeline.ledger.verdict import Verdict, verdict
+from clipmill.pipeline.run_folder.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.record import Failure
-from pipeline.engine.budget import FOLDER, spent_in
-from pipeline.run_folder.state import RunState, StageState, summary
+from clipmill.metadata.record import Failure
+from clipmill.pipeline.engine.budget import FOLDER, spent_in
+from clipmill.pipeline.run_folder.state import RunState, StageState, summary
 
 
 @dataclass(frozen=True, kw_only=True)

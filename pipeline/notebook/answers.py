@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from pipeline.ledger import funnel, sweep, why
-from pipeline.ledger.images import StoredImage
-from pipeline.planning import plan
-from pipeline.planning.bindings import columns_of
-from pipeline.report.page import render
-from pipeline.report.pictures import LARGE, picture
-from pipeline.report.samples import samples_at
-from pipeline.run_folder import live
-from pipeline.run_folder.state import RunState, summary
+from clipmill.pipeline.ledger import funnel, sweep, why
+from clipmill.pipeline.ledger.images import StoredImage
+from clipmill.pipeline.planning import plan
+from clipmill.pipeline.planning.bindings import columns_of
+from clipmill.pipeline.report.page import render
+from clipmill.pipeline.report.pictures import LARGE, picture
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder import live
+from clipmill.pipeline.run_folder.state import RunState, summary
 
 TEMPLATE = "notebook.html"
 MOST = 60  # pictures that are shown

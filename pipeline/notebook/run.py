@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.notebook import answers
-from pipeline.run_folder.state import RunState, latest
+from clipmill.pipeline.notebook import answers
+from clipmill.pipeline.run_folder.state import RunState, latest
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,7 +44,7 @@ class Run:
         `where` is a condition as `select.where` has it. Of an unfinished run, what is there, with
         a warning.
         """
-        from pipeline.ledger.table import UnfinishedWarning, rows_of, said
+        from clipmill.pipeline.ledger.table import UnfinishedWarning, rows_of, said
 
         rows = rows_of(self.state, stage, columns, where, dropped)
         if rows.unfinished:
@@ -53,13 +53,13 @@ class Run:
 
     def images(self, stage: str, uids: Iterable[str]) -> "answers.Images":
         """The stored picture of each uid, and why there is none; shown, they are pictures."""
-        from pipeline.ledger.images import images
+        from clipmill.pipeline.ledger.images import images
 
         return answers.Images(images(self.state, stage, uids))
 
     def funnel(self) -> "answers.Funnel":
         """Where the rows went, by stage and reason, and each lost row at its first cause."""
-        from pipeline.ledger.funnel import funnel
+        from clipmill.pipeline.ledger.funnel import funnel
 
         return answers.shown(answers.Funnel, funnel(self.state), self.state)
 
@@ -68,20 +68,20 @@ class Run:
 
         `row` is its uid, of which 8 digits may do, its link, or its caption or a part of it.
         """
-        from pipeline.ledger.why import whys
+        from clipmill.pipeline.ledger.why import whys
 
         (answer,) = whys(self.state, [row])
         return answers.shown(answers.Why, answer, self.state)
 
     def sweep(self, stage: str, vary: str) -> "answers.Sweep":
         """What a select stage would keep at each value of `vary`: `clip_score=0.10:0.40:0.02`."""
-        from pipeline.ledger.sweep import sweep
+        from clipmill.pipeline.ledger.sweep import sweep
 
         return answers.shown(answers.Sweep, sweep(self.state, stage, vary), self.state)
 
     def status(self) -> "answers.Status":
         """How far the run is now, and what failed."""
-        from pipeline.ledger.status import status
+        from clipmill.pipeline.ledger.status import status
 
         return answers.shown(answers.Status, status(self.uri), self.state)
 
@@ -91,6 +91,6 @@ class Run:
         RecipeError where they are not its rows as `table` has them: later passes, a mask, shards
         that are missing.
         """
-        from pipeline.ledger.files import glob_of
+        from clipmill.pipeline.ledger.files import glob_of
 
         return glob_of(self.state, stage)

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from metadata.storage import Storage
-from pipeline.engine.run import Outcome, run_plan
-from pipeline.errors import ClipmillError, RecipeError, StageError
-from pipeline.executors import Executor
-from pipeline.notebook.run import Run
-from pipeline.planning.looks import look, refuse_missing
-from pipeline.planning.plan import Plan
-from pipeline.planning.retries import check_retry
-from pipeline.progress import watcher
-from pipeline.run_folder.sessions import session
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import Outcome, run_plan
+from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
+from clipmill.pipeline.executors import Executor
+from clipmill.pipeline.notebook.run import Run
+from clipmill.pipeline.planning.looks import look, refuse_missing
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.retries import check_retry
+from clipmill.pipeline.progress import watcher
+from clipmill.pipeline.run_folder.sessions import session
 
 
 def checked(plan: Plan, folder: Storage | None = None) -> Plan:
@@ -48,14 +48,14 @@ def _executor(name: str, workers: int | None, address: str | None) -> Executor:
     if workers is not None and workers < 0:
         raise RecipeError(f"workers={workers}", "the arguments", "give 0 or more")
     if name == "ray":
-        from pipeline.executors.ray import RayExecutor
+        from clipmill.pipeline.executors.ray import RayExecutor
 
         return RayExecutor(address=address, workers=workers)
     if name != "local" or address:
         found = f"executor={name!r}" + (f", address={address!r}" if address else "")
         do = "write executor='local', or executor='ray', which takes an address"
         raise RecipeError(found, "the arguments", do)
-    from pipeline.executors.local import LocalExecutor
+    from clipmill.pipeline.executors.local import LocalExecutor
 
     return LocalExecutor(workers, with_main=False)  # a script that runs a recipe would run again
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from metadata.globs import files_of
-from metadata.keys import redacted
-from pipeline.errors import RecipeError
-from pipeline.own_data.data import Data, shard_rows
-from pipeline.own_data.layouts import Layout, dataset_card, stem_of, suffix_of
-from pipeline.own_data.roles import roles_of
-from pipeline.own_data.sample import parquet_sample, text_sample
+from clipmill.metadata.globs import files_of
+from clipmill.metadata.keys import redacted
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data.data import Data, shard_rows
+from clipmill.pipeline.own_data.layouts import Layout, dataset_card, stem_of, suffix_of
+from clipmill.pipeline.own_data.roles import roles_of
+from clipmill.pipeline.own_data.sample import parquet_sample, text_sample
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 

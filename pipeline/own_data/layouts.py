@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from metadata.globs import FoundFile, files_of, open_pool
-from metadata.keys import redacted
-from metadata.storage import Storage, UriError
-from pipeline.errors import RecipeError
-from pipeline.own_data.unsure import UnsureError
+from clipmill.metadata.globs import FoundFile, files_of, open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import Storage, UriError
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data.unsure import UnsureError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PACKED = (".gz", ".bz2", ".zst")

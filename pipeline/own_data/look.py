@@ -6,13 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.keys import redacted
-from pipeline.errors import RecipeError
-from pipeline.own_data.data import Data, shard_rows
-from pipeline.own_data.folders import pictures, tars
-from pipeline.own_data.layouts import Layout, dataset_card, layout_of
-from pipeline.own_data.roles import Roles, private_links, roles_of
-from pipeline.own_data.sample import Sample, parquet_sample, text_sample
+from clipmill.metadata.keys import redacted
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data.data import Data, shard_rows
+from clipmill.pipeline.own_data.folders import pictures, tars
+from clipmill.pipeline.own_data.layouts import Layout, dataset_card, layout_of
+from clipmill.pipeline.own_data.roles import Roles, private_links, roles_of
+from clipmill.pipeline.own_data.sample import Sample, parquet_sample, text_sample
 
 NO_CAPTIONS = "no column of captions was found; --caption NAME names one"
 DATACOMP = ("uid", "url", "text")

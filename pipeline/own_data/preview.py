@@ -7,9 +7,9 @@ from typing import cast
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE, REASON, TEXT, UID, Derived
-from pipeline.planning.plan import Plan
-from pipeline.stage import DatasetStage, RowFunction, RowStage, Worker
+from clipmill.metadata.schema import IMAGE, REASON, TEXT, UID, Derived
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.stage import DatasetStage, RowFunction, RowStage, Worker
 
 LOOKED_AT = 1000  # rows without pictures
 PICTURES = 100  # rows with them, which are decoded

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metadata.keys import without_keys
-from pipeline.own_data.data import Data
+from clipmill.metadata.keys import without_keys
+from clipmill.pipeline.own_data.data import Data
 
 PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
 WORDS = ("true", "false", "null", "yes", "no", "on", "off")  # a reader of YAML may take for others

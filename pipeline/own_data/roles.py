@@ -9,9 +9,9 @@ from ipaddress import ip_address
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.own_data.unsure import UnsureError
-from pipeline.terminal import one_line
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.own_data.unsure import UnsureError
+from clipmill.pipeline.terminal import one_line
 
 NAMES = {  # in lower case, without other signs
     "url": (

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from metadata.globs import FoundFile
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
+from clipmill.metadata.globs import FoundFile
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
 
 ROWS = 1000
 BLOCK_BYTES = 4 << 20  # of the first file's text

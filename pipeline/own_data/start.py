@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ClipmillError, RecipeError, did_you_mean
-from pipeline.own_data.data import Data
-from pipeline.own_data.look import look_at
-from pipeline.own_data.preview import Preview, preview
-from pipeline.own_data.recipe import Wish, starter
-from pipeline.own_data.unsure import UnsureError
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
+from clipmill.pipeline.own_data.data import Data
+from clipmill.pipeline.own_data.look import look_at
+from clipmill.pipeline.own_data.preview import Preview, preview
+from clipmill.pipeline.own_data.recipe import Wish, starter
+from clipmill.pipeline.own_data.unsure import UnsureError
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
 
 SCORES = "--score COLUMN (a column of numbers), --model MODEL, or --trusted DATA (pairs that fit)"
 

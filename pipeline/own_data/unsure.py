@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError
 
 
 class UnsureError(RecipeError):

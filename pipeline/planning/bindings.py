@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
-from pipeline.errors import ClipmillError, RecipeError, did_you_mean
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.recipe import Recipe
-from pipeline.planning.settings import known_uses, stage_class
-from pipeline.stage import DatasetStage, Stage
+from clipmill.metadata.schema import KEEP, REASON, REPEATS, UID, Column, Derived
+from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.planning.settings import known_uses, stage_class
+from clipmill.pipeline.stage import DatasetStage, Stage
 
 MOST_WRITERS = 4  # that an error names
 

@@ -10,7 +10,6 @@ import inspect
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any
 
@@ -18,14 +17,15 @@ import msgspec
 import msgspec.inspect as types
 import yaml
 
-from metadata.fingerprint import plain
-from metadata.schema import UID, Column
-from pipeline.errors import RecipeError
-from pipeline.planning.bindings import columns_of
-from pipeline.planning.comments import comments_of
-from pipeline.planning.settings import stage_class
-from pipeline.planning.takes import range_of, setting_types
-from pipeline.stage import Resources, RowStage, Stage, optional_columns, settings_fields
+from clipmill.metadata.fingerprint import plain
+from clipmill.metadata.schema import UID, Column
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_code import File
+from clipmill.pipeline.planning.bindings import columns_of
+from clipmill.pipeline.planning.comments import comments_of
+from clipmill.pipeline.planning.settings import stage_class
+from clipmill.pipeline.planning.takes import range_of, setting_types
+from clipmill.pipeline.stage import Resources, RowStage, Stage, optional_columns, settings_fields
 
 SECTIONS = ("Source", "Error", "Example")  # of a stage's docstring; before them, what it gives
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
@@ -127,10 +127,10 @@ def sample(cls: type[Stage]) -> Stage:
         ) from None
 
 
-def title_of(file: Path) -> str:
+def title_of(file: File) -> str:
     """The first line of a stage's file, which is not imported."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = ast.parse(file.read())
     except (SyntaxError, ValueError):
         return "cannot be read: mend the file"
     return (ast.get_docstring(tree) or "").partition("\n")[0]

@@ -1,10 +1,10 @@
 """The edges of a recipe: which stages a stage names, and whether it takes what they give."""
 
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.elsewhere import uri_in
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import Recipe
-from pipeline.stage import RowStage, Stage, edges_taken
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.elsewhere import uri_in
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.stage import RowStage, Stage, edges_taken
 
 KEYS = {  # of an edge that cannot be left out: its key, what it brings, how it is written
     "rows": ("from", "rows", "`from: <stage>`"),

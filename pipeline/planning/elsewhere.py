@@ -10,11 +10,11 @@ from typing import Any
 
 from pyarrow.fs import FileType
 
-from metadata.damage import DamagedError
-from metadata.datacard import SUMMARY
-from metadata.outputs import Outputs
-from metadata.storage import Storage
-from pipeline.errors import StageError
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.datacard import SUMMARY
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
 
 SCHEME = "export:"
 AGAIN = "copy it again, or run its recipe again"

@@ -7,8 +7,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError
-from pipeline.planning.recipe import Recipe, load_recipe, recipe_in, value_of
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.recipe import Recipe, load_recipe, recipe_in, value_of
 
 Given = str | PathLike[str] | Mapping[str, Any]
 TEXT = Path("recipe.yaml")  # how one without a file is called

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from metadata.fold import FOLDED
-from metadata.storage import KEYS, Storage, wants_keys
-from pipeline.errors import ClipmillError, RecipeError, ShardError
-from pipeline.planning.elsewhere import digest_of
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.stage import DatasetStage, settings_fields
+from clipmill.metadata.fold import FOLDED
+from clipmill.metadata.storage import KEYS, Storage, wants_keys
+from clipmill.pipeline.errors import ClipmillError, RecipeError, ShardError
+from clipmill.pipeline.planning.elsewhere import digest_of
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.stage import DatasetStage, settings_fields
 
 SECONDS = 2.0
 LOOKING = "looks at what a recipe names"  # a thread that does, by its name

@@ -11,18 +11,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.fingerprint import fingerprint, plain, settings_of
-from metadata.schema import UID, Column
-from pipeline.dataset import Step
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.bindings import bind, bind_mask, type_of
-from pipeline.planning.edges import FOLDERS, check_edges, edges_of
-from pipeline.planning.elsewhere import SCHEME, uri_in
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import Recipe
-from pipeline.planning.selects import thresholds_of
-from pipeline.planning.settings import typed_settings
-from pipeline.stage import DatasetStage, Stage
+from clipmill.metadata.fingerprint import fingerprint, plain, settings_of
+from clipmill.metadata.schema import UID, Column
+from clipmill.pipeline.dataset import Step
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.bindings import bind, bind_mask, type_of
+from clipmill.pipeline.planning.edges import FOLDERS, check_edges, edges_of
+from clipmill.pipeline.planning.elsewhere import SCHEME, uri_in
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.planning.settings import typed_settings
+from clipmill.pipeline.stage import DatasetStage, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

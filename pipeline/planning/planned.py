@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from metadata.schema import KEEP, Derived
-from pipeline.stage import RowStage, Stage, optional_columns
+from clipmill.metadata.schema import KEEP, Derived
+from clipmill.pipeline.stage import RowStage, Stage, optional_columns
 
 Binding = tuple[str, str]  # stage and column
 

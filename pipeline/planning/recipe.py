@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.terminal import cut
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.terminal import cut
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TOP_KEYS = ("seed", "stages")
@@ -148,6 +149,7 @@ class Recipe:
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a name (`quickstart`) or a path (`mine.yaml`), with `--set` applied."""
     path = find_recipe(name)
+    own_code.add(path.parent / "stages")
     with path.open("rb") as file:
         return recipe_in(file.read(MOST_BYTES + 1), path, overrides)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.plan import Plan
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.plan import Plan
 
 
 def check_retry(plan: Plan, reasons: Sequence[str]) -> None:

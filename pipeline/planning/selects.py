@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ClipmillError, RecipeError
-from pipeline.planning.planned import PlannedStage
-from pipeline.stage import Parts, Selects, Surveys, Threshold, Varies, Verdicts
+from clipmill.pipeline.errors import ClipmillError, RecipeError
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.stage import Parts, Selects, Surveys, Threshold, Varies, Verdicts
 
 VARIED = "--vary"  # where a value stands that a stage refuses
 

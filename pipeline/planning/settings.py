@@ -1,22 +1,21 @@
 """From `uses` and YAML keys to a stage: the class found by its file's name, the settings typed."""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import typing
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from metadata.schema import Column
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.planning.comments import comments_of
-from pipeline.planning.recipe import Recipe
-from pipeline.planning.takes import at_path, in_words
-from pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
-from pipeline.terminal import cut
+from clipmill.metadata.schema import Column
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.planning.comments import comments_of
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.planning.takes import at_path, in_words
+from clipmill.pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
+from clipmill.pipeline.terminal import cut
 
 ENGINE_KEYS = ("uses", "from", "data", "only", "read")
 NO_STAGES = ("ops", "models", "clip", "losses")  # folders of what stages share
@@ -24,50 +23,27 @@ TUPLES = ("takes", "gives", "reads", "optional_reads", "writes", "reasons", "tra
 
 
 def known_uses() -> list[str]:
-    """Every `kind.name` on the path, a user's own directories included."""
-    import stages
-
-    found = {
-        f"{file.parent.name}.{file.stem}"
-        for path in stages.__path__  # one folder may stand there twice
-        for file in Path(path).glob("*/*.py")
-        if file.parent.name not in NO_STAGES and not file.stem.startswith("_")
-    }
-    return sorted(found)
+    """Every `kind.name` of clipmill's and of a user's own folders."""
+    return sorted(name for name in own_code.files() if name.partition(".")[0] not in NO_STAGES)
 
 
-def file_of(uses: str) -> Path:
+def file_of(uses: str) -> own_code.File:
     """The file of a known stage."""
-    import stages
-
-    files = (Path(path, *uses.split(".")).with_suffix(".py") for path in stages.__path__)
-    return next(file for file in files if file.is_file())
+    return own_code.files()[uses]
 
 
 def stage_class(uses: str, where: str) -> type[Stage]:
     """The one stage class of `stages/<kind>/<name>.py`."""
-    module_name = f"stages.{uses}"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise RecipeError(
-                f"'{uses}' needs the package '{error.name}'",
-                where,
-                "install it; see `doctor`",
-            ) from error
+    if own_code.find(uses) is None:
         raise RecipeError(
             found=f"no stage '{uses}'",
             where=where,
             do=f"{did_you_mean(uses, known_uses())}"
-            "  A stage of your own is a file stages/<kind>/<name>.py on the Python path",
-        ) from None
-    except Exception as error:  # a user's file may hold anything
-        raise RecipeError(
-            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
-            where,
-            "mend the stage's file",
-        ) from error
+            "  A stage of your own is a file stages/<kind>/<name>.py beside the recipe, or in the"
+            " folder of --stages",
+        )
+    module = own_code.load(uses, where)
+    module_name = module.__name__
     found = [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)

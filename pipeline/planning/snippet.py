@@ -5,12 +5,12 @@ from typing import Any
 
 import yaml
 
-from metadata.schema import UID, Column, Derived
-from pipeline.errors import ClipmillError
-from pipeline.planning.bindings import columns_of
-from pipeline.planning.described import example_of, sample
-from pipeline.planning.settings import known_uses, stage_class
-from pipeline.stage import DatasetStage, Stage, edges_taken, optional_columns
+from clipmill.metadata.schema import UID, Column, Derived
+from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.planning.bindings import columns_of
+from clipmill.pipeline.planning.described import example_of, sample
+from clipmill.pipeline.planning.settings import known_uses, stage_class
+from clipmill.pipeline.stage import DatasetStage, Stage, edges_taken, optional_columns
 
 READ_BY_ALL = "export.parquet"  # by whatever takes data: the other formats leave the pipeline
 Chain = tuple[str, ...]  # what stages use, each after what it needs

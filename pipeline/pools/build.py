@@ -18,24 +18,24 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.evaluation import EvaluationSet, evaluation_captions, write_set
-from pipeline.pools.faults import UNLISTENED_PORT, behaviour
-from pipeline.pools.generated import (
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.evaluation import EvaluationSet, evaluation_captions, write_set
+from clipmill.pipeline.pools.faults import UNLISTENED_PORT, behaviour
+from clipmill.pipeline.pools.generated import (
     SOURCE,
     generated_drawings,
     generated_evaluation,
     generated_sets,
 )
-from pipeline.pools.plan import Row, pool_rows
-from pipeline.pools.render import Made, make_files
-from pipeline.pools.server import BEHAVIOUR
-from pipeline.pools.trusted import trusted_pairs, without, write_trusted
-from pipeline.pools.truth import write_metadata, write_truth
-from pipeline.target import refuse_others
-from pipeline.terminal import bars
+from clipmill.pipeline.pools.plan import Row, pool_rows
+from clipmill.pipeline.pools.render import Made, make_files
+from clipmill.pipeline.pools.server import BEHAVIOUR
+from clipmill.pipeline.pools.trusted import trusted_pairs, without, write_trusted
+from clipmill.pipeline.pools.truth import write_metadata, write_truth
+from clipmill.pipeline.target import refuse_others
+from clipmill.pipeline.terminal import bars
 
 Kind = Literal["demo", "full", "generated"]
 Progress = Callable[[str, int, int], None]  # what is being done, how many of it, of how many
@@ -112,7 +112,7 @@ def _material(kind: Kind, seed: int, rows: int | None, progress: Progress) -> Ma
             bombs=1,
             rows=count,
         )
-    from pipeline.pools.sources import (
+    from clipmill.pipeline.pools.sources import (
         noto,
         packages,
     )  # late: a test pool needs no package

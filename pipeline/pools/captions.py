@@ -1,7 +1,7 @@
 """Texts of a pool: the true captions of a picture, and the ways a caption goes wrong."""
 
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Words
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Words
 
 MAX_LABEL_FOR_NOUN = 40  # "… icon" behind a whole sentence is no caption a person would write
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.pools.captions import with_tags
-from pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.captions import with_tags
+from clipmill.pipeline.pools.drawing import Drawing
 
 TEMPLATES = ("{c}", "{c} emoji", "a picture of {c}", "a drawing of {c}")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.picture import extension, on_background, printed
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.picture import extension, on_background, printed
 
 TEXT_ISSUES = {"swapped": 0.13, "boilerplate": 0.10, "spam": 0.03, "garbled": 0.02}
 IMAGE_ISSUES = {"tiny": 0.02, "placeholder": 0.015, "aspect": 0.015, "text_only": 0.012}

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from math import cos, pi, sin
 
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.evaluation import EvaluationSet
-from pipeline.pools.picture import draw_svg, encode
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.evaluation import EvaluationSet
+from clipmill.pipeline.pools.picture import draw_svg, encode
 
 SOURCE = "generated"
 EVALUATION_SOURCE = "generated-evaluation"

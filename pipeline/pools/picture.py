@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Drawing
 
 # What a file is saved as, with its share. The last four are rare but break naive decoders.
 FORMATS = {

@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.pools.captions import boilerplate, caption_forms, garbled, spam, wrapped
-from pipeline.pools.chance import Chance, fraction, hex_id
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.faults import IMAGE_ISSUES, LINK_ISSUES, NEAR_OPS, TEXT_ISSUES
-from pipeline.pools.picture import MAX_PIXELS, size_px
+from clipmill.pipeline.pools.captions import boilerplate, caption_forms, garbled, spam, wrapped
+from clipmill.pipeline.pools.chance import Chance, fraction, hex_id
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.faults import IMAGE_ISSUES, LINK_ISSUES, NEAR_OPS, TEXT_ISSUES
+from clipmill.pipeline.pools.picture import MAX_PIXELS, size_px
 
 SITES = 40
 FULL_CONCEPTS = 0.25  # share of concepts that keep every image; the others keep

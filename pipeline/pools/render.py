@@ -7,16 +7,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.pools.chance import Chance
-from pipeline.pools.faults import NO_FILE, faulty_file, moved, near_copy, served_file
-from pipeline.pools.picture import (
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.faults import NO_FILE, faulty_file, moved, near_copy, served_file
+from clipmill.pipeline.pools.picture import (
     clean_file,
     extension,
     on_background,
     picture_of,
     size_px,
 )
-from pipeline.pools.plan import Row
+from clipmill.pipeline.pools.plan import Row
 
 
 @dataclass(frozen=True)

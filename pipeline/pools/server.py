@@ -21,7 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
-from pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import RecipeError, StageError
 
 HOST = "127.0.0.1"  # never another: a pool holds hostile files on purpose
 BEHAVIOUR = "_behaviour.json"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.pools.captions import indirect_forms
-from pipeline.pools.chance import Chance, hex_id
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.picture import encode, picture_of
-from pipeline.pools.plan import in_pool
+from clipmill.pipeline.pools.captions import indirect_forms
+from clipmill.pipeline.pools.chance import Chance, hex_id
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.picture import encode, picture_of
+from clipmill.pipeline.pools.plan import in_pool
 
 
 @dataclass(frozen=True)

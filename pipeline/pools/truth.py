@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.pools.faults import HARMLESS_LINKS, NO_LONGER_THE_SOURCE
-from pipeline.pools.plan import Row
-from pipeline.pools.render import Made
+from clipmill.pipeline.pools.faults import HARMLESS_LINKS, NO_LONGER_THE_SOURCE
+from clipmill.pipeline.pools.plan import Row
+from clipmill.pipeline.pools.render import Made
 
 ROWS_PER_FILE = 5_000
 

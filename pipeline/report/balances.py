@@ -4,11 +4,11 @@ from itertools import chain
 from math import log10
 from typing import Any
 
-from metadata.schema import BALANCE_RANK
-from pipeline.ledger.balances import Balance, ConceptRows, Curve
-from pipeline.report.charts import lines, short
-from pipeline.report.samples import samples_at
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import BALANCE_RANK
+from clipmill.pipeline.ledger.balances import Balance, ConceptRows, Curve
+from clipmill.pipeline.report.charts import lines, short
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder.state import RunState
 
 
 def balance_section(state: RunState, balance: Balance) -> dict[str, Any]:

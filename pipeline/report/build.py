@@ -10,27 +10,27 @@ from typing import Any
 
 import yaml
 
-from pipeline.ledger.balances import balances
-from pipeline.ledger.captions import captions
-from pipeline.ledger.clusters import cluster_maps
-from pipeline.ledger.duplicates import duplicates
-from pipeline.ledger.funnel import Funnel, funnel
-from pipeline.ledger.leaks import leaks
-from pipeline.ledger.notes import notes
-from pipeline.ledger.planted import last_planted
-from pipeline.ledger.results import Results, losses, results
-from pipeline.ledger.work import StageWork, work
-from pipeline.report.balances import balance_section
-from pipeline.report.captions import caption_section
-from pipeline.report.clusters import cluster_section
-from pipeline.report.ends import Section, drawn_end, section, sections_of
-from pipeline.report.page import render
-from pipeline.report.strips import duplicate_strips, leak_strips
-from pipeline.report.training import training_charts
-from pipeline.run_folder.ran import newest_recipe
-from pipeline.run_folder.sessions import sessions
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.variants import variant as variant_of
+from clipmill.pipeline.ledger.balances import balances
+from clipmill.pipeline.ledger.captions import captions
+from clipmill.pipeline.ledger.clusters import cluster_maps
+from clipmill.pipeline.ledger.duplicates import duplicates
+from clipmill.pipeline.ledger.funnel import Funnel, funnel
+from clipmill.pipeline.ledger.leaks import leaks
+from clipmill.pipeline.ledger.notes import notes
+from clipmill.pipeline.ledger.planted import last_planted
+from clipmill.pipeline.ledger.results import Results, losses, results
+from clipmill.pipeline.ledger.work import StageWork, work
+from clipmill.pipeline.report.balances import balance_section
+from clipmill.pipeline.report.captions import caption_section
+from clipmill.pipeline.report.clusters import cluster_section
+from clipmill.pipeline.report.ends import Section, drawn_end, section, sections_of
+from clipmill.pipeline.report.page import render
+from clipmill.pipeline.report.strips import duplicate_strips, leak_strips
+from clipmill.pipeline.report.training import training_charts
+from clipmill.pipeline.run_folder.ran import newest_recipe
+from clipmill.pipeline.run_folder.sessions import sessions
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.variants import variant as variant_of
 
 LONG_PATH = re.compile(r"=(/|\w+://)\S*/(?=[^/\s]+$)")  # of a value: its last part says enough
 

@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
-from pipeline.ledger.captions import Caption, Captions
-from pipeline.report.samples import samples_at
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import in_words
+from clipmill.pipeline.ledger.captions import Caption, Captions
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import in_words
 
 BEGINS = re.compile(r"^text_(is_|has_)?")  # of the names of values
 

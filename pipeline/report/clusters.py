@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from metadata.schema import TEXT
-from pipeline.ledger.cluster_sizes import OverSize
-from pipeline.ledger.clusters import Cluster, ClusterMap, SizeGroup
-from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.report.charts import short
-from pipeline.report.samples import samples_at
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import TEXT
+from clipmill.pipeline.ledger.cluster_sizes import OverSize
+from clipmill.pipeline.ledger.clusters import Cluster, ClusterMap, SizeGroup
+from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.report.charts import short
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder.state import RunState
 
 CARDS = 400  # discs that show captions, the largest and those of the strips
 PICTURED = 120  # of them, those that show pictures

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.ledger.causes import named_in
-from pipeline.ledger.diff import Diff, Fate, Move
-from pipeline.ledger.sides import Side
-from pipeline.ledger.stored import Place, rows_at
-from pipeline.report.page import render
-from pipeline.report.samples import samples_at
-from pipeline.run_folder.variants import Change
-from pipeline.run_folder.words import apart
+from clipmill.pipeline.ledger.causes import named_in
+from clipmill.pipeline.ledger.diff import Diff, Fate, Move
+from clipmill.pipeline.ledger.sides import Side
+from clipmill.pipeline.ledger.stored import Place, rows_at
+from clipmill.pipeline.report.page import render
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder.variants import Change
+from clipmill.pipeline.run_folder.words import apart
 
 SHOWN = 8  # moves of each kind with pictures
 TOLD = 60  # moves in the table

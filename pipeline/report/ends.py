@@ -4,17 +4,17 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.ledger.causes import KEPT
-from pipeline.ledger.cuts import CutRows
-from pipeline.ledger.funnel import End
-from pipeline.ledger.scores import Score
-from pipeline.ledger.stored import Place
-from pipeline.ledger.survey import RowValues, Survey, survey
-from pipeline.report.charts import histogram
-from pipeline.report.pictures import LARGE
-from pipeline.report.relations import relation_section
-from pipeline.report.samples import samples_at
-from pipeline.run_folder.state import RunState
+from clipmill.pipeline.ledger.causes import KEPT
+from clipmill.pipeline.ledger.cuts import CutRows
+from clipmill.pipeline.ledger.funnel import End
+from clipmill.pipeline.ledger.scores import Score
+from clipmill.pipeline.ledger.stored import Place
+from clipmill.pipeline.ledger.survey import RowValues, Survey, survey
+from clipmill.pipeline.report.charts import histogram
+from clipmill.pipeline.report.pictures import LARGE
+from clipmill.pipeline.report.relations import relation_section
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder.state import RunState
 
 Section = dict[str, Any]  # id, title and template of a part of the page, and what it draws
 Samples = dict[Place, dict[str, Any]]

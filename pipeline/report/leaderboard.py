@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.bench.board import Board, Line
-from pipeline.bench.tables import estimate, leaked, said, verdict, verdicts, warnings
-from pipeline.report.charts import Point, scatter
-from pipeline.report.page import render
+from clipmill.pipeline.bench.board import Board, Line
+from clipmill.pipeline.bench.tables import estimate, leaked, said, verdict, verdicts, warnings
+from clipmill.pipeline.report.charts import Point, scatter
+from clipmill.pipeline.report.page import render
 
 SIZE = ("score against size", "rows of the arm", lambda line: line.rows)
 COST = ("score against cost", "seconds of one training on one worker", lambda line: line.seconds)

@@ -6,9 +6,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.report.charts import short
-from pipeline.run_folder.words import duration, in_words, size
-from pipeline.terminal import cut
+from clipmill.pipeline.report.charts import short
+from clipmill.pipeline.run_folder.words import duration, in_words, size
+from clipmill.pipeline.terminal import cut
 
 TEMPLATES = Path(__file__).parent / "templates"
 MINUS = "\N{MINUS SIGN}"

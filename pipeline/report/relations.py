@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.ledger.relations import Broken, Five, GroupSpread, Relations, Spread
+from clipmill.pipeline.ledger.relations import Broken, Five, GroupSpread, Relations, Spread
 
 MOST_SETS = 12  # of rules that rows break together
 MOST_PAIRS = 12  # of numbers, the most alike first

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-from metadata.schema import HTTP_STATUS, IMAGE, IMAGE_BYTES, TEXT, UID, URL
-from pipeline.ledger.pictured import pictures_at
-from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.report.pictures import SMALL, picture
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import HTTP_STATUS, IMAGE, IMAGE_BYTES, TEXT, UID, URL
+from clipmill.pipeline.ledger.pictured import pictures_at
+from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.report.pictures import SMALL, picture
+from clipmill.pipeline.run_folder.state import RunState
 
 
 def samples_at(

@@ -3,14 +3,14 @@
 from itertools import groupby
 from typing import Any
 
-from metadata.schema import IMAGE_BYTES, TEXT, URL
-from pipeline.ledger.show import Lines, Show
-from pipeline.ledger.stored import Place, binding
-from pipeline.ledger.table import said as said_of
-from pipeline.report.page import render
-from pipeline.report.pictures import LARGE
-from pipeline.report.samples import samples_at
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE_BYTES, TEXT, URL
+from clipmill.pipeline.ledger.show import Lines, Show
+from clipmill.pipeline.ledger.stored import Place, binding
+from clipmill.pipeline.ledger.table import said as said_of
+from clipmill.pipeline.report.page import render
+from clipmill.pipeline.report.pictures import LARGE
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder.state import RunState
 
 MOST = 240  # rows on a page: of photographs, 256 pixels wide, some 4 MB
 ON_CARDS = (TEXT.name,)  # what a card, and a line of a table, has in a place of its own

@@ -6,13 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE_BYTES, SHA256, TEXT, URL
-from pipeline.ledger.duplicates import Duplicates
-from pipeline.ledger.leaks import Leaks
-from pipeline.ledger.stored import Place, binding, rows_at
-from pipeline.planning.planned import Binding
-from pipeline.report.samples import samples_at
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE_BYTES, SHA256, TEXT, URL
+from clipmill.pipeline.ledger.duplicates import Duplicates
+from clipmill.pipeline.ledger.leaks import Leaks
+from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.report.samples import samples_at
+from clipmill.pipeline.run_folder.state import RunState
 
 
 def duplicate_strips(state: RunState, of: Duplicates) -> list[dict[str, Any]]:

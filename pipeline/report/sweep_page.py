@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from metadata.schema import IMAGE, IMAGE_BYTES
-from pipeline.ledger.stored import binding, rows_at
-from pipeline.ledger.sweep import Sample, Sweep
-from pipeline.report.charts import Line, lines
-from pipeline.report.page import render
-from pipeline.report.pictures import picture
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES
+from clipmill.pipeline.ledger.stored import binding, rows_at
+from clipmill.pipeline.ledger.sweep import Sample, Sweep
+from clipmill.pipeline.report.charts import Line, lines
+from clipmill.pipeline.report.page import render
+from clipmill.pipeline.report.pictures import picture
+from clipmill.pipeline.run_folder.state import RunState
 
 LINES = 3  # groups in a plot
 

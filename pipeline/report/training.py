@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ledger.results import LossCurve
-from pipeline.report.charts import Band, bands
+from clipmill.pipeline.ledger.results import LossCurve
+from clipmill.pipeline.report.charts import Band, bands
 
 POINTS = 300  # of a line: no screen shows more
 LINES = 5  # of a chart: as many colours can be told apart

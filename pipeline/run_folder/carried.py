@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from metadata.record import ShardState
-from metadata.storage import Storage
-from pipeline.errors import StageError
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
 
 States = Mapping[str, ShardState]  # of one shard, by stage
 BLOCK = 64  # shards, 10 kB as stored; a pool of no more travels itself

@@ -2,16 +2,17 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from metadata.fingerprint import digest, plain
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.planning.plan import Plan
-from pipeline.run_folder import lock
-from pipeline.run_folder.ran import newest_name
-from pipeline.target import refuse_others
+from clipmill.metadata.fingerprint import digest, plain
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.ran import newest_name
+from clipmill.pipeline.target import refuse_others
 
 FORMAT = 1  # of the run folder
 
@@ -22,6 +23,8 @@ class Claim:
 
     format: int
     seed: int
+    # By folder of a stage of one's own, the SHA-256 of each file that made what is stored there.
+    own: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def refuse_foreign(run: Storage) -> None:
@@ -55,6 +58,7 @@ def claim(plan: Plan, run: Storage) -> None:
         text = json.dumps(asdict(Claim(FORMAT, plan.seed)))
         run.put("run.json", text.encode(), point="run")
     refuse_another_seed(plan, run)
+    _remember_code(plan, run)
     recipe = plan.recipe
     whole = {
         "name": recipe.name,
@@ -72,3 +76,50 @@ def claim(plan: Plan, run: Storage) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(second)) + f"{rest:09d}"
         text = json.dumps(whole, indent=1)
         run.put(f"recipes/{stamp}-{same}.json", text.encode(), point="recipe")
+
+
+def other_code(plan: Plan, run: Storage) -> list[str]:
+    """A sentence on each stage whose own files are not those that made what is stored."""
+    own = _own_files(plan)
+    held = run.read_json("run.json", Claim) if own else None
+    told = []
+    for name, planned in plan.stages.items():
+        files = own.get(planned.folder, {})
+        before = held.own.get(planned.folder, files) if held else files
+        changed = [it for it in {**before, **files} if before.get(it) != files.get(it)]
+        if changed and _is_begun(run, planned.folder):
+            told.append(
+                f"'{name}' is stored as another {', '.join(changed)} made it: raise its `version`,"
+                f" {planned.stage.version}, where a value may differ, and it is made again"
+            )
+    return told
+
+
+def _remember_code(plan: Plan, run: Storage) -> None:
+    """Writes which files of a user's own make each stage, or made what is stored of it."""
+    held = run.read_json("run.json", Claim)
+    assert held is not None  # it has our seed
+    now = _own_files(plan)
+    own = held.own | {
+        folder: files
+        for folder, files in now.items()
+        if files != held.own.get(folder, {}) and not (folder in held.own and _is_begun(run, folder))
+    }
+    if own != held.own:
+        run.put("run.json", json.dumps(asdict(replace(held, own=own))).encode(), point="run")
+
+
+def _is_begun(run: Storage, folder: str) -> bool:
+    """Whether a stage's folder has more than what failed: a shard, a checkpoint."""
+    return any(not it.name.endswith(".json") for it in run.child(folder).entries(below=True))
+
+
+def _own_files(plan: Plan) -> dict[str, dict[str, str]]:
+    """The SHA-256 of each file of a user's own that makes a stage, by the stage's folder."""
+    found = {}
+    for planned in plan.stages.values():
+        model = getattr(planned.stage, "model", None)
+        scheme = model.partition(":")[0] if isinstance(model, str) else ""
+        if files := own_code.imported([planned.uses, f"models.{scheme}"]):
+            found[planned.folder] = {below: file.digest for below, file in sorted(files.items())}
+    return found

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
-from metadata.record import Failure, Record
-from pipeline.planning.planned import PlannedStage
+from clipmill.metadata.record import Failure, Record
+from clipmill.pipeline.planning.planned import PlannedStage
 
 D = TypeVar("D")  # one digest, or one of each shard
 Standing = Literal["good", "failed", "missing"]

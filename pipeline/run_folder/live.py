@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from metadata.damage import DamagedError
-from metadata.record import Failure
-from metadata.sealed import put_sealed, read_sealed
-from metadata.storage import Storage
-from pipeline.errors import ClipmillError
-from pipeline.run_folder.lock import Lease
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import kind_of
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.record import Failure
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.run_folder.claim import other_code
+from clipmill.pipeline.run_folder.lock import Lease
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import kind_of
 
 NAME = "live.json"
 MOST_CAUSES = 20  # of a stage that are told
@@ -163,6 +164,7 @@ class LiveRun:
     began: float | None = None
     updated: float | None = None
     ended: float | None = None
+    notes: list[str] = field(default_factory=list)  # what a user should know
 
     @property
     def works(self) -> bool:
@@ -243,7 +245,8 @@ def live_run(state: RunState, phase: Phase, before: LiveRun | None = None) -> Li
             stage.status = "stopped"
             stage.call, stage.units, stage.all_units = said.call, said.units, said.all_units
             stage.pieces = said.pieces
-    return LiveRun(str(state.run), state.plan.recipe.path, phase, stages)
+    notes = other_code(state.plan, state.run)
+    return LiveRun(str(state.run), state.plan.recipe.path, phase, stages, notes=notes)
 
 
 def put_live(run: Storage, live: LiveRun) -> None:
@@ -277,6 +280,7 @@ def as_json(live: LiveRun, now: float) -> dict[str, Any]:
         "updated": live.updated,
         "ended": live.ended,
         "left_s": _rounded(live.left_s(now)),
+        "notes": live.notes,
         "stages": [_stage_json(stage, now) for stage in live.stages.values()],
     }
 

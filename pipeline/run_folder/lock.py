@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metadata.faults import reached
-from metadata.storage import Storage
-from pipeline.errors import LostLockError, RecipeError
+from clipmill.metadata.faults import reached
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import LostLockError, RecipeError
 
 NAME = "lock.json"
 LEASE_S = 60.0

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.places import places_name, read_places, unplaced
-from metadata.schema import KEEP, REPEATS
-from metadata.storage import Storage
-from pipeline.errors import StageError
-from pipeline.run_folder.rows import PoolShards
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import places_name, read_places, unplaced
+from clipmill.metadata.schema import KEEP, REPEATS
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.run_folder.rows import PoolShards
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from metadata.fingerprint import digest
-from metadata.fold import FOLDED
-from metadata.keys import without_keys
-from metadata.storage import Storage
-from pipeline.errors import ClipmillError, RecipeError
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.stage import DatasetStage, settings_fields
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.fold import FOLDED
+from clipmill.metadata.keys import without_keys
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import ClipmillError, RecipeError
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.stage import DatasetStage, settings_fields
 
 NAME = "origin.json"
 KNOWN = 100  # files of a pool, drawn by a hash of their names

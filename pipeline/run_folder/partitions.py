@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.schema import POSITION, SHARD, UID
-from metadata.storage import Storage
-from pipeline.dataset import TableFunction
-from pipeline.run_folder.rows import apply, only
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import POSITION, SHARD, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import TableFunction
+from clipmill.pipeline.run_folder.rows import apply, only
 
 OFFSET = np.dtype("<i8")
 READ = pa.ipc.IpcReadOptions(use_threads=False)

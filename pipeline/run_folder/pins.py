@@ -7,9 +7,9 @@ file tomorrow, and half a column would be of either. A stage's folder keeps the 
 import json
 from dataclasses import asdict, dataclass
 
-from metadata.fingerprint import digest
-from metadata.storage import Storage
-from pipeline.errors import StageError
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
 
 PINS = "pins"
 

@@ -4,10 +4,10 @@ import re
 import shlex
 from typing import Any, TypedDict
 
-from metadata.fingerprint import digest, plain
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.planning.recipe import Recipe
+from clipmill.metadata.fingerprint import digest, plain
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.recipe import Recipe
 
 RAN_NAME = re.compile(r"\d{8}T\d{15}-[0-9a-f]{12}\.json")
 

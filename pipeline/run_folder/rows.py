@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metadata.passes import read_stage
-from metadata.record import ShardState
-from metadata.schema import POSITION, REASON, SHARD, UID
-from metadata.storage import Storage
-from pipeline.dataset import TableFunction
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.run_folder.carried import ByShard, Carried
-from pipeline.stage import DatasetStage
+from clipmill.metadata.passes import read_stage
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import POSITION, REASON, SHARD, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import TableFunction
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.carried import ByShard, Carried
+from clipmill.pipeline.stage import DatasetStage
 
 WHOLE = 1 << 30  # rows: one batch for the whole shard
 

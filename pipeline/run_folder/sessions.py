@@ -16,13 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from metadata.sealed import put_sealed, read_sealed
-from metadata.storage import Storage
-from pipeline.errors import ClipmillError
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import ClipmillError
 
 FOLDER = "sessions"
 PACKAGES = ("numpy", "pyarrow", "polars", "pillow", "torch", "ray")
-SOURCES = Path(__file__).parents[2]  # a checkout, or where packages are installed
+SOURCES = Path(__file__).parents[3]  # a checkout, or where packages are installed
 
 
 @dataclass(frozen=True, kw_only=True)

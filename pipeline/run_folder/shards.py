@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.record import Record, ShardState, state_of
-from metadata.records import Records, place_in
+from clipmill.metadata.record import Record, ShardState, state_of
+from clipmill.metadata.records import Records, place_in
 
 # Shapes: N shards.
 

@@ -12,22 +12,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.parquet_file import read_at
-from metadata.record import Failure, Manifest, ShardState
-from metadata.records import RECORD, Records, are_made_of, counted, rows_by_reason
-from metadata.scan import Scan, scan
-from metadata.schema import REASON, UID
-from metadata.storage import Storage
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.planned import Binding, PlannedStage
-from pipeline.planning.recipe import Recipe
-from pipeline.run_folder.done import parents_of, standing
-from pipeline.run_folder.masks import SelectMask
-from pipeline.run_folder.ran import RanRecipe, newest_recipe
-from pipeline.run_folder.rows import JoinedShards, PoolShards, StoredColumns, stored_columns
-from pipeline.run_folder.shards import Shards, StatesByShard
-from pipeline.run_folder.variants import variant as variant_of
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.parquet_file import read_at
+from clipmill.metadata.record import Failure, Manifest, ShardState
+from clipmill.metadata.records import RECORD, Records, are_made_of, counted, rows_by_reason
+from clipmill.metadata.scan import Scan, scan
+from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.run_folder.done import parents_of, standing
+from clipmill.pipeline.run_folder.masks import SelectMask
+from clipmill.pipeline.run_folder.ran import RanRecipe, newest_recipe
+from clipmill.pipeline.run_folder.rows import (
+    JoinedShards,
+    PoolShards,
+    StoredColumns,
+    stored_columns,
+)
+from clipmill.pipeline.run_folder.shards import Shards, StatesByShard
+from clipmill.pipeline.run_folder.variants import variant as variant_of
 
 NONE = np.empty(0, np.int64)
 READERS = 8  # folders of an object store that are listed at once

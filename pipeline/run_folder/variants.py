@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from metadata.fingerprint import digest
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.run_folder.ran import RanRecipe, ran_names, read_ran
-from pipeline.run_folder.sessions import ends
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.run_folder.ran import RanRecipe, ran_names, read_ran
+from clipmill.pipeline.run_folder.sessions import ends
 
 READERS = 16  # threads, that wait for a store
 ROUNDED_S = 0.05  # by which a session's stored end may be early

@@ -2,7 +2,7 @@
 
 import re
 
-from metadata.passes import NOT_SELECTED
+from clipmill.metadata.passes import NOT_SELECTED
 
 UNDEFINED = "undefined:"  # a select stage's reason: the column after it has no value
 BEFORE = "dropped_before"

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import RecipeError
-from pipeline.verbs._signals import stopped_by_signals
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 if TYPE_CHECKING:
-    from pipeline.executors import Executor
-    from pipeline.planning.plan import Plan
-    from pipeline.run_folder.state import RunState
+    from clipmill.pipeline.executors import Executor
+    from clipmill.pipeline.planning.plan import Plan
+    from clipmill.pipeline.run_folder.state import RunState
 
 
 def beside(out: str, suffix: str) -> Path:
@@ -25,8 +25,21 @@ def beside(out: str, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    """`--stages DIR`, which the command line gives to `own_code`."""
+    parser.add_argument(
+        "--stages",
+        action="append",
+        default=[],
+        dest="own_stages",
+        metavar="DIR",
+        help="a folder of stages of your own (default: `stages/` here, and beside the recipe);"
+        " may be repeated",
+    )
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """`RECIPE`, `--set`, `--until`: see `planned`."""
+    """`RECIPE`, `--set`, `--until`: see `planned`; and `--stages`."""
     parser.add_argument(
         "recipe", help="a recipe of `clipmill recipes`, or a file of your own: `mine.yaml`"
     )
@@ -40,14 +53,15 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         " `clipmill stages NAME` shows the keys of a stage",
     )
     parser.add_argument("--until", metavar="STAGE", help="run only this stage and those it needs")
+    add_stages(parser)
 
 
 def planned(options: argparse.Namespace) -> "Plan":
     """The recipe's plan."""
     gc.disable()  # what is imported here is no garbage, and to look for some takes a tenth longer
     try:
-        from pipeline.planning.plan import make_plan
-        from pipeline.planning.recipe import load_recipe
+        from clipmill.pipeline.planning.plan import make_plan
+        from clipmill.pipeline.planning.recipe import load_recipe
 
         return make_plan(load_recipe(options.recipe, options.overrides), options.until)
     finally:
@@ -55,7 +69,7 @@ def planned(options: argparse.Namespace) -> "Plan":
 
 
 def add_retry(parser: argparse.ArgumentParser) -> None:
-    """`--retry REASON`: see `pipeline.planning.retries`; and `--keep-going`."""
+    """`--retry REASON`: see `clipmill.pipeline.planning.retries`; and `--keep-going`."""
     parser.add_argument(
         "--retry",
         action="append",
@@ -71,8 +85,9 @@ def add_retry(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """`--run URI`; `pipeline.run_folder.state.latest` reads it."""
+    """`--run URI`, which `clipmill.pipeline.run_folder.state.latest` reads; and `--stages`."""
     parser.add_argument("--run", required=True, metavar="URI", help="run folder: a path or s3://…")
+    add_stages(parser)
 
 
 def add_variant(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +102,7 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
 
 def opened(options: argparse.Namespace) -> "RunState":
     """The run folder of `--run`, through the recipe that ran last or `--variant`."""
-    from pipeline.run_folder.state import latest
+    from clipmill.pipeline.run_folder.state import latest
 
     return latest(options.run, options.variant)
 
@@ -130,14 +145,14 @@ def executor(options: argparse.Namespace) -> Iterator["Executor"]:
 def _chosen(options: argparse.Namespace) -> "Executor":
     check_workers(options.workers)
     if options.executor == "ray":
-        from pipeline.executors.ray import RayExecutor
+        from clipmill.pipeline.executors.ray import RayExecutor
 
         return RayExecutor(address=options.address, workers=options.workers)
     if options.address:
         raise RecipeError("--address without Ray", "the arguments", "add --executor ray")
-    from pipeline.executors.local import LocalExecutor
+    from clipmill.pipeline.executors.local import LocalExecutor
 
-    return LocalExecutor(options.workers)
+    return LocalExecutor(options.workers, with_main=False)
 
 
 def check_workers(workers: int | None) -> None:

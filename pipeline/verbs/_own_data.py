@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.own_data.preview import Preview
-    from pipeline.own_data.start import Start
-    from pipeline.own_data.unsure import UnsureError
+    from clipmill.pipeline.own_data.preview import Preview
+    from clipmill.pipeline.own_data.start import Start
+    from clipmill.pipeline.own_data.unsure import UnsureError
 
 ROLES = {
     "url": "links",
@@ -69,8 +69,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def started(options: argparse.Namespace, verb: str, run_as: str, asks: bool) -> "Start":
     """The data and a recipe for them; where the data leave a question open, a terminal is asked."""
-    from pipeline.own_data.start import Asked, start
-    from pipeline.own_data.unsure import UnsureError
+    from clipmill.pipeline.own_data.start import Asked, start
+    from clipmill.pipeline.own_data.unsure import UnsureError
 
     is_asked = asks and sys.stdin.isatty() and sys.stderr.isatty()
     while True:
@@ -164,7 +164,7 @@ def _table(rows: "pa.Table", scores: tuple[str, ...]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    from pipeline.terminal import one_line
+    from clipmill.pipeline.terminal import one_line
 
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -198,8 +198,8 @@ def _ask(unsure: "UnsureError") -> str | None:
 
 def _whole_path(path: str) -> str:
     """The path from the root, so that the recipe runs anywhere; a URI as it is, without keys."""
-    from metadata.keys import without_keys
-    from metadata.storage import KEYS
+    from clipmill.metadata.keys import without_keys
+    from clipmill.metadata.storage import KEYS
 
     if not path:
         raise RecipeError("an empty path", "DATA", "name a file, a folder, a glob or a URI")

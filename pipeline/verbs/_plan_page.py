@@ -7,19 +7,20 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
-from metadata.fingerprint import plain
-from metadata.keys import redacted, without_keys
-from metadata.schema import UID
-from pipeline.engine import environments
-from pipeline.planning.elsewhere import SCHEME
-from pipeline.planning.looks import Seen
-from pipeline.planning.plan import Plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import RECIPES
-from pipeline.run_folder.state import RunState, summary
-from pipeline.run_folder.words import size
-from pipeline.stage import DatasetStage, settings_fields
-from pipeline.terminal import one_line
+from clipmill.metadata.fingerprint import plain
+from clipmill.metadata.keys import redacted, without_keys
+from clipmill.metadata.schema import UID
+from clipmill.pipeline.engine import environments
+from clipmill.pipeline.planning.elsewhere import SCHEME
+from clipmill.pipeline.planning.looks import Seen
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.recipe import RECIPES
+from clipmill.pipeline.run_folder.claim import other_code
+from clipmill.pipeline.run_folder.state import RunState, summary
+from clipmill.pipeline.run_folder.words import size
+from clipmill.pipeline.stage import DatasetStage, settings_fields
+from clipmill.pipeline.terminal import one_line
 
 WIDTH = 80  # columns, where the output is no terminal
 SIZES = (10**6, 10**8, 10**10)  # rows of a pool, where what grows with their square is asked for
@@ -31,7 +32,13 @@ def as_json(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> dic
         "recipe": plan.recipe.path,
         "seed": plan.seed,
         "stages": [_stage_json(plan, planned, state, seen) for planned in plan.stages.values()],
+        "notes": _of_folder(state),
     }
+
+
+def _of_folder(state: RunState | None) -> list[str]:
+    """What a user should know of what lies in the run folder."""
+    return other_code(state.plan, state.run) if state else []
 
 
 def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
@@ -47,7 +54,7 @@ def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         room = max(16, get_terminal_size((WIDTH, 24)).columns - len(left) - len(done) - 2)
         said = said if len(said) <= room else f"{said[: room - 1].rstrip(' ,')}…"
         lines.append(f"{left}{said:<{room if done else 0}}  {done}".rstrip())
-    lines += [f"  note: '{name}': {note}" for name, note in _noted(plan)]
+    lines += [f"  note: {note}" for note in [*notes(plan), *_of_folder(state)]]
     if not any(one.error for one in seen.values()):
         path = Path(plan.recipe.path)
         recipe = path.stem if path.parent == RECIPES else str(path)
@@ -129,6 +136,7 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
             f" {planned.stage.determinism}; folder {planned.folder}"
         )
         lines.append("")
+    lines += [f"note: {note}" for note in _of_folder(state)]
     return "\n".join(lines).rstrip()
 
 

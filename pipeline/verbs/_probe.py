@@ -8,18 +8,18 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from metadata.storage import Storage
-from pipeline.engine import probe
-from pipeline.engine.prediction import Predicted
-from pipeline.engine.probe import Probed
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import Plan
-from pipeline.run_folder.origin import refuse_another_pool
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import duration
-from pipeline.verbs import DONE
-from pipeline.verbs._signals import stopped_by_signals
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import probe
+from clipmill.pipeline.engine.prediction import Predicted
+from clipmill.pipeline.engine.probe import Probed
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.run_folder.origin import refuse_another_pool
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import duration
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 LINES = {
     "requests": "requests",

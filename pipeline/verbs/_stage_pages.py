@@ -4,20 +4,18 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from pipeline.planning.described import Described, Setting, described
-from pipeline.planning.settings import file_of, known_uses
-from pipeline.planning.snippet import snippet
+from clipmill.pipeline.planning.described import Described, Setting, described
+from clipmill.pipeline.planning.settings import file_of, known_uses
+from clipmill.pipeline.planning.snippet import snippet
 
-OURS = Path(__file__).parents[2] / "stages"
 MARK = "<!-- made by `make docs` from the files of the stages: change those -->"
 
 
 def text(said: Described, recipe: str) -> str:
     """All about one stage, as wide as the terminal, at most 100 columns."""
     width = min(100, shutil.get_terminal_size().columns)
-    lines = [*_wrapped(f"{said.uses}: {said.title[0].lower()}{said.title[1:]}", width), ""]
+    lines = [*_wrapped(f"{said.uses}: {said.title[:1].lower()}{said.title[1:]}", width), ""]
     for paragraph in said.gives.split("\n\n"):
         lines += [*_wrapped(paragraph, width), ""]
     lines.append("settings:" if said.settings else "settings: none")
@@ -46,7 +44,7 @@ def pages() -> dict[str, str]:
     """The files of docs/stages: a page a kind, and an index; of the stages that come with us."""
     by_kind: dict[str, list[Described]] = {}
     for uses in known_uses():
-        if file_of(uses).is_relative_to(OURS):
+        if not file_of(uses).is_own:
             by_kind.setdefault(uses.partition(".")[0], []).append(described(uses))
     index = [
         "# Stages",

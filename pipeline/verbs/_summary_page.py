@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.terminal import one_line
+from clipmill.pipeline.terminal import one_line
 
 if TYPE_CHECKING:
-    from pipeline.ledger.summary import Ending, Lost, Summary
+    from clipmill.pipeline.ledger.summary import Ending, Lost, Summary
 
 SHOWN = 6  # causes of an ending; the rest is one line
 MANY = 3  # endings: of more only the rows kept are told
@@ -75,7 +75,7 @@ def _ending(ending: "Ending", is_long: bool) -> list[str]:
 
 
 def _written(summary: "Summary") -> list[str]:
-    from pipeline.run_folder.words import size
+    from clipmill.pipeline.run_folder.words import size
 
     lines = []
     for export in summary.exports:

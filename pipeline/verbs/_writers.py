@@ -11,10 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.environments import made, python_of
-from pipeline.engine.helpers import HelperProcess, cannot_load
-from pipeline.errors import StageError
-from pipeline.stage import Environment, Worker
+from clipmill.pipeline.engine.environments import made, python_of
+from clipmill.pipeline.engine.helpers import HelperProcess, cannot_load
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Environment, Worker
 
 QUESTION = "Say hello."
 MOST_TOKENS, MOST_SHOWN = 8, 40  # of the answer; characters of it
@@ -23,7 +23,7 @@ WAIT_S = 60.0
 
 def writes(model: str) -> bool:
     """Whether the scheme is one of models that write."""
-    return model.partition(":")[0] in import_module("stages.models.generator").SCHEMES
+    return model.partition(":")[0] in import_module("clipmill.stages.models.generator").SCHEMES
 
 
 def missing(model: str) -> list[str]:
@@ -31,7 +31,7 @@ def missing(model: str) -> list[str]:
 
     ClipmillError where its weights are not there: no Python mends that.
     """
-    generator: Any = import_module("stages.models.generator")
+    generator: Any = import_module("clipmill.stages.models.generator")
     generator.look_for(model)
     needed = generator.environments_of(model)
     return [package for one in needed if made(one) is None for package in one.packages]
@@ -43,7 +43,7 @@ def answered(model: str) -> tuple[str | None, str, str]:
     A server of our own is started for it, once its Python can import what it needs.
     ClipmillError where there is none to ask.
     """
-    generator: Any = import_module("stages.models.generator")
+    generator: Any = import_module("clipmill.stages.models.generator")
     for environment in generator.environments_of(model):
         if environment.imports:
             _try_import(environment)

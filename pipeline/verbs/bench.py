@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import RecipeError
-from pipeline.verbs import DONE, FAILED
-from pipeline.verbs import run as runs
-from pipeline.verbs._options import add_executor, add_json, beside, executor
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.verbs import DONE, FAILED
+from clipmill.pipeline.verbs import run as runs
+from clipmill.pipeline.verbs._options import add_executor, add_json, add_stages, beside, executor
 
 if TYPE_CHECKING:
-    from metadata.storage import Storage
-    from pipeline.bench.board import Board
-    from pipeline.bench.prepare import Prepared
+    from clipmill.metadata.storage import Storage
+    from clipmill.pipeline.bench.board import Board
+    from clipmill.pipeline.bench.prepare import Prepared
 
 HELP = "compare subsets: train on each, evaluate, say what is luck"
 EXAMPLES = """\
@@ -98,22 +98,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=("crashed",),
         help="try trainings again that ended their worker three times",
     )
+    add_stages(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Makes what is missing, runs it, and prints the leaderboard."""
-    from metadata.storage import Storage
-    from pipeline.bench import tables
-    from pipeline.bench.board import board
-    from pipeline.bench.estimate import estimated
-    from pipeline.bench.prepare import SPEC, prepared
-    from pipeline.bench.spec import Asked, Bench, bench_of
-    from pipeline.engine.run import run_plan
-    from pipeline.ledger.answer import as_json
-    from pipeline.planning.looks import look, refuse_missing
-    from pipeline.progress import watcher
-    from pipeline.run_folder.sessions import session
+    from clipmill.metadata.storage import Storage
+    from clipmill.pipeline.bench import tables
+    from clipmill.pipeline.bench.board import board
+    from clipmill.pipeline.bench.estimate import estimated
+    from clipmill.pipeline.bench.prepare import SPEC, prepared
+    from clipmill.pipeline.bench.spec import Asked, Bench, bench_of
+    from clipmill.pipeline.engine.run import run_plan
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.planning.looks import look, refuse_missing
+    from clipmill.pipeline.progress import watcher
+    from clipmill.pipeline.run_folder.sessions import session
 
     out = Storage(options.out)
     before = out.read_json(SPEC, Bench)
@@ -165,8 +166,8 @@ def _put(found: "Board", out: "Storage") -> None:
     """Stores the leaderboard as Parquet, Markdown and HTML."""
     import pyarrow.parquet as pq
 
-    from pipeline.bench.tables import markdown, table
-    from pipeline.report.leaderboard import leaderboard
+    from clipmill.pipeline.bench.tables import markdown, table
+    from clipmill.pipeline.report.leaderboard import leaderboard
 
     with out.scratch("leaderboard.parquet") as path:
         pq.write_table(table(found), path)
@@ -179,7 +180,7 @@ def _put(found: "Board", out: "Storage") -> None:
 
 def _next(uri: str, out: "Storage") -> str:
     """How to run what was made: here, or on a cluster, from a recipe that lies here."""
-    from pipeline.bench.recipe import FILE
+    from clipmill.pipeline.bench.recipe import FILE
 
     recipe = Path(out.path, FILE)
     if not out.is_local:

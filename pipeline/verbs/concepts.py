@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RecipeError
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json
 
 if TYPE_CHECKING:
-    from metadata.concepts.load import ConceptList
+    from clipmill.metadata.concepts.load import ConceptList
 
 HELP = "build a list of concepts to match captions with, or show one"
 EXAMPLES = """\
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from metadata.concepts import build, load, wordnet
+    from clipmill.metadata.concepts import build, load, wordnet
 
     given = {f.name: getattr(options, f.name) for f in fields(build.Thresholds)}
     least = build.Thresholds(**{name: value for name, value in given.items() if value is not None})
@@ -115,7 +115,7 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _show(file: str, *, as_json: bool) -> int:
-    from metadata.concepts.load import ConceptListError, load
+    from clipmill.metadata.concepts.load import ConceptListError, load
 
     try:
         found = summary(load(file))
@@ -172,7 +172,7 @@ def _counts(rows: Any, name: str) -> list[tuple[str | None, int]]:
 
 
 def _wordnet_files(where: str, names: Iterable[str]) -> list[bytes]:
-    from pipeline.packages import debian_files, npm_files
+    from clipmill.pipeline.packages import debian_files, npm_files
 
     wanted = set(names)
     if where == "debian":

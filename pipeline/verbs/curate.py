@@ -5,13 +5,13 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from pipeline.errors import RecipeError
-from pipeline.verbs import run as runs
-from pipeline.verbs._options import add_executor, add_retry, beside
-from pipeline.verbs._own_data import add_data, page, started
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.verbs import run as runs
+from clipmill.pipeline.verbs._options import add_executor, add_retry, beside
+from clipmill.pipeline.verbs._own_data import add_data, page, started
 
 if TYPE_CHECKING:
-    from pipeline.engine.run import Outcome
+    from clipmill.pipeline.engine.run import Outcome
 
 HELP = "data of your own to a training set: init, run and report in one"
 EXAMPLES = """\
@@ -45,8 +45,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the recipe, runs it, draws the report; the exit code is that of the run."""
-    from pipeline.own_data.recipe import is_untouched, path_in_yaml, signed
-    from pipeline.report.build import report
+    from clipmill.pipeline.own_data.recipe import is_untouched, path_in_yaml, signed
+    from clipmill.pipeline.report.build import report
 
     recipe, page_file = beside(options.out, ".yaml"), beside(options.out, ".html")
     sets = [word for override in options.overrides for word in ("--set", override)]

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.terminal import one_line
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json
+from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_stages
 
 if TYPE_CHECKING:
-    from pipeline.ledger.diff import Diff, Fate, GroupRows, Selection
+    from clipmill.pipeline.ledger.diff import Diff, Fate, GroupRows, Selection
 
 HELP = "rows that another variant, stage or run gained and lost, by cause"
 EXAMPLES = """\
@@ -32,6 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("after", metavar="B", help="as A: what is compared with it")
     parser.add_argument("--run", metavar="URI", help="the run folder of both: a path or s3://…")
+    add_stages(parser)
     add_json(parser)
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with pictures of both ways too"
@@ -40,14 +41,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the moves; with `--html` writes a page of them."""
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.diff import diff
-    from pipeline.ledger.sides import side_of
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.diff import diff
+    from clipmill.pipeline.ledger.sides import side_of
 
     before, after = (side_of(text, options.run) for text in (options.before, options.after))
     answer = diff(before, after)
     if options.html:
-        from pipeline.report.diff_page import diff_page
+        from clipmill.pipeline.report.diff_page import diff_page
 
         options.html.write_text(diff_page(before, after, answer), encoding="utf-8")
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 def text(answer: "Diff") -> str:
     """Both sides, what differs between them, the counts, the moves by cause, and the groups."""
-    from pipeline.verbs.variants import change_lines
+    from clipmill.pipeline.verbs.variants import change_lines
 
     before, after = answer.before, answer.after
     lines = [f"A  {_side(before)}", f"B  {_side(after)}"]
@@ -114,7 +115,7 @@ def _moves(answer: "Diff") -> Iterator[str]:
 
 def fate_words(fate: "Fate") -> str:
     """`first: c > 3`, `kept`, `not in its pool`."""
-    from pipeline.run_folder.words import in_words
+    from clipmill.pipeline.run_folder.words import in_words
 
     if fate.what == "lost":
         return f"{fate.stage}: {one_line(in_words(fate.reason))}"

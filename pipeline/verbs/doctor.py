@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Literal
 
-from metadata.keys import without_keys
-from pipeline.errors import ClipmillError
-from pipeline.verbs import DONE, FAILED
-from pipeline.verbs._options import add_json
+from clipmill.metadata.keys import without_keys
+from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.extras import EXTRAS, install
+from clipmill.pipeline.verbs import DONE, FAILED
+from clipmill.pipeline.verbs._options import add_json, add_stages
 
 HELP = "check this machine, a model, or a folder of evaluation tasks"
 EXAMPLES = """\
@@ -23,12 +24,7 @@ clipmill doctor --model reference --model checkpoint:model.pt
 clipmill doctor --model smollm2
 clipmill doctor tasks eval
 """
-PACKAGES = ("numpy", "pyarrow", "polars", "ray", "aiohttp", "opencv-python-headless", "pillow")
-EXTRAS = {
-    "pool": ("resvg_py",),
-    "gpu": ("open_clip",),
-    "img2dataset": ("img2dataset",),
-}
+PACKAGES = ("numpy", "pyarrow", "polars", "scipy", "aiohttp", "pillow")
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0
@@ -57,6 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="URI", help="run folder whose disk is checked (default: here)"
     )
+    add_stages(parser)
     add_json(parser)
     subjects = parser.add_subparsers(dest="subject", metavar="[tasks DIR]")
     tasks = subjects.add_parser(
@@ -81,7 +78,7 @@ def examine(models: list[str], out: str | None) -> list[Finding]:
     return [
         _python(),
         *map(_package, PACKAGES),
-        *(_extra(extra, modules) for extra, modules in EXTRAS.items()),
+        *map(_extra, dict.fromkeys(EXTRAS.values())),
         _jobs(),
         *_environments(),
         _gpu(),
@@ -105,11 +102,12 @@ def _package(name: str) -> Finding:
         return Finding(name, "bad", "not installed", f"pip install {name}")
 
 
-def _extra(extra: str, modules: tuple[str, ...]) -> Finding:
+def _extra(extra: str) -> Finding:
+    modules = [module for module, of in EXTRAS.items() if of == extra]
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
         return Finding(f"extra {extra}", "good", "installed")
-    do = f"pip install 'clipmill[{extra}]' where a recipe needs it"
+    do = f"{install(missing[0])} where a recipe needs it"
     return Finding(f"extra {extra}", "note", f"without {', '.join(missing)}", do)
 
 
@@ -123,7 +121,7 @@ def _jobs() -> Finding:
 
 def _environments() -> list[Finding]:
     """The Pythons that were made for stages."""
-    from pipeline.engine.environments import all_made
+    from clipmill.pipeline.engine.environments import all_made
 
     return [
         Finding("python of its own", "good", f"{of}: {place}") for place, of in all_made().items()
@@ -134,7 +132,7 @@ def _gpu() -> Finding:
     if shutil.which("nvidia-smi") is None:
         return Finding("gpu", "note", "no NVIDIA driver", "stages run on the CPU")
     if importlib.util.find_spec("torch") is None:
-        return Finding("gpu", "note", "a driver, and no torch", "pip install torch")
+        return Finding("gpu", "note", "a driver, and no torch", install("torch"))
     torch = import_module("torch")
     count = torch.cuda.device_count()
     if not count:
@@ -153,7 +151,7 @@ def _memory() -> Finding:
 
 
 def _disk(uri: str) -> Finding:
-    from metadata.storage import Storage
+    from clipmill.metadata.storage import Storage
 
     storage = Storage(uri)
     if not storage.is_local:
@@ -183,17 +181,18 @@ def _files() -> Finding:
 
 def _model(model: str) -> Finding:
     """Whether it loads, or answers; `reference` does both."""
-    from pipeline.verbs._writers import writes  # and asyncio, which other verbs do without
+    from clipmill.pipeline.verbs._writers import writes  # and asyncio, which other verbs do without
 
     name = f"model {without_keys(model)}"
     try:
         if writes(model) and model != "reference":
             return _writer(name, model)
-        width = import_module("stages.models.image_text").load(model).width
+        width = import_module("clipmill.stages.models.image_text").load(model).width
     except ClipmillError as error:
         return Finding(name, "bad", error.args[0], error.args[2])
     except ImportError as error:
-        return Finding(name, "bad", str(error), f"pip install {error.name}")
+        do = install(error.name or "") or f"pip install {error.name}"
+        return Finding(name, "bad", str(error), do)
     except (ValueError, OSError) as error:  # of a scheme of the user's own
         do = f"write another name after the colon, or mend stages/models/{model.split(':')[0]}.py"
         return Finding(name, "bad", str(error), do)
@@ -202,7 +201,7 @@ def _model(model: str) -> Finding:
 
 def _writer(name: str, model: str) -> Finding:
     """Of a model that writes texts; a Python that it lacks is not made here."""
-    from pipeline.verbs._writers import answered, missing
+    from clipmill.pipeline.verbs._writers import answered, missing
 
     if lacks := missing(model):
         do = "the first run makes it, in some minutes"
@@ -215,7 +214,7 @@ def _writer(name: str, model: str) -> Finding:
 
 def examine_tasks(folder: str) -> list[Finding]:
     """Everything wrong with a folder of evaluation tasks, and which of DataComp's it lacks."""
-    tasks = import_module("stages.ops.tasks")
+    tasks = import_module("clipmill.stages.ops.tasks")
     findings = [
         Finding(wrong.where, "bad" if wrong.is_fatal else "note", wrong.found, wrong.do)
         for wrong in tasks.check(folder)

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from metadata.keys import without_keys
-from pipeline.errors import RecipeError, StageError, did_you_mean
-from pipeline.verbs import DONE, FAILED
-from pipeline.verbs._options import add_executor, add_json, executor
+from clipmill.metadata.keys import without_keys
+from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.verbs import DONE, FAILED
+from clipmill.pipeline.verbs._options import add_executor, add_json, add_stages, executor
 
 if TYPE_CHECKING:
-    from pipeline.engine.run import Outcome
+    from clipmill.pipeline.engine.run import Outcome
 
 HELP = "what a model can do on a folder of tasks, without a recipe"
 EXAMPLES = """\
@@ -43,19 +43,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="keep results and ranks there, and go on from what is there (default: nowhere)",
     )
+    add_stages(parser)
     add_json(parser)
     add_executor(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluates the model, all of its seeds; prints a table, or results.json."""
-    from metadata.storage import Storage
-    from pipeline.engine.run import run_plan
-    from pipeline.planning.looks import look, refuse_missing
-    from pipeline.planning.plan import make_plan
-    from pipeline.planning.recipe import Recipe
-    from pipeline.progress import watcher
-    from pipeline.run_folder.sessions import session
+    from clipmill.metadata.storage import Storage
+    from clipmill.pipeline.engine.run import run_plan
+    from clipmill.pipeline.planning.looks import look, refuse_missing
+    from clipmill.pipeline.planning.plan import make_plan
+    from clipmill.pipeline.planning.recipe import Recipe
+    from clipmill.pipeline.progress import watcher
+    from clipmill.pipeline.run_folder.sessions import session
 
     model = found_model(options.model, options.run)
     setting = {"uses": "evaluate.zero_shot", "model": model, "tasks": options.tasks}
@@ -86,7 +87,7 @@ def found_model(name: str, run: str | None) -> str:
         return name
     if run is None:
         raise RecipeError(f"'{name}' without its run", "the arguments", "add --run RUN")
-    from pipeline.run_folder.state import latest
+    from clipmill.pipeline.run_folder.state import latest
 
     state, stage = latest(run), name.removeprefix(SCHEME)
     trained = [one for one, of in state.plan.stages.items() if "model" in of.stage.gives]
@@ -111,7 +112,7 @@ def _folder(out: str | None) -> Iterator[str]:
 
 def _stopped(outcome: "Outcome") -> Exception:
     """Why it ended early: the stage's own error."""
-    from pipeline.verbs.run import text as why
+    from clipmill.pipeline.verbs.run import text as why
 
     error = outcome.stopped.get(STAGE)
     do = "mend the cause and run again"
@@ -119,7 +120,7 @@ def _stopped(outcome: "Outcome") -> Exception:
 
 
 def _results(outcome: "Outcome") -> list[dict[str, Any]]:
-    from pipeline.ledger.stored import json_artifacts
+    from clipmill.pipeline.ledger.stored import json_artifacts
 
     return json_artifacts(outcome.state.stages[STAGE], "results")
 

@@ -4,9 +4,9 @@ import argparse
 import contextlib
 import threading
 
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_run, add_variant, beside
-from pipeline.verbs._signals import stopped_by_signals
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_run, add_variant, beside
+from clipmill.pipeline.verbs._signals import stopped_by_signals
 
 HELP = "look at a run in a browser: pictures, filters, thresholds to drag"
 EXAMPLES = """\
@@ -26,8 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serves until Ctrl-C."""
-    from pipeline.explore.server import serving
-    from pipeline.explore.session import Session
+    from clipmill.pipeline.explore.server import serving
+    from clipmill.pipeline.explore.session import Session
 
     session = Session(options.run, beside(options.run, ".yaml"), options.variant)
     with (

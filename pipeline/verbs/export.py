@@ -5,12 +5,19 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.terminal import one_line
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_executor, add_json, add_run, add_variant, executor, opened
+from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import (
+    add_executor,
+    add_json,
+    add_run,
+    add_variant,
+    executor,
+    opened,
+)
 
 if TYPE_CHECKING:
-    from pipeline.export import Exported
+    from clipmill.pipeline.export import Exported
 
 HELP = "the rows that a stage keeps, or loses, as files in a folder"
 EXAMPLES = """\
@@ -69,10 +76,10 @@ def _names(names: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the files, and prints how many rows left and how many stayed."""
-    from pipeline.export import Wanted, export
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.dropped import dropped
-    from pipeline.progress import watcher
+    from clipmill.pipeline.export import Wanted, export
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.dropped import dropped
+    from clipmill.pipeline.progress import watcher
 
     state = opened(options)
     wanted = Wanted(
@@ -95,7 +102,7 @@ def text(answer: "Exported") -> str:
     whose = f"of {stage}"
     if answer.dropped is not None:
         whose = f"that {stage} lost for '{one_line(answer.dropped)}'"
-    from pipeline.run_folder.words import size
+    from clipmill.pipeline.run_folder.words import size
 
     lines = [f"{rows} {whose} in {one_line(answer.out)}  ({files}, {size(answer.bytes)})"]
     stayed = ", ".join(f"{count:,} {reason}" for reason, count in answer.left.items())

@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.terminal import one_line
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from pipeline.ledger.funnel import Funnel, StageRows
+    from clipmill.pipeline.ledger.funnel import Funnel, StageRows
 
 HELP = "where the pool's rows went, by stage and reason"
 EXAMPLES = """\
@@ -28,8 +28,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the counts."""
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.funnel import funnel
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.funnel import funnel
 
     answer = funnel(opened(options))
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 def text(funnel: "Funnel") -> str:
     """What is not complete; stages with their reasons, the waterfall of each end, the exports."""
-    from pipeline.run_folder.words import in_words, size
+    from clipmill.pipeline.run_folder.words import in_words, size
 
     lines = [funnel.run, *_unfinished(funnel), ""]
     if not funnel.stages:
@@ -107,7 +107,7 @@ def _unfinished(funnel: "Funnel") -> list[str]:
 
 def _without(stage: "StageRows") -> Iterator[tuple[str, str, int]]:
     """(kind, reason, rows) in plain words: failed, no input, dropped, not selected."""
-    from pipeline.run_folder.words import BEFORE, in_words, kind_of
+    from clipmill.pipeline.run_folder.words import BEFORE, in_words, kind_of
 
     for kind in ("failed", "upstream", "dropped"):
         of_kind = getattr(stage, kind).items()

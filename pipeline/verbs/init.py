@@ -5,9 +5,9 @@ import os
 import shlex
 from pathlib import Path
 
-from pipeline.errors import RecipeError
-from pipeline.verbs import DONE
-from pipeline.verbs._own_data import add_data, page, started
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._own_data import add_data, page, started
 
 HELP = "look at data of your own, and write a recipe for them"
 EXAMPLES = """\

@@ -3,8 +3,8 @@
 import argparse
 import json
 
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_recipe, planned
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_recipe, planned
 
 HELP = "check a recipe and show what would run"
 EXAMPLES = """\
@@ -45,14 +45,14 @@ def run(options: argparse.Namespace) -> int:
     """
     plan = planned(options)
     if options.probe is not None or options.workers is not None:
-        from pipeline.verbs import _probe
+        from clipmill.pipeline.verbs import _probe
 
         return _probe.run(plan, options)
-    from metadata.storage import Storage
-    from pipeline.planning.looks import look, refuse_missing
-    from pipeline.run_folder.origin import refuse_another_pool
-    from pipeline.run_folder.state import RunState
-    from pipeline.verbs import _plan_page
+    from clipmill.metadata.storage import Storage
+    from clipmill.pipeline.planning.looks import look, refuse_missing
+    from clipmill.pipeline.run_folder.origin import refuse_another_pool
+    from clipmill.pipeline.run_folder.state import RunState
+    from clipmill.pipeline.verbs import _plan_page
 
     state = folder = None
     if options.out:

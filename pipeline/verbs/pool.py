@@ -7,13 +7,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import RecipeError
-from pipeline.terminal import cut
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run
+from clipmill.pipeline.extras import missing
+from clipmill.pipeline.terminal import cut
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
-    from pipeline.ledger.planted import KindRows, Planted
+    from clipmill.pipeline.ledger.planted import KindRows, Planted
 
 HELP = "build a raw pool whose faults are known, serve it, score a run on it"
 EXAMPLES = """\
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     """Builds, serves or scores."""
     match options.kind:
         case "serve":
-            from pipeline.pools.server import serve
+            from clipmill.pipeline.pools.server import serve
 
             serve(options.directory, options.port)
         case "score":
@@ -87,12 +87,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("resvg_py") is None:
-        raise RecipeError(
-            found="resvg-py, which draws the pictures, is not installed",
-            where=f"clipmill pool {options.kind}",
-            do="pip install 'clipmill[pool]'",
-        )
-    from pipeline.pools.build import build_pool
+        raise missing("resvg_py", f"clipmill pool {options.kind}, which draws pictures")
+    from clipmill.pipeline.pools.build import build_pool
 
     counts = build_pool(
         options.kind,
@@ -110,9 +106,9 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.planted import planted
-    from pipeline.run_folder.state import latest
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.planted import planted
+    from clipmill.pipeline.run_folder.state import latest
 
     answer = planted(latest(options.run), options.directory)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
@@ -120,7 +116,7 @@ def _score(options: argparse.Namespace) -> None:
 
 def text(planted: "Planted") -> str:
     """Markdown tables: one a select stage, and how well scores tell faults."""
-    from pipeline.ledger.truth import MAX_VALUES
+    from clipmill.pipeline.ledger.truth import MAX_VALUES
 
     lines = []
     for judged in planted.selects:

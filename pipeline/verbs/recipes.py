@@ -7,8 +7,8 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json
 
 HELP = "the recipes that come with clipmill; with a name, the text of one"
 EXAMPLES = """\
@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what each recipe is for, or the text of one."""
-    from pipeline.planning.recipe import RECIPES, find_recipe
+    from clipmill.pipeline.planning.recipe import RECIPES, find_recipe
 
     if options.name:
         print(find_recipe(options.name).read_text(encoding="utf-8"), end="")

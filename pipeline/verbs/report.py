@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_run, add_variant, beside, opened
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_run, add_variant, beside, opened
 
 if TYPE_CHECKING:
-    from metadata.stats import Estimate
-    from pipeline.ledger.compare import Comparison
-    from pipeline.ledger.results import Results
+    from clipmill.metadata.stats import Estimate
+    from clipmill.pipeline.ledger.compare import Comparison
+    from clipmill.pipeline.ledger.results import Results
 
 HELP = "a run on one HTML page"
 EXAMPLES = """\
@@ -43,8 +43,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page; prints its results in a few lines, and where it is."""
-    from pipeline.ledger.results import results
-    from pipeline.report.build import report
+    from clipmill.pipeline.ledger.results import results
+    from clipmill.pipeline.report.build import report
 
     state = opened(options)
     suffix = ".html" if options.variant is None else f"-variant-{options.variant}.html"

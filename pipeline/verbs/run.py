@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipeline.verbs import DONE, FAILED, status
-from pipeline.verbs._options import (
+from clipmill.pipeline.verbs import DONE, FAILED, status
+from clipmill.pipeline.verbs._options import (
     add_executor,
     add_recipe,
     add_retry,
@@ -20,10 +20,10 @@ from pipeline.verbs._options import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.engine.run import Outcome
-    from pipeline.errors import ClipmillError
-    from pipeline.ledger.summary import Summary
-    from pipeline.run_folder.state import RunState
+    from clipmill.pipeline.engine.run import Outcome
+    from clipmill.pipeline.errors import ClipmillError
+    from clipmill.pipeline.ledger.summary import Summary
+    from clipmill.pipeline.run_folder.state import RunState
 
 MOST_PICTURES = 200_000  # of all evaluations whose intervals are computed: a second or two
 HELP = "run a recipe; run it again to go on where it stopped"
@@ -50,20 +50,21 @@ def run(
     """Runs the plan, calls `then`, and prints how it ended."""
     began = time.monotonic()
     plan = planned(options)
-    from metadata.storage import Storage
-    from pipeline.engine.run import run_plan
-    from pipeline.ledger.answer import as_json as answer_json
-    from pipeline.ledger.summary import summary
-    from pipeline.planning.looks import look, refuse_missing
-    from pipeline.planning.retries import check_retry
-    from pipeline.progress import watcher
-    from pipeline.run_folder.ran import forgotten
-    from pipeline.run_folder.sessions import session
-    from pipeline.verbs._plan_page import notes
+    from clipmill.metadata.storage import Storage
+    from clipmill.pipeline.engine.run import run_plan
+    from clipmill.pipeline.ledger.answer import as_json as answer_json
+    from clipmill.pipeline.ledger.summary import summary
+    from clipmill.pipeline.planning.looks import look, refuse_missing
+    from clipmill.pipeline.planning.retries import check_retry
+    from clipmill.pipeline.progress import watcher
+    from clipmill.pipeline.run_folder.claim import other_code
+    from clipmill.pipeline.run_folder.ran import forgotten
+    from clipmill.pipeline.run_folder.sessions import session
+    from clipmill.pipeline.verbs._plan_page import notes
 
     check_retry(plan, options.retry)
     folder = Storage(options.out)
-    for note in [*notes(plan), *forgotten(plan.recipe, folder)]:
+    for note in [*notes(plan), *other_code(plan, folder), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
     with executor(options) as workers:
         refuse_missing(plan, look(plan, folder))
@@ -112,7 +113,7 @@ def as_json(outcome: "Outcome") -> dict[str, Any]:
 
 def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
     """How the run ended: its trouble first, then the summary and the next commands."""
-    from pipeline.verbs import _summary_page
+    from clipmill.pipeline.verbs import _summary_page
 
     nothing = _summary_page.nothing(answer) if outcome.complete else ""
     errors = [error.args[2] for error in outcome.stopped.values() if error]
@@ -125,9 +126,9 @@ def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
 def scored(state: "RunState") -> str:
     """The arms by their headline, as `clipmill report` prints it; empty where none was evaluated,
     or so many pictures that their intervals would keep the run waiting."""
-    from pipeline.ledger.results import compared
-    from pipeline.ledger.trials import arms
-    from pipeline.verbs.report import text
+    from clipmill.pipeline.ledger.results import compared
+    from clipmill.pipeline.ledger.trials import arms
+    from clipmill.pipeline.verbs.report import text
 
     every = arms(state)
     trials = [trial for arm in every for trial in arm.trials]

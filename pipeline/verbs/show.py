@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.terminal import harmless, one_line
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.terminal import harmless, one_line
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from pipeline.ledger.show import Lines, Show
+    from clipmill.pipeline.ledger.show import Lines, Show
 
 HELP = "rows of one stage: a sample, the best, the dropped, those near a cut"
 EXAMPLES = """\
@@ -76,8 +76,8 @@ def _names(names: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the rows; with `--html` writes the page as well."""
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.show import Wanted, show
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.show import Wanted, show
 
     wanted = Wanted(
         stage=options.stage,
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     state = opened(options)
     answer = show(state, wanted)
     if options.html:
-        from pipeline.report.show_page import show_page
+        from clipmill.pipeline.report.show_page import show_page
 
         page, said = show_page(state, answer, what(answer))
         options.html.write_text(page, encoding="utf-8")
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
 
 def text(answer: "Show") -> str:
     """What the rows are, then a table of them; two a threshold."""
-    from pipeline.ledger.table import said
+    from clipmill.pipeline.ledger.table import said
 
     lines = [f"{answer.run}: {what(answer)}"]
     if answer.unfinished:
@@ -122,7 +122,7 @@ def text(answer: "Show") -> str:
 
 def what(answer: "Show") -> str:
     """`320 rows that 'best' keeps; 20 of them, sampled by a hash of their uids`."""
-    from pipeline.run_folder.words import in_words
+    from clipmill.pipeline.run_folder.words import in_words
 
     whose = f"that '{answer.stage}' {'keeps' if answer.is_select else 'was given'}"
     if answer.dropped is not None:

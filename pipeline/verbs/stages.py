@@ -7,9 +7,9 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_stages
 
 HELP = "the stages of a recipe; with a name, its settings and an example"
 EXAMPLES = """\
@@ -23,16 +23,17 @@ clipmill stages select.where --json
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="a stage, or a kind of stages")
+    add_stages(parser)
     add_json(parser)
     parser.add_argument("--docs", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # `make docs`
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line a stage, or the page of one."""
-    from pipeline.planning.settings import known_uses
+    from clipmill.pipeline.planning.settings import known_uses
 
     if options.docs:
-        from pipeline.verbs._stage_pages import pages
+        from clipmill.pipeline.verbs._stage_pages import pages
 
         for name, text in pages().items():
             (options.docs / name).write_text(text, encoding="utf-8")
@@ -54,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(known: list[str], as_json: bool) -> str:
-    from pipeline.planning.described import title_of
-    from pipeline.planning.settings import file_of
+    from clipmill.pipeline.planning.described import title_of
+    from clipmill.pipeline.planning.settings import file_of
 
     titles = {uses: title_of(file_of(uses)) for uses in known}
     if as_json:
@@ -78,9 +79,9 @@ def _list(known: list[str], as_json: bool) -> str:
 
 
 def _page(uses: str, as_json: bool) -> str:
-    from pipeline.planning.described import described
-    from pipeline.planning.snippet import snippet
-    from pipeline.verbs._stage_pages import text
+    from clipmill.pipeline.planning.described import described
+    from clipmill.pipeline.planning.snippet import snippet
+    from clipmill.pipeline.verbs._stage_pages import text
 
     said, recipe = described(uses), snippet(uses)
     if as_json:

@@ -7,12 +7,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
-    from pipeline.run_folder.live import LiveRun
-    from pipeline.run_folder.state import RunState
+    from clipmill.pipeline.run_folder.live import LiveRun
+    from clipmill.pipeline.run_folder.state import RunState
 
 HELP = "how far a run is, whether it works, and what failed"
 EXAMPLES = """\
@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line a stage, and why what failed did."""
-    from pipeline.ledger.status import status
+    from clipmill.pipeline.ledger.status import status
 
     live = status(options.run)
     if options.watch and live.works and sys.stdout.isatty() and not options.json:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(live: "LiveRun", as_json: bool) -> None:
-    from pipeline.run_folder.live import as_json as json_of
+    from clipmill.pipeline.run_folder.live import as_json as json_of
 
     said = json_of(live, time.time())
     print(json.dumps(said, indent=1) if as_json else text(live, time.time()))
@@ -58,9 +58,9 @@ def _print(live: "LiveRun", as_json: bool) -> None:
 
 def _drawn(live: "LiveRun", run: str) -> "LiveRun":
     """Draws the run as it goes, in one place of the terminal; as it ended."""
-    from pipeline.ledger.status import status
-    from pipeline.progress_lines import within
-    from pipeline.terminal import drawing
+    from clipmill.pipeline.ledger.status import status
+    from clipmill.pipeline.progress_lines import within
+    from clipmill.pipeline.terminal import drawing
 
     def draw(width: int, height: int) -> list[tuple[str, str]]:
         now = time.time()
@@ -75,25 +75,26 @@ def _drawn(live: "LiveRun", run: str) -> "LiveRun":
 
 def as_json(state: "RunState") -> dict[str, Any]:
     """What lies in a run's folder: every stage with shards, rows, seconds, reasons, failures."""
-    from pipeline.run_folder.live import as_json as json_of
-    from pipeline.run_folder.live import live_run
+    from clipmill.pipeline.run_folder.live import as_json as json_of
+    from clipmill.pipeline.run_folder.live import live_run
 
     return json_of(live_run(state, "complete"), time.time())
 
 
 def text(live: "LiveRun", now: float) -> str:
     """Who works there, a line a stage, and what failed: what, where, what to do."""
-    from pipeline.progress_lines import within
+    from clipmill.pipeline.progress_lines import within
 
     width = max(PAGE, shutil.get_terminal_size((PAGE, 24)).columns)
     rows = len(live.stages) + 1
     lines = [line for line, _ in within(live, now, width, rows, bars=False)]
-    return "\n".join([headline(live, now), "", *lines, *_causes(live)])
+    notes = [f"note: {note}" for note in live.notes]
+    return "\n".join([headline(live, now), *notes, "", *lines, *_causes(live)])
 
 
 def headline(live: "LiveRun", now: float) -> str:
     """Whether anybody works in the run folder, and since when."""
-    from pipeline.run_folder.words import duration
+    from clipmill.pipeline.run_folder.words import duration
 
     who = f"process {live.pid} on {live.host}"
     ago = "" if live.updated is None else f"{duration(now - live.updated)} ago"
@@ -111,7 +112,7 @@ def headline(live: "LiveRun", now: float) -> str:
 
 def failures(state: "RunState") -> list[str]:
     """Lines on every shard that failed: what, where, and what to do."""
-    from pipeline.run_folder.live import live_run
+    from clipmill.pipeline.run_folder.live import live_run
 
     return _causes(live_run(state, "complete"))
 

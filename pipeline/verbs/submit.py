@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_recipe, add_retry, check_workers, planned
-from pipeline.verbs._signals import exit_code
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_recipe, add_retry, check_workers, planned
+from clipmill.pipeline.verbs._signals import exit_code
 
 HELP = "run a recipe on a Ray cluster, and follow it from here"
 EXAMPLES = """\
@@ -36,11 +36,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Sends the job, prints its log to its end, and returns its exit code."""
     plan = planned(options)
-    from pipeline.planning.retries import check_retry
+    from clipmill.pipeline.planning.retries import check_retry
 
     check_retry(plan, options.retry)
     check_workers(options.workers)
-    from pipeline.submit import follow, send
+    from clipmill.pipeline.submit import follow, send
 
     job = send(
         plan,

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.terminal import one_line
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.terminal import one_line
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from pipeline.ledger.sweep import Sweep
+    from clipmill.pipeline.ledger.sweep import Sweep
 
 HELP = "what a select stage would keep at other thresholds"
 EXAMPLES = """\
@@ -39,9 +39,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the rows kept at every value; with `--html` writes a page of them."""
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.sweep import sweep
-    from pipeline.report.sweep_page import sweep_page
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.sweep import sweep
+    from clipmill.pipeline.report.sweep_page import sweep_page
 
     state = opened(options)
     answer = sweep(state, options.stage, options.vary)

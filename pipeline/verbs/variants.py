@@ -5,13 +5,13 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline.terminal import cut, one_line
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run
+from clipmill.pipeline.terminal import cut, one_line
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
-    from pipeline.ledger.variants import RunVariants, Tried
-    from pipeline.run_folder.variants import Changes
+    from clipmill.pipeline.ledger.variants import RunVariants, Tried
+    from clipmill.pipeline.run_folder.variants import Changes
 
 HELP = "the recipes that a run folder has seen, and what each keeps"
 EXAMPLES = """\
@@ -29,8 +29,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the variants, the first first."""
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.variants import tried
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.variants import tried
 
     answer = tried(options.run)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))
@@ -76,7 +76,7 @@ def _below(one: "Tried") -> Iterator[str]:
 
 def change_lines(changes: "Changes") -> Iterator[str]:
     """A line a setting that differs, and a line each for stages that one of two has alone."""
-    from pipeline.run_folder.words import apart
+    from clipmill.pipeline.run_folder.words import apart
 
     for change in changes.settings:
         both = change.before, change.after

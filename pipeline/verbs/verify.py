@@ -5,12 +5,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.verbs import DONE, FAILED
-from pipeline.verbs import run as run_verb
-from pipeline.verbs._options import add_executor, add_json, add_run, executor
+from clipmill.pipeline.verbs import DONE, FAILED
+from clipmill.pipeline.verbs import run as run_verb
+from clipmill.pipeline.verbs._options import add_executor, add_json, add_run, executor
 
 if TYPE_CHECKING:
-    from pipeline.engine.verify import Checked
+    from clipmill.pipeline.engine.verify import Checked
 
 HELP = "check every stored file of a run against its record"
 EXAMPLES = """\
@@ -33,11 +33,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what is damaged; with `--repair` makes it again."""
-    from pipeline.engine.run import run_plan
-    from pipeline.engine.verify import others, repair, verify
-    from pipeline.planning.plan import make_plan
-    from pipeline.progress import reading, watcher
-    from pipeline.run_folder.state import latest
+    from clipmill.pipeline.engine.run import run_plan
+    from clipmill.pipeline.engine.verify import others, repair, verify
+    from clipmill.pipeline.planning.plan import make_plan
+    from clipmill.pipeline.progress import reading, watcher
+    from clipmill.pipeline.run_folder.state import latest
 
     state = latest(options.run)
     plan, folder = state.plan, state.run

@@ -6,15 +6,15 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.terminal import cut, one_line
-from pipeline.verbs import DONE
-from pipeline.verbs._options import add_json, add_run, add_variant, opened
+from clipmill.pipeline.terminal import cut, one_line
+from clipmill.pipeline.verbs import DONE
+from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from pipeline.ledger.captions import Texts
-    from pipeline.ledger.deciding import Deciding
-    from pipeline.ledger.picture_place import PicturePlace
-    from pipeline.ledger.why import Why
+    from clipmill.pipeline.ledger.captions import Texts
+    from clipmill.pipeline.ledger.deciding import Deciding
+    from clipmill.pipeline.ledger.picture_place import PicturePlace
+    from clipmill.pipeline.ledger.why import Why
 
 HELP = "why samples were kept or dropped, and what stages stored for them"
 WIDTH = 80  # columns of a terminal
@@ -46,8 +46,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints what became of each sample; as JSON one object, or a list where several are asked."""
-    from pipeline.ledger.answer import as_json
-    from pipeline.ledger.why import whys
+    from clipmill.pipeline.ledger.answer import as_json
+    from clipmill.pipeline.ledger.why import whys
 
     answers = whys(opened(options), options.samples)
     if options.json:
@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
 def text(why: "Why", has_all: bool = False) -> str:
     """What became of the sample, one sentence a cause, with what decided below it; then where it
     lies; with `has_all` a paragraph a stage."""
-    from metadata.schema import TEXT
-    from pipeline.ledger.deciding import Deciding
-    from pipeline.ledger.verdict import where
+    from clipmill.metadata.schema import TEXT
+    from clipmill.pipeline.ledger.deciding import Deciding
+    from clipmill.pipeline.ledger.verdict import where
 
     lines = [f"{why.uid}  ({where(why.shard, why.position)})"]
     if why.copies > 1:
@@ -96,7 +96,7 @@ def _beside(it: "Deciding") -> str:
 
 
 def _picture(picture: "PicturePlace") -> Iterator[str]:
-    from pipeline.run_folder.words import size
+    from clipmill.pipeline.run_folder.words import size
 
     if picture.file:
         yield f"picture: row {picture.row:,} of {picture.file}  ({size(picture.bytes or 0)})"
@@ -106,8 +106,8 @@ def _picture(picture: "PicturePlace") -> Iterator[str]:
 
 def _stored(why: "Why") -> Iterator[str]:
     """A paragraph a stage with its values, then the captions."""
-    from pipeline.ledger.verdict import caption, count, where
-    from pipeline.run_folder.words import in_words
+    from clipmill.pipeline.ledger.verdict import caption, count, where
+    from clipmill.pipeline.run_folder.words import in_words
 
     below = _told_below(why)
     for row in why.stages:
@@ -128,7 +128,7 @@ def _stored(why: "Why") -> Iterator[str]:
 
 def _told_below(why: "Why") -> set[str]:
     """The columns that stand beside each caption, at the end."""
-    from pipeline.ledger.captions import LISTS
+    from clipmill.pipeline.ledger.captions import LISTS
 
     values = {name for texts in why.captions for it in texts.texts for name in it.values}
     return {*values, *LISTS} if why.captions else set()

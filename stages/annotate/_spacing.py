@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N texts, B bytes and C characters of them all, E patterns.
 

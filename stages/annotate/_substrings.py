@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.annotate._spacing import SPACE, Texts, utf8_of
-from stages.ops.compiled import compiled
+from clipmill.stages.annotate._spacing import SPACE, Texts, utf8_of
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N texts, E patterns, S slots of a table, M matches.
 

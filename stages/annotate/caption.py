@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from metadata.schema import REASON, REASON_TYPE, TEXT, Column
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 CAPTION_WORDS = Column(
     "caption_words", pa.int32(), "words", "Pieces between whitespace: len(text.split())."

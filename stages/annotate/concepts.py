@@ -8,12 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.concepts.load import ConceptList
-from metadata.schema import CONCEPT_IDS, CONCEPT_LIST, LANGUAGE, REASON, REASON_TYPE, TEXT, Column
-from pipeline.errors import StageError
-from pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
-from stages.ops.concept_lists import opened
-from stages.ops.outside import need_file
+from clipmill.metadata.concepts.load import ConceptList
+from clipmill.metadata.schema import (
+    CONCEPT_IDS,
+    CONCEPT_LIST,
+    LANGUAGE,
+    REASON,
+    REASON_TYPE,
+    TEXT,
+    Column,
+)
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
+from clipmill.stages.ops.concept_lists import opened
+from clipmill.stages.ops.outside import need_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +87,17 @@ class Lists:
 
     def concepts_of(self, texts: pa.StringArray, language: str | None = None) -> pa.ListArray:
         """Positions in the list of each text's concepts, ascending; an empty list without any."""
-        from stages.annotate._spacing import spaced
+        from clipmill.stages.annotate._spacing import spaced
 
         count_N, place_M = self.finder(language).find(spaced(texts, self.rule))
         end_N = pa.array(np.append(0, np.cumsum(count_N)), pa.int32())
         return pa.ListArray.from_arrays(end_N, self.ids[language].take(pa.array(place_M)))
 
     def _built(self, language: str | None):
-        from stages.annotate._spacing import padded  # compiled code: not while a recipe is planned
-        from stages.annotate._substrings import Finder
+        from clipmill.stages.annotate._spacing import (
+            padded,  # compiled code: not while a recipe is planned
+        )
+        from clipmill.stages.annotate._substrings import Finder
 
         return Finder(padded(self.entries.take(self.ids[language]), self.rule))
 

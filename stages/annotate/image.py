@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, REASON, REASON_TYPE, Column
-from pipeline.stage import RowFunction, RowStage, Worker
-from stages.ops.pixels import PIXELS, UNDECODABLE, rows_of
+from clipmill.metadata.schema import IMAGE, REASON, REASON_TYPE, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.stages.ops.pixels import PIXELS, UNDECODABLE, rows_of
 
 # Shapes: H height, W width of one image.
 
@@ -65,7 +65,7 @@ def annotate(batch: pa.Table) -> pa.Table:
 
 def shape(body: bytes) -> dict[str, str | int | float]:
     """What the header tells, of an image that was decoded."""
-    from stages.ops.images import probe
+    from clipmill.stages.ops.images import probe
 
     header = probe(body)
     short, long = sorted((header.width, header.height))

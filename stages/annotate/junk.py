@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from metadata.schema import REASON, REASON_TYPE, TEXT, Column
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 if TYPE_CHECKING:
     import polars as pl
@@ -86,7 +86,9 @@ class Junk(RowStage):
 @cache
 def spam_words() -> dict[str, int]:
     """The weight of each word that sells, in tenths of its log-odds."""
-    weights: dict[str, int] = json.loads((files("stages.annotate") / WORDS).read_text("utf-8"))
+    weights: dict[str, int] = json.loads(
+        (files("clipmill.stages.annotate") / WORDS).read_text("utf-8")
+    )
     return weights
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import LANGUAGE, LANGUAGE_CONFIDENCE, REASON, TEXT
-from pipeline.errors import RecipeError
-from pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, location
-from stages.ops.languages import Predict, best_languages, predictor
-from stages.ops.outside import need_file
+from clipmill.metadata.schema import LANGUAGE, LANGUAGE_CONFIDENCE, REASON, TEXT
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, location
+from clipmill.stages.ops.languages import Predict, best_languages, predictor
+from clipmill.stages.ops.outside import need_file
 
 
 @dataclass(frozen=True, kw_only=True)

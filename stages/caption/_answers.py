@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import CAPTIONS, CAPTIONS_MISSING, REASON, REASON_TYPE, UID
-from metadata.uid import coin_hash
-from pipeline.stage import StreamFunction, Worker
-from stages.models.endpoint import Limits
+from clipmill.metadata.schema import CAPTIONS, CAPTIONS_MISSING, REASON, REASON_TYPE, UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.stage import StreamFunction, Worker
+from clipmill.stages.models.endpoint import Limits
 
 # Shapes: N rows of the batch.
 
@@ -42,7 +42,7 @@ def streamed(
     Rows are read ahead of one that waits, until so many questions a slot are begun: one answer may
     take that many times as long as others before a slot is empty.
     """
-    from stages.ops.ahead import ahead
+    from clipmill.stages.ops.ahead import ahead
 
     rows_ahead = max(4 * batch_rows, a_slot * limits.concurrency // asks)
     return lambda batches: ahead(batches, start, rows_ahead)

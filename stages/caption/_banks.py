@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from stages.caption._files import path_of, prompt_id
+from clipmill.stages.caption._files import path_of, prompt_id
 
 if TYPE_CHECKING:
     import yaml
 
-    from stages.caption._document import Document
+    from clipmill.stages.caption._document import Document
 
 ARROW = "=>"
 
@@ -52,7 +52,7 @@ def prompt_of(examples: list[tuple[str, str]], caption: str) -> str:
 
 def load(style: str, examples: int) -> Bank:
     """The bank of a style, ours or a user's file; RecipeError, with the line, for a bad one."""
-    from stages.caption._document import Document  # YAML: not in a worker
+    from clipmill.stages.caption._document import Document  # YAML: not in a worker
 
     document = Document(path_of(style, "banks", "styles"))
     document.only(document.fields, ("instruction", "pairs"))

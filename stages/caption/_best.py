@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.caption._answers import Said
-from stages.models.image_text import ImageTextModel
+from clipmill.stages.caption._answers import Said
+from clipmill.stages.models.image_text import ImageTextModel
 
 # Shapes: N rows of the batch, C candidates of a prompt, M different texts, D width.
 

@@ -8,12 +8,12 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import POSITION, REASON, SHARD, TEXT, UID
-from pipeline.errors import StageError
-from stages.caption._corpus import VECTOR
-from stages.ops import centroids
-from stages.ops.nearest import nearest_centre
-from stages.ops.vectors import as_matrix, unit_rows
+from clipmill.metadata.schema import POSITION, REASON, SHARD, TEXT, UID
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.caption._corpus import VECTOR
+from clipmill.stages.ops import centroids
+from clipmill.stages.ops.nearest import nearest_centre
+from clipmill.stages.ops.vectors import as_matrix, unit_rows
 
 # Shapes: N rows, K centroids, D width of a vector.
 

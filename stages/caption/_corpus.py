@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metadata.globs import open_pool
-from metadata.keys import redacted
-from metadata.schema import TEXT
-from pipeline.errors import StageError
-from stages.ops.centroids import MARK
-from stages.ops.combined import Combined
-from stages.ops.keeper import dropped_before
-from stages.ops.parquet_rows import sizes_of_groups
-from stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.metadata.globs import open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.schema import TEXT
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.centroids import MARK
+from clipmill.stages.ops.combined import Combined
+from clipmill.stages.ops.keeper import dropped_before
+from clipmill.stages.ops.parquet_rows import sizes_of_groups
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
 
 VECTOR = "vector"  # a text's, at length 1
 WORD = r"\S+"
@@ -105,7 +105,7 @@ MODEL = f"{MARK}model".encode()
 
 def opened(path: str, at: str) -> Iterator[tuple[str, pq.ParquetFile]]:
     """The Parquet files at a path; StageError where there is none, or one cannot be read."""
-    from stages.ops.tables import list_files
+    from clipmill.stages.ops.tables import list_files
 
     storage, _ = open_pool(path)
     for file in list_files(path, (".parquet",), at):

@@ -2,9 +2,9 @@
 
 import yaml
 
-from metadata.keys import redacted
-from metadata.storage import open_uri
-from pipeline.errors import RecipeError, did_you_mean
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import open_uri
+from clipmill.pipeline.errors import RecipeError, did_you_mean
 
 MOST_BYTES = 250_000
 

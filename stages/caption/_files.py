@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.errors import RecipeError, did_you_mean
 
 HERE = Path(__file__).parent
 ENDINGS = (".yaml", ".yml")

@@ -5,9 +5,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.caption._corpus import VECTOR
-from stages.ops.nearest import nearest_sure
-from stages.ops.vectors import as_matrix
+from clipmill.stages.caption._corpus import VECTOR
+from clipmill.stages.ops.nearest import nearest_sure
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N rows, D width of a vector, m texts of each, fewer where there are fewer.
 

@@ -1,7 +1,7 @@
 """An image as a server gets it."""
 
-from stages.ops.images import decode, probe
-from stages.ops.resize import encode, reduction, resize
+from clipmill.stages.ops.images import decode, probe
+from clipmill.stages.ops.resize import encode, reduction, resize
 
 QUALITY = 90  # of JPEG: what most data sets are stored with
 

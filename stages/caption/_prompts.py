@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from stages.caption._files import path_of, prompt_id
+from clipmill.stages.caption._files import path_of, prompt_id
 
 PLACE = re.compile(r"\{([a-z_]+)\}")
 NUMBER = re.compile("[1-9][0-9]{0,5}")
@@ -38,7 +38,7 @@ def load(name: str, key: str, needs: tuple[str, ...] = (), may: tuple[str, ...] 
 
     `needs` are the places that its text must have, `may` those that it may have too.
     """
-    from stages.caption._document import Document  # YAML: not in a worker
+    from clipmill.stages.caption._document import Document  # YAML: not in a worker
 
     document = Document(path_of(name, "prompts", key))
     document.only(document.fields, ("id", "label", "max_tokens", "text"), "system")

@@ -8,9 +8,9 @@ from typing import Annotated
 import pyarrow as pa
 from msgspec import Meta
 
-from metadata.fingerprint import digest
-from metadata.schema import CAPTIONS, TEXT, Column
-from pipeline.stage import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import CAPTIONS, TEXT, Column
+from clipmill.pipeline.stage import (
     Environment,
     Gigabytes,
     Gpus,
@@ -22,12 +22,12 @@ from pipeline.stage import (
     Worker,
     location,
 )
-from stages.caption import _prompts
-from stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
-from stages.caption._prompts import Template
-from stages.caption._texts import cleaned, is_reply, paragraph_of
-from stages.models import generator
-from stages.models.generator import Asker, Decoding, Form, Limits, Prompt, open_asker
+from clipmill.stages.caption import _prompts
+from clipmill.stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
+from clipmill.stages.caption._prompts import Template
+from clipmill.stages.caption._texts import cleaned, is_reply, paragraph_of
+from clipmill.stages.models import generator
+from clipmill.stages.models.generator import Asker, Decoding, Form, Limits, Prompt, open_asker
 
 PLACES = ("caption", "text")
 MOST_WORDS = {"text": 64, "caption": 256}  # of the pool's caption, of a made one

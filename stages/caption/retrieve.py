@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.globs import files_of
-from metadata.schema import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.globs import files_of
+from clipmill.metadata.schema import (
     CAPTIONS,
     CAPTIONS_MISSING,
     IDENTITY,
@@ -26,10 +26,18 @@ from metadata.schema import (
     UID,
     Column,
 )
-from pipeline.dataset import Context, Inputs, Shards
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, Gigabytes, NonEmpty, OneUp, Resources, ZeroUp, location
-from stages.caption._cells import (
+from clipmill.pipeline.dataset import Context, Inputs, Shards
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    NonEmpty,
+    OneUp,
+    Resources,
+    ZeroUp,
+    location,
+)
+from clipmill.stages.caption._cells import (
     CELL,
     MET,
     Cells,
@@ -38,15 +46,15 @@ from stages.caption._cells import (
     need_one_width,
     once_in_order,
 )
-from stages.caption._corpus import VECTOR, ParquetTexts, Wanted, texts_of
-from stages.caption._near import best, nearest_texts, nobody
-from stages.ops import centroids
-from stages.ops.combined import Concatenated, Zipped
-from stages.ops.keeper import DROPPED, dropped_before
-from stages.ops.nearest import nearest
-from stages.ops.outside import listing_digest, need_either
-from stages.ops.text_lists import text_list
-from stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.caption._corpus import VECTOR, ParquetTexts, Wanted, texts_of
+from clipmill.stages.caption._near import best, nearest_texts, nobody
+from clipmill.stages.ops import centroids
+from clipmill.stages.ops.combined import Concatenated, Zipped
+from clipmill.stages.ops.keeper import DROPPED, dropped_before
+from clipmill.stages.ops.nearest import nearest
+from clipmill.stages.ops.outside import listing_digest, need_either
+from clipmill.stages.ops.text_lists import text_list
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
 
 # Shapes: N rows, D width of a vector.
 

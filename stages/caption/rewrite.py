@@ -7,10 +7,10 @@ from typing import Annotated
 import pyarrow as pa
 from msgspec import Meta
 
-from metadata.fingerprint import digest
-from metadata.schema import TEXT
-from pipeline.errors import RecipeError
-from pipeline.stage import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import TEXT
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import (
     Environment,
     Gigabytes,
     Gpus,
@@ -22,12 +22,20 @@ from pipeline.stage import (
     Worker,
     location,
 )
-from stages.caption import _banks
-from stages.caption._answers import WRITES, Said, all_of, bits_of, columns_of, seeds_of, streamed
-from stages.caption._files import stem
-from stages.caption._texts import cleaned, sentence_of
-from stages.models import generator
-from stages.models.generator import Asker, Decoding, Form, Limits, Prompt, open_asker
+from clipmill.stages.caption import _banks
+from clipmill.stages.caption._answers import (
+    WRITES,
+    Said,
+    all_of,
+    bits_of,
+    columns_of,
+    seeds_of,
+    streamed,
+)
+from clipmill.stages.caption._files import stem
+from clipmill.stages.caption._texts import cleaned, sentence_of
+from clipmill.stages.models import generator
+from clipmill.stages.models.generator import Asker, Decoding, Form, Limits, Prompt, open_asker
 
 # Shapes: N rows of the batch.
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTIONS,
     CAPTIONS_MISSING,
     REASON,
@@ -19,10 +19,10 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.uid import coin_hash, mixed
-from pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
-from stages.caption._sentences import SPACE, joined, sentences
-from stages.ops.text_lists import flat_texts, text_list
+from clipmill.metadata.uid import coin_hash, mixed
+from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
+from clipmill.stages.caption._sentences import SPACE, joined, sentences
+from clipmill.stages.ops.text_lists import flat_texts, text_list
 
 # Shapes: N rows of the batch, T texts of all of them.
 

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from msgspec import Meta
 
-from metadata.fingerprint import digest
-from metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT, Column
-from pipeline.errors import RecipeError
-from pipeline.stage import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT, Column
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import (
     Environment,
     Gigabytes,
     Gpus,
@@ -24,16 +24,16 @@ from pipeline.stage import (
     Worker,
     location,
 )
-from stages.caption import _prompts
-from stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
-from stages.caption._best import best
-from stages.caption._prompts import Template
-from stages.caption._texts import cleaned, paragraph_of
-from stages.models import generator
-from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
-from stages.models.image_text import ImageTextModel, checked_width, load, look_for
-from stages.ops.pixels import UNDECODABLE
-from stages.ops.vectors import as_matrix
+from clipmill.stages.caption import _prompts
+from clipmill.stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
+from clipmill.stages.caption._best import best
+from clipmill.stages.caption._prompts import Template
+from clipmill.stages.caption._texts import cleaned, paragraph_of
+from clipmill.stages.models import generator
+from clipmill.stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
+from clipmill.stages.models.image_text import ImageTextModel, checked_width, load, look_for
+from clipmill.stages.ops.pixels import UNDECODABLE
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N rows of the batch, D width of the embedding.
 
@@ -234,8 +234,8 @@ async def synthesized(
 
 
 def jpeg_or_none(image: bytes, side: int) -> bytes | None:
-    from stages.caption._pictures import jpeg_of  # OpenCV, which a plan does without
-    from stages.ops.images import ImageError
+    from clipmill.stages.caption._pictures import jpeg_of  # OpenCV, which a plan does without
+    from clipmill.stages.ops.images import ImageError
 
     try:
         return jpeg_of(image, side)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import StageError
+from clipmill.pipeline.errors import StageError
 
 # Shapes: N images or texts, T tokens of all texts, D width of the embedding.
 

@@ -20,17 +20,17 @@ import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.outputs import Outputs
-from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, SAMPLE_INDEX, TEXTS, UID
-from metadata.scratch import scratch_folder, shared_scratch
-from metadata.storage import BLOCK_BYTES, Storage
-from pipeline.dataset import Task
-from pipeline.errors import StageError
-from stages.clip.subset import Chooser, Chosen, text_lists
-from stages.ops.images import RGB, ImageError, decode
-from stages.ops.resize import resize
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, SAMPLE_INDEX, TEXTS, UID
+from clipmill.metadata.scratch import scratch_folder, shared_scratch
+from clipmill.metadata.storage import BLOCK_BYTES, Storage
+from clipmill.pipeline.dataset import Task
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.subset import Chooser, Chosen, text_lists
+from clipmill.stages.ops.images import RGB, ImageError, decode
+from clipmill.stages.ops.resize import resize
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
 

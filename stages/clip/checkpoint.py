@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import safetensors.torch
 
-from pipeline.dataset import Checkpoints
+from clipmill.pipeline.dataset import Checkpoints
 
 if TYPE_CHECKING:
-    from stages.clip.loop import Trainer
+    from clipmill.stages.clip.loop import Trainer
 
 
 def store(trainer: "Trainer", checkpoints: Checkpoints, scratch: Path) -> None:

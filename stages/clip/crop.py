@@ -5,10 +5,10 @@ import math
 import numpy as np
 from PIL import Image
 
-from metadata.uid import mixed, uniform
-from stages.clip.scales import CROP_AREA, CROP_ASPECT
-from stages.ops.images import RGB, decode, probe
-from stages.ops.resize import SPARE
+from clipmill.metadata.uid import mixed, uniform
+from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
+from clipmill.stages.ops.images import RGB, decode, probe
+from clipmill.stages.ops.resize import SPARE
 
 # Shapes: A attempts, S pixels a side.
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from pipeline.dataset import Rank
-from pipeline.errors import StageError
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.errors import StageError
 
 # Shapes: N rows of this rank, G rows of all ranks, C channels, R ranks.
 

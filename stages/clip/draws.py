@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.uid import coin_hash, from_halves
-from stages.clip.loader import STAGE
-from stages.clip.scales import Sampling
+from clipmill.metadata.uid import coin_hash, from_halves
+from clipmill.stages.clip.loader import STAGE
+from clipmill.stages.clip.scales import Sampling
 
 # Shapes: F shards, R row groups of one, D draws.
 

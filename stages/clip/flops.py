@@ -3,8 +3,8 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.clip.loader import Batch
-from stages.clip.loop import Trainer
+from clipmill.stages.clip.loader import Batch
+from clipmill.stages.clip.loop import Trainer
 
 # Dense bfloat16 operations a second, by a part of the name that torch gives the device.
 # Source: NVIDIA's data sheets, without sparsity; the first that fits counts.

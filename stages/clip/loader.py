@@ -15,9 +15,9 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from metadata.schema import UID
-from metadata.uid import coin_hash, coin_hash_by
-from stages.clip.cache import CachedShard
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid import coin_hash, coin_hash_by
+from clipmill.stages.clip.cache import CachedShard
 
 # Shapes: B rows of the batch, M texts of these, N rows in all, E samples of an epoch, S pixels a
 # side, T tokens, D width of a stored vector.

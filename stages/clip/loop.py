@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import StageError
-from stages.clip.accumulate import Pieces, refuse_batch_norm, text_pieces
-from stages.clip.distributed import ALONE, Ranks
-from stages.clip.embedded import Embedded
-from stages.clip.loader import Batch, Batches
-from stages.clip.losses import MAX_LOG_SCALE, find_loss
-from stages.clip.schedule import learning_rate
-from stages.clip.stream import Streamed
-from stages.clip.telemetry import Log
-from stages.clip.towers import Towers, matrices_first
-from stages.ops.half import half
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.accumulate import Pieces, refuse_batch_norm, text_pieces
+from clipmill.stages.clip.distributed import ALONE, Ranks
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.clip.loader import Batch, Batches
+from clipmill.stages.clip.losses import MAX_LOG_SCALE, find_loss
+from clipmill.stages.clip.schedule import learning_rate
+from clipmill.stages.clip.stream import Streamed
+from clipmill.stages.clip.telemetry import Log
+from clipmill.stages.clip.towers import Towers, matrices_first
+from clipmill.stages.ops.half import half
 
 # Shapes: N rows and M texts of this process, B rows of the batch.
 

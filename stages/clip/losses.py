@@ -6,21 +6,19 @@ read without running the file, so that a plan without torch can say what is wron
 """
 
 import ast
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.clip.embedded import Embedded
+    from clipmill.stages.clip.embedded import Embedded
 
 FIRST_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
@@ -29,7 +27,6 @@ MAX_LOG_SCALE = math.log(MAX_SCALE)
 Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")
 CONSTANTS = ("TEXTS", "TEACHER", "BIAS", "SCALE")
-OURS = Path(__file__).resolve().parents[1] / "losses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,39 +79,20 @@ def find_loss(
     name: str, settings: Mapping[str, Value] | None = None
 ) -> "Callable[[Embedded], Tensor]":
     """The loss with its settings."""
-    module = f"stages.losses.{name}"
     _read(name)
-    try:
-        found = import_module(module).loss
-    except Exception as error:  # a user's file may hold anything
-        raise RecipeError(
-            f"{module} cannot be imported: {type(error).__name__}: {error}",
-            "key `loss`",
-            f"mend stages/losses/{name}.py, or install what it imports",
-        ) from error
+    found = own_code.load(f"losses.{name}", "key `loss`").loss
     return partial(found, **settings) if settings else found
 
 
 def known() -> list[str]:
     """Every loss on the path, those of a user's own folders included; imports none of them."""
-    from stages import losses
-
-    files = (file for folder in losses.__path__ for file in Path(folder).glob("[a-z]*.py"))
-    return sorted({file.stem for file in files})
+    return sorted(name.partition(".")[2] for name in own_code.files("losses"))
 
 
 def digest_of(name: str) -> str | None:
     """The SHA-256 of a user's own file; None of a loss of ours: the stage's version covers it."""
-    file = _file_of(name).resolve()
-    return None if file.parent == OURS else hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _file_of(name: str) -> Path:
-    """The file of a known loss."""
-    from stages import losses
-
-    files = (Path(folder, f"{name}.py") for folder in losses.__path__)
-    return next(file for file in files if file.is_file())
+    file = own_code.files("losses")[f"losses.{name}"]
+    return file.digest if file.is_own else None
 
 
 def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
@@ -124,18 +102,18 @@ def _read(name: str) -> tuple[ast.FunctionDef, dict[str, ast.expr]]:
             f"no loss '{name}'",
             "key `loss`",
             f"{did_you_mean(name, known())}"
-            "  A loss of your own is a file stages/losses/<name>.py on the Python path",
+            "  A loss of your own is a file stages/losses/<name>.py beside the recipe",
         )
-    file = _file_of(name)
+    file = own_code.files("losses")[f"losses.{name}"]
     try:
-        body = ast.parse(file.read_text("utf-8")).body
+        body = ast.parse(file.read()).body
     except SyntaxError as error:
-        where = f"{file}, line {error.lineno}"
+        where = f"{file.path}:{error.lineno}"
         raise RecipeError(f"it cannot be read: {error.msg}", where, "mend the file") from None
     functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "loss"]
     if not functions:
         do = "write `def loss(batch: Embedded) -> Tensor`"
-        raise RecipeError(f"{file} holds no function `loss`", "key `loss`", do)
+        raise RecipeError(f"{file.path} holds no function `loss`", "key `loss`", do)
     constants = {
         target.id: node.value
         for node in body

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from stages.models.saved import WEIGHTS
+from clipmill.stages.models.saved import WEIGHTS
 
 LOADED = "model = open_clip.create_model"
 FOLDER = "FOLDER is this one; of one seed of several, a copy without `seed-N.` in its files' names"
@@ -23,7 +23,7 @@ def beside(card: Mapping[str, Any]) -> dict[str, str]:
     """Texts by file; a network of open_clip's has its configuration too, for its own loader."""
     files = {"README.md": _readme(card)}
     if "open_clip" in card:
-        from stages.clip.open_clip_towers import PIXELS
+        from clipmill.stages.clip.open_clip_towers import PIXELS
 
         picture = dict(zip(("mean", "std"), PIXELS, strict=True))
         config = {"model_cfg": card["open_clip"], "preprocess_cfg": picture}

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.clip.cache import square
-from stages.clip.losses import FIRST_SCALE
-from stages.clip.texts import token_bags
-from stages.clip.towers import Reads, Towers
+from clipmill.stages.clip.cache import square
+from clipmill.stages.clip.losses import FIRST_SCALE
+from clipmill.stages.clip.texts import token_bags
+from clipmill.stages.clip.towers import Reads, Towers
 
 # Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width.
 

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.extras import missing
 
-INSTALL = "pip install 'clipmill[gpu]', which has open_clip_torch"
 DROPS = ("timm_drop", "timm_drop_path", "patch_dropout")  # shares of an image tower left to chance
 
 
@@ -15,7 +15,7 @@ def installed(where: str = "key `model`") -> Path:
     """The folder of open_clip's own configurations; RecipeError where it is not installed."""
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise RecipeError("open_clip is not installed", where, INSTALL)
+        raise missing("open_clip", where)
     return Path(spec.submodule_search_locations[0], "model_configs")
 
 

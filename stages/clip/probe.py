@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.clip.distributed import ALONE
-from stages.clip.loader import Batch
-from stages.clip.training import trainer_of
+from clipmill.stages.clip.distributed import ALONE
+from clipmill.stages.clip.loader import Batch
+from clipmill.stages.clip.training import trainer_of
 
 # Shapes: B rows of a batch, S pixels a side.
 

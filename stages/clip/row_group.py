@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import LOSS_WEIGHT, REPEATS, SAMPLE_INDEX, TEXTS, UID
-from metadata.uid import coin_hash, mixed
-from stages.clip.cache import ROW, texts_there
-from stages.clip.loader import STAGE
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.schema import LOSS_WEIGHT, REPEATS, SAMPLE_INDEX, TEXTS, UID
+from clipmill.metadata.uid import coin_hash, mixed
+from clipmill.stages.clip.cache import ROW, texts_there
+from clipmill.stages.clip.loader import STAGE
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N samples of a row group.
 

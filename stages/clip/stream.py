@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.schema import IMAGE, REPEATS
-from metadata.storage import Storage
-from pipeline.dataset import Task
-from pipeline.errors import StageError
-from stages.clip.cache import (
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import IMAGE, REPEATS
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Task
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.cache import (
     LEFT_OUT,
     NO_TEACHER,
     ROW,
@@ -34,13 +34,13 @@ from stages.clip.cache import (
     square,
     usable,
 )
-from stages.clip.crop import crop
-from stages.clip.draws import Draws, Piece
-from stages.clip.loader import SHIFT, Batch, Texts, part_of, shift_by, text_by
-from stages.clip.row_group import Group
-from stages.clip.scales import Augment, Sampling
-from stages.clip.subset import Chooser
-from stages.ops.images import RGB, ImageError, decode
+from clipmill.stages.clip.crop import crop
+from clipmill.stages.clip.draws import Draws, Piece
+from clipmill.stages.clip.loader import SHIFT, Batch, Texts, part_of, shift_by, text_by
+from clipmill.stages.clip.row_group import Group
+from clipmill.stages.clip.scales import Augment, Sampling
+from clipmill.stages.clip.subset import Chooser
+from clipmill.stages.ops.images import RGB, ImageError, decode
 
 # Shapes: B rows of a rank's part of a batch, M texts of these, S pixels a side, T tokens, R row
 # groups of a shard.

@@ -19,16 +19,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.keys import redacted
-from metadata.outputs import Outputs
-from metadata.places import places_name, read_places, unplaced
-from metadata.schema import LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
-from metadata.storage import Storage
-from metadata.subset_file import check_subset, read_subset
-from pipeline.dataset import Mask, Task
-from pipeline.errors import StageError
-from stages.ops.tables import open_pool
-from stages.ops.uid_lists import opened
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import places_name, read_places, unplaced
+from clipmill.metadata.schema import LOSS_WEIGHT, POSITION, REPEATS, SHARD, TEXTS, UID
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.subset_file import check_subset, read_subset
+from clipmill.pipeline.dataset import Mask, Task
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.tables import open_pool
+from clipmill.stages.ops.uid_lists import opened
 
 # Shapes: N rows of an exported file, K entries of a subset.
 

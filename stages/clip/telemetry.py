@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metadata.storage import Storage
-from pipeline.errors import StageError
-from pipeline.stage import untold
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.extras import install
+from clipmill.pipeline.stage import untold
 
 FOLDER = "log"
 NAME = "log.jsonl"
@@ -100,7 +101,7 @@ def store_events(lines: Sequence[Line], folder: str, prefix: str, scratch: Path)
         raise StageError(
             f"TensorBoard's package is not installed: {error}",
             "key `tensorboard`",
-            "pip install 'clipmill[tensorboard]', or leave the key out: log.jsonl has the same",
+            f"{install('tensorboard')}, or leave the key out: log.jsonl has the same",
         ) from None
     own = scratch / "events"
     with SummaryWriter(str(own)) as writer:

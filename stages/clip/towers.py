@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.clip.losses import MAX_SCALE
+from clipmill.stages.clip.losses import MAX_SCALE
 
 # Shapes: N images or texts, H x W pixels, S pixels a side, T tokens of all texts, D = width.
 
@@ -75,26 +75,26 @@ class Towers(nn.Module, ABC):
 
 def reads(name: str) -> Reads:
     """What the model of a name takes."""
-    from stages.clip import nano
+    from clipmill.stages.clip import nano
 
     if name in nano.ARCHITECTURES:
         return nano.reads(nano.ARCHITECTURES[name])
-    from stages.clip import open_clip_config
+    from clipmill.stages.clip import open_clip_config
 
     config = open_clip_config.config_of(name)
     open_clip_config.check_trainable(name, config)
-    from stages.clip import open_clip_towers
+    from clipmill.stages.clip import open_clip_towers
 
     return open_clip_towers.reads(config)
 
 
 def versions_of(name: str) -> list[str]:
     """Of the packages beside torch that the weights of a model's towers come from."""
-    from stages.clip import nano
+    from clipmill.stages.clip import nano
 
     if name in nano.ARCHITECTURES:
         return []
-    from stages.clip import open_clip_config
+    from clipmill.stages.clip import open_clip_config
 
     is_timm = "timm_model_name" in open_clip_config.config_of(name)["vision_cfg"]
     packages = ["open_clip_torch", *(["timm"] if is_timm else [])]
@@ -116,10 +116,10 @@ def new_model(
 
 
 def _built(name: str, scale: float | None, bias: float | None) -> Towers:
-    from stages.clip import nano
+    from clipmill.stages.clip import nano
 
     if name not in nano.ARCHITECTURES:
-        from stages.clip import open_clip_towers
+        from clipmill.stages.clip import open_clip_towers
 
         return open_clip_towers.built(name, scale, bias)
     model = nano.Nano(nano.ARCHITECTURES[name])
@@ -136,13 +136,13 @@ def rebuilt(facts: Mapping[str, Any]) -> Towers:
     KeyError, TypeError or AttributeError where it describes none that this version knows.
     """
     if "open_clip" in facts:
-        from stages.clip import open_clip_config
+        from clipmill.stages.clip import open_clip_config
 
         open_clip_config.installed("a model of open_clip's")
-        from stages.clip import open_clip_towers
+        from clipmill.stages.clip import open_clip_towers
 
         return open_clip_towers.rebuilt(facts)
-    from stages.clip import nano
+    from clipmill.stages.clip import nano
 
     pairs = facts["architecture"].items()
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}

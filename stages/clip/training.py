@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.fingerprint import digest, settings_of
-from pipeline.dataset import Put, Rank, Task
+from clipmill.metadata.fingerprint import digest, settings_of
+from clipmill.pipeline.dataset import Put, Rank, Task
 
 if TYPE_CHECKING:
-    from stages.clip.distributed import Ranks
-    from stages.clip.loader import Batches
-    from stages.clip.loop import Trainer
-    from stages.clip.stream import Streamed
+    from clipmill.stages.clip.distributed import Ranks
+    from clipmill.stages.clip.loader import Batches
+    from clipmill.stages.clip.loop import Trainer
+    from clipmill.stages.clip.stream import Streamed
 
 CURVE = "loss.parquet"
 
@@ -44,7 +44,7 @@ class Work:
         """
         import torch
 
-        from stages.clip.towers import versions_of
+        from clipmill.stages.clip.towers import versions_of
 
         # Other seeds change nothing, and of a subset the rows that it chose are in the facts.
         alone = replace(self.settings, seeds=(seed,), subset=None)
@@ -56,7 +56,7 @@ class Work:
 
 def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:
     """Steps and last loss of a seed's training, which is done unless the run has it already."""
-    from stages.clip.distributed import ALONE
+    from clipmill.stages.clip.distributed import ALONE
 
     own = task.worker.seed + seed
     key = work.key(own, task.worker.device)
@@ -66,7 +66,7 @@ def train_alone(work: Work, seed: int, task: Task) -> dict[str, Any]:
 
 def train_rank(work: Work, seed: int, rank: Rank, task: Task) -> dict[str, Any]:
     """The same as a rank of several: rank 0 stores, and tells the others whether there is work."""
-    from stages.clip.distributed import together
+    from clipmill.stages.clip.distributed import together
 
     own = task.worker.seed + seed
     key, name = work.key(own, task.worker.device), work.prefix(seed)
@@ -98,11 +98,11 @@ def _train(
     """Trains from the newest checkpoint on; with a `put`, stores model, card and loss curve."""
     import torch
 
-    from stages.clip.checkpoint import restore, store
-    from stages.clip.flops import steps_at_most
-    from stages.clip.loop import train
-    from stages.clip.telemetry import Log, read_lines
-    from stages.models import checkpoint
+    from clipmill.stages.clip.checkpoint import restore, store
+    from clipmill.stages.clip.flops import steps_at_most
+    from clipmill.stages.clip.loop import train
+    from clipmill.stages.clip.telemetry import Log, read_lines
+    from clipmill.stages.models import checkpoint
 
     settings, worker = work.settings, task.worker
     torch.set_num_threads(1)  # readers decode on the other cores, and change no bit
@@ -145,10 +145,10 @@ def _train(
 
 def _batches(work: Work, seed: int) -> "Batches | Streamed":
     """The batches of a seed: of pictures decoded beforehand, or as they are learnt from."""
-    from stages.clip.cache import read_cached
-    from stages.clip.loader import Batches
-    from stages.clip.stream import Streamed, View
-    from stages.clip.towers import reads
+    from clipmill.stages.clip.cache import read_cached
+    from clipmill.stages.clip.loader import Batches
+    from clipmill.stages.clip.stream import Streamed, View
+    from clipmill.stages.clip.towers import reads
 
     settings, fixed, asked = work.settings, work.settings.fixed, work.settings.asked
     texts: Any = settings.texts if asked.texts == "one" else asked.texts
@@ -177,9 +177,9 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
 
 def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Trainer":
     """The trainer of a stage's settings, before its first step."""
-    from stages.clip.loop import Means, Schedule, Trainer
-    from stages.clip.losses import find_loss
-    from stages.clip.towers import new_model
+    from clipmill.stages.clip.loop import Means, Schedule, Trainer
+    from clipmill.stages.clip.losses import find_loss
+    from clipmill.stages.clip.towers import new_model
 
     fixed, asked = settings.fixed, settings.asked
     schedule = Schedule(
@@ -207,7 +207,7 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
 
 def _log_keeper(work: Work, name: str, log: Any, scratch: Path) -> Callable[[], None]:
     """Stores the log as it stands; TensorBoard's file beside it, where that is asked for."""
-    from stages.clip.telemetry import store_events, store_lines
+    from clipmill.stages.clip.telemetry import store_events, store_lines
 
     def keep() -> None:
         store_lines(log.lines, work.folder, name)

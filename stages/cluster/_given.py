@@ -4,14 +4,14 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.dataset import Context, Inputs, Shards
-from pipeline.errors import StageError
-from stages.cluster._rounds import Space
-from stages.cluster._start import merge_surveyed, surveyed
-from stages.cluster._tree import Tree
-from stages.ops import centroids
-from stages.ops.centroids import Metric
-from stages.ops.vectors import unit_rows
+from clipmill.pipeline.dataset import Context, Inputs, Shards
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.cluster._rounds import Space
+from clipmill.stages.cluster._start import merge_surveyed, surveyed
+from clipmill.stages.cluster._tree import Tree
+from clipmill.stages.ops import centroids
+from clipmill.stages.ops.centroids import Metric
+from clipmill.stages.ops.vectors import unit_rows
 
 NEAR_ONE = 1e-5  # a length of 1, as float32 stores it
 

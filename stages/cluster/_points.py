@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IDENTITY,
@@ -17,11 +17,11 @@ from metadata.schema import (
     REASON_TYPE,
     UID,
 )
-from pipeline.errors import StageError
-from stages.cluster._tree import Tree
-from stages.ops.centroids import Metric
-from stages.ops.keeper import DROPPED, dropped_before
-from stages.ops.vectors import as_matrix, from_matrix, row_dot, unit_rows
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.cluster._tree import Tree
+from clipmill.stages.ops.centroids import Metric
+from clipmill.stages.ops.keeper import DROPPED, dropped_before
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, row_dot, unit_rows
 
 # Shapes: N rows, D width of a vector, m nearest centres.
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.uid import uniform
-from pipeline.dataset import State
-from stages.ops.centroids import Metric
-from stages.ops.nearest import fixed_scale, nearest, sums_by_group
-from stages.ops.vectors import as_matrix, blocks, unit_rows
+from clipmill.metadata.uid import uniform
+from clipmill.pipeline.dataset import State
+from clipmill.stages.ops.centroids import Metric
+from clipmill.stages.ops.nearest import fixed_scale, nearest, sums_by_group
+from clipmill.stages.ops.vectors import as_matrix, blocks, unit_rows
 
 # Shapes: N rows, D width of a vector, K centres, B rows of a block.
 

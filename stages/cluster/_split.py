@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset import Context, Shards, State
-from stages.cluster._rounds import (
+from clipmill.pipeline.dataset import Context, Shards, State
+from clipmill.stages.cluster._rounds import (
     Space,
     far_sums,
     first_state,
@@ -17,11 +17,11 @@ from stages.cluster._rounds import (
     settled,
     squared,
 )
-from stages.cluster._start import in_memory
-from stages.cluster._tree import PARENT, Tree
-from stages.ops.nearest import nearest_centre, sums_by_group
-from stages.ops.states import joined
-from stages.ops.vectors import as_matrix, from_matrix
+from clipmill.stages.cluster._start import in_memory
+from clipmill.stages.cluster._tree import PARENT, Tree
+from clipmill.stages.ops.nearest import nearest_centre, sums_by_group
+from clipmill.stages.ops.states import joined
+from clipmill.stages.ops.vectors import as_matrix, from_matrix
 
 # Shapes: N rows, D width of a vector, K centres, M of them in a partition, P parents, R rounds.
 

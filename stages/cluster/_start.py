@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import POSITION, SHARD, UID
-from metadata.uid import coin, coin_hash, from_halves, halves, uniform
-from pipeline.dataset import Context, Shards, State
-from stages.cluster._rounds import in_training, squared
-from stages.ops.nearest import nearest_centre
-from stages.ops.states import added
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.schema import POSITION, SHARD, UID
+from clipmill.metadata.uid import coin, coin_hash, from_halves, halves, uniform
+from clipmill.pipeline.dataset import Context, Shards, State
+from clipmill.stages.cluster._rounds import in_training, squared
+from clipmill.stages.ops.nearest import nearest_centre
+from clipmill.stages.ops.states import added
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N rows, D width of a vector, K of them drawn, C candidates.
 

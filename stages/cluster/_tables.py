@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset import Context, Inputs, State, Task
-from stages.cluster._rounds import Space, inertia
-from stages.cluster._tree import PARENT, Tree
-from stages.ops.centroids import FILE, Centroids, to_table
-from stages.ops.outputs import put_table, put_text
+from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.stages.cluster._rounds import Space, inertia
+from clipmill.stages.cluster._tree import PARENT, Tree
+from clipmill.stages.ops.centroids import FILE, Centroids, to_table
+from clipmill.stages.ops.outputs import put_table, put_text
 
 if TYPE_CHECKING:
-    from stages.cluster.kmeans import KMeans
+    from clipmill.stages.cluster.kmeans import KMeans
 
 # Shapes: K centres, R rounds.
 

@@ -8,22 +8,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset import Context, Shards, State
-from pipeline.errors import StageError
-from stages.cluster._rounds import (
+from clipmill.pipeline.dataset import Context, Shards, State
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.cluster._rounds import (
     Space,
     cell_sums,
     first_state,
     in_training,
     next_round,
 )
-from stages.cluster._split import LEAST_PARTITIONS, inertia_by_round, refined, shared_out, split
-from stages.cluster._start import drawn_by_coin, merge_drawn, merge_surveyed, plus_plus, surveyed
-from stages.cluster._tree import Tree
-from stages.ops.states import added
+from clipmill.stages.cluster._split import (
+    LEAST_PARTITIONS,
+    inertia_by_round,
+    refined,
+    shared_out,
+    split,
+)
+from clipmill.stages.cluster._start import (
+    drawn_by_coin,
+    merge_drawn,
+    merge_surveyed,
+    plus_plus,
+    surveyed,
+)
+from clipmill.stages.cluster._tree import Tree
+from clipmill.stages.ops.states import added
 
 if TYPE_CHECKING:
-    from stages.cluster.kmeans import KMeans
+    from clipmill.stages.cluster.kmeans import KMeans
 
 # Shapes: D width of a vector, K centres, P parents, R rounds.
 

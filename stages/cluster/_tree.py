@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset import State
-from stages.cluster._rounds import Space, far_sums, squared
-from stages.ops.nearest import nearest
-from stages.ops.vectors import as_matrix
+from clipmill.pipeline.dataset import State
+from clipmill.stages.cluster._rounds import Space, far_sums, squared
+from clipmill.stages.ops.nearest import nearest
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N rows, D width of a vector, K centres, P parents, S parents searched, C candidates of a
 # row, R rounds, m nearest centres asked for.

@@ -7,7 +7,7 @@ from typing import Literal
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IMAGE_EMBEDDING,
@@ -16,10 +16,10 @@ from metadata.schema import (
     NEAREST_COSINES,
     Column,
 )
-from metadata.uid import coin_hash
-from pipeline.dataset import Context, Inputs
-from pipeline.errors import RecipeError
-from pipeline.stage import (
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
     Gpus,
@@ -30,15 +30,15 @@ from pipeline.stage import (
     later,
     location,
 )
-from stages.cluster._given import given_tree, space_of
-from stages.cluster._points import REASONS, assigned, points_of
-from stages.cluster._rounds import cell_sums
-from stages.cluster._tables import put_results
-from stages.cluster._training import found
-from stages.cluster._tree import tree_sums
-from stages.ops.centroids import FILE, look_for
-from stages.ops.outside import listing_digest
-from stages.ops.states import added
+from clipmill.stages.cluster._given import given_tree, space_of
+from clipmill.stages.cluster._points import REASONS, assigned, points_of
+from clipmill.stages.cluster._rounds import cell_sums
+from clipmill.stages.cluster._tables import put_results
+from clipmill.stages.cluster._training import found
+from clipmill.stages.cluster._tree import tree_sums
+from clipmill.stages.ops.centroids import FILE, look_for
+from clipmill.stages.ops.outside import listing_digest
+from clipmill.stages.ops.states import added
 
 MOST_PLUS_PLUS = 10_000  # clusters of one level: the last draws, one by one, take minutes there
 

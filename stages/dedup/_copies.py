@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from pipeline.errors import StageError
-from stages.dedup import _shingles as shingles
-from stages.ops.evaluation import samples_in
-from stages.ops.nearest import nearest
-from stages.ops.vectors import as_matrix, unit_rows
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.dedup import _shingles as shingles
+from clipmill.stages.ops.evaluation import samples_in
+from clipmill.stages.ops.nearest import nearest
+from clipmill.stages.ops.vectors import as_matrix, unit_rows
 
 # Shapes: N rows, M samples, D width of a vector; V distinct pieces of the samples, P pieces of all
 # rows in a row, S pairs of a row and a sample that share a piece.

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N vectors in order, U distinct ones of them, D their width; B rows of a block, C columns
 # of a strip, G groups of columns; P pairs of a row and a group.

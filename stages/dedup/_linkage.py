@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     DUPLICATE_OF,
     IDENTITY,
     POSITION,
@@ -21,10 +21,10 @@ from metadata.schema import (
     UID,
     Column,
 )
-from pipeline.dataset import Context, Shards, State
-from stages.dedup._merging import fall
-from stages.ops.combined import Concatenated, Zipped
-from stages.ops.keeper import PREFERENCE, best_first
+from clipmill.pipeline.dataset import Context, Shards, State
+from clipmill.stages.dedup._merging import fall
+from clipmill.stages.ops.combined import Concatenated, Zipped
+from clipmill.stages.ops.keeper import PREFERENCE, best_first
 
 # Shapes: N rows; V nodes (distinct values), E edges between them.
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: V nodes, E edges.
 

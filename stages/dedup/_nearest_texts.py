@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.dedup import _shingles as shingles
-from stages.dedup._slots import entered, slot_of, slots_for
-from stages.ops.compiled import compiled
+from clipmill.stages.dedup import _shingles as shingles
+from clipmill.stages.dedup._slots import entered, slot_of, slots_for
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: S texts of the few, I distinct pieces of them all, O owners of these in a row; N texts of
 # the many, P pieces of theirs in a row; T slots.

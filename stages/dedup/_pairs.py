@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.schema import UID, Column
-from metadata.uid import halves
-from pipeline.dataset import Context, Shards, State, Task
-from stages.dedup._linkage import NODE, add
-from stages.ops.combined import Concatenated, Zipped
-from stages.ops.keeper import best_first
-from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.metadata.schema import UID, Column
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.dataset import Context, Shards, State, Task
+from clipmill.stages.dedup._linkage import NODE, add
+from clipmill.stages.ops.combined import Concatenated, Zipped
+from clipmill.stages.ops.keeper import best_first
+from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
 
 # Shapes: N rows or pairs, V nodes, E edges.
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset import Context, Shards, State, Task
-from stages.dedup._bands import recall
-from stages.ops.outputs import put_text
+from clipmill.pipeline.dataset import Context, Shards, State, Task
+from clipmill.stages.dedup._bands import recall
+from clipmill.stages.ops.outputs import put_text
 
 if TYPE_CHECKING:
-    from stages.dedup._shingles import Unit
+    from clipmill.stages.dedup._shingles import Unit
 
 # Shapes: V distinct texts of a partition, S texts that are drawn.
 
@@ -63,8 +63,8 @@ def report(
 
 def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table) -> State:
     """(S,) the greatest Jaccard to another text of the partition."""
-    from stages.dedup._nearest_texts import Few
-    from stages.dedup._shingles import digests
+    from clipmill.stages.dedup._nearest_texts import Few
+    from clipmill.stages.dedup._shingles import digests
 
     text = pa.array(sample, pa.large_string())
     few = Few(text, digests(text), *pieces)
@@ -74,8 +74,8 @@ def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table
 
 def nearest_by_edges(sample: list[str], edges: pa.Table) -> State:
     """(S,) the greatest Jaccard of the edges at each text, 0 where it has none."""
-    from stages.dedup._linkage import places_in
-    from stages.dedup._shingles import digests
+    from clipmill.stages.dedup._linkage import places_in
+    from clipmill.stages.dedup._shingles import digests
 
     node_S = digests(pa.array(sample, pa.large_string()))
     order_S = np.argsort(node_S)

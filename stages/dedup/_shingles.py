@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stages.dedup._slots import entered, slot_of, slots_for
-from stages.ops.compiled import compiled
+from clipmill.stages.dedup._slots import entered, slot_of, slots_for
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N texts; U units (characters or words), P pieces, M distinct pieces, of all texts in a
 # row; L lanes; E pairs of texts.

@@ -6,7 +6,7 @@ one. A new round is an empty set, so nothing is ever cleared.
 
 import numpy as np
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 
 def slots_for(numbers: int) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE_EMBEDDING, PHASH, TEXT, Column
+from clipmill.metadata.schema import IMAGE_EMBEDDING, PHASH, TEXT, Column
 
 NEAREST = "To the nearest evaluation image."
 EVAL_DISTANCE = Column("eval_distance", pa.int32(), "bits", NEAREST, better="high", alike=2)

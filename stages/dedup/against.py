@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.keys import redacted
-from metadata.schema import (
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.schema import (
     IDENTITY,
     PHASH,
     REASON,
@@ -19,9 +19,9 @@ from metadata.schema import (
     UID,
     Column,
 )
-from pipeline.dataset import Context, Inputs, State, Task
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import (
+from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
     Gpus,
@@ -31,15 +31,15 @@ from pipeline.stage import (
     Worker,
     location,
 )
-from stages.dedup._ways import EVAL_KEY, EVAL_TASK, WAYS, Way
-from stages.models import image_text, images
-from stages.ops.outputs import put_text
-from stages.ops.outside import need_folder
-from stages.ops.states import added
-from stages.ops.vectors import as_matrix
+from clipmill.stages.dedup._ways import EVAL_KEY, EVAL_TASK, WAYS, Way
+from clipmill.stages.models import image_text, images
+from clipmill.stages.ops.outputs import put_text
+from clipmill.stages.ops.outside import need_folder
+from clipmill.stages.ops.states import added
+from clipmill.stages.ops.vectors import as_matrix
 
 if TYPE_CHECKING:
-    from stages.ops.evaluation import Measure
+    from clipmill.stages.ops.evaluation import Measure
 
 # Shapes: N rows, T tasks, D width of a vector, L limits that rows are counted at.
 
@@ -123,12 +123,12 @@ class AgainstEvaluation(DatasetStage):
 
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files."""
-        from stages.ops.evaluation import listing_digest
+        from clipmill.stages.ops.evaluation import listing_digest
 
         return listing_digest(self.tasks)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.ops.evaluation import tasks_at
+        from clipmill.stages.ops.evaluation import tasks_at
 
         ctx.say("comparing with the evaluation samples")
         items = tasks_at(self.tasks, ctx.worker.stage)
@@ -171,9 +171,9 @@ def prepared(
 
     Number of `samples`, and of captions that are `too_short` to compare.
     """
-    from stages.dedup._copies import are_long
-    from stages.dedup._shingles import plain
-    from stages.ops.evaluation import Wanted, put_samples
+    from clipmill.stages.dedup._copies import are_long
+    from clipmill.stages.dedup._shingles import plain
+    from clipmill.stages.ops.evaluation import Wanted, put_samples
 
     def are_comparable(captions: pa.ChunkedArray) -> pa.Array:
         return are_long(plain(captions), stage.unit, stage.size)
@@ -192,7 +192,7 @@ def prepared(
 def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) -> "Measure":
     """The function that gives a value of each picture."""
     if stage.compared.name == PHASH.name:
-        from stages.ops.perceptual import phash
+        from clipmill.stages.ops.perceptual import phash
 
         return phash
     embed = images.embedder_of(stage.model, trained, worker)
@@ -211,7 +211,7 @@ def nearest_of_all(
     stage: AgainstEvaluation, folder: str, names: tuple[str, ...], shard: pa.Table
 ) -> pa.Table:
     """The stage's columns of every row, and how near it is to each task."""
-    from stages.dedup._copies import opened
+    from clipmill.stages.dedup._copies import opened
 
     pieces, where = (stage.unit, stage.size), redacted(stage.tasks)
     tasks = opened(folder, names, stage.compare, pieces, where)

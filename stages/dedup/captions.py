@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import IDENTITY, REASON, REASON_TYPE, SHA256, TEXT_IMAGES, TEXTS, UID
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage
-from stages.dedup.exact import caption_keys
+from clipmill.metadata.schema import IDENTITY, REASON, REASON_TYPE, SHA256, TEXT_IMAGES, TEXTS, UID
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage
+from clipmill.stages.dedup.exact import caption_keys
 
 ID = pa.binary(16)
 

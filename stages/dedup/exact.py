@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     DUPLICATE_OF,
     IDENTITY,
     IMAGE,
@@ -23,10 +23,10 @@ from metadata.schema import (
     URL,
     Column,
 )
-from pipeline.dataset import Context, Inputs
-from pipeline.errors import RecipeError
-from pipeline.stage import DatasetStage, NonEmpty
-from stages.ops.keeper import (
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty
+from clipmill.stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
     Order,
@@ -122,7 +122,10 @@ def together(values: list[pa.Array]) -> pa.StructArray:
 
 def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
     """128 bits of each image's size and pixels; null where it cannot be decoded."""
-    from stages.ops.images import ImageError, decode  # decoders: not while a recipe is planned
+    from clipmill.stages.ops.images import (  # decoders: not while a recipe is planned
+        ImageError,
+        decode,
+    )
 
     def digest(body: bytes | None) -> bytes | None:
         try:
@@ -135,7 +138,7 @@ def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
 
 
 def url_keys(urls: pa.ChunkedArray) -> pa.Array:
-    from stages.dedup._urls import normalised
+    from clipmill.stages.dedup._urls import normalised
 
     return normalised(urls)
 
@@ -143,7 +146,7 @@ def url_keys(urls: pa.ChunkedArray) -> pa.Array:
 def caption_keys(texts: pa.ChunkedArray) -> pa.Array:
     import polars as pl
 
-    from stages.dedup._shingles import plain
+    from clipmill.stages.dedup._shingles import plain
 
     column = pl.DataFrame(pa.table({"text": texts})).to_series().cast(pl.String)
     return plain(column.str.normalize("NFKC").to_arrow())

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, TEXT, Column
-from pipeline.dataset import Context, Inputs, Shards, State, Task
-from pipeline.errors import RecipeError
-from pipeline.stage import Between0And1, DatasetStage, NonEmpty, OneUp, Share, later
-from stages.dedup import _recall
-from stages.dedup._bands import bands_for
-from stages.ops.keeper import (
+from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, TEXT, Column
+from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import Between0And1, DatasetStage, NonEmpty, OneUp, Share, later
+from clipmill.stages.dedup import _recall
+from clipmill.stages.dedup._bands import bands_for
+from clipmill.stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
     Order,
@@ -110,9 +110,9 @@ class MinHashDuplicate(DatasetStage):
         return (replace(TEXT, name=self.column), *reads_of(self.keep))
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.dedup._linkage import add, link
-        from stages.dedup._pairs import put_pairs
-        from stages.ops.combined import Combined, Concatenated, Zipped, ZippedWithFiner
+        from clipmill.stages.dedup._linkage import add, link
+        from clipmill.stages.dedup._pairs import put_pairs
+        from clipmill.stages.ops.combined import Combined, Concatenated, Zipped, ZippedWithFiner
 
         ctx.say("comparing captions")
         partitions = ctx.partitions(inputs.rows)
@@ -154,7 +154,7 @@ class MinHashDuplicate(DatasetStage):
 
 def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
     """The rows with a text, in the columns that `link` takes, and the plain text."""
-    from stages.dedup._shingles import digests, plain
+    from clipmill.stages.dedup._shingles import digests, plain
 
     text = plain(shard[column])
     rows = shard.select(IDENTITY)
@@ -166,8 +166,8 @@ def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 def without_text(column: str, shard: pa.Table) -> pa.Table:
     """The rows without a text, with the reason."""
-    from stages.dedup._linkage import unlinked
-    from stages.dedup._shingles import plain
+    from clipmill.stages.dedup._linkage import unlinked
+    from clipmill.stages.dedup._shingles import plain
 
     no_text, is_empty = shard[column].is_null(), plain(shard[column]).is_null()
     missing = pc.make_struct(dropped_before(shard), no_text, is_empty)
@@ -182,7 +182,7 @@ def distinct_texts(rows: pa.Table) -> tuple[NDArray[np.uint64], pa.Array]:
 
 def surveyed(rows: Shards, chance: float, partition: int, task: Task) -> dict[str, Any]:
     """Number of distinct texts in a partition, their bytes, and a sample of them."""
-    from stages.dedup._shingles import sizes
+    from clipmill.stages.dedup._shingles import sizes
 
     node_V, text = distinct_texts(rows.table(partition))
     drawn = _recall.drawn(text, node_V, chance)
@@ -196,8 +196,8 @@ def pair_bytes(seen: list[dict[str, Any]]) -> float:
 
 def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
     """Each distinct text of a partition, under each band of its signature."""
-    from stages.dedup import _shingles as shingles
-    from stages.dedup import _signatures
+    from clipmill.stages.dedup import _shingles as shingles
+    from clipmill.stages.dedup import _signatures
 
     node_V, text = distinct_texts(rows)
     key_VB = np.empty((len(text), stage.bands[0]), np.uint64)
@@ -215,7 +215,7 @@ def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
 
 def counted(met: pa.Table) -> State:
     """Number of pairs that `candidates` gives."""
-    from stages.dedup._hamming import runs
+    from clipmill.stages.dedup._hamming import runs
 
     _, size_R = runs(np.sort(met["band"].to_numpy()))
     reach_R = np.where(size_R > TEMPLATE, NEXT, np.minimum(REACH, size_R - 1))
@@ -225,7 +225,7 @@ def counted(met: pa.Table) -> State:
 
 def candidates(met: pa.Table) -> pa.Table:
     """Pairs of nodes under one band."""
-    from stages.dedup._hamming import neighbours, runs
+    from clipmill.stages.dedup._hamming import neighbours, runs
 
     band_M, next_M, node_M = (met[name].to_numpy() for name in ("band", "next", "node"))
     order_M = np.argsort(band_M)
@@ -259,7 +259,7 @@ def verified(stage: MinHashDuplicate, rows: pa.Table, halfway: pa.Table) -> pa.T
 
 def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) -> pa.Table:
     """A minimum spanning forest of the edges that `verified` gives, one finer shard at a time."""
-    from stages.dedup._linkage import EDGE, forest
+    from clipmill.stages.dedup._linkage import EDGE, forest
 
     texts_V = distinct_texts(rows)
     edges = EDGE.empty_table()
@@ -271,7 +271,7 @@ def similar(stage: MinHashDuplicate, rows: pa.Table, parts: Iterator[pa.Table]) 
 def near_edges(
     stage: MinHashDuplicate, texts_V: tuple[NDArray[np.uint64], pa.Array], halfway: pa.Table
 ) -> pa.Table:
-    from stages.dedup._linkage import as_edges
+    from clipmill.stages.dedup._linkage import as_edges
 
     node_V, text = texts_V
     a_E, b_E = halfway["a"].to_numpy(), halfway["b"].to_numpy()
@@ -285,7 +285,7 @@ def similarity(
     stage: MinHashDuplicate, first_E: pa.Array, text_V: pa.Array, second_E: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """(E,) Jaccard of each first text and the text whose number is beside it."""
-    from stages.dedup import _shingles as shingles
+    from clipmill.stages.dedup import _shingles as shingles
 
     jaccard_E = np.empty(len(first_E), np.float32)
     order_E = np.argsort(second_E, kind="stable")

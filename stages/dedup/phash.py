@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
-from metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, PHASH, Column
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, NonEmpty, later
-from stages.ops.keeper import (
+from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, PHASH, Column
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
+from clipmill.stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
     Order,
@@ -77,16 +77,16 @@ class PHashDuplicate(DatasetStage):
 
     def candidates(self, rows: int) -> float:
         """Comparisons of unrelated codes, of which two share a key by chance."""
-        from stages.dedup._hamming import masks
+        from clipmill.stages.dedup._hamming import masks
 
         chance = sum(0.5 ** np.bitwise_count(mask) for mask in masks(self.max_distance))
         return float(chance) * rows**2 / 2
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.dedup._hamming import masks
-        from stages.dedup._linkage import link
-        from stages.dedup._pairs import put_pairs
-        from stages.ops.combined import Concatenated
+        from clipmill.stages.dedup._hamming import masks
+        from clipmill.stages.dedup._linkage import link
+        from clipmill.stages.dedup._pairs import put_pairs
+        from clipmill.stages.ops.combined import Concatenated
 
         ctx.say("comparing picture hashes")
         partitions = ctx.partitions(inputs.rows)
@@ -116,7 +116,7 @@ def with_hash(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 def without_hash(column: str, shard: pa.Table) -> pa.Table:
     """The rows without a hash, with the reason."""
-    from stages.dedup._linkage import unlinked
+    from clipmill.stages.dedup._linkage import unlinked
 
     missing = pc.make_struct(dropped_before(shard), shard[column].is_null())
     return unlinked(shard, JOINED_AT, pc.case_when(missing, *PHashDuplicate.reasons))
@@ -124,7 +124,7 @@ def without_hash(column: str, shard: pa.Table) -> pa.Table:
 
 def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
     """Each distinct code of a partition, under each of its keys."""
-    from stages.dedup._hamming import keys
+    from clipmill.stages.dedup._hamming import keys
 
     code_N = np.unique(rows["node"].to_numpy())
     key_NK = keys(code_N, max_distance)
@@ -134,8 +134,8 @@ def filed_under_keys(max_distance: int, rows: pa.Table) -> pa.Table:
 
 def near_edges(stage: PHashDuplicate, met: pa.Table) -> pa.Table:
     """All pairs of near codes under an equal key with `pairs`, else a minimum spanning forest."""
-    from stages.dedup._hamming import every_pair, near_pairs
-    from stages.dedup._linkage import as_edges, forest
+    from clipmill.stages.dedup._hamming import every_pair, near_pairs
+    from clipmill.stages.dedup._linkage import as_edges, forest
 
     code_N = met["code"].to_numpy()
     pairs = every_pair if stage.pairs else near_pairs

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IDENTITY,
@@ -19,9 +19,9 @@ from metadata.schema import (
     UID,
     Column,
 )
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
-from stages.ops.keeper import (
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
+from clipmill.stages.ops.keeper import (
     DROPPED,
     PREFERENCE,
     Keep,
@@ -32,10 +32,10 @@ from stages.ops.keeper import (
     prefers,
     reads_of,
 )
-from stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors import as_matrix
 
 if TYPE_CHECKING:
-    from stages.dedup._earlier import Precision
+    from clipmill.stages.dedup._earlier import Precision
 
 # Shapes: N rows of a partition, D width of a vector.
 
@@ -119,7 +119,7 @@ def with_order(column: str, order: Order, shard: pa.Table) -> pa.Table:
 
 def compared(precision: "Precision", partition: pa.Table) -> pa.Table:
     """earlier_cosine and earlier_uid of every row; each cluster is whole in its partition."""
-    from stages.dedup._earlier import (
+    from clipmill.stages.dedup._earlier import (
         most_similar_earlier,
     )  # compiled: not while a recipe is planned
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     HEIGHT,
     HTTP_STATUS,
     IMAGE,
@@ -16,11 +16,11 @@ from metadata.schema import (
     URL,
     WIDTH,
 )
-from pipeline.errors import RecipeError
-from stages.download._addresses import allowed
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.download._addresses import allowed
 
 if TYPE_CHECKING:
-    from stages.download._web import Answer
+    from clipmill.stages.download._web import Answer
 
 NETWORK = "check that this machine is online and looks names up; proxies are not used"
 SLOWER = "give the hosts time: lower `max_per_host` and `concurrency`, then --retry it"

@@ -14,7 +14,7 @@ from urllib.request import (
     UnknownHandler,
 )
 
-from stages.download._addresses import Allowed
+from clipmill.stages.download._addresses import Allowed
 
 PRIVATE = "not an address that may be asked"
 TOO_LARGE = "the body is too large"

@@ -19,8 +19,8 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from stages.download._addresses import allowed
-from stages.download._robots import opts_out
+from clipmill.stages.download._addresses import allowed
+from clipmill.stages.download._robots import opts_out
 
 AGENT = "clipmill"
 HOST_TIME_OUTS = 8  # in a row: after so many a host is down for those that wait for it

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from msgspec import Meta
 
-from metadata.schema import SHA256, URL, Column
-from pipeline.stage import (
+from clipmill.metadata.schema import SHA256, URL, Column
+from clipmill.pipeline.stage import (
     OneUp,
     Resources,
     RowStage,
@@ -20,7 +20,7 @@ from pipeline.stage import (
     later,
     location,
 )
-from stages.download._rows import ADVICE, WRITES, Kept, answered, check, to_fetch, wishes
+from clipmill.stages.download._rows import ADVICE, WRITES, Kept, answered, check, to_fetch, wishes
 
 # Rows that are read for each request that may be under way: a URL that takes its whole deadline
 # holds nobody up while the others take a third of a second. Their pictures are in memory: 4,096 of
@@ -113,8 +113,8 @@ class DownloadImages(RowStage):
         check(self, "download.images")
 
     def open(self, worker: Worker) -> StreamFunction:
-        from stages.download._web import Client, Rules
-        from stages.ops.ahead import ahead
+        from clipmill.stages.download._web import Client, Rules
+        from clipmill.stages.ops.ahead import ahead
 
         rules = Rules(**{name: getattr(self, name) for name in Rules.__dataclass_fields__})
         client = Client(rules, worker.threads, keep=partial(kept, settings=self))
@@ -130,8 +130,8 @@ class DownloadImages(RowStage):
 
 def kept(body: bytes, settings: DownloadImages) -> Kept:
     """The image to store of a body, with its size and digest, or a reason."""
-    from stages.ops.images import ImageError, decode, probe
-    from stages.ops.resize import ENCODED, encode, reduction, resize
+    from clipmill.stages.ops.images import ImageError, decode, probe
+    from clipmill.stages.ops.resize import ENCODED, encode, reduction, resize
 
     digest = hashlib.sha256(body).hexdigest()
     try:

@@ -16,9 +16,10 @@ from urllib.request import OpenerDirector, Request
 import pyarrow as pa
 from msgspec import Meta
 
-from metadata.schema import SHA256, URL, Column
-from pipeline.errors import RecipeError
-from pipeline.stage import (
+from clipmill.metadata.schema import SHA256, URL, Column
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.extras import install
+from clipmill.pipeline.stage import (
     OneUp,
     Resources,
     RowFunction,
@@ -28,14 +29,14 @@ from pipeline.stage import (
     ZeroUp,
     location,
 )
-from stages.download._addresses import allowed
-from stages.download._rows import ADVICE, WRITES, Kept, answered, check, to_fetch, wishes
-from stages.download._urllib_web import PRIVATE, TOO_LARGE, opener
+from clipmill.stages.download._addresses import allowed
+from clipmill.stages.download._rows import ADVICE, WRITES, Kept, answered, check, to_fetch, wishes
+from clipmill.stages.download._urllib_web import PRIVATE, TOO_LARGE, opener
 
 if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
 
-    from stages.download._web import Answer
+    from clipmill.stages.download._web import Answer
 
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 
@@ -139,10 +140,12 @@ class Img2dataset(RowStage):
         return (URL, SHA256) if self.verify_sha256 else (URL,)
 
     def __post_init__(self) -> None:
-        if find_spec("img2dataset") is None:
-            do = "pip install 'clipmill[img2dataset]', or use download.images"
-            raise RecipeError("no package img2dataset", "download.img2dataset", do)
         check(self, "download.img2dataset")
+
+    def look(self) -> None:
+        if find_spec("img2dataset") is None:
+            do = f"{install('img2dataset')}, or use download.images"
+            raise StageError("the package 'img2dataset' is not installed", "key `uses`", do)
 
     def open(self, worker: Worker) -> RowFunction:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask for a newer one
@@ -210,8 +213,8 @@ def fetched(
 
 def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
     """The answer of one URL, from the results of img2dataset's two functions."""
-    from stages.download._web import Answer, reason_of
-    from stages.ops.images import ImageError, weighed
+    from clipmill.stages.download._web import Answer, reason_of
+    from clipmill.stages.ops.images import ImageError, weighed
 
     if body is None:
         message = error or ""

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import REASON, REASON_TYPE
-from stages.ops.vectors import from_matrix
+from clipmill.metadata.schema import REASON, REASON_TYPE
+from clipmill.stages.ops.vectors import from_matrix
 
 # Shapes: N rows of the batch, D width of the vectors.
 

@@ -1,6 +1,6 @@
 """How wide a model's vectors are: said by its name, or else by the recipe."""
 
-from pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import RecipeError, StageError
 
 
 def planned_width(model: str, known: int | None, given: int | None) -> int:

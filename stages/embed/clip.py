@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
-from pipeline.stage import (
+from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
+from clipmill.pipeline.stage import (
     Gigabytes,
     Gpus,
     NonEmpty,
@@ -16,10 +16,10 @@ from pipeline.stage import (
     Worker,
     location,
 )
-from stages.embed._pair import pair, vectors
-from stages.embed._width import check_width, planned_width
-from stages.models.image_text import ImageTextModel, load, look_for, width_of
-from stages.ops.pixels import PIXELS, rows_of
+from clipmill.stages.embed._pair import pair, vectors
+from clipmill.stages.embed._width import check_width, planned_width
+from clipmill.stages.models.image_text import ImageTextModel, load, look_for, width_of
+from clipmill.stages.ops.pixels import PIXELS, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE_FEATURES, TEXT, TEXT_FEATURES
-from pipeline.stage import Resources, RowFunction, RowStage, Worker
-from stages.embed._pair import pair, vectors
-from stages.ops.pixels import PIXELS, rows_of
+from clipmill.metadata.schema import IMAGE_FEATURES, TEXT, TEXT_FEATURES
+from clipmill.pipeline.stage import Resources, RowFunction, RowStage, Worker
+from clipmill.stages.embed._pair import pair, vectors
+from clipmill.stages.ops.pixels import PIXELS, rows_of
 
 if TYPE_CHECKING:
-    from stages.models.features import ImageFeatures, TextFeatures
+    from clipmill.stages.models.features import ImageFeatures, TextFeatures
 
 IMAGE_WIDTH, TEXT_WIDTH = 1280, 384
 
@@ -43,7 +43,7 @@ class Features(RowStage):
     batch_rows = 128
 
     def open(self, worker: Worker) -> RowFunction:
-        from stages.models import features as models
+        from clipmill.stages.models import features as models
 
         images = models.ImageFeatures(self.precision, worker.device, worker.threads)
         texts = models.TextFeatures(self.precision, worker.device, worker.threads)

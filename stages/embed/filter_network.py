@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     IMAGE_EMBEDDING,
     IMAGE_FEATURES,
     TEXT,
@@ -13,14 +13,14 @@ from metadata.schema import (
     TEXT_FEATURES,
     Column,
 )
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
-from stages.embed._pair import pair
-from stages.models.image_text import look_for
-from stages.ops.vectors import as_matrix, from_matrix
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
+from clipmill.stages.embed._pair import pair
+from clipmill.stages.models.image_text import look_for
+from clipmill.stages.ops.vectors import as_matrix, from_matrix
 
 if TYPE_CHECKING:
-    from stages.models.filter_network import Embedder
+    from clipmill.stages.models.filter_network import Embedder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class FilterNetworkEmbedding(RowStage):
         look_for(self.model)
 
     def open(self, worker: Worker) -> RowFunction:
-        from stages.models.filter_network import Embedder
+        from clipmill.stages.models.filter_network import Embedder
 
         uri = worker.model or self.model.removeprefix("checkpoint:")
         network = Embedder(uri, worker.device, worker.threads)

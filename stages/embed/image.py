@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE_EMBEDDING, Column
-from pipeline.stage import (
+from clipmill.metadata.schema import IMAGE_EMBEDDING, Column
+from clipmill.pipeline.stage import (
     Gigabytes,
     Gpus,
     NonEmpty,
@@ -18,11 +18,11 @@ from pipeline.stage import (
     Worker,
     location,
 )
-from stages.embed._pair import pair, vectors
-from stages.embed._width import check_width, planned_width
-from stages.models import images
-from stages.models.image_text import look_for
-from stages.ops.pixels import PIXELS, RGB, rows_of
+from clipmill.stages.embed._pair import pair, vectors
+from clipmill.stages.embed._width import check_width, planned_width
+from clipmill.stages.models import images
+from clipmill.stages.models.image_text import look_for
+from clipmill.stages.ops.pixels import PIXELS, RGB, rows_of
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 

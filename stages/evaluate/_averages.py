@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import hypot
 from typing import Any
 
-from stages.ops.listed_tasks import Listed, listed_tasks
+from clipmill.stages.ops.listed_tasks import Listed, listed_tasks
 
 ALL = "average"
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, TEXTS
-from metadata.storage import Storage
-from stages.ops.images import ImageError, decode
-from stages.ops.perceptual import phash
-from stages.ops.pixels import shrunk
-from stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
+from clipmill.metadata.schema import IMAGE, TEXTS
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.images import ImageError, decode
+from clipmill.stages.ops.perceptual import phash
+from clipmill.stages.ops.pixels import shrunk
+from clipmill.stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
 
 # Shapes: N rows of a batch, of which K have a picture; S pictures of all tasks, T of a tile.
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.evaluated import NEVER
-from metadata.stats import wilson
-from stages.evaluate import _chance as chance
+from clipmill.metadata.evaluated import NEVER
+from clipmill.metadata.stats import wilson
+from clipmill.stages.evaluate import _chance as chance
 
 # Shapes: N queries, M answers, C classes, G groups, I instances, D width of the embedding.
 

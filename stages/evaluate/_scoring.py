@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.evaluated import FEW_CLASSES, NEVER
-from metadata.fingerprint import digest
-from metadata.storage import Storage
-from stages.evaluate._metrics import (
+from clipmill.metadata.evaluated import FEW_CLASSES, NEVER
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
+from clipmill.stages.evaluate._metrics import (
     Metrics,
     association,
     best_ranks,
@@ -22,9 +22,9 @@ from stages.evaluate._metrics import (
     retrieval,
     worst_group,
 )
-from stages.models.image_text import ImageTextModel
-from stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
-from stages.ops.vectors import unit_rows
+from clipmill.stages.models.image_text import ImageTextModel
+from clipmill.stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
+from clipmill.stages.ops.vectors import unit_rows
 
 # Shapes: N pictures, K captions, C classes, I instances, T templates, D width of the embedding.
 

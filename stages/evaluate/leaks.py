@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from metadata.outputs import Outputs
-from metadata.schema import IMAGE, TEXTS, UID
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs, Mask, Task
-from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, NonEmpty
-from stages.ops.exports import summary_of
-from stages.ops.outputs import put_table, put_text
-from stages.ops.tasks import (
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import IMAGE, TEXTS, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs, Mask, Task
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty
+from clipmill.stages.ops.exports import summary_of
+from clipmill.stages.ops.outputs import put_table, put_text
+from clipmill.stages.ops.tasks import (
     content_digest,
     describe,
     listing_digest,
@@ -105,7 +105,7 @@ class EvaluationLeaks(DatasetStage):
 
 def put_samples(tasks: str, folder: str, item: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores samples/TASK.parquet; gives the item."""
-    from stages.evaluate._leaks import SAMPLES, samples_of
+    from clipmill.stages.evaluate._leaks import SAMPLES, samples_of
 
     stage, of = task.worker.stage, Storage(tasks)
     described, findings = describe(of, item["task"])
@@ -124,7 +124,7 @@ def put_found(
     mask: Mask | None = None,
 ) -> dict[str, int]:
     """Stores found/FILE, what the rows of one file of the export show and bear; how many rows."""
-    from stages.evaluate._leaks import BATCH_ROWS, borne, shown
+    from clipmill.stages.evaluate._leaks import BATCH_ROWS, borne, shown
 
     every, exported = samples_in(folder, tasks), Outputs(Storage(data))
     pictures = every.filter(pl.col("kind") == "picture")

@@ -7,18 +7,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from metadata.evaluated import prefix_of
-from metadata.fingerprint import digest
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs, Put, Task
-from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, Resources, location
-from stages.evaluate._averages import averages
-from stages.evaluate._scoring import scored_task
-from stages.models.checkpoint import load as load_trained
-from stages.models.image_text import load, look_for, width_of
-from stages.ops.listed_tasks import is_scored, rules
-from stages.ops.tasks import (
+from clipmill.metadata.evaluated import prefix_of
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs, Put, Task
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import DatasetStage, Gigabytes, Gpus, NonEmpty, Resources, location
+from clipmill.stages.evaluate._averages import averages
+from clipmill.stages.evaluate._scoring import scored_task
+from clipmill.stages.models.checkpoint import load as load_trained
+from clipmill.stages.models.image_text import load, look_for, width_of
+from clipmill.stages.ops.listed_tasks import is_scored, rules
+from clipmill.stages.ops.tasks import (
     content_digest,
     describe,
     listing_digest,
@@ -113,7 +113,10 @@ class ZeroShot(DatasetStage):
         """The card, seed and weights' digest of each model; without a stage, what is set."""
         if folder is None:
             return [{"model": self.model, "seed": 0}]
-        from stages.models.saved import cards, read_card  # torch: not while a recipe is planned
+        from clipmill.stages.models.saved import (  # torch: not while a recipe is planned
+            cards,
+            read_card,
+        )
 
         held = Storage(folder)
         known = [(name, read_card(held, name)) for name in cards(folder)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     HEIGHT,
     LOSS_WEIGHT,
     ORIGINAL_HEIGHT,

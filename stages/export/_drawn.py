@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, TEXT, UID
-from pipeline.dataset import Shards
-from stages.export._features import PICTURE
-from stages.export._mapped import Pick, kept
-from stages.export._plane import on_plane
-from stages.ops.ranges import RANGE, range_of
+from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, TEXT, UID
+from clipmill.pipeline.dataset import Shards
+from clipmill.stages.export._features import PICTURE
+from clipmill.stages.export._mapped import Pick, kept
+from clipmill.stages.export._plane import on_plane
+from clipmill.stages.ops.ranges import RANGE, range_of
 
 # Shapes: N rows of a batch, D width of a vector.
 
@@ -86,8 +86,8 @@ def captions(rows: pa.Table) -> pa.ChunkedArray:
 
 def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:
     """{bytes, path: null} of each picture, its longer side at most `side`; null without one."""
-    from stages.ops.images import ImageError, decode, probe  # late: a plan needs no OpenCV
-    from stages.ops.resize import encode, reduction, resize
+    from clipmill.stages.ops.images import ImageError, decode, probe  # late: a plan needs no OpenCV
+    from clipmill.stages.ops.resize import encode, reduction, resize
 
     def small(body: bytes | None) -> bytes | None:
         if body is None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from metadata.outputs import Outputs
-from metadata.places import places_name, read_places, unplaced
-from metadata.schema import KEEP, POSITION, REPEATS, SHARD, TEXT, TEXTS, UID
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs, Mask, Shards
-from pipeline.errors import StageError
-from stages.export._texts import as_text_list, first_texts
-from stages.ops.exports import summary_of
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import places_name, read_places, unplaced
+from clipmill.metadata.schema import KEEP, POSITION, REPEATS, SHARD, TEXT, TEXTS, UID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs, Mask, Shards
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.export._texts import as_text_list, first_texts
+from clipmill.stages.ops.exports import summary_of
 
 # Shapes: N rows of a file.
 

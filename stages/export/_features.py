@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import IMAGE
+from clipmill.metadata.schema import IMAGE
 
 Features = dict[str, Any]
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # an `Image`, stored

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.datacard import documents
-from metadata.places import places_name
-from metadata.schema import POSITION, SAMPLE_INDEX, SHARD, UID
-from metadata.uid import coin_hash, halves
-from pipeline.dataset import Context, Shards, Task
-from pipeline.errors import StageError
-from pipeline.stage import Worker
-from stages.export._leaving import Takes, Times, once, summed, tally
-from stages.export._scratch import Stored, on_scratch
+from clipmill.metadata.datacard import documents
+from clipmill.metadata.places import places_name
+from clipmill.metadata.schema import POSITION, SAMPLE_INDEX, SHARD, UID
+from clipmill.metadata.uid import coin_hash, halves
+from clipmill.pipeline.dataset import Context, Shards, Task
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.export._leaving import Takes, Times, once, summed, tally
+from clipmill.stages.export._scratch import Stored, on_scratch
 
 # Shapes: N rows, S source shards or samples.
 

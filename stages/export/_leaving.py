@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTIONS,
     IMAGE,
     IMAGE_BYTES,
@@ -20,9 +20,9 @@ from metadata.schema import (
     TEXTS,
     Column,
 )
-from pipeline.dataset import Shards, Task
-from pipeline.stage import NonEmpty
-from stages.export._texts import Captions, lists_in, texts_of
+from clipmill.pipeline.dataset import Shards, Task
+from clipmill.pipeline.stage import NonEmpty
+from clipmill.stages.export._texts import Captions, lists_in, texts_of
 
 # Shapes: N rows.
 

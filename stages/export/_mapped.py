@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import CLUSTER_ID, KEEP, UID
-from metadata.uid import uniform
-from pipeline.dataset import Shards, State, Task
-from stages.export._plane import moments
-from stages.ops.vectors import as_matrix, unit_rows
+from clipmill.metadata.schema import CLUSTER_ID, KEEP, UID
+from clipmill.metadata.uid import uniform
+from clipmill.pipeline.dataset import Shards, State, Task
+from clipmill.stages.export._plane import moments
+from clipmill.stages.ops.vectors import as_matrix, unit_rows
 
 # Shapes: N rows of a shard or batch, D width of a vector, C bins of coins.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset import State
+from clipmill.pipeline.dataset import State
 
 # Shapes: N rows, D width of a vector, B rows of a block, M rows that neighbours are sought among.
 

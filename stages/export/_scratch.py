@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE
+from clipmill.metadata.schema import IMAGE
 
 # Shapes: N rows, K those that are taken, B batches.
 

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
-from stages.export._columns import as_json
+from clipmill.stages.export._columns import as_json
 
 MODE = 0o644
 NAME_BYTES, SIZE_DIGITS = 100, 11  # what a header has room for

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import CAPTIONS, ORIGINAL, TEXT, TEXT_FIELDS, TEXT_LIST, TEXTS
-from pipeline.errors import RecipeError
-from pipeline.stage import NonEmpty
+from clipmill.metadata.schema import CAPTIONS, ORIGINAL, TEXT, TEXT_FIELDS, TEXT_LIST, TEXTS
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import NonEmpty
 
 # Shapes: N rows, V texts of all of them.
 

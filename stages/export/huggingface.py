@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTION,
     IMAGE,
     REASON,
@@ -18,15 +18,21 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.shard import ShardWriter
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
-from stages.export._columns import WHERE_THERE, as_text, check_columns, check_page, with_hex_ids
-from stages.export._exported import rows_of
-from stages.export._features import PICTURE, has_feature, with_features
-from stages.export._groups import export_files
-from stages.export._leaving import REASONS, Dropped, Takes, takes_of
-from stages.export._texts import (
+from clipmill.metadata.shard import ShardWriter
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later
+from clipmill.stages.export._columns import (
+    WHERE_THERE,
+    as_text,
+    check_columns,
+    check_page,
+    with_hex_ids,
+)
+from clipmill.stages.export._exported import rows_of
+from clipmill.stages.export._features import PICTURE, has_feature, with_features
+from clipmill.stages.export._groups import export_files
+from clipmill.stages.export._leaving import REASONS, Dropped, Takes, takes_of
+from clipmill.stages.export._texts import (
     Captions,
     captions_of,
     check_captions,

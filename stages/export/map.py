@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTION,
     CLUSTER_ID,
     IDENTITY,
@@ -25,18 +25,18 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.shard import ShardWriter
-from metadata.uid import coin_hash
-from pipeline.dataset import Context, Inputs, Shards, Task
-from pipeline.stage import DatasetStage, NonEmpty, OneUp
-from stages.export._columns import check_columns, with_hex_ids
-from stages.export._drawn import CLUSTER, KEPT, THUMBNAIL, Drawn, X, Y
-from stages.export._groups import put_documents
-from stages.export._mapped import Pick, counted, cut, merged, surveyed
-from stages.export._plane import nearest_rows, on_plane, plane_of
-from stages.ops.keeper import in_order
-from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.shard import ShardWriter
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp
+from clipmill.stages.export._columns import check_columns, with_hex_ids
+from clipmill.stages.export._drawn import CLUSTER, KEPT, THUMBNAIL, Drawn, X, Y
+from clipmill.stages.export._groups import put_documents
+from clipmill.stages.export._mapped import Pick, counted, cut, merged, surveyed
+from clipmill.stages.export._plane import nearest_rows, on_plane, plane_of
+from clipmill.stages.ops.keeper import in_order
+from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N rows of a shard or of whole clusters, R ranges of the file.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTION,
     IMAGE,
     LOSS_WEIGHT,
@@ -20,14 +20,14 @@ from metadata.schema import (
     UID_HEX,
     Column,
 )
-from metadata.shard import ShardWriter
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, later
-from stages.export._columns import as_hex, check_columns, check_page
-from stages.export._exported import rows_of
-from stages.export._groups import export_files
-from stages.export._leaving import REASONS, Dropped, Takes, takes_of
-from stages.export._texts import (
+from clipmill.metadata.shard import ShardWriter
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later
+from clipmill.stages.export._columns import as_hex, check_columns, check_page
+from clipmill.stages.export._exported import rows_of
+from clipmill.stages.export._groups import export_files
+from clipmill.stages.export._leaving import REASONS, Dropped, Takes, takes_of
+from clipmill.stages.export._texts import (
     Captions,
     captions_of,
     check_captions,

@@ -10,15 +10,15 @@ import pyarrow as pa
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from metadata.outputs import Outputs
-from metadata.places import places_name, read_places
-from metadata.schema import IMAGE
-from metadata.shard import ShardWriter
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage, OneUp
-from stages.export._groups import put_documents, put_places
-from stages.ops.exports import numbered, summary_of
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import places_name, read_places
+from clipmill.metadata.schema import IMAGE
+from clipmill.metadata.shard import ShardWriter
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage, OneUp
+from clipmill.stages.export._groups import put_documents, put_places
+from clipmill.stages.ops.exports import numbered, summary_of
 
 # Shapes: N rows of a file, S pixels a side.
 
@@ -69,7 +69,7 @@ class Pixels(DatasetStage):
 
 def write_file(data: str, size: int, file: dict[str, Any], task: Task) -> dict[str, Any]:
     """The pictures of one exported file, and its rows without them; those left out by reason."""
-    from stages.clip.cache import decoded  # late: a plan needs no OpenCV
+    from clipmill.stages.clip.cache import decoded  # late: a plan needs no OpenCV
 
     exported, name = Outputs(Storage(data)), file["file"]
     stem = name.removesuffix(".parquet")

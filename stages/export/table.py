@@ -12,12 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
-from pipeline.dataset import Context, Inputs, Shards, Task
-from pipeline.stage import DatasetStage, NonEmpty, later
-from stages.export._columns import WHERE_THERE, as_text, check_columns, json_text, with_hex_ids
-from stages.export._groups import put_documents
-from stages.export._leaving import Dropped, Takes, summed, tally
+from clipmill.metadata.schema import CAPTION, IMAGE, REASON, REPEATS, TEXT, UID, Column
+from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
+from clipmill.stages.export._columns import (
+    WHERE_THERE,
+    as_text,
+    check_columns,
+    json_text,
+    with_hex_ids,
+)
+from clipmill.stages.export._groups import put_documents
+from clipmill.stages.export._leaving import Dropped, Takes, summed, tally
 
 BATCH_ROWS = 4096
 PLAIN = (  # types that CSV has a plain form for

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IDENTITY, REPEATS, UID, Column
-from metadata.uid import halves
-from pipeline.dataset import Context, Inputs, Shards, Task
-from pipeline.stage import DatasetStage, later
-from stages.export._groups import put_documents
-from stages.export._leaving import REASONS, Dropped, Takes, repeats, summed, tally
-from stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
-from stages.ops.uid_lists import DTYPE
+from clipmill.metadata.schema import IDENTITY, REPEATS, UID, Column
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
+from clipmill.pipeline.stage import DatasetStage, later
+from clipmill.stages.export._groups import put_documents
+from clipmill.stages.export._leaving import REASONS, Dropped, Takes, repeats, summed, tally
+from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.stages.ops.uid_lists import DTYPE
 
 # Shapes: N rows.
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTION,
     CAPTIONS,
     IMAGE,
@@ -22,14 +22,14 @@ from metadata.schema import (
     UID,
     Column,
 )
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage, NonEmpty, later
-from stages.export._columns import WHERE_THERE, check_columns
-from stages.export._exported import rows_of
-from stages.export._groups import COPY, export_files
-from stages.export._leaving import REASONS, Dropped, Takes, repeats, takes_of
-from stages.export._tar import TarWriter, indented, json_of
-from stages.export._texts import (
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
+from clipmill.stages.export._columns import WHERE_THERE, check_columns
+from clipmill.stages.export._exported import rows_of
+from clipmill.stages.export._groups import COPY, export_files
+from clipmill.stages.export._leaving import REASONS, Dropped, Takes, repeats, takes_of
+from clipmill.stages.export._tar import TarWriter, indented, json_of
+from clipmill.stages.export._texts import (
     Captions,
     captions_of,
     check_captions,
@@ -215,7 +215,10 @@ def members(images: pa.ChunkedArray, metas: pa.Table) -> Iterator[tuple[str, byt
 
 def suffix_of(image: bytes) -> str:
     """The suffix of the image's format; `bin` where no decoder knows it."""
-    from stages.ops.images import ImageError, probe  # decoders: not while a recipe is planned
+    from clipmill.stages.ops.images import (  # decoders: not while a recipe is planned
+        ImageError,
+        probe,
+    )
 
     try:
         name = probe(image).format

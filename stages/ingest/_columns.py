@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from metadata.schema import REASON, UID, Column
-from pipeline.dataset import Task
-from pipeline.errors import RecipeError, ShardError, StageError
-from stages.ingest._arrow_types import comes_back, type_of
-from stages.ops.parquet_rows import Source
-from stages.ops.tables import Values, first_rows, fit
+from clipmill.metadata.schema import REASON, UID, Column
+from clipmill.pipeline.dataset import Task
+from clipmill.pipeline.errors import RecipeError, ShardError, StageError
+from clipmill.stages.ingest._arrow_types import comes_back, type_of
+from clipmill.stages.ops.parquet_rows import Source
+from clipmill.stages.ops.tables import Values, first_rows, fit
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 SHOWN = 24  # names of columns in an error

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import IMAGE
-from stages.ops.tables import Values, fit
+from clipmill.metadata.schema import IMAGE
+from clipmill.stages.ops.tables import Values, fit
 
 TEXT_FIELDS = ("text", "caption", "raw", "value")  # of a struct that holds a caption
 LIST_TYPES = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

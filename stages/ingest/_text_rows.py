@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from metadata.schema import URL
-from metadata.storage import Storage
-from pipeline.errors import StageError
-from stages.ingest._columns import require
-from stages.ops.tables import Values, in_batches
+from clipmill.metadata.schema import URL
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ingest._columns import require
+from clipmill.stages.ops.tables import Values, in_batches
 
 DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CLIP_B32_SIMILARITY_SCORE,
     CLIP_L14_SIMILARITY_SCORE,
     ORIGINAL_HEIGHT,
@@ -23,17 +23,17 @@ from metadata.schema import (
     URL,
     Column,
 )
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import ShardError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from stages.ingest._columns import (
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
+from clipmill.stages.ingest._columns import (
     Asked,
     refuse_misfits,
     refuse_uids,
     require,
     try_first,
 )
-from stages.ops.parquet_rows import (
+from clipmill.stages.ops.parquet_rows import (
     Source,
     groups_in,
     joined,
@@ -41,7 +41,7 @@ from stages.ops.parquet_rows import (
     parquet_rows,
     scan_parquet,
 )
-from stages.ops.tables import (
+from clipmill.stages.ops.tables import (
     any_of,
     failing_its_shard,
     first_reason,

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.schema import IMAGE, IMAGE_BYTES, REASON, SHA256, TEXT, UID, URL
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from stages.ingest._columns import require
-from stages.ingest._text_rows import (
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, REASON, SHA256, TEXT, UID, URL
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.errors import ShardError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
+from clipmill.stages.ingest._columns import require
+from clipmill.stages.ingest._text_rows import (
     Dialect,
     Rows,
     csv_rows,
@@ -28,8 +28,8 @@ from stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
-from stages.ops.parquet_rows import parquet_rows
-from stages.ops.tables import (
+from clipmill.stages.ops.parquet_rows import parquet_rows
+from clipmill.stages.ops.tables import (
     IMAGE_SUFFIXES,
     failing_its_shard,
     first_reason,

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     IMAGE,
     IMAGE_BYTES,
     IMAGE_EMBEDDING,
@@ -24,10 +24,10 @@ from metadata.schema import (
     URL,
     Column,
 )
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, location
-from stages.ingest._columns import (
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, location
+from clipmill.stages.ingest._columns import (
     PARQUET_SUFFIXES,
     Asked,
     asked_by,
@@ -38,9 +38,15 @@ from stages.ingest._columns import (
     require,
     try_first,
 )
-from stages.ingest._nested import caption_of, digests_of, holds_images, images_of
-from stages.ops.parquet_rows import Source, joined, parquet_counts, parquet_rows, scan_parquet
-from stages.ops.tables import (
+from clipmill.stages.ingest._nested import caption_of, digests_of, holds_images, images_of
+from clipmill.stages.ops.parquet_rows import (
+    Source,
+    joined,
+    parquet_counts,
+    parquet_rows,
+    scan_parquet,
+)
+from clipmill.stages.ops.tables import (
     BATCH_ROWS,
     any_of,
     failing_its_shard,

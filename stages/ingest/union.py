@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     HEIGHT,
     IMAGE,
     IMAGE_BYTES,
@@ -23,8 +23,8 @@ from metadata.schema import (
     WIDTH,
     Column,
 )
-from pipeline.dataset import Context, Inputs, Shards, Task
-from pipeline.stage import DatasetStage
+from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
+from clipmill.pipeline.stage import DatasetStage
 
 SIZES = (ORIGINAL_WIDTH, ORIGINAL_HEIGHT)
 IMAGES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256)

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from stages.ingest._columns import (
+from clipmill.metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
+from clipmill.stages.ingest._columns import (
     Asked,
     asked_by,
     check_extra,
@@ -26,7 +26,7 @@ from stages.ingest._columns import (
     shortened,
     try_first,
 )
-from stages.ingest._text_rows import (
+from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     PLAIN_SUFFIXES,
     TEXT_SUFFIXES,
@@ -37,7 +37,7 @@ from stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from stages.ops.parquet_rows import (
+from clipmill.stages.ops.parquet_rows import (
     Source,
     counted,
     groups_in,
@@ -45,7 +45,7 @@ from stages.ops.parquet_rows import (
     parquet_rows,
     scan_parquet,
 )
-from stages.ops.tables import (
+from clipmill.stages.ops.tables import (
     any_of,
     failing_its_shard,
     first_reason,

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     HEIGHT,
     IMAGE,
     IMAGE_BYTES,
@@ -24,11 +24,11 @@ from metadata.schema import (
     URL,
     WIDTH,
 )
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, location
-from stages.ingest._text_rows import json_object
-from stages.ops.tables import (
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.errors import ShardError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, location
+from clipmill.stages.ingest._text_rows import json_object
+from clipmill.stages.ops.tables import (
     IMAGE_SUFFIXES,
     any_of,
     failing_its_shard,

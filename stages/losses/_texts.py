@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.clip.embedded import Embedded
+from clipmill.stages.clip.embedded import Embedded
 
 # Shapes: G rows and H texts of the whole batch.
 

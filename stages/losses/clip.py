@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stages.clip.embedded import Embedded
-from stages.losses._tiled import log_sum_exp, log_sum_exps
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.losses._tiled import log_sum_exp, log_sum_exps
 
 # Shapes: N local rows, G rows of the whole batch.
 

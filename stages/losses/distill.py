@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from pipeline.errors import RecipeError
-from stages.clip.embedded import Embedded
-from stages.losses import clip
-from stages.losses._tiled import attended, log_sum_exp
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.losses import clip
+from clipmill.stages.losses._tiled import attended, log_sum_exp
 
 # Shapes: N local rows, G rows of the whole batch, D width of the student, E of a teacher.
 

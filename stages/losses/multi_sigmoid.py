@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from stages.clip.embedded import Embedded
-from stages.losses._texts import share_of_text
-from stages.losses.siglip import costs
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.losses._texts import share_of_text
+from clipmill.stages.losses.siglip import costs
 
 TEXTS = "all"
 SCALE = 10.0

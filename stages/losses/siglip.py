@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from stages.clip.embedded import Embedded
-from stages.losses._tiled import sigmoid_costs
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.losses._tiled import sigmoid_costs
 
 # Shapes: N local rows, H texts of the whole batch.
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.keys import redacted
-from pipeline.dataset import Put
-from pipeline.errors import RecipeError, StageError
+from clipmill.metadata.keys import redacted
+from clipmill.pipeline.dataset import Put
+from clipmill.pipeline.errors import RecipeError, StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.clip.towers import Towers
+    from clipmill.stages.clip.towers import Towers
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
@@ -38,7 +38,7 @@ def load(
     """
     import torch
 
-    from stages.models.saved import matching, read_model
+    from clipmill.stages.models.saved import matching, read_model
 
     width(name)
     facts, weights = read_model(name, KIND, card)
@@ -50,8 +50,8 @@ def load(
 
 def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> None:
     """Stores a model: its weights, then the card that rebuilds it."""
-    from stages.clip.model_card import beside
-    from stages.models.saved import put_model
+    from clipmill.stages.clip.model_card import beside
+    from clipmill.stages.models.saved import put_model
 
     card = {**model.facts, **facts}
     for name, text in beside(card).items():
@@ -105,7 +105,7 @@ class TrainedClip:
 
 def rebuilt_from(card: Mapping[str, Any], uri: str) -> "Towers":
     """The towers that a card describes; StageError where this version cannot build them."""
-    from stages.clip.towers import rebuilt
+    from clipmill.stages.clip.towers import rebuilt
 
     try:
         return rebuilt(card)

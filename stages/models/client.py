@@ -16,10 +16,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from pipeline.errors import StageError, did_you_mean
-from pipeline.stage import Took
-from stages.models.endpoint import TRANSIENT, Endpoint, Generated, Limits, answer_of
-from stages.models.purse import Purse
+from clipmill.pipeline.errors import StageError, did_you_mean
+from clipmill.pipeline.stage import Took
+from clipmill.stages.models.endpoint import TRANSIENT, Endpoint, Generated, Limits, answer_of
+from clipmill.stages.models.purse import Purse
 
 FIRST_PAUSE_S = 0.5  # doubled with every try
 LONGEST_PAUSE_S = 30.0  # where the server asks for none

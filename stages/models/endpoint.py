@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from pipeline.stage import NonEmpty, OneUp, Seconds, ZeroUp
+from clipmill.pipeline.stage import NonEmpty, OneUp, Seconds, ZeroUp
 
 SERVER = "look at the server's log: it fails at what it is asked"
 ADVICE = {  # for a reason that most rows have

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from stages.models.saved import weights_digest
-from stages.ops.half import half
-from stages.ops.resize import resize
+from clipmill.stages.models.saved import weights_digest
+from clipmill.stages.ops.half import half
+from clipmill.stages.ops.resize import resize
 
 # Shapes: N images or texts, D width of the features, H x W pixels, B batch, T tokens, E the width
 # inside a network.

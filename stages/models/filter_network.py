@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metadata.keys import redacted
-from stages.models.features import in_batches
-from stages.models.saved import matching, read_model
-from stages.ops.words import Texts, WordBags, word_bags
+from clipmill.metadata.keys import redacted
+from clipmill.stages.models.features import in_batches
+from clipmill.stages.models.saved import matching, read_model
+from clipmill.stages.ops.words import Texts, WordBags, word_bags
 
 # Shapes: N rows, D width of the embedding, I and T widths of image and text features, V buckets of
 # words that some caption has, S = T + V, B a batch, R directions.

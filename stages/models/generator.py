@@ -25,21 +25,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from msgspec import Meta
 
-from metadata.keys import without_keys
-from pipeline.errors import RecipeError, did_you_mean
-from pipeline.stage import Environment, NonEmpty, OneUp, Took, Worker
-from stages.models.endpoint import ADVICE as ADVICE  # a stage's file imports all from here
-from stages.models.endpoint import REASONS as REASONS
-from stages.models.endpoint import REFUSALS, Endpoint
-from stages.models.endpoint import TRANSIENT as TRANSIENT
-from stages.models.endpoint import Generated as Generated
-from stages.models.endpoint import Limits as Limits
+from clipmill.metadata.keys import without_keys
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.stage import Environment, NonEmpty, OneUp, Took, Worker
+from clipmill.stages.models.endpoint import ADVICE as ADVICE  # a stage's file imports all from here
+from clipmill.stages.models.endpoint import REASONS as REASONS
+from clipmill.stages.models.endpoint import REFUSALS, Endpoint
+from clipmill.stages.models.endpoint import TRANSIENT as TRANSIENT
+from clipmill.stages.models.endpoint import Generated as Generated
+from clipmill.stages.models.endpoint import Limits as Limits
 
 if TYPE_CHECKING:
     import asyncio  # which a plan and a worker that asks nothing do without
@@ -117,8 +117,8 @@ class Asker:
         form: Form,
         where: str,
     ) -> None:
-        from stages.models.client import Client  # aiohttp: not while a recipe is planned
-        from stages.models.purse import Purse
+        from clipmill.stages.models.client import Client  # aiohttp: not while a recipe is planned
+        from clipmill.stages.models.purse import Purse
 
         self.endpoint, self.form, self.answers = endpoint, form, worker.answers
         self.limits, self.took = limits, worker.took
@@ -218,13 +218,8 @@ def data_uri(image: bytes) -> str:
 def _adapter(model: str) -> tuple[ModuleType, str]:
     """The file of a generator's scheme, and the name after the colon."""
     scheme, _, name = model.partition(":")
-    module = f"stages.models.{scheme}"
-    try:
-        adapter = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.rstrip("."):
-            raise
-        adapter = None
+    found = own_code.find(f"models.{scheme}")
+    adapter = own_code.load(f"models.{scheme}", f"model {model!r}") if found else None
     if not all(hasattr(adapter, function) for function in ("environments", "endpoint")):
         raise RecipeError(
             f"unknown scheme {scheme!r}",

@@ -5,12 +5,12 @@
 
 from pathlib import Path
 
-from pipeline.errors import RecipeError
-from pipeline.stage import Environment, Worker
-from stages.models import gguf_server
-from stages.models.endpoint import Endpoint, Limits
-from stages.models.served import serve, sha256
-from stages.ops.outside import need_file
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import Environment, Worker
+from clipmill.stages.models import gguf_server
+from clipmill.stages.models.endpoint import Endpoint, Limits
+from clipmill.stages.models.served import serve, sha256
+from clipmill.stages.ops.outside import need_file
 
 # llama.cpp as a prebuilt wheel, MIT. 2026.10 is the first tried; names of its settings have changed
 # from year to year, and wheels of this one stay.

@@ -17,7 +17,6 @@ The file of a scheme has two functions; each gets the NAME after the colon:
 `width` is asked while a recipe is planned, so the file imports frameworks inside `load`.
 """
 
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -25,9 +24,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError, did_you_mean
-from stages import models
-from stages.ops.outside import need_file, need_folder
+from clipmill.pipeline import own_code
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.stages.ops.outside import need_file, need_folder
 
 # Shapes: N images or texts, D width of the embedding, H x W pixels.
 
@@ -90,32 +89,22 @@ def look_for(model: str) -> None:
 
 def schemes() -> list[str]:
     """Every scheme on the path, those of a user's own folders included; imports none of them."""
-    files = (file for folder in models.__path__ for file in Path(folder).glob("*.py"))
-    return sorted({"stage", *(file.stem for file in files if _is_scheme(file.read_text("utf-8")))})
+    files = own_code.files("models").values()
+    return sorted({"stage", *(file.path.stem for file in files if _is_scheme(file.read()))})
 
 
-def _is_scheme(source: str) -> bool:
-    return all(f"\ndef {name}(" in source for name in INTERFACE)
+def _is_scheme(source: bytes) -> bool:
+    return all(f"\ndef {name}(".encode() in source for name in INTERFACE)
 
 
 def _adapter(model: str) -> tuple[ModuleType, str]:
     """The file of a model's scheme, and the name after the colon."""
     scheme, _, name = model.partition(":")
-    module = f"stages.models.{'checkpoint' if scheme == 'stage' else scheme}"
-    try:
-        adapter = import_module(module)
-    except Exception as error:  # a user's file may hold anything
-        if scheme in schemes():
-            raise RecipeError(
-                f"{module} cannot be imported: {type(error).__name__}: {error}",
-                f"model {model!r}",
-                f"mend stages/models/{scheme}.py, or install what it imports",
-            ) from error
-        adapter = None
-    if adapter is None or not all(hasattr(adapter, function) for function in INTERFACE):
+    if scheme not in schemes():
         raise RecipeError(
             f"unknown scheme {scheme!r}",
             f"model {model!r}",
             f"{did_you_mean(scheme, schemes())} (a scheme is a file stages/models/<scheme>.py)",
         )
-    return adapter, name
+    module = "checkpoint" if scheme == "stage" else scheme
+    return own_code.load(f"models.{module}", f"model {model!r}"), name

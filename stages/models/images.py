@@ -6,8 +6,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stage import Worker
-from stages.models.image_text import load, width_of
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models.image_text import load, width_of
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 
@@ -34,7 +34,7 @@ def embedder(model: str, worker: Worker) -> Embed:
         if network.sha256:
             worker.pin(model, network.sha256)
         return network.embed_images
-    from stages.models.features import ImageFeatures, Precision
+    from clipmill.stages.models.features import ImageFeatures, Precision
 
     features = ImageFeatures(
         cast(Precision, precision or "bfloat16"), worker.device, worker.threads

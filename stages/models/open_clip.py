@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError, StageError
-from stages.clip.open_clip_config import config_of
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.clip.open_clip_config import config_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ class OpenClip:
     def __init__(self, network: str, tag: str | None, file: Path | None, device: str) -> None:
         import open_clip
 
-        from stages.models.saved import weights_digest
+        from clipmill.stages.models.saved import weights_digest
 
         self.network = network
         self.model, self.preprocess = _created(open_clip, network, tag, file, device)

@@ -3,10 +3,10 @@
 import os
 from urllib.parse import urlsplit
 
-from metadata.keys import without_keys
-from pipeline.errors import RecipeError
-from pipeline.stage import Environment, Worker
-from stages.models.endpoint import Endpoint, Limits
+from clipmill.metadata.keys import without_keys
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import Environment, Worker
+from clipmill.stages.models.endpoint import Endpoint, Limits
 
 
 def environments(name: str) -> tuple[Environment, ...]:

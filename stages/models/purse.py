@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 
-from pipeline.errors import StageError
-from pipeline.stage import Budget, Worker
-from stages.models.endpoint import Limits
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Budget, Worker
+from clipmill.stages.models.endpoint import Limits
 
 UNITS = {"tokens": ("max_tokens_total", "tokens"), "usd": ("max_usd", "dollars")}
 

@@ -12,11 +12,11 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from metadata.uid import mixed
-from pipeline.errors import RecipeError
-from pipeline.stage import Environment, Worker
-from stages.models.endpoint import Endpoint, Limits
-from stages.ops.vectors import unit_rows
+from clipmill.metadata.uid import mixed
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import Environment, Worker
+from clipmill.stages.models.endpoint import Endpoint, Limits
+from clipmill.stages.ops.vectors import unit_rows
 
 # Shapes: N images or texts, D = WIDTH, F features of an image, H x W pixels, G = GRID.
 
@@ -46,7 +46,7 @@ def environments(name: str) -> tuple[Environment, ...]:
 
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     """The generator, in this process."""
-    from stages.models.echo import reply
+    from clipmill.stages.models.echo import reply
 
     width(name)
     return Endpoint(url="", model="reference", identity="reference", inside=reply)

@@ -15,10 +15,10 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor, uint8
 
-from metadata.outputs import OUT, Outputs
-from metadata.storage import Storage
-from pipeline.dataset import Put
-from pipeline.errors import StageError
+from clipmill.metadata.outputs import OUT, Outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Put
+from clipmill.pipeline.errors import StageError
 
 VERSION = 1
 CARD, WEIGHTS = "model.json", "model.safetensors"

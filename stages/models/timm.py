@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError, StageError
-from stages.clip.open_clip_config import INSTALL
-from stages.models.open_clip import middle
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.extras import missing
+from clipmill.stages.models.open_clip import middle
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 
@@ -24,7 +24,7 @@ def width(name: str) -> None:
     """None: only the network says it. RecipeError where the name is none. Imports no framework."""
     parts(name)
     if find_spec("timm") is None:
-        raise RecipeError("timm is not installed", f"model 'timm:{name}'", INSTALL)
+        raise missing("timm", f"model 'timm:{name}'")
 
 
 def parts(name: str) -> tuple[str, Path]:
@@ -76,7 +76,7 @@ class Timm:
         from timm.data.config import resolve_model_data_config
         from timm.data.transforms_factory import create_transform
 
-        from stages.models.saved import weights_digest
+        from clipmill.stages.models.saved import weights_digest
 
         self.sha256 = weights_digest(model.state_dict())
         self.model, self.device = model.eval().to(device), device

@@ -7,12 +7,12 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipeline.errors import RecipeError
-from pipeline.stage import Environment, Worker
-from stages.models import vllm_server
-from stages.models.endpoint import Endpoint, Limits
-from stages.models.served import serve, sha256
-from stages.ops.outside import need_folder
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import Environment, Worker
+from clipmill.stages.models import vllm_server
+from clipmill.stages.models.endpoint import Endpoint, Limits
+from clipmill.stages.models.served import serve, sha256
+from clipmill.stages.ops.outside import need_folder
 
 # It pins its own torch, numba and transformers: hence a Python of its own. 0.32 is the one tried,
 # and what it dies of below may be otherwise in the next. `vllm` is the CUDA build, and does not

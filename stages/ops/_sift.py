@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N rows, B of a block, D width; K centres, C of a strip, G groups of them; M nearest are
 # asked for; S sums side by side.

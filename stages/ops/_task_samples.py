@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.storage import Storage
-from stages.ops.listed_tasks import Listed
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.listed_tasks import Listed
 
 CLASSNAMES = "classnames.txt"
 IMAGES = ("png", "jpg", "jpeg", "webp")
@@ -125,7 +125,7 @@ def _of_members(
 
 
 def _decoded(body: bytes | None, place: str) -> NDArray[np.uint8] | Finding:
-    from stages.ops.images import ImageError, decode  # not while a recipe is planned
+    from clipmill.stages.ops.images import ImageError, decode  # not while a recipe is planned
 
     try:
         return decode(body or b"")

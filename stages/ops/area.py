@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: H x W the picture's pixels, R x C those of the smaller one, T taps of all rows or columns.
 RGB = NDArray[np.uint8]

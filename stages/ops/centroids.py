@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.keys import redacted
-from metadata.outputs import Outputs
-from metadata.schema import CLUSTER_ID
-from metadata.storage import Storage, open_uri
-from pipeline.errors import StageError
-from stages.ops.outside import named, need_file
-from stages.ops.vectors import as_matrix, from_matrix
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import CLUSTER_ID
+from clipmill.metadata.storage import Storage, open_uri
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.outside import named, need_file
+from clipmill.stages.ops.vectors import as_matrix, from_matrix
 
 # Shapes: K clusters, D width of a vector.
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.dataset import Shards
+from clipmill.pipeline.dataset import Shards
 
 
 class Combined(ABC):

@@ -1,7 +1,7 @@
 """Opening a concept list, with errors that name it."""
 
-from metadata.concepts.load import ConceptList, ConceptListError, load
-from pipeline.errors import StageError
+from clipmill.metadata.concepts.load import ConceptList, ConceptListError, load
+from clipmill.pipeline.errors import StageError
 
 
 def opened(uri: str, where: str) -> ConceptList:

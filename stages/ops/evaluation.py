@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metadata.fingerprint import digest
-from metadata.storage import Entry, Storage
-from pipeline.dataset import Task
-from pipeline.errors import StageError
-from stages.ops import tasks
-from stages.ops.images import RGB, ImageError, decode
-from stages.ops.pixels import shrunk
-from stages.ops.vectors import as_matrix, unit_rows
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Entry, Storage
+from clipmill.pipeline.dataset import Task
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops import tasks
+from clipmill.stages.ops.images import RGB, ImageError, decode
+from clipmill.stages.ops.pixels import shrunk
+from clipmill.stages.ops.vectors import as_matrix, unit_rows
 
 BATCH = 64  # decoded pictures held at a time
 PARQUET = ".parquet"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from metadata.datacard import SUMMARY
-from metadata.outputs import Outputs
-from metadata.storage import Storage
-from pipeline.errors import StageError
+from clipmill.metadata.datacard import SUMMARY
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
 
 
 def summary_of(

@@ -26,9 +26,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from stages.ops import native
-from stages.ops.formats import format_of, is_whole
-from stages.ops.parts import Parts, parts_of
+from clipmill.stages.ops import native
+from clipmill.stages.ops.formats import format_of, is_whole
+from clipmill.stages.ops.parts import Parts, parts_of
 
 # Shapes: H height, W width, 3 or 4 channels; N rows of a batch.
 RGB = NDArray[np.uint8]

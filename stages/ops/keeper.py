@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import KEEP, POSITION, SHARD, UID, Column
-from metadata.uid import halves
-from pipeline.stage import NonEmpty
+from clipmill.metadata.schema import KEEP, POSITION, SHARD, UID, Column
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.stage import NonEmpty
 
 # Shapes: N rows, K columns that decide.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 
-from pipeline.errors import StageError
+from clipmill.pipeline.errors import StageError
 
 Predict = Callable[[str], tuple[list[str], list[float]]]
 

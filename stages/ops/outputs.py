@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset import Task
+from clipmill.pipeline.dataset import Task
 
 
 def put_table(name: str, table: pa.Table, task: Task) -> None:

@@ -5,10 +5,10 @@ Asked at plan and at each run, without reading them.
 
 from pyarrow.fs import FileType
 
-from metadata.fingerprint import digest
-from metadata.keys import redacted
-from metadata.storage import open_uri
-from pipeline.errors import StageError
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import open_uri
+from clipmill.pipeline.errors import StageError
 
 STAGE = "stage:"  # begins a setting that names a stage of the recipe
 

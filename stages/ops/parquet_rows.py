@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.storage import Storage
-from stages.ops.tables import BATCH_ROWS, list_files, open_pool
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.tables import BATCH_ROWS, list_files, open_pool
 
 READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 TOGETHER = 8  # shards of small row groups that are read as one

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dct
 
-from stages.ops.compiled import compiled
-from stages.ops.images import RGB
+from clipmill.stages.ops.compiled import compiled
+from clipmill.stages.ops.images import RGB
 
 # Shapes: N pictures; H height and W width of one; R, C rows and columns of its thumbnail;
 # L frequencies of an axis, B bits; T taps.

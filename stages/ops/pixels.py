@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE, Derived
-from pipeline.errors import ShardError
+from clipmill.metadata.schema import IMAGE, Derived
+from clipmill.pipeline.errors import ShardError
 
 # Shapes: N rows of a batch, H height, W width.
 
@@ -50,7 +50,7 @@ def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _decoded(body: bytes | None) -> RGB | None:
-    from stages.ops.images import ImageError, decode  # OpenCV, which a plan does without
+    from clipmill.stages.ops.images import ImageError, decode  # OpenCV, which a plan does without
 
     if body is None:
         return None
@@ -66,7 +66,7 @@ def shrunk(rgb: RGB) -> RGB:
     scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
     if scale >= 1:
         return rgb
-    from stages.ops.area import shrink  # numba: 60 MB, which most workers do without
+    from clipmill.stages.ops.area import shrink  # numba: 60 MB, which most workers do without
 
     width, height = (min(max(1, int(it * scale)), MAX_COLUMN_PIXELS) for it in (width, height))
     return shrink(rgb, width, height)

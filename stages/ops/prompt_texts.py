@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from metadata.keys import redacted
-from metadata.storage import open_uri
-from pipeline.errors import RecipeError
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import open_uri
+from clipmill.pipeline.errors import RecipeError
 
 CAPTION = Path(__file__).parents[1] / "caption"  # its banks/ and prompts/ come with clipmill
 

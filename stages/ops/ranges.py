@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.uid import halves
-from pipeline.dataset import Context, Shards, Task
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.dataset import Context, Shards, Task
 
 RANGE = "range"  # the leading bits of a uid
 

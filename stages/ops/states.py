@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.dataset import State
+from clipmill.pipeline.dataset import State
 
 
 def added(one: State, other: State) -> State:

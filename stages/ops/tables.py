@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileType
 
-from metadata.globs import files_of
-from metadata.globs import open_pool as open_pool  # the readers' one door to a pool
-from metadata.keys import redacted
-from metadata.uid import from_hex, uid_of
-from pipeline.errors import RetryableError, ShardError, StageError
+from clipmill.metadata.globs import files_of
+from clipmill.metadata.globs import open_pool as open_pool  # the readers' one door to a pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.uid import from_hex, uid_of
+from clipmill.pipeline.errors import RetryableError, ShardError, StageError
 
 T = TypeVar("T")
 Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]

@@ -15,10 +15,10 @@ from dataclasses import astuple
 
 from pyarrow import fs
 
-from metadata.fingerprint import digest
-from metadata.storage import Storage
-from pipeline.errors import StageError
-from stages.ops._task_samples import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops._task_samples import (
     BROKEN,
     CLASSNAMES,
     CUE,
@@ -33,7 +33,7 @@ from stages.ops._task_samples import (
     samples,
     text_of,
 )
-from stages.ops.listed_tasks import Listed, listed, missing
+from clipmill.stages.ops.listed_tasks import Listed, listed, missing
 
 __all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # for whoever asks here
 

@@ -5,7 +5,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import ORIGINAL, TEXT, TEXT_FIELDS, TEXT_LIST
+from clipmill.metadata.schema import ORIGINAL, TEXT, TEXT_FIELDS, TEXT_LIST
 
 # Shapes: N rows.
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.lib import format as npy
 
-from metadata.keys import redacted
-from metadata.schema import UID
-from metadata.uid import from_halves, from_hex
-from pipeline.errors import StageError
-from stages.ops.combined import Combined
-from stages.ops.tables import open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid import from_halves, from_hex
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.combined import Combined
+from clipmill.stages.ops.tables import open_pool
 
 DTYPE = np.dtype("u8,u8")
 PIECE_BYTES = 16 << 20  # whole uids

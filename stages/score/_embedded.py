@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE_EMBEDDING
-from metadata.storage import Storage
-from pipeline.errors import StageError
-from pipeline.stage import Worker
-from stages.models.image_text import load
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.schema import IMAGE_EMBEDDING
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models.image_text import load
+from clipmill.stages.ops.vectors import as_matrix
 
 if TYPE_CHECKING:
-    from stages.models.features import Precision
+    from clipmill.stages.models.features import Precision
 
 # Shapes: N rows of the batch, T texts of all of them, D width of the embedding.
 
@@ -35,15 +35,15 @@ def text_embedder(model: str, precision: "Precision", worker: Worker) -> Embed:
 
 
 def _is_filter_network(uri: str) -> bool:
-    from stages.models.filter_network import KIND
-    from stages.models.saved import cards, read_card
+    from clipmill.stages.models.filter_network import KIND
+    from clipmill.stages.models.saved import cards, read_card
 
     return bool(read_card(Storage(uri), cards(uri)[0]).get("kind") == KIND)
 
 
 def _by_filter_network(uri: str, model: str, precision: "Precision", worker: Worker) -> Embed:
-    from stages.models.features import TextFeatures
-    from stages.models.filter_network import Embedder
+    from clipmill.stages.models.features import TextFeatures
+    from clipmill.stages.models.filter_network import Embedder
 
     features = TextFeatures(precision, worker.device, worker.threads)
     network = Embedder(uri, worker.device, worker.threads)

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from stages.score._words import INSIDE
+from clipmill.stages.score._words import INSIDE
 
 NUMBER = r"\p{Nd}+(?:[.,:]\p{Nd}+)*"
 # A word with a capital behind another word, no full stop and no quotation mark between.

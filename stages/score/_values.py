@@ -8,13 +8,13 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata import schema
-from metadata.schema import ORIGINAL
-from stages.ops.languages import Predict, best_languages
-from stages.score import _phrases
-from stages.score._cut import is_cut
-from stages.score._names import invented, told_pieces
-from stages.score._words import Words, copy_ratio, leak, repetition, words_of
+from clipmill.metadata import schema
+from clipmill.metadata.schema import ORIGINAL
+from clipmill.stages.ops.languages import Predict, best_languages
+from clipmill.stages.score import _phrases
+from clipmill.stages.score._cut import is_cut
+from clipmill.stages.score._names import invented, told_pieces
+from clipmill.stages.score._words import Words, copy_ratio, leak, repetition, words_of
 
 # Shapes: T texts.
 

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N texts, T words of all texts in a row.
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTIONS,
     IMAGE_EMBEDDING,
     REASON,
@@ -32,8 +32,8 @@ from metadata.schema import (
     TEXTS,
     Column,
 )
-from pipeline.errors import RecipeError
-from pipeline.stage import (
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import (
     Gigabytes,
     Gpus,
     NonEmpty,
@@ -43,10 +43,10 @@ from pipeline.stage import (
     Worker,
     location,
 )
-from stages.models.image_text import checked_width, look_for
-from stages.ops.languages import predictor
-from stages.ops.outside import need_file
-from stages.ops.prompt_texts import prompt_texts, shipped
+from clipmill.stages.models.image_text import checked_width, look_for
+from clipmill.stages.ops.languages import predictor
+from clipmill.stages.ops.outside import need_file
+from clipmill.stages.ops.prompt_texts import prompt_texts, shipped
 
 # Shapes: N rows of the batch, T texts of all of them.
 
@@ -152,10 +152,10 @@ class CaptionScores(RowStage):
     def open(self, worker: Worker) -> RowFunction:
         import polars as pl
 
-        from stages.score._cut import rarity
-        from stages.score._embedded import text_embedder
-        from stages.score._values import Looked
-        from stages.score._words import words_of
+        from clipmill.stages.score._cut import rarity
+        from clipmill.stages.score._embedded import text_embedder
+        from clipmill.stages.score._values import Looked
+        from clipmill.stages.score._words import words_of
 
         prompts, digest = prompt_texts(shipped() if self.prompts is None else self.prompts)
         worker.pin("the texts of prompts", digest)
@@ -171,9 +171,9 @@ class CaptionScores(RowStage):
 
 def caption_scores(stage: CaptionScores, name: str, looked, embed, batch: pa.Table) -> pa.Table:
     """The captions of every row and their values, and a reason where there is none."""
-    from stages.ops.text_lists import flat_texts, listed, text_list
-    from stages.score._embedded import clip_scores
-    from stages.score._values import known_texts, values_of
+    from clipmill.stages.ops.text_lists import flat_texts, listed, text_list
+    from clipmill.stages.score._embedded import clip_scores
+    from clipmill.stages.score._values import known_texts, values_of
 
     texts = flat_texts(batch, stage.captions, has_own=TEXT.name in batch.column_names)
     texts_N = np.bincount(texts["row"].to_numpy(), minlength=len(batch))

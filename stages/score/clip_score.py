@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, TEXT_EMBEDDING, Column
-from pipeline.stage import RowFunction, RowStage, Worker
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, TEXT_EMBEDDING, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.stages.ops.vectors import as_matrix
 
 # Shapes: N rows of the batch, D width of the embedding.
 

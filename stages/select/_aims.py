@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.schema import CLUSTER_ID
-from metadata.storage import Storage
-from pipeline.dataset import Task
-from pipeline.errors import StageError
-from stages.ops.nearest import nearest_centre
-from stages.ops.outputs import put_table
-from stages.ops.vectors import as_matrix, unit_rows
-from stages.select._targets import EMBED_BOTH, ROWS, Nearest, Targets
+from clipmill.metadata.schema import CLUSTER_ID
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Task
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.nearest import nearest_centre
+from clipmill.stages.ops.outputs import put_table
+from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.select._targets import EMBED_BOTH, ROWS, Nearest, Targets
 
 # Shapes: N rows, M targets, D width of a vector, K centroids, T tasks.
 

@@ -9,14 +9,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import TEXT_CLIP_SCORE, TEXT_IMAGES
-from stages.ops.caption_cuts import CUTS, first_failed
-from stages.select import _sql as sql
-from stages.select._mixes import Bools
-from stages.select._texts import Texts
+from clipmill.metadata.schema import TEXT_CLIP_SCORE, TEXT_IMAGES
+from clipmill.stages.ops.caption_cuts import CUTS, first_failed
+from clipmill.stages.select import _sql as sql
+from clipmill.stages.select._mixes import Bools
+from clipmill.stages.select._texts import Texts
 
 if TYPE_CHECKING:
-    from stages.select.captions import SelectCaptions
+    from clipmill.stages.select.captions import SelectCaptions
 
 # Shapes: T texts of a shard.
 

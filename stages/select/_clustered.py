@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IDENTITY,
@@ -18,12 +18,12 @@ from metadata.schema import (
     REASON,
     Column,
 )
-from pipeline.dataset import State
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Parts, Threshold, Verdicts
-from stages.ops.keeper import DROPPED, in_order
-from stages.select._judged import NO_IMAGE, first_of, left_out
-from stages.select._least import least_of_parts
+from clipmill.pipeline.dataset import State
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Parts, Threshold, Verdicts
+from clipmill.stages.ops.keeper import DROPPED, in_order
+from clipmill.stages.select._judged import NO_IMAGE, first_of, left_out
+from clipmill.stages.select._least import least_of_parts
 
 # Shapes: N rows.
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.concepts.load import ConceptList
-from pipeline.dataset import State, Task
-from stages.select._draws import Draw, Pairs, drawing
+from clipmill.metadata.concepts.load import ConceptList
+from clipmill.pipeline.dataset import State, Task
+from clipmill.stages.select._draws import Draw, Pairs, drawing
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 

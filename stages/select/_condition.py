@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RecipeError
+from clipmill.pipeline.errors import RecipeError
 
 # Shapes: K names, C = 2^K combinations of them.
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.uid import halves
-from pipeline.dataset import Context, Shards, State
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.dataset import Context, Shards, State
 
 # Shapes: N rows, D digits of a rank.
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     POSITION,
@@ -20,18 +20,18 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.uid import halves
-from pipeline.dataset import Context, Shards, State, Task
-from stages.ops.keeper import in_order
-from stages.ops.outputs import put_table, put_text
-from stages.ops.states import joined
-from stages.select._clustered import (
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.dataset import Context, Shards, State, Task
+from clipmill.stages.ops.keeper import in_order
+from clipmill.stages.ops.outputs import put_table, put_text
+from clipmill.stages.ops.states import joined
+from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     PRUNED,
 )
-from stages.select._judged import judged_rows
-from stages.select._quotas import UNIT, Quotas, quotas
+from clipmill.stages.select._judged import judged_rows
+from clipmill.stages.select._quotas import UNIT, Quotas, quotas
 
 # Shapes: N rows of a partition, M of them that are ranked, K clusters with rows, T rows at the cut.
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import CONCEPT_IDS, IMAGE_BYTES, KEEP, UID
-from metadata.uid import coin, coin_hash
+from clipmill.metadata.schema import CONCEPT_IDS, IMAGE_BYTES, KEEP, UID
+from clipmill.metadata.uid import coin, coin_hash
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import UID
-from metadata.uid import coin, coin_hash
-from pipeline.dataset import Context, Shards, State
-from stages.ops.keeper import in_order
-from stages.ops.states import added, joined
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid import coin, coin_hash
+from clipmill.pipeline.dataset import Context, Shards, State
+from clipmill.stages.ops.keeper import in_order
+from clipmill.stages.ops.states import added, joined
 
 # Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
 # M slices of them.

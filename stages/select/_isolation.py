@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset import Context, Task
-from stages.ops.centroids import read
-from stages.ops.vectors import unit_rows
+from clipmill.pipeline.dataset import Context, Task
+from clipmill.stages.ops.centroids import read
+from clipmill.stages.ops.vectors import unit_rows
 
 # Shapes: K centroids, D width of a vector, B centroids of a block, P pairs of one and a near one.
 

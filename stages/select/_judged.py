@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REASON_TYPE
-from stages.ops.keeper import DROPPED, dropped_before
+from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REASON_TYPE
+from clipmill.stages.ops.keeper import DROPPED, dropped_before
 
 # Shapes: N rows.
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres
 
-from stages.select import _lists as lists
+from clipmill.stages.select import _lists as lists
 
 Tree = Any  # a node of sqlglot
 NUMBER, TEXT, TRUTH, TIME = "a number", "text", "true or false", "a time"

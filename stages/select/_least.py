@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IDENTITY
-from pipeline.dataset import State
-from pipeline.stage import Parts
-from stages.ops.keeper import in_order
-from stages.ops.states import added
-from stages.select import _cut as cut
+from clipmill.metadata.schema import IDENTITY
+from clipmill.pipeline.dataset import State
+from clipmill.pipeline.stage import Parts
+from clipmill.stages.ops.keeper import in_order
+from clipmill.stages.ops.states import added
+from clipmill.stages.select import _cut as cut
 
 # Shapes: N rows, D digits of a rank.
 

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.uid import coin_hash, from_halves
-from pipeline.dataset import Context, State
-from stages.ops.centroids import Metric, read
-from stages.ops.combined import Combined
-from stages.ops.nearest import nearest
-from stages.ops.states import joined
-from stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.metadata.uid import coin_hash, from_halves
+from clipmill.pipeline.dataset import Context, State
+from clipmill.stages.ops.centroids import Metric, read
+from clipmill.stages.ops.combined import Combined
+from clipmill.stages.ops.nearest import nearest
+from clipmill.stages.ops.states import joined
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
 
 # Shapes: N points, D width of a vector, K clusters, L nodes of a level.
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres
 
-from metadata.schema import CAPTIONS, TEXT_FIELDS, TEXTS
+from clipmill.metadata.schema import CAPTIONS, TEXT_FIELDS, TEXTS
 
 # Shapes: N rows, V items of all their lists.
 

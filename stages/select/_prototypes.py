@@ -10,24 +10,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     POSITION,
     REASON,
     Column,
 )
-from pipeline.dataset import Context, Shards, State, Task
-from stages.ops.keeper import in_order
-from stages.ops.outputs import put_table, put_text
-from stages.ops.states import added, joined
-from stages.select._clustered import (
+from clipmill.pipeline.dataset import Context, Shards, State, Task
+from clipmill.stages.ops.keeper import in_order
+from clipmill.stages.ops.outputs import put_table, put_text
+from clipmill.stages.ops.states import added, joined
+from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     PRUNED,
     population,
 )
-from stages.select._judged import judged_rows
+from clipmill.stages.select._judged import judged_rows
 
 # Shapes: N rows, M of them that are ranked, K clusters with rows, G groups of rows, B bins,
 # P pairs of a group and a cluster.
@@ -103,7 +103,7 @@ class Ranking:
 
     @classmethod
     def of(cls, counts: State, group_B: NDArray, sign: Sign, balance: float) -> "Ranking":
-        from stages.select._rounds import Rounds
+        from clipmill.stages.select._rounds import Rounds
 
         pair_P = counts["pair_P"].astype(np.int64)
         number_K, cluster_P = np.unique(pair_P & 0xFFFFFFFF, return_inverse=True)

@@ -8,8 +8,8 @@ winner at the root of a tournament, whose every node knows until which N its win
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
-from stages.select._quotas import UNIT
+from clipmill.stages.ops.compiled import compiled
+from clipmill.stages.select._quotas import UNIT
 
 # Shapes: K clusters, E events, L leaves of the tournament, a power of 2.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StageError
+from clipmill.pipeline.errors import StageError
 
 # Shapes: K clusters with rows, E events, M pairs of a cluster and one of its rows.
 
@@ -99,7 +99,9 @@ class Quotas:
 
         Least is balance * N / K, of a balance of 0 one row; a row below the size in any case.
         """
-        from stages.select._quota_path import events  # compiled: not while a recipe is planned
+        from clipmill.stages.select._quota_path import (
+            events,  # compiled: not while a recipe is planned
+        )
 
         share = (balance or 1.0) / max(1, len(p_K))
         cap_K = np.minimum(size_K - 1, size_K if balance else 1).astype(np.float64)

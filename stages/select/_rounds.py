@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.ops.compiled import compiled
+from clipmill.stages.ops.compiled import compiled
 
 # Shapes: K clusters with rows, G groups of rows that follow each other, M rows of a group.
 

@@ -27,10 +27,10 @@ from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres  # the dialect nearest to that of polars
 from sqlglot.tokens import TokenType  # type: ignore[attr-defined]  # it comes from elsewhere
 
-from metadata.schema import TEXT_FIELDS, UID
-from pipeline.errors import RecipeError, StageError
-from stages.select import _lists as lists
-from stages.select._kinds import mismatch
+from clipmill.metadata.schema import TEXT_FIELDS, UID
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select import _lists as lists
+from clipmill.stages.select._kinds import mismatch
 
 COMPARISONS = (
     *(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.NullSafeEQ, exp.NullSafeNEQ),

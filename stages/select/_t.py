@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.concepts.load import ConceptList
-from metadata.schema import IDENTITY
-from pipeline.dataset import Context, Shards, State
-from pipeline.errors import StageError
-from stages.ops.states import added
-from stages.select import _cut as cut
-from stages.select._draws import Draw, Pairs, drawing
+from clipmill.metadata.concepts.load import ConceptList
+from clipmill.metadata.schema import IDENTITY
+from clipmill.pipeline.dataset import Context, Shards, State
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.states import added
+from clipmill.stages.select import _cut as cut
+from clipmill.stages.select._draws import Draw, Pairs, drawing
 
 # Shapes: N rows, E entries of the list.
 

@@ -10,21 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from metadata.fingerprint import digest
-from metadata.globs import open_pool
-from metadata.keys import redacted
-from metadata.outputs import Outputs
-from metadata.storage import Storage
-from pipeline.dataset import Inputs, Task
-from pipeline.errors import StageError
-from stages.models.images import embedder_of
-from stages.ops import evaluation
-from stages.ops.centroids import MARK, Centroids
-from stages.ops.centroids import read as read_centroids
-from stages.ops.evaluation import PARQUET, Wanted
-from stages.ops.exports import summary_of
-from stages.ops.parquet_rows import sizes_of_groups
-from stages.select.image_based import NAME_A_MODEL, place_of
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.globs import open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Inputs, Task
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.models.images import embedder_of
+from clipmill.stages.ops import evaluation
+from clipmill.stages.ops.centroids import MARK, Centroids
+from clipmill.stages.ops.centroids import read as read_centroids
+from clipmill.stages.ops.evaluation import PARQUET, Wanted
+from clipmill.stages.ops.exports import summary_of
+from clipmill.stages.ops.parquet_rows import sizes_of_groups
+from clipmill.stages.select.image_based import NAME_A_MODEL, place_of
 
 ROWS = 4096  # vectors that look for their centroid at a time
 SPAN = 2**16  # rows of a file that one piece of work compares

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import ORIGINAL, TEXT_CLIP_SCORE, TEXT_FIELDS, TEXTS
-from pipeline.errors import StageError
-from stages.ops.text_lists import flat_texts, text_list
+from clipmill.metadata.schema import ORIGINAL, TEXT_CLIP_SCORE, TEXT_FIELDS, TEXTS
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.text_lists import flat_texts, text_list
 
 # Shapes: N rows, T texts of all of them.
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metadata.schema import IDENTITY, KEEP, REASON
-from pipeline.dataset import State
-from pipeline.errors import RecipeError
-from pipeline.stage import NonEmpty, OneUp, Share
-from stages.select import _cut as cut
+from clipmill.metadata.schema import IDENTITY, KEEP, REASON
+from clipmill.pipeline.dataset import State
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import NonEmpty, OneUp, Share
+from clipmill.stages.select import _cut as cut
 
 # Shapes: N rows of the pool, D digits of a rank.
 

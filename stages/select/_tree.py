@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset import Task
-from stages.ops.outputs import put_table, put_text
+from clipmill.pipeline.dataset import Task
+from clipmill.stages.ops.outputs import put_table, put_text
 
 # Shapes: C children and P parents of a level, K leaves, N rows.
 

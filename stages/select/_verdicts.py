@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres
 
-from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP
-from pipeline.stage import Parts, Threshold, Verdicts
-from stages.select import _cut as cut
-from stages.select import _lists as lists
-from stages.select import _sql as sql
-from stages.select._top import Ranking, Top, rankable, reaching, search
+from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP
+from clipmill.pipeline.stage import Parts, Threshold, Verdicts
+from clipmill.stages.select import _cut as cut
+from clipmill.stages.select import _lists as lists
+from clipmill.stages.select import _sql as sql
+from clipmill.stages.select._top import Ranking, Top, rankable, reaching, search
 
 # Shapes: N rows of the pool.
 

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from metadata.concepts.load import ConceptList
-from metadata.schema import (
+from clipmill.metadata.concepts.load import ConceptList
+from clipmill.metadata.schema import (
     BALANCE_RANK,
     CONCEPT_IDS,
     CONCEPT_LIST,
@@ -25,15 +25,15 @@ from metadata.schema import (
     REASON_TYPE,
     Column,
 )
-from pipeline.dataset import Context, Inputs, State
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
-from stages.ops.concept_lists import opened
-from stages.ops.outside import listing_digest, need_file
-from stages.ops.states import added
-from stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
-from stages.select._draws import Draw, Pairs, drawing, may_draw
-from stages.select._t import by_language, leaving, tail_count
+from clipmill.pipeline.dataset import Context, Inputs, State
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
+from clipmill.stages.ops.concept_lists import opened
+from clipmill.stages.ops.outside import listing_digest, need_file
+from clipmill.stages.ops.states import added
+from clipmill.stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
+from clipmill.stages.select._draws import Draw, Pairs, drawing, may_draw
+from clipmill.stages.select._t import by_language, leaving, tail_count
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 

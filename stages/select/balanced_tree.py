@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CENTROID_COSINE,
     CLUSTER_ID,
     IDENTITY,
@@ -22,10 +22,10 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.uid import coin_hash
-from pipeline.dataset import Context, Inputs, State
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import (
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Context, Inputs, State
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
     NonEmpty,
@@ -37,15 +37,15 @@ from pipeline.stage import (
     Verdicts,
     location,
 )
-from stages.ops.centroids import look_for
-from stages.ops.keeper import DROPPED, PREFERENCE, Keep, best_first, preference
-from stages.ops.outside import listing_digest
-from stages.ops.states import added
-from stages.select._clustered import one_size, size_of, size_threshold, wanted
-from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.ops.centroids import look_for
+from clipmill.stages.ops.keeper import DROPPED, PREFERENCE, Keep, best_first, preference
+from clipmill.stages.ops.outside import listing_digest
+from clipmill.stages.ops.states import added
+from clipmill.stages.select._clustered import one_size, size_of, size_threshold, wanted
+from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
-    from stages.select._tree import Tree
+    from clipmill.stages.select._tree import Tree
 
 # Shapes: N rows, K clusters.
 
@@ -158,8 +158,8 @@ class BalancedTree(DatasetStage):
         )
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.select._levels import clusters_alone, of_clusters, parents_of
-        from stages.select._tree import Tree, put_tree
+        from clipmill.stages.select._levels import clusters_alone, of_clusters, parents_of
+        from clipmill.stages.select._tree import Tree, put_tree
 
         where = f"stage '{ctx.worker.stage}'"
         source = inputs.centroids, self.centroids, where, self.outside()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     CAPTIONS,
     IDENTITY,
     KEEP,
@@ -24,19 +24,19 @@ from metadata.schema import (
     UID,
     Column,
 )
-from metadata.uid import coin
-from pipeline.dataset import Context, Inputs, Shards, State
-from pipeline.errors import RecipeError, StageError, did_you_mean
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
-from stages.ops.caption_cuts import CUTS
-from stages.ops.keeper import dropped_before
-from stages.ops.text_lists import listed
-from stages.select import _cut as cut
-from stages.select import _sql as sql
-from stages.select._caption_rules import WORDS, broken_rules
-from stages.select._mixes import SHARES, Bools, Flat, Mix, mixed_texts
-from stages.select._texts import Texts
-from stages.select._top import Top, rankable, reaching, search
+from clipmill.metadata.uid import coin
+from clipmill.pipeline.dataset import Context, Inputs, Shards, State
+from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
+from clipmill.stages.ops.caption_cuts import CUTS
+from clipmill.stages.ops.keeper import dropped_before
+from clipmill.stages.ops.text_lists import listed
+from clipmill.stages.select import _cut as cut
+from clipmill.stages.select import _sql as sql
+from clipmill.stages.select._caption_rules import WORDS, broken_rules
+from clipmill.stages.select._mixes import SHARES, Bools, Flat, Mix, mixed_texts
+from clipmill.stages.select._texts import Texts
+from clipmill.stages.select._top import Top, rankable, reaching, search
 
 # Shapes: N rows, T texts of all of them.
 

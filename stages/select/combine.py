@@ -11,11 +11,11 @@ import pyarrow as pa
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REPEATS, Column
-from pipeline.dataset import Context, Inputs
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, Threshold, Verdicts
-from stages.select._condition import DROPPED_BY, KEPT_BY, Condition, any_of, condition
+from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REPEATS, Column
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, Threshold, Verdicts
+from clipmill.stages.select._condition import DROPPED_BY, KEPT_BY, Condition, any_of, condition
 
 # Shapes: N rows, K selects.
 

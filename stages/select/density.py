@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Meta
 
-from metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_BYTES, KEEP
-from metadata.uid import coin_hash
-from pipeline.dataset import Context, Inputs, Shards
-from pipeline.errors import StageError
-from pipeline.stage import (
+from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_BYTES, KEEP
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Context, Inputs, Shards
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
     NonEmpty,
@@ -26,10 +26,10 @@ from pipeline.stage import (
     Verdicts,
     location,
 )
-from stages.ops.centroids import look_for, read
-from stages.ops.outside import listing_digest
-from stages.ops.states import joined
-from stages.select._clustered import (
+from clipmill.stages.ops.centroids import look_for, read
+from clipmill.stages.ops.outside import listing_digest
+from clipmill.stages.ops.states import joined
+from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     FIXED,
@@ -44,7 +44,7 @@ from stages.select._clustered import (
     sizes,
     wanted,
 )
-from stages.select._density import (
+from clipmill.stages.select._density import (
     DENSITY_RANK,
     Clusters,
     Cut,
@@ -53,8 +53,8 @@ from stages.select._density import (
     placed,
     put_tables,
 )
-from stages.select._isolation import isolation
-from stages.select._quotas import Quotas, probabilities
+from clipmill.stages.select._isolation import isolation
+from clipmill.stages.select._quotas import Quotas, probabilities
 
 # Shapes: K clusters with rows.
 

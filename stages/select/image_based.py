@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from metadata.fingerprint import digest
-from metadata.globs import open_pool
-from metadata.keys import redacted
-from metadata.schema import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.globs import open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.schema import (
     IMAGE_BYTES,
     IMAGE_EMBEDDING,
     KEEP,
     UID,
     Column,
 )
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs, State, Task
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import (
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
     Gpus,
@@ -35,17 +35,17 @@ from pipeline.stage import (
     Verdicts,
     location,
 )
-from stages.models import image_text, images
-from stages.ops.centroids import look_for
-from stages.ops.keeper import DROPPED
-from stages.ops.outputs import put_text
-from stages.ops.outside import STAGE, named, need_either
-from stages.ops.states import added
-from stages.ops.vectors import as_matrix, unit_rows
-from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.models import image_text, images
+from clipmill.stages.ops.centroids import look_for
+from clipmill.stages.ops.keeper import DROPPED
+from clipmill.stages.ops.outputs import put_text
+from clipmill.stages.ops.outside import STAGE, named, need_either
+from clipmill.stages.ops.states import added
+from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
-    from stages.select._targets import Targets
+    from clipmill.stages.select._targets import Targets
 
 # Shapes: N rows, K centroids, T tasks.
 
@@ -126,7 +126,7 @@ class ImageBased(DatasetStage):
 
     def outside(self) -> str:
         """Names, sizes and times of the files of targets and of centroids."""
-        from stages.select._targets import listing_digest
+        from clipmill.stages.select._targets import listing_digest
 
         places = filter(None, map(named, (self.targets, self.centroids)))
         return digest([listing_digest(place) for place in places])
@@ -162,8 +162,8 @@ class ImageBased(DatasetStage):
         return f"its nearest centroid, {number}, is the nearest of {near} targets"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.select._aims import aimed
-        from stages.select._targets import Targets
+        from clipmill.stages.select._aims import aimed
+        from clipmill.stages.select._targets import Targets
 
         targets = Targets(
             targets=self.targets,
@@ -227,8 +227,8 @@ def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     """keep, targets, nearest centroid and reason of every row."""
-    from stages.select._aims import aims, opened
-    from stages.select._targets import EMBED_BOTH
+    from clipmill.stages.select._aims import aims, opened
+    from clipmill.stages.select._targets import EMBED_BOTH
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
     has_none_N = np.isnan(unit_rows(row_ND)).any(axis=1) | (row_ND.shape[1] == 0)
@@ -250,7 +250,7 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
 
 def counted(targets: "Targets", rows: pa.Table) -> State:
     """Rows with a nearest centroid, those kept, and by task the kept ones near its targets."""
-    from stages.select._aims import aims
+    from clipmill.stages.select._aims import aims
 
     kept = rows.filter(rows[KEEP.name])[NEAREST_CENTROID.name].to_numpy()
     return {
@@ -264,7 +264,7 @@ def put_summary(
     targets: "Targets", at_least: int, about: dict[str, Any], task: Task
 ) -> dict[str, Any]:
     """Stores out/targets.json."""
-    from stages.select._aims import aims
+    from clipmill.stages.select._aims import aims
 
     near = aims(targets)
     by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_BYTES, KEEP
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import (
+from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_BYTES, KEEP
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
     OneUp,
@@ -21,7 +21,7 @@ from pipeline.stage import (
     Verdicts,
     location,
 )
-from stages.select._clustered import (
+from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     REASONS,
@@ -33,7 +33,7 @@ from stages.select._clustered import (
     size_threshold,
     wanted,
 )
-from stages.select._prototypes import (
+from clipmill.stages.select._prototypes import (
     PROTOTYPE_RANK,
     Ranking,
     Sign,

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.hosts import host_of
-from metadata.schema import (
+from clipmill.metadata.hosts import host_of
+from clipmill.metadata.schema import (
     IDENTITY,
     IMAGE_BYTES,
     KEEP,
@@ -20,15 +20,15 @@ from metadata.schema import (
     URL,
     Column,
 )
-from metadata.uid import coin
-from pipeline.dataset import Context, Inputs
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
-from stages.ops.keeper import DROPPED
-from stages.select import _cut as cut
-from stages.select._groups import OFFSET, PLACE, SIZE, VALUE, placed
-from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
-from stages.select._least import at_each, is_least, least_of_parts, search
+from clipmill.metadata.uid import coin
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
+from clipmill.stages.ops.keeper import DROPPED
+from clipmill.stages.select import _cut as cut
+from clipmill.stages.select._groups import OFFSET, PLACE, SIZE, VALUE, placed
+from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.stages.select._least import at_each, is_least, least_of_parts, search
 
 # Shapes: N rows.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import (
+from clipmill.metadata.schema import (
     IDENTITY,
     IMAGE_BYTES,
     KEEP,
@@ -18,13 +18,13 @@ from metadata.schema import (
     SHARD,
     UID,
 )
-from metadata.uid import from_halves, halves
-from pipeline.dataset import Context, Inputs, State, Task
-from pipeline.stage import DatasetStage, NonEmpty
-from stages.ops.keeper import DROPPED
-from stages.ops.outputs import put_text
-from stages.ops.outside import listing_digest
-from stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
+from clipmill.metadata.uid import from_halves, halves
+from clipmill.pipeline.dataset import Context, Inputs, State, Task
+from clipmill.pipeline.stage import DatasetStage, NonEmpty
+from clipmill.stages.ops.keeper import DROPPED
+from clipmill.stages.ops.outputs import put_text
+from clipmill.stages.ops.outside import listing_digest
+from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,13 +68,13 @@ class UidList(DatasetStage):
         return listing_digest(self.path)
 
     def look(self) -> None:
-        from stages.ops.uid_lists import opened
+        from clipmill.stages.ops.uid_lists import opened
 
         opened(self.path, "key `path`")
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.ops.combined import Concatenated, Zipped
-        from stages.ops.uid_lists import opened
+        from clipmill.stages.ops.combined import Concatenated, Zipped
+        from clipmill.stages.ops.uid_lists import opened
 
         listed = opened(self.path, f"stage '{ctx.worker.stage}', key `path`")
         both = Concatenated((ctx.map_shards(may_stay, inputs.rows), Zipped(lines, (listed,))))

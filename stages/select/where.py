@@ -11,14 +11,14 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
-from pipeline.dataset import Context, Inputs
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import DatasetStage, NonEmpty, Parts, Threshold, Verdicts
-from stages.select import _cut as cut
-from stages.select import _sql as sql
-from stages.select import _verdicts
-from stages.select._top import Top, keep_best, rankable, search
+from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, UID
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, Parts, Threshold, Verdicts
+from clipmill.stages.select import _cut as cut
+from clipmill.stages.select import _sql as sql
+from clipmill.stages.select import _verdicts
+from clipmill.stages.select._top import Top, keep_best, rankable, search
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import TEXT, TEXT_FEATURES
-from stages.ops.languages import best_languages, predictor
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.schema import TEXT, TEXT_FEATURES
+from clipmill.stages.ops.languages import best_languages, predictor
+from clipmill.stages.ops.vectors import as_matrix
 
 FEW = 200  # pairs
 ASKED = 2_000  # captions, evenly spread, whose language and likeness are looked at

@@ -7,12 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from metadata.fingerprint import digest
-from metadata.keys import redacted
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import (
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import (
     DatasetStage,
     Decay,
     Gigabytes,
@@ -25,10 +25,10 @@ from pipeline.stage import (
     later,
     location,
 )
-from stages.clip.losses import Asks, asks, digest_of
-from stages.clip.scales import SCALES, Scale
-from stages.clip.training import CURVE, Work, train_alone, train_rank
-from stages.ops.exports import numbered, summary_of
+from clipmill.stages.clip.losses import Asks, asks, digest_of
+from clipmill.stages.clip.scales import SCALES, Scale
+from clipmill.stages.clip.training import CURVE, Work, train_alone, train_rank
+from clipmill.stages.ops.exports import numbered, summary_of
 
 OF_SCALE = ("samples_seen", "batch_size", "learning_rate", "warmup_steps", "weight_decay")
 LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]
@@ -159,19 +159,19 @@ class ClipTraining(DatasetStage):
 
     def outside(self) -> str:
         """The digest of the subset's bytes."""
-        from stages.clip.subset import subset_digest
+        from clipmill.stages.clip.subset import subset_digest
 
         return subset_digest(self.subset) if self.subset is not None else ""
 
     def look(self) -> None:
-        from stages.clip.subset import look_at
+        from clipmill.stages.clip.subset import look_at
 
         if self.subset is not None:
             look_at(self.subset)
 
     def probe(self) -> tuple[float, float]:
         """Seconds of one sample in a step, and of embedding one picture, on this machine."""
-        from stages.clip.probe import probed
+        from clipmill.stages.clip.probe import probed
 
         return probed(self)
 
@@ -180,10 +180,10 @@ class ClipTraining(DatasetStage):
         return self.fixed.steps
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from stages.clip.cache import cache_shard
-        from stages.clip.stream import index_shard
-        from stages.clip.subset import chooser_of
-        from stages.clip.towers import reads
+        from clipmill.stages.clip.cache import cache_shard
+        from clipmill.stages.clip.stream import index_shard
+        from clipmill.stages.clip.subset import chooser_of
+        from clipmill.stages.clip.towers import reads
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
@@ -227,7 +227,7 @@ class ClipTraining(DatasetStage):
     @property
     def pixels_size(self) -> int | None:
         """The image_size of an export.pixels that it can read; None where it decodes as it goes."""
-        from stages.clip.towers import reads
+        from clipmill.stages.clip.towers import reads
 
         fixed = self.fixed
         if (fixed.augment, fixed.sampling) != ("shift", "epochs"):
@@ -248,7 +248,7 @@ class ClipTraining(DatasetStage):
         """How many entries `subset` has, and how many of them `not_there`; nothing without one."""
         if self.subset is None:
             return {}
-        from stages.clip.subset import counted, subset_digest
+        from clipmill.stages.clip.subset import counted, subset_digest
 
         stage = ctx.worker.stage
         ctx.say("finding the subset's rows")

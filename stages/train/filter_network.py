@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import IMAGE_FEATURES, KEEP, TEXT, TEXT_FEATURES, UID
-from metadata.uid import coin_hash, halves
-from pipeline.dataset import Context, Inputs, Rank, Shards, Task
-from pipeline.errors import StageError
-from pipeline.stage import DatasetStage, OneUp, Resources
-from stages.ops.vectors import as_matrix
-from stages.train import _trusted
+from clipmill.metadata.schema import IMAGE_FEATURES, KEEP, TEXT, TEXT_FEATURES, UID
+from clipmill.metadata.uid import coin_hash, halves
+from clipmill.pipeline.dataset import Context, Inputs, Rank, Shards, Task
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import DatasetStage, OneUp, Resources
+from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.train import _trusted
 
 # Shapes: N usable rows, I and T widths of image and text features.
 
@@ -56,8 +56,8 @@ def train(rows: Shards, settings: TrainedFilterNetwork, rank: Rank, task: Task) 
     """Stores the model; how many rows it learnt from."""
     import torch
 
-    from stages.models import filter_network as fn
-    from stages.models.saved import put_model
+    from clipmill.stages.models import filter_network as fn
+    from clipmill.stages.models.saved import put_model
 
     seed, stage = task.worker.seed, task.worker.stage
     place = f"stage '{stage}' (train.filter_network)"

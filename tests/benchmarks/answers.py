@@ -25,8 +25,8 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from metadata.storage import Storage
-from pipeline.engine.answers import StoredAnswers, pack
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.answers import StoredAnswers, pack
 from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import scratch
 

@@ -29,7 +29,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cli import main as clipmill
+from clipmill.pipeline.cli import main as clipmill
 from tests.benchmarks.side_by_side import begin
 
 AT_ONCE, LATENCY_S = (32, 64), 0.2

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 import clipmill
-from pipeline.pools.faults import HARMLESS_LINKS
-from stages.models.filter_network import fitted
-from stages.ops.vectors import as_matrix
+from clipmill.pipeline.pools.faults import HARMLESS_LINKS
+from clipmill.stages.models.filter_network import fitted
+from clipmill.stages.ops.vectors import as_matrix
 from tests.benchmarks.filter_abroad import file_of, with_features
 from tests.benchmarks.pools import auc, drawn, there
 from tests.benchmarks.side_by_side import begin, rounds_of

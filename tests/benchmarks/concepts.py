@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.concepts.load import concept_list, of_entries
-from stages.annotate._spacing import padded, spaced
-from stages.annotate._substrings import Finder
-from stages.select._draws import Draw, Pairs
+from clipmill.metadata.concepts.load import concept_list, of_entries
+from clipmill.stages.annotate._spacing import padded, spaced
+from clipmill.stages.annotate._substrings import Finder
+from clipmill.stages.select._draws import Draw, Pairs
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 CAPTIONS = 20_000

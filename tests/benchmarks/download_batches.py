@@ -17,8 +17,8 @@ from sys import executable
 
 import pyarrow as pa
 
-from pipeline.stage import Worker
-from stages.download.images import DownloadImages
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.download.images import DownloadImages
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.streams import OneByOne
 

@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 import torch
 
-from metadata.storage import Storage
-from stages.evaluate import _scoring
-from stages.evaluate._scoring import scored_task
-from stages.models.image_text import load
-from stages.ops.tasks import describe
+from clipmill.metadata.storage import Storage
+from clipmill.stages.evaluate import _scoring
+from clipmill.stages.evaluate._scoring import scored_task
+from clipmill.stages.models.image_text import load
+from clipmill.stages.ops.tasks import describe
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.stages.task_folders import write_tar
 

@@ -20,13 +20,13 @@ from collections.abc import Callable
 from functools import partial
 from unittest import mock
 
-from metadata.storage import Storage
-from pipeline.ledger import ahead
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.sweep import sweep
-from pipeline.ledger.why import why
-from pipeline.report.build import report
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.ledger import ahead
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

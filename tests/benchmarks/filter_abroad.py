@@ -30,14 +30,14 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from pipeline.pools.evaluation import evaluation_captions
-from pipeline.pools.faults import HARMLESS_LINKS
-from pipeline.pools.sources import noto, packages
-from pipeline.pools.trusted import TrustedPair, trusted_pairs, write_trusted
-from stages.models import filter_network as fn
-from stages.models.features import ImageFeatures, TextFeatures
-from stages.ops.images import ImageError, decode
-from stages.train.filter_network import TrainedFilterNetwork
+from clipmill.pipeline.pools.evaluation import evaluation_captions
+from clipmill.pipeline.pools.faults import HARMLESS_LINKS
+from clipmill.pipeline.pools.sources import noto, packages
+from clipmill.pipeline.pools.trusted import TrustedPair, trusted_pairs, write_trusted
+from clipmill.stages.models import filter_network as fn
+from clipmill.stages.models.features import ImageFeatures, TextFeatures
+from clipmill.stages.ops.images import ImageError, decode
+from clipmill.stages.train.filter_network import TrainedFilterNetwork
 from tests.benchmarks.pools import VENDORS, auc, drawn, there, vendor_of
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch

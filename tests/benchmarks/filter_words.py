@@ -20,8 +20,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from stages.models.features import ImageFeatures, TextFeatures
-from stages.models.filter_network import WORDS, FilterNetwork, fitted, rooted
+from clipmill.stages.models.features import ImageFeatures, TextFeatures
+from clipmill.stages.models.filter_network import WORDS, FilterNetwork, fitted, rooted
 from tests.benchmarks.side_by_side import begin
 
 ROUNDS, BATCH, WIDTH = 3, 1024, 256

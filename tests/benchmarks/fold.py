@@ -22,12 +22,12 @@ from time import process_time
 
 import numpy as np
 
-from metadata.fold import append, fold
-from metadata.record import Record, data_name
-from metadata.records import table_of
-from metadata.scan import scan
-from metadata.storage import Storage
-from pipeline.engine.waves import FOLD_EVERY
+from clipmill.metadata.fold import append, fold
+from clipmill.metadata.record import Record, data_name
+from clipmill.metadata.records import table_of
+from clipmill.metadata.scan import scan
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.waves import FOLD_EVERY
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch
 

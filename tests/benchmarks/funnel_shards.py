@@ -15,11 +15,11 @@ two cores were not there.
 from pathlib import Path
 from time import perf_counter
 
-from metadata.storage import Storage
-from pipeline.ledger import ahead
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.funnel import funnel
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.ledger import ahead
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.pools.server import BEHAVIOUR
+from clipmill.pipeline.pools.server import BEHAVIOUR
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch, spend
 
@@ -126,7 +126,16 @@ def served(folder: Path, width: int, height: int, quality: int, counts: set[int]
     for count in counts:
         urls = [f"http://127.0.0.1:{port}/{n % FILES}.jpg?{n}" for n in range(count)]
         pq.write_table(pa.table({"url": urls, "text": urls}), folder / f"{count}.parquet")
-    command = ("-u", "-m", "pipeline.cli", "pool", "serve", str(folder), "--port", str(port))
+    command = (
+        "-u",
+        "-m",
+        "clipmill.pipeline.cli",
+        "pool",
+        "serve",
+        str(folder),
+        "--port",
+        str(port),
+    )
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None

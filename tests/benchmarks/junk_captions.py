@@ -21,8 +21,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.pools.captions import BOILERPLATE, SPAM
-from stages.annotate import junk as stage
+from clipmill.pipeline.pools.captions import BOILERPLATE, SPAM
+from clipmill.stages.annotate import junk as stage
 from tests.benchmarks.pools import auc, pool_at
 from tests.benchmarks.side_by_side import begin
 

@@ -39,10 +39,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.cluster._rounds import cell_sums, moved_centres
-from stages.ops import nearest as kernel
-from stages.ops.states import added
-from stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.cluster._rounds import cell_sums, moved_centres
+from clipmill.stages.ops import nearest as kernel
+from clipmill.stages.ops.states import added
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 WIDTH, ROUNDS, SHARD = 512, 3, 10_000

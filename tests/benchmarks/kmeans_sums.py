@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.storage import Storage
-from pipeline.engine import context
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import context
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, plan_of, run_toy, scratch
 

@@ -27,14 +27,14 @@ import webdataset as wds
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
-from stages.clip.cache import cache_shard, read_cached, square
-from stages.clip.crop import box_of, crop
-from stages.clip.loader import Batches
-from stages.clip.nano import NANO, reads
-from stages.clip.scales import CROP_AREA, CROP_ASPECT
-from stages.clip.stream import Streamed, View, index_shard
-from stages.ops.images import decode
+from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
+from clipmill.stages.clip.cache import cache_shard, read_cached, square
+from clipmill.stages.clip.crop import box_of, crop
+from clipmill.stages.clip.loader import Batches
+from clipmill.stages.clip.nano import NANO, reads
+from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
+from clipmill.stages.clip.stream import Streamed, View, index_shard
+from clipmill.stages.ops.images import decode
 from tests.benchmarks.nano_step import ROWS, trainer
 from tests.benchmarks.side_by_side import begin, side_by_side
 

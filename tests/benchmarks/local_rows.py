@@ -24,12 +24,12 @@ from time import perf_counter, process_time
 import numpy as np
 import pyarrow as pa
 
-from metadata.scratch import remove_shared
-from metadata.storage import Storage
-from pipeline.dataset import Shards
-from pipeline.engine.local_shards import LocalShards
-from pipeline.run_folder.state import RunState
-from stages.ops.vectors import as_matrix
+from clipmill.metadata.scratch import remove_shared
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Shards
+from clipmill.pipeline.engine.local_shards import LocalShards
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.stages.ops.vectors import as_matrix
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

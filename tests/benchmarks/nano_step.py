@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.clip.embedded import whole
-from stages.clip.loader import Batch
-from stages.clip.loop import Precision, Schedule, Trainer
-from stages.clip.nano import NANO, Nano
-from stages.clip.schedule import learning_rate
-from stages.clip.towers import matrices_first, new_model
-from stages.losses.clip import loss as info_nce
+from clipmill.stages.clip.embedded import whole
+from clipmill.stages.clip.loader import Batch
+from clipmill.stages.clip.loop import Precision, Schedule, Trainer
+from clipmill.stages.clip.nano import NANO, Nano
+from clipmill.stages.clip.schedule import learning_rate
+from clipmill.stages.clip.towers import matrices_first, new_model
+from clipmill.stages.losses.clip import loss as info_nce
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 STEPS, WARMUP, PEAK = 118, 10, 2e-3

@@ -46,7 +46,7 @@ def pool_of(pool: str) -> dict:
 def measure(name: str, folder: Path) -> None:
     """One pool's seconds, and the peak of memory, as JSON."""
     # Libraries are no part of the growth.
-    from stages.dedup import _hamming, _linkage, _nearest_texts, _signatures  # noqa: F401
+    from clipmill.stages.dedup import _hamming, _linkage, _nearest_texts, _signatures  # noqa: F401
 
     pool = pool_of(name)
     stored, said = measured(pool, {"uses": "dedup.minhash", "min_jaccard": FLOOR}, folder)
@@ -56,8 +56,8 @@ def measure(name: str, folder: Path) -> None:
 def checked(near: Path, pool: dict) -> dict[str, int]:
     """Rows, how many were joined, and of some copies as near as the floor those that were found."""
     import polars as pl
-    from stages.toy.captions import captions, originals
-    from stages.toy.codes import uids
+    from clipmill_own.toy.captions import captions, originals
+    from clipmill_own.toy.codes import uids
 
     files = sorted(near.glob("0*-*.parquet"))
     columns = ["joined_at", "duplicate_of"]

@@ -49,7 +49,7 @@ def pool_of(pool: str) -> dict:
 
 def measure(name: str, folder: Path) -> None:
     """One pool's seconds, and the peak of memory, as JSON."""
-    from stages.dedup import _hamming, _linkage  # noqa: F401  # libraries are no part of the growth
+    from clipmill.stages.dedup import _hamming, _linkage  # noqa: F401  # libraries are no part of the growth
 
     pool = pool_of(name)
     stored, said = measured(pool, {"uses": "dedup.phash", "max_distance": RADIUS}, folder)
@@ -60,7 +60,7 @@ def measure(name: str, folder: Path) -> None:
 def checked(near: Path, rows: int, kind: str) -> tuple[int, int]:
     """Rows, and how many were joined; some rows are compared with all others first."""
     import polars as pl
-    from stages.toy.codes import codes, mixed
+    from clipmill_own.toy.codes import codes, mixed
 
     files = sorted(near.glob("0*-*.parquet"))
     joined = pl.concat([pl.read_parquet(file, columns=["joined_at"]) for file in files])

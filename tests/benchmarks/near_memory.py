@@ -25,9 +25,9 @@ from time import process_time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ledger.duplicates import duplicates
-from pipeline.ledger.leaks import leaks
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.ledger.duplicates import duplicates
+from clipmill.pipeline.ledger.leaks import leaks
+from clipmill.pipeline.run_folder.state import latest
 from tests.benchmarks.explore import peak_mb
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, plan_of, run_toy, scratch

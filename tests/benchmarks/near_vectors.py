@@ -37,7 +37,7 @@ def pool_of(millions: str) -> dict:
 
 def measure(millions: str, folder: Path) -> None:
     """One pool's seconds, and the peak of memory, as JSON."""
-    from stages.dedup import _earlier  # noqa: F401  # libraries are no part of the growth
+    from clipmill.stages.dedup import _earlier  # noqa: F401  # libraries are no part of the growth
 
     stored, said = measured(pool_of(millions), {"uses": "dedup.semantic"}, folder)
     [pool] = (folder / "stages").glob("pool-*")

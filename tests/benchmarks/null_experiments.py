@@ -19,20 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.outputs import Outputs
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.items import terms
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.evaluation import EvaluationSet, write_set
-from pipeline.pools.generated import generated_drawings
-from pipeline.pools.picture import encode, picture_of
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.items import terms
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
+from clipmill.pipeline.pools.generated import generated_drawings
+from clipmill.pipeline.pools.picture import encode, picture_of
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 from PIL import Image
 from scipy.fft import dct
 
-from stages.annotate.phash import PHASH, PHash, hashed
-from stages.ops.pixels import PIXELS
+from clipmill.stages.annotate.phash import PHASH, PHash, hashed
+from clipmill.stages.ops.pixels import PIXELS
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 LANCZOS = Image.Resampling.LANCZOS

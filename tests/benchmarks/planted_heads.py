@@ -22,10 +22,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.concepts.load import concept_list, of_entries
-from metadata.uid import from_hex
-from stages.annotate.concepts import Lists
-from stages.select._draws import Draw, Pairs
+from clipmill.metadata.concepts.load import concept_list, of_entries
+from clipmill.metadata.uid import from_hex
+from clipmill.stages.annotate.concepts import Lists
+from clipmill.stages.select._draws import Draw, Pairs
 from tests.benchmarks.pools import pool_at
 from tests.benchmarks.side_by_side import begin
 

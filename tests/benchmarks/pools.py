@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.pools.build import build_pool
+from clipmill.pipeline.pools.build import build_pool
 from tests.benchmarks.side_by_side import NeedError
 from tests.benchmarks.toy import scratch
 

@@ -32,10 +32,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.uid import coin_hash, from_halves
-from stages.ops.centroids import Centroids, to_table
-from stages.ops.vectors import unit_rows
-from stages.select._tree import Tree
+from clipmill.metadata.uid import coin_hash, from_halves
+from clipmill.stages.ops.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.select._tree import Tree
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import fill, plan_of, run_toy, scratch
 

@@ -15,8 +15,8 @@ from functools import partial
 from itertools import product
 from time import process_time
 
-from pipeline.executors import Step
-from pipeline.stage import Resources
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.stage import Resources
 from tests.benchmarks.side_by_side import begin
 from tests.pipeline.executors.fake_actors import fake_executor
 

@@ -19,9 +19,9 @@ from time import perf_counter
 import ray
 import ray.data
 
-from pipeline.executors import Step
-from pipeline.executors.ray import RayExecutor
-from pipeline.stage import Resources
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors.ray import RayExecutor
+from clipmill.pipeline.stage import Resources
 from tests.benchmarks.side_by_side import begin
 
 ONE_CPU = Resources(cpus=1, memory_gb=0.1)

@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from pipeline.ledger import survey
-from pipeline.report.build import report
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.ledger import survey
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.run_folder.state import latest
 from tests.benchmarks.select_rows import RECIPE, write_pool
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import Spent, clipmill, module, scratch

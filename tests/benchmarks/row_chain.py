@@ -33,10 +33,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.schema import REASON, UID
-from metadata.shard import GROUP_ROWS
-from pipeline.engine.worker import worker_of
-from pipeline.planning.planned import PlannedStage
+from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.shard import GROUP_ROWS
+from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.planning.planned import PlannedStage
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

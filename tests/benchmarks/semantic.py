@@ -33,7 +33,7 @@ from time import process_time
 import numpy as np
 import torch
 
-from stages.dedup._earlier import most_similar_earlier
+from clipmill.stages.dedup._earlier import most_similar_earlier
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 WIDTH = 512

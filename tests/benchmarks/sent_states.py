@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 from time import process_time
 
-from metadata.record import ShardState
-from metadata.storage import Storage
-from pipeline.run_folder.rows import PoolShards
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.run_folder.rows import PoolShards
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import scratch
 

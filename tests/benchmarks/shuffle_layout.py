@@ -20,9 +20,9 @@ from math import ceil
 
 import numpy as np
 
-from pipeline.engine.context import LEAST_PARTITIONS, partition_rows
-from pipeline.engine.shuffling import runs_of, segment_bytes
-from pipeline.run_folder.partitions import AHEAD_BYTES, OFFSET, blocks
+from clipmill.pipeline.engine.context import LEAST_PARTITIONS, partition_rows
+from clipmill.pipeline.engine.shuffling import runs_of, segment_bytes
+from clipmill.pipeline.run_folder.partitions import AHEAD_BYTES, OFFSET, blocks
 from tests.benchmarks.side_by_side import begin
 
 SHARD_ROWS, MEMORY_GB = 10_000, 2

@@ -23,11 +23,11 @@ from pathlib import Path
 from time import process_time
 from types import SimpleNamespace
 
-from metadata.storage import Storage
-from pipeline.engine.shuffling import by_hash, put_index, runs_of, segment_bytes, split_run
-from pipeline.ledger.stored import stored
-from pipeline.run_folder.partitions import Partitions
-from pipeline.run_folder.rows import PoolShards
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.shuffling import by_hash, put_index, runs_of, segment_bytes, split_run
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.run_folder.partitions import Partitions
+from clipmill.pipeline.run_folder.rows import PoolShards
 from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

@@ -27,13 +27,13 @@ import sys
 from pathlib import Path
 from time import process_time
 
-from metadata.fold import fold
-from metadata.record import Manifest, Record, data_name
-from metadata.records import table_of
-from metadata.storage import Storage
-from pipeline.planning.plan import Plan
-from pipeline.run_folder.live import live_run
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.fold import fold
+from clipmill.metadata.record import Manifest, Record, data_name
+from clipmill.metadata.records import table_of
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.run_folder.live import live_run
+from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, plan_of, scratch
 

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.schema import KEEP
-from pipeline.ledger.stored import stored
-from pipeline.ledger.sweep import sweep
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.schema import KEEP
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

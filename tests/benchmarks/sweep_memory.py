@@ -19,10 +19,10 @@ import os
 import sys
 from time import process_time
 
-from pipeline.ledger import swept
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.sweep import sweep
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.ledger import swept
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.run_folder.state import latest
 from tests.benchmarks import explore
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import module, scratch

@@ -16,7 +16,7 @@ def cited(*files: Path) -> dict[str, Path]:
 
 def test_each_benchmark_is_cited_begins_alike_and_each_cited_one_is_there():
     documents = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
-    folders = (ROOT / name for name in ("metadata", "pipeline", "stages"))
+    folders = (ROOT / "clipmill" / name for name in ("metadata", "pipeline", "stages"))
     sources = [file for it in folders for end in ("py", "yaml") for file in it.rglob(f"*.{end}")]
     claimed = cited(*documents, *sources)
     named = claimed | cited(*ROOT.glob("tests/**/*.py"))

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.run_folder.state import RunState
 
 ALONE = """
 import sys
@@ -27,11 +28,11 @@ class Absent:
         if name == "pandas":
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent)
-from pipeline.cli import main
+from clipmill.pipeline.cli import main
 sys.exit(main())
 """
 OWN_STAGES = Path(__file__).parent / "own_stages"
-sys.path.insert(0, str(OWN_STAGES))  # workers inherit it
+os.environ[VARIABLE] = str(OWN_STAGES / "stages")  # workers inherit it
 
 
 class Silent:
@@ -148,7 +149,7 @@ def spend(*arguments: str, tree: Path | None = None) -> Spent:
 
 def clipmill(*arguments: str, tree: Path | None = None) -> Spent:
     """One command of the CLI as a process of its own."""
-    return spend(sys.executable, "-m", "pipeline.cli", *arguments, tree=tree)
+    return spend(sys.executable, "-m", "clipmill.pipeline.cli", *arguments, tree=tree)
 
 
 def clipmill_alone(*arguments: str) -> Spent:

@@ -24,10 +24,10 @@ import torch
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 
-from stages.clip.loader import Batch
-from stages.clip.loop import Means, Precision, Schedule, Trainer
-from stages.clip.losses import find_loss
-from stages.clip.towers import Towers, matrices_first, new_model
+from clipmill.stages.clip.loader import Batch
+from clipmill.stages.clip.loop import Means, Precision, Schedule, Trainer
+from clipmill.stages.clip.losses import find_loss
+from clipmill.stages.clip.towers import Towers, matrices_first, new_model
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 ROWS, CHECKED, STEPS, ROUNDS = 32, 8, 2, 7

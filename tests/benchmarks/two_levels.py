@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.dataset import Inputs
-from stages.cluster.kmeans import KMeans
-from stages.ops.vectors import from_matrix
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.cluster.kmeans import KMeans
+from clipmill.stages.ops.vectors import from_matrix
 from tests.benchmarks.side_by_side import begin
 from tests.memory import MemoryContext, MemoryShards
 

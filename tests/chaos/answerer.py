@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from metadata.storage import Storage
-from pipeline.engine import answers
-from pipeline.engine.answers import StoredAnswers, pack
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import answers
+from clipmill.pipeline.engine.answers import StoredAnswers, pack
 
 ROWS, SHARD_ROWS = 240, 30
 WAIT_S = 0.0005  # of a request

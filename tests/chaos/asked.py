@@ -24,8 +24,8 @@ from typing import Any
 
 from PIL import Image
 
-from metadata.storage import Storage
-from pipeline.engine.answers import FOLDER, all_files, opened
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.answers import FOLDER, all_files, opened
 from tests.engine_stages.harness import meaning, run_arguments
 
 TARS, ROWS = 4, 20  # shards, and rows of each
@@ -232,7 +232,7 @@ def begin(
     """A run with two workers, in a process group of its own."""
     with (scratch / "output.txt").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *run_arguments(recipe, run, 2, *more)],
+            [sys.executable, "-m", "clipmill.pipeline.cli", *run_arguments(recipe, run, 2, *more)],
             env=env,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.chaos.flaky import Proxy
 from tests.engine_stages.harness import (
     Ended,

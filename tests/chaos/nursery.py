@@ -13,9 +13,9 @@ import sys
 import threading
 from importlib import import_module
 
-from pipeline.cli import main
-from pipeline.planning.recipe import load_recipe
-from pipeline.planning.settings import stage_class
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.settings import stage_class
 
 
 def born(task: dict) -> int:
@@ -35,7 +35,12 @@ def born(task: dict) -> int:
 def serve(recipe: str, *modules: str) -> None:
     for keys in load_recipe(recipe).stages.values():  # not planned: that starts Polars' threads
         stage_class(keys["uses"], recipe)
-    ours = ("polars", "pyarrow.parquet", "pipeline.engine.run", "pipeline.executors.local")
+    ours = (
+        "polars",
+        "pyarrow.parquet",
+        "clipmill.pipeline.engine.run",
+        "clipmill.pipeline.executors.local",
+    )
     for name in (*ours, *modules):
         import_module(name)
     assert threading.active_count() == 1, "a fork would lose a thread"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.budget import SharedBudget, close_accounts, spent_in
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.budget import SharedBudget, close_accounts, spent_in
 from tests.engine_stages.harness import clipmill_run
 
 pytestmark = pytest.mark.chaos

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.chaos.conftest import Nursery, nursery_of
 from tests.engine_stages.harness import Ended, meaning
 from tests.pipeline.bench.conftest import run_of, tasks_of
@@ -17,8 +17,16 @@ pytestmark = pytest.mark.soak
 STAGES = Path(__file__).parent / "models.yaml"  # what is imported before the runs are forked
 MODULES = (
     *("torch._dynamo", "pandas", "scipy.stats", "sympy", "cv2", "numba"),
-    *("pipeline.bench.board", "pipeline.report.leaderboard", "pipeline.ledger.answer"),
-    *("stages.clip.probe", "stages.evaluate.leaks", "stages.ops.perceptual"),
+    *(
+        "clipmill.pipeline.bench.board",
+        "clipmill.pipeline.report.leaderboard",
+        "clipmill.pipeline.ledger.answer",
+    ),
+    *(
+        "clipmill.stages.clip.probe",
+        "clipmill.stages.evaluate.leaks",
+        "clipmill.stages.ops.perceptual",
+    ),
 )
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1", "checkpoint_steps=1")
 COST = ["seconds", "samples_per_s"]

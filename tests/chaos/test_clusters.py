@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.chaos.conftest import nursery_of
 from tests.engine_stages.harness import clipmill_run, meaning
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from metadata.outputs import noted_outputs
-from metadata.storage import Storage
-from pipeline.engine.checkpoints import StoredCheckpoints
-from pipeline.engine.once import made_once
+from clipmill.metadata.outputs import noted_outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.pipeline.engine.once import made_once
 
 pytestmark = pytest.mark.soak
 KEY = "0123456789abcdef"

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.passes import read_stage
-from metadata.record import state_of
-from metadata.scan import scan
-from metadata.storage import Storage
-from stages.download.images import DownloadImages
+from clipmill.metadata.passes import read_stage
+from clipmill.metadata.record import state_of
+from clipmill.metadata.scan import scan
+from clipmill.metadata.storage import Storage
+from clipmill.stages.download.images import DownloadImages
 from tests.engine_stages.harness import clipmill_run
 from tests.stages.download.site import FILES
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.environments import all_made, made, python_of
-from pipeline.errors import StageError
-from pipeline.stage import Environment
+from clipmill.pipeline.engine.environments import all_made, made, python_of
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Environment
 from tests.family import left_after
 
 pytestmark = pytest.mark.soak(cpu_s=8)
 
 MAKE = """
 import sys
-from pipeline.engine.environments import python_of
-from pipeline.stage import Environment
+from clipmill.pipeline.engine.environments import python_of
+from clipmill.pipeline.stage import Environment
 print(python_of(Environment(packages=(sys.argv[1],), with_dependencies=False)))
 """
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.repair import is_asked
-from pipeline.planning.plan import make_plan
-from pipeline.planning.planned import PlannedStage
-from pipeline.planning.recipe import load_recipe
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.repair import is_asked
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.run_folder.state import RunState
 from tests.chaos.conftest import Nursery, nursery_of
 from tests.engine_stages.harness import Ended, clipmill_run, meaning
 from tests.every_stage import OURS, Finished, holds, write_run
@@ -29,9 +29,13 @@ pytestmark = pytest.mark.chaos
 FILES, SHARD_ROWS = 2, 70
 MODULES = (  # imported once, and not by each of some hundred forks
     *("tests.chaos.small", "torch", "pandas", "cv2", "scipy.stats", "numba"),
-    *("pipeline.verbs._summary_page", "pipeline.ledger.compare"),
-    *("stages.models.reference", "stages.models.features", "stages.models.filter_network"),
-    *("stages.ops._sift", "stages.dedup._slots", "stages.clip.loop"),
+    *("clipmill.pipeline.verbs._summary_page", "clipmill.pipeline.ledger.compare"),
+    *(
+        "clipmill.stages.models.reference",
+        "clipmill.stages.models.features",
+        "clipmill.stages.models.filter_network",
+    ),
+    *("clipmill.stages.ops._sift", "clipmill.stages.dedup._slots", "clipmill.stages.clip.loop"),
 )
 # Points of the run (test_kill_matrix), of stored answers (test_asked) and of what is made once.
 ELSEWHERE = re.compile(r"\w+ (run|lock|made)\.json|\w+ (recipes|sessions|log|packed|new)/")

@@ -1,15 +1,15 @@
 """The explorer over a run in an object store: the same counts, and no key in what it says."""
 
 import json
-import sys
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.explore.session import Session
-from pipeline.progress import Lines
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.explore.session import Session
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.progress import Lines
 from tests import numbered
 from tests.conftest import OWN_STAGES
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.soak
 
 
 def test_a_run_in_a_bucket_is_explored(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(OWN_STAGES), *sys.path])
+    monkeypatch.setenv(VARIABLE, str(OWN_STAGES / "stages"))
     numbered.write_pool(tmp_path)
     uri = bucket.uri("explored")
     outcome = run_plan(numbered.plan_of(tmp_path), Storage(uri), LocalExecutor(0), Lines())

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 
 RECIPE = """
 stages:

@@ -43,7 +43,7 @@ def run_of(
     recipe.write_text(RECIPE.format(pool=pool, log=log, gate=tmp_path / "gate"))
     arguments = run_arguments(recipe, str(tmp_path / "run"), 1, *more)
     with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
+        [sys.executable, "-m", "clipmill.pipeline.cli", *arguments],
         env={**environment(tmp_path / "faults", "any:0"), **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.conftest import Said
 
 pytestmark = pytest.mark.soak

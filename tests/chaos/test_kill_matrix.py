@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import Ended, meaning
 from tests.parts import coin
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.cli import main
+from clipmill.pipeline.cli import main
 
 pytestmark = pytest.mark.soak
 STAGES = """

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors import Executor
-from pipeline.executors.local import LocalExecutor
-from pipeline.executors.ray import RayExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors import Executor
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.executors.ray import RayExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
 from tests.engine_stages.harness import meaning, toy_stages, write_pool
 from tests.pipeline.engine.programs import store
 from tests.pipeline.executors.test_ray_nodes import nodes_with

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.pools.evaluation import EvaluationSet, write_set
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
 from tests.chaos.conftest import nursery_of
 from tests.engine_stages.harness import meaning
 from tests.stages.clip.exported import COLOURS, row

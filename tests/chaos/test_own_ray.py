@@ -28,7 +28,7 @@ LISTENS = "0A"
 def command(generated, tmp_path) -> list[str]:
     (tmp_path / "it.yaml").write_text(RECIPE.format(pool=generated))
     run = ["run", str(tmp_path / "it.yaml"), "--out", str(tmp_path / "run"), "--workers", "2"]
-    return [sys.executable, "-m", "pipeline.cli", *run]
+    return [sys.executable, "-m", "clipmill.pipeline.cli", *run]
 
 
 @contextmanager

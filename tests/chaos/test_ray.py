@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import Ended, clipmill_run, meaning, write_pool
 from tests.pipeline.engine.test_changed_files import flip
 

@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 
-from metadata.storage import Storage
-from metadata.uid_index import LEAST_SHARDS
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.find import rows_of
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid_index import LEAST_SHARDS
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.find import rows_of
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
 from tests.engine_stages.harness import toy_stages, write_pool
 
 pytestmark = pytest.mark.chaos

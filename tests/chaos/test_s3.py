@@ -8,18 +8,19 @@ from dataclasses import replace
 
 import pytest
 
-from metadata import storage
-from metadata.keys import redacted
-from metadata.storage import Storage
-from pipeline.engine import attempts
-from pipeline.engine.run import Outcome, run_plan
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.status import status
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.claim import refuse_foreign
+from clipmill.metadata import storage
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.run import Outcome, run_plan
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.status import status
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.claim import refuse_foreign
 from tests.chaos.flaky import Trouble
 from tests.engine_stages.harness import STAGES, meaning, toy_stages
 
@@ -246,7 +247,7 @@ def test_a_store_that_is_not_there_is_said_without_keys(
     nowhere = bucket.uri("run").replace(f":{bucket.port}", ":9")
     said = clipmill("run", recipe, "--out", nowhere, "--workers", 0)
     assert said.code == 1
-    assert "key 'run/recipes/' in bucket 'bucket': AWS Error NETWORK_CONNECTION" in said.err
+    assert "key 'run/run.json' in bucket 'bucket': AWS Error NETWORK_CONNECTION" in said.err
     assert "check that it is there" in said.err
     assert "SECRET" not in said.out + said.err
 
@@ -269,7 +270,7 @@ def test_keys_are_in_no_output_and_no_object(undisturbed, bucket):
 def test_status_is_seen_from_elsewhere_and_says_when_nobody_works_any_more(
     nursery, bucket, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(STAGES))
+    monkeypatch.setenv(VARIABLE, str(STAGES / "stages"))
     uri = bucket.uri("watched")
     killed = nursery.run(uri, fault="manifest:2")
     assert killed.killed

@@ -9,11 +9,11 @@ from functools import partial
 
 import pytest
 
-from pipeline.engine.environments import python_of
-from pipeline.engine.helpers import HelperProcess
-from pipeline.stage import Worker
-from stages.models import gguf, gguf_server, smollm2
-from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
+from clipmill.pipeline.engine.environments import python_of
+from clipmill.pipeline.engine.helpers import HelperProcess
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models import gguf, gguf_server, smollm2
+from clipmill.stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
 from tests.family import left_after, serving
 
 pytestmark = pytest.mark.soak(cpu_s=8)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import STAGES, meaning, write_pool
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(180)]
@@ -47,8 +47,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.stage import RowFunction, RowStage, Worker, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker, location
 
 POWER = Column("power", pa.int64(), "", "Any number.")
 HELD = Column("held", pa.int64(), "", "The power.")
@@ -120,7 +120,7 @@ class User:
     def begin(self, *arguments: str) -> subprocess.Popen:
         path = os.pathsep.join([str(STAGES), os.getcwd()])
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments],
+            [sys.executable, "-m", "clipmill.pipeline.cli", *arguments],
             cwd=self.folder,
             env={**os.environ, "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": path},
             stdout=subprocess.PIPE,

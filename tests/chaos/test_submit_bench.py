@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import main
+from clipmill.pipeline.cli import main
 from tests.chaos.test_own_ray import children, one_of
 from tests.chaos.test_submit import (
     User,

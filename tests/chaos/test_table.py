@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.ledger.table import table
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.ledger.table import table
+from clipmill.pipeline.run_folder.state import latest
 from tests.engine_stages.harness import clipmill_run, toy_stages, write_pool
 
 pytestmark = pytest.mark.soak

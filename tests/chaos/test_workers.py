@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import (
     clipmill_run,
     environment,
@@ -134,7 +134,7 @@ def test_a_hundred_random_kills_change_nothing(part, recipe, pool, undisturbed, 
 def begin(recipe: Path, out: Path, pool: Path, faults: Path) -> "subprocess.Popen[bytes]":
     arguments = run_arguments(recipe, str(out), WORKERS, *over(pool))
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
+        [sys.executable, "-m", "clipmill.pipeline.cli", *arguments],
         env=environment(faults, "any:0"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

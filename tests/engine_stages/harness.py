@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.own_code import VARIABLE
 
 STAGES = Path(__file__).parent  # to stand on the Python path, as a user's own folder of stages
 UNITS = ("record", "journal", "step")  # the points that end a unit of work
@@ -25,14 +26,12 @@ UNITS = ("record", "journal", "step")  # the points that end a unit of work
 @contextlib.contextmanager
 def toy_stages() -> Iterator[None]:
     """Puts the toy stages on the path, as a user's own folder would be."""
-    path, here = sys.path, str(STAGES)
-    path.insert(0, here)
+    before = os.environ.get(VARIABLE, "")
+    os.environ[VARIABLE] = os.pathsep.join(filter(None, (str(STAGES / "stages"), before)))
     try:
         yield
     finally:
-        path.remove(here)
-        if sys.path is not path:  # a test has put another list there, and takes it away later
-            sys.path[:] = [place for place in sys.path if place != here]
+        os.environ[VARIABLE] = before
 
 
 def write_pool(folder: Path, sizes: Sequence[int], start: int = 0) -> Path:
@@ -73,7 +72,8 @@ def environment(faults: Path, fault: str, scope: str = "group") -> dict[str, str
     faults.mkdir(parents=True, exist_ok=True)
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(STAGES), os.getcwd()]),
+        "PYTHONPATH": os.getcwd(),
+        VARIABLE: str(STAGES / "stages"),
         "CLIPMILL_FAULT": fault,
         "CLIPMILL_FAULT_DIR": str(faults),
         "CLIPMILL_FAULT_SCOPE": scope,
@@ -98,7 +98,12 @@ def clipmill_run(
 ) -> Ended:
     """`clipmill run` in a process group of its own, where a kill hits nobody else."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *run_arguments(recipe, str(out), workers, *more)],
+        [
+            sys.executable,
+            "-m",
+            "clipmill.pipeline.cli",
+            *run_arguments(recipe, str(out), workers, *more),
+        ],
         env={**environment(faults, fault, scope), **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

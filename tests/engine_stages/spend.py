@@ -3,8 +3,8 @@
 import random
 import sys
 
-from metadata.storage import Storage
-from pipeline.engine.budget import SharedBudget
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.budget import SharedBudget
 
 folder, limit, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 account = SharedBudget(Storage(folder), f"worker-{seed}", {"tokens": limit})

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from metadata.answers import END, AnswersFile, in_memory, in_scratch, merged, write_answers
+from clipmill.metadata.answers import END, AnswersFile, in_memory, in_scratch, merged, write_answers
 
 
 def key(number: int) -> bytes:

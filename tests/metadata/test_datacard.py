@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from metadata.datacard import croissant, data_card, documents
+from clipmill.metadata.datacard import croissant, data_card, documents
 
 SUMMARY = {
     "name": "shards",

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from metadata.faults import reached
+from clipmill.metadata.faults import reached
 
 REACH = """
-from metadata.faults import reached
+from clipmill.metadata.faults import reached
 for name in "abc":
     reached("record", name)
     reached("write", name)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from metadata.fingerprint import digest, fingerprint, plain, settings_of
-from pipeline.stage import later, location
+from clipmill.metadata.fingerprint import digest, fingerprint, plain, settings_of
+from clipmill.pipeline.stage import later, location
 
 
 @dataclass(frozen=True, kw_only=True)

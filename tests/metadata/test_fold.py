@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.fold import FOLDED, append, fold
-from metadata.record import Record
-from metadata.records import table_of
-from metadata.scan import scan
-from metadata.storage import Storage
+from clipmill.metadata.fold import FOLDED, append, fold
+from clipmill.metadata.record import Record
+from clipmill.metadata.records import table_of
+from clipmill.metadata.scan import scan
+from clipmill.metadata.storage import Storage
 
 AGO_S = 60  # so long before its part was written
 

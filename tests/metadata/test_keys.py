@@ -2,7 +2,7 @@
 
 import pytest
 
-from metadata.keys import redacted, without_keys
+from clipmill.metadata.keys import redacted, without_keys
 
 OPTIONS = "endpoint_override=127.0.0.1:1&scheme=http"
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from metadata.fold import fold
-from metadata.record import Record, ShardState, data_name, record_name, state_of
-from metadata.records import table_of
-from metadata.scan import scan
-from metadata.storage import Storage
+from clipmill.metadata.fold import fold
+from clipmill.metadata.record import Record, ShardState, data_name, record_name, state_of
+from clipmill.metadata.records import table_of
+from clipmill.metadata.scan import scan
+from clipmill.metadata.storage import Storage
 
 
 @pytest.fixture

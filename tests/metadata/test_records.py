@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata import records as columns
-from metadata.record import Record
-from metadata.records import (
+from clipmill.metadata import records as columns
+from clipmill.metadata.record import Record
+from clipmill.metadata.records import (
     RECORD,
     Records,
     are_made_of,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from metadata import scratch
-from metadata.storage import Storage
+from clipmill.metadata import scratch
+from clipmill.metadata.storage import Storage
 
 HOLDER = """
 import os, sys
-from metadata.scratch import scratch_folder
+from clipmill.metadata.scratch import scratch_folder
 (scratch_folder() / "on-its-way").touch()
 if not os.fork():
     sys.exit()  # a child that ends as any program does

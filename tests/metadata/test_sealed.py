@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from metadata.sealed import put_sealed, read_sealed
-from metadata.storage import Storage
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.storage import Storage
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata import parquet_file, storage
-from metadata.damage import DamagedError
-from metadata.parquet_file import read_at, read_file, recut
-from metadata.passes import read_stage
-from metadata.record import state_of
-from metadata.scan import scan
-from metadata.schema import KEEP, POSITION, REASON, UID
-from metadata.shard import GROUP_ROWS, ShardWriter, store
-from metadata.storage import Storage
+from clipmill.metadata import parquet_file, storage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.parquet_file import read_at, read_file, recut
+from clipmill.metadata.passes import read_stage
+from clipmill.metadata.record import state_of
+from clipmill.metadata.scan import scan
+from clipmill.metadata.schema import KEEP, POSITION, REASON, UID
+from clipmill.metadata.shard import GROUP_ROWS, ShardWriter, store
+from clipmill.metadata.storage import Storage
 
 VALUE = pa.field("value", pa.int64())
 SCHEMA = pa.schema([(UID.name, UID.dtype), VALUE, (REASON.name, REASON.dtype)])

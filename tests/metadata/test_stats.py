@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata.stats import auc, draw_weights, holm, mean, welch, wilson
+from clipmill.metadata.stats import auc, draw_weights, holm, mean, welch, wilson
 
 SCORES = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.schema import TEXT_LIST
-from metadata.subset_file import read_subset, write_subset
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.metadata.subset_file import read_subset, write_subset
 
 UIDS = pa.array([b"a" * 16, b"b" * 16], pa.binary(16))
 WHOLE = pa.table(

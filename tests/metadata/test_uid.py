@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.uid import coin, coin_hash, coin_hash_by, from_hex, halves, uid_of
+from clipmill.metadata.uid import coin, coin_hash, coin_hash_by, from_hex, halves, uid_of
 
 
 def uids(*values: bytes) -> pa.Array:

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata import uid_index
-from metadata.storage import Storage
-from metadata.uid import halves
-from metadata.uid_index import put_index, runs_of, shards_with
+from clipmill.metadata import uid_index
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid import halves
+from clipmill.metadata.uid_index import put_index, runs_of, shards_with
 
 ROWS = (7, 0, 30, 1, 22)
 SHARDS = (3, 4, 7, 8, 9)

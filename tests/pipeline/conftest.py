@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from metadata.passes import read_stage
-from metadata.record import Record
-from metadata.storage import Storage
-from pipeline.engine.run import Outcome, run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState, latest
+from clipmill.metadata.passes import read_stage
+from clipmill.metadata.record import Record
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import Outcome, run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState, latest
 from tests import drawn
 from tests.artefacts import linked
 from tests.conftest import OWN_STAGES
@@ -129,7 +130,7 @@ def shared_run(artefacts) -> Callable[[str, str], RunState]:
 
     def run(name: str, stages: str) -> RunState:
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(OWN_STAGES)
+            patch.setenv(VARIABLE, str(OWN_STAGES / "stages"))
             return latest(str(artefacts(name, drawn.of(stages), OWN_STAGES) / "run"))
 
     return run
@@ -157,7 +158,7 @@ def clustered(shared_run) -> RunState:
 def numbered_state(numbered_run) -> RunState:
     """The finished run of tests/numbered.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(OWN_STAGES)
+        patch.setenv(VARIABLE, str(OWN_STAGES / "stages"))
         return latest(str(numbered_run / "run"))
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests import numbered
 
 ROOT = Path(__file__).parents[2]
-CLIPMILL = [sys.executable, "-m", "pipeline.cli"]
+CLIPMILL = [sys.executable, "-m", "clipmill.pipeline.cli"]
 RECIPE = """
 stages:
   pool:    {{uses: ingest.datacomp, path: {pool}/metadata, shard_rows: 30}}
@@ -35,19 +35,17 @@ def recipe(generated, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def done(generated, tmp_path_factory) -> Path:
     """A finished run."""
-    from pipeline.cli import main
+    from clipmill.pipeline.cli import main
 
     folder = tmp_path_factory.mktemp("done")
     (folder / "it.yaml").write_text(RECIPE.format(pool=generated))
-    path = list(sys.path)
     arguments = ["run", str(folder / "it.yaml"), "--out", str(folder / "run"), "--workers", "0"]
     assert main(arguments) == 0
-    sys.path[:] = path
     return folder / "run"
 
 
 def test_help_lists_every_verb(clipmill):
-    names = {path.stem for path in (ROOT / "pipeline/verbs").glob("[a-z]*.py")}
+    names = {path.stem for path in (ROOT / "clipmill/pipeline/verbs").glob("[a-z]*.py")}
     assert set(re.findall(r"^  (\w+) ", clipmill("--help").out, re.MULTILINE)) == names
 
 

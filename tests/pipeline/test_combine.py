@@ -12,19 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.funnel import Funnel, funnel
-from pipeline.ledger.survey import survey
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
-from stages.clip.cache import cache_shard, read_cached
-from stages.clip.loader import Batches
-from stages.clip.nano import ARCHITECTURES
-from stages.ops.exports import numbered, summary_of
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.funnel import Funnel, funnel
+from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.stages.clip.cache import cache_shard, read_cached
+from clipmill.stages.clip.loader import Batches
+from clipmill.stages.clip.nano import ARCHITECTURES
+from clipmill.stages.ops.exports import numbered, summary_of
 from tests.pipeline.run_folder.test_masks import uid_of, write_pool
 from tests.stages.clip.exported import TINY, TINY_READS
 
@@ -144,7 +144,7 @@ def test_why_names_the_select_that_decided_and_the_condition(ran, clipmill):
 
 
 def test_the_survey_shows_every_select_that_an_end_builds_on(ran):
-    from pipeline.ledger.stored import selects_up_to
+    from clipmill.pipeline.ledger.stored import selects_up_to
 
     names = [planned.name for planned in selects_up_to(ran.state, "any")]
     assert names == ["any", "reds", "ones", "best"]

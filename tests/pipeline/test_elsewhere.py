@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from metadata.outputs import Outputs
-from metadata.storage import Storage
-from pipeline.cli import main
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.cli import main
 from tests.stages.clip.exported import row
 
 FIRST = """

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.errors import MOST_NAMED, did_you_mean
+from clipmill.pipeline.errors import MOST_NAMED, did_you_mean
 
 STAGES = ("pool", "images", "worth", "curated", "curated_models")
 

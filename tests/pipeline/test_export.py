@@ -11,12 +11,12 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.progress import Lines
-from pipeline.run_folder.state import latest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import latest
 from tests.artefacts import linked
 
 ENDS = ("lang", "shards", "fused", "checks", "far")
@@ -160,7 +160,7 @@ def test_an_export_that_was_stopped_goes_on_where_it_was(export, run, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("stages.export._groups.put_documents", stop)
+        patched.setattr("clipmill.stages.export._groups.put_documents", stop)
         assert export("subset", "huggingface").code == 130
     assert not (tmp_path / "out").exists(), "nothing is copied that is not whole"
     (made,) = run.glob("stages/export_*/out/data/*.parquet")
@@ -283,7 +283,7 @@ WRONG = [
 
 def test_what_cannot_be_exported_is_refused(finished, clipmill, tmp_path, monkeypatch):
     state = latest(str(finished))  # opened once: nothing is done there
-    monkeypatch.setattr("pipeline.verbs.export.opened", lambda arguments: state)
+    monkeypatch.setattr("clipmill.pipeline.verbs.export.opened", lambda arguments: state)
     before = sorted(finished.rglob("*"))
     where = ("--run", finished, "--out", tmp_path / "out", "--workers", 0)
     told = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.cli import TITLES, VERBS, _parser
+from clipmill.pipeline.cli import TITLES, VERBS, _parser
 
 ROOT = Path(__file__).parents[2]
 TOP = _parser()

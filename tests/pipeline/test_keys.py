@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
 from tests.answering import Answering
 
 SECRET = "hush"
@@ -40,7 +40,9 @@ def test_no_byte_of_a_run_folder_and_no_verb_has_a_key(recipe, tmp_path, clipmil
     refused = [clipmill("plan", recipe), clipmill("run", recipe, *where)]
     assert [one.code for one in refused] == [2, 2]
     assert not [one for one in refused if SECRET in one.out + one.err]
-    monkeypatch.setattr("pipeline.planning.looks.look", lambda *_: {})  # as if it were there
+    monkeypatch.setattr(
+        "clipmill.pipeline.planning.looks.look", lambda *_: {}
+    )  # as if it were there
     said = [
         clipmill("plan", recipe, *again),
         clipmill("plan", recipe, "--json"),

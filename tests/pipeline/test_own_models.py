@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch) -> Iterator[Path]:
         (tmp_path / "pictures" / f"{colour}.txt").write_text(caption)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    sys.modules.pop("stages.models.colour", None)
+    sys.modules.pop("clipmill_own.models.colour", None)
 
 
 def test_a_file_in_ones_own_folder_is_a_model_that_plans_runs_and_scores(folder, clipmill):
@@ -66,5 +66,5 @@ def test_a_scheme_that_cannot_be_imported_stops_the_plan_without_a_traceback(fol
     (folder / SCHEME).write_text("import nowhere\n\ndef width(name): ...\n\ndef load(name): ...\n")
     refused = clipmill("plan", RECIPE)
     assert refused.code == 2
-    assert "stages.models.colour cannot be imported: ModuleNotFoundError" in refused.err
+    assert "'models.colour' needs the package 'nowhere'" in refused.err
     assert "Traceback" not in refused.err

@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from pipeline.errors import StageError
-from pipeline.packages import cached_versions, debian_files, npm_files
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.packages import cached_versions, debian_files, npm_files
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from metadata.record import Failure
-from pipeline.errors import StageError
-from pipeline.progress import Bars, Lines, running_lines, watcher
-from pipeline.progress_lines import stage_line, total_line, within
-from pipeline.run_folder.live import Cause, Live, LiveRun, Piece
-from pipeline.run_folder.words import duration, in_words, kind_of
-from pipeline.terminal import Guarded, guard
+from clipmill.metadata.record import Failure
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.progress import Bars, Lines, running_lines, watcher
+from clipmill.pipeline.progress_lines import stage_line, total_line, within
+from clipmill.pipeline.run_folder.live import Cause, Live, LiveRun, Piece
+from clipmill.pipeline.run_folder.words import duration, in_words, kind_of
+from clipmill.pipeline.terminal import Guarded, guard
 
 FAILURE = Failure(3, {}, False, "a torn file", "pool/3.parquet", "put it back")
 NOW = 1000.0

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.uid import uid_of
+from clipmill.metadata.uid import uid_of
 
 ROWS = 60
 RECIPE = """

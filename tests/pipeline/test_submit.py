@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import stages
-from pipeline import jobs, submit
+from clipmill.pipeline import jobs, own_code, submit
 from tests.engine_stages.harness import STAGES
 from tests.pipeline.head import CUT, Head
 from tests.test_docs import BLOCK, DOCUMENTS
@@ -37,7 +36,7 @@ def packages():
     made = {}
 
     def packed(recipe: Path) -> bytes:
-        key = (recipe.name, recipe.read_bytes(), *stages.__path__)
+        key = (recipe.name, recipe.read_bytes(), *own_code.folders())
         if key not in made:
             made[key] = PACKED(recipe)
         return made[key]
@@ -128,39 +127,45 @@ def test_the_package_holds_the_recipe_and_the_code_that_planned_it(head, send, f
     assert head.sent[0]["runtime_env"] == {"working_dir": f"gcs://{name}"}
     package = zipfile.ZipFile(io.BytesIO(data))
     names = set(package.namelist())
-    wanted = {"recipe/it.yaml", "stages/toy/power.py", "stages/toy/words.txt"}
-    assert wanted | {"stages/ingest/datacomp.py", "pipeline/recipes/smoke.yaml"} < names
+    wanted = {"recipe/it.yaml", *(f"recipe/stages/toy/{it}" for it in ("power.py", "words.txt"))}
+    ours = ("stages/ingest/datacomp.py", "pipeline/recipes/smoke.yaml", "__init__.py")
+    assert wanted | {f"clipmill/{it}" for it in ours} < names
     assert not [
-        name for name in names if re.search(r"\.pyc|/\.|\.parquet|^tests|^pipeline/pools/", name)
+        name for name in names if re.search(r"\.pyc|/\.|\.parquet|^tests|/pipeline/pools/", name)
     ]
 
     there = folder / "there"
     package.extractall(there)
     program = (
-        "import sys, pipeline, metadata\nfrom pipeline.cli import main\n"
+        "import sys\nfrom clipmill import metadata, pipeline\n"
+        "from clipmill.pipeline.cli import main\n"
         "print(pipeline.__file__, metadata.__file__)\n"
         "sys.exit(main(['plan', 'recipe/it.yaml']))"
     )
     planned = subprocess.run(
         [sys.executable, "-c", program],
         cwd=there,
-        env={**os.environ, "PYTHONPATH": ""},
+        env={**os.environ, "PYTHONPATH": "", own_code.VARIABLE: ""},
         capture_output=True,
         text=True,
     )
     assert planned.returncode == 0, planned.stderr
-    assert planned.stdout.startswith(f"{there}/pipeline/__init__.py {there}/metadata/__init__.py")
+    files = (f"{there}/clipmill/{it}/__init__.py" for it in ("pipeline", "metadata"))
+    assert planned.stdout.startswith(" ".join(files))
     assert "  square   toy.power    from numbers\n" in planned.stdout
 
 
-def test_a_file_of_ones_own_stands_before_ours_as_it_does_here(folder, monkeypatch):
+def test_a_file_of_ones_own_in_the_place_of_ours_is_refused_with_both(folder, clipmill):
     mine = folder / "stages" / "annotate" / "caption.py"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    monkeypatch.syspath_prepend(str(folder))
-    package = zipfile.ZipFile(io.BytesIO(submit.packed(folder / "it.yaml")))
-    assert package.read("stages/annotate/caption.py") == b"mine"
-    assert "stages/annotate/language.py" in package.namelist()
+    with (folder / "it.yaml").open("a") as recipe:
+        recipe.write("  caption: {uses: annotate.caption, from: pool}\n")
+    refused = clipmill("plan", folder / "it.yaml")
+    assert refused.code == 2
+    assert "two files of the name 'annotate.caption'" in refused.err
+    assert str(mine) in refused.err
+    assert "/stages/annotate/caption.py, " in refused.err
 
 
 def test_equal_code_is_one_package_and_is_sent_once(head, send, folder, monkeypatch):
@@ -440,7 +445,7 @@ def test_stopped_by_hand_the_job_goes_on_and_it_is_said_how_to_follow_and_stop_i
     head.ended = {"status": "RUNNING"}
     command = ["submit", "it.yaml", "--out", "run", "--address", head.address]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *command],
+        [sys.executable, "-m", "clipmill.pipeline.cli", *command],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -482,6 +487,6 @@ def test_what_the_documents_submit_can_be_submitted(head, clipmill, folder):
 
 def test_submitting_imports_no_ray():
     program = (
-        "import sys, pipeline.submit; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+        "import sys, clipmill.pipeline.submit; sys.exit(len({'ray', 'torch'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import submit
-from pipeline.errors import ClipmillError
-from pipeline.executors import Step
-from pipeline.executors.local import LocalExecutor
-from pipeline.stage import Resources
-from pipeline.terminal import Guarded, cut, guard, harmless, one_line
+from clipmill.pipeline import submit
+from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.stage import Resources
+from clipmill.pipeline.terminal import Guarded, cut, guard, harmless, one_line
 from tests.pipeline.executors.work import quote
 from tests.pipeline.head import Head
 

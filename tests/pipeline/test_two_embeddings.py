@@ -7,16 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.passes import read_stage
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from stages.ops.vectors import as_matrix, unit_rows
-from stages.score.clip_score import row_cosine
+from clipmill.metadata.passes import read_stage
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.score.clip_score import row_cosine
 from tests.pipeline.run_folder.test_masks import write_pool
 
 RECIPE = """

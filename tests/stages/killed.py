@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from metadata.passes import read_stage
-from pipeline.engine.run import Outcome
+from clipmill.metadata.passes import read_stage
+from clipmill.pipeline.engine.run import Outcome
 
 
 class KilledError(BaseException):

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.engine.environments import python_of
-from pipeline.engine.helpers import HelperProcess
-from pipeline.stage import Worker
-from stages.models import vllm, vllm_server
-from stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
+from clipmill.pipeline.engine.environments import python_of
+from clipmill.pipeline.engine.helpers import HelperProcess
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models import vllm, vllm_server
+from clipmill.stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
 from tests.captioned import judged, run_recipe, served_pool
 from tests.family import left_after, serving
 

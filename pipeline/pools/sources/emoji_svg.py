@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.packages import npm_files
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.sources.emojibase import emojibase, normal_hex
+from clipmill.pipeline.packages import npm_files
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.sources.emojibase import emojibase, normal_hex
 
 OPENMOJI = ("openmoji", "17.0.0")
 TWEMOJI = ("@twemoji/svg", "15.0.0")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pipeline.packages import npm_files
-from pipeline.pools.drawing import Words
+from clipmill.pipeline.packages import npm_files
+from clipmill.pipeline.pools.drawing import Words
 
 PACKAGES = (("emojibase-data", "17.0.0"), ("emojilib", "4.0.3"))
 DIALECTS = frozenset({"en-gb", "es-mx"})  # nearly every label equals the main language's

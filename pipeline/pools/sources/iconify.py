@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.packages import npm_files
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.sources.emoji_svg import emoji_drawing
-from pipeline.pools.sources.emojibase import emojibase, squashed
+from clipmill.pipeline.packages import npm_files
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.sources.emoji_svg import emoji_drawing
+from clipmill.pipeline.pools.sources.emojibase import emojibase, squashed
 
 EMOJIONE = ("@iconify-json/emojione", "1.2.3")
 EMOJIONE_V1 = ("@iconify-json/emojione-v1", "1.2.3")

@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipeline.packages import debian_files, npm_files
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.sources.emoji_svg import emoji_drawing
-from pipeline.pools.sources.emojibase import emojibase, normal_hex
-from pipeline.pools.sources.texts import name_words
+from clipmill.pipeline.packages import debian_files, npm_files
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.sources.emoji_svg import emoji_drawing
+from clipmill.pipeline.pools.sources.emojibase import emojibase, normal_hex
+from clipmill.pipeline.pools.sources.texts import name_words
 
 OXYGEN = "oxygen-icon-theme"
 OXYGEN_ROOT = "usr/share/icons/oxygen/base/"

@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from posixpath import normpath
 
-from pipeline.packages import debian_files
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.sources.texts import image_tags, is_file_name, name_words
+from clipmill.pipeline.packages import debian_files
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.sources.texts import image_tags, is_file_name, name_words
 
 GIMP_LANGUAGES = ("en", "de", "fr", "ja", "ru")
 SKLEARN = "python-sklearn-doc"

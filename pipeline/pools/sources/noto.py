@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.packages import npm_files
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.evaluation import EvaluationSet
-from pipeline.pools.sources.emoji_svg import emoji_drawing
-from pipeline.pools.sources.emojibase import emojibase, normal_hex
+from clipmill.pipeline.packages import npm_files
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.evaluation import EvaluationSet
+from clipmill.pipeline.pools.sources.emoji_svg import emoji_drawing
+from clipmill.pipeline.pools.sources.emojibase import emojibase, normal_hex
 
 PACKAGE = ("emoji-datasource-google", "16.0.0")
 IMAGES = "img/google/64/"

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipeline.packages import debian_files
-from pipeline.pools.chance import keep
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.sources.texts import name_words, one_line
+from clipmill.pipeline.packages import debian_files
+from clipmill.pipeline.pools.chance import keep
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.sources.texts import name_words, one_line
 
 SOURCE = "openclipart-png"
 TITLES = "openclipart-svg"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from pipeline.packages import cached_versions
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.sources import (
+from clipmill.pipeline.packages import cached_versions
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.sources import (
     emoji_svg,
     emojibase,
     games,

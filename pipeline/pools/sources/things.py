@@ -6,9 +6,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipeline.packages import debian_files
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.sources.texts import language_of, one_line
+from clipmill.pipeline.packages import debian_files
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.sources.texts import language_of, one_line
 
 FURNITURE = "sweethome3d-furniture"
 CATALOG = re.compile(r"^PluginFurnitureCatalog(?:_(\w+))?\.properties$")

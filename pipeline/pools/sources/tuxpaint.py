@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipeline.packages import debian_files
-from pipeline.pools.chance import keep
-from pipeline.pools.drawing import Drawing, Words
-from pipeline.pools.sources.texts import language_of
+from clipmill.pipeline.packages import debian_files
+from clipmill.pipeline.pools.chance import keep
+from clipmill.pipeline.pools.drawing import Drawing, Words
+from clipmill.pipeline.pools.sources.texts import language_of
 
 SOURCE = "tuxpaint-stamps-default"
 MIN_KEEP = 0.30

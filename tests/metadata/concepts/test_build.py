@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.concepts.build import NUMERALS, Thresholds, build, ngrams, read_texts, titles
-from metadata.concepts.load import of_entries
+from clipmill.metadata.concepts.build import NUMERALS, Thresholds, build, ngrams, read_texts, titles
+from clipmill.metadata.concepts.load import of_entries
 
 TEXTS = ["red dog"] * 4 + ["red cat"] * 3 + ["a red fox"] * 2 + ["polar bear"] * 2
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.concepts.load import (
+from clipmill.metadata.concepts.load import (
     MAX_ENTRY_CHARS,
     SCHEMA,
     ConceptListError,

@@ -5,8 +5,8 @@ import math
 import polars as pl
 import pytest
 
-from metadata.concepts import ngrams
-from metadata.concepts.ngrams import count_ngrams, with_pmi
+from clipmill.metadata.concepts import ngrams
+from clipmill.metadata.concepts.ngrams import count_ngrams, with_pmi
 
 
 def counted(*texts):

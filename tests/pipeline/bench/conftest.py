@@ -8,13 +8,13 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.pools.evaluation import EvaluationSet, write_set
-from pipeline.progress import Lines
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
+from clipmill.pipeline.progress import Lines
 from tests.drawn import draw
 
 ROWS = 40

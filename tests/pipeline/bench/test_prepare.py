@@ -7,16 +7,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.bench.prepare import Prepared, prepared
-from pipeline.bench.recipe import Data, stages_of
-from pipeline.bench.spec import Asked, Bench, bench_of
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.run_folder import lock
-from pipeline.run_folder.state import latest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.bench.prepare import Prepared, prepared
+from clipmill.pipeline.bench.recipe import Data, stages_of
+from clipmill.pipeline.bench.spec import Asked, Bench, bench_of
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.state import latest
 from tests.pipeline.bench.conftest import ROWS, STAGES, caption, draw_pool, run_of, run_over
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1")

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import TEXT_LIST
-from metadata.subset_file import check_subset
-from metadata.uid import halves
-from pipeline.bench.rows import Chance, Every, Mixed, chances, listed, once
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.metadata.subset_file import check_subset
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.bench.rows import Chance, Every, Mixed, chances, listed, once
 
 
 def shard(number: int = 0, rows: int = 1000) -> pa.Table:

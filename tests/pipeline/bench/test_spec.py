@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.bench.spec import Arm, Asked, Bench, Source, bench_of
-from pipeline.errors import RecipeError
+from clipmill.pipeline.bench.spec import Arm, Asked, Bench, Source, bench_of
+from clipmill.pipeline.errors import RecipeError
 
 ASKED = Asked(arms=("best=/run:subset",), tasks="/eval", scale="nano", seeds=2)
 

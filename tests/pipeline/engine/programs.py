@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from metadata.schema import REASON_TYPE
+from clipmill.metadata.schema import REASON_TYPE
 
 
 def with_value(value, rows: pa.Table) -> pa.Table:

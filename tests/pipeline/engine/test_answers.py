@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import answers
-from pipeline.engine.answers import StoredAnswers, pack
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import answers
+from clipmill.pipeline.engine.answers import StoredAnswers, pack
 
 ASKER = "  asked: {uses: toy.asker, from: numbers, log: %s%s}\n"
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from metadata import storage
-from metadata.damage import DamagedError
-from metadata.storage import Storage
-from pipeline.engine import attempts
-from pipeline.engine.attempts import FOLDER, MAX_RUNS, attempt, fail, forget
-from pipeline.errors import (
+from clipmill.metadata import storage
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import attempts
+from clipmill.pipeline.engine.attempts import FOLDER, MAX_RUNS, attempt, fail, forget
+from clipmill.pipeline.errors import (
     CrashedError,
     LostLockError,
     RetryableError,

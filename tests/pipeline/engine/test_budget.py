@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import budget
-from pipeline.engine.budget import SharedBudget, close_accounts, spent_in
-from pipeline.ledger.work import work
-from pipeline.run_folder.state import latest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import budget
+from clipmill.pipeline.engine.budget import SharedBudget, close_accounts, spent_in
+from clipmill.pipeline.ledger.work import work
+from clipmill.pipeline.run_folder.state import latest
 
 ASKER = "  asked: {uses: toy.asker, from: numbers, log: %s, tokens: %d}\n"
 SPEND = Path(__file__).parents[2] / "engine_stages" / "spend.py"

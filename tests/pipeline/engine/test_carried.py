@@ -6,15 +6,15 @@ from functools import partial
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import shuffling
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.run_folder import carried
-from stages.ops.states import added
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import shuffling
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder import carried
+from clipmill.stages.ops.states import added
 from tests.engine_stages.harness import toy_stages, write_pool
 from tests.pipeline.conftest import Ran
 from tests.pipeline.engine.programs import first_number, plus, with_value

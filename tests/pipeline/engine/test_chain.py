@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.record import Record, ShardState, state_of
-from metadata.schema import KEEP, REASON, REASON_TYPE, UID, Column, Derived
-from metadata.shard import ShardWriter, store
-from metadata.storage import Storage
-from pipeline.engine.chain import ShardItem, next_together
-from pipeline.engine.chain_compute import rows_asked, spread
-from pipeline.engine.functions import Batch
-from pipeline.run_folder.rows import StoredColumns
+from clipmill.metadata.record import Record, ShardState, state_of
+from clipmill.metadata.schema import KEEP, REASON, REASON_TYPE, UID, Column, Derived
+from clipmill.metadata.shard import ShardWriter, store
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.chain import ShardItem, next_together
+from clipmill.pipeline.engine.chain_compute import rows_asked, spread
+from clipmill.pipeline.engine.functions import Batch
+from clipmill.pipeline.run_folder.rows import StoredColumns
 
 UIDS = pa.array([bytes([number]) * 16 for number in range(5)], pa.binary(16))
 

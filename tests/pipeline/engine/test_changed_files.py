@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from metadata.outputs import noted_outputs
-from metadata.storage import Storage
-from pipeline.engine import dataset_job
-from pipeline.engine import run as run_module
-from pipeline.run_folder.state import latest, summary
+from clipmill.metadata.outputs import noted_outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import dataset_job
+from clipmill.pipeline.engine import run as run_module
+from clipmill.pipeline.run_folder.state import latest, summary
 from tests.engine_stages.harness import meaning
 
 MADE = """
@@ -73,7 +73,7 @@ def test_damage_that_comes_back_stops_the_stage(engine, monkeypatch):
 
 
 def test_a_shard_first_written_without_checksums_is_made_again_without(engine, monkeypatch):
-    from pipeline.engine import chain_compute
+    from clipmill.pipeline.engine import chain_compute
 
     writer = chain_compute.ShardWriter
     monkeypatch.setattr(

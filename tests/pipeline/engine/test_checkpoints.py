@@ -2,8 +2,8 @@
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from metadata.sealed import put_sealed
-from metadata.storage import Storage
-from pipeline.errors import RetryableError, ShardError
-from pipeline.planning.settings import stage_class
-from pipeline.stage import Resources
+from clipmill.metadata.sealed import put_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RetryableError, ShardError
+from clipmill.pipeline.planning.settings import stage_class
+from clipmill.pipeline.stage import Resources
 from tests.pipeline.engine.programs import gpu_of_rank, says_its_stage, store, with_value
 
 CALLED: list[object] = []  # what the functions below did, in this process
@@ -119,7 +119,7 @@ def test_a_stage_whose_calls_another_version_cut_otherwise_begins_anew(
     program, engine, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.engine.journal.UNITS", 1)
+        patch.setattr("clipmill.pipeline.engine.journal.UNITS", 1)
         assert "two" in program("drops_then_trouble").error("it")
     [older] = (engine.folder / "run").glob("stages/it-*/calls-*")
     assert "two" in program("drops_then_trouble").error("it")
@@ -258,7 +258,7 @@ def test_launch_gives_the_first_ranks_result_and_is_journalled(program, engine, 
     assert (result["rank"], result["of"]) == (0, 2)
     monkeypatch.setenv("CLIPMILL_TEST_MENDED", "1")
     written = journal.stat().st_mtime_ns
-    monkeypatch.setattr("pipeline.executors.local.LocalExecutor.launch", None)
+    monkeypatch.setattr("clipmill.pipeline.executors.local.LocalExecutor.launch", None)
     assert written
     ran = program("launched")
     assert ran.complete

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from metadata.schema import REASON_TYPE
-from pipeline.dataset import Inputs
-from pipeline.engine import context
+from clipmill.metadata.schema import REASON_TYPE
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.engine import context
 from tests.memory import MemoryContext, MemoryShards
 
 SIZES = (12, 8, 0, 11)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import meaning
 from tests.parts import coin
 
@@ -106,7 +106,7 @@ def stopped(engine, clipmill, monkeypatch):
                 if here == point and part in name:
                     raise Halt
 
-            monkeypatch.setattr("metadata.storage.reached", reached)
+            monkeypatch.setattr("clipmill.metadata.storage.reached", reached)
             with pytest.raises(Halt):
                 clipmill(*run, folder)
             monkeypatch.undo()

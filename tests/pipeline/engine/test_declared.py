@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from metadata.schema import REASON_TYPE, Column
-from pipeline.engine.declared import as_declared
-from pipeline.errors import StageError
+from clipmill.metadata.schema import REASON_TYPE, Column
+from clipmill.pipeline.engine.declared import as_declared
+from clipmill.pipeline.errors import StageError
 
 SCORE = Column("score", pa.float32(), "0 to 1", "How good.")
 SCORES = pa.array([1, 0], pa.float32())

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import environments
-from pipeline.engine.environments import all_made, cache_folder, made, python_of
-from pipeline.errors import StageError
-from pipeline.stage import Environment
+from clipmill.pipeline.engine import environments
+from clipmill.pipeline.engine.environments import all_made, cache_folder, made, python_of
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Environment
 
 
 @pytest.fixture(autouse=True)

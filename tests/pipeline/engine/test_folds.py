@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from metadata import fold as folds
-from metadata import storage
-from metadata.scan import scan
-from metadata.storage import Storage
-from pipeline.engine import waves
+from clipmill.metadata import fold as folds
+from clipmill.metadata import storage
+from clipmill.metadata.scan import scan
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import waves
 from tests.engine_stages.harness import meaning, write_pool
 
 ROWS = """

@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from metadata.schema import REASON, UID
-from metadata.shard import ShardWriter
-from metadata.storage import Storage
-from pipeline.engine.failures import storage_error
-from pipeline.errors import RetryableError, StageError
+from clipmill.metadata.schema import REASON, UID
+from clipmill.metadata.shard import ShardWriter
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.failures import storage_error
+from clipmill.pipeline.errors import RetryableError, StageError
 from tests.engine_stages.harness import meaning
 
 HERE = Storage(".")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import guard
-from pipeline.engine.helpers import HelperProcess, cannot_load
-from pipeline.errors import StageError
+from clipmill.pipeline.engine import guard
+from clipmill.pipeline.engine.helpers import HelperProcess, cannot_load
+from clipmill.pipeline.errors import StageError
 from tests.family import family, left_after, living, members
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.kept import KeptRows
-from pipeline.engine.verify import verify
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.kept import KeptRows
+from clipmill.pipeline.engine.verify import verify
 from tests.engine_stages.harness import meaning
 
 ONE = """

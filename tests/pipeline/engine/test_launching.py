@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import attempts, launching
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import attempts, launching
 from tests.pipeline.engine.programs import die, one_step_a_life, store
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.scratch import PREFIX
-from metadata.storage import Storage
-from pipeline.engine.local_shards import put_copy, read_copy
+from clipmill.metadata.scratch import PREFIX
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.local_shards import put_copy, read_copy
 from tests.engine_stages.harness import STAGES, clipmill_run, points_of
 from tests.pipeline.engine.programs import added, plus, read, summed, with_value
 
@@ -29,7 +29,7 @@ def scratch(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr("metadata.scratch._shared", {})
+    monkeypatch.setattr("clipmill.metadata.scratch._shared", {})
     return folder
 
 

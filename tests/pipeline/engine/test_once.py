@@ -12,9 +12,9 @@ from functools import partial
 
 import pytest
 
-from metadata.outputs import noted_outputs
-from metadata.storage import Storage
-from pipeline.engine.once import made_once, whole
+from clipmill.metadata.outputs import noted_outputs
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.once import made_once, whole
 from tests.engine_stages.harness import environment, meaning
 from tests.pipeline.engine.programs import store
 from tests.pipeline.engine.test_changed_files import flip
@@ -68,8 +68,8 @@ def test_a_damaged_file_a_lost_one_and_a_torn_record_are_made_again(asked, tmp_p
 ONE_FILE = f"""
 import sys
 from pathlib import Path
-from metadata.storage import Storage
-from pipeline.engine.once import made_once
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.once import made_once
 def make(put):
     path = Path(sys.argv[1], "scratch")
     path.write_text("weights")

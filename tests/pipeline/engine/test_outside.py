@@ -4,8 +4,8 @@ from contextlib import closing
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.executors.local import LocalExecutor
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.executors.local import LocalExecutor
 from tests.engine_stages.harness import clipmill_run, meaning
 
 WEIGHED = "  weighed: {{uses: toy.weighed, from: numbers, weights: {}}}\n"

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.own_shards import Neighbours, OneShard, at_home, neighbours
-from pipeline.errors import StageError
+from clipmill.pipeline.engine.own_shards import Neighbours, OneShard, at_home, neighbours
+from clipmill.pipeline.errors import StageError
 
 PLANNED = SimpleNamespace(name="it", uses="toy.it")
 

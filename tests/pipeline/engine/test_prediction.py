@@ -5,7 +5,7 @@ import heapq
 import numpy as np
 import pytest
 
-from pipeline.engine.prediction import LEAST, Predicted, hours, pace, rest
+from clipmill.pipeline.engine.prediction import LEAST, Predicted, hours, pace, rest
 
 PROBES, DRAWN = 200, 200
 

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from pipeline.engine import context, states
-from pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.engine import context, states
+from clipmill.pipeline.executors.local import LocalExecutor
 from tests.pipeline.engine.programs import added, always, store, wide
 
 SHARDS = 32  # of the pool, where each has one row

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import dataset_job
-from pipeline.executors.local import LocalExecutor
-from pipeline.progress import Lines
-from pipeline.run_folder.state import latest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import dataset_job
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import latest
 from tests.engine_stages.harness import meaning, toy_stages, write_pool
 from tests.pipeline.conftest import Engine
 

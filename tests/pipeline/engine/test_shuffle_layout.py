@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.engine.context import partition_rows
+from clipmill.pipeline.engine.context import partition_rows
 from tests.benchmarks.shuffle_layout import driver_bytes, layout
 
 

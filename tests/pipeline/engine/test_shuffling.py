@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import shuffling
-from pipeline.engine.shuffling import (
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import shuffling
+from clipmill.pipeline.engine.shuffling import (
     by_hash,
     by_home,
     put_index,
@@ -19,8 +19,8 @@ from pipeline.engine.shuffling import (
     segment_bytes,
     split_run,
 )
-from pipeline.run_folder import partitions
-from pipeline.run_folder.partitions import Partitions, blocks, read_ranges
+from clipmill.pipeline.run_folder import partitions
+from clipmill.pipeline.run_folder.partitions import Partitions, blocks, read_ranges
 
 
 def test_equal_keys_and_nulls_have_one_partition_each():

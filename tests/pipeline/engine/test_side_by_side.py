@@ -9,8 +9,8 @@ from contextlib import closing
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.executors.local import LocalExecutor
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.executors.local import LocalExecutor
 from tests.engine_stages.harness import environment, meaning, write_pool
 from tests.pipeline.engine.test_changed_files import data_files, flip
 from tests.ray_head import ray_head as ray_head
@@ -105,7 +105,7 @@ def test_killed_with_two_dataset_stages_running_the_next_run_stores_the_same(
     if how == "ray":
         head = request.getfixturevalue("ray_head")
         there, env = [*there, *head.arguments], env | head.environment
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, there)]
+    command = [sys.executable, "-m", "clipmill.pipeline.cli", *map(str, there)]
     with subprocess.Popen(command, env=env, start_new_session=True) as process:
         limit = time.monotonic() + 60
         while {"one", "two"} - {path.name for path in place["place"].iterdir()}:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.states import put_state, read_state
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.states import put_state, read_state
 
 
 def test_a_state_is_stored_to_the_same_bytes_and_read_back(tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata.scratch import scratch_folder
-from metadata.storage import Storage
+from clipmill.metadata.scratch import scratch_folder
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import environment, meaning
 
 GONE_S = 5.0
@@ -29,7 +29,13 @@ def running(engine, tmp_path):
     def start(launch: bool) -> "subprocess.Popen[str]":
         (engine.folder / "cause").touch()
         engine.plan(STAGES % (engine.folder / "cause", str(launch).lower()))
-        command = [sys.executable, "-m", "pipeline.cli", "run", str(engine.folder / "recipe.yaml")]
+        command = [
+            sys.executable,
+            "-m",
+            "clipmill.pipeline.cli",
+            "run",
+            str(engine.folder / "recipe.yaml"),
+        ]
         process = subprocess.Popen(
             [*command, "--workers", "2", "--out", str(engine.folder / "run")],
             env={**environment(engine.folder / "faults", "any:0"), "TMPDIR": str(tmp_path)},

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.streaming import EventLoop, streamed
-from pipeline.errors import StageError
+from clipmill.pipeline.engine.streaming import EventLoop, streamed
+from clipmill.pipeline.errors import StageError
 
 PLACE = "stage 'x' (toy.x), shard 7"
 KINDS = pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
@@ -300,7 +300,7 @@ def test_streaming_and_plain_stages_run_as_one_chain(engine, is_async):
 
 
 def test_the_loop_of_a_run_is_one_and_ends_with_it(toys):
-    from stages.toy import flowing
+    from clipmill_own.toy import flowing
 
     def left() -> list[str]:
         gc.collect()

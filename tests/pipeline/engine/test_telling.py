@@ -7,18 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metadata.record import Failure, Record
-from metadata.sealed import put_sealed, read_sealed
-from metadata.storage import Storage
-from pipeline.engine import told
-from pipeline.engine.telling import Telling
-from pipeline.engine.told import Told
-from pipeline.engine.worker import worker_of
-from pipeline.errors import StageError
-from pipeline.progress import Lines
-from pipeline.run_folder import lock
-from pipeline.run_folder.state import RunState
-from pipeline.stage import Environment
+from clipmill.metadata.record import Failure, Record
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import told
+from clipmill.pipeline.engine.telling import Telling
+from clipmill.pipeline.engine.told import Told
+from clipmill.pipeline.engine.worker import worker_of
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Environment
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"
 WORD = Told(("square",), "0", 3.0, 12.0, "rows")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metadata.storage import Storage
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import meaning
 
 TOGETHER = "numbers.together=2"
@@ -11,7 +11,7 @@ TOGETHER = "numbers.together=2"
 @pytest.fixture
 def groups_read(engine):
     """The groups of sources that were read since the last look, by their first lines."""
-    from stages.toy.numbers import READ
+    from clipmill_own.toy.numbers import READ
 
     def groups_read() -> list[list[int]]:
         groups = list(READ)

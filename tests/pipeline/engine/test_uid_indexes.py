@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
-from metadata import storage, uid_index
-from metadata.storage import Storage
-from pipeline.ledger import find
-from pipeline.ledger.images import places_of_uids
-from pipeline.ledger.why import why
+from clipmill.metadata import storage, uid_index
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.ledger import find
+from clipmill.pipeline.ledger.images import places_of_uids
+from clipmill.pipeline.ledger.why import why
 from tests.engine_stages.harness import meaning, write_pool
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"
@@ -100,7 +100,7 @@ def test_a_shard_that_changed_is_read_as_long_as_no_index_knows_it(engine, opene
     write_pool(engine.pool / "more", [7], start=5000)
     (engine.pool / "more" / "0.txt").replace(engine.pool / "4.txt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.engine.dataset_job.index_uids", lambda context: None)
+        patch.setattr("clipmill.pipeline.engine.dataset_job.index_uids", lambda context: None)
         ran = engine.run(STAGES)
     state = ran.outcome.state
     uid = ran.column("numbers", "uid", 4)[2].hex()

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from metadata.damage import DamagedError
-from metadata.storage import Storage
-from pipeline.engine.units import Answer, Unit, Units, UnitsRun, units_of
-from pipeline.errors import CrashedError, ShardError, StageError
-from pipeline.stage import Resources
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.units import Answer, Unit, Units, UnitsRun, units_of
+from clipmill.pipeline.errors import CrashedError, ShardError, StageError
+from clipmill.pipeline.stage import Resources
 
 STAGE = SimpleNamespace(resources=Resources(), determinism="exact")
 PLANNED = SimpleNamespace(name="it", uses="toy.it", stage=STAGE)

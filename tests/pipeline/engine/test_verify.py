@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from metadata import shard
-from metadata.storage import Storage
+from clipmill.metadata import shard
+from clipmill.metadata.storage import Storage
 from tests.engine_stages.harness import meaning
 from tests.pipeline.engine.test_changed_files import MADE, READ, data_files, flip
 
@@ -18,7 +18,7 @@ ASKED = """
 @pytest.fixture
 def asked(engine, monkeypatch):
     """A finished stage of recorded answers in row groups of 8, and the numbers it was asked."""
-    from stages.toy.moody import Moody
+    from clipmill_own.toy.moody import Moody
 
     monkeypatch.setattr(Moody, "determinism", "recorded")
     monkeypatch.setattr(shard, "GROUP_ROWS", 4)

@@ -7,9 +7,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from unittest import mock
 
-from pipeline.executors import ray as on_ray
-from pipeline.executors import ray_room
-from pipeline.executors.ray import RayExecutor
+from clipmill.pipeline.executors import ray as on_ray
+from clipmill.pipeline.executors import ray_room
+from clipmill.pipeline.executors.ray import RayExecutor
 
 
 class Answer:

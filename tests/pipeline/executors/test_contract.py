@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import RankDiedError, RetryableError, ShardError, StageError
-from pipeline.executors import Step, local, machine, ray_room
-from pipeline.executors.local import LocalExecutor
-from pipeline.executors.ranks import Ends
-from pipeline.stage import Resources
+from clipmill.pipeline.errors import RankDiedError, RetryableError, ShardError, StageError
+from clipmill.pipeline.executors import Step, local, machine, ray_room
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.executors.ranks import Ends
+from clipmill.pipeline.stage import Resources
 from tests.pipeline.executors.work import (
     LIMIT_S,
     ONE,
@@ -49,7 +49,7 @@ HALF_GPU = Resources(gpus=0.5, memory_gb=0.1)
 
 
 def on_ray():
-    from pipeline.executors.ray import RayExecutor
+    from clipmill.pipeline.executors.ray import RayExecutor
 
     return RayExecutor(workers=2)
 

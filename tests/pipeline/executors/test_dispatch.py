@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import executors
-from pipeline.executors import Step
-from pipeline.stage import Resources
+from clipmill.pipeline import executors
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.stage import Resources
 from tests.pipeline.executors.fake_actors import fake_executor
 
 HERE = str(Path(executors.__file__).parent)

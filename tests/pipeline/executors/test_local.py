@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ShardError, StageError
-from pipeline.executors import Step, local_worker
-from pipeline.executors.local import LocalExecutor
-from pipeline.stage import Resources
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.executors import Step, local_worker
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.stage import Resources
 from tests.pipeline.executors.work import (
     ONE,
     OTHER,
@@ -122,7 +122,7 @@ def test_a_gpu_is_named_as_the_driver_of_the_run_sees_it(single, tmp_path):
 
 def test_as_many_workers_have_a_place_as_cpus_memory_and_gpus_allow(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    monkeypatch.setattr("pipeline.executors.machine.memory_gb", lambda: 20.0)
+    monkeypatch.setattr("clipmill.pipeline.executors.machine.memory_gb", lambda: 20.0)
     executor = LocalExecutor(8)
     places = {
         Resources(memory_gb=1): 8,

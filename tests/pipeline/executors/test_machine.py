@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipeline.executors import machine
+from clipmill.pipeline.executors import machine
 
 GB = 2**30
 

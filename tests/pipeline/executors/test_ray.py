@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.executors import ray_room
-from pipeline.executors.ray import RayExecutor
+from clipmill.pipeline.executors import ray_room
+from clipmill.pipeline.executors.ray import RayExecutor
 from tests.pipeline.executors.work import adding, step
 
 pytestmark = pytest.mark.chaos
@@ -47,9 +47,9 @@ def test_what_a_worker_writes_stays_in_its_log(executor, capfd):
 ANOTHER_DRIVER = """
 import sys
 from functools import partial
-from pipeline.executors import Step
-from pipeline.executors.ray import RayExecutor
-from pipeline.stage import Resources
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors.ray import RayExecutor
+from clipmill.pipeline.stage import Resources
 
 executor = RayExecutor(address=sys.argv[1])
 step = Step(name="same", start=partial(partial, dict), resources=Resources(memory_gb=0.1))

@@ -12,10 +12,10 @@ from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.ray import RayExecutor
-from pipeline.progress import Lines
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.ray import RayExecutor
+from clipmill.pipeline.progress import Lines
 from tests.pipeline.conftest import Ran
 from tests.pipeline.engine.programs import store
 from tests.pipeline.executors.work import note, notes, until

@@ -2,7 +2,7 @@
 
 import weakref
 
-from pipeline.executors.worker import Functions
+from clipmill.pipeline.executors.worker import Functions
 
 
 class Circle:

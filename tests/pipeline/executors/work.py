@@ -12,11 +12,11 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipeline.dataset import Rank
-from pipeline.errors import ShardError, StageError
-from pipeline.executors import Step
-from pipeline.executors.telling import tell
-from pipeline.stage import Resources
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.executors import Step
+from clipmill.pipeline.executors.telling import tell
+from clipmill.pipeline.stage import Resources
 
 LIMIT_S = 60.0  # against hanging
 ONE = Resources(cpus=1, memory_gb=0.1)

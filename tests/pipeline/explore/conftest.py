@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.explore.session import Session
+from clipmill.pipeline.explore.session import Session
 from tests import numbered
 from tests.conftest import OWN_STAGES
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.explore.session import Session
-from pipeline.ledger.diff import diff
-from pipeline.ledger.sides import side_of
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore.session import Session
+from clipmill.pipeline.ledger.diff import diff
+from clipmill.pipeline.ledger.sides import side_of
 from tests.pipeline.explore.conftest import Asker
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.explore.server import serving
-from pipeline.explore.session import Session
+from clipmill.pipeline.explore.server import serving
+from clipmill.pipeline.explore.session import Session
 from tests import numbered
 from tests.browser import Tab
 from tests.drawn import HOSTILE

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.explore.columns import Numbers
-from pipeline.explore.counts import binned
-from pipeline.explore.session import Session
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.stored import stored
-from pipeline.ledger.sweep import sweep
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore.columns import Numbers
+from clipmill.pipeline.explore.counts import binned
+from clipmill.pipeline.explore.session import Session
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.sweep import sweep
 from tests import numbered
 
 RUNS = ["numbers", "drawings", "clusters"]
@@ -225,7 +225,7 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(filter, said, clusters):
 
 
 def test_a_column_of_too_many_values_says_so_beside_the_others(drawings, monkeypatch):
-    monkeypatch.setattr("pipeline.explore.columns.MOST_NAMES", 5)
+    monkeypatch.setattr("clipmill.pipeline.explore.columns.MOST_NAMES", 5)
     answer = drawings("query", categories=["pool.url", "look.reason"])["categories"]
     assert answer["pool.url"]["values"] == []
     assert "'pool.url' has more than 5 values: search" in answer["pool.url"]["refused"]

@@ -6,10 +6,10 @@ from decimal import Decimal
 import pytest
 import yaml
 
-from pipeline.errors import RecipeError
-from pipeline.planning.recipe import load_recipe
-from stages.select import _sql as sql
-from stages.select.where import Where
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.stages.select import _sql as sql
+from clipmill.stages.select.where import Where
 
 
 def test_the_recipe_differs_in_the_number_alone(drawings):

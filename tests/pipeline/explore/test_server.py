@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from pipeline.errors import RecipeError
-from pipeline.explore.server import serving
-from pipeline.explore.shown import picture_of
-from pipeline.report.pictures import small_picture
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore.server import serving
+from clipmill.pipeline.explore.shown import picture_of
+from clipmill.pipeline.report.pictures import small_picture
 
 
 class Client:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.explore.server import serving
-from pipeline.explore.session import Session
+from clipmill.pipeline.explore.server import serving
+from clipmill.pipeline.explore.session import Session
 from tests import numbered
 from tests.artefacts import linked
 from tests.pipeline.explore.conftest import Asker

@@ -1,6 +1,7 @@
 """`clipmill explore` as a process: it says where, answers, ends with Ctrl-C; what it refuses."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -12,9 +13,16 @@ from tests import numbered
 
 
 def test_it_says_where_and_ends_with_ctrl_c(own_stages, numbered_run):
-    paths = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    paths = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "explore", "--run", str(numbered_run / "run")],
+        [
+            sys.executable,
+            "-m",
+            "clipmill.pipeline.cli",
+            "explore",
+            "--run",
+            str(numbered_run / "run"),
+        ],
         stdout=subprocess.PIPE,
         env=paths,
         text=True,

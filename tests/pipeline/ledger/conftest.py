@@ -1,15 +1,15 @@
 """Finished runs that more than one file of these tests asks."""
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import main
-from pipeline.run_folder.state import RunState, latest
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.run_folder.state import RunState, latest
 from tests import numbered
 from tests.artefacts import linked
 from tests.conftest import OWN_STAGES
@@ -80,8 +80,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, TEXT, Column
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 SCORE = Column("clip_score", pa.float32(), "", "Bytes of the caption.")
 
@@ -122,7 +122,7 @@ def planted(generated, tmp_path_factory):
     (folder / "it.yaml").write_text(RECIPE % generated)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))  # to which the command adds
+        patch.setenv(VARIABLE, "")  # to which the command adds
         assert main(["run", "it.yaml", "--out", "run", "--workers", "0"]) == 0
     return folder
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from metadata.uid import uid_of
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.captions import EXAMPLES, captions
-from pipeline.ledger.why import why
-from pipeline.terminal import harmless
-from pipeline.verbs.why import text
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.captions import EXAMPLES, captions
+from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.terminal import harmless
+from clipmill.pipeline.verbs.why import text
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")

@@ -7,20 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import CLUSTER_ID, KEEP
-from metadata.stats import wilson, wilson_bounds
-from pipeline.ledger import clusters as ledger
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.axes import plane
-from pipeline.ledger.cluster_rows import FEW, Tally
-from pipeline.ledger.cluster_sizes import _values
-from pipeline.ledger.clusters import ClusterMap, cluster_maps
-from pipeline.ledger.groupings import group_of
-from pipeline.ledger.stored import rows_at, stored
-from pipeline.ledger.survey import survey
-from pipeline.ledger.sweep import sweep
-from pipeline.ledger.why import why
-from pipeline.stage import Threshold
+from clipmill.metadata.schema import CLUSTER_ID, KEEP
+from clipmill.metadata.stats import wilson, wilson_bounds
+from clipmill.pipeline.ledger import clusters as ledger
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.axes import plane
+from clipmill.pipeline.ledger.cluster_rows import FEW, Tally
+from clipmill.pipeline.ledger.cluster_sizes import _values
+from clipmill.pipeline.ledger.clusters import ClusterMap, cluster_maps
+from clipmill.pipeline.ledger.groupings import group_of
+from clipmill.pipeline.ledger.stored import rows_at, stored
+from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.stage import Threshold
 
 PICTURES = 60
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.ledger.cuts import NEAREST, CutRows
-from pipeline.ledger.stored import rows_at, stored
-from pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.cuts import NEAREST, CutRows
+from clipmill.pipeline.ledger.stored import rows_at, stored
+from clipmill.pipeline.ledger.survey import survey
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import picture_place
-from pipeline.ledger.deciding import Deciding
-from pipeline.ledger.why import why, whys
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.verbs.why import text
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger import picture_place
+from clipmill.pipeline.ledger.deciding import Deciding
+from clipmill.pipeline.ledger.why import why, whys
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.verbs.why import text
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")

@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import joined, sides
-from pipeline.ledger.diff import Diff, Fate, diff
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.sides import Side, side_of
-from pipeline.ledger.stored import stored
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.state import latest
-from pipeline.verbs.diff import text
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger import joined, sides
+from clipmill.pipeline.ledger.diff import Diff, Fate, diff
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.sides import Side, side_of
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import latest
+from clipmill.pipeline.verbs.diff import text
 from tests import numbered
 from tests.artefacts import linked
 from tests.conftest import OWN_STAGES

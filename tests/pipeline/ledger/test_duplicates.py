@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from pipeline.ledger.duplicates import GROUPS, SIZES, duplicates, sizes
-from pipeline.ledger.stored import rows_at
+from clipmill.pipeline.ledger.duplicates import GROUPS, SIZES, duplicates, sizes
+from clipmill.pipeline.ledger.stored import rows_at
 from tests import numbered
 from tests.drawn import HOSTILE, ROWS, caption
 

@@ -13,21 +13,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metadata.damage import DamagedError
-from metadata.passes import NOT_SELECTED
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import ahead as of_shards
-from pipeline.ledger import funnel as of_funnel
-from pipeline.ledger import heaps
-from pipeline.ledger.causes import BEFORE, UNDEFINED, trace
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.work import work
-from pipeline.run_folder.live import live_run
-from pipeline.run_folder.state import RunState
-from pipeline.verbs.funnel import text
-from pipeline.verbs.status import as_json
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger import ahead as of_shards
+from clipmill.pipeline.ledger import funnel as of_funnel
+from clipmill.pipeline.ledger import heaps
+from clipmill.pipeline.ledger.causes import BEFORE, UNDEFINED, trace
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.work import work
+from clipmill.pipeline.run_folder.live import live_run
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.verbs.funnel import text
+from clipmill.pipeline.verbs.status import as_json
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")

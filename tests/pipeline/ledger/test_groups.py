@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.ledger import groups as module
-from pipeline.ledger.causes import KEPT, Cause
-from pipeline.ledger.groups import LARGEST, KeepRates, LostTo, Tally, keep_rates
-from pipeline.ledger.survey import survey
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.ledger import groups as module
+from clipmill.pipeline.ledger.causes import KEPT, Cause
+from clipmill.pipeline.ledger.groups import LARGEST, KeepRates, LostTo, Tally, keep_rates
+from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.run_folder.state import latest
 from tests.parsed import Page
 
 SMALL = ("look", "min_side >= 16")

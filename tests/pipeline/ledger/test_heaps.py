@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import StageError
-from pipeline.ledger import heaps
-from pipeline.ledger.heaps import Heaps, structured
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.ledger import heaps
+from clipmill.pipeline.ledger.heaps import Heaps, structured
 
 DTYPE = [("number", "<i8"), ("half", "<f8")]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.uid import mixed
-from pipeline.ledger import heaps, leading
-from pipeline.ledger.leading import Leads, group_sizes, members
+from clipmill.metadata.uid import mixed
+from clipmill.pipeline.ledger import heaps, leading
+from clipmill.pipeline.ledger.leading import Leads, group_sizes, members
 
 
 @pytest.fixture(params=["one heap", "many"], autouse=True)

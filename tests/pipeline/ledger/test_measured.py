@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.storage import Storage
-from pipeline.ledger.items import redrawn, terms
-from pipeline.ledger.measured import mean_of, measured, telling
-from pipeline.ledger.trials import Task, Trial
-from stages.evaluate._metrics import (
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.ledger.items import redrawn, terms
+from clipmill.pipeline.ledger.measured import mean_of, measured, telling
+from clipmill.pipeline.ledger.trials import Task, Trial
+from clipmill.stages.evaluate._metrics import (
     NEVER,
     association,
     classification,

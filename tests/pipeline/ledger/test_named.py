@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.ledger import named
-from pipeline.ledger.named import samples
-from pipeline.ledger.why import whys
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger import named
+from clipmill.pipeline.ledger.named import samples
+from clipmill.pipeline.ledger.why import whys
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")

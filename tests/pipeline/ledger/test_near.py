@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.schema import Column
-from pipeline.ledger import duplicates as of_copies
-from pipeline.ledger import leaks as of_leaks
-from pipeline.ledger.near import Cut, Numbers, by_shard, cut_of, evenly, spread
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.ledger import duplicates as of_copies
+from clipmill.pipeline.ledger import leaks as of_leaks
+from clipmill.pipeline.ledger.near import Cut, Numbers, by_shard, cut_of, evenly, spread
 from tests import numbered
 
 

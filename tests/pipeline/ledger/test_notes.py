@@ -4,12 +4,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.ledger import notes as notes_
-from pipeline.ledger.notes import notes
-from pipeline.ledger.summary import summary
-from pipeline.report.build import report
-from pipeline.run_folder.state import latest
-from pipeline.verbs._summary_page import text
+from clipmill.pipeline.ledger import notes as notes_
+from clipmill.pipeline.ledger.notes import notes
+from clipmill.pipeline.ledger.summary import summary
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.run_folder.state import latest
+from clipmill.pipeline.verbs._summary_page import text
 from tests.parsed import Page
 
 pytestmark = pytest.mark.usefixtures("own_stages")

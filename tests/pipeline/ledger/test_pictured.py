@@ -7,17 +7,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.explore.session import Session
-from pipeline.ledger.pictured import image_stages, pictured
-from pipeline.ledger.show import Wanted, show
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.report.show_page import show_page
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.explore.session import Session
+from clipmill.pipeline.ledger.pictured import image_stages, pictured
+from clipmill.pipeline.ledger.show import Wanted, show
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.report.show_page import show_page
+from clipmill.pipeline.run_folder.state import RunState
 
 STAGES = """
 left:  {uses: ingest.image_folder, path: LEFT, shard_rows: 2}

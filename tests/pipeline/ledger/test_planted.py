@@ -4,10 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from metadata.sealed import read_sealed
-from metadata.storage import Storage
-from pipeline.ledger.truth import HARMLESS
-from pipeline.pools.faults import HARMLESS_LINKS
+from clipmill.metadata.sealed import read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.ledger.truth import HARMLESS
+from clipmill.pipeline.pools.faults import HARMLESS_LINKS
 from tests.parsed import Page
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.ledger import relations as relations_
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.relations import QUANTILES, Breaking, Moments, Relating, quantiles
-from pipeline.ledger.rules import rules
-from pipeline.ledger.scores import ScoreColumn
-from pipeline.ledger.stored import stored
-from pipeline.ledger.survey import survey
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from stages.select._sql import DEEPEST
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger import relations as relations_
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.relations import QUANTILES, Breaking, Moments, Relating, quantiles
+from clipmill.pipeline.ledger.rules import rules
+from clipmill.pipeline.ledger.scores import ScoreColumn
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.stages.select._sql import DEEPEST
 from tests.drawn import ROWS
 
 

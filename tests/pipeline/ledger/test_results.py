@@ -7,19 +7,21 @@ from dataclasses import astuple, replace
 import pytest
 import yaml
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.results import Cell, Results, losses, results
-from pipeline.ledger.summary import summary
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.verbs._summary_page import text as summary_text
-from pipeline.verbs.report import add, text
-from pipeline.verbs.run import scored
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.results import Cell, Results, losses, results
+from clipmill.pipeline.ledger.summary import summary
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.verbs._summary_page import text as summary_text
+from clipmill.pipeline.verbs.report import add, text
+from clipmill.pipeline.verbs.run import scored
+
+pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 def cells(found: Results) -> dict[str, Cell]:
@@ -99,7 +101,7 @@ def test_a_runs_end_has_the_arms_in_the_words_of_the_report_without_the_tasks(st
     first = lines.index(whole.splitlines()[0])
     assert lines[first - 1] == lines[first + len(whole.splitlines())] == ""
     assert "written" in lines[first:]
-    monkeypatch.setattr("pipeline.verbs.run.MOST_PICTURES", -1)
+    monkeypatch.setattr("clipmill.pipeline.verbs.run.MOST_PICTURES", -1)
     assert scored(state) == ""
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.ledger import few
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.few import Few, Key, shards_of
-from pipeline.ledger.show import MOST, Wanted, show
-from pipeline.ledger.table import rows_of
-from pipeline.report.show_page import show_page
-from pipeline.run_folder.state import RunState
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger import few
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.few import Few, Key, shards_of
+from clipmill.pipeline.ledger.show import MOST, Wanted, show
+from clipmill.pipeline.ledger.table import rows_of
+from clipmill.pipeline.report.show_page import show_page
+from clipmill.pipeline.run_folder.state import RunState
 from tests import numbered, same_counts
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -84,7 +84,7 @@ def test_of_many_rows_only_the_few_are_held(run, monkeypatch):
             held.append(len(found))
             return found
 
-    monkeypatch.setattr("pipeline.ledger.show.Few", Watched)
+    monkeypatch.setattr("clipmill.pipeline.ledger.show.Few", Watched)
     assert shown(run, "pool", sort="a", is_descending=True, most=2) == [19, 18]
     assert held == [2, 2, 2]
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import ahead
-from pipeline.ledger import survey as of_survey
-from pipeline.ledger.causes import KEPT
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.stored import SHOWN, least, rows_at, stored
-from pipeline.ledger.survey import survey
-from pipeline.run_folder.live import live_stage
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger import ahead
+from clipmill.pipeline.ledger import survey as of_survey
+from clipmill.pipeline.ledger.causes import KEPT
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.stored import SHOWN, least, rows_at, stored
+from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.run_folder.live import live_stage
 from tests.drawn import ROWS
 
 

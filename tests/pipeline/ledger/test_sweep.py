@@ -13,27 +13,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.schema import KEEP
-from metadata.storage import Storage
-from metadata.uid import uid_of
-from pipeline.engine.run import run_plan
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import swept
-from pipeline.ledger.ahead import DISK_READERS
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.groupings import GROUPS, Groups, rows_of_groups
-from pipeline.ledger.stored import stored
-from pipeline.ledger.sweep import Sweep, sweep
-from pipeline.ledger.vary import parse
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.report.sweep_page import sweep_page
-from pipeline.run_folder.rows import PoolShards
-from pipeline.run_folder.state import RunState, latest
-from pipeline.verbs.sweep import text
-from stages.select import _cut as cut
+from clipmill.metadata.schema import KEEP
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger import swept
+from clipmill.pipeline.ledger.ahead import DISK_READERS
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.groupings import GROUPS, Groups, rows_of_groups
+from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.sweep import Sweep, sweep
+from clipmill.pipeline.ledger.vary import parse
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.report.sweep_page import sweep_page
+from clipmill.pipeline.run_folder.rows import PoolShards
+from clipmill.pipeline.run_folder.state import RunState, latest
+from clipmill.pipeline.verbs.sweep import text
+from clipmill.stages.select import _cut as cut
 from tests.parsed import Page
 
 ROWS = 400

@@ -10,21 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from metadata.damage import DamagedError
-from metadata.parquet_file import opened
-from metadata.storage import Storage
-from metadata.uid import uid_of
-from pipeline.engine.run import run_plan
-from pipeline.errors import RecipeError
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger import scan, small_files
-from pipeline.ledger.columns import column_at
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.table import UnfinishedWarning, rows_of, said, table
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.parquet_file import opened
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger import scan, small_files
+from clipmill.pipeline.ledger.columns import column_at
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.table import UnfinishedWarning, rows_of, said, table
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.state import RunState
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -177,7 +177,7 @@ def test_a_shard_without_such_rows_is_not_opened(run, monkeypatch):
     files = []
     monkeypatch.setattr(small_files, "SMALL_BYTES", 0)
     monkeypatch.setattr(
-        "metadata.parquet_file.opened",
+        "clipmill.metadata.parquet_file.opened",
         lambda folder, name, *more: (
             files.append((str(folder), name[:6])) or opened(folder, name, *more)
         ),

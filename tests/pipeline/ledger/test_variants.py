@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.explore.against import Variants
-from pipeline.explore.columns import Columns
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.diff import diff
-from pipeline.ledger.funnel import funnel
-from pipeline.ledger.sides import side_of
-from pipeline.ledger.table import table
-from pipeline.ledger.variants import kept_by_ends, tried
-from pipeline.run_folder.state import RunState, latest
-from pipeline.verbs.variants import text
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.explore.against import Variants
+from clipmill.pipeline.explore.columns import Columns
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.diff import diff
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.sides import side_of
+from clipmill.pipeline.ledger.table import table
+from clipmill.pipeline.ledger.variants import kept_by_ends, tried
+from clipmill.pipeline.run_folder.state import RunState, latest
+from clipmill.pipeline.verbs.variants import text
 from tests import numbered
 from tests.artefacts import linked
 from tests.pipeline.ledger.test_funnel import opened

@@ -7,11 +7,11 @@ from functools import partial
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.ledger.answer import as_json
-from pipeline.ledger.at_row import Keeper
-from pipeline.ledger.why import why
-from pipeline.verbs.why import text
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.answer import as_json
+from clipmill.pipeline.ledger.at_row import Keeper
+from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.verbs.why import text
 from tests import numbered
 from tests.pipeline.ledger.conftest import FOX, NAMED, ROWS, number
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pools.server import start_server
+from clipmill.pipeline.pools.server import start_server
 
 WORDS = ("red", "blue", "shoe", "chair", "table", "lamp", "wooden", "small", "bright", "garden")
 GOOD = 24

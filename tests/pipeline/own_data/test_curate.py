@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.own_data.look import look_at
-from pipeline.own_data.recipe import Wish, starter
-from pipeline.pools.server import start_server
+from clipmill.pipeline.own_data.look import look_at
+from clipmill.pipeline.own_data.recipe import Wish, starter
+from clipmill.pipeline.pools.server import start_server
 from tests.pipeline.own_data.written import pictures_and_texts
 
 

@@ -96,7 +96,7 @@ def test_off_a_terminal_a_question_is_refused_with_the_flag_that_answers(clipmil
 def test_on_a_terminal_it_asks_and_the_recipe_says_what_was_answered(tmp_path):
     (tmp_path / "it.csv").write_text(TWO)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "pipeline.cli", "init", "it.csv"]
+    command = [sys.executable, "-m", "clipmill.pipeline.cli", "init", "it.csv"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
     )
@@ -188,8 +188,8 @@ def test_a_uri_with_keys_is_refused(clipmill, tmp_path):
 
 
 HEAD = """
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
 pool = make_plan(load_recipe('mine.yaml')).stages['pool'].stage
 assert len(pool.head(9)) == 2
 """

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.own_data.data import Data, shard_rows
-from pipeline.own_data.look import look_at
-from pipeline.own_data.unsure import UnsureError
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_data.data import Data, shard_rows
+from clipmill.pipeline.own_data.look import look_at
+from clipmill.pipeline.own_data.unsure import UnsureError
 
 ROWS = "url,text\n" + "".join(f"https://a.test/{i}.jpg,a red shoe {i}\n" for i in range(3))
 

@@ -6,11 +6,11 @@ python -m tests.pipeline.planning.test_bundled_fingerprints     writes fingerpri
 import json
 from pathlib import Path
 
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
 
 HELD = Path(__file__).parent / "fingerprints.json"
-RECIPES = Path(__file__).parents[3] / "pipeline" / "recipes"
+RECIPES = Path(__file__).parents[3] / "clipmill" / "pipeline" / "recipes"
 
 
 def fingerprints(recipe: str) -> dict[str, str]:

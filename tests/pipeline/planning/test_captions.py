@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from pipeline.errors import RecipeError
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 

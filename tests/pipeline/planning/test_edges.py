@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
 
 CENTRE = "  centre: {uses: toy.centre, from: numbers, rounds: 3}\n"
 REJOINED = '  again: {uses: toy.rejoined, from: centre, model: "stage:centre"}\n'

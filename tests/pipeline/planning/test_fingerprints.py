@@ -49,7 +49,7 @@ def test_the_stages_name_and_its_seed_are_no_part_of_it(engine):
 
 def test_a_version_moves_the_stage(engine, monkeypatch):
     before = mark(engine, ROW)
-    from stages.toy.power import Power
+    from clipmill_own.toy.power import Power
 
     monkeypatch.setattr(Power, "version", 2)
     assert mark(engine, ROW) != before

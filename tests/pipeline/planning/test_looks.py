@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.planning.looks import look, refuse_missing
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from stages.ingest.url_list import UrlList
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.looks import look, refuse_missing
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.stages.ingest.url_list import UrlList
 
 TEXTS = "pool: {uses: ingest.url_list, path: PATH/pool.csv}"
 LANG = "lang: {uses: annotate.language, from: pool, MORE}"
@@ -112,7 +112,7 @@ def test_a_command_ends_though_a_store_stays_silent(tmp_path):
             f"stages:\n  pool: {{uses: ingest.url_list, path: '{path}'}}\n"
         )
         said = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", "plan", str(tmp_path / "it.yaml")],
+            [sys.executable, "-m", "clipmill.pipeline.cli", "plan", str(tmp_path / "it.yaml")],
             capture_output=True,
             text=True,
             timeout=30,

@@ -5,10 +5,11 @@ import sys
 import pytest
 import yaml
 
-from pipeline.errors import RecipeError
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.planning.settings import known_uses, stage_class
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.own_code import VARIABLE
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.planning.settings import known_uses, stage_class
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 
@@ -313,29 +314,29 @@ BAD_STAGES = {
     "package": ("import no_such_package\n", "needs the package 'no_such_package'"),
     "none": ("x = 1\n", "0 stage classes"),
     "plain": (
-        "from pipeline.stage import RowStage\n"
+        "from clipmill.pipeline.stage import RowStage\n"
         "class It(RowStage):\n    version, determinism = 1, 'exact'\n",
         "@dataclass(frozen=True, kw_only=True)",
     ),
     "one word": (
-        "from dataclasses import dataclass\nfrom pipeline.stage import RowStage\n"
+        "from dataclasses import dataclass\nfrom clipmill.pipeline.stage import RowStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    gives = 'model'\n",
         "write a tuple, even of one: gives = (…,)",
     ),
     "one column": (
-        "from dataclasses import dataclass\nfrom metadata.schema import TEXT\n"
-        "from pipeline.stage import RowStage\n"
+        "from dataclasses import dataclass\nfrom clipmill.metadata.schema import TEXT\n"
+        "from clipmill.pipeline.stage import RowStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    reads = (TEXT)\n",
         "reads = the column 'text'",
     ),
     "determinism": (
-        "from dataclasses import dataclass\nfrom pipeline.stage import DatasetStage\n"
+        "from dataclasses import dataclass\nfrom clipmill.pipeline.stage import DatasetStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(DatasetStage):\n"
         "    version, determinism = 1, 'exakt'\n    def run(self, inputs, ctx): ...\n",
         "has determinism = 'exakt'",
     ),
     "undeclared": (
-        "from dataclasses import dataclass\nfrom pipeline.stage import RowStage\n"
+        "from dataclasses import dataclass\nfrom clipmill.pipeline.stage import RowStage\n"
         "@dataclass(frozen=True, kw_only=True)\nclass It(RowStage):\n    version = 1\n",
         "declares no determinism and no open",
     ),
@@ -348,10 +349,10 @@ def test_a_stage_file_that_cannot_be_used_says_why(name, tmp_path, monkeypatch):
     file = tmp_path / "stages" / "bad" / f"{name}.py"
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "stages"))
     with pytest.raises(RecipeError) as error:
         stage_class(f"bad.{name}", "it.yaml:3")
-    sys.modules.pop(f"stages.bad.{name}", None)
+    sys.modules.pop(f"clipmill_own.bad.{name}", None)
     assert said in str(error.value)
     assert "it.yaml:3" in str(error.value)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.planning.recipe import RECIPES, find_recipe, load_recipe
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.recipe import RECIPES, find_recipe, load_recipe
 
 TEXT = """\
 # Two stages.

@@ -8,9 +8,9 @@ import msgspec.inspect as types
 import pytest
 from msgspec import Meta
 
-from pipeline.planning.settings import known_uses, stage_class
-from pipeline.planning.takes import in_words, range_of, setting_types
-from pipeline.stage import OneUp, Share
+from clipmill.pipeline.planning.settings import known_uses, stage_class
+from clipmill.pipeline.planning.takes import in_words, range_of, setting_types
+from clipmill.pipeline.stage import OneUp, Share
 
 STAGES = known_uses()  # with none of a test's own
 # Numbers that may be any: a seed is added to the recipe's.

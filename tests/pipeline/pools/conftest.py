@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.pools.build import build_pool
+from clipmill.pipeline.pools.build import build_pool
 
 ROWS = 600
 

@@ -11,10 +11,10 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from pipeline.errors import RecipeError
-from pipeline.pools.build import build_pool
-from pipeline.pools.faults import FATAL_LINKS, IMAGE_ISSUES, LINK_ISSUES, TEXT_ISSUES
-from pipeline.pools.server import start_server
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.pools.build import build_pool
+from clipmill.pipeline.pools.faults import FATAL_LINKS, IMAGE_ISSUES, LINK_ISSUES, TEXT_ISSUES
+from clipmill.pipeline.pools.server import start_server
 from tests.pipeline.pools.conftest import ROWS
 
 SMALL = 40

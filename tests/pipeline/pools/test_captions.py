@@ -1,6 +1,6 @@
-from pipeline.pools.captions import caption_forms, garbled, indirect_forms
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Words
+from clipmill.pipeline.pools.captions import caption_forms, garbled, indirect_forms
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Words
 
 FOX = Words("fox", ("animal", "red"), character="🦊", keywords=("fox", "wild"), noun="emoji")
 

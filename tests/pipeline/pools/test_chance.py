@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.pools.chance import Chance, fraction, hex_id, keep
+from clipmill.pipeline.pools.chance import Chance, fraction, hex_id, keep
 
 
 def test_a_draw_is_the_same_on_every_machine_and_day():

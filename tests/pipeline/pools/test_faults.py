@@ -4,10 +4,17 @@ import zlib
 import pytest
 from PIL import Image
 
-from pipeline.pools.chance import Chance
-from pipeline.pools.drawing import Drawing
-from pipeline.pools.faults import NEAR_OPS, behaviour, bomb, faulty_file, near_copy, served_file
-from pipeline.pools.picture import draw_svg, encode, extension, on_background, size_px
+from clipmill.pipeline.pools.chance import Chance
+from clipmill.pipeline.pools.drawing import Drawing
+from clipmill.pipeline.pools.faults import (
+    NEAR_OPS,
+    behaviour,
+    bomb,
+    faulty_file,
+    near_copy,
+    served_file,
+)
+from clipmill.pipeline.pools.picture import draw_svg, encode, extension, on_background, size_px
 
 CHANCE = Chance(0, "source", "key")
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="4" fill="red"/></svg>'

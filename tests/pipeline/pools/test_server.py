@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.pools.server import serve, start_server
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.pools.server import serve, start_server
 
 BODY = b"0123456789"
 ACTS = {
@@ -108,7 +108,7 @@ def test_a_pool_is_served_at_the_port_that_its_urls_name(folder, monkeypatch):
     def start(directory, port):
         raise StopIteration(port)
 
-    monkeypatch.setattr("pipeline.pools.server.start_server", start)
+    monkeypatch.setattr("clipmill.pipeline.pools.server.start_server", start)
     (folder / "pool.json").write_text('{"port": 9321}')
     for given in (None, 9321):
         with pytest.raises(StopIteration) as stopped:

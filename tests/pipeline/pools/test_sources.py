@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from pipeline.pools.sources import (
+from clipmill.pipeline.pools.sources import (
     emoji_svg,
     emojibase,
     games,
@@ -18,8 +18,8 @@ from pipeline.pools.sources import (
     things,
     tuxpaint,
 )
-from pipeline.pools.sources.emojibase import normal_hex, squashed
-from pipeline.pools.sources.texts import image_tags, language_of, name_words, one_line
+from clipmill.pipeline.pools.sources.emojibase import normal_hex, squashed
+from clipmill.pipeline.pools.sources.texts import image_tags, language_of, name_words, one_line
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
 FOX = {"label": "fox", "hexcode": "1F98A", "emoji": "F", "tags": ["animal"], "group": 3}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report.build import report
+from clipmill.pipeline.report.build import report
 
 
 @pytest.fixture(scope="session")

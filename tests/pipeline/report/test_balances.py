@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.balances import balances, ranked
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.report.balances import balance_section, curve
-from pipeline.report.build import report
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.balances import balances, ranked
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.report.balances import balance_section, curve
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.run_folder.state import RunState
 from tests.parsed import Page
 
 ENTRIES = ["circle", "square", "Kreis", "icon", "<b>bold</b>", "sun", "cercle", "rouge", "nowhere"]

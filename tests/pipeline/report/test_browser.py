@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.build import report
+from clipmill.pipeline.report.build import report
 from tests.legible import LEADING_NOWHERE, faults, looks
 
 
@@ -15,7 +15,9 @@ from tests.legible import LEADING_NOWHERE, faults, looks
 def page(state, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.report.relations.LEAST_ROWS", 5)  # so that there are groups
+        patch.setattr(
+            "clipmill.pipeline.report.relations.LEAST_ROWS", 5
+        )  # so that there are groups
         file.write_text(report(state))
     return file
 

@@ -7,22 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.compare import Scored, compare, judged
-from pipeline.ledger.results import results
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.report.build import report
-from pipeline.report.page import MINUS
-from pipeline.run_folder.live import live_stage
-from pipeline.run_folder.sessions import sessions
-from pipeline.run_folder.state import RunState
-from pipeline.run_folder.words import duration
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.compare import Scored, compare, judged
+from clipmill.pipeline.ledger.results import results
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.report.page import MINUS
+from clipmill.pipeline.run_folder.live import live_stage
+from clipmill.pipeline.run_folder.sessions import sessions
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import duration
 from tests.drawn import HOSTILE, ROWS
 from tests.parsed import Page
+
+pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +201,8 @@ def test_what_a_subset_is_worth_is_said_in_the_words_that_its_interval_allows(
     ]
     cells = (base, replace(other, against=tuple(judged([compare("shards", "raw", *scored)]))))
     told = replace(found, tasks=(replace(row, cells=cells),))
-    monkeypatch.setattr("pipeline.report.build.results", lambda *_: told)
-    monkeypatch.setattr("pipeline.report.build._sections", lambda *_: ())  # the head alone
+    monkeypatch.setattr("clipmill.pipeline.report.build.results", lambda *_: told)
+    monkeypatch.setattr("clipmill.pipeline.report.build._sections", lambda *_: ())  # the head alone
     assert said in Page(report(state)).text
 
 

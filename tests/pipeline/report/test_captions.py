@@ -5,8 +5,8 @@ from html import unescape
 
 import pytest
 
-from pipeline.ledger.captions import EXAMPLES, Caption, captions
-from pipeline.report.captions import shown
+from clipmill.pipeline.ledger.captions import EXAMPLES, Caption, captions
+from clipmill.pipeline.report.captions import shown
 
 pytestmark = pytest.mark.usefixtures("own_stages")
 

@@ -2,8 +2,18 @@
 
 import pytest
 
-from pipeline.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, histogram, lines, ticks
-from pipeline.report.charts import short as shown
+from clipmill.pipeline.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    histogram,
+    lines,
+    ticks,
+)
+from clipmill.pipeline.report.charts import short as shown
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.cluster_rows import DrawnRow
-from pipeline.ledger.clusters import Cluster, ClusterMap, cluster_maps
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.report import build
-from pipeline.report import clusters as drawing
-from pipeline.report.build import report
-from pipeline.report.clusters import cluster_section
-from pipeline.run_folder.state import RunState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.cluster_rows import DrawnRow
+from clipmill.pipeline.ledger.clusters import Cluster, ClusterMap, cluster_maps
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.report import build
+from clipmill.pipeline.report import clusters as drawing
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.report.clusters import cluster_section
+from clipmill.pipeline.run_folder.state import RunState
 from tests.parsed import Page
 
 

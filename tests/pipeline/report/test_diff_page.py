@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.diff import Diff, diff
-from pipeline.ledger.sides import side_of
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.report.diff_page import diff_page
-from pipeline.report.page import MINUS
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.diff import Diff, diff
+from clipmill.pipeline.ledger.sides import side_of
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.report.diff_page import diff_page
+from clipmill.pipeline.report.page import MINUS
 from tests import drawn
 from tests.legible import LEADING_NOWHERE, faults, looks
 from tests.parsed import Page

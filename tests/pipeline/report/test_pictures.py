@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.pictures import LARGE, SMALL, picture
+from clipmill.pipeline.report.pictures import LARGE, SMALL, picture
 from tests.hostile_pictures import commented, in_runs, saved, scanned, segmented, tiff
 
 TILE = (322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 0), (325, 4, 1, 1)

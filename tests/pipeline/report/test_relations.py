@@ -4,16 +4,23 @@ from dataclasses import replace
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.relations import Broken, GroupSpread, Pair, Relations, RuleRows, Spread
-from pipeline.ledger.survey import survey
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from pipeline.report.build import report
-from pipeline.report.relations import MOST_SETS, relation_section
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.relations import (
+    Broken,
+    GroupSpread,
+    Pair,
+    Relations,
+    RuleRows,
+    Spread,
+)
+from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.report.relations import MOST_SETS, relation_section
 from tests.drawn import ROWS, caption
 from tests.parsed import Page
 
@@ -106,7 +113,7 @@ def test_the_page_has_the_counts_of_the_ledger(state, html):
 
 @pytest.mark.parametrize("sampled", [20, 60])
 def test_a_sample_is_said_to_be_one(sampled, state, monkeypatch):
-    monkeypatch.setattr("pipeline.ledger.relations.SAMPLED", sampled)
+    monkeypatch.setattr("clipmill.pipeline.ledger.relations.SAMPLED", sampled)
     is_said = "chosen by a hash of their uid. all rows" in Page(report(state)).text
     assert is_said is (sampled < 60)
 
@@ -136,7 +143,7 @@ def test_names_of_markup_are_text(state, monkeypatch):
     pairs = (Pair(markup, markup, 1.0, 30),)
     hostile = replace(FOUND, rules=rules, spreads=spreads, by=by, pairs=pairs)
     monkeypatch.setattr(
-        "pipeline.report.ends.relation_section", lambda _: relation_section(hostile)
+        "clipmill.pipeline.report.ends.relation_section", lambda _: relation_section(hostile)
     )
     page = Page(html := report(state))
     assert page.asks_for_nothing()

@@ -1,9 +1,12 @@
 """The picture in docs is made by the command that its page names."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.report_picture import MOST_HEIGHT, WIDTH, main
+
+pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 def test_the_picture_of_a_report_is_small_and_ends_before_pictures_begin(state, tab, tmp_path):

@@ -1,6 +1,6 @@
 """What a page shows of a row: its picture and its caption, those of the row and no other."""
 
-from pipeline.report.samples import samples_at
+from clipmill.pipeline.report.samples import samples_at
 from tests import drawn
 
 

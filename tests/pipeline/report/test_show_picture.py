@@ -1,9 +1,12 @@
 """The picture in docs/looking.md is made by the command that its module names."""
 
+import pytest
 from PIL import Image
 
 from tests.report_picture import WIDTH
 from tests.show_picture import main
+
+pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 def test_the_picture_of_rows_near_thresholds_is_small(state, tab, tmp_path):

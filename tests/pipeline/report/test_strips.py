@@ -3,16 +3,20 @@
 import json
 from dataclasses import replace
 
-from pipeline.ledger.duplicates import GROUPS, MEMBERS, duplicates
-from pipeline.ledger.leaks import leaks
-from pipeline.ledger.near import Cut
-from pipeline.planning.plan import make_plan
-from pipeline.report.build import report
-from pipeline.report.strips import duplicate_strips, leak_strips
-from pipeline.run_folder.state import RunState
+import pytest
+
+from clipmill.pipeline.ledger.duplicates import GROUPS, MEMBERS, duplicates
+from clipmill.pipeline.ledger.leaks import leaks
+from clipmill.pipeline.ledger.near import Cut
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.report.build import report
+from clipmill.pipeline.report.strips import duplicate_strips, leak_strips
+from clipmill.pipeline.run_folder.state import RunState
 from tests import numbered
 from tests.drawn import HOSTILE, ROWS, caption
 from tests.parsed import Page
+
+pytestmark = pytest.mark.usefixtures("own_stages")
 
 
 def test_equal_captions_are_shown_as_texts_beside_their_pictures(state):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.ledger.results import LossCurve
-from pipeline.report.training import POINTS, training_charts
+from clipmill.pipeline.ledger.results import LossCurve
+from clipmill.pipeline.report.training import POINTS, training_charts
 
 
 def curve(stage: str, seed: str, loss: list[float], uses: str = "train.clip") -> LossCurve:

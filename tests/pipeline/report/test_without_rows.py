@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.ledger.measured import measured
-from pipeline.ledger.trials import arms
-from pipeline.run_folder.state import latest
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.ledger.measured import measured
+from clipmill.pipeline.ledger.trials import arms
+from clipmill.pipeline.run_folder.state import latest
 from tests.artefacts import linked
 from tests.parsed import Page
 from tests.stages.task_folders import write_tasks

@@ -5,15 +5,15 @@ from functools import partial
 
 import pytest
 
-from metadata.record import ShardState
-from metadata.storage import Storage
-from pipeline.engine.local_shards import LocalShards
-from pipeline.engine.states import reduce_some
-from pipeline.errors import StageError
-from pipeline.run_folder import carried
-from pipeline.run_folder.carried import BLOCK, Carried, Stored
-from pipeline.run_folder.masks import SelectMask
-from pipeline.run_folder.rows import JoinedShards, PoolShards
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.local_shards import LocalShards
+from clipmill.pipeline.engine.states import reduce_some
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.run_folder import carried
+from clipmill.pipeline.run_folder.carried import BLOCK, Carried, Stored
+from clipmill.pipeline.run_folder.masks import SelectMask
+from clipmill.pipeline.run_folder.rows import JoinedShards, PoolShards
 
 
 def state(shard: int) -> ShardState:

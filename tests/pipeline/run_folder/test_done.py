@@ -2,8 +2,8 @@
 
 import pytest
 
-from metadata.record import Failure, Record
-from pipeline.run_folder.done import current, standing
+from clipmill.metadata.record import Failure, Record
+from clipmill.pipeline.run_folder.done import current, standing
 
 NOW, BEFORE = {"pool": "b"}, {"pool": "a"}
 

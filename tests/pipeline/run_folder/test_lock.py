@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.errors import LostLockError, RecipeError
-from pipeline.run_folder import lock
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import LostLockError, RecipeError
+from clipmill.pipeline.run_folder import lock
 from tests.engine_stages.harness import environment
 
 HOLDER = """
 import sys, time
-from metadata.storage import Storage
-from pipeline.run_folder import lock
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.run_folder import lock
 lock.LEASE_S = float(sys.argv[2])
 with lock.held(Storage(sys.argv[1])):
     print("held", flush=True)
@@ -191,9 +191,9 @@ def test_what_still_runs_of_a_run_that_has_ended_writes_nothing_more(run):
 
 SLEEPER = """
 import os, signal, sys
-from metadata import storage
-from pipeline.run_folder import lock
-from pipeline.cli import main
+from clipmill.metadata import storage
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.cli import main
 lock.LEASE_S = 0.4
 point, part = sys.argv[1:3]
 def reached(here, name):

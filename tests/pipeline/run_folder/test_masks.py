@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metadata.outputs import Outputs
-from metadata.places import is_places, read_places
-from metadata.storage import Storage
-from pipeline.engine.run import Outcome, run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.ledger.funnel import funnel
-from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
-from pipeline.run_folder.live import live_run
-from pipeline.run_folder.state import RunState
-from pipeline.verbs.funnel import text
-from pipeline.verbs.status import text as status
-from stages.clip.nano import ARCHITECTURES
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import is_places, read_places
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.run import Outcome, run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.planning.plan import Plan, make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.pipeline.run_folder.live import live_run
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.verbs.funnel import text
+from clipmill.pipeline.verbs.status import text as status
+from clipmill.stages.clip.nano import ARCHITECTURES
 from tests.engine_stages.harness import clipmill_run, meaning
 from tests.stages.clip.exported import TINY, row
 

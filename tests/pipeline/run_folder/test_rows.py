@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from metadata.record import state_of
-from metadata.schema import UID
-from metadata.shard import ShardWriter, store
-from metadata.storage import Storage
-from pipeline.run_folder.rows import JoinedShards, PoolShards, StoredColumns, read_rows
+from clipmill.metadata.record import state_of
+from clipmill.metadata.schema import UID
+from clipmill.metadata.shard import ShardWriter, store
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.run_folder.rows import JoinedShards, PoolShards, StoredColumns, read_rows
 
 SIZES = (5, 3)
 NUMBERS = {0: list(range(5)), 1: list(range(5, 8))}

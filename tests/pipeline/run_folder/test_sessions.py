@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.run_folder.sessions import commit, machine, session, sessions
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.run_folder.sessions import commit, machine, session, sessions
 
 
 def test_each_run_that_ended_is_told_in_order(tmp_path):

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from metadata.record import Failure, Record, state_of
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.run_folder.done import parents_of, standing
-from pipeline.run_folder.live import live_stage
-from pipeline.run_folder.ran import newest_recipe
-from pipeline.run_folder.state import RunState, StageState, latest, plan_of, summary
+from clipmill.metadata.record import Failure, Record, state_of
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.run_folder.done import parents_of, standing
+from clipmill.pipeline.run_folder.live import live_stage
+from clipmill.pipeline.run_folder.ran import newest_recipe
+from clipmill.pipeline.run_folder.state import RunState, StageState, latest, plan_of, summary
 
 STAGES = """
   square: {uses: toy.power, from: numbers}

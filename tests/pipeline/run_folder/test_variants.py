@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from metadata.fingerprint import digest
-from metadata.storage import Storage
-from pipeline.errors import RecipeError
-from pipeline.run_folder.sessions import session
-from pipeline.run_folder.state import latest
-from pipeline.run_folder.variants import Change, Changes, changes, variant, variants
+from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.run_folder.sessions import session
+from clipmill.pipeline.run_folder.state import latest
+from clipmill.pipeline.run_folder.variants import Change, Changes, changes, variant, variants
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.run_folder.words import apart
+from clipmill.pipeline.run_folder.words import apart
 
 LONG = "caption_letters >= 3 AND NOT caption_is_filename AND caption_mojibake < 2 AND luma_std > 4"
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.cli import main
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.progress import Lines
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.progress import Lines
 from tests.pipeline.bench.conftest import STAGES, run_of, run_over, tasks_of
 
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1", "precision=float32")

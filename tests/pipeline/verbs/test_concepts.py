@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.concepts.load import load
+from clipmill.metadata.concepts.load import load
 
 WORDNET = b"00001740 03 n 02 %s 0 thing 0 000 | it\n"
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from pipeline.engine import environments
-from pipeline.verbs.doctor import PACKAGES, Finding, examine, text
-from stages.models import vllm, vllm_server
+from clipmill.pipeline.engine import environments
+from clipmill.pipeline.verbs.doctor import PACKAGES, Finding, examine, text
+from clipmill.stages.models import vllm, vllm_server
 from tests.text_server import TextServer, every
 
 
@@ -143,14 +143,14 @@ def test_a_python_that_cannot_import_what_it_was_made_for_is_bad(
 
 
 def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("pipeline.verbs.doctor.PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("clipmill.pipeline.verbs.doctor.PACKAGES", ("no-such-package",))
     finding = by_name()["no-such-package"]
     assert (finding.verdict, finding.do) == ("bad", "pip install no-such-package")
 
 
 def test_a_head_without_the_dashboards_packages_takes_no_jobs(monkeypatch):
     assert by_name()["ray jobs"].verdict == "good"
-    monkeypatch.setattr("pipeline.verbs.doctor.DASHBOARD", ("no_such_module",))
+    monkeypatch.setattr("clipmill.pipeline.verbs.doctor.DASHBOARD", ("no_such_module",))
     finding = by_name()["ray jobs"]
     assert finding.verdict == "note"
     assert "ray[default]" in finding.do

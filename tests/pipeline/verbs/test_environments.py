@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pipeline.engine.environments import PACKAGES, cache_folder
+from clipmill.pipeline.engine.environments import PACKAGES, cache_folder
 from tests.engine_stages.harness import toy_stages, write_pool
 
 RECIPE = """

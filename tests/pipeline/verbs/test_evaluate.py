@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.verbs.evaluate import text
+from clipmill.pipeline.verbs.evaluate import text
 from tests.stages.clip.exported import write_model
 from tests.stages.listed_folders import grouped
 from tests.stages.task_folders import write_tasks

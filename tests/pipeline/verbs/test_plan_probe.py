@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine.budget import spent_in
-from pipeline.engine.prediction import Predicted
-from pipeline.engine.probe import Probed
-from pipeline.provided import Took
-from pipeline.run_folder.state import latest
-from pipeline.verbs._probe import page
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.budget import spent_in
+from clipmill.pipeline.engine.prediction import Predicted
+from clipmill.pipeline.engine.probe import Probed
+from clipmill.pipeline.provided import Took
+from clipmill.pipeline.run_folder.state import latest
+from clipmill.pipeline.verbs._probe import page
 from tests.text_server import TextServer
 
 RECIPE = """
@@ -177,7 +177,7 @@ def _kept(tmp_path) -> int:
 
 def _tokens(bodies) -> dict[str, int]:
     """What the server says that its answers took."""
-    from stages.models.echo import reply
+    from clipmill.stages.models.echo import reply
 
     used = [reply("completions", body)["usage"] for body in bodies]
     names = ("prompt_tokens", "completion_tokens")

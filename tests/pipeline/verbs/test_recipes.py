@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.planning.recipe import RECIPES
+from clipmill.pipeline.planning.recipe import RECIPES
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

@@ -30,7 +30,7 @@ stages:
 @pytest.fixture(scope="module")
 def run(own_stages, tmp_path_factory) -> Path:
     """A run over pictures of which some are none, with captions of strangers."""
-    from pipeline.cli import main
+    from clipmill.pipeline.cli import main
 
     folder = tmp_path_factory.mktemp("show")
     pictures = folder / "pictures"
@@ -124,7 +124,7 @@ def test_both_sides_of_a_cut_stand_side_by_side_on_the_page(run, clipmill, tmp_p
 
 
 def test_of_many_rows_the_page_holds_some_and_says_so(run, clipmill, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.report.show_page.MOST", 4)
+    monkeypatch.setattr("clipmill.pipeline.report.show_page.MOST", 4)
     said = clipmill("show", "pool", "--run", run, "--html", tmp_path / "page.html").out
     assert "6 more rows are left out, as a page holds 4" in said
     assert "6 more rows are left out" in (tmp_path / "page.html").read_text()

@@ -5,24 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.planning.described import described
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from pipeline.planning.settings import NO_STAGES, known_uses
-from pipeline.planning.snippet import snippet
-from pipeline.verbs._stage_pages import pages
+from clipmill.pipeline.planning.described import described
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.pipeline.planning.settings import NO_STAGES, known_uses
+from clipmill.pipeline.planning.snippet import snippet
+from clipmill.pipeline.verbs._stage_pages import pages
 
 ROOT = Path(__file__).parents[3]
 OURS = sorted(
     f"{file.parent.name}.{file.stem}"
-    for file in (ROOT / "stages").glob("*/[a-z]*.py")
+    for file in (ROOT / "clipmill" / "stages").glob("*/[a-z]*.py")
     if file.parent.name not in NO_STAGES
 )
 OWN = """
 from dataclasses import dataclass
 import pyarrow as pa
-from metadata.schema import TEXT, Column
-from pipeline.stage import RowStage
+from clipmill.metadata.schema import TEXT, Column
+from clipmill.pipeline.stage import RowStage
 
 @dataclass(frozen=True, kw_only=True)
 class Shouting(RowStage):

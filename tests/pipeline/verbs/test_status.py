@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata.storage import Storage
-from pipeline.run_folder.live import read_live
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.run_folder.live import read_live
 from tests.engine_stages.harness import environment
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +46,17 @@ def start(engine, gate):
         engine.plan(STAGES.format(gate=gate))
         recipe = str(engine.folder / "recipe.yaml")
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "run", recipe, "--workers", "3", "--out", out],
+            [
+                sys.executable,
+                "-m",
+                "clipmill.pipeline.cli",
+                "run",
+                recipe,
+                "--workers",
+                "3",
+                "--out",
+                out,
+            ],
             cwd=ROOT,
             env=environment(engine.folder / "faults", "any:0"),
             stderr=subprocess.DEVNULL,
@@ -193,7 +203,15 @@ def test_it_watches_until_the_run_ends(engine, start, gate):
     process = start()
     until((engine.folder / "run" / "live.json").exists)
     watch = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "status", "--watch", "--run", engine.folder / "run"],
+        [
+            sys.executable,
+            "-m",
+            "clipmill.pipeline.cli",
+            "status",
+            "--watch",
+            "--run",
+            engine.folder / "run",
+        ],
         cwd=ROOT,
         env=environment(engine.folder / "faults", "any:0"),
         stdout=subprocess.PIPE,
@@ -232,7 +250,17 @@ def test_a_short_terminal_shows_the_working_stages_and_the_end(engine, gate):
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 5, 120, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "run", recipe, "--workers", "3", "--out", run],
+        [
+            sys.executable,
+            "-m",
+            "clipmill.pipeline.cli",
+            "run",
+            recipe,
+            "--workers",
+            "3",
+            "--out",
+            run,
+        ],
         cwd=ROOT,
         env=environment(engine.folder / "faults", "any:0") | {"TERM": "xterm", "LINES": "5"},
         stdin=terminal,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.annotate.caption import caption
+from clipmill.stages.annotate.caption import caption
 
 TEXT = st.text(max_size=200) | st.text(
     " \t\n\v\f\r\x1c\x1f\x85\xa0\u2003\u200b\u3000ab", max_size=30

@@ -6,10 +6,10 @@ import json
 import pyarrow as pa
 import pytest
 
-from metadata.concepts.load import concept_list, of_entries, save
-from pipeline.errors import StageError
-from pipeline.stage import Worker
-from stages.annotate.concepts import Concepts
+from clipmill.metadata.concepts.load import concept_list, of_entries, save
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.annotate.concepts import Concepts
 
 ENTRIES = ["dog", "The", "red dog", "U.S.", "中文", "the"]
 

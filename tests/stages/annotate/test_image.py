@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from stages.annotate.image import annotate, colorfulness, look
-from stages.ops.pixels import decoded
+from clipmill.stages.annotate.image import annotate, colorfulness, look
+from clipmill.stages.ops.pixels import decoded
 
 
 def png(rgb: np.ndarray) -> bytes:

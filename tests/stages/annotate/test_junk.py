@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.annotate.junk import EVEN, FEW, FURNITURE, LEFT, SIGNS, junk, spam_words
+from clipmill.stages.annotate.junk import EVEN, FEW, FURNITURE, LEFT, SIGNS, junk, spam_words
 
 WORDS = st.sampled_from(
     [

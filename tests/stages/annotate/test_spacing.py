@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.annotate._spacing import END, padded, spaced
+from clipmill.stages.annotate._spacing import END, padded, spaced
 
 
 def as_strings(texts: list, rule: str) -> list[str]:

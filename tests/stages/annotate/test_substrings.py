@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.annotate import _substrings as substrings
-from stages.annotate._spacing import padded, spaced
-from stages.annotate._substrings import Finder
+from clipmill.stages.annotate import _substrings as substrings
+from clipmill.stages.annotate._spacing import padded, spaced
+from clipmill.stages.annotate._substrings import Finder
 
 WORDS = [
     "a",

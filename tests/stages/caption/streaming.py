@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from metadata.uid import uid_of
-from pipeline.stage import Remembered, RowStage, Worker
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.stage import Remembered, RowStage, Worker
 
 
 class Counted(Remembered):

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.uid import coin_hash
-from pipeline.errors import RecipeError
-from stages.caption._banks import load, prompt_of
-from stages.caption._files import HERE
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.caption._banks import load, prompt_of
+from clipmill.stages.caption._files import HERE
 
 STYLES = ("bard", "chatgpt", "human", "mscoco")
 GOOD = """\

@@ -6,12 +6,12 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from metadata.fingerprint import settings_of
-from metadata.schema import TEXT_LIST
-from stages.caption._texts import is_reply
-from stages.caption.fuse import Fuse, fused
-from stages.models.endpoint import Endpoint
-from stages.models.generator import Asker
+from clipmill.metadata.fingerprint import settings_of
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.stages.caption._texts import is_reply
+from clipmill.stages.caption.fuse import Fuse, fused
+from clipmill.stages.models.endpoint import Endpoint
+from clipmill.stages.models.generator import Asker
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from stages.caption._pictures import jpeg_of
-from stages.ops.images import ImageError, decode, probe
-from stages.ops.resize import encode
+from clipmill.stages.caption._pictures import jpeg_of
+from clipmill.stages.ops.images import ImageError, decode, probe
+from clipmill.stages.ops.resize import encode
 
 
 def picture(width: int, height: int, kind: str = "png") -> bytes:

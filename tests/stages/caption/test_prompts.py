@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.errors import RecipeError
-from stages.caption._files import HERE
-from stages.caption._prompts import load
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.caption._files import HERE
+from clipmill.stages.caption._prompts import load
 
 FUSES = ("afc", "veclip")
 SEES = ("detailed", "long", "short", "short_with_text")

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.schema import CAPTIONS
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.caption import retrieve
-from stages.caption.retrieve import Retrieve
+from clipmill.metadata.schema import CAPTIONS
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.caption import retrieve
+from clipmill.stages.caption.retrieve import Retrieve
 
 D = 6
 WORDS = ("red", "blue", "cat", "dog", "star", "ein", "www.a.com", "x.org", "猫", "🙂")

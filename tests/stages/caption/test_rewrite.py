@@ -6,14 +6,14 @@ import dataclasses
 import pyarrow as pa
 import pytest
 
-from metadata.fingerprint import settings_of
-from pipeline.errors import RecipeError
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import load_recipe
-from stages.caption._answers import bits_of, seeds_of
-from stages.caption._banks import load
-from stages.caption.rewrite import OneLine, Rewrite, asked
-from stages.models.generator import Limits
+from clipmill.metadata.fingerprint import settings_of
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import load_recipe
+from clipmill.stages.caption._answers import bits_of, seeds_of
+from clipmill.stages.caption._banks import load
+from clipmill.stages.caption.rewrite import OneLine, Rewrite, asked
+from clipmill.stages.models.generator import Limits
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 from tests.text_server import TextServer
 

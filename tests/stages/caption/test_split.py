@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metadata.schema import TEXT_LIST
-from metadata.uid import coin_hash, mixed
-from pipeline.stage import Worker
-from stages.caption.split import Split
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.metadata.uid import coin_hash, mixed
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.caption.split import Split
 
 UID = pa.array([bytes([n]) * 16 for n in range(256)], pa.binary(16))
 

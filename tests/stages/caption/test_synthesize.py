@@ -4,15 +4,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.fingerprint import settings_of
-from metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT
-from pipeline.errors import RecipeError
-from stages.caption._prompts import load
-from stages.caption.synthesize import Sampled, Synthesize
-from stages.models.reference import Reference
-from stages.ops.images import decode
-from stages.ops.resize import encode
-from stages.ops.vectors import from_matrix
+from clipmill.metadata.fingerprint import settings_of
+from clipmill.metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.caption._prompts import load
+from clipmill.stages.caption.synthesize import Sampled, Synthesize
+from clipmill.stages.models.reference import Reference
+from clipmill.stages.ops.images import decode
+from clipmill.stages.ops.resize import encode
+from clipmill.stages.ops.vectors import from_matrix
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 200)}

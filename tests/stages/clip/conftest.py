@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from stages.clip.cache import cache_shard, read_cached
-from stages.clip.loader import Batches
-from stages.ops.exports import numbered
+from clipmill.stages.clip.cache import cache_shard, read_cached
+from clipmill.stages.clip.loader import Batches
+from clipmill.stages.ops.exports import numbered
 from tests.stages.clip.exported import TINY_READS, row, write_export
 
 

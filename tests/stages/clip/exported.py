@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
-from stages.clip import open_clip_config
-from stages.clip.nano import ARCHITECTURES, Architecture
-from stages.clip.towers import new_model, reads
-from stages.models import checkpoint
+from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
+from clipmill.stages.clip import open_clip_config
+from clipmill.stages.clip.nano import ARCHITECTURES, Architecture
+from clipmill.stages.clip.towers import new_model, reads
+from clipmill.stages.models import checkpoint
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
 SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)])

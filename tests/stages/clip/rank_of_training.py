@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.dataset import Rank
-from pipeline.errors import StageError
-from stages.clip.distributed import ALONE, Ranks, together
-from stages.clip.loader import Batch
-from stages.clip.loop import Means, Schedule, Trainer, train
-from stages.clip.losses import find_loss
-from stages.clip.nano import Nano
-from stages.clip.towers import Towers
+from clipmill.pipeline.dataset import Rank
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.distributed import ALONE, Ranks, together
+from clipmill.stages.clip.loader import Batch
+from clipmill.stages.clip.loop import Means, Schedule, Trainer, train
+from clipmill.stages.clip.losses import find_loss
+from clipmill.stages.clip.nano import Nano
+from clipmill.stages.clip.towers import Towers
 from tests.stages.clip.exported import TINY
 from tests.stages.clip.tiny_vit import TinyViT, drawn
 

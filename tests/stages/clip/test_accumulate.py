@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from pipeline.errors import StageError
-from stages.clip.accumulate import text_pieces
-from stages.clip.loop import Means, Schedule, Trainer
-from stages.clip.losses import find_loss
-from stages.clip.nano import Nano
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.accumulate import text_pieces
+from clipmill.stages.clip.loop import Means, Schedule, Trainer
+from clipmill.stages.clip.losses import find_loss
+from clipmill.stages.clip.nano import Nano
 from tests.stages.clip import rank_of_training
 from tests.stages.clip.exported import TINY
 from tests.stages.clip.rank_of_training import trained

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from metadata.storage import Storage
-from pipeline.errors import StageError
-from stages.clip.cache import read_cached, square
-from stages.clip.texts import token_bags
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.cache import read_cached, square
+from clipmill.stages.clip.texts import token_bags
 from tests.hostile_pictures import scanned
 from tests.stages.clip.exported import TINY, caption, row
 
@@ -62,7 +62,7 @@ def test_a_shard_of_which_nothing_is_left_is_empty(cached):
 
 
 def test_batches_of_rows_within_a_file_do_not_matter(cached, monkeypatch):
-    monkeypatch.setattr("stages.clip.cache.BATCH_ROWS", 3)
+    monkeypatch.setattr("clipmill.stages.clip.cache.BATCH_ROWS", 3)
     [part], _ = cached([row(i, **({"image": None} if i == 1 else {})) for i in range(8)])
     assert [uid.tobytes() for uid in part.uids] == [row(i)["uid"] for i in (0, *range(2, 8))]
     for stored, i in zip(part.images, (0, *range(2, 8)), strict=True):

@@ -1,10 +1,10 @@
 """Checkpoints of a training: which of them an interrupted one goes on from."""
 
-from metadata.storage import Storage
-from pipeline.engine.checkpoints import StoredCheckpoints
-from stages.clip.checkpoint import restore, store
-from stages.clip.loop import Schedule, Trainer
-from stages.clip.towers import new_model
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.stages.clip.checkpoint import restore, store
+from clipmill.stages.clip.loop import Schedule, Trainer
+from clipmill.stages.clip.towers import new_model
 
 
 def test_a_training_goes_on_from_its_newest_whole_state(tmp_path):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.clip.crop import box_of, crop
-from stages.clip.scales import CROP_AREA, CROP_ASPECT
-from stages.ops.images import ImageError, decode
+from clipmill.stages.clip.crop import box_of, crop
+from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
+from clipmill.stages.ops.images import ImageError, decode
 
 
 def photo(height: int, width: int) -> bytes:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.errors import StageError
-from stages.clip.distributed import ALONE, Ranks
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.distributed import ALONE, Ranks
 from tests.stages.clip.rank_of_training import CASES, stopped, trained
 
 BOUND = 1e-9  # relative, of float64 after 20 steps: sums in another order, carried on

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from metadata.storage import Storage
-from pipeline.engine.checkpoints import StoredCheckpoints
-from pipeline.errors import StageError
-from stages.clip.checkpoint import restore, store
-from stages.clip.embedded import whole
-from stages.clip.loader import Batches
-from stages.clip.loop import Means, Schedule, Trainer, train
-from stages.clip.nano import Nano
-from stages.clip.schedule import learning_rate
-from stages.clip.towers import new_model
-from stages.losses.clip import loss as info_nce
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.checkpoint import restore, store
+from clipmill.stages.clip.embedded import whole
+from clipmill.stages.clip.loader import Batches
+from clipmill.stages.clip.loop import Means, Schedule, Trainer, train
+from clipmill.stages.clip.nano import Nano
+from clipmill.stages.clip.schedule import learning_rate
+from clipmill.stages.clip.towers import new_model
+from clipmill.stages.losses.clip import loss as info_nce
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, row
 from tests.stages.clip.tiny_vit import CONTEXT, WORDS, drawn
 

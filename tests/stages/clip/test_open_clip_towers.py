@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import RecipeError
-from stages.clip import open_clip_config
-from stages.clip.towers import matrices_first, new_model, reads, rebuilt
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.clip import open_clip_config
+from clipmill.stages.clip.towers import matrices_first, new_model, reads, rebuilt
 from tests.stages.clip.exported import TINY_OPEN_CLIP
 
 NAME = TINY_OPEN_CLIP

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages.clip.scales import SCALES
-from stages.clip.towers import reads
+from clipmill.stages.clip.scales import SCALES
+from clipmill.stages.clip.towers import reads
 
 
 @pytest.mark.parametrize(

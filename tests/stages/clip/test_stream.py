@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.damage import DamagedError
-from pipeline.errors import StageError
-from stages.clip import draws
-from stages.clip.loader import Batches
-from stages.clip.stream import AHEAD, FAULTS, Streamed, View, index_shard
-from stages.clip.subset import chooser_of
-from stages.ops.exports import numbered
+from clipmill.metadata.damage import DamagedError
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip import draws
+from clipmill.stages.clip.loader import Batches
+from clipmill.stages.clip.stream import AHEAD, FAULTS, Streamed, View, index_shard
+from clipmill.stages.clip.subset import chooser_of
+from clipmill.stages.ops.exports import numbered
 from tests.stages.clip.exported import TINY_READS, caption, row, write_export
 
 ROWS = [row(i) for i in range(30)]

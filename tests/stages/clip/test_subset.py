@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import TEXT_LIST
-from metadata.subset_file import write_subset
-from metadata.uid import halves
-from pipeline.errors import StageError
-from stages.clip.subset import Chosen, chooser_of, counted, look_at, subset_digest
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.metadata.subset_file import write_subset
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.subset import Chosen, chooser_of, counted, look_at, subset_digest
 from tests.stages.clip.exported import caption, row, write_export
 
 FILES = ["00000.parquet", "00001.parquet"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.clip.telemetry import Log, read_lines, store_events, store_lines
+from clipmill.stages.clip.telemetry import Log, read_lines, store_events, store_lines
 
 
 def ticking():

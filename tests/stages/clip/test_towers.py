@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from stages.clip.nano import Nano
-from stages.clip.towers import Towers, matrices_first, new_model, rebuilt
+from clipmill.stages.clip.nano import Nano
+from clipmill.stages.clip.towers import Towers, matrices_first, new_model, rebuilt
 
 
 @pytest.fixture(scope="module")

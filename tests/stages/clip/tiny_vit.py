@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.clip.loader import Batch, part_of
-from stages.clip.losses import FIRST_SCALE
-from stages.clip.towers import Towers
+from clipmill.stages.clip.loader import Batch, part_of
+from clipmill.stages.clip.losses import FIRST_SCALE
+from clipmill.stages.clip.towers import Towers
 
 # Shapes: B rows and M texts of a part of a batch, T tokens, L tokens of a text, D width.
 

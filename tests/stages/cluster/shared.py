@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset import Inputs
-from stages.cluster.kmeans import KMeans
-from stages.ops.vectors import from_matrix, unit_rows
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.cluster.kmeans import KMeans
+from clipmill.stages.ops.vectors import from_matrix, unit_rows
 
 D = 8
 VALUES = ["uid", "cluster_id", "centroid_cosine"]

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import StageError
-from stages.cluster.kmeans import KMeans
-from stages.ops.centroids import Centroids, to_table
-from stages.ops.vectors import unit_rows
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.cluster.kmeans import KMeans
+from clipmill.stages.ops.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors import unit_rows
 from tests.stages.cluster.shared import (
     D,
     blobs,

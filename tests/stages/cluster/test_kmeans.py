@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.uid import coin_hash
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.cluster._rounds import Space, cell_sums, moved_centres
-from stages.cluster.kmeans import KMeans
-from stages.ops.nearest import nearest
-from stages.ops.states import added
-from stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.cluster._rounds import Space, cell_sums, moved_centres
+from clipmill.stages.cluster.kmeans import KMeans
+from clipmill.stages.ops.nearest import nearest
+from clipmill.stages.ops.states import added
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
 from tests.stages.cluster.shared import VALUES, D, blobs, clustered, summary_of, table
 
 

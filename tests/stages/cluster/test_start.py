@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.uid import coin_hash, from_halves
-from stages.cluster._start import chosen, far_drawn, step_coins
-from stages.ops.vectors import from_matrix
+from clipmill.metadata.uid import coin_hash, from_halves
+from clipmill.stages.cluster._start import chosen, far_drawn, step_coins
+from clipmill.stages.ops.vectors import from_matrix
 from tests.stages.cluster.shared import centroids_of, clustered, summary_of, table
 
 BLOBS, WIDTH = 24, 32

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import local_shards
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from pipeline.progress import Lines
-from stages.ops.vectors import from_matrix
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import local_shards
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.progress import Lines
+from clipmill.stages.ops.vectors import from_matrix
 
 SHARDS, ROWS = 3, 40
 

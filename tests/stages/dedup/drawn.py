@@ -7,9 +7,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.pools.build import build_pool
-from stages.annotate.phash import PHash
-from stages.ops.pixels import decoded
+from clipmill.pipeline.pools.build import build_pool
+from clipmill.stages.annotate.phash import PHash
+from clipmill.stages.ops.pixels import decoded
 
 LARGEST_BYTES = 1 << 20  # what is planted beyond is a bomb
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.dedup.against import AgainstEvaluation
-from stages.models.reference import Reference
-from stages.ops.images import decode
-from stages.ops.perceptual import phash
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.dedup.against import AgainstEvaluation
+from clipmill.stages.models.reference import Reference
+from clipmill.stages.ops.images import decode
+from clipmill.stages.ops.perceptual import phash
 from tests.stages.clip.exported import TINY, write_model
 from tests.stages.task_folders import picture
 

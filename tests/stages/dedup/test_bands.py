@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.dedup._bands import bands_for, recall
-from stages.dedup._signatures import band_keys
+from clipmill.stages.dedup._bands import bands_for, recall
+from clipmill.stages.dedup._signatures import band_keys
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import TEXT_LIST
-from pipeline.dataset import Inputs
-from stages.dedup.captions import SharedCaptions
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.dedup.captions import SharedCaptions
 
 
 def rows(texts: list, sha256: list | None = None, first: int = 0) -> pa.Table:

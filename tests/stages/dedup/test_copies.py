@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import StageError
-from stages.dedup import _copies as copies
-from stages.dedup._copies import Captions, Codes, Directions, pieces_of
-from stages.dedup._shingles import plain
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.dedup import _copies as copies
+from clipmill.stages.dedup._copies import Captions, Codes, Directions, pieces_of
+from clipmill.stages.dedup._shingles import plain
 
 WORDS = ["red", "blue", "cat", "dog", "sun", "été", "猫", "the", "a"]
 

@@ -3,11 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from stages.dedup.exact import ExactDuplicate
-from stages.dedup.minhash import MinHashDuplicate
-from stages.dedup.phash import PHashDuplicate
-from stages.dedup.semantic import SemanticDuplicate
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.dedup.exact import ExactDuplicate
+from clipmill.stages.dedup.minhash import MinHashDuplicate
+from clipmill.stages.dedup.phash import PHashDuplicate
+from clipmill.stages.dedup.semantic import SemanticDuplicate
 
 KEPT = [False, True, None, True, True]  # five copies, the best first
 STAGES = [

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.dedup import _earlier as earlier
-from stages.dedup._earlier import distinct, most_similar_earlier
+from clipmill.stages.dedup import _earlier as earlier
+from clipmill.stages.dedup._earlier import distinct, most_similar_earlier
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError
-from stages.dedup import exact
-from stages.dedup.exact import ExactDuplicate, name_keeper, with_key
-from stages.ops.keeper import Keep
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.dedup import exact
+from clipmill.stages.dedup.exact import ExactDuplicate, name_keeper, with_key
+from clipmill.stages.ops.keeper import Keep
 from tests.stages.task_folders import encoded, picture
 
 ROWS = [  # uid, sha256, expected keeper

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stages.dedup import _hamming as hamming
-from stages.dedup._hamming import (
+from clipmill.stages.dedup import _hamming as hamming
+from clipmill.stages.dedup._hamming import (
     crowd_pairs,
     every_pair,
     keys,
@@ -12,7 +12,7 @@ from stages.dedup._hamming import (
     neighbours,
     runs,
 )
-from stages.dedup._merging import fall
+from clipmill.stages.dedup._merging import fall
 
 
 def cloud(rng, codes: int) -> np.ndarray:

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import Column
-from stages.dedup import _linkage as linkage
-from stages.dedup._linkage import as_edges, link, thinned
-from stages.ops import keeper
+from clipmill.metadata.schema import Column
+from clipmill.stages.dedup import _linkage as linkage
+from clipmill.stages.dedup._linkage import as_edges, link, thinned
+from clipmill.stages.ops import keeper
 from tests.stages.dedup.brute import linked
 
 HEIGHT = Column("joined_at", pa.float32(), "height", "")

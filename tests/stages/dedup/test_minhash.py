@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError
-from stages.dedup import _recall, minhash
-from stages.dedup.minhash import MinHashDuplicate
-from stages.ops.keeper import Keep
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.dedup import _recall, minhash
+from clipmill.stages.dedup.minhash import MinHashDuplicate
+from clipmill.stages.ops.keeper import Keep
 from tests.memory import MemoryContext
 from tests.stages.dedup.brute import linked
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset import Inputs
-from stages.dedup.exact import ExactDuplicate
-from stages.dedup.minhash import MinHashDuplicate
-from stages.dedup.phash import PHashDuplicate
-from stages.dedup.semantic import SemanticDuplicate
-from stages.ops.keeper import Keep
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.dedup.exact import ExactDuplicate
+from clipmill.stages.dedup.minhash import MinHashDuplicate
+from clipmill.stages.dedup.phash import PHashDuplicate
+from clipmill.stages.dedup.semantic import SemanticDuplicate
+from clipmill.stages.ops.keeper import Keep
 
 ROWS = 80
 KEEP = Keep(column="score", order="desc")

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.fingerprint import settings_of
-from pipeline.dataset import Inputs
-from pipeline.errors import StageError
-from stages.dedup import _hamming as hamming
-from stages.dedup import _pairs as pairs
-from stages.dedup import minhash
-from stages.dedup.minhash import MinHashDuplicate
-from stages.dedup.phash import PHashDuplicate
-from stages.ops.keeper import Keep
+from clipmill.metadata.fingerprint import settings_of
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.dedup import _hamming as hamming
+from clipmill.stages.dedup import _pairs as pairs
+from clipmill.stages.dedup import minhash
+from clipmill.stages.dedup.minhash import MinHashDuplicate
+from clipmill.stages.dedup.phash import PHashDuplicate
+from clipmill.stages.ops.keeper import Keep
 from tests.memory import MemoryContext
 from tests.stages.dedup.test_minhash import WORDS, pieces
 from tests.stages.dedup.test_phash import near_copies

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from stages.dedup import _hamming as hamming
-from stages.dedup.phash import PHashDuplicate
-from stages.ops.keeper import Keep
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.dedup import _hamming as hamming
+from clipmill.stages.dedup.phash import PHashDuplicate
+from clipmill.stages.ops.keeper import Keep
 from tests.memory import MemoryContext
 from tests.stages.dedup.brute import linked
 

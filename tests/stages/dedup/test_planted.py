@@ -10,14 +10,14 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from stages.dedup.against import AgainstEvaluation
-from stages.dedup.exact import ExactDuplicate
-from stages.dedup.minhash import MinHashDuplicate
-from stages.dedup.phash import PHashDuplicate
-from stages.dedup.semantic import SemanticDuplicate
-from stages.embed.clip import ClipEmbedding
-from stages.ops.keeper import Keep
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.dedup.against import AgainstEvaluation
+from clipmill.stages.dedup.exact import ExactDuplicate
+from clipmill.stages.dedup.minhash import MinHashDuplicate
+from clipmill.stages.dedup.phash import PHashDuplicate
+from clipmill.stages.dedup.semantic import SemanticDuplicate
+from clipmill.stages.embed.clip import ClipEmbedding
+from clipmill.stages.ops.keeper import Keep
 from tests.stages.dedup.drawn import drawn_pool
 from tests.stages.dedup.test_minhash import expected
 

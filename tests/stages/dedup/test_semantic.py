@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from stages.dedup.semantic import SemanticDuplicate
-from stages.ops.keeper import Keep
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.dedup.semantic import SemanticDuplicate
+from clipmill.stages.ops.keeper import Keep
 
 VALUES = ["uid", "earlier_cosine", "earlier_uid", "reason"]
 RANK = Keep(column="rank", order="asc")

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.dedup._shingles import (
+from clipmill.stages.dedup._shingles import (
     blocks,
     digests,
     distinct,

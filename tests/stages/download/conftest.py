@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 
-from stages.download.images import DownloadImages
+from clipmill.stages.download.images import DownloadImages
 from tests.answering import end
 from tests.stages.download.site import Site, only_loopback, opened
 

@@ -12,8 +12,8 @@ import numpy as np
 from aiohttp import web
 from PIL import Image
 
-from pipeline.stage import Worker
-from stages.download.images import DownloadImages
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.download.images import DownloadImages
 from tests.hostile_pictures import apng, scanned
 from tests.streams import row_function
 

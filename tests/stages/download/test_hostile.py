@@ -7,8 +7,8 @@ import threading
 import pyarrow as pa
 import pytest
 
-from stages.download.images import DownloadImages
-from stages.download.img2dataset import Img2dataset
+from clipmill.stages.download.images import DownloadImages
+from clipmill.stages.download.img2dataset import Img2dataset
 from tests.stages.download.site import FILES, RawSite, only_loopback, opened
 
 JPG = FILES["ok.jpg"]

@@ -7,10 +7,10 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-import stages.download._web
-from pipeline.errors import RecipeError
-from stages.download._web import Client, Rules
-from stages.download.images import DownloadImages
+import clipmill.stages.download._web
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.download._web import Client, Rules
+from clipmill.stages.download.images import DownloadImages
 from tests.stages.download.site import only_loopback, opened
 
 
@@ -51,7 +51,7 @@ def test_urls_of_one_host_share_its_connections(download, server):
 
 @pytest.fixture
 def two_time_outs(monkeypatch):
-    monkeypatch.setattr(stages.download._web, "HOST_TIME_OUTS", 2)
+    monkeypatch.setattr(clipmill.stages.download._web, "HOST_TIME_OUTS", 2)
 
 
 @pytest.mark.chaos  # waits

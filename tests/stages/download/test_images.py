@@ -8,13 +8,13 @@ import time
 import pyarrow as pa
 import pytest
 
-import stages.download._web
-from metadata.fingerprint import settings_of
-from pipeline.errors import RecipeError
-from stages.download._web import Client, Rules
-from stages.download.images import DownloadImages
-from stages.download.img2dataset import Img2dataset
-from stages.ops.images import decode
+import clipmill.stages.download._web
+from clipmill.metadata.fingerprint import settings_of
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.download._web import Client, Rules
+from clipmill.stages.download.images import DownloadImages
+from clipmill.stages.download.img2dataset import Img2dataset
+from clipmill.stages.ops.images import decode
 from tests.stages.download.site import FILES, opened
 
 CASES = [  # path or URL, settings, HTTP status, reason
@@ -83,7 +83,7 @@ def test_each_way_to_fail_has_a_status_and_a_reason(
 
 def test_every_declared_reason_is_exercised():
     assert {reason for *_, reason in CASES} | ELSEWHERE == set(DownloadImages.reasons)
-    assert set(stages.download._web.RETRIED) < set(DownloadImages.transient)
+    assert set(clipmill.stages.download._web.RETRIED) < set(DownloadImages.transient)
     assert set(DownloadImages.transient) < set(DownloadImages.reasons)
 
 

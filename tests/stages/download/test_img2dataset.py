@@ -5,12 +5,18 @@ from functools import partial
 
 import pytest
 
-import stages.download.img2dataset
-from pipeline.errors import RecipeError
-from pipeline.pools.faults import bomb
-from stages.download._web import Answer
-from stages.download.images import DownloadImages
-from stages.download.img2dataset import FETCHING, REDIRECTING, RESIZING, Img2dataset, answer
+import clipmill.stages.download.img2dataset
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.pools.faults import bomb
+from clipmill.stages.download._web import Answer
+from clipmill.stages.download.images import DownloadImages
+from clipmill.stages.download.img2dataset import (
+    FETCHING,
+    REDIRECTING,
+    RESIZING,
+    Img2dataset,
+    answer,
+)
 from tests.stages.download.site import FILES, only_loopback, picture
 
 FILES["large.png"] = picture("png", 300, 600)
@@ -128,6 +134,6 @@ def test_its_keys_are_those_of_download_images():
 
 
 def test_without_the_package_the_plan_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(stages.download.img2dataset, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"clipmill\[img2dataset\]"):
-        Img2dataset()
+    monkeypatch.setattr(clipmill.stages.download.img2dataset, "find_spec", lambda name: None)
+    with pytest.raises(StageError, match=r"clipmill\[img2dataset\]"):
+        Img2dataset().look()

@@ -5,7 +5,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from stages.download._web import _retry_after_s
+from clipmill.stages.download._web import _retry_after_s
 
 
 @pytest.mark.parametrize(

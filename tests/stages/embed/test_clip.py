@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Worker
-from stages.clip.nano import Nano
-from stages.embed.clip import ClipEmbedding, embeddings
-from stages.models import checkpoint
-from stages.models.image_text import load
-from stages.ops.pixels import PIXELS
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.clip.nano import Nano
+from clipmill.stages.embed.clip import ClipEmbedding, embeddings
+from clipmill.stages.models import checkpoint
+from clipmill.stages.models.image_text import load
+from clipmill.stages.ops.pixels import PIXELS
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, known_to_open_clip, write_model
 
 MODEL = load("reference")

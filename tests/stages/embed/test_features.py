@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.stage import Worker
-from stages.embed.features import Features, features
-from stages.ops.pixels import PIXELS
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.embed.features import Features, features
+from clipmill.stages.ops.pixels import PIXELS
 
 RED = {"height": 1, "width": 2, "rgb": bytes([255, 0, 0] * 2)}
 DECLARED = [column.dtype for column in Features.writes]
@@ -45,7 +45,7 @@ def test_types_are_those_declared_even_without_a_single_value(rows):
 
 
 def test_the_networks_are_as_wide_as_declared():
-    from stages.models.features import ImageFeatures, TextFeatures
+    from clipmill.stages.models.features import ImageFeatures, TextFeatures
 
     assert [dtype.list_size for dtype in DECLARED] == [ImageFeatures.width, TextFeatures.width]
 

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Worker
-from stages.embed.filter_network import FilterNetworkEmbedding
-from stages.models.filter_network import KIND, ROWS, FilterNetwork
-from stages.models.saved import put_model
-from stages.ops.vectors import as_matrix, from_matrix
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.embed.filter_network import FilterNetworkEmbedding
+from clipmill.stages.models.filter_network import KIND, ROWS, FilterNetwork
+from clipmill.stages.models.saved import put_model
+from clipmill.stages.ops.vectors import as_matrix, from_matrix
 
 IMAGE_WIDTH, TEXT_WIDTH, WIDTH = 64, 32, 16  # BLAS sums tiny matrices by their own rules
 

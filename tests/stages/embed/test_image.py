@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Worker
-from stages.embed.image import ImageEmbedding
-from stages.models.image_text import load
-from stages.ops.pixels import PIXELS
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.embed.image import ImageEmbedding
+from clipmill.stages.models.image_text import load
+from clipmill.stages.ops.pixels import PIXELS
 
 RED = {"height": 2, "width": 1, "rgb": bytes([255, 0, 0] * 2)}
 BLUE = {"height": 1, "width": 1, "rgb": bytes([0, 0, 255])}
@@ -40,7 +40,7 @@ def test_a_model_without_texts_will_do_and_its_weights_are_pinned(worker, monkey
     seen = SimpleNamespace(
         sha256="a" * 64, embed_images=lambda images: np.ones((len(images), 3), np.float32)
     )
-    monkeypatch.setattr("stages.models.images.load", lambda *_: seen)
+    monkeypatch.setattr("clipmill.stages.models.images.load", lambda *_: seen)
     stage = ImageEmbedding(model="open_clip:ViT-S-32-alt@f.pt")
     here = replace(worker, pin=lambda *told: pinned.append(told))
     function = stage.open(here)

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import StageError
-from pipeline.pools.evaluation import EvaluationSet, write_set
-from stages.evaluate import _leaks
-from stages.evaluate.leaks import EvaluationLeaks
-from stages.ops.images import decode
-from stages.ops.perceptual import phash
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
+from clipmill.stages.evaluate import _leaks
+from clipmill.stages.evaluate.leaks import EvaluationLeaks
+from clipmill.stages.ops.images import decode
+from clipmill.stages.ops.perceptual import phash
 from tests.stages.clip.exported import caption, row, write_export
 
 CLASSES = ["red circle", "blue star"]

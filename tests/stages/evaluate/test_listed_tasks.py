@@ -5,11 +5,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import StageError
-from stages.evaluate import zero_shot
-from stages.evaluate.zero_shot import ZeroShot
-from stages.ops.tasks import check
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.evaluate import zero_shot
+from clipmill.stages.evaluate.zero_shot import ZeroShot
+from clipmill.stages.ops.tasks import check
 from tests.stages.evaluate.test_zero_shot import Colours
 from tests.stages.listed_folders import associated, captioned, grouped
 

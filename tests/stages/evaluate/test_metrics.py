@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.evaluate import _metrics
-from stages.evaluate._metrics import best_ranks, classification, interval, retrieval
-from stages.ops.vectors import unit_rows
+from clipmill.stages.evaluate import _metrics
+from clipmill.stages.evaluate._metrics import best_ranks, classification, interval, retrieval
+from clipmill.stages.ops.vectors import unit_rows
 
 
 def vectors(count: int, width: int = 6, seed: int = 0) -> np.ndarray:

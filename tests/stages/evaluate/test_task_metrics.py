@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.evaluate import _chance as chance
-from stages.evaluate._averages import averages, is_whole
-from stages.evaluate._metrics import (
+from clipmill.stages.evaluate import _chance as chance
+from clipmill.stages.evaluate._averages import averages, is_whole
+from clipmill.stages.evaluate._metrics import (
     association,
     best_ranks,
     classification,
@@ -14,10 +14,10 @@ from stages.evaluate._metrics import (
     retrieval,
     worst_group,
 )
-from stages.evaluate._scoring import class_vectors
-from stages.ops.listed_tasks import listed, listed_tasks
-from stages.ops.tasks import TaskFolder
-from stages.ops.vectors import unit_rows
+from clipmill.stages.evaluate._scoring import class_vectors
+from clipmill.stages.ops.listed_tasks import listed, listed_tasks
+from clipmill.stages.ops.tasks import TaskFolder
+from clipmill.stages.ops.vectors import unit_rows
 
 RNG = np.random.default_rng(5)
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.evaluate import zero_shot
-from stages.evaluate.zero_shot import ZeroShot
-from stages.ops.tasks import CLASSNAMES
-from stages.ops.vectors import unit_rows
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.evaluate import zero_shot
+from clipmill.stages.evaluate.zero_shot import ZeroShot
+from clipmill.stages.ops.tasks import CLASSNAMES
+from clipmill.stages.ops.vectors import unit_rows
 from tests.stages.clip.exported import TINY_OPEN_CLIP, known_to_open_clip, write_model
 from tests.stages.task_folders import COLOURS, NAMES, picture, write_tar
 

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import IMAGE, IMAGE_BYTES, KEEP, TEXT, UID, URL
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, KEEP, TEXT, UID, URL
 
 
 def images(rows: int) -> list[bytes]:

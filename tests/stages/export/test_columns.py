@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from stages.export._columns import as_hex
+from clipmill.stages.export._columns import as_hex
 
 
 @pytest.mark.parametrize("values", [[b"ab", None, b"\x00\xff"], [], [None, None], [b"zz"]])

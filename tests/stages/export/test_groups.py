@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import StageError
-from pipeline.stage import Worker
-from stages.export import _groups as groups
-from stages.export._leaving import Takes
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.export import _groups as groups
+from clipmill.stages.export._leaving import Takes
 
 TAKES = Takes()
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.dataset import Inputs
-from stages.export._features import features_of, with_features
-from stages.export._leaving import Dropped
-from stages.export.huggingface import HuggingFace
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export._features import features_of, with_features
+from clipmill.stages.export._leaving import Dropped
+from clipmill.stages.export.huggingface import HuggingFace
 
 ODD = {  # columns that stages and pools may have
     "language": pa.array(["en", "de"]).dictionary_encode(),

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from stages.export._leaving import Dropped, Takes, summed, tally
+from clipmill.stages.export._leaving import Dropped, Takes, summed, tally
 
 
 def test_a_row_left_out_is_counted_once_at_its_first_reason():

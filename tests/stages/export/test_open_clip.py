@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.dataset import Inputs
-from stages.export.webdataset import WebDataset
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export.webdataset import WebDataset
 from tests.stages.clip.exported import TINY_OPEN_CLIP
 
 COMMAND = f"""

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.fingerprint import settings_of
-from metadata.schema import LOSS_WEIGHT, REPEATS, TEXTS
-from pipeline.dataset import Inputs
-from stages.export._leaving import Dropped
-from stages.export.parquet import Parquet
+from clipmill.metadata.fingerprint import settings_of
+from clipmill.metadata.schema import LOSS_WEIGHT, REPEATS, TEXTS
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export._leaving import Dropped
+from clipmill.stages.export.parquet import Parquet
 
 
 def export(ctx, shards, **settings) -> pa.Table:

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.places import places_name
-from pipeline.dataset import Inputs
-from pipeline.errors import StageError
-from stages.clip.nano import ARCHITECTURES
-from stages.export.pixels import Pixels
-from stages.train.clip import ClipTraining
+from clipmill.metadata.places import places_name
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.nano import ARCHITECTURES
+from clipmill.stages.export.pixels import Pixels
+from clipmill.stages.train.clip import ClipTraining
 from tests.stages.clip.exported import COLOURS, TINY, row, write_export
 
 SMALL = {"batch_size": 8, "samples_seen": 24, "warmup_steps": 1}
@@ -81,7 +81,7 @@ def test_any_number_of_trainings_read_it_and_none_decodes_a_picture(
     settings = [{**SMALL, **arm} for arm in arms]
     monkeypatch.setattr("tests.stages.export.test_pixels.SMALL", {})
     wanted = [trained(data, **its)[0] for its in settings]
-    monkeypatch.setattr("stages.clip.cache.decode", None)
+    monkeypatch.setattr("clipmill.stages.clip.cache.decode", None)
     found = [trained(pixels, **its) for its in settings]
     assert [weights for weights, _ in found] == wanted
     assert [card["left_out"]["no_text"] for _, card in found] == [1, 1]

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.dataset import Inputs
-from stages.export.huggingface import HuggingFace
-from stages.export.parquet import Parquet
-from stages.export.pixels import Pixels
-from stages.export.webdataset import WebDataset
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export.huggingface import HuggingFace
+from clipmill.stages.export.parquet import Parquet
+from clipmill.stages.export.pixels import Pixels
+from clipmill.stages.export.webdataset import WebDataset
 
 SMALL = {"rows_per_shard": 30}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.export import _scratch as scratch
+from clipmill.stages.export import _scratch as scratch
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from stages.export._leaving import Dropped
-from stages.export.table import Table
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export._leaving import Dropped
+from clipmill.stages.export.table import Table
 
 
 def export(ctx, shards, **settings):

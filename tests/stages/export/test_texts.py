@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from metadata.schema import CAPTIONS, TEXT, TEXT_LIST
-from pipeline.dataset import Inputs
-from stages.export._exported import Exported
-from stages.export._texts import as_text_list, first_texts, texts_of
-from stages.export.huggingface import HuggingFace
-from stages.export.parquet import Parquet
-from stages.export.table import Table
-from stages.export.webdataset import WebDataset
+from clipmill.metadata.schema import CAPTIONS, TEXT, TEXT_LIST
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export._exported import Exported
+from clipmill.stages.export._texts import as_text_list, first_texts, texts_of
+from clipmill.stages.export.huggingface import HuggingFace
+from clipmill.stages.export.parquet import Parquet
+from clipmill.stages.export.table import Table
+from clipmill.stages.export.webdataset import WebDataset
 
 STAR = {"source": "stars", "model": "m", "prompt_id": "star@00000000", "label": "rewrite"}
 ORIGINAL = {"source": "original", "model": None, "prompt_id": None, "label": "original"}

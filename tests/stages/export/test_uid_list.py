@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import IMAGE_BYTES, REPEATS, UID
-from pipeline.dataset import Inputs
-from stages.export import uid_list
-from stages.export.uid_list import UidList
+from clipmill.metadata.schema import IMAGE_BYTES, REPEATS, UID
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export import uid_list
+from clipmill.stages.export.uid_list import UidList
 
 
 def export(ctx, shards) -> np.ndarray:

@@ -8,9 +8,9 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.schema import REPEATS
-from pipeline.dataset import Inputs
-from stages.export.webdataset import WebDataset, suffix_of
+from clipmill.metadata.schema import REPEATS
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.export.webdataset import WebDataset, suffix_of
 
 
 def export(ctx, shards, **settings) -> list:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from metadata.schema import REASON, UID
-from pipeline.dataset import Inputs
-from pipeline.errors import ShardError
-from pipeline.stage import Worker
+from clipmill.metadata.schema import REASON, UID
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import ShardError
+from clipmill.pipeline.stage import Worker
 
 
 class Ctx:

@@ -5,14 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.fingerprint import settings_of
-from metadata.uid import uid_of
-from pipeline.dataset import Inputs
-from pipeline.errors import ShardError, StageError
-from stages.ingest import datacomp
-from stages.ingest.datacomp import WIDTHS, DataComp, read, scan
-from stages.ops.tables import list_files
-from stages.select.where import Where
+from clipmill.metadata.fingerprint import settings_of
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.stages.ingest import datacomp
+from clipmill.stages.ingest.datacomp import WIDTHS, DataComp, read, scan
+from clipmill.stages.ops.tables import list_files
+from clipmill.stages.select.where import Where
 
 ROWS = 7
 

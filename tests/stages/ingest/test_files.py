@@ -2,10 +2,10 @@
 
 import pytest
 
-from stages.ingest.datacomp import DataComp
-from stages.ingest.image_folder import ImageFolder
-from stages.ingest.url_list import UrlList
-from stages.ingest.webdataset import WebDataset
+from clipmill.stages.ingest.datacomp import DataComp
+from clipmill.stages.ingest.image_folder import ImageFolder
+from clipmill.stages.ingest.url_list import UrlList
+from clipmill.stages.ingest.webdataset import WebDataset
 
 
 @pytest.mark.parametrize(

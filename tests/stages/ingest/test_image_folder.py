@@ -8,9 +8,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.uid import uid_of
-from pipeline.errors import ShardError, StageError
-from stages.ingest.image_folder import ImageFolder, read
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.stages.ingest.image_folder import ImageFolder, read
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.schema import IMAGE_EMBEDDING, TEXT_EMBEDDING, TEXTS
-from metadata.uid import uid_of
-from pipeline.errors import RecipeError, ShardError, StageError
-from stages.export._texts import as_texts
-from stages.ingest.parquet import Parquet
+from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT_EMBEDDING, TEXTS
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.errors import RecipeError, ShardError, StageError
+from clipmill.stages.export._texts import as_texts
+from clipmill.stages.ingest.parquet import Parquet
 
 ROWS = 30  # enough that a share of them says something
 BODIES = [f"image {i}".encode() for i in range(3)]

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from stages.ingest.union import Union
+from clipmill.stages.ingest.union import Union
 
 
 class Tables(list):

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.sealed import put_sealed, read_sealed
-from metadata.storage import Storage
-from metadata.uid import uid_of
-from pipeline.cli import main
-from pipeline.errors import RecipeError, ShardError, StageError
-from stages.ingest.url_list import UrlList
+from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.storage import Storage
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.cli import main
+from clipmill.pipeline.errors import RecipeError, ShardError, StageError
+from clipmill.stages.ingest.url_list import UrlList
 
 ROWS: dict[str, list] = {
     "url": [f"http://a/{i}" for i in range(7)],

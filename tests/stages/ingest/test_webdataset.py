@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metadata.uid import uid_of
-from pipeline.errors import ShardError, StageError
-from stages.ingest.webdataset import WebDataset, samples
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.stages.ingest.webdataset import WebDataset, samples
 
 
 def tar_of(*members: tuple[str, bytes | str | dict]) -> bytes:

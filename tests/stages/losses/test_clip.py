@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from stages.losses.clip import loss
+from clipmill.stages.losses.clip import loss
 from tests.stages.losses.batches import of_pairs, random, split
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from pipeline.errors import RecipeError
-from stages.clip.losses import asks
-from stages.losses import clip, distill
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.clip.losses import asks
+from clipmill.stages.losses import clip, distill
 from tests.stages.losses.batches import drawn, gradients, of_pairs
 
 ONE = {"images": ("image_a",), "texts": ("text_a",)}

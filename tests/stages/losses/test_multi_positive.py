@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from stages.clip.embedded import whole
-from stages.losses import clip, multi_positive
+from clipmill.stages.clip.embedded import whole
+from clipmill.stages.losses import clip, multi_positive
 from tests.stages.losses.batches import drawn, of_pairs, random
 
 

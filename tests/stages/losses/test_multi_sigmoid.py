@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from stages.clip.embedded import whole
-from stages.losses import multi_sigmoid, siglip
+from clipmill.stages.clip.embedded import whole
+from clipmill.stages.losses import multi_sigmoid, siglip
 from tests.stages.losses.batches import drawn
 
 

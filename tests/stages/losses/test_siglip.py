@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from stages.losses import siglip
+from clipmill.stages.losses import siglip
 from tests.stages.losses.batches import of_pairs, random
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.clip.embedded import Embedded
-from stages.losses import clip, distill, multi_positive, multi_sigmoid, siglip
+from clipmill.stages.clip.embedded import Embedded
+from clipmill.stages.losses import clip, distill, multi_positive, multi_sigmoid, siglip
 from tests.stages.losses.batches import drawn, gradients, parameters, split, with_parameters
 
 LOSSES = {

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.stage import Environment, Worker
+from clipmill.pipeline.stage import Environment, Worker
 
 
 class Started:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import StageError
-from stages.clip.model_card import beside
-from stages.clip.texts import token_bags
-from stages.clip.towers import new_model
-from stages.models.checkpoint import load
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.clip.model_card import beside
+from clipmill.stages.clip.texts import token_bags
+from clipmill.stages.clip.towers import new_model
+from clipmill.stages.models.checkpoint import load
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, write_model
 
 TEXTS = ["", "a red ox", "star " * 60, *(f"number {i}" for i in range(67))]

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Worker
-from stages.models import client
-from stages.models.echo import reply
-from stages.models.endpoint import Endpoint
-from stages.models.generator import (
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models import client
+from clipmill.stages.models.echo import reply
+from clipmill.stages.models.endpoint import Endpoint
+from clipmill.stages.models.generator import (
     REASONS,
     Asker,
     Decoding,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.models.endpoint import Generated, answer_of
+from clipmill.stages.models.endpoint import Generated, answer_of
 
 NAMES = st.sampled_from(["choices", "message", "content", "text", "usage", "prompt_tokens"])
 JSON = st.recursive(

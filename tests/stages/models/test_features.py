@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.models import features
-from stages.models.features import (
+from clipmill.stages.models import features
+from clipmill.stages.models.features import (
     TOKENS,
     ImageFeatures,
     TextFeatures,

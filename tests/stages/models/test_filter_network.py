@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.models import filter_network as fn
-from stages.models.filter_network import Embedder, FilterNetwork, fitted
-from stages.models.saved import put_model
+from clipmill.stages.models import filter_network as fn
+from clipmill.stages.models.filter_network import Embedder, FilterNetwork, fitted
+from clipmill.stages.models.saved import put_model
 
 N, IMAGE, TEXT, WIDTH = 300, 12, 9, 4
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Worker
-from stages.models.generator import (
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models.generator import (
     Decoding,
     Limits,
     Prompt,

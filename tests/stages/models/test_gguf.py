@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ClipmillError, RecipeError, StageError
-from stages.models import gguf, smollm2
-from stages.models.endpoint import Limits
-from stages.models.generator import environments_of
+from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
+from clipmill.stages.models import gguf, smollm2
+from clipmill.stages.models.endpoint import Limits
+from clipmill.stages.models.generator import environments_of
 from tests.stages.models.started import Started
 
 

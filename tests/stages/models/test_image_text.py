@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from pipeline.errors import RecipeError, StageError
-from stages.models.image_text import load, width_of
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.models.image_text import load, width_of
 
 
 def test_the_width_known_at_plan_time_is_the_models():
@@ -45,7 +45,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 def test_asking_for_a_width_imports_no_framework():
     code = """
 import sys
-from stages.models.image_text import width_of
+from clipmill.stages.models.image_text import width_of
 for model in ("reference", "stage:x", "open_clip:ViT-B-32/openai"):
     width_of(model)
 assert not {"torch", "cv2", "open_clip"} & set(sys.modules)

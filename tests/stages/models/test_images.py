@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.stage import Worker
-from stages.models.image_text import load
-from stages.models.images import check, embedder
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models.image_text import load
+from clipmill.stages.models.images import check, embedder
 
 PICTURES = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-import stages.models.open_clip
-from pipeline.errors import RecipeError, StageError
-from stages.clip import open_clip_config
-from stages.models.image_text import load, width_of
-from stages.models.open_clip import is_causal, parts
+import clipmill.stages.models.open_clip
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.clip import open_clip_config
+from clipmill.stages.models.image_text import load, width_of
+from clipmill.stages.models.open_clip import is_causal, parts
 from tests.stages.clip.exported import TINY_OPEN_CLIP
 
 TINY, WIDER = "tiny", "wider"
@@ -85,7 +85,7 @@ def test_embeddings_are_open_clips_own(model, network, file, open_clip):
 
 
 def test_a_vector_does_not_depend_on_what_else_is_in_the_call(model, monkeypatch):
-    monkeypatch.setattr(stages.models.open_clip, "ROWS", 4)
+    monkeypatch.setattr(clipmill.stages.models.open_clip, "ROWS", 4)
     texts = [f"number {i}" for i in range(5)]
     whole_ND = model.embed_texts(texts)
     np.testing.assert_array_equal(model.embed_texts(texts[3:4])[0], whole_ND[3])
@@ -102,7 +102,7 @@ def test_prompts_without_padding_are_the_same_texts(model, monkeypatch):
     texts = [" ".join(["a red circle"] * n) for n in (1, 2, 3, 9, 30)] + ["", "dog"]
     found_ND = model.embed_prompts(texts)
     np.testing.assert_allclose(found_ND, model.embed_texts(texts), atol=5e-7)
-    monkeypatch.setattr(stages.models.open_clip, "ROWS", 4)
+    monkeypatch.setattr(clipmill.stages.models.open_clip, "ROWS", 4)
     whole_ND = model.embed_prompts(texts)
     np.testing.assert_array_equal(model.embed_prompts(texts[2:4]), whole_ND[2:4])
     assert model.embed_prompts([]).shape == (0, model.width)

@@ -5,11 +5,11 @@ import contextlib
 import time
 from pathlib import Path
 
-from pipeline.provided import Purse as Alone
-from pipeline.stage import Worker
-from stages.models.endpoint import Limits
-from stages.models.generator import Decoding, Prompt, open_asker
-from stages.models.purse import Purse
+from clipmill.pipeline.provided import Purse as Alone
+from clipmill.pipeline.stage import Worker
+from clipmill.stages.models.endpoint import Limits
+from clipmill.stages.models.generator import Decoding, Prompt, open_asker
+from clipmill.stages.models.purse import Purse
 from tests.text_server import TextServer
 
 

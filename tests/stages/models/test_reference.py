@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.models.reference import WIDTH, Reference, area_means
+from clipmill.stages.models.reference import WIDTH, Reference, area_means
 
 MODEL = Reference()
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from pipeline.errors import StageError
-from stages.models.saved import matching, put_model, read_model
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.models.saved import matching, put_model, read_model
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3).T, "bias": torch.ones(3)}
 

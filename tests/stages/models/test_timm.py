@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import stages.models.timm
-from pipeline.errors import RecipeError, StageError
-from stages.models.image_text import load, look_for, width_of
+import clipmill.stages.models.timm
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.models.image_text import load, look_for, width_of
 
 NETWORK, WIDTH = "test_vit", 64
 
@@ -57,7 +57,7 @@ def test_vectors_are_timms_own_at_length_1(timm, model, file, pictures):
 
 
 def test_a_vector_does_not_depend_on_what_else_is_in_the_call(model, pictures, monkeypatch):
-    monkeypatch.setattr(stages.models.timm, "IMAGES", 4)
+    monkeypatch.setattr(clipmill.stages.models.timm, "IMAGES", 4)
     many = pictures * 3
     whole_ND = model.embed_images(many)
     np.testing.assert_array_equal(model.embed_images(many[5:])[0], whole_ND[5])

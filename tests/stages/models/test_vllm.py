@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.errors import ClipmillError, RecipeError
-from stages.models import vllm
-from stages.models.endpoint import Limits
-from stages.models.generator import environments_of
+from clipmill.pipeline.errors import ClipmillError, RecipeError
+from clipmill.stages.models import vllm
+from clipmill.stages.models.endpoint import Limits
+from clipmill.stages.models.generator import environments_of
 from tests.stages.models.started import Started
 
 

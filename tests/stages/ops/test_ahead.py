@@ -6,7 +6,7 @@ import contextlib
 import pyarrow as pa
 import pytest
 
-from stages.ops.ahead import ahead
+from clipmill.stages.ops.ahead import ahead
 
 
 def numbered(*sizes):

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import StageError
-from stages.ops.centroids import Centroids, read, to_table
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.centroids import Centroids, read, to_table
 
 THREE = np.arange(6, dtype=np.float32).reshape(3, 2)
 

@@ -8,22 +8,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-LOOK = "from stages.ops import area; print(area.__file__, area._shrink.stats.cache_path)"
+LOOK = "from clipmill.stages.ops import area; print(area.__file__, area._shrink.stats.cache_path)"
 
 
 @pytest.fixture
 def installed(tmp_path):
     """A copy whose folder takes no cache: a file is in its place."""
-    copy = tmp_path / "installed" / "stages" / "ops"
-    shutil.copytree(ROOT / "stages" / "ops", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = tmp_path / "installed" / "clipmill" / "stages" / "ops"
+    shutil.copytree(
+        ROOT / "clipmill" / "stages" / "ops", copy, ignore=shutil.ignore_patterns("__pycache__")
+    )
     (copy / "__pycache__").touch()
+    (tmp_path / "installed" / "clipmill" / "__init__.py").touch()
     return tmp_path / "installed"
 
 
 def look(installed, home) -> list[str]:
     said = subprocess.run(
         [sys.executable, "-c", LOOK],
-        env={"HOME": str(home), "PYTHONPATH": f"{installed}:{ROOT}"},
+        env={"HOME": str(home), "PYTHONPATH": str(installed)},
         capture_output=True,
         check=True,
         cwd=installed,

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import StageError
-from stages.ops.evaluation import (
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.evaluation import (
     Wanted,
     listing_digest,
     put_samples,
@@ -17,7 +17,7 @@ from stages.ops.evaluation import (
     samples_in,
     tasks_at,
 )
-from stages.ops.images import decode
+from clipmill.stages.ops.images import decode
 from tests.stages.task_folders import picture, write_tar
 
 HASHES = pa.field("phash", pa.uint64())

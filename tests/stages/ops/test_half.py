@@ -5,8 +5,8 @@ import types
 import pytest
 import torch
 
-from stages.models.features import dtype_of
-from stages.ops.half import half
+from clipmill.stages.models.features import dtype_of
+from clipmill.stages.ops.half import half
 from tests.stages.clip.test_loop import trainer
 
 

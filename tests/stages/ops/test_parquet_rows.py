@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from stages.ops import parquet_rows as module
-from stages.ops.parquet_rows import joined, parquet_rows, scan_parquet
-from stages.ops.tables import list_files
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops import parquet_rows as module
+from clipmill.stages.ops.parquet_rows import joined, parquet_rows, scan_parquet
+from clipmill.stages.ops.tables import list_files
 
 
 def shards_of(storage: Storage, group, columns=("n",)) -> list[list[list[int]]]:

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import RetryableError, ShardError
-from stages.ops.tables import (
+from clipmill.pipeline.errors import RetryableError, ShardError
+from clipmill.stages.ops.tables import (
     BATCH_BYTES,
     BATCH_ROWS,
     failing_its_shard,

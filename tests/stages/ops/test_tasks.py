@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from metadata.storage import Storage
-from stages.ops.tasks import (
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.tasks import (
     CLASSNAMES,
     NSHARDS,
     TEMPLATES,

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from metadata.schema import TEXT_LIST, TEXTS
-from pipeline.stage import RowFunction, Worker
-from stages.ops.caption_cuts import CUTS, first_failed
-from stages.score.caption import CaptionScores
+from clipmill.metadata.schema import TEXT_LIST, TEXTS
+from clipmill.pipeline.stage import RowFunction, Worker
+from clipmill.stages.ops.caption_cuts import CUTS, first_failed
+from clipmill.stages.score.caption import CaptionScores
 from tests.stages.score.planted import Labelled, instructions
 
 OWN = {  # the value that should tell each fault

@@ -10,15 +10,15 @@ import pytest
 import torch
 import yaml
 
-from metadata.schema import TEXT_LIST
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import RowFunction, Worker
-from stages.models import features
-from stages.models.filter_network import KIND, Embedder, FilterNetwork
-from stages.models.image_text import load
-from stages.models.saved import put_model
-from stages.ops.caption_cuts import CUTS, first_failed
-from stages.score.caption import CaptionScores
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import RowFunction, Worker
+from clipmill.stages.models import features
+from clipmill.stages.models.filter_network import KIND, Embedder, FilterNetwork
+from clipmill.stages.models.image_text import load
+from clipmill.stages.models.saved import put_model
+from clipmill.stages.ops.caption_cuts import CUTS, first_failed
+from clipmill.stages.score.caption import CaptionScores
 from tests.stages.score.judged import recall, values_of
 from tests.stages.score.planted import Labelled, labelled
 
@@ -240,7 +240,7 @@ def test_false_rejects_on_the_half_that_nobody_tuned_on():
 
 @pytest.mark.parametrize("end", [".", ""])
 def test_rewrites_that_people_would_write_pass_with_and_without_a_full_stop(end):
-    files = (Path(__file__).parents[3] / "stages" / "caption" / "banks").glob("*.yaml")
+    files = (Path(__file__).parents[3] / "clipmill" / "stages" / "caption" / "banks").glob("*.yaml")
     pairs = [pair for file in files for pair in yaml.safe_load(file.read_text())["pairs"]]
     good = [Labelled(None, it["source"], it["target"].rstrip(".") + end, False) for it in pairs]
     reasons = first_failed(values_of(good), CUTS)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.score.clip_score import clip_score, row_cosine
+from clipmill.stages.score.clip_score import clip_score, row_cosine
 
 IMAGE = [3.0, 4.0]
 

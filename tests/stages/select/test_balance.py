@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.concepts.load import concept_list, of_entries, save
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.select import _cut as cut
-from stages.select._t import as_float, share_below, tail_count
-from stages.select.balance import Balance
+from clipmill.metadata.concepts.load import concept_list, of_entries, save
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select import _cut as cut
+from clipmill.stages.select._t import as_float, share_below, tail_count
+from clipmill.stages.select.balance import Balance
 
 LISTS = 4_000
 ENGLISH = [f"e{i}" for i in range(6)]

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.uid import coin_hash
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Selects
-from stages.ops.centroids import Centroids, to_table
-from stages.select.balanced_tree import BalancedTree
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Selects
+from clipmill.stages.ops.centroids import Centroids, to_table
+from clipmill.stages.select.balanced_tree import BalancedTree
 
 SIZES = [50, 3, 20, 7, 0, 31, 12, 1]
 # Two nodes of two: clusters 0 to 3 point one way, 4 to 7 the other.

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.schema import TEXT_LIST, TEXTS
-from metadata.uid import coin
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.select._caption_rules import GBC
-from stages.select._mixes import SHARES
-from stages.select.captions import SelectCaptions
+from clipmill.metadata.schema import TEXT_LIST, TEXTS
+from clipmill.metadata.uid import coin
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select._caption_rules import GBC
+from clipmill.stages.select._mixes import SHARES
+from clipmill.stages.select.captions import SelectCaptions
 
 KINDS = (("original", "original"), ("sc", "short"), ("sc", "long"), ("re", "rewrite"))
 

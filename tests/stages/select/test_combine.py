@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Selects
-from stages.select._condition import MOST_NAMES, condition
-from stages.select.combine import Combine
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Selects
+from clipmill.stages.select._condition import MOST_NAMES, condition
+from clipmill.stages.select.combine import Combine
 
 
 @pytest.fixture

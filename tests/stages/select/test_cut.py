@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.select._cut import (
+from clipmill.stages.select._cut import (
     EVERYTHING,
     NOTHING,
     at_or_above,

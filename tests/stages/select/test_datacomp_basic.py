@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-import pipeline
-from pipeline.dataset import Inputs
-from stages.annotate.caption import caption
-from stages.select.where import Where
+from clipmill import pipeline
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.annotate.caption import caption
+from clipmill.stages.select.where import Where
 
 RECIPE = Path(pipeline.__file__).parent / "recipes" / "datacomp-basic.yaml"
 WHERE = yaml.safe_load(RECIPE.read_text())["stages"]["subset"]["where"]

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-import pipeline
-from pipeline.dataset import Inputs
-from stages.annotate.caption import caption
-from stages.select.where import Top, Where
+from clipmill import pipeline
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.annotate.caption import caption
+from clipmill.stages.select.where import Top, Where
 
 RECIPES = Path(pipeline.__file__).parent / "recipes"
 # Before its image-based filter; not the words of its basic filter, but fastText's tokens.

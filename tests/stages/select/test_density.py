@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.ops.centroids import Centroids, to_table
-from stages.select._isolation import mean_distance
-from stages.select._quotas import UNIT, probabilities, quotas
-from stages.select.density import Density
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.ops.centroids import Centroids, to_table
+from clipmill.stages.select._isolation import mean_distance
+from clipmill.stages.select._quotas import UNIT, probabilities, quotas
+from clipmill.stages.select.density import Density
 
 
 @pytest.fixture

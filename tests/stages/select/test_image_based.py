@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.models.reference import Reference
-from stages.ops.images import decode
-from stages.ops.vectors import from_matrix
-from stages.select import _targets
-from stages.select.image_based import ImageBased
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.models.reference import Reference
+from clipmill.stages.ops.images import decode
+from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.select import _targets
+from clipmill.stages.select.image_based import ImageBased
 from tests.stages.select.targets import MODEL, D, coarse, datacomp, pool, write_targets
 from tests.stages.task_folders import picture
 

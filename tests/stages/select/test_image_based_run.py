@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-import pipeline
-from pipeline.dataset import Inputs
-from stages.ops.vectors import as_matrix
-from stages.select.image_based import ImageBased
-from stages.select.where import Top, Where
+from clipmill import pipeline
+from clipmill.pipeline.dataset import Inputs
+from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.select.image_based import ImageBased
+from clipmill.stages.select.where import Top, Where
 from tests.stages.select.targets import coarse, datacomp, pool
 from tests.stages.task_folders import picture
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.ops.vectors import from_matrix, unit_rows
-from stages.select import _levels
-from stages.select._levels import itself, moved_nodes, nearest_nodes, parents_of
+from clipmill.stages.ops.vectors import from_matrix, unit_rows
+from clipmill.stages.select import _levels
+from clipmill.stages.select._levels import itself, moved_nodes, nearest_nodes, parents_of
 
 
 def around(groups: int, each: int, spread: float, width: int = 6) -> np.ndarray:

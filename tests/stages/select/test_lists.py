@@ -6,11 +6,11 @@ import random
 import pyarrow as pa
 import pytest
 
-from metadata.schema import TEXT_LIST
-from pipeline.errors import RecipeError, StageError
-from stages.select import _verdicts
-from stages.select._sql import as_frame, check, conjuncts, truth
-from stages.select.where import Where
+from clipmill.metadata.schema import TEXT_LIST
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select import _verdicts
+from clipmill.stages.select._sql import as_frame, check, conjuncts, truth
+from clipmill.stages.select.where import Where
 
 SCHEMA = pa.schema(
     {

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.select import _prototypes
-from stages.select._prototypes import groups
-from stages.select.prototypes import Prototypes
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select import _prototypes
+from clipmill.stages.select._prototypes import groups
+from clipmill.stages.select.prototypes import Prototypes
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import quadprog
 
-from pipeline.errors import StageError
-from stages.select._quotas import UNIT, Quotas, probabilities, quotas
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.select._quotas import UNIT, Quotas, probabilities, quotas
 
 CASES = 500
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from metadata.uid import coin, coin_hash
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from pipeline.stage import Selects
-from stages.select.sample import Sample
+from clipmill.metadata.uid import coin, coin_hash
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.stage import Selects
+from clipmill.stages.select.sample import Sample
 
 ROWS = 3_000
 

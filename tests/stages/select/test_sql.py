@@ -7,9 +7,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import RecipeError, StageError
-from stages.select import _sql
-from stages.select._sql import _polars_sql, as_frame, conjuncts, truth
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select import _sql
+from clipmill.stages.select._sql import _polars_sql, as_frame, conjuncts, truth
 
 NAN = float("nan")
 FRAME = as_frame(

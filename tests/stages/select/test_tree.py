@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.select._tree import Tree
+from clipmill.stages.select._tree import Tree
 
 
 def grown(rng, leaves: int, nodes: list[int], largest: int) -> Tree:

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import StageError
-from stages.export.uid_list import UidList as Export
-from stages.ops import uid_lists
-from stages.select.uid_list import UidList
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.export.uid_list import UidList as Export
+from clipmill.stages.ops import uid_lists
+from clipmill.stages.select.uid_list import UidList
 
 
 def uid(number: int) -> bytes:

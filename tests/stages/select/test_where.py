@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset import Inputs
-from pipeline.errors import RecipeError, StageError
-from stages.select import _top
-from stages.select.where import Top, Where
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.select import _top
+from clipmill.stages.select.where import Top, Where
 
 NAN = float("nan")
 FLOAT32 = pa.float32()

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metadata.storage import Storage
-from pipeline.engine import local_shards
-from pipeline.engine.run import run_plan
-from pipeline.executors.local import LocalExecutor
-from pipeline.planning.plan import make_plan
-from pipeline.planning.recipe import Recipe
-from stages.select import where
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import local_shards
+from clipmill.pipeline.engine.run import run_plan
+from clipmill.pipeline.executors.local import LocalExecutor
+from clipmill.pipeline.planning.plan import make_plan
+from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.stages.select import where
 from tests.stages.killed import Watcher, rows_of
 
 ROWS, SHARD_ROWS = 2_000, 100  # 20 shards: several units

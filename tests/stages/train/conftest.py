@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.clip.nano import ARCHITECTURES
+from clipmill.stages.clip.nano import ARCHITECTURES
 from tests.stages.clip.exported import TINY
 
 

@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from metadata.damage import DamagedError
-from metadata.fingerprint import digest, settings_of
-from pipeline.dataset import Inputs
-from pipeline.engine.checkpoints import StoredCheckpoints
-from pipeline.errors import RecipeError, StageError
-from stages import losses
-from stages.clip import towers
-from stages.clip.scales import SCALES
-from stages.clip.schedule import learning_rate
-from stages.clip.training import Work
-from stages.models.checkpoint import load
-from stages.train.clip import ClipTraining
+from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.fingerprint import digest, settings_of
+from clipmill.pipeline import own_code
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.stages.clip import towers
+from clipmill.stages.clip.scales import SCALES
+from clipmill.stages.clip.schedule import learning_rate
+from clipmill.stages.clip.training import Work
+from clipmill.stages.models.checkpoint import load
+from clipmill.stages.train.clip import ClipTraining
 from tests.engine_stages.harness import clipmill_run
 from tests.stages.clip.exported import TINY_OPEN_CLIP, row, write_export
 
@@ -332,13 +332,14 @@ def test_settings_that_cannot_be_are_refused_at_plan(settings, found):
 
 
 def test_a_loss_or_a_network_whose_file_changes_is_another_and_ours_are_the_versions(
-    tmp_path, monkeypatch
+    tmp_path,
 ):
-    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    (tmp_path / "losses").mkdir()
     found = []
     for text in ("def loss(batch): ...", "def loss(batch): return 0"):
-        (tmp_path / "own.py").write_text(text)
+        (tmp_path / "losses" / "own.py").write_text(text)
         (tmp_path / "own.json").write_text(f'["{text}"]')
+        own_code.add(tmp_path)
         found.append(ClipTraining(loss="own", model=str(tmp_path / "own.json")).digests)
     assert found[0].keys() == found[1].keys() == {"loss_file", "model_file"}
     assert not set(found[0].values()) & set(found[1].values())

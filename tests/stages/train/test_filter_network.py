@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import Inputs
-from pipeline.errors import StageError
-from stages.models import filter_network as fn
-from stages.models.filter_network import Embedder
-from stages.ops.vectors import as_matrix, from_matrix
-from stages.train.filter_network import TrainedFilterNetwork
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.models import filter_network as fn
+from clipmill.stages.models.filter_network import Embedder
+from clipmill.stages.ops.vectors import as_matrix, from_matrix
+from clipmill.stages.train.filter_network import TrainedFilterNetwork
 
 ROWS, IMAGE_WIDTH, TEXT_WIDTH = 40, 60, 50
 SMALL = {"width": 16}

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stages.toy.flowing import COPY, NUMBER, Waiting, taken
+from clipmill.pipeline.stage import RowStage, StreamFunction, Worker, location
 
-from pipeline.stage import RowStage, StreamFunction, Worker, location
+from .flowing import COPY, NUMBER, Waiting, taken
 
 
 @dataclass(frozen=True, kw_only=True)

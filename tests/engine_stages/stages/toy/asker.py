@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from metadata.schema import REASON, Column
-from pipeline.stage import Budget, RowFunction, RowStage, Worker, location
+from clipmill.metadata.schema import REASON, Column
+from clipmill.pipeline.stage import Budget, RowFunction, RowStage, Worker, location
 
 ANSWER = Column("answer", pa.string(), "", "What was answered.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.dataset import Context, Inputs, Shards, State, Task
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
+from clipmill.pipeline.stage import DatasetStage, location
 
 DISTANCE = Column("distance", pa.int64(), "", "Number less the centre.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column, Derived
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column, Derived
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 
 def double(numbers: pa.ChunkedArray) -> pa.Array:

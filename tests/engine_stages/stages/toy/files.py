@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import Column
-from pipeline.dataset import Context, Inputs, Shards, Task
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
+from clipmill.pipeline.stage import DatasetStage, location
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 

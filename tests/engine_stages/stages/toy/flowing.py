@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.stage import RowStage, StreamFunction, Worker, location
-from stages.ops.ahead import ahead
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.stage import RowStage, StreamFunction, Worker, location
+from clipmill.stages.ops.ahead import ahead
 
 COPY = Column("copy", pa.int64(), "", "The number.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.stage import RowFunction, RowStage, Worker, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker, location
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 HELD = Column("held", pa.int64(), "", "The number.")

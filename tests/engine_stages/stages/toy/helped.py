@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.stage import Environment, RowFunction, RowStage, Worker, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.stage import Environment, RowFunction, RowStage, Worker, location
 from tests.family import family, members
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")

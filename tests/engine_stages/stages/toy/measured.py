@@ -6,11 +6,11 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.outputs import Outputs
-from metadata.schema import REASON, REASON_TYPE, Column
-from metadata.storage import Storage
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 APART = Column("apart", pa.int64(), "", "Number less the centre.")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import Column
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import ShardError
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.errors import ShardError
+from clipmill.pipeline.stage import DatasetStage, location
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 LIMIT_S = 20.0  # against hanging

@@ -5,10 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-from stages.toy.meet_all import meet
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.stage import RowFunction, RowStage, Worker, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker, location
+
+from .meet_all import meet
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 SAME = Column("same", pa.int64(), "", "The number.")

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.errors import RetryableError
-from pipeline.stage import RowFunction, RowStage, Worker, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.errors import RetryableError
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker, location
 
 COPY = Column("copy", pa.int64(), "", "The number.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import REASON, REASON_TYPE, UID, Column
-from metadata.uid import uid_of
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.errors import ShardError, StageError
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, UID, Column
+from clipmill.metadata.uid import uid_of
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.pipeline.stage import DatasetStage, location
 
 READ: list[list[int]] = []  # the groups read, in this process
 NUMBER = Column("number", pa.int64(), "", "The number of a line.")

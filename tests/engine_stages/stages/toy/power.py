@@ -6,8 +6,8 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, Column
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 POWER = Column("power", pa.int64(), "", "The number to the power of `exponent`.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

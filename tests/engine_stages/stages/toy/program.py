@@ -5,9 +5,9 @@ from importlib import import_module
 
 import pyarrow as pa
 
-from metadata.schema import Column
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage, location
 
 VALUE = Column("value", pa.int64(), "", "What the test's function makes of the row.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

@@ -6,10 +6,10 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.outputs import Outputs
-from metadata.schema import REASON, REASON_TYPE, Column
-from metadata.storage import Storage
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 DISTANCE = Column("distance", pa.int64(), "", "Number less the centre.")
 SUM = Column("sum", pa.int64(), "", "Distance and centre.")

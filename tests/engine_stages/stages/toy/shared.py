@@ -10,9 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage, location
 
 SHARED = Column("shared", pa.int64(), "rows", "Rows of the pool with the same remainder.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

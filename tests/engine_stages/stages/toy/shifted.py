@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage, location
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 SHIFTED = Column("shifted", pa.int64(), "", "The sum of both.")

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage, location
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage, location
 
 STEPS = 8
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from metadata.schema import Column
-from pipeline.dataset import Context, Inputs, Rank, Task
-from pipeline.stage import DatasetStage, location
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.dataset import Context, Inputs, Rank, Task
+from clipmill.pipeline.stage import DatasetStage, location
 
 NUMBER = Column("number", pa.int64(), "", "Any number.")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, Column
-from pipeline.stage import RowFunction, RowStage, Worker, location
+from clipmill.metadata.schema import REASON, REASON_TYPE, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker, location
 
 PRODUCT = Column("product", pa.int64(), "", "The number times the weight.")
 NUMBER = Column("number", pa.int64(), "", "Any number.")

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import CLUSTER_ID, IDENTITY, KEEP, REASON, REASON_TYPE, UID, Column
-from metadata.uid import coin_hash
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, Share, Threshold, Verdicts
+from clipmill.metadata.schema import CLUSTER_ID, IDENTITY, KEEP, REASON, REASON_TYPE, UID, Column
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage, Share, Threshold, Verdicts
 
 RANK = Column("evened_rank", pa.int64(), "rows, 0 up", "Place in its cluster by hash.")
 QUOTA = Column("evened_quota", pa.int64(), "rows", "That stay of each cluster.")

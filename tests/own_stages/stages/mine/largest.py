@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metadata.schema import IDENTITY, IMAGE_EMBEDDING, REASON, REASON_TYPE, Column
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
+from clipmill.metadata.schema import IDENTITY, IMAGE_EMBEDDING, REASON, REASON_TYPE, Column
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage
 
 LARGEST = Column("largest", pa.int32(), "0 up", "Of which entry.", names="cluster")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import KEEP, POSITION, REASON, REASON_TYPE, SHARD, TEXT, UID, Column
-from metadata.uid import coin_hash
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage, Threshold, Verdicts
+from clipmill.metadata.schema import KEEP, POSITION, REASON, REASON_TYPE, SHARD, TEXT, UID, Column
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage, Threshold, Verdicts
 
 RANK = Column("quota_rank", pa.int64(), "rows, 0 up", "Place in its group by hash.", better="low")
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, TEXT, UID, Column
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage
+from clipmill.metadata.schema import POSITION, REASON, REASON_TYPE, SHARD, TEXT, UID, Column
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage
 
 COPY_OF = Column("copy_of", pa.binary(16), "uid", "The first such row.", names="keeper")
 SHARED = Column("shared_letters", pa.int32(), "letters", "With that row.", better="low")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import REASON, REASON_TYPE, TEXT, Column
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from metadata.schema import REASON, TEXTS, Column
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, TEXTS, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 LIST = pa.list_(pa.float32())
 SCORES = Column("text_scores", LIST, "cosine", "Scores of the texts that stay.")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from metadata.schema import REASON, TEXT, TEXTS, Column
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import REASON, TEXT, TEXTS, Column
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 WORDS = Column("text_words", pa.list_(pa.int32()), "words", "Words of each text.")
 SCORES = Column("text_clip_score", pa.list_(pa.float32()), "cosine", "A score of each text.")

@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass
 
-from metadata.schema import KEEP, TEXT
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage
+from clipmill.metadata.schema import KEEP, TEXT
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage
 
 
 @dataclass(frozen=True, kw_only=True)

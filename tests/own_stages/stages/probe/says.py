@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from metadata.schema import CAPTIONS, REASON, TEXT
-from pipeline.stage import RowFunction, RowStage, Worker
+from clipmill.metadata.schema import CAPTIONS, REASON, TEXT
+from clipmill.pipeline.stage import RowFunction, RowStage, Worker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset import Context, Inputs
-from pipeline.stage import DatasetStage
+from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.pipeline.stage import DatasetStage
 
 
 @dataclass(frozen=True, kw_only=True)

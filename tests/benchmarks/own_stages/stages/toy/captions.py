@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from stages.toy.codes import mixed, uids
 
-from metadata.schema import TEXT, UID
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
+from clipmill.metadata.schema import TEXT, UID
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage
+
+from .codes import mixed, uids
 
 # Shapes: N captions, W words of them all in a row.
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metadata.schema import UID, Column
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
+from clipmill.metadata.schema import UID, Column
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage
 
 Kind = Literal["uniform", "equal", "chain", "cube"]
 PHASH = Column("phash", pa.uint64(), "64 bits", "Uniform, but for copies.")

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metadata.schema import IMAGE, IMAGE_BYTES, SHA256, TEXT, UID, Column
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
+from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, SHA256, TEXT, UID, Column
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage
 
 NUMBER = Column("number", pa.int64(), "number", "Uniform in 0 to 999,999.")
 WORDS = pa.array(

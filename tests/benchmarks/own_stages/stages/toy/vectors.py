@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from stages.toy.codes import mixed, uids
 
-from metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_EMBEDDING, UID
-from pipeline.dataset import Context, Inputs, Task
-from pipeline.stage import DatasetStage
+from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_EMBEDDING, UID
+from clipmill.pipeline.dataset import Context, Inputs, Task
+from clipmill.pipeline.stage import DatasetStage
+
+from .codes import mixed, uids
 
 # Shapes: N rows of a shard, D width of a vector, C clusters.
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.notebook.answers import Plan
-    from pipeline.notebook.run import Run
-    from pipeline.planning.given import Given
+    from clipmill.pipeline.notebook.answers import Plan
+    from clipmill.pipeline.notebook.run import Run
+    from clipmill.pipeline.planning.given import Given
 
+__version__ = "0.1.0"
 __all__ = ["open", "plan", "run"]
 
 
@@ -34,8 +35,8 @@ def plan(
     `recipe` is a name of `clipmill recipes`, a path, YAML text, or a dict. RecipeError says what is
     wrong.
     """
-    from pipeline.notebook.answers import Plan, shown
-    from pipeline.notebook.start import checked
+    from clipmill.pipeline.notebook.answers import Plan, shown
+    from clipmill.pipeline.notebook.start import checked
 
     return shown(Plan, checked(_plan(recipe, seed, until, sets, stages)))
 
@@ -59,7 +60,7 @@ def run(
     The arguments are those of `clipmill run`; `workers=0` is all in this process. StageError where
     a stage stopped: finished shards are kept.
     """
-    from pipeline.notebook.start import started
+    from clipmill.pipeline.notebook.start import started
 
     whole = _plan(recipe, seed, until, sets, stages)
     return started(whole, str(out), workers, executor, address, retry, keep_going)
@@ -68,7 +69,7 @@ def run(
 def open(uri: str, variant: int | None = None) -> "Run":
     """The run in a folder, a path or s3://…, through the recipe that ran there last, or another by
     its number in `clipmill variants`."""
-    from pipeline.notebook.run import Run
+    from clipmill.pipeline.notebook.run import Run
 
     return Run(str(uri), variant)
 
@@ -80,7 +81,7 @@ def _plan(
     sets: Mapping[str, Any] | None,
     stages: Mapping[str, Any],
 ) -> Any:
-    from pipeline.planning.given import recipe_given
-    from pipeline.planning.plan import make_plan
+    from clipmill.pipeline.planning.given import recipe_given
+    from clipmill.pipeline.planning.plan import make_plan
 
     return make_plan(recipe_given(recipe, seed, sets, stages), until)

@@ -1,0 +1,275 @@
+"""A user's own stages, models and losses: files of a folder `stages/`, under a private name.
+
+The folder lies beside the recipe or where the command runs, or is named: by `--stages`, in
+CLIPMILL_STAGES, or by a package's entry point of the group `clipmill.stages`. Its files are modules
+of the package `clipmill_own`, whatever else on the path is called `stages`, and import one another
+relatively: `from .other import it`. They are read once, as a recipe is; workers get what was read.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.abc import ExecutionLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.extras import install
+
+NAME = "clipmill_own"
+VARIABLE = "CLIPMILL_STAGES"  # folders, as in PATH
+GROUP = "clipmill.stages"  # of entry points, each of which names a package that is such a folder
+OURS = Path(__file__).parents[1] / "stages"
+MOST_BYTES = 16 * 2**20  # of Python files: they travel to every worker
+OLD_NAME = re.compile(r"\s*(?:from|import) +((?:pipeline|stages|metadata)[\w.]*)")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file: a user's own as it was read, or one of clipmill's."""
+
+    path: Path  # on the machine that read it
+    held: bytes | None = None  # None of clipmill's
+
+    @property
+    def is_own(self) -> bool:
+        return self.held is not None
+
+    def read(self) -> bytes:
+        return self.path.read_bytes() if self.held is None else self.held
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+Files = dict[str, File]  # by path below their folder: `score/shouting.py`
+
+
+@dataclass
+class _Held:
+    added: list[Path] = field(default_factory=list)
+    read_from: list[Path] | None = None
+    files: Files = field(default_factory=dict)
+
+
+_held = _Held()
+
+
+def add(folder: Path) -> None:
+    """Adds a folder, if it is there; whatever there is will be read again."""
+    if folder.is_dir() and not folder.samefile(OURS):
+        _held.added.append(folder.resolve())
+    _held.read_from = None
+
+
+def own() -> Files:
+    """Every Python file of a user's own folders; a worker receives these."""
+    if _held.read_from != folders():
+        receive(_read(folders()))
+    return _held.files
+
+
+def receive(files: Files) -> None:
+    """Holds these as the user's own code; where a file has changed its modules are forgotten."""
+    before = _held.files
+    if any(before[name].held != files[name].held for name in before.keys() & files.keys()):
+        for module in [it for it in sys.modules if it.partition(".")[0] == NAME]:
+            del sys.modules[module]
+    _held.read_from, _held.files = folders(), files
+
+
+def files(kind: str = "*") -> Files:
+    """Every file `<kind>/<name>.py` of clipmill's and of own folders, by `kind.name`.
+
+    Error: RecipeError where an own file stands in the place of one of clipmill's.
+    """
+    found = {_named(path): File(path) for path in OURS.glob(f"{kind}/[!_]*.py")}
+    for below, file in own().items():
+        its_kind, _, name = below.partition("/")
+        if kind in ("*", its_kind) and name and "/" not in name and not name.startswith("_"):
+            name = _named(Path(below))
+            if name in found:
+                raise _twice(name, found[name].path, file.path)
+            found[name] = file
+    return found
+
+
+def find(name: str) -> File | None:
+    """The file of `kind.name`, if there is one; RecipeError where there are two."""
+    below = name.replace(".", "/") + ".py"
+    own_file = own().get(below)
+    if not (OURS / below).is_file():
+        return own_file
+    if own_file:
+        raise _twice(name, OURS / below, own_file.path)
+    return File(OURS / below)
+
+
+def imported(names: Iterable[str]) -> Files:
+    """The own files of these `kind.name`s, and those that they import relatively, by path."""
+    found: Files = {}
+    waiting = [name.replace(".", "/") + ".py" for name in names]
+    while waiting:
+        below = waiting.pop()
+        if below in found or below not in own():
+            continue
+        found[below] = own()[below]
+        with suppress(SyntaxError, ValueError):  # told by who imports it
+            for node in ast.walk(ast.parse(found[below].read())):
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    at = below.split("/")[: -node.level]
+                    at += (node.module or "").split(".") if node.module else []
+                    places = ["/".join(at), *("/".join([*at, it.name]) for it in node.names)]
+                    waiting += [f"{it}{end}" for it in places for end in (".py", "/__init__.py")]
+    return found
+
+
+def load(name: str, where: str) -> ModuleType:
+    """The module of `kind.name`, which has a file.
+
+    Error: RecipeError with the file and the line where it cannot be imported.
+    """
+    file = find(name)
+    assert file is not None
+    try:
+        return importlib.import_module(f"{NAME if file.is_own else 'clipmill.stages'}.{name}")
+    except (Exception, SystemExit) as error:  # a user's file may hold anything
+        raise _broken(name, file, error, where) from error
+
+
+def _broken(name: str, file: File, error: BaseException, where: str) -> RecipeError:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    paths = {str(it.path): it for it in (*own().values(), file)}
+    if isinstance(error, SyntaxError):
+        at = [(error.filename or "", error.lineno or 0)]
+    else:
+        at = [(it.filename, it.lineno or 0) for it in traceback.extract_tb(error.__traceback__)]
+    path, number = ([it for it in at if it[0] in paths] or [(str(file.path), 0)])[-1]
+    lines = paths[path].read().decode("utf-8", "replace").splitlines()
+    line = lines[number - 1] if 0 < number <= len(lines) else ""
+    place = f"{path}:{number}" if number else path
+    old = OLD_NAME.match(line) if isinstance(error, ImportError) else None
+    if old and importlib.util.find_spec(f"clipmill.{old[1]}"):
+        new = line.replace(old[1], f"clipmill.{old[1]}", 1).strip()
+        return RecipeError(f"{place} imports '{old[1]}', an old name", where, f"write `{new}`")
+    if missing and missing.partition(".")[0] not in ("clipmill", NAME):
+        found = f"'{name}' needs the package '{missing.partition('.')[0]}'"
+        found += f": {place}" if file.is_own else ""
+        return RecipeError(found, where, install(missing) or "install it")
+    found = f"{place} cannot be imported: {type(error).__name__}: {error}"
+    return RecipeError(found, where, "mend the file, or install what it imports")
+
+
+def _named(path: Path) -> str:
+    return f"{path.parent.name}.{path.stem}"
+
+
+def _twice(name: str, one: Path, other: Path) -> RecipeError:
+    do = "give your own file another name"
+    return RecipeError(f"two files of the name '{name}'", f"{one}, {other}", do)
+
+
+# What is read
+
+
+def folders() -> list[Path]:
+    """The folders that were added, and those of CLIPMILL_STAGES."""
+    named = (Path(it).resolve() for it in os.environ.get(VARIABLE, "").split(os.pathsep) if it)
+    return list(dict.fromkeys([*_held.added, *named]))
+
+
+def _read(folders: Sequence[Path]) -> Files:
+    """Every Python file of these folders and of installed packages.
+
+    Error: RecipeError where two have a file of the same name and other bytes, or are too large.
+    """
+    found: Files = {}
+    size = 0
+    for folder in dict.fromkeys([*folders, *_installed()]):
+        for below, path in _python_files(folder):
+            size += path.stat().st_size
+            if size > MOST_BYTES:
+                do = "keep in it what your stages import, and no more"
+                raise RecipeError(f"more than {MOST_BYTES:,} bytes of Python", str(folder), do)
+            file = File(path, path.read_bytes())
+            if below in found and found[below].held != file.held:
+                raise _twice(below, found[below].path, path)
+            found.setdefault(below, file)
+    return found
+
+
+def _installed() -> list[Path]:
+    """The folders of packages that declare stages, which are found and not imported."""
+    found = []
+    for point in importlib.metadata.entry_points(group=GROUP):
+        top, *below = point.value.split(".")
+        spec = PathFinder.find_spec(top)
+        places = spec.submodule_search_locations if spec else None
+        found += [Path(place, *below) for place in places or ()]
+    return found
+
+
+def _python_files(folder: Path) -> list[tuple[str, Path]]:
+    """The files of packages, whose names are words: none of a run folder's `stages/`."""
+    found = []
+    for at, inside, names in os.walk(folder):
+        inside[:] = sorted(it for it in inside if it.isidentifier() and it != "__pycache__")
+        paths = [Path(at, name) for name in sorted(names) if name.endswith(".py")]
+        found += [(path.relative_to(folder).as_posix(), path) for path in paths]
+    return found
+
+
+# How it is imported
+
+
+class _Importer(MetaPathFinder, ExecutionLoader):
+    """Finds the modules of own code among what is held."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] != NAME:
+            return None
+        file = self._file(fullname)
+        if file is None and not self.is_package(fullname):
+            return None
+        spec = ModuleSpec(fullname, self, is_package=self.is_package(fullname))
+        if file is not None:
+            spec.origin, spec.has_location = str(file.path), True
+        return spec
+
+    def is_package(self, fullname: str) -> bool:
+        below = _below(fullname)
+        return not below or any(name.startswith(f"{below}/") for name in own())
+
+    def get_filename(self, fullname: str) -> str:
+        file = self._file(fullname)
+        return str(file.path) if file else f"<{fullname}>"
+
+    def get_source(self, fullname: str) -> str:
+        file = self._file(fullname)
+        return importlib.util.decode_source(file.read()) if file else ""
+
+    def _file(self, fullname: str) -> File | None:
+        below = _below(fullname)
+        names = (f"{below}.py", f"{below}/__init__.py") if below else ("__init__.py",)
+        return next((own()[name] for name in names if name in own()), None)
+
+
+def _below(fullname: str) -> str:
+    return fullname.partition(".")[2].replace(".", "/")
+
+
+sys.meta_path.insert(0, _Importer())  # before the one that looks into folders
