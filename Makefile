@@ -16,7 +16,7 @@ PATHS  := --set pool.path=$(DEMO)/pool/metadata --set trusted.path=$(DEMO)/pool/
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo browser check unit chaos test soak mutants bench docs clean
+.PHONY: help demo browser check unit chaos test soak mutants lowest bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -65,6 +65,19 @@ soak: browser  ## all the rest, for hours; SEED=1 SHARE=1/4: the first of four s
 
 mutants: .venv/installed-dev  ## 40 faults put into the source, each to be found by a test; SEED= draws others
 	$(BIN)/python -m tests.mutants --seed $(SEED)
+
+# By extras, as dev's own tools may be of today.
+LOWEST = .venv/lowest/bin
+lowest: browser  ## unit tests with the lowest versions that pyproject.toml allows; PYTHON= another one
+	$(PYTHON) -m venv --clear .venv/lowest
+	$(LOWEST)/python -m pip install --quiet uv
+	$(LOWEST)/uv pip compile --quiet --no-deps --resolution lowest-direct --python $(LOWEST)/python \
+	--extra pool --extra gpu --extra img2dataset --extra tensorboard pyproject.toml \
+	--output-file .venv/lowest/lowest.txt
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --constraint .venv/lowest/lowest.txt \
+	--editable '.[dev]'
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --no-deps 'clip-benchmark>=1.6'
+	$(subst $(BIN)/python,$(LOWEST)/python,$(PYTEST)) -n 2 --dist loadfile --part unit
 
 bench: .venv/installed-dev  ## a table: each claim with a benchmark, measured small; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks

@@ -17,7 +17,6 @@ from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
 
-ROOT = Path(__file__).parents[2]
 LENGTH = """
 from dataclasses import dataclass
 from functools import partial
@@ -84,7 +83,9 @@ def _no_modules():
 @pytest.fixture
 def without_root(monkeypatch):
     """A path without the repository, from which a bare `pipeline` would be found."""
-    monkeypatch.setattr(sys, "path", [it for it in sys.path if it and Path(it) != ROOT])
+    monkeypatch.setattr(
+        sys, "path", [it for it in sys.path if it and not Path(it, "pipeline").exists()]
+    )
 
 
 def write_stage(project: Path, version: int = 1, function: str = "letters") -> Path:
