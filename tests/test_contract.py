@@ -110,7 +110,7 @@ def test_a_docstring_leads_with_the_result_and_says_source_or_error():
         assert re.match(r"[A-Z`]|[a-z_]+\.[a-z]+\b", first), "a sentence, or a file"
         assert len(first) <= 100
         assert not re.search(r"\b(Args|Returns|This class|A stage that)\b", cls.__doc__)
-        assert any(re.match(r"\s+(Source|Error): \S", line) for line in rest)
+        assert any(re.match(r"\s*(Source|Error): \S", line) for line in rest)
 
     of_classes(law)
 

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {canonicalize_name(Requirement(it).name) for it in requirements}
+    """Of those that this Python needs."""
+    asked = [it for it in map(Requirement, requirements) if not it.marker or it.marker.evaluate()]
+    return {canonicalize_name(it.name) for it in asked}
 
 
 def test_every_package_of_an_extra_is_named_with_it_and_no_other():
