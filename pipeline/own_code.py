@@ -1,9 +1,9 @@
 """A user's own stages, models and losses: files of a folder `stages/`, under a private name.
 
-The folder lies beside the recipe or where the command runs, or is named: by `--stages`, in
-CLIPMILL_STAGES, or by a package's entry point of the group `clipmill.stages`. Its files are modules
-of the package `clipmill_own`, whatever else on the path is called `stages`, and import one another
-relatively: `from .other import it`. They are read once, as a recipe is; workers get what was read.
+The folder lies beside the recipe, or is named: by `--stages`, in CLIPMILL_STAGES, or by a package's
+entry point of the group `clipmill.stages`. Its files are modules of the package `clipmill_own`,
+whatever else on the path is called `stages`, and import one another relatively: `from .other import
+it`. They are read once, as a recipe is; workers get what was read.
 """
 
 import ast

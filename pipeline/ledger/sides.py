@@ -110,7 +110,7 @@ def side_of(text: str, run: str | None) -> Side:
             uri, number, stage = text, None, None
     storage = Storage(uri)
     chosen = _variant(storage, number)
-    state = seen_through(plan_of(chosen.ran), storage)
+    state = seen_through(plan_of(chosen.ran, storage), storage)
     name = without_keys(text)
     return Side(name, chosen, state, _stage(state, name, stage))
 

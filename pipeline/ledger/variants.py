@@ -84,7 +84,7 @@ def tried(uri: str) -> RunVariants:
 def _tried(run: Storage, one: Variant, differs: Changes, scans: dict[str, Scan]) -> Tried:
     refused, state = "", None
     try:
-        state = seen_through(plan_of(one.ran), run, scans)
+        state = seen_through(plan_of(one.ran, run), run, scans)
     except ClipmillError as error:  # a stage of one's own that is gone, another version's setting
         refused = f"{error.args[0]} ({error.args[1]})"
     stages = state.stages if state else {}

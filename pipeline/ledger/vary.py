@@ -6,6 +6,7 @@ from decimal import Decimal, InvalidOperation
 
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.remembered import StandIn
 from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.stage import Selects, Threshold
@@ -55,9 +56,11 @@ def select_stage(state: RunState, stage: str) -> PlannedStage:
         do = did_you_mean(stage, stages, "the recipe has")
         raise RecipeError(f"no stage '{stage}'", "--stage", do)
     if not isinstance(stages[stage].stage, Selects):
+        is_away = isinstance(stages[stage].stage, StandIn)
+        why = "whose code is not at hand: --stages DIR" if is_away else "which has no threshold"
         selects = [name for name, other in stages.items() if isinstance(other.stage, Selects)]
         raise RecipeError(
-            f"'{stage}' is {stages[stage].uses}, which has no threshold",
+            f"'{stage}' is {stages[stage].uses}, {why}",
             "--stage",
             f"name a select stage; here: {', '.join(selects) or 'none'}",
         )

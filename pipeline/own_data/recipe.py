@@ -74,7 +74,7 @@ def starter(data: Data, wish: Wish, made_by: str, run_as: str) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("pipeline", "own_data"),
+        loader=PackageLoader("clipmill.pipeline", "own_data"),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,  # YAML, and each value of it passes `yaml`

@@ -209,7 +209,9 @@ def _planned(
         root=root,
         bindings=bindings,
         mask=mask,
-        fingerprint=fingerprint(uses, stage.version, settings, marks),
+        fingerprint=recipe.folders[name].rpartition("-")[2]
+        if name in recipe.remembered
+        else fingerprint(uses, stage.version, settings, marks),
         where=recipe.where(name),
     )
 

@@ -6,7 +6,7 @@ where it holds what grows or acts when it is read: aliases, tags.
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,9 @@ class Recipe:
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     sets: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys to the `--set` with them
+    # Of a recipe that ran: folders by stage, and what the run remembers of stages with own code.
+    folders: Mapping[str, str] = field(default_factory=dict)
+    remembered: Mapping[str, Any] = field(default_factory=dict)
 
     def where(self, stage: str, *keys: str) -> str:
         """The place of a key in words: the `--set` that wrote it, else file, line, stage, key."""
@@ -149,7 +152,8 @@ class Recipe:
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a name (`quickstart`) or a path (`mine.yaml`), with `--set` applied."""
     path = find_recipe(name)
-    own_code.add(path.parent / "stages")
+    if not (path.parent / "run.json").exists():  # a run folder has `stages` too, and no code in it
+        own_code.add(path.parent / "stages")
     with path.open("rb") as file:
         return recipe_in(file.read(MOST_BYTES + 1), path, overrides)
 

@@ -13,6 +13,7 @@ from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.planning.comments import comments_of
 from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.planning.remembered import stand_in
 from clipmill.pipeline.planning.takes import at_path, in_words
 from clipmill.pipeline.stage import Artifact, Determinism, Stage, edges_taken, settings_fields
 from clipmill.pipeline.terminal import cut
@@ -95,6 +96,9 @@ def typed_settings(recipe: Recipe, name: str) -> Stage:
         raise RecipeError(
             f"`uses` is {uses!r}", recipe.where(name, "uses"), "write `uses: kind.name`"
         )
+    if said := recipe.remembered.get(name):
+        edges = (*ENGINE_KEYS, "rows") if "data" in said.takes else ENGINE_KEYS
+        return stand_in(said, {key: it for key, it in keys.items() if key not in edges})
     cls = stage_class(uses, recipe.where(name, "uses"))
     known = {field.name for field in settings_fields(cls)}
     engine_keys = (*ENGINE_KEYS, "rows") if "data" in edges_taken(cls) else ENGINE_KEYS

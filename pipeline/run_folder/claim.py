@@ -10,6 +10,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.remembered import Remembered, remembered
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.ran import newest_name
 from clipmill.pipeline.target import refuse_others
@@ -23,8 +24,7 @@ class Claim:
 
     format: int
     seed: int
-    # By folder of a stage of one's own, the SHA-256 of each file that made what is stored there.
-    own: dict[str, dict[str, str]] = field(default_factory=dict)
+    stages: dict[str, Remembered] = field(default_factory=dict)  # those with own code, by folder
 
 
 def refuse_foreign(run: Storage) -> None:
@@ -58,7 +58,7 @@ def claim(plan: Plan, run: Storage) -> None:
         text = json.dumps(asdict(Claim(FORMAT, plan.seed)))
         run.put("run.json", text.encode(), point="run")
     refuse_another_seed(plan, run)
-    _remember_code(plan, run)
+    _remember(plan, run)
     recipe = plan.recipe
     whole = {
         "name": recipe.name,
@@ -78,14 +78,28 @@ def claim(plan: Plan, run: Storage) -> None:
         run.put(f"recipes/{stamp}-{same}.json", text.encode(), point="recipe")
 
 
+def remembered_in(run: Storage) -> dict[str, Remembered]:
+    """By folder, the stages with code of a user's own, as they were when they stored what is there.
+
+    None where `run.json` cannot be read: whoever writes there is told.
+    """
+    held = run.read_json("run.json", Claim) if run.has("run.json") else None
+    return held.stages if held else {}
+
+
+def is_at_hand(stage: Remembered) -> bool:
+    """Whether all own files that made a stage are there, in this form or another."""
+    return stage.files.keys() <= own_code.own().keys()
+
+
 def other_code(plan: Plan, run: Storage) -> list[str]:
     """A sentence on each stage whose own files are not those that made what is stored."""
-    own = _own_files(plan)
-    held = run.read_json("run.json", Claim) if own else None
+    own = own_files(plan)
+    held = remembered_in(run) if own else {}
     told = []
-    for name, planned in plan.stages.items():
-        files = own.get(planned.folder, {})
-        before = held.own.get(planned.folder, files) if held else files
+    for name, files in own.items():
+        planned = plan.stages[name]
+        before = held[planned.folder].files if planned.folder in held else files
         changed = [it for it in {**before, **files} if before.get(it) != files.get(it)]
         if changed and _is_begun(run, planned.folder):
             told.append(
@@ -95,18 +109,19 @@ def other_code(plan: Plan, run: Storage) -> list[str]:
     return told
 
 
-def _remember_code(plan: Plan, run: Storage) -> None:
-    """Writes which files of a user's own make each stage, or made what is stored of it."""
+def _remember(plan: Plan, run: Storage) -> None:
+    """Writes what lets others look at stages with own code; of one that is stored, as it was."""
     held = run.read_json("run.json", Claim)
     assert held is not None  # it has our seed
-    now = _own_files(plan)
-    own = held.own | {
-        folder: files
-        for folder, files in now.items()
-        if files != held.own.get(folder, {}) and not (folder in held.own and _is_begun(run, folder))
-    }
-    if own != held.own:
-        run.put("run.json", json.dumps(asdict(replace(held, own=own))).encode(), point="run")
+    stages = dict(held.stages)
+    for name, files in own_files(plan).items():
+        planned = plan.stages[name]
+        if planned.folder not in stages or not _is_begun(run, planned.folder):
+            chosen = plan.recipe.stages[name].get("read", {})
+            stages[planned.folder] = remembered(planned, chosen, files)
+    if stages != held.stages:
+        text = json.dumps(asdict(replace(held, stages=stages)))
+        run.put("run.json", text.encode(), point="run")
 
 
 def _is_begun(run: Storage, folder: str) -> bool:
@@ -114,12 +129,12 @@ def _is_begun(run: Storage, folder: str) -> bool:
     return any(not it.name.endswith(".json") for it in run.child(folder).entries(below=True))
 
 
-def _own_files(plan: Plan) -> dict[str, dict[str, str]]:
-    """The SHA-256 of each file of a user's own that makes a stage, by the stage's folder."""
+def own_files(plan: Plan) -> dict[str, dict[str, str]]:
+    """Of each stage that is made with files of a user's own, their SHA-256 by path."""
     found = {}
-    for planned in plan.stages.values():
+    for name, planned in plan.stages.items():
         model = getattr(planned.stage, "model", None)
         scheme = model.partition(":")[0] if isinstance(model, str) else ""
         if files := own_code.imported([planned.uses, f"models.{scheme}"]):
-            found[planned.folder] = {below: file.digest for below, file in sorted(files.items())}
+            found[name] = {below: file.digest for below, file in sorted(files.items())}
     return found

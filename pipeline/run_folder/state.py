@@ -22,6 +22,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.recipe import Recipe
+from clipmill.pipeline.run_folder.claim import is_at_hand, remembered_in
 from clipmill.pipeline.run_folder.done import parents_of, standing
 from clipmill.pipeline.run_folder.masks import SelectMask
 from clipmill.pipeline.run_folder.ran import RanRecipe, newest_recipe
@@ -361,8 +362,8 @@ def latest(uri: str, variant: int | None = None) -> RunState:
     """The run folder seen through the recipe that ran there last, or one of its variants."""
     run = Storage(uri)
     if variant is not None:
-        return seen_through(plan_of(variant_of(run, variant).ran), run)
-    return RunState(plan_of(newest_recipe(run)[1]), run)
+        return seen_through(plan_of(variant_of(run, variant).ran, run), run)
+    return RunState(plan_of(newest_recipe(run)[1], run), run)
 
 
 def seen_through(plan: Plan, run: Storage, scans: dict[str, Scan] | None = None) -> RunState:
@@ -381,8 +382,12 @@ def seen_through(plan: Plan, run: Storage, scans: dict[str, Scan] | None = None)
     return max(today, stood, key=lambda it: sum(stage.complete for stage in it.stages.values()))
 
 
-def plan_of(ran: RanRecipe) -> Plan:
-    """The whole plan of a recipe that ran, as it is made today."""
+def plan_of(ran: RanRecipe, run: Storage) -> Plan:
+    """The whole plan of a recipe that ran, as it is made today.
+
+    A stage with own code that is not at hand is as the run remembers it.
+    """
+    kept = {name: remembered_in(run).get(folder) for name, folder in ran["folders"].items()}
     return make_plan(
         Recipe(
             name=ran["name"],
@@ -390,5 +395,7 @@ def plan_of(ran: RanRecipe) -> Plan:
             seed=ran["seed"],
             stages=ran["stages"],
             overrides=tuple(ran["overrides"]),
+            folders=ran["folders"],
+            remembered={name: it for name, it in kept.items() if it and not is_at_hand(it)},
         )
     )

@@ -33,8 +33,7 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="own_stages",
         metavar="DIR",
-        help="a folder of stages of your own (default: `stages/` here, and beside the recipe);"
-        " may be repeated",
+        help="a folder of your own stages (default: `stages/` beside the recipe); may be repeated",
     )
 
 

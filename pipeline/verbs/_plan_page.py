@@ -10,13 +10,14 @@ from typing import Any
 from clipmill.metadata.fingerprint import plain
 from clipmill.metadata.keys import redacted, without_keys
 from clipmill.metadata.schema import UID
+from clipmill.pipeline import own_code
 from clipmill.pipeline.engine import environments
 from clipmill.pipeline.planning.elsewhere import SCHEME
 from clipmill.pipeline.planning.looks import Seen
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.recipe import RECIPES
-from clipmill.pipeline.run_folder.claim import other_code
+from clipmill.pipeline.run_folder.claim import other_code, own_files
 from clipmill.pipeline.run_folder.state import RunState, summary
 from clipmill.pipeline.run_folder.words import size
 from clipmill.pipeline.stage import DatasetStage, settings_fields
@@ -32,8 +33,15 @@ def as_json(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> dic
         "recipe": plan.recipe.path,
         "seed": plan.seed,
         "stages": [_stage_json(plan, planned, state, seen) for planned in plan.stages.values()],
+        "own_code": _own(plan),
         "notes": _of_folder(state),
     }
+
+
+def _own(plan: Plan) -> dict[str, str]:
+    """The SHA-256 of each file of a user's own that the plan needs, by its path."""
+    used = {below for files in own_files(plan).values() for below in files}
+    return {str(own_code.own()[it].path): own_code.own()[it].digest for it in sorted(used)}
 
 
 def _of_folder(state: RunState | None) -> list[str]:
@@ -54,6 +62,7 @@ def screen(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
         room = max(16, get_terminal_size((WIDTH, 24)).columns - len(left) - len(done) - 2)
         said = said if len(said) <= room else f"{said[: room - 1].rstrip(' ,')}…"
         lines.append(f"{left}{said:<{room if done else 0}}  {done}".rstrip())
+    lines += [f"  own code: {file} (SHA-256 {digest[:12]})" for file, digest in _own(plan).items()]
     lines += [f"  note: {note}" for note in [*notes(plan), *_of_folder(state)]]
     if not any(one.error for one in seen.values()):
         path = Path(plan.recipe.path)
@@ -136,6 +145,7 @@ def text(plan: Plan, state: RunState | None, seen: Mapping[str, Seen]) -> str:
             f" {planned.stage.determinism}; folder {planned.folder}"
         )
         lines.append("")
+    lines += [f"own code: {file} (SHA-256 {digest})" for file, digest in _own(plan).items()]
     lines += [f"note: {note}" for note in _of_folder(state)]
     return "\n".join(lines).rstrip()
 

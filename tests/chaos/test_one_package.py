@@ -179,3 +179,43 @@ def test_no_module_bears_a_bare_name(tmp_path, where, ray_head):
     command = [sys.executable, "-c", program]
     told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
+
+
+PLANTED = ("numpy", "yaml", "polars", "csv", "json", "pyarrow", "open_clip", "sitecustomize")
+VERBS = """
+init . --out start.yaml
+stages
+doctor
+plan it.yaml
+run it.yaml --out run --workers 1
+status --run run
+funnel --run run
+"""
+
+
+@pytest.fixture
+def planted(tmp_path) -> Path:
+    """A folder of data, and modules in it that leave a mark when they are run."""
+    plant = f"open({str(tmp_path / 'mark')!r}, 'a').write(__file__ + '\\n')\n"
+    for name in PLANTED:
+        (tmp_path / f"{name}.py").write_text(plant)
+    (tmp_path / "it.yaml").write_text(RECIPE.replace("{folder}", str(tmp_path)))
+    (tmp_path / "it.csv").write_text("url,text\nhttp://a.test/1,one word or more\n")
+    return tmp_path
+
+
+def test_a_verb_runs_no_code_of_the_folder_that_it_works_in(bin_of, planted):
+    for words in VERBS.strip().splitlines():
+        command = [bin_of / "clipmill", *words.split()]
+        told = subprocess.run(
+            command, cwd=planted, env=environment(), capture_output=True, text=True, timeout=120
+        )
+        assert not (planted / "mark").exists(), (words, (planted / "mark").read_text())
+        assert "Traceback" not in told.stderr, told.stderr
+    assert (planted / "run" / "run.json").exists()
+
+
+def test_nor_does_a_worker_of_ray(bin_of, planted, ray_head):
+    words = ("run", "it.yaml", "--out", "run", "--workers", "1", *ray_head.arguments)
+    clipmill(bin_of, planted, *words, **ray_head.environment)
+    assert not (planted / "mark").exists(), (planted / "mark").read_text()

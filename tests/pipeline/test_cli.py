@@ -347,7 +347,7 @@ def test_a_set_that_is_forgotten_is_told_before_the_run(recipe, tmp_path, clipmi
 # A user's own stages
 
 
-def test_a_stages_folder_where_the_command_runs_adds_stages(tmp_path, monkeypatch, clipmill):
+def test_a_stages_folder_beside_the_recipe_adds_stages(tmp_path, monkeypatch, clipmill):
     (tmp_path / "stages").symlink_to(ROOT / "tests" / "own_stages" / "stages")
     numbered.write_pool(tmp_path)
     stages = "".join(f"  {line}\n" for line in numbered.STAGES.strip().splitlines())
@@ -357,11 +357,7 @@ def test_a_stages_folder_where_the_command_runs_adds_stages(tmp_path, monkeypatc
     assert clipmill("run", *run).code == 0
     assert "         4  20.0%  kept by 'last'" in clipmill("funnel", "--run", "run").out
     monkeypatch.chdir(ROOT)
-    for name in [name for name in sys.modules if name.startswith("stages.probe")]:
-        monkeypatch.delitem(sys.modules, name)
-    said = clipmill("status", "--run", tmp_path / "run")
-    assert said.code == 2
-    assert "no stage 'probe.copy'" in said.err
+    assert clipmill("status", "--run", tmp_path / "run").code == 0  # by what the run remembers
 
 
 # Stopped

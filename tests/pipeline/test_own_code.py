@@ -1,5 +1,6 @@
 """A user's own stages: found where the command says, sent as they were read, told when changed."""
 
+import hashlib
 import os
 import shutil
 import sys
@@ -289,3 +290,113 @@ def test_a_stage_of_ones_own_in_the_place_of_ours_is_refused_with_both(project):
             ask()
         assert str(mine) in str(refused.value)
         assert str(own_code.OURS / "annotate" / "caption.py") in str(refused.value)
+
+
+SHORT = """
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill.metadata.schema import KEEP, REASON, Column
+from clipmill.pipeline.stage import RowStage, Threshold, Verdicts
+
+LENGTH = Column("length", pa.int64(), "0 up", "How long a caption is.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short(RowStage):
+    most: int
+
+    version = 1
+    determinism = "exact"
+    reads = (LENGTH,)
+    writes = (KEEP,)
+    reasons = ("too_long",)
+
+    def open(self, worker):
+        return self.decided
+
+    def decided(self, batch):
+        keep = pc.less_equal(batch["length"], self.most)
+        reason = pc.if_else(keep, None, "too_long").dictionary_encode()
+        return pa.table({KEEP.name: keep, REASON.name: reason})
+
+    def thresholds(self):
+        rule = f"length <= {self.most}"
+        cut = dict(name="length", column="length", sign="<=", value=self.most, text=rule)
+        return [Threshold(**cut, reads=("length",), by_row=True)]
+
+    def verdicts(self, threshold, values, rows, made):
+        for value in values:
+            keep = pc.less_equal(rows["length"], int(value)).to_numpy(zero_copy_only=False)
+            yield Verdicts(float(value), f"length <= {value}", keep)
+
+    def explain(self, reason, made):
+        return ""
+"""
+LOOKS = """
+status --run run --json
+funnel --run run --json
+why http://a.test/2 --run run --json
+show short --run run --json
+show length --run run --sort length.length --json
+variants --run run --json
+diff short pool --run run --json
+export --run run --stage short --to csv --out table
+"""
+
+
+@pytest.fixture
+def finished(project, clipmill) -> Path:
+    """The project's run, in which a select stage of its own drops a row; its code is gone."""
+    file = project / "mine" / "stages" / "measure" / "short.py"
+    file.write_text(SHORT)
+    with (project / "mine" / "it.yaml").open("a") as recipe:
+        recipe.write("  short: {uses: measure.short, from: length, most: 3}\n")
+    ran = clipmill("run", "mine/it.yaml", "--out", "run", "--workers", "0")
+    assert ran.code == 0, ran.err
+    return project
+
+
+@pytest.mark.parametrize("words", LOOKS.strip().splitlines())
+def test_who_looks_at_a_run_needs_none_of_its_code(finished, clipmill, words):
+    with_code = clipmill(*words.split(), "--stages", "mine/stages")
+    assert with_code.code == 0, with_code.err
+    for module in [it for it in sys.modules if it.startswith(own_code.NAME)]:
+        del sys.modules[module]
+    shutil.rmtree(finished / "table", ignore_errors=True)
+    (finished / "mine").rename(finished / "away")
+    said = clipmill(*words.split())
+    assert (said.code, said.out) == (0, with_code.out), said.err
+    assert not any(it.startswith(f"{own_code.NAME}.") for it in sys.modules)
+
+
+def test_a_question_that_needs_the_code_names_the_option(finished, clipmill):
+    (finished / "mine").rename(finished / "away")
+    words = ("sweep", "--run", "run", "--stage", "short", "--vary", "length=1:5:1")
+    refused = clipmill(*words)
+    assert refused.code == 2
+    assert "whose code is not at hand: --stages DIR" in refused.err
+
+
+@pytest.mark.parametrize("at", ["stages", "run/stages"])
+def test_code_that_lies_where_a_verb_runs_or_in_a_run_is_not_read(finished, clipmill, at):
+    """`stages/select/where.py` would be another's in a folder that somebody hands over."""
+    (finished / "mine").rename(finished / "away")
+    planted = finished / at / "measure" / "length.py"
+    planted.parent.mkdir(parents=True)
+    planted.write_text("raise SystemExit('was run')")
+    (finished / "run" / "it.yaml").write_text(RECIPE)
+    for words in (["funnel", "--run", "run"], ["stages"], ["plan", "run/it.yaml"]):
+        assert "was run" not in clipmill(*words).err
+    assert "no stage 'measure.length'" in clipmill("plan", "run/it.yaml").err
+
+
+def test_the_plan_names_the_files_with_their_digests(project, clipmill):
+    said = clipmill("plan", "mine/it.yaml")
+    for name in ("measure/length.py", "counting.py"):
+        file = project / "mine" / "stages" / name
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert f"own code: {file} (SHA-256 {digest[:12]})" in said.out
+        assert clipmill("plan", "mine/it.yaml", "--json").json["own_code"][str(file)] == digest

@@ -1,6 +1,7 @@
 """What a machine has: limits of containers, visible GPUs."""
 
 import os
+import sys
 
 import pytest
 
@@ -45,3 +46,15 @@ def test_memory_is_what_the_container_may_have(line, file, text, limit_gb, tmp_p
     (tmp_path / file).write_text(text)
     whole_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
     assert machine.memory_gb() == (limit_gb or whole_gb)
+
+
+@pytest.mark.parametrize("first", ["", "here"])
+def test_workers_import_nothing_from_the_working_folder_that_python_puts_in_front(
+    first, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    front = str(tmp_path) if first else ""
+    monkeypatch.setattr(sys, "path", [front, "/opt/one", "/opt/two"])
+    assert machine.import_path() == ["/opt/one", "/opt/two"]
+    monkeypatch.setattr(sys, "path", ["/opt/one", front])  # somebody named it
+    assert machine.import_path() == ["/opt/one", front]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 MADE = Path(__file__).parent / "before_0_1"
+RUN = ("--run", "run", "--stages", "stages")  # it does not remember what its own stage was
 DATED = ("records.parquet", "manifest.json")
 READ_NS = 1_796_021_137_655_690_839  # when the list of links was written
 
@@ -47,9 +48,9 @@ def test_all_of_it_is_found_done_and_stays_as_it_is(folder, clipmill):
 
 
 def test_what_is_asked_of_it_is_answered(folder, clipmill):
-    funnel = clipmill("funnel", "--run", "run", "--json").json
+    funnel = clipmill("funnel", *RUN, "--json").json
     assert [end["kept"] for end in funnel["ends"]] == [2]
-    why = clipmill("why", "http://a.test/3", "--run", "run")
+    why = clipmill("why", "http://a.test/3", *RUN)
     assert why.code == 0, why.err
     assert "caption_words" in why.out
-    assert clipmill("status", "--run", "run").out.splitlines()[0].endswith("complete")
+    assert clipmill("status", *RUN).out.splitlines()[0].endswith("complete")

@@ -196,7 +196,8 @@ def test_what_is_good_is_as_judged_shard_by_shard(engine):
         copy = engine.folder / f"copy-{round_}"
         shutil.copytree(engine.folder / "run", copy)  # with its times
         damage(Storage(str(copy)), random.Random(round_))
-        plan = plan_of(newest_recipe(Storage(str(copy)))[1])
+        run = Storage(str(copy))
+        plan = plan_of(newest_recipe(run)[1], run)
         state = RunState(plan, Storage(str(copy)), as_it_stood=round_ % 2 == 1)
         for name, stage in state.stages.items():
             if stage.planned.is_row and not stage.planned.is_root:

@@ -108,14 +108,15 @@ def test_a_stage_in_the_folder_stages_is_listed_and_described(tmp_path, monkeypa
     (tmp_path / "stages/score/help_shouting.py").write_text('"""How loud it is."""\n' + OWN)
     (tmp_path / "stages/score/broken.py").write_text("def (")
     monkeypatch.chdir(tmp_path)
-    listed = clipmill("stages", "score").out
+    own = ("--stages", "stages")
+    listed = clipmill("stages", "score", *own).out
     assert "score.help_shouting  How loud it is." in listed
     assert "score.broken         cannot be read: mend the file" in listed
-    page = clipmill("stages", "score.help_shouting").out
+    page = clipmill("stages", "score.help_shouting", *own).out
     assert "  min_letters  (whole number; needed)\n      Fewer are.\n" in page
     assert "  weight  (number; default: 1.5)\n      Too few.\n" in page
     assert "help_shouting: {uses: score.help_shouting, from: pool, min_letters: 4}" in page
-    broken = clipmill("stages", "score.broken")
+    broken = clipmill("stages", "score.broken", *own)
     assert broken.code == 2
     assert "cannot be imported" in broken.err
 
