@@ -131,7 +131,7 @@ def equal_to_one(numbers: Numbers, wanted: list[float]) -> Bools:
     """(N,) whether each value is one of these; a number that its type cannot hold is none."""
     dtype = numbers.values.dtype
     if dtype.kind != "f":
-        ends = np.iinfo(dtype)
+        ends = np.iinfo(dtype.name)
         whole = [int(value) for value in wanted if value.is_integer()]
         own = np.array([value for value in whole if ends.min <= value <= ends.max], dtype)
     else:
