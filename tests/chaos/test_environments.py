@@ -1,5 +1,6 @@
 """Environments made by pip, from a wheel on disk: once, whole, whoever is killed."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -102,6 +103,20 @@ def test_what_pip_cannot_find_is_told_and_leaves_nothing(wheel, tmp_path, monkey
     assert "secret-word" not in str(error.value)
     assert "127.0.0.1" not in str(error.value)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_file_of_another_digest_is_not_installed(wheel, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+    def python(*hashes: str) -> Path:
+        packages = ("tiny-thing==1.0",)
+        return python_of(Environment(packages=packages, with_dependencies=False, hashes=hashes))
+
+    with pytest.raises(StageError, match="THESE PACKAGES DO NOT MATCH THE HASHES"):
+        python("0" * 64)
+    assert not all_made()
+    assert says(python("0" * 64, sha256)) == "here"
 
 
 def test_what_is_to_be_left_out_is_taken_out_and_recorded(wheel, tmp_path, monkeypatch):
