@@ -63,7 +63,7 @@ def _mended(folder: Storage, name: str) -> str | None:
     known = held[PINS] or held[COPIES]
     if known is not None:
         _put(folder, name, known, [place for place, it in held.items() if it is None])
-    return known and known["sha256"]
+    return None if known is None else known["sha256"]
 
 
 def _put(folder: Storage, name: str, pinned: dict[str, str], places: Iterable[str]) -> None:
