@@ -83,8 +83,9 @@ def _hold(path: Path, how: int) -> int:
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(folder, how | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(folder), path.stat()):
-            return folder
+        held = os.fstat(folder)
+        if os.path.samestat(held, path.stat()) and held.st_uid == os.geteuid():
+            return folder  # anybody may have made a folder of that name in a shared /tmp
     except LOST:
         pass
     except OSError:

@@ -30,7 +30,12 @@ def install(module: str) -> str:
     top = module.partition(".")[0]
     if top not in EXTRAS:
         return ""
-    return f"{_python()} -m pip install 'clipmill[{EXTRAS[top]}]'"
+    return pip_install(f"clipmill[{EXTRAS[top]}]")
+
+
+def pip_install(what: str) -> str:
+    """The command that brings a requirement into this Python."""
+    return f"{_python()} -m pip install '{what}'"
 
 
 def missing(module: str | None, where: str) -> RecipeError:

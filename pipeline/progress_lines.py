@@ -61,10 +61,14 @@ def total_line(live: LiveRun, now: float) -> str:
     for status in ("failed", "stopped"):
         if count := sum(stage.status == status for stage in stages):
             parts.append(f"{count} {status}")
+    if live.halted:
+        pids = " ".join(map(str, live.halted))
+        parts.append(f"silent, as a signal stopped it: worker {pids} (kill -CONT {pids})")
     if live.began is not None:
         spent = duration((live.ended or now) - live.began)
         parts.append(f"{spent} so far" if live.works else f"the last run took {spent}")
-    if live.works and (left := live.left_s(now)) is not None and left >= LEAST_S:
+    left = None if live.halted or not live.works else live.left_s(now)
+    if left is not None and left >= LEAST_S:
         waiting = any(stage.status == "waiting" for stage in stages)
         parts.append(f"{'at least ' if waiting else ''}{duration(left)} left")
     return ", ".join(parts)

@@ -62,6 +62,8 @@ class Environment:
     packages: tuple[str, ...]
     with_dependencies: bool = True  # false: these packages and no others
     without: tuple[str, ...] = ()  # what they bring and must not: taken out once all is installed
+    hashes: tuple[str, ...] = ()  # SHA-256 of the files that pip may take for them; none: any
+    versions: tuple[str, ...] = ()  # of what they bring: pip's constraints
     imports: str = ""  # the module that is of use in it: `clipmill doctor --model` tries it
 
 

@@ -23,6 +23,7 @@ from clipmill.pipeline.stage import Environment
 
 ADDRESS = re.compile(r"\w+://\S+|(?<=host=)'[^']*'")
 LOCK, PACKAGES = ".lock", "packages.txt"
+WANTED, VERSIONS = "requirements.txt", "constraints.txt"  # as pip is asked
 
 
 def python_of(environment: Environment) -> Path:
@@ -72,7 +73,8 @@ def cache_folder() -> Path:
 def _place(environment: Environment) -> Path:
     packages = sorted(environment.packages)
     without = sorted(environment.without)  # none: the name that it had before there was any
-    of = [packages, environment.with_dependencies, *without, sys.version, sysconfig.get_platform()]
+    more = [*without, *sorted(environment.hashes), *sorted(environment.versions)]
+    of = [packages, environment.with_dependencies, *more, sys.version, sysconfig.get_platform()]
     return cache_folder() / digest(of)[:16]
 
 
@@ -109,7 +111,15 @@ def _make(environment: Environment, place: Path) -> None:
         _run([sys.executable, "-m", "venv", str(new)], new, environment)
         only = [] if environment.with_dependencies else ["--no-deps"]
         pip = [str(_python(new)), "-m", "pip", "--quiet", "--no-input"]
-        _run([*pip, "install", *only, *environment.packages], new, environment)
+        wanted = list(environment.packages)
+        if environment.hashes:  # which pip takes from a file alone
+            known = " ".join(f"--hash=sha256:{one}" for one in environment.hashes)
+            (new / WANTED).write_text("\n".join(f"{one} {known}" for one in wanted), "utf-8")
+            wanted = ["--require-hashes", "--requirement", str(new / WANTED)]
+        if environment.versions:
+            (new / VERSIONS).write_text("\n".join(environment.versions), "utf-8")
+            wanted += ["--constraint", str(new / VERSIONS)]
+        _run([*pip, "install", *only, *wanted], new, environment)
         if environment.without:  # pip has no way to leave out what a package asks for
             _run([*pip, "uninstall", "--yes", *environment.without], new, environment)
         lines = [*environment.packages, *(f"without {one}" for one in environment.without)]

@@ -46,7 +46,7 @@ def storage_error(error: OSError, place: str, folder: Storage) -> ClipmillError:
     if wants_keys(error):
         return StageError(f"the store refuses: {error}", place, KEYS)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = error.filename or _fullest(folder)
+        full = error.filename2 or error.filename or _fullest(folder)  # of a copy, where it goes
         do = "free space there, then run again: what is stored stays"
         return StageError(f"the disk is full: {error.strerror}", f"{full}, {place}", do)
     return RetryableError(f"{type(error).__name__}: {error}", place, "mend or wait, then run again")

@@ -99,7 +99,7 @@ class Telling:
         """Inside it `live.json` is stored every few seconds; last, it says how the run ended."""
         executor.on_told = self.told
         over = threading.Event()
-        thread = threading.Thread(target=self._keep, args=(over,), daemon=True)
+        thread = threading.Thread(target=self._keep, args=(over, executor), daemon=True)
         self.watcher.begin(self.look)
         self._store()
         thread.start()
@@ -112,14 +112,17 @@ class Telling:
             over.set()
             thread.join()
             with self._lock:
-                self.live.phase, self.live.ended = phase, time.time()
+                self.live.phase, self.live.ended, self.live.halted = phase, time.time(), []
                 for stage in self.live.stages.values():
                     if stage.status == "running":
                         stage.status, stage.ended = "stopped", self.live.ended
             self._store()
 
-    def _keep(self, over: threading.Event) -> None:
+    def _keep(self, over: threading.Event, executor: Executor) -> None:
         while not over.wait(STORE_S):
+            halted = executor.halted()
+            with self._lock:
+                self.live.halted = halted
             self._store()
 
     def _store(self) -> None:

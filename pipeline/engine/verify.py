@@ -21,6 +21,7 @@ from clipmill.pipeline.engine.repair import is_asked, salvage, shard_of, take_aw
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.pins import PINS, mend_pins, wrong_pins
 from clipmill.pipeline.run_folder.rows import WHOLE
 from clipmill.pipeline.run_folder.state import RunState
 
@@ -81,6 +82,9 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
                 for key in {found.name.partition("/")[0] for found in checked.damaged}:
                     owned.child(ONCE).delete_folder(key)
         for planned, checked in _of_plan(plan, stages):
+            if pinned := [found for found in checked.damaged if found.name.startswith(PINS)]:
+                mend_pins(owned.child(planned.folder))
+                checked.damaged = [found for found in checked.damaged if found not in pinned]
             if planned.is_row and is_asked(planned.stage):
                 asked.append((planned, {found.name for found in checked.damaged}))
                 continue
@@ -138,6 +142,7 @@ def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
         DamagedError(folder.uri, f"{OUT}/{name}", "no file of this stage's")
         for name in sorted(strangers)
     ]
+    checked.damaged += wrong_pins(folder)
     return checked, files
 
 

@@ -72,6 +72,10 @@ class Executor(Protocol):
         """
         ...
 
+    def halted(self) -> list[int]:
+        """Process ids of this machine's workers that hold an item and were stopped by a signal."""
+        ...
+
     def close(self) -> None:
         """Ends all workers; streams that are still open raise."""
         ...

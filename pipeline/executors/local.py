@@ -84,6 +84,10 @@ class LocalExecutor(Dispatcher):
         most = max(1, int(max(1, self.workers) / self._cpus(resources, 1) + ROUNDING))
         return next((n for n in range(most, 0, -1) if self._room(resources, n, []) is not None), 0)
 
+    def halted(self) -> list[int]:
+        busy = [worker.process.pid for worker in list(self._living) if worker.job]
+        return [pid for pid in busy if machine.is_stopped(pid)]
+
     def close(self) -> None:
         super().close()
         sweep_scratch()  # of those that were killed

@@ -58,3 +58,12 @@ def gpus() -> tuple[str, ...]:
     names = [name.strip() for name in visible.split(",")]
     end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
     return tuple(names[:end])  # as CUDA reads it: what follows an invalid name is not visible
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal, as Linux tells it; False where nothing tells."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return False
+    return state[:1] in (["T"], ["t"])

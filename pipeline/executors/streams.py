@@ -138,6 +138,9 @@ class Dispatcher(ABC):
             self._refuse(step.resources, f"step {step.name}")
         return self._carry(Stream(steps, [self._pack(step) for step in steps]), items)
 
+    def halted(self) -> list[int]:
+        return []
+
     def close(self) -> None:
         if self._thread is not None and not self._closed:
             self._ask(self._shut)

@@ -70,8 +70,7 @@ class Masks:
         if column.kind == "number" and column.name != REASON.name:
             numbers = self.columns.numbers(filter.column)
             wanted = [value for value in filter.values if isinstance(value, float | int)]
-            mask_N = np.isin(numbers.values, np.array(wanted, numbers.values.dtype))
-            mask_N &= numbers.is_there
+            mask_N = equal_to_one(numbers, wanted)
             return np.asarray(mask_N | ~numbers.is_there if wants_none else mask_N)
         codes = self.columns.codes(filter.column)
         table = np.isin([*codes.names, ""], [str(value) for value in filter.values])
@@ -126,6 +125,20 @@ class Masks:
 
         self.columns.each_shard(work)
         return top_N
+
+
+def equal_to_one(numbers: Numbers, wanted: list[float]) -> Bools:
+    """(N,) whether each value is one of these; a number that its type cannot hold is none."""
+    dtype = numbers.values.dtype
+    if dtype.kind != "f":
+        ends = np.iinfo(dtype.name)
+        whole = [int(value) for value in wanted if value.is_integer()]
+        own = np.array([value for value in whole if ends.min <= value <= ends.max], dtype)
+    else:
+        with np.errstate(over="ignore"):
+            own = np.array(wanted, dtype)
+        own = own[np.isfinite(own)]
+    return np.isin(numbers.values, own) & numbers.is_there
 
 
 def within(numbers: Numbers, low: float | None, high: float | None) -> Bools:

@@ -22,6 +22,7 @@ TOP_KEYS = ("seed", "stages")
 NAME = re.compile("[A-Za-z][A-Za-z0-9_-]*")
 KEY = re.compile(r"(?:stage '[^']*', )?key `([\w.]+)`(.*)", re.DOTALL)
 MOST_BYTES, MOST_VALUES, MOST_STAGES, DEEPEST = 250_000, 10_000, 200, 20
+LONGEST_NAME = 100  # of a stage; with what follows it names a folder, of 255 bytes at most
 STRING = "tag:yaml.org,2002:str"
 PLAIN = "a recipe holds numbers, strings, lists and mappings only"
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # in no path, and in no UTF-8
@@ -201,6 +202,12 @@ def recipe_in(data: bytes, path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"'{stage}' as a stage's name",
                 recipe.where(stage),
                 "use letters, digits, _ and -, a letter first",
+            )
+        if len(stage) > LONGEST_NAME:
+            raise RecipeError(
+                f"a stage's name of {len(stage):,} characters",
+                f"{path}:{recipe.lines[stage,]}",
+                f"use {LONGEST_NAME} at most: it names a folder",
             )
         if not isinstance(keys, dict):
             raise RecipeError(

@@ -1,5 +1,6 @@
 """Templates to HTML: everything escaped but what the templates themselves write."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from clipmill.pipeline.terminal import cut
 
 TEMPLATES = Path(__file__).parent / "templates"
 MINUS = "\N{MINUS SIGN}"
+NO_HTML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f]")  # of a stranger's words: grep calls it binary
+PICTURES = 0x2400  # of control characters: NUL is ␀
 
 
 def render(template: str, **values: Any) -> str:
     """The page. A value that a template lacks is an error, never a blank."""
-    return _environment().get_template(template).render(values)
+    page = _environment().get_template(template).render(values)
+    return NO_HTML.sub(lambda found: chr(PICTURES + ord(found[0])), page)
 
 
 @cache

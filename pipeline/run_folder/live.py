@@ -165,6 +165,7 @@ class LiveRun:
     updated: float | None = None
     ended: float | None = None
     notes: list[str] = field(default_factory=list)  # what a user should know
+    halted: list[int] = field(default_factory=list)  # processes of workers that a signal stopped
 
     @property
     def works(self) -> bool:
@@ -281,6 +282,7 @@ def as_json(live: LiveRun, now: float) -> dict[str, Any]:
         "ended": live.ended,
         "left_s": _rounded(live.left_s(now)),
         "notes": live.notes,
+        "halted": live.halted,
         "stages": [_stage_json(stage, now) for stage in live.stages.values()],
     }
 

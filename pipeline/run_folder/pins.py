@@ -1,44 +1,82 @@
 """Bytes that a stage reads from outside the run must keep the digest they had at first use.
 
 Weights have a name in the recipe and bytes elsewhere: `open_clip:ViT-B-32@file.pt` may be another
-file tomorrow, and half a column would be of either. A stage's folder keeps the digest.
+file tomorrow, and half a column would be of either. A stage's folder keeps the digest,
+twice: one that is torn or deleted is noticed by the other, and made again from it.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
 
+from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 
-PINS = "pins"
-
-
-@dataclass(frozen=True)
-class Pin:
-    """What `pins/<digest of what>.json` holds."""
-
-    what: str
-    sha256: str
+PINS, COPIES = "pins", "pins-copy"
 
 
 def pin(folder: Storage, stage: str, what: str, sha256: str) -> None:
     """Writes the digest down at first use; StageError where it was another one then."""
-    name = f"{PINS}/{digest(what)[:12]}.json"
-    where = f"stage '{stage}', {folder}/{name}"
-    if not folder.has(name):
-        text = json.dumps(asdict(Pin(what, sha256)))
-        folder.put(name, text.encode(), point="pin")
-    pinned = folder.read_json(name, Pin)  # of two workers that write at once, one
+    name = f"{digest(what)[:12]}.json"
+    where = f"stage '{stage}', {folder}/{PINS}/{name}"
+    if not any(folder.has(f"{place}/{name}") for place in (PINS, COPIES)):
+        _put(folder, name, {"what": what, "sha256": sha256}, (PINS, COPIES))
+    pinned = _mended(folder, name)  # of two workers that write at once, one
     if pinned is None:
         raise StageError(
             found=f"the digest that {what} had at first use cannot be read",
             where=where,
-            do="delete that file if the bytes are still the same, or use another --out",
+            do=f"delete that file and its copy in {COPIES} if the bytes are still the same, or use"
+            " another --out",
         )
-    if pinned.sha256 != sha256:
+    if pinned != sha256:
         raise StageError(
-            found=f"{what} has digest {sha256[:12]}, and had {pinned.sha256[:12]} at first use",
+            found=f"{what} has digest {sha256[:12]}, and had {pinned[:12]} at first use",
             where=where,
             do="bring the former bytes back, give these another name, or use another --out",
         )
+
+
+def wrong_pins(folder: Storage) -> Iterator[DamagedError]:
+    """The pins of a stage's folder, and their copies, that are gone or not as they were stored."""
+    copied = _names(folder, COPIES)
+    for name in sorted(_names(folder, PINS) | copied):
+        for place in (PINS, *([COPIES] if name in copied else [])):  # older runs have no copy
+            if not folder.has(f"{place}/{name}"):
+                yield DamagedError(folder.uri, f"{place}/{name}", "it is gone")
+            elif _read(folder, f"{place}/{name}") is None:
+                yield DamagedError(folder.uri, f"{place}/{name}", "not as it was stored")
+
+
+def mend_pins(folder: Storage) -> None:
+    """Makes each again from its copy; takes both away where neither can be read."""
+    for name in _names(folder, PINS) | _names(folder, COPIES):
+        if _mended(folder, name) is None:
+            for place in (PINS, COPIES):
+                folder.delete(f"{place}/{name}")
+
+
+def _mended(folder: Storage, name: str) -> str | None:
+    """A pin's digest, by whichever of the two can be read; the other is made again."""
+    held = {place: _read(folder, f"{place}/{name}") for place in (PINS, COPIES)}
+    known = held[PINS] or held[COPIES]
+    if known is not None:
+        _put(folder, name, known, [place for place, it in held.items() if it is None])
+    return None if known is None else known["sha256"]
+
+
+def _put(folder: Storage, name: str, pinned: dict[str, str], places: Iterable[str]) -> None:
+    for place in places:
+        put_sealed(folder, f"{place}/{name}", pinned, point="pin" if place == PINS else "pin-copy")
+
+
+def _read(folder: Storage, name: str) -> dict[str, str] | None:
+    """What is pinned; before 0.2 without a seal. None where it is not what its name says."""
+    held = read_sealed(folder, name) or folder.read_json(name, dict[str, str]) or {}
+    fits = held.keys() == {"what", "sha256"} and name.endswith(f"/{digest(held['what'])[:12]}.json")
+    return held if fits else None
+
+
+def _names(folder: Storage, place: str) -> set[str]:
+    return {entry.name for entry in folder.entries(place)}

@@ -7,15 +7,19 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from clipmill.metadata.keys import without_keys
 from clipmill.pipeline.errors import ClipmillError
-from clipmill.pipeline.extras import EXTRAS, install
+from clipmill.pipeline.extras import EXTRAS, install, pip_install
 from clipmill.pipeline.verbs import DONE, FAILED
 from clipmill.pipeline.verbs._options import add_json, add_stages
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 HELP = "check this machine, a model, or a folder of evaluation tasks"
 EXAMPLES = """\
@@ -24,7 +28,6 @@ clipmill doctor --model reference --model checkpoint:model.pt
 clipmill doctor --model smollm2
 clipmill doctor tasks eval
 """
-PACKAGES = ("numpy", "pyarrow", "polars", "scipy", "aiohttp", "pillow")
 DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client")  # of what ray[default] adds
 LEAST_FILES = 4096
 LEAST_DISK_GB = 10.0
@@ -77,7 +80,7 @@ def examine(models: list[str], out: str | None) -> list[Finding]:
     """This machine's packages, GPU, memory, disk and limits, and each of the models."""
     return [
         _python(),
-        *map(_package, PACKAGES),
+        *map(_package, _required()),
         *map(_extra, dict.fromkeys(EXTRAS.values())),
         _jobs(),
         *_environments(),
@@ -95,20 +98,43 @@ def _python() -> Finding:
     return Finding("python", "good" if good else "bad", version, "" if good else "use 3.11 or up")
 
 
-def _package(name: str) -> Finding:
+def _required(extra: str = "") -> Iterator["Requirement"]:
+    """What clipmill's own metadata asks for on this machine: always, or an extra on top."""
+    from packaging.requirements import Requirement
+
+    for text in importlib.metadata.requires("clipmill") or ():
+        wanted = Requirement(text)
+        always, here = (
+            wanted.marker is None or wanted.marker.evaluate({"extra": of}) for of in ("", extra)
+        )
+        if here and not (extra and always) and wanted.name != "clipmill":
+            yield wanted
+
+
+def _package(wanted: "Requirement") -> Finding:
+    do = pip_install(f"{wanted.name}{wanted.specifier}")
     try:
-        return Finding(name, "good", importlib.metadata.version(name))
+        version = importlib.metadata.version(wanted.name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "bad", "not installed", f"pip install {name}")
+        return Finding(wanted.name, "bad", "not installed", do)
+    if wanted.specifier.contains(version, prereleases=True):
+        return Finding(wanted.name, "good", version)
+    return Finding(wanted.name, "bad", f"{version}, which is not {wanted.specifier}", do)
 
 
 def _extra(extra: str) -> Finding:
+    """Bad where a package of it is older than clipmill was tried with; it may lack packages."""
+    name = f"extra {extra}"
+    found = map(_package, _required(extra))
+    if old := [one for one in found if one.verdict == "bad" and one.found != "not installed"]:
+        said = "; ".join(f"{one.name} {one.found}" for one in old)
+        return Finding(name, "bad", said, "; ".join(one.do for one in old))
     modules = [module for module, of in EXTRAS.items() if of == extra]
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
-        return Finding(f"extra {extra}", "good", "installed")
+        return Finding(name, "good", "installed")
     do = f"{install(missing[0])} where a recipe needs it"
-    return Finding(f"extra {extra}", "note", f"without {', '.join(missing)}", do)
+    return Finding(name, "note", f"without {', '.join(missing)}", do)
 
 
 def _jobs() -> Finding:

@@ -8,15 +8,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from clipmill.stages.clip.cache import square
 from clipmill.stages.clip.losses import FIRST_SCALE
 from clipmill.stages.clip.texts import token_bags
 from clipmill.stages.clip.towers import Reads, Towers
+
+Size = Annotated[int, Meta(ge=1, le=1 << 24)]  # a card may be a stranger's
 
 # Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width.
 
@@ -25,16 +28,16 @@ from clipmill.stages.clip.towers import Reads, Towers
 class Architecture:
     """The settings that a model of this family is built from."""
 
-    image_size: int  # pixels a side
+    image_size: Annotated[int, Meta(ge=1, le=4096)]  # pixels a side
     # of each residual block; multiples of 8, as oneDNN 3.12 on AVX2 writes past the gradient of a
     # 1 x 1 convolution with stride 2 and other widths
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    buckets: int  # of the hash that a token goes through
-    tokens: int  # at most, of a text
-    bag_width: int  # of a token's vector
-    hidden: int  # of the text tower's middle layer
-    width: int  # of the embedding
+    channels: tuple[Size, ...]
+    strides: tuple[Size, ...]
+    buckets: Size  # of the hash that a token goes through
+    tokens: Size  # at most, of a text
+    bag_width: Size  # of a token's vector
+    hidden: Size  # of the text tower's middle layer
+    width: Size  # of the embedding
 
 
 NANO = Architecture(

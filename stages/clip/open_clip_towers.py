@@ -150,6 +150,7 @@ class OpenClipTowers(Towers):
         return token_NL
 
 
+MOST = {"layers": 1000, "image_size": 4096}
 PIXELS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 
@@ -165,4 +166,8 @@ def built(name: str, scale: float | None, bias: float | None) -> OpenClipTowers:
 def rebuilt(facts: Mapping[str, Any]) -> OpenClipTowers:
     """The network that a card describes."""
     config = dict(facts["open_clip"])
+    for part in (config.get("vision_cfg", {}), config.get("text_cfg", {})):  # a stranger's, maybe
+        for name, most in MOST.items():
+            if any(number > most for number in np.ravel(part.get(name, 0))):
+                raise ValueError(f"more than {most:,} {name}")
     return OpenClipTowers(facts["model"], config, None, config.get("init_logit_bias"))

@@ -6,11 +6,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -133,7 +134,7 @@ def _built(name: str, scale: float | None, bias: float | None) -> Towers:
 def rebuilt(facts: Mapping[str, Any]) -> Towers:
     """The towers that a card describes, with weights of no meaning.
 
-    KeyError, TypeError or AttributeError where it describes none that this version knows.
+    An error of Python's own, or torch's, where it describes none that this version knows.
     """
     if "open_clip" in facts:
         from clipmill.stages.clip import open_clip_config
@@ -146,7 +147,8 @@ def rebuilt(facts: Mapping[str, Any]) -> Towers:
 
     pairs = facts["architecture"].items()
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-    model = nano.Nano(nano.Architecture(**settings))
+    architecture = nano.Architecture(**settings)
+    model = nano.Nano(msgspec.convert(asdict(architecture), nano.Architecture))
     if facts.get("bias"):
         model.bias = nn.Parameter(torch.zeros(()))
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's

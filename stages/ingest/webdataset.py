@@ -47,20 +47,25 @@ IMAGES = (*IMAGE_SUFFIXES, ".bin")  # as export.webdataset calls what no decoder
 FROM_JSON = (URL, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, WIDTH, HEIGHT)
 BLOCK = 512  # bytes of a tar's header, and of each of the two blocks of zeros that end it
 
-Members = Mapping[str, bytes | None]  # suffix: data, None where the member is too large
+MOST_PLACES = 1_000_000  # of a tar's files, that hard links may lead to
+
+Data = bytes | str  # of a member; the reason why there are none
+Members = Mapping[str, Data]  # by suffix
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebDataset(DatasetStage):
     """Image and caption of every sample of a tar, one shard a tar; null, with a reason, without.
 
-    A sample is a run of members that share their path up to the first dot of the name; it ends
-    too where a suffix repeats, for the next tar may begin with the key that this one ends with,
-    and tars are joined. Caption: the .txt, else `caption` of the .json. url and sizes:
-    the .json. sha256 is that of the stored bytes, whatever the .json says: img2dataset states that
-    of the file before it resizes, and some write one for all. uid: 32 hex digits `uid` in the
-    .json (else `bad_uid`), or the hash of url and caption; where there is no url, that of the
-    place in the pool, `00000.tar/KEY`, and the caption. No member is written to disk.
+    A sample is a run of members that share their path up to the first dot of the name; it ends too
+    where a suffix repeats, for the next tar may begin with the key that this one ends with, and
+    tars are joined. A hard link, as GNU tar writes for a file that has two names, is the file that
+    it leads to; another link, or a device, is `unreadable`. Caption: the .txt, else `caption` of
+    the .json. url and sizes: the .json. sha256 is that of the stored bytes, whatever the .json
+    says: img2dataset states that of the file before it resizes, and some write one for all. uid: 32
+    hex digits `uid` in the .json (else `bad_uid`), or the hash of url and caption; where there is
+    no url, that of the place in the pool, `00000.tar/KEY`, and the caption. No member is written to
+    disk.
 
     Source: img2dataset's output; WebDataset's naming. The Parquet beside a tar is not read: it
         repeats the .json and lists the downloads that failed, which are no rows here.
@@ -68,11 +73,11 @@ class WebDataset(DatasetStage):
     Example: {path: tars}
     """
 
-    version = 2
+    version = 3
     determinism = "exact"
     takes = ()
     writes = (IMAGE, IMAGE_BYTES, TEXT, *FROM_JSON, SHA256)
-    reasons = ("too_large", "no_image", "unparsable_json", "bad_uid", "bad_value")
+    reasons = ("too_large", "unreadable", "no_image", "unparsable_json", "bad_uid", "bad_value")
 
     path: NonEmpty = location()  # folder or glob of tars, here or s3://…
     max_member_bytes: OneUp = 100 << 20  # a larger file of a tar is `too_large`
@@ -102,14 +107,26 @@ def read(
             yield fitted(source["path"], batch)
 
 
-def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, bytes | None]]:
-    """Name and data of each file in the tar; no data above `max_bytes`."""
+def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, Data]]:
+    """Name and data of each file in the tar, and of each link or device."""
+    places: dict[str, tuple[int, int]] = {}  # offset and size
     with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            place = places.get(member.linkname) if member.islnk() else None
             if member.isfile():
-                data = tar.extractfile(member) if member.size <= max_bytes else None
-                yield member.name, data.read() if data else None
+                place = (member.offset_data, member.size)
+                opened = tar.extractfile(member) if member.size <= max_bytes else None
+                data: Data = opened.read() if opened else "too_large"
+            elif place:
+                data = _at(file, *place) if place[1] <= max_bytes else "too_large"
+            elif member.issym() or member.islnk() or member.isdev():
+                data = "unreadable"
+            else:
+                continue
+            if place and not member.issparse() and len(places) < MOST_PLACES:
+                places[member.name] = place
+            yield member.name, data
         file.seek(tar.offset)
     # tarfile takes a broken header, and the end of a cut file, for the end of the archive.
     rest = file.read(1 << 20)
@@ -121,10 +138,19 @@ def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, bytes 
         )
 
 
-def samples(members: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, Members]]:
+def _at(file: Any, offset: int, size: int) -> bytes:
+    """Bytes of an earlier place; the file is left where it was."""
+    before = file.tell()
+    file.seek(offset)
+    data = bytes(file.read(size))
+    file.seek(before)
+    return data
+
+
+def samples(members: Iterable[tuple[str, Data]]) -> Iterator[tuple[str, Members]]:
     """Key and members of each sample: a new one where the key changes or a suffix repeats."""
     key = ""
-    parts: dict[str, bytes | None] = {}
+    parts: dict[str, Data] = {}
     for name, data in members:
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
@@ -140,24 +166,27 @@ def samples(members: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, 
 
 def size_of(sample: tuple[str, Members]) -> int:
     """Bytes of a sample's members."""
-    return sum(len(data) for data in sample[1].values() if data)
+    return sum(map(len, sample[1].values()))
 
 
 def row_of(place: str, parts: Members) -> dict[str, Any]:
     """Image, caption, fields of the .json and reason of a sample, as plain values."""
-    image = next((parts[suffix] for suffix in parts if f".{suffix}" in IMAGES), None)
-    stated = json_object(parts.get("json") or b"{}")
+    files = {suffix: data for suffix, data in parts.items() if isinstance(data, bytes)}
+    first = next((suffix for suffix in parts if f".{suffix}" in IMAGES), "")
+    image = files.get(first)
+    stated = json_object(files.get("json") or b"{}")
     info = stated or {}
     hashed = hashlib.sha256(image).hexdigest() if image is not None else None
     return {
         **{column.name: info.get(column.name) for column in FROM_JSON},
         IMAGE.name: image,
         IMAGE_BYTES.name: len(image) if image is not None else None,
-        TEXT.name: parts["txt"] if "txt" in parts else info.get("caption"),
+        TEXT.name: files.get("txt") if "txt" in parts else info.get("caption"),
         SHA256.name: hashed,
         UID.name: info.get("uid"),
         "place": info.get("url") or place,
-        "too_large": None in parts.values(),
+        "too_large": "too_large" in parts.values(),
+        "unreadable": "unreadable" in parts.values(),
         "no_image": image is None,
         "unparsable_json": stated is None,
     }
@@ -173,7 +202,7 @@ def fitted(tar: str, batch: list[tuple[str, Members]]) -> pa.Table:
     place, _ = fit(column["place"], pa.string())
     stated = pa.array([it is not None for it in column[UID.name]], pa.bool_())
     masks = {
-        **{code: pa.array(column[code], pa.bool_()) for code in WebDataset.reasons[:3]},
+        **{code: pa.array(column[code], pa.bool_()) for code in WebDataset.reasons[:4]},
         "bad_uid": pc.and_(stated, uid.is_null()),
         "bad_value": any_of([misfit for _, misfit in fits.values()], len(rows)),
     }

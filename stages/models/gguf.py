@@ -12,9 +12,12 @@ from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import serve, sha256
 from clipmill.stages.ops.outside import need_file
 
-# llama.cpp as a prebuilt wheel, MIT. 2026.10 is the first tried; names of its settings have changed
-# from year to year, and wheels of this one stay.
-LLAMA = "xllamacpp>=2026.10,<2027"
+# llama.cpp as a prebuilt wheel, MIT: the one tried, and no other, as it is code of one person's.
+LLAMA = "xllamacpp==2026.10.11549"
+LLAMA_SHA256 = (
+    "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",  # manylinux, x86_64
+    "e2a3e79e775515de4ad197e667f874070446ef9ac9cf2044bc9866bc4c72289e",  # aarch64
+)
 # As many answers at once as help: 16 are no faster than 8 on two cores, and a GPU has room for
 # more. A slot keeps 2,048 tokens, in 16-bit keys and values: 23 kB a token for SmolLM2-135M, 131 kB
 # for a 7B with grouped heads, which makes 2 GB of 8 slots.
@@ -27,7 +30,11 @@ def environments(name: str) -> tuple[Environment, ...]:
     if not model:
         do = "write gguf:FILE, or gguf:FILE#PROJECTOR"
         raise RecipeError("no file is named", f"key `model`, 'gguf:{name}'", do)
-    return (Environment(packages=(LLAMA,), with_dependencies=False, imports="xllamacpp"),)
+    return (
+        Environment(
+            packages=(LLAMA,), with_dependencies=False, hashes=LLAMA_SHA256, imports="xllamacpp"
+        ),
+    )
 
 
 def sees(name: str) -> bool:

@@ -5,13 +5,16 @@ A stage that trains leaves both below `out/`; a copy of them elsewhere may do wi
 One that trains several seeds leaves a pair for each: `seed-3.model.json`.
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, uint8
 
@@ -19,6 +22,8 @@ from clipmill.metadata.outputs import OUT, Outputs
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Put
 from clipmill.pipeline.errors import StageError
+
+T = TypeVar("T")
 
 VERSION = 1
 CARD, WEIGHTS = "model.json", "model.safetensors"
@@ -76,7 +81,14 @@ def read_model(
             where=f"{folder}/{beside}",
             do=f"{CARD} says {str(card.get('sha256'))[:12]}: copy both files again, or train again",
         )
-    return card, load(data)
+    try:
+        return card, load(data)
+    except (SafetensorError, MemoryError, ValueError, LookupError, RuntimeError) as error:
+        raise StageError(
+            found=f"weights that cannot be read: {_words(error)}",
+            where=f"{folder}/{beside}",
+            do="copy the file again from where it was trained, or train again",
+        ) from error
 
 
 def read_card(folder: Storage, name: str) -> dict[str, Any]:
@@ -106,15 +118,61 @@ def _by_seed(name: str) -> tuple[bool, int]:
     return (False, 0) if seed is None else (True, int(seed[1]))
 
 
+def built(
+    build: Callable[[], T],
+    weights: dict[str, Tensor],
+    where: str,
+    network: Callable[[T], Any] = lambda made: made,
+) -> T:
+    """What is built by a stranger's card, with these weights; StageError where they do not fit.
+
+    First without memory: a card may ask for more than there is.
+    """
+    try:
+        with contextlib.suppress(RuntimeError), torch.device("meta"):  # some read a value there
+            _check_shapes(network(build()).state_dict(), weights, where)
+        made = build()
+    except (
+        *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+        *(RuntimeError, TypeError, ValueError),
+    ) as error:
+        raise StageError(
+            found=f"a model of another architecture: {_words(error)}",
+            where=where,
+            do="use a model that this version stored, or train again",
+        ) from error
+    matching(network(made), weights, where)
+    return made
+
+
+def _check_shapes(
+    of_network: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str
+) -> None:
+    for name in of_network:
+        its, own = (tuple(it[name].shape) if name in it else None for it in (weights, of_network))
+        if its != own:
+            missing = f"Missing key {name}"
+            raise _other(missing if its is None else f"size mismatch for {name}: {its}", where)
+
+
 def matching(network: Any, weights: dict[str, Tensor], where: str) -> Any:
     """The network with these weights; StageError where they are of another architecture."""
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise StageError(
-            found=f"weights of another architecture: {first}",
-            where=where,
-            do="name the weights that belong to this network",
-        ) from None
+        raise _other(first, where) from None
     return network.eval()
+
+
+def _other(said: str, where: str) -> StageError:
+    return StageError(
+        found=f"weights of another architecture: {said}",
+        where=where,
+        do="name the weights that belong to this network",
+    )
+
+
+def _words(error: Exception) -> str:
+    """The first line of what it says, and its kind: MemoryError says nothing."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": ")

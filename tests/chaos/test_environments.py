@@ -1,5 +1,6 @@
 """Environments made by pip, from a wheel on disk: once, whole, whoever is killed."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -33,16 +34,15 @@ def wheel(tmp_path, monkeypatch) -> Path:
     return write_wheel(tmp_path, "tiny_thing", "Requires-Dist: nosuch-thing\n")
 
 
-def write_wheel(folder: Path, name: str, needs: str = "") -> Path:
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"
+def write_wheel(folder: Path, name: str, needs: str = "", version: str = "1.0") -> Path:
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(f"{name}.py", "SAYS = 'here'\n")
-        file.writestr(f"{name}-1.0.dist-info/METADATA", about)
-        file.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        file.writestr(
-            f"{name}-1.0.dist-info/RECORD", f"{name}.py,,\n{name}-1.0.dist-info/RECORD,,\n"
-        )
+        info = f"{name}-{version}.dist-info"
+        file.writestr(f"{info}/METADATA", about)
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/RECORD,,\n")
     return path
 
 
@@ -102,6 +102,33 @@ def test_what_pip_cannot_find_is_told_and_leaves_nothing(wheel, tmp_path, monkey
     assert "secret-word" not in str(error.value)
     assert "127.0.0.1" not in str(error.value)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_file_of_another_digest_is_not_installed(wheel, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+    def python(*hashes: str) -> Path:
+        packages = ("tiny-thing==1.0",)
+        return python_of(Environment(packages=packages, with_dependencies=False, hashes=hashes))
+
+    with pytest.raises(StageError, match="THESE PACKAGES DO NOT MATCH THE HASHES"):
+        python("0" * 64)
+    assert not all_made()
+    assert says(python("0" * 64, sha256)) == "here"
+
+
+def test_what_packages_bring_comes_in_the_version_that_is_pinned(wheel, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    for version in ("1.0", "2.0"):
+        write_wheel(tmp_path, "nosuch_thing", version=version)
+    for versions, expected in (((), "2.0"), (("nosuch-thing==1.0",), "1.0")):
+        python = python_of(Environment(packages=(str(wheel),), versions=versions))
+        code = "import importlib.metadata as m; print(m.version('nosuch-thing'))"
+        said = subprocess.run(
+            [python, "-I", "-c", code], capture_output=True, check=True, text=True
+        )
+        assert said.stdout.strip() == expected
 
 
 def test_what_is_to_be_left_out_is_taken_out_and_recorded(wheel, tmp_path, monkeypatch):

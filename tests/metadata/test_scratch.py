@@ -93,6 +93,18 @@ def test_a_folder_that_a_cleaner_took_is_made_again():
     assert again.is_dir()
 
 
+def test_a_shared_folder_of_somebody_elses_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    planted = tmp_path / f"{scratch.PREFIX}arrays"
+    planted.mkdir(mode=0o777)
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    assert scratch.shared_scratch("arrays") is None
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    assert scratch.shared_scratch("arrays") == planted
+    scratch.leave_shared(())
+
+
 def test_what_goes_to_an_object_store_is_written_there_first():
     with Storage("mock://bucket/run").scratch("it") as path:
         assert path.parent == scratch.scratch_folder()

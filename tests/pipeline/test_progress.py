@@ -151,6 +151,12 @@ def test_the_sum_says_stages_time_and_what_is_left_at_least():
     assert total_line(live, NOW) == "1 of 4 stages done, 1 failed, the last run took 1:30"
 
 
+def test_a_worker_that_was_stopped_is_told_and_no_time_left_beside_it():
+    line = total_line(run_of(running(shards=2, total=8), halted=[12, 34]), NOW)
+    assert "silent, as a signal stopped it: worker 12 34 (kill -CONT 12 34)" in line
+    assert "left" not in line
+
+
 def test_a_waiting_stage_has_no_bar_and_says_what_for():
     waiting = stage("late")
     waiting.needs = ["images", "early"]

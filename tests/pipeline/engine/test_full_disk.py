@@ -52,6 +52,11 @@ def test_a_full_disk_stops_the_stage_and_other_trouble_is_tried_again():
     assert isinstance(storage_error(OSError(errno.EIO, "no luck"), "here", HERE), RetryableError)
 
 
+def test_a_copy_names_the_disk_that_is_full_and_not_the_file_that_is_copied():
+    full = OSError(errno.ENOSPC, "no room", "scratch/model.safetensors", None, "run/out/.tmp-1")
+    assert storage_error(full, "here", HERE).args[1] == "run/out/.tmp-1, here"
+
+
 def test_parquet_written_to_a_full_disk_fails_by_the_number_of_its_error():
     schema = pa.schema([(column.name, column.dtype) for column in (UID, REASON)])
     rows = pa.table({"uid": [b"0" * 16], "reason": ["why"]}, schema=schema)

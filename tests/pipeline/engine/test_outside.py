@@ -1,6 +1,9 @@
 """What comes from outside a run: weights held to their first digest, inputs that may change."""
 
+import json
+import shutil
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -55,15 +58,65 @@ def test_a_digest_that_cannot_be_read_any_more_is_named_not_taken_anew(engine, f
     first = engine.run(stages)
     forget(first, "weighed", 1)
     [pin] = first.folder.glob("stages/weighed-*/pins/*.json")
-    pin.unlink()
-    if held is None:
-        pin.mkdir()
-    else:
-        pin.write_bytes(held)
+    for place in (pin, Path(str(pin).replace("/pins/", "/pins-copy/"))):
+        place.unlink()
+        if held is None:
+            place.mkdir()
+        else:
+            place.write_bytes(held)
     said = engine.run(stages).error("weighed")
     assert "the digest that the weights had at first use cannot be read" in said
     assert f"{pin}\n" in said
-    assert "delete that file if the bytes are still the same" in said
+    assert "delete that file and its copy in pins-copy if the bytes are still the same" in said
+
+
+@pytest.mark.parametrize("lost", ["pins", "pins-copy"])
+def test_digests_that_were_deleted_are_known_by_their_copies(engine, file, lost):
+    stages = WEIGHED.format(file)
+    first = engine.run(stages)
+    [folder] = first.folder.glob("stages/weighed-*")
+    forget(first, "weighed", 1)
+    shutil.rmtree(folder / lost)
+    file.write_text("4")
+    assert "had 4e07408562be at first use" in engine.run(stages).error("weighed")
+    [one], [other] = ((folder / place).iterdir() for place in ("pins", "pins-copy"))
+    assert one.read_bytes() == other.read_bytes()
+    file.write_text("3")
+    assert engine.run(stages).complete
+
+
+def test_a_digest_of_an_older_run_is_held_to(engine, file):
+    stages = WEIGHED.format(file)
+    first = engine.run(stages)
+    [pin] = first.folder.glob("stages/weighed-*/pins/*.json")
+    forget(first, "weighed", 1)
+    pin.write_text(json.dumps({"what": "the weights", "sha256": "4e07408562be" + "0" * 52}))
+    shutil.rmtree(pin.parents[1] / "pins-copy")
+    assert "had 4e07408562be at first use" in engine.run(stages).error("weighed")
+
+
+@pytest.mark.parametrize("way", ["gone", "torn", "flipped", "copy flipped", "both torn"])
+def test_a_digest_that_is_damaged_is_found_and_mended(engine, file, way, clipmill):
+    stages = WEIGHED.format(file)
+    first = engine.run(stages)
+    [pin] = first.folder.glob("stages/weighed-*/pins/*.json")
+    [copy] = first.folder.glob("stages/weighed-*/pins-copy/*.json")
+    stored = pin.read_bytes()
+    damaged = {"copy flipped": [copy], "both torn": [pin, copy]}.get(way, [pin])
+    for one in damaged:
+        if way == "gone":
+            shutil.rmtree(one.parent)
+        else:
+            one.write_bytes(stored[:9] if "torn" in way else stored.replace(b"4e07", b"4e06"))
+    said = clipmill("verify", "--run", first.folder, "--json")
+    assert said.code == 1
+    named = [bad["file"] for stage in said.json for bad in stage["damaged"]]
+    assert sorted(named) == sorted(f"{one.parent.name}/{one.name}" for one in damaged)
+    assert clipmill("verify", "--run", first.folder, "--repair", "--workers", 0).code == 0
+    if way == "both torn":
+        assert not pin.exists()  # as at first use
+    else:
+        assert pin.read_bytes() == copy.read_bytes() == stored
 
 
 def test_weights_that_changed_after_all_is_done_are_no_failure(engine, file):

@@ -10,13 +10,16 @@ import pytest
 from clipmill.metadata.record import Failure, Record
 from clipmill.metadata.sealed import put_sealed, read_sealed
 from clipmill.metadata.storage import Storage
+from clipmill.pipeline.engine import telling as telling_module
 from clipmill.pipeline.engine import told
 from clipmill.pipeline.engine.telling import Telling
 from clipmill.pipeline.engine.told import Told
 from clipmill.pipeline.engine.worker import worker_of
 from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.live import read_live
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.stage import Environment
 
@@ -129,3 +132,15 @@ def test_what_was_looked_at_stays_as_it_is(telling):
     telling.stopped("square", StageError("a fault", "there", "mend it"))
     assert (repr(before), repr(middle)) == (seen, half)
     assert telling.look().stages["square"].reasons == {"": 8, "odd": 2}
+
+
+def test_a_worker_that_is_stopped_stands_in_what_is_stored(telling, monkeypatch):
+    monkeypatch.setattr(telling_module, "STORE_S", 0.01)
+    executor = LocalExecutor(0)
+    monkeypatch.setattr(executor, "halted", lambda: [12])
+    limit = time.monotonic() + 20
+    with telling.kept(executor):
+        while read_live(telling.folder).halted != [12]:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    assert read_live(telling.folder).halted == []

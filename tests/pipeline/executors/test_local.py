@@ -1,6 +1,7 @@
 """What is the local executor's own: processes that stay, pipes that break, work in this process."""
 
 import os
+import signal
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -136,3 +137,22 @@ def test_as_many_workers_have_a_place_as_cpus_memory_and_gpus_allow(monkeypatch)
     }
     assert {resources: executor.places(resources) for resources in places} == places
     executor.close()
+
+
+def test_a_worker_that_a_signal_stopped_is_known_until_it_goes_on(single, tmp_path):
+    done, (worker,) = tmp_path / "done", single.stream([step(pid)], [0])
+    results: list = []
+    stream = single.stream([step(partial(wait_for, done))], [0])
+    thread = threading.Thread(target=lambda: results.extend(stream))
+    thread.start()
+    until(lambda: any(one.job for one in single._living))
+    assert single.halted() == []
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        until(lambda: single.halted() == [worker])
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    until(lambda: single.halted() == [])
+    done.touch()
+    thread.join()
+    assert results == [0]

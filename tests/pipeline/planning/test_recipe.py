@@ -118,3 +118,14 @@ def test_a_recipe_that_is_no_text_is_refused(mine):
     mine.write_bytes(b"seed: \xff\n")
     with pytest.raises(RecipeError, match="not UTF-8"):
         load_recipe(str(mine))
+
+
+def test_a_stages_name_that_names_no_folder_is_refused(mine):
+    for letters in (100, 101, 300):
+        mine.write_text(f"stages: {{{'n' * letters}: {{uses: ingest.url_list, path: a.csv}}}}")
+        if letters == 100:
+            assert [*load_recipe(str(mine)).stages] == ["n" * 100]
+            continue
+        with pytest.raises(RecipeError, match=f"name of {letters} characters") as error:
+            load_recipe(str(mine))
+        assert error.value.args[1:] == (f"{mine}:1", "use 100 at most: it names a folder")

@@ -1,12 +1,16 @@
 """`clipmill doctor`: a finding for everything, and advice wherever one is not good."""
 
+import importlib.metadata
+import re
 import shutil
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from clipmill.pipeline.engine import environments
-from clipmill.pipeline.verbs.doctor import PACKAGES, Finding, examine, text
+from clipmill.pipeline.verbs.doctor import Finding, examine, text
 from clipmill.stages.models import vllm, vllm_server
 from tests.text_server import TextServer, every
 
@@ -17,7 +21,8 @@ def by_name(*models: str, out: str | None = None) -> dict[str, Finding]:
 
 def test_everything_that_can_stop_a_run_is_looked_at():
     found = by_name()
-    assert set(PACKAGES) < found.keys()
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {re.split("[>=<~!]", one)[0] for one in project["dependencies"]} < found.keys()
     assert {"python", "gpu", "memory", "disk", "open files"} < found.keys()
     assert {"extra pool", "extra gpu", "extra img2dataset"} < found.keys()
     assert all(finding.verdict in ("good", "note", "bad") for finding in found.values())
@@ -142,10 +147,29 @@ def test_a_python_that_cannot_import_what_it_was_made_for_is_bad(
     assert str(python) in finding.do
 
 
-def test_a_missing_package_is_bad_and_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("clipmill.pipeline.verbs.doctor.PACKAGES", ("no-such-package",))
-    finding = by_name()["no-such-package"]
-    assert (finding.verdict, finding.do) == ("bad", "pip install no-such-package")
+def test_a_package_that_is_missing_or_below_its_floor_is_bad(monkeypatch):
+    wanted = [
+        "no-such-package>=2",
+        "numpy>=999",
+        "scipy>=1",
+        'numba>=999; extra == "curate"',
+        'no-such-other>=2; extra == "curate"',
+        'pytest>=999; extra == "dev"',  # no user's
+        'clipmill[curate]; extra == "all"',
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    found = by_name()
+    pip = r"\S+ -m pip install"
+    for name, verdict, said, do in [
+        ("no-such-package", "bad", "not installed", f"{pip} 'no-such-package>=2'"),
+        ("numpy", "bad", r"\d[\d.]+, which is not >=999", f"{pip} 'numpy>=999'"),
+        ("scipy", "good", r"\d[\d.]+", ""),
+        ("extra curate", "bad", "numba .*, which is not >=999", f"{pip} 'numba>=999'"),
+        ("extra pool", "good", "installed", ""),
+    ]:
+        assert found[name].verdict == verdict, found[name]
+        assert re.fullmatch(said, found[name].found), found[name]
+        assert re.fullmatch(do, found[name].do), found[name]
 
 
 def test_a_head_without_the_dashboards_packages_takes_no_jobs(monkeypatch):

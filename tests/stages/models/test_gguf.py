@@ -1,9 +1,11 @@
 """gguf:FILE and smollm2: what they ask of a worker. The server itself is tested in chaos."""
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from clipmill.pipeline.errors import ClipmillError, RecipeError, StageError
 from clipmill.stages.models import gguf, smollm2
@@ -63,6 +65,25 @@ def test_a_socket_whose_path_no_system_takes_is_an_error(weights):
     deep = weights / ("x" * 100)
     with pytest.raises(StageError, match=r"set TMPDIR"):
         gguf.endpoint(str(weights / "model.gguf"), Started(deep).worker, Limits())
+
+
+def test_other_weights_than_those_known_of_smollm2_are_refused(weights, monkeypatch):
+    (weights / "eyes.gguf").unlink()
+    said = subprocess.CompletedProcess([], 0, stdout=f"{weights}\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    sha256, started = hashlib.sha256(b"weights").hexdigest(), Started(weights)
+    with pytest.raises(StageError, match=f"SmolLM2-135M-Instruct has digest {sha256[:12]}"):
+        smollm2.endpoint("", started.worker, Limits())
+    assert not started.command
+    monkeypatch.setenv("CLIPMILL_WEIGHTS", sha256)
+    assert smollm2.endpoint("", started.worker, Limits()).identity == sha256
+
+
+def test_a_python_for_llama_is_made_of_pinned_files_alone():
+    for of in (gguf.environments("any.gguf"), smollm2.environments("")):
+        [made] = of
+        assert all(str(Requirement(one).specifier).startswith("==") for one in made.packages)
+        assert len(made.hashes) > len(made.packages)  # one for each kind of machine
 
 
 def test_environments_are_named_before_anything_is_made():

