@@ -5,6 +5,7 @@ ClipmillError
   StageError         a stage cannot go on; exit code 1, finished shards stay
   LostLockError      another run has the folder; exit code 1, this one writes no more
   RankDiedError      a process of a launch has died: all of it begin again
+    RankLostError    the same, with its machine: as often as that takes
   ShardError         this shard failed; the others go on
     RetryableError   the same, and trying again may help
     CrashedError     the same, as it ended its worker each time
@@ -73,6 +74,10 @@ class LostLockError(ClipmillError):
 
 class RankDiedError(ClipmillError):
     """Ends one attempt at a launch: all its processes begin again."""
+
+
+class RankLostError(RankDiedError):
+    """The same, and it says nothing of the work: its machine went away."""
 
 
 class ShardError(ClipmillError):

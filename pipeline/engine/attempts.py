@@ -1,8 +1,8 @@
 """Attempts at a piece of work, counted in storage before it starts: so a crash leaves its trace.
 
 Success or a clean error takes the count away. Work that ends its worker three times within a run
-fails. A run that was killed as a whole says less: ten of those, each with the same work in hand,
-count as much.
+fails. A run that was killed as a whole says nothing of the work in its hand, nor does a machine of
+a cluster that goes away: then the count begins anew.
 """
 
 import json
@@ -25,7 +25,6 @@ from clipmill.pipeline.errors import (
 T = TypeVar("T")
 FOLDER = "attempts"  # of the shards of a row stage: they go all at once, in few requests
 MAX_ATTEMPTS = 3
-MAX_RUNS = 10
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Count:
     inputs: str
     run: str
     attempts: int  # of that run
-    runs: int
 
 
 def attempt(
@@ -55,8 +53,8 @@ def attempt(
     It is counted in `<name>.attempt`, anew for another digest of the inputs. CrashedError where
     fewer than `least` attempts are left, as the others ended their worker; that count stays.
 
-    Work that nobody can have begun before is `begun=False`: no count is looked for. Where `kept`,
-    the count outlives a success: whoever hears of it takes it away, with others.
+    Where no end before can have been the work's own, `begun=False`: no count is looked for. Where
+    `kept`, the count outlives a success: whoever hears of it takes it away, with others.
     """
     if _begin(folder, name, inputs, run, most, begun) < least:
         raise CrashedError(
@@ -90,12 +88,10 @@ def _tried(work: Callable[[int], T], place: str, folder: Storage) -> T:
 def _begin(folder: Storage, name: str, inputs: str, run: str, most: int, begun: bool) -> int:
     """How many attempts are left, this one among them; it is counted."""
     count = folder.read_json(f"{name}.attempt", Count) if begun else None
-    if count is None or count.inputs != inputs:
-        count = Count(inputs, run, attempts=0, runs=1)
-    elif count.run != run:
-        count = Count(inputs, run, attempts=0, runs=count.runs + 1)
+    if count is None or (count.inputs, count.run) != (inputs, run):
+        count = Count(inputs, run, attempts=0)
     count = replace(count, attempts=count.attempts + 1)
-    if count.attempts > most or count.runs > MAX_RUNS:
+    if count.attempts > most:
         return 0
     folder.put(f"{name}.attempt", json.dumps(asdict(count)).encode(), point="attempt")
     return most + 1 - count.attempts

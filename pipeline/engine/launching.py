@@ -16,7 +16,7 @@ from clipmill.pipeline.engine.failures import explained
 from clipmill.pipeline.engine.journal import Journal
 from clipmill.pipeline.engine.told import Teller
 from clipmill.pipeline.engine.units import UnitTask
-from clipmill.pipeline.errors import RankDiedError
+from clipmill.pipeline.errors import RankDiedError, RankLostError
 
 MOST_ATTEMPTS = 4  # the first, and three after deaths
 
@@ -31,7 +31,7 @@ def launch(
     """The result of rank 0.
 
     Attempts are counted as those of a unit are: anew once a checkpoint has moved on, as the next
-    attempt is not the same work.
+    attempt is not the same work, and where a machine went away.
     """
     run = calls.run
     resources, folder = run.planned.stage.resources, run.folder
@@ -52,6 +52,8 @@ def launch(
                 most=MOST_ATTEMPTS,
             )
         except RankDiedError as died:
+            if isinstance(died, RankLostError):
+                attempts.end(folder, call)
             calls.told(call, 0, workers, f"begun again, as {died.args[0]}")
         else:
             calls.told(call, workers, workers)

@@ -31,12 +31,13 @@ from clipmill.pipeline.stage import Worker
 Work = Callable[[Any, "UnitTask"], Any]  # from the input of a unit to its result
 
 
-@dataclass(frozen=True)
+@dataclass
 class Unit:
     """One piece of a call's work. The key changes with the input."""
 
     key: str
     input: Any
+    begun: bool = True  # a worker may have died of it: its attempts were counted
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,13 @@ class UnitsRun:
         place = f"stage '{units.planned.name}', unit {unit.key}"
         try:
             result = attempts.attempt(
-                partial(self._work, unit, task), units.folder, name, unit.key, units.run_id, place
+                partial(self._work, unit, task),
+                units.folder,
+                name,
+                unit.key,
+                units.run_id,
+                place,
+                begun=unit.begun,
             )
         except (ShardError, DamagedError) as error:
             return Answer(unit, error=error)

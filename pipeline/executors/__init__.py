@@ -9,7 +9,8 @@ threads at once. An executor knows nothing of what the work is.
 **Workers** live on from stream to stream, so a step's function loads its models once in each. A
 worker that dies is replaced, and its item is tried again for as long as that takes: the function
 counts its attempts in storage. An item with a field `begun` has it set then, so that a count is
-looked for only where there can be one. Workers that die before a step has started end the stream.
+looked for only where there can be one; where its machine went away, it is unset. Workers that die
+before a step has started end the stream.
 
 **Resources.** Workers that run never need more CPUs, memory or GPUs in sum than there are.
 - CPUs: `--workers` of them locally and on a Ray that the run starts; a step that asks for more gets

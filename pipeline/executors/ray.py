@@ -35,7 +35,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from clipmill.pipeline.dataset import Rank
-from clipmill.pipeline.errors import RankDiedError, StageError
+from clipmill.pipeline.errors import RankDiedError, RankLostError, StageError
 from clipmill.pipeline.executors import Item, Step
 from clipmill.pipeline.executors.ranks import Ends
 from clipmill.pipeline.executors.ray_room import IDLE_S, Actor, Launch, Pool, Room
@@ -43,6 +43,7 @@ from clipmill.pipeline.executors.ray_session import Session, first_line
 from clipmill.pipeline.executors.streams import Dispatcher, Stream, stopped
 from clipmill.pipeline.stage import Resources
 
+NODE_DIED = "node has died"  # in Ray's own words: an actor's error has no type of its own for it
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 ECHO_S = 60.0  # after a rank's error: the death that caused it is heard by then, a node's too
 ASK_S = 1.0  # between two questions for news
@@ -94,7 +95,8 @@ class RayExecutor(Dispatcher):
             calls = [a.launch.remote(fn, r) for a, r in zip(actors, ranks, strict=True)]
             return self._ended(dict(enumerate(calls)))
         except DEATHS as error:
-            raise RankDiedError(
+            died = RankLostError if is_machines(error) else RankDiedError
+            raise died(
                 found=f"a rank of {workers} died: {first_line(error)}",
                 where=where,
                 do="look for a crash or too little memory, then run again",
@@ -243,7 +245,7 @@ class RayExecutor(Dispatcher):
         if actor.job is not None:
             stream, number, item = actor.job
             stream.busy -= 1
-            stream.again(number, item)
+            stream.again(number, item, is_own=not is_machines(error))
             concerned = [(stream, number)]
         if actor.state == "running" or actor.born_s <= pool.early_death_s:
             return  # actors born before the last early death belong to it: a lost node takes many
@@ -282,6 +284,11 @@ class RayExecutor(Dispatcher):
 
     def _most_inside(self, stream: Stream) -> int:
         return max(32, 8 * sum(len(pool.up) for pool in list(self._room.pools.values())))
+
+
+def is_machines(error: Exception) -> bool:
+    """Whether an actor ended as its machine went away."""
+    return isinstance(error, NodeDiedError) or NODE_DIED in str(error)
 
 
 def _original(error: RayTaskError) -> Exception:

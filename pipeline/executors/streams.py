@@ -47,10 +47,11 @@ class Stream:
         self.served_s = time.monotonic()
         return self.queues[number].popleft()
 
-    def again(self, number: int, item: Item) -> None:
-        """The item of a worker that died is the next: see the contract."""
+    def again(self, number: int, item: Item, is_own: bool = True) -> None:
+        """The item of a worker that died is the next: see the contract. Not its own is the end that
+        it met with its machine."""
         if hasattr(item, "begun"):
-            item.begun = True
+            item.begun = is_own
         self.queues[number].appendleft(item)
 
     def passed(self, number: int, item: Item) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine import attempts, launching
+from clipmill.pipeline.errors import RankLostError
 from tests.pipeline.engine.programs import die, one_step_a_life, store
 
 
@@ -48,6 +49,28 @@ def test_ranks_that_die_four_times_stop_their_stage_until_it_is_told_to_try_agai
     (count,) = (engine.folder / "run").glob("stages/it-*/calls-*/01-launch.attempt")
     attempts.forget(Storage(str(count.parents[1])))  # as --retry crashed does
     assert not count.exists()
+
+
+def deaths_with_their_machines(inputs, ctx):
+    """More than a launch may have of its own, before its first checkpoint."""
+    executor, launched, deaths = ctx.calls.run.executor, ctx.calls.run.executor.launch, []
+
+    def lost(*given):
+        if len(deaths) < 12:
+            deaths.append(given)
+            raise RankLostError("a rank of 1 died", "launch", "run again")
+        return launched(*given)
+
+    executor.launch = lost
+    store(inputs.rows, ctx, lambda n: n * 0 + ctx.launch(one, 1)["one"])
+
+
+def one(rank, task):
+    return {"one": 1}
+
+
+def test_ranks_that_go_with_their_machines_begin_again_for_as_long_as_that_takes(program):
+    assert program("deaths_with_their_machines").column("it", "value") == [1] * 31
 
 
 def an_error_of_one_line(inputs, ctx):

@@ -25,6 +25,13 @@ class Answer:
         self.unheard.append(call)
 
 
+def heard(answer: Answer) -> Any:
+    """What a call gave; raises the death that stands for it."""
+    if isinstance(answer.value, Exception):
+        raise answer.value
+    return answer.value
+
+
 class Method:
     def __init__(self, call: Callable[..., Answer]) -> None:
         self.remote = call
@@ -108,7 +115,7 @@ def fake_executor(cpus: int) -> Iterator[tuple[RayExecutor, Cluster]]:
     """An executor on a cluster of so many CPUs, which costs nothing."""
     cluster = Cluster(cpus)
     fake = mock.Mock(
-        get=lambda answer: answer.value,
+        get=heard,
         put=lambda value: value,
         kill=cluster.kill,
         cluster_resources=lambda: cluster.resources,

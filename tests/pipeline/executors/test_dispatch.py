@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
 from clipmill.pipeline import executors
 from clipmill.pipeline.executors import Step
@@ -52,6 +53,40 @@ def lines(actors: int, items: int, *before: Resources) -> int:
         threading.settrace(None)
     assert sorted(done) == [-item for item in reversed(range(items))]
     return count
+
+
+class Held:
+    """An item that an actor holds as it dies."""
+
+    def __init__(self) -> None:
+        self.begun, self.was, self.tries = True, [], 0
+
+
+LOST = "The actor died unexpectedly.\nThe actor died because its node has died. Node Id: 7"
+
+
+@pytest.mark.parametrize(
+    ("death", "is_own"),
+    [
+        (RayActorError("a", LOST, False), False),
+        (NodeDiedError("unreachable"), False),
+        (RayActorError("a", "worker ended by SIGKILL"), True),
+        (OutOfMemoryError("too little memory"), True),
+    ],
+    ids=["node", "node of a task", "killed", "memory"],
+)
+def test_a_count_is_looked_for_but_where_the_machine_went_away(death, is_own):
+    item = Held()
+
+    def tried(held):
+        held.was.append(held.begun)
+        held.tries += 1
+        return death if held.tries == 1 else held
+
+    work = Step(name="dies", start=partial(partial, tried), resources=ONE)
+    with fake_executor(1) as (executor, _):
+        (done,) = executor.stream([work], [item])
+    assert done.was == [True, is_own]
 
 
 @pytest.mark.parametrize("before", [(), (OTHER,)], ids=["alone", "after another profile"])
