@@ -82,6 +82,46 @@ SPOILT = {
         f"{TEMPLATES}, line 1",
         "has no {c}",
     ),
+    "a template of 2 GB": (
+        lambda t: (t / TEMPLATES).write_text("{c}\na {c:>2000000000}\n"),
+        f"{TEMPLATES}, line 2",
+        "says more of {c} than its place",
+    ),
+    "a template whose places have places": (
+        lambda t: (t / TEMPLATES).write_text("a {c:{c}}\n"),
+        f"{TEMPLATES}, line 1",
+        "says more of {c} than its place",
+    ),
+    "a template of a thousand names": (
+        lambda t: (t / TEMPLATES).write_text("a " + "{c} " * 4000),
+        f"{TEMPLATES}, line 1",
+        "longer than 10,000 characters",
+    ),
+    "more templates than are read": (
+        lambda t: (t / TEMPLATES).write_text("a {c}\n" * 1001),
+        TEMPLATES,
+        "1,001 lines, and at most 1,000 are read",
+    ),
+    "more class names than are read": (
+        lambda t: (t / CLASSNAMES).write_text("a\n" * 100_001),
+        CLASSNAMES,
+        "100,001 lines, and at most 100,000 are read",
+    ),
+    "a text file of holes": (
+        lambda t: os.truncate(t / CLASSNAMES, 10 << 30),
+        CLASSNAMES,
+        "10,737,418,240 bytes, and at most 8,388,608 are read",
+    ),
+    "a number of a thousand digits": (
+        lambda t: (t / NSHARDS).write_text("9" * 5000),
+        NSHARDS,
+        "holds '999",
+    ),
+    "a number of many shards": (
+        lambda t: (t / NSHARDS).write_text("9" * 9),
+        NSHARDS,
+        "says 999999999, and 1.tar is missing",
+    ),
     "no number of shards": (lambda t: os.remove(t / NSHARDS), NSHARDS, "no such file"),
     "a number that is none": (lambda t: (t / NSHARDS).write_text("one"), NSHARDS, "'one'"),
     "a shard too few": (lambda t: (t / NSHARDS).write_text("2"), NSHARDS, "1.tar is missing"),
