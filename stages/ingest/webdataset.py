@@ -2,7 +2,7 @@
 
 import hashlib
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -26,8 +26,9 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, location
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._text_rows import json_object
+from clipmill.stages.ops import tars
 from clipmill.stages.ops.tables import (
     IMAGE_SUFFIXES,
     any_of,
@@ -47,6 +48,7 @@ IMAGES = (*IMAGE_SUFFIXES, ".bin")  # as export.webdataset calls what no decoder
 FROM_JSON = (URL, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, WIDTH, HEIGHT)
 BLOCK = 512  # bytes of a tar's header, and of each of the two blocks of zeros that end it
 
+Member = tuple[str, int, Callable[[], bytes]]  # name, bytes, and what reads them
 Members = Mapping[str, bytes | None]  # suffix: data, None where the member is too large
 
 
@@ -76,6 +78,7 @@ class WebDataset(DatasetStage):
 
     path: NonEmpty = location()  # folder or glob of tars, here or s3://…
     max_member_bytes: OneUp = 100 << 20  # a larger file of a tar is `too_large`
+    max_sample_bytes: OneUp = later(256 << 20)  # and so is a sample whose files have more together
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".tar",), "pool"))
@@ -97,19 +100,18 @@ def read(
     where = f"{storage}/{source['path']}"
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
         yield fitted(source["path"], [])
-        every = islice(samples(members(file, stage.max_member_bytes, where)), rows)
+        limits = stage.max_member_bytes, stage.max_sample_bytes
+        every = islice(samples(members(file, where), *limits), rows)
         for batch in in_batches(every, size_of):
             yield fitted(source["path"], batch)
 
 
-def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, bytes | None]]:
-    """Name and data of each file in the tar; no data above `max_bytes`."""
-    with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20) as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+def members(file: Any, where: str) -> Iterator[Member]:
+    """Each file of the tar, to be read before the next is asked for."""
+    with tars.opened(file, "r|", 1 << 20) as tar:
+        for member in tars.members(tar):
             if member.isfile():
-                data = tar.extractfile(member) if member.size <= max_bytes else None
-                yield member.name, data.read() if data else None
+                yield member.name, member.size, partial(_data, tar, member)
         file.seek(tar.offset)
     # tarfile takes a broken header, and the end of a cut file, for the end of the archive.
     rest = file.read(1 << 20)
@@ -121,19 +123,33 @@ def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, bytes 
         )
 
 
-def samples(members: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, Members]]:
-    """Key and members of each sample: a new one where the key changes or a suffix repeats."""
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def samples(
+    members: Iterable[Member], max_member_bytes: int, max_sample_bytes: int
+) -> Iterator[tuple[str, Members]]:
+    """Key and members of each sample: a new one where the key changes or a suffix repeats.
+
+    A member is read where it fits, and what is left of its sample's bytes holds it: a small tar may
+    have thousands that are holes.
+    """
     key = ""
     parts: dict[str, bytes | None] = {}
-    for name, data in members:
+    left = max_sample_bytes
+    for name, size, read in members:
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
         suffix = suffix.lower()
         if parts and (folder + slash + stem != key or suffix in parts):
             yield key, parts
-            parts = {}
+            parts, left = {}, max_sample_bytes
         key = folder + slash + stem
-        parts[suffix] = data
+        fits = size <= min(max_member_bytes, left)
+        parts[suffix] = read() if fits else None
+        left -= size if fits else 0
     if parts:
         yield key, parts
 

@@ -1,6 +1,7 @@
 """Task folders: each thing that can be wrong is found, named by place, and nothing else is."""
 
 import os
+import tarfile
 
 import pytest
 
@@ -167,6 +168,26 @@ def test_what_is_wrong_with_a_sample_is_found_and_its_neighbours_are_read(tasks,
     [finding] = [finding for finding in check(str(tasks)) if finding.is_fatal]
     assert found in finding.found
     assert finding.where == "colours/test/0.tar, key a"
+
+
+def test_a_sample_above_the_limit_is_found_and_its_neighbours_are_read(tasks, monkeypatch):
+    monkeypatch.setenv("CLIPMILL_MAX_TASK_SAMPLE_BYTES", "5000")
+    shard = tasks / "colours" / "test" / "0.tar"
+    large = {"a.cls": b"0", **{f"a.{i}": bytes(2000) for i in range(3)}, "a.png": picture(0)}
+    write_tar(shard, {**large, "z.png": picture(1), "z.cls": b"1"})
+    [finding] = [finding for finding in check(str(tasks)) if finding.is_fatal]
+    assert finding.found == "a sample of more than 5,000 bytes"
+    assert finding.where == "colours/test/0.tar, key a"
+
+
+def test_a_member_that_ends_before_it_begins_ends_its_shard(tasks):
+    """Read on from where it says, it would be read for ever."""
+    good, member = tarfile.TarInfo("0.png"), tarfile.TarInfo("a.png")
+    member.size = -512
+    shard = tasks / "colours" / "test" / "0.tar"
+    shard.write_bytes(good.tobuf() + member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    found = [finding.found for finding in check(str(tasks)) if finding.is_fatal]
+    assert "ends before it begins" in found[0]
 
 
 @pytest.mark.parametrize(("other", "is_fatal"), [(b"a red thing", False), (b"", True)])
