@@ -8,6 +8,9 @@ value: CLIPMILL_MAX_TAR_HEADER_BYTES=4194304.
 
 import os
 
+# What a parser raises at bytes that others made: no such text, 100,000 brackets, all memory.
+UNPARSED = (ValueError, RecursionError, MemoryError)
+
 DEFAULTS = {
     # PAX records and long names, which tarfile reads whole. A path has 4 kB at most.
     "MAX_TAR_HEADER_BYTES": 1 << 20,

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.schema import URL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
@@ -323,6 +324,6 @@ def json_object(line: bytes) -> dict[str, Any] | None:
     """The JSON object in these bytes; None where there is none."""
     try:
         it = json.loads(line)
-    except (ValueError, RecursionError, MemoryError):  # 100,000 deep; what its values would take
+    except UNPARSED:
         return None
     return it if isinstance(it, dict) else None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from clipmill.metadata.limits import limit
+from clipmill.metadata.limits import UNPARSED, limit
 
 IN_MEMORY = (
     tarfile.GNUTYPE_LONGNAME,
@@ -58,5 +58,5 @@ def _as_tar_error() -> Iterator[None]:
     """Turns what a hostile header raises, a thousand headers in a row among it, into ReadError."""
     try:
         yield
-    except (ValueError, OverflowError, RecursionError, MemoryError) as error:
+    except (OverflowError, *UNPARSED) as error:
         raise tarfile.ReadError(f"a header that cannot be read: {error!r}") from error
