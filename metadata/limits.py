@@ -14,6 +14,12 @@ UNPARSED = (ValueError, RecursionError, MemoryError)
 DEFAULTS = {
     # PAX records and long names, which tarfile reads whole. A path has 4 kB at most.
     "MAX_TAR_HEADER_BYTES": 1 << 20,
+    # Rows of somebody's Parquet file in memory at a time: fewer are read at once where they may be
+    # larger. A value of 1 MB in a dictionary of 49 kB can stand in 20,000 rows.
+    "MAX_BATCH_BYTES": 512 << 20,
+    # The same rows, all that are read one after another, to the bytes of their file. Captions and
+    # links take 10 times their file at most, columns of a few words some hundred times.
+    "MAX_PARQUET_RATIO": 1_000,
     # One text file of an evaluation task. ImageNet-21k's class names have half a megabyte.
     "MAX_TASK_TEXT_BYTES": 8 << 20,
     # Each is a vector in memory. ImageNet-21k has 21,841.
