@@ -12,6 +12,10 @@ import os
 UNPARSED = (ValueError, RecursionError, MemoryError)
 
 DEFAULTS = {
+    # The memory of this machine, or of its container, that local workers take together. Above it
+    # the one that is furthest above what its stage declares is ended: the kernel would choose one
+    # that did no wrong, or the run itself.
+    "MAX_MEMORY_PERCENT": 90,
     # PAX records and long names, which tarfile reads whole. A path has 4 kB at most.
     "MAX_TAR_HEADER_BYTES": 1 << 20,
     # Rows of somebody's Parquet file in memory at a time: fewer are read at once where they may be

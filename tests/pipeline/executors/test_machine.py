@@ -45,3 +45,11 @@ def test_memory_is_what_the_container_may_have(line, file, text, limit_gb, tmp_p
     (tmp_path / file).write_text(text)
     whole_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
     assert machine.memory_gb() == (limit_gb or whole_gb)
+
+
+def test_memory_that_no_file_holds_is_counted_and_a_process_that_ended_has_none():
+    before = machine.resident_bytes(os.getpid())
+    held = b"x" * 30_000_000
+    assert 25e6 < machine.resident_bytes(os.getpid()) - before < 60e6
+    del held
+    assert machine.resident_bytes(2**22 + 1) == 0  # above the highest number of a process
