@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from clipmill.metadata.limits import UNPARSED
+
 FAILED = ".failed.json"
 MANIFEST = "manifest.json"
 SEAL = '{"digest":'
@@ -125,7 +127,7 @@ def parsed(name: str, text: str | bytes) -> Record | None:
     text = text if isinstance(text, str) else text.decode("utf-8", "replace")
     try:
         record = Record.from_json(text)
-    except (ValueError, TypeError):
+    except (TypeError, *UNPARSED):
         return None
     return record if record.name == name else None
 

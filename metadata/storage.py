@@ -28,6 +28,7 @@ from pyarrow import fs
 
 from clipmill.metadata.faults import reached
 from clipmill.metadata.keys import redacted
+from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.scratch import scratch_folder
 
 T = TypeVar("T")
@@ -198,7 +199,7 @@ class Storage:
         """
         try:
             return msgspec.convert(json.loads(self.read(name)), kind)
-        except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        except (FileNotFoundError, IsADirectoryError, *UNPARSED):
             return None
 
     def sha256(self, name: str) -> str:

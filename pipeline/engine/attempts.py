@@ -47,6 +47,7 @@ def attempt(
     most: int = MAX_ATTEMPTS,
     begun: bool = True,
     kept: bool = False,
+    ended: str = "",
 ) -> T:
     """The result of work(number): tried a second and a third time while its error may pass.
 
@@ -54,11 +55,12 @@ def attempt(
     fewer than `least` attempts are left, as the others ended their worker; that count stays.
 
     Where no end before can have been the work's own, `begun=False`: no count is looked for. Where
-    `kept`, the count outlives a success: whoever hears of it takes it away, with others.
+    `kept`, the count outlives a success: whoever hears of it takes it away, with others. `ended`
+    says why the last worker was ended, where the executor did it.
     """
     if _begin(folder, name, inputs, run, most, begun) < least:
         raise CrashedError(
-            f"{place} ended its worker {most} times",
+            f"{place} ended its worker {most} times" + (f": {ended}" if ended else ""),
             str(folder),
             "look for a crash in its native code or for too little memory,"
             " then run again with --retry crashed",

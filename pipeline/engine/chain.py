@@ -36,6 +36,7 @@ class ShardItem:
     set_aside: dict[str, Failure]  # failures of earlier runs
     unchecked: frozenset[str]  # stages whose lost file had no page checksums: made again alike
     begun: bool = True  # a worker may have died of it: its attempts were counted
+    ended: str = ""  # why the executor ended the last worker that had it, where it did
     made: list[tuple[str, Record]] = field(default_factory=list)
     damaged: list[DamagedError] = field(default_factory=list)
 

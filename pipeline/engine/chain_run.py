@@ -97,6 +97,7 @@ class ChainRun:
                 least=1 if is_alone else attempts.MAX_ATTEMPTS,
                 begun=item.begun,
                 kept=kept,
+                ended=item.ended,
             )
         except DamagedError as damaged:  # an earlier stage's file: that one is made again first
             item.damaged.append(damaged)

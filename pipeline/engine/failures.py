@@ -27,6 +27,10 @@ def explained(place: str, folder: Storage) -> Iterator[None]:
         if not install(error.name or ""):
             raise ShardError(*raised(error, place), "install it, or mend the stage") from error
         raise StageError(*missing(error.name, place).args) from error
+    except MemoryError as error:
+        found = f"too little memory: {error}".removesuffix(": ")
+        do = "give fewer workers (`--workers 2`), or bound what a row takes, then run again"
+        raise ShardError(found, raised(error, place)[1], do) from error
     except Exception as error:
         do = "mend the stage; a row that it can give no value gets a reason"
         raise ShardError(*raised(error, place), do) from error

@@ -9,14 +9,17 @@ threads at once. An executor knows nothing of what the work is.
 **Workers** live on from stream to stream, so a step's function loads its models once in each. A
 worker that dies is replaced, and its item is tried again for as long as that takes: the function
 counts its attempts in storage. An item with a field `begun` has it set then, so that a count is
-looked for only where there can be one; where its machine went away, it is unset. Workers that die
-before a step has started end the stream.
+looked for only where there can be one; where its machine went away, it is unset. A field `ended`
+has the words of why the executor ended that worker, empty where it did not. Workers that die before
+a step has started end the stream.
 
 **Resources.** Workers that run never need more CPUs, memory or GPUs in sum than there are.
 - CPUs: `--workers` of them locally and on a Ray that the run starts; a step that asks for more gets
   all, and runs one item at a time.
 - Memory: the machine's, or that of the container. GPUs: those of CUDA_VISIBLE_DEVICES, else those
   that the driver lists. Each worker sees its own GPUs only; workers of 0.5 share one.
+- Local workers that take more memory together than CLIPMILL_MAX_MEMORY_PERCENT of it lose one, the
+  busy one furthest above what it declares, before the kernel ends another.
 - A worker that asks for more memory or GPUs than there are is refused, with the figures.
 - A cluster has what its nodes have, and may grow.
 

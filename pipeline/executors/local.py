@@ -20,6 +20,7 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
+from clipmill.metadata.limits import limit
 from clipmill.metadata.scratch import sweep_scratch
 from clipmill.pipeline.dataset import Rank
 from clipmill.pipeline.errors import RankDiedError, StageError
@@ -32,6 +33,7 @@ from clipmill.pipeline.stage import Resources
 
 ECHO_S = 5.0  # after a rank's error: the death that caused it is heard by then
 EARLY_DEATHS = 3  # of a step's workers in a row, for each there should be: none will ever start it
+WATCH_S = 0.2  # between looks at what workers take
 LOOPBACK = "127.0.0.1"  # where ranks meet
 ROUNDING = 1e-6  # of ten shares of 0.1
 
@@ -49,6 +51,8 @@ class LocalExecutor(Dispatcher):
         self.workers = (os.cpu_count() or 1) if workers is None else workers
         self.side_by_side = self.workers > 0
         self._memory_gb, self._gpus = machine.memory_gb(), machine.gpus()
+        self._most_bytes = self._memory_gb * 2**30 * limit("MAX_MEMORY_PERCENT") / 100
+        self._watched_s = 0.0
         self._living: list[LocalWorker] = []
         self._bell, self._ringer = multiprocessing.Pipe(duplex=False)
 
@@ -98,12 +102,33 @@ class LocalExecutor(Dispatcher):
         while self._place_one():
             pass
         busy = {worker.pipe: worker for worker in self._living if worker.job}
-        for pipe in wait([self._bell, *busy]):
+        self._end_one_too_large()
+        for pipe in wait([self._bell, *busy], WATCH_S if busy else None):
             if pipe is self._bell:
                 self._bell.recv_bytes()
                 self._obey()
             elif (worker := busy[pipe]) in self._living:  # type: ignore[index]  # one we gave
                 self._hear(worker)
+
+    def _end_one_too_large(self) -> None:
+        """Where workers take too much memory together, ends the one that is least in its rights.
+
+        It is looked at a few times a second: what is taken sooner is the kernel's to answer.
+        """
+        now_s = time.monotonic()
+        if now_s < self._watched_s + WATCH_S:
+            return
+        self._watched_s = now_s
+        taken = {it: machine.resident_bytes(it.process.pid) for it in self._living if not it.ended}
+        busy = [worker for worker in taken if worker.job]
+        if not busy or sum(taken.values()) <= self._most_bytes:
+            return
+        worst = max(busy, key=lambda it: taken[it] - it.resources.memory_gb * 2**30)
+        worst.ended = (
+            f"it took {taken[worst] / 2**30:.1f} GB of memory, and all workers"
+            f" {sum(taken.values()) / 2**30:.1f} of the {self._most_bytes / 2**30:.1f} GB they may"
+        )
+        worst.process.kill()
 
     def _place_one(self) -> bool:
         """Gives one item, or all ranks of a launch, to workers; false where nothing fits.
@@ -275,14 +300,18 @@ class LocalExecutor(Dispatcher):
         code = worker.process.returncode
         if stream.ranks:
             found = f"rank {item.rank} of {stream.ranks} died (exit code {code})"
+            found += f": {worker.ended}" if worker.ended else ""
             do = "look for a crash or too little memory, then run again"
             stream.fail(RankDiedError(found, stream.steps[number].name, do))
             return
+        if hasattr(item, "ended"):
+            item.ended = worker.ended
         stream.again(number, item)
         if stream.ids[number] not in worker.started:
             stream.early_deaths[number] += 1
             if stream.early_deaths[number] >= EARLY_DEATHS * self.workers:
                 found = f"workers die before they start (exit code {code})"
+                found += f": {worker.ended}" if worker.ended else ""
                 where = f"step {stream.steps[number].name}"
                 stream.fail(StageError(found, where, "run with --workers 0 to see why"))
 

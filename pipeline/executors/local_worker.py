@@ -49,6 +49,7 @@ class LocalWorker:
     ready: bool = False
     started: list[str] = field(default_factory=list)  # ids of the steps whose function it holds
     job: tuple[Stream, int, Item] | None = None  # step number and item in hand
+    ended: str = ""  # why we ended it, where we did
 
 
 def start_worker(

@@ -32,6 +32,19 @@ def memory_gb() -> float:
     return min(limits) / 2**30
 
 
+def resident_bytes(pid: int) -> int:
+    """What a process holds in memory and no file does; 0 where that is not known.
+
+    Not its address space, of which CUDA and Arrow reserve a lot and use little.
+    """
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:  # it has ended, or this is not Linux
+        return 0
+    words = (line.split() for line in text.splitlines())
+    return sum(int(it[1]) << 10 for it in words if it and it[0] in ("RssAnon:", "RssShmem:"))
+
+
 def _limit_files() -> list[Path]:
     """Where the memory limits of this process's cgroup and of those above it stand."""
     try:

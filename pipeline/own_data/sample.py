@@ -12,6 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from clipmill.metadata.globs import FoundFile
+from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 
@@ -196,7 +197,7 @@ def _json_table(text: str, where: str) -> pa.Table:
     for line in text.splitlines()[: 2 * ROWS]:
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):
+        except UNPARSED:
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -12,6 +12,7 @@ from pyarrow.fs import FileType
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.datacard import SUMMARY
+from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
@@ -48,7 +49,7 @@ def digest_of(uri: str, where: str) -> str:
         said = b""
     except DamagedError as changed:
         raise StageError(f"{changed.name}: {changed.found}", place, AGAIN) from None
-    except ValueError:
+    except UNPARSED:
         raise StageError(f"a {SUMMARY} that is no JSON", place, AGAIN) from None
     if not said or not (outputs.sizes or not outputs.inside):
         raise StageError(

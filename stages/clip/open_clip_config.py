@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from clipmill.metadata.limits import UNPARSED
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.extras import missing
 
@@ -33,7 +34,7 @@ def config_of(model: str, where: str = "key `model`") -> dict[str, Any]:
         is_file = model.endswith(".json")
         found = f"no such file: {file}" if is_file else f"open_clip has no network {model!r}"
         raise RecipeError(found, where, did_you_mean(model, known, "it has")) from None
-    except ValueError as error:
+    except UNPARSED as error:
         raise RecipeError(f"no JSON: {error}", f"{where}: {file}", "mend the file") from None
     config = config.get("model_cfg", config)  # of an open_clip_config.json
     if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():

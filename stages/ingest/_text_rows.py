@@ -1,11 +1,13 @@
 """Rows of text files: CSV, TSV and JSON lines, cut by byte offsets and read in a stream."""
 
 import csv
+import hashlib
 import io
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import IO, Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.schema import URL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
@@ -27,6 +30,7 @@ TEXT_SUFFIXES = tuple(
     f".{kind}{pack}" for kind in ("csv", "tsv", *JSON_LINES) for pack in ("", *PACKED)
 )
 BLOCK_BYTES = 16 << 20  # no row of a CSV file may be longer
+MAX_LINE_BYTES = 16 << 20  # of JSON, with its end: a link and captions, not pictures
 BOM = b"\xef\xbb\xbf"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16, as spreadsheets write it
 
@@ -44,6 +48,7 @@ class Dialect:
     delimiter: str | None = None  # else by the file's name
     columns: tuple[str, ...] = ()  # in order, of a file without a header
     encoding: str | None = None  # else UTF-8, or UTF-16 where a file begins as such
+    max_line_bytes: int = MAX_LINE_BYTES  # of JSON
 
     def of(self, path: str, header: Sequence[str] = ()) -> "Dialect":
         """That of one file: JSON has no quotes, and neither has a plain list of one column."""
@@ -114,7 +119,7 @@ def text_rows(
     place = source["path"], source["start"], source["stop"]
     with open_range(storage, *place, encoding) as stream:
         if kind in JSON_LINES:
-            yield from json_rows(stream, columns)
+            yield from json_rows(stream, columns, dialect.max_line_bytes)
         else:
             yield from csv_rows(stream, source["header"], columns, dialect)
 
@@ -252,19 +257,41 @@ def _opened(stream: Any, *options: Any) -> pacsv.CSVStreamingReader | None:
     return reader
 
 
-def json_rows(stream: IO[bytes], columns: Sequence[str]) -> Iterator[Rows]:
+def json_rows(
+    stream: IO[bytes], columns: Sequence[str], max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[Rows]:
     """Columns as Python values, in batches; a line that is not one JSON object keeps its place."""
-    lines = (line for line in stream if line.strip())
+    lines = (line for line in lines_of(stream, max_line_bytes) if line.strip())
     for batch in in_batches(lines, len):
-        objects = [json_object(line) for line in batch]  # parsers of blocks spare no bad line
+        # Parsers of blocks spare no bad line.
+        objects = [None if isinstance(line, str) else json_object(line) for line in batch]
         raw = [
-            line.decode(errors="replace") if it is None else None
+            (line if isinstance(line, str) else line.decode(errors="replace"))
+            if it is None
+            else None
             for line, it in zip(batch, objects, strict=True)
         ]
         yield (
             {name: [it.get(name) if it else None for it in objects] for name in columns},
             pa.array(raw, pa.string()),
         )
+
+
+def lines_of(stream: IO[bytes], max_bytes: int) -> Iterator[bytes | str]:
+    """Each line; of one above `max_bytes` what it was, in words, for it is not held in memory.
+
+    A few packed kilobytes may hold gigabytes without an end of line.
+    """
+    for line in iter(partial(stream.readline, max_bytes + 1), b""):
+        if len(line) <= max_bytes:
+            yield line
+            continue
+        size, whole = len(line), hashlib.sha256(line)
+        while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
+            size += len(line)
+            whole.update(line)
+        digest = whole.hexdigest()
+        yield f"a line of {size:,} bytes, at most {max_bytes:,} are read, SHA-256 {digest}"
 
 
 def unparsed_nowhere(table: pa.Table) -> Rows:
@@ -297,6 +324,6 @@ def json_object(line: bytes) -> dict[str, Any] | None:
     """The JSON object in these bytes; None where there is none."""
     try:
         it = json.loads(line)
-    except (ValueError, RecursionError):
+    except UNPARSED:
         return None
     return it if isinstance(it, dict) else None

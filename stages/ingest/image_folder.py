@@ -20,17 +20,20 @@ from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import require
 from clipmill.stages.ingest._text_rows import (
+    MAX_LINE_BYTES,
     Dialect,
     Rows,
     csv_rows,
     json_object,
     json_rows,
+    lines_of,
     read_header,
     unparsed_nowhere,
 )
 from clipmill.stages.ops.parquet_rows import parquet_rows
 from clipmill.stages.ops.tables import (
     IMAGE_SUFFIXES,
+    any_of,
     failing_its_shard,
     first_reason,
     first_rows,
@@ -73,6 +76,7 @@ class ImageFolder(DatasetStage):
     path: NonEmpty = location()  # the folder, here or s3://…
     max_image_bytes: OneUp = 100 << 20  # a larger file is `too_large`
     caption_col: NonEmpty | None = later("text")  # of the captions; null passes metadata files over
+    max_caption_bytes: OneUp = later(MAX_LINE_BYTES)  # a larger .txt is a `bad_caption`
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def files(self) -> dict[str, int]:
@@ -137,8 +141,7 @@ def read(stage: ImageFolder, source: Mapping[str, Any], task: Task | None) -> It
     texts = set(source["texts"])
     with failing_its_shard(str(storage)):
         rows = (
-            row_of(storage, name, size <= stage.max_image_bytes, captions, texts)
-            for name, size in source["images"]
+            row_of(stage, storage, (name, size), captions, texts) for name, size in source["images"]
         )
         for batch in in_batches(rows, lambda row: len(row[IMAGE.name] or b"")):
             yield fitted(batch)
@@ -155,8 +158,9 @@ def check_metadata(stage: ImageFolder, path: str, task: Task | None) -> dict[str
         elif path.endswith(".csv"):
             names, _ = read_header(file, Dialect(delimiter=","))
         else:
-            lines = (json_object(line) or {} for line in islice(file, LOOKED_AT))
-            names = list(dict.fromkeys(name for line in lines for name in line))
+            lines = islice(lines_of(file, MAX_LINE_BYTES), LOOKED_AT)
+            objects = (json_object(line) or {} for line in lines if isinstance(line, bytes))
+            names = list(dict.fromkeys(name for it in objects for name in it))
     if names:
         do = f"give each row the path of its image as `{FILE_NAME}`"
         require({FILE_NAME: FILE_NAME}, names, where, do)
@@ -195,29 +199,38 @@ def metadata_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[R
 
 
 def row_of(
-    storage: Storage, name: str, is_small: bool, captions: Mapping[str, Any], texts: set[str]
+    stage: ImageFolder,
+    storage: Storage,
+    image: tuple[str, int],
+    captions: Mapping[str, Any],
+    texts: set[str],
 ) -> dict[str, Any]:
     """Path, caption, bytes and reason of one image, as plain values."""
-    image = read_if_allowed(storage, name) if is_small else None
-    text = captions.get(name)
+    name, size = image
+    is_small = size <= stage.max_image_bytes
+    body = read_if_allowed(storage, name, stage.max_image_bytes) if is_small else None
+    text, most = captions.get(name), stage.max_caption_bytes
     beside = f"{stem_of(name)}.txt"
+    is_long = False
     if text is None and beside in texts:
-        text = (read_if_allowed(storage, beside) or b"").strip()
+        read = read_if_allowed(storage, beside, most + 1) or b""
+        text, is_long = read.strip(), len(read) > most
     return {
         URL.name: name,
-        TEXT.name: text,
-        IMAGE.name: image,
-        IMAGE_BYTES.name: len(image) if image is not None else None,
-        SHA256.name: hashlib.sha256(image).hexdigest() if image is not None else None,
+        TEXT.name: None if is_long else text,
+        IMAGE.name: body,
+        IMAGE_BYTES.name: len(body) if body is not None else None,
+        SHA256.name: hashlib.sha256(body).hexdigest() if body is not None else None,
         "too_large": not is_small,
-        "unreadable": image is None,
+        "unreadable": body is None,
+        "is_long": is_long,
     }
 
 
-def read_if_allowed(storage: Storage, name: str) -> bytes | None:
-    """The bytes of a file; None where it is gone or forbidden."""
+def read_if_allowed(storage: Storage, name: str, most: int) -> bytes | None:
+    """The file's first bytes, so many at most; None where it is gone or forbidden."""
     try:
-        return storage.read(name)
+        return storage.read_at(name, 0, most)
     except (FileNotFoundError, PermissionError):
         return None
 
@@ -230,7 +243,8 @@ def fitted(rows: list[dict[str, Any]]) -> pa.Table:
         code: pa.array([row[code] for row in rows], pa.bool_())
         for code in ("too_large", "unreadable")
     }
-    masks["bad_caption"] = fits[TEXT.name][1]
+    is_long = pa.array([row["is_long"] for row in rows], pa.bool_())
+    masks["bad_caption"] = any_of([fits[TEXT.name][1], is_long], len(rows))
     known = uid_column(None, values[URL.name], values[TEXT.name])
     return pa.table({UID.name: known, **values, REASON.name: first_reason(masks)})
 

@@ -28,6 +28,7 @@ from clipmill.stages.ingest._columns import (
 )
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
+    MAX_LINE_BYTES,
     PLAIN_SUFFIXES,
     TEXT_SUFFIXES,
     Dialect,
@@ -104,6 +105,7 @@ class UrlList(DatasetStage):
     columns: tuple[NonEmpty, ...] = later(())  # in order, of files without a header: [text, url]
     delimiter: NonEmpty | None = later(None)  # else a comma in .csv, a tab in .tsv and .txt
     encoding: NonEmpty | None = later(None)  # else UTF-8, or UTF-16 where a file begins as such
+    max_line_bytes: OneUp = later(MAX_LINE_BYTES)  # a longer line of JSON is `unparsable`
     shard_rows: OneUp = 10_000  # rows of one shard, the unit of work and of resuming
 
     def __post_init__(self) -> None:
@@ -127,7 +129,8 @@ class UrlList(DatasetStage):
     @property
     def dialect(self) -> Dialect:
         """How its text files are written."""
-        return Dialect(self.quoted, self.delimiter, self.columns, self.encoding)
+        given = self.quoted, self.delimiter, self.columns, self.encoding
+        return Dialect(*given, max_line_bytes=self.max_line_bytes)
 
     @property
     def suffixes(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -26,8 +26,9 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, location
+from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._text_rows import json_object
+from clipmill.stages.ops import tars
 from clipmill.stages.ops.tables import (
     IMAGE_SUFFIXES,
     any_of,
@@ -50,6 +51,7 @@ BLOCK = 512  # bytes of a tar's header, and of each of the two blocks of zeros t
 MOST_PLACES = 1_000_000  # of a tar's files, that hard links may lead to
 
 Data = bytes | str  # of a member; the reason why there are none
+Member = tuple[str, int, Callable[[], Data]]  # name, bytes, and what reads them
 Members = Mapping[str, Data]  # by suffix
 
 
@@ -81,6 +83,7 @@ class WebDataset(DatasetStage):
 
     path: NonEmpty = location()  # folder or glob of tars, here or s3://…
     max_member_bytes: OneUp = 100 << 20  # a larger file of a tar is `too_large`
+    max_sample_bytes: OneUp = later(256 << 20)  # and so is a sample whose files have more together
 
     def files(self) -> dict[str, int]:
         return sizes_of(list_files(self.path, (".tar",), "pool"))
@@ -102,31 +105,31 @@ def read(
     where = f"{storage}/{source['path']}"
     with failing_its_shard(where, tarfile.TarError), storage.open(source["path"]) as file:
         yield fitted(source["path"], [])
-        every = islice(samples(members(file, stage.max_member_bytes, where)), rows)
+        limits = stage.max_member_bytes, stage.max_sample_bytes
+        every = islice(samples(members(file, where), *limits), rows)
         for batch in in_batches(every, size_of):
             yield fitted(source["path"], batch)
 
 
-def members(file: Any, max_bytes: int, where: str) -> Iterator[tuple[str, Data]]:
-    """Name and data of each file in the tar, and of each link or device."""
+def members(file: Any, where: str) -> Iterator[Member]:
+    """Each file of the tar, each link and device, to be read before the next is asked for."""
     places: dict[str, tuple[int, int]] = {}  # offset and size
-    with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20) as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+    with tars.opened(file, "r|", 1 << 20) as tar:
+        for member in tars.members(tar):
             place = places.get(member.linkname) if member.islnk() else None
+            read: Callable[[], Data]
             if member.isfile():
                 place = (member.offset_data, member.size)
-                opened = tar.extractfile(member) if member.size <= max_bytes else None
-                data: Data = opened.read() if opened else "too_large"
+                read = partial(_data, tar, member)
             elif place:
-                data = _at(file, *place) if place[1] <= max_bytes else "too_large"
+                read = partial(_at, file, *place)
             elif member.issym() or member.islnk() or member.isdev():
-                data = "unreadable"
+                read = partial(str, "unreadable")
             else:
                 continue
             if place and not member.issparse() and len(places) < MOST_PLACES:
                 places[member.name] = place
-            yield member.name, data
+            yield member.name, place[1] if place else 0, read
         file.seek(tar.offset)
     # tarfile takes a broken header, and the end of a cut file, for the end of the archive.
     rest = file.read(1 << 20)
@@ -147,19 +150,33 @@ def _at(file: Any, offset: int, size: int) -> bytes:
     return data
 
 
-def samples(members: Iterable[tuple[str, Data]]) -> Iterator[tuple[str, Members]]:
-    """Key and members of each sample: a new one where the key changes or a suffix repeats."""
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def samples(
+    members: Iterable[Member], max_member_bytes: int, max_sample_bytes: int
+) -> Iterator[tuple[str, Members]]:
+    """Key and members of each sample: a new one where the key changes or a suffix repeats.
+
+    A member is read where it fits, and what is left of its sample's bytes holds it: a small tar may
+    have thousands that are holes.
+    """
     key = ""
     parts: dict[str, Data] = {}
-    for name, data in members:
+    left = max_sample_bytes
+    for name, size, read in members:
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
         suffix = suffix.lower()
         if parts and (folder + slash + stem != key or suffix in parts):
             yield key, parts
-            parts = {}
+            parts, left = {}, max_sample_bytes
         key = folder + slash + stem
-        parts[suffix] = data
+        fits = size <= min(max_member_bytes, left)
+        parts[suffix] = read() if fits else "too_large"
+        left -= size if fits else 0
     if parts:
         yield key, parts
 

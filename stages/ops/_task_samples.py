@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clipmill.metadata.limits import limit
 from clipmill.metadata.storage import Storage
+from clipmill.stages.ops import tars
 from clipmill.stages.ops.listed_tasks import Listed
 
 CLASSNAMES = "classnames.txt"
@@ -26,6 +28,8 @@ OF_CUES = (CUE, "candidates", "candidate_images", "associations")
 OF_CAPTIONS = ("image", "caption")
 ROWS = 8  # of a Parquet file held at a time; one may hold a dozen pictures
 BROKEN = (OSError, tarfile.TarError, pa.ArrowException)  # of a file that cannot be read
+# What a KEY.npy can raise that is none.
+NO_NUMBER = (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError)
 Kind = Literal["classification", "retrieval", "association", "unscored"]
 
 
@@ -98,9 +102,12 @@ def columns(folder: Storage, file: str) -> list[str]:
 
 
 def _of_members(
-    key: str, members: dict[str, bytes], task: TaskFolder, place: str
+    key: str, members: dict[str, bytes] | None, task: TaskFolder, place: str
 ) -> Sample | Finding:
     """A sample of a tar."""
+    if members is None:
+        most = limit("MAX_TASK_SAMPLE_BYTES")
+        return Finding(f"a sample of more than {most:,} bytes", place, "replace it")
     body = next((members[suffix] for suffix in IMAGES if suffix in members), None)
     truth = b"" if task.kind == "unscored" else members.get("txt" if task.is_retrieval else "cls")
     if body is None or truth is None:
@@ -147,7 +154,7 @@ def _group(data: bytes | None, task: TaskFolder, place: str) -> int | Finding | 
         group = int(number)
         if group < 0 or group != number:
             raise ValueError
-    except (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError):
+    except (*NO_NUMBER, RecursionError, MemoryError):
         return Finding("KEY.npy names no group", place, do)
     return group
 
@@ -177,23 +184,27 @@ def _candidates(row: dict[str, Any], instance: int, place: str) -> Iterator[Samp
         yield rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, (prompt,), instance)
 
 
-def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of a tar: neighbours of one key; a repeated suffix begins a new sample."""
+def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes] | None]]:
+    """The samples of a tar: neighbours of one key; a repeated suffix begins a new sample.
+
+    None in the place of the members where they are too large together.
+    """
     key, members = "", {}  # type: str, dict[str, bytes]
-    with folder.open(shard) as source, tarfile.open(fileobj=source, mode="r:") as tar:
-        for member in tar:
+    left = most = limit("MAX_TASK_SAMPLE_BYTES")
+    with folder.open(shard) as source, tars.opened(source, "r:") as tar:
+        for member in tars.members(tar):
             stem, _, suffix = member.name.rpartition("/")[2].partition(".")
             if not member.isfile() or not stem:
                 continue
             suffix = suffix.lower()
             if members and (stem != key or suffix in members):
-                yield key, members
-                members = {}
-            key = stem
-            file = tar.extractfile(member)
+                yield key, members if left >= 0 else None
+                members, left = {}, most
+            key, left = stem, left - member.size
+            file = tar.extractfile(member) if left >= 0 else None
             members[suffix] = file.read() if file else b""
     if members:
-        yield key, members
+        yield key, members if left >= 0 else None
 
 
 def _of_parquet(folder: Storage, file: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:

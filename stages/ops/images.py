@@ -34,6 +34,7 @@ from clipmill.stages.ops.parts import Parts, parts_of
 RGB = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_484  # LAION's bomb guard, which was Pillow's default
+LARGE_PIXELS = 1 << 24  # where memory is limited, one with more alone is lost for want of it
 MAX_SCANS = 20  # of a picture with so many pixels; ten are ordinary, each goes over all of them
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they tell the terminal of odd EXIF
@@ -134,7 +135,9 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
                 rgb = _rgb(it.image)
         return _upright(rgb, turn)
     except MemoryError:
-        raise
+        if it.area < LARGE_PIXELS:  # any picture would fail here: no fault of this one
+            raise
+        raise ImageError("too_many_pixels") from None
     except Exception as error:  # see _opened
         raise ImageError(_failure(it.format, body)) from error
 

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipmill.metadata.limits import limit
 from clipmill.metadata.storage import Storage
 from clipmill.stages.ops.tables import BATCH_ROWS, list_files, open_pool
 
 READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 TOGETHER = 8  # shards of small row groups that are read as one
+FEW_ROWS = 16  # at once, of columns whose values may be as large as their chunk
 LEAST = 64  # units of work, so that many workers have some: no more is read as one for less
 
 Source = dict[str, Any]
@@ -122,16 +125,86 @@ def parquet_rows(
             ]
             (start, _), (_, stop) = own[0], own[-1]
             groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
-            read = parquet.iter_batches(
-                batch_rows * at_once, row_groups=groups, columns=there, use_threads=False
-            )
+            read = bounded(parquet, groups, there, batch_rows * at_once, opened.size())
             batches = Positioned(
-                (made(pa.Table.from_batches([batch])) for batch in read),
+                map(made, read),
                 sum(sizes[:first]),
                 batch_rows,
             )
             for bounds in own:
                 yield batches.between(*bounds)
+
+
+def bounded(
+    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows: int, size: int
+) -> Iterator[pa.Table]:
+    """Tables of so many rows, of fewer where they would take more than MAX_BATCH_BYTES.
+
+    pa.ArrowInvalid where they are a bomb: all together MAX_PARQUET_RATIO times the `size` of the
+    file. Small files of a few words a column may be so: MAX_BATCH_BYTES are always allowed.
+    """
+    most = limit("MAX_BATCH_BYTES")
+    ratio = limit("MAX_PARQUET_RATIO")
+    at_once, seen = rows_at_once(parquet, groups, columns, rows, most), 0
+    held: list[pa.Table] = []
+    for batch in parquet.iter_batches(
+        at_once, row_groups=groups, columns=columns, use_threads=False
+    ):
+        seen += sum(map(bytes_of, batch.columns))
+        if seen > max(most, ratio * size):
+            found = f"its rows take {ratio:,} times its {size:,} bytes, and {most:,} bytes"
+            raise pa.ArrowInvalid(f"{found}: a bomb, or raise CLIPMILL_MAX_PARQUET_RATIO")
+        held.append(pa.Table.from_batches([batch]))
+        if (
+            sum(map(len, held)) == rows
+            or sum(bytes_of(it) for table in held for it in table.columns) >= most
+        ):
+            yield _as_one(held)
+            held = []
+    if held:
+        yield _as_one(held)
+
+
+def rows_at_once(
+    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows: int, most: int
+) -> int:
+    """So many rows, a part of them where they may take more than `most` bytes.
+
+    No value is larger than its column's chunk, and one in a dictionary may stand in every row.
+    """
+    chunks = (
+        parquet.metadata.row_group(group).column(column)
+        for group in groups
+        for column in range(parquet.metadata.num_columns)
+    )
+    wanted = set(columns)
+    worst = max(
+        (it.total_uncompressed_size for it in chunks if it.path_in_schema.split(".")[0] in wanted),
+        default=0,
+    )
+    if worst * rows <= most:
+        return rows
+    fewest = min(rows, max(FEW_ROWS, most // worst))
+    return next(few for few in range(fewest, 0, -1) if rows % few == 0)  # cut as they would be
+
+
+def bytes_of(column: pa.Array | pa.ChunkedArray) -> int:
+    """Bytes of a column's values; of a dictionary's as many times as they stand in rows."""
+    if isinstance(column, pa.ChunkedArray):
+        return sum(map(bytes_of, column.chunks))
+    if not pa.types.is_dictionary(column.type) or not _has_length(column.type.value_type):
+        return int(column.nbytes)
+    lengths = pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)
+    return pc.sum(lengths).as_py() or 0
+
+
+def _has_length(dtype: pa.DataType) -> bool:
+    tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_binary
+    return any(fits(dtype) for fits in tests)
+
+
+def _as_one(tables: Sequence[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
 class Positioned:

@@ -60,8 +60,9 @@ def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowException, KeyError, EOFError, *also) as error:
-        raise ShardError(f"a file that cannot be read: {error}", where, _MEND) from error
+    except (pa.ArrowException, KeyError, EOFError, RecursionError, MemoryError, *also) as error:
+        said = str(error) or repr(error)  # a MemoryError has no words
+        raise ShardError(f"a file that cannot be read: {said}", where, _MEND) from error
     except OSError as error:
         raise RetryableError(f"a file that cannot be read: {error}", where, _MEND) from error
 

@@ -12,10 +12,12 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple
+from string import Formatter
 
 from pyarrow import fs
 
 from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.limits import limit
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops._task_samples import (
@@ -39,6 +41,8 @@ __all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # for wh
 
 TEMPLATES = "zeroshot_classification_templates.txt"
 NSHARDS, TYPE = "test/nshards.txt", "dataset_type.txt"
+TEXTS = (CLASSNAMES, TEMPLATES, NSHARDS, TYPE)
+MOST_DIGITS = 9  # of a number of shards
 CACHE = "hf_cache"  # where DataComp's own download keeps three tasks, in no layout to read
 
 
@@ -74,6 +78,8 @@ def listing_digest(folder: Storage) -> str:
 
 def describe(folder: Storage, name: str) -> tuple[TaskFolder, list[Finding]]:
     """A task from its text files and the names of its shards, and findings; reads no picture."""
+    if large := _too_large(folder, name):
+        return TaskFolder(name, "classification", (), (), ()), large
     classnames, templates = _lines(folder, name, CLASSNAMES), _lines(folder, name, TEMPLATES)
     shards, findings = _shards(folder, name)
     kind, more = _kind(folder, name, shards, classnames is None and templates is None)
@@ -201,42 +207,46 @@ def _shards(folder: Storage, name: str) -> tuple[tuple[str, ...], list[Finding]]
         return (), [Finding("a task, not a folder of them", NSHARDS, "give the folder above it")]
     if lines is None:
         return (), [Finding("no such file", where, "write the number of shards into it")]
-    if not lines or not lines[0].isdecimal() or not int(lines[0]):
-        return (), [Finding(f"holds {' '.join(lines)!r}", where, "write the number of shards")]
-    shards = tuple(f"{number}.tar" for number in range(int(lines[0])))
+    if not lines or len(lines[0]) > MOST_DIGITS or not lines[0].isdecimal() or not int(lines[0]):
+        found = f"holds {' '.join(lines)[:100]!r}"
+        return (), [Finding(found, where, "write the number of shards")]
     there = {file for file in there if file.endswith(".tar")}
+    # A file can say any number: names are made of what is there, and of the first gap.
+    numbers = {int(it) for it in (f[:-4] for f in there) if it.isdecimal() and len(it) < 10}
+    said = range(int(lines[0]))
+    shards = tuple(f"{it}.tar" for it in sorted(numbers) if it in said and f"{it}.tar" in there)
     findings = []
-    if missing := [shard for shard in shards if shard not in there]:
+    if gap := next((shard for it in said if (shard := f"{it}.tar") not in there), None):
         findings.append(
-            Finding(f"says {lines[0]}, and {missing[0]} is missing", where, "mend it or add shards")
+            Finding(f"says {lines[0]}, and {gap} is missing", where, "mend it or add shards")
         )
     if unread := sorted(there - set(shards)):
         text = f"says {lines[0]}, so {unread[0]} is never read"
         findings.append(Finding(text, where, "mend the number, or remove the shard"))
-    return tuple(shard for shard in shards if shard in there), findings
+    return shards, findings
 
 
 def _name_findings(
     name: str, classnames: list[str] | None, templates: list[str] | None
 ) -> list[Finding]:
     findings = []
-    for file, lines, what in (
-        (CLASSNAMES, classnames, "a class"),
-        (TEMPLATES, templates, "a template"),
+    for file, lines, what, most in (
+        (CLASSNAMES, classnames, "a class", limit("MAX_TASK_CLASSES")),
+        (TEMPLATES, templates, "a template", limit("MAX_TASK_TEMPLATES")),
     ):
+        if lines and len(lines) > most:
+            text = f"{len(lines):,} lines, and at most {most:,} are read"
+            findings.append(Finding(text, f"{name}/{file}", f"write {what} a line"))
         if not lines:
             text = "no such file" if lines is None else "an empty file"
             findings.append(Finding(text, f"{name}/{file}", f"write {what} a line"))
+    if findings:
+        return findings
+    longest = max(map(len, classnames or ()), default=0)
     for number, template in enumerate(templates or (), 1):
         where = f"{name}/{TEMPLATES}, line {number}"
-        try:
-            same = template.format(c="one") == template.format(c="two")
-        except (AttributeError, LookupError, TypeError, ValueError):  # a stray brace, another name
-            same = True
-        if same:
-            findings.append(
-                Finding(f"{template!r} has no {{c}}", where, "put {c} where the class goes")
-            )
+        if found := _unfit(template, longest):
+            findings.append(Finding(found, where, "put {c} where the class goes"))
     for number, text in enumerate(classnames or (), 1):
         if not text:
             where = f"{name}/{CLASSNAMES}, line {number}"
@@ -246,6 +256,39 @@ def _name_findings(
             what = f"{count} classes are named {text!r}: no model can tell them apart"
             findings.append(Finding(what, f"{name}/{CLASSNAMES}", "give each its own name", False))
     return findings
+
+
+def _unfit(template: str, longest: int) -> str | None:
+    """What is wrong with a template, which is filled in by names of up to `longest` letters.
+
+    It is looked at before it is filled in: `{c:>2000000000}` is a text of 2 GB.
+    """
+    try:
+        fields = [(field, spec) for _, field, spec, _ in Formatter().parse(template) if field]
+    except ValueError:  # a stray brace
+        fields = []
+    shown = repr(template[:100])
+    if any(spec for _, spec in fields):
+        return f"{shown} says more of {{c}} than its place"
+    most = limit("MAX_PROMPT_CHARS")
+    if len(template) + longest * len(fields) > most:
+        return f"{shown} is longer than {most:,} characters with a class name in it"
+    try:
+        same = template.format(c="one") == template.format(c="two")
+    except (AttributeError, LookupError, TypeError, ValueError):  # a stray brace, another name
+        same = True
+    return f"{shown} has no {{c}}" if same else None
+
+
+def _too_large(folder: Storage, name: str) -> list[Finding]:
+    """A finding for each text file of a task that has more bytes than are read."""
+    infos = folder.fs.get_file_info([folder.locate(f"{name}/{file}") for file in TEXTS])
+    most, do = limit("MAX_TASK_TEXT_BYTES"), "take out what is no name, template or number"
+    return [
+        Finding(f"{info.size:,} bytes, and at most {most:,} are read", f"{name}/{file}", do)
+        for file, info in zip(TEXTS, infos, strict=True)
+        if (info.size or 0) > most
+    ]
 
 
 def _lines(folder: Storage, name: str, file: str) -> list[str] | None:

@@ -99,6 +99,7 @@ TEARS = [
     "data missing and less than nothing",
     "data short",
     "record torn",
+    "record of brackets",
     "record alien",
     "record huge",
     "record odd",
@@ -118,6 +119,9 @@ def test_a_record_that_is_not_as_it_says_does_not_count(folder, tear):
         folder.put(record.data, b"dat", point="rename")
     elif tear == "record torn":
         folder.put(record.name, record.to_json().encode()[:-5], point="record")
+    elif tear == "record of brackets":
+        deep = b'{"source": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        folder.put(record.name, deep, point="record")
     elif tear == "record alien":
         folder.put(record.name, b'{"shard": 0}', point="record")
     else:

@@ -63,13 +63,17 @@ def test_the_third_error_is_the_last(tmp_path):
         (StageError("bad", "there", "mend it"), StageError),
         (DamagedError("folder", "name", "torn"), DamagedError),
         (ValueError("bad"), ShardError),
+        (MemoryError(), ShardError),
     ],
-    ids=["shard", "stage", "damage", "unexpected"],
+    ids=["shard", "stage", "damage", "unexpected", "memory"],
 )
 def test_other_errors_end_the_work_at_once_and_are_not_taken_for_a_crash(error, raised, tmp_path):
     work = Work(tmp_path, error)
-    with pytest.raises(raised):
+    with pytest.raises(raised) as caught:
         work.attempt()
+    if isinstance(error, MemoryError):  # which is no fault of the stage's
+        assert caught.value.args[0] == "too little memory"
+        assert "mend the stage" not in caught.value.args[2]
     assert work.numbers == [1]
     assert not work.is_counted()
 
@@ -93,6 +97,8 @@ def test_work_that_ends_its_worker_three_times_in_a_run_is_a_crash(tmp_path):
         killed(work)
     with pytest.raises(CrashedError, match="stage 'it', shard 0 ended its worker 3 times"):
         work.attempt()
+    with pytest.raises(CrashedError, match="ended its worker 3 times: it took 9 GB"):
+        work.attempt(ended="it took 9 GB")
     assert len(work.numbers) == 3
 
 

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 
 from clipmill.pipeline.errors import ShardError, StageError
-from clipmill.pipeline.executors import Step, local_worker
+from clipmill.pipeline.executors import Step, local_worker, machine
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.stage import Resources
 from tests.pipeline.executors.work import (
     ONE,
     OTHER,
+    Weighed,
     die_four_times,
     die_in_mid_answer,
     fail_on_seven,
+    grow_on_seven,
     pid,
     see_gpus,
     step,
@@ -53,6 +55,19 @@ def test_idle_workers_of_every_profile_stay_while_memory_lasts(single):
     }
     seen[ONE] |= set(single.stream([step(pid, ONE)], range(2)))
     assert [len(pids) for pids in seen.values()] == [1, 1]
+
+
+@pytest.mark.chaos
+def test_a_worker_that_takes_too_much_memory_is_ended_alone_and_its_item_is_told():
+    with closing(LocalExecutor(2)) as executor:
+        first = [worker for worker in executor.stream([step(pid)], range(4))]
+        held = sum(machine.resident_bytes(worker) for worker in set(first))
+        executor._most_bytes = held + (160 << 20)
+        items = [Weighed(i) for i in range(20)]
+        done = sorted(executor.stream([step(grow_on_seven)], items), key=lambda item: item.i)
+    assert [item.i for item in done] == list(range(20))
+    assert [item.i for item in done if item.ended] == [7]
+    assert done[7].ended.startswith("it took 0.")
 
 
 def test_an_idle_worker_ends_where_another_profile_lacks_its_gpu(single, tmp_path):

@@ -58,3 +58,11 @@ def test_workers_import_nothing_from_the_working_folder_that_python_puts_in_fron
     assert machine.import_path() == ["/opt/one", "/opt/two"]
     monkeypatch.setattr(sys, "path", ["/opt/one", front])  # somebody named it
     assert machine.import_path() == ["/opt/one", front]
+
+
+def test_memory_that_no_file_holds_is_counted_and_a_process_that_ended_has_none():
+    before = machine.resident_bytes(os.getpid())
+    held = b"x" * 30_000_000
+    assert 25e6 < machine.resident_bytes(os.getpid()) - before < 60e6
+    del held
+    assert machine.resident_bytes(2**22 + 1) == 0  # above the highest number of a process

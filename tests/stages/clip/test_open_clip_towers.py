@@ -137,7 +137,11 @@ def test_what_cannot_be_trained_is_refused(name, found):
 
 
 def test_a_file_without_the_sections_is_refused(tmp_path):
-    for text, found in (("{", "no JSON"), ('{"embed_dim": 3}', "text_cfg, vision_cfg missing")):
+    for text, found in (
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ('{"embed_dim": 3}', "text_cfg, vision_cfg missing"),
+    ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(RecipeError, match=found):
             reads(str(tmp_path / "a.json"))

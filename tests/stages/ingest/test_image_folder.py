@@ -75,6 +75,17 @@ def test_what_cannot_be_read_is_null_with_a_reason(folder, run):
     assert ctx.shards[0]["image"].to_pylist() == [b"a", b"ten", b"two", None]
 
 
+def test_a_caption_above_the_limit_is_not_read(tmp_path, pool_of):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(b"image")
+    (tmp_path / "a.txt").write_text("short")
+    with (tmp_path / "b.txt").open("wb") as file:
+        file.truncate(40 << 30)
+    rows = pool_of(ImageFolder(path=str(tmp_path), max_caption_bytes=5))
+    assert rows["text"].to_pylist() == ["short", None]
+    assert rows["reason"].to_pylist() == [None, "bad_caption"]
+
+
 def test_an_image_that_is_gone_since_the_listing_is_unreadable(folder, run):
     stage = ImageFolder(path=str(folder))
     (source,) = run(stage).sources

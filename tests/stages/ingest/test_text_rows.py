@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.stages.ingest._text_rows import Dialect, csv_rows, read_header, row_starts
+from clipmill.stages.ingest._text_rows import (
+    Dialect,
+    csv_rows,
+    json_object,
+    lines_of,
+    read_header,
+    row_starts,
+)
 
 FIELD = st.text(st.sampled_from('a,"\n\t é'), max_size=6)
 TABLE = st.lists(st.lists(FIELD, min_size=2, max_size=2), min_size=1, max_size=8)
@@ -77,3 +84,36 @@ def test_a_row_of_any_width_keeps_its_place_however_the_blocks_fall(rows):
 )
 def test_the_header_is_the_first_row(data, names, size):
     assert read_header(io.BufferedReader(io.BytesIO(data)), Dialect(delimiter=",")) == (names, size)
+
+
+class Endless:
+    """A line without an end, of which it counts what was asked for at once."""
+
+    def __init__(self, size: int) -> None:
+        self.left, self.most = size, 0
+
+    def readline(self, size: int = -1) -> bytes:
+        self.most = max(self.most, size if size >= 0 else self.left)
+        size = min(self.left, size if size >= 0 else self.left)
+        self.left -= size
+        return bytes(size)
+
+
+def test_a_line_above_the_limit_is_not_held_in_memory():
+    stream: Any = Endless(20_000_000)
+    assert [line[:25] for line in lines_of(stream, 1000)] == ["a line of 20,000,000 bytes"[:25]]
+    assert (stream.left, stream.most) == (0, 1 << 20)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_of_just_the_limit_is_read(end):
+    data = b"x" * 9 + b"\n" + b"y" * (10 - len(end)) + end
+    assert list(lines_of(io.BytesIO(data), 10)) == [b"x" * 9 + b"\n", data[10:]]
+
+
+def test_json_that_takes_all_memory_is_none(monkeypatch):
+    def taking(line: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("json.loads", taking)
+    assert json_object(b"{}") is None

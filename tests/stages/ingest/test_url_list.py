@@ -178,6 +178,15 @@ def test_a_line_that_is_no_json_object_keeps_its_place(tmp_path, pool_of):
     assert rows["reason"].to_pylist() == [None, bad, bad, "no_url", bad, None, bad]
 
 
+def test_a_line_above_the_limit_keeps_its_place_and_spares_its_neighbours(tmp_path, pool_of):
+    lines = ['{"url": "a"}', f'{{"url": "{"b" * 3_000_000}"}}', '{"url": "c"}', " " * 2_000_000]
+    write(tmp_path, "0.jsonl.gz", gzip.compress("\n".join(lines).encode()))
+    rows = pool_of(UrlList(path=str(tmp_path), caption_col=None, max_line_bytes=1000))
+    assert rows["url"].to_pylist() == ["a", None, "c", None]
+    assert rows["reason"].to_pylist() == [None, "unparsable", None, "unparsable"]
+    assert len(set(rows["uid"].to_pylist())) == 4
+
+
 def test_a_bad_value_is_null_with_a_reason_and_spares_its_neighbours(tmp_path, pool_of):
     data = 'url,text,w\na,\xff,1\nb,t,wide\nc,t,2.0\n"",t,3\ne,t,\nf,t,99999999999\n'
     write(tmp_path, "0.csv", data.encode("latin-1"))

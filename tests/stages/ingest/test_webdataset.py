@@ -202,13 +202,19 @@ def test_a_folder_without_tars_stops_the_stage(tmp_path, run):
         run(WebDataset(path=str(tmp_path)))
 
 
+def samples_of(members, max_member_bytes=9, max_sample_bytes=9) -> list:
+    given = ((name, len(data), lambda data=data: data) for name, data in members)
+    return list(samples(given, max_member_bytes, max_sample_bytes))
+
+
 NAMES = st.tuples(st.sampled_from(["0", "1", "a/0"]), st.sampled_from(["jpg", "txt", "a.json"]))
 
 
 @settings(deadline=None)
 @given(st.lists(NAMES))
 def test_samples_keep_every_member_in_order_and_none_holds_a_suffix_twice(names):
-    found = list(samples((f"{key}.{suffix}", bytes([i])) for i, (key, suffix) in enumerate(names)))
+    given = ((f"{key}.{suffix}", bytes([i])) for i, (key, suffix) in enumerate(names))
+    found = samples_of(given)
     flat = [(key, suffix) for key, parts in found for suffix in parts]
     assert flat == names  # no member is lost, moved, or in a sample of another key
     data = [it for _, parts in found for it in parts.values()]
@@ -218,5 +224,48 @@ def test_samples_keep_every_member_in_order_and_none_holds_a_suffix_twice(names)
 
 
 def test_a_repeated_suffix_starts_a_new_sample_of_the_same_key():
-    found = samples([("0.jpg", b"1"), ("0.txt", b"2"), ("0.JPG", b"3"), ("0.txt", b"4")])
-    assert list(found) == [("0", {"jpg": b"1", "txt": b"2"}), ("0", {"jpg": b"3", "txt": b"4"})]
+    found = samples_of([("0.jpg", b"1"), ("0.txt", b"2"), ("0.JPG", b"3"), ("0.txt", b"4")])
+    assert found == [("0", {"jpg": b"1", "txt": b"2"}), ("0", {"jpg": b"3", "txt": b"4"})]
+
+
+def test_members_above_the_limit_of_their_sample_are_not_read():
+    """200 holes of 100 MB each are a tar of 100 kB."""
+    read = []
+    given = [(f"0.{i}", 100, lambda i=i: read.append(i) or b"") for i in range(200)]
+    [(_, parts)] = samples([*given, ("0.txt", 50, bytes)], 100, 350)
+    assert read == [0, 1, 2]
+    assert list(parts.values()) == [b""] * 3 + ["too_large"] * 197 + [b""]
+
+
+def test_a_sample_above_the_limit_is_too_large_and_spares_its_neighbours(rows_of):
+    body = b"x" * 1000
+    large = [(f"1.{suffix}", body) for suffix in ("jpg", "png", "webp")]
+    rows = rows_of(("0.jpg", body), *large, ("1.txt", "t"), ("2.jpg", body), max_sample_bytes=2500)
+    assert [row["reason"] for row in rows] == [None, "too_large", None]
+    assert rows[1]["text"] == "t"
+
+
+def header(kind: bytes, size: int, name: str = "././@LongLink") -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g", b"X"])
+def test_a_tar_whose_header_states_gigabytes_fails_its_shard_by_name(tmp_path, run, kind):
+    for name in ("0", "1"):  # as its first member, and later
+        whole = (b"" if name == "0" else WHOLE[:1536]) + header(kind, 300 << 20)
+        with (tmp_path / f"{name}.tar").open("wb") as file:
+            file.write(whole)
+            file.truncate(len(whole) + (400 << 20))
+    for shard in run(WebDataset(path=str(tmp_path))).shards:
+        assert isinstance(shard, ShardError)
+        assert "a header of 314,572,800 bytes, at most 1,048,576 are read" in shard.args[0]
+
+
+def test_a_tar_of_two_thousand_long_names_fails_its_shard_by_name(tmp_path, run):
+    names = (header(b"L", 1) + b"a".ljust(512, b"\0")) * 2000
+    (tmp_path / "0.tar").write_bytes(WHOLE[:1536] + names)
+    [shard] = run(WebDataset(path=str(tmp_path))).shards
+    assert isinstance(shard, ShardError)
+    assert "0.tar" in shard.args[1]

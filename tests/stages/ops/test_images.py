@@ -88,6 +88,21 @@ def test_a_bomb_is_measured_but_never_decoded():
     assert failure(encoded(noise(10, 10), "png"), max_pixels=99) == "too_many_pixels"
 
 
+@pytest.mark.parametrize("name", ["jpeg", "png"])
+def test_a_large_picture_for_which_memory_lacks_is_lost_alone(name, monkeypatch):
+    def taking(*_) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_of_jpeg", taking)
+    monkeypatch.setattr(images.ImageFile.ImageFile, "load", taking)
+    monkeypatch.setattr(images.PngImagePlugin.PngImageFile, "load", taking)
+    body = encoded(noise(10, 10), name)
+    with pytest.raises(MemoryError):
+        decode(body)
+    monkeypatch.setattr(images, "LARGE_PIXELS", 100)
+    assert failure(body) == "too_many_pixels"
+
+
 def test_a_tile_counts_though_the_picture_is_small():
     tile = (322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 0), (325, 4, 1, 1), (259, 3, 1, 8)
     assert failure(tiff(*tile)) == "too_many_pixels"

@@ -44,6 +44,44 @@ def test_sources_make_the_file_with_the_same_batches_read_alone_or_together(tmp_
         assert all(size == shard_rows for size in sizes[:-1])
 
 
+def bomb(tmp_path, rows: int, is_dictionary: bool = False) -> Storage:
+    """One value of 100 kB in every row, and once in the file."""
+    text = pa.array(["x" * 100_000] * rows)
+    text = text.dictionary_encode() if is_dictionary else text
+    table = pa.table({"n": range(rows), "text": text})
+    pq.write_table(table, tmp_path / "0.parquet")
+    return Storage(str(tmp_path))
+
+
+def read(storage: Storage, rows: int) -> list[pa.Table]:
+    source = {"path": "0.parquet", "start": 0, "stop": rows}
+    return [it for tables in parquet_rows(storage, [source], ["n", "text"], 64) for it in tables]
+
+
+def test_rows_that_would_take_too_much_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    storage = bomb(tmp_path, 200)
+    whole = read(storage, 200)
+    assert list(map(len, whole)) == [64, 64, 64, 8]
+    monkeypatch.setenv("CLIPMILL_MAX_BATCH_BYTES", "2000000")
+    monkeypatch.setenv("CLIPMILL_MAX_PARQUET_RATIO", "1000000")
+    few = read(storage, 200)
+    assert list(map(len, few)) == [32, 32] * 3 + [8]
+    assert pa.concat_tables(few) == pa.concat_tables(whole)
+
+
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_a_file_whose_rows_take_a_thousand_times_its_bytes_is_refused(
+    tmp_path, monkeypatch, is_dictionary
+):
+    storage = bomb(tmp_path, 200, is_dictionary)
+    monkeypatch.setenv("CLIPMILL_MAX_BATCH_BYTES", "2000000")
+    monkeypatch.setenv("CLIPMILL_MAX_PARQUET_RATIO", "300")
+    size = (tmp_path / "0.parquet").stat().st_size
+    assert 300 * size < 200 * 100_000
+    with pytest.raises(pa.ArrowInvalid, match=r"300 times its .* CLIPMILL_MAX_PARQUET_RATIO"):
+        read(storage, 200)
+
+
 @pytest.mark.parametrize(
     ("groups", "shards", "most"), [(63, 1, 1), (128, 1, 2), (640, 1, 8), (640, 3, 6)]
 )

@@ -60,6 +60,8 @@ def test_the_first_reason_that_holds_is_given():
     [
         (pa.ArrowInvalid("cut"), ShardError),
         (KeyError("gone"), ShardError),
+        (RecursionError("too deep"), ShardError),
+        (MemoryError(), ShardError),
         (OSError("503"), RetryableError),
         (ShardError("a", "b", "c"), ShardError),
     ],
@@ -69,6 +71,7 @@ def test_what_goes_wrong_in_a_file_names_the_file_and_survives_pickling(raised, 
         raise raised
     assert type(pickle.loads(pickle.dumps(caught.value))) is becomes
     assert caught.value.args[1] == "b"
+    assert not caught.value.args[0].endswith(": ")
 
 
 def test_keys_in_a_uri_stay_out_of_what_is_shown():

@@ -1,6 +1,7 @@
 """Task folders: each thing that can be wrong is found, named by place, and nothing else is."""
 
 import os
+import tarfile
 
 import pytest
 
@@ -82,6 +83,46 @@ SPOILT = {
         f"{TEMPLATES}, line 1",
         "has no {c}",
     ),
+    "a template of 2 GB": (
+        lambda t: (t / TEMPLATES).write_text("{c}\na {c:>2000000000}\n"),
+        f"{TEMPLATES}, line 2",
+        "says more of {c} than its place",
+    ),
+    "a template whose places have places": (
+        lambda t: (t / TEMPLATES).write_text("a {c:{c}}\n"),
+        f"{TEMPLATES}, line 1",
+        "says more of {c} than its place",
+    ),
+    "a template of a thousand names": (
+        lambda t: (t / TEMPLATES).write_text("a " + "{c} " * 4000),
+        f"{TEMPLATES}, line 1",
+        "longer than 10,000 characters",
+    ),
+    "more templates than are read": (
+        lambda t: (t / TEMPLATES).write_text("a {c}\n" * 1001),
+        TEMPLATES,
+        "1,001 lines, and at most 1,000 are read",
+    ),
+    "more class names than are read": (
+        lambda t: (t / CLASSNAMES).write_text("a\n" * 100_001),
+        CLASSNAMES,
+        "100,001 lines, and at most 100,000 are read",
+    ),
+    "a text file of holes": (
+        lambda t: os.truncate(t / CLASSNAMES, 10 << 30),
+        CLASSNAMES,
+        "10,737,418,240 bytes, and at most 8,388,608 are read",
+    ),
+    "a number of a thousand digits": (
+        lambda t: (t / NSHARDS).write_text("9" * 5000),
+        NSHARDS,
+        "holds '999",
+    ),
+    "a number of many shards": (
+        lambda t: (t / NSHARDS).write_text("9" * 9),
+        NSHARDS,
+        "says 999999999, and 1.tar is missing",
+    ),
     "no number of shards": (lambda t: os.remove(t / NSHARDS), NSHARDS, "no such file"),
     "a number that is none": (lambda t: (t / NSHARDS).write_text("one"), NSHARDS, "'one'"),
     "a shard too few": (lambda t: (t / NSHARDS).write_text("2"), NSHARDS, "1.tar is missing"),
@@ -127,6 +168,26 @@ def test_what_is_wrong_with_a_sample_is_found_and_its_neighbours_are_read(tasks,
     [finding] = [finding for finding in check(str(tasks)) if finding.is_fatal]
     assert found in finding.found
     assert finding.where == "colours/test/0.tar, key a"
+
+
+def test_a_sample_above_the_limit_is_found_and_its_neighbours_are_read(tasks, monkeypatch):
+    monkeypatch.setenv("CLIPMILL_MAX_TASK_SAMPLE_BYTES", "5000")
+    shard = tasks / "colours" / "test" / "0.tar"
+    large = {"a.cls": b"0", **{f"a.{i}": bytes(2000) for i in range(3)}, "a.png": picture(0)}
+    write_tar(shard, {**large, "z.png": picture(1), "z.cls": b"1"})
+    [finding] = [finding for finding in check(str(tasks)) if finding.is_fatal]
+    assert finding.found == "a sample of more than 5,000 bytes"
+    assert finding.where == "colours/test/0.tar, key a"
+
+
+def test_a_member_that_ends_before_it_begins_ends_its_shard(tasks):
+    """Read on from where it says, it would be read for ever."""
+    good, member = tarfile.TarInfo("0.png"), tarfile.TarInfo("a.png")
+    member.size = -512
+    shard = tasks / "colours" / "test" / "0.tar"
+    shard.write_bytes(good.tobuf() + member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    found = [finding.found for finding in check(str(tasks)) if finding.is_fatal]
+    assert "ends before it begins" in found[0]
 
 
 @pytest.mark.parametrize(("other", "is_fatal"), [(b"a red thing", False), (b"", True)])
