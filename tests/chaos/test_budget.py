@@ -162,6 +162,7 @@ def test_three_workers_spend_all_of_it_and_lose_no_answer(server, tmp_path):
     assert asked.total() - len(asked) <= 2
 
 
+@pytest.mark.soak(cpu_s=30)
 def test_a_worker_and_a_run_that_are_killed_are_paid_for(server, tmp_path):
     lives = Lives(server, tmp_path)
     lives.live(requests=12, kill_after=0.05)
