@@ -36,7 +36,11 @@ class Budget(Protocol):
         ...
 
     def spent(self) -> dict[str, float]:
-        """What all workers and earlier runs have spent, by unit."""
+        """What all workers and earlier runs have spent, or may have, by unit."""
+        ...
+
+    def may_return(self) -> bool:
+        """Whether other workers held something aside, as `reserve` found too little left."""
         ...
 
 
@@ -134,6 +138,9 @@ class Purse:
 
     def spent(self) -> dict[str, float]:
         return dict(self._spent)
+
+    def may_return(self) -> bool:
+        return False
 
     def _add(self, amounts: Mapping[str, float], sign: int) -> None:
         for unit in self._limits:

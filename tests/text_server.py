@@ -3,8 +3,9 @@
 python -m tests.text_server --port 8000 --latency 0.2 --faults 429:1,500,half --every 10
 
 Its answers are those of `reference`, the same for equal requests. `GET /counts` tells how often
-each request came, by the digest of its body, and how often it got an answer that can be used,
-how long it was at work; `GET /bodies` what they were.
+each request came, by the digest of its body, and how often it got an answer that can be used, how
+long it was at work, how many are now, and the tokens of all that it did not refuse, from when they
+came; `GET /bodies` what they were.
 
 A fault is a word:
   429, 429:2      too many requests; with Retry-After: 2
@@ -18,8 +19,11 @@ A fault is a word:
   drip            an answer that comes byte by byte, a byte in 50 ms
   hang            no answer for a minute
   malformed       JSON that ends early
+  deep            JSON of lists in lists, 100,000 deep
   empty           no choices
   no_usage        a good answer that does not say how many tokens it took
+  beyond_in       a good answer, to a prompt that is counted as 10^18 tokens
+  beyond_out      a good answer that is counted as 10^18 tokens
   another         a good answer that no other request gets
   large           an answer of 3 MB
   mute            a good answer, without a text
@@ -54,7 +58,9 @@ SPOILT = {
     "markup": "<p>{}</p>",
     "loop": "{0} {0} {0} {0}",
 }
-GOOD = (None, "no_usage", "drip", "another", *SPOILT)
+GOOD = (None, "no_usage", "beyond_in", "beyond_out", "drip", "another", *SPOILT)
+REFUSED = ("429", "500", "503", "400", "401", "too_long")  # and not paid for
+DEEP = b'{"choices":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 TWO_CAPTIONS = re.compile(r'"(.+?)"[.:]? [A-Z].*?"(.+?)"')
 
 
@@ -84,11 +90,13 @@ class TextServer:
     key: str = ""  # asked for where it is not empty
     script: Script = lambda asked: None
     joins: bool = False  # the two captions that a prompt quotes
+    template: int = 0  # tokens of each prompt beside its words
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)  # requests, by digest of the body
     answered: Counter[str] = field(default_factory=Counter)  # of these, good answers sent
     bodies: list[Mapping[str, Any]] = field(default_factory=list)
     body_of: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by its digest
+    tokens: int = 0
     at_once: int = 0
     most_at_once: int = 0
     began_s: float = 0  # of the clock: the first request
@@ -146,7 +154,7 @@ class TextServer:
 
     async def _counts(self, request: web.Request) -> web.Response:
         counts = {"asked": self.asked, "answered": self.answered, "busy_s": self.busy_s}
-        return web.json_response(counts)
+        return web.json_response({**counts, "at_once": self.at_once, "tokens": self.tokens})
 
     async def _bodies(self, request: web.Request) -> web.Response:
         return web.json_response(self.body_of)
@@ -166,10 +174,15 @@ class TextServer:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
+            usage = self._whole(request, body)["usage"]
+            tokens = usage["prompt_tokens"] + usage["completion_tokens"]
+            self.tokens += tokens
             await asyncio.sleep(self.latency_s)
             fault = self.script(asked)
             if fault in GOOD:
                 self.answered[digest] += 1
+            if fault and fault.startswith(REFUSED):
+                self.tokens -= tokens
             return await self._reply(request, body, fault, asked.number)
         finally:
             self.at_once -= 1
@@ -193,7 +206,7 @@ class TextServer:
             return web.Response()
         if fault == "hang":
             await asyncio.sleep(60)
-        whole = reply(request.path, body)
+        whole = self._whole(request, body)
         if self.joins and (quoted := TWO_CAPTIONS.search(asked_text(body))):
             _write(whole, "{1}, {0}".format(*quoted.groups()))
         if fault in SPOILT:
@@ -204,11 +217,17 @@ class TextServer:
             whole["choices"] = []
         if fault == "no_usage":
             del whole["usage"]
+        if fault == "beyond_in":
+            whole["usage"]["prompt_tokens"] = 10**18
+        if fault == "beyond_out":
+            whole["usage"]["completion_tokens"] = 10**18
         if fault == "another":
             _write(whole, f"{number} {_text(whole)}")
         data = json.dumps(whole).encode()
         if fault == "malformed":
             data = data[: len(data) // 2]
+        if fault == "deep":
+            data = DEEP
         if fault == "large":
             data += b" " * 3_000_000
         if fault not in ("half", "drip"):
@@ -225,6 +244,12 @@ class TextServer:
                 await response.write(bytes([byte]))
                 await asyncio.sleep(0.05)
         return response
+
+    def _whole(self, request: web.Request, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A good answer."""
+        whole = reply(request.path, body)
+        whole["usage"]["prompt_tokens"] += self.template
+        return whole
 
     def _may(self, request: web.Request) -> bool:
         return not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"

@@ -79,11 +79,11 @@ class StoredAnswers:
             self._fresh[key] = self._waiting[key] = answer
             self._fresh_bytes += len(answer)
             if self._timer is None:
-                self._timer = after(STORE_S, self._store)
+                self._timer = after(STORE_S, self.store)
 
     def flush(self) -> None:
         """Stores what is not stored, and merges the files of the shard."""
-        self._store()
+        self.store()
         self._merge()
 
     def _find(self, key: bytes) -> bytes | None:
@@ -96,7 +96,7 @@ class StoredAnswers:
 
     # Storing
 
-    def _store(self) -> None:
+    def store(self) -> None:
         """Stores what came since the last time. Where it fails, all of it waits for the next."""
         with self._storing:
             with self._adding:
@@ -111,7 +111,7 @@ class StoredAnswers:
             except BaseException:
                 with self._adding:
                     self._waiting = pairs | self._waiting
-                    self._timer = self._timer or after(STORE_S, self._store)
+                    self._timer = self._timer or after(STORE_S, self.store)
                 raise
             self._seen.add(self._small[-1])
             if len(self._small) >= MOST_SMALL or self._fresh_bytes >= MOST_BYTES:

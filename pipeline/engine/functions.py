@@ -168,7 +168,7 @@ class Functions:
     def _budget(self, folder: Storage, limits: Mapping[str, float]) -> SharedBudget:
         key = (folder.uri, *sorted(limits.items()))
         if key not in self._budgets:
-            self._budgets[key] = SharedBudget(folder, uuid.uuid4().hex, limits)
+            self._budgets[key] = SharedBudget(folder, uuid.uuid4().hex, limits, self.answers.store)
         return self._budgets[key]
 
     def function(self, planned: PlannedStage) -> RowFunction | StreamFunction:

@@ -7,7 +7,7 @@ key that is refused, a server that is gone, a budget that is spent.
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,14 +23,35 @@ from clipmill.stages.models.purse import Purse
 
 FIRST_PAUSE_S = 0.5  # doubled with every try
 LONGEST_PAUSE_S = 30.0  # where the server asks for none
+LAST_S = 30.0  # of a request that nobody waits for any more: its answer is paid for
 IDLE_S = 4.0  # of a connection: the servers of vLLM and others close theirs after 5 s
 MAX_BODY_BYTES = 1_000_000  # of an answer: a text, and what the server says of it
 MAX_SAID = 300  # characters of a server's message
+TEMPLATE_TOKENS = 16  # set aside for what a server puts around a prompt, until it counts more
+IMAGE_TOKENS = 1200  # the same with an image: what common models take for a megapixel
+MOST_MORE = 1 << 16  # tokens beside those of a prompt's text: what counts more is no count
+NO_JSON = (ValueError, RecursionError, MemoryError)  # what reading an answer raises
 FAILED_IN_A_ROW = 64  # answers, each after its retries: then the server is at fault, not the rows
 TOO_LONG = re.compile(
     r"context.?(length|size|window)|max(imum)?.model.len|too.long|exceed_context", re.IGNORECASE
 )
 FILTERED = re.compile(r"content.?(filter|policy|management)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What an answer is wanted for.
+
+    The body is made when it is sent: those that wait hold no images. `keep` is called with an
+    answer before it is paid for.
+    """
+
+    path: str
+    body: Callable[[], dict[str, Any]]
+    text_bytes: int  # of the prompt: no token of a text has none
+    has_image: bool
+    max_tokens: int
+    keep: Callable[[Generated], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +63,7 @@ class Reply:
     retry_after_s: float = 0
     said: str = ""
     is_refused: bool = False  # nobody listens there
+    may_cost: bool = False  # the server may count tokens for it
 
 
 @dataclass
@@ -75,35 +97,21 @@ class Client:
         self.has_answered = False
         self.failed = 0  # answers in a row
         self.lives = 0  # how often the server was revived
+        # Tokens of a prompt beside one for each byte, without and with an image.
+        self.more_tokens = [TEMPLATE_TOKENS, IMAGE_TOKENS]
 
-    async def answer(
-        self, path: str, body: Callable[[], dict[str, Any]], prompt_tokens: int, max_tokens: int
-    ) -> Generated:
+    async def answer(self, ask: Ask) -> Generated:
         """The server's answer, or the reason that there is none.
 
-        The body is made when it is sent: those that wait hold no images. The tokens are set aside
-        in the budget until the answer says how many there were.
+        The most that each request may take is set aside in the budget until its answer is kept, and
+        says how much it was. Whoever is cancelled waits for an answer that is on its way.
         """
         opened = self._open()
-        reserved = self.purse.amounts(prompt_tokens, max_tokens)
         async with opened.turn:
-            await self._slot_and_budget(opened, reserved)
-        spent = self.purse.amounts(0, 0)
-
-        def spend(more: dict[str, float]) -> None:
-            for unit, amount in more.items():
-                spent[unit] += amount
-
+            reserved = await self._slot_and_budget(opened, ask)
         began_s = opened.loop.time()
-        try:
-            # Of what nobody counted, as after a time-out, all that was set aside may be gone.
-            answer = await self._tried(opened, path, body, lambda: spend(reserved))
-            self._tell(answer, (began_s, opened.loop.time()))
-            is_counted = answer.completion_tokens or not answer.text
-            used = self.purse.amounts(answer.prompt_tokens, answer.completion_tokens)
-            spend(used if is_counted else reserved)
-        finally:
-            await self.purse.settle(reserved, spent)
+        answer = await self._tried(opened, ask, reserved)
+        self._tell(answer, (began_s, opened.loop.time()))
         return answer
 
     def _tell(self, answer: Generated, slot_s: tuple[float, float]) -> None:
@@ -118,52 +126,36 @@ class Client:
             )
         )
 
-    async def _slot_and_budget(self, opened: Opened, reserved: dict[str, float]) -> None:
+    async def _slot_and_budget(self, opened: Opened, ask: Ask) -> Mapping[str, float]:
         """Takes a slot, and sets the amounts aside; those who wait for budget hold no slot."""
         while True:
             await opened.slots.acquire()
+            prompt_tokens = ask.text_bytes + self.more_tokens[ask.has_image]
+            reserved = self.purse.amounts(prompt_tokens, ask.max_tokens)
             try:
                 self._still_on()
-                settled = await self.purse.reserve(reserved)
+                wait = await self.purse.reserve(reserved)
             except BaseException as error:
                 opened.slots.release()
                 self._end(error)
                 raise
-            if settled is None:
-                return
+            if wait is None:
+                return reserved
             opened.slots.release()
-            await settled.wait()
+            await wait()
 
-    async def _tried(
-        self,
-        opened: Opened,
-        path: str,
-        body: Callable[[], dict[str, Any]],
-        gave_up: Callable[[], None],
-    ) -> Generated:
-        """Requests until one is answered; begins with a slot, and pauses without.
-
-        `gave_up` is called after each that took too long.
-        """
+    async def _tried(self, opened: Opened, ask: Ask, reserved: Mapping[str, float]) -> Generated:
+        """Requests until one is answered; begins with a slot and a budget, and pauses without."""
         limits, now = self.limits, opened.loop.time
         left_s, tries, pauses = limits.deadline_s, 0, 0
         while True:
             life = self.lives
-            try:
-                self._still_on()
-                start = now()
-                reply = await self._request(opened, path, body(), min(limits.timeout_s, left_s))
-                left_s -= now() - start
-            except BaseException as error:
-                self._end(error)
-                raise
-            finally:
-                opened.slots.release()
+            start = now()
+            reply = await self._to_its_end(opened, ask, reserved, min(limits.timeout_s, left_s))
+            left_s -= now() - start
             if reply.answer is not None:
                 self.has_answered, self.failed = True, 0
                 return reply.answer
-            if reply.reason == "answer_timeout":
-                gave_up()
             if reply.reason not in TRANSIENT:
                 return self._failed(reply)
             pause_s = max(min(FIRST_PAUSE_S * 2**pauses, LONGEST_PAUSE_S), reply.retry_after_s)
@@ -179,7 +171,52 @@ class Client:
             else:
                 left_s -= pause_s
                 await asyncio.sleep(pause_s)
-            await opened.slots.acquire()
+            reserved = await self._slot_and_budget(opened, ask)
+
+    async def _to_its_end(
+        self, opened: Opened, ask: Ask, reserved: Mapping[str, float], seconds: float
+    ) -> Reply:
+        """The outcome of a request, which is seen to its end by whoever is cancelled, too."""
+        limit = asyncio.timeout(seconds)
+        paid = asyncio.ensure_future(self._paid(opened, ask, reserved, limit))
+        try:
+            return await asyncio.shield(paid)
+        except asyncio.CancelledError:
+            last_s = opened.loop.time() + min(seconds, LAST_S)
+            with contextlib.suppress(RuntimeError):  # it has not begun, or is over
+                limit.reschedule(min(last_s, limit.when() or last_s))
+            while not paid.done():  # a row is cancelled by its batch, and again by the batch's end
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([paid])
+            raise
+
+    async def _paid(
+        self, opened: Opened, ask: Ask, reserved: Mapping[str, float], limit: asyncio.Timeout
+    ) -> Reply:
+        """The outcome of a request that has a slot and a budget: it leaves both."""
+        spent: Mapping[str, float] = {}
+        try:
+            self._still_on()
+            body = ask.body()
+            spent = reserved  # until somebody says less
+            reply = await self._request(opened, ask.path, body, limit)
+            if reply.answer is not None:
+                ask.keep(reply.answer)
+            if not reply.may_cost:
+                spent = {}
+            elif reply.answer is not None:
+                spent = self._used(ask, reply.answer, reserved)
+        except StageError as error:
+            spent = {}  # the server refuses
+            self._end(error)
+            raise
+        finally:
+            opened.slots.release()
+            await self.purse.settle(reserved, spent)
+        if self.purse.caps and reply.answer and (excess := self._excess(ask, reply.answer)):
+            self._end(excess)
+            raise excess
+        return reply
 
     def _failed(self, reply: Reply) -> Generated:
         """The reason; StageError where it is not the row's fault."""
@@ -193,6 +230,34 @@ class Client:
         error = StageError(found, self.where, do)
         self._end(error)
         raise error
+
+    def _used(
+        self, ask: Ask, answer: Generated, reserved: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """What an answer took by the server's count, where that can be; else all of it."""
+        into, out = answer.prompt_tokens, answer.completion_tokens
+        if not into or (answer.text and not out):
+            return reserved
+        more = self.more_tokens[ask.has_image]
+        if into - ask.text_bytes <= MOST_MORE:
+            self.more_tokens[ask.has_image] = max(more, into - ask.text_bytes)
+        else:
+            into = ask.text_bytes + more
+        return self.purse.amounts(into, min(out, ask.max_tokens))
+
+    def _excess(self, ask: Ask, answer: Generated) -> StageError | None:
+        """Why no budget holds with a server that counts like that."""
+        into, out = answer.prompt_tokens, answer.completion_tokens
+        if into <= ask.text_bytes + MOST_MORE and out <= ask.max_tokens:
+            return None
+        return StageError(
+            f"the server at {self.endpoint.url} counts {into:,} tokens of a prompt of"
+            f" {ask.text_bytes:,} bytes and {out:,} of its answer, which may have"
+            f" {ask.max_tokens:,}: no budget holds with it",
+            self.where,
+            "mend the server, or run without limits.max_tokens_total and limits.max_usd: what is"
+            " stored stays",
+        )
 
     def _still_on(self) -> None:
         if self.ended is not None:
@@ -216,34 +281,37 @@ class Client:
                 self.lives += 1
 
     async def _request(
-        self, opened: Opened, path: str, body: dict[str, Any], seconds: float
+        self, opened: Opened, path: str, body: dict[str, Any], limit: asyncio.Timeout
     ) -> Reply:
+        start = opened.loop.time()
         try:
             if self.endpoint.inside is not None:
                 await asyncio.sleep(0)  # others have their turn
-                return Reply(answer=answer_of(self.endpoint.inside(path, body)))
+                return Reply(answer=answer_of(self.endpoint.inside(path, body)), may_cost=True)
             data = msgspec.json.encode(body)
             async with (
-                asyncio.timeout(seconds),
+                limit,
                 opened.session.post(self._url(path), data=data, allow_redirects=False) as response,
             ):
                 raw = await _read(response)
                 if response.status == 200:
-                    return Reply(answer=answer_of(msgspec.json.decode(raw)))
+                    return Reply(answer=answer_of(msgspec.json.decode(raw)), may_cost=True)
                 if response.status == 404:
                     raise await self._no_model(opened, path, self._said(raw))
                 wait_s = _retry_after_s(response.headers.get("Retry-After", ""))
                 return self._refusal(response.status, self._said(raw), wait_s)
         except TimeoutError:
-            return Reply(reason="answer_timeout", said=f"no answer in {seconds:.3g} s")
+            said = f"no answer in {opened.loop.time() - start:.3g} s"
+            return Reply(reason="answer_timeout", said=said, may_cost=True)
         except aiohttp.ClientConnectorError as error:
             said = f"{error.os_error.strerror or error.os_error}"
             return Reply(reason="server_lost", said=said, is_refused=True)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
             said = f"the connection was lost ({type(error).__name__})"
-            return Reply(reason="server_lost", said=said)
-        except (aiohttp.ClientError, ValueError) as error:  # no HTTP; no JSON; no choice in it
-            return Reply(reason="bad_answer", said=self._without_key(str(error)))
+            return Reply(reason="server_lost", said=said, may_cost=True)
+        except (aiohttp.ClientError, *NO_JSON) as error:  # no HTTP; no JSON; no choice in it
+            said = self._without_key(str(error) or type(error).__name__)
+            return Reply(reason="bad_answer", said=said, may_cost=True)
 
     def _refusal(self, status: int, said: str, retry_after_s: float) -> Reply:
         """What a status other than 200 means; StageError where no request can have an answer."""
@@ -262,10 +330,14 @@ class Client:
             raise StageError(f"the account has no credit left: {said}", self.where, do)
         if status == 429:
             return Reply(reason="server_busy", said=said, retry_after_s=retry_after_s)
+        if status in (504, 524):  # a gateway gave up: what is behind it may go on
+            return Reply(
+                reason="server_error", said=said, retry_after_s=retry_after_s, may_cost=True
+            )
         if status >= 500:
             return Reply(reason="server_error", said=said, retry_after_s=retry_after_s)
         if status == 408:
-            return Reply(reason="answer_timeout", said=said)
+            return Reply(reason="answer_timeout", said=said, may_cost=True)
         if status == 413 or TOO_LONG.search(said):
             return Reply(answer=Generated(reason="prompt_too_long"))
         if FILTERED.search(said):
@@ -279,7 +351,7 @@ class Client:
             async with opened.session.get(self._url("models"), allow_redirects=False) as response:
                 listed = msgspec.json.decode(await _read(response))["data"]
             names = [str(one["id"]) for one in listed]
-        except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
+        except (aiohttp.ClientError, OSError, *NO_JSON, LookupError, TypeError):
             return StageError(
                 f"there is no {url}/{path}: HTTP 404, and no list of models either",
                 self.where,
@@ -297,7 +369,7 @@ class Client:
             error = msgspec.json.decode(raw)["error"]
             parts = [error.get(part) for part in ("message", "code", "type")]
             text = "; ".join(str(part) for part in parts if part)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (*NO_JSON, LookupError, TypeError, AttributeError):
             text = raw[: 4 * MAX_SAID].decode("utf-8", "replace")
         return self._without_key(text)
 

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 Form = Literal["chat", "completion"]
 SCHEMES = ("openai", "vllm", "gguf", "smollm2", "reference")
 
-IMAGE_TOKENS = 1200  # set aside for an image: what common models take for a megapixel
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -139,28 +137,28 @@ class Asker:
         question = {**self._question(prompt), **self.decoding, "seed": drawn}
         question["max_tokens"] = min(self.max_tokens, prompt.max_tokens or self.max_tokens)
         key = self._key(question, prompt.image, candidate)
-        [stored] = self.answers.get([key])
-        if stored is not None:
-            answer = _loaded(stored)
-            into, out = answer.prompt_tokens, answer.completion_tokens
-            usd = self.limits.usd(into, out)
-            self.took(Took(prompt_tokens=into, completion_tokens=out, usd=usd))
-            return answer
-        while (other := self._asking.get(key)) is not None:
+        while True:
+            [stored] = self.answers.get([key])
+            if stored is not None:
+                answer = _loaded(stored)
+                into, out = answer.prompt_tokens, answer.completion_tokens
+                usd = self.limits.usd(into, out)
+                self.took(Took(prompt_tokens=into, completion_tokens=out, usd=usd))
+                return answer
+            if (other := self._asking.get(key)) is None:
+                break
             await asyncio.wait([other])
-            if not other.cancelled():
+            if not other.cancelled():  # else its answer may be stored all the same
                 return other.result()
         future = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._asked(prompt, question)
+            answer = await self._asked(prompt, question, key)
         except BaseException as error:
             future.set_exception(error) if isinstance(error, Exception) else future.cancel()
             future.cancelled() or future.exception()  # read: nobody may be waiting
             raise
         finally:
             del self._asking[key]
-        if answer.reason is None or answer.reason in REFUSALS:
-            self.answers.put(key, _stored(answer))
         future.set_result(answer)
         return answer
 
@@ -176,14 +174,23 @@ class Asker:
         asked = [self.endpoint.identity, self.form, body, digest, candidate]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
-    async def _asked(self, prompt: Prompt, question: Mapping[str, Any]) -> Generated:
-        """The answer of the server, within limits and budget."""
-        text = (prompt.system + prompt.text).encode()
-        about = len(text) // 3 + 16 + (IMAGE_TOKENS if prompt.image is not None else 0)
-        path = "chat/completions" if self.form == "chat" else "completions"
-        return await self.client.answer(
-            path, lambda: self._body(prompt, question), about, question["max_tokens"]
+    async def _asked(self, prompt: Prompt, question: Mapping[str, Any], key: bytes) -> Generated:
+        """The answer of the server, within limits and budget; a good one is stored."""
+        from clipmill.stages.models.client import Ask
+
+        def keep(answer: Generated) -> None:
+            if answer.reason is None or answer.reason in REFUSALS:
+                self.answers.put(key, _stored(answer))
+
+        ask = Ask(
+            path="chat/completions" if self.form == "chat" else "completions",
+            body=lambda: self._body(prompt, question),
+            text_bytes=len((prompt.system + prompt.text).encode()),
+            has_image=prompt.image is not None,
+            max_tokens=question["max_tokens"],
+            keep=keep,
         )
+        return await self.client.answer(ask)
 
     def _body(self, prompt: Prompt, question: Mapping[str, Any]) -> dict[str, Any]:
         """The request as it is sent: with model and image."""

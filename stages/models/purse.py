@@ -1,13 +1,14 @@
 """What a stage may spend on answers, in tokens and dollars, and has spent."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Budget, Worker
 from clipmill.stages.models.endpoint import Limits
 
+LOOK_AGAIN_S = 0.5  # where other workers may give something back
 UNITS = {"tokens": ("max_tokens_total", "tokens"), "usd": ("max_usd", "dollars")}
 
 
@@ -29,10 +30,10 @@ class Purse:
         every = {"tokens": float(prompt_tokens + completion_tokens), "usd": usd}
         return {unit: every[unit] for unit in self.caps}
 
-    async def reserve(self, amounts: Mapping[str, float]) -> asyncio.Event | None:
-        """Sets the amounts aside and returns None; else the event after which to try again.
+    async def reserve(self, amounts: Mapping[str, float]) -> Callable[[], Awaitable[object]] | None:
+        """Sets the amounts aside and returns None; else what to wait for before another try.
 
-        StageError where nothing is set aside that might come back.
+        StageError where no worker holds anything that might come back.
         """
         if self.budget is None:
             return None
@@ -48,7 +49,9 @@ class Purse:
             self.out += 1
             return None
         if out:
-            return settled
+            return settled.wait
+        if await asyncio.to_thread(self.budget.may_return):
+            return partial(asyncio.sleep, LOOK_AGAIN_S)
         spent = await asyncio.to_thread(self.budget.spent)
         unit = max(self.caps, key=lambda unit: spent[unit] + amounts[unit] - self.caps[unit])
         key, name = UNITS[unit]

@@ -61,6 +61,14 @@ class Server:
         """How often each request came, by the digest of its body."""
         return Counter(self._get("counts")["asked"])
 
+    def tokens(self) -> int:
+        """Those of all requests that came."""
+        return int(self._get("counts")["tokens"])
+
+    def busy(self) -> bool:
+        """Whether it is at work on a request."""
+        return bool(self._get("counts")["at_once"])
+
     def keys(self) -> dict[str, set[bytes]]:
         """The keys that an answer to each request may be stored by, by its digest."""
         return {digest: keys_of(body) for digest, body in self._get("bodies").items()}

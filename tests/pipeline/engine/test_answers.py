@@ -72,7 +72,7 @@ def test_files_of_a_shard_are_merged_into_one(folder, monkeypatch):
     store.begin(7)
     for number in range(10):
         put(store, [number])
-        store._store()
+        store.store()
     assert len(names(folder, "new")) == 4  # of four, of four, and two
     store.flush()
     assert len(names(folder, "new")) == 3

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine import budget
-from clipmill.pipeline.engine.budget import SharedBudget, close_accounts, spent_in
+from clipmill.pipeline.engine.budget import Account, SharedBudget, close_accounts, spent_in
 from clipmill.pipeline.ledger.work import work
 from clipmill.pipeline.run_folder.state import latest
 
@@ -21,6 +22,32 @@ SPEND = Path(__file__).parents[2] / "engine_stages" / "spend.py"
 @pytest.fixture
 def folder(tmp_path) -> Storage:
     return Storage(str(tmp_path / "budget"))
+
+
+@pytest.fixture(autouse=True)
+def kill(monkeypatch):
+    """Stops the clock of an account: its worker is no more. All of them stop with the test."""
+    accounts: list[SharedBudget] = []
+    begin = SharedBudget._later
+
+    def noted(self: SharedBudget) -> None:
+        accounts.append(self)
+        begin(self)
+
+    def stop(account: SharedBudget) -> None:
+        with account._lock:
+            if account._timer is not None:
+                account._timer.cancel()
+            account._later = lambda: None
+
+    monkeypatch.setattr(SharedBudget, "_later", noted)
+    yield stop
+    for account in set(accounts):
+        stop(account)
+
+
+def of(worker: str, folder: Storage) -> Account:
+    return folder.read_json(f"{worker}.json", Account)
 
 
 def spend(account: SharedBudget, tokens: float = 1) -> bool:
@@ -75,17 +102,96 @@ def test_what_a_shard_has_not_spent_is_free_for_the_others(folder):
     assert two.reserve({"tokens": 635})
 
 
-def test_what_a_killed_worker_had_not_spent_is_free_in_the_next_run(folder):
+def test_what_a_killed_worker_had_set_aside_counts_in_the_next_run(folder, kill):
     dead = SharedBudget(folder, "dead", {"tokens": 10})
     assert spend(dead, 4)
     dead.flush()
-    assert dead.reserve({"tokens": 6})  # and then it is killed
-    assert not SharedBudget(folder, "next", {"tokens": 10}).reserve({"tokens": 1})
+    assert dead.reserve({"tokens": 3})
+    kill(dead)
     close_accounts(folder)
     again = SharedBudget(folder, "again", {"tokens": 10})
-    assert again.spent() == {"tokens": 4}
-    assert again.reserve({"tokens": 6})
-    assert not again.reserve({"tokens": 1})
+    assert again.spent() == spent_in(folder)
+    assert 7 <= spent_in(folder)["tokens"] <= 7 + 10 * budget.MOST
+    assert not again.reserve({"tokens": 4})
+    assert again.reserve({"tokens": 2})
+
+
+def test_a_request_that_is_under_way_as_a_shard_ends_was_given_up_and_counts(folder):
+    account = SharedBudget(folder, "one", {"tokens": 10})
+    assert account.reserve({"tokens": 3})
+    account.flush()
+    assert account.spent() == spent_in(folder) == {"tokens": 3}
+    account.settle({"tokens": 3}, {"tokens": 1})  # it was not
+    account.flush()
+    assert account.spent() == spent_in(folder) == {"tokens": 1}
+
+
+def test_what_another_holds_may_return_while_it_lives(folder, kill, monkeypatch):
+    monkeypatch.setattr(budget, "REFUSED_S", 0.0)
+    monkeypatch.setattr(budget, "STORE_S", 0.05)
+    monkeypatch.setattr(budget, "SILENT_S", 0.5)
+    one, two = (SharedBudget(folder, name, {"tokens": 10}) for name in ("one", "two"))
+    assert one.reserve({"tokens": 8})
+    start = time.monotonic()
+    while time.monotonic() < start + 0.8:
+        assert not two.reserve({"tokens": 3})
+        assert two.may_return()
+    one.settle({"tokens": 8}, {"tokens": 7})
+    while not two.reserve({"tokens": 3}):
+        assert two.may_return()
+    assert not one.reserve({"tokens": 1})
+    assert one.may_return()
+    kill(two)
+    while one.may_return():
+        assert not one.reserve({"tokens": 1})
+    assert one.spent() == {"tokens": 10}
+
+
+def test_what_is_spent_may_not_return(folder):
+    one, two = (SharedBudget(folder, name, {"tokens": 10}) for name in ("one", "two"))
+    assert spend(one, 8)
+    one.flush()
+    assert not two.reserve({"tokens": 3})
+    assert not two.may_return()
+
+
+def test_a_worker_that_asks_nothing_for_a_while_gives_back_what_it_need_not(folder, monkeypatch):
+    monkeypatch.setattr(budget, "STORE_S", 0.05)
+    one, two = (SharedBudget(folder, name, {"tokens": 640}) for name in ("one", "two"))
+    for _ in range(5):
+        assert spend(one)
+    start = time.monotonic()
+    while not two.reserve({"tokens": 635}):
+        assert time.monotonic() < start + 5
+
+
+def test_an_answer_is_stored_before_it_is_counted(folder):
+    counted: list[float] = []
+    account = SharedBudget(
+        folder, "one", {"tokens": 10}, lambda: counted.append(of("one", folder).spent["tokens"])
+    )
+    assert spend(account, 4)
+    account.flush()
+    assert counted == [0]
+    assert of("one", folder).spent == {"tokens": 4}
+
+
+def test_what_storage_did_not_take_is_not_granted(folder, monkeypatch):
+    account = SharedBudget(folder, "one", {"tokens": 640})
+    put = folder.put
+    stored = []
+
+    def second_fails(*given: object) -> None:
+        stored.append(given)
+        if len(stored) == 2:
+            raise OSError("no")
+        put(*given)
+
+    monkeypatch.setattr(folder, "put", second_fails)
+    with pytest.raises(OSError, match="no"):
+        account.reserve({"tokens": 1})
+    assert account.reserve({"tokens": 1})
+    assert of("one", folder).claimed["tokens"] >= 1
 
 
 def test_a_driver_that_dies_as_it_adds_up_counts_nothing_twice(folder, monkeypatch):

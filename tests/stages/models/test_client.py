@@ -24,7 +24,7 @@ from clipmill.stages.models.generator import (
     environments_of,
     open_asker,
 )
-from tests.text_server import TextServer
+from tests.text_server import DEEP, TextServer
 
 KEY = "sk-a-key-of-nobody"
 
@@ -74,6 +74,7 @@ RETRIED = {
     "half": "server_lost",
     "drop": "server_lost",
     "malformed": "bad_answer",
+    "deep": "bad_answer",
     "empty": "bad_answer",
     "large": "bad_answer",
 }
@@ -114,6 +115,31 @@ def test_what_speaks_no_http_is_a_bad_answer_or_a_lost_server(said):
             return await open_asker(f"openai:{url}#m", worker(), **given).ask(*prompts(1), seed=0)
 
     assert asyncio.run(asked()).reason in ("bad_answer", "server_lost")
+
+
+@pytest.mark.parametrize(("status", "said"), [(400, "bad_request"), (404, "no list of models")])
+def test_what_a_server_says_of_an_error_may_be_nested_without_end(status, said):
+    async def asked():
+        async def deep(request):
+            return web.Response(status=status, body=DEEP)
+
+        app = web.Application()
+        app.router.add_route("*", "/{any:.*}", deep)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        given = {"decoding": Decoding(), "limits": Limits(retries=0), "form": "chat"}
+        try:
+            one = open_asker(f"openai:{url}#m", worker(), **given)
+            return (await one.ask(*prompts(1), seed=0)).reason
+        except StageError as error:
+            return str(error)
+        finally:
+            await runner.cleanup()
+
+    assert said in asyncio.run(asked())
 
 
 @pytest.mark.parametrize("fault", ["429", "429:1000"])
@@ -302,6 +328,7 @@ def test_who_shares_a_request_that_is_cancelled_asks_again(server):
         return await second
 
     assert asyncio.run(two()).text
+    assert server.asked.total() == 1  # whose answer came, and is stored
 
 
 def test_two_workers_that_ask_the_same_share_what_is_stored(server):
