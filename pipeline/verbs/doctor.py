@@ -189,6 +189,8 @@ def _model(model: str) -> Finding:
             return _writer(name, model)
         loaded = import_module("clipmill.stages.models.image_text").load(model)
         loaded.embed_images.prove()
+        if not model.startswith("timm:"):  # of images alone
+            loaded.embed_texts.prove()
         width = loaded.width
     except ClipmillError as error:
         return Finding(name, "bad", error.args[0], error.args[2])
