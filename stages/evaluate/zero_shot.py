@@ -141,11 +141,12 @@ def evaluate(
     at = task.worker.device, task.worker.threads
     loaded = load(scheme, *at) if trained is None else None
     weights = loaded.sha256 if loaded else item["model"]
+    named = f"{scheme} {item.get('card', '')}".strip()
     if weights and scheme.partition(":")[0] != "stage":
-        task.worker.pin(f"{scheme} {item.get('card', '')}".strip(), weights)
+        task.worker.pin(named, weights)
 
     def made(put: Put) -> dict[str, Any]:
-        model = loaded or WatchedModel(load_trained(trained or "", *at, item["card"]), scheme)
+        model = loaded or WatchedModel(load_trained(trained or "", *at, item["card"]), named)
         result, ranks = scored_task(folder, described, model, task.worker.stage)
         path = task.worker.scratch / f"{described.name}.parquet"
         pq.write_table(ranks, path)

@@ -220,7 +220,7 @@ def test_a_broken_model_is_refused_by_name_and_gets_no_number(
     ctx, model = memory_context(), f"checkpoint:{trained_model}"
     with pytest.raises(StageError, match="vectors are zero or not finite: NaN") as error:
         ZeroShot(model=model, tasks=str(tasks)).run(Inputs(rows=[]), ctx)
-    assert str(trained_model) in error.value.args[1]
+    assert error.value.args[1] == f"model '{model} out/model.json'"  # which of several seeds
     assert not (ctx.out / "results.json").exists()
 
 
