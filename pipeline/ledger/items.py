@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.evaluated import NEVER
+from clipmill.metadata.evaluated import NEVER, Ranks
 from clipmill.metadata.stats import DRAWS, draw_weights
 
 # Shapes: N rows of ranks, K terms, G groups, S models, D draws, B of them held at a time.
@@ -103,7 +103,7 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
     if metric in JACCARD:
         return _jaccard(ranks, *JACCARD[metric])
     if metric == MACRO_F1:
-        label_N, guess_N = (ranks[name].to_numpy() for name in ("label", "predicted"))
+        label_N, guess_N = (ranks[name].fill_null(-1).to_numpy() for name in ("label", "predicted"))
         both_K, item_K = np.concatenate([label_N, guess_N]), np.tile(np.arange(len(label_N)), 2)
         above_K = np.concatenate([2.0 * (label_N == guess_N), np.zeros(len(label_N))])
         occurs_K = np.isin(both_K, label_N)
@@ -119,18 +119,22 @@ def _terms(metric: str, stored: Mapping[str, Any], ranks: pa.Table) -> Terms | N
 
 
 def _hits(ranks: pa.Table, kind: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The items, and 1 where the right answer is among the k best."""
+    """The items, and 1 where the right answer is among the k best; of ties the chance of it."""
     column = {"acc": "rank", "text_retrieval_recall@": "text_rank"}.get(kind, "image_ranks")
-    rank = ranks[column].combine_chunks()
-    item_K = np.arange(len(ranks))
+    counts, item_K = [ranks[column].combine_chunks()], np.arange(len(ranks))
+    if f"{column}_tied" in ranks.column_names:
+        counts += [ranks[f"{column}_{which}"].combine_chunks() for which in ("tied", "tied_right")]
     if column == "image_ranks":
-        item_K, rank = np.repeat(item_K, rank.value_lengths().to_numpy()), rank.flatten()
-    return item_K, (np.asarray(rank.fill_null(NEVER)) < k).astype(np.float64)
+        item_K = np.repeat(item_K, counts[0].value_lengths().to_numpy())
+        counts = [count.flatten() for count in counts]
+    missing = NEVER, 0, 1
+    filled = [np.asarray(it.fill_null(null)) for it, null in zip(counts, missing, strict=False)]
+    return item_K, Ranks(*filled).hits(k)
 
 
 def _jaccard(ranks: pa.Table, least: int, most: int) -> Terms | None:
     """Of instances with so many candidates: right ones among as many that score best."""
-    right_N, rank_N = ranks["is_right"].to_numpy(), ranks["rank"].to_numpy()
+    right_N, rank_N = ranks["is_right"].to_numpy(), ranks["rank"].fill_null(NEVER).to_numpy()
     _, index_N, count_I = np.unique(
         ranks["instance"].to_numpy(), return_inverse=True, return_counts=True
     )

@@ -213,7 +213,11 @@ def _model(model: str) -> Finding:
     try:
         if writes(model) and model != "reference":
             return _writer(name, model)
-        width = import_module("clipmill.stages.models.image_text").load(model).width
+        loaded = import_module("clipmill.stages.models.image_text").load(model)
+        loaded.embed_images.prove()
+        if not model.startswith("timm:"):  # of images alone
+            loaded.embed_texts.prove()
+        width = loaded.width
     except ClipmillError as error:
         return Finding(name, "bad", error.args[0], error.args[2])
     except ImportError as error:

@@ -25,7 +25,7 @@ def best(
 
     def chosen(group: list[Said], image_D: NDArray[np.float32]) -> Said:
         score_C = [-np.inf if one.reason else text_MD[place[one.text]] @ image_D for one in group]
-        return group[int(np.argmax(score_C))]
+        return group[int(np.argmax(np.nan_to_num(score_C, nan=-2, neginf=-np.inf)))]  # below all
 
     return [
         row

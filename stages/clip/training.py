@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from clipmill.metadata.fingerprint import digest, settings_of
 from clipmill.pipeline.dataset import Put, Rank, Task
+from clipmill.pipeline.errors import StageError
 
 if TYPE_CHECKING:
     from clipmill.stages.clip.distributed import Ranks
@@ -130,6 +131,7 @@ def _train(
 
     with closing(batches):
         train(trainer, batches, worker.stage, settings.checkpoint_steps, keep, log)
+    refuse_broken(trainer, worker.stage)
     if put is not None:
         keep_log()
         path = worker.scratch / CURVE
@@ -141,6 +143,19 @@ def _train(
         plan = {"plan": asdict(trainer.schedule)}
         checkpoint.save(trainer.model, card | plan | work.facts, put, worker.scratch)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}
+
+
+def refuse_broken(trainer: "Trainer", stage: str) -> None:
+    """StageError where a weight is NaN or infinite: after the last step no loss tells it."""
+    import torch
+
+    for name, tensor in trainer.model.network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise StageError(
+                found=f"'{name}' holds NaN or infinite values after step {trainer.step}, the last",
+                where=f"stage '{stage}'",
+                do="lower `learning_rate`, or raise `warmup_steps`",
+            )
 
 
 def _batches(work: Work, seed: int) -> "Batches | Streamed":

@@ -21,7 +21,7 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.cluster._tree import Tree
 from clipmill.stages.ops.centroids import Metric
 from clipmill.stages.ops.keeper import DROPPED, dropped_before
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, row_dot, unit_rows
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, refuse_column, row_dot, unit_rows
 
 # Shapes: N rows, D width of a vector, m nearest centres.
 
@@ -29,13 +29,21 @@ REASONS = (DROPPED, "no_embedding", "zero_or_nan_embedding", "non_finite_embeddi
 
 
 def points_of(
-    column: str, metric: Metric, coins: Callable, width: int | None, shard: pa.Table
+    column: str,
+    metric: Metric,
+    coins: Callable,
+    width: int | None,
+    model: str | None,
+    shard: pa.Table,
 ) -> pa.Table:
     """The rows that are clustered: who they are, their coin, and `unit`, the vector as compared.
 
-    StageError where they are not as wide as given centroids.
+    StageError where they are not as wide as given centroids, or more than a tenth of those that
+    `model` made are unusable.
     """
-    row_ND, defined_N, _ = _points(column, metric, shard)
+    row_ND, defined_N, reason = _points(column, metric, shard)
+    missing = pc.is_in(reason.cast(pa.string()), pa.array([DROPPED, "no_embedding"]))
+    refuse_column(missing.to_numpy(zero_copy_only=False), ~defined_N, column, model)
     if width is not None and row_ND.shape[1] != width and defined_N.any():
         found = f"centroids {width} wide, and embeddings {row_ND.shape[1]} wide"
         do = f"name centroids of the column '{column}'"

@@ -155,7 +155,9 @@ class KMeans(DatasetStage):
         if self.clusters is None:
             tree = given_tree(self.centroids or "", self.metric, self.column, inputs, ctx)
         width = None if tree is None else tree.centre.shape[1]
-        points = partial(points_of, self.column, self.metric, coins, width)
+        points = partial(
+            points_of, self.column, self.metric, coins, width, inputs.model_of.get(self.column)
+        )
         held = ctx.keep_local(inputs.rows)  # for the end: so storage is read once
         rows = ctx.keep_local(ctx.map_shards(points, held))
         pool = sum(inputs.rows.rows(shard) for shard in range(len(inputs.rows)))

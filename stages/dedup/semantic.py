@@ -32,7 +32,7 @@ from clipmill.stages.ops.keeper import (
     prefers,
     reads_of,
 )
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors import as_matrix, refuse_column, unusable
 
 if TYPE_CHECKING:
     from clipmill.stages.dedup._earlier import Precision
@@ -95,20 +95,23 @@ class SemanticDuplicate(DatasetStage):
         return Resources(memory_gb=self.memory_gb)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        rows = ctx.map_shards(partial(with_order, self.column, self.keep), inputs.rows)
+        model = inputs.model_of.get(self.column)
+        rows = ctx.map_shards(partial(with_order, self.column, self.keep, model), inputs.rows)
         ctx.say("comparing embeddings")
         clusters = ctx.shuffle(rows, CLUSTER_ID.name)
         ctx.restore(ctx.map_shards(partial(compared, self.precision), clusters))
 
 
-def with_order(column: str, order: Order, shard: pa.Table) -> pa.Table:
-    """The rows' identity, preference, cluster and vector; or a reason."""
-    vector_ND = as_matrix(shard[column])
-    defined_N = np.isfinite(vector_ND).all(axis=1) & vector_ND.any(axis=1)
+def with_order(column: str, order: Order, model: str | None, shard: pa.Table) -> pa.Table:
+    """The rows' identity, preference, cluster and vector; or a reason.
+
+    StageError where more than a tenth of the vectors that `model` made are zero or not finite.
+    """
+    bad_N, dropped = unusable(as_matrix(shard[column])), dropped_before(shard)
+    missing_N = np.asarray(dropped) | np.asarray(shard[column].is_null())
+    refuse_column(missing_N, bad_N, column, model)
     cluster = shard[CLUSTER_ID.name]
-    undefined = pc.make_struct(
-        dropped_before(shard), shard[column].is_null(), pa.array(~defined_N), cluster.is_null()
-    )
+    undefined = pc.make_struct(dropped, shard[column].is_null(), pa.array(bad_N), cluster.is_null())
     reason = pc.case_when(undefined, *SemanticDuplicate.reasons)
     rows = shard.select(IDENTITY)
     rows = rows.append_column(PREFERENCE.name, preference(order, shard))

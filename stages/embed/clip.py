@@ -16,7 +16,7 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.embed._pair import pair, vectors
+from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
 from clipmill.stages.embed._width import check_width, planned_width
 from clipmill.stages.models.image_text import ImageTextModel, load, look_for, width_of
 from clipmill.stages.ops.pixels import PIXELS, rows_of
@@ -25,6 +25,9 @@ from clipmill.stages.ops.pixels import PIXELS, rows_of
 @dataclass(frozen=True, kw_only=True)
 class ClipEmbedding(RowStage):
     """Unit vectors of image and caption, of the model's width; each null where its input is.
+
+    A vector that is zero or not finite is null, too; a model of which more than a tenth are so is
+    refused.
 
     Source: the two towers of CLIP (Radford et al. 2021); the recipe names the model.
     Error: none for `reference`, whose sums are of whole numbers; else float32's on one processor.
@@ -39,11 +42,12 @@ class ClipEmbedding(RowStage):
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ("rows", "model")
     reads = (PIXELS, TEXT)
-    reasons = ("no_image", "no_text")
+    reasons = ("no_image", "no_text", NO_VECTOR)
+    advice = ADVICE
     batch_rows = 64
 
     def __post_init__(self) -> None:
@@ -74,10 +78,11 @@ class ClipEmbedding(RowStage):
 
 
 def embeddings(batch: pa.Table, model: ImageTextModel) -> pa.Table:
-    """Both vectors of every row, and the first input that is missing as the reason."""
+    """Both vectors of every row, and a reason where one is null."""
     images, texts = rows_of(batch[PIXELS.name]), batch[TEXT.name].to_pylist()
     columns = {
         IMAGE_EMBEDDING.name: vectors(images, model.embed_images, model.width),
         TEXT_EMBEDDING.name: vectors(texts, model.embed_texts, model.width),
     }
-    return pair(columns, ClipEmbedding.reasons)
+    missing = batch[PIXELS.name].is_null(), batch[TEXT.name].is_null()
+    return pair(columns, missing, ClipEmbedding.reasons)

@@ -1,18 +1,21 @@
 """What two frozen networks see in an image and read in its caption, to learn from and to embed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_FEATURES, TEXT, TEXT_FEATURES
 from clipmill.pipeline.stage import Resources, RowFunction, RowStage, Worker
-from clipmill.stages.embed._pair import pair, vectors
+from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
+from clipmill.stages.models import watched
+from clipmill.stages.models.watched import Watched
 from clipmill.stages.ops.pixels import PIXELS, rows_of
 
-if TYPE_CHECKING:
-    from clipmill.stages.models.features import ImageFeatures, TextFeatures
-
+Embed = Callable[[list[Any]], NDArray[np.float32]]
 IMAGE_WIDTH, TEXT_WIDTH = 1280, 384
 
 
@@ -38,7 +41,8 @@ class Features(RowStage):
         replace(IMAGE_FEATURES, dtype=pa.list_(pa.float32(), IMAGE_WIDTH)),
         replace(TEXT_FEATURES, dtype=pa.list_(pa.float32(), TEXT_WIDTH)),
     )
-    reasons = ("no_image", "no_text")
+    reasons = ("no_image", "no_text", NO_VECTOR)
+    advice = ADVICE
     resources = Resources(cpus=1, memory_gb=3)
     batch_rows = 128
 
@@ -49,13 +53,16 @@ class Features(RowStage):
         texts = models.TextFeatures(self.precision, worker.device, worker.threads)
         worker.pin("EfficientNet-Lite0", images.sha256)
         worker.pin("all-MiniLM-L6-v2", texts.sha256)
-        return lambda batch: features(batch, images, texts)
+        seen = Watched(images, watched.pictures, "EfficientNet-Lite0")
+        read = Watched(texts, watched.texts, "all-MiniLM-L6-v2")
+        return lambda batch: features(batch, seen, read)
 
 
-def features(batch: pa.Table, images: "ImageFeatures", texts: "TextFeatures") -> pa.Table:
-    """Both vectors of every row, and the first input that is missing as the reason."""
+def features(batch: pa.Table, images: Embed, texts: Embed) -> pa.Table:
+    """Both vectors of every row, and a reason where one is null."""
     columns = {
         IMAGE_FEATURES.name: vectors(rows_of(batch[PIXELS.name]), images, IMAGE_WIDTH),
         TEXT_FEATURES.name: vectors(batch[TEXT.name].to_pylist(), texts, TEXT_WIDTH),
     }
-    return pair(columns, Features.reasons)
+    missing = batch[PIXELS.name].is_null(), batch[TEXT.name].is_null()
+    return pair(columns, missing, Features.reasons)

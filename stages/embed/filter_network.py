@@ -1,8 +1,8 @@
 """Embeddings of images and captions by a trained filter network, from features already on disk."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from clipmill.metadata.schema import (
@@ -15,12 +15,10 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
-from clipmill.stages.embed._pair import pair
+from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair
 from clipmill.stages.models.image_text import look_for
-from clipmill.stages.ops.vectors import as_matrix, from_matrix
-
-if TYPE_CHECKING:
-    from clipmill.stages.models.filter_network import Embedder
+from clipmill.stages.models.watched import Watched
+from clipmill.stages.ops.vectors import as_matrix, from_matrix, unusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +35,12 @@ class FilterNetworkEmbedding(RowStage):
     model: NonEmpty  # stage:NAME or checkpoint:URI, of train.filter_network
     width: OneUp = 256  # numbers of an embedding, as it was trained
 
-    version = 2
+    version = 3
     determinism = "exact"
     takes = ("rows", "model")
     reads = (IMAGE_FEATURES, TEXT_FEATURES, TEXT)
-    reasons = ("no_image_features", "no_text_features")
+    reasons = ("no_image_features", "no_text_features", NO_VECTOR)
+    advice = ADVICE
 
     def __post_init__(self) -> None:
         if self.model.partition(":")[0] not in ("stage", "checkpoint"):
@@ -69,14 +68,24 @@ class FilterNetworkEmbedding(RowStage):
             )
         if worker.model is None:  # a stage's model is the engine's to watch
             worker.pin(self.model, network.sha256)
-        return lambda batch: embeddings(batch, network)
+        images = Watched(network.embed_images, network.probes, self.model)
+        texts = Watched(network.embed_texts, network.probed_texts, self.model)
+        return lambda batch: embeddings(batch, images, texts)
 
 
-def embeddings(batch: pa.Table, network: "Embedder") -> pa.Table:
-    """Both vectors of every row; features that are null or NaN come out as null, with a reason."""
+def embeddings(batch: pa.Table, images: Watched, texts: Watched) -> pa.Table:
+    """Both vectors of every row; null, with a reason, where features have no direction."""
     image_NI, text_NT = (as_matrix(batch[it.name]) for it in (IMAGE_FEATURES, TEXT_FEATURES))
-    columns = {
-        IMAGE_EMBEDDING.name: from_matrix(network.embed_images(image_NI)),
-        TEXT_EMBEDDING.name: from_matrix(network.embed_texts(text_NT, batch[TEXT.name])),
+    missing = [unusable(image_NI), unusable(text_NT)]
+    no_image_N, no_text_N = missing
+    captions = batch[TEXT.name].filter(pa.array(~no_text_N))
+    made = {
+        IMAGE_EMBEDDING.name: (no_image_N, images(image_NI[~no_image_N])),
+        TEXT_EMBEDDING.name: (no_text_N, texts(text_NT[~no_text_N], captions)),
     }
-    return pair(columns, FilterNetworkEmbedding.reasons)
+    columns = {}
+    for name, (missing_N, some_ND) in made.items():
+        row_ND = np.full((len(batch), some_ND.shape[1]), np.nan, np.float32)
+        row_ND[~missing_N] = some_ND
+        columns[name] = from_matrix(row_ND)
+    return pair(columns, missing, FilterNetworkEmbedding.reasons)

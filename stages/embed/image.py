@@ -18,7 +18,7 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.embed._pair import pair, vectors
+from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
 from clipmill.stages.embed._width import check_width, planned_width
 from clipmill.stages.models import images
 from clipmill.stages.models.image_text import look_for
@@ -29,7 +29,7 @@ from clipmill.stages.ops.pixels import PIXELS, RGB, rows_of
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEmbedding(RowStage):
-    """Vector of the image, of the model's width; null without an image.
+    """Vector of the image, of the model's width; null without an image, or where it is zero or NaN.
 
     For a network of images alone (DINO, a classifier) beside one of images and captions: clusters
     then go by looks and scores by captions. Of a model of both, the vectors are those of
@@ -49,11 +49,12 @@ class ImageEmbedding(RowStage):
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 1
+    version = 2
     determinism = "exact"
     takes = ("rows", "model")
     reads = (PIXELS,)
-    reasons = ("no_image",)
+    reasons = ("no_image", NO_VECTOR)
+    advice = ADVICE
     batch_rows = 64
 
     def __post_init__(self) -> None:
@@ -89,4 +90,4 @@ class ImageEmbedding(RowStage):
 def embeddings(batch: pa.Table, embed: images.Embed, width: int) -> pa.Table:
     """The vector of every row, and a reason where there is none."""
     columns = {IMAGE_EMBEDDING.name: vectors(rows_of(batch[PIXELS.name]), embed, width)}
-    return pair(columns, ImageEmbedding.reasons)
+    return pair(columns, [batch[PIXELS.name].is_null()], ImageEmbedding.reasons)

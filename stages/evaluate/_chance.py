@@ -46,14 +46,23 @@ def any_of(own_N: NDArray[np.integer], texts: int, k: int) -> NDArray[np.float64
 @cache
 def jaccard(candidates: int, wanted: int) -> float:
     """Expected Jaccard index of two sets of `wanted` among the candidates, one of them any."""
-    ways = comb(candidates, wanted)
+    return jaccard_of_ties(wanted, 0, candidates, wanted, wanted)
+
+
+@cache
+def jaccard_of_ties(wanted: int, sure: int, tied: int, right: int, slots: int) -> float:
+    """Expected Jaccard index of `wanted` right ones and as many taken, of which `sure` are right.
+
+    The last `slots` are any of `tied` candidates, `right` of which are right.
+    """
+    ways = comb(tied, slots)
     return sum(
-        comb(wanted, both)
-        * comb(candidates - wanted, wanted - both)
+        comb(right, more)
+        * comb(tied - right, slots - more)
         / ways
-        * both
-        / (2 * wanted - both)
-        for both in range(wanted + 1)
+        * (sure + more)
+        / (2 * wanted - sure - more)
+        for more in range(min(right, slots) + 1)
     )
 
 

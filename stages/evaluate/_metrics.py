@@ -1,7 +1,7 @@
 """Zero-shot metrics, all of them read off ranks, with 95 % intervals and their value by guessing.
 
-A rank is 0 where the right answer scores best; a hit at k is a rank below k. Ties go to the answer
-that stands first.
+A rank is 0 where the right answer scores best; a hit at k is a rank below k. Where answers tie, a
+hit is the chance of one, each order of theirs as likely: who says the same of all is guessing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.metadata.evaluated import NEVER
+from clipmill.metadata.evaluated import NEVER, Ranks
 from clipmill.metadata.stats import wilson
 from clipmill.stages.evaluate import _chance as chance
 
@@ -29,38 +29,66 @@ def best_ranks(
     answer_MD: NDArray[np.floating],
     query_group_N: NDArray[np.integer],
     answer_group_M: NDArray[np.integer],
+) -> Ranks:
+    """(N,) ranks of the best answer of each query's group, by cosines in float64."""
+    better_N, right_N, wrong_N = np.empty((3, len(query_ND)), np.int64)
+    for block, score_BM in _scores(query_ND, answer_MD):
+        is_right_BM = query_group_N[block, None] == answer_group_M
+        best_B1 = np.where(is_right_BM, score_BM, -np.inf).max(axis=1, keepdims=True)
+        ties_BM = score_BM == best_B1
+        has_one_B = best_B1[:, 0] > -np.inf
+        better_N[block] = np.where(has_one_B, (score_BM > best_B1).sum(axis=1), NEVER)
+        right_N[block] = np.where(has_one_B, (ties_BM & is_right_BM).sum(axis=1), 1)
+        wrong_N[block] = np.where(has_one_B, (ties_BM & ~is_right_BM).sum(axis=1), 0)
+    return Ranks(better_N, wrong_N, right_N)
+
+
+def best_answers(
+    query_ND: NDArray[np.floating], answer_MD: NDArray[np.floating]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(N,) rank of the best answer of each query's group, and (N,) the answer that came first.
+    """(P,) queries, ascending, and (P,) an answer that scores best: several of a query that tie.
 
-    Cosines of unit vectors in float64. The rank is NEVER where no answer is of the query's group.
+    A query whose vector is NaN has none.
     """
-    rank_N = np.empty(len(query_ND), np.int64)
-    first_N = np.empty(len(query_ND), np.int64)
+    pairs = []
+    for block, score_BM in _scores(query_ND, answer_MD):
+        best_B1 = score_BM.max(axis=1, keepdims=True)
+        row, answer = np.nonzero((score_BM == best_B1) & (best_B1 > -np.inf))
+        pairs.append((row + block.start, answer))
+    row_P, answer_P = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return row_P, answer_P
+
+
+def _scores(
+    query_ND: NDArray[np.floating], answer_MD: NDArray[np.floating]
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Blocks of queries, and (B, M) their scores: -inf in the place of NaN, so never the best.
+
+    Equal answers are multiplied once: else the place in a matrix might decide their last bit.
+    """
+    wide_MD = np.ascontiguousarray(answer_MD, np.float64)
+    whole_M = wide_MD.view(np.dtype((np.void, wide_MD.shape[1] * wide_MD.itemsize)))[:, 0]
+    _, first_U, kind_M = np.unique(whole_M, return_index=True, return_inverse=True)
+    has_copies = len(first_U) < len(wide_MD)
+    answer_DU = (wide_MD[first_U] if has_copies else wide_MD).T
     for block in _blocks(len(query_ND), len(answer_MD)):
-        score_BM = query_ND[block].astype(np.float64) @ answer_MD.T.astype(np.float64)
-        right_BM = query_group_N[block, None] == answer_group_M
-        best_B1 = np.where(right_BM, score_BM, -np.inf).max(axis=1, keepdims=True)
-        place_B = (right_BM & (score_BM == best_B1)).argmax(axis=1)
-        before_BM = np.arange(len(answer_MD)) < place_B[:, None]
-        rank_B = ((score_BM > best_B1) | ((score_BM == best_B1) & before_BM)).sum(axis=1)
-        rank_N[block] = np.where(right_BM.any(axis=1), rank_B, NEVER)
-        first_N[block] = score_BM.argmax(axis=1)
-    return rank_N, first_N
+        with np.errstate(invalid="ignore"):  # NaN is a miss, not a mistake
+            score_BM = query_ND[block].astype(np.float64) @ answer_DU
+        score_BM = score_BM[:, kind_M] if has_copies else score_BM
+        yield block, np.where(np.isnan(score_BM), -np.inf, score_BM)
 
 
-def classification(
-    rank_N: NDArray[np.int64], label_N: NDArray[np.integer], classes: int
-) -> Metrics:
+def classification(ranks: Ranks, label_N: NDArray[np.integer], classes: int) -> Metrics:
     """acc1, acc5 (null below 5 classes) and the mean of the recalls of the classes that occur.
 
     Source: CLIP_benchmark's zeroshot_classification; the last is sklearn's balanced accuracy.
     """
     known, index_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)
-    recall_C = np.bincount(index_N, rank_N < 1, minlength=len(known)) / count_C
+    recall_C = np.bincount(index_N, ranks.hits(1), minlength=len(known)) / count_C
     # A class of few images moves the mean as much as one of many: fewer images' worth of proof.
     trials = len(known) ** 2 / (1 / count_C).sum()
     found: Metrics = {
-        f"acc{k}": proportion(rank_N < k, k / classes) if classes >= k else None
+        f"acc{k}": proportion(ranks.hits(k), k / classes) if classes >= k else None
         for k in CLASSIFICATION_KS
     }
     mean = interval(float(recall_C.mean()), trials)
@@ -68,7 +96,7 @@ def classification(
 
 
 def worst_group(
-    hit_N: NDArray[np.bool_],
+    hit_N: NDArray[np.floating],
     group_N: NDArray[np.integer],
     guess: float,
     ignored: Sequence[int] = (),
@@ -91,23 +119,31 @@ def worst_group(
 
 
 def macro_f1(
-    predicted_N: NDArray[np.integer], label_N: NDArray[np.integer], classes: int
+    predicted_P: NDArray[np.integer],
+    label_N: NDArray[np.integer],
+    classes: int,
+    row_P: NDArray[np.integer] | None = None,
 ) -> dict[str, Any]:
     """Mean F1 of the classes that occur; pictures drawn again and again give the interval.
 
+    row_P: whose prediction each is, by default one a picture; several of one share its guess.
+
     Source: WILDS' F1-macro_all, which is sklearn's f1_score over the labels that occur.
     """
-    right_N = predicted_N == label_N
+    every_N = np.arange(len(label_N))
+    row_P = every_N if row_P is None else row_P
+    share_P = 1 / np.bincount(row_P, minlength=len(label_N))[row_P]
+    right_P = predicted_P == label_N[row_P]
 
     def mean_f1(row_N: NDArray[np.integer]) -> float:
-        true_C, guessed_C, hit_C = (
-            np.bincount(of_N, minlength=classes)
-            for of_N in (label_N[row_N], predicted_N[row_N], label_N[row_N][right_N[row_N]])
-        )
+        times_N = np.bincount(row_N, minlength=len(label_N))
+        weight_P = times_N[row_P] * share_P
+        true_C = np.bincount(label_N, times_N, minlength=classes)
+        guessed_C = np.bincount(predicted_P, weight_P, minlength=classes)
+        hit_C = np.bincount(predicted_P[right_P], weight_P[right_P], minlength=classes)
         occurs_C = true_C > 0
         return float((2 * hit_C[occurs_C] / (true_C + guessed_C)[occurs_C]).mean())
 
-    every_N = np.arange(len(label_N))
     draw = np.random.default_rng(0)  # the same draws whenever it is computed
     drawn = [mean_f1(draw.integers(0, len(every_N), len(every_N))) for _ in range(DRAWS)]
     value = mean_f1(every_N)
@@ -116,11 +152,7 @@ def macro_f1(
     return {"value": value, "low": min(low, value), "high": max(high, value), "chance": guessed}
 
 
-def retrieval(
-    text_rank_N: NDArray[np.int64],
-    image_rank_K: NDArray[np.int64],
-    count_N: NDArray[np.integer],
-) -> Metrics:
+def retrieval(text_ranks: Ranks, image_ranks: Ranks, count_N: NDArray[np.integer]) -> Metrics:
     """R@k of the texts found for each image (one of its own is enough), and of each text's image.
 
     count_N: how many of the K texts are each image's. One without a text has found none: a miss.
@@ -128,14 +160,14 @@ def retrieval(
 
     Source: CLIP_benchmark's zeroshot_retrieval; the mean is DataComp's.
     """
-    images, texts = len(text_rank_N), len(image_rank_K)
-    trials = int((text_rank_N != NEVER).sum())  # captions of one are no independent trials
+    images, texts = len(text_ranks.better_N), len(image_ranks.better_N)
+    trials = int((count_N > 0).sum())  # captions of one are no independent trials
     found: dict[str, dict[str, Any]] = {}
     for k in RETRIEVAL_KS:
-        by_text = interval(float((image_rank_K < k).mean()), trials)
+        by_text = interval(float(image_ranks.hits(k).mean()), trials)
         found[f"image_retrieval_recall@{k}"] = by_text | {"chance": min(1.0, k / images)}
         guess = float(chance.any_of(count_N, texts, k).mean())
-        found[f"text_retrieval_recall@{k}"] = proportion(text_rank_N < k, guess)
+        found[f"text_retrieval_recall@{k}"] = proportion(text_ranks.hits(k), guess)
     both = [found[f"{side}_retrieval_recall@1"] for side in ("image", "text")]
     mean = interval(sum(one["value"] for one in both) / 2, trials)
     found["mean_recall@1"] = mean | {"chance": sum(one["chance"] for one in both) / 2}
@@ -147,17 +179,30 @@ def association(
 ) -> Metrics:
     """Mean Jaccard index of the right pictures and as many that score best, by instance.
 
-    rank_N is each picture's rank within its instance. Of all instances; of those with 5 or 6
-    candidates; of those with 10 to 12, the metric that counts. Null where there is none.
+    rank_N is how many of its instance score better than a picture, NEVER where it has no score. Of
+    several that tie each is taken as likely: the index is the expected one. Of all instances; of
+    those with 5 or 6 candidates; of those with 10 to 12, the metric that counts. Null where there
+    is none.
 
     Source: WinoGAViL (Bitton et al. 2022) as DataComp scores it.
     Error: the interval takes each instance as one trial; an index varies less than a hit does.
     """
     _, index_N, count_I = np.unique(instance_N, return_inverse=True, return_counts=True)
     wanted_I = np.bincount(index_N, right_N, minlength=len(count_I)).astype(np.int64)
-    taken_N = rank_N < wanted_I[index_N]
-    both_I = np.bincount(index_N, taken_N & right_N, minlength=len(count_I))
+    _, tie_N, size_T = np.unique(
+        np.stack([index_N, rank_N]), axis=1, return_inverse=True, return_counts=True
+    )
+    slot_N = wanted_I[index_N] - np.minimum(rank_N, len(rank_N))  # left for those that tie
+    tied_N = size_T[tie_N]
+    both_I = np.bincount(index_N, right_N & (tied_N <= slot_N), minlength=len(count_I))
     index_I = both_I / (2 * wanted_I - both_I)
+    cut_N = (slot_N > 0) & (tied_N > slot_N)
+    for instance in np.unique(index_N[cut_N]):
+        of_N = cut_N & (index_N == instance)
+        ties = int(tied_N[of_N][0]), int(right_N[of_N].sum()), int(slot_N[of_N][0])
+        index_I[instance] = chance.jaccard_of_ties(
+            int(wanted_I[instance]), int(both_I[instance]), *ties
+        )
     guess_I = np.array([chance.jaccard(n, a) for n, a in zip(count_I, wanted_I, strict=True)])
     parts = {
         "avg_jaccard_score": count_I > 0,
@@ -173,7 +218,7 @@ def association(
     }
 
 
-def proportion(hit_N: NDArray[np.bool_], guess: float) -> dict[str, Any]:
+def proportion(hit_N: NDArray[np.floating], guess: float) -> dict[str, Any]:
     """Share of hits, its interval, and what guessing gives."""
     return interval(float(hit_N.mean()), len(hit_N)) | {"chance": guess}
 

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.metadata.evaluated import FEW_CLASSES, NEVER
+from clipmill.metadata.evaluated import FEW_CLASSES, NEVER, Ranks
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
 from clipmill.stages.evaluate._metrics import (
     Metrics,
     association,
+    best_answers,
     best_ranks,
     classification,
     macro_f1,
@@ -119,23 +120,43 @@ def score_classification(
     """The class whose vector is nearest is the answer."""
     class_CD = class_vectors(task, model)
     label_N, classes = pictures.labels, len(class_CD)
-    rank_N, first_N = best_ranks(pictures.embeddings, class_CD, label_N, np.arange(classes))
-    columns = {"key": pictures.keys, "label": label_N, "predicted": first_N, "rank": rank_N}
-    metrics = classification(rank_N, label_N, classes)
+    ranks = best_ranks(pictures.embeddings, class_CD, label_N, np.arange(classes))
+    row_P, class_P = best_answers(pictures.embeddings, class_CD)
+    some, at_P = np.unique(row_P, return_index=True)
+    first_N = np.full(len(label_N), -1)
+    first_N[some] = class_P[at_P]
+    predicted = pa.array(first_N, mask=first_N < 0)
+    columns = {"key": pictures.keys, "label": label_N, "predicted": predicted}
+    columns |= stored("rank", ranks)
+    metrics = classification(ranks, label_N, classes)
     metric = task.listed.metric if task.listed else None
     if metric == "F1-macro_all":
-        metrics[metric] = macro_f1(first_N, label_N, classes)
+        metrics[metric] = macro_f1(class_P, label_N, classes, row_P)
     if None not in pictures.groups:
         group_N = np.array(pictures.groups)
         k = 5 if metric == "acc_top5_wg" else 1
         by = task.listed.by if task.listed else None
         ignored = by.ignored if by else ()
         name = metric if by and metric else "acc_wg"
-        metrics[name] = worst_group(rank_N < k, group_N, k / classes, ignored)
+        hit_N = ranks.hits(k)
+        metrics[name] = worst_group(hit_N, group_N, k / classes, ignored)
         if ignored:
-            metrics[f"{name}_of_all"] = worst_group(rank_N < k, group_N, k / classes)
+            metrics[f"{name}_of_all"] = worst_group(hit_N, group_N, k / classes)
         columns["group"] = group_N
     return metrics, pa.table(columns)
+
+
+def stored(name: str, ranks: Ranks) -> dict[str, Any]:
+    """The columns of ranks, null where a right answer comes at no place.
+
+    Where some tie, how many wrong ones do so, and how many right ones.
+    """
+    never_N = ranks.better_N == NEVER
+    columns = {name: pa.array(ranks.better_N, mask=never_N)}
+    if np.any(ranks.wrong_N):
+        tied = {f"{name}_tied": ranks.wrong_N, f"{name}_tied_right": ranks.right_N}
+        columns |= {name: pa.array(count_N, mask=never_N) for name, count_N in tied.items()}
+    return columns
 
 
 def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floating]:
@@ -156,7 +177,7 @@ def class_vectors(task: TaskFolder, model: ImageTextModel) -> NDArray[np.floatin
 
 
 def embedded(texts: list[str], model: ImageTextModel) -> NDArray[np.float32]:
-    """(N, D) unit rows; by open_clip's networks without most of the padding."""
+    """(N, D) unit rows, NaN where there is none; by open_clip's networks with little padding."""
     of_prompts = getattr(model, "embed_prompts", model.embed_texts)
     vectors: NDArray[np.float32] = of_prompts(texts)
     return vectors
@@ -173,27 +194,36 @@ def score_retrieval(
     text_KD = embedded([text for captions in pictures.captions for text in captions], model)
     picture_N = np.arange(len(count_N))
     picture_K = np.repeat(picture_N, count_N)
-    text_rank_N, _ = best_ranks(pictures.embeddings, text_KD, picture_N, picture_K)
-    image_rank_K, _ = best_ranks(text_KD, pictures.embeddings, picture_K, picture_N)
-    by_picture = pa.ListArray.from_arrays(np.cumsum([0, *count_N], dtype=np.int32), image_rank_K)
-    text_rank = pa.array(text_rank_N, mask=text_rank_N == NEVER)
-    columns = {"key": pictures.keys, "text_rank": text_rank, "image_ranks": by_picture}
-    return retrieval(text_rank_N, image_rank_K, count_N), pa.table(columns)
+    text_ranks = best_ranks(pictures.embeddings, text_KD, picture_N, picture_K)
+    image_ranks = best_ranks(text_KD, pictures.embeddings, picture_K, picture_N)
+    ends = np.cumsum([0, *count_N], dtype=np.int32)
+    columns = {"key": pictures.keys, **stored("text_rank", text_ranks)}
+    for name, values in stored("image_ranks", image_ranks).items():
+        columns[name] = pa.ListArray.from_arrays(ends, values)
+    return retrieval(text_ranks, image_ranks, count_N), pa.table(columns)
 
 
 def score_associations(
     task: TaskFolder, pictures: Pictures, model: ImageTextModel
 ) -> tuple[Metrics, pa.Table]:
-    """Each candidate's rank among those of its instance, by how well its cue fits."""
+    """Each candidate's rank among those of its instance, by how well its cue fits.
+
+    How many fit better: those that tie have the same. Null without a score.
+    """
     instance_N = np.array(pictures.groups)
     _, first_I, index_N = np.unique(instance_N, return_index=True, return_inverse=True)
     cue_ID = embedded([pictures.captions[first][0] for first in first_I], model)
     fit_N = np.vecdot(pictures.embeddings.astype(np.float64), cue_ID.astype(np.float64)[index_N])
-    order_N = np.lexsort((-fit_N, index_N))  # stable: of equal ones the first stands first
+    order_N = np.lexsort((-fit_N, index_N))
+    ahead = np.diff(fit_N[order_N], prepend=np.nan) != 0
+    ahead |= np.diff(index_N[order_N], prepend=-1) != 0
+    place_N = np.arange(len(order_N))
     rank_N = np.empty(len(order_N), np.int64)
-    rank_N[order_N] = np.arange(len(order_N)) - first_I[index_N]
+    rank_N[order_N] = np.maximum.accumulate(np.where(ahead, place_N, 0)) - first_I[index_N]
+    rank_N[np.isnan(fit_N)] = NEVER
     right_N = pictures.labels == 1
-    columns = {"key": pictures.keys, "instance": instance_N, "is_right": right_N, "rank": rank_N}
+    columns = {"key": pictures.keys, "instance": instance_N, "is_right": right_N}
+    columns |= stored("rank", Ranks(rank_N))
     return association(rank_N, right_N, instance_N), pa.table(columns)
 
 

@@ -17,6 +17,7 @@ from clipmill.stages.evaluate._averages import averages
 from clipmill.stages.evaluate._scoring import scored_task
 from clipmill.stages.models.checkpoint import load as load_trained
 from clipmill.stages.models.image_text import load, look_for, width_of
+from clipmill.stages.models.watched import WatchedModel
 from clipmill.stages.ops.listed_tasks import is_scored, rules
 from clipmill.stages.ops.tasks import (
     content_digest,
@@ -42,8 +43,8 @@ class ZeroShot(DatasetStage):
     metrics are read off.
 
     Source: CLIP_benchmark's metrics, names and folder layout; DataComp's list and WILDS' metrics
-    for its other tasks. Values equal their code but for ties, which go to the answer that stands
-    first, and for FMoW, whose region "Other" of 4 pictures is left out (docs/evaluating.md).
+    for its other tasks. Values equal their code but for ties, where a hit is the chance of one, and
+    for FMoW, whose region "Other" of 4 pictures is left out (docs/evaluating.md).
     Error: Wilson intervals; those of mean recall and of image retrieval count classes of uneven
     size, and captions of one picture, as fewer trials. They say nothing about training's noise.
     Example: {model: "checkpoint:model", tasks: eval}
@@ -54,7 +55,7 @@ class ZeroShot(DatasetStage):
     gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
     memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 3
+    version = 4
     determinism = "exact"
     takes = ("model",)
     gives = ("data",)
@@ -140,11 +141,12 @@ def evaluate(
     at = task.worker.device, task.worker.threads
     loaded = load(scheme, *at) if trained is None else None
     weights = loaded.sha256 if loaded else item["model"]
+    named = f"{scheme} {item.get('card', '')}".strip()
     if weights and scheme.partition(":")[0] != "stage":
-        task.worker.pin(f"{scheme} {item.get('card', '')}".strip(), weights)
+        task.worker.pin(named, weights)
 
     def made(put: Put) -> dict[str, Any]:
-        model = loaded or load_trained(trained or "", *at, item["card"])
+        model = loaded or WatchedModel(load_trained(trained or "", *at, item["card"]), named)
         result, ranks = scored_task(folder, described, model, task.worker.stage)
         path = task.worker.scratch / f"{described.name}.parquet"
         pq.write_table(ranks, path)

@@ -208,6 +208,17 @@ class Embedder:
         with torch.inference_mode():
             return self.network.with_words(text_ND, captions).cpu().numpy()
 
+    def probes(self) -> tuple[NDArray[np.float32]]:
+        """Image features as good as any, to see whether there are vectors of them."""
+        image_width = self.network.image.in_features
+        return (np.random.default_rng(0).random((ROWS, image_width), np.float32),)
+
+    def probed_texts(self) -> tuple[NDArray[np.float32], Texts]:
+        """The same of captions, and of their features."""
+        text_width = self.network.text.in_features
+        text_NT = np.random.default_rng(0).standard_normal((ROWS, text_width), np.float32)
+        return text_NT, [f"a photo, number {n}" for n in range(ROWS)]
+
     def _in_batches(self, head, row_NF: NDArray[np.float32]) -> NDArray[np.float32]:
         def call(row_BF: NDArray[np.float32]) -> Tensor:
             with torch.inference_mode():

@@ -72,9 +72,11 @@ def checked_width(model: str) -> int | None:
 
 
 def load(model: str, device: str = "cpu", threads: int = 1) -> ImageTextModel:
-    """The model that a scheme string names, on a device."""
+    """The model that a scheme string names, on a device; a broken one refuses to embed."""
+    from clipmill.stages.models.watched import WatchedModel
+
     adapter, name = _adapter(model)
-    return adapter.load(name, device, threads)
+    return WatchedModel(adapter.load(name, device, threads), model)
 
 
 def look_for(model: str) -> None:

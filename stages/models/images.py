@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.models.image_text import load, width_of
+from clipmill.stages.models.watched import Watched, pictures
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 
@@ -40,7 +41,7 @@ def embedder(model: str, worker: Worker) -> Embed:
         cast(Precision, precision or "bfloat16"), worker.device, worker.threads
     )
     worker.pin(model, features.sha256)
-    return features
+    return Watched(features, pictures, model)
 
 
 def embedder_of(model: str | None, trained: str | None, worker: Worker) -> Embed | None:

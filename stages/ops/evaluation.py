@@ -22,7 +22,7 @@ from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops import tasks
 from clipmill.stages.ops.images import RGB, ImageError, decode
 from clipmill.stages.ops.pixels import shrunk
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.ops.vectors import as_matrix, unusable
 
 BATCH = 64  # decoded pictures held at a time
 PARQUET = ".parquet"
@@ -121,7 +121,7 @@ def checked_width(values: pa.Array, width: int | None, where: str, keys: list[st
     for row in np.flatnonzero(wide_N != width)[:1]:
         found = f"an embedding {wide_N[row]} wide, after others {width} wide"
         raise StageError(found, f"{where} {keys[row]}", "embed all with one model")
-    for row in np.flatnonzero(np.isnan(unit_rows(as_matrix(values))).any(axis=1))[:1]:
+    for row in np.flatnonzero(unusable(as_matrix(values)))[:1]:
         found = "an embedding that is zero or not finite"
         raise StageError(found, f"{where} {keys[row]}", "drop it")
     return width

@@ -7,9 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clipmill.pipeline.errors import StageError
+
 # Shapes: N rows, D width of a vector.
 
 CACHED = 64  # rows in float64 at a time
+MOST_UNUSABLE = 0.1  # share of vectors: with more, what made them is to blame, and not the rows
+FEW = 64  # vectors, of which no share is told
 
 
 def as_matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
@@ -38,6 +42,28 @@ def from_matrix(
     values = pa.array(np.ascontiguousarray(row_ND, np.float32).reshape(-1))
     mask = pa.array(null_N, pa.bool_())
     return pa.FixedSizeListArray.from_arrays(values, row_ND.shape[1], mask=mask)
+
+
+def unusable(row_ND: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(N,) which vectors have no direction: those that are zero or not finite, or have no width."""
+    return ~(np.isfinite(row_ND).all(axis=1) & row_ND.any(axis=1))
+
+
+def refuse_unusable(bad: int, rows: int, where: str, do: str) -> None:
+    """StageError where more than a tenth of so many vectors are zero or not finite."""
+    if rows >= FEW and bad > MOST_UNUSABLE * rows:
+        found = f"{bad:,} of {rows:,} vectors are zero or not finite: NaN or infinite"
+        raise StageError(found, where, do)
+
+
+def refuse_column(
+    missing_N: NDArray[np.bool_], bad_N: NDArray[np.bool_], column: str, model: str | None
+) -> None:
+    """`refuse_unusable` of a shard's column that a model made; rows that are missing are none."""
+    where = f"column '{column}'" + (f", of the model {model}" if model else "")
+    do = "embed with a model that is whole; where rows have no vector, write null"
+    known_N = ~missing_N
+    refuse_unusable(int((known_N & bad_N).sum()), int(known_N.sum()), where, do)
 
 
 def unit_rows(row_ND: NDArray[np.floating]) -> NDArray[np.float32]:

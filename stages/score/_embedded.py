@@ -12,6 +12,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.models.image_text import load
+from clipmill.stages.models.watched import Watched, texts
 from clipmill.stages.ops.vectors import as_matrix
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _by_filter_network(uri: str, model: str, precision: "Precision", worker: Wor
     worker.pin("all-MiniLM-L6-v2", features.sha256)
     if worker.model is None:
         worker.pin(model, network.sha256)
-    return lambda texts: network.embed_texts(features(texts), texts)
+    return Watched(lambda some: network.embed_texts(features(some), some), texts, model)
 
 
 def clip_scores(

@@ -41,7 +41,7 @@ from clipmill.stages.ops.keeper import DROPPED
 from clipmill.stages.ops.outputs import put_text
 from clipmill.stages.ops.outside import STAGE, named, need_either
 from clipmill.stages.ops.states import added
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.ops.vectors import as_matrix, unusable
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     from clipmill.stages.select._targets import EMBED_BOTH
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
-    has_none_N = np.isnan(unit_rows(row_ND)).any(axis=1) | (row_ND.shape[1] == 0)
+    has_none_N = unusable(row_ND)
     broken = {**left_out(rows), stage.reasons[2]: pa.array(has_none_N)}
     undefined_N = first_of(broken).is_valid().to_numpy(zero_copy_only=False)
     some = np.flatnonzero(~undefined_N)

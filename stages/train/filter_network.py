@@ -13,7 +13,7 @@ from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Inputs, Rank, Shards, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, OneUp, Resources
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors import as_matrix, refuse_column, unusable
 from clipmill.stages.train import _trusted
 
 # Shapes: N usable rows, I and T widths of image and text features.
@@ -28,7 +28,8 @@ class TrainedFilterNetwork(DatasetStage):
 
     `from` may name stages of several pools, whose rows count alike: trusted pairs, and the pool
     that is to be scored. Its faults cost less than its styles are worth: docs/training.md has
-    figures. Rows without caption or features are left out; `notes` of `out/model.json` says what
+    figures. Rows without caption or features, or whose features
+    are zero or not finite, are left out; `notes` of `out/model.json` says what
     the others will not teach.
     Source: Data Filtering Networks (Fang et al. 2023), with heads on frozen features and hashed
     words for its CLIP, by canonical correlation, and from the noisy pool too.
@@ -38,7 +39,7 @@ class TrainedFilterNetwork(DatasetStage):
     width: OneUp = 256  # numbers of an embedding
     most_rows: OneUp = 100_000  # to learn from; of more, so many by hash
 
-    version = 4
+    version = 5
     determinism = "exact"
     gives = ("model",)
     artifacts = (("notes", CARD),)
@@ -112,8 +113,10 @@ def _usable_parts(rows: Shards) -> Iterator[pa.Table]:
         good = table[TEXT.name].is_valid().to_numpy()
         if KEEP.name in table.column_names:
             good &= table[KEEP.name].fill_null(False).to_numpy()
-        for column in (IMAGE_FEATURES, TEXT_FEATURES):  # NaN where null
-            good &= np.isfinite(as_matrix(table[column.name])).all(axis=1)
+        for column in (IMAGE_FEATURES, TEXT_FEATURES):
+            bad_N = unusable(as_matrix(table[column.name]))
+            refuse_column(np.asarray(table[column.name].is_null()), bad_N, column.name, None)
+            good &= ~bad_N
         yield table.filter(pa.array(good)).select([UID.name, *READ])
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipmill.metadata.evaluated import Ranks
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.ledger.items import redrawn, terms
 from clipmill.pipeline.ledger.measured import mean_of, measured, telling
@@ -11,11 +12,13 @@ from clipmill.pipeline.ledger.trials import Task, Trial
 from clipmill.stages.evaluate._metrics import (
     NEVER,
     association,
+    best_ranks,
     classification,
     macro_f1,
     retrieval,
     worst_group,
 )
+from clipmill.stages.evaluate._scoring import stored as stored_ranks
 
 
 def told(stored, table) -> set[str]:
@@ -31,7 +34,7 @@ def test_ranks_tell_the_metrics_of_a_classification():
     rank_N, label_N = rng.integers(0, 14, 200), rng.integers(0, 13, 200) ** 2 % 14
     guess_N = np.where(rank_N == 0, label_N, (label_N + 1) % 14)
     group_N = rng.integers(0, 4, 200)
-    stored = classification(rank_N, label_N, 14)
+    stored = classification(Ranks(rank_N), label_N, 14)
     stored |= {
         "F1-macro_all": macro_f1(guess_N, label_N, 14),
         "acc_wg": worst_group(rank_N < 1, group_N, 1 / 14),
@@ -52,8 +55,24 @@ def test_ranks_tell_the_metrics_of_a_retrieval():
     text_rank = pa.array(text_rank_N, mask=text_rank_N == NEVER)
     image_ranks = pa.ListArray.from_arrays(ends, image_rank_K)
     table = pa.table({"text_rank": text_rank, "image_ranks": image_ranks})
-    stored = retrieval(text_rank_N, image_rank_K, captions_N)
+    stored = retrieval(Ranks(text_rank_N), Ranks(image_rank_K), captions_N)
     assert told(stored, table) == set(stored)
+
+
+def test_ranks_tell_the_metrics_where_answers_tie():
+    """5 texts of which some are the same words: in each metric the chance of a hit counts."""
+    text_KD = np.eye(5)[[0, 0, 1, 2, 2, 2]]
+    image_ND, owner_K = np.eye(5)[[0, 1, 2]], np.array([0, 1, 1, 2, 2, 0])
+    count_N = np.bincount(owner_K)
+    text_ranks = best_ranks(image_ND, text_KD, np.arange(3), owner_K)
+    image_ranks = best_ranks(text_KD, image_ND, owner_K, np.arange(3))
+    columns, ends = stored_ranks("text_rank", text_ranks), np.cumsum([0, *count_N], dtype=np.int32)
+    assert [*columns] == ["text_rank", "text_rank_tied", "text_rank_tied_right"]
+    for name, values in stored_ranks("image_ranks", image_ranks).items():
+        columns[name] = pa.ListArray.from_arrays(ends, values)
+    metrics = retrieval(text_ranks, image_ranks, count_N)
+    assert 0 < metrics["text_retrieval_recall@1"]["value"] < 1
+    assert told(metrics, pa.table(columns)) == set(metrics)
 
 
 def test_ranks_tell_the_metrics_of_an_association():
@@ -71,7 +90,7 @@ def test_draws_spread_as_the_items_do():
     rank_N, label_N = rng.integers(0, 3, 400), rng.integers(0, 20, 400)
     guess_N = np.where(rank_N == 0, label_N, 0)
     table = pa.table({"rank": rank_N, "label": label_N, "predicted": guess_N})
-    stored = classification(rank_N, label_N, 20)
+    stored = classification(Ranks(rank_N), label_N, 20)
     share = stored["acc1"]["value"]
     for metric in ("acc1", "mean_per_class_recall"):
         of = terms(metric, stored[metric], table)

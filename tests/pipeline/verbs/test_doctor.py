@@ -12,6 +12,8 @@ import pytest
 from clipmill.pipeline.engine import environments
 from clipmill.pipeline.verbs.doctor import Finding, examine, text
 from clipmill.stages.models import vllm, vllm_server
+from tests.stages.broken_models import DAMAGES, damaged
+from tests.stages.clip.exported import write_model
 from tests.text_server import TextServer, every
 
 
@@ -60,6 +62,14 @@ def test_a_model_that_does_not_load_comes_with_the_one_thing_to_do(model, found,
     assert finding.verdict == "bad"
     assert found in finding.found
     assert finding.do.startswith(do) or do in finding.do
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=[*DAMAGES])
+def test_a_model_whose_weights_are_broken_is_bad(tmp_path, damage):
+    model = f"checkpoint:{damaged(write_model(tmp_path / 'model', 'tiny', seed=0), damage)}"
+    finding = by_name(model)[f"model {model}"]
+    assert finding.verdict == "bad"
+    assert finding.found.startswith("64 of 64 vectors are zero or not finite")
 
 
 def test_a_server_that_has_the_model_is_good_for_one_short_answer(clipmill):

@@ -41,7 +41,7 @@ def test_all_seeds_of_a_checkpoint_are_in_the_table_and_scored_once(
     assert said.code == 0
     lines = said.out.splitlines()
     assert sum(line.startswith("colours  acc1 ") for line in lines) == 2
-    assert f"checkpoint:{model}, seed 1 (rules: clipmill 1; datacomp-38/1)" in lines
+    assert f"checkpoint:{model}, seed 1 (rules: clipmill 2; datacomp-38/1)" in lines
     assert f"clipmill doctor tasks {tasks} says how to bring each" in lines
     assert len(list((out / "once").iterdir())) == 2  # two tasks, and one model under two names
     found = json.loads(clipmill(*here, "--json").out)

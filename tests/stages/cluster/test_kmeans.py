@@ -128,6 +128,24 @@ def test_rows_without_a_direction_are_null_with_a_reason(memory_shards, memory_c
     assert out["reason"] == [None, "no_embedding", *["zero_or_nan_embedding"] * 2]
 
 
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_where_more_than_a_tenth_have_none_the_column_is_refused(
+    memory_shards, memory_context, bad
+):
+    row_ND = blobs(70, centres=3, spread=0.5)
+    row_ND[:8] = bad
+    column = from_matrix(row_ND, np.zeros(70, bool))
+    shard = table(row_ND).set_column(1, "image_embedding", column)
+    with pytest.raises(StageError, match="8 of 70 vectors are zero or not finite") as error:
+        clustered(memory_context(), memory_shards(shard), clusters=3)
+    assert error.value.args[1] == "column 'image_embedding'"
+    few = shard.slice(1)  # 7 of 69: a tenth, and a little
+    with pytest.raises(StageError, match="7 of 69"):
+        clustered(memory_context(), memory_shards(few), clusters=3)
+    out = clustered(memory_context(), memory_shards(shard.slice(2)), clusters=3)
+    assert out["cluster_id"].null_count == 6
+
+
 @pytest.mark.parametrize("rows", [0, 2])
 def test_a_pool_without_a_single_direction_has_no_clusters(rows, memory_shards, memory_context):
     shard = table(np.full((rows, D), np.nan, np.float32))

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.dedup.semantic import SemanticDuplicate
 from clipmill.stages.ops.keeper import Keep
 
@@ -135,6 +136,18 @@ def test_rows_without_a_direction_are_null_with_a_reason_and_nobodys_neighbour(
     assert [uid and uid[-1] for uid in out["earlier_uid"].to_pylist()] == [None] * 6 + [5]
     bad = ["zero_or_nan_embedding"] * 3
     assert out["reason"].to_pylist() == ["no_embedding", *bad, None, "no_cluster", None]
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_where_more_than_a_tenth_have_no_direction_the_column_is_refused(
+    memory_shards, memory_context, bad
+):
+    vector_ND = np.random.default_rng(0).standard_normal((70, 3)).astype(np.float32)
+    vector_ND[:8] = bad
+    with pytest.raises(StageError, match="8 of 70 vectors are zero or not finite"):
+        deduplicated(memory_context(), memory_shards(table(vector_ND, [0] * 70)))
+    out = deduplicated(memory_context(), memory_shards(table(vector_ND[2:], [0] * 68)))
+    assert out["reason"].to_pylist()[:7] == [*["zero_or_nan_embedding"] * 6, None]
 
 
 def test_a_row_without_a_rank_comes_last(memory_shards, memory_context):

@@ -14,7 +14,9 @@ from clipmill.stages.clip.nano import Nano
 from clipmill.stages.embed.clip import ClipEmbedding, embeddings
 from clipmill.stages.models import checkpoint
 from clipmill.stages.models.image_text import load
+from clipmill.stages.models.watched import WatchedModel
 from clipmill.stages.ops.pixels import PIXELS
+from tests.stages.broken_models import DAMAGES, damaged
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, known_to_open_clip, write_model
 
 MODEL = load("reference")
@@ -33,6 +35,39 @@ def test_a_missing_image_or_text_is_null_and_the_other_still_has_its_vector():
     assert out["image_embedding"].is_null().to_pylist() == [False, True, False, True]
     assert out["text_embedding"].is_null().to_pylist() == [False, False, True, True]
     assert out["reason"].to_pylist() == [None, "no_image", "no_text", "no_image"]
+
+
+class Odd:
+    """A model that has no vector of dark pictures, and none of texts with a z."""
+
+    width, sha256 = 4, None
+
+    def embed_images(self, image_HW3):
+        return np.array([[image.max()] * 4 for image in image_HW3], np.float32)
+
+    def embed_texts(self, texts):
+        return np.array([[np.inf if "z" in text else 1] * 4 for text in texts], np.float32)
+
+
+def test_a_vector_that_is_zero_or_not_finite_is_null_with_a_reason():
+    dark = {"height": 1, "width": 1, "rgb": bytes(3)}
+    out = embeddings(
+        batch([RED, dark, RED, None], ["a", "b", "z", "z"]), WatchedModel(Odd(), "odd")
+    )
+    assert out["image_embedding"].is_null().to_pylist() == [False, True, False, True]
+    assert out["text_embedding"].is_null().to_pylist() == [False, False, True, True]
+    assert out["reason"].to_pylist() == [None, *["zero_or_nan_embedding"] * 2, "no_image"]
+    assert {*out["reason"].unique().drop_null().to_pylist()} < {*ClipEmbedding.reasons}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=[*DAMAGES])
+def test_a_broken_model_is_refused_at_its_first_row(tmp_path, damage):
+    folder = damaged(write_model(tmp_path / "model", "tiny", seed=0), damage)
+    worker = Worker(seed=0, stage="emb", device="cpu", threads=1, scratch=tmp_path)
+    embed = ClipEmbedding(model=f"checkpoint:{folder}", width=TINY.width).open(worker)
+    with pytest.raises(StageError, match="of 65 vectors are zero or not finite: NaN") as error:
+        embed(batch([RED], ["a"]))
+    assert str(folder) in error.value.args[1]
 
 
 def test_vectors_are_the_models():

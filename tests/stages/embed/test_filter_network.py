@@ -73,10 +73,38 @@ def test_missing_features_give_null_with_a_reason_and_spare_the_other(worker):
     )
     assert out["image_embedding"].is_null().to_pylist() == [False, True, False, True]
     assert out["text_embedding"].is_null().to_pylist() == [False, False, True, True]
-    assert out["reason"].to_pylist() == [None, *FilterNetworkEmbedding.reasons, "no_image_features"]
+    lacks = ["no_image_features", "no_text_features", "no_image_features"]
+    assert out["reason"].to_pylist() == [None, *lacks]
     np.testing.assert_array_equal(
         as_matrix(out["image_embedding"])[0], as_matrix(embed(rows)["image_embedding"])[0]
     )
+
+
+@pytest.mark.parametrize("bad", [0.0, np.inf])
+def test_features_that_are_zero_or_not_finite_are_as_if_missing(worker, bad):
+    embed = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
+    rows = batch(3)
+    image_NI = as_matrix(rows["image_features"]).copy()
+    image_NI[1] = bad
+    out = embed(rows.set_column(0, "image_features", from_matrix(image_NI)))
+    assert out["reason"].to_pylist() == [None, "no_image_features", None]
+    assert out["image_embedding"].is_null().to_pylist() == [False, True, False]
+    assert out["text_embedding"].null_count == 0
+
+
+def test_a_network_of_nan_is_refused_by_name_at_its_first_row(worker):
+    sizes = {"image_width": IMAGE_WIDTH, "text_width": TEXT_WIDTH, "width": WIDTH, "words": 99}
+    weights = FilterNetwork(**sizes).state_dict()
+    weights["image.weight"][0, 0] = torch.nan
+
+    def put(name, path):
+        path.rename(worker.scratch / "out" / name)
+
+    put_model(put, worker.scratch, KIND, sizes, weights)
+    embed = FilterNetworkEmbedding(model="stage:dfn", width=WIDTH).open(worker)
+    with pytest.raises(StageError, match="65 of 65 vectors") as error:
+        embed(batch(1))
+    assert error.value.args[1] == "model 'stage:dfn'"
 
 
 def test_the_words_of_a_caption_are_read_in_any_case_and_order(worker):

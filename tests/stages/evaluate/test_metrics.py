@@ -1,13 +1,23 @@
 """Metrics: known answers, and CLIP_benchmark's definitions written out by hand beside them."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 
+from clipmill.metadata.evaluated import NEVER, Ranks
 from clipmill.stages.evaluate import _metrics
-from clipmill.stages.evaluate._metrics import best_ranks, classification, interval, retrieval
+from clipmill.stages.evaluate._metrics import (
+    association,
+    best_answers,
+    best_ranks,
+    classification,
+    interval,
+    macro_f1,
+    retrieval,
+)
 from clipmill.stages.ops.vectors import unit_rows
 
 
@@ -38,14 +48,16 @@ def benchmark_recall(score_QA, positive_QA, k):
 def test_classification_is_clip_benchmarks(classes):
     image_ND, class_CD = vectors(200), vectors(classes, seed=1)
     label_N = np.random.default_rng(2).integers(0, classes - 1, 200) ** 2 % classes
-    rank_N, first_N = best_ranks(image_ND, class_CD, label_N, np.arange(classes))
+    ranks = best_ranks(image_ND, class_CD, label_N, np.arange(classes))
+    row_N, first_N = best_answers(image_ND, class_CD)
     score_NC = image_ND.astype(np.float64) @ class_CD.T.astype(np.float64)
-    found = {name: m["value"] for name, m in classification(rank_N, label_N, classes).items()}
+    found = {name: m["value"] for name, m in classification(ranks, label_N, classes).items()}
     assert found == {
         "acc1": pytest.approx(benchmark_accuracy(score_NC, label_N, 1)),
         "acc5": pytest.approx(benchmark_accuracy(score_NC, label_N, 5)),
         "mean_per_class_recall": pytest.approx(balanced_accuracy(score_NC, label_N)),
     }
+    np.testing.assert_array_equal(row_N, np.arange(200))
     np.testing.assert_array_equal(first_N, score_NC.argmax(axis=1))
 
 
@@ -54,10 +66,10 @@ def test_retrieval_is_clip_benchmarks_with_several_captions_an_image():
     owner_K = np.sort(np.concatenate([np.arange(40), np.random.default_rng(3).integers(0, 40, 57)]))
     text_KD += 0.6 * image_ND[owner_K]  # somewhat better than chance
     text_KD = unit_rows(text_KD)
-    text_rank_N, _ = best_ranks(image_ND, text_KD, np.arange(40), owner_K)
-    image_rank_K, _ = best_ranks(text_KD, image_ND, owner_K, np.arange(40))
+    text_ranks = best_ranks(image_ND, text_KD, np.arange(40), owner_K)
+    image_ranks = best_ranks(text_KD, image_ND, owner_K, np.arange(40))
     count_N = np.bincount(owner_K, minlength=40)
-    found = {name: m["value"] for name, m in retrieval(text_rank_N, image_rank_K, count_N).items()}
+    found = {name: m["value"] for name, m in retrieval(text_ranks, image_ranks, count_N).items()}
     score_KN = text_KD.astype(np.float64) @ image_ND.T.astype(np.float64)
     positive_KN = owner_K[:, None] == np.arange(40)
     both = found["image_retrieval_recall@1"] + found["text_retrieval_recall@1"]
@@ -74,10 +86,10 @@ def test_an_image_without_captions_is_a_miss_as_in_clip_benchmark():
     """There 0 of 0 positives is NaN, and NaN > 0 is no hit; k may be more than the captions."""
     image_ND, text_KD = vectors(12), vectors(9, seed=1)
     owner_K = np.array([0, 0, 1, 3, 4, 4, 7, 8, 9])
-    text_rank_N, _ = best_ranks(image_ND, text_KD, np.arange(12), owner_K)
-    image_rank_K, _ = best_ranks(text_KD, image_ND, owner_K, np.arange(12))
+    text_ranks = best_ranks(image_ND, text_KD, np.arange(12), owner_K)
+    image_ranks = best_ranks(text_KD, image_ND, owner_K, np.arange(12))
     count_N = np.bincount(owner_K, minlength=12)
-    found = {name: m["value"] for name, m in retrieval(text_rank_N, image_rank_K, count_N).items()}
+    found = {name: m["value"] for name, m in retrieval(text_ranks, image_ranks, count_N).items()}
     score_NK = image_ND.astype(np.float64) @ text_KD.T.astype(np.float64)
     positive_NK = np.arange(12)[:, None] == owner_K
     for k in (1, 5):
@@ -91,14 +103,60 @@ def test_ranks_by_hand():
     """Query 0 beside its own answer; query 1 has two, the better of which comes second."""
     query = np.array([[1.0, 0], [0, 1]])
     answer = np.array([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]])
-    rank, first = best_ranks(query, answer, np.array([0, 1]), np.array([0, 1, 5, 1]))
-    assert (rank.tolist(), first.tolist()) == ([0, 1], [0, 2])
+    ranks = best_ranks(query, answer, np.array([0, 1]), np.array([0, 1, 5, 1]))
+    assert ranks.better_N.tolist() == [0, 1]
+    assert [it.tolist() for it in best_answers(query, answer)] == [[0, 1], [0, 2]]
 
 
-def test_ties_go_to_the_answer_that_stands_first():
-    same = np.ones((1, 1))
-    rank, first = best_ranks(same, np.ones((4, 1)), np.array([2]), np.array([0, 1, 2, 2]))
-    assert (rank.tolist(), first.tolist()) == ([2], [0])
+def test_a_tie_is_a_hit_as_often_as_in_any_order():
+    """Of 2 right and 3 wrong that tie, after one that is better: orders tried one by one."""
+    score = np.array([[1.0], [0.5], [0.5], [0.5], [0.5], [0.5], [0.1]])
+    ranks = best_ranks(np.ones((1, 1)), score, np.array([1]), np.array([0, 1, 1, 2, 3, 4, 1]))
+    assert (ranks.better_N, ranks.wrong_N, ranks.right_N) == (1, 3, 2)
+    for k in range(1, 8):
+        tried = [min(order[:2]) + 1 < k for order in permutations(range(5))]
+        assert ranks.hits(k) == pytest.approx([np.mean(tried)])
+
+
+@pytest.mark.parametrize("answers", [5, 7, 40])
+def test_a_constant_model_scores_chance_in_every_metric(answers):
+    """At 7 classes the answer that stands first took 5 of 7; GEMM's edges decide no tie."""
+    same = unit_rows(np.random.default_rng(0).standard_normal((1, 33)))
+    image_ND, answer_MD = same.repeat(210, axis=0), same.repeat(answers, axis=0)
+    label_N = np.random.default_rng(1).integers(0, answers, 210)
+    metrics = classification(
+        best_ranks(image_ND, answer_MD, label_N, np.arange(answers)), label_N, answers
+    )
+    row_P, class_P = best_answers(image_ND, answer_MD)
+    metrics["F1-macro_all"] = macro_f1(class_P, label_N, answers, row_P)
+    owner_K = np.repeat(np.arange(answers), 3)
+    texts, images = same.repeat(len(owner_K), axis=0), answer_MD
+    ranks = [
+        best_ranks(images, texts, np.arange(answers), owner_K),
+        best_ranks(texts, images, owner_K, np.arange(answers)),
+    ]
+    metrics |= retrieval(*ranks, np.bincount(owner_K))
+    right_N = np.arange(24) % 12 < 5
+    metrics |= association(np.zeros(24, int), right_N, np.arange(24) // 12)
+    told = {name: found for name, found in metrics.items() if found}
+    assert len(told) >= 12
+    for name, found in told.items():
+        assert found["value"] == pytest.approx(found["chance"], rel=1e-9), name
+
+
+def test_nan_is_a_miss_and_is_nobodys_gain():
+    """Query 1 is NaN, and so is the answer of query 2; the others stand as before."""
+    query, answer = np.eye(4), np.eye(4)
+    query[1], answer[2] = np.nan, np.nan
+    ranks = best_ranks(query, answer, np.arange(4), np.arange(4))
+    assert ranks.hits(1).tolist() == [1, 0, 0, 1]
+    assert ranks.hits(10**9).tolist() == [1, 0, 0, 1]
+    row_P, answer_P = best_answers(query, answer)
+    assert set(row_P.tolist()) == {0, 2, 3}
+    assert answer_P[row_P != 2].tolist() == [0, 3]
+    rank_N = np.array([0, NEVER, 1, 2, 3])
+    found = association(rank_N, np.array([1, 1, 0, 0, 0], bool), np.zeros(5, int))
+    assert found["avg_jaccard_score"]["value"] == pytest.approx(1 / 3)
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -106,16 +164,17 @@ def test_blocks_change_nothing(monkeypatch):
     groups = np.arange(50) % 20, np.arange(20)
     whole = best_ranks(query, answer, *groups)
     monkeypatch.setattr(_metrics, "SCORES", 61)
-    for expected, found in zip(whole, best_ranks(query, answer, *groups), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    parts = best_ranks(query, answer, *groups)
+    np.testing.assert_array_equal(parts.better_N, whole.better_N)
+    np.testing.assert_array_equal(parts.wrong_N, whole.wrong_N)
 
 
 def test_accuracy_at_5_of_fewer_than_5_classes_is_null():
-    assert classification(np.array([0, 3]), np.array([0, 1]), 4)["acc5"] is None
+    assert classification(Ranks(np.array([0, 3])), np.array([0, 1]), 4)["acc5"] is None
 
 
 def test_recall_at_10_of_fewer_than_10_images_is_all():
-    found = retrieval(np.array([2, 1, 0]), np.array([2, 2, 2]), np.ones(3, int))
+    found = retrieval(Ranks(np.array([2, 1, 0])), Ranks(np.array([2, 2, 2])), np.ones(3, int))
     assert found["image_retrieval_recall@10"]["value"] == 1
     assert found["image_retrieval_recall@1"]["value"] == 0
 
@@ -142,7 +201,7 @@ def test_intervals_cover_what_they_say():
 
 def test_classes_of_few_images_widen_the_interval_of_the_mean_recall():
     label = np.array([0] * 90 + [1] * 10)
-    rank = np.arange(100) % 2
+    rank = Ranks(np.arange(100) % 2)
     uneven = classification(rank, label, 2)["mean_per_class_recall"]
     even = classification(rank, np.arange(100) // 50, 2)["mean_per_class_recall"]
     expected = interval(0.5, 2**2 / (1 / 90 + 1 / 10))
@@ -151,7 +210,7 @@ def test_classes_of_few_images_widen_the_interval_of_the_mean_recall():
 
 
 def test_captions_of_one_image_are_one_trial():
-    found = retrieval(np.zeros(10, int), np.arange(50) % 2, np.full(10, 5))[
+    found = retrieval(Ranks(np.zeros(10, int)), Ranks(np.arange(50) % 2), np.full(10, 5))[
         "image_retrieval_recall@1"
     ]
     assert found["high"] == interval(0.5, 10)["high"]

@@ -8,6 +8,7 @@ from clipmill.stages.evaluate import _chance as chance
 from clipmill.stages.evaluate._averages import averages, is_whole
 from clipmill.stages.evaluate._metrics import (
     association,
+    best_answers,
     best_ranks,
     classification,
     macro_f1,
@@ -196,9 +197,9 @@ def test_recalls_are_those_of_clip_benchmarks_own_code():
     owner_K = np.repeat(np.arange(30), count_N)
     image_ND = unit_rows(RNG.standard_normal((30, 6)))
     text_KD = unit_rows(RNG.standard_normal((len(owner_K), 6)) + image_ND[owner_K])
-    text_rank_N, _ = best_ranks(image_ND, text_KD, np.arange(30), owner_K)
-    image_rank_K, _ = best_ranks(text_KD, image_ND, owner_K, np.arange(30))
-    found = retrieval(text_rank_N, image_rank_K, count_N)
+    text_ranks = best_ranks(image_ND, text_KD, np.arange(30), owner_K)
+    image_ranks = best_ranks(text_KD, image_ND, owner_K, np.arange(30))
+    found = retrieval(text_ranks, image_ranks, count_N)
     score_KN = torch.from_numpy(text_KD @ image_ND.T)
     is_own_KN = torch.from_numpy(owner_K[:, None] == np.arange(30))
     for k in (1, 5, 10):
@@ -214,8 +215,9 @@ def test_recalls_are_those_of_clip_benchmarks_own_code():
 def test_mean_recall_of_the_classes_is_sklearns(sklearn):
     image_ND, class_CD = (unit_rows(RNG.standard_normal((n, 6))) for n in (90, 7))
     label_N = RNG.integers(0, 7, 90)
-    rank_N, first_N = best_ranks(image_ND, class_CD, label_N, np.arange(7))
-    found = classification(rank_N, label_N, 7)["mean_per_class_recall"]["value"]
+    ranks = best_ranks(image_ND, class_CD, label_N, np.arange(7))
+    _, first_N = best_answers(image_ND, class_CD)
+    found = classification(ranks, label_N, 7)["mean_per_class_recall"]["value"]
     assert found == pytest.approx(sklearn.balanced_accuracy_score(label_N, first_N))
 
 

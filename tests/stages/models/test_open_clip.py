@@ -98,7 +98,7 @@ def test_a_vector_does_not_depend_on_what_else_is_in_the_call(model, monkeypatch
 
 def test_prompts_without_padding_are_the_same_texts(model, monkeypatch):
     """Of 1 to 90 words, the last past the context; and none depends on its neighbours."""
-    assert is_causal(model.model)
+    assert is_causal(model.inside.model)
     texts = [" ".join(["a red circle"] * n) for n in (1, 2, 3, 9, 30)] + ["", "dog"]
     found_ND = model.embed_prompts(texts)
     np.testing.assert_allclose(found_ND, model.embed_texts(texts), atol=5e-7)

@@ -21,6 +21,7 @@ from clipmill.stages.clip.scales import SCALES
 from clipmill.stages.clip.schedule import learning_rate
 from clipmill.stages.clip.training import Work
 from clipmill.stages.models.checkpoint import load
+from clipmill.stages.models.image_text import load as load_by_name
 from clipmill.stages.train.clip import ClipTraining
 from tests.engine_stages.harness import clipmill_run
 from tests.stages.clip.exported import TINY_OPEN_CLIP, row, write_export
@@ -294,6 +295,29 @@ def test_a_loss_that_is_nan_names_the_stage_step_and_shard(trained, tmp_path):
     data = write_export(tmp_path / "bad", [row(i) for i in range(1, 8)], [bad])
     with pytest.raises(StageError, match=r"stage 'it', step 0, shard 00001\.parquet"):
         trained(data=data)
+
+
+@pytest.mark.parametrize(
+    ("steps", "found"),
+    [
+        (7, "running_var' holds NaN or infinite values after step 7, the last"),
+        (12, "the loss of every row is NaN or infinite"),
+    ],
+)
+def test_a_nano_that_diverged_ends_in_a_sentence(trained, steps, found):
+    """The loss tells it at the step after: where the last one did it, only the weights do."""
+    with pytest.raises(StageError, match=found) as error:
+        trained(learning_rate=1e3, warmup_steps=0, samples_seen=8 * steps)
+    assert error.value.args[2] == "lower `learning_rate`, or raise `warmup_steps`"
+
+
+def test_a_nano_that_diverged_to_finite_weights_is_refused_where_it_embeds(trained):
+    folder = trained(learning_rate=1e3, warmup_steps=0, samples_seen=8)
+    model = load_by_name(f"checkpoint:{folder}")
+    with pytest.raises(StageError, match="of 65 vectors are zero or not finite") as error:
+        model.embed_images([np.zeros((9, 9, 3), np.uint8)])
+    assert str(folder) in error.value.args[1]
+    assert "diverged" in error.value.args[2]
 
 
 @pytest.mark.parametrize(

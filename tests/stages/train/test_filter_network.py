@@ -103,6 +103,27 @@ def test_rows_that_lack_something_or_are_not_kept_are_left_out(trained, table):
     assert files(trained(kept.drop_columns(["keep"])))["model.safetensors"] != whole
 
 
+def test_features_without_direction_are_left_out_up_to_a_tenth_of_them(trained, table):
+    good = pa.concat_tables(
+        [
+            table,
+            table.set_column(
+                0, "uid", pa.array([b"%016d" % i for i in range(ROWS)], pa.binary(16))
+            ),
+        ]
+    )
+    whole = files(trained(good))["model.safetensors"]
+    other = table.slice(0, 8).set_column(
+        0, "uid", pa.array([bytes([i]) * 16 for i in range(8)], pa.binary(16))
+    )
+    zero = other.set_column(1, "image_features", from_matrix(np.zeros((8, IMAGE_WIDTH))))
+    assert files(trained(pa.concat_tables([good, zero])))["model.safetensors"] == whole
+    many = pa.concat_tables([table, zero, zero, zero, zero])
+    with pytest.raises(StageError, match="32 of 72 vectors") as error:
+        trained(many)
+    assert error.value.args[1] == "column 'image_features'"
+
+
 def test_of_more_rows_than_it_takes_it_draws_the_same_however_they_lie(trained, table):
     cut = [table.slice(start, 3) for start in range(0, ROWS, 3)]  # drawn on the way, too
     some = trained(*cut, most_rows=10)
