@@ -24,6 +24,7 @@ from clipmill.pipeline.errors import (
 
 T = TypeVar("T")
 FOLDER = "attempts"  # of the shards of a row stage: they go all at once, in few requests
+LOOK = "look for a crash in its native code or for too little memory"
 MAX_ATTEMPTS = 3
 
 
@@ -62,8 +63,8 @@ def attempt(
         raise CrashedError(
             f"{place} ended its worker {most} times" + (f": {ended}" if ended else ""),
             str(folder),
-            "look for a crash in its native code or for too little memory,"
-            " then run again with --retry crashed",
+            ("give fewer workers, or bound what a row takes" if ended else LOOK)
+            + ", then run again with --retry crashed",
         )
     try:
         result = _tried(work, place, folder)

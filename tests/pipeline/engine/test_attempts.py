@@ -97,8 +97,9 @@ def test_work_that_ends_its_worker_three_times_in_a_run_is_a_crash(tmp_path):
         killed(work)
     with pytest.raises(CrashedError, match="stage 'it', shard 0 ended its worker 3 times"):
         work.attempt()
-    with pytest.raises(CrashedError, match="ended its worker 3 times: it took 9 GB"):
+    with pytest.raises(CrashedError, match="ended its worker 3 times: it took 9 GB") as caught:
         work.attempt(ended="it took 9 GB")
+    assert caught.value.args[2].startswith("give fewer workers")
     assert len(work.numbers) == 3
 
 
