@@ -79,6 +79,7 @@ class Lives:
         stored, asked = stored_in(self.run), self.server.asked()
         faults = self.folder / f"faults{self.kills}-{self.ends.total()}"
         settings = ["--workers", "3", "--set", f"made.limits.max_tokens_total={self.cap}"]
+        settings += ["--retry", "crashed"]  # a shard whose workers were killed, in run after run
         dies = environment(faults, fault, "process") if fault else None
         process = begin(self.recipe, self.run, self.folder, *settings, env=dies)
         if requests:
