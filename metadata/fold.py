@@ -34,6 +34,7 @@ class Folds:
     """What the folds of a folder hold."""
 
     records: pa.Table  # name, and a record's columns: as they lie there now
+    changed: pa.Table  # the same of those that do not
     parts: int  # number of the next part
     are_one: bool  # there is a whole fold, nothing else, and all it holds lies there so
 
@@ -82,21 +83,26 @@ def read_folds(folder: Storage, listing: pa.RecordBatch) -> Folds:
         except OSError:  # as a torn one: it costs time
             return b""
 
-    are_one, found = names == [FOLDED], []
+    are_one, found, others = names == [FOLDED], [], [FOLD.empty_table()]
     with ThreadPoolExecutor(8) as pool:
         # One is read here: a thread for it costs more than the rest of a small scan.
         texts = pool.map(read, names) if len(names) > 1 else map(read, names)
         for name, data in zip(names, texts, strict=True):
             held, is_whole = _read(data)
-            as_listed = _as_listed(held, listing, name)
-            are_one = are_one and is_whole and len(as_listed) == len(held)
-            found.append(as_listed)
+            is_so = _are_as_listed(held, listing, name)
+            if pc.all(is_so, min_count=0).as_py():
+                found.append(held)
+            else:
+                found.append(held.filter(is_so))
+                others.append(held.filter(pc.invert(is_so)))
+            are_one = are_one and is_whole and len(found[-1]) == len(held)
     records = found[0] if len(found) == 1 else _last(pa.concat_tables([FOLD.empty_table(), *found]))
-    return Folds(records, max(parts, default=-1) + 1, are_one)
+    changed = _last(pa.concat_tables(others))
+    return Folds(records, changed, max(parts, default=-1) + 1, are_one)
 
 
-def _as_listed(held: pa.Table, listing: pa.RecordBatch, fold: str) -> pa.Table:
-    """The rows whose objects lie there as they were folded."""
+def _are_as_listed(held: pa.Table, listing: pa.RecordBatch, fold: str) -> pa.BooleanArray:
+    """Whether the object of each row lies there as it was folded."""
     at = pc.index_in(held["name"].combine_chunks(), value_set=listing["name"])
     at_R = at.fill_null(0).to_numpy()
     mtime_R, size_R = (listing[name].to_numpy()[at_R] for name in ("mtime_ns", "size"))
@@ -104,7 +110,7 @@ def _as_listed(held: pa.Table, listing: pa.RecordBatch, fold: str) -> pa.Table:
     folded_R = held["mtime_ns"].fill_null(0).to_numpy()
     is_time_R = np.where(held["mtime_ns"].is_null(), mtime_R < put_ns, mtime_R == folded_R)
     is_so_R = is_time_R & (size_R == held["size"].to_numpy()) & np.asarray(at.is_valid())
-    return held if is_so_R.all() else held.filter(pa.array(is_so_R))
+    return pa.array(is_so_R)
 
 
 def _last(held: pa.Table) -> pa.Table:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.datacard import SUMMARY
 from clipmill.metadata.parquet_file import opened
-from clipmill.metadata.record import Manifest
+from clipmill.metadata.record import MANIFEST, Manifest
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 
 OUT = "out"
@@ -39,7 +40,7 @@ class Outputs:
         self.folder, self.inside = folder, f"{OUT}/"
         self.sizes: dict[str, int] = {}  # bytes of each file that was stored
         self._sha256: dict[str, str] = {}
-        if manifest := folder.read_json("manifest.json", Manifest):
+        if manifest := read_sealed_as(folder, MANIFEST, Manifest):
             self.sizes = dict(manifest.outputs)
             self._sha256 = {name: manifest.output_sha256.get(name, "") for name in self.sizes}
         elif dataset := folder.read_json(SUMMARY, dict[str, Any]):

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 
 FAILED = ".failed.json"
+MANIFEST = "manifest.json"
+SEAL = '{"digest":'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,11 +43,18 @@ class Record:
         return record_name(self.shard, self.number)
 
     def to_json(self) -> str:
+        """What its object holds: its fields beside their digest, as metadata/sealed.py has it."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return _sealed(json.dumps(fields, sort_keys=True, separators=(",", ":")))
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "Record":
+    def from_json(cls, text: str) -> "Record":
+        """ValueError where it is not as it was stored; one without a digest is an older one."""
+        if text.startswith(SEAL):
+            fields = text[len(_sealed("")) - 1 : -1]
+            if text != _sealed(fields):
+                raise ValueError("not as it was stored")
+            text = fields
         try:
             return _DECODER.decode(text)
         except msgspec.DecodeError:  # it knows no NaN, nor half of a surrogate: a source may
@@ -53,6 +62,10 @@ class Record:
 
 
 _DECODER = msgspec.json.Decoder(Record)
+
+
+def _sealed(fields: str) -> str:
+    return f'{SEAL}"{hashlib.sha256(fields.encode()).hexdigest()[:32]}","value":{fields}}}'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.fold import read_folds
-from clipmill.metadata.record import FAILED, Failure, Manifest, Record, digest_in, parsed
+from clipmill.metadata.record import FAILED, MANIFEST, Failure, Manifest, Record, digest_in, parsed
 from clipmill.metadata.records import RECORD, Records, records_of, table_of
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 
 RECORD_NAME = re.compile(r"\d{6,}(\.p\d+)?\.json")
@@ -29,6 +30,7 @@ class Scan:
     folded: bool = False  # whether the fold holds every record, and all of them
     parts: int = 0  # number of the next part of a fold
     lost: list[Record] = field(default_factory=list)  # whose data is gone, or of another size
+    torn: tuple[str, ...] = ()  # records, and the manifest, that are not as they were stored
     outputs: tuple[tuple[str, int], ...] = ()  # name and bytes of each file in out/
 
     @property
@@ -57,24 +59,32 @@ def scan(folder: Storage) -> Scan:
     newer = [it for it in others if RECORD_NAME.fullmatch(it)]
     with ThreadPoolExecutor(16) as pool:  # waits on a disk or a network
         texts = pool.map(folder.read_if_there, newer)
-        read = [parsed(it, text) for it, text in zip(newer, texts, strict=True) if text is not None]
+        there = zip(newer, texts, strict=True)
+        read = {it: parsed(it, text) for it, text in there if text is not None}
+    torn = [it for it, record in read.items() if record is None]
     table = folds.records.select(RECORD.names)
-    if newest := [record for record in read if record is not None]:
+    if newest := [record for record in read.values() if record is not None]:
         table = pa.concat_tables([table, _that_fit(newest)])
     is_there_R = _are_there(table, listing)
     lost = [] if is_there_R.all() else records_of(table.filter(pa.array(~is_there_R)))
+    if torn:  # the fold tells of what they were
+        is_torn = pc.is_in(folds.changed["name"], value_set=pa.array(torn, pa.string()))
+        lost += records_of(folds.changed.filter(is_torn).select(RECORD.names))
     failures = {it: folder.read_json(it, Failure) for it in others if it.endswith(FAILED)}
-    manifest = folder.read_json("manifest.json", Manifest) if "manifest.json" in others else None
+    manifest = None
+    if MANIFEST in others and (manifest := read_sealed_as(folder, MANIFEST, Manifest)) is None:
+        torn.append(MANIFEST)
     has_outputs = manifest is not None and manifest.outputs
     outputs = folder.entries("out", below=True) if has_outputs else []
     return Scan(
-        records=Records(table.filter(pa.array(is_there_R)) if lost else table),
+        records=Records(table if is_there_R.all() else table.filter(pa.array(is_there_R))),
         failures={it.shard: it for own, it in failures.items() if it and it.name == own},
         manifest=manifest,
         attempts=tuple(it for it in others if it.endswith(".attempt")),
         folded=folds.are_one and not newer,
         parts=folds.parts,
         lost=lost,
+        torn=tuple(torn),
         outputs=tuple(sorted((entry.name, entry.size) for entry in outputs)),
     )
 

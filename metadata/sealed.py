@@ -1,11 +1,15 @@
-"""A JSON object beside its own digest, for what no type describes: a damaged one is not there."""
+"""A JSON object beside its own digest: a damaged one is not there."""
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Storage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,3 +31,14 @@ def read_sealed(folder: Storage, name: str) -> dict[str, Any] | None:
     """The value as it was stored; None where it is missing or any of it has changed."""
     held = folder.read_json(name, Sealed)
     return held.value if held and digest(held.value) == held.digest else None
+
+
+def read_sealed_as(folder: Storage, name: str, kind: type[T]) -> T | None:
+    """The same as an object of a kind; one that an older version stored without a digest, too."""
+    held = folder.read_json(name, dict[str, Any])
+    if held is not None and held.keys() == {"digest", "value"}:
+        held = held["value"] if digest(held["value"]) == held["digest"] else None
+    try:
+        return None if held is None else msgspec.convert(held, kind)
+    except msgspec.ValidationError:
+        return None

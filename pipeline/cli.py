@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipmill.metadata.damage import DamagedError
+from clipmill.metadata.keys import redacted
 from clipmill.pipeline import own_code
 from clipmill.pipeline.errors import ClipmillError, RecipeError, did_you_mean
 from clipmill.pipeline.extras import install, missing
@@ -125,7 +126,9 @@ def _run(given: list[str]) -> int:
     except RecipeError as error:
         return _say(error, WRONG)
     except DamagedError as found:
-        return _say(f"{found}\n  do:    clipmill verify --run … --repair makes it again", FAILED)
+        run = shlex.quote(redacted(found.folder).rpartition("/stages/")[0] or "RUN")
+        do = f"clipmill verify --run {run} --repair makes it again"
+        return _say(f"{found}\n  do:    {do}", FAILED)
     except ClipmillError as error:
         return _say(error, FAILED)
     except KeyboardInterrupt as stop:

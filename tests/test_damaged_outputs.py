@@ -1,8 +1,10 @@
 """Exports, models and other files in out/ that change after they were stored, of every stage."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
@@ -62,6 +64,21 @@ def test_verify_finds_a_changed_byte_in_each_and_repair_mends_all(copied):
     after = run_again(copied)
     assert not any(checked.damaged for checked in verify(copied.run, lambda done, total: None))
     assert {name: stage.manifest for name, stage in after.stages.items()} == before
+
+
+@pytest.mark.chaos  # seconds
+@pytest.mark.parametrize(("stage", "name"), [("zero", "results.json"), ("clip", "model.json")])
+def test_a_run_that_is_done_makes_what_it_tells_of_again(copied, stage, name, clipmill, tmp_path):
+    (path,) = (path for path in outputs(copied)[stage] if path.name == name)
+    good = path.read_bytes()
+    flip(path)
+    (*_, ran) = sorted(Path(copied.run.path, "recipes").iterdir())
+    recipe = {key: json.loads(ran.read_text())[key] for key in ("seed", "stages")}
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe))
+    said = clipmill("run", tmp_path / "again.yaml", "--out", copied.run.path, "--workers", 0)
+    assert said.code == 0, said.err
+    assert f"{stage}: out/{name} is damaged" in said.err
+    assert path.read_bytes() == good
 
 
 @pytest.mark.chaos  # seconds

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.outputs import Outputs
-from clipmill.metadata.record import Manifest
+from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.schema import UID
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.bench.arms import random_name, subset_name
 from clipmill.pipeline.bench.prepare import Prepared
@@ -139,7 +140,7 @@ def _rates(made: Prepared, state: RunState) -> dict[str, float | None]:
 
 def _models(state: RunState, name: str) -> list[str]:
     """The digests of its models' weights."""
-    manifest = state.stages[name].folder.read_json("manifest.json", Manifest)
+    manifest = read_sealed_as(state.stages[name].folder, MANIFEST, Manifest)
     digests = manifest.output_sha256.items() if manifest else ()
     return [sha256 for file, sha256 in digests if file.endswith(WEIGHTS)]
 

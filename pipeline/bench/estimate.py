@@ -4,7 +4,8 @@ import tarfile
 from dataclasses import dataclass
 from typing import Any
 
-from clipmill.metadata.record import Manifest
+from clipmill.metadata.record import MANIFEST, Manifest
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.board import rate_of
 from clipmill.pipeline.bench.prepare import Prepared
@@ -75,7 +76,7 @@ def _trained(state: RunState) -> dict[str, int]:
     found: dict[str, int] = {}
     for folder in state.run.folders("stages"):
         planned = state.plan.stages.get(arm := folder.rpartition("-")[0])
-        manifest = state.run.read_json(f"stages/{folder}/manifest.json", Manifest)
+        manifest = read_sealed_as(state.run, f"stages/{folder}/{MANIFEST}", Manifest)
         if planned is None or manifest is None or manifest.inputs != state.inputs_digest(planned):
             continue
         stage: Any = planned.stage

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmill.metadata.record import Manifest
+from clipmill.metadata.record import MANIFEST, Manifest
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.arms import Made, Maker, subset_name
 from clipmill.pipeline.bench.pool import Choice, Runs, are_of_one_pool, choices_of, raw_of, raw_rows
@@ -146,6 +147,6 @@ def _exported(choice: Choice, stage: str, executor: "Executor", watcher: "Watche
 
 
 def _digest(export_stage: Storage) -> str:
-    manifest = export_stage.read_json("manifest.json", Manifest)
+    manifest = read_sealed_as(export_stage, MANIFEST, Manifest)
     assert manifest is not None  # it has just been made, or found done
     return manifest.digest

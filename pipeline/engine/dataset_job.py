@@ -6,6 +6,7 @@ from functools import partial
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.outputs import NOTES, OUT, noted_outputs
+from clipmill.metadata.record import MANIFEST
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.engine.context import RunContext
 from clipmill.pipeline.engine.failures import raised, storage_error
@@ -49,7 +50,7 @@ class DatasetJob:
         if stage.complete and not planned.is_root:
             if stage.manifest and stage.manifest.outside == outside:
                 return []
-            stage.folder.delete("manifest.json")
+            stage.folder.delete(MANIFEST)
             state.rescan(planned.name)
         watcher.stage(planned.name, state.stages[planned.name].total, 0)
         read = state.inputs_digest(planned)

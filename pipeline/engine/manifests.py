@@ -1,6 +1,5 @@
 """How a stage that has ended is stored: its records folded into one file, then its manifest."""
 
-import json
 from dataclasses import replace
 
 import pyarrow as pa
@@ -9,8 +8,9 @@ from clipmill.metadata.fingerprint import digest, settings_of
 from clipmill.metadata.fold import fold
 from clipmill.metadata.outputs import NOTES, Noted
 from clipmill.metadata.places import is_places
-from clipmill.metadata.record import Manifest
+from clipmill.metadata.record import MANIFEST, Manifest
 from clipmill.metadata.records import table_of
+from clipmill.metadata.sealed import put_sealed
 from clipmill.pipeline.engine.context import RunContext
 from clipmill.pipeline.engine.kept import FOLDER as KEPT
 from clipmill.pipeline.run_folder.state import StageState
@@ -45,7 +45,7 @@ def put_dataset_manifest(
         for shard in [s for s in stage.scan.records if s >= context.shards]:
             folder.delete(f"{shard:06d}.json")  # the pool has shrunk
     if context.failures:
-        folder.delete("manifest.json")
+        folder.delete(MANIFEST)
         fold(folder, table_of(context.records.values()))
         return
     records = [context.records[shard] for shard in sorted(context.records)]
@@ -80,8 +80,7 @@ def _put(stage: StageState, made: Manifest, records: pa.Table) -> None:
         "fingerprint": planned.fingerprint,
         **vars(made),
     }
-    text = json.dumps(whole, sort_keys=True, indent=1)
-    stage.folder.put("manifest.json", text.encode(), point="manifest")
+    put_sealed(stage.folder, MANIFEST, whole, point="manifest")
     stage.scan.manifest = made
 
 

@@ -77,16 +77,18 @@ def salvage(
     that a later pass had tried again falls back to what it failed with.
     """
     lost = 0
+    is_whole = bad.isdisjoint(record.data for record in records)  # only a record was damaged
     for record in records:
         if record.data not in bad:
-            text = replace(record, mask=AGAIN).to_json()
+            text = (record if is_whole else replace(record, mask=AGAIN)).to_json()
             folder.put(record.name, text.encode(), point="record")
             continue
         assert record.data is not None
         schema = stored_schema(planned.stage, sparse=record.number > 0)
         groups = sound_groups(folder, record.data, schema)
         if sum(rows for rows, _ in groups) != record.computed or all(sound for _, sound in groups):
-            groups = [(record.computed, False)]  # the damage is where no checksum tells
+            rows = record.computed if record.number else len(uid)
+            groups = [(rows, False)]  # the damage is where no checksum tells
         with (
             folder.scratch(planned.name) as path,
             ShardWriter(path, schema, record.page_checksums) as writer,
@@ -100,8 +102,10 @@ def salvage(
                     writer.add(_unasked(uid.slice(start, rows), schema))
                 lost += 0 if is_sound else rows
                 start += rows
-            kept = {name: getattr(record, name) for name in ("shard", "number", "rows", "parents")}
-            made = store(folder, writer, path, {**kept, "mask": AGAIN, "seconds": record.seconds})
+            kept = {
+                name: getattr(record, name) for name in ("shard", "number", "parents", "seconds")
+            }
+            made = store(folder, writer, path, {**kept, "rows": len(uid), "mask": AGAIN})
         if made.data != record.data:
             folder.delete(record.data)
     return lost

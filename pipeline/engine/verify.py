@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clipmill.metadata.damage import DamagedError
 from clipmill.metadata.outputs import OUT
+from clipmill.metadata.record import MANIFEST, Record, parsed
 from clipmill.metadata.scan import scan
 from clipmill.metadata.schema import UID
 from clipmill.metadata.sealed import read_sealed
@@ -17,7 +19,7 @@ from clipmill.pipeline.engine.answers import FOLDER as ANSWERS
 from clipmill.pipeline.engine.answers import all_files, digest_of, merge_files
 from clipmill.pipeline.engine.once import FOLDER as ONCE
 from clipmill.pipeline.engine.once import MADE, place_of
-from clipmill.pipeline.engine.repair import is_asked, salvage, shard_of, take_away
+from clipmill.pipeline.engine.repair import is_asked, refusal, salvage, shard_of, take_away
 from clipmill.pipeline.planning.plan import Plan
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder import lock
@@ -26,6 +28,7 @@ from clipmill.pipeline.run_folder.state import RunState
 
 RunUntil = Callable[[str], object]
 
+TORN = "not as it was stored"
 READERS = 8  # files at once: waits on a disk or a network, and hashing leaves Python's lock
 
 
@@ -45,6 +48,7 @@ class _File:
     name: str
     size_bytes: int
     sha256: str  # of its bytes, or how that begins
+    record: Record | None = None  # of a shard's data
     may_go: bool = False  # a run that works may merge it with others
 
 
@@ -93,6 +97,25 @@ def repair(plan: Plan, run: Storage, stages: list[Checked], run_until: RunUntil)
         return sum(_salvage(state, planned, names) for planned, names in asked)
 
 
+def heal(plan: Plan, run: Storage, found: DamagedError, healed: set[str]) -> str:
+    """Takes away a damaged file and all others of its stage, for a run to make them again; the
+    name of the stage.
+
+    StageError where a run does not, or has, as the place is among those that were healed.
+    """
+    stages = plan.stages.values()
+    planned = next((it for it in stages if run.child(it.folder).uri == found.folder), None)
+    if planned is None or is_asked(planned.stage) or found.place in healed:
+        raise refusal(found, planned, run)
+    with lock.held(run) as owned:
+        folder = owned.child(planned.folder)
+        checked, files = _files(run, planned.folder)
+        for damaged in [found, *checked.damaged, *filter(None, map(_wrong, files))]:
+            healed.add(damaged.place)
+            take_away(folder, damaged.name)
+    return planned.name
+
+
 def others(plan: Plan, stages: list[Checked]) -> list[str]:
     """Folders of other recipes' stages that are damaged: made again when these are run."""
     ours = {planned.folder for planned, _ in _of_plan(plan, stages)}
@@ -111,7 +134,7 @@ def _salvage(state: RunState, planned: PlannedStage, damaged: set[str]) -> int:
     root, folder = state.stored[planned.root], state.stored[planned.name].folder
     found = scan(folder)
     asked = 0
-    for shard in sorted({shard_of(name) for name in damaged}):
+    for shard in sorted({shard_of(name) for name in damaged - {MANIFEST}}):
         lost = [record for record in found.lost if record.shard == shard]
         records = sorted([*found.records.get(shard, []), *lost], key=lambda record: record.number)
         tables = root.read(state.stages[planned.root].shards[shard], [UID.name], WHOLE)
@@ -125,7 +148,7 @@ def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
     found = scan(folder)
     kept = [record for records in found.records.values() for record in records]
     files = [
-        _File(folder, record.data, record.size_bytes, record.sha256)
+        _File(folder, record.data, record.size_bytes, record.sha256, record)
         for record in (*kept, *found.lost)
         if record.data is not None
     ]
@@ -133,8 +156,10 @@ def _files(run: Storage, name: str) -> tuple[Checked, list[_File]]:
     digests = found.manifest.output_sha256 if found.manifest else {}
     files += [_File(folder, f"{OUT}/{name}", size, digests.get(name, "")) for name, size in outputs]
     checked = Checked(name, len(files), sum(file.size_bytes for file in files))
+    looked = {file.record.name for file in files if file.record}
+    torn = [DamagedError(folder.uri, name, TORN) for name in found.torn if name not in looked]
     strangers = {name for name, _ in found.outputs} - {name for name, _ in outputs}
-    checked.damaged = [
+    checked.damaged = torn + [
         DamagedError(folder.uri, f"{OUT}/{name}", "no file of this stage's")
         for name in sorted(strangers)
     ]
@@ -181,4 +206,21 @@ def _wrong(file: _File) -> DamagedError | None:
         return wrong(f"it cannot be read: {error}")
     if not sha256.startswith(file.sha256):
         return wrong(f"its digest is {sha256[:16]}, and {file.sha256[:16]} was stored")
+    return _wrong_record(file.folder, file.name, file.record) if file.record else None
+
+
+def _wrong_record(folder: Storage, data: str, record: Record) -> DamagedError | None:
+    """What is wrong with the record of a sound data file, as a scan believes it.
+
+    Its object may be another where a fold was believed: a disk that fails changes no time.
+    """
+    text = folder.read_if_there(record.name)
+    stored = None if text is None else parsed(record.name, text)
+    if stored is None or stored.to_json() != record.to_json():
+        return DamagedError(folder.uri, record.name, TORN)
+    with folder.open(data) as file:
+        rows = pq.read_metadata(file).num_rows
+    said = record.computed if record.number or rows == record.rows else record.rows
+    if rows != said:
+        return DamagedError(folder.uri, data, f"{rows} rows, and its record says {said}")
     return None

@@ -154,10 +154,12 @@ class RunState:
         if planned.stage.determinism == "recorded":  # no answer is asked for twice by itself
             scanned.records = scanned.records.without(record.shard for record in scanned.lost)
             for record in scanned.lost:
-                place = f"{folder}/{record.data}"
+                is_torn = record.name in scanned.torn
+                found = "its record is damaged" if is_torn else "its answers are gone"
+                place = f"{folder}/{record.name if is_torn else record.data}"
                 do = f"clipmill verify --run {shlex.quote(str(self.run))} --repair"
                 scanned.failures[record.shard] = Failure(
-                    record.shard, record.parents, True, "its answers are gone", place, do
+                    record.shard, record.parents, True, found, place, do
                 )
         return StageState(planned, folder, scanned)
 

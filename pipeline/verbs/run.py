@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from clipmill.metadata.damage import DamagedError
 from clipmill.pipeline.verbs import DONE, FAILED, status
 from clipmill.pipeline.verbs._options import (
     add_executor,
@@ -47,11 +48,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(
     options: argparse.Namespace, then: "Callable[[Outcome], None]" = lambda outcome: None
 ) -> int:
-    """Runs the plan, calls `then`, and prints how it ended."""
+    """Runs the plan, calls `then`, and prints how it ended.
+
+    A damaged file that is met only in telling how it ended is made again, as one that a stage met.
+    """
     began = time.monotonic()
     plan = planned(options)
     from clipmill.metadata.storage import Storage
     from clipmill.pipeline.engine.run import run_plan
+    from clipmill.pipeline.engine.verify import heal
     from clipmill.pipeline.ledger.answer import as_json as answer_json
     from clipmill.pipeline.ledger.summary import summary
     from clipmill.pipeline.planning.looks import look, refuse_missing
@@ -66,18 +71,28 @@ def run(
     folder = Storage(options.out)
     for note in [*notes(plan), *other_code(plan, folder), *forgotten(plan.recipe, folder)]:
         print(f"clipmill: note: {note}", file=sys.stderr)
+    retry, healed = tuple(options.retry), set[str]()
     with executor(options) as workers:
         refuse_missing(plan, look(plan, folder))
-        with watcher() as watch, session(folder, plan.recipe.name):
-            outcome = run_plan(
-                plan, folder, workers, watch, tuple(options.retry), keep_going=options.keep_going
-            )
+        while True:
+            with watcher() as watch, session(folder, plan.recipe.name):
+                outcome = run_plan(
+                    plan, folder, workers, watch, retry, keep_going=options.keep_going
+                )
+            try:
+                answer = summary(outcome.state, time.monotonic() - began, options.retry)
+                if options.json:
+                    told = {**as_json(outcome), "summary": answer_json(answer)}
+                    said = json.dumps(told, indent=1)
+                else:
+                    said = page(outcome, answer, _command(options))
+                break
+            except DamagedError as found:
+                stage = heal(plan, folder, found, healed)
+                print(f"{stage}: {found.name} is damaged: made again", file=sys.stderr)
+                retry = ()  # those rows were tried again
     then(outcome)
-    answer = summary(outcome.state, time.monotonic() - began, options.retry)
-    if options.json:
-        print(json.dumps({**as_json(outcome), "summary": answer_json(answer)}, indent=1))
-    else:
-        print(page(outcome, answer, _command(options)))
+    print(said)
     return code(outcome, answer)
 
 

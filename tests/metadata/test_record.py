@@ -1,12 +1,13 @@
 """Records, the fold and the scan: what counts as finished."""
 
+import json
 import os
 from dataclasses import replace
 
 import pytest
 
 from clipmill.metadata.fold import fold
-from clipmill.metadata.record import Record, ShardState, data_name, record_name, state_of
+from clipmill.metadata.record import Record, ShardState, data_name, parsed, record_name, state_of
 from clipmill.metadata.records import table_of
 from clipmill.metadata.scan import scan
 from clipmill.metadata.storage import Storage
@@ -47,6 +48,28 @@ def test_names():
 def test_a_record_survives_its_json(folder):
     record = made(folder, 3, counts={"": 2, "bad": 1}, source={"file": "x"}, mask="m")
     assert Record.from_json(record.to_json()) == record
+
+
+def test_a_record_with_any_bit_changed_is_torn_and_one_of_before_the_seal_is_read(folder):
+    record = made(folder, 3, counts={"": 2, "bad": 1})
+    stored = folder.read(record.name)
+    assert parsed(record.name, stored) == record
+    older = json.dumps(json.loads(stored)["value"])
+    assert parsed(record.name, older) == record
+    for at in range(8 * len(stored)):
+        changed = bytearray(stored)
+        changed[at // 8] ^= 1 << at % 8
+        assert parsed(record.name, bytes(changed)) is None, bytes(changed)
+
+
+def test_a_torn_record_is_told_and_the_fold_says_what_it_was(folder):
+    record, other = made(folder, 0), made(folder, 1)
+    fold(folder, table_of([record, other]))
+    text = folder.read(record.name).replace(b'"rows":3', b'"rows":4')
+    folder.put(record.name, text, point="record")
+    found = scan(folder)
+    assert (found.records, found.torn, found.lost) == ({1: [other]}, (record.name,), [record])
+    assert not found.folded
 
 
 @pytest.mark.parametrize("source", [{"x": float("inf")}, {"file": "\udcff.tar"}, {"x": 10**30}])
@@ -150,6 +173,7 @@ def test_a_torn_manifest_or_failure_is_none(folder):
     found = scan(folder)
     assert found.manifest is None
     assert found.failures == {}
+    assert found.torn == ("manifest.json",)
 
 
 def test_a_scan_of_nothing_is_empty(folder):

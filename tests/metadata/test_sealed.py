@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clipmill.metadata.sealed import put_sealed, read_sealed
+from clipmill.metadata.sealed import Sealed, put_sealed, read_sealed, read_sealed_as
 from clipmill.metadata.storage import Storage
 
 
@@ -28,3 +28,18 @@ def test_a_value_that_is_torn_or_changed_is_none(folder):
     for data in (whole[:-1], whole.replace(b"10", b"11"), json.dumps(changed).encode()):
         folder.put("it.json", data, point="journal")
         assert read_sealed(folder, "it.json") is None
+
+
+def test_an_object_of_a_kind_is_read_with_its_digest_and_without_one_as_older_versions_had_it(
+    folder,
+):
+    value = Sealed("a", {"b": 1})
+    put_sealed(folder, "it.json", vars(value), point="journal")
+    assert read_sealed_as(folder, "it.json", Sealed) == value
+    whole = folder.read("it.json")
+    folder.put("it.json", json.dumps({"rows": 10}).encode(), point="journal")
+    assert read_sealed_as(folder, "it.json", dict[str, int]) == {"rows": 10}
+    assert read_sealed_as(folder, "it.json", Sealed) is None
+    for data in (whole[:-1], whole.replace(b"1", b"2"), whole.replace(b"value", b"valuf")):
+        folder.put("it.json", data, point="journal")
+        assert read_sealed_as(folder, "it.json", Sealed) is None

@@ -80,7 +80,7 @@ def test_one_that_changed_is_read_again(read, export, tmp_path):
     summary = export / "out" / "dataset.json"
     told = json.loads(summary.read_text())
     summary.write_text(json.dumps(told | {"license": "CC0-1.0"}))
-    manifest = json.loads((export / "manifest.json").read_text())
+    manifest = json.loads((export / "manifest.json").read_text())["value"]
     sizes = [[name, (export / "out" / name).stat().st_size] for name, _ in manifest["outputs"]]
     other = {"outputs": sizes, "output_sha256": {}}
     (export / "manifest.json").write_text(json.dumps(manifest | other))

@@ -1,13 +1,15 @@
 """Files that change after they were stored: seen, blamed on their own stage, and made again."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clipmill.metadata.outputs import noted_outputs
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.engine import dataset_job
+from clipmill.pipeline.engine import dataset_job, verify
 from clipmill.pipeline.engine import run as run_module
 from clipmill.pipeline.run_folder.state import latest, summary
 from tests.engine_stages.harness import meaning
@@ -57,9 +59,44 @@ def test_a_file_of_other_rows_or_types_is_no_file_of_ours(engine, capfd):
     """Whose digest is right: it is the record that has changed, or the stage's declaration."""
     engine.run(MADE)
     record = next((engine.folder / "run").glob("stages/square-*/000000.json"))
-    record.write_text(record.read_text().replace('"rows":12', '"rows":13'))
+    older = json.dumps({**json.loads(record.read_text())["value"], "rows": 13})
+    record.write_text(older)  # as versions wrote it that knew no seal
     assert engine.run(READ).complete
     assert "square: 000000" in capfd.readouterr().err
+
+
+@pytest.fixture
+def again(engine, clipmill):
+    """Runs the recipe that ran last once more, as the command does."""
+
+    def run():
+        (*_, ran) = sorted((engine.folder / "run/recipes").iterdir())
+        recipe = engine.folder / "again.yaml"
+        recipe.write_text(yaml.safe_dump({"stages": json.loads(ran.read_text())["stages"]}))
+        return clipmill("run", recipe, "--out", engine.folder / "run", "--workers", 0)
+
+    return run
+
+
+def test_files_that_are_met_as_a_run_tells_how_it_ended_are_made_again_by_it(engine, again):
+    before = meaning(Storage(str(engine.run(READ).folder)))
+    for path in data_files(engine.folder / "run", "chosen"):
+        flip(path)
+    said = again()
+    assert said.code == 0, said.err
+    assert said.err.count("is damaged: made again") == 1, "all of them at once"
+    assert said.out.startswith("done: 8 stages")
+    after = meaning(Storage(str(engine.folder / "run")))
+    assert {**after, "recipes": ()} == {**before, "recipes": ()}
+
+
+def test_such_files_that_come_back_damaged_end_the_run(engine, again, monkeypatch):
+    engine.run(READ)
+    flip(data_files(engine.folder / "run", "chosen")[0])
+    monkeypatch.setattr(verify, "take_away", lambda folder, name: None)
+    said = again()
+    assert said.code == 1
+    assert "disk and memory" in said.err
 
 
 def test_damage_that_comes_back_stops_the_stage(engine, monkeypatch):

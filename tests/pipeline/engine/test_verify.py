@@ -1,6 +1,8 @@
 """`clipmill verify`: every stored file against its record; `--repair` mends, and asks little."""
 
 import json
+import os
+import re
 
 import pytest
 
@@ -76,6 +78,105 @@ def test_every_kind_of_damage_is_named_and_repaired(engine, clipmill):
     assert repaired.code == 0, repaired.err
     assert meaning(Storage(str(run))) == before
     assert clipmill("verify", "--run", run).code == 0
+
+
+def stored(engine, place):
+    """One object of the run."""
+    return next((engine.folder / "run/stages").glob(place))
+
+
+def say_more_rows(path, keeps_time=False):
+    """A changed byte in a record or a manifest: it is JSON still, and says one row more or less."""
+    at, data = path.stat(), bytearray(path.read_bytes())
+    place = re.search(rb'"rows": ?\d*(\d)', data).start(1)
+    data[place] ^= 1
+    path.write_bytes(data)
+    if keeps_time:
+        os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+
+
+RECORDS = ["square-*/000000.json", "numbers-*/000001.json", "shared-*/000002.json"]
+MANIFESTS = ["numbers-*/manifest.json", "square-*/manifest.json", "shared-*/manifest.json"]
+
+
+@pytest.mark.parametrize("place", RECORDS + MANIFESTS)
+def test_a_changed_byte_in_a_record_or_manifest_is_named_and_repaired(engine, clipmill, place):
+    before = meaning(Storage(str(engine.run(MADE).folder)))
+    run, path = engine.folder / "run", stored(engine, place)
+    say_more_rows(path)
+    said = clipmill("verify", "--run", run, "--json")
+    assert said.code == 1
+    named = [(stage["folder"], bad["file"]) for stage in said.json for bad in stage["damaged"]]
+    assert named == [(f"stages/{path.parent.name}", path.name)]
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert clipmill("verify", "--run", run).code == 0
+    assert meaning(Storage(str(run))) == before
+
+
+def test_a_run_mends_changed_records_and_manifests_too(engine, clipmill):
+    before = meaning(Storage(str(engine.run(MADE).folder)))
+    for place in RECORDS + MANIFESTS:
+        say_more_rows(stored(engine, place))
+    assert engine.run(MADE).complete
+    assert clipmill("verify", "--run", engine.folder / "run").code == 0
+    assert meaning(Storage(str(engine.folder / "run"))) == before
+
+
+def test_a_record_that_changed_behind_its_fold_is_named_and_repaired(engine, clipmill):
+    """The disk has changed a byte of it, and no time: runs go by the fold, which is whole."""
+    engine.run(MADE)
+    run, path = engine.folder / "run", stored(engine, RECORDS[0])
+    say_more_rows(path, keeps_time=True)
+    said = clipmill("verify", "--run", run)
+    assert (said.code, said.out.count(f"{path.name}: not as it was stored")) == (1, 1)
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert clipmill("verify", "--run", run).code == 0
+
+
+def say(path, **fields):
+    """A record as an older version stored it, without a digest, that says something else."""
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps({**held.get("value", held), **fields}))
+
+
+@pytest.mark.parametrize("fields", [{"rows": 45}, {"computed": 45}, {"rows": 45, "computed": 45}])
+def test_a_record_of_before_the_seal_is_held_to_the_rows_of_its_file(engine, clipmill, fields):
+    before = meaning(Storage(str(engine.run(MADE).folder)))
+    run, path = engine.folder / "run", stored(engine, RECORDS[0])
+    say(path, **fields)
+    said = clipmill("verify", "--run", run)
+    assert said.code == 1
+    assert "12 rows, and its record says 45" in said.out
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert clipmill("verify", "--run", run).code == 0
+    assert meaning(Storage(str(run))) == before
+
+
+def test_answers_whose_record_has_changed_are_not_asked_for_again(engine, asked, clipmill):
+    """Their fold tells what it said."""
+    stages, since = asked
+    whole = engine.run(stages).column("answers", "copy")
+    run, path = engine.folder / "run", stored(engine, "answers-*/000000.json")
+    say_more_rows(path)
+    after = engine.run(stages)
+    assert "verify" in after.failures("answers")[0].do
+    said = clipmill("verify", "--run", run, "--repair", "--workers", 0)
+    assert said.code == 0, said.err
+    assert "at most 0 rows are asked for again" in said.err
+    assert clipmill("verify", "--run", run).code == 0
+    assert engine.run(stages).column("answers", "copy") == whole
+    assert since() == []
+
+
+@pytest.mark.parametrize("fields", [{"rows": 45}, {"computed": 45}])
+def test_answers_whose_record_says_other_rows_are_mended(engine, asked, clipmill, fields):
+    stages, since = asked
+    run = engine.folder / "run"
+    say(stored(engine, "answers-*/000000.json"), **fields)
+    assert clipmill("verify", "--run", run, "--repair", "--workers", 0).code == 0
+    assert since() == list(range(12))
+    assert clipmill("verify", "--run", run).code == 0
+    assert engine.run(stages).complete
 
 
 def test_a_run_does_not_ask_twice_for_answers_that_are_damaged(engine, asked, clipmill):

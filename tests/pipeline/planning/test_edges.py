@@ -35,7 +35,7 @@ def test_a_model_of_another_stage_stands_in_records_under_its_name_as_ever(engin
 def test_other_files_redo_what_reads_them_and_equal_rows_nothing_else(engine):
     ran = engine.run(CENTRE + REJOINED + ROWS_ONLY)
     folder = Storage(ran.outcome.state.stages["centre"].folder.uri)
-    manifest = json.loads(folder.read("manifest.json"))
+    manifest = json.loads(folder.read("manifest.json"))["value"]
     folder.put("manifest.json", json.dumps({**manifest, "digest": "another"}).encode(), "manifest")
     again = engine.run(CENTRE + REJOINED + ROWS_ONLY)
     assert again.written("far") == ran.written("far")
@@ -67,7 +67,7 @@ def test_a_reader_of_files_has_them_added_to_such_a_folder_and_its_rows_stay(eng
 def before_files(ran):
     """The run's `centre` as a version that left no files had it."""
     folder = Storage(ran.outcome.state.stages["centre"].folder.uri)
-    manifest = json.loads(folder.read("manifest.json"))
+    manifest = json.loads(folder.read("manifest.json"))["value"]
     shutil.rmtree(f"{folder.path}/out")
     text = json.dumps({**manifest, "outputs": [], "output_sha256": {}})
     folder.put("manifest.json", text.encode(), "manifest")

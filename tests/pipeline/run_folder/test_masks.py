@@ -275,7 +275,7 @@ def test_an_export_of_an_older_version_is_read_whole_and_not_under_a_select(copy
     _, state = whole
     folder = Path(state.stages["red_shards"].folder.path)
     folder = copy.out / "stages" / folder.name
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())["value"]
     for name in [name for name, _ in manifest["outputs"] if is_places(name)]:
         (folder / "out" / name).unlink()
     manifest["outputs"] = [file for file in manifest["outputs"] if not is_places(file[0])]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from clipmill.metadata.record import Failure, Record, state_of
+from clipmill.metadata.sealed import read_sealed_as
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.run_folder.done import parents_of, standing
@@ -175,7 +176,7 @@ def damage(run: Storage, draw: random.Random) -> None:
         run.delete(f"stages/{name}")
     records = [name for name in data if re.search(r"/\d{6}\.json$", name)]
     for name in draw.sample(records, 3):
-        record = run.read_json(f"stages/{name}", Record)
+        record = read_sealed_as(run, f"stages/{name}", Record)
         if record is not None:
             parents = draw.choice([record.parents, {"other": "x"}])
             failure = Failure(record.shard, parents, draw.random() < 0.5, "a", "b", "c")
