@@ -80,6 +80,7 @@ def run(
                     plan, folder, workers, watch, retry, keep_going=options.keep_going
                 )
             try:
+                then(outcome)
                 answer = summary(outcome.state, time.monotonic() - began, options.retry)
                 if options.json:
                     told = {**as_json(outcome), "summary": answer_json(answer)}
@@ -91,7 +92,6 @@ def run(
                 stage = heal(plan, folder, found, healed)
                 print(f"{stage}: {found.name} is damaged: made again", file=sys.stderr)
                 retry = ()  # those rows were tried again
-    then(outcome)
     print(said)
     return code(outcome, answer)
 
@@ -107,6 +107,8 @@ def _command(options: argparse.Namespace) -> str:
     for override in options.overrides:
         words += ["--set", override]
     words += ["--until", options.until] if options.until else []
+    for folder in options.own_stages:
+        words += ["--stages", folder]
     words += ["--out", options.out]
     words += ["--executor", options.executor] if options.executor != "local" else []
     words += ["--address", options.address] if options.address else []
