@@ -73,6 +73,10 @@ def python(tmp_path_factory) -> Path:
             if not (site / top).exists():
                 (site / top).symlink_to(str(distribution(name).locate_file(top)))
     (site / "clipmill").symlink_to(ROOT / "clipmill")
+    (info,) = {
+        file.parent for file in distribution("clipmill").files or () if file.name == "METADATA"
+    }
+    (site / info.name).symlink_to(str(distribution("clipmill").locate_file(info)))
     return folder / "bin" / "python"
 
 
