@@ -3,7 +3,9 @@
 The folder lies beside the recipe, or is named: by `--stages`, in CLIPMILL_STAGES, or by a package's
 entry point of the group `clipmill.stages`. Its files are modules of the package `clipmill_own`,
 whatever else on the path is called `stages`, and import one another relatively: `from .other import
-it`. They are read once, as a recipe is; workers get what was read.
+it`. They are read once, as a recipe is; workers and a cluster get what was read. So does a file of
+another kind that a module beside it declares, `FILES = ("words.txt",)`: its bytes are
+`pkgutil.get_data(__name__, "words.txt")` on every machine.
 """
 
 import ast
@@ -30,7 +32,7 @@ NAME = "clipmill_own"
 VARIABLE = "CLIPMILL_STAGES"  # folders, as in PATH
 GROUP = "clipmill.stages"  # of entry points, each of which names a package that is such a folder
 OURS = Path(__file__).parents[1] / "stages"
-MOST_BYTES = 16 * 2**20  # of Python files: they travel to every worker
+MOST_BYTES = 16 * 2**20  # of all files: they travel to every worker
 OLD_NAME = re.compile(r"\s*(?:from|import) +((?:pipeline|stages|metadata)[\w.]*)")
 
 
@@ -75,7 +77,7 @@ def add(folder: Path) -> None:
 
 
 def own() -> Files:
-    """Every Python file of a user's own folders; a worker receives these."""
+    """Every Python file of a user's own folders, and what they declare; a worker receives these."""
     if _held.read_from != folders():
         receive(_read(folders()))
     return _held.files
@@ -98,7 +100,8 @@ def files(kind: str = "*") -> Files:
     found = {_named(path): File(path) for path in OURS.glob(f"{kind}/[!_]*.py")}
     for below, file in own().items():
         its_kind, _, name = below.partition("/")
-        if kind in ("*", its_kind) and name and "/" not in name and not name.startswith("_"):
+        is_module = name.endswith(".py") and "/" not in name and not name.startswith("_")
+        if kind in ("*", its_kind) and is_module:
             name = _named(Path(below))
             if name in found:
                 raise _twice(name, found[name].path, file.path)
@@ -118,7 +121,7 @@ def find(name: str) -> File | None:
 
 
 def imported(names: Iterable[str]) -> Files:
-    """The own files of these `kind.name`s, and those that they import relatively, by path."""
+    """The own files of these `kind.name`s, and those they import relatively or declare, by path."""
     found: Files = {}
     waiting = [name.replace(".", "/") + ".py" for name in names]
     while waiting:
@@ -126,8 +129,12 @@ def imported(names: Iterable[str]) -> Files:
         if below in found or below not in own():
             continue
         found[below] = own()[below]
+        if not below.endswith(".py"):
+            continue
         with suppress(SyntaxError, ValueError):  # told by who imports it
-            for node in ast.walk(ast.parse(found[below].read())):
+            code = ast.parse(found[below].read())
+            waiting += [(Path(below).parent / it).as_posix() for it in _declared(code)]
+            for node in ast.walk(code):
                 if isinstance(node, ast.ImportFrom) and node.level:
                     at = below.split("/")[: -node.level]
                     at += (node.module or "").split(".") if node.module else []
@@ -191,23 +198,50 @@ def folders() -> list[Path]:
 
 
 def _read(folders: Sequence[Path]) -> Files:
-    """Every Python file of these folders and of installed packages.
+    """Every Python file of these folders and of installed packages, and the files they declare.
 
-    Error: RecipeError where two have a file of the same name and other bytes, or are too large.
+    Error: RecipeError where two have a file of the same name and other bytes, or are too large;
+    where a file leads out of its folder, or a declared one is not there.
     """
     found: Files = {}
     size = 0
     for folder in dict.fromkeys([*folders, *_installed()]):
-        for below, path in _python_files(folder):
+        waiting = _python_files(folder)
+        while waiting:
+            path = waiting.pop()
+            _check_inside(folder, path)
+            below = path.relative_to(folder).as_posix()
             size += path.stat().st_size
             if size > MOST_BYTES:
-                do = "keep in it what your stages import, and no more"
-                raise RecipeError(f"more than {MOST_BYTES:,} bytes of Python", str(folder), do)
+                do = "keep in it what your stages import or declare, and no more"
+                raise RecipeError(f"more than {MOST_BYTES:,} bytes", str(folder), do)
             file = File(path, path.read_bytes())
             if below in found and found[below].held != file.held:
                 raise _twice(below, found[below].path, path)
             found.setdefault(below, file)
+            if path.suffix == ".py" and b"FILES" in (file.held or b""):
+                with suppress(SyntaxError, ValueError):  # told by who imports it
+                    waiting += [path.parent / it for it in _declared(ast.parse(file.read()))]
     return found
+
+
+def _declared(code: ast.Module) -> list[str]:
+    """The texts in a module's `FILES`, which is read and not run."""
+    for node in code.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(it) for it in node.targets] == ["FILES"]:
+            return [str(it) for it in ast.literal_eval(node.value)]
+    return []
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    """RecipeError where a file is not there, or a link or `..` leads to one outside the folder."""
+    if not path.is_file():
+        raise RecipeError(
+            f"no file '{path.name}'", str(path), "mend `FILES` of the stage beside it"
+        )
+    if not path.resolve().is_relative_to(folder.resolve()) or ".." in path.parts:
+        do = "put a copy in the folder; what others can read there travels to every machine"
+        raise RecipeError(f"'{path.name}' leads out of its folder", str(path), do)
 
 
 def _installed() -> list[Path]:
@@ -221,13 +255,12 @@ def _installed() -> list[Path]:
     return found
 
 
-def _python_files(folder: Path) -> list[tuple[str, Path]]:
+def _python_files(folder: Path) -> list[Path]:
     """The files of packages, whose names are words: none of a run folder's `stages/`."""
     found = []
     for at, inside, names in os.walk(folder):
         inside[:] = sorted(it for it in inside if it.isidentifier() and it != "__pycache__")
-        paths = [Path(at, name) for name in sorted(names) if name.endswith(".py")]
-        found += [(path.relative_to(folder).as_posix(), path) for path in paths]
+        found += [Path(at, name) for name in sorted(names) if name.endswith(".py")]
     return found
 
 
@@ -261,6 +294,14 @@ class _Importer(MetaPathFinder, ExecutionLoader):
     def get_source(self, fullname: str) -> str:
         file = self._file(fullname)
         return importlib.util.decode_source(file.read()) if file else ""
+
+    def get_data(self, path: str) -> bytes:
+        """What `pkgutil.get_data` asks for: the bytes of a declared file as they were read."""
+        held = {str(file.path): file for file in own().values()}
+        if path not in held:
+            do = 'declare it: FILES = ("words.txt",)'
+            raise OSError(f"'{path}' was not sent with your stages; {do}")
+        return held[path].read()
 
     def _file(self, fullname: str) -> File | None:
         below = _below(fullname)

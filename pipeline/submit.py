@@ -1,8 +1,9 @@
 """`clipmill submit`: a run sent to a Ray cluster as a job, and followed from here.
 
-What travels is one zip: the recipe, the folders of stages on the path, and this clipmill, so that
-what was planned here is what runs there. Packages and keys are the cluster's own. Whoever reaches a
-dashboard reads every job's command and environment, so a URI with keys is refused.
+What travels is one zip: the recipe, your own stages as `own_code` read them, and this clipmill by
+the list in OURS, so that what was planned here is what runs there. Packages and keys are the
+cluster's own. Whoever reaches a dashboard reads every job's command and environment, so a URI with
+keys is refused.
 """
 
 import asyncio
@@ -32,7 +33,15 @@ from clipmill.pipeline.stage import settings_fields
 
 LOST_S = 120.0  # a head that is silent this long while its log is followed is given up
 POLL_S = 1.0
-POOLS = "clipmill/pipeline/pools/"  # makes pools to try clipmill on: no run needs it
+POOLS = "pipeline/pools"  # makes pools to try clipmill on: no run needs it
+OURS = (  # no file of this clipmill travels but these
+    *("__init__.py", "metadata/**/*.py", "pipeline/**/*.py", "stages/**/*.py"),
+    *("pipeline/recipes/*.yaml", "pipeline/own_data/*.j2", "pipeline/report/templates/*.html"),
+    *("pipeline/report/templates/*.css", "pipeline/explore/page/*.css"),
+    *("pipeline/explore/page/*.html", "pipeline/explore/page/*.js", "pipeline/explore/page/*.svg"),
+    *("stages/annotate/spam_words.json", "stages/ops/datacomp_38.json"),
+    *("stages/caption/*/*.yaml", "stages/score/phrases/*.txt"),
+)
 MACHINES = "nodes?view=hostNameList"
 
 
@@ -56,6 +65,7 @@ class Job:
 
 def send(
     plan: Plan,
+    sent: dict[str, bytes],
     *,
     address: str,
     out: str,
@@ -64,22 +74,20 @@ def send(
     keep_going: bool = False,
     workers: int | None = None,
 ) -> Job:
-    """Makes the job; RecipeError where that can't be, and then there is none."""
+    """Makes the job of what `contents` gave; RecipeError where that can't be, and there is none."""
     if not address.startswith(("http://", "https://")) or has_keys(address):
         raise RecipeError(
             found=f"'{redacted(address)}' is no address of a dashboard",
             where="--address",
             do="give http://HOST:8265, where HOST is the head",
         )
-    _refuse_keys(plan, out)
     more = [f"--set={override}" for override in plan.recipe.overrides]
     more += [f"--until={until}"] if until else []
     more += [f"--retry={reason}" for reason in retry]
     more += ["--keep-going"] if keep_going else []
     more += [f"--workers={workers}"] if workers is not None else []
-    package = packed(Path(plan.recipe.path))
     try:
-        return asyncio.run(_send(plan, address.rstrip("/"), out, more, package))
+        return asyncio.run(_send(plan, address.rstrip("/"), out, more, packed(sent)))
     except NO_CONTACT as error:
         raise RecipeError(
             found=f"no Ray head answers: {_words(error)}",
@@ -159,7 +167,8 @@ def _exit_code(job: Job, ended: dict[str, Any]) -> int:
 # What is not sent
 
 
-def _refuse_keys(plan: Plan, out: str) -> None:
+def check_keys(plan: Plan, out: str) -> None:
+    """RecipeError where a URI of the recipe, an override or `out` has keys in it."""
     texts = [("--out", out)]
     for name, keys in plan.recipe.stages.items():
         texts += [(plan.recipe.where(name), text) for text in _strings(keys)]
@@ -240,35 +249,36 @@ async def _refuse_running(head: Head, out: str) -> None:
 # What is sent
 
 
-def packed(recipe: Path) -> bytes:
-    """A zip of the recipe and of the code that planned it; equal files give equal bytes."""
+def contents(recipe: Path) -> dict[str, bytes]:
+    """What is sent, by its name there: the recipe and the code that planned it, and no link."""
     here = Path(__file__).parents[1]
-    files = {f"recipe/{recipe.name}": recipe}
-    for name in ("metadata", "pipeline", "stages"):
-        files |= _files(here / name, f"clipmill/{name}")
-    files |= {"clipmill/__init__.py": here / "__init__.py"}
-    files = {name: path for name, path in files.items() if not name.startswith(POOLS)}
-    files |= {f"recipe/stages/{name}": file.path for name, file in own_code.own().items()}
-    for folder in own_code.folders():
-        for kind in folder.iterdir():
-            if any(kind.glob("*.py")):  # a run folder has `stages` too, and no code in it
-                files |= _files(kind, f"recipe/stages/{kind.name}")
+    ours = {path for pattern in OURS for path in here.glob(pattern) if not path.is_symlink()}
+    held = {
+        f"clipmill/{path.relative_to(here).as_posix()}": path.read_bytes()
+        for path in ours
+        if not path.is_relative_to(here / POOLS)
+    }
+    held |= {f"recipe/stages/{name}": file.read() for name, file in own_code.own().items()}
+    return held | {f"recipe/{recipe.name}": recipe.read_bytes()}
+
+
+def listed(sent: dict[str, bytes]) -> str:
+    """Lines that name what is sent, with its bytes; clipmill's own files are one line."""
+    ours = [name for name in sent if name.startswith("clipmill/")]
+    sizes = {name: len(sent[name]) for name in sorted(sent.keys() - set(ours))}
+    sizes[f"clipmill/ ({len(ours)} files)"] = sum(len(sent[name]) for name in ours)
+    total = f"{len(sent)} files travel, {sum(sizes.values()):,} bytes:"
+    return "\n".join([total, *(f"{size:>13,}  {name}" for name, size in sizes.items())])
+
+
+def packed(sent: dict[str, bytes]) -> bytes:
+    """A zip of it; equal files give equal bytes."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
-        for name, path in sorted(files.items()):
+        for name, held in sorted(sent.items()):
             member = zipfile.ZipInfo(name)  # dated 1980, whenever the file was touched
-            archive.writestr(member, path.read_bytes(), zipfile.ZIP_DEFLATED)
+            archive.writestr(member, held, zipfile.ZIP_DEFLATED)
     return made.getvalue()
-
-
-def _files(folder: Path, name: str) -> dict[str, Path]:
-    """Every file below, by its name in the package; none that is hidden or compiled."""
-    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    return {
-        f"{name}/{below.as_posix()}": path
-        for below, path in found.items()
-        if not any(part.startswith((".", "__pycache__")) for part in below.parts)
-    }
 
 
 async def _upload(head: Head, package: bytes) -> str:
@@ -281,7 +291,7 @@ async def _upload(head: Head, package: bytes) -> str:
             raise RecipeError(
                 found=f"a package of {len(package):,} bytes is refused: {status} {text[-300:]}",
                 where=redacted(head.address),
-                do="keep big files out of your folder of stages",
+                do="see what is sent with --dry-run; keep big files out of your folder of stages",
             )
     return f"gcs://{name}"
 

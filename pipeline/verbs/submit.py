@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_recipe, add_retry, check_workers, planned
@@ -30,20 +31,29 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="workers of one resource profile, at most (default: as the cluster allows)",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be sent, and send nothing"
+    )
     parser.add_argument("--no-wait", action="store_true", help="return when the job is sent")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Sends the job, prints its log to its end, and returns its exit code."""
+    """Prints what it sends, sends the job, prints its log to its end, and returns its exit code."""
     plan = planned(options)
     from clipmill.pipeline.planning.retries import check_retry
 
     check_retry(plan, options.retry)
     check_workers(options.workers)
-    from clipmill.pipeline.submit import follow, send
+    from clipmill.pipeline.submit import check_keys, contents, follow, listed, send
 
+    check_keys(plan, options.out)
+    sent = contents(Path(plan.recipe.path))
+    print(listed(sent), file=sys.stdout if options.dry_run else sys.stderr)
+    if options.dry_run:
+        return DONE
     job = send(
         plan,
+        sent,
         address=options.address,
         out=options.out,
         until=options.until,

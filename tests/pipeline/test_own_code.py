@@ -48,12 +48,18 @@ def measured(batch):
     return pa.table({{"length": {function}(batch["text"]), REASON.name: none}})
 """
 COUNTING = """
+import pkgutil
+
 import pyarrow.compute as pc
+
+FILES = ("words.txt",)
+assert pkgutil.get_data(__name__, "words.txt").startswith(b"one two")
 
 
 def letters(text):
     return pc.cast(pc.utf8_length(text), "int64")
 """
+USED = {"measure/length.py", "counting.py", "words.txt"}
 RECIPE = """
 stages:
   pool: {uses: ingest.url_list, path: it.csv, caption_col: text}
@@ -70,6 +76,8 @@ def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "it.csv").write_text("url,text\nhttp://a.test/1,one\nhttp://a.test/2,three\n")
     (tmp_path / "mine" / "stages" / "measure").mkdir(parents=True)
     (tmp_path / "mine" / "stages" / "counting.py").write_text(COUNTING)
+    (tmp_path / "mine" / "stages" / "words.txt").write_text("one two")
+    (tmp_path / "mine" / "stages" / "key.pem").write_text("declared by none")
     write_stage(tmp_path)
     return tmp_path
 
@@ -119,6 +127,22 @@ def test_workers_get_the_files_as_they_were_read(project):
     shutil.rmtree("mine/stages")
     with closing(LocalExecutor(1, with_main=False)) as executor:
         assert run_plan(plan, Storage("run"), executor, Lines()).complete
+
+
+def test_a_declared_file_that_is_not_there_is_told_by_name(project, clipmill):
+    missing = project / "mine" / "stages" / "words.txt"
+    missing.unlink()
+    refused = clipmill("plan", "mine/it.yaml")
+    assert refused.code == 2
+    assert f"no file 'words.txt'\n  where: {missing}\n  do:    mend `FILES`" in refused.err
+
+
+def test_a_file_that_none_declares_is_told_with_what_to_do(project, clipmill):
+    file = project / "mine" / "stages" / "counting.py"
+    file.write_text(file.read_text().replace('(__name__, "words.txt")', '(__name__, "key.pem")'))
+    refused = clipmill("plan", "mine/it.yaml")
+    assert refused.code == 2
+    assert 'was not sent with your stages; declare it: FILES = ("words.txt",)' in refused.err
 
 
 def test_no_folder_is_looked_into_for_a_module_that_was_read(project):
@@ -184,7 +208,7 @@ def test_too_much_to_send_is_refused(project, clipmill, monkeypatch):
     monkeypatch.setattr(own_code, "MOST_BYTES", 100)
     refused = clipmill("plan", "mine/it.yaml")
     assert refused.code == 2
-    assert "more than 100 bytes of Python" in refused.err
+    assert "more than 100 bytes" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -223,7 +247,9 @@ def test_a_file_that_another_one_imports_is_the_one_that_is_named(project, clipm
     assert "counting.py:3 cannot be imported: NameError" in clipmill("plan", "mine/it.yaml").err
 
 
-@pytest.mark.parametrize("edited", ["stages/measure/length.py", "stages/counting.py"])
+@pytest.mark.parametrize(
+    "edited", ["stages/measure/length.py", "stages/counting.py", "stages/words.txt"]
+)
 def test_another_file_under_the_same_version_is_told(project, clipmill, edited):
     words = ("mine/it.yaml", "--out", "run")
     file = project / "mine" / edited
@@ -266,7 +292,7 @@ def test_an_own_model_counts_for_the_stage_that_names_it(project, monkeypatch):
     (project / "mine" / "stages" / "models" / "hues.py").write_text("from .colour import it\n")
     own_code.add(project / "mine" / "stages")
     assert set(own_code.imported(["models.colour"])) == {"models/colour.py", "models/hues.py"}
-    assert set(own_code.imported(["measure.length"])) == {"measure/length.py", "counting.py"}
+    assert set(own_code.imported(["measure.length"])) == USED
     assert not own_code.imported(["annotate.caption", "models.reference"])
 
 
@@ -276,7 +302,7 @@ def test_what_is_no_package_is_not_read(project):
         (folder / name).mkdir()
         (folder / name / "it.py").write_text("never = 1")
     own_code.add(folder)
-    assert set(own_code.own()) == {"measure/length.py", "counting.py"}
+    assert set(own_code.own()) == USED
     assert os.environ.get(own_code.VARIABLE, "") == ""
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -32,21 +33,13 @@ LISTED = {"submission_id": "clipmill-it-1", "status": "RUNNING"}
 
 @pytest.fixture(scope="module")
 def packages():
-    """What was packed by its sources: to pack all our code takes longer than most tests here."""
-    made = {}
-
-    def packed(recipe: Path) -> bytes:
-        key = (recipe.name, recipe.read_bytes(), *own_code.folders())
-        if key not in made:
-            made[key] = PACKED(recipe)
-        return made[key]
-
-    return packed
+    """Zips by what is in them: to pack all our code takes longer than most tests here."""
+    return lru_cache(lambda held: PACKED(dict(held)))
 
 
 @pytest.fixture
 def head(packages, monkeypatch):
-    monkeypatch.setattr(submit, "packed", packages)
+    monkeypatch.setattr(submit, "packed", lambda sent: packages(tuple(sent.items())))
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "no-such-file")
@@ -109,30 +102,47 @@ def test_an_override_travels_whatever_is_in_it(head, send):
     assert "--set=images.user_agent_token=it's $HOME; exit" in run_arguments(head)
 
 
-def test_the_package_holds_the_recipe_and_the_code_that_planned_it(head, send, folder):
+@pytest.fixture
+def own(folder) -> Path:
+    """A folder of own stages with files that nobody declared, and the recipe that uses two."""
     copied = folder / "stages" / "toy"
     shutil.copytree(STAGES / "stages" / "toy", copied)
     (copied / "__pycache__").mkdir(exist_ok=True)
-    (copied / "__pycache__" / "power.pyc").touch()
-    (copied / ".env").write_text("hidden")
-    (copied / "words.txt").write_text("beside its stage")
+    for name in ("__pycache__/power.pyc", ".env", "key.pem", "credentials.json", "photo.png"):
+        (copied / name).write_text("not declared")
+    (copied / "words.txt").write_text("declared")
+    with (copied / "power.py").open("a") as power:
+        power.write('\nFILES = ("words.txt",)\n')
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "secret.py").write_text("a link's target")
+    (copied / "linked").symlink_to(folder / "elsewhere")
     (folder / "stages" / "pool-0123").mkdir()  # as in a run folder
     (folder / "stages" / "pool-0123" / "000000.parquet").touch()
     (folder / "it.yaml").write_text(
         "stages:\n  numbers: {uses: toy.numbers, path: pool}\n"
         "  square: {uses: toy.power, from: numbers}\n"
     )
-    assert send().code == 0
+    return copied
+
+
+def test_the_package_holds_the_recipe_the_code_that_planned_it_and_what_it_declares(
+    head, send, folder, own
+):
+    said = send()
+    assert said.code == 0
     [(name, data)] = head.packages.items()
     assert head.sent[0]["runtime_env"] == {"working_dir": f"gcs://{name}"}
     package = zipfile.ZipFile(io.BytesIO(data))
     names = set(package.namelist())
-    wanted = {"recipe/it.yaml", *(f"recipe/stages/toy/{it}" for it in ("power.py", "words.txt"))}
-    ours = ("stages/ingest/datacomp.py", "pipeline/recipes/smoke.yaml", "__init__.py")
-    assert wanted | {f"clipmill/{it}" for it in ours} < names
-    assert not [
-        name for name in names if re.search(r"\.pyc|/\.|\.parquet|^tests|/pipeline/pools/", name)
-    ]
+    ours = {name for name in names if name.startswith("clipmill/")}
+    python = {path.name for path in (STAGES / "stages" / "toy").glob("*.py")}
+    theirs = {f"recipe/stages/toy/{it}" for it in (*python, "words.txt")}
+    assert names - ours == {"recipe/it.yaml", *theirs}
+    listed = (line.split() for line in said.err.splitlines() if "  recipe/" in line)
+    assert {name: int(size.replace(",", "")) for size, name in listed} == {
+        name: package.getinfo(name).file_size for name in names - ours
+    }
+    assert f"clipmill/ ({len(ours)} files)" in said.err
 
     there = folder / "there"
     package.extractall(there)
@@ -198,7 +208,41 @@ def test_the_head_is_shown_the_token_that_ray_would_show(head, send, folder, mon
     assert "sesame" not in said.out + said.err + str(head.sent)
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a release has no list of its files")
+def test_of_clipmill_all_that_is_in_the_repository_travels_and_nothing_else(folder):
+    command = ["git", "ls-files", "metadata", "pipeline", "stages", "clipmill/__init__.py"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = {name.removeprefix("clipmill/") for name in submit.contents(folder / "it.yaml")}
+    wanted = {name.removeprefix("clipmill/") for name in tracked.stdout.split()}
+    assert names - {"recipe/it.yaml"} == {
+        name for name in wanted if not name.startswith("pipeline/pools/")
+    }
+
+
+def test_a_dry_run_prints_each_file_with_its_size_and_asks_nobody(head, send, own):
+    said = send("--dry-run")
+    assert said.code == 0
+    first, *lines = said.out.splitlines()
+    assert re.fullmatch(r"\d{3} files travel, [\d,]{7,} bytes:", first)
+    assert f"{len('declared'):>13}  recipe/stages/toy/words.txt" in lines
+    assert not re.search("pem|credentials|photo|secret|parquet", said.out)
+    assert head.asked == []
+
+
 # What is not sent
+
+
+@pytest.mark.parametrize("name", ["secret.py", "../toy/words.txt", "/etc/hostname"])
+def test_a_file_that_leads_out_of_its_folder_is_refused_by_name(name, head, send, own, folder):
+    if name == "secret.py":
+        (own / name).symlink_to(folder / "elsewhere" / name)
+    else:
+        (own / "mine.py").write_text(f"FILES = ({name!r},)")
+    said = send()
+    assert said.code == 2
+    assert f"'{Path(name).name}' leads out of its folder" in said.err
+    assert "put a copy in the folder" in said.err
+    assert head.asked == []
 
 
 @pytest.mark.parametrize(
