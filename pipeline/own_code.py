@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -62,7 +63,7 @@ Files = dict[str, File]  # by path below their folder: `score/shouting.py`
 @dataclass
 class _Held:
     added: list[Path] = field(default_factory=list)
-    read_from: list[Path] | None = None
+    read_from: tuple[object, ...] | None = None
     files: Files = field(default_factory=dict)
 
 
@@ -78,7 +79,7 @@ def add(folder: Path) -> None:
 
 def own() -> Files:
     """Every Python file of a user's own folders, and what they declare; a worker receives these."""
-    if _held.read_from != folders():
+    if _held.read_from != _named():
         receive(_read(folders()))
     return _held.files
 
@@ -89,7 +90,7 @@ def receive(files: Files) -> None:
     if any(before[name].held != files[name].held for name in before.keys() & files.keys()):
         for module in [it for it in sys.modules if it.partition(".")[0] == NAME]:
             del sys.modules[module]
-    _held.read_from, _held.files = folders(), files
+    _held.read_from, _held.files = _named(), files
 
 
 def files(kind: str = "*") -> Files:
@@ -97,12 +98,12 @@ def files(kind: str = "*") -> Files:
 
     Error: RecipeError where an own file stands in the place of one of clipmill's.
     """
-    found = {_named(path): File(path) for path in OURS.glob(f"{kind}/[!_]*.py")}
+    found = {_kind_and_name(path): File(path) for path in OURS.glob(f"{kind}/[!_]*.py")}
     for below, file in own().items():
         its_kind, _, name = below.partition("/")
         is_module = name.endswith(".py") and "/" not in name and not name.startswith("_")
         if kind in ("*", its_kind) and is_module:
-            name = _named(Path(below))
+            name = _kind_and_name(Path(below))
             if name in found:
                 raise _twice(name, found[name].path, file.path)
             found[name] = file
@@ -126,21 +127,29 @@ def imported(names: Iterable[str]) -> Files:
     waiting = [name.replace(".", "/") + ".py" for name in names]
     while waiting:
         below = waiting.pop()
-        if below in found or below not in own():
-            continue
-        found[below] = own()[below]
-        if not below.endswith(".py"):
-            continue
-        with suppress(SyntaxError, ValueError):  # told by who imports it
-            code = ast.parse(found[below].read())
-            waiting += [(Path(below).parent / it).as_posix() for it in _declared(code)]
-            for node in ast.walk(code):
-                if isinstance(node, ast.ImportFrom) and node.level:
-                    at = below.split("/")[: -node.level]
-                    at += (node.module or "").split(".") if node.module else []
-                    places = ["/".join(at), *("/".join([*at, it.name]) for it in node.names)]
-                    waiting += [f"{it}{end}" for it in places for end in (".py", "/__init__.py")]
+        file = own().get(below)
+        if file and below not in found:
+            found[below] = file
+            waiting += _needs(below, file.read()) if below.endswith(".py") else ()
     return found
+
+
+@lru_cache(1024)
+def _needs(below: str, held: bytes) -> tuple[str, ...]:
+    """The files that a Python file may import relatively, or declares; by path, there or not."""
+    at = below.split("/")
+    found: list[str] = []
+    with suppress(SyntaxError, ValueError):  # told by who imports it
+        code = ast.parse(held)
+        found += ["/".join([*at[:-1], name]) for name in _declared(code)]
+        for node in ast.walk(code):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                module = [*at[: -node.level], *(node.module.split(".") if node.module else ())]
+                places = [module, *([*module, it.name] for it in node.names)]
+                found += [
+                    f"{'/'.join(it)}{end}" for it in places for end in (".py", "/__init__.py")
+                ]
+    return tuple(found)
 
 
 def load(name: str, where: str) -> ModuleType:
@@ -179,7 +188,7 @@ def _broken(name: str, file: File, error: BaseException, where: str) -> RecipeEr
     return RecipeError(found, where, "mend the file, or install what it imports")
 
 
-def _named(path: Path) -> str:
+def _kind_and_name(path: Path) -> str:
     return f"{path.parent.name}.{path.stem}"
 
 
@@ -189,6 +198,11 @@ def _twice(name: str, one: Path, other: Path) -> RecipeError:
 
 
 # What is read
+
+
+def _named() -> tuple[object, ...]:
+    """What `folders` depends on."""
+    return (*_held.added, os.environ.get(VARIABLE), os.getcwd())
 
 
 def folders() -> list[Path]:
@@ -205,7 +219,7 @@ def _read(folders: Sequence[Path]) -> Files:
     """
     found: Files = {}
     size = 0
-    for folder in dict.fromkeys([*folders, *_installed()]):
+    for folder in dict.fromkeys([*folders, *_installed(tuple(sys.path))]):
         waiting = _python_files(folder)
         while waiting:
             path = waiting.pop()
@@ -244,15 +258,16 @@ def _check_inside(folder: Path, path: Path) -> None:
         raise RecipeError(f"'{path.name}' leads out of its folder", str(path), do)
 
 
-def _installed() -> list[Path]:
-    """The folders of packages that declare stages, which are found and not imported."""
+@lru_cache
+def _installed(path: tuple[str, ...]) -> tuple[Path, ...]:
+    """The folders of packages on this path that declare stages; they are not imported."""
     found = []
     for point in importlib.metadata.entry_points(group=GROUP):
         top, *below = point.value.split(".")
         spec = PathFinder.find_spec(top)
         places = spec.submodule_search_locations if spec else None
         found += [Path(place, *below) for place in places or ()]
-    return found
+    return tuple(found)
 
 
 def _python_files(folder: Path) -> list[Path]:
