@@ -13,10 +13,10 @@ import polars as pl
 
 import clipmill
 from clipmill.pipeline.explore.session import Session
-from clipmill.pipeline.ledger.diff import diff
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.show import Wanted, show
-from clipmill.pipeline.ledger.sides import side_of
+from clipmill.pipeline.ledger.selection.diff import diff
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.show import Wanted, show
+from clipmill.pipeline.ledger.selection.sides import side_of
 from clipmill.pipeline.run_folder.state import RunState, latest
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipmill.pipeline.ledger.show import Wanted, show
+from clipmill.pipeline.ledger.selection.show import Wanted, show
 from clipmill.pipeline.report.show_page import show_page
 from clipmill.pipeline.run_folder.state import latest
 from tests.browser import Tab, started

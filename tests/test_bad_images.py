@@ -14,7 +14,7 @@ from PIL import Image
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.pools.faults import bomb

@@ -14,10 +14,10 @@ from PIL import Image
 import clipmill
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.sweep import sweep
-from clipmill.pipeline.ledger.table import UnfinishedWarning
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.rows.table import UnfinishedWarning
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.sweep import sweep
+from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.planning.given import recipe_given
 from tests.drawn import HOSTILE
 from tests.parsed import Page

@@ -23,8 +23,8 @@ import pytest
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.schema import REASON, REASON_TYPE, TEXT, UID, Column
 from clipmill.pipeline.engine.worker import worker_of
-from clipmill.pipeline.ledger.results import losses
-from clipmill.pipeline.ledger.stored import artifacts
+from clipmill.pipeline.ledger.proof.results import losses
+from clipmill.pipeline.ledger.rows.stored import artifacts
 from clipmill.pipeline.own_code import VARIABLE
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.recipe import load_recipe

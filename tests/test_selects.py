@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipmill.metadata.schema import KEEP, POSITION, SHARD, UID
-from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.selects import thresholds_of
 from clipmill.pipeline.run_folder.state import RunState

@@ -17,9 +17,9 @@ from clipmill.pipeline.bench.arms import random_name, subset_name
 from clipmill.pipeline.bench.prepare import Prepared
 from clipmill.pipeline.bench.recipe import leaks_of
 from clipmill.pipeline.bench.spec import RAW
-from clipmill.pipeline.ledger.compare import Comparison
-from clipmill.pipeline.ledger.results import MOST_EPOCHS, Cell, Results, compared
-from clipmill.pipeline.ledger.trials import arms as arms_of
+from clipmill.pipeline.ledger.proof.compare import Comparison
+from clipmill.pipeline.ledger.proof.results import MOST_EPOCHS, Cell, Results, compared
+from clipmill.pipeline.ledger.proof.trials import arms as arms_of
 from clipmill.pipeline.run_folder.state import RunState
 
 LEAKS, LOGS = "leaks.parquet", "log"  # of evaluate.leaks, in out/; of train.clip, in its folder

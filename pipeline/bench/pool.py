@@ -15,7 +15,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.bench.spec import Bench
 from clipmill.pipeline.errors import RecipeError, did_you_mean
 from clipmill.pipeline.export import Wanted, check_done, planned_export
-from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.run_folder import lock
 from clipmill.pipeline.run_folder.rows import PoolShards

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from clipmill.metadata.stats import Estimate
 from clipmill.pipeline.bench.board import Board, Line
-from clipmill.pipeline.ledger.compare import Comparison
+from clipmill.pipeline.ledger.proof.compare import Comparison
 from clipmill.pipeline.run_folder.words import duration
 
 MINUS = "\N{MINUS SIGN}"

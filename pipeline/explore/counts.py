@@ -14,7 +14,7 @@ from clipmill.pipeline.explore.columns import Bools, Codes, Columns, Numbers
 from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of, sides
-from clipmill.pipeline.ledger.scores import SAMPLED, ScoreColumn, ScoreCut, edges_of
+from clipmill.pipeline.ledger.selection.scores import SAMPLED, ScoreColumn, ScoreCut, edges_of
 
 # Shapes: N rows of a root, B bins.
 

@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore.columns import Columns
-from clipmill.pipeline.ledger.causes import KEPT, Cause, causes, failed_later, later_stages
-from clipmill.pipeline.ledger.funnel import in_order, is_end
-from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.ledger.selection.causes import (
+    KEPT,
+    Cause,
+    causes,
+    failed_later,
+    later_stages,
+)
+from clipmill.pipeline.ledger.selection.funnel import in_order, is_end
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.run_folder.state import RunState
 
 

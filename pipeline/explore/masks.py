@@ -17,7 +17,7 @@ from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
 from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.lost import Lost, lost
 from clipmill.pipeline.explore.moved import Moves
-from clipmill.pipeline.ledger.causes import Cause
+from clipmill.pipeline.ledger.selection.causes import Cause
 
 # Shapes: N rows of a root.
 

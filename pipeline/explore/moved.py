@@ -14,10 +14,9 @@ from clipmill.metadata.schema import KEEP, UID
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore import asked
 from clipmill.pipeline.explore.columns import Bools, Columns
-from clipmill.pipeline.ledger.ahead import ahead
-from clipmill.pipeline.ledger.stored import stored
-from clipmill.pipeline.ledger.swept import asked_of, read_and_made
-from clipmill.pipeline.ledger.vary import select_stage
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.selection.counterfactual import asked_of, read_and_made, select_stage
 from clipmill.pipeline.planning.plan import check_threshold
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.planning.selects import thresholds_of, verdicts_of

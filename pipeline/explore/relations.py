@@ -11,9 +11,9 @@ from clipmill.pipeline.explore.columns import Bools, Columns, Numbers
 from clipmill.pipeline.explore.counts import Apart
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import CutAt, cuts_of
-from clipmill.pipeline.ledger.relations import Breaking, Moments, quantiles
-from clipmill.pipeline.ledger.rules import MOST_RULES
-from clipmill.pipeline.ledger.scores import GOES
+from clipmill.pipeline.ledger.selection.relations import Breaking, Moments, quantiles
+from clipmill.pipeline.ledger.selection.rules import MOST_RULES
+from clipmill.pipeline.ledger.selection.scores import GOES
 
 # Shapes: N rows of a root, M of them that meet the filters.
 

@@ -15,8 +15,8 @@ from clipmill.pipeline.explore.held import Held
 from clipmill.pipeline.explore.relations import relations
 from clipmill.pipeline.explore.shown import picture_of, rows_shown, run_facts
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.clusters import cluster_maps
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.findings.clusters import cluster_maps
+from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.run_folder.state import latest
 
 PICTURE_BYTES = 60 << 20  # of small pictures that are held

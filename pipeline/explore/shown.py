@@ -10,9 +10,14 @@ from clipmill.pipeline.explore.columns import NOT_YET, Columns
 from clipmill.pipeline.explore.lost import ends_of
 from clipmill.pipeline.explore.masks import Masks
 from clipmill.pipeline.explore.moved import cuts_of
-from clipmill.pipeline.ledger.at_row import shown
-from clipmill.pipeline.ledger.pictured import image_stages, last_that_stores, pictured, pictures_at
-from clipmill.pipeline.ledger.stored import Place, rows_at
+from clipmill.pipeline.ledger.rows.pictures import (
+    image_stages,
+    last_that_stores,
+    pictured,
+    pictures_at,
+)
+from clipmill.pipeline.ledger.rows.stage_row import shown
+from clipmill.pipeline.ledger.rows.stored import Place, rows_at
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.report.pictures import small_picture
 from clipmill.pipeline.run_folder.state import RunState, summary

@@ -13,11 +13,11 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from clipmill.metadata.passes import NOT_SELECTED
-from clipmill.pipeline.ledger.causes import Cause, causes
-from clipmill.pipeline.ledger.exports import Export, exports
-from clipmill.pipeline.ledger.funnel import is_end
-from clipmill.pipeline.ledger.notes import notes
-from clipmill.pipeline.ledger.reasons import ShardReasons
+from clipmill.pipeline.ledger.findings.notes import notes
+from clipmill.pipeline.ledger.selection.causes import Cause, causes
+from clipmill.pipeline.ledger.selection.exports import Export, exports
+from clipmill.pipeline.ledger.selection.funnel import is_end
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons
 from clipmill.pipeline.planning.planned import PlannedStage
 from clipmill.pipeline.run_folder.ran import newest_name
 from clipmill.pipeline.run_folder.state import RunState

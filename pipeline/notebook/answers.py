@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from clipmill.pipeline.ledger import funnel, sweep, why
-from clipmill.pipeline.ledger.images import StoredImage
+from clipmill.pipeline.ledger.rows.pictures import StoredImage
+from clipmill.pipeline.ledger.selection import funnel, sweep, why
 from clipmill.pipeline.planning import plan
 from clipmill.pipeline.planning.bindings import columns_of
 from clipmill.pipeline.report.page import render

@@ -1,6 +1,5 @@
 """A run folder in Python: its rows, its pictures, and what the ledger answers about it."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,22 +43,19 @@ class Run:
         `where` is a condition as `select.where` has it. Of an unfinished run, what is there, with
         a warning.
         """
-        from clipmill.pipeline.ledger.table import UnfinishedWarning, rows_of, said
+        from clipmill.pipeline.ledger.rows.table import table
 
-        rows = rows_of(self.state, stage, columns, where, dropped)
-        if rows.unfinished:
-            warnings.warn(said(rows.unfinished), UnfinishedWarning, stacklevel=2)
-        return rows.lazy()
+        return table(self.state, stage, columns, where, dropped, stacklevel=3)
 
     def images(self, stage: str, uids: Iterable[str]) -> "answers.Images":
         """The stored picture of each uid, and why there is none; shown, they are pictures."""
-        from clipmill.pipeline.ledger.images import images
+        from clipmill.pipeline.ledger.rows.pictures import images
 
         return answers.Images(images(self.state, stage, uids))
 
     def funnel(self) -> "answers.Funnel":
         """Where the rows went, by stage and reason, and each lost row at its first cause."""
-        from clipmill.pipeline.ledger.funnel import funnel
+        from clipmill.pipeline.ledger.selection.funnel import funnel
 
         return answers.shown(answers.Funnel, funnel(self.state), self.state)
 
@@ -68,14 +64,14 @@ class Run:
 
         `row` is its uid, of which 8 digits may do, its link, or its caption or a part of it.
         """
-        from clipmill.pipeline.ledger.why import whys
+        from clipmill.pipeline.ledger.selection.why import whys
 
         (answer,) = whys(self.state, [row])
         return answers.shown(answers.Why, answer, self.state)
 
     def sweep(self, stage: str, vary: str) -> "answers.Sweep":
         """What a select stage would keep at each value of `vary`: `clip_score=0.10:0.40:0.02`."""
-        from clipmill.pipeline.ledger.sweep import sweep
+        from clipmill.pipeline.ledger.selection.sweep import sweep
 
         return answers.shown(answers.Sweep, sweep(self.state, stage, vary), self.state)
 
@@ -91,6 +87,6 @@ class Run:
         RecipeError where they are not its rows as `table` has them: later passes, a mask, shards
         that are missing.
         """
-        from clipmill.pipeline.ledger.files import glob_of
+        from clipmill.pipeline.ledger.rows.table import glob_of
 
         return glob_of(self.state, stage)

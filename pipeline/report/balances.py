@@ -5,7 +5,7 @@ from math import log10
 from typing import Any
 
 from clipmill.metadata.schema import BALANCE_RANK
-from clipmill.pipeline.ledger.balances import Balance, ConceptRows, Curve
+from clipmill.pipeline.ledger.findings.balances import Balance, ConceptRows, Curve
 from clipmill.pipeline.report.charts import lines, short
 from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState

@@ -10,15 +10,15 @@ from typing import Any
 
 import yaml
 
-from clipmill.pipeline.ledger.balances import balances
-from clipmill.pipeline.ledger.captions import captions
-from clipmill.pipeline.ledger.clusters import cluster_maps
-from clipmill.pipeline.ledger.duplicates import duplicates
-from clipmill.pipeline.ledger.funnel import Funnel, funnel
-from clipmill.pipeline.ledger.leaks import leaks
-from clipmill.pipeline.ledger.notes import notes
-from clipmill.pipeline.ledger.planted import last_planted
-from clipmill.pipeline.ledger.results import Results, losses, results
+from clipmill.pipeline.ledger.findings.balances import balances
+from clipmill.pipeline.ledger.findings.clusters import cluster_maps
+from clipmill.pipeline.ledger.findings.duplicates import duplicates
+from clipmill.pipeline.ledger.findings.leaks import leaks
+from clipmill.pipeline.ledger.findings.notes import notes
+from clipmill.pipeline.ledger.findings.planted import last_planted
+from clipmill.pipeline.ledger.proof.results import Results, losses, results
+from clipmill.pipeline.ledger.rows.captions import captions
+from clipmill.pipeline.ledger.selection.funnel import Funnel, funnel
 from clipmill.pipeline.ledger.work import StageWork, work
 from clipmill.pipeline.report.balances import balance_section
 from clipmill.pipeline.report.captions import caption_section

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from clipmill.pipeline.ledger.captions import Caption, Captions
+from clipmill.pipeline.ledger.rows.captions import Caption, Captions
 from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.run_folder.words import in_words

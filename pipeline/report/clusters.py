@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from clipmill.metadata.schema import TEXT
-from clipmill.pipeline.ledger.cluster_sizes import OverSize
-from clipmill.pipeline.ledger.clusters import Cluster, ClusterMap, SizeGroup
-from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.ledger.findings.cluster_counts import OverSize
+from clipmill.pipeline.ledger.findings.clusters import Cluster, ClusterMap, SizeGroup
+from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
 from clipmill.pipeline.report.charts import short
 from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clipmill.pipeline.ledger.causes import named_in
-from clipmill.pipeline.ledger.diff import Diff, Fate, Move
-from clipmill.pipeline.ledger.sides import Side
-from clipmill.pipeline.ledger.stored import Place, rows_at
+from clipmill.pipeline.ledger.rows.stored import Place, rows_at
+from clipmill.pipeline.ledger.selection.causes import named_in
+from clipmill.pipeline.ledger.selection.diff import Diff, Fate, Move
+from clipmill.pipeline.ledger.selection.sides import Side
 from clipmill.pipeline.report.page import render
 from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.variants import Change

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from clipmill.pipeline.ledger.causes import KEPT
-from clipmill.pipeline.ledger.cuts import CutRows
-from clipmill.pipeline.ledger.funnel import End
-from clipmill.pipeline.ledger.scores import Score
-from clipmill.pipeline.ledger.stored import Place
-from clipmill.pipeline.ledger.survey import RowValues, Survey, survey
+from clipmill.pipeline.ledger.rows.stored import Place
+from clipmill.pipeline.ledger.selection.causes import KEPT
+from clipmill.pipeline.ledger.selection.funnel import End
+from clipmill.pipeline.ledger.selection.scores import Score
+from clipmill.pipeline.ledger.selection.survey import CutRows, RowValues, Survey, survey
 from clipmill.pipeline.report.charts import histogram
 from clipmill.pipeline.report.pictures import LARGE
 from clipmill.pipeline.report.relations import relation_section

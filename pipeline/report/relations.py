@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clipmill.pipeline.ledger.relations import Broken, Five, GroupSpread, Relations, Spread
+from clipmill.pipeline.ledger.selection.relations import (
+    Broken,
+    Five,
+    GroupSpread,
+    Relations,
+    Spread,
+)
 
 MOST_SETS = 12  # of rules that rows break together
 MOST_PAIRS = 12  # of numbers, the most alike first

@@ -5,8 +5,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipmill.metadata.schema import HTTP_STATUS, IMAGE, IMAGE_BYTES, TEXT, UID, URL
-from clipmill.pipeline.ledger.pictured import pictures_at
-from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.ledger.rows.pictures import pictures_at
+from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
 from clipmill.pipeline.report.pictures import SMALL, picture
 from clipmill.pipeline.run_folder.state import RunState
 

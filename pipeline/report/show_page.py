@@ -4,9 +4,9 @@ from itertools import groupby
 from typing import Any
 
 from clipmill.metadata.schema import IMAGE_BYTES, TEXT, URL
-from clipmill.pipeline.ledger.show import Lines, Show
-from clipmill.pipeline.ledger.stored import Place, binding
-from clipmill.pipeline.ledger.table import said as said_of
+from clipmill.pipeline.ledger.rows.stored import Place, binding
+from clipmill.pipeline.ledger.rows.table import said as said_of
+from clipmill.pipeline.ledger.selection.show import Lines, Show
 from clipmill.pipeline.report.page import render
 from clipmill.pipeline.report.pictures import LARGE
 from clipmill.pipeline.report.samples import samples_at

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.metadata.schema import IMAGE_BYTES, SHA256, TEXT, URL
-from clipmill.pipeline.ledger.duplicates import Duplicates
-from clipmill.pipeline.ledger.leaks import Leaks
-from clipmill.pipeline.ledger.stored import Place, binding, rows_at
+from clipmill.pipeline.ledger.findings.duplicates import Duplicates
+from clipmill.pipeline.ledger.findings.leaks import Leaks
+from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
 from clipmill.pipeline.planning.planned import Binding
 from clipmill.pipeline.report.samples import samples_at
 from clipmill.pipeline.run_folder.state import RunState

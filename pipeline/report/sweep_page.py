@@ -3,8 +3,8 @@
 from typing import Any
 
 from clipmill.metadata.schema import IMAGE, IMAGE_BYTES
-from clipmill.pipeline.ledger.stored import binding, rows_at
-from clipmill.pipeline.ledger.sweep import Sample, Sweep
+from clipmill.pipeline.ledger.rows.stored import binding, rows_at
+from clipmill.pipeline.ledger.selection.sweep import Sample, Sweep
 from clipmill.pipeline.report.charts import Line, lines
 from clipmill.pipeline.report.page import render
 from clipmill.pipeline.report.pictures import picture

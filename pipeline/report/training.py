@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmill.pipeline.ledger.results import LossCurve
+from clipmill.pipeline.ledger.proof.results import LossCurve
 from clipmill.pipeline.report.charts import Band, bands
 
 POINTS = 300  # of a line: no screen shows more

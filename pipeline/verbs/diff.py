@@ -11,7 +11,7 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_stages
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.diff import Diff, Fate, GroupRows, Selection
+    from clipmill.pipeline.ledger.selection.diff import Diff, Fate, GroupRows, Selection
 
 HELP = "rows that another variant, stage or run gained and lost, by cause"
 EXAMPLES = """\
@@ -42,8 +42,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the moves; with `--html` writes a page of them."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.diff import diff
-    from clipmill.pipeline.ledger.sides import side_of
+    from clipmill.pipeline.ledger.selection.diff import diff
+    from clipmill.pipeline.ledger.selection.sides import side_of
 
     before, after = (side_of(text, options.run) for text in (options.before, options.after))
     answer = diff(before, after)

@@ -120,7 +120,7 @@ def _stopped(outcome: "Outcome") -> Exception:
 
 
 def _results(outcome: "Outcome") -> list[dict[str, Any]]:
-    from clipmill.pipeline.ledger.stored import json_artifacts
+    from clipmill.pipeline.ledger.rows.stored import json_artifacts
 
     return json_artifacts(outcome.state.stages[STAGE], "results")
 

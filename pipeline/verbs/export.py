@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes the files, and prints how many rows left and how many stayed."""
     from clipmill.pipeline.export import Wanted, export
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.dropped import dropped
+    from clipmill.pipeline.ledger.selection.dropped import dropped
     from clipmill.pipeline.progress import watcher
 
     state = opened(options)

@@ -10,7 +10,7 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.funnel import Funnel, StageRows
+    from clipmill.pipeline.ledger.selection.funnel import Funnel, StageRows
 
 HELP = "where the pool's rows went, by stage and reason"
 EXAMPLES = """\
@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the counts."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.funnel import funnel
+    from clipmill.pipeline.ledger.selection.funnel import funnel
 
     answer = funnel(opened(options))
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))

@@ -13,7 +13,7 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.planted import KindRows, Planted
+    from clipmill.pipeline.ledger.findings.planted import KindRows, Planted
 
 HELP = "build a raw pool whose faults are known, serve it, score a run on it"
 EXAMPLES = """\
@@ -107,7 +107,7 @@ def _build(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.planted import planted
+    from clipmill.pipeline.ledger.findings.planted import planted
     from clipmill.pipeline.run_folder.state import latest
 
     answer = planted(latest(options.run), options.directory)
@@ -116,7 +116,7 @@ def _score(options: argparse.Namespace) -> None:
 
 def text(planted: "Planted") -> str:
     """Markdown tables: one a select stage, and how well scores tell faults."""
-    from clipmill.pipeline.ledger.truth import MAX_VALUES
+    from clipmill.pipeline.ledger.findings.planted import MAX_VALUES
 
     lines = []
     for judged in planted.selects:

@@ -9,8 +9,8 @@ from clipmill.pipeline.verbs._options import add_run, add_variant, beside, opene
 
 if TYPE_CHECKING:
     from clipmill.metadata.stats import Estimate
-    from clipmill.pipeline.ledger.compare import Comparison
-    from clipmill.pipeline.ledger.results import Results
+    from clipmill.pipeline.ledger.proof.compare import Comparison
+    from clipmill.pipeline.ledger.proof.results import Results
 
 HELP = "a run on one HTML page"
 EXAMPLES = """\
@@ -43,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page; prints its results in a few lines, and where it is."""
-    from clipmill.pipeline.ledger.results import results
+    from clipmill.pipeline.ledger.proof.results import results
     from clipmill.pipeline.report.build import report
 
     state = opened(options)

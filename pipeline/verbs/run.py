@@ -143,8 +143,8 @@ def page(outcome: "Outcome", answer: "Summary", again: str) -> str:
 def scored(state: "RunState") -> str:
     """The arms by their headline, as `clipmill report` prints it; empty where none was evaluated,
     or so many pictures that their intervals would keep the run waiting."""
-    from clipmill.pipeline.ledger.results import compared
-    from clipmill.pipeline.ledger.trials import arms
+    from clipmill.pipeline.ledger.proof.results import compared
+    from clipmill.pipeline.ledger.proof.trials import arms
     from clipmill.pipeline.verbs.report import text
 
     every = arms(state)

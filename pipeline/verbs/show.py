@@ -10,7 +10,7 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.show import Lines, Show
+    from clipmill.pipeline.ledger.selection.show import Lines, Show
 
 HELP = "rows of one stage: a sample, the best, the dropped, those near a cut"
 EXAMPLES = """\
@@ -77,7 +77,7 @@ def _names(names: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace) -> int:
     """Prints the rows; with `--html` writes the page as well."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.show import Wanted, show
+    from clipmill.pipeline.ledger.selection.show import Wanted, show
 
     wanted = Wanted(
         stage=options.stage,
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
 
 def text(answer: "Show") -> str:
     """What the rows are, then a table of them; two a threshold."""
-    from clipmill.pipeline.ledger.table import said
+    from clipmill.pipeline.ledger.rows.table import said
 
     lines = [f"{answer.run}: {what(answer)}"]
     if answer.unfinished:

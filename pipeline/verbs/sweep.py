@@ -10,7 +10,7 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.sweep import Sweep
+    from clipmill.pipeline.ledger.selection.sweep import Sweep
 
 HELP = "what a select stage would keep at other thresholds"
 EXAMPLES = """\
@@ -40,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the rows kept at every value; with `--html` writes a page of them."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.sweep import sweep
+    from clipmill.pipeline.ledger.selection.sweep import sweep
     from clipmill.pipeline.report.sweep_page import sweep_page
 
     state = opened(options)

@@ -10,7 +10,7 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.variants import RunVariants, Tried
+    from clipmill.pipeline.ledger.selection.variants import RunVariants, Tried
     from clipmill.pipeline.run_folder.variants import Changes
 
 HELP = "the recipes that a run folder has seen, and what each keeps"
@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the variants, the first first."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.variants import tried
+    from clipmill.pipeline.ledger.selection.variants import tried
 
     answer = tried(options.run)
     print(json.dumps(as_json(answer), indent=1) if options.json else text(answer))

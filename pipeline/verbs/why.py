@@ -11,10 +11,10 @@ from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run, add_variant, opened
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.ledger.captions import Texts
-    from clipmill.pipeline.ledger.deciding import Deciding
-    from clipmill.pipeline.ledger.picture_place import PicturePlace
-    from clipmill.pipeline.ledger.why import Why
+    from clipmill.pipeline.ledger.rows.captions import Texts
+    from clipmill.pipeline.ledger.rows.pictures import PicturePlace
+    from clipmill.pipeline.ledger.selection.verdict import Deciding
+    from clipmill.pipeline.ledger.selection.why import Why
 
 HELP = "why samples were kept or dropped, and what stages stored for them"
 WIDTH = 80  # columns of a terminal
@@ -47,7 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints what became of each sample; as JSON one object, or a list where several are asked."""
     from clipmill.pipeline.ledger.answer import as_json
-    from clipmill.pipeline.ledger.why import whys
+    from clipmill.pipeline.ledger.selection.why import whys
 
     answers = whys(opened(options), options.samples)
     if options.json:
@@ -64,8 +64,7 @@ def text(why: "Why", has_all: bool = False) -> str:
     """What became of the sample, one sentence a cause, with what decided below it; then where it
     lies; with `has_all` a paragraph a stage."""
     from clipmill.metadata.schema import TEXT
-    from clipmill.pipeline.ledger.deciding import Deciding
-    from clipmill.pipeline.ledger.verdict import where
+    from clipmill.pipeline.ledger.selection.verdict import Deciding, where
 
     lines = [f"{why.uid}  ({where(why.shard, why.position)})"]
     if why.copies > 1:
@@ -106,7 +105,7 @@ def _picture(picture: "PicturePlace") -> Iterator[str]:
 
 def _stored(why: "Why") -> Iterator[str]:
     """A paragraph a stage with its values, then the captions."""
-    from clipmill.pipeline.ledger.verdict import caption, count, where
+    from clipmill.pipeline.ledger.selection.verdict import caption, count, where
     from clipmill.pipeline.run_folder.words import in_words
 
     below = _told_below(why)
@@ -128,7 +127,7 @@ def _stored(why: "Why") -> Iterator[str]:
 
 def _told_below(why: "Why") -> set[str]:
     """The columns that stand beside each caption, at the end."""
-    from clipmill.pipeline.ledger.captions import LISTS
+    from clipmill.pipeline.ledger.rows.captions import LISTS
 
     values = {name for texts in why.captions for it in texts.texts for name in it.values}
     return {*values, *LISTS} if why.captions else set()

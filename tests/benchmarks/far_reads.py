@@ -21,10 +21,10 @@ from functools import partial
 from unittest import mock
 
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.ledger import ahead
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.sweep import sweep
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.rows import ahead
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.sweep import sweep
+from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.report.build import report
 from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin

@@ -16,9 +16,9 @@ from pathlib import Path
 from time import perf_counter
 
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.ledger import ahead
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.rows import ahead
+from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch

@@ -25,8 +25,8 @@ from time import process_time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipmill.pipeline.ledger.duplicates import duplicates
-from clipmill.pipeline.ledger.leaks import leaks
+from clipmill.pipeline.ledger.findings.duplicates import duplicates
+from clipmill.pipeline.ledger.findings.leaks import leaks
 from clipmill.pipeline.run_folder.state import latest
 from tests.benchmarks.explore import peak_mb
 from tests.benchmarks.side_by_side import begin

@@ -23,7 +23,7 @@ from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.items import terms
+from clipmill.pipeline.ledger.proof.measured import terms
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.pools.chance import Chance

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from clipmill.pipeline.ledger import survey
+from clipmill.pipeline.ledger.selection import survey
 from clipmill.pipeline.report.build import report
 from clipmill.pipeline.run_folder.state import latest
 from tests.benchmarks.select_rows import RECIPE, write_pool

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.shuffling import by_hash, put_index, runs_of, segment_bytes, split_run
-from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.rows.stored import stored
 from clipmill.pipeline.run_folder.partitions import Partitions
 from clipmill.pipeline.run_folder.rows import PoolShards
 from tests.benchmarks.side_by_side import begin, rounds_of

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.metadata.schema import KEEP
-from clipmill.pipeline.ledger.stored import stored
-from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.selection.sweep import sweep
 from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch

@@ -19,9 +19,9 @@ import os
 import sys
 from time import process_time
 
-from clipmill.pipeline.ledger import swept
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.ledger.selection import counterfactual as swept
+from clipmill.pipeline.ledger.selection.sweep import sweep
 from clipmill.pipeline.run_folder.state import latest
 from tests.benchmarks import explore
 from tests.benchmarks.side_by_side import begin

@@ -30,8 +30,8 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid_index import FOLDER, put_index, runs_of, shards_with
 from clipmill.pipeline.engine.uid_indexes import index_run
 from clipmill.pipeline.engine.units import UnitTask
-from clipmill.pipeline.ledger import ahead
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.rows import ahead
+from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.run_folder.state import RunState
 from tests.benchmarks.side_by_side import begin
 from tests.benchmarks.toy import plan_of, run_toy, scratch

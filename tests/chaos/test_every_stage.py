@@ -29,7 +29,7 @@ pytestmark = pytest.mark.chaos
 FILES, SHARD_ROWS = 2, 70
 MODULES = (  # imported once, and not by each of some hundred forks
     *("tests.chaos.small", "torch", "pandas", "cv2", "scipy.stats", "numba"),
-    *("clipmill.pipeline.verbs._summary_page", "clipmill.pipeline.ledger.compare"),
+    *("clipmill.pipeline.verbs._summary_page", "clipmill.pipeline.ledger.proof.compare"),
     *(
         "clipmill.stages.models.reference",
         "clipmill.stages.models.features",

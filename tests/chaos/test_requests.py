@@ -9,7 +9,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.uid_index import LEAST_SHARDS
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.find import rows_of
+from clipmill.pipeline.ledger.rows.uids import rows_of
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines

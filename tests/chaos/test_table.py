@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.pipeline.ledger.table import table
+from clipmill.pipeline.ledger.rows.table import table
 from clipmill.pipeline.run_folder.state import latest
 from tests.engine_stages.harness import clipmill_run, toy_stages, write_pool
 

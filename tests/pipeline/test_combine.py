@@ -15,8 +15,8 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.funnel import Funnel, funnel
-from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.selection.funnel import Funnel, funnel
+from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
@@ -144,7 +144,7 @@ def test_why_names_the_select_that_decided_and_the_condition(ran, clipmill):
 
 
 def test_the_survey_shows_every_select_that_an_end_builds_on(ran):
-    from clipmill.pipeline.ledger.stored import selects_up_to
+    from clipmill.pipeline.ledger.rows.stored import selects_up_to
 
     names = [planned.name for planned in selects_up_to(ran.state, "any")]
     assert names == ["any", "reds", "ones", "best"]

@@ -6,9 +6,9 @@ import pytest
 
 from clipmill.metadata import storage, uid_index
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.ledger import find
-from clipmill.pipeline.ledger.images import places_of_uids
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.rows import uids as find
+from clipmill.pipeline.ledger.rows.pictures import places_of_uids
+from clipmill.pipeline.ledger.selection.why import why
 from tests.engine_stages.harness import meaning, write_pool
 
 STAGES = "  square: {uses: toy.power, from: numbers}\n"

@@ -4,8 +4,8 @@ import pytest
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore.session import Session
-from clipmill.pipeline.ledger.diff import diff
-from clipmill.pipeline.ledger.sides import side_of
+from clipmill.pipeline.ledger.selection.diff import diff
+from clipmill.pipeline.ledger.selection.sides import side_of
 from tests.pipeline.explore.conftest import Asker
 
 

@@ -11,9 +11,9 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore.columns import Numbers
 from clipmill.pipeline.explore.counts import binned
 from clipmill.pipeline.explore.session import Session
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.stored import stored
-from clipmill.pipeline.ledger.sweep import sweep
+from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.sweep import sweep
 from tests import numbered
 
 RUNS = ["numbers", "drawings", "clusters"]

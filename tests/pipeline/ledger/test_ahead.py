@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from clipmill.pipeline.ledger import ahead as readers
-from clipmill.pipeline.ledger.ahead import ahead
+from clipmill.pipeline.ledger.rows import ahead as readers
+from clipmill.pipeline.ledger.rows.ahead import ahead
 
 DISK: Any = SimpleNamespace(is_local=True)
 STORE: Any = SimpleNamespace(is_local=False)

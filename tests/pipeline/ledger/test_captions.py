@@ -8,8 +8,8 @@ import pytest
 
 from clipmill.metadata.uid import uid_of
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.captions import EXAMPLES, captions
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.rows.captions import EXAMPLES, captions
+from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.terminal import harmless
 from clipmill.pipeline.verbs.why import text
 from tests import numbered

@@ -9,17 +9,15 @@ import pytest
 
 from clipmill.metadata.schema import CLUSTER_ID, KEEP
 from clipmill.metadata.stats import wilson, wilson_bounds
-from clipmill.pipeline.ledger import clusters as ledger
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.axes import plane
-from clipmill.pipeline.ledger.cluster_rows import FEW, Tally
-from clipmill.pipeline.ledger.cluster_sizes import _values
-from clipmill.pipeline.ledger.clusters import ClusterMap, cluster_maps
-from clipmill.pipeline.ledger.groupings import group_of
-from clipmill.pipeline.ledger.stored import rows_at, stored
-from clipmill.pipeline.ledger.survey import survey
-from clipmill.pipeline.ledger.sweep import sweep
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.findings import clusters as ledger
+from clipmill.pipeline.ledger.findings.cluster_counts import FEW, Tally, _values
+from clipmill.pipeline.ledger.findings.clusters import ClusterMap, cluster_maps, plane
+from clipmill.pipeline.ledger.rows.stored import rows_at, stored
+from clipmill.pipeline.ledger.selection.groups import group_of
+from clipmill.pipeline.ledger.selection.survey import survey
+from clipmill.pipeline.ledger.selection.sweep import sweep
+from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.stage import Threshold
 
 PICTURES = 60

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipmill.pipeline.ledger.compare import Scored, compare, judged
+from clipmill.pipeline.ledger.proof.compare import Scored, compare, judged
 
 
 def scored(*values: float, seeds=None, hits=None) -> Scored:

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from clipmill.pipeline.ledger.cuts import NEAREST, CutRows
-from clipmill.pipeline.ledger.stored import rows_at, stored
-from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.rows.stored import rows_at, stored
+from clipmill.pipeline.ledger.selection.survey import NEAREST, CutRows, survey
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from PIL import Image
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger import picture_place
-from clipmill.pipeline.ledger.deciding import Deciding
-from clipmill.pipeline.ledger.why import why, whys
+from clipmill.pipeline.ledger.rows import pictures as picture_place
+from clipmill.pipeline.ledger.selection.verdict import Deciding
+from clipmill.pipeline.ledger.selection.why import why, whys
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines

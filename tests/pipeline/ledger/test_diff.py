@@ -14,11 +14,11 @@ import yaml
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger import joined, sides
-from clipmill.pipeline.ledger.diff import Diff, Fate, diff
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.sides import Side, side_of
-from clipmill.pipeline.ledger.stored import stored
+from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.selection import joined, sides
+from clipmill.pipeline.ledger.selection.diff import Diff, Fate, diff
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.sides import Side, side_of
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines

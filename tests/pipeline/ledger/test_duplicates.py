@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from clipmill.pipeline.ledger.duplicates import GROUPS, SIZES, duplicates, sizes
-from clipmill.pipeline.ledger.stored import rows_at
+from clipmill.pipeline.ledger.findings.duplicates import GROUPS, SIZES, duplicates, sizes
+from clipmill.pipeline.ledger.rows.stored import rows_at
 from tests import numbered
 from tests.drawn import HOSTILE, ROWS, caption
 

@@ -18,11 +18,11 @@ from clipmill.metadata.passes import NOT_SELECTED
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger import ahead as of_shards
-from clipmill.pipeline.ledger import funnel as of_funnel
-from clipmill.pipeline.ledger import heaps
-from clipmill.pipeline.ledger.causes import BEFORE, UNDEFINED, trace
-from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.rows import ahead as of_shards
+from clipmill.pipeline.ledger.rows import heaps
+from clipmill.pipeline.ledger.selection import funnel as of_funnel
+from clipmill.pipeline.ledger.selection.causes import BEFORE, UNDEFINED, trace
+from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.work import work
 from clipmill.pipeline.run_folder.live import live_run
 from clipmill.pipeline.run_folder.state import RunState

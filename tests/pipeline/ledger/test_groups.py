@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.pipeline.ledger import groups as module
-from clipmill.pipeline.ledger.causes import KEPT, Cause
-from clipmill.pipeline.ledger.groups import LARGEST, KeepRates, LostTo, Tally, keep_rates
-from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.selection import groups as module
+from clipmill.pipeline.ledger.selection.causes import KEPT, Cause
+from clipmill.pipeline.ledger.selection.groups import LARGEST, KeepRates, LostTo, Tally, keep_rates
+from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.run_folder.state import latest
 from tests.parsed import Page
 

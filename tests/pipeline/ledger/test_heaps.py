@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clipmill.pipeline.errors import StageError
-from clipmill.pipeline.ledger import heaps
-from clipmill.pipeline.ledger.heaps import Heaps, structured
+from clipmill.pipeline.ledger.rows import heaps
+from clipmill.pipeline.ledger.rows.heaps import Heaps, structured
 
 DTYPE = [("number", "<i8"), ("half", "<f8")]
 

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from clipmill.metadata.uid import mixed
-from clipmill.pipeline.ledger import heaps, leading
-from clipmill.pipeline.ledger.leading import Leads, group_sizes, members
+from clipmill.pipeline.ledger.findings import duplicates as leading
+from clipmill.pipeline.ledger.findings.duplicates import Leads, group_sizes, members
+from clipmill.pipeline.ledger.rows import heaps
 
 
 @pytest.fixture(params=["one heap", "many"], autouse=True)

@@ -1,9 +1,9 @@
 """Leaked rows: the limits that tell something, and rows under the task they are nearest to."""
 
-from clipmill.pipeline.ledger import leaks as module
-from clipmill.pipeline.ledger.leaks import LIMITS, SHOWN, TaskCounts, leaks, limits
-from clipmill.pipeline.ledger.near import Cut
-from clipmill.pipeline.ledger.stored import rows_at
+from clipmill.pipeline.ledger.findings import leaks as module
+from clipmill.pipeline.ledger.findings.leaks import LIMITS, SHOWN, TaskCounts, leaks, limits
+from clipmill.pipeline.ledger.rows.near import Cut
+from clipmill.pipeline.ledger.rows.stored import rows_at
 from tests.drawn import HOSTILE, ROWS, caption
 
 

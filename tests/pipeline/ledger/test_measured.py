@@ -6,9 +6,8 @@ import pytest
 
 from clipmill.metadata.evaluated import Ranks
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.ledger.items import redrawn, terms
-from clipmill.pipeline.ledger.measured import mean_of, measured, telling
-from clipmill.pipeline.ledger.trials import Task, Trial
+from clipmill.pipeline.ledger.proof.measured import mean_of, measured, redrawn, telling, terms
+from clipmill.pipeline.ledger.proof.trials import Task, Trial
 from clipmill.stages.evaluate._metrics import (
     NEVER,
     association,

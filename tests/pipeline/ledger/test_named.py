@@ -5,9 +5,9 @@ import json
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.ledger import named
-from clipmill.pipeline.ledger.named import samples
-from clipmill.pipeline.ledger.why import whys
+from clipmill.pipeline.ledger.rows import samples as named
+from clipmill.pipeline.ledger.rows.samples import samples
+from clipmill.pipeline.ledger.selection.why import whys
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.metadata.schema import Column
-from clipmill.pipeline.ledger import duplicates as of_copies
-from clipmill.pipeline.ledger import leaks as of_leaks
-from clipmill.pipeline.ledger.near import Cut, Numbers, by_shard, cut_of, evenly, spread
+from clipmill.pipeline.ledger.findings import duplicates as of_copies
+from clipmill.pipeline.ledger.findings import leaks as of_leaks
+from clipmill.pipeline.ledger.rows.near import Cut, Numbers, by_shard, cut_of, evenly, spread
 from tests import numbered
 
 

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.pipeline.ledger import notes as notes_
-from clipmill.pipeline.ledger.notes import notes
+from clipmill.pipeline.ledger.findings import notes as notes_
+from clipmill.pipeline.ledger.findings.notes import notes
 from clipmill.pipeline.ledger.summary import summary
 from clipmill.pipeline.report.build import report
 from clipmill.pipeline.run_folder.state import latest

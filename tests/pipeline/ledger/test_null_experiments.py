@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipmill.pipeline.ledger.compare import Comparison, Scored, compare, judged
-from clipmill.pipeline.ledger.items import Terms, redrawn
+from clipmill.pipeline.ledger.proof.compare import Comparison, Scored, compare, judged
+from clipmill.pipeline.ledger.proof.measured import Terms, redrawn
 
 STORED = json.loads((Path(__file__).parent / "null_seeds.json").read_text())
 FEW = 5  # seeds of each side

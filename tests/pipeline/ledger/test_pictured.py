@@ -11,8 +11,8 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.explore.session import Session
-from clipmill.pipeline.ledger.pictured import image_stages, pictured
-from clipmill.pipeline.ledger.show import Wanted, show
+from clipmill.pipeline.ledger.rows.pictures import image_stages, pictured
+from clipmill.pipeline.ledger.selection.show import Wanted, show
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines

@@ -6,7 +6,7 @@ import pytest
 
 from clipmill.metadata.sealed import read_sealed
 from clipmill.metadata.storage import Storage
-from clipmill.pipeline.ledger.truth import HARMLESS
+from clipmill.pipeline.ledger.findings.planted import HARMLESS
 from clipmill.pipeline.pools.faults import HARMLESS_LINKS
 from tests.parsed import Page
 

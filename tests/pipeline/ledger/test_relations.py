@@ -9,13 +9,19 @@ import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.ledger import relations as relations_
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.relations import QUANTILES, Breaking, Moments, Relating, quantiles
-from clipmill.pipeline.ledger.rules import rules
-from clipmill.pipeline.ledger.scores import ScoreColumn
-from clipmill.pipeline.ledger.stored import stored
-from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.selection import relations as relations_
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.relations import (
+    QUANTILES,
+    Breaking,
+    Moments,
+    Relating,
+    quantiles,
+)
+from clipmill.pipeline.ledger.selection.rules import rules
+from clipmill.pipeline.ledger.selection.scores import ScoreColumn
+from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.stages.select._sql import DEEPEST

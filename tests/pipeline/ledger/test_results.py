@@ -12,7 +12,7 @@ from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.results import Cell, Results, losses, results
+from clipmill.pipeline.ledger.proof.results import Cell, Results, losses, results
 from clipmill.pipeline.ledger.summary import summary
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe

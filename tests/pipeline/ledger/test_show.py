@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.pipeline.ledger import few
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.few import Few, Key, shards_of
-from clipmill.pipeline.ledger.show import MOST, Wanted, show
-from clipmill.pipeline.ledger.table import rows_of
+from clipmill.pipeline.ledger.rows import top as few
+from clipmill.pipeline.ledger.rows.query import query
+from clipmill.pipeline.ledger.rows.top import Key, TopRows, shards_of
+from clipmill.pipeline.ledger.selection.show import MOST, Wanted, show
 from clipmill.pipeline.report.show_page import show_page
 from clipmill.pipeline.run_folder.state import RunState
 from tests import numbered, same_counts
@@ -78,13 +78,13 @@ def test_text_ids_and_places_are_sorted_too(run):
 def test_of_many_rows_only_the_few_are_held(run, monkeypatch):
     held = []
 
-    class Watched(Few):
+    class Watched(TopRows):
         def _first(self, frame):
             found = super()._first(frame)
             held.append(len(found))
             return found
 
-    monkeypatch.setattr("clipmill.pipeline.ledger.show.Few", Watched)
+    monkeypatch.setattr("clipmill.pipeline.ledger.selection.show.TopRows", Watched)
     assert shown(run, "pool", sort="a", is_descending=True, most=2) == [19, 18]
     assert held == [2, 2, 2]
 
@@ -232,9 +232,9 @@ def test_a_million_values_in_a_condition_are_refused_at_once(run):
 
 
 def test_rows_are_ranked_shard_by_shard_as_all_at_once(run):
-    asked = rows_of(run, "pool", ["a"]).asked
+    asked = query(run, "pool", ["a"])
     for most in (1, 4, 20):
-        found = Few(Key("a", near=9.5), most, 0)
+        found = TopRows(Key("a", near=9.5), most, 0)
         for rows in shards_of(asked):
             found.add(rows, few.pl.col("value").is_not_null())
         at = few.values_at(asked, found.places, ["a"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from clipmill.pipeline.ledger import summary as summaries
-from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.ledger.summary import Passing, summary
 from clipmill.pipeline.verbs._summary_page import text
 from tests.engine_stages.harness import write_pool

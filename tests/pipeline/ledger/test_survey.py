@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger import ahead
-from clipmill.pipeline.ledger import survey as of_survey
-from clipmill.pipeline.ledger.causes import KEPT
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.stored import SHOWN, least, rows_at, stored
-from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.rows import ahead
+from clipmill.pipeline.ledger.rows.stored import SHOWN, least, rows_at, stored
+from clipmill.pipeline.ledger.selection import survey as of_survey
+from clipmill.pipeline.ledger.selection.causes import KEPT
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.run_folder.live import live_stage
 from tests.drawn import ROWS
 

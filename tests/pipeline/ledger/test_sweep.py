@@ -19,13 +19,13 @@ from clipmill.metadata.uid import uid_of
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger import swept
-from clipmill.pipeline.ledger.ahead import DISK_READERS
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.groupings import GROUPS, Groups, rows_of_groups
-from clipmill.pipeline.ledger.stored import stored
-from clipmill.pipeline.ledger.sweep import Sweep, sweep
-from clipmill.pipeline.ledger.vary import parse
+from clipmill.pipeline.ledger.rows.ahead import DISK_READERS
+from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.selection import counterfactual as swept
+from clipmill.pipeline.ledger.selection.counterfactual import parse
+from clipmill.pipeline.ledger.selection.groups import GROUPS, Groups, rows_of_groups
+from clipmill.pipeline.ledger.selection.sweep import Sweep, sweep
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines

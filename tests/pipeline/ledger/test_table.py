@@ -17,10 +17,11 @@ from clipmill.metadata.uid import uid_of
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger import scan, small_files
-from clipmill.pipeline.ledger.columns import column_at
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.table import UnfinishedWarning, rows_of, said, table
+from clipmill.pipeline.ledger.rows import scan, small_files
+from clipmill.pipeline.ledger.rows.columns import column_at
+from clipmill.pipeline.ledger.rows.query import query
+from clipmill.pipeline.ledger.rows.table import UnfinishedWarning, said, table
+from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
@@ -315,7 +316,7 @@ def test_an_unfinished_run_gives_what_is_there_and_says_so(numbered_copy):
     assert warned[0].filename == __file__
     assert numbers(rows) == [*range(1, 8), *range(15, 20), None]
     assert numbers(table(state, "pool", ["a"])) == [*range(1, 20), None], "which reads no `late`"
-    (unfinished,) = rows_of(state, "last", ["a"]).unfinished
+    (unfinished,) = query(state, "last", ["a"]).unfinished
     assert said([unfinished]) == "'last' has 0 of 3 shards: the rows of the others are left out"
     with pytest.warns(UnfinishedWarning):
         assert table(state, "last", ["a"]).collect().schema == {"uid": pl.String, "a": pl.Int64}

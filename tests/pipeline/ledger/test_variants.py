@@ -9,11 +9,11 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.explore.against import Variants
 from clipmill.pipeline.explore.columns import Columns
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.diff import diff
-from clipmill.pipeline.ledger.funnel import funnel
-from clipmill.pipeline.ledger.sides import side_of
-from clipmill.pipeline.ledger.table import table
-from clipmill.pipeline.ledger.variants import kept_by_ends, tried
+from clipmill.pipeline.ledger.rows.table import table
+from clipmill.pipeline.ledger.selection.diff import diff
+from clipmill.pipeline.ledger.selection.funnel import funnel
+from clipmill.pipeline.ledger.selection.sides import side_of
+from clipmill.pipeline.ledger.selection.variants import kept_by_ends, tried
 from clipmill.pipeline.run_folder.state import RunState, latest
 from clipmill.pipeline.verbs.variants import text
 from tests import numbered

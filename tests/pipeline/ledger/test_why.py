@@ -9,8 +9,8 @@ import pytest
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.ledger.answer import as_json
-from clipmill.pipeline.ledger.at_row import Keeper
-from clipmill.pipeline.ledger.why import why
+from clipmill.pipeline.ledger.rows.stage_row import Keeper
+from clipmill.pipeline.ledger.selection.why import why
 from clipmill.pipeline.verbs.why import text
 from tests import numbered
 from tests.pipeline.ledger.conftest import FOX, NAMED, ROWS, number

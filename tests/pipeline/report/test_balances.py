@@ -8,7 +8,7 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.balances import balances, ranked
+from clipmill.pipeline.ledger.findings.balances import balances, ranked
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines

@@ -10,8 +10,8 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.compare import Scored, compare, judged
-from clipmill.pipeline.ledger.results import results
+from clipmill.pipeline.ledger.proof.compare import Scored, compare, judged
+from clipmill.pipeline.ledger.proof.results import results
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines

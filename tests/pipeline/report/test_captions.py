@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 
-from clipmill.pipeline.ledger.captions import EXAMPLES, Caption, captions
+from clipmill.pipeline.ledger.rows.captions import EXAMPLES, Caption, captions
 from clipmill.pipeline.report.captions import shown
 
 pytestmark = pytest.mark.usefixtures("own_stages")

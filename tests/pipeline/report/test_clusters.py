@@ -11,8 +11,8 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.cluster_rows import DrawnRow
-from clipmill.pipeline.ledger.clusters import Cluster, ClusterMap, cluster_maps
+from clipmill.pipeline.ledger.findings.cluster_counts import DrawnRow
+from clipmill.pipeline.ledger.findings.clusters import Cluster, ClusterMap, cluster_maps
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines

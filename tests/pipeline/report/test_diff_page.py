@@ -8,8 +8,8 @@ import yaml
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.diff import Diff, diff
-from clipmill.pipeline.ledger.sides import side_of
+from clipmill.pipeline.ledger.selection.diff import Diff, diff
+from clipmill.pipeline.ledger.selection.sides import side_of
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines

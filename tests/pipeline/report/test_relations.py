@@ -7,7 +7,7 @@ import pytest
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.relations import (
+from clipmill.pipeline.ledger.selection.relations import (
     Broken,
     GroupSpread,
     Pair,
@@ -15,7 +15,7 @@ from clipmill.pipeline.ledger.relations import (
     RuleRows,
     Spread,
 )
-from clipmill.pipeline.ledger.survey import survey
+from clipmill.pipeline.ledger.selection.survey import survey
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
@@ -113,7 +113,7 @@ def test_the_page_has_the_counts_of_the_ledger(state, html):
 
 @pytest.mark.parametrize("sampled", [20, 60])
 def test_a_sample_is_said_to_be_one(sampled, state, monkeypatch):
-    monkeypatch.setattr("clipmill.pipeline.ledger.relations.SAMPLED", sampled)
+    monkeypatch.setattr("clipmill.pipeline.ledger.selection.relations.SAMPLED", sampled)
     is_said = "chosen by a hash of their uid. all rows" in Page(report(state)).text
     assert is_said is (sampled < 60)
 

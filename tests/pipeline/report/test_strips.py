@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from clipmill.pipeline.ledger.duplicates import GROUPS, MEMBERS, duplicates
-from clipmill.pipeline.ledger.leaks import leaks
-from clipmill.pipeline.ledger.near import Cut
+from clipmill.pipeline.ledger.findings.duplicates import GROUPS, MEMBERS, duplicates
+from clipmill.pipeline.ledger.findings.leaks import leaks
+from clipmill.pipeline.ledger.rows.near import Cut
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.report.build import report
 from clipmill.pipeline.report.strips import duplicate_strips, leak_strips

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.pipeline.ledger.results import LossCurve
+from clipmill.pipeline.ledger.proof.results import LossCurve
 from clipmill.pipeline.report.training import POINTS, training_charts
 
 

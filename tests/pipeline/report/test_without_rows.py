@@ -3,8 +3,8 @@
 import pytest
 
 from clipmill.pipeline.cli import main
-from clipmill.pipeline.ledger.measured import measured
-from clipmill.pipeline.ledger.trials import arms
+from clipmill.pipeline.ledger.proof.measured import measured
+from clipmill.pipeline.ledger.proof.trials import arms
 from clipmill.pipeline.run_folder.state import latest
 from tests.artefacts import linked
 from tests.parsed import Page

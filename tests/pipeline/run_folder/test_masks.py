@@ -16,7 +16,7 @@ from clipmill.metadata.places import is_places, read_places
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.run import Outcome, run_plan
 from clipmill.pipeline.executors.local import LocalExecutor
-from clipmill.pipeline.ledger.funnel import funnel
+from clipmill.pipeline.ledger.selection.funnel import funnel
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines

@@ -1,0 +1,213 @@
+"""What balancing did to a pool's concepts: counts before and after, the ends of them, languages."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import (
+    BALANCE_RANK,
+    CONCEPT_IDS,
+    CONCEPT_LIST,
+    DECIDING_CONCEPT,
+    KEEP,
+    LANGUAGE,
+    UID,
+)
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.stored import Place, artifacts, binding, rows_at, stored
+from clipmill.pipeline.run_folder.state import RunState
+
+# Shapes: N rows of a shard, M concepts of them, E entries of the list.
+
+ENDS = 6  # concepts shown from the heaviest and from the rarest
+PICTURES = 4  # rows of each
+POINTS = 200  # of a curve, by logarithm
+LANGUAGES = 20  # the largest
+Curve = tuple[tuple[int, int], ...]  # rank and count, from the heaviest down
+
+
+class DrawnRow(NamedTuple):
+    """Where a row stands, its least draw, the concept that drew it, and whether it stays."""
+
+    place: Place
+    rank: float | None
+    concept: str | None
+    keep: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptRows:
+    """One concept: rows that name it before and after balancing, and a few of them."""
+
+    entry: str
+    language: str | None
+    count: int
+    kept: int
+    rows: tuple[DrawnRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRows:
+    """Rows of one language, those that name a concept, and those kept."""
+
+    name: str
+    rows: int
+    matched: int
+    kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """One complete balance of `rows` rows, of which `matched` name a concept.
+
+    `expected` rows would be kept, give or take `sigma`. Of `entries` concepts `met` stand in a
+    caption, and `above` in more than t rows; a t of null is infinite.
+    """
+
+    stage: str
+    t: float | None
+    rows: int
+    matched: int
+    expected: float
+    sigma: float
+    kept: int
+    entries: int
+    met: int
+    above: int
+    before: Curve
+    after: Curve
+    heaviest: tuple[ConceptRows, ...]
+    rarest: tuple[ConceptRows, ...]
+    languages: tuple[LanguageRows, ...]
+
+
+def balances(state: RunState) -> list[Balance]:
+    """Every complete stage that tells what it did to concepts."""
+    answers = []
+    for name, stage in state.stages.items():
+        counts, sizes = artifacts(stage, "concepts"), artifacts(stage, "balance")
+        if counts and sizes and stage.shards:
+            answers.append(_balance(state, name, *counts.values(), *sizes.values()))
+    return answers
+
+
+def _balance(state: RunState, name: str, counts: str, sizes: str) -> Balance:
+    outputs = Outputs(state.stages[name].folder)
+    table = pl.read_parquet(outputs.read(counts)).with_row_index("id")
+    summary = json.loads(outputs.read(sizes))
+    met = table.filter(pl.col("count") > 0).sort(["count", "id"], descending=[True, False])
+    ends = met.head(ENDS).rows(named=True), met.tail(ENDS).reverse().rows(named=True)
+    shown = dict.fromkeys(concept["id"] for end in ends for concept in end)
+    places, languages = _looked_up(state, name, list(shown))
+    heaviest, rarest = (
+        tuple(
+            ConceptRows(
+                entry=concept["entry"],
+                language=concept["language"],
+                count=concept["count"],
+                kept=concept["kept"],
+                rows=_drawn(state, name, places[concept["id"]]),
+            )
+            for concept in end
+        )
+        for end in ends
+    )
+    return Balance(
+        stage=name,
+        t=summary["t"],
+        rows=summary["rows"],
+        matched=summary["matched"],
+        expected=summary["expected"],
+        sigma=summary["sigma"],
+        kept=summary["kept"],
+        entries=len(table),
+        met=len(met),
+        above=len(met.filter(pl.col("count") > pl.col("t"))),
+        before=ranked(met["count"].to_numpy()),
+        after=ranked(met["kept"].to_numpy()),
+        heaviest=heaviest,
+        rarest=rarest,
+        languages=languages,
+    )
+
+
+def ranked(count_E: NDArray[np.int64]) -> Curve:
+    """Counts above 0 by rank, from the heaviest down, thinned."""
+    count = np.sort(count_E[count_E > 0])[::-1]
+    if not len(count):
+        return ()
+    rank = np.unique(np.geomspace(1, len(count), POINTS).astype(np.int64))
+    return tuple(zip(rank.tolist(), count[rank - 1].tolist(), strict=True))
+
+
+def _looked_up(
+    state: RunState, name: str, wanted: list[int]
+) -> tuple[dict[int, list[Place]], tuple[LanguageRows, ...]]:
+    """A few rows of each concept, by hash; and the rows of each language."""
+    planned = state.plan.stages[name]
+    root = planned.root
+    language = binding(state, name, LANGUAGE.name)
+    bound = {
+        "ids": planned.bindings[0][CONCEPT_IDS.name],
+        "list": planned.bindings[0][CONCEPT_LIST.name],
+        "rank": (name, BALANCE_RANK.name),
+        "kept": (name, KEEP.name),
+        **({"language": language} if language else {}),
+    }
+    shards = stored(state, root, bound)
+    chosen: dict[int, list[tuple[int, Place]]] = {concept: [] for concept in wanted}
+    tally: Counter[tuple[str | None, bool, bool]] = Counter()
+    every = range(len(shards))
+    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+        bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="concepts")
+        ids = table["ids"].combine_chunks()
+        row_M = pc.list_parent_indices(ids).to_numpy()
+        concept_M = pc.list_flatten(ids).to_numpy()
+        drew_N = table["rank"].is_valid().to_numpy()
+        hit_M = np.isin(concept_M, wanted) & drew_N[row_M]
+        for concept in np.unique(concept_M[hit_M]).tolist():
+            rows = row_M[hit_M & (concept_M == concept)]
+            few = rows[np.argsort(bits_N[rows], kind="stable")[:PICTURES]]
+            here = [(int(bits_N[row]), (shard, int(row))) for row in few]
+            chosen[concept] = sorted(chosen[concept] + here)[:PICTURES]
+        if language:
+            parts = (table["language"], table["list"].is_valid(), table["kept"])
+            named = pa.table(dict(zip(("name", "matched", "kept"), parts, strict=True)))
+            counts = named.group_by(named.column_names).aggregate([([], "count_all")])
+            for row in counts.to_pylist():
+                tally[row["name"], row["matched"], row["kept"]] += row["count_all"]
+    places = {concept: [place for _, place in few] for concept, few in chosen.items()}
+    return places, _by_language(tally)
+
+
+def _by_language(tally: Counter[tuple[str | None, bool, bool]]) -> tuple[LanguageRows, ...]:
+    """The largest languages first."""
+    rows: Counter[str | None] = Counter()
+    matched: Counter[str | None] = Counter()
+    kept: Counter[str | None] = Counter()
+    for (name, is_matched, is_kept), count in tally.items():
+        rows[name] += count
+        matched[name] += count * is_matched
+        kept[name] += count * is_kept
+    order = sorted(rows, key=lambda name: (-rows[name], name or ""))[:LANGUAGES]
+    return tuple(
+        LanguageRows(name=name or "(none)", rows=rows[name], matched=matched[name], kept=kept[name])
+        for name in order
+    )
+
+
+def _drawn(state: RunState, name: str, places: list[Place]) -> tuple[DrawnRow, ...]:
+    columns = {
+        column.name: (name, column.name) for column in (BALANCE_RANK, DECIDING_CONCEPT, KEEP)
+    }
+    rows = rows_at(state, columns, places)
+    return tuple(DrawnRow(place, *row.values()) for place, row in zip(places, rows, strict=True))

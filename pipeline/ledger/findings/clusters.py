@@ -1,0 +1,283 @@
+"""The clusters of a pool: where they lie, what selects keep of each, and a few of their rows."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import KEEP, UID
+from clipmill.metadata.stats import wilson_bounds
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.findings.cluster_counts import (
+    MOST_ENDS,
+    DrawnRow,
+    OverSize,
+    Tally,
+    over_size,
+)
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.stored import artifacts, stored
+from clipmill.pipeline.ledger.selection.funnel import is_end
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
+
+# Shapes: B vectors of a block, K of all blocks, D width of a vector.
+
+Blocks = Callable[[], Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]]
+NEAR = 1 - 1e-9  # of the largest entry: those this near are taken for as large
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where each vector stands in a plane, and the share of the variance that each axis holds."""
+
+    place: NDArray[np.float64]  # (K, 2)
+    share: tuple[float, float]
+
+
+def plane(blocks: Blocks) -> Plane:
+    """(K, 2) the vectors on their first two principal axes, from their mean; 0 where there is no
+    such axis.
+
+    `blocks` gives the vectors, each with its weight, as often as it is called: a block and a matrix
+    of D * D are all that is held. A vector counts by its weight, so that a cluster of few rows
+    turns no axis; where all weights are 0, all count alike. Of each axis the first entry that is as
+    large as any is positive.
+    Source: principal components (Pearson 1901), in float64.
+    Error: of axes that hold equal variance any two may be taken.
+    """
+    total, rows, width = 0.0, 0, 0
+    for vector_BD, weight_B in blocks():
+        total += float(weight_B.sum())
+        rows += len(vector_BD)
+        width = vector_BD.shape[1]
+    if not rows or not width:
+        return Plane(np.zeros((rows, 2)), (0.0, 0.0))
+    even = 0.0 if total else 1.0
+    total = total or float(rows)
+    mean_D, spread_DD = np.zeros(width), np.zeros((width, width))
+    for vector_BD, weight_B in blocks():
+        mean_D += (weight_B + even) @ vector_BD.astype(np.float64) / total
+    for vector_BD, weight_B in blocks():
+        from_mean_BD = vector_BD - mean_D
+        spread_DD += (from_mean_BD * (weight_B + even)[:, None]).T @ from_mean_BD / total
+    variance_D, axis_DD = np.linalg.eigh(spread_DD)
+    axis_D2 = axis_DD[:, ::-1][:, :2]
+    variance = np.maximum(variance_D[::-1][:2], 0.0)
+    largest_2 = (np.abs(axis_D2) >= NEAR * np.abs(axis_D2).max(axis=0)).argmax(axis=0)
+    axis_D2 = axis_D2 * np.where(axis_D2[largest_2, range(axis_D2.shape[1])] < 0, -1.0, 1.0)
+    place_KA = np.concatenate([(vector_BD - mean_D) @ axis_D2 for vector_BD, _ in blocks()])
+    place_K2 = np.zeros((rows, 2))
+    place_K2[:, : place_KA.shape[1]] = place_KA
+    whole = float(np.trace(spread_DD))
+    shares = [float(part / whole) if whole > 0 else 0.0 for part in variance]
+    first, second = [*shares, 0.0][:2]
+    return Plane(place_K2, (first, second))
+
+
+# Shapes: K clusters, M of them that have rows, E select stages, D width of a centroid.
+
+DRAWN = 2_000  # clusters, the largest
+EXTREME = 20  # the most and the least pruned
+SIZES = 10  # groups of clusters by size
+MOST_ROWS = 2_000_000  # of a pool whose sizes are varied: columns of all rows are held
+BLOCK = 4096  # centroids held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """One cluster: its rows, those that each of the ends keeps, and where it lies in the plane.
+
+    `spread` is the mean squared distance of its rows to the centroid, as the clustering found it:
+    the less, the denser. `few` are rows by hash, each with what every end says of it.
+    """
+
+    number: int
+    rows: int
+    kept: tuple[int, ...]
+    spread: float | None
+    x: float
+    y: float
+    few: tuple[DrawnRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeGroup:
+    """Clusters of like size: how many, the rows of the largest and the smallest, all and kept."""
+
+    clusters: int
+    largest: int
+    smallest: int
+    rows: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """The clusters that a select takes most of and least of, worst and best first.
+
+    By the 95 % interval of the share kept (Wilson), its end that is nearer to the others: a cluster
+    of a few rows is neither.
+    """
+
+    stage: str
+    most: tuple[Cluster, ...]
+    least: tuple[Cluster, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterMap:
+    """One complete clustering of `rows` rows; `without` others are in no cluster.
+
+    Of `clusters`, `met` have rows; the `drawn` are the largest and the `pruned`, the largest first,
+    and the others hold `undrawn_rows`. `ends` are the select stages of the counts, with the rows
+    kept in all clusters, first those that decide by the clusters; `pruned` and `over` are of these,
+    or of the first where none does. `variance` is the share that each axis holds. `is_too_large`:
+    no size was varied.
+    """
+
+    stage: str
+    clusters: int
+    met: int
+    rows: int
+    without: int
+    variance: tuple[float, float]
+    ends: dict[str, int]
+    drawn: tuple[Cluster, ...]
+    undrawn_rows: int
+    sizes: tuple[SizeGroup, ...]
+    pruned: tuple[Pruned, ...]
+    over: tuple[OverSize, ...]
+    is_too_large: bool
+
+
+def cluster_maps(state: RunState) -> list[ClusterMap]:
+    """Every complete stage that names a cluster of each row and left the centroids."""
+    answers = []
+    for name, stage in state.stages.items():
+        files = artifacts(stage, "centroids")
+        named = [column.name for column in stage.planned.stage.writes if column.names == "cluster"]
+        if files and named and stage.shards:
+            answers.append(_map(state, name, (name, named[0]), next(iter(files.values()))))
+    return answers
+
+
+def _map(state: RunState, name: str, cluster: Binding, file: str) -> ClusterMap:
+    outputs = Outputs(state.stages[name].folder)
+    ends = ends_of(state, name)
+    deciding = [end for end in ends if stands_on(state, end.name, name)] or ends[:1]
+    with outputs.parquet(file) as table:
+        sizes = table.read(["rows", "inertia"])
+    tally = _counted(state, name, cluster, [end.name for end in ends], len(sizes))
+    rows_K, kept_EK = tally.rows_K, tally.kept_EK
+    order_M = np.argsort(-rows_K, kind="stable")[: np.count_nonzero(rows_K)]
+    group_K = np.full(len(rows_K), -1, np.int8)
+    split = np.array_split(order_M, max(1, min(SIZES, len(order_M)))) if len(order_M) else []
+    for number, group in enumerate(split):
+        group_K[group] = number
+    extremes = {end.name: _extremes(rows_K, kept_EK[ends.index(end)], order_M) for end in deciding}
+    shown = dict.fromkeys(order_M[:DRAWN].tolist())
+    shown |= dict.fromkeys(n for both in extremes.values() for some in both for n in some)
+
+    def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        begin = 0
+        with outputs.parquet(file) as table:
+            for batch in table.iter_batches(BLOCK, columns=["centroid"]):
+                centroid = batch["centroid"].flatten().to_numpy(zero_copy_only=False)
+                yield centroid.reshape(len(batch), -1), rows_K[begin : begin + len(batch)]
+                begin += len(batch)
+
+    lying = plane(blocks)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 of a cluster without rows
+        spread_K = sizes["inertia"].to_numpy() / sizes["rows"].to_numpy()
+    by_number = {
+        number: Cluster(
+            number=number,
+            rows=int(rows_K[number]),
+            kept=tuple(kept_EK[:, number].tolist()),
+            spread=float(spread_K[number]) if np.isfinite(spread_K[number]) else None,
+            x=float(lying.place[number, 0]),
+            y=float(lying.place[number, 1]),
+            few=tally.few(number),
+        )
+        for number in shown
+    }
+    is_too_large = int(rows_K.sum()) + tally.without > MOST_ROWS
+    varied = [] if is_too_large or not split else deciding
+    over = [over_size(state, end, cluster, group_K) for end in varied]
+    return ClusterMap(
+        stage=name,
+        clusters=len(rows_K),
+        met=len(order_M),
+        rows=int(rows_K.sum()),
+        without=tally.without,
+        variance=lying.share,
+        ends={end.name: int(kept_EK[i].sum()) for i, end in enumerate(ends)},
+        drawn=tuple(sorted(by_number.values(), key=lambda of: (-of.rows, of.number))),
+        undrawn_rows=int(rows_K.sum()) - sum(of.rows for of in by_number.values()),
+        sizes=tuple(
+            SizeGroup(
+                clusters=len(group),
+                largest=int(rows_K[group].max()),
+                smallest=int(rows_K[group].min()),
+                rows=int(rows_K[group].sum()),
+                kept=tuple(kept_EK[:, group].sum(axis=1).tolist()),
+            )
+            for group in split
+        ),
+        pruned=tuple(
+            Pruned(
+                stage=end,
+                most=tuple(by_number[number] for number in most),
+                least=tuple(by_number[number] for number in least),
+            )
+            for end, (most, least) in extremes.items()
+        ),
+        over=tuple(found for found in over if found),
+        is_too_large=is_too_large,
+    )
+
+
+def ends_of(state: RunState, name: str) -> list[PlannedStage]:
+    """The last selects over the rows of a stage, those that stand on it first; a few of them."""
+    root = state.plan.stages[name].root
+    done = [stage.planned for stage in state.stages.values() if stage.complete]
+    ends = [planned for planned in done if planned.root == root and is_end(planned, done)]
+    return sorted(ends, key=lambda end: not stands_on(state, end.name, name))[:MOST_ENDS]
+
+
+def stands_on(state: RunState, end: str, name: str) -> bool:
+    """Whether a stage reads what another made, or what a stage made that does."""
+    line = {end}
+    for planned in reversed(state.plan.stages.values()):
+        if planned.name in line:
+            line |= {*planned.sources, *planned.folders}
+    return name in line
+
+
+def _counted(state: RunState, name: str, cluster: Binding, ends: list[str], clusters: int) -> Tally:
+    """All rows by their cluster, in one pass."""
+    root = state.plan.stages[name].root
+    bound = {"cluster": cluster, **{f"kept {end}": (end, KEEP.name) for end in ends}}
+    shards = stored(state, root, bound)
+    tally = Tally(clusters, len(ends))
+    every = range(len(shards))
+    for shard, table in zip(every, ahead(state.run, shards.table, every), strict=True):
+        bits_N = coin_hash(table[UID.name], seed=state.plan.seed, stage=name, purpose="map")
+        tally.count(shard, table["cluster"], [table[f"kept {end}"] for end in ends], bits_N)
+    return tally
+
+
+def _extremes(
+    rows_K: NDArray[np.int64], kept_K: NDArray[np.int64], order_M: NDArray[np.int64]
+) -> tuple[list[int], list[int]]:
+    """The clusters most and least pruned: up to 20 of each, and none in both."""
+    rows_M = rows_K[order_M]
+    low_M, high_M = wilson_bounds(kept_K[order_M] / rows_M, rows_M.astype(np.float64))
+    most = order_M[np.argsort(high_M, kind="stable")]
+    least = order_M[np.argsort(-low_M, kind="stable")]
+    few = min(EXTREME, len(order_M) // 2)
+    chosen = set(most[:few].tolist())
+    return most[:few].tolist(), [n for n in least.tolist() if n not in chosen][:few]

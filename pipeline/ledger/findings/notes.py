@@ -1,0 +1,109 @@
+"""What a run's stages say of what they were given, and what their pools say of it besides."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill.metadata.hosts import host_of
+from clipmill.metadata.schema import KEEP, SHA256, URL, Column
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.stored import binding, json_artifacts, stored
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
+
+MOST_ROWS = 500_000  # of a pool that is looked through: a second
+OWN = r"^(localhost|127\..*|10\..*|192\.168\..*|\[::1\])$"  # where copies lie: nobody's name
+HIGH = "expect these to score above nearly all others as good, and to be kept first"
+HIGHER = "expect these to score above others as good (AUC .64 to .93, the more the fewer they are)"
+TWICE = (
+    "expect these to be kept first, 99 of 100 where 90 of other good rows are, and faulty ones 60"
+    " where 30 are"
+)
+
+
+def notes(state: RunState) -> dict[str, tuple[str, ...]]:
+    """The sentences, by stage."""
+    said = {}
+    for name, stage in state.stages.items():
+        held = json_artifacts(stage, "notes")  # of a model, what it learnt from
+        own = [note for one in held for note in one.get("notes", ())]
+        if found := [*own, *(_one_host(state, name) if held else ()), *_seen(state, name)]:
+            said[name] = tuple(found)
+    return said
+
+
+def _lessons(state: RunState, trainer: PlannedStage) -> Iterator[tuple[str, str, bool]]:
+    """Of each pool that a model learnt from: its root, a stage over it, whether a select chose."""
+    names = [trainer.name] if trainer.root else trainer.parents
+    for name, bound in zip(names, trainer.bindings, strict=False):
+        yield state.plan.stages[name].root, name, KEEP.name in bound
+
+
+def _one_host(state: RunState, name: str) -> Iterator[str]:
+    """That all rows which a model learnt from, but for those it scores, have links to one host."""
+    lessons = list(_lessons(state, state.plan.stages[name]))
+    scored = {planned.root for planned in state.plan.stages.values() if planned.model == name}
+    given = {root: stage for root, stage, _ in lessons if root not in scored}
+    urls = [_column(state, stage, URL) for stage in given.values()]
+    hosts = {
+        host
+        for one in urls
+        for host in ([None] if one is None else pc.unique(host_of(one)).to_pylist())
+    }
+    if len(hosts) != 1 or None in hosts:
+        return
+    [host] = hosts
+    if pc.match_substring_regex(host, OWN).as_py():
+        return
+    if len(given) == len(lessons):
+        yield (
+            f"all rows it learnt from are of one host, {host}: where that is one maker's style,"
+            " expect other pictures to be scored less well (AUC .60 to .68, its own .69 to .80)"
+        )
+    else:
+        yield (
+            f"all rows of {', '.join(given)} are of one host, {host}: where that is one maker's"
+            " style, expect other pictures to be scored as if the pool alone had taught (AUC .89"
+            " with these rows and without)"
+        )
+
+
+def _seen(state: RunState, name: str) -> Iterator[str]:
+    """That a stage scores rows which its model learnt from, and others less or not at all."""
+    planned = state.plan.stages[name]
+    trainer = state.plan.stages[planned.model] if planned.model else None
+    if trainer is None or not planned.root or not state.stages[name].complete:
+        return
+    lessons = list(_lessons(state, trainer))
+    own = any(root == planned.root for root, *_ in lessons)
+    for root, stage, chosen in lessons:
+        if root == planned.root:
+            if chosen:
+                expect = HIGH if len(lessons) == 1 else HIGHER
+                yield f"'{trainer.name}' learnt from some of these rows: {expect}"
+            continue
+        learnt, scored = (_column(state, one, SHA256) for one in (stage, name))
+        if learnt is not None and scored is not None:
+            again = pc.sum(pc.is_in(scored, value_set=pc.drop_null(learnt))).as_py()
+            if again:
+                taught = f"'{trainer.name}' learnt from{' twice' if own else ''}"
+                yield (
+                    f"{again:,} of its rows have pictures that {taught}: {TWICE if own else HIGH};"
+                    f" take them out of '{planned.root}' or of '{root}'"
+                )
+
+
+def _column(state: RunState, name: str, column: Column) -> pa.ChunkedArray | None:
+    """The column of a stage's pool; None where it has none or several, or the pool is large."""
+    root, bound = state.plan.stages[name].root, binding(state, name, column.name)
+    if bound is None or not root:
+        return None
+    if not all(state.stages[one].complete for one in (root, bound[0])):
+        return None
+    shards = state.stages[root].shards.values()
+    if sum(shard.rows for shard in shards) > MOST_ROWS:
+        return None
+    rows = stored(state, root, {column.name: bound})
+    parts = ahead(state.run, lambda shard: rows.table(shard)[column.name], range(len(rows)))
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], column.dtype)

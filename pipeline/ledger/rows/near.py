@@ -1,0 +1,120 @@
+"""Where a run draws the line between near and far, and the rows of a stage on its near side."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import UID, Column, Named
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.stored import Place, stored
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Stage
+
+# Shapes: N rows of a pool.
+
+NUMBER = "number"  # of a row: see Numbers
+Bools = NDArray[np.bool_]
+Sign = Literal["<", "<=", ">", ">="]
+REACHES = {"<=": pc.less_equal, "<": pc.less, ">=": pc.greater_equal, ">": pc.greater}
+# The near side of a threshold, whichever side the select keeps: rows on the worse side of it.
+LOW_IS_NEAR: dict[str, Sign] = {">": "<=", "<=": "<=", ">=": "<", "<": "<"}
+HIGH_IS_NEAR: dict[str, Sign] = {"<": ">=", ">=": ">=", "<=": ">", ">": ">"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """From which value of a column rows are near, and the select stage that says so."""
+
+    column: str
+    sign: Sign
+    value: float
+    stage: str | None = None  # None: no select says so, and the column's own `alike` counts
+
+    @property
+    def text(self) -> str:
+        return f"{self.column} {self.sign} {self.value:g}"
+
+    def reached(self, value: pa.ChunkedArray) -> Bools:
+        """(N,) whether each row is as near; a row without a value is not."""
+        number = pa.scalar(self.value).cast(value.type, safe=False)  # as `where` compares
+        near = REACHES[self.sign](value, number)
+        return np.asarray(near.fill_null(False).to_numpy())
+
+
+def naming(stage: Stage, *kinds: Named) -> Column | None:
+    """The first column of a stage whose values name such a thing."""
+    return next((column for column in stage.writes if column.names in kinds), None)
+
+
+def nearness_of(stage: Stage) -> Column | None:
+    """The column that says how near the rows are which a stage names; None where they are equal."""
+    return next((column for column in stage.writes if column.better), None)
+
+
+def cut_of(state: RunState, stage: str, near: Column) -> Cut | None:
+    """The first threshold of a select on the nearness; else its `alike`; else None."""
+    signs = LOW_IS_NEAR if near.better == "high" else HIGH_IS_NEAR
+    for name, planned in state.plan.stages.items():
+        for at in thresholds_of(planned):
+            is_on_it = planned.bindings[0].get(at.column) == (stage, near.name)
+            if is_on_it and not at.is_size and at.sign in signs:
+                return Cut(near.name, signs[at.sign], at.value, name)
+    if near.alike is None:
+        return None
+    return Cut(near.name, "<=" if near.better == "high" else ">=", near.alike)
+
+
+def spread(
+    rows: NDArray[np.int64], value: pa.ChunkedArray, near: Column, few: int
+) -> NDArray[np.int64]:
+    """Some of the rows, nearest first: evenly spaced from the nearest to the farthest."""
+    value_N = value.cast(pa.float64()).to_numpy()[rows]
+    nearest_first = value_N if near.better == "high" else -value_N
+    return evenly(rows[np.argsort(nearest_first, kind="stable")], few)
+
+
+def evenly(rows: NDArray[np.int64], few: int) -> NDArray[np.int64]:
+    """Some of the rows in their order, evenly spaced, the first and the last among them."""
+    return rows[np.linspace(0, len(rows) - 1, min(few, len(rows))).round().astype(np.int64)]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The rows of a root are numbered from 0, in the order of shard and position."""
+
+    shards: tuple[int, ...]
+    starts: NDArray[np.int64]  # number that each shard begins with
+
+    def places(self, rows: Sequence[int]) -> list[Place]:
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        position = np.asarray(rows, np.int64) - self.starts[shard]
+        return [
+            (self.shards[index], at)
+            for index, at in zip(shard.tolist(), position.tolist(), strict=True)
+        ]
+
+
+def numbers_of(state: RunState, root: str) -> Numbers:
+    shards = state.stages[root].shards
+    return Numbers(tuple(shards), np.cumsum([0, *shards.sizes[:-1]]))
+
+
+def by_shard(state: RunState, root: str, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
+    """uid, the bound columns, and the number of each row: of one shard after another."""
+    shards = stored(state, root, bound)
+
+    def read(index: int) -> pa.Table:
+        return shards.table(index).select([UID.name, *bound])
+
+    start = 0
+    for table in ahead(state.run, read, range(len(shards))):
+        number_N = np.arange(start, start + len(table))
+        start += len(table)
+        yield table.append_column(NUMBER, pa.array(number_N))

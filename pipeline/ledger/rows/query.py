@@ -1,0 +1,224 @@
+"""A query of stored rows: which rows of a stage, which columns, and where those are stored.
+
+`table` reads its rows as a frame, `top` the first by some key; `uids` finds rows by their uid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.schema import IMAGE, REASON, UID
+from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
+from clipmill.pipeline.ledger.rows.columns import PLACE, column_at, rows_stage
+from clipmill.pipeline.planning.plan import check_threshold
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.planning.settings import stage_class
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import BEFORE
+
+Dropped = str | Sequence[str] | bool | None
+LONGEST = 1_000_000  # characters of a condition: 28,000 uids are read in some seconds
+ABSENT = (NOT_SELECTED, BEFORE)  # reasons of rows that a stage was not given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A stage that is not complete: shards done, of `total` where that is known, and failed."""
+
+    stage: str
+    shards: int
+    total: int | None
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Rows of a stage with columns of any stage over them; nothing is read yet.
+
+    `names` are the columns asked for, with their types in `schema`; `bound` holds those of the
+    condition too. `reasons` are of the rows: None for those the stage keeps or was given, empty for
+    any. `unfinished` are the stages read that have not come to all shards.
+    """
+
+    state: RunState
+    stage: str
+    bound: Mapping[str, Binding]
+    names: tuple[str, ...]
+    condition: Any  # a stage `select.where`, or None
+    reasons: frozenset[str] | None
+    used: tuple[str, ...]  # stages that are read, the root first
+    is_large: bool
+    schema: pl.Schema
+    unfinished: tuple[Unfinished, ...]
+
+    @property
+    def shards(self) -> list[int]:
+        """Those that every stage which is read has come to, and that hold such a row."""
+        stages = [self.state.stages[name].shards for name in self.used]
+        there = (shard for shard in sorted(stages[0]) if all(shard in one for one in stages))
+        return [shard for shard in there if self.by_record(shard) != 0]
+
+    def by_record(self, shard: int) -> int | None:
+        """Rows of a shard with such a reason, as its record counts them; None where it does not."""
+        counts = self.state.stages[self.stage].recorded(shard)
+        if counts is None:
+            return None
+        return sum(rows for code, rows in counts.items() if self.wants(code))
+
+    def wants(self, code: str) -> bool:
+        """Whether rows with this reason, "" for none, are asked for."""
+        codes, are_wanted = self.codes
+        return (code in codes) is are_wanted
+
+    @property
+    def codes(self) -> tuple[frozenset[str], bool]:
+        """Reasons, "" for none; and whether rows with these are asked for, or those with others."""
+        is_select = self.state.plan.stages[self.stage].is_select
+        if self.reasons is None:
+            return (frozenset({""}), True) if is_select else (frozenset(ABSENT), False)
+        if self.reasons:
+            return self.reasons, True
+        return frozenset({"", NOT_SELECTED, *(() if is_select else (BEFORE,))}), False
+
+    def source(self, name: str) -> Binding:
+        """Where a column lies."""
+        return (self.stage, name) if name == REASON.name else self.bound[name]
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether a column is not stored, but read from its stage's source."""
+        stage, column = self.source(name)
+        source = self.state.stored[stage].stage
+        return source is not None and column in {virtual.name for virtual in source.virtual}
+
+
+def query(
+    state: RunState,
+    stage: str,
+    columns: Sequence[str],
+    where: str | None = None,
+    dropped: Dropped = None,
+) -> Query:
+    """The rows that a select stage keeps, or that another was given, also where it has no value.
+
+    With `dropped`, those that it dropped or has no value for: for any reason (True), or for those
+    named. `where` is a condition as `select.where` has it. A column is `column` or `stage.column`
+    of any stage over these rows; `shard` and `position` are a row's place, `reason` why the stage
+    has no value. RecipeError where a name or the condition is wrong.
+    """
+    root = rows_stage(state.plan, stage)
+    names = [columns] if isinstance(columns, str) else columns
+    bound = {n: column_at(state.plan, stage, n) for n in dict.fromkeys([UID.name, *names])}
+    condition, asks = _condition(state, stage, where) if where is not None else (None, {})
+    used = tuple(dict.fromkeys([root, stage, *(at for at, _ in (*bound.values(), *asks.values()))]))
+    types = {name: _type(state, *source) for name, source in bound.items()}
+    is_large = any(pa.types.is_nested(dtype) for dtype in types.values()) or IMAGE.name in {
+        column for _, column in bound.values()
+    }
+    no_row = pa.Table.from_batches([], pa.schema(types))
+    return Query(
+        state=state,
+        stage=stage,
+        bound={**asks, **bound},
+        names=tuple(bound),
+        condition=condition,
+        reasons=_reasons(state, stage, dropped),
+        used=used,
+        is_large=is_large,
+        schema=plain(no_row).schema,
+        unfinished=_unfinished(state, used),
+    )
+
+
+def _type(state: RunState, stage: str, column: str) -> pa.DataType:
+    return pa.int32() if column in PLACE else state.plan.schema(stage, column)
+
+
+def _condition(state: RunState, stage: str, where: str) -> tuple[Any, dict[str, tuple[str, str]]]:
+    """A `select.where` with this condition, and where it finds its columns."""
+    if len(where) > LONGEST:
+        raise RecipeError(
+            f"a condition of {len(where):,} characters, and {LONGEST:,} are the most",
+            "the condition",
+            "name the uids in a file, which `select.uid_list` reads in a recipe",
+        )
+    select_where: Any = stage_class("select.where", "where")
+    try:
+        condition = select_where(where=where)
+        asks = {name: column_at(state.plan, stage, name) for name in condition.reads}
+        condition.check({name: _type(state, *source) for name, source in asks.items()})
+    except StageError as error:
+        raise RecipeError(error.args[0], "the condition", error.args[2]) from None
+    planned = replace(
+        state.plan.stages[stage], stage=condition, bindings=(asks,), where="the condition"
+    )
+    for threshold in condition.thresholds():
+        check_threshold(state.plan.stages, planned, threshold.column, threshold.value)
+    return condition, asks
+
+
+def _reasons(state: RunState, stage: str, dropped: Dropped) -> frozenset[str] | None:
+    """The reasons wanted: None for no such rows, empty for any."""
+    if dropped is None or dropped is False:
+        return None
+    if dropped is True:
+        return frozenset()
+    codes = [dropped] if isinstance(dropped, str) else list(dropped)
+    own = drops(state, stage)
+    for code in codes:
+        if code in (*own, NOT_SELECTED, BEFORE):
+            continue
+        root = state.plan.stages[stage].root
+        over = [name for name, one in state.plan.stages.items() if one.root == root]
+        others = [name for name in over if name != stage and code in drops(state, name)]
+        at = state.stages[stage]
+        if others and not (at.complete and all(at.columns["counts"].to_pylist())):
+            continue  # a later shard may have it from there
+        do = did_you_mean(code, own, f"reasons of '{stage}'")
+        if others:
+            do = f"it is a reason of {' and '.join(map(repr, others))}: ask for those rows there"
+        raise RecipeError(f"'{stage}' drops no row for '{code}'", "dropped", do)
+    return frozenset(codes)
+
+
+def drops(state: RunState, stage: str) -> list[str]:
+    """The reasons that a stage can give, and those that it has stored, of earlier stages too."""
+    stored = filter(None, state.stages[stage].codes)
+    return list(dict.fromkeys([*state.plan.stages[stage].stage.reasons, *stored]))
+
+
+def _unfinished(state: RunState, used: Sequence[str]) -> tuple[Unfinished, ...]:
+    found = []
+    for name in used:
+        at = state.stages[name]
+        if not at.complete:
+            failed = sum(failure is not None for failure in at.failures.values())
+            done = len(at.shards)
+            found.append(Unfinished(stage=name, shards=done, total=at.total, failed=failed))
+    return tuple(found)
+
+
+def plain(table: pa.Table) -> pl.DataFrame:
+    """The table with text for dictionaries, and of uids their hex digits."""
+    return pl.DataFrame(table).with_columns(
+        as_text(field.name, field.type) for field in table.schema if is_coded(field.type)
+    )
+
+
+def is_coded(dtype: pa.DataType) -> bool:
+    """Whether values of a stored type are shown as text."""
+    return bool(dtype == UID.dtype or pa.types.is_dictionary(dtype)) or _is_list_of_words(dtype)
+
+
+def as_text(name: str, dtype: pa.DataType) -> pl.Expr:
+    """The column as text: of uids hex digits, of dictionaries words."""
+    if dtype == UID.dtype:
+        return pl.col(name).bin.encode("hex")
+    return pl.col(name).cast(pl.List(pl.String) if pa.types.is_list(dtype) else pl.String)
+
+
+def _is_list_of_words(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_list(dtype) and pa.types.is_dictionary(dtype.value_type))

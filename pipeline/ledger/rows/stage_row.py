@@ -1,0 +1,75 @@
+"""What one stage stored for one row."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from clipmill.metadata.schema import IMAGE, REASON
+from clipmill.pipeline.ledger.rows.stored import Place
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import RunState
+
+LONG = 200  # characters of a value that are shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeper:
+    """Another row that a stage names in `column`; `dropped_by` names the select stages that did not
+    keep that one either."""
+
+    column: str
+    uid: str
+    shard: int
+    position: int
+    text: str | None
+    dropped_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """A stage's values at one row, short enough to be shown, and its reason; null where it is fine.
+
+    `keeper` is the row that it names. `keeper_of` counts the rows that name this one; null for a
+    stage that names no keepers, or names one for this row.
+    """
+
+    stage: str
+    uses: str
+    values: dict[str, Any]
+    reason: str | None
+    folder: str
+    keeper: Keeper | None = None
+    keeper_of: int | None = None
+
+
+def stage_row(state: RunState, planned: PlannedStage, place: Place) -> StageRow:
+    """One stage's columns and reason at one row, images apart."""
+    virtual = {column.name for column in getattr(planned.stage, "virtual", ())}
+    names = [
+        column.name for column in planned.stage.writes if column.name not in (IMAGE.name, *virtual)
+    ]
+    values = state.cell(planned.name, *place, [*names, REASON.name])
+    reason = values.pop(REASON.name)
+    return StageRow(
+        stage=planned.name,
+        uses=planned.uses,
+        values={name: shown(value) for name, value in values.items()},
+        reason=reason,
+        folder=str(state.stored[planned.name].folder),
+    )
+
+
+def shown(value: Any) -> Any:
+    """A value for JSON: bytes as hex, long texts and lists cut."""
+    if isinstance(value, bytes):
+        return value.hex() if len(value) <= 32 else f"{len(value)} bytes"
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{shown(value[0])}, {shown(value[1])}, … {len(value)} values]"
+    if isinstance(value, list):
+        return [shown(item) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)  # JSON has none of these
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = str(value)
+    return text if len(text) <= LONG else f"{text[:LONG]}… ({len(text)} characters)"

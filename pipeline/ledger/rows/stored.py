@@ -1,0 +1,145 @@
+"""Stored columns of a run: where they are, all rows shard by shard, and chosen rows."""
+
+import fnmatch
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.parquet_file import read_at
+from clipmill.metadata.passes import read_stage, taken
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import KEEP, REASON, UID
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.rows import WHOLE, PoolShards, StoredColumns
+from clipmill.pipeline.run_folder.shards import StatesByShard
+from clipmill.pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.stage import Artifact
+
+# Shapes: N rows.
+
+SHOWN = 12  # rows of each kind that are looked at
+Place = tuple[int, int]  # shard and position: a row's identity
+
+
+def binding(state: RunState, stage: str, column: str) -> Binding | None:
+    """Where a stage reads the column; else the last complete stage over the same rows that stores
+    it; None where none does."""
+    planned = state.plan.stages[stage]
+    own = planned.bindings[0] if planned.bindings and not planned.is_root else {}
+    if column in own:  # what a union reads are rows of its parents
+        return own[column]
+    last = None
+    for name, other in state.plan.stages.items():
+        stores = column in {written.name for written in other.stage.writes}
+        if stores and other.root == planned.root and state.stages[name].complete:
+            last = (name, column)
+    return last
+
+
+def selects_up_to(state: RunState, end: str) -> Iterator[PlannedStage]:
+    """A select stage, those whose `keep` it builds on, and so on to the first; each once."""
+    left = [end]
+    for name in left:
+        planned = state.plan.stages[name]
+        if planned.is_select:
+            yield planned
+            bound = planned.bindings[0].values() if planned.bindings else ()
+            left += [stage for stage, column in bound if column == KEEP.name and stage not in left]
+
+
+def stored(state: RunState, root: str, bound: Mapping[str, Binding]) -> PoolShards:
+    """The bound columns, each under the name it is given here, over every shard of a root."""
+    used = dict.fromkeys([root, *(stage for stage, _ in bound.values())])
+    return PoolShards(
+        stored={stage: state.stored[stage] for stage in used},
+        states=StatesByShard(
+            {stage: state.stages[stage].shards for stage in used},
+            tuple(state.stages[root].shards),
+        ),
+        bindings=dict(bound),
+        root=root,
+    )
+
+
+def artifacts(stage: StageState, kind: Artifact) -> dict[str, str]:
+    """The files in a complete stage's out/ that it declares to be of that kind, by their prefix."""
+    names = [name for what, name in stage.planned.stage.artifacts if what == kind]
+    if not names or not stage.complete:
+        return {}
+    files = Outputs(stage.folder).names
+    return {
+        file.removesuffix(name.removeprefix("*")): file
+        for name in names
+        for file in fnmatch.filter(files, name)
+    }
+
+
+def json_artifacts(stage: StageState, kind: Artifact) -> list[dict[str, Any]]:
+    """What the JSON files of that kind hold; DamagedError where one has changed."""
+    return [
+        json.loads(Outputs(stage.folder).read(file)) for file in artifacts(stage, kind).values()
+    ]
+
+
+def least(bits_N: NDArray[np.uint64], rows_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The indices of the few rows, of those that are true, whose hashes are least; least first."""
+    index = np.flatnonzero(rows_N)
+    if len(index) > SHOWN:
+        index = index[np.argpartition(bits_N[index], SHOWN)[:SHOWN]]
+    return index[np.argsort(bits_N[index], kind="stable")]
+
+
+def rows_at(
+    state: RunState, bound: Mapping[str, Binding], places: Sequence[Place]
+) -> list[dict[str, Any]]:
+    """The bound columns at each place; what a stage never copies (virtual columns) is None."""
+    rows: list[dict[str, Any]] = [dict.fromkeys(bound) for _ in places]
+    wanted: dict[str, dict[str, str]] = {}
+    for name, (stage, column) in bound.items():
+        written = {column.name for column in state.plan.stages[stage].stage.writes}
+        if column in {UID.name, REASON.name, *written}:
+            wanted.setdefault(stage, {})[name] = column
+    by_shard: dict[int, list[int]] = {}
+    for index, (shard, _) in enumerate(places):
+        by_shard.setdefault(shard, []).append(index)
+
+    def read(asked: tuple[str, int]) -> list[dict[str, Any]]:
+        stage, shard = asked
+        position = np.array([places[index][1] for index in by_shard[shard]])
+        unique, back = np.unique(position, return_inverse=True)
+        columns = list(dict.fromkeys(wanted[stage].values()))
+        part, shard_state = state.stored[stage], state.stages[stage].shards[shard]
+        table = columns_at(part, shard_state, columns, unique)
+        return list(table.take(pa.array(back)).to_pylist())
+
+    each = list(product(wanted, sorted(by_shard)))
+    for (stage, shard), found in zip(each, ahead(state.run, read, each), strict=True):
+        for index, row in zip(by_shard[shard], found, strict=True):
+            rows[index].update({name: row[column] for name, column in wanted[stage].items()})
+    return rows
+
+
+def columns_at(
+    part: StoredColumns, shard: ShardState, columns: list[str], position: NDArray[np.int64]
+) -> pa.Table:
+    """Columns at rising positions; where the shard is one file, only their row groups are read."""
+    if len(shard.files) > 1:
+        tables, start = [], 0
+        for table in part.read(shard, columns, 4096):
+            here = position[(position >= start) & (position < start + len(table))] - start
+            tables.append(table.take(pa.array(here, pa.int64())))
+            start += len(table)
+        return pa.concat_tables(tables)
+    table = read_at(part.folder, shard.files[0], columns, position)
+    if shard.mask is None or part.mask_folder is None:
+        return table
+    (mask,) = read_stage(part.mask_folder, shard.mask, [KEEP.name], WHOLE)
+    selected = mask[KEEP.name].fill_null(False).to_numpy()[position]
+    return taken(table, np.arange(len(table)), ~selected)

@@ -1,0 +1,110 @@
+"""The few rows of a table that come first by some key, of rows that are read shard by shard."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.rows.query import Query, plain
+from clipmill.pipeline.ledger.rows.scan import ShardRows, judge
+from clipmill.pipeline.ledger.rows.stored import Place
+
+Row = Mapping[str, Any]
+
+
+class Key(NamedTuple):
+    """What rows are ranked by: a column, or its distance to a number; None: their hash alone."""
+
+    column: str | None = None
+    is_descending: bool = False
+    near: float | None = None
+
+
+def shards_of(query: Query) -> Iterator[ShardRows]:
+    """The rows asked for, a shard at a time."""
+    for shard in query.shards:
+        rows = ShardRows(query, shard)
+        judge(rows)
+        yield rows
+
+
+class TopRows:
+    """The first few rows by a key, least or greatest first; rows without a value come last, equal
+    ones in the order of their hashes. No more than these rows are held."""
+
+    def __init__(self, key: Key, most: int, seed: int) -> None:
+        self.key, self.most, self.seed = key, most, seed
+        self.rows = 0  # that were added
+        self._held: pl.DataFrame | None = None
+
+    def add(self, rows: ShardRows, is_wanted: pl.Expr | None = None) -> None:
+        """Those of a shard's rows for whose value, named `value`, the expression is true."""
+        if not len(rows):
+            return
+        column = self.key.column
+        table = rows.table([UID.name, *([column] if column and column != UID.name else [])])
+        hash_N = coin_hash(table[UID.name], seed=self.seed, stage="", purpose="show")
+        position_N = np.arange(len(rows)) if rows.position_N is None else rows.position_N
+        values = plain(table.select([column]))[column] if column else pl.Series(hash_N)
+        frame = pl.DataFrame(
+            {"value": values, "hash": hash_N, "position": position_N.astype(np.int64)}
+        ).with_columns(shard=pl.lit(rows.shard, pl.Int64))
+        if values.dtype.is_float():
+            frame = frame.with_columns(pl.col("value").fill_nan(None))
+        if is_wanted is not None:
+            frame = frame.filter(is_wanted)
+        self.rows += len(frame)
+        if self.key.near is not None:
+            apart = (pl.col("value").cast(pl.Float64) - self.key.near).abs()
+            frame = frame.with_columns(value=apart)
+        self._held = self._first(frame)
+
+    def _first(self, frame: pl.DataFrame) -> pl.DataFrame:
+        is_descending = self.key.is_descending
+        if self._held is not None:
+            last = self._held["value"][-1] if len(self._held) == self.most else None
+            if last is not None:
+                value = pl.col("value")
+                frame = frame.filter(value >= last if is_descending else value <= last)
+            frame = pl.concat([self._held, frame])
+        return frame.sort(
+            ["value", "hash", "shard", "position"],
+            descending=[is_descending, False, False, False],
+            nulls_last=True,
+        ).head(self.most)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where these rows stand, the first one first."""
+        held = self._held
+        return [] if held is None else list(held.select("shard", "position").iter_rows())
+
+    @property
+    def value(self) -> Any:
+        """What the first row is ranked by; None without a row."""
+        return None if self._held is None or not len(self._held) else self._held["value"][0]
+
+
+def values_at(query: Query, places: Iterable[Place], names: Sequence[str]) -> dict[Place, Row]:
+    """The columns at each place, as stored: only row groups with such rows are read."""
+    by_shard: dict[int, set[int]] = {}
+    for shard, position in places:
+        by_shard.setdefault(shard, set()).add(position)
+    found: dict[Place, Row] = {}
+    for shard, positions in by_shard.items():
+        rows = ShardRows(query, shard)
+        rows.position_N = np.array(sorted(positions))
+        table = rows.table(list(dict.fromkeys(names)))
+        for position, row in zip(sorted(positions), table.to_pylist(), strict=True):
+            found[shard, position] = row
+    return found
+
+
+def is_orderable(dtype: pa.DataType) -> bool:
+    """Whether values of this type have an order: numbers, text, verdicts, ids, times."""
+    is_bytes = pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype)
+    return not (pa.types.is_nested(dtype) or is_bytes)

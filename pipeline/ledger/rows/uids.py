@@ -1,0 +1,142 @@
+"""Rows by their uid, of the roots: indexes name the shards that are read, where there are any."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, reduce
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill.metadata.parquet_file import read_file
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid_index import Range, runs_of, shards_with
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.stored import Place
+from clipmill.pipeline.run_folder.state import RunState, StageState
+
+MOST_LISTED = 5  # samples that an error names
+
+
+class UidRow(NamedTuple):
+    """A row of a root, and its uid."""
+
+    root: str
+    place: Place
+    uid: bytes
+
+
+def rows_of(state: RunState, uid: str) -> list[UidRow]:
+    """Every row of the one sample whose uid is, or begins with, these hex digits.
+
+    RecipeError where they are no uid, or the beginning of none or of several.
+    """
+    digits = digits_of(uid)
+    if digits is None:
+        raise RecipeError(
+            f"'{uid}' is no uid", "the arguments", "give 32 hex digits, or the first 8 or more"
+        )
+    rows = rows_by_digits(state, [digits])[digits]
+    if not rows:
+        raise RecipeError(
+            f"no sample {uid}", str(state.run), "check the uid; `funnel` shows which pool this is"
+        )
+    return rows
+
+
+def digits_of(word: str) -> str | None:
+    """The hex digits of a uid, or of its first 8 or more; None where the word is none."""
+    digits = word.strip().lower().replace("-", "")
+    return digits if re.fullmatch("[0-9a-f]{8,32}", digits) else None
+
+
+def rows_by_digits(state: RunState, each: Sequence[str]) -> dict[str, list[UidRow]]:
+    """The rows of the sample whose uid begins so, for each of several, in one pass; none where
+    there is none. RecipeError where several samples begin so."""
+    wanted: dict[str, Range] = {
+        digits: (bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f")))
+        for digits in each
+    }
+
+    def is_wanted(uid: pa.ChunkedArray) -> pa.ChunkedArray:
+        between = [
+            pc.and_(pc.greater_equal(uid, low), pc.less_equal(uid, high))
+            for low, high in (map(_scalar, ends) for ends in wanted.values())
+        ]
+        return reduce(pc.or_, between)
+
+    rows: dict[str, list[UidRow]] = {digits: [] for digits in each}
+    roots = [name for name, stage in state.stages.items() if stage.planned.is_root]
+    for row in _scan(state, roots, [*wanted.values()], is_wanted) if each else ():
+        for digits, (low, high) in wanted.items():
+            if low <= row.uid <= high:
+                rows[digits].append(row)
+    for digits, found in rows.items():
+        uids = list(dict.fromkeys(row.uid.hex() for row in found))
+        if len(uids) > 1:
+            more = ", …" if len(uids) > MOST_LISTED else ""
+            raise RecipeError(
+                f"{len(uids)} samples begin with {digits}: {', '.join(uids[:MOST_LISTED])}{more}",
+                str(state.run),
+                "give more digits",
+            )
+    return rows
+
+
+def _scalar(uid: bytes) -> pa.Scalar:
+    return pa.scalar(uid, pa.binary())
+
+
+def places_of(state: RunState, root: str, uids: set[bytes], besides: Place) -> dict[bytes, Place]:
+    """A row of each uid, another one than `besides` where there is one."""
+    places = dict.fromkeys(uids, besides)
+    for row in rows_of_uids(state, root, uids):
+        if places[row.uid] == besides != row.place:
+            places[row.uid] = row.place
+            if besides not in places.values():
+                break
+    return places
+
+
+def rows_of_uids(state: RunState, root: str, uids: Iterable[bytes]) -> Iterator[UidRow]:
+    """The rows of a root with these uids, in the order of its shards."""
+    each = sorted(set(uids))
+    is_wanted = partial(pc.is_in, value_set=pa.array(each, pa.binary()))
+    return _scan(state, [root], [(uid, uid) for uid in each], is_wanted)
+
+
+def _scan(
+    state: RunState,
+    roots: Sequence[str],
+    ranges: Sequence[Range],
+    is_wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray],
+) -> Iterator[UidRow]:
+    """The rows with such a uid, which is in a range, in the order of the roots' shards."""
+    for name in roots if ranges else ():
+        stage = state.stages[name]
+
+        def read(shard: int, name: str = name, stage: StageState = stage) -> list[UidRow]:
+            found, start = [], 0
+            for table in read_file(stage.folder, stage.shards[shard].files[0], [UID.name], 1 << 20):
+                column = table[UID.name].cast(pa.binary())
+                hit = is_wanted(column)
+                if pc.any(hit).as_py():
+                    for index in pc.indices_nonzero(hit).to_pylist():
+                        found.append(UidRow(name, (shard, start + index), column[index].as_py()))
+                start += len(table)
+            return found
+
+        for rows in ahead(state.run, read, _shards(state, stage, ranges)):
+            yield from rows
+
+
+def _shards(state: RunState, stage: StageState, ranges: Sequence[Range]) -> list[int]:
+    """The shards of a root in which a uid of these ranges may be."""
+    first = stage.shards.first
+    columns = (first[name].to_pylist() for name in ("shard", "data", "rows"))
+    runs = runs_of(zip(*columns, strict=True))
+    if not runs:
+        return sorted(stage.shards)
+    each = ahead(state.run, lambda run: shards_with(stage.folder, run, ranges), runs)
+    return [shard for shards in each for shard in shards]

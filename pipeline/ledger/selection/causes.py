@@ -1,0 +1,146 @@
+"""The first cause of each lost row: back through the selects, then to the first stage that left out
+a value which a later one takes."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.schema import KEEP
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons
+from clipmill.pipeline.planning.plan import Plan
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.run_folder.words import BEFORE, DROPPED_BY, UNDEFINED
+
+# Stage and columns to the rows for which it left one of them out; None: take its reasons for it.
+Lacks = Callable[[str, set[str]], pa.Array | None]
+Cause = tuple[str, str]  # stage and reason
+KEPT: Cause = ("", "")  # of the rows that stay
+
+
+def causes(reasons: ShardReasons, end: str) -> Iterator[tuple[str, str, pa.Array]]:
+    """(stage, reason, mask): the rows of a shard that a select stage dropped, by first cause."""
+    return trace(reasons.state.plan, end, reasons, pc.is_valid(reasons[end]), reasons.lacking)
+
+
+def trace(
+    plan: Plan, end: str, reasons: Mapping[str, pa.Array], rows: pa.Array, lacks: Lacks
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """(stage, reason, mask): the given rows, each under the one cause that came first.
+
+    A reason is a cause only where its stage left out what a later one takes: an ingest stage may
+    say `bad_uid` of a row whose link is fine.
+    """
+    codes = pc.unique(reasons[end].filter(rows)).drop_null().to_pylist()
+    for code in sorted(codes):
+        here = pc.and_(rows, pc.fill_null(pc.equal(reasons[end], code), False))
+        if before := _earlier(plan, end, code):
+            yield from trace(plan, before, reasons, here, lacks)
+            continue
+        left = here
+        if code.startswith(UNDEFINED):
+            column = code.removeprefix(UNDEFINED)
+            binding = plan.stages[end].bindings[0].get(column)
+            line = _line(plan, binding[0]) if binding else []
+            for name in line:
+                if name not in reasons:
+                    continue
+                taken = {c for other in line for s, c in taken_by(plan, other) if s == name}
+                if binding and binding[0] == name:
+                    taken.add(binding[1])
+                codes_here = reasons[name]
+                guilty = left_out(name, taken, pc.and_(left, pc.is_valid(codes_here)), lacks)
+                for inner in sorted(pc.unique(codes_here.filter(guilty)).to_pylist()):
+                    is_inner = pc.fill_null(pc.equal(codes_here, inner), False)
+                    yield name, inner, pc.and_(guilty, is_inner)
+                left = pc.and_not(left, guilty)
+        if pc.any(left).as_py():
+            yield end, code, left
+
+
+def _earlier(plan: Plan, end: str, code: str) -> str | None:
+    """The select stage that dropped the rows to which a later one gives this reason."""
+    bound = plan.stages[end].bindings[0]
+    named = f"{code.removeprefix(DROPPED_BY)}.{KEEP.name}" if code.startswith(DROPPED_BY) else None
+    before = bound[KEEP.name] if code == BEFORE else bound.get(named or "")
+    return before[0] if before else None
+
+
+def later_stages(end: str, done: list[PlannedStage]) -> list[str]:
+    """The stages that compute rows of what a select keeps and decide nothing themselves."""
+    after = {end}
+    for planned in done:
+        if not planned.is_select and after & set(planned.needs):
+            after.add(planned.name)
+    return [planned.name for planned in done if planned.name in after - {end}]
+
+
+def failed_later(
+    reasons: ShardReasons, end: str, later: list[str]
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """(stage, reason, mask): the rows of a shard that an end keeps, each at the first stage after
+    it that gave it no value."""
+    failing = [
+        name
+        for name in later
+        if name in reasons and reasons.counts(name).keys() - {"", NOT_SELECTED}
+    ]
+    left = pc.is_null(reasons[end]) if failing else None
+    for name in failing:
+        own = reasons[name]
+        for code in sorted(set(reasons.counts(name)) - {"", NOT_SELECTED}):
+            rows = pc.and_(left, pc.fill_null(pc.equal(own, code), False))
+            if pc.any(rows).as_py():
+                yield name, code, rows
+                left = pc.and_not(left, rows)
+
+
+def through_masks(
+    reasons: ShardReasons, every: list[tuple[str, str, pa.Array]]
+) -> Iterator[tuple[str, str, pa.Array]]:
+    """The causes; of rows outside the mask of a stage, why its select dropped them."""
+    plan = reasons.state.plan
+    for stage, code, rows in every:
+        only = plan.stages[stage].only if code == NOT_SELECTED else None
+        if only and only in reasons:
+            yield from trace(plan, only, reasons, rows, reasons.lacking)
+        else:
+            yield stage, code, rows
+
+
+def taken_by(plan: Plan, name: str) -> set[Binding]:
+    """The columns that a stage reads, each with the stage that writes it."""
+    return {source for bound in plan.stages[name].bindings for source in bound.values()}
+
+
+def left_out(stage: str, columns: set[str], rows: pa.Array, lacks: Lacks) -> pa.Array:
+    """Those of `rows` (a mask) for which the stage stored no value in one of the columns."""
+    if not columns or not pc.any(rows).as_py():
+        return pc.and_(rows, False)
+    missing = lacks(stage, columns)
+    return rows if missing is None else pc.and_(rows, missing)
+
+
+def named_in(plan: Plan, stage: str, code: str) -> dict[str, Binding]:
+    """The columns that a reason of a stage names, as the stage reads them, and where they are."""
+    bindings = plan.stages[stage].bindings
+    return {
+        read: where
+        for read, where in (bindings[0] if bindings else {}).items()
+        if re.search(rf"(?<![\w.]){re.escape(read)}\b", code)
+    }
+
+
+def _line(plan: Plan, name: str) -> list[str]:
+    """The stages that a stage's values come from, first to last, itself included."""
+    line: dict[str, None] = {}
+
+    def visit(stage: str) -> None:
+        for source in plan.stages[stage].sources:
+            visit(source)
+        line.setdefault(stage)
+
+    visit(name)
+    return [stage for stage in plan.stages if stage in line]

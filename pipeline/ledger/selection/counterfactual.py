@@ -1,0 +1,225 @@
+"""Asks a select what it would keep with another number in the place of a threshold.
+
+Here are the threshold that is meant, and the rows that its verdicts are made of: all at once, or a
+shard at a time.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import IDENTITY, KEEP
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.rows.stored import stored
+from clipmill.pipeline.ledger.selection.groups import (
+    NAMES,
+    Groups,
+    group_of,
+    groupings,
+    rows_of_groups,
+)
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.remembered import StandIn
+from clipmill.pipeline.planning.selects import asks_by_part, thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Selects, Threshold
+
+FORM = re.compile(
+    r"\s*([A-Za-z_][\w-]*(?:\.\w+)?)\s*(<=|>=|<|>|=)\s*([^:\s]+):([^:\s]+):([^:\s]+)\s*"
+)
+MAX_VALUES = 1000
+
+
+@dataclass(frozen=True)
+class Vary:
+    """What is varied, `=` or the sign that tells one comparison from another, and the values."""
+
+    name: str
+    sign: str
+    values: tuple[Decimal, ...]
+
+
+def parse(vary: str) -> Vary:
+    """`clip_score=0.10:0.40:0.02`; RecipeError where it names no range."""
+    where = f"--vary {vary}"
+    match = FORM.fullmatch(vary)
+    if not match:
+        raise RecipeError(
+            "it is not NAME=START:STOP:STEP", where, "write it as in clip_score=0.10:0.40:0.02"
+        )
+    name, sign, *texts = match.groups()
+    try:
+        start, stop, step = map(Decimal, texts)
+    except InvalidOperation:
+        raise RecipeError("a range is three numbers", where, "write START:STOP:STEP") from None
+    if not all(number.is_finite() for number in (start, stop, step)):
+        raise RecipeError("a range is finite", where, "write three plain numbers")
+    if step <= 0 or stop < start:
+        raise RecipeError("the range is empty", where, "START is at most STOP, STEP is above 0")
+    count = int((stop - start) / step) + 1
+    if count > MAX_VALUES:
+        raise RecipeError(f"{count:,} values", where, f"take a wider STEP: at most {MAX_VALUES:,}")
+    return Vary(name, sign, tuple(start + step * i for i in range(count)))
+
+
+def select_stage(state: RunState, stage: str) -> PlannedStage:
+    """The complete stage of this name that has thresholds; RecipeError where there is none."""
+    stages = state.plan.stages
+    if stage not in stages:
+        do = did_you_mean(stage, stages, "the recipe has")
+        raise RecipeError(f"no stage '{stage}'", "--stage", do)
+    if not isinstance(stages[stage].stage, Selects):
+        is_away = isinstance(stages[stage].stage, StandIn)
+        why = "whose code is not at hand: --stages DIR" if is_away else "which has no threshold"
+        selects = [name for name, other in stages.items() if isinstance(other.stage, Selects)]
+        raise RecipeError(
+            f"'{stage}' is {stages[stage].uses}, {why}",
+            "--stage",
+            f"name a select stage; here: {', '.join(selects) or 'none'}",
+        )
+    if not state.stages[stage].complete:
+        raise RecipeError(f"'{stage}' is not complete", str(state.run), "run the recipe first")
+    return stages[stage]
+
+
+def threshold_of(planned: PlannedStage, vary: Vary) -> Threshold:
+    """The one threshold that is varied; RecipeError that names what can be."""
+    known = thresholds_of(planned)
+    named = [threshold for threshold in known if threshold.name == vary.name]
+    hits = {at.text: at for at in named if vary.sign in ("=", at.sign)}
+    if len(hits) == 1:
+        return next(iter(hits.values()))
+    if hits:
+        raise RecipeError(
+            f"'{vary.name}' is compared {len(hits)} times: {', '.join(hits)}",
+            planned.where,
+            "name the one by its sign: " + " or ".join(f"{vary.name}{at.sign}…" for at in named),
+        )
+    names = ", ".join(dict.fromkeys(threshold.name for threshold in known))
+    raise RecipeError(
+        f"'{planned.name}' has no threshold '{vary.name}{vary.sign.removeprefix('=')}'",
+        planned.where,
+        f"vary one of: {names}" if names else "no number of its settings decides by itself",
+    )
+
+
+# Shapes: N rows of the pool, or of a part of it.
+
+HELD_ROWS = 1 << 21  # rows of some 170 bytes; a larger pool is read shard by shard
+GROUP, READ, MADE = "group ", "read ", "made "
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the pool: what other verdicts are made of, the group of each, today's verdict."""
+
+    read: pa.Table  # uid, shard, position and columns as the stage reads them
+    made: pa.Table  # columns that it wrote
+    value: pa.ChunkedArray  # of the column that the threshold cuts
+    groups: dict[str, NDArray[np.int8]]  # (N,) codes, by what rows are grouped by
+    today: NDArray[np.bool_]  # (N,)
+
+
+class Pool:
+    """All rows under a select stage: held, or of a large pool read anew each time, of which few
+    shards are held; that a threshold must answer by parts."""
+
+    def __init__(self, state: RunState, planned: PlannedStage, threshold: Threshold) -> None:
+        shards = state.stages[planned.root].shards
+        if not shards:
+            raise RecipeError("the pool has no rows", str(state.run), "check the pool's path")
+        self.rows = shards.rows
+        self.is_held = self.rows <= HELD_ROWS or not asks_by_part(planned, threshold)
+        self._state, self._root, self._threshold = state, planned.root, threshold
+        given = planned.bindings[0]
+        self._asked = asked_of(planned, threshold)
+        self._grouped = {
+            f"{GROUP}{name}": where for name, where in groupings(state, planned.name).items()
+        }
+        value = given.get(threshold.column, (planned.name, threshold.column))
+        self._bound = {**self._asked, **self._grouped, "value": value}
+        self._held = list(self._tables(self._bound)) if self.is_held else None
+        self.groups = self._largest_groups()
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Every row once, by part."""
+        if self._held is None:
+            yield from map(self._as_rows, self._tables(self._bound))
+        else:
+            yield self._as_rows(pa.concat_tables(self._held).unify_dictionaries())
+
+    def parts(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """What verdicts are made of: columns that the stage read, and that it made."""
+        return map(read_and_made, self._tables(self._asked))
+
+    def _tables(self, bound: Mapping[str, Binding]) -> Iterator[pa.Table]:
+        shards = stored(self._state, self._root, bound)
+
+        def read(shard: int) -> pa.Table:
+            table = shards.table(shard)
+            for name in bound.keys() & self._grouped.keys():
+                codes = group_of(name.removeprefix(GROUP), table[name])  # a URL's host is short
+                table = table.set_column(table.column_names.index(name), name, codes)
+            return table
+
+        return ahead(self._state.run, read, range(len(shards)))
+
+    def _largest_groups(self) -> dict[str, Groups]:
+        """The groups that are told apart, by what rows are grouped by.
+
+        Error: where there are more names than NAMES, the rarer half is forgotten as the pool is
+        read. One that comes again is counted from there on.
+        """
+        rows: dict[str, Counter[str]] = {name: Counter() for name in self._grouped}
+        tables = self._tables(self._grouped) if self._held is None else iter(self._held)
+        for table in tables if rows else ():
+            for name, counted in list(rows.items()):
+                counted.update(rows_of_groups(table[name]))
+                if len(counted) > NAMES:
+                    rows[name] = Counter(dict(counted.most_common(NAMES // 2)))
+        return {name.removeprefix(GROUP): Groups.largest(it) for name, it in rows.items()}
+
+    def _as_rows(self, table: pa.Table) -> Rows:
+        read, made = read_and_made(table)
+        return Rows(
+            read=read,
+            made=made,
+            value=_deciding(table["value"], self._threshold),
+            groups={name: it.codes(table[f"{GROUP}{name}"]) for name, it in self.groups.items()},
+            today=made[KEEP.name].to_numpy(),
+        )
+
+
+def asked_of(planned: PlannedStage, threshold: Threshold) -> dict[str, Binding]:
+    """What verdicts are made of: columns that the stage read, and that it made."""
+    given, made = planned.bindings[0], (KEEP.name, *threshold.made)
+    read = {f"{READ}{name}": given[name] for name in threshold.reads if name in given}
+    return read | {f"{MADE}{name}": (planned.name, name) for name in made}
+
+
+def read_and_made(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """These columns as `verdicts` takes them; the rows' identity, as far as it is there, with what
+    was read."""
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    place = {name: it for name, it in columns.items() if name in IDENTITY}
+    read, made = (
+        {name.removeprefix(kind): it for name, it in columns.items() if name.startswith(kind)}
+        for kind in (READ, MADE)
+    )
+    return pa.table(place | read), pa.table(made)
+
+
+def _deciding(values: pa.ChunkedArray, threshold: Threshold) -> pa.ChunkedArray:
+    """Of lists, the item of each that decides."""
+    if threshold.item is None or not pa.types.is_list(values.type):
+        return values
+    items = pl.Series(values).list
+    return pa.chunked_array([(items.max() if threshold.item == "max" else items.min()).to_arrow()])

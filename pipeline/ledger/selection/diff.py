@@ -1,0 +1,357 @@
+"""Two selections of one pool, row by row: what the second gained and lost, and from and to which
+cause; by language, source, domain, size, cluster and concept; a few rows of each move.
+
+Each row is counted once: kept, or lost at its first cause, on either side, as the funnel counts it.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import CONCEPT_IDS
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.rows.stored import SHOWN, Place, artifacts, binding, stored
+from clipmill.pipeline.ledger.selection.causes import named_in
+from clipmill.pipeline.ledger.selection.joined import ABSENT, Joined, joined, same_rows
+from clipmill.pipeline.ledger.selection.sides import Side
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.variants import Changes, changes
+
+# Shapes: N rows of a shard, E entries of a list of concepts.
+
+MOST_CONCEPTS = 12  # concepts that changed most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptRows:
+    """One entry of a list of concepts, and the kept rows that name it."""
+
+    entry: str
+    before: int
+    after: int
+
+
+class ConceptTally:
+    """Counts where both sides store concepts of lists whose entries a balance has named."""
+
+    def __init__(self, before: Side, after: Side) -> None:
+        self.sides = (before, after)
+        self.bound = [binding(side.state, side.stage, CONCEPT_IDS.name) for side in self.sides]
+        self.entries = [self._entries(which) for which in (0, 1)]
+        self.counts = [np.zeros(len(entries), np.int64) for entries in self.entries]
+        self.there = all(map(len, self.entries))
+
+    def _entries(self, which: int) -> list[str]:
+        """The entries by their number, from the first balance of these concepts; else none."""
+        state = self.sides[which].state
+        for name, stage in state.stages.items():
+            files = artifacts(stage, "concepts").values()
+            bindings = state.plan.stages[name].bindings
+            if files and bindings and bindings[0].get(CONCEPT_IDS.name) == self.bound[which]:
+                (file, *_) = files
+                return pl.read_parquet(Outputs(stage.folder).read(file))["entry"].to_list()
+        return []
+
+    def see(self, which: int, index: int, fate_N: NDArray[np.int32]) -> None:
+        """Takes in one shard of one side."""
+        bound = self.bound[which]
+        if not self.there or bound is None:
+            return
+        side = self.sides[which]
+        table = stored(side.state, side.root, {"ids": bound}).table(index)
+        ids = table["ids"].filter(pa.array(fate_N == 0)).combine_chunks()
+        concept_M = pc.list_flatten(ids).to_numpy()
+        self.counts[which] += np.bincount(concept_M, minlength=len(self.counts[which]))
+
+    def told(self) -> tuple[ConceptRows, ...]:
+        """The entries whose counts differ most."""
+        before, after = (
+            dict(zip(entries, counts.tolist(), strict=True))
+            for entries, counts in zip(self.entries, self.counts, strict=True)
+        )
+        by: dict[str, tuple[int, int]] = {
+            entry: (before.get(entry, 0), after.get(entry, 0)) for entry in {**before, **after}
+        }
+        moved = [entry for entry, (was, now) in by.items() if was != now]
+        moved.sort(key=lambda entry: (-abs(by[entry][1] - by[entry][0]), entry))
+        return tuple(
+            ConceptRows(entry=entry, before=by[entry][0], after=by[entry][1])
+            for entry in moved[:MOST_CONCEPTS]
+        )
+
+
+# Shapes: N rows, M of them that move.
+
+LARGEST = 20  # groups of each kind that are told, those that changed most
+Kind = Literal["gained", "lost", "moved", "kept", "stayed"]
+KINDS: tuple[Kind, ...] = ("gained", "lost", "moved", "kept", "stayed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fate:
+    """What became of rows on one side: `kept`, `lost` at a first cause, or `absent` in its pool."""
+
+    what: Literal["kept", "lost", "absent"]
+    stage: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedRow:
+    """A row, and where it stands on each side; null where that has no such row."""
+
+    uid: str
+    before: Place | None
+    after: Place | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Rows of one fate before and one after; `examples` are chosen by a hash of their uid.
+
+    `gained` and `lost`: kept on one side alone. `moved`: on neither, for another cause. `kept`: on
+    both. `stayed`: on neither, for the same cause; two rules of one stage over the same columns
+    are the same, with another threshold.
+    """
+
+    kind: Kind
+    before: Fate
+    after: Fate
+    rows: int
+    examples: tuple[MovedRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRows:
+    """Rows of one group that each side keeps: `after` = `before` + `gained` - `lost`."""
+
+    name: str
+    before: int
+    after: int
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """One side: rows of its pool, and those that its stage keeps.
+
+    `left` has the stages of its recipe that are not done; `working` names who works there now.
+    """
+
+    asked: str
+    run: str
+    variant: int
+    recipe: str
+    stage: str
+    rows: int
+    kept: int
+    left: tuple[str, ...]
+    working: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff:
+    """Two selections. `both` are kept by both, `stayed` and `moved` by neither: see `Move`.
+
+    `joined` says by what rows were told to be the same: their `place`, or their `uid` where the
+    pools do not stand in the same order. `groups` are empty where no row was gained or lost.
+    """
+
+    before: Selection
+    after: Selection
+    changes: Changes
+    joined: Literal["place", "uid"]
+    both: int
+    gained: int
+    lost: int
+    moved: int
+    stayed: int
+    moves: tuple[Move, ...]
+    groups: dict[str, tuple[GroupRows, ...]]
+    concepts: tuple[ConceptRows, ...]
+
+
+class Row(NamedTuple):
+    """Sorts by the coin of its uid, then by its places."""
+
+    coin: int
+    before: Place
+    after: Place
+    uid: str
+
+
+@dataclass
+class Count:
+    """What is counted over all pieces of the two pools."""
+
+    rows: Counter[tuple[int, int]] = field(default_factory=Counter)  # by fate before and after
+    examples: dict[tuple[int, int], list[Row]] = field(default_factory=dict)
+    groups: dict[str, dict[str | None, NDArray[np.int64]]] = field(default_factory=dict)
+
+    def add(self, rows: Joined, seed: int) -> None:
+        before_N, after_N = (fate_N.astype(np.int64) for fate_N in rows.fate_AN)
+        cell_N = (before_N + 1 << 32) + after_N + 1
+        bits_N = coin_hash(rows.uid, seed=seed, stage="diff", purpose="samples")
+        order_N = np.lexsort((np.arange(len(bits_N)), bits_N, cell_N))
+        cells, start, counts = np.unique(cell_N[order_N], return_index=True, return_counts=True)
+        for cell, begin, count in zip(cells.tolist(), start.tolist(), counts.tolist(), strict=True):
+            key = ((cell >> 32) - 1, (cell & 0xFFFFFFFF) - 1)
+            self.rows[key] += count
+            if key != (0, 0):
+                few = order_N[begin : begin + min(count, SHOWN)].tolist()
+                known = self.examples.get(key, [])
+                self.examples[key] = sorted(known + [self._row(rows, bits_N, i) for i in few])
+                del self.examples[key][SHOWN:]
+        kept_N, now_N = before_N == 0, after_N == 0
+        for name, column in rows.groups.items():
+            self._group(self.groups.setdefault(name, {}), column, kept_N, now_N)
+
+    def _row(self, rows: Joined, bits_N: NDArray[np.uint64], i: int) -> Row:
+        (a, b), (c, d) = (place_N2[i].tolist() for place_N2 in rows.place_AN2)
+        return Row(int(bits_N[i]), (a, b), (c, d), rows.uid[i].as_py().hex())
+
+    def _group(
+        self,
+        tally: dict[str | None, NDArray[np.int64]],
+        column: pa.ChunkedArray,
+        kept_N: NDArray[np.bool_],
+        now_N: NDArray[np.bool_],
+    ) -> None:
+        is_any_N = kept_N | now_N
+        column = column.filter(pa.array(is_any_N))
+        kept_M, now_M = kept_N[is_any_N], now_N[is_any_N]
+        for piece in column.unify_dictionaries().chunks:
+            start, kept_M = kept_M[: len(piece)], kept_M[len(piece) :]
+            end, now_M = now_M[: len(piece)], now_M[len(piece) :]
+            code = pc.fill_null(piece.indices, len(piece.dictionary)).to_numpy()
+            counts = np.stack(
+                [
+                    np.bincount(code[of], minlength=len(piece.dictionary) + 1)
+                    for of in (start, end, end & ~start, start & ~end)
+                ],
+                axis=1,
+            )
+            names = [*piece.dictionary.to_pylist(), None]
+            for at in np.flatnonzero(counts.any(axis=1)).tolist():
+                tally[names[at]] = tally.get(names[at], np.zeros(4, np.int64)) + counts[at]
+
+
+def diff(before: Side, after: Side) -> Diff:
+    """The answer; both sides are read shard by shard. RecipeError where they are of two pools."""
+    sides, count = (before, after), Count()
+    concepts = ConceptTally(before, after)
+    for rows in joined(sides, concepts.see):
+        count.add(rows, before.state.plan.seed)
+    moves = [
+        _move(cell, rows, sides, count.examples.get(cell, [])) for cell, rows in count.rows.items()
+    ]
+    of = Counter({kind: 0 for kind in KINDS})
+    for move in moves:
+        of[move.kind] += move.rows
+    order = {fate: i for i, fate in enumerate([*before.fates, *after.fates])}
+    has_changed = of["gained"] or of["lost"]
+    return Diff(
+        before=_selection(before, count, 0),
+        after=_selection(after, count, 1),
+        changes=changes(before.ran, after.ran),
+        joined="place" if same_rows(before, after) else "uid",
+        both=of["kept"],
+        gained=of["gained"],
+        lost=of["lost"],
+        moved=of["moved"],
+        stayed=of["stayed"],
+        moves=tuple(
+            sorted(
+                moves,
+                key=lambda move: (
+                    KINDS.index(move.kind),
+                    -move.rows,
+                    *(
+                        order.get((fate.stage, fate.reason), -1)
+                        for fate in (move.before, move.after)
+                    ),
+                ),
+            )
+        ),
+        groups={
+            name: _told(tally) for name, tally in count.groups.items() if has_changed and tally
+        },
+        concepts=concepts.told() if has_changed else (),
+    )
+
+
+def _move(cell: tuple[int, int], rows: int, sides: tuple[Side, Side], examples: list[Row]) -> Move:
+    was, now = (_fate(side, index) for side, index in zip(sides, cell, strict=True))
+    kind: Kind = "stayed" if was == now or _is_one_rule(sides, was, now) else "moved"
+    if "kept" in (was.what, now.what):
+        kind = "gained" if was.what != "kept" else "lost" if now.what != "kept" else "kept"
+    return Move(
+        kind=kind,
+        before=was,
+        after=now,
+        rows=rows,
+        examples=tuple(
+            MovedRow(uid=row.uid, before=_place(row.before), after=_place(row.after))
+            for row in examples
+        ),
+    )
+
+
+def _is_one_rule(sides: tuple[Side, Side], was: Fate, now: Fate) -> bool:
+    """Whether both are rules of the stage over the same columns, of which a threshold differs."""
+    if was.what != "lost" or now.what != "lost" or was.stage != now.stage:
+        return False
+    named = [
+        set(named_in(side.state.plan, fate.stage, fate.reason))
+        for side, fate in zip(sides, (was, now), strict=True)
+    ]
+    return named[0] == named[1] != set()
+
+
+def _fate(side: Side, index: int) -> Fate:
+    if index == ABSENT:
+        return Fate(what="absent")
+    stage, reason = side.fates[index]
+    return Fate(what="lost", stage=stage, reason=reason) if index else Fate(what="kept")
+
+
+def _place(place: Place) -> Place | None:
+    return place if place[0] >= 0 else None
+
+
+def _selection(side: Side, count: Count, which: int) -> Selection:
+    lease = lock.holder(side.state.run)
+    rows = {cell: rows for cell, rows in count.rows.items() if cell[which] != ABSENT}
+    return Selection(
+        asked=side.name,
+        run=str(side.state.run),
+        variant=side.variant.number,
+        recipe=side.ran["name"],
+        stage=side.stage,
+        rows=sum(rows.values()),
+        kept=sum(rows for cell, rows in rows.items() if cell[which] == 0),
+        left=tuple(name for name, stage in side.state.stages.items() if not stage.complete),
+        working=str(lease) if lease else "",
+    )
+
+
+def _told(tally: dict[str | None, NDArray[np.int64]]) -> tuple[GroupRows, ...]:
+    """The groups that changed most, then the largest; all others together."""
+    counts: dict[str | None, Any] = {name: of.tolist() for name, of in tally.items()}
+    ranked = sorted(counts, key=lambda n: (-counts[n][2] - counts[n][3], -counts[n][1], n or ""))
+    shown = [(name or "(none)", counts[name]) for name in ranked[:LARGEST]]
+    if rest := ranked[LARGEST:]:
+        many = f"{len(rest):,} {'other' if len(rest) == 1 else 'others'}"
+        shown.append((many, np.sum([counts[name] for name in rest], axis=0).tolist()))
+    return tuple(
+        GroupRows(name=name, before=was, after=now, gained=gained, lost=lost)
+        for name, (was, now, gained, lost) in shown
+    )

@@ -1,0 +1,112 @@
+"""Complete exports: rows and files of each, and how much of one is read under a select."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipmill.metadata.datacard import SUMMARY
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.places import is_places, read_places
+from clipmill.pipeline.errors import StageError
+from clipmill.pipeline.run_folder.masks import SelectMask
+from clipmill.pipeline.run_folder.state import RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The files of one complete stage; `rows` = `exported` + those left out, by reason.
+
+    `rows` and `exported` are null for files that are no rows, as a model's.
+    """
+
+    stage: str
+    rows: int | None
+    exported: int | None
+    left: dict[str, int]
+    folder: str
+    files: int
+    bytes: int
+
+
+def exports(state: RunState) -> tuple[Export, ...]:
+    """Every complete stage that gives files, in the recipe's order; StageError where the counts of
+    an export don't add up."""
+    return tuple(
+        _export(state, name)
+        for name, stage in state.stages.items()
+        if stage.complete and stage.planned.gives_data
+    )
+
+
+def _export(state: RunState, name: str) -> Export:
+    stage = state.stages[name]
+    outputs = Outputs(stage.folder)
+    summary = json.loads(outputs.read(SUMMARY)) if SUMMARY in outputs.names else {}
+    counts = dict(summary.get("counts", {}))
+    rows, exported = counts.pop("rows", None), counts.pop("exported", None)
+    if rows is not None and rows != exported + sum(counts.values()):
+        raise StageError(
+            f"{exported} of {rows} rows exported, {counts}",
+            f"stage '{name}'",
+            "the export is damaged: delete its folder and run again",
+        )
+    return Export(
+        stage=name,
+        rows=rows,
+        exported=exported,
+        left={reason: count for reason, count in counts.items() if count},
+        folder=f"{stage.folder}/out",
+        files=len(stage.outputs),
+        bytes=sum(size for _, size in stage.outputs),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """Rows of a pool that a select keeps = rows `read` of an export + those that it lacks."""
+
+    stage: str  # the reader
+    data: str
+    select: str
+    kept: int
+    read: int
+    lacking: int
+
+
+def subsets(state: RunState) -> tuple[Subset, ...]:
+    """Every complete stage that reads an export under a select, in the recipe's order."""
+    answers = []
+    for name, stage in state.stages.items():
+        mask = state.mask(stage.planned) if stage.complete else None
+        if mask:
+            kept, lacking = _counts(mask)
+            planned = stage.planned
+            answers.append(
+                Subset(
+                    stage=name,
+                    data=planned.data or "",
+                    select=planned.kept_by or "",
+                    kept=kept,
+                    read=kept - lacking,
+                    lacking=lacking,
+                )
+            )
+    return tuple(answers)
+
+
+def _counts(mask: SelectMask) -> tuple[int, int]:
+    """Rows that the select keeps, and how many of them the export lacks."""
+    pool = mask.verdicts
+    is_there = [np.zeros(pool.rows(shard), bool) for shard in range(len(pool))]
+    outputs = Outputs(mask.export)
+    for name in filter(is_places, outputs.names):
+        place_N2 = read_places(outputs, name)
+        for shard in np.unique(place_N2[:, 0]):
+            is_there[shard][place_N2[place_N2[:, 0] == shard, 1]] = True
+    kept = lacking = 0
+    for shard, is_there_N in enumerate(is_there):
+        is_kept_N = mask.times_in_pool(shard) > 0
+        kept += int(np.count_nonzero(is_kept_N))
+        lacking += int(np.count_nonzero(is_kept_N & ~is_there_N))
+    return kept, lacking

@@ -1,0 +1,343 @@
+"""Where the rows of a pool went: at every stage by reason, and each lost row at its first cause.
+
+At every stage: rows = fine + not selected + failed + upstream + dropped; checked here and when a
+stage finishes. A row that ends undefined at a select stage is counted at the earliest stage that
+left the value out, so the causes add up to the rows lost.
+
+Rows and their reasons are counted from the records. Files are opened for what no record tells: the
+first causes, whether a stage failed by itself or for want of an earlier value, the uids, and the
+reasons of shards that several passes have made. Several shards are read at once, many of them by
+processes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill.metadata.outputs import OUT
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.record import ShardState
+from clipmill.metadata.schema import KEEP, UID
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.ledger.rows.ahead import ahead, of_each
+from clipmill.pipeline.ledger.rows.heaps import Heaps, Rows, structured, uid_hash
+from clipmill.pipeline.ledger.rows.query import Unfinished
+from clipmill.pipeline.ledger.rows.stored import Place, artifacts
+from clipmill.pipeline.ledger.selection.causes import (
+    Cause,
+    causes,
+    failed_later,
+    later_stages,
+    left_out,
+    taken_by,
+)
+from clipmill.pipeline.ledger.selection.exports import Export, Subset, exports, subsets
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.run_folder.state import RunState, StageState
+from clipmill.pipeline.run_folder.words import BEFORE
+
+ASKED_ROWS = 50_000_000  # of a pool whose uids are read
+UIDS = [("a", "<u8"), ("b", "<u8")]  # their halves
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRows:
+    """Rows of one stage; `failed`, `upstream` and `dropped` by reason, that in the rules' order.
+
+    `failed`: the stage gave no value. `upstream`: nor could it, as a stage before it gave none.
+    `dropped`: this select, or one before, did not keep them.
+    `not_selected`: outside its `only:` mask.
+    `listed` is of a list of uids: how many it names, and how many of them have no row.
+    """
+
+    stage: str
+    uses: str
+    rows: int
+    fine: int
+    not_selected: int
+    listed: dict[str, Any] | None
+    failed: dict[str, int]
+    upstream: dict[str, int]
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Rows that one stage lost for one reason; `example` is the uid of one, in hex."""
+
+    stage: str
+    reason: str
+    rows: int
+    example: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """A select stage that no later one builds on: `rows` = `kept` + the rows of its causes.
+
+    A row that a later stage failed is not kept, whatever the select says. Causes stand in the order
+    of the stages; those of a select in the order of its rules, of other stages the largest first.
+    """
+
+    stage: str
+    rows: int
+    kept: int
+    causes: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Funnel:
+    """The complete stages of a run; `unfinished` are the others.
+
+    `repeated_uids` counts rows whose uid an earlier row of their root has, and is null for pools
+    of more than 50 million rows, whose uids take long to read.
+    """
+
+    run: str
+    unfinished: tuple[Unfinished, ...]
+    repeated_uids: int | None
+    stages: tuple[StageRows, ...]
+    ends: tuple[End, ...]
+    exports: tuple[Export, ...]
+    subsets: tuple[Subset, ...] = ()
+
+
+def funnel(state: RunState) -> Funnel:
+    """Rows by stage and reason, and the causes of each end; a run that only evaluates has neither.
+
+    StageError where a stage does not add up.
+    """
+    complete = [stage.planned for stage in state.stages.values() if stage.complete]
+    if not complete:
+        raise RecipeError("no stage is complete", str(state.run), "run the recipe first")
+    done = [planned for planned in complete if planned.gives_rows]
+    counts: dict[str, Counter[Cause]] = {planned.name: Counter() for planned in done}
+    lost = {p.name: _Lost(later_stages(p.name, done)) for p in done if is_end(p, done)}
+    later = {name: one.later for name, one in lost.items()}
+    for root in dict.fromkeys(planned.root for planned in done):
+        read = partial(_shard_rows, root, later)
+        for counted, losses in of_each(state, read, list(state.stages[root].shards)):
+            for name, rows in counted.items():
+                counts[name].update(rows)
+            for name, each in losses.items():
+                lost[name].add(each)
+    return Funnel(
+        run=str(state.run),
+        unfinished=tuple(_unfinished(state)),
+        repeated_uids=_repeated_uids(state, [p.name for p in done if p.is_root]),
+        stages=tuple(_stage_rows(state, name, rows) for name, rows in counts.items()),
+        ends=tuple(_end(state, name, counts[name], rows) for name, rows in lost.items()),
+        exports=exports(state),
+        subsets=subsets(state),
+    )
+
+
+@dataclass
+class _Lost:
+    """Rows of an end by first cause, and where one of each stands.
+
+    `later` are the stages whose failures count as its own.
+    """
+
+    later: list[str]
+    rows: Counter[Cause] = field(default_factory=Counter)
+    places: dict[Cause, Place] = field(default_factory=dict)
+
+    def add(self, losses: Iterable[tuple[Cause, int, Place]]) -> None:
+        for cause, rows, place in losses:
+            self.rows[cause] += rows
+            self.places.setdefault(cause, place)
+
+
+_ShardRows = tuple[
+    dict[str, Counter[tuple[str, str]]],  # by stage: rows by kind and reason
+    dict[str, list[tuple[Cause, int, Place]]],  # by end: rows of each cause, and where one stands
+]
+
+
+def _shard_rows(
+    root: str, later: Mapping[str, list[str]], state: RunState, shard: int
+) -> _ShardRows:
+    """Of one shard; `later` are the stages whose failures count as an end's own."""
+    reasons = ShardReasons(state, root, shard)
+    counted = {name: _counted(reasons, name) for name in reasons}
+    ends = [name for name in reasons if name in later]
+    return counted, {name: _losses(reasons, name, later[name]) for name in ends}
+
+
+def _losses(reasons: ShardReasons, end: str, later: list[str]) -> list[tuple[Cause, int, Place]]:
+    """Rows of a shard that an end lost, by first cause, and where one of each stands."""
+    return [
+        ((stage, code), pc.sum(rows).as_py() or 0, (reasons.shard, pc.index(rows, True).as_py()))
+        for stage, code, rows in (*causes(reasons, end), *failed_later(reasons, end, later))
+    ]
+
+
+def _unfinished(state: RunState) -> Iterator[Unfinished]:
+    for name, stage in state.stages.items():
+        if not stage.complete:
+            failed = sum(failure is not None for failure in stage.failures.values())
+            total = stage.total if stage.planned.gives_rows else None
+            yield Unfinished(stage=name, shards=len(stage.shards), total=total, failed=failed)
+
+
+def _counted(reasons: ShardReasons, name: str) -> Counter[tuple[str, str]]:
+    """Rows of a stage's shard by kind and reason."""
+    planned = reasons.state.plan.stages[name]
+    upstream = Counter[str]() if planned.is_select else _upstream(reasons, name)
+    counted: Counter[tuple[str, str]] = Counter()
+    for code, rows in sorted(reasons.counts(name).items()):
+        if code in ("", NOT_SELECTED):
+            counted[code or "fine", ""] = rows
+        elif planned.is_select or code == BEFORE:
+            counted["dropped", code] = rows
+        else:
+            counted["upstream", code] = upstream[code]
+            counted["failed", code] = rows - upstream[code]
+    shard = reasons.state.stages[name].shards[reasons.shard]
+    if counted.total() != shard.rows:
+        raise StageError(
+            f"{counted.total()} of {shard.rows} rows",
+            f"stage '{name}', shard {reasons.shard}",
+            "the shard is damaged: delete its record and run again",
+        )
+    return +counted
+
+
+def _upstream(reasons: ShardReasons, name: str) -> Counter[str]:
+    """Rows of a stage, by its reason, for which a stage that it reads from left out a value."""
+    plan = reasons.state.plan
+    lossy = [
+        source
+        for source in plan.stages[name].sources
+        if source in reasons and reasons.counts(source).keys() - {""}
+    ]
+    if not lossy or not reasons.counts(name).keys() - {"", NOT_SELECTED}:
+        return Counter()
+    own = reasons[name]
+    is_late = pa.array([False] * len(own), pa.bool_())
+    for source in lossy:
+        taken = {column for stage, column in taken_by(plan, name) if stage == source}
+        rows = pc.and_(pc.is_valid(own), pc.is_valid(reasons[source]))
+        is_late = pc.or_(is_late, left_out(source, taken, rows, reasons.lacking))
+    return Counter(own.filter(is_late).to_pylist())
+
+
+def _repeated_uids(state: RunState, roots: list[str]) -> int | None:
+    """Rows whose uid an earlier row has; None for pools that take too long."""
+    stages = [state.stages[name] for name in roots]
+    if sum(stage.shards.rows for stage in stages) > ASKED_ROWS:
+        return None
+    return sum(_repeated(state, stage) for stage in stages)
+
+
+def _repeated(state: RunState, stage: StageState) -> int:
+    """Of one root; held is a heap of the uids."""
+    stored, rows = state.stored[stage.planned.name], stage.shards.rows
+
+    def read(shard: ShardState) -> list[pa.Table]:
+        return list(stored.read(shard, [UID.name], 65_536))
+
+    different = 0
+    with closing(Heaps(rows, UIDS)) as heaps:
+        for tables in ahead(state.run, read, stage.shards.values()):
+            uid = pa.concat_tables(tables)[UID.name]
+            if len(uid):
+                a_N, b_N = halves(uid).T
+                heaps.add(heaps.of(uid_hash(uid)), structured(UIDS, a=a_N, b=b_N))
+        for heap in range(heaps.count):
+            found = np.empty(0, UIDS)
+            for piece in heaps.pieces(heap):
+                found = _different(np.concatenate([found, piece]))
+            different += len(found)
+    return rows - different
+
+
+def _different(uid_N: Rows) -> Rows:
+    """Each uid once."""
+    uid_N = uid_N[np.lexsort((uid_N["b"], uid_N["a"]))]  # np.unique takes four times as long
+    is_new_N = (np.diff(uid_N["a"]) != 0) | (np.diff(uid_N["b"]) != 0)
+    return np.asarray(uid_N[np.append(True, is_new_N)])
+
+
+def is_end(planned: PlannedStage, done: list[PlannedStage]) -> bool:
+    """Whether it is a select stage that no other one of these builds on."""
+    kept = (planned.name, KEEP.name)
+    return planned.is_select and not any(
+        kept in bound.values() for other in done if other.is_select for bound in other.bindings
+    )
+
+
+def _stage_rows(state: RunState, name: str, counts: Counter[tuple[str, str]]) -> StageRows:
+    uses = state.plan.stages[name].uses
+    folder = state.stages[name].folder
+    lists = artifacts(state.stages[name], "listed").values()
+    return StageRows(
+        stage=name,
+        uses=uses,
+        rows=counts.total(),
+        fine=counts["fine", ""],
+        not_selected=counts[NOT_SELECTED, ""],
+        listed=next((folder.read_json(f"{OUT}/{file}", dict[str, Any]) for file in lists), None),
+        failed=_of("failed", counts),
+        upstream=_of("upstream", counts),
+        dropped=_in_order(_of("dropped", counts), state.plan.stages[name].stage.reasons),
+    )
+
+
+def _of(kind: str, counts: Counter[tuple[str, str]]) -> dict[str, int]:
+    return {code: rows for (its, code), rows in counts.items() if its == kind}
+
+
+def _in_order(rows: dict[str, int], rules: Sequence[str]) -> dict[str, int]:
+    """Rows by reason, in the order of a stage's rules."""
+    return {code: rows[code] for code in [*rules, *rows] if code in rows}
+
+
+def _end(state: RunState, name: str, counts: Counter[tuple[str, str]], lost: _Lost) -> End:
+    root = state.plan.stages[name].root
+    rows = counts.total()
+    later = sum(count for (stage, _), count in lost.rows.items() if stage in lost.later)
+    kept = counts["fine", ""] - later
+    if kept + lost.rows.total() != rows:
+        raise StageError(
+            f"{kept} kept and {lost.rows.total()} lost make no {rows}",
+            f"stage '{name}'",
+            "this is a fault of ours: report it with the recipe",
+        )
+    ranked = [(cause, lost.rows[cause]) for cause in in_order(state, lost.rows)]
+    return End(
+        stage=name,
+        rows=rows,
+        kept=kept,
+        causes=tuple(
+            Loss(stage=s, reason=r, rows=count, example=state.uid(root, *lost.places[s, r]))
+            for (s, r), count in ranked
+        ),
+    )
+
+
+def in_order(state: RunState, rows: Mapping[Cause, int]) -> list[Cause]:
+    """By stage; of a select in the order of its rules, of other stages the largest first."""
+    order = list(state.plan.stages)
+    rules = {
+        planned.name: {code: number for number, code in enumerate(planned.stage.reasons)}
+        for planned in state.plan.stages.values()
+        if planned.is_select
+    }
+
+    def place(cause: Cause) -> tuple[int, int, int]:
+        stage, code = cause
+        by_rule = rules.get(stage, {})
+        return order.index(stage), by_rule.get(code, len(by_rule)), -rows[cause]
+
+    return sorted(rows, key=place)

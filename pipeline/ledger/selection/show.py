@@ -1,0 +1,333 @@
+"""Rows of one stage to be looked at: a sample, those that come first by a column, or those nearest
+to its thresholds on both sides.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from clipmill.metadata.schema import (
+    IMAGE,
+    IMAGE_BYTES,
+    KEEP,
+    POSITION,
+    REASON,
+    SHARD,
+    TEXT,
+    UID,
+    URL,
+)
+from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.ledger.rows.columns import PLACE, column_at, rows_stage
+from clipmill.pipeline.ledger.rows.query import Unfinished, drops, query
+from clipmill.pipeline.ledger.rows.stage_row import shown
+from clipmill.pipeline.ledger.rows.stored import Place, binding
+from clipmill.pipeline.ledger.rows.top import Key, Row, TopRows, is_orderable, shards_of, values_at
+from clipmill.pipeline.ledger.selection.causes import named_in
+from clipmill.pipeline.ledger.selection.verdict import about
+from clipmill.pipeline.planning.planned import Binding
+from clipmill.pipeline.planning.selects import thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import in_words
+from clipmill.pipeline.stage import Threshold
+
+BEYOND = {">": "<=", ">=": "<", "<": ">=", "<=": ">", "=": "!=", "<>": "="}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearCut:
+    """A threshold of a select stage: a value of `column` stays that is `sign` the `limit`. Of a
+    select that keeps the best so many, the limit is the last value that it keeps.
+
+    `reasons` are those of the rows that go for it.
+    """
+
+    text: str
+    column: str
+    sign: str
+    limit: float
+    reasons: tuple[str, ...]
+
+    def beyond(self) -> pl.Expr:
+        """Whether `value` is on the side that goes."""
+        value, sign = pl.col("value"), BEYOND[self.sign]
+        limit = pl.lit(self.limit)
+        if sign in ("<", "<="):
+            return value < limit if sign == "<" else value <= limit
+        if sign in (">", ">="):
+            return value > limit if sign == ">" else value >= limit
+        return value != limit if sign == "!=" else value == limit
+
+
+def cuts_of(state: RunState, stage: str) -> list[NearCut]:
+    """The thresholds of a select stage on columns of numbers; RecipeError where it has none."""
+    found = [cut for at in _thresholds(state, stage) if (cut := _cut(state, stage, at))]
+    if not found:
+        others = [
+            name
+            for name, planned in state.plan.stages.items()
+            if planned.is_select and list(_thresholds(state, name))
+        ]
+        raise RecipeError(
+            f"'{stage}' has no threshold on a column of numbers that rows could be near to",
+            "--near-cut",
+            f"select stages with one: {', '.join(others) or 'none'}",
+        )
+    return found
+
+
+def nearest(
+    state: RunState, stage: str, cut: NearCut, where: str | None, most: int, seed: int
+) -> tuple[TopRows, TopRows]:
+    """The rows that went for a threshold, and those that stay: of each side the nearest few."""
+    key = Key(cut.column, near=cut.limit)
+    went, stay = TopRows(key, most, seed), TopRows(key, most, seed)
+    if cut.reasons:
+        for rows in shards_of(query(state, stage, [cut.column], where, cut.reasons)):
+            went.add(rows, cut.beyond())
+    for rows in shards_of(query(state, stage, [cut.column], where)):
+        stay.add(rows, pl.col("value").is_not_null())
+    return went, stay
+
+
+def _thresholds(state: RunState, stage: str) -> Iterator[Threshold]:
+    """Those on one value of a row that is a number."""
+    planned = state.plan.stages[stage]
+    for at in thresholds_of(planned):
+        source = planned.bindings[0].get(at.column, (stage, at.column))
+        dtype = state.plan.schema(*source)
+        if at.item is None and (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+            yield at
+
+
+def _cut(state: RunState, stage: str, at: Threshold) -> NearCut | None:
+    planned = state.plan.stages[stage]
+    source = planned.bindings[0].get(at.column, (stage, at.column))
+    column = at.column
+    if "." in column or column_at(state.plan, stage, column) != source:
+        column = ".".join(source)
+    reasons = dict.fromkeys([*planned.stage.reasons, *state.stages[stage].codes])
+    its = tuple(code for code in reasons if code and at in about(planned, code))
+    sign, limit, text = at.sign, float(at.value), at.text
+    if at.is_size:
+        own = next((it for it in planned.stage.writes if it.name == at.column), None)
+        is_rank = source[0] == stage and (own is None or own.better != "high")
+        last = _last(state, stage, column, is_rank)
+        if last is None:
+            return None
+        sign, limit = ("<=" if is_rank else ">="), last
+        text = f"{text}: {'to' if is_rank else 'from'} {last:.4g}"
+    return NearCut(text=text, column=column, sign=sign, limit=limit, reasons=its)
+
+
+def _last(state: RunState, stage: str, column: str, is_rank: bool) -> float | None:
+    """The value of the last row that a select keeps: of ranks the highest, else the lowest."""
+    few = TopRows(Key(column, is_rank), 1, 0)
+    for rows in shards_of(query(state, stage, [column])):
+        few.add(rows, pl.col("value").is_not_null())
+    return None if few.value is None else float(few.value)
+
+
+MOST = 10_000  # rows; `export` writes any number
+DEFAULT = 4  # columns that are shown beside the caption where none is named
+HIDDEN = (KEEP.name, IMAGE.name, IMAGE_BYTES.name, UID.name, TEXT.name)
+Chosen = tuple[NearCut | None, bool | None, TopRows]  # a side of a threshold, or all rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which rows of a stage to look at; `dropped` is a reason, True for any, None for those that
+    it keeps or was given."""
+
+    stage: str
+    where: str | None = None
+    dropped: str | bool | None = None
+    near_cut: bool = False
+    sort: str | None = None
+    is_descending: bool = False
+    columns: tuple[str, ...] = ()
+    most: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row: its values by column, short enough to be shown."""
+
+    uid: str
+    shard: int
+    position: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """Some of `rows` rows, in their order. Beside a threshold: those that went, or that stay."""
+
+    rows: int
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    cut: NearCut | None = None
+    kept: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Rows of a stage. `groups` is one, or two a threshold. `unfinished` are the stages that are
+    read and have not come to all shards: rows of the other shards are left out."""
+
+    run: str
+    stage: str
+    is_select: bool
+    where: str | None
+    dropped: str | bool | None
+    sort: str | None
+    is_descending: bool
+    groups: tuple[Lines, ...]
+    unfinished: tuple[Unfinished, ...]
+
+
+def show(state: RunState, wanted: Wanted) -> Show:
+    """The rows; RecipeError where a name or the condition is wrong, or no such rows can be."""
+    rows_stage(state.plan, wanted.stage)
+    _check(wanted)
+    if isinstance(wanted.dropped, str):
+        wanted = replace(wanted, dropped=_code(state, wanted.stage, wanted.dropped))
+    chosen: list[Chosen] = (
+        [*_near(state, wanted)] if wanted.near_cut else [(None, None, _first(state, wanted))]
+    )
+    columns = [wanted.columns or _default(state, wanted, cut) for cut, _, _ in chosen]
+    every = dict.fromkeys(name for names in columns for name in names)
+    rows = query(state, wanted.stage, list(every))
+    places = {place for _, _, few in chosen for place in few.places}
+    at = values_at(rows, places, [UID.name, *every])
+    return Show(
+        run=str(state.run),
+        stage=wanted.stage,
+        is_select=state.plan.stages[wanted.stage].is_select,
+        where=wanted.where,
+        dropped=wanted.dropped,
+        sort=wanted.sort,
+        is_descending=wanted.is_descending,
+        groups=tuple(
+            _lines(few, at, names, cut, kept, set(wanted.columns))
+            for names, (cut, kept, few) in zip(columns, chosen, strict=True)
+        ),
+        unfinished=rows.unfinished,
+    )
+
+
+def _check(wanted: Wanted) -> None:
+    if not 1 <= wanted.most <= MOST:
+        do = f"show 1 to {MOST:,}; `clipmill export --to csv` writes any number"
+        raise RecipeError(f"{wanted.most:,} rows to look at", "-n", do)
+    if wanted.near_cut and (wanted.sort or wanted.dropped):
+        other = "--sort" if wanted.sort else "--dropped"
+        do = (
+            "leave one out: rows near a cut are kept and dropped ones, in the order of their values"
+        )
+        raise RecipeError(f"--near-cut with {other}", "the arguments", do)
+    if wanted.is_descending and not wanted.sort:
+        raise RecipeError("--desc without --sort", "the arguments", "add --sort COLUMN")
+
+
+def _code(state: RunState, stage: str, reason: str) -> str:
+    """A reason as it is stored, where it is given in the funnel's words."""
+    root = state.plan.stages[stage].root
+    over = [name for name, one in state.plan.stages.items() if one.root == root]
+    words = {in_words(code): code for name in (*over, stage) for code in drops(state, name)}
+    return words.get(reason, reason)
+
+
+def _first(state: RunState, wanted: Wanted) -> TopRows:
+    """The first rows by the column that they are sorted by, else by their hashes."""
+    if wanted.sort:
+        source = column_at(state.plan, wanted.stage, wanted.sort)
+        dtype = pa.int32() if source[1] in PLACE else state.plan.schema(*source)
+        if not is_orderable(dtype):
+            raise RecipeError(
+                f"'{wanted.sort}' holds {dtype}, which has no order",
+                "--sort",
+                "name a column of numbers or text",
+            )
+    asks = [wanted.sort] if wanted.sort else []
+    of = query(state, wanted.stage, asks, wanted.where, wanted.dropped)
+    few = TopRows(Key(wanted.sort, wanted.is_descending), wanted.most, wanted.seed)
+    for rows in shards_of(of):
+        few.add(rows)
+    return few
+
+
+def _near(state: RunState, wanted: Wanted) -> Iterator[Chosen]:
+    """Of each threshold half of the rows on either side."""
+    for cut in cuts_of(state, wanted.stage):
+        half = -(-wanted.most // 2)
+        went, stay = nearest(state, wanted.stage, cut, wanted.where, half, wanted.seed)
+        yield from ((cut, False, went), (cut, True, stay))
+
+
+def _default(state: RunState, wanted: Wanted, cut: NearCut | None) -> tuple[str, ...]:
+    """What the rows were chosen by, then what the stage decided by or wrote, then the caption."""
+    planned = state.plan.stages[wanted.stage]
+    has_reasons = any(code for code in state.stages[wanted.stage].codes)
+    first = [cut.column] if cut else [wanted.sort] if wanted.sort else []
+    decided: dict[str, Binding] = {}
+    if isinstance(wanted.dropped, str):
+        decided = named_in(state.plan, wanted.stage, wanted.dropped)
+    elif wanted.dropped or (has_reasons and not planned.is_select):
+        first.append(REASON.name)
+    read = planned.bindings[0] if planned.is_select and planned.bindings else {}
+    own = {column.name: (wanted.stage, column.name) for column in planned.stage.writes}
+    found = dict.fromkeys(first + [_name(state, wanted.stage, *it) for it in decided.items()])
+    for column, source in {**read, **own}.items() if cut is None else ():
+        is_short = source[1] not in HIDDEN and is_orderable(state.plan.schema(*source))
+        if is_short and len(found) < DEFAULT:
+            found.setdefault(_name(state, wanted.stage, column, source))
+    link = binding(state, wanted.stage, URL.name)
+    if link and wanted.dropped and not planned.is_select:
+        found.setdefault(_name(state, wanted.stage, URL.name, link))
+    if caption := binding(state, wanted.stage, TEXT.name):
+        name = _name(state, wanted.stage, TEXT.name, caption)
+        found.pop(name, None)
+        found[name] = None  # as the last one it gets the room that is left
+    return tuple(found)
+
+
+def _name(state: RunState, stage: str, column: str, source: Binding) -> str:
+    """How a column is named that lies there: by itself where that is clear."""
+    try:
+        is_clear = column_at(state.plan, stage, column) == source
+    except RecipeError:  # two stages write it
+        is_clear = False
+    return column if is_clear else ".".join(source)
+
+
+def _lines(
+    few: TopRows,
+    at: Mapping[Place, Row],
+    columns: Sequence[str],
+    cut: NearCut | None,
+    kept: bool | None,
+    named: set[str],
+) -> Lines:
+    """The rows with the columns that were named; of others, where one of the rows has a value."""
+    rows = [{**at[place], SHARD.name: place[0], POSITION.name: place[1]} for place in few.places]
+    names = [it for it in columns if it in named or any(row[it] is not None for row in rows)]
+    return Lines(
+        rows=few.rows,
+        columns=tuple(names),
+        lines=tuple(
+            Line(
+                uid=row[UID.name].hex(),
+                shard=row[SHARD.name],
+                position=row[POSITION.name],
+                values={name: shown(row[name]) for name in names},
+            )
+            for row in rows
+        ),
+        cut=cut,
+        kept=kept,
+    )

@@ -1,0 +1,156 @@
+"""One side of a diff: a stage of a run, as a variant has it, and the fate of each row there."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.keys import without_keys
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import RecipeError, did_you_mean
+from clipmill.pipeline.ledger.selection.causes import (
+    KEPT,
+    Cause,
+    causes,
+    failed_later,
+    later_stages,
+    through_masks,
+)
+from clipmill.pipeline.ledger.selection.funnel import is_end
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons
+from clipmill.pipeline.run_folder.ran import RanRecipe
+from clipmill.pipeline.run_folder.state import RunState, plan_of, seen_through, summary
+from clipmill.pipeline.run_folder.variants import Variant, variants
+
+# Shapes: N rows of a shard.
+
+STAGE = "[A-Za-z][A-Za-z0-9_-]*"
+OF_ANY_RUN = re.compile(rf"(?P<run>.+?)(?:@(?P<number>\d+))?(?::(?P<stage>{STAGE}))?", re.DOTALL)
+OF_ONE_RUN = re.compile(rf"(?P<number>\d+)?(?::?(?P<stage>{STAGE}))?")
+
+
+@dataclass
+class Side:
+    """`stage` of a run, as one of the run's variants has it; `name` as it was asked for, without
+    keys."""
+
+    name: str
+    variant: Variant
+    state: RunState
+    stage: str
+    fates: list[Cause] = field(default_factory=lambda: [KEPT])  # those met, KEPT first
+
+    @property
+    def root(self) -> str:
+        return self.state.plan.stages[self.stage].root
+
+    @property
+    def ran(self) -> RanRecipe:
+        return self.variant.ran
+
+    @property
+    def shards(self) -> list[int]:
+        return sorted(self.state.stages[self.root].shards)
+
+    @cached_property
+    def later(self) -> list[str]:
+        """The stages whose failures are losses of this one, as the funnel has it."""
+        complete = [stage.planned for stage in self.state.stages.values() if stage.complete]
+        done = [planned for planned in complete if planned.gives_rows]
+        this = self.state.plan.stages[self.stage]
+        return later_stages(self.stage, done) if is_end(this, done) else []
+
+    def fate(self, shard: int) -> NDArray[np.int32]:
+        """(N,) of each row the index of its first cause in `fates`; 0 where it is kept."""
+        reasons = ShardReasons(self.state, self.root, shard)
+        fate_N = np.zeros(self.state.stages[self.root].shards[shard].rows, np.int32)
+        for stage, code, rows in self._lost(reasons):
+            if (stage, code) not in self.fates:
+                self.fates.append((stage, code))
+            fate_N[rows.to_numpy(zero_copy_only=False)] = self.fates.index((stage, code))
+        return fate_N
+
+    def _lost(self, reasons: ShardReasons) -> Iterator[tuple[str, str, pa.Array]]:
+        planned = self.state.plan.stages[self.stage]
+        if planned.is_select:
+            yield from causes(reasons, self.stage)
+            yield from failed_later(reasons, self.stage, self.later)
+            return
+        codes = reasons.counts(self.stage).keys() - {""}
+        own = np.asarray(reasons[self.stage].fill_null("")) if codes else np.array([], str)
+        each = [(self.stage, code, pa.array(own == code)) for code in sorted(codes)]
+        if planned.only and any(code == NOT_SELECTED for _, code, _ in each):
+            yield from through_masks(reasons, each)
+        else:
+            yield from each
+
+
+def side_of(text: str, run: str | None) -> Side:
+    """`RUN`, `RUN@2`, `RUN:STAGE`, `RUN@2:STAGE`; of one run `2`, `STAGE`, `2:STAGE`.
+
+    RecipeError where it names nothing that is done.
+    """
+    form = "write RUN, RUN@2, RUN:STAGE or RUN@2:STAGE"
+    said = OF_ANY_RUN.fullmatch(text)
+    if run is not None:
+        form = "with --run write 2, STAGE or 2:STAGE: `clipmill variants --run …` has the numbers"
+        said = OF_ONE_RUN.fullmatch(text)
+    if said is None or not text:
+        raise RecipeError(f"'{without_keys(text)}' as a side", "the arguments", form)
+    uri, number, stage = run, said["number"], said["stage"]
+    if uri is None:
+        uri = said["run"]
+        if "://" not in text and os.path.isdir(text):  # whose name has an @ or a colon
+            uri, number, stage = text, None, None
+    storage = Storage(uri)
+    chosen = _variant(storage, number)
+    state = seen_through(plan_of(chosen.ran, storage), storage)
+    name = without_keys(text)
+    return Side(name, chosen, state, _stage(state, name, stage))
+
+
+def _variant(run: Storage, number: str | None) -> Variant:
+    there, unreadable = variants(run)
+    found = [one for one in there if (one.is_last if number is None else str(one.number) == number)]
+    if found:
+        return found[0]
+    if number is None:
+        raise RecipeError(
+            "a recipe that cannot be read",
+            f"{run}/recipes/{unreadable[-1]}",
+            "run the recipe again, or name another variant: RUN@1",
+        )
+    raise RecipeError(
+        f"no variant {number}: this folder has seen {len(there)}",
+        str(run),
+        "clipmill variants --run … lists them",
+    )
+
+
+def _stage(state: RunState, side: str, stage: str | None) -> str:
+    """The stage that is compared; where none is named the last select of the recipe."""
+    stages = state.plan.stages
+    with_rows = {name: planned for name, planned in stages.items() if planned.gives_rows}
+    if stage is None:
+        every = list(with_rows.values())
+        ends = [planned.name for planned in every if is_end(planned, every)]
+        stage = (ends or list(with_rows))[-1]
+    if stage not in with_rows:
+        found = f"no stage '{stage}'" + (" with rows" if stage in stages else "")
+        do = did_you_mean(stage, list(with_rows), "stages with rows")
+        raise RecipeError(found, f"'{side}', run {state.run}", do)
+    if not state.stages[stage].complete:
+        done = [name for name in with_rows if state.stages[name].complete]
+        named = f", or name a stage that is: {', '.join(done)}" if done else ""
+        raise RecipeError(
+            f"'{stage}' is not complete: {summary(state.stages[stage])}",
+            f"'{side}', run {state.run}",
+            f"run the recipe to its end{named}",
+        )
+    return stage

@@ -1,0 +1,235 @@
+"""What a select stage would keep at other thresholds, from stored columns."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import isfinite
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import POSITION, SHARD, TEXT, UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.ledger.rows.stored import SHOWN, Place, binding, least, rows_at
+from clipmill.pipeline.ledger.selection.counterfactual import (
+    Pool,
+    Rows,
+    parse,
+    select_stage,
+    threshold_of,
+)
+from clipmill.pipeline.ledger.selection.groups import Groups
+from clipmill.pipeline.planning.plan import check_threshold
+from clipmill.pipeline.planning.planned import PlannedStage
+from clipmill.pipeline.planning.selects import verdicts_by_part
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.stage import Verdicts
+
+# Shapes: N rows of the pool or of a part of it, G groups.
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A row, and its value in the column that the threshold cuts."""
+
+    uid: str
+    shard: int
+    position: int
+    value: Any
+    text: str | None
+
+    @property
+    def place(self) -> Place:
+        return self.shard, self.position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """A few of the rows won and of those lost, chosen by a hash of their uid."""
+
+    won: tuple[Sample, ...]
+    lost: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The rows kept with one value in the threshold's place.
+
+    `common` are kept today too, `won` are not, and `lost` are kept today only; `groups` counts the
+    kept ones by language, source, domain and size.
+    """
+
+    value: float
+    rule: str
+    kept: int
+    share: float
+    common: int
+    won: int
+    lost: int
+    groups: dict[str, dict[str, int]]
+    samples: Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A select stage at several values of one threshold, beside the rows that it keeps today.
+
+    `today` is the rule of today, `today_value` its number; null where that keeps all.
+    """
+
+    run: str
+    stage: str
+    vary: str
+    column: str
+    today: str
+    today_value: float | None
+    rows: int
+    kept: int
+    groups: dict[str, dict[str, int]]
+    points: tuple[Point, ...]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples of all points; a row may be in several."""
+        return [sample for at in self.points for sample in (*at.samples.won, *at.samples.lost)]
+
+
+class Kept:
+    """Counts the rows that stay, and those of each group."""
+
+    def __init__(self, groups: dict[str, Groups]) -> None:
+        self.rows = 0
+        self._groups = groups
+        self._rows_G = {name: np.zeros(len(it.names), np.int64) for name, it in groups.items()}
+
+    def count(self, rows: Rows, keep_N: Bools) -> None:
+        self.rows += int(keep_N.sum())
+        for name, code_N in rows.groups.items():
+            counted_G = self._rows_G[name]
+            counted_G += np.bincount(code_N[keep_N], minlength=len(counted_G))
+
+    @property
+    def groups(self) -> dict[str, dict[str, int]]:
+        return {name: it.counts(self._rows_G[name]) for name, it in self._groups.items()}
+
+
+class At:
+    """Counts the rows that stay at one value, and those won and lost, of which it keeps a few."""
+
+    def __init__(self, groups: dict[str, Groups]) -> None:
+        self.value, self.rule = 0.0, ""
+        self.kept = Kept(groups)
+        self.won = self.lost = 0
+        self.few_won: list[tuple[int, Sample]] = []  # by hash
+        self.few_lost: list[tuple[int, Sample]] = []
+
+    def count(self, rows: Rows, verdicts: Verdicts, bits_N: NDArray[np.uint64]) -> None:
+        self.value, self.rule = verdicts.value, verdicts.rule
+        self.kept.count(rows, verdicts.keep)
+        won_N, lost_N = verdicts.keep & ~rows.today, rows.today & ~verdicts.keep
+        self.won += int(won_N.sum())
+        self.lost += int(lost_N.sum())
+        self.few_won = _few([*self.few_won, *_samples(rows, bits_N, won_N)])
+        self.few_lost = _few([*self.few_lost, *_samples(rows, bits_N, lost_N)])
+
+    def point(self, rows: int) -> Point:
+        kept = self.kept.rows
+        return Point(
+            value=self.value,
+            rule=self.rule,
+            kept=kept,
+            share=kept / rows if rows else 0.0,
+            common=kept - self.won,
+            won=self.won,
+            lost=self.lost,
+            groups=self.kept.groups,
+            samples=Samples(
+                won=tuple(sample for _, sample in self.few_won),
+                lost=tuple(sample for _, sample in self.few_lost),
+            ),
+        )
+
+
+def sweep(state: RunState, stage: str, vary: str) -> Sweep:
+    """The select stage at each value of `vary`, as in `clip_score=0.10:0.40:0.02`.
+
+    RecipeError where the stage has no such threshold, or stores no value that would answer.
+    """
+    planned, wanted = select_stage(state, stage), parse(vary)
+    threshold = threshold_of(planned, wanted)
+    if not threshold.is_size:
+        for number in (wanted.values[0], wanted.values[-1]):
+            check_threshold(state.plan.stages, planned, threshold.column, float(number))
+    pool = Pool(state, planned, threshold)
+    parts = None if pool.is_held else pool.parts
+    verdicts_on = verdicts_by_part(planned, threshold, wanted.values, parts)
+    today, points = Kept(pool.groups), [At(pool.groups) for _ in wanted.values]
+    for rows in pool:
+        today.count(rows, rows.today)
+        bits_N = coin_hash(rows.read[UID.name], seed=state.plan.seed, stage=stage, purpose="sweep")
+        for at, verdicts in zip(points, verdicts_on(rows.read, rows.made), strict=True):
+            at.count(rows, verdicts, bits_N)
+    return Sweep(
+        run=str(state.run),
+        stage=stage,
+        vary=wanted.name,
+        column=threshold.column,
+        today=threshold.text,
+        today_value=threshold.value if isfinite(threshold.value) else None,
+        rows=pool.rows,
+        kept=today.rows,
+        groups=today.groups,
+        points=_with_captions(state, planned, [at.point(pool.rows) for at in points]),
+    )
+
+
+def _few(samples: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
+    """The first by hash; equal ones as they stand in the pool."""
+    return sorted(samples, key=itemgetter(0))[:SHOWN]
+
+
+def _samples(rows: Rows, bits_N: NDArray[np.uint64], of_N: Bools) -> Iterator[tuple[int, Sample]]:
+    """The few of these rows with the least hashes, their captions yet to be read."""
+    index = least(bits_N, of_N)
+    table = rows.read.select([UID.name, SHARD.name, POSITION.name])
+    some = table.append_column("value", rows.value).take(pa.array(index))
+    for bits, row in zip(bits_N[index].tolist(), some.to_pylist(), strict=True):
+        yield (
+            bits,
+            Sample(
+                uid=row[UID.name].hex(),
+                shard=row[SHARD.name],
+                position=row[POSITION.name],
+                value=row["value"] if _is_json(row["value"]) else str(row["value"]),
+                text=None,
+            ),
+        )
+
+
+def _is_json(value: Any) -> bool:
+    return not isinstance(value, float) or isfinite(value)
+
+
+def _with_captions(
+    state: RunState, planned: PlannedStage, points: list[Point]
+) -> tuple[Point, ...]:
+    """The points, each sample with its caption; all captions are read at once."""
+    bound = binding(state, planned.name, TEXT.name)
+    if bound is None:
+        return tuple(points)
+    kinds = [(point.samples.won, point.samples.lost) for point in points]
+    places = sorted({sample.place for both in kinds for some in both for sample in some})
+    texts = rows_at(state, {"text": bound}, places)
+    text = {place: row["text"] for place, row in zip(places, texts, strict=True)}
+
+    def captioned(some: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        return tuple(replace(sample, text=text[sample.place]) for sample in some)
+
+    return tuple(
+        replace(point, samples=Samples(won=captioned(won), lost=captioned(lost)))
+        for point, (won, lost) in zip(points, kinds, strict=True)
+    )

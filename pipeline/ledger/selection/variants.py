@@ -1,0 +1,131 @@
+"""What was tried in a run folder: its variants, what differs, what each keeps, what of it is done.
+
+Rows are counted from the records. A file is opened only where a stage after the last select failed
+rows, which are not kept then, and where several passes made a shard.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from clipmill.metadata.scan import Scan
+from clipmill.metadata.storage import Storage
+from clipmill.pipeline.errors import ClipmillError
+from clipmill.pipeline.ledger.rows.ahead import ahead
+from clipmill.pipeline.ledger.selection.causes import failed_later, later_stages
+from clipmill.pipeline.ledger.selection.funnel import is_end
+from clipmill.pipeline.ledger.selection.reasons import ShardReasons
+from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.state import RunState, StageState, plan_of, seen_through, summary
+from clipmill.pipeline.run_folder.variants import Changes, Variant, changes, variants
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptBy:
+    """A select stage that no later one builds on, and its rows, as the funnel counts them."""
+
+    stage: str
+    rows: int
+    kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One variant. `changes` are to it from the one before; `ends` of its complete stages.
+
+    `left` has the stages that are not done, each with how far it is: `to be made again` where what
+    it reads has changed since, as rows were computed there for another variant. `refused` says why
+    the recipe makes no plan today, in which case nothing is known of its stages.
+    """
+
+    number: int
+    recipe: str
+    first_ran: str
+    last_ran: str
+    is_last: bool
+    changes: Changes
+    stages: int
+    left: dict[str, str]
+    ends: tuple[KeptBy, ...]
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunVariants:
+    """The variants of a run folder, by their numbers; `unreadable` recipes have none.
+
+    `working` names who works there now.
+    """
+
+    run: str
+    variants: tuple[Tried, ...]
+    unreadable: tuple[str, ...] = ()
+    working: str = ""
+
+
+def tried(uri: str) -> RunVariants:
+    """Every variant; each folder of a stage is looked into once."""
+    run = Storage(uri)
+    there, unreadable = variants(run)
+    lease = lock.holder(run)
+    scans: dict[str, Scan] = {}
+    before = [there[0], *there] if there else []
+    return RunVariants(
+        run=str(run),
+        variants=tuple(
+            _tried(run, one, changes(last.ran, one.ran), scans)
+            for last, one in zip(before, there, strict=False)
+        ),
+        unreadable=tuple(unreadable),
+        working=str(lease) if lease else "",
+    )
+
+
+def _tried(run: Storage, one: Variant, differs: Changes, scans: dict[str, Scan]) -> Tried:
+    refused, state = "", None
+    try:
+        state = seen_through(plan_of(one.ran, run), run, scans)
+    except ClipmillError as error:  # a stage of one's own that is gone, another version's setting
+        refused = f"{error.args[0]} ({error.args[1]})"
+    stages = state.stages if state else {}
+    return Tried(
+        number=one.number,
+        recipe=one.ran["name"],
+        first_ran=one.first_ran,
+        last_ran=one.last_ran,
+        is_last=one.is_last,
+        changes=differs,
+        stages=len(one.ran["stages"]),
+        left={name: _so_far(stage) for name, stage in stages.items() if not stage.complete},
+        ends=kept_by_ends(state) if state else (),
+        refused=refused,
+    )
+
+
+def _so_far(stage: StageState) -> str:
+    """How far a stage is; `to be made again` where all of it is of what its parents were before."""
+    is_stale = not stage.shards and (stage.scan.manifest or stage.scan.records)
+    return "to be made again" if is_stale else summary(stage)
+
+
+def kept_by_ends(state: RunState) -> tuple[KeptBy, ...]:
+    """Rows and kept rows of each end among the complete stages."""
+    complete = [stage.planned for stage in state.stages.values() if stage.complete]
+    done = [planned for planned in complete if planned.gives_rows]
+    return tuple(
+        _kept_by(state, planned.root, planned.name, later_stages(planned.name, done))
+        for planned in done
+        if is_end(planned, done)
+    )
+
+
+def _kept_by(state: RunState, root: str, end: str, later: list[str]) -> KeptBy:
+    shards = state.stages[root].shards
+
+    def read(shard: int) -> int:
+        reasons = ShardReasons(state, root, shard)
+        lost = sum(pc.sum(lost).as_py() for _, _, lost in failed_later(reasons, end, later))
+        return reasons.counts(end).get("", 0) - int(lost)
+
+    rows = state.stages[end].shards.rows
+    return KeptBy(stage=end, rows=rows, kept=sum(ahead(state.run, read, sorted(shards))))

@@ -1,0 +1,274 @@
+"""What a select stage decided of one row, and why, in a sentence: its values beside the thresholds,
+how far they are, and its rank where the select keeps the best.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill.metadata.passes import NOT_SELECTED
+from clipmill.metadata.schema import KEEP, REASON, UID
+from clipmill.pipeline.ledger.rows.near import naming, nearness_of
+from clipmill.pipeline.ledger.rows.stage_row import Keeper, StageRow
+from clipmill.pipeline.ledger.rows.stored import Place, selects_up_to, stored
+from clipmill.pipeline.ledger.selection.causes import named_in, trace
+from clipmill.pipeline.ledger.selection.reasons import askable
+from clipmill.pipeline.planning.planned import Binding, PlannedStage
+from clipmill.pipeline.planning.selects import explanation, thresholds_of
+from clipmill.pipeline.run_folder.state import RunState
+from clipmill.pipeline.run_folder.words import UNDEFINED
+from clipmill.pipeline.stage import Stage, Threshold
+from clipmill.pipeline.terminal import cut, one_line
+
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deciding:
+    """A value of a row beside one threshold of a select `stage`: a value stays that is `sign` the
+    `limit`, and this one is `apart` above it, or below where that is negative.
+
+    `rank` is its place among the `ranked` rows that got as far, of which the best `kept` stay, and
+    `limit` then the least value of those; null where a row stays by its own value alone.
+    """
+
+    stage: str
+    column: str
+    value: float
+    sign: str
+    limit: float
+    apart: float
+    rank: int | None = None
+    ranked: int | None = None
+    kept: int | None = None
+
+
+def deciding(
+    state: RunState, end: str, rows: Mapping[str, StageRow], cause: str | None, uid: bytes
+) -> Iterator[Deciding]:
+    """Of a kept row, where `cause` is None, all thresholds up to this end; of another those of the
+    select that dropped it which its reason is about."""
+    chain = selects_up_to(state, end) if cause is None else iter([state.plan.stages[cause]])
+    for planned in chain:
+        if not planned.is_select or planned.name not in rows:
+            continue
+        for at in about(planned, rows[planned.name].reason or ""):
+            where = planned.bindings[0].get(at.column, (planned.name, at.column))
+            value = rows[where[0]].values.get(where[1]) if where[0] in rows else None
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not at.is_size:
+                yield Deciding(
+                    stage=planned.name,
+                    column=at.column,
+                    value=value,
+                    sign=at.sign,
+                    limit=at.value,
+                    apart=value - at.value,
+                )
+            elif where[0] != planned.name:  # its own ranks it tells in its own words
+                yield from _ranked(state, planned, at, where, value, uid)
+
+
+def about(planned: PlannedStage, reason: str) -> list[Threshold]:
+    """The thresholds that a reason is about: all without one; else those in its words, or those on
+    a column that it names, or those on the stage's own columns."""
+    every = [at for at in thresholds_of(planned) if at.item is None]
+    if not reason or reason.startswith(UNDEFINED):
+        return [] if reason else every
+    said = [at for at in every if not at.is_size and at.text in reason]
+    named = [at for at in every if _names(reason, at.column)]
+    if said or named:
+        return said or [at for at in named if at.is_size] or named
+    own = {column.name for column in planned.stage.writes}
+    return [at for at in every if at.column in own]
+
+
+def _names(reason: str, column: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(column)}\b", reason) is not None
+
+
+def _ranked(
+    state: RunState, planned: PlannedStage, at: Threshold, where: Binding, value: float, uid: bytes
+) -> Iterator[Deciding]:
+    """The rank among the rows that only the rank decided of; nothing where none of them stays."""
+    others = [it.text for it in thresholds_of(planned) if not it.is_size]
+    codes = [
+        code
+        for code in planned.stage.reasons
+        if _names(code, at.column)
+        and not code.startswith(UNDEFINED)
+        and not any(text in code for text in others)
+    ]
+    root = planned.root
+    bound = {name: (planned.name, name) for name in (KEEP.name, REASON.name)} | {"value": where}
+    shards = stored(state, root, bound)
+    ranked = kept = above = 0
+    lowest: float | None = None
+    for index in range(len(shards)):
+        for batch in shards.batches(index, BATCH_ROWS):
+            keep = pc.fill_null(batch[KEEP.name], False)
+            lost = pc.is_in(batch[REASON.name].cast(pa.string()), pa.array(codes, pa.string()))
+            rows = batch.filter(pc.or_(keep, lost))
+            number = rows["value"].cast(pa.float64())
+            is_less = pc.less(rows[UID.name].cast(pa.binary()), pa.scalar(uid, pa.binary()))
+            is_above = pc.or_(pc.greater(number, value), pc.and_(pc.equal(number, value), is_less))
+            ranked += len(rows)
+            kept += pc.sum(rows[KEEP.name]).as_py() or 0
+            above += pc.sum(is_above).as_py() or 0
+            least = pc.min(number.filter(rows[KEEP.name])).as_py()
+            lowest = least if lowest is None else min(lowest, lowest if least is None else least)
+    if lowest is not None:
+        yield Deciding(
+            stage=planned.name,
+            column=at.column,
+            value=value,
+            sign=">=",
+            limit=lowest,
+            apart=value - lowest,
+            rank=above + 1,
+            ranked=ranked,
+            kept=kept,
+        )
+
+
+SHORT = 80  # characters of a keeper's caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A select stage's verdict on a row; of a dropped one the first cause, a stage and its reason,
+    as the funnel counts it. `deciding` are its values beside the thresholds that decided."""
+
+    stage: str
+    kept: bool
+    cause: str | None = None
+    reason: str | None = None
+    sentence: str
+    deciding: tuple[Deciding, ...] = ()
+
+
+def verdict(
+    state: RunState, select: str, rows: Mapping[str, StageRow], place: Place, uid: bytes
+) -> Verdict:
+    """The verdict of one select stage on the row at a place; `rows` are its values by stage."""
+    if rows[select].values[KEEP.name]:
+        keeper_of = [
+            f"keeper of {count(row.keeper_of)} in '{row.stage}'"
+            for row in rows.values()
+            if row.keeper_of
+        ]
+        known = [*_explained(state, select, "", rows)]
+        known = [*_clusters(state, select, rows, known), *known]
+        sentence = "; ".join([f"kept by '{select}'", *known, *keeper_of])
+        decided = tuple(deciding(state, select, rows, None, uid))
+        return Verdict(stage=select, kept=True, sentence=sentence, deciding=decided)
+    root = state.plan.stages[select].root
+    reasons = {
+        name: pa.array([row.reason], pa.string())
+        for name, row in rows.items()
+        if state.plan.stages[name].root == root
+    }
+    lacks = partial(_lacks, state, place)
+    for stage, code, is_cause in trace(state.plan, select, reasons, pa.array([True]), lacks):
+        if is_cause[0].as_py():
+            return Verdict(
+                stage=select,
+                kept=False,
+                cause=stage,
+                reason=code,
+                sentence=_sentence(state, select, stage, code, rows),
+                deciding=tuple(deciding(state, select, rows, stage, uid)),
+            )
+    return Verdict(stage=select, kept=False, sentence=f"not kept by '{select}'")
+
+
+def _lacks(state: RunState, place: Place, stage: str, columns: set[str]) -> pa.Array | None:
+    """Whether the stage left out one of the columns at one row; see `ShardReasons.lacking`."""
+    asked = askable(state.plan, stage, columns)
+    if asked is None:
+        return None
+    return pa.array([None in state.cell(stage, *place, asked).values()])
+
+
+def _sentence(
+    state: RunState, end: str, stage: str, code: str, rows: Mapping[str, StageRow]
+) -> str:
+    planned = state.plan.stages[stage]
+    if code == NOT_SELECTED:
+        return f"dropped by '{end}': '{planned.only}' did not select it for '{stage}'"
+    if stage != end and not planned.is_select:
+        return f"dropped by '{end}', since '{stage}' gave no value: {code}"
+    values: list[str] = []
+    others: dict[str, None] = {}
+    for read, (source, column) in named_in(state.plan, stage, code).items():
+        row, writer = rows[source], state.plan.stages[source].stage
+        other = _other(writer, row)
+        others |= {other: None} if other else {}
+        if not other or column not in {c.name for c in writer.writes if c.names}:
+            value = {**row.values, REASON.name: row.reason}[column]
+            values.append(f"{read} is {cut(repr(value))}")
+    explained = [*_explained(state, stage, code, rows)]
+    if stage != end:  # which may say what else had to hold
+        explained += _explained(state, end, rows[end].reason or "", rows)
+    clusters = [*_clusters(state, stage, rows, explained)]
+    if not clusters:
+        values, explained = [*values, *explained], []
+    by = f"dropped by '{stage}'" if stage == end else f"dropped by '{stage}', before '{end}'"
+    said = [f"{by}: {one_line(code)}", *([", ".join(values)] if values else [])]
+    return "; ".join([*said, *dict.fromkeys([*others, *clusters]), *explained])
+
+
+def _explained(
+    state: RunState, stage: str, code: str, rows: Mapping[str, StageRow]
+) -> Iterator[str]:
+    """What a select says of its verdict in its own words, where it says something."""
+    if said := explanation(state.plan.stages[stage], code, rows[stage].values):
+        yield said
+
+
+def _clusters(
+    state: RunState, stage: str, rows: Mapping[str, StageRow], explained: Sequence[str]
+) -> Iterator[str]:
+    """The clusters of the row that a select reads, but for those that its own words name."""
+    for source, column in dict.fromkeys(state.plan.stages[stage].bindings[0].values()):
+        writer = state.plan.stages[source].stage
+        if source in rows and column in {c.name for c in writer.writes if c.names == "cluster"}:
+            said = re.compile(rf"\bcluster {rows[source].values[column]}\b")
+            if not any(map(said.search, explained)):
+                yield from filter(None, [_other(writer, rows[source])])
+
+
+def _other(stage: Stage, row: StageRow) -> str:
+    """The row, sample or cluster that a stage names, in words; empty where it names none."""
+    if keeper := row.keeper:
+        how = "most like it, of the rows before it,"
+        if naming(stage, "keeper"):
+            how = "near it, and better," if nearness_of(stage) else "equal to it, and better,"
+        gone = f", itself dropped by '{keeper.dropped_by[0]}'" if keeper.dropped_by else ""
+        place = where(keeper.shard, keeper.position)
+        return f"{how} is {keeper.uid[:8]}… ({place}{gone}){caption(keeper)}"
+    named = {column.names: row.values[column.name] for column in stage.writes if column.names}
+    if named.get("task") and named.get("sample"):
+        return f"nearest to it is sample {named['sample']!r} of task {named['task']!r}"
+    if named.get("cluster") is not None:
+        return f"its cluster in '{row.stage}' is {named['cluster']}"
+    return ""
+
+
+def where(shard: int, position: int) -> str:
+    return f"shard {shard}, position {position}"
+
+
+def count(rows: int | None) -> str:
+    return f"{rows:,} {'row' if rows == 1 else 'rows'}"
+
+
+def caption(keeper: Keeper) -> str:
+    text = keeper.text or ""
+    short = text if len(text) <= SHORT else f"{text[:SHORT]}…"
+    return f": {short!r}" if short else ""

@@ -1,0 +1,184 @@
+"""What every stage stored for one sample, whether each select kept it, and why; which rows its
+stages name as keepers, and how many rows name it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill.metadata.outputs import Outputs
+from clipmill.metadata.schema import KEEP, TEXT, UID, Column
+from clipmill.pipeline.ledger.rows.captions import Texts, texts_at
+from clipmill.pipeline.ledger.rows.near import naming
+from clipmill.pipeline.ledger.rows.pictures import PicturePlace, picture_place
+from clipmill.pipeline.ledger.rows.samples import samples
+from clipmill.pipeline.ledger.rows.stage_row import Keeper, StageRow, shown, stage_row
+from clipmill.pipeline.ledger.rows.stored import Place, binding, rows_at
+from clipmill.pipeline.ledger.rows.uids import UidRow, places_of, rows_of
+from clipmill.pipeline.ledger.selection.verdict import Verdict, verdict
+from clipmill.pipeline.run_folder.state import RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFile:
+    """A file of an export that holds the sample."""
+
+    stage: str
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Why:
+    """One sample: its stages in the recipe's order, the verdict of each select stage, its files.
+
+    `shard` and `position` are of its first row; `copies` counts the rows with its uid in one root.
+    `picture` says where its picture lies.
+    """
+
+    uid: str
+    shard: int
+    position: int
+    copies: int
+    stages: tuple[StageRow, ...]
+    ends: tuple[Verdict, ...]
+    exported: tuple[ExportFile, ...]
+    picture: PicturePlace
+    captions: tuple[Texts, ...] = ()
+
+
+def why(state: RunState, uid: str) -> Why:
+    """The sample with this uid in hex, of which the first 8 digits may do.
+
+    RecipeError where it is no uid, or the beginning of none or of several.
+    """
+    return _of(state, rows_of(state, uid))
+
+
+def whys(state: RunState, words: Sequence[str]) -> list[Why]:
+    """The samples that these uids, links, captions or parts of captions name, in their order.
+
+    RecipeError where one names no sample, or several.
+    """
+    return [_of(state, copies) for copies in samples(state, words)]
+
+
+def _of(state: RunState, copies: Sequence[UidRow]) -> Why:
+    """All about the sample of these rows."""
+    first: dict[str, Place] = {}  # by root: a union holds its parents' rows again
+    for copy in copies:
+        first.setdefault(copy.root, copy.place)
+    sample = copies[0]
+    rows = [
+        stage_row(state, planned, first[planned.root])
+        for planned in state.plan.stages.values()
+        if planned.gives_rows
+        and planned.root in first
+        and first[planned.root][0] in state.stages[planned.name].shards
+    ]
+    by_stage = {row.stage: row for row in with_keepers(state, rows, sample.uid, first)}
+    shard, position = sample.place
+    return Why(
+        uid=sample.uid.hex(),
+        shard=shard,
+        position=position,
+        copies=max(Counter(copy.root for copy in copies).values()),
+        stages=tuple(by_stage.values()),
+        ends=tuple(
+            verdict(state, name, by_stage, first[state.plan.stages[name].root], sample.uid)
+            for name in by_stage
+            if state.plan.stages[name].is_select
+        ),
+        exported=tuple(_exported(state, sample.uid)),
+        captions=tuple(texts_at(state, first, {*by_stage})),
+        picture=picture_place(state, by_stage.values(), first),
+    )
+
+
+def _exported(state: RunState, uid: bytes) -> Iterator[ExportFile]:
+    """The files of the run's exports that hold the sample; of tars, the Parquet file beside."""
+    for name, stage in state.stages.items():
+        if not stage.planned.gives_data or not stage.complete:
+            continue
+        outputs = Outputs(stage.folder)
+        for file in outputs.names:
+            if not file.endswith(".parquet"):
+                continue
+            with outputs.parquet(file) as parquet:
+                if UID.name not in parquet.schema_arrow.names:
+                    continue
+                column = parquet.read([UID.name], use_threads=False)[UID.name].cast(pa.binary())
+            uids = pa.array([uid, uid.hex().encode()], pa.binary())  # as bytes, or as digits
+            if pc.any(pc.is_in(column, uids)).as_py():
+                yield ExportFile(stage=name, file=f"{stage.folder}/out/{file}")
+
+
+def with_keepers(
+    state: RunState, rows: Sequence[StageRow], uid: bytes, own: Mapping[str, Place]
+) -> list[StageRow]:
+    """The rows of a sample, each with its `keeper`, or with its `keeper_of`."""
+    named: dict[str, Column] = {}
+    uids: dict[str, set[bytes]] = {}  # by root
+    for row in rows:
+        planned = state.plan.stages[row.stage]
+        if column := naming(planned.stage, "keeper", "neighbour"):
+            named[row.stage] = column
+            if uid_hex := row.values[column.name]:
+                uids.setdefault(planned.root, set()).add(bytes.fromhex(uid_hex))
+    places = {root: places_of(state, root, wanted, own[root]) for root, wanted in uids.items()}
+    selects = [row.stage for row in rows if state.plan.stages[row.stage].is_select]
+    return [
+        _with_keeper(state, row, named[row.stage], uid, places, selects)
+        if row.stage in named
+        else row
+        for row in rows
+    ]
+
+
+def _with_keeper(
+    state: RunState,
+    row: StageRow,
+    column: Column,
+    uid: bytes,
+    places: Mapping[str, Mapping[bytes, Place]],
+    selects: Sequence[str],
+) -> StageRow:
+    keeper = row.values[column.name]
+    if not keeper:
+        if column.names == "neighbour":
+            return row
+        return replace(row, keeper_of=_naming(state, row.stage, column.name, uid))
+    root = state.plan.stages[row.stage].root
+    place = places[root][bytes.fromhex(keeper)]
+    text = binding(state, row.stage, TEXT.name)
+    (seen,) = rows_at(state, {"text": text} if text else {}, [place])
+    dropped_by = [
+        select
+        for select in selects
+        if state.plan.stages[select].root == root
+        and not state.cell(select, *place, [KEEP.name])[KEEP.name]
+    ]
+    shard, position = place
+    return replace(
+        row,
+        keeper=Keeper(
+            column=column.name,
+            uid=keeper,
+            shard=shard,
+            position=position,
+            text=shown(seen.get("text")),
+            dropped_by=tuple(dropped_by),
+        ),
+    )
+
+
+def _naming(state: RunState, stage: str, column: str, uid: bytes) -> int:
+    """Rows of a stage that name the uid in a column."""
+    part, rows = state.stored[stage], 0
+    for shard in state.stages[stage].shards.values():
+        for table in part.read(shard, [column], 1 << 20):
+            named = pc.equal(table[column].cast(pa.binary()), pa.scalar(uid, pa.binary()))
+            rows += pc.sum(named).as_py() or 0
+    return rows
