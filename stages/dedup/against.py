@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import (
     IDENTITY,
+    IMAGE_EMBEDDING,
     PHASH,
     REASON,
     REASON_TYPE,
+    TEXT,
     UID,
     Column,
 )
@@ -31,7 +33,6 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.dedup._ways import EVAL_KEY, EVAL_TASK, WAYS, Way
 from clipmill.stages.models import image_text, images
 from clipmill.stages.ops.outputs import put_text
 from clipmill.stages.ops.outside import need_folder
@@ -45,6 +46,17 @@ if TYPE_CHECKING:
 
 LEAKS = "leaks.json"
 BY_TASK = "by_task"  # how near each task is, until leaks are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to compare: column read, column written, reasons, thresholds at which leaks count."""
+
+    reads: Column
+    writes: Column
+    reasons: tuple[str, ...]
+    limits: tuple[float, ...]
+    is_distance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +184,7 @@ def prepared(
     Number of `samples`, and of captions that are `too_short` to compare.
     """
     from clipmill.stages.dedup._copies import are_long
-    from clipmill.stages.dedup._shingles import plain
+    from clipmill.stages.dedup._plain import plain
     from clipmill.stages.ops.evaluation import Wanted, put_samples
 
     def are_comparable(captions: pa.ChunkedArray) -> pa.Array:
@@ -258,3 +270,45 @@ def put_leaks(report: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/leaks.json."""
     put_text(LEAKS, json.dumps(report, indent=1) + "\n", task)
     return {"tasks": len(report["tasks"])}
+
+
+NEAREST = "To the nearest evaluation image."
+EVAL_DISTANCE = Column("eval_distance", pa.int32(), "bits", NEAREST, better="high", alike=2)
+EVAL_COSINE = Column("eval_cosine", pa.float32(), "cosine", NEAREST, better="low", alike=0.9)
+EVAL_OVERLAP = Column(
+    "eval_overlap",
+    pa.float32(),
+    "0 to 1",
+    "Share of an evaluation caption that the row has.",
+    better="low",
+    alike=1,
+)
+EVAL_TASK = Column(
+    "eval_task", pa.string(), "name", "The task of that sample; of several, one.", names="task"
+)
+EVAL_KEY = Column(
+    "eval_key", pa.string(), "key", "That sample, as its task names it.", names="sample"
+)
+ISC_COSINE = 0.604169  # where DataComp cuts, with descriptors of ISC21's winner
+
+WAYS = {
+    "phash": Way(
+        reads=PHASH,
+        writes=EVAL_DISTANCE,
+        reasons=("no_hash",),
+        limits=tuple(range(17)),
+        is_distance=True,
+    ),
+    "embedding": Way(
+        reads=IMAGE_EMBEDDING,
+        writes=EVAL_COSINE,
+        reasons=("no_embedding", "zero_or_nan_embedding"),
+        limits=(0.5, ISC_COSINE, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0),
+    ),
+    "caption": Way(
+        reads=TEXT,
+        writes=EVAL_OVERLAP,
+        reasons=("no_text", "empty_text"),
+        limits=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    ),
+}

@@ -6,7 +6,7 @@ LIMITS = {
     "clipmill.pipeline.engine.context": {"PARTITION_ROWS": 60, "MERGED": 2, "BY_DRIVER_BYTES": 512},
     "clipmill.stages.caption.retrieve": {"BLOCK": 50},
     "clipmill.stages.dedup._copies": {"ROWS": 50},
-    "clipmill.stages.dedup._nearest_texts": {"BLOCK_BYTES": 1_000},
+    "clipmill.stages.dedup._minhash": {"BLOCK_BYTES": 1_000},
     "clipmill.stages.dedup._pairs": {"RANGE_ROWS": 30},
     "clipmill.stages.dedup.minhash": {"PARTITION_BYTES": 6_000, "BLOCK_BYTES": 1_000},
     "clipmill.stages.export._groups": {"BATCH_ROWS": 7, "TALLIED_ROWS": 20},
