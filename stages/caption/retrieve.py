@@ -37,17 +37,22 @@ from clipmill.pipeline.stage import (
     ZeroUp,
     location,
 )
-from clipmill.stages.caption._cells import (
+from clipmill.stages.caption._corpus import (
     CELL,
     MET,
+    VECTOR,
     Cells,
+    ParquetTexts,
+    Wanted,
+    best,
     centres_of,
     in_cells,
+    nearest_texts,
     need_one_width,
+    nobody,
     once_in_order,
+    texts_of,
 )
-from clipmill.stages.caption._corpus import VECTOR, ParquetTexts, Wanted, texts_of
-from clipmill.stages.caption._near import best, nearest_texts, nobody
 from clipmill.stages.ops import centroids
 from clipmill.stages.ops.combined import Concatenated, Zipped
 from clipmill.stages.ops.keeper import DROPPED, dropped_before

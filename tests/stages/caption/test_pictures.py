@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipmill.stages.caption._pictures import jpeg_of
+from clipmill.stages.caption.synthesize import jpeg_of
 from clipmill.stages.ops.images import ImageError, decode, probe
 from clipmill.stages.ops.resize import encode
 
