@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill.metadata.schema import REASON, REASON_TYPE
+from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.ops.vectors import from_matrix, unusable
 
 # Shapes: N rows of the batch, D width of the vectors.
@@ -45,3 +46,24 @@ def pair(
     texts = [*of_inputs, *[of_models] * len(vectors)]
     reason = pc.case_when(pc.make_struct(*nulls), *texts).cast(REASON_TYPE)
     return pa.table({**vectors, REASON.name: reason})
+
+
+def planned_width(model: str, known: int | None, given: int | None) -> int:
+    """The width that a plan goes by; RecipeError where nothing says it, or two say different."""
+    if known is None and given is None:
+        do = "write width: <how many numbers its embeddings have>"
+        raise RecipeError(f"only its weights say how wide {model!r} is", "key `model`", do)
+    if None not in (known, given) and known != given:
+        do = f"write width: {known}, or leave it out"
+        raise RecipeError(f"{model!r} is {known} wide, not {given}", "key `width`", do)
+    return known or given or 0
+
+
+def check_width(found: int, planned: int, stage: str) -> None:
+    """StageError where the weights are of another width."""
+    if found != planned:
+        raise StageError(
+            found=f"a model that is {found} wide, where {planned} was planned",
+            where=f"stage '{stage}', key `width`",
+            do=f"write width: {found}",
+        )

@@ -16,8 +16,7 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
-from clipmill.stages.embed._width import check_width, planned_width
+from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, check_width, pair, planned_width, vectors
 from clipmill.stages.models.image_text import ImageTextModel, load, look_for, width_of
 from clipmill.stages.ops.pixels import PIXELS, rows_of
 
