@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import (
     CLIP_B32_SIMILARITY_SCORE,
     CLIP_L14_SIMILARITY_SCORE,
@@ -48,7 +49,6 @@ from clipmill.stages.ops.tables import (
     first_rows,
     fit,
     list_files,
-    open_pool,
     sizes_of,
     uid_column,
     uid_values,

@@ -1,5 +1,6 @@
 """A pool's files: listed, and their values fitted to declared columns."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isnan
@@ -10,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileType
 
-from clipmill.metadata.globs import files_of
-from clipmill.metadata.globs import open_pool as open_pool  # the readers' one door to a pool
+from clipmill.metadata.globs import files_of, open_pool
 from clipmill.metadata.keys import redacted
+from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.uid import from_hex, uid_of
 from clipmill.pipeline.errors import RetryableError, ShardError, StageError
 
@@ -207,3 +208,12 @@ def _one(value: Any, dtype: pa.DataType) -> Any:
     with suppress(*errors):
         return pa.scalar(float(value)).cast(dtype).as_py()  # "512.0", as pandas writes integers
     return None
+
+
+def json_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in these bytes; None where there is none."""
+    try:
+        it = json.loads(line)
+    except UNPARSED:
+        return None
+    return it if isinstance(it, dict) else None

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.lib import format as npy
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import from_halves, from_hex
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.combined import Combined
-from clipmill.stages.ops.tables import open_pool
 
 DTYPE = np.dtype("u8,u8")
 PIECE_BYTES = 16 << 20  # whole uids

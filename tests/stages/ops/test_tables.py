@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipmill.metadata.globs import open_pool
 from clipmill.pipeline.errors import RetryableError, ShardError
 from clipmill.stages.ops.tables import (
     BATCH_BYTES,
@@ -14,7 +15,6 @@ from clipmill.stages.ops.tables import (
     first_reason,
     fit,
     in_batches,
-    open_pool,
 )
 
 

@@ -1,11 +1,19 @@
-"""Arrow types from text, written as Arrow prints them."""
+"""The setting `extra`: more columns of a pool, whose types are written as Arrow prints them."""
 
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.schema import REASON, UID, Column
+from clipmill.pipeline.errors import RecipeError
+from clipmill.stages.ingest._columns import Asked
+
+PASSED = "Passed through from the pool."
 LISTS = {
     "list": pa.list_,
     "large_list": pa.large_list,
@@ -18,6 +26,39 @@ DECIMALS = {
     "decimal128": pa.decimal128,
     "decimal256": pa.decimal256,
 }
+
+
+def asked_by(stage: Any, own: Mapping[str, Column], extra: Mapping[str, str]) -> list[Asked]:
+    """What settings ask for: the stage's own columns by their key, then those of `extra`."""
+    named = {key: getattr(stage, key) for key in own}
+    return [
+        *(Asked(key, name, own[key]) for key, name in named.items() if name is not None),
+        *(
+            Asked(f"extra.{name}", name, Column(name, type_of(text), "as found", PASSED))
+            for name, text in extra.items()
+        ),
+    ]
+
+
+def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
+    """Refuses a column that is read already, a type that is none, and one that no file holds."""
+    for name, text in extra.items():
+        if name in {UID.name, REASON.name, *taken}:
+            raise RecipeError(f"'{name}' twice", "key `extra`", "leave it out: it is read")
+        where = f"key `extra.{name}`"
+        try:
+            dtype = type_of(text)
+        except (OverflowError, *UNPARSED) as error:
+            do = (
+                "write an Arrow type as Arrow prints it: string, int64, double, timestamp[us],"
+                " list<item: string>, fixed_size_list<item: float>[512], ..."
+            )
+            why = "" if str(error) == f"'{text}' is none" else f": {error}"
+            raise RecipeError(f"'{text:.80}' is no Arrow type{why}", where, do) from error
+        stored = comes_back(dtype)
+        if stored != dtype:
+            do = "leave it out" if stored is None else f"write {stored}"
+            raise RecipeError(f"Parquet stores no {dtype}", where, do)
 
 
 def type_of(text: str) -> pa.DataType:
