@@ -31,9 +31,19 @@ from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Thresh
 from clipmill.stages.ops.concept_lists import opened
 from clipmill.stages.ops.outside import listing_digest, need_file
 from clipmill.stages.ops.states import added
-from clipmill.stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
-from clipmill.stages.select._draws import Draw, Pairs, drawing, may_draw
-from clipmill.stages.select._t import by_language, leaving, tail_count
+from clipmill.stages.select._draws import (
+    SUMMARY,
+    TABLE,
+    Draw,
+    Pairs,
+    by_language,
+    drawing,
+    kept_counts,
+    leaving,
+    may_draw,
+    put_tables,
+    tail_count,
+)
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 

@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from clipmill.metadata.fingerprint import digest
-from clipmill.metadata.globs import open_pool
-from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import (
     IMAGE_BYTES,
     IMAGE_EMBEDDING,
@@ -21,7 +19,6 @@ from clipmill.metadata.schema import (
     UID,
     Column,
 )
-from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, State, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
@@ -54,7 +51,6 @@ NEAREST_CENTROID = Column("nearest_centroid", pa.int32(), "0 up", "The centroid 
 TARGETS_NEAR = Column(
     "targets_near", pa.int32(), "0 up", "Targets with the same nearest centroid.", better="high"
 )
-NAME_A_MODEL = "name the model of the pool's embeddings, or give Parquet files with that column"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +112,8 @@ class ImageBased(DatasetStage):
 
     def look(self) -> None:
         if named(self.targets):
+            from clipmill.stages.select._targets import place_of, refuse_pictures
+
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
             folder, file = place_of(self.targets, "key `targets`")
             if file is None:
@@ -162,8 +160,7 @@ class ImageBased(DatasetStage):
         return f"its nearest centroid, {number}, is the nearest of {near} targets"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.select._aims import aimed
-        from clipmill.stages.select._targets import Targets
+        from clipmill.stages.select._targets import Targets, aimed
 
         targets = Targets(
             targets=self.targets,
@@ -203,32 +200,9 @@ class ImageBased(DatasetStage):
         ctx.restore(rows)
 
 
-def place_of(targets: str, where: str) -> tuple[Storage, str | None]:
-    """The folder of tasks, and the one file in it that is meant, if one is."""
-    folder, pattern = open_pool(targets)
-    if pattern == "**":
-        return folder, None
-    if not pattern.endswith(".parquet"):
-        do = "write the vectors as Parquet, as docs/clusters.md shows"
-        raise StageError(f"'{pattern}' is no Parquet file", where, do)
-    return folder, pattern
-
-
-def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
-    """RecipeError where a folder has no task, or tasks of pictures and no model to embed them."""
-    tasks = [name for name in folder.folders() if not name.startswith(".")]
-    if not tasks and not any(entry.name.endswith(".parquet") for entry in folder.entries()):
-        do = "give a folder of tasks in CLIP_benchmark's layout, or of Parquet files"
-        raise RecipeError(f"no task in '{redacted(folder.uri)}'", "key `targets`", do)
-    if tasks and model is None:
-        found = f"task '{tasks[0]}' has pictures, and nothing makes a '{column}' of them"
-        raise RecipeError(found, "key `model`", NAME_A_MODEL)
-
-
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     """keep, targets, nearest centroid and reason of every row."""
-    from clipmill.stages.select._aims import aims, opened
-    from clipmill.stages.select._targets import EMBED_BOTH
+    from clipmill.stages.select._targets import EMBED_BOTH, aims, opened
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
     has_none_N = unusable(row_ND)
@@ -250,7 +224,7 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
 
 def counted(targets: "Targets", rows: pa.Table) -> State:
     """Rows with a nearest centroid, those kept, and by task the kept ones near its targets."""
-    from clipmill.stages.select._aims import aims
+    from clipmill.stages.select._targets import aims
 
     kept = rows.filter(rows[KEEP.name])[NEAREST_CENTROID.name].to_numpy()
     return {
@@ -264,7 +238,7 @@ def put_summary(
     targets: "Targets", at_least: int, about: dict[str, Any], task: Task
 ) -> dict[str, Any]:
     """Stores out/targets.json."""
-    from clipmill.stages.select._aims import aims
+    from clipmill.stages.select._targets import aims
 
     near = aims(targets)
     by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)
