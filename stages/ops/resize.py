@@ -95,6 +95,11 @@ def _in_white_square(rgb: RGB, size: int) -> RGB:
     return square
 
 
+def square(rgb: RGB, size: int) -> RGB:
+    """(size, size, 3) the whole picture, its longer side at `size`, centred on white."""
+    return resize(rgb, "border", size, upscale="cubic")
+
+
 def encode(rgb: RGB, encode_format: EncodeFormat, quality: int) -> bytes:
     """The picture in that format; quality 0 to 100, for PNG the compression, 0 to 9."""
     _, option = ENCODED[encode_format]

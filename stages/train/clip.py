@@ -181,9 +181,9 @@ class ClipTraining(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from clipmill.stages.clip.cache import cache_shard
+        from clipmill.stages.clip.named import reads
         from clipmill.stages.clip.stream import index_shard
         from clipmill.stages.clip.subset import chooser_of
-        from clipmill.stages.clip.towers import reads
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
@@ -227,7 +227,7 @@ class ClipTraining(DatasetStage):
     @property
     def pixels_size(self) -> int | None:
         """The image_size of an export.pixels that it can read; None where it decodes as it goes."""
-        from clipmill.stages.clip.towers import reads
+        from clipmill.stages.clip.named import reads
 
         fixed = self.fixed
         if (fixed.augment, fixed.sampling) != ("shift", "epochs"):

@@ -11,8 +11,8 @@ from PIL import Image
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.clip.nano import Nano
+from clipmill.stages.clip.saving import save
 from clipmill.stages.embed.clip import ClipEmbedding, embeddings
-from clipmill.stages.models import checkpoint
 from clipmill.stages.models.image_text import load
 from clipmill.stages.models.watched import WatchedModel
 from clipmill.stages.ops.pixels import PIXELS
@@ -124,7 +124,7 @@ def stored(tmp_path) -> Worker:
     def put(name, path):
         path.rename(tmp_path / "out" / name)
 
-    checkpoint.save(Nano(TINY), {}, put, tmp_path)
+    save(Nano(TINY), {}, put, tmp_path)
     return worker
 
 

@@ -1,10 +1,19 @@
-"""README.md and open_clip_config.json beside a trained model: what it is, and how to load it."""
+"""What a training stores: its state, and its model with README.md and open_clip_config.json."""
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clipmill.stages.models.saved import WEIGHTS
+import safetensors.torch
+
+from clipmill.pipeline.dataset import Checkpoints, Put
+from clipmill.stages.models.checkpoint import KIND
+from clipmill.stages.models.saved import WEIGHTS, put_model
+
+if TYPE_CHECKING:
+    from clipmill.stages.clip.loop import Trainer
+    from clipmill.stages.clip.towers import Towers
 
 LOADED = "model = open_clip.create_model"
 FOLDER = "FOLDER is this one; of one seed of several, a copy without `seed-N.` in its files' names"
@@ -17,6 +26,16 @@ LABELS = {
     "mask": "digest of the rows chosen",
     "loss": "loss",
 }
+
+
+def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> None:
+    """Stores a model: its weights, then the card that rebuilds it."""
+    card = {**model.facts, **facts}
+    for name, text in beside(card).items():
+        path = scratch / name
+        path.write_text(text, encoding="utf-8")
+        put(name, path)
+    put_model(put, scratch, KIND, card, model.network.state_dict())
 
 
 def beside(card: Mapping[str, Any]) -> dict[str, str]:
@@ -55,3 +74,19 @@ def _readme(card: Mapping[str, Any]) -> str:
 
 In a recipe of clipmill: `model: "checkpoint:FOLDER"`.
 """
+
+
+def store(trainer: "Trainer", checkpoints: Checkpoints, scratch: Path) -> None:
+    """Stores all that the next step depends on."""
+    path = scratch / "state.safetensors"
+    state = {name: value.detach().contiguous() for name, value in trainer.state().items()}
+    safetensors.torch.save_file(state, path)
+    checkpoints.put(trainer.step, path)
+
+
+def restore(trainer: "Trainer", checkpoints: Checkpoints) -> None:
+    """Moves the trainer to the newest whole state; leaves it alone where there is none."""
+    if (newest := checkpoints.newest()) is not None:
+        _, path = newest
+        trainer.restore(safetensors.torch.load_file(path))
+        path.unlink()
