@@ -15,13 +15,13 @@ from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import POSITION, REASON, SHARD, TEXT, UID
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops import centroids
-from clipmill.stages.ops.centroids import MARK
-from clipmill.stages.ops.combined import Combined
-from clipmill.stages.ops.keeper import dropped_before
-from clipmill.stages.ops.nearest import nearest_centre, nearest_sure
-from clipmill.stages.ops.parquet_rows import sizes_of_groups
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.tables.combined import Combined
+from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
+from clipmill.stages.ops.tables.rows import dropped_before
+from clipmill.stages.ops.vectors import centroids
+from clipmill.stages.ops.vectors.centroids import MARK
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.vectors.nearest import nearest_centre, nearest_sure
 
 # Shapes: N rows, K centroids, D width of a vector; m texts of each, fewer where there are fewer.
 
@@ -112,7 +112,7 @@ MODEL = f"{MARK}model".encode()
 
 def opened(path: str, at: str) -> Iterator[tuple[str, pq.ParquetFile]]:
     """The Parquet files at a path; StageError where there is none, or one cannot be read."""
-    from clipmill.stages.ops.tables import list_files
+    from clipmill.stages.ops.tables.pools import list_files
 
     storage, _ = open_pool(path)
     for file in list_files(path, (".parquet",), at):

@@ -21,7 +21,7 @@ from clipmill.metadata.schema import (
 )
 from clipmill.metadata.uid import coin_hash, mixed
 from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Worker
-from clipmill.stages.ops.text_lists import flat_texts, text_list
+from clipmill.stages.ops.texts.lists import flat_texts, text_list
 
 # Shapes: N rows of the batch, T texts of all of them.
 

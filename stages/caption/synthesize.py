@@ -35,8 +35,8 @@ from clipmill.stages.caption._prompts import Template
 from clipmill.stages.models import generator
 from clipmill.stages.models.generator import Asker, Decoding, Prompt
 from clipmill.stages.models.image_text import ImageTextModel, checked_width, load, look_for
-from clipmill.stages.ops.pixels import UNDECODABLE
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.images.pixels import UNDECODABLE
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows of the batch, D width of the embedding; C candidates of a prompt, M different
 # texts, D width.
@@ -220,7 +220,7 @@ async def synthesized(
 
 
 def jpeg_or_none(image: bytes, side: int) -> bytes | None:
-    from clipmill.stages.ops.images import ImageError
+    from clipmill.stages.ops.images.decode import ImageError
 
     try:
         return jpeg_of(image, side)
@@ -233,8 +233,8 @@ def jpeg_of(body: bytes, side: int) -> bytes:
 
     A plain JPEG that fits keeps its bytes.
     """
-    from clipmill.stages.ops.images import decode, probe  # OpenCV, which a plan does without
-    from clipmill.stages.ops.resize import encode, reduction, resize
+    from clipmill.stages.ops.images.decode import decode, probe  # OpenCV, which a plan does without
+    from clipmill.stages.ops.images.resize import encode, reduction, resize
 
     header = probe(body)
     full = header.height, header.width

@@ -28,9 +28,9 @@ from clipmill.metadata.storage import BLOCK_BYTES, Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.subset import Chooser, Chosen, text_lists
-from clipmill.stages.ops.images import ImageError, decode
-from clipmill.stages.ops.resize import square
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.images.decode import ImageError, decode
+from clipmill.stages.ops.images.resize import square
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
 

@@ -18,7 +18,7 @@ from clipmill.metadata.uid import coin_hash, from_halves, mixed
 from clipmill.stages.clip.cache import ROW, texts_there
 from clipmill.stages.clip.loader import STAGE
 from clipmill.stages.clip.scales import Sampling
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: F shards, R row groups of one, D draws; N samples of a row group.
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipmill.stages.clip.towers import FIRST_SCALE, Reads, Towers
-from clipmill.stages.ops.resize import square
+from clipmill.stages.ops.images.resize import square
 
 # Shapes: N images or texts, H x W pixels, C channels, T tokens of all texts, D = width; N texts, T
 # tokens of all of them.

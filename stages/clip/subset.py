@@ -28,7 +28,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.subset_file import check_subset, read_subset
 from clipmill.pipeline.dataset import Mask, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.uid_lists import opened
+from clipmill.stages.ops.tables.uid_lists import opened
 
 # Shapes: N rows of an exported file, K entries of a subset.
 

@@ -22,10 +22,16 @@ from clipmill.pipeline.dataset import Context, Inputs, Shards
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.cluster._rounds import Space, Tree
 from clipmill.stages.cluster._split import merge_surveyed, surveyed
-from clipmill.stages.ops import centroids
-from clipmill.stages.ops.centroids import Metric
-from clipmill.stages.ops.keeper import DROPPED, dropped_before
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, refuse_column, row_dot, unit_rows
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.vectors import centroids
+from clipmill.stages.ops.vectors.centroids import Metric
+from clipmill.stages.ops.vectors.matrices import (
+    as_matrix,
+    from_matrix,
+    refuse_column,
+    row_dot,
+    unit_rows,
+)
 
 # Shapes: N rows, D width of a vector, m nearest centres.
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.uid import uniform
 from clipmill.pipeline.dataset import State
-from clipmill.stages.ops.centroids import Metric
-from clipmill.stages.ops.nearest import fixed_scale, nearest, sums_by_group
-from clipmill.stages.ops.vectors import as_matrix, blocks, unit_rows
+from clipmill.stages.ops.vectors.centroids import Metric
+from clipmill.stages.ops.vectors.matrices import as_matrix, blocks, unit_rows
+from clipmill.stages.ops.vectors.nearest import fixed_scale, nearest, sums_by_group
 
 # Shapes: N rows, D width of a vector, K centres, B rows of a block; P parents, S parents searched,
 # C candidates of a row, R rounds, m nearest centres asked for.

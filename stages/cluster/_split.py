@@ -22,9 +22,9 @@ from clipmill.stages.cluster._rounds import (
     settled,
     squared,
 )
-from clipmill.stages.ops.nearest import nearest_centre, sums_by_group
-from clipmill.stages.ops.states import added, joined
-from clipmill.stages.ops.vectors import as_matrix, from_matrix
+from clipmill.stages.ops.tables.rows import added, joined
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
+from clipmill.stages.ops.vectors.nearest import nearest_centre, sums_by_group
 
 # Shapes: N rows, D width of a vector, K centres, M of them in a partition, P parents, R rounds; K
 # of them drawn, C candidates.

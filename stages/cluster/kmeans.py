@@ -57,10 +57,9 @@ from clipmill.stages.cluster._split import (
     split,
     surveyed,
 )
-from clipmill.stages.ops.centroids import FILE, Centroids, look_for, to_table
-from clipmill.stages.ops.outputs import put_table, put_text
 from clipmill.stages.ops.outside import listing_digest
-from clipmill.stages.ops.states import added
+from clipmill.stages.ops.tables.rows import added, put_table, put_text
+from clipmill.stages.ops.vectors.centroids import FILE, Centroids, look_for, to_table
 
 # Shapes: K centres, R rounds; D width of a vector, P parents.
 

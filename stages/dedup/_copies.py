@@ -12,9 +12,9 @@ from scipy.sparse import csr_array
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.dedup import _shingles as shingles
 from clipmill.stages.dedup._plain import plain
-from clipmill.stages.ops.evaluation import samples_in
-from clipmill.stages.ops.nearest import nearest
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.ops.tasks.evaluation import samples_in
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
+from clipmill.stages.ops.vectors.nearest import nearest
 
 # Shapes: N rows, M samples, D width of a vector; V distinct pieces of the samples, P pieces of all
 # rows in a row, S pairs of a row and a sample that share a piece.

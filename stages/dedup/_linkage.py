@@ -22,9 +22,9 @@ from clipmill.metadata.schema import (
     Column,
 )
 from clipmill.pipeline.dataset import Context, Shards, State
-from clipmill.stages.ops.combined import Concatenated, Zipped
 from clipmill.stages.ops.compiled import compiled
-from clipmill.stages.ops.keeper import PREFERENCE, best_first
+from clipmill.stages.ops.tables.combined import Concatenated, Zipped
+from clipmill.stages.ops.tables.keeper import PREFERENCE, best_first
 
 # Shapes: N rows; V nodes (distinct values), E edges between them; V nodes, E edges.
 

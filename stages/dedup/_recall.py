@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipmill.pipeline.dataset import Context, Shards, State, Task
-from clipmill.stages.ops.outputs import put_text
+from clipmill.stages.ops.tables.rows import put_text
 
 if TYPE_CHECKING:
     from clipmill.stages.dedup._shingles import Unit

@@ -34,13 +34,12 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.models import image_text, images
-from clipmill.stages.ops.outputs import put_text
 from clipmill.stages.ops.outside import need_folder
-from clipmill.stages.ops.states import added
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.tables.rows import added, put_text
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 if TYPE_CHECKING:
-    from clipmill.stages.ops.evaluation import Measure
+    from clipmill.stages.ops.tasks.evaluation import Measure
 
 # Shapes: N rows, T tasks, D width of a vector, L limits that rows are counted at.
 
@@ -135,12 +134,12 @@ class AgainstEvaluation(DatasetStage):
 
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files."""
-        from clipmill.stages.ops.evaluation import listing_digest
+        from clipmill.stages.ops.tasks.evaluation import listing_digest
 
         return listing_digest(self.tasks)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.ops.evaluation import tasks_at
+        from clipmill.stages.ops.tasks.evaluation import tasks_at
 
         ctx.say("comparing with the evaluation samples")
         items = tasks_at(self.tasks, ctx.worker.stage)
@@ -185,7 +184,7 @@ def prepared(
     """
     from clipmill.stages.dedup._copies import are_long
     from clipmill.stages.dedup._plain import plain
-    from clipmill.stages.ops.evaluation import Wanted, put_samples
+    from clipmill.stages.ops.tasks.evaluation import Wanted, put_samples
 
     def are_comparable(captions: pa.ChunkedArray) -> pa.Array:
         return are_long(plain(captions), stage.unit, stage.size)
@@ -204,7 +203,7 @@ def prepared(
 def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) -> "Measure":
     """The function that gives a value of each picture."""
     if stage.compared.name == PHASH.name:
-        from clipmill.stages.ops.perceptual import phash
+        from clipmill.stages.ops.images.perceptual import phash
 
         return phash
     embed = images.embedder_of(stage.model, trained, worker)

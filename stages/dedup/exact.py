@@ -27,16 +27,15 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
-from clipmill.stages.ops.keeper import (
-    DROPPED,
+from clipmill.stages.ops.tables.keeper import (
     PREFERENCE,
     Order,
     best_first,
-    dropped_before,
     preference,
     prefers,
     reads_of,
 )
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 # Column that is compared, and reasons: where that has no value, and where what is in it has none.
 READS = {
@@ -123,7 +122,7 @@ def together(values: list[pa.Array]) -> pa.StructArray:
 
 def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
     """128 bits of each image's size and pixels; null where it cannot be decoded."""
-    from clipmill.stages.ops.images import (  # decoders: not while a recipe is planned
+    from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
         ImageError,
         decode,
     )

@@ -18,15 +18,8 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Between0And1, DatasetStage, NonEmpty, OneUp, Share, later
 from clipmill.stages.dedup import _recall
 from clipmill.stages.dedup._recall import bands_for
-from clipmill.stages.ops.keeper import (
-    DROPPED,
-    PREFERENCE,
-    Order,
-    dropped_before,
-    preference,
-    prefers,
-    reads_of,
-)
+from clipmill.stages.ops.tables.keeper import PREFERENCE, Order, preference, prefers, reads_of
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
 # texts, S texts of a block.
@@ -112,7 +105,12 @@ class MinHashDuplicate(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from clipmill.stages.dedup._linkage import add, link
         from clipmill.stages.dedup._pairs import put_pairs
-        from clipmill.stages.ops.combined import Combined, Concatenated, Zipped, ZippedWithFiner
+        from clipmill.stages.ops.tables.combined import (
+            Combined,
+            Concatenated,
+            Zipped,
+            ZippedWithFiner,
+        )
 
         ctx.say("comparing captions")
         partitions = ctx.partitions(inputs.rows)

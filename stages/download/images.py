@@ -82,8 +82,8 @@ class DownloadImages(Download):
 
 def kept(body: bytes, settings: DownloadImages) -> Kept:
     """The image to store of a body, with its size and digest, or a reason."""
-    from clipmill.stages.ops.images import ImageError, decode, probe
-    from clipmill.stages.ops.resize import ENCODED, encode, reduction, resize
+    from clipmill.stages.ops.images.decode import ImageError, decode, probe
+    from clipmill.stages.ops.images.resize import ENCODED, encode, reduction, resize
 
     digest = hashlib.sha256(body).hexdigest()
     try:

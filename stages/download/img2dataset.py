@@ -184,7 +184,7 @@ def fetched(
 
 def answer(body: BytesIO | None, error: str | None, resizer: Any) -> Answer:
     """The answer of one URL, from the results of img2dataset's two functions."""
-    from clipmill.stages.ops.images import ImageError, weighed
+    from clipmill.stages.ops.images.decode import ImageError, weighed
 
     if body is None:
         message = error or ""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import REASON, REASON_TYPE
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.ops.vectors import from_matrix, unusable
+from clipmill.stages.ops.vectors.matrices import from_matrix, unusable
 
 # Shapes: N rows of the batch, D width of the vectors.
 

@@ -18,7 +18,7 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, check_width, pair, planned_width, vectors
 from clipmill.stages.models.image_text import ImageTextModel, load, look_for, width_of
-from clipmill.stages.ops.pixels import PIXELS, rows_of
+from clipmill.stages.ops.images.pixels import PIXELS, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)

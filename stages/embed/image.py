@@ -21,7 +21,7 @@ from clipmill.pipeline.stage import (
 from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, check_width, pair, planned_width, vectors
 from clipmill.stages.models import images
 from clipmill.stages.models.image_text import look_for
-from clipmill.stages.ops.pixels import PIXELS, RGB, rows_of
+from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 

@@ -19,8 +19,7 @@ from clipmill.stages.evaluate._scoring import scored_task
 from clipmill.stages.models.checkpoint import load as load_trained
 from clipmill.stages.models.image_text import load, look_for, width_of
 from clipmill.stages.models.watched import WatchedModel
-from clipmill.stages.ops.listed_tasks import Listed, is_scored, listed_tasks, rules
-from clipmill.stages.ops.tasks import (
+from clipmill.stages.ops.tasks.folders import (
     content_digest,
     describe,
     listing_digest,
@@ -29,6 +28,7 @@ from clipmill.stages.ops.tasks import (
     none_at,
     refuse,
 )
+from clipmill.stages.ops.tasks.listed import Listed, is_scored, listed_tasks, rules
 
 RESULTS = "results.json"
 STORED = "checkpoint:"

@@ -15,8 +15,8 @@ from clipmill.metadata.schema import CAPTION, CLUSTER_ID, IDENTITY, IMAGE, KEEP,
 from clipmill.metadata.uid import uniform
 from clipmill.pipeline.dataset import Shards, State, Task
 from clipmill.stages.export._columns import PICTURE
-from clipmill.stages.ops.ranges import RANGE, range_of
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.ops.tables.ranges import RANGE, range_of
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
 
 # Shapes: N rows of a batch, D width of a vector; N rows, B rows of a block, M rows that neighbours
 # are sought among; N rows of a shard or batch, C bins of coins.
@@ -121,8 +121,12 @@ def captions(rows: pa.Table) -> pa.ChunkedArray:
 
 def thumbnails(images: pa.ChunkedArray, side: int) -> pa.Array:
     """{bytes, path: null} of each picture, its longer side at most `side`; null without one."""
-    from clipmill.stages.ops.images import ImageError, decode, probe  # late: a plan needs no OpenCV
-    from clipmill.stages.ops.resize import encode, reduction, resize
+    from clipmill.stages.ops.images.decode import (  # late: a plan needs no OpenCV
+        ImageError,
+        decode,
+        probe,
+    )
+    from clipmill.stages.ops.images.resize import encode, reduction, resize
 
     def small(body: bytes | None) -> bytes | None:
         if body is None:

@@ -42,7 +42,7 @@ from clipmill.stages.export._texts import (
     texts_of,
     which_list,
 )
-from clipmill.stages.ops.exports import summary_of
+from clipmill.stages.ops.tables.exports import summary_of
 
 # Shapes: N rows of a file.
 

@@ -47,9 +47,9 @@ from clipmill.stages.export._map import (
     plane_of,
     surveyed,
 )
-from clipmill.stages.ops.keeper import in_order
-from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.stages.ops.tables.rows import in_order
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows of a shard or of whole clusters, R ranges of the file.
 

@@ -22,7 +22,7 @@ from clipmill.stages.export._leaving import (
     summed,
     tally,
 )
-from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
 
 # Shapes: N rows.
 

@@ -174,7 +174,7 @@ def members(images: pa.ChunkedArray, metas: pa.Table) -> Iterator[tuple[str, byt
 
 def suffix_of(image: bytes) -> str:
     """The suffix of the image's format; `bin` where no decoder knows it."""
-    from clipmill.stages.ops.images import (  # decoders: not while a recipe is planned
+    from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
         ImageError,
         probe,
     )

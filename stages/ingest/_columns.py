@@ -12,8 +12,8 @@ import pyarrow as pa
 from clipmill.metadata.schema import UID, Column
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import ShardError, StageError
-from clipmill.stages.ops.parquet_rows import Source
-from clipmill.stages.ops.tables import Values, first_rows, fit
+from clipmill.stages.ops.tables.parquet_rows import Source
+from clipmill.stages.ops.tables.pools import Values, first_rows, fit
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 SHOWN = 24  # names of columns in an error

@@ -18,7 +18,7 @@ from clipmill.metadata.schema import URL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ingest._columns import require
-from clipmill.stages.ops.tables import Values, in_batches, json_object
+from clipmill.stages.ops.tables.pools import Values, in_batches, json_object
 
 DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")

@@ -34,7 +34,7 @@ from clipmill.stages.ingest._columns import (
     require,
     try_first,
 )
-from clipmill.stages.ops.parquet_rows import (
+from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     groups_in,
     joined,
@@ -42,7 +42,7 @@ from clipmill.stages.ops.parquet_rows import (
     parquet_rows,
     scan_parquet,
 )
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
     first_reason,

@@ -30,8 +30,8 @@ from clipmill.stages.ingest._text_rows import (
     read_header,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.parquet_rows import parquet_rows
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.parquet_rows import parquet_rows
+from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
     failing_its_shard,

@@ -39,14 +39,14 @@ from clipmill.stages.ingest._columns import (
     try_first,
 )
 from clipmill.stages.ingest._extra import asked_by, check_extra
-from clipmill.stages.ops.parquet_rows import (
+from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     joined,
     parquet_counts,
     parquet_rows,
     scan_parquet,
 )
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.pools import (
     BATCH_ROWS,
     Values,
     any_of,

@@ -38,7 +38,7 @@ from clipmill.stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.parquet_rows import (
+from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     counted,
     groups_in,
@@ -46,7 +46,7 @@ from clipmill.stages.ops.parquet_rows import (
     parquet_rows,
     scan_parquet,
 )
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
     first_reason,

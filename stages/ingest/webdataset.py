@@ -28,8 +28,8 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from clipmill.stages.ops import tars
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables import tars
+from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
     failing_its_shard,

@@ -65,7 +65,7 @@ def turned(prompt: str, bits: int) -> str:
 
 def seen(image: bytes, bits: int) -> str:
     """Size and nearest plain colour of an encoded image."""
-    from clipmill.stages.ops.images import decode
+    from clipmill.stages.ops.images.decode import decode
 
     image_HW3 = decode(image)
     mean = image_HW3.mean(axis=(0, 1))

@@ -16,7 +16,7 @@ from clipmill.metadata.uid import mixed
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
 from clipmill.stages.models.endpoint import Endpoint, Limits
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.vectors.matrices import unit_rows
 
 # Shapes: N images or texts, D = WIDTH, F features of an image, H x W pixels, G = GRID.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata import schema
 from clipmill.metadata.schema import ORIGINAL
-from clipmill.stages.ops.languages import Predict, best_languages
+from clipmill.stages.ops.texts.languages import Predict, best_languages
 from clipmill.stages.score._words import INSIDE, Words, copy_ratio, leak, repetition, words_of
 
 # Shapes: T texts.

@@ -51,9 +51,9 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.models.image_text import checked_width, load, look_for
 from clipmill.stages.models.watched import Watched, texts
-from clipmill.stages.ops.languages import predictor
 from clipmill.stages.ops.outside import need_file
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.texts.languages import predictor
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 if TYPE_CHECKING:
     from clipmill.stages.models.features import Precision
@@ -179,7 +179,7 @@ class CaptionScores(RowStage):
 
 def caption_scores(stage: CaptionScores, name: str, looked, embed, batch: pa.Table) -> pa.Table:
     """The captions of every row and their values, and a reason where there is none."""
-    from clipmill.stages.ops.text_lists import flat_texts, listed, text_list
+    from clipmill.stages.ops.texts.lists import flat_texts, listed, text_list
     from clipmill.stages.score._values import known_texts, values_of
 
     texts = flat_texts(batch, stage.captions, has_own=TEXT.name in batch.column_names)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import ORIGINAL, TEXT_CLIP_SCORE, TEXT_FIELDS, TEXT_IMAGES, TEXTS
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.text_lists import flat_texts, text_list
+from clipmill.stages.ops.texts.lists import flat_texts, text_list
 from clipmill.stages.select import _sql as sql
 
 # Shapes: T texts of a shard; N rows, T texts of all of them.

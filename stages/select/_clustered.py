@@ -32,7 +32,7 @@ from clipmill.pipeline.stage import (
     Verdicts,
     location,
 )
-from clipmill.stages.ops.keeper import DROPPED, in_order
+from clipmill.stages.ops.tables.rows import DROPPED, in_order
 from clipmill.stages.select._judged import NO_IMAGE, first_of, left_out
 from clipmill.stages.select._least import least_of_parts
 

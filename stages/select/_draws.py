@@ -20,7 +20,7 @@ from clipmill.metadata.schema import CONCEPT_IDS, IDENTITY, IMAGE_BYTES, KEEP, U
 from clipmill.metadata.uid import coin, coin_hash
 from clipmill.pipeline.dataset import Context, Shards, State, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.states import added
+from clipmill.stages.ops.tables.rows import added
 from clipmill.stages.select import _cut as cut
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.

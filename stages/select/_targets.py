@@ -18,24 +18,24 @@ from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.schema import CLUSTER_ID
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Inputs, Task
-from clipmill.pipeline.errors import RecipeError, StageError
+from clipmill.pipeline.errors import StageError
 from clipmill.stages.models.images import embedder_of
-from clipmill.stages.ops import evaluation
-from clipmill.stages.ops.centroids import MARK, Centroids
-from clipmill.stages.ops.centroids import read as read_centroids
-from clipmill.stages.ops.evaluation import PARQUET, Wanted
-from clipmill.stages.ops.exports import summary_of
-from clipmill.stages.ops.nearest import nearest_centre
-from clipmill.stages.ops.outputs import put_table
-from clipmill.stages.ops.parquet_rows import sizes_of_groups
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.ops.outside import file_or_folder
+from clipmill.stages.ops.tables.exports import summary_of
+from clipmill.stages.ops.tables.parquet_rows import sizes_of_groups
+from clipmill.stages.ops.tables.rows import put_table
+from clipmill.stages.ops.tasks import evaluation
+from clipmill.stages.ops.tasks.evaluation import PARQUET, Wanted
+from clipmill.stages.ops.vectors.centroids import MARK, Centroids
+from clipmill.stages.ops.vectors.centroids import read as read_centroids
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
+from clipmill.stages.ops.vectors.nearest import nearest_centre
 
 # Shapes: N rows, M targets, D width of a vector, K centroids, T tasks.
 
 ROWS = 4096  # vectors that look for their centroid at a time
 SPAN = 2**16  # rows of a file that one piece of work compares
 MODEL = MARK + "model"  # what a Parquet of vectors says in its schema
-NAME_A_MODEL = "name the model of the pool's embeddings, or give Parquet files with that column"
 EMBED_BOTH = "embed both with one model"
 Nearest = Literal["inner_product", "cosine"]
 
@@ -68,7 +68,7 @@ class Targets:
 
     @property
     def place(self) -> tuple[Storage, str | None]:
-        return place_of(self.targets, self.where("targets"))
+        return file_or_folder(self.targets, self.where("targets"))
 
     def read_centroids(self) -> Centroids:
         return read_centroids(self.centroid_folder, self.centroids, f"stage '{self.stage}'")
@@ -193,7 +193,7 @@ class Targets:
         raise StageError(
             found=f"pictures, and nothing that makes a '{self.column}' of them",
             where=f"stage '{self.stage}', keys `targets` and `model`",
-            do=NAME_A_MODEL,
+            do="name the model of the pool's embeddings, or give Parquet files with that column",
         )
 
 
@@ -304,25 +304,3 @@ def aims(targets: Targets) -> Aims:
         count_K[cluster] += near["targets"].to_numpy()
         by_task_TK[task, cluster] = True
     return Aims(count_K, by_task_TK)
-
-
-def place_of(targets: str, where: str) -> tuple[Storage, str | None]:
-    """The folder of tasks, and the one file in it that is meant, if one is."""
-    folder, pattern = open_pool(targets)
-    if pattern == "**":
-        return folder, None
-    if not pattern.endswith(".parquet"):
-        do = "write the vectors as Parquet, as docs/clusters.md shows"
-        raise StageError(f"'{pattern}' is no Parquet file", where, do)
-    return folder, pattern
-
-
-def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
-    """RecipeError where a folder has no task, or tasks of pictures and no model to embed them."""
-    tasks = [name for name in folder.folders() if not name.startswith(".")]
-    if not tasks and not any(entry.name.endswith(".parquet") for entry in folder.entries()):
-        do = "give a folder of tasks in CLIP_benchmark's layout, or of Parquet files"
-        raise RecipeError(f"no task in '{redacted(folder.uri)}'", "key `targets`", do)
-    if tasks and model is None:
-        found = f"task '{tasks[0]}' has pictures, and nothing makes a '{column}' of them"
-        raise RecipeError(found, "key `model`", NAME_A_MODEL)

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.uid import coin_hash, from_halves
 from clipmill.pipeline.dataset import Context, State, Task
-from clipmill.stages.ops.centroids import Metric, read
-from clipmill.stages.ops.combined import Combined
-from clipmill.stages.ops.nearest import nearest
-from clipmill.stages.ops.outputs import put_table, put_text
-from clipmill.stages.ops.states import joined
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.tables.combined import Combined
+from clipmill.stages.ops.tables.rows import joined, put_table, put_text
+from clipmill.stages.ops.vectors.centroids import Metric, read
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.vectors.nearest import nearest
 
 # Shapes: C children and P parents of a level, K leaves, N rows; N points, D width of a vector, K
 # clusters, L nodes of a level.

@@ -28,9 +28,8 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
-from clipmill.stages.ops.concept_lists import opened
-from clipmill.stages.ops.outside import listing_digest, need_file
-from clipmill.stages.ops.states import added
+from clipmill.stages.ops.outside import concept_list, listing_digest, need_file
+from clipmill.stages.ops.tables.rows import added
 from clipmill.stages.select._draws import (
     SUMMARY,
     TABLE,
@@ -157,7 +156,7 @@ class Balance(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows, worker = inputs.rows, ctx.worker
-        concepts = opened(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
+        concepts = concept_list(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
         draw = Draw(seed=worker.seed, stage=worker.stage, weight=np.ones(len(concepts)))
         t = np.inf
         if len(rows):

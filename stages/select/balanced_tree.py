@@ -33,10 +33,10 @@ from clipmill.pipeline.stage import (
     Threshold,
     Verdicts,
 )
-from clipmill.stages.ops.centroids import look_for
-from clipmill.stages.ops.keeper import DROPPED, PREFERENCE, Keep, best_first, preference
 from clipmill.stages.ops.outside import listing_digest
-from clipmill.stages.ops.states import added
+from clipmill.stages.ops.tables.keeper import PREFERENCE, Keep, best_first, preference
+from clipmill.stages.ops.tables.rows import DROPPED, added
+from clipmill.stages.ops.vectors.centroids import look_for
 from clipmill.stages.select._clustered import SizedSelect, size_of, wanted
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 

@@ -28,8 +28,8 @@ from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
-from clipmill.stages.ops.keeper import dropped_before
-from clipmill.stages.ops.text_lists import listed
+from clipmill.stages.ops.tables.rows import dropped_before
+from clipmill.stages.ops.texts.lists import listed
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
 from clipmill.stages.select._captions import (

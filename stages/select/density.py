@@ -30,12 +30,10 @@ from clipmill.pipeline.stage import (
     NonEmpty,
     OneUp,
 )
-from clipmill.stages.ops.centroids import look_for, read
-from clipmill.stages.ops.keeper import in_order
-from clipmill.stages.ops.outputs import put_table, put_text
 from clipmill.stages.ops.outside import listing_digest
-from clipmill.stages.ops.states import joined
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.tables.rows import in_order, joined, put_table, put_text
+from clipmill.stages.ops.vectors.centroids import look_for, read
+from clipmill.stages.ops.vectors.matrices import unit_rows
 from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
@@ -348,7 +346,7 @@ def mean_distance(
     score_BK = unit_KD[start + row_B] @ np.where(none_K[:, None], np.float32(0), unit_KD).T
     score_BK[:, none_K] = -np.inf
     score_BK[np.arange(len(row_B)), start + row_B] = -np.inf  # itself
-    gap = np.float32(2 * 1.01 * D * 2.0**-24)  # what rounding can hide, as in ops/_coarse.py
+    gap = np.float32(2 * 1.01 * D * 2.0**-24)  # what rounding can hide, as in _coarse.py
     last_B = np.partition(score_BK, K - near, axis=1)[:, K - near]
     row_P, other_P = np.nonzero(score_BK >= (last_B - gap)[:, None])
     cosine_P = np.empty(len(row_P))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipmill.metadata.fingerprint import digest
+from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import (
     IMAGE_BYTES,
     IMAGE_EMBEDDING,
@@ -19,6 +20,7 @@ from clipmill.metadata.schema import (
     UID,
     Column,
 )
+from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, State, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
@@ -33,12 +35,10 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.models import image_text, images
-from clipmill.stages.ops.centroids import look_for
-from clipmill.stages.ops.keeper import DROPPED
-from clipmill.stages.ops.outputs import put_text
-from clipmill.stages.ops.outside import STAGE, named, need_either
-from clipmill.stages.ops.states import added
-from clipmill.stages.ops.vectors import as_matrix, unusable
+from clipmill.stages.ops.outside import STAGE, file_or_folder, named, need_either
+from clipmill.stages.ops.tables.rows import DROPPED, added, put_text
+from clipmill.stages.ops.vectors.centroids import look_for
+from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -112,10 +112,8 @@ class ImageBased(DatasetStage):
 
     def look(self) -> None:
         if named(self.targets):
-            from clipmill.stages.select._targets import place_of, refuse_pictures
-
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
-            folder, file = place_of(self.targets, "key `targets`")
+            folder, file = file_or_folder(self.targets, "key `targets`")
             if file is None:
                 refuse_pictures(folder, self.column, self.model)
         look_for(self.centroids)
@@ -198,6 +196,18 @@ class ImageBased(DatasetStage):
             about |= {name: value.tolist() for name, value in sums.items()}
             ctx.map(partial(put_summary, targets, self.at_least), [{**about, "tasks": number}])
         ctx.restore(rows)
+
+
+def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
+    """RecipeError where a folder has no task, or tasks of pictures and no model to embed them."""
+    tasks = [name for name in folder.folders() if not name.startswith(".")]
+    if not tasks and not any(entry.name.endswith(".parquet") for entry in folder.entries()):
+        do = "give a folder of tasks in CLIP_benchmark's layout, or of Parquet files"
+        raise RecipeError(f"no task in '{redacted(folder.uri)}'", "key `targets`", do)
+    if tasks and model is None:
+        found = f"task '{tasks[0]}' has pictures, and nothing makes a '{column}' of them"
+        do = "name the model of the pool's embeddings, or give Parquet files with that column"
+        raise RecipeError(found, "key `model`", do)
 
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:

@@ -24,9 +24,7 @@ from clipmill.pipeline.stage import (
     Gigabytes,
     location,
 )
-from clipmill.stages.ops.keeper import in_order
-from clipmill.stages.ops.outputs import put_table, put_text
-from clipmill.stages.ops.states import added, joined
+from clipmill.stages.ops.tables.rows import added, in_order, joined, put_table, put_text
 from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,

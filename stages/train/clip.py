@@ -28,7 +28,7 @@ from clipmill.pipeline.stage import (
 from clipmill.stages.clip.losses import Asks, asks, digest_of
 from clipmill.stages.clip.scales import SCALES, Scale
 from clipmill.stages.clip.training import CURVE, Work, train_alone, train_rank
-from clipmill.stages.ops.exports import numbered, summary_of
+from clipmill.stages.ops.tables.exports import numbered, summary_of
 
 OF_SCALE = ("samples_seen", "batch_size", "learning_rate", "warmup_steps", "weight_decay")
 LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]

@@ -15,8 +15,8 @@ from clipmill.metadata.uid import coin_hash, halves
 from clipmill.pipeline.dataset import Context, Inputs, Rank, Shards, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, OneUp, Resources
-from clipmill.stages.ops.languages import best_languages, predictor
-from clipmill.stages.ops.vectors import as_matrix, refuse_column, unusable
+from clipmill.stages.ops.texts.languages import best_languages, predictor
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_column, unusable
 
 # Shapes: N usable rows, I and T widths of image and text features.
 

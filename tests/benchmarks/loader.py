@@ -34,8 +34,8 @@ from clipmill.stages.clip.loader import Batches
 from clipmill.stages.clip.nano import NANO, reads
 from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
 from clipmill.stages.clip.stream import Streamed, View, index_shard
-from clipmill.stages.ops.images import decode
-from clipmill.stages.ops.resize import square
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.resize import square
 from tests.benchmarks.nano_step import ROWS, trainer
 from tests.benchmarks.side_by_side import begin, side_by_side
 

@@ -15,7 +15,7 @@ from clipmill.stages.clip.saving import save
 from clipmill.stages.embed.clip import ClipEmbedding, embeddings
 from clipmill.stages.models.image_text import load
 from clipmill.stages.models.watched import WatchedModel
-from clipmill.stages.ops.pixels import PIXELS
+from clipmill.stages.ops.images.pixels import PIXELS
 from tests.stages.broken_models import DAMAGES, damaged
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, known_to_open_clip, write_model
 

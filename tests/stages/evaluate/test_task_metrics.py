@@ -19,9 +19,9 @@ from clipmill.stages.evaluate._metrics import (
 )
 from clipmill.stages.evaluate._scoring import class_vectors
 from clipmill.stages.evaluate.zero_shot import averages, is_whole
-from clipmill.stages.ops.listed_tasks import listed, listed_tasks
-from clipmill.stages.ops.tasks import TaskFolder
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.tasks.folders import TaskFolder
+from clipmill.stages.ops.tasks.listed import listed, listed_tasks
+from clipmill.stages.ops.vectors.matrices import unit_rows
 
 RNG = np.random.default_rng(5)
 

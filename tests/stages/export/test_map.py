@@ -13,7 +13,7 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.export import map as export_map
 from clipmill.stages.export._map import moments, nearest_rows, on_plane, plane_of
 from clipmill.stages.export.map import Map
-from clipmill.stages.ops.vectors import from_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
 
 D = 6
 

@@ -8,7 +8,7 @@ import pytest
 
 from clipmill.metadata.globs import open_pool
 from clipmill.pipeline.errors import RetryableError, ShardError
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.pools import (
     BATCH_BYTES,
     BATCH_ROWS,
     failing_its_shard,

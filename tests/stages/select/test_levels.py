@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.vectors import from_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
 from clipmill.stages.select import _tree
 from clipmill.stages.select._tree import itself, moved_nodes, nearest_nodes, parents_of
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.ops.vectors.matrices import from_matrix
 from clipmill.stages.train.filter_network import FEW, notes
 
 ROWS = 240

@@ -19,10 +19,10 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.storage import Entry, Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops import tasks
-from clipmill.stages.ops.images import RGB, ImageError, decode
-from clipmill.stages.ops.pixels import shrunk
-from clipmill.stages.ops.vectors import as_matrix, unusable
+from clipmill.stages.ops.images.decode import RGB, ImageError, decode
+from clipmill.stages.ops.images.pixels import shrunk
+from clipmill.stages.ops.tasks import folders as tasks
+from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
 
 BATCH = 64  # decoded pictures held at a time
 PARQUET = ".parquet"

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipmill.stages.ops._coarse import Frame, Precision, need_finite
-from clipmill.stages.ops._sift import LANES
+from clipmill.stages.ops.vectors._coarse import Frame, Precision, need_finite
+from clipmill.stages.ops.vectors._sift import LANES
 
 # Shapes: N rows, B of a block, D width; U centres; P pairs of a row and a centre near to it, m
 # nearest.

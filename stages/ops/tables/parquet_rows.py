@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from clipmill.metadata.globs import open_pool
 from clipmill.metadata.limits import limit
 from clipmill.metadata.storage import Storage
-from clipmill.stages.ops.tables import BATCH_ROWS, list_files
+from clipmill.stages.ops.tables.pools import BATCH_ROWS, list_files
 
 READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
 TOGETHER = 8  # shards of small row groups that are read as one

@@ -87,7 +87,7 @@ def need_finite(length: Any) -> None:
 
 
 def frame(centre_KD: NDArray[np.float32], metric: Metric) -> Frame:
-    from clipmill.stages.ops._sift import lengths
+    from clipmill.stages.ops.vectors._sift import lengths
 
     K = len(centre_KD)
     middle_D, length_K = centre_KD.mean(axis=0, dtype=np.float64), np.empty(K)
@@ -110,7 +110,7 @@ class Scores:
     def __init__(
         self, centre_KD: NDArray[np.float32], frame: Frame, precision: Precision, work: int
     ) -> None:
-        from clipmill.stages.ops._sift import halve_rows, shift_rows
+        from clipmill.stages.ops.vectors._sift import halve_rows, shift_rows
 
         self.frame, self.precision, self.lost = frame, precision, 0.0
         self.strips: list[tuple[int, Callable[[NDArray], Bits]]] = []  # from which centre on
@@ -128,7 +128,7 @@ class Scores:
 
     def block(self, row_BD: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """The rows made ready, their (B,) ratio, and their two (B,) gaps."""
-        from clipmill.stages.ops._sift import halve_rows, lengths, shift_rows
+        from clipmill.stages.ops.vectors._sift import halve_rows, lengths, shift_rows
 
         B, D = row_BD.shape
         length_B, lost_B, unit_BD = np.empty(B), np.zeros(B), np.empty((B, D), np.float32)

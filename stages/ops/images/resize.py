@@ -5,8 +5,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from clipmill.stages.ops.area import shrink
-from clipmill.stages.ops.images import MAX_PIXELS, RGB, ImageError
+from clipmill.stages.ops.images.area import shrink
+from clipmill.stages.ops.images.decode import MAX_PIXELS, RGB, ImageError
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 EncodeFormat = Literal["jpg", "png", "webp"]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.limits import limit
 from clipmill.metadata.storage import Storage
-from clipmill.stages.ops import tars
-from clipmill.stages.ops.listed_tasks import Listed
+from clipmill.stages.ops.tables import tars
+from clipmill.stages.ops.tasks.listed import Listed
 
 CLASSNAMES = "classnames.txt"
 IMAGES = ("png", "jpg", "jpeg", "webp")
@@ -132,7 +132,10 @@ def _of_members(
 
 
 def _decoded(body: bytes | None, place: str) -> NDArray[np.uint8] | Finding:
-    from clipmill.stages.ops.images import ImageError, decode  # not while a recipe is planned
+    from clipmill.stages.ops.images.decode import (  # not while a recipe is planned
+        ImageError,
+        decode,
+    )
 
     try:
         return decode(body or b"")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 
 from clipmill.stages.ops.compiled import compiled
-from clipmill.stages.ops.images import RGB
+from clipmill.stages.ops.images.decode import RGB
 
 # Shapes: N pictures; H height and W width of one; R, C rows and columns of its thumbnail;
 # L frequencies of an axis, B bits; T taps.

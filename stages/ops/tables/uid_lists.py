@@ -17,7 +17,7 @@ from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import from_halves, from_hex
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.combined import Combined
+from clipmill.stages.ops.tables.combined import Combined
 
 DTYPE = np.dtype("u8,u8")
 PIECE_BYTES = 16 << 20  # whole uids

@@ -20,7 +20,7 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.limits import limit
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops._task_samples import (
+from clipmill.stages.ops.tasks._samples import (
     BROKEN,
     CLASSNAMES,
     CUE,
@@ -35,7 +35,7 @@ from clipmill.stages.ops._task_samples import (
     samples,
     text_of,
 )
-from clipmill.stages.ops.listed_tasks import Listed, listed, missing
+from clipmill.stages.ops.tasks.listed import Listed, listed, missing
 
 __all__ = ["CLASSNAMES", "Finding", "Sample", "TaskFolder", "samples"]  # for whoever asks here
 

@@ -4,10 +4,15 @@ Bytes come from the web: the format is told by the first bytes, never by a name 
 and pixels, passes over them and parts of the file are counted before any are decoded.
 """
 
+import ctypes
 import logging
 import math
 import os
+import platform
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -26,11 +31,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from clipmill.stages.ops import native
-from clipmill.stages.ops.formats import format_of, is_whole
-from clipmill.stages.ops.parts import Parts, parts_of
+from clipmill.stages.ops.images.parts import Parts, parts_of
 
 # Shapes: H height, W width, 3 or 4 channels; N rows of a batch.
+
 RGB = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_484  # LAION's bomb guard, which was Pillow's default
@@ -40,7 +44,30 @@ MAX_SCANS = 20  # of a picture with so many pixels; ten are ordinary, each goes 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they tell the terminal of odd EXIF
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # and these of odd TIFF
 os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(MAX_SCANS))  # its own is 100
-native.keep_freed_memory()
+
+# Settings of glibc, where it is: freed memory is kept, messages are silenced.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+if libc:
+    libc.fopen.restype = ctypes.c_void_p
+    _stderr = ctypes.c_void_p.in_dll(libc, "stderr")
+    _shown, _nowhere = _stderr.value, libc.fopen(b"/dev/null", b"w")
+_silencing = threading.Lock()
+_silent = 0  # how many are
+
+
+def keep_freed_memory() -> None:
+    """Freed buffers of up to 128 MB are used again, of 32 MB where glibc allows no more.
+
+    By default the system takes each back and gives it out page by page: a third of decoding time.
+    """
+    if libc:
+        any(libc.mallopt(M_MMAP_THRESHOLD, size << 20) for size in (128, 32))
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
+
+
+keep_freed_memory()
 cv2.setNumThreads(1)  # workers run side by side; a resize must not take all their cores
 
 # Plugins, not Image.open: that one warns about sizes through a global, and MAX_PIXELS is ours.
@@ -128,7 +155,7 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS, shrink: int = 1) -> RGB:
     it = weighed(body, max_pixels)
     turn = _orientation(it.format, it.image)
     try:
-        with native.silence():
+        with silence():
             rgb = _of_jpeg(body, shrink, *it.image.size) if it.is_plain_jpeg else None
             if rgb is None:  # Pillow says what is wrong
                 it.image.load()
@@ -232,3 +259,59 @@ def _upright(rgb: RGB, turn: int) -> RGB:
     if turn in (3, 4, 7, 8):
         rgb = rgb[::-1]
     return np.ascontiguousarray(rgb)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drops what C code prints: libtiff and OpenCV's libjpeg write a line for each bad file.
+
+    C's `stderr` is a variable. File descriptor 2, where Python writes, stays as it is.
+    """
+    global _silent
+    with _silencing:
+        _silent += 1
+        _point()
+    try:
+        yield
+    finally:
+        with _silencing:
+            _silent -= 1
+            _point()
+
+
+def _point() -> None:
+    if libc and _nowhere:
+        _stderr.value = _nowhere if _silent else _shown
+
+
+LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
+DECLARED = {"webp": (4, 8), "bmp": (2, 0)}  # where the file's size stands, and what it leaves out
+
+
+def format_of(body: bytes) -> str | None:
+    """jpeg, png, gif, webp, bmp, tiff or avif; None of anything else: HTML, SVG, ICO, HEIC."""
+    head = body[:16]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "webp"
+    if head.startswith(b"BM"):
+        return "bmp"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "tiff"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif"
+    return None
+
+
+def is_whole(name: str, body: bytes) -> bool:
+    """Whether the bytes end as a file of that format does."""
+    if name not in DECLARED:
+        return body.rstrip(b"\0\r\n").endswith(LAST_BYTES.get(name, b""))
+    at, beyond = DECLARED[name]
+    size = int.from_bytes(body[at : at + 4], "little")
+    return len(body) >= max(at + 4, size + beyond)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.stages.ops._coarse import (
+from clipmill.stages.ops.vectors._coarse import (
     STRIP,
     Frame,
     Metric,
@@ -80,7 +80,7 @@ def sums_by_group(
 
     No order of rows or shards changes a bit. `scale` is `fixed_scale`'s.
     """
-    from clipmill.stages.ops._sift import add_rows
+    from clipmill.stages.ops.vectors._sift import add_rows
 
     count_K = np.bincount(index_N, minlength=groups)
     begin_K = np.append(0, np.cumsum(count_K))
@@ -100,7 +100,7 @@ def _nearest(row_ND, centre_KD, metric, m, precision, device, valued):
     centre_UD = centre_KD if len(place_U) == len(centre_KD) else _lent(centre_KD[place_U])
     measures, is_distance = frame(centre_UD, metric), metric == "euclidean"
     if device != "cpu":
-        from clipmill.stages.ops._on_device import nearest_on
+        from clipmill.stages.ops.vectors._on_device import nearest_on
 
         which_Nm, sure_Nm = nearest_on(
             device, row_ND, centre_UD, measures, precision or "bfloat16", m, is_distance
@@ -120,7 +120,7 @@ def _lent(vector_ND) -> NDArray[np.float32]:
 
 
 def _nearest_here(row_ND, centre_UD, measures: Frame, precision, m, is_distance, valued):
-    from clipmill.stages.ops._sift import GROUP, LANES, Pairs, nothing_near, settle, sift
+    from clipmill.stages.ops.vectors._sift import GROUP, LANES, Pairs, nothing_near, settle, sift
 
     N, work = len(row_ND), len(row_ND) * centre_UD.size
     which_Nm, sure_Nm = np.empty((N, m), np.int32), np.empty((N, m))
@@ -144,7 +144,7 @@ def _nearest_here(row_ND, centre_UD, measures: Frame, precision, m, is_distance,
 def _few_copies(centre_KD: NDArray[np.float32], m: int) -> NDArray[np.int32]:
     """(U,) the centres, ascending, without those that m before them equal: copies of one vector
     are as near as it to every row, and would all be compared in float64."""
-    from clipmill.stages.ops._sift import lengths
+    from clipmill.stages.ops.vectors._sift import lengths
 
     K, D = centre_KD.shape
     length_K = np.empty(K)

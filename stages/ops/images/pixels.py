@@ -50,7 +50,10 @@ def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _decoded(body: bytes | None) -> RGB | None:
-    from clipmill.stages.ops.images import ImageError, decode  # OpenCV, which a plan does without
+    from clipmill.stages.ops.images.decode import (  # OpenCV, which a plan does without
+        ImageError,
+        decode,
+    )
 
     if body is None:
         return None
@@ -66,7 +69,9 @@ def shrunk(rgb: RGB) -> RGB:
     scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
     if scale >= 1:
         return rgb
-    from clipmill.stages.ops.area import shrink  # numba: 60 MB, which most workers do without
+    from clipmill.stages.ops.images.area import (
+        shrink,  # numba: 60 MB, which most workers do without
+    )
 
     width, height = (min(max(1, int(it * scale)), MAX_COLUMN_PIXELS) for it in (width, height))
     return shrink(rgb, width, height)

@@ -19,7 +19,7 @@ from clipmill.metadata.schema import CLUSTER_ID
 from clipmill.metadata.storage import Storage, open_uri
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ops.outside import named, need_file
-from clipmill.stages.ops.vectors import as_matrix, from_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
 
 # Shapes: K clusters, D width of a vector.
 

@@ -5,12 +5,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import KEEP, POSITION, SHARD, UID, Column
-from clipmill.metadata.uid import halves
+from clipmill.metadata.schema import Column
 from clipmill.pipeline.stage import NonEmpty
+from clipmill.stages.ops.tables.rows import in_order
 
 # Shapes: N rows, K columns that decide.
 
@@ -22,9 +21,6 @@ PREFERENCE = Column(
 )
 WORST = np.uint64(2**64 - 1)
 SIGN = np.uint64(2**63)
-DROPPED = (
-    "dropped_before"  # the reason of a row that an earlier select dropped: it keeps nobody out
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +45,6 @@ class Rankable(Column):
 
 # Several in turn: where one leaves rows equal, the next decides. At last the least uid.
 Order = Keep | tuple[Keep, ...] | None
-
-
-def dropped_before(rows: pa.Table) -> pa.Array:
-    """(N,) whether an earlier select dropped the row; false where there is no select."""
-    if KEEP.name not in rows.column_names:
-        return pa.array(np.zeros(len(rows), bool))
-    return pc.invert(rows[KEEP.name].combine_chunks().fill_null(False))
 
 
 def reads_of(order: Order) -> tuple[Column, ...]:
@@ -105,10 +94,3 @@ def best_first(rows: pa.Table) -> NDArray[np.int64]:
     rank = rows[PREFERENCE.name].combine_chunks().flatten().to_numpy()
     rank_NK = rank.reshape(len(rows), len(rank) // max(1, len(rows)))
     return in_order(rows, *rank_NK.T)
-
-
-def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
-    """(N,) row numbers by the keys, the first of them first; then by uid, and place in the pool."""
-    high_N, low_N = halves(rows[UID.name]).T
-    place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
-    return np.lexsort((*place, low_N, high_N, *keys_N[::-1]))
