@@ -41,7 +41,7 @@ from clipmill.pipeline.pools.server import BEHAVIOUR, start_server
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder.state import RunState, latest
 from clipmill.pipeline.stage import edges_taken
-from clipmill.stages.ops.pixels import PIXELS
+from clipmill.stages.ops.images.pixels import PIXELS
 
 RECIPE = Path(__file__).parent / "recipes" / "every_stage.yaml"
 OURS = tuple(known_uses())  # now: tests that bring stages of their own add to the path

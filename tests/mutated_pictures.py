@@ -24,7 +24,7 @@ from clipmill.stages.dedup.exact import pixel_digests
 from clipmill.stages.download.images import DownloadImages, kept
 from clipmill.stages.embed.clip import ClipEmbedding
 from clipmill.stages.export.webdataset import suffix_of
-from clipmill.stages.ops.pixels import PIXELS, decoded
+from clipmill.stages.ops.images.pixels import PIXELS, decoded
 from tests.hostile_pictures import noise, saved
 
 STAGES = (AnnotateImage(), PHash(dhash=True), ClipEmbedding(model="reference"))

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from clipmill.stages.caption import _banks
-from clipmill.stages.caption._texts import cleaned
+from clipmill.stages.caption import rewrite
+from clipmill.stages.caption._asking import cleaned
 from clipmill.stages.caption.rewrite import Rewrite
 from clipmill.stages.models.generator import Limits
 from tests.stages.caption.streaming import rows_of
@@ -89,7 +89,7 @@ def test_hostile_captions_lose_no_row_and_leave_the_prompt_as_it_is(run, server,
         assert reasons == [None] * len(HAS_TEXT) + ["empty_text", "empty_text", "no_text"]
     prompts = [body["prompt"] for body in server.bodies if "prompt" in body]
     assert len(prompts) == len(HAS_TEXT)
-    bank = _banks.load("human", 3)
+    bank = rewrite.bank_of("human", 3)
     pairs = {f"{source} => {target}" for source, target in bank.pairs}
     for prompt, caption in zip(prompts, HAS_TEXT, strict=True):
         instruction, *shown, last = prompt.split("\n\n")

@@ -10,7 +10,7 @@ import pytest
 
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
-from clipmill.stages.caption import _banks, _prompts
+from clipmill.stages.caption import _prompts, rewrite
 from clipmill.stages.caption.rewrite import asked
 from tests.test_docs import Follower, blocks
 
@@ -31,14 +31,14 @@ def test_the_recipes_of_the_guide_are_planned(tmp_path):
 def test_the_guides_own_bank_and_prompt_are_read(tmp_path):
     for name in ("mine-bank.yaml", "mine-prompt.yaml"):
         (tmp_path / name).write_text(FILES[name], encoding="utf-8")
-    assert len(_banks.load(str(tmp_path / "mine-bank.yaml"), 3).pairs) == 3
+    assert len(rewrite.bank_of(str(tmp_path / "mine-bank.yaml"), 3).pairs) == 3
     prompt = _prompts.load(str(tmp_path / "mine-prompt.yaml"), "prompts", may=("text",))
     assert prompt.places == {"text"}
 
 
 def test_the_prompt_that_the_guide_shows_is_one_that_is_asked():
     (shown,) = (it.text for it in blocks(PAGE) if it.language == "text" and "=>" in it.text)
-    bank = _banks.load("human", 3)
+    bank = rewrite.bank_of("human", 3)
     pairs = [pair for line in shown.split("\n\n") for pair in bank.pairs if pair[0] in line]
     caption = shown.splitlines()[-1].removesuffix(" =>")
     assert len(pairs) == 3

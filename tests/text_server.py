@@ -47,7 +47,7 @@ from typing import Any
 
 from aiohttp import web
 
-from clipmill.stages.models.echo import reply
+from clipmill.stages.models.reference import reply
 from tests.answering import end
 
 HOST = "127.0.0.1"

@@ -20,8 +20,7 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker
-from clipmill.stages.ops.concept_lists import opened
-from clipmill.stages.ops.outside import need_file
+from clipmill.stages.ops.outside import concept_list, need_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class Concepts(RowStage):
         need_file(self.concepts, "concepts", "make a list with `clipmill concepts build`")
 
     def open(self, worker: Worker) -> RowFunction:
-        concepts = opened(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
+        concepts = concept_list(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
         if self.digest not in (None, concepts.digest):
             raise StageError(
                 found=f"the list's digest is {concepts.digest}, not {self.digest}",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE, REASON, REASON_TYPE, Column
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
-from clipmill.stages.ops.pixels import PIXELS, UNDECODABLE, rows_of
+from clipmill.stages.ops.images.pixels import PIXELS, UNDECODABLE, rows_of
 
 # Shapes: H height, W width of one image.
 
@@ -65,7 +65,7 @@ def annotate(batch: pa.Table) -> pa.Table:
 
 def shape(body: bytes) -> dict[str, str | int | float]:
     """What the header tells, of an image that was decoded."""
-    from clipmill.stages.ops.images import probe
+    from clipmill.stages.ops.images.decode import probe
 
     header = probe(body)
     short, long = sorted((header.width, header.height))

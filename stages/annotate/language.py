@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from clipmill.metadata.schema import LANGUAGE, LANGUAGE_CONFIDENCE, REASON, TEXT
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import NonEmpty, RowFunction, RowStage, Worker, location
-from clipmill.stages.ops.languages import Predict, best_languages, predictor
 from clipmill.stages.ops.outside import need_file
+from clipmill.stages.ops.texts.languages import Predict, best_languages, predictor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from clipmill.metadata.schema import IMAGE, PHASH, REASON, REASON_TYPE, Column
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
-from clipmill.stages.ops.pixels import PIXELS, UNDECODABLE, rows_of
+from clipmill.stages.ops.images.pixels import PIXELS, UNDECODABLE, rows_of
 
 DHASH = Column("dhash", pa.uint64(), "64 bits", "Where the grey image gets lighter to the right.")
 
@@ -38,14 +38,14 @@ class PHash(RowStage):
         return (PHASH, DHASH) if self.dhash else (PHASH,)
 
     def open(self, worker: Worker) -> RowFunction:
-        import clipmill.stages.ops.perceptual  # noqa: F401  # compiles once per worker
+        import clipmill.stages.ops.images.perceptual  # noqa: F401  # compiles once per worker
 
         return partial(hashed, columns=self.writes)
 
 
 def hashed(batch: pa.Table, columns: tuple[Column, ...]) -> pa.Table:
     """The hashes of every row, and a reason wherever there are none."""
-    from clipmill.stages.ops import perceptual
+    from clipmill.stages.ops.images import perceptual
 
     rows = rows_of(batch[PIXELS.name])
     pictures = [rgb for rgb in rows if rgb is not None]

@@ -1,10 +1,12 @@
 """Prompts of caption stages: a text with places for captions, a label, and a length."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from clipmill.stages.caption._files import path_of, prompt_id
+from clipmill.pipeline.errors import RecipeError, did_you_mean
 
 PLACE = re.compile(r"\{([a-z_]+)\}")
 NUMBER = re.compile("[1-9][0-9]{0,5}")
@@ -67,3 +69,33 @@ def load(name: str, key: str, needs: tuple[str, ...] = (), may: tuple[str, ...] 
         text=said["text"],
         system=said.get("system", ""),
     )
+
+
+HERE = Path(__file__).parent
+ENDINGS = (".yaml", ".yml")
+
+
+def is_path(name: str) -> bool:
+    """Whether a setting names a user's file, and not one of ours."""
+    return name.endswith(ENDINGS)
+
+
+def stem(name: str) -> str:
+    """The name of a file without its folder and ending: what a `prompt_id` begins with."""
+    return Path(name).stem if is_path(name) else name
+
+
+def prompt_id(name: str, template: str) -> str:
+    """`NAME@8 hex digits`: other words of a prompt give another id."""
+    return f"{stem(name)}@{hashlib.sha256(template.encode()).hexdigest()[:8]}"
+
+
+def path_of(name: str, folder: str, key: str) -> str:
+    """Where the file of a name lies; RecipeError where it is neither ours nor a path."""
+    if is_path(name):
+        return name
+    ours = sorted(file.stem for file in (HERE / folder).glob("*.yaml"))
+    if name not in ours:
+        do = f"{did_you_mean(name, ours)}; a file of your own ends in .yaml"
+        raise RecipeError(f"no {folder[:-1]} '{name}'", f"key `{key}`", do)
+    return str(HERE / folder / f"{name}.yaml")

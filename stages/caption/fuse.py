@@ -11,23 +11,25 @@ from msgspec import Meta
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import CAPTIONS, TEXT, Column
 from clipmill.pipeline.stage import (
-    Environment,
-    Gigabytes,
-    Gpus,
     NonEmpty,
     OneUp,
-    Resources,
-    RowStage,
     StreamFunction,
     Worker,
-    location,
 )
 from clipmill.stages.caption import _prompts
-from clipmill.stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
+from clipmill.stages.caption._asking import (
+    AskingStage,
+    Said,
+    all_of,
+    cleaned,
+    columns_of,
+    is_reply,
+    paragraph_of,
+    seeds_of,
+)
 from clipmill.stages.caption._prompts import Template
-from clipmill.stages.caption._texts import cleaned, is_reply, paragraph_of
 from clipmill.stages.models import generator
-from clipmill.stages.models.generator import Asker, Decoding, Form, Limits, Prompt, open_asker
+from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
 
 PLACES = ("caption", "text")
 MOST_WORDS = {"text": 64, "caption": 256}  # of the pool's caption, of a made one
@@ -43,7 +45,7 @@ class Fused(Decoding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fuse(RowStage):
+class Fuse(AskingStage):
     """The pool's caption joined with each made one, a text of each; null where there is none.
 
     An answer that refuses, or begins with a courtesy, is asked for again, `attempts` times in all.
@@ -55,32 +57,18 @@ class Fuse(RowStage):
     Example: {model: reference}
     """
 
-    # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, or reference, which
-    # needs no weights and is for trials
-    model: NonEmpty
     # lists of made captions, as `captions` or `stage.captions`: each text of them is joined
     captions: Annotated[tuple[NonEmpty, ...], Meta(min_length=1)] = ("captions",)
     prompt: NonEmpty = "veclip"  # what is asked: veclip, afc, or a YAML file of your own
     attempts: OneUp = 3  # answers asked for, until one is a caption
     form: Form = "chat"  # completion for models that are not tuned to chat
-    decoding: Fused = Fused()  # how answers are drawn; null leaves it to the server
-    limits: Limits = location(Limits())  # how fast and for how much the server is asked
-    cpus: OneUp = location(1)  # cores of one worker, for a server that it starts
-    gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
-    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+    decoding: Fused = Fused()
 
     version = 1
-    determinism = "recorded"
-    streams = True
-    asks = True
-    batch_rows = 128
-    writes = WRITES
     reasons = ("no_text", "empty_text", "no_captions", "no_caption_in_answer", *generator.REASONS)
-    transient = generator.TRANSIENT
-    advice = generator.ADVICE
 
     def __post_init__(self) -> None:
-        generator.environments_of(self.model)
+        super().__post_init__()
         len(self.template.text)  # a prompt that is not as it should be stops the plan
 
     @cached_property
@@ -95,23 +83,9 @@ class Fuse(RowStage):
     def reads(self) -> tuple[Column, ...]:
         return (TEXT, *(replace(CAPTIONS, name=name) for name in self.captions))
 
-    @property
-    def environments(self) -> tuple[Environment, ...]:
-        return generator.environments_of(self.model)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
-
-    def look(self) -> None:
-        generator.look_for(self.model)
-
     def open(self, worker: Worker) -> StreamFunction:
-        asker = open_asker(
-            self.model, worker, decoding=self.decoding, limits=self.limits, form=self.form
-        )
-        start = partial(fused, settings=self, asker=asker, worker=worker)
-        return streamed(start, self.batch_rows, self.limits)
+        start = partial(fused, settings=self, asker=self.asker(worker, self.form), worker=worker)
+        return self.streamed(start)
 
 
 async def fused(batch: pa.Table, *, settings: Fuse, asker: Asker, worker: Worker) -> pa.Table:

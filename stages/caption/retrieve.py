@@ -37,24 +37,29 @@ from clipmill.pipeline.stage import (
     ZeroUp,
     location,
 )
-from clipmill.stages.caption._cells import (
+from clipmill.stages.caption._corpus import (
     CELL,
     MET,
+    VECTOR,
     Cells,
+    ParquetTexts,
+    Wanted,
+    best,
     centres_of,
     in_cells,
+    nearest_texts,
     need_one_width,
+    nobody,
     once_in_order,
+    texts_of,
 )
-from clipmill.stages.caption._corpus import VECTOR, ParquetTexts, Wanted, texts_of
-from clipmill.stages.caption._near import best, nearest_texts, nobody
-from clipmill.stages.ops import centroids
-from clipmill.stages.ops.combined import Concatenated, Zipped
-from clipmill.stages.ops.keeper import DROPPED, dropped_before
-from clipmill.stages.ops.nearest import nearest
 from clipmill.stages.ops.outside import listing_digest, need_either
-from clipmill.stages.ops.text_lists import text_list
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.tables.combined import Concatenated, Zipped
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.texts.lists import text_list
+from clipmill.stages.ops.vectors import centroids
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.vectors.nearest import nearest
 
 # Shapes: N rows, D width of a vector.
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 from msgspec import Meta
@@ -11,31 +11,29 @@ from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import TEXT
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import (
-    Environment,
-    Gigabytes,
-    Gpus,
     NonEmpty,
     OneUp,
-    Resources,
-    RowStage,
     StreamFunction,
     Worker,
-    location,
 )
-from clipmill.stages.caption import _banks
-from clipmill.stages.caption._answers import (
-    WRITES,
+from clipmill.stages.caption._asking import (
+    AskingStage,
     Said,
     all_of,
     bits_of,
+    cleaned,
     columns_of,
     seeds_of,
-    streamed,
+    sentence_of,
 )
-from clipmill.stages.caption._files import stem
-from clipmill.stages.caption._texts import cleaned, sentence_of
+from clipmill.stages.caption._prompts import path_of, prompt_id, stem
 from clipmill.stages.models import generator
-from clipmill.stages.models.generator import Asker, Decoding, Form, Limits, Prompt, open_asker
+from clipmill.stages.models.generator import Asker, Decoding, Form, Prompt
+
+if TYPE_CHECKING:
+    import yaml
+
+    from clipmill.stages.caption._document import Document
 
 # Shapes: N rows of the batch.
 
@@ -53,8 +51,38 @@ class OneLine(Decoding):
     stop: tuple[NonEmpty, ...] = ("\n",)
 
 
+@dataclass(frozen=True)
+class Bank:
+    """An instruction, and pairs of a caption and its rewrite."""
+
+    name: str
+    instruction: str
+    pairs: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def prompt_id(self) -> str:
+        return prompt_id(self.name, self.template)
+
+    @property
+    def template(self) -> str:
+        lines = [self.instruction, *(f"{source} {ARROW} {target}" for source, target in self.pairs)]
+        return "\n".join(lines)
+
+    def examples(self, bits: int, count: int) -> list[tuple[str, str]]:
+        """So many different pairs, in an order: each choice as likely as any other.
+
+        `bits` is a number of 64 uniform bits, whose remainders say which.
+        """
+        left = list(self.pairs)
+        drawn = []
+        for _ in range(count):
+            bits, at = divmod(bits, len(left))
+            drawn.append(left.pop(at))
+        return drawn
+
+
 @dataclass(frozen=True, kw_only=True)
-class Rewrite(RowStage):
+class Rewrite(AskingStage):
     """Rewrites of the caption, `per_style` of each style; null where no answer has a text.
 
     The model sees an instruction, some pairs of a caption and its rewrite, and the caption; which
@@ -78,25 +106,14 @@ class Rewrite(RowStage):
     pairs: Annotated[int, Meta(ge=1, le=8)] = 3  # shown before the caption
     max_caption_words: OneUp = 64  # a longer caption is cut
     form: Form = "completion"  # as published; chat for servers that know nothing else
-    decoding: OneLine = OneLine()  # how answers are drawn; null leaves it to the server
-    limits: Limits = location(Limits())  # how fast and for how much the server is asked
-    cpus: OneUp = location(1)  # cores of one worker, for a server that it starts
-    gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
-    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+    decoding: OneLine = OneLine()
 
     version = 1
-    determinism = "recorded"
-    streams = True
-    asks = True
-    batch_rows = 128
     reads = (TEXT,)
-    writes = WRITES
     reasons = ("no_text", "empty_text", *generator.REASONS)
-    transient = generator.TRANSIENT
-    advice = generator.ADVICE
 
     def __post_init__(self) -> None:
-        generator.environments_of(self.model)
+        super().__post_init__()
         names = [stem(style) for style in self.styles]
         if twice := [name for name in names if names.count(name) > 1]:
             found = f"the style '{twice[0]}' stands twice"
@@ -104,31 +121,19 @@ class Rewrite(RowStage):
         len(self.banks)  # a bank that is not as it should be stops the plan
 
     @cached_property
-    def banks(self) -> tuple[_banks.Bank, ...]:
-        return tuple(_banks.load(style, self.pairs) for style in self.styles)
+    def banks(self) -> tuple[Bank, ...]:
+        return tuple(bank_of(style, self.pairs) for style in self.styles)
 
     @property
     def digests(self) -> dict[str, str]:
         return {"banks": digest([bank.template for bank in self.banks])}
 
-    @property
-    def environments(self) -> tuple[Environment, ...]:
-        return generator.environments_of(self.model)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
-
-    def look(self) -> None:
-        generator.look_for(self.model)
-
     def open(self, worker: Worker) -> StreamFunction:
-        asker = open_asker(
-            self.model, worker, decoding=self.decoding, limits=self.limits, form=self.form
+        start = partial(
+            rewritten, settings=self, asker=self.asker(worker, self.form), worker=worker
         )
-        start = partial(rewritten, settings=self, asker=asker, worker=worker)
         asks = len(self.styles) * self.per_style
-        return streamed(start, self.batch_rows, self.limits, asks)
+        return self.streamed(start, asks)
 
 
 async def rewritten(
@@ -163,7 +168,49 @@ async def rewritten(
 
 def asked(instruction: str, examples: list[tuple[str, str]], caption: str, form: Form) -> Prompt:
     """The prompt of one caption: the instruction apart for a model that chats."""
-    text = _banks.prompt_of(examples, caption)
+    text = prompt_of(examples, caption)
     if form == "chat":
         return Prompt(system=f"{instruction} {ALONE}", text=text)
     return Prompt(text=f"{instruction}\n\n{text}")
+
+
+ARROW = "=>"
+
+
+def prompt_of(examples: list[tuple[str, str]], caption: str) -> str:
+    """Each example, and the caption with its arrow, an empty line between."""
+    shown = (f"{source} {ARROW} {target}" for source, target in examples)
+    return "\n\n".join([*shown, f"{caption} {ARROW}"])
+
+
+def bank_of(style: str, examples: int) -> Bank:
+    """The bank of a style, ours or a user's file; RecipeError, with the line, for a bad one."""
+    from clipmill.stages.caption._document import Document  # YAML: not in a worker
+
+    document = Document(path_of(style, "banks", "styles"))
+    document.only(document.fields, ("instruction", "pairs"))
+    instruction = document.text(document.fields["instruction"], "instruction")
+    pairs: dict[str, tuple[str, str]] = {}
+    for node in document.items("pairs"):
+        fields = document.mapping(node, "pair")
+        document.only(fields, ("source", "target"))
+        source, target = (_side(document, fields[name], name) for name in ("source", "target"))
+        if source.casefold() in pairs:
+            raise document.wrong(f"'{source}' stands twice", node, "keep one of the two")
+        pairs[source.casefold()] = source, target
+    if len(pairs) < examples:
+        raise document.wrong(
+            f"{len(pairs)} pairs, and {examples} are drawn",
+            document.fields["pairs"],
+            "write more pairs, or lower `pairs`",
+        )
+    return Bank(style, instruction, tuple(pairs.values()))
+
+
+def _side(document: "Document", node: "yaml.Node", name: str) -> str:
+    text = document.text(node, name)
+    if "\n" in text or ARROW in text:
+        raise document.wrong(
+            f"'{name}' holds a line break or '{ARROW}'", node, "write it on one line"
+        )
+    return text

@@ -6,39 +6,44 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Annotated, Literal
 
+import numpy as np
 import pyarrow as pa
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from clipmill.metadata.fingerprint import digest
 from clipmill.metadata.schema import IMAGE, IMAGE_EMBEDDING, TEXT, Column
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import (
-    Environment,
-    Gigabytes,
-    Gpus,
     NonEmpty,
     OneUp,
-    Resources,
-    RowStage,
     StreamFunction,
     Worker,
     location,
 )
 from clipmill.stages.caption import _prompts
-from clipmill.stages.caption._answers import WRITES, Said, all_of, columns_of, seeds_of, streamed
-from clipmill.stages.caption._best import best
+from clipmill.stages.caption._asking import (
+    AskingStage,
+    Said,
+    all_of,
+    cleaned,
+    columns_of,
+    paragraph_of,
+    seeds_of,
+)
 from clipmill.stages.caption._prompts import Template
-from clipmill.stages.caption._texts import cleaned, paragraph_of
 from clipmill.stages.models import generator
-from clipmill.stages.models.generator import Asker, Decoding, Limits, Prompt, open_asker
+from clipmill.stages.models.generator import Asker, Decoding, Prompt
 from clipmill.stages.models.image_text import ImageTextModel, checked_width, load, look_for
-from clipmill.stages.ops.pixels import UNDECODABLE
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.images.pixels import UNDECODABLE
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
-# Shapes: N rows of the batch, D width of the embedding.
+# Shapes: N rows of the batch, D width of the embedding; C candidates of a prompt, M different
+# texts, D width.
 
 MOST_WORDS = 64  # of the pool's caption, where a prompt has a place for it
 PLACES = ("text",)
+QUALITY = 90  # of JPEG: what most data sets are stored with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class Sampled(Decoding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthesize(RowStage):
+class Synthesize(AskingStage):
     """Captions of the image, of each prompt one or several; null where no answer has a text.
 
     A prompt is a file in stages/caption/prompts; `short`, `long` and `detailed` are the three
@@ -77,23 +82,15 @@ class Synthesize(RowStage):
     best_by: NonEmpty | None = None
     # how answers are drawn; null leaves it to the server: OpenAI's own know no top_k, min_tokens
     decoding: Sampled = Sampled()
-    limits: Limits = location(Limits())  # how fast and for how much the server is asked
     # cores of one worker: for a server that it starts, and for images, some 450 small ones a second
     cpus: OneUp = location(1)
-    gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
-    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
-    determinism = "recorded"
-    streams = True
-    asks = True
     batch_rows = 64
-    writes = WRITES
-    transient = generator.TRANSIENT
     advice = generator.ADVICE | dict(UNDECODABLE)
 
     def __post_init__(self) -> None:
-        generator.environments_of(self.model)
+        super().__post_init__()
         generator.refuse_blind(self.model)
         names = [template.prompt_id for template in self.templates]
         if len(set(names)) < len(names):
@@ -129,16 +126,8 @@ class Synthesize(RowStage):
         of_score = ("no_image_embedding",) if self.is_judged else ()
         return ("no_image", "undecodable", *of_text, *of_score, *generator.REASONS)
 
-    @property
-    def environments(self) -> tuple[Environment, ...]:
-        return generator.environments_of(self.model)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
-
     def look(self) -> None:
-        generator.look_for(self.model)
+        super().look()
         if self.best_by is not None:
             look_for(self.best_by)
 
@@ -153,9 +142,6 @@ class Synthesize(RowStage):
             )
 
     def open(self, worker: Worker) -> StreamFunction:
-        asker = open_asker(
-            self.model, worker, decoding=self.decoding, limits=self.limits, form="chat"
-        )
         judge = None
         if self.is_judged and self.best_by is not None:
             judge = load(self.best_by, worker.device, worker.threads)
@@ -164,14 +150,14 @@ class Synthesize(RowStage):
         start = partial(
             synthesized,
             settings=self,
-            asker=asker,
+            asker=self.asker(worker, "chat"),
             judge=judge,
             threads=ThreadPoolExecutor(worker.threads),
             worker=worker,
         )
         asks = len(self.prompts) * self.candidates
         # Rows hold images: half as many as of texts are read ahead.
-        return streamed(start, self.batch_rows, self.limits, asks, a_slot=8)
+        return self.streamed(start, asks, a_slot=8)
 
 
 async def synthesized(
@@ -234,10 +220,62 @@ async def synthesized(
 
 
 def jpeg_or_none(image: bytes, side: int) -> bytes | None:
-    from clipmill.stages.caption._pictures import jpeg_of  # OpenCV, which a plan does without
-    from clipmill.stages.ops.images import ImageError
+    from clipmill.stages.ops.images.decode import ImageError
 
     try:
         return jpeg_of(image, side)
     except ImageError:
         return None
+
+
+def jpeg_of(body: bytes, side: int) -> bytes:
+    """The image as JPEG, its longer side at most `side`, its aspect kept; ImageError for no image.
+
+    A plain JPEG that fits keeps its bytes.
+    """
+    from clipmill.stages.ops.images.decode import decode, probe  # OpenCV, which a plan does without
+    from clipmill.stages.ops.images.resize import encode, reduction, resize
+
+    header = probe(body)
+    full = header.height, header.width
+    if header.format == "jpeg" and header.is_plain and max(full) <= side:
+        return body
+    rgb = resize(
+        decode(body, shrink=reduction("keep_ratio_largest", side, *full)),
+        "keep_ratio_largest",
+        side,
+        only_if_bigger=True,
+        upscale="area",
+        downscale="area",
+        full=full,
+    )
+    return encode(rgb, "jpg", QUALITY)
+
+
+def best(
+    rows: list[list[Said] | str],
+    image_ND: NDArray[np.float32],
+    candidates: int,
+    judge: ImageTextModel,
+) -> list[list[Said] | str]:
+    """Of each prompt's candidates the one whose embedding is nearest to the image's.
+
+    Of equal ones the first; one without a text only where all are.
+    """
+    texts = {one.text for row in rows if not isinstance(row, str) for one in row if not one.reason}
+    place = {text: at for at, text in enumerate(sorted(texts))}
+    text_MD = judge.embed_texts(list(place)) if place else np.empty((0, judge.width), np.float32)
+
+    def chosen(group: list[Said], image_D: NDArray[np.float32]) -> Said:
+        score_C = [-np.inf if one.reason else text_MD[place[one.text]] @ image_D for one in group]
+        return group[int(np.argmax(np.nan_to_num(score_C, nan=-2, neginf=-np.inf)))]  # below all
+
+    return [
+        row
+        if isinstance(row, str)
+        else [
+            chosen(row[first : first + candidates], image_D)
+            for first in range(0, len(row), candidates)
+        ]
+        for row, image_D in zip(rows, image_ND, strict=True)
+    ]

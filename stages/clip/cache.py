@@ -28,9 +28,9 @@ from clipmill.metadata.storage import BLOCK_BYTES, Storage
 from clipmill.pipeline.dataset import Task
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.subset import Chooser, Chosen, text_lists
-from clipmill.stages.ops.images import RGB, ImageError, decode
-from clipmill.stages.ops.resize import resize
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.images.decode import ImageError, decode
+from clipmill.stages.ops.images.resize import square
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows, S pixels a side, K captions, T tokens, D width of a stored vector.
 
@@ -58,11 +58,6 @@ class CachedShard:
     token_starts: NDArray[np.int64]  # (K + 1,) first token of each caption
     tokens: NDArray[np.int32]  # (T,)
     teacher: Mapping[str, NDArray[np.float32]]  # (N, D) stored vectors, by column
-
-
-def square(rgb: RGB, size: int) -> RGB:
-    """(size, size, 3) the whole picture, its longer side at `size`, centred on white."""
-    return resize(rgb, "border", size, upscale="cubic")
 
 
 def fault_of(body: bytes | None, image_SS3: NDArray[np.uint8]) -> str | None:

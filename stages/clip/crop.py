@@ -7,8 +7,8 @@ from PIL import Image
 
 from clipmill.metadata.uid import mixed, uniform
 from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
-from clipmill.stages.ops.images import RGB, decode, probe
-from clipmill.stages.ops.resize import SPARE
+from clipmill.stages.ops.images.decode import RGB, decode, probe
+from clipmill.stages.ops.images.resize import SPARE
 
 # Shapes: A attempts, S pixels a side.
 

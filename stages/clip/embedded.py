@@ -58,3 +58,13 @@ def whole(
         scale=scale,
         **more,
     )
+
+
+def texts_of_row(batch: Embedded) -> Tensor:
+    """(G,) how many texts each row has."""
+    return torch.bincount(batch.image_of_H, minlength=len(batch.image_GD))
+
+
+def share_of_text(batch: Embedded) -> Tensor:
+    """(H,) one over the number of texts of the text's row."""
+    return (1 / texts_of_row(batch).to(batch.text_HD.dtype))[batch.image_of_H]

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.accumulate import Pieces, refuse_batch_norm, text_pieces
 from clipmill.stages.clip.distributed import ALONE, Ranks
 from clipmill.stages.clip.embedded import Embedded
 from clipmill.stages.clip.loader import Batch, Batches
-from clipmill.stages.clip.losses import MAX_LOG_SCALE, find_loss
-from clipmill.stages.clip.schedule import learning_rate
+from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.stream import Streamed
 from clipmill.stages.clip.telemetry import Log
-from clipmill.stages.clip.towers import Towers, matrices_first
-from clipmill.stages.ops.half import half
+from clipmill.stages.clip.towers import MAX_LOG_SCALE, Towers, matrices_first
+from clipmill.stages.ops.vectors.half import half
 
-# Shapes: N rows and M texts of this process, B rows of the batch.
+# Shapes: N rows and M texts of this process, B rows of the batch; N images or texts, T tokens of
+# all texts, D width of the embedding.
 
 Precision = Literal["bf16", "float32", "float64"]  # the last of a model in it: the reference
 
@@ -57,6 +56,24 @@ class Means:
 
 
 PLAIN = Means()
+
+
+class Pieces:
+    """Embeddings of one tower: `all_ND` to compute a loss from; then `backward`, to the weights."""
+
+    def __init__(self, embeds: Sequence[Callable[[], Tensor]]) -> None:
+        self.embeds = embeds
+        with torch.no_grad():
+            parts = [embed() for embed in embeds]
+        self.sizes = [len(part) for part in parts]
+        self.all_ND = torch.cat(parts).requires_grad_()
+
+    def backward(self) -> None:
+        """Adds to the weights' gradients what the loss's backward left at the embeddings."""
+        if self.all_ND.grad is None:
+            return
+        for embed, gradient_ND in zip(self.embeds, self.all_ND.grad.split(self.sizes), strict=True):
+            embed().backward(gradient_ND)
 
 
 class Trainer:
@@ -298,3 +315,34 @@ def _checkpointed(model: Towers) -> None:
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
+    """Straight up to the peak, then half a cosine down; steps count from 0.
+
+    Source: open_clip's `cosine_lr`: the first step has peak / warmup_steps, and no step has 0.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / (steps - warmup_steps)
+    return peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def text_pieces(token_T: Tensor, starts_N: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:
+    """Tokens and starts of as many runs of texts, as equal in number as can be."""
+    ends = [int(starts[0]) for starts in starts_N.chunk(pieces)[1:]] + [len(token_T)]
+    return [
+        (token_T[int(starts[0]) : end], starts - starts[0])
+        for starts, end in zip(starts_N.chunk(pieces), ends, strict=True)
+    ]
+
+
+def refuse_batch_norm(model: nn.Module) -> None:
+    """A batch norm would see the rows of a piece, and not the batch: another model."""
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            raise StageError(
+                "a model with batch norm: in pieces it would be another model",
+                "key `accumulate`",
+                "write accumulate: 1 and more `ranks`, or take a model with layer norms (a ViT)",
+            )

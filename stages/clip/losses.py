@@ -6,7 +6,6 @@ read without running the file, so that a plan without torch can say what is wron
 """
 
 import ast
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clipmill.stages.clip.embedded import Embedded
-
-FIRST_SCALE = 1 / 0.07
-MAX_SCALE = 100.0
-MAX_LOG_SCALE = math.log(MAX_SCALE)
 
 Value = bool | int | float | str | Sequence[str] | Sequence[float]  # of a setting
 TEXTS = ("one", "first", "all")

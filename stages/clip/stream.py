@@ -31,16 +31,15 @@ from clipmill.stages.clip.cache import (
     columns_of,
     instead_of_single_words,
     prepared,
-    square,
     usable,
 )
 from clipmill.stages.clip.crop import crop
-from clipmill.stages.clip.draws import Draws, Piece
+from clipmill.stages.clip.draws import Draws, Group, Piece
 from clipmill.stages.clip.loader import SHIFT, Batch, Texts, part_of, shift_by, text_by
-from clipmill.stages.clip.row_group import Group
 from clipmill.stages.clip.scales import Augment, Sampling
 from clipmill.stages.clip.subset import Chooser
-from clipmill.stages.ops.images import RGB, ImageError, decode
+from clipmill.stages.ops.images.decode import RGB, ImageError, decode
+from clipmill.stages.ops.images.resize import square
 
 # Shapes: B rows of a rank's part of a batch, M texts of these, S pixels a side, T tokens, R row
 # groups of a shard.

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.outputs import Outputs
 from clipmill.metadata.places import places_name, read_places, unplaced
@@ -27,8 +28,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.metadata.subset_file import check_subset, read_subset
 from clipmill.pipeline.dataset import Mask, Task
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.tables import open_pool
-from clipmill.stages.ops.uid_lists import opened
+from clipmill.stages.ops.tables.uid_lists import opened
 
 # Shapes: N rows of an exported file, K entries of a subset.
 

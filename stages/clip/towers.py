@@ -1,28 +1,22 @@
-"""What the trainer asks of a model of images and texts, and how one is built by its name.
-
-`nano` is our own (nano.py); any other name, or a .json file, is a network of open_clip's.
-"""
+"""What the trainer asks of a model of images and texts."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clipmill.stages.clip.losses import MAX_SCALE
-
 # Shapes: N images or texts, H x W pixels, S pixels a side, T tokens of all texts, D = width.
 
 Pixels = NDArray[np.uint8]
 Tokens = tuple[NDArray[np.int32], NDArray[np.int64]]
+FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of all cosines
+MAX_LOG_SCALE = math.log(MAX_SCALE)
 NO_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
@@ -72,86 +66,6 @@ class Towers(nn.Module, ABC):
         self, token_T: Tensor, starts_N: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """(N, D) unit float32 vectors, of texts that begin at `starts_N`."""
-
-
-def reads(name: str) -> Reads:
-    """What the model of a name takes."""
-    from clipmill.stages.clip import nano
-
-    if name in nano.ARCHITECTURES:
-        return nano.reads(nano.ARCHITECTURES[name])
-    from clipmill.stages.clip import open_clip_config
-
-    config = open_clip_config.config_of(name)
-    open_clip_config.check_trainable(name, config)
-    from clipmill.stages.clip import open_clip_towers
-
-    return open_clip_towers.reads(config)
-
-
-def versions_of(name: str) -> list[str]:
-    """Of the packages beside torch that the weights of a model's towers come from."""
-    from clipmill.stages.clip import nano
-
-    if name in nano.ARCHITECTURES:
-        return []
-    from clipmill.stages.clip import open_clip_config
-
-    is_timm = "timm_model_name" in open_clip_config.config_of(name)["vision_cfg"]
-    packages = ["open_clip_torch", *(["timm"] if is_timm else [])]
-    return [f"{package} {version(package)}" for package in packages]
-
-
-def new_model(
-    name: str, seed: int, *, scale: float | None = None, bias: float | None = None
-) -> Towers:
-    """An untrained model: its towers depend on its name, the seed and torch alone.
-
-    `scale` and `bias` are what a loss asks of the logits at the start; the scale is else CLIP's.
-    """
-    bits = int.from_bytes(blake2b(f"{seed} weights".encode(), digest_size=8).digest(), "big")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(bits)
-        model = _built(name, scale, bias)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
-
-
-def _built(name: str, scale: float | None, bias: float | None) -> Towers:
-    from clipmill.stages.clip import nano
-
-    if name not in nano.ARCHITECTURES:
-        from clipmill.stages.clip import open_clip_towers
-
-        return open_clip_towers.built(name, scale, bias)
-    model = nano.Nano(nano.ARCHITECTURES[name])
-    if scale is not None:
-        model.log_scale.data.fill_(math.log(scale))
-    if bias is not None:
-        model.bias = nn.Parameter(torch.tensor(bias))
-    return model
-
-
-def rebuilt(facts: Mapping[str, Any]) -> Towers:
-    """The towers that a card describes, with weights of no meaning.
-
-    An error of Python's own, or torch's, where it describes none that this version knows.
-    """
-    if "open_clip" in facts:
-        from clipmill.stages.clip import open_clip_config
-
-        open_clip_config.installed("a model of open_clip's")
-        from clipmill.stages.clip import open_clip_towers
-
-        return open_clip_towers.rebuilt(facts)
-    from clipmill.stages.clip import nano
-
-    pairs = facts["architecture"].items()
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-    architecture = nano.Architecture(**settings)
-    model = nano.Nano(msgspec.convert(asdict(architecture), nano.Architecture))
-    if facts.get("bias"):
-        model.bias = nn.Parameter(torch.zeros(()))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
 
 
 def matrices_first(model: nn.Module) -> tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]]:

@@ -45,7 +45,7 @@ class Work:
         """
         import torch
 
-        from clipmill.stages.clip.towers import versions_of
+        from clipmill.stages.clip.named import versions_of
 
         # Other seeds change nothing, and of a subset the rows that it chose are in the facts.
         alone = replace(self.settings, seeds=(seed,), subset=None)
@@ -99,11 +99,10 @@ def _train(
     """Trains from the newest checkpoint on; with a `put`, stores model, card and loss curve."""
     import torch
 
-    from clipmill.stages.clip.checkpoint import restore, store
     from clipmill.stages.clip.flops import steps_at_most
     from clipmill.stages.clip.loop import train
+    from clipmill.stages.clip.saving import restore, save, store
     from clipmill.stages.clip.telemetry import Log, read_lines
-    from clipmill.stages.models import checkpoint
 
     settings, worker = work.settings, task.worker
     torch.set_num_threads(1)  # readers decode on the other cores, and change no bit
@@ -141,7 +140,7 @@ def _train(
         card |= {} if settings.loss == "clip" else {"loss": settings.loss}
         card |= {} if trainer.replaced is None else {"replaced": trainer.replaced}
         plan = {"plan": asdict(trainer.schedule)}
-        checkpoint.save(trainer.model, card | plan | work.facts, put, worker.scratch)
+        save(trainer.model, card | plan | work.facts, put, worker.scratch)
     return {"steps": trainer.step, "loss": trainer.losses[-1]}
 
 
@@ -162,8 +161,8 @@ def _batches(work: Work, seed: int) -> "Batches | Streamed":
     """The batches of a seed: of pictures decoded beforehand, or as they are learnt from."""
     from clipmill.stages.clip.cache import read_cached
     from clipmill.stages.clip.loader import Batches
+    from clipmill.stages.clip.named import reads
     from clipmill.stages.clip.stream import Streamed, View
-    from clipmill.stages.clip.towers import reads
 
     settings, fixed, asked = work.settings, work.settings.fixed, work.settings.asked
     texts: Any = settings.texts if asked.texts == "one" else asked.texts
@@ -194,7 +193,7 @@ def trainer_of(settings: Any, seed: int, device: str, ranks: "Ranks") -> "Traine
     """The trainer of a stage's settings, before its first step."""
     from clipmill.stages.clip.loop import Means, Schedule, Trainer
     from clipmill.stages.clip.losses import find_loss
-    from clipmill.stages.clip.towers import new_model
+    from clipmill.stages.clip.named import new_model
 
     fixed, asked = settings.fixed, settings.asked
     schedule = Schedule(

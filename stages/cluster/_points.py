@@ -1,6 +1,7 @@
 """Rows as points that are clustered, and what is stored of each once there are clusters."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,20 @@ from clipmill.metadata.schema import (
     REASON_TYPE,
     UID,
 )
+from clipmill.pipeline.dataset import Context, Inputs, Shards
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.cluster._tree import Tree
-from clipmill.stages.ops.centroids import Metric
-from clipmill.stages.ops.keeper import DROPPED, dropped_before
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, refuse_column, row_dot, unit_rows
+from clipmill.stages.cluster._rounds import Space, Tree
+from clipmill.stages.cluster._split import merge_surveyed, surveyed
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.vectors import centroids
+from clipmill.stages.ops.vectors.centroids import Metric
+from clipmill.stages.ops.vectors.matrices import (
+    as_matrix,
+    from_matrix,
+    refuse_column,
+    row_dot,
+    unit_rows,
+)
 
 # Shapes: N rows, D width of a vector, m nearest centres.
 
@@ -111,3 +121,41 @@ def _lists(value_Nm: NDArray, null_Nm: NDArray, defined_N: NDArray) -> pa.Array:
     """A list of m values a row, null of a row without."""
     values = pa.array(value_Nm.reshape(-1), mask=null_Nm.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(values, value_Nm.shape[1], mask=pa.array(~defined_N))
+
+
+NEAR_ONE = 1e-5  # a length of 1, as float32 stores it
+
+
+def given_tree(setting: str, metric: Metric, column: str, inputs: Inputs, ctx: Context) -> Tree:
+    """The given centroids, by cosine at length 1; StageError where they are not of these rows."""
+    where = f"stage '{ctx.worker.stage}'"
+    given = centroids.read(inputs.centroids, setting, where)
+    at = f"{where}, key `centroids`"
+    if given.metric != metric:
+        found = f"centroids by {given.metric}, and `metric` is {metric}"
+        raise StageError(found, at, f"write metric: {given.metric}")
+    model = inputs.model_of.get(column)
+    if model and given.model and model != given.model:
+        found = f"centroids of the model {given.model}, and column '{column}' is of {model}"
+        raise StageError(found, at, "name centroids of that model, or embed with the other")
+    centre_KD = given.vector
+    if metric == "cosine":
+        wide_KD = centre_KD.astype(np.float64)
+        is_off_K = np.abs(np.sqrt(np.vecdot(wide_KD, wide_KD)) - 1) > NEAR_ONE
+        centre_KD = np.where(is_off_K[:, None], unit_rows(centre_KD), centre_KD)
+        if np.isnan(centre_KD).any():
+            number = int(np.isnan(centre_KD).any(axis=1).argmax())
+            do = "leave it out, and number the others anew; or write metric: euclidean"
+            raise StageError(f"centroid {number} is zero, which has no direction", at, do)
+    return Tree(centre=centre_KD, device=ctx.worker.device)
+
+
+def space_of(tree: Tree, metric: Metric, rows: Shards, pool: int, ctx: Context) -> Space:
+    """The space of the rows and of given centres, which may lie far from them."""
+    if metric == "cosine":
+        return Space.of(metric, pool, 1, 1, tree.device)
+    seen = ctx.reduce(partial(surveyed, 0), rows, partial(merge_surveyed, 0))["greatest"]
+    wide_KD = tree.centre.astype(np.float64)
+    own = [np.abs(wide_KD).max(initial=0), np.vecdot(wide_KD, wide_KD).max(initial=0)]
+    value, square = np.maximum(seen, own).tolist()
+    return Space.of(metric, pool, value, square, tree.device)

@@ -1,9 +1,12 @@
 """Clusters of embeddings by direction or by distance, over the whole pool."""
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from math import ceil
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -17,8 +20,8 @@ from clipmill.metadata.schema import (
     Column,
 )
 from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.dataset import Context, Inputs
-from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
+from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
     DatasetStage,
     Gigabytes,
@@ -30,15 +33,35 @@ from clipmill.pipeline.stage import (
     later,
     location,
 )
-from clipmill.stages.cluster._given import given_tree, space_of
-from clipmill.stages.cluster._points import REASONS, assigned, points_of
-from clipmill.stages.cluster._rounds import cell_sums
-from clipmill.stages.cluster._tables import put_results
-from clipmill.stages.cluster._training import found
-from clipmill.stages.cluster._tree import tree_sums
-from clipmill.stages.ops.centroids import FILE, look_for
+from clipmill.stages.cluster._points import REASONS, assigned, given_tree, points_of, space_of
+from clipmill.stages.cluster._rounds import (
+    PARENT,
+    Space,
+    Tree,
+    cell_sums,
+    first_state,
+    in_training,
+    inertia,
+    next_round,
+    tree_sums,
+)
+from clipmill.stages.cluster._split import (
+    LEAST_PARTITIONS,
+    drawn_by_coin,
+    inertia_by_round,
+    merge_drawn,
+    merge_surveyed,
+    plus_plus,
+    refined,
+    shared_out,
+    split,
+    surveyed,
+)
 from clipmill.stages.ops.outside import listing_digest
-from clipmill.stages.ops.states import added
+from clipmill.stages.ops.tables.rows import added, put_table, put_text
+from clipmill.stages.ops.vectors.centroids import FILE, Centroids, look_for, to_table
+
+# Shapes: K centres, R rounds; D width of a vector, P parents.
 
 MOST_PLUS_PLUS = 10_000  # clusters of one level: the last draws, one by one, take minutes there
 
@@ -175,3 +198,128 @@ class KMeans(DatasetStage):
         put_results(ctx, self, inputs, tree, sums, space, by_round)
         stored = partial(assigned, self.column, self.metric, self.m, tree)
         ctx.restore(ctx.map_shards(stored, held))
+
+
+ROUNDS, SUMMARY = "rounds.parquet", "clusters.json"
+
+
+def put_results(
+    ctx: Context,
+    stage: "KMeans",
+    inputs: Inputs,
+    tree: Tree,
+    sums: State,
+    space: Space,
+    by_round: dict[str, NDArray],
+) -> None:
+    """Stores what was found, as files in out/."""
+    far_K = inertia(sums, space)
+    held = Centroids(
+        vector=tree.centre,
+        rows=sums["count_K"].astype(np.int64),
+        inertia=far_K,
+        metric=stage.metric,
+        column=stage.column,
+        model=inputs.model_of.get(stage.column),
+    )
+    table = to_table(held)
+    if tree.parent is not None:
+        table = table.append_column(PARENT, pa.array(tree.parent_of, pa.int32()))
+    files: dict[str, Any] = {FILE: table}
+    if by_round:
+        files[ROUNDS] = rounds(by_round)
+    files[SUMMARY] = {
+        "asked": stage.clusters or len(tree.centre),
+        "clusters": len(tree.centre),
+        "without_rows": int((sums["count_K"] == 0).sum()),
+        "parents": None if tree.parent is None else len(tree.parent),
+        "rows": int(sums["count_K"].sum()),
+        "metric": stage.metric,
+        "inertia": float(far_K.sum()),
+    }
+    ctx.map(partial(put_file, files), list(files))
+
+
+def rounds(by_round: dict[str, NDArray]) -> pa.Table:
+    """A row a round, from 0; of two levels with the level, from 0."""
+    round_R2 = np.concatenate([*by_round.values()])
+    table = pa.table(
+        {
+            "round": pa.array(
+                np.concatenate([np.arange(len(r)) for r in by_round.values()]), pa.int32()
+            ),
+            "rows": pa.array(round_R2[:, 0].astype(np.int64)),
+            "inertia": pa.array(round_R2[:, 1]),
+        }
+    )
+    if len(by_round) > 1:
+        level_R = np.repeat(np.arange(len(by_round)), [len(r) for r in by_round.values()])
+        table = table.append_column("level", pa.array(level_R, pa.int32()))
+    return table
+
+
+def put_file(files: dict[str, Any], name: str, task: Task) -> dict[str, int]:
+    """Stores one of them as `out/<name>`."""
+    held = files[name]
+    if isinstance(held, pa.Table):
+        put_table(name, held, task)
+    else:
+        put_text(name, json.dumps(held) + "\n", task)
+    return {"rows": len(held)}
+
+
+def found(
+    stage: "KMeans", rows: Shards, pool: int, ctx: Context
+) -> tuple[Space, Tree, dict[str, NDArray]]:
+    """The space of the rows, the centres found in it, and rows and inertia by round and level."""
+    assert stage.clusters is not None
+    top = stage.parents or stage.clusters
+    ctx.say("drawing the first centres")
+    if stage.metric == "cosine" and stage.start == "sampled":
+        first = ctx.reduce(partial(drawn_by_coin, top), rows, partial(merge_drawn, top))
+        space = Space.of(stage.metric, pool, 1, 1, ctx.worker.device)
+    else:
+        first = ctx.reduce(partial(surveyed, top), rows, partial(merge_surveyed, top))
+        value, square = first["greatest"].tolist()
+        space = Space.of(stage.metric, pool, value, square, ctx.worker.device)
+    start_KD = first["unit_KD"]
+    if stage.train_fraction < 1:  # kept apart, so that a round reads no others
+        rows = ctx.keep_local(ctx.map_shards(partial(in_training, stage.train_fraction), rows))
+    if stage.start == "kmeans++":
+        start_KD = plus_plus(ctx, rows, first, top)
+
+    def step(state: State, number: int) -> State:
+        cells = partial(cell_sums, state["centre_KD"], space=space)
+        sums = ctx.reduce(cells, rows, added)
+        if len(start_KD) and not sums["count_K"].any():
+            what = f"none of the rows is in the share of {stage.train_fraction:g} of them"
+            raise StageError(what, f"stage '{ctx.worker.stage}'", "raise train_fraction")
+        return next_round(state, sums, space)
+
+    ctx.say("moving the centres")
+    end = ctx.iterate(
+        first_state(start_KD), step, stage.rounds, until=lambda state: not state["moved"]
+    )
+    ctx.say("")
+    centre_KD, by_round = end["centre_KD"], {"": end["round_R2"]}
+    if stage.parents is None or not len(centre_KD):
+        return space, Tree(centre=centre_KD, device=space.device), by_round
+    ctx.say("counting the rows of each parent")
+    cells = partial(cell_sums, centre_KD, space=space)
+    count_P = ctx.reduce(cells, rows, added)["count_K"]
+    partitions = max(LEAST_PARTITIONS, ceil(ctx.partitions(rows) * stage.train_fraction))
+    children = split(
+        ctx,
+        rows,
+        partitions,
+        space,
+        centre_KD,
+        shared_out(stage.clusters, count_P),
+        stage.start,
+        stage.rounds,
+    )
+    tree = Tree.of(centre_KD, children, space.device)
+    end = refined(ctx, rows, partitions, space, tree)
+    ctx.say("")
+    rounds_R2 = np.concatenate([inertia_by_round(children), end["round_R2"]])
+    return space, replace(tree, centre=end["centre_KD"]), {**by_round, "2": rounds_R2}

@@ -11,9 +11,10 @@ from scipy.sparse import csr_array
 
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.dedup import _shingles as shingles
-from clipmill.stages.ops.evaluation import samples_in
-from clipmill.stages.ops.nearest import nearest
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.dedup._plain import plain
+from clipmill.stages.ops.tasks.evaluation import samples_in
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
+from clipmill.stages.ops.vectors.nearest import nearest
 
 # Shapes: N rows, M samples, D width of a vector; V distinct pieces of the samples, P pieces of all
 # rows in a row, S pairs of a row and a sample that share a piece.
@@ -84,7 +85,7 @@ class Captions:
 
     def __init__(self, column: pa.ChunkedArray, unit: shingles.Unit, size: int) -> None:
         self.unit, self.size = unit, size
-        pieces = pieces_of(shingles.plain(column), unit, size)
+        pieces = pieces_of(plain(column), unit, size)
         self.piece_V, column_P = np.unique(pieces.item, return_inverse=True)
         ends = np.append(0, pieces.end)
         self.pieces_M = np.diff(ends)
@@ -92,7 +93,7 @@ class Captions:
         self.has_VM = csr_array((np.ones(len(column_P), np.int32), column_P, ends), shape).T.tocsr()
 
     def values(self, column: pa.ChunkedArray) -> tuple[NDArray[np.bool_], pa.Array]:
-        text = shingles.plain(column)
+        text = plain(column)
         return text.is_valid().to_numpy(False), text.drop_null()
 
     def nearest(self, text: pa.Array) -> Nearest:

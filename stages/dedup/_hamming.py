@@ -154,7 +154,7 @@ def crowd_pairs(code_C: NDArray[np.uint64], radius: int) -> Pairs:
 
 def _thinned(pairs: list[Pairs], codes: int) -> tuple[list[Pairs], NDArray[np.int64]]:
     """A minimum spanning forest of the pairs, and (C,) the root of each code's tree."""
-    from clipmill.stages.dedup._merging import fall  # compiled: the plan asks for the masks alone
+    from clipmill.stages.dedup._linkage import fall  # compiled: the plan asks for the masks alone
 
     a, b, distance = _joined(pairs)
     edge_C, root_C = fall(a, b, distance.astype(np.float32), codes)

@@ -13,9 +13,9 @@ from clipmill.metadata.schema import UID, Column
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.dataset import Context, Shards, State, Task
 from clipmill.stages.dedup._linkage import NODE, add
-from clipmill.stages.ops.combined import Concatenated, Zipped
-from clipmill.stages.ops.keeper import best_first
-from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.stages.ops.tables.combined import Concatenated, Zipped
+from clipmill.stages.ops.tables.keeper import best_first
+from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
 
 # Shapes: N rows or pairs, V nodes, E edges.
 

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipmill.pipeline.dataset import Context, Shards, State, Task
-from clipmill.stages.dedup._bands import recall
-from clipmill.stages.ops.outputs import put_text
+from clipmill.stages.ops.tables.rows import put_text
 
 if TYPE_CHECKING:
     from clipmill.stages.dedup._shingles import Unit
@@ -63,7 +62,7 @@ def report(
 
 def nearest_of_all(sample: list[str], pieces: "tuple[Unit, int]", rows: pa.Table) -> State:
     """(S,) the greatest Jaccard to another text of the partition."""
-    from clipmill.stages.dedup._nearest_texts import Few
+    from clipmill.stages.dedup._minhash import Few
     from clipmill.stages.dedup._shingles import digests
 
     text = pa.array(sample, pa.large_string())
@@ -95,3 +94,26 @@ def put(counts: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/recall.json."""
     put_text(FILE, json.dumps(counts, indent=1) + "\n", task)
     return {"texts": counts["texts_drawn"]["all"]}
+
+
+def bands_for(min_jaccard: float, permutations: int, min_recall: float) -> tuple[int, int]:
+    """Number of bands, and rows of each: the longest bands with that recall, hence fewest pairs.
+
+    ValueError where bands of one row have less.
+    """
+    for rows in range(permutations, 0, -1):
+        bands = permutations // rows
+        if recall(min_jaccard, bands, rows) >= min_recall:
+            return bands, rows
+    raise ValueError(
+        f"{permutations} permutations find {recall(min_jaccard, permutations, 1):.3f} of the pairs "
+        f"at min_jaccard {min_jaccard}, fewer than min_recall {min_recall}"
+    )
+
+
+def recall(jaccard: float, bands: int, rows: int) -> float:
+    """Chance that two sets of this similarity share a band, 0 to 1.
+
+    Source: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.
+    """
+    return 1 - (1 - jaccard**rows) ** bands

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.stages.dedup._slots import entered, slot_of, slots_for
 from clipmill.stages.ops.compiled import compiled
 
 # Shapes: N texts; U units (characters or words), P pieces, M distinct pieces, of all texts in a
@@ -39,20 +38,6 @@ class Sets:
 
     item: NDArray[np.uint64]  # (M,)
     end: NDArray[np.int64]  # (N,)
-
-
-def plain(text: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Texts in lower case, with single spaces and none at the ends; null where nothing is left.
-
-    Punctuation and accents stay: another accent is another word.
-    """
-    import polars as pl
-
-    # Python's white space, whose last four a regular expression's \\s does not know.
-    space = r"[\s\x1C-\x1F]+"
-    column = pl.DataFrame(pa.table({"text": text})).to_series().cast(pl.String)
-    bare = column.str.to_lowercase().str.replace_all(space, " ").str.strip_chars(" ")
-    return bare.replace("", None).to_arrow().cast(pa.large_string())
 
 
 def pieces(text: pa.Array, unit: Unit, size: int) -> Pieces:
@@ -288,3 +273,27 @@ def blocks(size_N: NDArray[np.int64], most: int) -> list[slice]:
     part_N = np.cumsum(size_N) // most
     bounds = [0, *(np.flatnonzero(np.diff(part_N)) + 1).tolist(), len(size_N)]
     return [slice(a, b) for a, b in pairwise(bounds) if a < b]
+
+
+def slots_for(numbers: int) -> int:
+    """Number of slots for so many numbers: a power of two, at most half full."""
+    return 1 << (2 * numbers).bit_length()
+
+
+@compiled()
+def entered(held_T, round_T, number, present):
+    """Enters a number in this round's set; whether it was new."""
+    slot = slot_of(held_T, round_T, number, present)
+    is_new = round_T[slot] != present
+    held_T[slot], round_T[slot] = number, present
+    return is_new
+
+
+@compiled()
+def slot_of(held_T, round_T, number, present):
+    """The slot of a number; of a number that is not in the set, the free slot for it."""
+    last = np.uint64(len(held_T) - 1)
+    slot = number & last
+    while round_T[slot] == present and held_T[slot] != number:
+        slot = (slot + np.uint64(1)) & last
+    return slot

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import (
     IDENTITY,
+    IMAGE_EMBEDDING,
     PHASH,
     REASON,
     REASON_TYPE,
+    TEXT,
     UID,
     Column,
 )
@@ -31,20 +33,29 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.dedup._ways import EVAL_KEY, EVAL_TASK, WAYS, Way
 from clipmill.stages.models import image_text, images
-from clipmill.stages.ops.outputs import put_text
 from clipmill.stages.ops.outside import need_folder
-from clipmill.stages.ops.states import added
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.tables.rows import added, put_text
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 if TYPE_CHECKING:
-    from clipmill.stages.ops.evaluation import Measure
+    from clipmill.stages.ops.tasks.evaluation import Measure
 
 # Shapes: N rows, T tasks, D width of a vector, L limits that rows are counted at.
 
 LEAKS = "leaks.json"
 BY_TASK = "by_task"  # how near each task is, until leaks are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to compare: column read, column written, reasons, thresholds at which leaks count."""
+
+    reads: Column
+    writes: Column
+    reasons: tuple[str, ...]
+    limits: tuple[float, ...]
+    is_distance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +134,12 @@ class AgainstEvaluation(DatasetStage):
 
     def outside(self) -> str:
         """Names, sizes and times of the tasks' files."""
-        from clipmill.stages.ops.evaluation import listing_digest
+        from clipmill.stages.ops.tasks.evaluation import listing_digest
 
         return listing_digest(self.tasks)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.ops.evaluation import tasks_at
+        from clipmill.stages.ops.tasks.evaluation import tasks_at
 
         ctx.say("comparing with the evaluation samples")
         items = tasks_at(self.tasks, ctx.worker.stage)
@@ -172,8 +183,8 @@ def prepared(
     Number of `samples`, and of captions that are `too_short` to compare.
     """
     from clipmill.stages.dedup._copies import are_long
-    from clipmill.stages.dedup._shingles import plain
-    from clipmill.stages.ops.evaluation import Wanted, put_samples
+    from clipmill.stages.dedup._plain import plain
+    from clipmill.stages.ops.tasks.evaluation import Wanted, put_samples
 
     def are_comparable(captions: pa.ChunkedArray) -> pa.Array:
         return are_long(plain(captions), stage.unit, stage.size)
@@ -192,7 +203,7 @@ def prepared(
 def measure_of(stage: AgainstEvaluation, trained: str | None, worker: Worker) -> "Measure":
     """The function that gives a value of each picture."""
     if stage.compared.name == PHASH.name:
-        from clipmill.stages.ops.perceptual import phash
+        from clipmill.stages.ops.images.perceptual import phash
 
         return phash
     embed = images.embedder_of(stage.model, trained, worker)
@@ -258,3 +269,45 @@ def put_leaks(report: dict[str, Any], task: Task) -> dict[str, Any]:
     """Stores out/leaks.json."""
     put_text(LEAKS, json.dumps(report, indent=1) + "\n", task)
     return {"tasks": len(report["tasks"])}
+
+
+NEAREST = "To the nearest evaluation image."
+EVAL_DISTANCE = Column("eval_distance", pa.int32(), "bits", NEAREST, better="high", alike=2)
+EVAL_COSINE = Column("eval_cosine", pa.float32(), "cosine", NEAREST, better="low", alike=0.9)
+EVAL_OVERLAP = Column(
+    "eval_overlap",
+    pa.float32(),
+    "0 to 1",
+    "Share of an evaluation caption that the row has.",
+    better="low",
+    alike=1,
+)
+EVAL_TASK = Column(
+    "eval_task", pa.string(), "name", "The task of that sample; of several, one.", names="task"
+)
+EVAL_KEY = Column(
+    "eval_key", pa.string(), "key", "That sample, as its task names it.", names="sample"
+)
+ISC_COSINE = 0.604169  # where DataComp cuts, with descriptors of ISC21's winner
+
+WAYS = {
+    "phash": Way(
+        reads=PHASH,
+        writes=EVAL_DISTANCE,
+        reasons=("no_hash",),
+        limits=tuple(range(17)),
+        is_distance=True,
+    ),
+    "embedding": Way(
+        reads=IMAGE_EMBEDDING,
+        writes=EVAL_COSINE,
+        reasons=("no_embedding", "zero_or_nan_embedding"),
+        limits=(0.5, ISC_COSINE, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0),
+    ),
+    "caption": Way(
+        reads=TEXT,
+        writes=EVAL_OVERLAP,
+        reasons=("no_text", "empty_text"),
+        limits=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    ),
+}

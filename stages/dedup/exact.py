@@ -1,9 +1,10 @@
 """Rows that are equal across the whole pool: in the image's bytes, its pixels, link, caption ..."""
 
 import hashlib
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -26,16 +27,15 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
-from clipmill.stages.ops.keeper import (
-    DROPPED,
+from clipmill.stages.ops.tables.keeper import (
     PREFERENCE,
     Order,
     best_first,
-    dropped_before,
     preference,
     prefers,
     reads_of,
 )
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 # Column that is compared, and reasons: where that has no value, and where what is in it has none.
 READS = {
@@ -122,7 +122,7 @@ def together(values: list[pa.Array]) -> pa.StructArray:
 
 def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
     """128 bits of each image's size and pixels; null where it cannot be decoded."""
-    from clipmill.stages.ops.images import (  # decoders: not while a recipe is planned
+    from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
         ImageError,
         decode,
     )
@@ -137,27 +137,10 @@ def pixel_digests(images: pa.ChunkedArray) -> pa.Array:
     return pa.array((digest(body.as_py()) for body in images), pa.binary(16))  # one decoded at once
 
 
-def url_keys(urls: pa.ChunkedArray) -> pa.Array:
-    from clipmill.stages.dedup._urls import normalised
-
-    return normalised(urls)
-
-
 def caption_keys(texts: pa.ChunkedArray) -> pa.Array:
-    import polars as pl
+    from clipmill.stages.dedup import _plain  # polars: not while a recipe is planned
 
-    from clipmill.stages.dedup._shingles import plain
-
-    column = pl.DataFrame(pa.table({"text": texts})).to_series().cast(pl.String)
-    return plain(column.str.normalize("NFKC").to_arrow())
-
-
-KEYS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
-    "bytes": lambda digests: digests,
-    "pixels": pixel_digests,
-    "url": url_keys,
-    "caption": caption_keys,
-}
+    return _plain.caption_keys(texts)
 
 
 def name_keeper(partition: pa.Table) -> pa.Table:
@@ -183,3 +166,52 @@ def name_keeper(partition: pa.Table) -> pa.Table:
             REASON.name: partition[REASON.name],
         }
     )
+
+
+UNRESERVED = string.ascii_letters + string.digits + "-._~"  # RFC 3986: %41 and A are one
+ADDRESS = r"^(?<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?<user>[^/?@]*@)?(?<host>[^/?]*)(?<rest>.*)$"
+
+
+def normalised(url: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Each link in normal form; null where it is null or blank.
+
+    Source: RFC 3986, 6.2.2 and 6.2.3: scheme and host in lower case, no default port, no fragment,
+    percent-encodings in upper case and only where needed, an empty path as /. White space goes.
+    The query and a trailing slash stay: servers may mind them.
+    """
+    import polars as pl
+
+    column = pl.DataFrame(pa.table({"url": url})).to_series().cast(pl.String)
+    bare = column.str.replace_all(r"\s+", "").str.replace(r"#.*$", "")
+    parts = bare.str.extract_groups(ADDRESS).struct.unnest()
+    scheme, host = (pl.col(name).str.to_lowercase() for name in ("scheme", "host"))
+    address = pl.concat_str(scheme, pl.lit("://"), pl.col("user").fill_null(""), host)
+    address = address.str.replace(r"^(http://.*):80$", "${1}")
+    address = address.str.replace(r"^(https://.*):443$", "${1}").str.strip_suffix(":")
+    rest = pl.col("rest").str.replace(r"^(\?|$)", "/${1}")
+    whole = parts.select(address + rest).to_series().fill_null(bare)
+    spelt = whole.str.replace_many(*encodings())
+    return spelt.replace("", None).to_arrow().cast(pa.large_string())
+
+
+@lru_cache
+def encodings() -> tuple[list[str], list[str]]:
+    """Every spelling of a percent-encoding, and its normal form."""
+    spellings, normal = [], []
+    for byte in range(256):
+        upper = f"%{byte:02X}"
+        plain = chr(byte) if chr(byte) in UNRESERVED else upper
+        for high in {upper[1], upper[1].lower()}:
+            for low in {upper[2], upper[2].lower()}:
+                if f"%{high}{low}" != plain:
+                    spellings.append(f"%{high}{low}")
+                    normal.append(plain)
+    return spellings, normal
+
+
+KEYS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
+    "bytes": lambda digests: digests,
+    "pixels": pixel_digests,
+    "url": normalised,
+    "caption": caption_keys,
+}

@@ -17,16 +17,9 @@ from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Between0And1, DatasetStage, NonEmpty, OneUp, Share, later
 from clipmill.stages.dedup import _recall
-from clipmill.stages.dedup._bands import bands_for
-from clipmill.stages.ops.keeper import (
-    DROPPED,
-    PREFERENCE,
-    Order,
-    dropped_before,
-    preference,
-    prefers,
-    reads_of,
-)
+from clipmill.stages.dedup._recall import bands_for
+from clipmill.stages.ops.tables.keeper import PREFERENCE, Order, preference, prefers, reads_of
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 # Shapes: N texts, V distinct ones, B bands of a signature, R runs of texts of one band, E pairs of
 # texts, S texts of a block.
@@ -112,7 +105,12 @@ class MinHashDuplicate(DatasetStage):
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from clipmill.stages.dedup._linkage import add, link
         from clipmill.stages.dedup._pairs import put_pairs
-        from clipmill.stages.ops.combined import Combined, Concatenated, Zipped, ZippedWithFiner
+        from clipmill.stages.ops.tables.combined import (
+            Combined,
+            Concatenated,
+            Zipped,
+            ZippedWithFiner,
+        )
 
         ctx.say("comparing captions")
         partitions = ctx.partitions(inputs.rows)
@@ -154,7 +152,8 @@ class MinHashDuplicate(DatasetStage):
 
 def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
     """The rows with a text, in the columns that `link` takes, and the plain text."""
-    from clipmill.stages.dedup._shingles import digests, plain
+    from clipmill.stages.dedup._plain import plain
+    from clipmill.stages.dedup._shingles import digests
 
     text = plain(shard[column])
     rows = shard.select(IDENTITY)
@@ -167,7 +166,7 @@ def texts(column: str, order: Order, shard: pa.Table) -> pa.Table:
 def without_text(column: str, shard: pa.Table) -> pa.Table:
     """The rows without a text, with the reason."""
     from clipmill.stages.dedup._linkage import unlinked
-    from clipmill.stages.dedup._shingles import plain
+    from clipmill.stages.dedup._plain import plain
 
     no_text, is_empty = shard[column].is_null(), plain(shard[column]).is_null()
     missing = pc.make_struct(dropped_before(shard), no_text, is_empty)
@@ -196,17 +195,17 @@ def pair_bytes(seen: list[dict[str, Any]]) -> float:
 
 def filed_under_bands(stage: MinHashDuplicate, rows: pa.Table) -> pa.Table:
     """Each distinct text of a partition, under each band of its signature."""
+    from clipmill.stages.dedup import _minhash
     from clipmill.stages.dedup import _shingles as shingles
-    from clipmill.stages.dedup import _signatures
 
     node_V, text = distinct_texts(rows)
     key_VB = np.empty((len(text), stage.bands[0]), np.uint64)
     for part in shingles.blocks(shingles.sizes(text), BLOCK_BYTES):
         pieces = shingles.pieces(text[part], stage.unit, stage.size)
-        signature_VK = _signatures.signatures(
+        signature_VK = _minhash.signatures(
             shingles.hashes(pieces), pieces.end, stage.permutations, stage.permutation_seed
         )
-        key_VB[part] = _signatures.band_keys(signature_VK, *stage.bands)
+        key_VB[part] = _minhash.band_keys(signature_VK, *stage.bands)
     next_VB = np.roll(key_VB, -1, axis=1)  # orders a template's band: who shares more lies nearer
     node = np.repeat(node_V, key_VB.shape[1])
     names = ["band", "next", "node"]

@@ -12,15 +12,8 @@ from msgspec import Meta
 from clipmill.metadata.schema import DUPLICATE_OF, IDENTITY, KEEP, PHASH, Column
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
-from clipmill.stages.ops.keeper import (
-    DROPPED,
-    PREFERENCE,
-    Order,
-    dropped_before,
-    preference,
-    prefers,
-    reads_of,
-)
+from clipmill.stages.ops.tables.keeper import PREFERENCE, Order, preference, prefers, reads_of
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 JOINED_AT = Column(
     "joined_at",
@@ -86,7 +79,7 @@ class PHashDuplicate(DatasetStage):
         from clipmill.stages.dedup._hamming import masks
         from clipmill.stages.dedup._linkage import link
         from clipmill.stages.dedup._pairs import put_pairs
-        from clipmill.stages.ops.combined import Concatenated
+        from clipmill.stages.ops.tables.combined import Concatenated
 
         ctx.say("comparing picture hashes")
         partitions = ctx.partitions(inputs.rows)

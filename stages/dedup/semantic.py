@@ -21,18 +21,17 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.stage import DatasetStage, Gigabytes, NonEmpty, Resources, location
-from clipmill.stages.ops.keeper import (
-    DROPPED,
+from clipmill.stages.ops.tables.keeper import (
     PREFERENCE,
     Keep,
     Order,
     best_first,
-    dropped_before,
     preference,
     prefers,
     reads_of,
 )
-from clipmill.stages.ops.vectors import as_matrix, refuse_column, unusable
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
+from clipmill.stages.ops.vectors.matrices import as_matrix, refuse_column, unusable
 
 if TYPE_CHECKING:
     from clipmill.stages.dedup._earlier import Precision

@@ -1,9 +1,10 @@
 """From URLs to rows: a URL that repeats is fetched once, a row has an image or a reason."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
+from msgspec import Meta
 
 from clipmill.metadata.schema import (
     HEIGHT,
@@ -15,12 +16,11 @@ from clipmill.metadata.schema import (
     SHA256,
     URL,
     WIDTH,
+    Column,
 )
 from clipmill.pipeline.errors import RecipeError
+from clipmill.pipeline.stage import OneUp, Resources, RowStage, ZeroUp
 from clipmill.stages.download._addresses import allowed
-
-if TYPE_CHECKING:
-    from clipmill.stages.download._web import Answer
 
 NETWORK = "check that this machine is online and looks names up; proxies are not used"
 SLOWER = "give the hosts time: lower `max_per_host` and `concurrency`, then --retry it"
@@ -54,7 +54,18 @@ ADVICE = {  # for a reason that most rows have; the others are verdicts on a bod
     "undecodable": f"look at one in a browser; and {COLUMN}",
     "truncated": "what answers there cuts files short: check host, port and what stands between",
 }
+OWN_CODE = (403, 404, 410, 429, 500)  # the others share http_3xx, http_4xx, http_5xx
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 WRITES = (IMAGE, IMAGE_BYTES, WIDTH, HEIGHT, SHA256, HTTP_STATUS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How a URL ended: the last HTTP status; a reason, or what was made of the body."""
+
+    status: int | None = None
+    reason: str | None = None
+    kept: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +79,75 @@ class Kept:
     reason: str | None = None
 
 
-def check(settings: Any, uses: str) -> None:
-    """ValueError for settings with which no row could be downloaded."""
-    token = settings.user_agent_token or ""
-    if not (token.isascii() and token.isprintable()):
-        do = "write ASCII letters, as HTTP does"
-        raise RecipeError(f"user_agent_token is {token!r}", f"{uses}, key `user_agent_token`", do)
-    best = 9 if settings.encode_format == "png" else 100
-    if not 0 <= settings.encode_quality <= best:
-        raise RecipeError(
-            found=f"encode_quality is {settings.encode_quality}, not 0 to {best}",
-            where=f"{uses} with encode_format {settings.encode_format}",
-            do="set it; for png it is the compression, 0 to 9",
-        )
-    try:
-        allowed(settings.allow_private_addresses)
-    except ValueError as error:
-        found, do = error.args
-        raise RecipeError(found, f"{uses}, key `allow_private_addresses`", do) from None
+@dataclass(frozen=True, kw_only=True)
+class Download(RowStage):
+    """What both downloaders are told of images, of bodies and of hosts."""
+
+    # how an image meets `image_size`: border pads to a square, keep_ratio fits the shorter side,
+    # keep_ratio_largest the longer one, center_crop cuts a square; no leaves it as it is
+    resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
+        "keep_ratio_largest"
+    )
+    image_size: OneUp = 512  # pixels of the side that `resize` fits
+    resize_only_if_bigger: bool = True  # smaller images stay as they are
+    upscale_interpolation: Interpolation = "lanczos"  # how pixels are made up where an image grows
+    # how pixels are put together where an image shrinks
+    downscale_interpolation: Interpolation = "area"
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"  # of the stored image
+    # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
+    encode_quality: Annotated[int, Meta(ge=0, le=100)] = 95
+    skip_reencode: bool = True  # an image that fits and is in encode_format keeps its bytes
+    min_image_size: ZeroUp = 0  # pixels of the shorter side: a smaller image is `too_small`
+    # longer side to shorter: a longer image is `extreme_aspect`
+    max_aspect_ratio: Annotated[float, Meta(ge=1)] | None = None
+    # of an image before it is decoded; the default is LAION's, against decompression bombs
+    max_pixels: OneUp = 89_478_484
+    max_body_bytes: OneUp = 20_000_000  # of an answer: a longer one is `too_large`
+    # an image that is not the one of the pool's `sha256` is `hash_mismatch`
+    verify_sha256: bool = False
+    # a name of yours in the User-Agent; what X-Robots-Tag says to it counts
+    user_agent_token: str | None = None
+    # words of X-Robots-Tag that make a row `opt_out`; [] heeds none
+    disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
+    allow_private_addresses: bool | tuple[str, ...] = False
+
+    determinism = "recorded"
+    resources = Resources(cpus=1, memory_gb=4)
+    writes = WRITES
+
+    @property
+    def advice(self) -> dict[str, str]:
+        return {reason: do for reason, do in ADVICE.items() if reason in self.reasons}
+
+    @property
+    def reads(self) -> tuple[Column, ...]:
+        return (URL, SHA256) if self.verify_sha256 else (URL,)
+
+    def __post_init__(self) -> None:
+        uses = type(self).__module__.removeprefix("clipmill.stages.")
+        token = self.user_agent_token or ""
+        if not (token.isascii() and token.isprintable()):
+            where, do = f"{uses}, key `user_agent_token`", "write ASCII letters, as HTTP does"
+            raise RecipeError(f"user_agent_token is {token!r}", where, do)
+        best = 9 if self.encode_format == "png" else 100
+        if not 0 <= self.encode_quality <= best:
+            raise RecipeError(
+                found=f"encode_quality is {self.encode_quality}, not 0 to {best}",
+                where=f"{uses} with encode_format {self.encode_format}",
+                do="set it; for png it is the compression, 0 to 9",
+            )
+        try:
+            allowed(self.allow_private_addresses)
+        except ValueError as error:
+            found, do = error.args
+            raise RecipeError(found, f"{uses}, key `allow_private_addresses`", do) from None
+
+
+def reason_of(status: int) -> str:
+    """The reason for a status without a body."""
+    family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
+    return family if 300 <= status < 600 else "bad_response"
 
 
 def wishes(batch: pa.Table, verify_sha256: bool) -> list[tuple[str | None, str | None]]:
@@ -101,7 +163,7 @@ def to_fetch(wished: list[tuple[str | None, str | None]], verify_sha256: bool) -
 
 
 def answered(
-    wished: list[tuple[str | None, str | None]], verify_sha256: bool, answers: "dict[str, Answer]"
+    wished: list[tuple[str | None, str | None]], verify_sha256: bool, answers: dict[str, Answer]
 ) -> pa.Table:
     """Image, size, digest and status of every row; an answer's `kept` is a Kept."""
     # By rows: they waited for a network, one by one.
@@ -111,7 +173,7 @@ def answered(
     return pa.table({**columns, REASON.name: reason.cast(REASON_TYPE)})
 
 
-def _row(answer: "Answer | None", url: str | None, crawled: str | None, verify: bool) -> dict:
+def _row(answer: Answer | None, url: str | None, crawled: str | None, verify: bool) -> dict:
     """The written columns of one row, by name; a column that is left out is null."""
     if url is None:
         return {REASON.name: "no_url"}

@@ -6,9 +6,10 @@ URL waits for it `deadline_s` seconds at most, and fills `max_body_bytes` of mem
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import aiohttp
 from yarl import URL
 
 from clipmill.stages.download._addresses import allowed
-from clipmill.stages.download._robots import opts_out
+from clipmill.stages.download._rows import Answer, reason_of
 
 AGENT = "clipmill"
 HOST_TIME_OUTS = 8  # in a row: after so many a host is down for those that wait for it
@@ -28,7 +29,6 @@ DNS_S = 300  # how long an address is good, of the last thousand names
 LAST = {"Connection": "close"}
 IDLE_S = 0.5  # how long a connection is kept for its host's next URL: each is an open file
 FIRST_PAUSE_S = 0.5  # doubled with every try
-OWN_CODE = (403, 404, 410, 429, 500)  # the others share http_3xx, http_4xx, http_5xx
 RETRIED = ("timeout", "connection_lost", "http_429", "http_500", "http_5xx")
 REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -49,15 +49,6 @@ class Rules:
     allow_private_addresses: bool | tuple[str, ...]
     user_agent_token: str | None
     disallowed_header_directives: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """How a URL ended: the last HTTP status; a reason, or what was made of the body."""
-
-    status: int | None = None
-    reason: str | None = None
-    kept: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,12 +263,6 @@ def _sockets(rules: Rules) -> Callable[..., socket.socket]:
     return made
 
 
-def reason_of(status: int) -> str:
-    """The reason for a status without a body."""
-    family = f"http_{status}" if status in OWN_CODE else f"http_{status // 100}xx"
-    return family if 300 <= status < 600 else "bad_response"
-
-
 def _retry_after_s(wish: str) -> float:
     """Seconds that the server asks to wait; 0 without such a header, or one that cannot be read."""
     if wish.isdecimal():
@@ -307,3 +292,34 @@ def _reason(error: Exception) -> str:
             return "bad_url"
         case _:
             return "bad_response"
+
+
+AGENT_NAME = re.compile(r"\*|[a-z][^\s]*")  # a date's "06 Nov 1994 08" before its colon is none
+WITH_VALUE = ("max-", "unavailable_after")  # their colon ends no agent's name
+
+
+def opts_out(values: Iterable[str], agents: Collection[str], rules: Collection[str]) -> bool:
+    """Whether one of the headers gives one of the rules to all, or to one of the agents.
+
+    `none` stands for noindex and nofollow. Agents and rules are given in lower case.
+
+    Source: Google's specification of the header: rules between commas, in any case; a name before
+    a colon says for whom they are, up to the next name; every header begins with those for all.
+    Error: two headers that a proxy joined with a comma are read as one, so that what was for all
+    may be taken to be for the agent named before it.
+    """
+    none = {"none"} if {"noindex", "nofollow"} & set(rules) else set()
+    wanted = none.union(rules)
+    return any(rule in wanted for value in values for rule in _rules(value, agents))
+
+
+def _rules(value: str, agents: Collection[str]) -> Iterator[str]:
+    """The names of the rules that are for all or for one of the agents."""
+    is_for_us = True
+    for part in value.lower().split(","):
+        name, colon, rest = (piece.strip() for piece in part.partition(":"))
+        if colon and AGENT_NAME.fullmatch(name) and not name.startswith(WITH_VALUE):
+            is_for_us = name == "*" or name in agents
+            name = rest.partition(":")[0].strip()
+        if is_for_us:
+            yield name

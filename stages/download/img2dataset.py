@@ -3,46 +3,59 @@
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, IncompleteRead
 from importlib.util import find_spec
 from io import BytesIO
 from threading import Semaphore
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.request import OpenerDirector, Request
+from typing import TYPE_CHECKING, Any
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    Request,
+    UnknownHandler,
+)
 
 import pyarrow as pa
-from msgspec import Meta
 
-from clipmill.metadata.schema import SHA256, URL, Column
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.extras import install
 from clipmill.pipeline.stage import (
     OneUp,
-    Resources,
     RowFunction,
-    RowStage,
     Seconds,
     Worker,
     ZeroUp,
     location,
 )
-from clipmill.stages.download._addresses import allowed
-from clipmill.stages.download._rows import ADVICE, WRITES, Kept, answered, check, to_fetch, wishes
-from clipmill.stages.download._urllib_web import PRIVATE, TOO_LARGE, opener
+from clipmill.stages.download._addresses import Allowed, allowed
+from clipmill.stages.download._rows import (
+    Answer,
+    Download,
+    Kept,
+    answered,
+    reason_of,
+    to_fetch,
+    wishes,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
 
-    from clipmill.stages.download._web import Answer
-
-Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
-
 STATUS = re.compile(r"HTTP Error ([345]\d\d): ")
 # Its messages are those of urllib; the first pattern that is found counts.
 REDIRECTING = (("infinite loop", "redirect_loop"), ("is not allowed", "bad_url"), ("", "http_3xx"))
+
+PRIVATE = "not an address that may be asked"
+TOO_LARGE = "the body is too large"
 FETCHING = (
     ("X-Robots-Tag", "opt_out"),
     (PRIVATE, "private_address"),
@@ -66,7 +79,7 @@ COSTLY = ("too_many_pixels", "too_costly")  # the rest of what is wrong is its t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Img2dataset(RowStage):
+class Img2dataset(Download):
     """The image at each URL as img2dataset makes it, its size and SHA-256; null without one.
 
     Keys and columns are those of download.images: change `uses` to compare.
@@ -82,43 +95,12 @@ class Img2dataset(RowStage):
         again what skip_reencode does not keep.
     """
 
-    # how an image meets `image_size`: border pads to a square, keep_ratio fits the shorter side,
-    # keep_ratio_largest the longer one, center_crop cuts a square; no leaves it as it is
-    resize: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = (
-        "keep_ratio_largest"
-    )
-    image_size: OneUp = 512  # pixels of the side that `resize` fits
-    resize_only_if_bigger: bool = True  # smaller images stay as they are
-    upscale_interpolation: Interpolation = "lanczos"  # how pixels are made up where an image grows
-    # how pixels are put together where an image shrinks
-    downscale_interpolation: Interpolation = "area"
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"  # of the stored image
-    # 1 to 100, as JPEG and WebP count; for PNG the compression, 0 to 9
-    encode_quality: Annotated[int, Meta(ge=0, le=100)] = 95
-    skip_reencode: bool = True  # an image that fits and is in encode_format keeps its bytes
-    min_image_size: ZeroUp = 0  # pixels of the shorter side: a smaller image is `too_small`
-    # longer side to shorter: a longer image is `extreme_aspect`
-    max_aspect_ratio: Annotated[float, Meta(ge=1)] | None = None
-    # of an image before it is decoded; the default is LAION's, against decompression bombs
-    max_pixels: OneUp = 89_478_484
-    max_body_bytes: OneUp = 20_000_000  # of an answer: a longer one is `too_large`
-    # an image that is not the one of the pool's `sha256` is `hash_mismatch`
-    verify_sha256: bool = False
-    # a name of yours in the User-Agent; what X-Robots-Tag says to it counts
-    user_agent_token: str | None = None
-    # words of X-Robots-Tag that make a row `opt_out`; [] heeds none
-    disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    # true for a pool served on loopback; else networks and names: [10.0.0.0/8, images.internal]
-    allow_private_addresses: bool | tuple[str, ...] = False
     timeout_s: Seconds = location(10.0)  # seconds of one wait for the network
     retries: ZeroUp = location(2)  # after any failure
     concurrency: OneUp = location(64)  # threads, per worker
 
     version = 1
-    determinism = "recorded"
     batch_rows = 2048
-    resources = Resources(cpus=1, memory_gb=4)
-    writes = WRITES
     reasons = (
         *("no_url", "no_sha256", "bad_url", "private_address", "unresolvable", "refused", "tls"),
         *("timeout", "connection_lost", "bad_response", "redirect_loop", "opt_out", "too_large"),
@@ -130,17 +112,6 @@ class Img2dataset(RowStage):
         *("unresolvable", "refused", "timeout", "connection_lost"),
         *("http_429", "http_500", "http_5xx"),
     )
-
-    @property
-    def advice(self) -> dict[str, str]:
-        return {reason: do for reason, do in ADVICE.items() if reason in self.reasons}
-
-    @property
-    def reads(self) -> tuple[Column, ...]:
-        return (URL, SHA256) if self.verify_sha256 else (URL,)
-
-    def __post_init__(self) -> None:
-        check(self, "download.img2dataset")
 
     def look(self) -> None:
         if find_spec("img2dataset") is None:
@@ -181,7 +152,7 @@ class Img2dataset(RowStage):
 
 def fetched(
     urls: list[str], web: OpenerDirector, pool: "ThreadPool", resizer: Any, settings: Img2dataset
-) -> "list[Answer]":
+) -> list[Answer]:
     """The answer of every URL, in order: fetched in threads, resized here, as img2dataset does."""
     from img2dataset import downloader
 
@@ -211,10 +182,9 @@ def fetched(
     return [answers[number] for number in range(len(urls))]
 
 
-def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
+def answer(body: BytesIO | None, error: str | None, resizer: Any) -> Answer:
     """The answer of one URL, from the results of img2dataset's two functions."""
-    from clipmill.stages.download._web import Answer, reason_of
-    from clipmill.stages.ops.images import ImageError, weighed
+    from clipmill.stages.ops.images.decode import ImageError, weighed
 
     if body is None:
         message = error or ""
@@ -239,3 +209,54 @@ def answer(body: BytesIO | None, error: str | None, resizer: Any) -> "Answer":
 def first(known: tuple[tuple[str, str], ...], message: str) -> str:
     """The reason of the first pattern that matches the message."""
     return next(reason for pattern, reason in known if re.search(pattern, message, re.DOTALL))
+
+
+def opener(may: Allowed, max_body_bytes: int) -> OpenerDirector:
+    """An opener of http and https URLs: no files, no ftp, no proxy from the environment.
+
+    It raises OSError with PRIVATE where a connection is not allowed, at any redirect, and with
+    TOO_LARGE where a body is larger.
+    """
+
+    class Body(HTTPResponse):
+        def read(self, amt: int | None = None) -> bytes:
+            body = super().read(max_body_bytes + 1)
+            if len(body) > max_body_bytes:
+                raise OSError(TOO_LARGE)
+            if self.length:  # of a read with a limit it does not tell that the body was cut short
+                raise IncompleteRead(body, self.length)
+            return body
+
+    def connection(made: type[HTTPConnection], host: str, **options) -> HTTPConnection:
+        it = made(host, **options)
+        it.response_class = Body
+        it._create_connection = partial(_connected, may)  # type: ignore[attr-defined]  # its seam
+        return it
+
+    class Http(HTTPHandler):
+        def http_open(self, request: Request) -> HTTPResponse:
+            return self.do_open(partial(connection, HTTPConnection), request)
+
+    class Https(HTTPSHandler):
+        def https_open(self, request: Request) -> HTTPResponse:
+            return self.do_open(partial(connection, HTTPSConnection), request)
+
+    director = OpenerDirector()
+    also = (UnknownHandler, HTTPDefaultErrorHandler, HTTPRedirectHandler, HTTPErrorProcessor)
+    for handler in (Http, Https, *also):
+        director.add_handler(handler())
+    return director
+
+
+def _connected(may: Allowed, address: tuple[str, int], *options) -> socket.socket:
+    """socket.create_connection, to the first allowed address of the host that takes it."""
+    host, port = address
+    error = OSError(PRIVATE)
+    for *_, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        ip = str(target[0])
+        if may.admits(ip, host):
+            try:
+                return socket.create_connection((ip, port), *options)
+            except OSError as failed:
+                error = failed
+    raise error

@@ -6,24 +6,18 @@ import pyarrow as pa
 
 from clipmill.metadata.schema import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Column
 from clipmill.pipeline.stage import (
-    Gigabytes,
-    Gpus,
     NonEmpty,
     OneUp,
-    Resources,
     RowFunction,
-    RowStage,
     Worker,
-    location,
 )
-from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
-from clipmill.stages.embed._width import check_width, planned_width
-from clipmill.stages.models.image_text import ImageTextModel, load, look_for, width_of
-from clipmill.stages.ops.pixels import PIXELS, rows_of
+from clipmill.stages.embed._pair import NO_VECTOR, Embedding, pair, vectors
+from clipmill.stages.models.image_text import ImageTextModel, load, width_of
+from clipmill.stages.ops.images.pixels import PIXELS, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipEmbedding(RowStage):
+class ClipEmbedding(Embedding):
     """Unit vectors of image and caption, of the model's width; each null where its input is.
 
     A vector that is zero or not finite is null, too; a model of which more than a tenth are so is
@@ -39,39 +33,22 @@ class ClipEmbedding(RowStage):
     model: NonEmpty
     # numbers of an embedding; needed for stage: and checkpoint:, whose weights a plan does not read
     width: OneUp | None = None
-    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
-    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 2
-    determinism = "exact"
-    takes = ("rows", "model")
     reads = (PIXELS, TEXT)
     reasons = ("no_image", "no_text", NO_VECTOR)
-    advice = ADVICE
-    batch_rows = 64
 
-    def __post_init__(self) -> None:
-        self._width()  # an unknown scheme stops the plan, not the run
-
-    def _width(self) -> int:
-        return planned_width(self.model, width_of(self.model), self.width)
+    def known_width(self) -> int | None:
+        return width_of(self.model)
 
     @property
     def writes(self) -> tuple[Column, ...]:  # as wide as the model
-        vector = pa.list_(pa.float32(), self._width())
+        vector = pa.list_(pa.float32(), self.planned_width())
         return replace(IMAGE_EMBEDDING, dtype=vector), replace(TEXT_EMBEDDING, dtype=vector)
-
-    @property
-    def resources(self) -> Resources:  # `reference` needs little
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
-
-    def look(self) -> None:
-        look_for(self.model)
 
     def open(self, worker: Worker) -> RowFunction:
         name = f"checkpoint:{worker.model}" if worker.model else self.model
         model = load(name, worker.device, worker.threads)
-        check_width(model.width, self._width(), worker.stage)
+        self.check_width(model.width, worker.stage)
         if worker.model is None and model.sha256:  # a stage's model is the engine's to watch
             worker.pin(self.model, model.sha256)
         return lambda batch: embeddings(batch, model)

@@ -13,7 +13,7 @@ from clipmill.pipeline.stage import Resources, RowFunction, RowStage, Worker
 from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
 from clipmill.stages.models import watched
 from clipmill.stages.models.watched import Watched
-from clipmill.stages.ops.pixels import PIXELS, rows_of
+from clipmill.stages.ops.images.pixels import PIXELS, rows_of
 
 Embed = Callable[[list[Any]], NDArray[np.float32]]
 IMAGE_WIDTH, TEXT_WIDTH = 1280, 384

@@ -18,7 +18,7 @@ from clipmill.pipeline.stage import NonEmpty, OneUp, RowFunction, RowStage, Work
 from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair
 from clipmill.stages.models.image_text import look_for
 from clipmill.stages.models.watched import Watched
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, unusable
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unusable
 
 
 @dataclass(frozen=True, kw_only=True)

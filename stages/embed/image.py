@@ -8,27 +8,20 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_EMBEDDING, Column
 from clipmill.pipeline.stage import (
-    Gigabytes,
-    Gpus,
     NonEmpty,
     OneUp,
-    Resources,
     RowFunction,
-    RowStage,
     Worker,
-    location,
 )
-from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
-from clipmill.stages.embed._width import check_width, planned_width
+from clipmill.stages.embed._pair import NO_VECTOR, Embedding, pair, vectors
 from clipmill.stages.models import images
-from clipmill.stages.models.image_text import look_for
-from clipmill.stages.ops.pixels import PIXELS, RGB, rows_of
+from clipmill.stages.ops.images.pixels import PIXELS, RGB, rows_of
 
 # Shapes: N images, D width of the embedding, H x W pixels.
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEmbedding(RowStage):
+class ImageEmbedding(Embedding):
     """Vector of the image, of the model's width; null without an image, or where it is zero or NaN.
 
     For a network of images alone (DINO, a classifier) beside one of images and captions: clusters
@@ -46,42 +39,25 @@ class ImageEmbedding(RowStage):
     model: NonEmpty
     # numbers of an embedding; needed where only the weights say it: timm:, stage:, checkpoint:
     width: OneUp | None = None
-    gpus: Gpus = location(0)  # GPUs of one worker; 0.5 shares one between two
-    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
-    version = 2
-    determinism = "exact"
-    takes = ("rows", "model")
     reads = (PIXELS,)
     reasons = ("no_image", NO_VECTOR)
-    advice = ADVICE
-    batch_rows = 64
 
-    def __post_init__(self) -> None:
-        self._width()  # an unknown scheme stops the plan, not the run
-
-    def _width(self) -> int:
-        return planned_width(self.model, images.width(self.model), self.width)
+    def known_width(self) -> int | None:
+        return images.width(self.model)
 
     @property
     def writes(self) -> tuple[Column, ...]:  # as wide as the model
-        return (replace(IMAGE_EMBEDDING, dtype=pa.list_(pa.float32(), self._width())),)
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(gpus=self.gpus, memory_gb=self.memory_gb)
-
-    def look(self) -> None:
-        look_for(self.model)
+        return (replace(IMAGE_EMBEDDING, dtype=pa.list_(pa.float32(), self.planned_width())),)
 
     def open(self, worker: Worker) -> RowFunction:
         embed = images.embedder_of(self.model, worker.model, worker)
         assert embed is not None  # it has a model
-        width = self._width()
+        width = self.planned_width()
 
         def checked(image_HW3: list[RGB]) -> NDArray[np.float32]:
             row_ND = embed(image_HW3)
-            check_width(row_ND.shape[1], width, worker.stage)
+            self.check_width(row_ND.shape[1], worker.stage)
             return row_ND
 
         return lambda batch: embeddings(batch, checked, width)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE, TEXTS
 from clipmill.metadata.storage import Storage
-from clipmill.stages.ops.images import ImageError, decode
-from clipmill.stages.ops.perceptual import phash
-from clipmill.stages.ops.pixels import shrunk
-from clipmill.stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
+from clipmill.stages.ops.images.decode import ImageError, decode
+from clipmill.stages.ops.images.perceptual import phash
+from clipmill.stages.ops.images.pixels import shrunk
+from clipmill.stages.ops.tasks.folders import Finding, Sample, TaskFolder, refuse, samples
 
 # Shapes: N rows of a batch, of which K have a picture; S pictures of all tasks, T of a tile.
 

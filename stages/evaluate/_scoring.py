@@ -24,8 +24,8 @@ from clipmill.stages.evaluate._metrics import (
     worst_group,
 )
 from clipmill.stages.models.image_text import ImageTextModel
-from clipmill.stages.ops.tasks import Finding, Sample, TaskFolder, refuse, samples
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.tasks.folders import Finding, Sample, TaskFolder, refuse, samples
+from clipmill.stages.ops.vectors.matrices import unit_rows
 
 # Shapes: N pictures, K captions, C classes, I instances, T templates, D width of the embedding.
 

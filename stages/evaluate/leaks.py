@@ -18,9 +18,9 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Mask, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
-from clipmill.stages.ops.exports import summary_of
-from clipmill.stages.ops.outputs import put_table, put_text
-from clipmill.stages.ops.tasks import (
+from clipmill.stages.ops.tables.exports import summary_of
+from clipmill.stages.ops.tables.rows import put_table, put_text
+from clipmill.stages.ops.tasks.folders import (
     content_digest,
     describe,
     listing_digest,

@@ -29,6 +29,9 @@ WHERE_THERE = (
     SHA256,
     LOSS_WEIGHT,
 )  # img2dataset's fields, and what a loader needs of ours
+PICTURE = pa.struct(
+    [("bytes", pa.binary()), ("path", pa.string())]
+)  # `Image` of `datasets`, stored
 
 
 def check_columns(columns: tuple[str, ...], always: Iterable[Column]) -> None:

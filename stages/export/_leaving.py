@@ -9,20 +9,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clipmill.metadata.datacard import documents
 from clipmill.metadata.schema import (
-    CAPTIONS,
     IMAGE,
     IMAGE_BYTES,
     KEEP,
     REASON,
     REPEATS,
     TEXT,
-    TEXTS,
     Column,
 )
 from clipmill.pipeline.dataset import Shards, Task
 from clipmill.pipeline.stage import NonEmpty
-from clipmill.stages.export._texts import Captions, lists_in, texts_of
 
 # Shapes: N rows.
 
@@ -56,25 +54,21 @@ class Takes:
 
     needs: tuple[str, ...] = tuple(NEEDED)
     dropped: Dropped | None = None
-    captions: Captions = False  # what a row's texts are taken from, beside `text`
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Columns that an ancestor must have."""
-        lists = self.captions if isinstance(self.captions, tuple) else ()
-        return *lists, *((self.dropped.column, *self.dropped.decided) if self.dropped else ())
+        return (self.dropped.column, *self.dropped.decided) if self.dropped else ()
 
     @property
     def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
-        """Chosen texts, or one stage's; a row that was dropped leaves once, whatever it repeats."""
-        lists = ((TEXTS, CAPTIONS),) if self.captions is True else ()
-        return *lists, *(() if self.dropped else (KEEP, IMAGE_BYTES, REPEATS))
+        """None of a row that was dropped: it leaves once, whatever it repeats."""
+        return () if self.dropped else (KEEP, IMAGE_BYTES, REPEATS)
 
     @property
     def tallied(self) -> tuple[str, ...]:
         """Enough to count: no image is read for it."""
-        lists = (TEXTS, CAPTIONS) if self.captions is True else ()
-        known = (KEEP, TEXT, *lists, IMAGE_BYTES, REPEATS)
+        known = (KEEP, TEXT, IMAGE_BYTES, REPEATS)
         return (*(column.name for column in known), *self.reads)
 
     @property
@@ -99,7 +93,7 @@ class Takes:
             is_so = pc.equal(batch[self.dropped.column].cast(pa.string()), self.dropped.reason)
             return {"other_rows": [_mask(is_so.fill_null(False))]}
         kept = [_mask(batch[KEEP.name].fill_null(False))] if KEEP.name in batch.column_names else []
-        fine = {"not_kept": kept} | {
+        return {"not_kept": kept} | {
             reason: [
                 _mask(batch[column.name].is_valid())
                 for column in NEEDED[reason]
@@ -107,15 +101,6 @@ class Takes:
             ]
             for reason in self.needs
         }
-        if NO_TEXT in fine and lists_in(batch.schema, self.captions):
-            # One of a caption stage does where the pool has none.
-            fine[NO_TEXT] = [pc.list_value_length(texts_of(batch, self.captions)).to_numpy() > 0]
-        return fine
-
-
-def takes_of(captions: Captions, dropped: Dropped | None) -> Takes:
-    """What an export of pairs takes; without captions, one of pictures alone."""
-    return Takes(tuple(NEEDED) if captions else ("no_image",), dropped, captions)
 
 
 def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -152,3 +137,12 @@ def summed(tallies: Sequence[dict[str, int]], takes: Takes) -> dict[str, int]:
     reasons = ("other_rows",) if takes.dropped else ("not_kept", *takes.needs)
     names = ("rows", "exported", *reasons)
     return {name: sum(tally.get(name, 0) for tally in tallies) for name in names}
+
+
+def put_documents(summary: dict[str, Any], task: Task) -> dict[str, int]:
+    """What a person and a program read first; dataset.json last, when all it names is there."""
+    for name, text in documents(summary).items():
+        path = task.worker.scratch / name
+        path.write_text(text, encoding="utf-8")
+        task.put_file(path.name, path)
+    return summary["counts"]

@@ -1,6 +1,6 @@
 """The training set as a Hugging Face dataset: a folder that `load_dataset` opens."""
 
-from collections.abc import Callable, Iterator, Mapping
+import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,40 +13,30 @@ from clipmill.metadata.schema import (
     REASON,
     REPEATS,
     SAMPLE_INDEX,
-    TEXT,
     TEXTS,
     UID,
-    Column,
 )
-from clipmill.metadata.shard import ShardWriter
-from clipmill.pipeline.dataset import Context, Inputs, Task
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later
+from clipmill.pipeline.dataset import Inputs
+from clipmill.pipeline.stage import NonEmpty
 from clipmill.stages.export._columns import (
+    PICTURE,
     WHERE_THERE,
     as_text,
-    check_columns,
     check_page,
     with_hex_ids,
 )
-from clipmill.stages.export._exported import rows_of
-from clipmill.stages.export._features import PICTURE, has_feature, with_features
-from clipmill.stages.export._groups import export_files
-from clipmill.stages.export._leaving import REASONS, Dropped, Takes, takes_of
+from clipmill.stages.export._leaving import Dropped
+from clipmill.stages.export._pictures import PictureExport, about_set, write_parquet
 from clipmill.stages.export._texts import (
     Captions,
     captions_of,
-    check_captions,
-    check_types,
     lists_in,
     texts_of,
-    which_list,
 )
-
-FIXED = (UID, IMAGE, CAPTION, TEXTS, SAMPLE_INDEX, REASON)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFace(DatasetStage):
+class HuggingFace(PictureExport):
     """Files data/train-00000-of-00012.parquet …, with a README.md that says what the features are.
 
     A row has `image` (an `Image`: the encoded bytes as they were stored), `caption`, `uid` as 32
@@ -62,83 +52,28 @@ class HuggingFace(DatasetStage):
     Error: `num_bytes` in the card is the size of the files, not of the decoded table.
     """
 
-    rows_per_shard: OneUp = 10_000  # at most; a group of whole source shards seldom fills it
-    columns: tuple[NonEmpty, ...] = ()  # stored besides, as `name` or `stage.name`
     license: NonEmpty | None = None  # of the set: a URL, or a name of SPDX's
     url: NonEmpty | None = None  # of the page that presents the set
-    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
-    # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
-    # the caption and these lists; false none, so that pictures leave alone
-    captions: Captions = later(True)
 
     version = 3
-    determinism = "exact"
-    takes = (("rows", "data"),)
-    gives = ("data",)
-    reasons = REASONS
+    always = (UID, IMAGE, CAPTION, TEXTS, SAMPLE_INDEX, REASON)
 
     def __post_init__(self) -> None:
-        check_columns(self.columns, FIXED)
-        check_captions(self.captions)
+        super().__post_init__()
         check_page(self.url)
 
-    @property
-    def taking(self) -> Takes:
-        """Which rows leave."""
-        return takes_of(self.captions, self.dropped)
-
-    @property
-    def reads(self) -> tuple[Column | str, ...]:
-        text = (TEXT,) if self.captions else ()
-        return IMAGE, *text, *self.columns, *self.taking.reads
-
-    @property
-    def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
-        return *WHERE_THERE, *self.taking.optional_reads
-
-    def check(self, types: Mapping[str, pa.DataType]) -> None:
-        """Whether each list that `captions` names is one of captions."""
-        check_types(self.captions, types)
-
-    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
-        """Of two caption stages side by side, how to name both."""
-        return which_list(column, writers)
-
-    def run(self, inputs: Inputs, ctx: Context) -> None:
-        takes = self.taking
-        rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
+    def written(self, inputs: Inputs) -> dict[str, Any]:
         leave = partial(
             exported, captions=self.captions, dropped=self.dropped, columns=self.columns
         )
-        write = partial(write_file, leave)
-        said = {"license": self.license, "url": self.url, "made_by": inputs.told}
-        about = {name: value for name, value in said.items() if value}
-        export_files(
-            rows, takes, ctx, "huggingface", self.rows_per_shard, write, about=about, stem=stem
-        )
+        about = about_set(self.license, self.url, inputs)
+        write = partial(write_parquet, leave, marked=with_features)
+        return {"layout": "huggingface", "write": write, "about": about, "stem": stem}
 
 
 def stem(files: int, number: int) -> str:
     """The Hub's names: the number among how many."""
     return f"data/train-{number:05d}-of-{files:05d}"
-
-
-def write_file(
-    leave: Callable[[pa.Table], pa.Table],
-    stem: str,
-    tables: Iterator[pa.Table],
-    empty: pa.Table,
-    task: Task,
-) -> tuple[dict[str, Any], pa.Schema]:
-    """One shard, and its schema."""
-    schema = with_features(leave(empty).schema)
-    path = task.worker.scratch / "rows.parquet"
-    writer = ShardWriter(path, schema, task.page_checksums)
-    for table in tables:
-        writer.add(leave(table))
-    sha256, size_bytes = writer.close()
-    task.put_file(f"{stem}.parquet", path, sha256)
-    return {"file": f"{stem}.parquet", "bytes": size_bytes, "sha256": sha256}, schema
 
 
 def exported(
@@ -170,3 +105,58 @@ def pictures(image: pa.ChunkedArray) -> pa.Array:
     return pa.StructArray.from_arrays(
         [encoded, paths], fields=list(PICTURE), mask=encoded.is_null()
     )
+
+
+Features = dict[str, Any]
+RENAMED = {
+    "halffloat": "float16",
+    "float": "float32",
+    "double": "float64",
+    "date32[day]": "date32",
+    "date64[ms]": "date64",
+}  # Arrow's words to theirs, where they are others
+VALUES = (
+    *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary),
+    *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
+    *(pa.types.is_decimal128, pa.types.is_decimal256),
+)
+
+
+def with_features(schema: pa.Schema) -> pa.Schema:
+    """The schema with its features beside it, under the key `huggingface`."""
+    told = {"info": {"features": features_of(schema)}}
+    return schema.with_metadata({"huggingface": json.dumps(told)})
+
+
+def features_of(schema: pa.Schema) -> Features:
+    """The feature of every column: an `Image` for the pictures."""
+    return {
+        field.name: {"_type": "Image"} if field.name == IMAGE.name else _feature(field.type)
+        for field in schema
+    }
+
+
+def has_feature(dtype: pa.DataType) -> bool:
+    """Whether `datasets` has a type for these values; a map or an interval has none."""
+    if pa.types.is_struct(dtype):
+        return all(has_feature(field.type) for field in dtype)
+    if pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        return has_feature(dtype.value_type)
+    return any(is_one(dtype) for is_one in VALUES)
+
+
+def _feature(dtype: pa.DataType) -> Any:
+    if pa.types.is_struct(dtype):
+        return {field.name: _feature(field.type) for field in dtype}
+    if pa.types.is_list(dtype):
+        inner = _feature(dtype.value_type)
+        # A Sequence of structs is read as a struct of lists; versions before 4 know no List.
+        return [inner] if pa.types.is_struct(dtype.value_type) else _sequence(inner)
+    if pa.types.is_fixed_size_list(dtype):
+        return {**_sequence(_feature(dtype.value_type)), "length": dtype.list_size}
+    return {"dtype": RENAMED.get(str(dtype), str(dtype)), "_type": "Value"}
+
+
+def _sequence(feature: Any) -> Features:
+    return {"feature": feature, "_type": "Sequence"}

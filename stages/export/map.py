@@ -30,13 +30,26 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp
 from clipmill.stages.export._columns import check_columns, with_hex_ids
-from clipmill.stages.export._drawn import CLUSTER, KEPT, THUMBNAIL, Drawn, X, Y
-from clipmill.stages.export._groups import put_documents
-from clipmill.stages.export._mapped import Pick, counted, cut, merged, surveyed
-from clipmill.stages.export._plane import nearest_rows, on_plane, plane_of
-from clipmill.stages.ops.keeper import in_order
-from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.export._leaving import put_documents
+from clipmill.stages.export._map import (
+    CLUSTER,
+    KEPT,
+    THUMBNAIL,
+    Drawn,
+    Pick,
+    X,
+    Y,
+    counted,
+    cut,
+    merged,
+    nearest_rows,
+    on_plane,
+    plane_of,
+    surveyed,
+)
+from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
+from clipmill.stages.ops.tables.rows import in_order
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows of a shard or of whole clusters, R ranges of the file.
 

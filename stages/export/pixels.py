@@ -17,8 +17,9 @@ from clipmill.metadata.shard import ShardWriter
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.stage import DatasetStage, OneUp
-from clipmill.stages.export._groups import put_documents, put_places
-from clipmill.stages.ops.exports import numbered, summary_of
+from clipmill.stages.export._groups import put_places
+from clipmill.stages.export._leaving import put_documents
+from clipmill.stages.ops.tables.exports import numbered, summary_of
 
 # Shapes: N rows of a file, S pixels a side.
 

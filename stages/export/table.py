@@ -22,8 +22,7 @@ from clipmill.stages.export._columns import (
     json_text,
     with_hex_ids,
 )
-from clipmill.stages.export._groups import put_documents
-from clipmill.stages.export._leaving import Dropped, Takes, summed, tally
+from clipmill.stages.export._leaving import Dropped, Takes, put_documents, summed, tally
 
 BATCH_ROWS = 4096
 PLAIN = (  # types that CSV has a plain form for

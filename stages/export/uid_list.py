@@ -13,14 +13,21 @@ from clipmill.metadata.schema import IDENTITY, REPEATS, UID, Column
 from clipmill.metadata.uid import halves
 from clipmill.pipeline.dataset import Context, Inputs, Shards, Task
 from clipmill.pipeline.stage import DatasetStage, later
-from clipmill.stages.export._groups import put_documents
-from clipmill.stages.export._leaving import REASONS, Dropped, Takes, repeats, summed, tally
-from clipmill.stages.ops.ranges import RANGE, Ranges, bits_for, range_of, ranged
-from clipmill.stages.ops.uid_lists import DTYPE
+from clipmill.stages.export._leaving import (
+    REASONS,
+    Dropped,
+    Takes,
+    put_documents,
+    repeats,
+    summed,
+    tally,
+)
+from clipmill.stages.ops.tables.ranges import RANGE, Ranges, bits_for, range_of, ranged
 
 # Shapes: N rows.
 
 UIDS = "uids.npy"
+DTYPE = np.dtype("u8,u8")  # as ops.uid_lists reads it
 RANGE_ROWS = 2**21  # about as many uids are sorted at a time
 BATCH_ROWS = 2**16  # no images here
 AT_ONCE = 8  # shards that one unit counts: a file that a unit leaves costs as much as a shard

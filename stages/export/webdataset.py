@@ -1,10 +1,12 @@
 """The training set as tar files, for loaders that read img2dataset's output."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,36 +19,29 @@ from clipmill.metadata.schema import (
     IMAGE,
     REASON,
     SAMPLE_INDEX,
-    TEXT,
     TEXTS,
     UID,
-    Column,
 )
-from clipmill.pipeline.dataset import Context, Inputs, Task
-from clipmill.pipeline.stage import DatasetStage, NonEmpty, later
-from clipmill.stages.export._columns import WHERE_THERE, check_columns
-from clipmill.stages.export._exported import rows_of
-from clipmill.stages.export._groups import COPY, export_files
-from clipmill.stages.export._leaving import REASONS, Dropped, Takes, repeats, takes_of
-from clipmill.stages.export._tar import TarWriter, indented, json_of
+from clipmill.pipeline.dataset import Inputs, Task
+from clipmill.pipeline.stage import NonEmpty
+from clipmill.stages.export._columns import WHERE_THERE, as_json
+from clipmill.stages.export._groups import COPY
+from clipmill.stages.export._leaving import Dropped, repeats
+from clipmill.stages.export._pictures import PictureExport
 from clipmill.stages.export._texts import (
     Captions,
     captions_of,
-    check_captions,
-    check_types,
     lists_in,
     texts_of,
-    which_list,
 )
 
-FIXED = (UID, CAPTION, CAPTIONS, TEXTS, SAMPLE_INDEX, REASON)
 PARALLEL = {"source": "caption_sources", "label": "caption_labels"}  # of each text, in its order
 SAMPLES = 10_000  # most keys are the tar's number and four digits
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # else the format's own name
 
 
 @dataclass(frozen=True, kw_only=True)
-class WebDataset(DatasetStage):
+class WebDataset(PictureExport):
     """Tars of KEY.jpg, KEY.txt and KEY.json, each with a Parquet of the JSON and its counts.
 
     Takes the rows that `export.parquet` takes, in the same order. The suffix is that of the
@@ -64,49 +59,13 @@ class WebDataset(DatasetStage):
 
     rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
     columns: tuple[NonEmpty, ...] = ()  # in the JSON besides, as `name` or `stage.name`
-    dropped: Dropped | None = later(None)  # rows that a stage lost, in the place of kept ones
-    # texts of a row: true takes `texts`, or the caption and one caption stage's; [a.captions, …]
-    # the caption and these lists; false none, so that pictures leave alone
-    captions: Captions = later(True)
 
     version = 4
-    determinism = "exact"
-    takes = (("rows", "data"),)
-    gives = ("data",)
-    reasons = REASONS
+    always = (UID, CAPTION, CAPTIONS, TEXTS, SAMPLE_INDEX, REASON)
 
-    def __post_init__(self) -> None:
-        check_columns(self.columns, FIXED)
-        check_captions(self.captions)
-
-    @property
-    def taking(self) -> Takes:
-        """Which rows leave."""
-        return takes_of(self.captions, self.dropped)
-
-    @property
-    def reads(self) -> tuple[Column | str, ...]:
-        text = (TEXT,) if self.captions else ()
-        return IMAGE, *text, *self.columns, *self.taking.reads
-
-    @property
-    def optional_reads(self) -> tuple[Column | tuple[Column, ...], ...]:
-        return *WHERE_THERE, *self.taking.optional_reads
-
-    def check(self, types: Mapping[str, pa.DataType]) -> None:
-        """Whether each list that `captions` names is one of captions."""
-        check_types(self.captions, types)
-
-    def hint(self, column: str, writers: tuple[str, ...] = ()) -> str:
-        """Of two caption stages side by side, how to name both."""
-        return which_list(column, writers)
-
-    def run(self, inputs: Inputs, ctx: Context) -> None:
-        takes = self.taking
-        rows = rows_of(inputs, (*self.columns, *takes.reads), ctx)
+    def written(self, inputs: Inputs) -> dict[str, Any]:
         say = partial(meta, captions=self.captions, dropped=self.dropped, columns=self.columns)
-        write = partial(write_file, say)
-        export_files(rows, takes, ctx, "webdataset", self.rows_per_shard, write, repeats)
+        return {"layout": "webdataset", "write": partial(write_file, say), "times": repeats}
 
 
 def write_file(
@@ -215,7 +174,7 @@ def members(images: pa.ChunkedArray, metas: pa.Table) -> Iterator[tuple[str, byt
 
 def suffix_of(image: bytes) -> str:
     """The suffix of the image's format; `bin` where no decoder knows it."""
-    from clipmill.stages.ops.images import (  # decoders: not while a recipe is planned
+    from clipmill.stages.ops.images.decode import (  # decoders: not while a recipe is planned
         ImageError,
         probe,
     )
@@ -231,3 +190,64 @@ def counts(samples: int) -> dict[str, Any]:
     """img2dataset's counts; rows that failed stayed behind with their reasons."""
     failed = {"failed_to_download": 0, "failed_to_resize": 0}
     return {"count": samples, "successes": samples, **failed, "status_dict": {"success": samples}}
+
+
+MODE = 0o644
+NAME_BYTES, SIZE_DIGITS = 100, 11  # what a header has room for
+BLANK = tarfile.TarInfo()
+BLANK.mode = MODE
+HEADER = BLANK.tobuf(tarfile.USTAR_FORMAT)  # of no name, and of no bytes
+CHECKSUM = int(HEADER[148:154], 8)
+text_of = json.JSONEncoder(default=as_json).encode
+
+
+class TarWriter:
+    """Writes members one after another, and hashes what it writes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def add(self, members: Iterable[tuple[str, bytes]]) -> None:
+        """Appends files: name and bytes of each."""
+        parts: list[bytes] = []
+        for name, data in members:
+            parts += header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)
+        self._write(b"".join(parts))
+
+    def close(self) -> tuple[str, int]:
+        """Ends the tar; the SHA-256 of its bytes, and their number."""
+        end = 2 * tarfile.BLOCKSIZE
+        self._write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
+        return self._sha256.hexdigest(), self._size
+
+    def _write(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self._file.write(data)
+        self._size += len(data)
+
+
+def header(name: str, size: int) -> bytes:
+    """The block before a member: the one of no name with name, size and checksum put in."""
+    encoded, digits = name.encode(), b"%011o" % size
+    if len(encoded) > NAME_BYTES or len(digits) > SIZE_DIGITS:
+        long = tarfile.TarInfo(name)
+        long.size, long.mode = size, MODE
+        return long.tobuf(tarfile.USTAR_FORMAT)
+    checksum = b"%06o" % (CHECKSUM + sum(encoded) + sum(digits) - SIZE_DIGITS * ord("0"))
+    named = encoded.ljust(NAME_BYTES, b"\0") + HEADER[NAME_BYTES:124]
+    return named + digits + HEADER[135:148] + checksum + HEADER[154:]
+
+
+def indented(value: Any) -> str:
+    """A value of an object that json.dumps indents by four, as it stands there."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, indent=4, default=as_json).replace("\n", "\n    ")
+    return text_of(value)
+
+
+def json_of(row: dict[str, str]) -> bytes:
+    """The object of these names and texts of values."""
+    lines = [f"{text_of(name)}: {text}" for name, text in row.items()]
+    return ("{\n    " + ",\n    ".join(lines) + "\n}").encode()

@@ -9,17 +9,14 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from clipmill.metadata.limits import UNPARSED
-from clipmill.metadata.schema import REASON, UID, Column
+from clipmill.metadata.schema import UID, Column
 from clipmill.pipeline.dataset import Task
-from clipmill.pipeline.errors import RecipeError, ShardError, StageError
-from clipmill.stages.ingest._arrow_types import comes_back, type_of
-from clipmill.stages.ops.parquet_rows import Source
-from clipmill.stages.ops.tables import Values, first_rows, fit
+from clipmill.pipeline.errors import ShardError, StageError
+from clipmill.stages.ops.tables.parquet_rows import Source
+from clipmill.stages.ops.tables.pools import Values, first_rows, fit
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 SHOWN = 24  # names of columns in an error
-PASSED = "Passed through from the pool."
 TRIED_ROWS = 1024  # of the first file, before the others are read
 MANY = 20  # values from which a share says something
 SAME = (  # what others call a column, by letters and digits alone
@@ -39,39 +36,6 @@ class Asked(NamedTuple):
     key: str
     name: str
     column: Column
-
-
-def asked_by(stage: Any, own: Mapping[str, Column], extra: Mapping[str, str]) -> list[Asked]:
-    """What settings ask for: the stage's own columns by their key, then those of `extra`."""
-    named = {key: getattr(stage, key) for key in own}
-    return [
-        *(Asked(key, name, own[key]) for key, name in named.items() if name is not None),
-        *(
-            Asked(f"extra.{name}", name, Column(name, type_of(text), "as found", PASSED))
-            for name, text in extra.items()
-        ),
-    ]
-
-
-def check_extra(extra: Mapping[str, str], taken: Sequence[str]) -> None:
-    """Refuses a column that is read already, a type that is none, and one that no file holds."""
-    for name, text in extra.items():
-        if name in {UID.name, REASON.name, *taken}:
-            raise RecipeError(f"'{name}' twice", "key `extra`", "leave it out: it is read")
-        where = f"key `extra.{name}`"
-        try:
-            dtype = type_of(text)
-        except (OverflowError, *UNPARSED) as error:
-            do = (
-                "write an Arrow type as Arrow prints it: string, int64, double, timestamp[us],"
-                " list<item: string>, fixed_size_list<item: float>[512], ..."
-            )
-            why = "" if str(error) == f"'{text}' is none" else f": {error}"
-            raise RecipeError(f"'{text:.80}' is no Arrow type{why}", where, do) from error
-        stored = comes_back(dtype)
-        if stored != dtype:
-            do = "leave it out" if stored is None else f"write {stored}"
-            raise RecipeError(f"Parquet stores no {dtype}", where, do)
 
 
 def require(

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from clipmill.metadata.limits import UNPARSED
 from clipmill.metadata.schema import URL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.ingest._columns import require
-from clipmill.stages.ops.tables import Values, in_batches
+from clipmill.stages.ops.tables.pools import Values, in_batches, json_object
 
 DELIMITER = {"csv": ",", "tsv": "\t", "txt": "\t"}
 JSON_LINES = ("jsonl", "ndjson", "json")
@@ -318,12 +316,3 @@ def kind_of(name: str) -> str:
     for pack in PACKED:
         name = name.removesuffix(pack)
     return name.rpartition(".")[2]
-
-
-def json_object(line: bytes) -> dict[str, Any] | None:
-    """The JSON object in these bytes; None where there is none."""
-    try:
-        it = json.loads(line)
-    except UNPARSED:
-        return None
-    return it if isinstance(it, dict) else None

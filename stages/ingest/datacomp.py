@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import (
     CLIP_B32_SIMILARITY_SCORE,
     CLIP_L14_SIMILARITY_SCORE,
@@ -33,7 +34,7 @@ from clipmill.stages.ingest._columns import (
     require,
     try_first,
 )
-from clipmill.stages.ops.parquet_rows import (
+from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     groups_in,
     joined,
@@ -41,14 +42,13 @@ from clipmill.stages.ops.parquet_rows import (
     parquet_rows,
     scan_parquet,
 )
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
     first_reason,
     first_rows,
     fit,
     list_files,
-    open_pool,
     sizes_of,
     uid_column,
     uid_values,

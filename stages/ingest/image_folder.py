@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import IMAGE, IMAGE_BYTES, REASON, SHA256, TEXT, UID, URL
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Context, Inputs, Task
@@ -24,14 +25,13 @@ from clipmill.stages.ingest._text_rows import (
     Dialect,
     Rows,
     csv_rows,
-    json_object,
     json_rows,
     lines_of,
     read_header,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.parquet_rows import parquet_rows
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.parquet_rows import parquet_rows
+from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
     failing_its_shard,
@@ -39,8 +39,8 @@ from clipmill.stages.ops.tables import (
     first_rows,
     fit,
     in_batches,
+    json_object,
     list_files,
-    open_pool,
     sizes_of,
     uid_column,
 )

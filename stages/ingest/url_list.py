@@ -11,14 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import ORIGINAL_HEIGHT, ORIGINAL_WIDTH, REASON, TEXT, UID, URL, Column
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
 from clipmill.stages.ingest._columns import (
     Asked,
-    asked_by,
-    check_extra,
     fitted,
     is_most,
     refuse_uids,
@@ -26,6 +25,7 @@ from clipmill.stages.ingest._columns import (
     shortened,
     try_first,
 )
+from clipmill.stages.ingest._extra import asked_by, check_extra
 from clipmill.stages.ingest._text_rows import (
     DELIMITER,
     MAX_LINE_BYTES,
@@ -38,7 +38,7 @@ from clipmill.stages.ingest._text_rows import (
     text_rows,
     unparsed_nowhere,
 )
-from clipmill.stages.ops.parquet_rows import (
+from clipmill.stages.ops.tables.parquet_rows import (
     Source,
     counted,
     groups_in,
@@ -46,13 +46,12 @@ from clipmill.stages.ops.parquet_rows import (
     parquet_rows,
     scan_parquet,
 )
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.pools import (
     any_of,
     failing_its_shard,
     first_reason,
     first_rows,
     list_files,
-    open_pool,
     sizes_of,
     uid_column,
     uid_values,

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipmill.metadata.globs import open_pool
 from clipmill.metadata.schema import (
     HEIGHT,
     IMAGE,
@@ -27,9 +28,8 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, Task
 from clipmill.pipeline.errors import ShardError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, later, location
-from clipmill.stages.ingest._text_rows import json_object
-from clipmill.stages.ops import tars
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables import tars
+from clipmill.stages.ops.tables.pools import (
     IMAGE_SUFFIXES,
     any_of,
     failing_its_shard,
@@ -37,8 +37,8 @@ from clipmill.stages.ops.tables import (
     first_rows,
     fit,
     in_batches,
+    json_object,
     list_files,
-    open_pool,
     sizes_of,
     uid_column,
     uid_values,

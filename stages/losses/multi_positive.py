@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clipmill.stages.clip.embedded import Embedded
-from clipmill.stages.losses._texts import texts_of_row
+from clipmill.stages.clip.embedded import Embedded, texts_of_row
 from clipmill.stages.losses._tiled import log_sum_exp
 
 # Shapes: N local rows and M texts, G rows and H texts of the whole batch; of a place k among the

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from clipmill.stages.clip.embedded import Embedded
-from clipmill.stages.losses._texts import share_of_text
+from clipmill.stages.clip.embedded import Embedded, share_of_text
 from clipmill.stages.losses.siglip import costs
 
 TEXTS = "all"

@@ -1,15 +1,12 @@
 """`checkpoint:URI` and `stage:NAME`: models of images and texts that train.clip stored."""
 
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.metadata.keys import redacted
-from clipmill.pipeline.dataset import Put
 from clipmill.pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ def load(
     """
     import torch
 
-    from clipmill.stages.clip.towers import rebuilt
+    from clipmill.stages.clip.named import rebuilt
     from clipmill.stages.models.saved import built, read_model
 
     width(name)
@@ -48,19 +45,6 @@ def load(
     where = f"{redacted(name)}, `architecture` in model.json"
     model = built(partial(rebuilt, facts), weights, where, lambda towers: towers.network)
     return TrainedClip(model, facts["sha256"], device)
-
-
-def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> None:
-    """Stores a model: its weights, then the card that rebuilds it."""
-    from clipmill.stages.clip.model_card import beside
-    from clipmill.stages.models.saved import put_model
-
-    card = {**model.facts, **facts}
-    for name, text in beside(card).items():
-        path = scratch / name
-        path.write_text(text, encoding="utf-8")
-        put(name, path)
-    put_model(put, scratch, KIND, card, model.network.state_dict())
 
 
 class TrainedClip:

@@ -19,9 +19,9 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipmill.stages.models.saved import weights_digest
-from clipmill.stages.ops.half import half
+from clipmill.stages.ops.images.resize import resize
 from clipmill.stages.ops.outside import need_weights
-from clipmill.stages.ops.resize import resize
+from clipmill.stages.ops.vectors.half import half
 
 # Shapes: N images or texts, D width of the features, H x W pixels, B batch, T tokens, E the width
 # inside a network.

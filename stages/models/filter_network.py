@@ -8,10 +8,13 @@ ridge (Vinod 1976), so that a CPU learns in seconds from all pairs there are. Ro
 features, to unit length, are Perronnin et al.'s (2010).
 """
 
+import zlib
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,10 +23,9 @@ from torch.nn import functional
 from clipmill.metadata.keys import redacted
 from clipmill.stages.models.features import in_batches
 from clipmill.stages.models.saved import built, read_model
-from clipmill.stages.ops.words import Texts, WordBags, word_bags
 
 # Shapes: N rows, D width of the embedding, I and T widths of image and text features, V buckets of
-# words that some caption has, S = T + V, B a batch, R directions.
+# words that some caption has, S = T + V, B a batch, R directions; N texts, W words of all of them.
 
 KIND = "filter_network"
 WORDS = 4096  # buckets; of the full pool AUC .713, with half as many .707, with twice .716
@@ -35,6 +37,8 @@ ROUNDING = 1e-12  # of a variance, against the mean's square
 LEAST = 1e-6  # of the greatest correlation: those below are rounding
 ROWS = 64  # a batch when embedding: one shape, so that no value depends on the others
 SUMMED = 4096  # rows in float64 at a time
+
+Texts: TypeAlias = pa.ChunkedArray | list[str]
 
 
 class FilterNetwork(nn.Module):
@@ -75,6 +79,17 @@ def rooted(x_NI: Tensor) -> Tensor:
     length_N1 = size_NI.sum(1, keepdim=True).sqrt().clamp(min=ROUNDING)  # of the roots
     size_NI.clamp_(min=1e-30)  # MKL takes five times as long for the root of 0, which most are
     return size_NI.sqrt_().copysign_(x_NI).div_(length_N1)
+
+
+class WordBags(NamedTuple):
+    """The bucket of every word, text after text."""
+
+    bucket_W: NDArray[np.int64]
+    count_N: NDArray[np.int64]  # of each text's words; 0 of a null
+
+    def starts(self) -> NDArray[np.int64]:
+        """(N,) the place of each text's first word."""
+        return np.cumsum(self.count_N) - self.count_N
 
 
 def _weights(bags: WordBags) -> NDArray[np.float64]:
@@ -225,3 +240,15 @@ class Embedder:
                 return head(torch.tensor(row_BF, device=self.device))
 
         return in_batches(call, row_NF, ROWS, self.width)
+
+
+WORD = r"\w+"
+
+
+def word_bags(texts: Texts, buckets: int) -> WordBags:
+    """Words in lower case, hashed by CRC-32; a word that a text repeats counts again."""
+    words = pl.Series(texts, dtype=pl.String).str.to_lowercase().str.extract_all(WORD)
+    count_N = words.list.len().fill_null(0).to_numpy().astype(np.int64)
+    spoken = words.explode().drop_nulls().to_arrow().dictionary_encode()  # they repeat
+    hash_U = [zlib.crc32(word.encode()) % buckets for word in spoken.dictionary.to_pylist()]
+    return WordBags(np.array(hash_U, np.int64)[spoken.indices.to_numpy()], count_N)

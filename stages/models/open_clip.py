@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.clip.open_clip_config import config_of
+from clipmill.stages.clip.open_clip_config import config_of, encode_short, is_causal, middle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 ROWS = 32  # a call of a tower always has as many, so that no value depends on its neighbours
 STEP = 8  # tokens that the length of a prompt is rounded up to
-MAX_ASPECT = 1000  # longer side to shorter; at a network's 224 pixels 200 MB
 
 
 def width(name: str) -> int:
@@ -128,42 +127,6 @@ class OpenClip:
                 whole = torch.cat([part, filling]).to(self.device)
                 out.append(encode(whole, normalize=True)[: len(part)].float().cpu())
         return torch.cat(out).numpy()
-
-
-def is_causal(model: Any) -> bool:
-    """Whether what follows a text changes none of its values: its tower is open_clip's own, reads
-    from left to right, and gives what stands at the mark of the end."""
-    text = getattr(model, "text", model)
-    own = all(hasattr(text, name) for name in ("attn_mask", "positional_embedding"))
-    own = own and getattr(text, "cls_emb", None) is None  # CoCa reads its last token
-    pool = getattr(text, "pool_type", getattr(model, "text_pool_type", ""))
-    return own and text.attn_mask is not None and pool == "argmax"
-
-
-def encode_short(model: Any, token_NL: "Tensor") -> "Tensor":
-    """(N, D) of texts in fewer tokens than the context, by a network that is_causal."""
-    import torch
-
-    if hasattr(model, "text"):  # this class takes any length
-        return model.encode_text(token_NL)
-    length = token_NL.shape[1]
-    x_NLW = model.token_embedding(token_NL) + model.positional_embedding[:length]
-    x_NLW = model.transformer(x_NLW, attn_mask=model.attn_mask[:length, :length])
-    x_NLW = model.ln_final(x_NLW)
-    x_NW = x_NLW[torch.arange(len(x_NLW), device=x_NLW.device), token_NL.argmax(dim=-1)]
-    projection = model.text_projection
-    return projection(x_NW) if isinstance(projection, torch.nn.Linear) else x_NW @ projection
-
-
-def middle(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image, cut to its middle where it is longer than MAX_ASPECT times its width.
-
-    A network's preprocessing brings the shorter side to its own, then cuts out a square: a line of
-    one pixel by a million would fill 200 GB on the way.
-    """
-    most = MAX_ASPECT * min(image_HW3.shape[:2])
-    top, left = (max(0, side - most) // 2 for side in image_HW3.shape[:2])
-    return image_HW3[top : top + most, left : left + most]
 
 
 def _created(open_clip: Any, network: str, tag: str | None, file: Path | None, device: str) -> Any:

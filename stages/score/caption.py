@@ -1,13 +1,18 @@
 """What is wrong with captions that were made, and how well each fits its image: a value a text."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
 
+from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import (
     CAPTIONS,
     IMAGE_EMBEDDING,
@@ -32,7 +37,8 @@ from clipmill.metadata.schema import (
     TEXTS,
     Column,
 )
-from clipmill.pipeline.errors import RecipeError
+from clipmill.metadata.storage import Storage, open_uri
+from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
     Gigabytes,
     Gpus,
@@ -43,12 +49,16 @@ from clipmill.pipeline.stage import (
     Worker,
     location,
 )
-from clipmill.stages.models.image_text import checked_width, look_for
-from clipmill.stages.ops.languages import predictor
+from clipmill.stages.models.image_text import checked_width, load, look_for
+from clipmill.stages.models.watched import Watched, texts
 from clipmill.stages.ops.outside import need_file
-from clipmill.stages.ops.prompt_texts import prompt_texts, shipped
+from clipmill.stages.ops.texts.languages import predictor
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
-# Shapes: N rows of the batch, T texts of all of them.
+if TYPE_CHECKING:
+    from clipmill.stages.models.features import Precision
+
+# Shapes: N rows of the batch, T texts of all of them; D width of the embedding.
 
 VALUES = (
     *(TEXT_WORDS, TEXT_COPY_RATIO, TEXT_LANGUAGE, TEXT_LANGUAGE_CONFIDENCE, TEXT_FOREIGN),
@@ -152,9 +162,7 @@ class CaptionScores(RowStage):
     def open(self, worker: Worker) -> RowFunction:
         import polars as pl
 
-        from clipmill.stages.score._cut import rarity
-        from clipmill.stages.score._embedded import text_embedder
-        from clipmill.stages.score._values import Looked
+        from clipmill.stages.score._values import Looked, rarity
         from clipmill.stages.score._words import words_of
 
         prompts, digest = prompt_texts(shipped() if self.prompts is None else self.prompts)
@@ -171,8 +179,7 @@ class CaptionScores(RowStage):
 
 def caption_scores(stage: CaptionScores, name: str, looked, embed, batch: pa.Table) -> pa.Table:
     """The captions of every row and their values, and a reason where there is none."""
-    from clipmill.stages.ops.text_lists import flat_texts, listed, text_list
-    from clipmill.stages.score._embedded import clip_scores
+    from clipmill.stages.ops.texts.lists import flat_texts, listed, text_list
     from clipmill.stages.score._values import known_texts, values_of
 
     texts = flat_texts(batch, stage.captions, has_own=TEXT.name in batch.column_names)
@@ -193,3 +200,97 @@ def caption_scores(stage: CaptionScores, name: str, looked, embed, batch: pa.Tab
     return pa.table(
         {TEXTS.name: text_list(texts, texts_N), **lists, REASON.name: reason.cast(REASON_TYPE)}
     )
+
+
+Embed = Callable[[list[str]], NDArray[np.float32]]  # texts to unit rows (T, D)
+
+
+def text_embedder(model: str, precision: "Precision", worker: Worker) -> Embed:
+    """The model's text tower; of a filter network, MiniLM, words and the network's head."""
+    uri = worker.model or (model.partition(":")[2] if model.startswith("checkpoint:") else None)
+    if uri is not None and _is_filter_network(uri):
+        return _by_filter_network(uri, model, precision, worker)
+    name = f"checkpoint:{worker.model}" if worker.model else model
+    network = load(name, worker.device, worker.threads)
+    if worker.model is None and network.sha256:  # a stage's model is the engine's to watch
+        worker.pin(model, network.sha256)
+    return network.embed_texts
+
+
+def _is_filter_network(uri: str) -> bool:
+    from clipmill.stages.models.filter_network import KIND
+    from clipmill.stages.models.saved import cards, read_card
+
+    return bool(read_card(Storage(uri), cards(uri)[0]).get("kind") == KIND)
+
+
+def _by_filter_network(uri: str, model: str, precision: "Precision", worker: Worker) -> Embed:
+    from clipmill.stages.models.features import TextFeatures
+    from clipmill.stages.models.filter_network import Embedder
+
+    features = TextFeatures(precision, worker.device, worker.threads)
+    network = Embedder(uri, worker.device, worker.threads)
+    worker.pin("all-MiniLM-L6-v2", features.sha256)
+    if worker.model is None:
+        worker.pin(model, network.sha256)
+    return Watched(lambda some: network.embed_texts(features(some), some), texts, model)
+
+
+def clip_scores(
+    batch: pa.Table, texts: list[str], row_T: NDArray[np.integer], embed: Embed, stage: str
+) -> pa.Array:
+    """(T,) cosine of each text and its row's image, -1 to 1; null without an embedding of it."""
+    image_ND = as_matrix(batch[IMAGE_EMBEDDING.name])
+    unique = list(dict.fromkeys(texts))
+    place = {text: number for number, text in enumerate(unique)}
+    if not unique:
+        return pa.array([], pa.float32())
+    text_UD = embed(unique)
+    if image_ND.shape[1] not in (0, text_UD.shape[1]):  # 0: no row of the batch has one
+        raise StageError(
+            found=f"image embeddings of {image_ND.shape[1]} numbers, texts' of {text_UD.shape[1]}",
+            where=f"stage '{stage}', key `model`",
+            do="name the model that embedded the images",
+        )
+    if image_ND.shape[1] == 0:
+        return pa.nulls(len(texts), pa.float32())
+    # In float64: processors sum in their own order, and round alike after.
+    text_TD = text_UD[[place[text] for text in texts]].astype(np.float64)
+    image_TD = image_ND[row_T].astype(np.float64)
+    norm_T = np.sqrt(np.vecdot(image_TD, image_TD)) * np.sqrt(np.vecdot(text_TD, text_TD))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is our NaN
+        cosine_T = np.clip(np.vecdot(image_TD, text_TD) / norm_T, -1, 1)
+    return pa.array(cosine_T.astype(np.float32), mask=np.isnan(cosine_T))
+
+
+CAPTION = Path(__file__).parents[1] / "caption"  # its banks/ and prompts/ come with clipmill
+
+
+def shipped() -> list[str]:
+    """The prompt and bank files that come with clipmill."""
+    return sorted(str(file) for file in CAPTION.glob("*/*.yaml"))
+
+
+def prompt_texts(files: Sequence[str]) -> tuple[list[str], str]:
+    """Every text in these YAML files, and a digest of them; RecipeError where one is no YAML."""
+    texts: list[str] = []
+    for file in files:
+        store, path = open_uri(file)
+        with store.open_input_stream(path) as stream:
+            body = stream.read()
+        try:
+            texts += _texts(yaml.safe_load(body))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = f"key `prompts`: {redacted(file)}"
+            said = str(error).splitlines()[0]
+            raise RecipeError(f"no YAML: {said}", where, "mend the file") from None
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return texts, digest
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipmill.metadata.schema import IMAGE_EMBEDDING, REASON, REASON_TYPE, TEXT_EMBEDDING, Column
 from clipmill.pipeline.stage import RowFunction, RowStage, Worker
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix
 
 # Shapes: N rows of the batch, D width of the embedding.
 

@@ -1,9 +1,10 @@
 """Rows by their cluster: which are ranked, how many are wanted, and the first so many of a rank."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,18 @@ from clipmill.metadata.schema import (
 )
 from clipmill.pipeline.dataset import State
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.pipeline.stage import Parts, Threshold, Verdicts
-from clipmill.stages.ops.keeper import DROPPED, in_order
+from clipmill.pipeline.stage import (
+    DatasetStage,
+    Gigabytes,
+    OneUp,
+    Parts,
+    Resources,
+    Share,
+    Threshold,
+    Verdicts,
+    location,
+)
+from clipmill.stages.ops.tables.rows import DROPPED, in_order
 from clipmill.stages.select._judged import NO_IMAGE, first_of, left_out
 from clipmill.stages.select._least import least_of_parts
 
@@ -34,6 +45,78 @@ UNDEFINED = tuple(f"undefined:{c.name}" for c in (CLUSTER_ID, CENTROID_COSINE))
 PRUNED = "pruned"
 REASONS = (DROPPED, NO_IMAGE, *UNDEFINED, PRUNED)
 FIXED = 2.0**30  # a distance in fixed point: sums over 2^32 rows fit into 64 bits, in any order
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedSelect(DatasetStage):
+    """A select of so many rows, by a rank whose least values stay at any size."""
+
+    rows: OneUp | None = None  # how many rows to keep
+    fraction: Share | None = None  # or: which share of those that are ranked
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+
+    determinism = "exact"
+    rank: ClassVar[str]  # the column
+
+    def __post_init__(self) -> None:
+        if (self.rows is None) == (self.fraction is None):
+            found = "rows and fraction say" if self.rows else "nothing says"
+            do = "give one of the two: fraction: 0.3, or rows: 1000"
+            raise RecipeError(f"{found} how much stays", "its settings", do)
+
+    @property
+    def resources(self) -> Resources:  # all centroids, and the clusters of a partition
+        return Resources(memory_gb=self.memory_gb)
+
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """`rows` or `fraction`, which the stored ranks answer."""
+        name, value = ("fraction", self.fraction) if self.rows is None else ("rows", self.rows)
+        return (
+            Threshold(
+                name=name,
+                column=self.rank,
+                sign="=",
+                value=float(value or 0),
+                text=f"{name} = {value}",
+                made=(self.rank,),
+                is_size=True,
+            ),
+        )
+
+    def verdicts(
+        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
+    ) -> Iterator[Verdicts]:
+        """The rows of the least ranks, as many as each value says; ValueError if it cannot be."""
+        rank = made[threshold.column]
+        ranked_N = np.flatnonzero(rank.is_valid().to_numpy())
+        order_N = ranked_N[in_order(rows.take(ranked_N), rank.drop_null().to_numpy())]
+        for value in values:
+            kept = size_of(threshold.name, value, len(order_N))
+            keep_N = np.zeros(len(rows), bool)
+            keep_N[order_N[:kept]] = True
+            yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+
+    def surveyed(
+        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
+    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
+        """The same, of rows that are not all at hand."""
+        sizes = [partial(size_of, threshold.name, value) for value in values]
+        kept = least_of_parts(threshold.column, sizes, parts)
+
+        def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
+            for value, keep_N in zip(values, kept(rows, made), strict=True):
+                yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
+
+        return verdicts
+
+    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
+        """Rank in its cluster, rows of it that stay, and from what size it does, if ranked."""
+        if reason not in ("", PRUNED):
+            return ""
+        return (
+            f"it is row {made[CLUSTER_RANK.name]:,} there, and {made[CLUSTER_QUOTA.name]:,} stay;"
+            f" it stays from {made[self.rank]:,.10g} rows on"
+        )
 
 
 def population(shard: pa.Table) -> pa.Table:
@@ -65,14 +148,6 @@ def sizes(partition: pa.Table) -> State:
     return {"cluster_K": cluster_K, "size_K": np.bincount(index_N), "apart_K": apart_K}
 
 
-def one_size(rows: int | None, fraction: float | None) -> None:
-    """RecipeError where not just one of `rows` and `fraction` is given."""
-    if (rows is None) == (fraction is None):
-        found = "rows and fraction say" if rows else "nothing says"
-        do = "give one of the two: fraction: 0.3, or rows: 1000"
-        raise RecipeError(f"{found} how much stays", "its settings", do)
-
-
 def wanted(rows: int | None, fraction: float | None, ranked: int, stage: str) -> int:
     """How many rows to keep; StageError where more are wanted than there are."""
     if rows is not None and rows > ranked:
@@ -84,48 +159,6 @@ def wanted(rows: int | None, fraction: float | None, ranked: int, stage: str) ->
     return int(ranked * (fraction or 0)) if rows is None else rows
 
 
-def size_threshold(rows: int | None, fraction: float | None, column: str) -> Threshold:
-    """`rows` or `fraction`, which the stored ranks answer."""
-    name, value = ("fraction", fraction) if rows is None else ("rows", rows)
-    return Threshold(
-        name=name,
-        column=column,
-        sign="=",
-        value=float(value or 0),
-        text=f"{name} = {value}",
-        made=(column,),
-        is_size=True,
-    )
-
-
-def first_by_rank(
-    threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
-) -> Iterator[Verdicts]:
-    """The verdicts with each value as `rows` or `fraction`; ValueError where it cannot be."""
-    rank = made[threshold.column]
-    ranked_N = np.flatnonzero(rank.is_valid().to_numpy())
-    order_N = ranked_N[in_order(rows.take(ranked_N), rank.drop_null().to_numpy())]
-    for value in values:
-        kept = size_of(threshold.name, value, len(order_N))
-        keep_N = np.zeros(len(rows), bool)
-        keep_N[order_N[:kept]] = True
-        yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
-
-
-def first_of_parts(
-    threshold: Threshold, values: Sequence[Decimal], parts: Parts
-) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-    """As `first_by_rank`, of rows that are not all at hand."""
-    sizes = [partial(size_of, threshold.name, value) for value in values]
-    kept = least_of_parts(threshold.column, sizes, parts)
-
-    def verdicts(rows: pa.Table, made: pa.Table) -> Iterator[Verdicts]:
-        for value, keep_N in zip(values, kept(rows, made), strict=True):
-            yield Verdicts(float(value), f"{threshold.name} = {value:f}", keep_N)
-
-    return verdicts
-
-
 def size_of(name: str, value: Decimal, ranked: int) -> int:
     """The rows that a value of `rows` or `fraction` means; ValueError where it cannot be."""
     if name == "fraction":
@@ -135,13 +168,3 @@ def size_of(name: str, value: Decimal, ranked: int) -> int:
     if not 1 <= value <= ranked or value != int(value):
         raise ValueError(f"rows is {value}; it is a whole number, 1 to {ranked:,}")
     return int(value)
-
-
-def explained(reason: str, made: Mapping[str, Any], rank: str) -> str:
-    """Rank in its cluster, rows of it that stay, and from what size it does, of a ranked row."""
-    if reason not in ("", PRUNED):
-        return ""
-    return (
-        f"it is row {made[CLUSTER_RANK.name]:,} there, and {made[CLUSTER_QUOTA.name]:,} stay;"
-        f" it stays from {made[rank]:,.10g} rows on"
-    )

@@ -4,15 +4,24 @@ A concept of weight w draws u * w, u uniform in [0, 1) and a hash of seed, stage
 Below t that is with probability min(1, t / w), whatever t; the least draw of a row tells them all.
 """
 
+import json
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CONCEPT_IDS, IMAGE_BYTES, KEEP, UID
+from clipmill.metadata.concepts.load import ConceptList
+from clipmill.metadata.schema import CONCEPT_IDS, IDENTITY, IMAGE_BYTES, KEEP, UID
 from clipmill.metadata.uid import coin, coin_hash
+from clipmill.pipeline.dataset import Context, Shards, State, Task
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.select import _cut as cut
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
@@ -83,3 +92,124 @@ def may_draw(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
 def drawing(rows: pa.Table) -> pa.Table:
     """The rows that draw."""
     return rows.filter(pa.array(np.logical_and.reduce([*may_draw(rows).values()])))
+
+
+ENGLISH = "en"
+DIGITS = 4  # of a float64
+
+
+def share_below(count_E: NDArray, t: float) -> float:
+    """Share of all pairs that belong to concepts of fewer than t rows."""
+    return float(count_E[count_E < t].sum() / max(1, count_E.sum()))
+
+
+def tail_count(count_E: NDArray, share: float) -> float:
+    """The count up to which concepts, rarest first, hold nearest to this share of all pairs."""
+    count = np.sort(count_E[count_E > 0])
+    if not len(count):
+        return np.inf
+    return float(count[np.abs(np.cumsum(count) / count.sum() - share).argmin()])
+
+
+def by_language(
+    count_E: NDArray, concepts: ConceptList, t: float | None, tail_share: float | None, stage: str
+) -> tuple[NDArray[np.float64], float]:
+    """Each concept's count in units of English's t, and that t."""
+    ids = {name: places.to_numpy() for name, places in concepts.by_language()}
+    if ENGLISH not in ids:
+        raise StageError(
+            found=f"no concept of language '{ENGLISH}' in the list",
+            where=f"stage '{stage}', key `per_language`",
+            do="leave per_language out, or build the list with --language",
+        )
+    share = tail_share or share_below(count_E[ids[ENGLISH]], t or np.inf)
+    t_of = {name: tail_count(count_E[places], share) for name, places in ids.items()}
+    t = t_of[ENGLISH] = t or t_of[ENGLISH]
+    weight_E = np.empty(len(count_E))
+    for name, places in ids.items():  # multiplied first: a count up to its t is at most t
+        weight_E[places] = count_E[places] * t / t_of[name]
+    return weight_E, t
+
+
+def leaving(wanted: int, matched: int, draw: Draw, rows: Shards, ctx: Context) -> float:
+    """The t below which the wanted number of ranks lies, of those of the matched rows."""
+    if wanted > matched:
+        raise StageError(
+            found=f"{wanted:,} rows wanted, and {matched:,} have a concept",
+            where=f"stage '{ctx.worker.stage}', key `rows`",
+            do="want fewer, or match with a list of more concepts",
+        )
+    if wanted == matched:
+        return np.inf
+    ranked = ctx.map_shards(partial(with_ranks, draw), rows)
+    nth, digits = matched - wanted, cut.EVERYTHING  # from the greatest rank down
+    for _ in range(DIGITS):
+        survey = ctx.reduce(partial(rank_digits, begin=digits), ranked, added)
+        digits, nth = cut.extend(digits, nth, survey["by_digit"])
+    return as_float(digits)
+
+
+def with_ranks(draw: Draw, rows: pa.Table) -> pa.Table:
+    """The rows that draw, with their rank."""
+    some = drawing(rows)
+    pairs = Pairs.of(some)
+    rank_N = pa.array(pairs.least(draw.of(some, pairs)))
+    return some.select(IDENTITY).append_column("rank", rank_N)
+
+
+def rank_digits(rows: pa.Table, *, begin: cut.Cut) -> State:
+    return {"by_digit": cut.next_digit(cut.value_digits(rows["rank"]), begin)}
+
+
+def as_float(digits: cut.Cut) -> float:
+    """The number, 0 or above, that has these digits in `cut.value_digits`."""
+    bits = int.from_bytes(np.array(digits, ">u2").tobytes()) ^ (1 << 63)
+    return float(np.array(bits, np.uint64).view(np.float64))
+
+
+FIXED = 2.0**24  # sums of probabilities in fixed point: 2^38 rows fit into 64 bits
+TABLE, SUMMARY = "concepts.parquet", "balance.json"
+
+
+def kept_counts(draw: Draw, t: float, rows: pa.Table) -> State:
+    """Kept rows of each concept; kept rows, their expected number and its variance."""
+    some = drawing(rows)
+    pairs = Pairs.of(some)
+    keep_N = pairs.least(draw.of(some, pairs)) < t
+    chance_N = pairs.keep_probability(draw.probability(t))
+    kept_M = pairs.concept[np.repeat(keep_N, pairs.size)]
+    return {
+        "kept_E": np.bincount(kept_M, minlength=len(draw.weight)),
+        "kept": np.array(keep_N.sum()),
+        "expected": np.array(in_fixed_point(chance_N).sum()),
+        "variance": np.array(in_fixed_point(chance_N * (1 - chance_N)).sum()),
+    }
+
+
+def in_fixed_point(value_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(value_N * FIXED).astype(np.int64)  # whose sum no order of rows changes
+
+
+def put_tables(
+    concepts: ConceptList, draw: Draw, sums: dict[str, Any], item: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """out/concepts.parquet: every entry's count before and after. out/balance.json: the sizes."""
+    summary = {
+        "t": item["t"] if item["t"] < np.inf else None,  # JSON has no infinity
+        **{name: int(sums[name]) for name in ("rows", "matched", "kept")},
+        "entries_dropped": concepts.dropped,
+        "expected": float(sums["expected"] / FIXED),
+        "sigma": float(np.sqrt(sums["variance"] / FIXED)),
+    }
+    table = concepts.table.drop_columns(["count"])
+    for name, values in (("count", sums["count_E"]), ("kept", sums["kept_E"])):
+        table = table.append_column(name, pa.array(values, pa.int64()))
+    met_E = sums["count_E"] > 0
+    t_E = np.full(len(met_E), np.nan)
+    t_E[met_E] = item["t"] * sums["count_E"][met_E] / draw.weight[met_E]  # of its language
+    table = table.append_column("t", pa.array(t_E, mask=~met_E))
+    pq.write_table(table, task.worker.scratch / TABLE, compression="zstd")
+    (task.worker.scratch / SUMMARY).write_text(json.dumps(summary))
+    for name in (TABLE, SUMMARY):
+        task.put_file(name, task.worker.scratch / name)
+    return summary

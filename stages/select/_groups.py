@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import UID
 from clipmill.metadata.uid import coin, coin_hash
 from clipmill.pipeline.dataset import Context, Shards, State
-from clipmill.stages.ops.keeper import in_order
-from clipmill.stages.ops.states import added, joined
+from clipmill.stages.ops.tables.rows import added, in_order, joined
 
 # Shapes: N rows, B buckets, G slices of values in a partition; of the pool, V frequent values and
 # M slices of them.

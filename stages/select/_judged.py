@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REASON_TYPE
-from clipmill.stages.ops.keeper import DROPPED, dropped_before
+from clipmill.stages.ops.tables.rows import DROPPED, dropped_before
 
 # Shapes: N rows.
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from clipmill.metadata.schema import IDENTITY
 from clipmill.pipeline.dataset import State
 from clipmill.pipeline.stage import Parts
-from clipmill.stages.ops.keeper import in_order
-from clipmill.stages.ops.states import added
+from clipmill.stages.ops.tables.rows import added, in_order
 from clipmill.stages.select import _cut as cut
 
 # Shapes: N rows, D digits of a rank.

@@ -28,12 +28,21 @@ from clipmill.metadata.schema import (
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share, Threshold, Verdicts
-from clipmill.stages.ops.concept_lists import opened
-from clipmill.stages.ops.outside import listing_digest, need_file
-from clipmill.stages.ops.states import added
-from clipmill.stages.select._concept_counts import SUMMARY, TABLE, kept_counts, put_tables
-from clipmill.stages.select._draws import Draw, Pairs, drawing, may_draw
-from clipmill.stages.select._t import by_language, leaving, tail_count
+from clipmill.stages.ops.outside import concept_list, listing_digest, need_file
+from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.select._draws import (
+    SUMMARY,
+    TABLE,
+    Draw,
+    Pairs,
+    by_language,
+    drawing,
+    kept_counts,
+    leaving,
+    may_draw,
+    put_tables,
+    tail_count,
+)
 
 # Shapes: N rows, M pairs of a row and one of its concepts, E entries of the list.
 
@@ -147,7 +156,7 @@ class Balance(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         rows, worker = inputs.rows, ctx.worker
-        concepts = opened(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
+        concepts = concept_list(self.concepts, where=f"stage '{worker.stage}', key `concepts`")
         draw = Draw(seed=worker.seed, stage=worker.stage, weight=np.ones(len(concepts)))
         t = np.inf
         if len(rows):

@@ -26,22 +26,18 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Context, Inputs, State
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import (
-    DatasetStage,
-    Gigabytes,
     NonEmpty,
     OneUp,
     Parts,
-    Resources,
     Share,
     Threshold,
     Verdicts,
-    location,
 )
-from clipmill.stages.ops.centroids import look_for
-from clipmill.stages.ops.keeper import DROPPED, PREFERENCE, Keep, best_first, preference
 from clipmill.stages.ops.outside import listing_digest
-from clipmill.stages.ops.states import added
-from clipmill.stages.select._clustered import one_size, size_of, size_threshold, wanted
+from clipmill.stages.ops.tables.keeper import PREFERENCE, Keep, best_first, preference
+from clipmill.stages.ops.tables.rows import DROPPED, added
+from clipmill.stages.ops.vectors.centroids import look_for
+from clipmill.stages.select._clustered import SizedSelect, size_of, wanted
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -65,7 +61,7 @@ OUT = "balanced_out"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BalancedTree(DatasetStage):
+class BalancedTree(SizedSelect):
     """Whether a row stays, and its `tree_rank`, 1 up; null for rows without a cluster.
 
     Clusters are the leaves of a tree, whose upper `levels` are k-means of the centroids below. From
@@ -93,10 +89,9 @@ class BalancedTree(DatasetStage):
     # a cluster's rows by hash, or those most or least like its centroid first; then by uid
     order: Literal["random", "nearest", "farthest"] = "random"
     rounds: OneUp = 20  # of the k-means of a level, at most; fewer when no node moves any more
-    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
-    determinism = "exact"
+    rank = TREE_RANK.name
     takes = ("rows", "centroids")
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, *MADE)
@@ -108,7 +103,7 @@ class BalancedTree(DatasetStage):
     )
 
     def __post_init__(self) -> None:
-        one_size(self.rows, self.fraction)
+        super().__post_init__()
         for below, above in pairwise(self.levels):
             if above >= below:
                 found = f"levels go from {below} up to {above} nodes"
@@ -119,10 +114,6 @@ class BalancedTree(DatasetStage):
     def reads(self) -> tuple[Column, ...]:
         return (CLUSTER_ID,) if self.order == "random" else (CLUSTER_ID, CENTROID_COSINE)
 
-    @property
-    def resources(self) -> Resources:  # all centroids, and the clusters of a partition
-        return Resources(memory_gb=self.memory_gb)
-
     def look(self) -> None:
         look_for(self.centroids)
 
@@ -132,7 +123,7 @@ class BalancedTree(DatasetStage):
 
     def thresholds(self) -> tuple[Threshold, ...]:
         """The target, as a number or a share of rows."""
-        return (replace(size_threshold(self.rows, self.fraction, TREE_RANK.name), sign="<="),)
+        return (replace(super().thresholds()[0], sign="<="),)
 
     def verdicts(
         self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
@@ -158,8 +149,13 @@ class BalancedTree(DatasetStage):
         )
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.select._levels import clusters_alone, of_clusters, parents_of
-        from clipmill.stages.select._tree import Tree, put_tree
+        from clipmill.stages.select._tree import (
+            Tree,
+            clusters_alone,
+            of_clusters,
+            parents_of,
+            put_tree,
+        )
 
         where = f"stage '{ctx.worker.stage}'"
         source = inputs.centroids, self.centroids, where, self.outside()

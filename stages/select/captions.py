@@ -28,14 +28,21 @@ from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Context, Inputs, Shards, State
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Share
-from clipmill.stages.ops.caption_cuts import CUTS
-from clipmill.stages.ops.keeper import dropped_before
-from clipmill.stages.ops.text_lists import listed
+from clipmill.stages.ops.tables.rows import dropped_before
+from clipmill.stages.ops.texts.lists import listed
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select import _sql as sql
-from clipmill.stages.select._caption_rules import WORDS, broken_rules
-from clipmill.stages.select._mixes import SHARES, Bools, Flat, Mix, mixed_texts
-from clipmill.stages.select._texts import Texts
+from clipmill.stages.select._captions import (
+    CUTS,
+    SHARES,
+    WORDS,
+    Bools,
+    Flat,
+    Mix,
+    Texts,
+    broken_rules,
+    mixed_texts,
+)
 from clipmill.stages.select._top import Top, rankable, reaching, search
 
 # Shapes: N rows, T texts of all of them.
@@ -255,7 +262,14 @@ def judged(
 ) -> pa.Table:
     """What is stored of every row."""
     texts = Texts(shard, stage.captions)
-    broken = broken_rules(stage, texts)
+    broken = broken_rules(
+        texts,
+        checked=stage.checked,
+        conjuncts=stage.conjuncts,
+        lists=stage.lists,
+        cuts=stage.cuts,
+        most_images=stage.most_images,
+    )
     reason_T, flat = broken.reason_T, stage_flat(stage, texts, broken.passes_T)
     if stage.mix == "blip2":
         takes_made_N = ~is_above(originals(stage, shard), highest.lowest)

@@ -1,9 +1,10 @@
 """What several selects keep, put together: in all of them, in any, in one but not another."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,11 +16,22 @@ from clipmill.metadata.schema import IDENTITY, IMAGE_BYTES, KEEP, REASON, REPEAT
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, Threshold, Verdicts
-from clipmill.stages.select._condition import DROPPED_BY, KEPT_BY, Condition, any_of, condition
 
-# Shapes: N rows, K selects.
+# Shapes: N rows, K selects; K names, C = 2^K combinations of them.
 
 Weight = Annotated[int, Meta(ge=1, le=1_000_000)]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The names in the order in which they stand; of each combination of them, whether it holds,
+    and the number of its reason, 0 where it holds."""
+
+    names: tuple[str, ...]
+    holds: Bools  # (C,)
+    reasons: tuple[str, ...]
+    reason: NDArray[np.int32]  # (C,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +157,110 @@ def times(stage: Combine, rows: pa.Table, keep_NK: NDArray[np.bool_]) -> NDArray
             there_N = rows[read].fill_null(1).to_numpy().astype(np.int64)
         sum_N += np.where(keep_NK[:, k], weight * there_N, 0)
     return sum_N
+
+
+MOST_NAMES = 12  # 4,096 combinations
+BINDS = {"or": 1, "and": 2, "not": 3}  # how closely
+TOKEN = re.compile(r"\s*(?:([()])|([A-Za-z][A-Za-z0-9_-]*)|(\S+))")
+NAME = re.compile(r"(?!(?i:and|or|not)$)[A-Za-z][A-Za-z0-9_-]*")
+DROPPED_BY, KEPT_BY = "dropped_by:", "kept_by:"
+
+
+@cache
+def condition(text: str) -> Condition:
+    """What the text says; RecipeError where it is no condition, or one that nothing bounds."""
+    words = [bracket or name or other for bracket, name, other in TOKEN.findall(text)]
+    names = tuple(dict.fromkeys(word for word in words if NAME.fullmatch(word)))
+    _check_number(names, "where")
+    combination_C = np.arange(1 << len(names))
+    value = {name: (combination_C >> k & 1).astype(bool) for k, name in enumerate(names)}
+    holds_C = _read(text, words, value)
+    if holds_C[0]:
+        raise _wrong(
+            f"`{text}` keeps rows that none of its selects keeps",
+            "say what rows are taken from: `best AND NOT blurry`",
+        )
+    if not holds_C.any():
+        raise _wrong(f"`{text}` keeps no row, whatever its selects keep", "mend it")
+    return _decided(names, holds_C)
+
+
+@cache
+def any_of(names: tuple[str, ...]) -> Condition:
+    """That at least one of them holds."""
+    _check_number(names, "repeats")
+    return _decided(names, np.arange(1 << len(names)) > 0)
+
+
+def _check_number(names: tuple[str, ...], key: str) -> None:
+    if len(names) > MOST_NAMES:
+        raise RecipeError(
+            f"{len(names)} selects, and {MOST_NAMES} are the most",
+            f"key `{key}`",
+            "combine some of them in a stage before this one",
+        )
+
+
+def _decided(names: tuple[str, ...], holds_C: Bools) -> Condition:
+    """Who decides where it does not hold: the first name to turn, on the way of the fewest turns
+    to a combination that holds."""
+    combination_C = np.arange(len(holds_C))
+    bit_K = 1 << np.arange(len(names))
+    way_C = np.where(holds_C, 0, len(names) + 1)
+    for _ in names:
+        for bit in bit_K:
+            way_C = np.minimum(way_C, way_C[combination_C ^ bit] + 1)
+    decider_C = (way_C[combination_C[:, None] ^ bit_K] < way_C[:, None]).argmax(axis=1)
+    is_kept_C = (combination_C >> decider_C & 1).astype(bool)
+    every = [f"{how}{name}" for name in names for how in (DROPPED_BY, KEPT_BY)]
+    number_C = 2 * decider_C + is_kept_C
+    used, reason_C = np.unique(number_C[~holds_C], return_inverse=True)
+    of_all_C = np.zeros(len(holds_C), np.int32)
+    of_all_C[~holds_C] = reason_C
+    return Condition(names, holds_C, tuple(every[number] for number in used), of_all_C)
+
+
+def _wrong(found: str, do: str) -> RecipeError:
+    return RecipeError(found, "key `where`", do)
+
+
+def _read(text: str, words: list[str], value: dict[str, Bools]) -> Bools:
+    """The words from left to right; what waits for its right side is settled by how it binds."""
+    answers: list[Bools] = []
+    waiting: list[str] = []
+
+    def settle(least: int) -> None:
+        while waiting and BINDS.get(waiting[-1], 0) >= least:
+            how, right = waiting.pop(), answers.pop()
+            if how == "not":
+                answers.append(~right)
+            else:
+                left = answers.pop()
+                answers.append(left & right if how == "and" else left | right)
+
+    is_open = True  # whether a name, NOT or a bracket comes next
+    for word in words:
+        kind, is_name = word.lower(), NAME.fullmatch(word) is not None
+        is_out_of_place = is_open != (is_name or kind in ("not", "("))
+        if not is_out_of_place and kind == ")":
+            settle(1)
+            is_out_of_place = not waiting
+        if is_out_of_place or not (is_name or kind in ("(", ")", *BINDS)):
+            do = "join names of select stages with AND, OR, NOT and brackets: `best AND NOT blurry`"
+            raise _wrong(f"`{word}` cannot stand where it does in `{text}`", do)
+        if is_name:
+            answers.append(value[word])
+            is_open = False
+        elif kind == ")":
+            waiting.pop()
+        else:
+            if kind in ("and", "or"):
+                settle(BINDS[kind])
+                is_open = True
+            waiting.append(kind)
+    if is_open:
+        raise _wrong(f"`{text}` breaks off", "name a select stage there")
+    settle(1)
+    if waiting:
+        raise _wrong(f"a bracket is not closed in `{text}`", "close it")
+    return answers[0]

@@ -1,66 +1,77 @@
 """Which rows stay of each cluster: more of what is wide and apart, fewer of what is dense."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import Meta
+from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_BYTES, KEEP
-from clipmill.metadata.uid import coin_hash
-from clipmill.pipeline.dataset import Context, Inputs, Shards
+from clipmill.metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IMAGE_BYTES,
+    KEEP,
+    POSITION,
+    REASON,
+    SHARD,
+    UID,
+    Column,
+)
+from clipmill.metadata.uid import coin_hash, halves
+from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.stage import (
-    DatasetStage,
-    Gigabytes,
     NonEmpty,
     OneUp,
-    Parts,
-    Resources,
-    Share,
-    Threshold,
-    Verdicts,
-    location,
 )
-from clipmill.stages.ops.centroids import look_for, read
 from clipmill.stages.ops.outside import listing_digest
-from clipmill.stages.ops.states import joined
+from clipmill.stages.ops.tables.rows import in_order, joined, put_table, put_text
+from clipmill.stages.ops.vectors.centroids import look_for, read
+from clipmill.stages.ops.vectors.matrices import unit_rows
 from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
     FIXED,
+    PRUNED,
     REASONS,
     Balance,
-    explained,
-    first_by_rank,
-    first_of_parts,
-    one_size,
+    SizedSelect,
     population,
-    size_threshold,
     sizes,
     wanted,
 )
-from clipmill.stages.select._density import (
-    DENSITY_RANK,
-    Clusters,
-    Cut,
-    Order,
-    judged,
-    placed,
-    put_tables,
-)
-from clipmill.stages.select._isolation import isolation
-from clipmill.stages.select._quotas import Quotas, probabilities
+from clipmill.stages.select._judged import judged_rows
+from clipmill.stages.select._quotas import UNIT, Quotas, probabilities, quotas
 
-# Shapes: K clusters with rows.
+# Shapes: K clusters with rows; N rows of a partition, M of them that are ranked, T rows at the
+# cut; K centroids, D width of a vector, B centroids of a block, P pairs of one and a near one.
+
+DENSITY_RANK = Column(
+    "density_rank", pa.float64(), "rows, 0 up", "The least number of rows to keep that keeps it."
+)
+Order = Literal["hard", "easy", "hash"]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clusters with rows, by number; each array is (K,)."""
+
+    number: NDArray[np.int64]
+    size: NDArray[np.int64]
+    intra: NDArray[np.float64]
+    inter: NDArray[np.float64]
+    share: NDArray[np.int64]  # of the rows wanted, in units of 1 / UNIT
+    quotas: Quotas
 
 
 @dataclass(frozen=True, kw_only=True)
-class Density(DatasetStage):
+class Density(SizedSelect):
     """Whether a row stays, and `density_rank`: the size from which it does; null without a cluster.
 
     A cluster's complexity is the mean 1 - cosine of its rows to its centroid, times the mean
@@ -81,8 +92,6 @@ class Density(DatasetStage):
     """
 
     centroids: NonEmpty  # of the clusters: "stage:NAME", or a Parquet of them
-    rows: OneUp | None = None  # how many rows to keep
-    fraction: Share | None = None  # or: which share of those that are ranked
     # temperature of the softmax: the paper's 0.1; the released code's 0.5 makes shares of
     # complexities that differ by 0.05 differ by a tenth only
     tau: Annotated[float, Meta(gt=0)] = 0.1
@@ -91,22 +100,14 @@ class Density(DatasetStage):
     neighbours: OneUp = 20  # centroids that a cluster's distance to the others is the mean of
     # which rows of a cluster come first: those far from its centroid (hard), near it, or any
     order: Order = "hard"
-    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
 
     version = 1
-    determinism = "exact"
+    rank = DENSITY_RANK.name
     takes = ("rows", "centroids")
     reads = (CLUSTER_ID, CENTROID_COSINE)
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, DENSITY_RANK, CLUSTER_RANK, CLUSTER_QUOTA)
     reasons = REASONS
-
-    def __post_init__(self) -> None:
-        one_size(self.rows, self.fraction)
-
-    @property
-    def resources(self) -> Resources:  # all centroids, and the clusters of a partition
-        return Resources(memory_gb=self.memory_gb)
 
     def look(self) -> None:
         look_for(self.centroids)
@@ -114,26 +115,6 @@ class Density(DatasetStage):
     def outside(self) -> str:
         """The time and size of the centroids' file, where the setting names one."""
         return listing_digest(self.centroids)
-
-    def thresholds(self) -> tuple[Threshold, ...]:
-        """`rows` or `fraction`."""
-        return (size_threshold(self.rows, self.fraction, DENSITY_RANK.name),)
-
-    def verdicts(
-        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
-    ) -> Iterator[Verdicts]:
-        """The rows of the least ranks, as many as each value says."""
-        return first_by_rank(threshold, values, rows, made)
-
-    def surveyed(
-        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
-    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """The same, of rows that are not all at hand."""
-        return first_of_parts(threshold, values, parts)
-
-    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """Rank and quota, of a row that was ranked; its cluster is shown beside."""
-        return explained(reason, made, DENSITY_RANK.name)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         coins = partial(coin_hash, seed=ctx.worker.seed, stage=ctx.worker.stage, purpose="order")
@@ -173,3 +154,208 @@ class Density(DatasetStage):
         return Clusters(
             number_K, size_K, intra_K, inter_K, share_K, Quotas.of(share_K, size_K, self.balance)
         )
+
+
+TABLE, SUMMARY = "density.parquet", "density.json"
+Coins = Callable[[pa.ChunkedArray], NDArray[np.uint64]]
+Places = Callable[["Clusters", pa.Table], tuple[NDArray, NDArray, NDArray]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the least density ranks end, so many as are wanted."""
+
+    rank: float  # rows below it stay; of those at it, the first by uid
+    ties: NDArray[np.int64] | None  # the places of those of them that stay; None where all do
+    kept: NDArray[np.int64]  # (K,)
+
+    @classmethod
+    def at(
+        cls, asked: int, clusters: Clusters, places: Places, rows: Shards, ctx: Context
+    ) -> "Cut":
+        """Found from the quotas alone; only where ranks tie at the cut do the rows tell."""
+        size_K = clusters.size
+        if asked == 0 or not len(size_K):
+            return cls(-np.inf, None, np.zeros_like(size_K))
+        low, high = 0.0, float(size_K.sum())
+        while (middle := low + (high - low) / 2) not in (low, high):
+            kept_K = np.floor(clusters.quotas.at(middle) + 0.5)
+            low, high = (middle, high) if kept_K.sum() < asked else (low, middle)
+        # The rows next to each cluster's border: rounding moves no rank past two of them.
+        near_K = np.floor(clusters.quotas.at(high) + 0.5).astype(np.int64)
+        below_K = np.maximum(near_K - 2, 0)
+        span_K = np.minimum(near_K + 2, size_K) - below_K
+        cluster_M = np.repeat(np.arange(len(size_K)), span_K)
+        rank_M = np.arange(len(cluster_M)) - np.repeat(np.cumsum(span_K) - span_K, span_K)
+        enters_M = clusters.quotas.enters(cluster_M, rank_M + below_K[cluster_M] + 1)
+        rank = float(np.sort(enters_M)[asked - int(below_K.sum()) - 1])
+        below_K = below_K + np.bincount(cluster_M[enters_M < rank], minlength=len(size_K))
+        level_K = np.bincount(cluster_M[enters_M == rank], minlength=len(size_K))
+        if below_K.sum() + level_K.sum() == asked:
+            return cls(rank, None, below_K + level_K)
+        level = ctx.reduce(partial(at_rank, rank, clusters, places), rows, joined)
+        order_T = np.lexsort((level["position"], level["shard"], *level["uid"].T[::-1]))
+        stays_T = order_T[: asked - int(below_K.sum())]
+        kept_K = below_K + np.bincount(level["cluster"][stays_T], minlength=len(size_K))
+        return cls(rank, np.sort(place_key(level["shard"], level["position"])[stays_T]), kept_K)
+
+    def keeps(self, rank_M: NDArray[np.float64], partition: pa.Table) -> NDArray[np.bool_]:
+        """(M,) whether each of the rows stays."""
+        if self.ties is None:
+            return rank_M <= self.rank
+        key_M = place_key(partition[SHARD.name].to_numpy(), partition[POSITION.name].to_numpy())
+        return (rank_M < self.rank) | (rank_M == self.rank) & np.isin(key_M, self.ties)
+
+
+def place_key(shard_N: NDArray, position_N: NDArray) -> NDArray[np.int64]:
+    """(N,) a row's place in the pool as one number."""
+    return shard_N.astype(np.int64) << 32 | position_N.astype(np.int64)
+
+
+def placed(
+    order: Order, coins: Coins, clusters: Clusters, partition: pa.Table
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Of the ranked rows: their numbers in the partition, index of the cluster, and rank in it."""
+    row_M = np.flatnonzero(partition[CLUSTER_ID.name].is_valid().to_numpy())
+    ranked = partition.take(row_M)
+    cluster_M = np.searchsorted(clusters.number, ranked[CLUSTER_ID.name].to_numpy())
+    cosine_M = ranked[CENTROID_COSINE.name].to_numpy()
+    key_M = (
+        coins(ranked[UID.name]) if order == "hash" else cosine_M if order == "hard" else -cosine_M
+    )
+    order_M = in_order(ranked, cluster_M, key_M)
+    row_M, cluster_M = row_M[order_M], cluster_M[order_M]
+    first_M = np.searchsorted(cluster_M, cluster_M)
+    return row_M, cluster_M, np.arange(len(row_M)) - first_M + 1
+
+
+def at_rank(rank: float, clusters: Clusters, places: Places, partition: pa.Table) -> State:
+    """The rows whose density rank is just this."""
+    row_M, cluster_M, rank_M = places(clusters, partition)
+    level_M = clusters.quotas.enters(cluster_M, rank_M) == rank
+    rows = partition.take(row_M[level_M])
+    return {
+        "cluster": cluster_M[level_M],
+        "uid": halves(rows[UID.name]),
+        **{name: rows[name].to_numpy() for name in (SHARD.name, POSITION.name)},
+    }
+
+
+def judged(clusters: Clusters, cut: Cut, places: Places, partition: pa.Table) -> pa.Table:
+    """keep, ranks, quota and reason of every row."""
+    row_M, cluster_M, rank_M = places(clusters, partition)
+    density_M = clusters.quotas.enters(cluster_M, rank_M)
+    keep_N = np.zeros(len(partition), bool)
+    keep_N[row_M] = cut.keeps(density_M, partition.take(row_M))
+    at_N = np.zeros(len(partition), np.int64)  # of a row among those that are ranked
+    at_N[row_M] = np.arange(len(row_M))
+    out_N = np.ones(len(partition), bool)
+    out_N[row_M] = False
+    at = pa.array(at_N, mask=out_N)
+    values = {
+        DENSITY_RANK: density_M,
+        CLUSTER_RANK: rank_M,
+        CLUSTER_QUOTA: cut.kept[cluster_M],
+    }
+    made = {c.name: pa.array(value_M).cast(c.dtype).take(at) for c, value_M in values.items()}
+    pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
+    return judged_rows(partition, pc.coalesce(partition[REASON.name], pruned), made)
+
+
+def put_tables(
+    clusters: Clusters, cut: Cut, balance: float, item: dict[str, int], task: Task
+) -> dict[str, Any]:
+    """out/density.parquet: a row a cluster. out/density.json: rows asked for, kept, and ranked."""
+    asked, found = item["asked"], clusters.quotas
+    least_K = np.minimum(found.share * asked, found.cap)
+    share_K = clusters.share / UNIT
+    quota_K = quotas(asked * share_K, least_K, found.size, asked)
+    table = pa.table(
+        {
+            CLUSTER_ID.name: pa.array(clusters.number, CLUSTER_ID.dtype),
+            "rows": clusters.size,
+            "d_intra": clusters.intra,
+            "d_inter": pa.array(clusters.inter, mask=np.isnan(clusters.inter)),
+            "complexity": clusters.intra * clusters.inter,
+            "probability": share_K,
+            "quota": quota_K,
+            "quota_rows": np.floor(quota_K + 0.5).astype(np.int64),
+            "kept": cut.kept,
+        }
+    )
+    kept = int(cut.kept.sum())
+    summary = {
+        "asked": asked,
+        "kept": kept,
+        "ranked": int(clusters.size.sum()),
+        "clusters": len(table),
+        "furthest_from_quota": float(np.abs(cut.kept - quota_K).max(initial=0)),
+    }
+    put_table(TABLE, table, task)
+    put_text(SUMMARY, json.dumps(summary), task)
+    return summary
+
+
+SCORES = 2**23  # (B, K) float32 products held at a time: 32 MB
+PAIRS = 2**12  # products in float64 at a time: 50 MB at D = 768
+BLOCKS = 256  # calls at most: each reads the centroids once
+
+
+def isolation(
+    folder: str | None, setting: str, neighbours: int, clusters: int, ctx: Context
+) -> NDArray[np.float64]:
+    """(K,) mean of 1 - cosine to the nearest other centroids, 0 to 2; NaN where there is none.
+
+    Costs K * K products of width D, in blocks over the workers, each of which holds all centroids.
+    """
+    size = max(256, -(-clusters // BLOCKS))
+    blocks = [[start, min(start + size, clusters)] for start in range(0, clusters, size)]
+    where = f"stage '{ctx.worker.stage}'"
+    found = ctx.map(partial(of_block, folder, setting, where, neighbours), blocks)
+    whole = [value for block in found for value in block["isolation"]]
+    return np.array([np.nan if value is None else value / FIXED for value in whole])
+
+
+def of_block(
+    folder: str | None, setting: str, where: str, neighbours: int, block: list[int], task: Task
+) -> dict[str, Any]:
+    """Those of the centroids start to stop, in fixed point; None where it is not defined."""
+    unit_KD = unit_rows(read(folder, setting, where).vector)
+    step = max(1, SCORES // len(unit_KD))
+    values: list[int | None] = []
+    first, end = block
+    for start in range(first, end, step):
+        stop = min(start + step, end)
+        value_B = mean_distance(unit_KD, start, stop, neighbours)
+        values += [None if np.isnan(v) else int(np.rint(v * FIXED)) for v in value_B]
+        task.worker.tell(stop - first, end - first, "centroids")
+    return {"isolation": values}
+
+
+def mean_distance(
+    unit_KD: NDArray[np.float32], start: int, stop: int, neighbours: int
+) -> NDArray[np.float64]:
+    """(B,) of the centroids start to stop; float32 rules out what is far, float64 decides."""
+    none_K = np.isnan(unit_KD[:, 0])  # of a centroid without a direction
+    near = min(neighbours, int((~none_K).sum()) - 1)
+    value_B = np.full(stop - start, np.nan)
+    row_B = np.flatnonzero(~none_K[start:stop])
+    if near < 1 or not len(row_B):
+        return value_B
+    K, D = unit_KD.shape
+    score_BK = unit_KD[start + row_B] @ np.where(none_K[:, None], np.float32(0), unit_KD).T
+    score_BK[:, none_K] = -np.inf
+    score_BK[np.arange(len(row_B)), start + row_B] = -np.inf  # itself
+    gap = np.float32(2 * 1.01 * D * 2.0**-24)  # what rounding can hide, as in _coarse.py
+    last_B = np.partition(score_BK, K - near, axis=1)[:, K - near]
+    row_P, other_P = np.nonzero(score_BK >= (last_B - gap)[:, None])
+    cosine_P = np.empty(len(row_P))
+    for at in range(0, len(row_P), PAIRS):
+        pair = slice(at, at + PAIRS)
+        one_PD = unit_KD[start + row_B[row_P[pair]]].astype(np.float64)
+        cosine_P[pair] = np.vecdot(one_PD, unit_KD[other_P[pair]].astype(np.float64))
+    order_P = np.lexsort((-cosine_P, row_P))
+    first_B = np.searchsorted(row_P, np.arange(len(row_B)))
+    nearest_BL = cosine_P[order_P][first_B[:, None] + np.arange(near)]
+    value_B[row_B] = 1 - nearest_BL.mean(axis=1)
+    return np.clip(value_B, 0, 2)

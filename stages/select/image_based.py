@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from clipmill.metadata.fingerprint import digest
-from clipmill.metadata.globs import open_pool
 from clipmill.metadata.keys import redacted
 from clipmill.metadata.schema import (
     IMAGE_BYTES,
@@ -36,12 +35,10 @@ from clipmill.pipeline.stage import (
     location,
 )
 from clipmill.stages.models import image_text, images
-from clipmill.stages.ops.centroids import look_for
-from clipmill.stages.ops.keeper import DROPPED
-from clipmill.stages.ops.outputs import put_text
-from clipmill.stages.ops.outside import STAGE, named, need_either
-from clipmill.stages.ops.states import added
-from clipmill.stages.ops.vectors import as_matrix, unusable
+from clipmill.stages.ops.outside import STAGE, file_or_folder, named, need_either
+from clipmill.stages.ops.tables.rows import DROPPED, added, put_text
+from clipmill.stages.ops.vectors.centroids import look_for
+from clipmill.stages.ops.vectors.matrices import as_matrix, unusable
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -54,7 +51,6 @@ NEAREST_CENTROID = Column("nearest_centroid", pa.int32(), "0 up", "The centroid 
 TARGETS_NEAR = Column(
     "targets_near", pa.int32(), "0 up", "Targets with the same nearest centroid.", better="high"
 )
-NAME_A_MODEL = "name the model of the pool's embeddings, or give Parquet files with that column"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +113,7 @@ class ImageBased(DatasetStage):
     def look(self) -> None:
         if named(self.targets):
             need_either(self.targets, "targets", "name a folder of tasks, or a Parquet")
-            folder, file = place_of(self.targets, "key `targets`")
+            folder, file = file_or_folder(self.targets, "key `targets`")
             if file is None:
                 refuse_pictures(folder, self.column, self.model)
         look_for(self.centroids)
@@ -162,8 +158,7 @@ class ImageBased(DatasetStage):
         return f"its nearest centroid, {number}, is the nearest of {near} targets"
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.select._aims import aimed
-        from clipmill.stages.select._targets import Targets
+        from clipmill.stages.select._targets import Targets, aimed
 
         targets = Targets(
             targets=self.targets,
@@ -203,17 +198,6 @@ class ImageBased(DatasetStage):
         ctx.restore(rows)
 
 
-def place_of(targets: str, where: str) -> tuple[Storage, str | None]:
-    """The folder of tasks, and the one file in it that is meant, if one is."""
-    folder, pattern = open_pool(targets)
-    if pattern == "**":
-        return folder, None
-    if not pattern.endswith(".parquet"):
-        do = "write the vectors as Parquet, as docs/clusters.md shows"
-        raise StageError(f"'{pattern}' is no Parquet file", where, do)
-    return folder, pattern
-
-
 def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
     """RecipeError where a folder has no task, or tasks of pictures and no model to embed them."""
     tasks = [name for name in folder.folders() if not name.startswith(".")]
@@ -222,13 +206,13 @@ def refuse_pictures(folder: Storage, column: str, model: str | None) -> None:
         raise RecipeError(f"no task in '{redacted(folder.uri)}'", "key `targets`", do)
     if tasks and model is None:
         found = f"task '{tasks[0]}' has pictures, and nothing makes a '{column}' of them"
-        raise RecipeError(found, "key `model`", NAME_A_MODEL)
+        do = "name the model of the pool's embeddings, or give Parquet files with that column"
+        raise RecipeError(found, "key `model`", do)
 
 
 def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
     """keep, targets, nearest centroid and reason of every row."""
-    from clipmill.stages.select._aims import aims, opened
-    from clipmill.stages.select._targets import EMBED_BOTH
+    from clipmill.stages.select._targets import EMBED_BOTH, aims, opened
 
     cells, row_ND = opened(targets), as_matrix(rows[stage.column])
     has_none_N = unusable(row_ND)
@@ -250,7 +234,7 @@ def judged(stage: ImageBased, targets: "Targets", rows: pa.Table) -> pa.Table:
 
 def counted(targets: "Targets", rows: pa.Table) -> State:
     """Rows with a nearest centroid, those kept, and by task the kept ones near its targets."""
-    from clipmill.stages.select._aims import aims
+    from clipmill.stages.select._targets import aims
 
     kept = rows.filter(rows[KEEP.name])[NEAREST_CENTROID.name].to_numpy()
     return {
@@ -264,7 +248,7 @@ def put_summary(
     targets: "Targets", at_least: int, about: dict[str, Any], task: Task
 ) -> dict[str, Any]:
     """Stores out/targets.json."""
-    from clipmill.stages.select._aims import aims
+    from clipmill.stages.select._targets import aims
 
     near = aims(targets)
     by_task = zip(about.pop("tasks").items(), near.by_task, about.pop("kept_T"), strict=True)

@@ -1,56 +1,52 @@
 """Which rows stay: those least like the prototype of their cluster, and some of every cluster."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from clipmill.metadata.schema import CENTROID_COSINE, CLUSTER_ID, IMAGE_BYTES, KEEP
-from clipmill.pipeline.dataset import Context, Inputs
+from clipmill.metadata.schema import (
+    CENTROID_COSINE,
+    CLUSTER_ID,
+    IMAGE_BYTES,
+    KEEP,
+    POSITION,
+    REASON,
+    Column,
+)
+from clipmill.pipeline.dataset import Context, Inputs, Shards, State, Task
 from clipmill.pipeline.stage import (
-    DatasetStage,
     Gigabytes,
-    OneUp,
-    Parts,
-    Resources,
-    Share,
-    Threshold,
-    Verdicts,
     location,
 )
+from clipmill.stages.ops.tables.rows import added, in_order, joined, put_table, put_text
 from clipmill.stages.select._clustered import (
     CLUSTER_QUOTA,
     CLUSTER_RANK,
+    PRUNED,
     REASONS,
     Balance,
-    explained,
-    first_by_rank,
-    first_of_parts,
-    one_size,
-    size_threshold,
+    SizedSelect,
+    population,
     wanted,
 )
-from clipmill.stages.select._prototypes import (
-    PROTOTYPE_RANK,
-    Ranking,
-    Sign,
-    binned,
-    counted,
-    counts_merged,
-    grouped,
-    groups,
-    histogram,
-    judged,
-    merged,
-    put_tables,
+from clipmill.stages.select._judged import judged_rows
+
+# Shapes: N rows, M of them that are ranked, K clusters with rows, G groups of rows, B bins, P
+# pairs of a group and a cluster.
+
+PROTOTYPE_RANK = Column(
+    "prototype_rank", pa.int64(), "rows, 1 up", "The least number of rows to keep that keeps it."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prototypes(DatasetStage):
+class Prototypes(SizedSelect):
     """Whether a row stays, and `prototype_rank`: the size from which it does; null without cluster.
 
     Rows come by their cosine to the centroid of their cluster, the least first (`hard`), ties to
@@ -67,8 +63,6 @@ class Prototypes(DatasetStage):
     Example: {fraction: 0.3}
     """
 
-    rows: OneUp | None = None  # how many rows to keep
-    fraction: Share | None = None  # or: which share of those that are ranked
     # which rows come first: those far from their centroid (hard), or near it
     order: Literal["hard", "easy"] = "hard"
     # of an even share of the rows, what each cluster keeps at least; 0: no least share
@@ -76,38 +70,11 @@ class Prototypes(DatasetStage):
     memory_gb: Gigabytes = location(2)  # memory of one worker, in GB
 
     version = 1
-    determinism = "exact"
+    rank = PROTOTYPE_RANK.name
     reads = (CLUSTER_ID, CENTROID_COSINE)
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP, PROTOTYPE_RANK, CLUSTER_RANK, CLUSTER_QUOTA)
     reasons = REASONS
-
-    def __post_init__(self) -> None:
-        one_size(self.rows, self.fraction)
-
-    @property
-    def resources(self) -> Resources:  # the cosines of a partition's clusters
-        return Resources(memory_gb=self.memory_gb)
-
-    def thresholds(self) -> tuple[Threshold, ...]:
-        """`rows` or `fraction`."""
-        return (size_threshold(self.rows, self.fraction, PROTOTYPE_RANK.name),)
-
-    def verdicts(
-        self, threshold: Threshold, values: Sequence[Decimal], rows: pa.Table, made: pa.Table
-    ) -> Iterator[Verdicts]:
-        """The rows of the least ranks, as many as each value says."""
-        return first_by_rank(threshold, values, rows, made)
-
-    def surveyed(
-        self, threshold: Threshold, values: Sequence[Decimal], parts: Parts
-    ) -> Callable[[pa.Table, pa.Table], Iterator[Verdicts]]:
-        """The same, of rows that are not all at hand."""
-        return first_of_parts(threshold, values, parts)
-
-    def explain(self, reason: str, made: Mapping[str, Any]) -> str:
-        """Rank and quota, of a row that was ranked; its cluster is shown beside."""
-        return explained(reason, made, PROTOTYPE_RANK.name)
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         sign: Sign = 1 if self.order == "hard" else -1
@@ -127,3 +94,143 @@ class Prototypes(DatasetStage):
         ctx.map(partial(put_tables, ranking, kept_K), [{"asked": asked}])
         ctx.say("")
         ctx.restore(ctx.map_shards(partial(judged, ranking, kept_K, asked), sorted_rows))
+
+
+TABLE, SUMMARY = "prototypes.parquet", "prototypes.json"
+BINS = 1 << 16  # of the cosine, from -1 to 1
+GROUP_ROWS = 1 << 20  # rows that are sorted together; a bin is never split
+COUNTS = 1 << 24  # of rows by group and cluster: 64 MB
+Sign = Literal[1, -1]
+
+
+def binned(sign: Sign, shard: pa.Table) -> pa.Table:
+    """The rows, and the bin of those that are ranked: the lower, the earlier."""
+    rows = population(shard)
+    cosine_N = rows[CENTROID_COSINE.name].fill_null(0).to_numpy().astype(np.float64)
+    bin_N = np.floor((sign * cosine_N + 1) * (BINS / 2)).clip(0, BINS - 1).astype(np.int32)
+    is_ranked = rows[CLUSTER_ID.name].is_valid()
+    return rows.append_column("bin", pc.if_else(is_ranked, pa.array(bin_N), None))
+
+
+def histogram(rows: pa.Table) -> State:
+    """Ranked rows by bin, and the least number of clusters that there can be."""
+    cluster = rows[CLUSTER_ID.name].drop_null().to_numpy()
+    rows_B = np.bincount(rows["bin"].drop_null().to_numpy(), minlength=BINS)
+    return {"rows_B": rows_B, "clusters": np.array(cluster.max(initial=-1) + 1)}
+
+
+def merged(one: State, other: State) -> State:
+    clusters = np.maximum(one["clusters"], other["clusters"])
+    return {"rows_B": np.add(one["rows_B"], other["rows_B"]), "clusters": clusters}
+
+
+def groups(rows_B: NDArray, clusters: int) -> NDArray[np.int64]:
+    """(B,) the group of each bin, ascending: few enough that counts by cluster stay small."""
+    total = int(rows_B.sum())
+    count = max(1, min(-(-total // GROUP_ROWS), COUNTS // max(1, clusters)))
+    group_B = (np.cumsum(rows_B) - rows_B) * count // max(1, total)
+    return np.unique(np.minimum(group_B, count - 1), return_inverse=True)[1]
+
+
+def counted(group_B: NDArray, rows: pa.Table) -> State:
+    """Ranked rows by group and cluster, those that there are."""
+    ranked = rows.filter(rows["bin"].is_valid())
+    pair_M = group_B[ranked["bin"].to_numpy()] << 32 | ranked[CLUSTER_ID.name].to_numpy()
+    pair_P, rows_P = np.unique(pair_M, return_counts=True)
+    return {"pair_P": pair_P.astype(np.int64), "rows_P": rows_P}
+
+
+def counts_merged(one: State, other: State) -> State:
+    both = joined(one, other)
+    pair_P, at = np.unique(both["pair_P"], return_inverse=True)
+    return {"pair_P": pair_P, "rows_P": np.bincount(at, both["rows_P"]).astype(np.int64)}
+
+
+def grouped(group_B: NDArray, rows: pa.Table) -> pa.Table:
+    """The rows with their group as the key; those without one go everywhere."""
+    bins = rows["bin"].combine_chunks()
+    group = pa.array(group_B).take(bins)
+    key = pc.coalesce(group, pc.subtract(-1, rows[POSITION.name].cast(pa.int64())))
+    return rows.drop_columns(["bin", "key"]).append_column("group", group).append_column("key", key)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the rows of each group are ranked."""
+
+    number: NDArray[np.int64]  # (K,) of the clusters with rows
+    sign: Sign
+    rounds: Any  # Rounds, whose loop is compiled: not while a recipe is planned
+
+    @classmethod
+    def of(cls, counts: State, group_B: NDArray, sign: Sign, balance: float) -> "Ranking":
+        from clipmill.stages.select._rounds import Rounds
+
+        pair_P = counts["pair_P"].astype(np.int64)
+        number_K, cluster_P = np.unique(pair_P & 0xFFFFFFFF, return_inverse=True)
+        rows_GK = np.zeros((int(group_B.max()) + 1, len(number_K)), np.int32)
+        rows_GK[pair_P >> 32, cluster_P] = counts["rows_P"]
+        return cls(number_K, sign, Rounds.of(rows_GK, balance))
+
+    def of_group(self, group: int, partition: pa.Table) -> tuple[NDArray, ...]:
+        """Of its rows: numbers in the partition, index of the cluster, rank, and rank in it."""
+        at_group = partition["group"].fill_null(-1).to_numpy() == group
+        row_M = np.flatnonzero(at_group)
+        rows = partition.take(row_M)
+        row_M = row_M[in_order(rows, self.sign * rows[CENTROID_COSINE.name].to_numpy())]
+        cluster_N = partition[CLUSTER_ID.name].fill_null(0).to_numpy()
+        cluster_M = np.searchsorted(self.number, cluster_N[row_M])
+        return row_M, cluster_M, *self.rounds.walk(group, cluster_M)
+
+    def kept(self, asked: int, rows: Shards, ctx: Context) -> NDArray[np.int64]:
+        """(K,) rows of each cluster that stay: only one group must be looked at."""
+        group = self.rounds.group_of(asked)
+        found = ctx.reduce(partial(kept_of_group, self, group, asked), rows, added)
+        return np.maximum(self.rounds.passed[group] + found["kept_K"], self.rounds.turns(asked))
+
+
+def kept_of_group(ranking: Ranking, group: int, asked: int, partition: pa.Table) -> State:
+    """Rows of each cluster in the group that stay."""
+    _, cluster_M, rank_M, _ = ranking.of_group(group, partition)
+    kept_M = cluster_M[rank_M <= asked]
+    return {"kept_K": np.bincount(kept_M, minlength=len(ranking.number))}
+
+
+def judged(
+    ranking: Ranking, kept_K: NDArray[np.int64], asked: int, partition: pa.Table
+) -> pa.Table:
+    """keep, ranks, quota and reason of every row."""
+    rank_N, in_cluster_N, quota_N = (np.zeros(len(partition), np.int64) for _ in range(3))
+    for group in np.unique(partition["group"].drop_null().to_numpy()):
+        row_M, cluster_M, rank_N[row_M], in_cluster_N[row_M] = ranking.of_group(group, partition)
+        quota_N[row_M] = kept_K[cluster_M]
+    out_N = rank_N == 0
+    keep_N = ~out_N & (rank_N <= asked)
+    values = {PROTOTYPE_RANK: rank_N, CLUSTER_RANK: in_cluster_N, CLUSTER_QUOTA: quota_N}
+    made = {c.name: pa.array(v_N, mask=out_N).cast(c.dtype) for c, v_N in values.items()}
+    pruned = pc.if_else(pa.array(keep_N), None, PRUNED)
+    return judged_rows(partition, pc.coalesce(partition[REASON.name], pruned), made)
+
+
+def put_tables(
+    ranking: Ranking, kept_K: NDArray[np.int64], item: dict[str, int], task: Task
+) -> dict[str, Any]:
+    """out/prototypes.parquet: a row a cluster. out/prototypes.json: rows asked for and kept."""
+    size_K = ranking.rounds.size
+    table = pa.table(
+        {
+            CLUSTER_ID.name: pa.array(ranking.number, CLUSTER_ID.dtype),
+            "rows": size_K,
+            "least": ranking.rounds.turns(item["asked"]),
+            "kept": kept_K,
+        }
+    )
+    summary = {
+        "asked": item["asked"],
+        "kept": int(kept_K.sum()),
+        "ranked": int(size_K.sum()),
+        "clusters": len(table),
+    }
+    put_table(TABLE, table, task)
+    put_text(SUMMARY, json.dumps(summary), task)
+    return summary

@@ -24,7 +24,7 @@ from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Context, Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import DatasetStage, NonEmpty, OneUp, Parts, Share, Threshold, Verdicts
-from clipmill.stages.ops.keeper import DROPPED
+from clipmill.stages.ops.tables.rows import DROPPED
 from clipmill.stages.select import _cut as cut
 from clipmill.stages.select._groups import OFFSET, PLACE, SIZE, VALUE, placed
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out

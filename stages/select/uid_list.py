@@ -21,9 +21,8 @@ from clipmill.metadata.schema import (
 from clipmill.metadata.uid import from_halves, halves
 from clipmill.pipeline.dataset import Context, Inputs, State, Task
 from clipmill.pipeline.stage import DatasetStage, NonEmpty
-from clipmill.stages.ops.keeper import DROPPED
-from clipmill.stages.ops.outputs import put_text
 from clipmill.stages.ops.outside import listing_digest
+from clipmill.stages.ops.tables.rows import DROPPED, put_text
 from clipmill.stages.select._judged import NO_IMAGE, first_of, judged_rows, left_out
 
 if TYPE_CHECKING:
@@ -68,13 +67,13 @@ class UidList(DatasetStage):
         return listing_digest(self.path)
 
     def look(self) -> None:
-        from clipmill.stages.ops.uid_lists import opened
+        from clipmill.stages.ops.tables.uid_lists import opened
 
         opened(self.path, "key `path`")
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
-        from clipmill.stages.ops.combined import Concatenated, Zipped
-        from clipmill.stages.ops.uid_lists import opened
+        from clipmill.stages.ops.tables.combined import Concatenated, Zipped
+        from clipmill.stages.ops.tables.uid_lists import opened
 
         listed = opened(self.path, f"stage '{ctx.worker.stage}', key `path`")
         both = Concatenated((ctx.map_shards(may_stay, inputs.rows), Zipped(lines, (listed,))))

@@ -28,7 +28,7 @@ from clipmill.pipeline.stage import (
 from clipmill.stages.clip.losses import Asks, asks, digest_of
 from clipmill.stages.clip.scales import SCALES, Scale
 from clipmill.stages.clip.training import CURVE, Work, train_alone, train_rank
-from clipmill.stages.ops.exports import numbered, summary_of
+from clipmill.stages.ops.tables.exports import numbered, summary_of
 
 OF_SCALE = ("samples_seen", "batch_size", "learning_rate", "warmup_steps", "weight_decay")
 LossSettings = dict[str, bool | int | float | str | tuple[float | str, ...]]
@@ -181,9 +181,9 @@ class ClipTraining(DatasetStage):
 
     def run(self, inputs: Inputs, ctx: Context) -> None:
         from clipmill.stages.clip.cache import cache_shard
+        from clipmill.stages.clip.named import reads
         from clipmill.stages.clip.stream import index_shard
         from clipmill.stages.clip.subset import chooser_of
-        from clipmill.stages.clip.towers import reads
 
         stage = ctx.worker.stage
         dataset = summary_of(inputs.data, stage, formats=("parquet", "pixels"))
@@ -227,7 +227,7 @@ class ClipTraining(DatasetStage):
     @property
     def pixels_size(self) -> int | None:
         """The image_size of an export.pixels that it can read; None where it decodes as it goes."""
-        from clipmill.stages.clip.towers import reads
+        from clipmill.stages.clip.named import reads
 
         fixed = self.fixed
         if (fixed.augment, fixed.sampling) != ("shift", "epochs"):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import clipmill
 from clipmill.pipeline.pools.faults import HARMLESS_LINKS
 from clipmill.stages.models.filter_network import fitted
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix
 from tests.benchmarks.filter_abroad import file_of, with_features
 from tests.benchmarks.pools import auc, drawn, there
 from tests.benchmarks.side_by_side import begin, rounds_of

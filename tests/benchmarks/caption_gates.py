@@ -16,7 +16,7 @@ from time import process_time
 
 import polars as pl
 
-from clipmill.stages.ops.caption_cuts import CUTS, first_failed
+from clipmill.stages.select._captions import CUTS, first_failed
 from tests.benchmarks.pools import pool_at
 from tests.benchmarks.side_by_side import begin, rounds_of
 from tests.stages.score.judged import recall, values_of

@@ -23,7 +23,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.stages.evaluate import _scoring
 from clipmill.stages.evaluate._scoring import scored_task
 from clipmill.stages.models.image_text import load
-from clipmill.stages.ops.tasks import describe
+from clipmill.stages.ops.tasks.folders import describe
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.stages.task_folders import write_tar
 

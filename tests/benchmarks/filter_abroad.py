@@ -36,7 +36,7 @@ from clipmill.pipeline.pools.sources import noto, packages
 from clipmill.pipeline.pools.trusted import TrustedPair, trusted_pairs, write_trusted
 from clipmill.stages.models import filter_network as fn
 from clipmill.stages.models.features import ImageFeatures, TextFeatures
-from clipmill.stages.ops.images import ImageError, decode
+from clipmill.stages.ops.images.decode import ImageError, decode
 from clipmill.stages.train.filter_network import TrainedFilterNetwork
 from tests.benchmarks.pools import VENDORS, auc, drawn, there, vendor_of
 from tests.benchmarks.side_by_side import begin

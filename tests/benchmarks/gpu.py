@@ -14,7 +14,7 @@ import torch
 from clipmill.stages.clip.flops import steps_at_most
 from clipmill.stages.clip.loop import Means, Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
-from clipmill.stages.clip.towers import new_model
+from clipmill.stages.clip.named import new_model
 from tests.benchmarks.side_by_side import NeedError, begin
 
 NETWORK, ROWS, STEPS, ROUNDS = "ViT-B-32", 256, 10, 5

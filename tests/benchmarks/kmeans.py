@@ -40,9 +40,9 @@ import pyarrow as pa
 import torch
 
 from clipmill.stages.cluster._rounds import cell_sums, moved_centres
-from clipmill.stages.ops import nearest as kernel
-from clipmill.stages.ops.states import added
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.ops.vectors import nearest as kernel
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 WIDTH, ROUNDS, SHARD = 512, 3, 10_000

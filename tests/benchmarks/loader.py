@@ -28,13 +28,14 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
-from clipmill.stages.clip.cache import cache_shard, read_cached, square
+from clipmill.stages.clip.cache import cache_shard, read_cached
 from clipmill.stages.clip.crop import box_of, crop
 from clipmill.stages.clip.loader import Batches
 from clipmill.stages.clip.nano import NANO, reads
 from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
 from clipmill.stages.clip.stream import Streamed, View, index_shard
-from clipmill.stages.ops.images import decode
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.resize import square
 from tests.benchmarks.nano_step import ROWS, trainer
 from tests.benchmarks.side_by_side import begin, side_by_side
 

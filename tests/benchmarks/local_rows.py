@@ -29,7 +29,7 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.dataset import Shards
 from clipmill.pipeline.engine.local_shards import LocalShards
 from clipmill.pipeline.run_folder.state import RunState
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import plan_of, run_toy, scratch
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from clipmill.stages.clip.embedded import whole
 from clipmill.stages.clip.loader import Batch
-from clipmill.stages.clip.loop import Precision, Schedule, Trainer
+from clipmill.stages.clip.loop import Precision, Schedule, Trainer, learning_rate
+from clipmill.stages.clip.named import new_model
 from clipmill.stages.clip.nano import NANO, Nano
-from clipmill.stages.clip.schedule import learning_rate
-from clipmill.stages.clip.towers import matrices_first, new_model
+from clipmill.stages.clip.towers import matrices_first
 from clipmill.stages.losses.clip import loss as info_nce
 from tests.benchmarks.side_by_side import begin, side_by_side
 

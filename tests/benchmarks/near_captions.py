@@ -46,7 +46,7 @@ def pool_of(pool: str) -> dict:
 def measure(name: str, folder: Path) -> None:
     """One pool's seconds, and the peak of memory, as JSON."""
     # Libraries are no part of the growth.
-    from clipmill.stages.dedup import _hamming, _linkage, _nearest_texts, _signatures  # noqa: F401
+    from clipmill.stages.dedup import _hamming, _linkage, _minhash  # noqa: F401
 
     pool = pool_of(name)
     stored, said = measured(pool, {"uses": "dedup.minhash", "min_jaccard": FLOOR}, folder)

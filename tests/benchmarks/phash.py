@@ -26,7 +26,7 @@ from PIL import Image
 from scipy.fft import dct
 
 from clipmill.stages.annotate.phash import PHASH, PHash, hashed
-from clipmill.stages.ops.pixels import PIXELS
+from clipmill.stages.ops.images.pixels import PIXELS
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 LANCZOS = Image.Resampling.LANCZOS

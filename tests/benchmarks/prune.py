@@ -33,8 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.metadata.uid import coin_hash, from_halves
-from clipmill.stages.ops.centroids import Centroids, to_table
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.vectors.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.matrices import unit_rows
 from clipmill.stages.select._tree import Tree
 from tests.benchmarks.side_by_side import begin, side_by_side
 from tests.benchmarks.toy import fill, plan_of, run_toy, scratch

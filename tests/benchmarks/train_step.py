@@ -27,7 +27,8 @@ from open_clip_train.train import train_one_epoch
 from clipmill.stages.clip.loader import Batch
 from clipmill.stages.clip.loop import Means, Precision, Schedule, Trainer
 from clipmill.stages.clip.losses import find_loss
-from clipmill.stages.clip.towers import Towers, matrices_first, new_model
+from clipmill.stages.clip.named import new_model
+from clipmill.stages.clip.towers import Towers, matrices_first
 from tests.benchmarks.side_by_side import begin, side_by_side
 
 ROWS, CHECKED, STEPS, ROUNDS = 32, 8, 2, 7

@@ -22,7 +22,7 @@ import torch
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.cluster.kmeans import KMeans
-from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.ops.vectors.matrices import from_matrix
 from tests.benchmarks.side_by_side import begin
 from tests.memory import MemoryContext, MemoryShards
 

@@ -25,7 +25,7 @@ MODULES = (
     *(
         "clipmill.stages.clip.probe",
         "clipmill.stages.evaluate.leaks",
-        "clipmill.stages.ops.perceptual",
+        "clipmill.stages.ops.images.perceptual",
     ),
 )
 SETS = ("batch_size=4", "samples_seen=12", "warmup_steps=1", "checkpoint_steps=1")

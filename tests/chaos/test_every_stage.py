@@ -35,7 +35,11 @@ MODULES = (  # imported once, and not by each of some hundred forks
         "clipmill.stages.models.features",
         "clipmill.stages.models.filter_network",
     ),
-    *("clipmill.stages.ops._sift", "clipmill.stages.dedup._slots", "clipmill.stages.clip.loop"),
+    *(
+        "clipmill.stages.ops.vectors._sift",
+        "clipmill.stages.dedup._shingles",
+        "clipmill.stages.clip.loop",
+    ),
 )
 # Points of the run (test_kill_matrix), of stored answers (test_asked) and of what is made once.
 ELSEWHERE = re.compile(r"\w+ (run|lock|made)\.json|\w+ (recipes|sessions|log|packed|new)/")

@@ -24,7 +24,7 @@ from clipmill.pipeline.run_folder.state import RunState
 from clipmill.stages.clip.cache import cache_shard, read_cached
 from clipmill.stages.clip.loader import Batches
 from clipmill.stages.clip.nano import ARCHITECTURES
-from clipmill.stages.ops.exports import numbered, summary_of
+from clipmill.stages.ops.tables.exports import numbered, summary_of
 from tests.pipeline.run_folder.test_masks import uid_of, write_pool
 from tests.stages.clip.exported import TINY, TINY_READS
 

@@ -15,7 +15,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
 from clipmill.pipeline.progress import Lines
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
 from clipmill.stages.score.clip_score import row_cosine
 from tests.pipeline.run_folder.test_masks import write_pool
 

@@ -14,7 +14,7 @@ from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
 from clipmill.pipeline.run_folder import carried
-from clipmill.stages.ops.states import added
+from clipmill.stages.ops.tables.rows import added
 from tests.engine_stages.harness import toy_stages, write_pool
 from tests.pipeline.conftest import Ran
 from tests.pipeline.engine.programs import first_number, plus, with_value

@@ -177,7 +177,7 @@ def _kept(tmp_path) -> int:
 
 def _tokens(bodies) -> dict[str, int]:
     """What the server says that its answers took."""
-    from clipmill.stages.models.echo import reply
+    from clipmill.stages.models.reference import reply
 
     used = [reply("completions", body)["usage"] for body in bodies]
     names = ("prompt_tokens", "completion_tokens")

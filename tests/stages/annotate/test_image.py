@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from clipmill.stages.annotate.image import annotate, colorfulness, look
-from clipmill.stages.ops.pixels import decoded
+from clipmill.stages.ops.images.pixels import decoded
 
 
 def png(rgb: np.ndarray) -> bytes:

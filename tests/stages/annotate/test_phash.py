@@ -8,7 +8,7 @@ import pyarrow as pa
 from PIL import Image
 
 from clipmill.stages.annotate.phash import PHash
-from clipmill.stages.ops.pixels import MAX_COLUMN_PIXELS, decoded
+from clipmill.stages.ops.images.pixels import MAX_COLUMN_PIXELS, decoded
 
 
 def png(height: int = 40, width: int = 50, seed: int = 0) -> bytes:

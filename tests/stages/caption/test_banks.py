@@ -8,8 +8,8 @@ import pytest
 
 from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.caption._banks import load, prompt_of
-from clipmill.stages.caption._files import HERE
+from clipmill.stages.caption._prompts import HERE
+from clipmill.stages.caption.rewrite import bank_of, prompt_of
 
 STYLES = ("bard", "chatgpt", "human", "mscoco")
 GOOD = """\
@@ -24,7 +24,7 @@ pairs:
 def test_a_bank_is_shipped_of_each_style_that_the_paper_has():
     assert tuple(sorted(file.stem for file in (HERE / "banks").glob("*.yaml"))) == STYLES
     for style in STYLES:
-        bank = load(style, 3)
+        bank = bank_of(style, 3)
         sides = [side.casefold() for pair in bank.pairs for side in pair]
         assert len(bank.pairs) == 16
         assert len(set(sides)) == 32, "no caption stands in it twice"
@@ -35,7 +35,7 @@ def test_every_choice_of_pairs_is_as_likely_as_every_other():
     from scipy import stats
 
     uid = pa.array([number.to_bytes(16) for number in range(10_000)], pa.binary(16))
-    bank = load("human", 3)
+    bank = bank_of("human", 3)
     place = {pair: number for number, pair in enumerate(bank.pairs)}
     bits = coin_hash(uid, seed=0, stage="rewrites", purpose="pairs human 0").tolist()
     drawn = np.array([[place[pair] for pair in bank.examples(one, 3)] for one in bits])
@@ -49,7 +49,7 @@ def test_every_choice_of_pairs_is_as_likely_as_every_other():
 
 def test_the_choice_is_a_known_one():
     """Brute force: a number's remainders say which of those that are left comes next."""
-    bank = load("human", 3)
+    bank = bank_of("human", 3)
     number = 5 + 16 * (0 + 15 * 13)
     expected = [bank.pairs[5], bank.pairs[0], bank.pairs[15]]
     assert bank.examples(number, 3) == expected
@@ -65,7 +65,7 @@ def test_a_prompt_is_known_to_the_byte():
 def test_a_users_bank_is_read(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
-    bank = load(str(path), 2)
+    bank = bank_of(str(path), 2)
     assert (bank.instruction, bank.pairs) == (
         "Say it anew:",
         (("a dog", "one dog"), ("a cat", "one cat")),
@@ -102,7 +102,7 @@ def test_a_bad_bank_stops_the_plan_with_its_line(text, line, found, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as error:
-        load(str(path), 2)
+        bank_of(str(path), 2)
     said, where, do = error.value.args
     assert found in said
     assert where == f"{path}:{line}"
@@ -113,8 +113,8 @@ def test_a_bank_that_is_no_text_or_not_there_is_said(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00pairs")
     with pytest.raises(RecipeError, match="can't decode"):
-        load(str(path), 2)
+        bank_of(str(path), 2)
     with pytest.raises(RecipeError, match="no file"):
-        load(str(tmp_path / "nowhere.yaml"), 2)
+        bank_of(str(tmp_path / "nowhere.yaml"), 2)
     with pytest.raises(RecipeError, match=r"no bank 'chatgtp'\n.*\n.*did you mean 'chatgpt'"):
-        load("chatgtp", 2)
+        bank_of("chatgtp", 2)

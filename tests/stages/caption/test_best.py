@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from clipmill.stages.caption._answers import Said
-from clipmill.stages.caption._best import best
+from clipmill.stages.caption._asking import Said
+from clipmill.stages.caption.synthesize import best
 
 
 class Judge:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from clipmill.stages.caption._pictures import jpeg_of
-from clipmill.stages.ops.images import ImageError, decode, probe
-from clipmill.stages.ops.resize import encode
+from clipmill.stages.caption.synthesize import jpeg_of
+from clipmill.stages.ops.images.decode import ImageError, decode, probe
+from clipmill.stages.ops.images.resize import encode
 
 
 def picture(width: int, height: int, kind: str = "png") -> bytes:

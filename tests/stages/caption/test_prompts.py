@@ -3,8 +3,7 @@
 import pytest
 
 from clipmill.pipeline.errors import RecipeError
-from clipmill.stages.caption._files import HERE
-from clipmill.stages.caption._prompts import load
+from clipmill.stages.caption._prompts import HERE, load
 
 FUSES = ("afc", "veclip")
 SEES = ("detailed", "long", "short", "short_with_text")

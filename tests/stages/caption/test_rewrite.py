@@ -10,9 +10,8 @@ from clipmill.metadata.fingerprint import settings_of
 from clipmill.pipeline.errors import RecipeError
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import load_recipe
-from clipmill.stages.caption._answers import bits_of, seeds_of
-from clipmill.stages.caption._banks import load
-from clipmill.stages.caption.rewrite import OneLine, Rewrite, asked
+from clipmill.stages.caption._asking import bits_of, seeds_of
+from clipmill.stages.caption.rewrite import OneLine, Rewrite, asked, bank_of
 from clipmill.stages.models.generator import Limits
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 from tests.text_server import TextServer
@@ -28,7 +27,7 @@ def words(text: str) -> list[str]:
 def test_every_style_gives_a_rewrite_that_says_where_it_comes_from():
     stage = Rewrite(model="reference", per_style=2)
     rows = run(stage, rows_of(text=CAPTIONS))
-    known = {style: load(style, 3) for style in STYLES}
+    known = {style: bank_of(style, 3) for style in STYLES}
     for caption, row in zip(CAPTIONS, rows, strict=True):
         assert (row["captions_missing"], row["reason"]) == (0, None)
         assert len(row["captions"]) == 8

@@ -10,9 +10,9 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.stages.caption._prompts import load
 from clipmill.stages.caption.synthesize import Sampled, Synthesize
 from clipmill.stages.models.reference import Reference
-from clipmill.stages.ops.images import decode
-from clipmill.stages.ops.resize import encode
-from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.resize import encode
+from clipmill.stages.ops.vectors.matrices import from_matrix
 from tests.stages.caption.streaming import Counted, rows_of, run, worker
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 200)}

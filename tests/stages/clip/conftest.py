@@ -7,7 +7,7 @@ import torch
 
 from clipmill.stages.clip.cache import cache_shard, read_cached
 from clipmill.stages.clip.loader import Batches
-from clipmill.stages.ops.exports import numbered
+from clipmill.stages.ops.tables.exports import numbered
 from tests.stages.clip.exported import TINY_READS, row, write_export
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from clipmill.metadata.schema import IMAGE, LOSS_WEIGHT, REPEATS, TEXTS, UID
 from clipmill.stages.clip import open_clip_config
+from clipmill.stages.clip.named import new_model, reads
 from clipmill.stages.clip.nano import ARCHITECTURES, Architecture
-from clipmill.stages.clip.towers import new_model, reads
-from clipmill.stages.models import checkpoint
+from clipmill.stages.clip.saving import save
 
 COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "grey": (99, 99, 99)}
 SCHEMA = pa.schema([(c.name, c.dtype) for c in (UID, IMAGE, TEXTS, REPEATS, LOSS_WEIGHT)])
@@ -93,5 +93,5 @@ def write_model(folder: Path, model: str, seed: int) -> Path:
     def put(name: str, path: Path) -> None:
         shutil.move(path, folder / "out" / name)
 
-    checkpoint.save(new_model(model, seed), {"seed": seed}, put, folder / "scratch")
+    save(new_model(model, seed), {"seed": seed}, put, folder / "scratch")
     return folder

@@ -5,8 +5,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.accumulate import text_pieces
-from clipmill.stages.clip.loop import Means, Schedule, Trainer
+from clipmill.stages.clip.loop import Means, Schedule, Trainer, text_pieces
 from clipmill.stages.clip.losses import find_loss
 from clipmill.stages.clip.nano import Nano
 from tests.stages.clip import rank_of_training

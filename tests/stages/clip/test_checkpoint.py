@@ -2,9 +2,9 @@
 
 from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
-from clipmill.stages.clip.checkpoint import restore, store
 from clipmill.stages.clip.loop import Schedule, Trainer
-from clipmill.stages.clip.towers import new_model
+from clipmill.stages.clip.named import new_model
+from clipmill.stages.clip.saving import restore, store
 
 
 def test_a_training_goes_on_from_its_newest_whole_state(tmp_path):

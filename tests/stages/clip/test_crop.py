@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipmill.stages.clip.crop import box_of, crop
 from clipmill.stages.clip.scales import CROP_AREA, CROP_ASPECT
-from clipmill.stages.ops.images import ImageError, decode
+from clipmill.stages.ops.images.decode import ImageError, decode
 
 
 def photo(height: int, width: int) -> bytes:

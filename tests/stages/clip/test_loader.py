@@ -11,7 +11,7 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.clip.cache import instead_of_single_words
 from clipmill.stages.clip.loader import SHIFT, Batches
-from clipmill.stages.clip.texts import token_bags
+from clipmill.stages.clip.nano import token_bags
 from tests.stages.clip.exported import TINY, caption, row
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from clipmill.pipeline.errors import RecipeError
 from clipmill.stages.clip import open_clip_config
-from clipmill.stages.clip.towers import matrices_first, new_model, reads, rebuilt
+from clipmill.stages.clip.named import new_model, reads, rebuilt
+from clipmill.stages.clip.towers import matrices_first
 from tests.stages.clip.exported import TINY_OPEN_CLIP
 
 NAME = TINY_OPEN_CLIP

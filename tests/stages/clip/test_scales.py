@@ -2,8 +2,8 @@
 
 import pytest
 
+from clipmill.stages.clip.named import reads
 from clipmill.stages.clip.scales import SCALES
-from clipmill.stages.clip.towers import reads
 
 
 @pytest.mark.parametrize(

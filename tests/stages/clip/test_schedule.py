@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from open_clip_train.scheduler import cosine_lr
 
-from clipmill.stages.clip.schedule import learning_rate
+from clipmill.stages.clip.loop import learning_rate
 
 
 @pytest.mark.parametrize(

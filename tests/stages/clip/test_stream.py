@@ -15,7 +15,7 @@ from clipmill.stages.clip import draws
 from clipmill.stages.clip.loader import Batches
 from clipmill.stages.clip.stream import AHEAD, FAULTS, Streamed, View, index_shard
 from clipmill.stages.clip.subset import chooser_of
-from clipmill.stages.ops.exports import numbered
+from clipmill.stages.ops.tables.exports import numbered
 from tests.stages.clip.exported import TINY_READS, caption, row, write_export
 
 ROWS = [row(i) for i in range(30)]

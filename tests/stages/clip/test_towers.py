@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from clipmill.stages.clip.named import new_model, rebuilt
 from clipmill.stages.clip.nano import Nano
-from clipmill.stages.clip.towers import Towers, matrices_first, new_model, rebuilt
+from clipmill.stages.clip.towers import Towers, matrices_first
 
 
 @pytest.fixture(scope="module")

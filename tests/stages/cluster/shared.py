@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.cluster.kmeans import KMeans
-from clipmill.stages.ops.vectors import from_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
 
 D = 8
 VALUES = ["uid", "cluster_id", "centroid_cosine"]

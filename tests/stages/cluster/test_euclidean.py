@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
 from tests.stages.cluster.shared import D, blobs, centroids_of, clustered, table
 
 

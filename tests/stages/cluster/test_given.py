@@ -8,8 +8,8 @@ import pytest
 
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.cluster.kmeans import KMeans
-from clipmill.stages.ops.centroids import Centroids, to_table
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.vectors.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.matrices import unit_rows
 from tests.stages.cluster.shared import (
     D,
     blobs,

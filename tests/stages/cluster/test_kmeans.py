@@ -14,9 +14,9 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.cluster._rounds import Space, cell_sums, moved_centres
 from clipmill.stages.cluster.kmeans import KMeans
-from clipmill.stages.ops.nearest import nearest
-from clipmill.stages.ops.states import added
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.tables.rows import added
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, unit_rows
+from clipmill.stages.ops.vectors.nearest import nearest
 from tests.stages.cluster.shared import VALUES, D, blobs, clustered, summary_of, table
 
 

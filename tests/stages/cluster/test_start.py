@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from clipmill.metadata.uid import coin_hash, from_halves
-from clipmill.stages.cluster._start import chosen, far_drawn, step_coins
-from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.cluster._split import chosen, far_drawn, step_coins
+from clipmill.stages.ops.vectors.matrices import from_matrix
 from tests.stages.cluster.shared import centroids_of, clustered, summary_of, table
 
 BLOBS, WIDTH = 24, 32

@@ -16,7 +16,7 @@ from clipmill.pipeline.executors.local import LocalExecutor
 from clipmill.pipeline.planning.plan import make_plan
 from clipmill.pipeline.planning.recipe import Recipe
 from clipmill.pipeline.progress import Lines
-from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.ops.vectors.matrices import from_matrix
 
 SHARDS, ROWS = 3, 40
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipmill.stages.cluster._rounds import SEARCHED, Tree
 from clipmill.stages.cluster._split import REFINED, shared_out
-from clipmill.stages.cluster._tree import SEARCHED, Tree
-from clipmill.stages.ops.vectors import as_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import as_matrix, unit_rows
 from tests.stages.cluster.shared import (
     VALUES,
     blobs,

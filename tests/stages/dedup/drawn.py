@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.pools.build import build_pool
 from clipmill.stages.annotate.phash import PHash
-from clipmill.stages.ops.pixels import decoded
+from clipmill.stages.ops.images.pixels import decoded
 
 LARGEST_BYTES = 1 << 20  # what is planted beyond is a bomb
 

@@ -11,8 +11,8 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.dedup.against import AgainstEvaluation
 from clipmill.stages.models.reference import Reference
-from clipmill.stages.ops.images import decode
-from clipmill.stages.ops.perceptual import phash
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.perceptual import phash
 from tests.stages.clip.exported import TINY, write_model
 from tests.stages.task_folders import picture
 

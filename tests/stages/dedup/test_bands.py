@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from clipmill.stages.dedup._bands import bands_for, recall
-from clipmill.stages.dedup._signatures import band_keys
+from clipmill.stages.dedup._minhash import band_keys
+from clipmill.stages.dedup._recall import bands_for, recall
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.dedup import _copies as copies
 from clipmill.stages.dedup._copies import Captions, Codes, Directions, pieces_of
-from clipmill.stages.dedup._shingles import plain
+from clipmill.stages.dedup._plain import plain
 
 WORDS = ["red", "blue", "cat", "dog", "sun", "été", "猫", "the", "a"]
 

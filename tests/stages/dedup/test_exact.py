@@ -8,7 +8,7 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError
 from clipmill.stages.dedup import exact
 from clipmill.stages.dedup.exact import ExactDuplicate, name_keeper, with_key
-from clipmill.stages.ops.keeper import Keep
+from clipmill.stages.ops.tables.keeper import Keep
 from tests.stages.task_folders import encoded, picture
 
 ROWS = [  # uid, sha256, expected keeper

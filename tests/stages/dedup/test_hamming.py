@@ -12,7 +12,7 @@ from clipmill.stages.dedup._hamming import (
     neighbours,
     runs,
 )
-from clipmill.stages.dedup._merging import fall
+from clipmill.stages.dedup._linkage import fall
 
 
 def cloud(rng, codes: int) -> np.ndarray:

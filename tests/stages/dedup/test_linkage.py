@@ -7,7 +7,7 @@ import pytest
 from clipmill.metadata.schema import Column
 from clipmill.stages.dedup import _linkage as linkage
 from clipmill.stages.dedup._linkage import as_edges, link, thinned
-from clipmill.stages.ops import keeper
+from clipmill.stages.ops.tables import keeper
 from tests.stages.dedup.brute import linked
 
 HEIGHT = Column("joined_at", pa.float32(), "height", "")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipmill.stages.dedup._merging import fall
+from clipmill.stages.dedup._linkage import fall
 
 
 def plain(a_E, b_E, height_E, nodes: int) -> tuple[list, list]:

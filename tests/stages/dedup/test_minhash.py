@@ -12,7 +12,7 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError
 from clipmill.stages.dedup import _recall, minhash
 from clipmill.stages.dedup.minhash import MinHashDuplicate
-from clipmill.stages.ops.keeper import Keep
+from clipmill.stages.ops.tables.keeper import Keep
 from tests.memory import MemoryContext
 from tests.stages.dedup.brute import linked
 

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.dedup import _nearest_texts as nearest_texts
-from clipmill.stages.dedup._nearest_texts import Few
+from clipmill.stages.dedup import _minhash as nearest_texts
+from clipmill.stages.dedup._minhash import Few
 
 
 def cut(text: str, size: int) -> set[str]:

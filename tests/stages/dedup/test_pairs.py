@@ -15,7 +15,7 @@ from clipmill.stages.dedup import _pairs as pairs
 from clipmill.stages.dedup import minhash
 from clipmill.stages.dedup.minhash import MinHashDuplicate
 from clipmill.stages.dedup.phash import PHashDuplicate
-from clipmill.stages.ops.keeper import Keep
+from clipmill.stages.ops.tables.keeper import Keep
 from tests.memory import MemoryContext
 from tests.stages.dedup.test_minhash import WORDS, pieces
 from tests.stages.dedup.test_phash import near_copies

@@ -7,7 +7,7 @@ import pytest
 from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.dedup import _hamming as hamming
 from clipmill.stages.dedup.phash import PHashDuplicate
-from clipmill.stages.ops.keeper import Keep
+from clipmill.stages.ops.tables.keeper import Keep
 from tests.memory import MemoryContext
 from tests.stages.dedup.brute import linked
 

@@ -17,7 +17,7 @@ from clipmill.stages.dedup.minhash import MinHashDuplicate
 from clipmill.stages.dedup.phash import PHashDuplicate
 from clipmill.stages.dedup.semantic import SemanticDuplicate
 from clipmill.stages.embed.clip import ClipEmbedding
-from clipmill.stages.ops.keeper import Keep
+from clipmill.stages.ops.tables.keeper import Keep
 from tests.stages.dedup.drawn import drawn_pool
 from tests.stages.dedup.test_minhash import expected
 

@@ -7,7 +7,7 @@ import pytest
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.dedup.semantic import SemanticDuplicate
-from clipmill.stages.ops.keeper import Keep
+from clipmill.stages.ops.tables.keeper import Keep
 
 VALUES = ["uid", "earlier_cosine", "earlier_uid", "reason"]
 RANK = Keep(column="rank", order="asc")

@@ -9,7 +9,7 @@ from clipmill.stages.dedup.exact import ExactDuplicate
 from clipmill.stages.dedup.minhash import MinHashDuplicate
 from clipmill.stages.dedup.phash import PHashDuplicate
 from clipmill.stages.dedup.semantic import SemanticDuplicate
-from clipmill.stages.ops.keeper import Keep
+from clipmill.stages.ops.tables.keeper import Keep
 
 ROWS = 60
 BY_SCORE, BY_AREA = Keep(column="score", order="desc"), Keep(column="area", order="asc")

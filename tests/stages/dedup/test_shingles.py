@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipmill.stages.dedup._plain import plain
 from clipmill.stages.dedup._shingles import (
     blocks,
     digests,
@@ -14,7 +15,6 @@ from clipmill.stages.dedup._shingles import (
     jaccard,
     numbers,
     pieces,
-    plain,
 )
 
 TEXTS = [

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipmill.stages.dedup._minhash import band_keys, permutations, signatures
 from clipmill.stages.dedup._shingles import hashes, pieces
-from clipmill.stages.dedup._signatures import band_keys, permutations, signatures
 
 TEXTS = ["a photo of a cat", "two dogs", "x", "", "猫と犬", "a " * 300]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipmill.stages.dedup._slots import entered, slot_of, slots_for
+from clipmill.stages.dedup._shingles import entered, slot_of, slots_for
 
 
 def test_a_set_knows_its_numbers_and_none_of_the_rounds_before():

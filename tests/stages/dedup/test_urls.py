@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.dedup._urls import normalised
+from clipmill.stages.dedup.exact import normalised
 
 
 @pytest.mark.parametrize(

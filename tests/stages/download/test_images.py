@@ -14,7 +14,7 @@ from clipmill.pipeline.errors import RecipeError
 from clipmill.stages.download._web import Client, Rules
 from clipmill.stages.download.images import DownloadImages
 from clipmill.stages.download.img2dataset import Img2dataset
-from clipmill.stages.ops.images import decode
+from clipmill.stages.ops.images.decode import decode
 from tests.stages.download.site import FILES, opened
 
 CASES = [  # path or URL, settings, HTTP status, reason

@@ -8,7 +8,7 @@ import pytest
 import clipmill.stages.download.img2dataset
 from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.pools.faults import bomb
-from clipmill.stages.download._web import Answer
+from clipmill.stages.download._rows import Answer
 from clipmill.stages.download.images import DownloadImages
 from clipmill.stages.download.img2dataset import (
     FETCHING,

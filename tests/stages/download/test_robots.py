@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.stages.download._robots import opts_out
+from clipmill.stages.download._web import opts_out
 
 AGENTS = ("clipmill", "mine")
 RULES = ("noai", "noimageai", "noindex", "noimageindex")

@@ -11,11 +11,11 @@ from PIL import Image
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.clip.nano import Nano
+from clipmill.stages.clip.saving import save
 from clipmill.stages.embed.clip import ClipEmbedding, embeddings
-from clipmill.stages.models import checkpoint
 from clipmill.stages.models.image_text import load
 from clipmill.stages.models.watched import WatchedModel
-from clipmill.stages.ops.pixels import PIXELS
+from clipmill.stages.ops.images.pixels import PIXELS
 from tests.stages.broken_models import DAMAGES, damaged
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, known_to_open_clip, write_model
 
@@ -124,7 +124,7 @@ def stored(tmp_path) -> Worker:
     def put(name, path):
         path.rename(tmp_path / "out" / name)
 
-    checkpoint.save(Nano(TINY), {}, put, tmp_path)
+    save(Nano(TINY), {}, put, tmp_path)
     return worker
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.embed.features import Features, features
-from clipmill.stages.ops.pixels import PIXELS
+from clipmill.stages.ops.images.pixels import PIXELS
 
 RED = {"height": 1, "width": 2, "rgb": bytes([255, 0, 0] * 2)}
 DECLARED = [column.dtype for column in Features.writes]

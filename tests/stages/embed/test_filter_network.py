@@ -13,7 +13,7 @@ from clipmill.pipeline.stage import Worker
 from clipmill.stages.embed.filter_network import FilterNetworkEmbedding
 from clipmill.stages.models.filter_network import KIND, ROWS, FilterNetwork
 from clipmill.stages.models.saved import put_model
-from clipmill.stages.ops.vectors import as_matrix, from_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
 
 IMAGE_WIDTH, TEXT_WIDTH, WIDTH = 64, 32, 16  # BLAS sums tiny matrices by their own rules
 

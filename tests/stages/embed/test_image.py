@@ -11,7 +11,7 @@ from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.embed.image import ImageEmbedding
 from clipmill.stages.models.image_text import load
-from clipmill.stages.ops.pixels import PIXELS
+from clipmill.stages.ops.images.pixels import PIXELS
 
 RED = {"height": 2, "width": 1, "rgb": bytes([255, 0, 0] * 2)}
 BLUE = {"height": 1, "width": 1, "rgb": bytes([0, 0, 255])}

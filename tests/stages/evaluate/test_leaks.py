@@ -13,8 +13,8 @@ from clipmill.pipeline.errors import StageError
 from clipmill.pipeline.pools.evaluation import EvaluationSet, write_set
 from clipmill.stages.evaluate import _leaks
 from clipmill.stages.evaluate.leaks import EvaluationLeaks
-from clipmill.stages.ops.images import decode
-from clipmill.stages.ops.perceptual import phash
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.perceptual import phash
 from tests.stages.clip.exported import caption, row, write_export
 
 CLASSES = ["red circle", "blue star"]

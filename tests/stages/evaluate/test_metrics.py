@@ -18,7 +18,7 @@ from clipmill.stages.evaluate._metrics import (
     macro_f1,
     retrieval,
 )
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.vectors.matrices import unit_rows
 
 
 def vectors(count: int, width: int = 6, seed: int = 0) -> np.ndarray:

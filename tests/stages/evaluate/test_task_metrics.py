@@ -4,21 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.stages.evaluate import _chance as chance
-from clipmill.stages.evaluate._averages import averages, is_whole
 from clipmill.stages.evaluate._metrics import (
+    any_of,
     association,
     best_answers,
     best_ranks,
     classification,
+    f1_of_guesses,
+    jaccard_of_guesses,
+    least_share,
     macro_f1,
     retrieval,
     worst_group,
 )
 from clipmill.stages.evaluate._scoring import class_vectors
-from clipmill.stages.ops.listed_tasks import listed, listed_tasks
-from clipmill.stages.ops.tasks import TaskFolder
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.evaluate.zero_shot import averages, is_whole
+from clipmill.stages.ops.tasks.folders import TaskFolder
+from clipmill.stages.ops.tasks.listed import listed, listed_tasks
+from clipmill.stages.ops.vectors.matrices import unit_rows
 
 RNG = np.random.default_rng(5)
 
@@ -94,16 +97,16 @@ def test_guessing_is_worth_what_a_simulation_says():
     """20,000 draws each; the tolerance is five standard errors or more."""
     count = np.array([4, 30, 100])
     least = (RNG.binomial(count, 0.2, (20_000, 3)) / count).min(axis=1)
-    assert chance.least_share(0.2, count) == pytest.approx(least.mean(), abs=0.004)
-    assert chance.least_share(0.25, np.array([50])) == pytest.approx(0.25)
-    assert chance.least_share(1.0, count) == 1
+    assert least_share(0.2, count) == pytest.approx(least.mean(), abs=0.004)
+    assert least_share(0.25, np.array([50])) == pytest.approx(0.25)
+    assert least_share(1.0, count) == 1
     order = RNG.permuted(np.tile(np.arange(10), (20_000, 1)), axis=1)
     both = (order[:, :3] < 3).sum(axis=1)
-    assert chance.jaccard(10, 3) == pytest.approx((both / (6 - both)).mean(), abs=0.006)
+    assert jaccard_of_guesses(10, 3) == pytest.approx((both / (6 - both)).mean(), abs=0.006)
     own = np.array([0, 1, 3])
     drawn = RNG.permuted(np.tile(np.arange(4), (20_000, 1)), axis=1)[:, :2]
     simulated = [0, (drawn < 1).any(axis=1).mean(), (drawn < 3).any(axis=1).mean()]
-    assert chance.any_of(own, 4, 2) == pytest.approx(simulated, abs=0.02)
+    assert any_of(own, 4, 2) == pytest.approx(simulated, abs=0.02)
 
 
 def test_guessing_macro_f1_is_near_a_simulation(sklearn):
@@ -111,7 +114,7 @@ def test_guessing_macro_f1_is_near_a_simulation(sklearn):
     drawn = RNG.integers(0, 6, (100, len(label)))
     labels = np.arange(5)
     simulated = [sklearn.f1_score(label, one, average="macro", labels=labels) for one in drawn]
-    guessed = chance.macro_f1(np.bincount(label, minlength=6))
+    guessed = f1_of_guesses(np.bincount(label, minlength=6))
     assert guessed == pytest.approx(np.mean(simulated), rel=0.02)
 
 

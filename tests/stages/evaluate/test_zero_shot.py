@@ -14,8 +14,8 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.evaluate import zero_shot
 from clipmill.stages.evaluate.zero_shot import ZeroShot
-from clipmill.stages.ops.tasks import CLASSNAMES
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.tasks.folders import CLASSNAMES
+from clipmill.stages.ops.vectors.matrices import unit_rows
 from tests.stages.broken_models import DAMAGES, damaged
 from tests.stages.clip.exported import TINY_OPEN_CLIP, known_to_open_clip, write_model
 from tests.stages.task_folders import COLOURS, NAMES, picture, write_tar

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from clipmill.pipeline.dataset import Inputs
-from clipmill.stages.export._features import features_of, with_features
 from clipmill.stages.export._leaving import Dropped
-from clipmill.stages.export.huggingface import HuggingFace
+from clipmill.stages.export.huggingface import HuggingFace, features_of, with_features
 
 ODD = {  # columns that stages and pools may have
     "language": pa.array(["en", "de"]).dictionary_encode(),

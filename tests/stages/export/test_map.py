@@ -11,9 +11,9 @@ from PIL import Image
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.stages.export import map as export_map
-from clipmill.stages.export._plane import moments, nearest_rows, on_plane, plane_of
+from clipmill.stages.export._map import moments, nearest_rows, on_plane, plane_of
 from clipmill.stages.export.map import Map
-from clipmill.stages.ops.vectors import from_matrix, unit_rows
+from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
 
 D = 6
 
@@ -212,7 +212,7 @@ def test_equal_points_lie_on_one_place_and_are_each_others_neighbours():
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 700])
 def test_neighbours_are_those_of_a_sort(rows, monkeypatch):
-    monkeypatch.setattr("clipmill.stages.export._plane.SCORES", 5_000)
+    monkeypatch.setattr("clipmill.stages.export._map.SCORES", 5_000)
     rng = np.random.default_rng(rows)
     unit_ND = unit_rows(rng.integers(-1, 2, (rows, 3)) + np.float32(0.1))
     found = nearest_rows(unit_ND, np.arange(rows), 5).to_pylist()

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.export import _scratch as scratch
+from clipmill.stages.export import _groups as scratch
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from io import BytesIO
 
 import pytest
 
-from clipmill.stages.export._tar import TarWriter, indented, json_of
+from clipmill.stages.export.webdataset import TarWriter, indented, json_of
 
 FILES = {
     "000000000.jpg": bytes(range(256)) * 7,

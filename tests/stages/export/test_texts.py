@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipmill.metadata.schema import CAPTIONS, TEXT, TEXT_LIST
 from clipmill.pipeline.dataset import Inputs
-from clipmill.stages.export._exported import Exported
+from clipmill.stages.export._pictures import Exported
 from clipmill.stages.export._texts import as_text_list, first_texts, texts_of
 from clipmill.stages.export.huggingface import HuggingFace
 from clipmill.stages.export.parquet import Parquet

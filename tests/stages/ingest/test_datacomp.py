@@ -11,7 +11,7 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import ShardError, StageError
 from clipmill.stages.ingest import datacomp
 from clipmill.stages.ingest.datacomp import WIDTHS, DataComp, read, scan
-from clipmill.stages.ops.tables import list_files
+from clipmill.stages.ops.tables.pools import list_files
 from clipmill.stages.select.where import Where
 
 ROWS = 7

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.stages.ingest._text_rows import (
-    Dialect,
-    csv_rows,
-    json_object,
-    lines_of,
-    read_header,
-    row_starts,
-)
+from clipmill.stages.ingest._text_rows import Dialect, csv_rows, lines_of, read_header, row_starts
+from clipmill.stages.ops.tables.pools import json_object
 
 FIELD = st.text(st.sampled_from('a,"\n\t é'), max_size=6)
 TABLE = st.lists(st.lists(FIELD, min_size=2, max_size=2), min_size=1, max_size=8)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.clip.model_card import beside
-from clipmill.stages.clip.texts import token_bags
-from clipmill.stages.clip.towers import new_model
+from clipmill.stages.clip.named import new_model
+from clipmill.stages.clip.nano import token_bags
+from clipmill.stages.clip.saving import beside
 from clipmill.stages.models.checkpoint import load
 from tests.stages.clip.exported import TINY, TINY_OPEN_CLIP, write_model
 

@@ -13,7 +13,6 @@ from aiohttp import web
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Worker
 from clipmill.stages.models import client
-from clipmill.stages.models.echo import reply
 from clipmill.stages.models.endpoint import Endpoint
 from clipmill.stages.models.generator import (
     REASONS,
@@ -24,6 +23,7 @@ from clipmill.stages.models.generator import (
     environments_of,
     open_asker,
 )
+from clipmill.stages.models.reference import reply
 from tests.text_server import DEEP, TextServer
 
 KEY = "sk-a-key-of-nobody"

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from clipmill.stages.ops.area import shrink
+from clipmill.stages.ops.images.area import shrink
 
 
 def noise(height: int, width: int) -> np.ndarray:

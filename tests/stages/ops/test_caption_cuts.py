@@ -1,6 +1,6 @@
 import pyarrow as pa
 
-from clipmill.stages.ops.caption_cuts import CUTS, Cut, first_failed
+from clipmill.stages.select._captions import CUTS, Cut, first_failed
 
 
 def test_the_first_cut_that_a_text_fails_is_its_reason_and_null_fails_none():

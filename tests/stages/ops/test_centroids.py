@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.centroids import Centroids, read, to_table
+from clipmill.stages.ops.vectors.centroids import Centroids, read, to_table
 
 THREE = np.arange(6, dtype=np.float32).reshape(3, 2)
 

@@ -5,7 +5,7 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.combined import Concatenated, Zipped, ZippedWithFiner
+from clipmill.stages.ops.tables.combined import Concatenated, Zipped, ZippedWithFiner
 
 A, B = (pa.table({"uid": [f"{name}{i}" for i in range(3)], name: [0, 1, 2]}) for name in "ab")
 

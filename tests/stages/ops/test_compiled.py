@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-LOOK = "from clipmill.stages.ops import area; print(area.__file__, area._shrink.stats.cache_path)"
+LOOK = """
+from clipmill.stages.ops.images import area
+print(area.__file__, area._shrink.stats.cache_path)
+"""
 
 
 @pytest.fixture

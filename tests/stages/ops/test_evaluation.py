@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.pipeline.errors import StageError
-from clipmill.stages.ops.evaluation import (
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.tasks.evaluation import (
     Wanted,
     listing_digest,
     put_samples,
@@ -17,7 +18,6 @@ from clipmill.stages.ops.evaluation import (
     samples_in,
     tasks_at,
 )
-from clipmill.stages.ops.images import decode
 from tests.stages.task_folders import picture, write_tar
 
 HASHES = pa.field("phash", pa.uint64())

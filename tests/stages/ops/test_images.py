@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from clipmill.stages.ops import images
-from clipmill.stages.ops.images import ImageError, decode, probe
+from clipmill.stages.ops.images import decode as images
+from clipmill.stages.ops.images.decode import ImageError, decode, probe
 from tests.hostile_pictures import apng, commented, in_runs, scanned, segmented, tiff
 
 FORMATS = ["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
@@ -260,7 +260,7 @@ def test_decoding_again_asks_the_system_for_no_memory(tmp_path):
     (tmp_path / "it.png").write_bytes(encoded(smooth(800, 600), "png", compress_level=1))
     program = (
         "import pathlib, resource, sys\n"
-        "from clipmill.stages.ops.images import decode\n"
+        "from clipmill.stages.ops.images.decode import decode\n"
         "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
         "    for again in range(9):\n"
         "        if again == 3: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -287,7 +287,7 @@ def test_the_libraries_of_decoders_say_nothing_on_the_terminal(tmp_path):
         (tmp_path / name).write_bytes(body)
     program = (
         "import ctypes, pathlib, sys\n"
-        "from clipmill.stages.ops import images\n"
+        "from clipmill.stages.ops.images import decode as images\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
         "    try: images.probe(path.read_bytes()), images.decode(path.read_bytes())\n"
         "    except images.ImageError: pass\n"

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.keeper import WORST, Keep, best_first, preference
+from clipmill.stages.ops.tables.keeper import WORST, Keep, best_first, preference
 
 NAN = float("nan")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipmill.stages.ops import _coarse, _on_device
-from clipmill.stages.ops.nearest import fixed_scale, nearest, nearest_centre, sums_by_group
-from clipmill.stages.ops.vectors import unit_rows
+from clipmill.stages.ops.vectors import _coarse, _on_device
+from clipmill.stages.ops.vectors.matrices import unit_rows
+from clipmill.stages.ops.vectors.nearest import fixed_scale, nearest, nearest_centre, sums_by_group
 
 METRICS = ("cosine", "euclidean", "dot")
 PRECISIONS = ("float32", "bfloat16")

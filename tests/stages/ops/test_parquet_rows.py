@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.metadata.storage import Storage
-from clipmill.stages.ops import parquet_rows as module
-from clipmill.stages.ops.parquet_rows import joined, parquet_rows, scan_parquet
-from clipmill.stages.ops.tables import list_files
+from clipmill.stages.ops.tables import parquet_rows as module
+from clipmill.stages.ops.tables.parquet_rows import joined, parquet_rows, scan_parquet
+from clipmill.stages.ops.tables.pools import list_files
 
 
 def shards_of(storage: Storage, group, columns=("n",)) -> list[list[list[int]]]:

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from clipmill.stages.ops.parts import MOST, parts_of
+from clipmill.stages.ops.images.parts import MOST, parts_of
 from tests.hostile_pictures import apng, chunk, commented, noise, png_with, saved, segmented, tiff
 
 COLOURS = [Image.new("RGB", (9, 7), name) for name in ("red", "green", "blue", "gold", "teal")]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from scipy.fft import dct
 
-from clipmill.stages.ops.perceptual import TIE, WAVE_LR, dhash, phash, taps, thumbnails
+from clipmill.stages.ops.images.perceptual import TIE, WAVE_LR, dhash, phash, taps, thumbnails
 
 LANCZOS = Image.Resampling.LANCZOS
 

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipmill.stages.ops.images import decode
-from clipmill.stages.ops.pixels import MAX_COLUMN_PIXELS, PIXELS, decoded, rows_of, shrunk
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.images.pixels import MAX_COLUMN_PIXELS, PIXELS, decoded, rows_of, shrunk
 from tests.stages.ops.test_images import encoded, noise
 
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from clipmill.stages.ops.images import ImageError, decode, probe
-from clipmill.stages.ops.resize import encode, reduction, resize
+from clipmill.stages.ops.images.decode import ImageError, decode, probe
+from clipmill.stages.ops.images.resize import encode, reduction, resize
 
 MODES = ["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 

@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipmill.metadata.globs import open_pool
 from clipmill.pipeline.errors import RetryableError, ShardError
-from clipmill.stages.ops.tables import (
+from clipmill.stages.ops.tables.pools import (
     BATCH_BYTES,
     BATCH_ROWS,
     failing_its_shard,
     first_reason,
     fit,
     in_batches,
-    open_pool,
 )
 
 

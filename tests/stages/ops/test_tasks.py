@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from clipmill.metadata.storage import Storage
-from clipmill.stages.ops.tasks import (
+from clipmill.stages.ops.tasks.folders import (
     CLASSNAMES,
     NSHARDS,
     TEMPLATES,

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.vectors import as_matrix, from_matrix, row_dot, unit_rows
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix, row_dot, unit_rows
 
 PAIR = pa.list_(pa.float32(), 2)
 ROWS = [[1.0, 2.0], None, [3.0, 4.0], [5.0, 6.0]]

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pyarrow as pa
 
-from clipmill.stages.ops.words import word_bags
+from clipmill.stages.models.filter_network import word_bags
 
 TEXTS = ["A cat, a DOG", "", " -- ", "猫が好き é\u0301 naïve_2", "x" * 10_000, "\0 \u202e 🪁 b"]
 

@@ -11,8 +11,8 @@ import yaml
 
 from clipmill.metadata.schema import TEXT_LIST, TEXTS
 from clipmill.pipeline.stage import RowFunction, Worker
-from clipmill.stages.ops.caption_cuts import CUTS, first_failed
 from clipmill.stages.score.caption import CaptionScores
+from clipmill.stages.select._captions import CUTS, first_failed
 from tests.stages.score.planted import Labelled, instructions
 
 OWN = {  # the value that should tell each fault

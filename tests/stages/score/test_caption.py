@@ -17,8 +17,8 @@ from clipmill.stages.models import features
 from clipmill.stages.models.filter_network import KIND, Embedder, FilterNetwork
 from clipmill.stages.models.image_text import load
 from clipmill.stages.models.saved import put_model
-from clipmill.stages.ops.caption_cuts import CUTS, first_failed
 from clipmill.stages.score.caption import CaptionScores
+from clipmill.stages.select._captions import CUTS, first_failed
 from tests.stages.score.judged import recall, values_of
 from tests.stages.score.planted import Labelled, labelled
 

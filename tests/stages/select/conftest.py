@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.stages.ops.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.centroids import Centroids, to_table
 from tests.stages.select.targets import write_targets
 
 

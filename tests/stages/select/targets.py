@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.ops.vectors.matrices import from_matrix
 
 D = 8
 MODEL = "open_clip:ViT-L-14/openai"

@@ -14,7 +14,7 @@ from clipmill.metadata.uid import coin_hash
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.pipeline.stage import Selects
-from clipmill.stages.ops.centroids import Centroids, to_table
+from clipmill.stages.ops.vectors.centroids import Centroids, to_table
 from clipmill.stages.select.balanced_tree import BalancedTree
 
 SIZES = [50, 3, 20, 7, 0, 31, 12, 1]

@@ -10,8 +10,7 @@ from clipmill.metadata.schema import TEXT_LIST, TEXTS
 from clipmill.metadata.uid import coin
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.select._caption_rules import GBC
-from clipmill.stages.select._mixes import SHARES
+from clipmill.stages.select._captions import GBC, SHARES
 from clipmill.stages.select.captions import SelectCaptions
 
 KINDS = (("original", "original"), ("sc", "short"), ("sc", "long"), ("re", "rewrite"))

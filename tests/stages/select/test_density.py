@@ -11,10 +11,9 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.ops.centroids import Centroids, to_table
-from clipmill.stages.select._isolation import mean_distance
+from clipmill.stages.ops.vectors.centroids import Centroids, to_table
 from clipmill.stages.select._quotas import UNIT, probabilities, quotas
-from clipmill.stages.select.density import Density
+from clipmill.stages.select.density import Density, mean_distance
 
 
 @pytest.fixture

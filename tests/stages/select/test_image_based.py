@@ -12,8 +12,8 @@ import pytest
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
 from clipmill.stages.models.reference import Reference
-from clipmill.stages.ops.images import decode
-from clipmill.stages.ops.vectors import from_matrix
+from clipmill.stages.ops.images.decode import decode
+from clipmill.stages.ops.vectors.matrices import from_matrix
 from clipmill.stages.select import _targets
 from clipmill.stages.select.image_based import ImageBased
 from tests.stages.select.targets import MODEL, D, coarse, datacomp, pool, write_targets

@@ -10,7 +10,7 @@ import yaml
 
 from clipmill import pipeline
 from clipmill.pipeline.dataset import Inputs
-from clipmill.stages.ops.vectors import as_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix
 from clipmill.stages.select.image_based import ImageBased
 from clipmill.stages.select.where import Top, Where
 from tests.stages.select.targets import coarse, datacomp, pool

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.vectors import from_matrix, unit_rows
-from clipmill.stages.select import _levels
-from clipmill.stages.select._levels import itself, moved_nodes, nearest_nodes, parents_of
+from clipmill.stages.ops.vectors.matrices import from_matrix, unit_rows
+from clipmill.stages.select import _tree
+from clipmill.stages.select._tree import itself, moved_nodes, nearest_nodes, parents_of
 
 
 def around(groups: int, each: int, spread: float, width: int = 6) -> np.ndarray:
@@ -65,8 +65,8 @@ def test_the_pieces_of_the_points_change_no_bit(metric, memory_context, monkeypa
     point_ND = around(groups=4, each=12, spread=0.4)
     point_ND[5] = point_ND[7]  # ties
     found = []
-    for piece in (_levels.PART, 1, 7, 47):
-        monkeypatch.setattr(_levels, "PART", piece)
+    for piece in (_tree.PART, 1, 7, 47):
+        monkeypatch.setattr(_tree, "PART", piece)
         ctx = memory_context()
         parents = parents_of(partial(itself, point_ND), metric, (9, 3), 8, ctx)
         found.append((*map(np.ndarray.tobytes, parents), ctx.states[-1]["node_LD"].tobytes()))

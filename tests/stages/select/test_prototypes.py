@@ -10,9 +10,8 @@ import pytest
 
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.select import _prototypes
-from clipmill.stages.select._prototypes import groups
-from clipmill.stages.select.prototypes import Prototypes
+from clipmill.stages.select import prototypes
+from clipmill.stages.select.prototypes import Prototypes, groups
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_every_rank_of_random_cases_is_that_of_the_rule(pruned, monkeypatch):
     rng = np.random.default_rng(0)
     for case in range(12):
         rows = drawn(rng)
-        monkeypatch.setattr(_prototypes, "GROUP_ROWS", int(rng.choice([1, 7, 1000])))
+        monkeypatch.setattr(prototypes, "GROUP_ROWS", int(rng.choice([1, 7, 1000])))
         balance = float(rng.choice([0, 0.3, 0.5, 1]))
         order, sign = [("hard", 1), ("easy", -1)][case % 2]
         out, _ = pruned(rows, fraction=0.5, balance=balance, order=order)

@@ -10,7 +10,7 @@ import pytest
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.export.uid_list import UidList as Export
-from clipmill.stages.ops import uid_lists
+from clipmill.stages.ops.tables import uid_lists
 from clipmill.stages.select.uid_list import UidList
 
 

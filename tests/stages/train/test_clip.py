@@ -16,9 +16,9 @@ from clipmill.pipeline import own_code
 from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.engine.checkpoints import StoredCheckpoints
 from clipmill.pipeline.errors import RecipeError, StageError
-from clipmill.stages.clip import towers
+from clipmill.stages.clip import named
+from clipmill.stages.clip.loop import learning_rate
 from clipmill.stages.clip.scales import SCALES
-from clipmill.stages.clip.schedule import learning_rate
 from clipmill.stages.clip.training import Work
 from clipmill.stages.models.checkpoint import load
 from clipmill.stages.models.image_text import load as load_by_name
@@ -392,7 +392,7 @@ def test_a_training_is_another_with_another_open_clip_or_device_and_nanos_stays(
     assert key("cuda:0") == key("cuda:1") != key()
     small, first = {"model": TINY_OPEN_CLIP}, key(model=TINY_OPEN_CLIP)
     assert first == key("cpu", **small) != key("cuda:0", **small)
-    monkeypatch.setattr(towers, "version", lambda package: "0.0")
+    monkeypatch.setattr(named, "version", lambda package: "0.0")
     assert key(**small) != first
 
 

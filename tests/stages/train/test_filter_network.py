@@ -11,7 +11,7 @@ from clipmill.pipeline.dataset import Inputs
 from clipmill.pipeline.errors import StageError
 from clipmill.stages.models import filter_network as fn
 from clipmill.stages.models.filter_network import Embedder
-from clipmill.stages.ops.vectors import as_matrix, from_matrix
+from clipmill.stages.ops.vectors.matrices import as_matrix, from_matrix
 from clipmill.stages.train.filter_network import TrainedFilterNetwork
 
 ROWS, IMAGE_WIDTH, TEXT_WIDTH = 40, 60, 50

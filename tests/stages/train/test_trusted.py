@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.stages.ops.vectors import from_matrix
-from clipmill.stages.train._trusted import FEW, notes
+from clipmill.stages.ops.vectors.matrices import from_matrix
+from clipmill.stages.train.filter_network import FEW, notes
 
 ROWS = 240
 PLACES = ("under the old bridge", "beside a quiet river", "in the morning market", "on my desk")

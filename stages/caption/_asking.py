@@ -1,0 +1,240 @@
+"""What the stages that ask a model for captions share: settings, texts to ask about, answers."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import CAPTIONS, CAPTIONS_MISSING, REASON, REASON_TYPE, UID
+from clipmill.metadata.uid import coin_hash
+from clipmill.pipeline.stage import (
+    Environment,
+    Gigabytes,
+    Gpus,
+    NonEmpty,
+    OneUp,
+    Resources,
+    RowStage,
+    StreamFunction,
+    Worker,
+    location,
+)
+from clipmill.stages.models import generator
+from clipmill.stages.models.generator import Asker, Decoding, Form, Limits
+
+# Shapes: N rows of the batch.
+
+# What a server's tokenizer or template may take for a command: <|im_start|>, </s>, <image>, [INST].
+COMMANDS = re.compile(r"<[^<>\s]{1,40}>")
+BRACKETS = re.compile(r"\[(/?[A-Z_]{2,20})\]")
+CHARACTERS_A_WORD = 12  # of a caption at most, on average: some scripts write no spaces
+# Controls, marks of direction, halves of characters, what is no character.
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")
+JOINERS = "\u200c\u200d"  # part of words in Persian and Indic scripts, and of emoji
+QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`"}  # noqa: RUF001
+LABEL = re.compile(
+    r"(?:[-*•]\s+|\d{1,2}[.)]\s+)?"
+    r"(?:\**(?:(?:new|rewritten|short|long|detailed|image|visual|final|fused)\s+)?"
+    r"(?:caption|rewrite|description|answer|output|target|sentence|alt[- ]text)\**\s*:\**\s*)?",
+    re.IGNORECASE,
+)
+# How an answer begins that speaks to whoever asked: a refusal, or a courtesy before the text.
+REPLY = re.compile(
+    r"(?:i'?m|i am|we are|we're) (?:very |so |really )?(?:sorry|afraid|unable|not able)\b"
+    r"|(?:i|we) (?:can(?:'?t| ?not)|could(?:n't| not)|do(?:n't| not)|am not|won't)\b"
+    r"|sorry\b|(?:my )?apolog|unfortunately\b|as an? (?:ai|artificial|language)\b"
+    r"|(?:sure|certainly|absolutely|of course|great|okay|ok|happy to) ?[,!.:]|sure thing\b"
+    r"|here(?: is|'s| are) (?:the|a|an|your|my|one|some) (?:\w+ ){0,2}"
+    r"(?:sentence|caption|description|version|rewrite|answer)\b"
+    r"|(?:please|could you|can you) (?:provide|share|upload|give|send)\b",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(r"[.!?。！？](?=[\s\"'”’)]|$)[\"'”’)]*|[。！？]")  # noqa: RUF001
+
+
+def cleaned(caption: str, max_words: int) -> str:
+    """The caption on one line, without what could break a prompt, cut to so many words.
+
+    No control characters, marks of direction, arrows or words that servers take for commands. What
+    a caption asks for in plain words stays: a caption may speak of anything.
+    """
+    caption = caption[: 4 * max_words * CHARACTERS_A_WORD]  # 100 kB are not looked through
+    if not (caption.isascii() and caption.isprintable()):
+        caption = "".join(
+            c if c.isprintable() or c in JOINERS else _instead_of(c)
+            for c in unicodedata.normalize("NFC", caption)
+        )
+    caption = BRACKETS.sub(r" \1 ", COMMANDS.sub(" ", caption)).replace("=>", "->")
+    return " ".join(caption.split()[:max_words])[: max_words * CHARACTERS_A_WORD].strip()
+
+
+def _instead_of(character: str) -> str:
+    if character.isspace():
+        return " "
+    kind = unicodedata.category(character)
+    return "" if kind == "Cf" else " " if kind in UNSEEN else character
+
+
+def sentence_of(answer: str, caption: str = "") -> str:
+    """The text of an answer: its first line that has one, without arrows, labels and quotes."""
+    lines = (line.strip() for line in answer.splitlines())
+    first = next((line for line in lines if line.strip("=>-*# ")), "")
+    parts = [part.strip() for part in first.split("=>")]
+    is_echo = not parts[0] or (caption and parts[0].casefold() == caption.casefold())
+    return unlabelled(parts[1] if is_echo and len(parts) > 1 else parts[0])
+
+
+def paragraph_of(answer: str, is_cut: bool) -> str:
+    """The text of a longer answer: all its lines as one, without labels and quotes.
+
+    Of one that was cut, the sentences that are whole, where there is any.
+    """
+    text = unlabelled(" ".join(answer.split()))
+    ends = [found.end() for found in SENTENCE_END.finditer(text)] if is_cut else []
+    return text[: ends[-1]] if ends else text
+
+
+def unlabelled(text: str) -> str:
+    """Without a label such as `Caption:` before it, and quotes around it."""
+    text = LABEL.sub("", text, count=1).strip()  # it matches where the text begins
+    close = QUOTES.get(text[:1])
+    if close and len(text) > 1 and text.endswith(close) and close not in text[1:-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def is_reply(text: str) -> bool:
+    """Whether it speaks to whoever asked, as refusals and courtesies do, and is no caption."""
+    return REPLY.match(text.replace("\u2019", "'")) is not None
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A text, or the reason that there is none."""
+
+    text: str = ""
+    reason: str | None = None
+    prompt_id: str | None
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingStage(RowStage):
+    """A stage of rows whose texts a language model answers, asked within limits."""
+
+    # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, or reference, which
+    # needs no weights and is for trials
+    model: NonEmpty
+    decoding: Decoding  # how answers are drawn; null leaves it to the server
+    limits: Limits = location(Limits())  # how fast and for how much the server is asked
+    cpus: OneUp = location(1)  # cores of one worker, for a server that it starts
+    gpus: Gpus = location(0)  # GPUs of one worker, for a server that it starts
+    memory_gb: Gigabytes = location(4)  # memory of one worker, in GB
+
+    determinism = "recorded"
+    streams = True
+    asks = True
+    batch_rows = 128
+    writes = (CAPTIONS, CAPTIONS_MISSING)
+    transient = generator.TRANSIENT
+    advice: ClassVar[Mapping[str, str]] = generator.ADVICE
+
+    def __post_init__(self) -> None:
+        generator.environments_of(self.model)
+
+    @property
+    def environments(self) -> tuple[Environment, ...]:
+        return generator.environments_of(self.model)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
+
+    def look(self) -> None:
+        generator.look_for(self.model)
+
+    def asker(self, worker: Worker, form: Form) -> Asker:
+        return generator.open_asker(
+            self.model, worker, decoding=self.decoding, limits=self.limits, form=form
+        )
+
+    def streamed(
+        self,
+        start: Callable[[pa.Table], Coroutine[Any, Any, pa.Table]],
+        asks: int = 1,
+        a_slot: int = 16,
+    ) -> StreamFunction:
+        """The stage's function, whose batches wait side by side; it asks so often for a row.
+
+        Rows are read ahead of one that waits, until so many questions a slot are begun: one answer
+        may take that many times as long as others before a slot is empty.
+        """
+        from clipmill.stages.ops.ahead import ahead
+
+        rows_ahead = max(4 * self.batch_rows, a_slot * self.limits.concurrency // asks)
+        return lambda batches: ahead(batches, start, rows_ahead)
+
+
+def columns_of(rows: Iterable[Sequence[Said] | str], worker: Worker, model: str) -> pa.Table:
+    """Texts, texts missing and reason of each row: of what was said, or why nothing was asked.
+
+    A row where nothing was said at all is null, with the reason of its first text.
+    """
+    captions: list[list[dict[str, Any]] | None] = []
+    missing: list[int | None] = []
+    reasons: list[str | None] = []
+    for row in rows:
+        said = [] if isinstance(row, str) else row
+        texts = [
+            {
+                "text": one.text,
+                "source": worker.stage,
+                "model": model,
+                "prompt_id": one.prompt_id,
+                "label": one.label,
+            }
+            for one in said
+            if one.reason is None
+        ]
+        captions.append(texts or None)
+        missing.append(None if isinstance(row, str) else len(said) - len(texts))
+        reasons.append(None if texts else row if isinstance(row, str) else said[0].reason)
+    return pa.table(
+        {
+            CAPTIONS.name: pa.array(captions, CAPTIONS.dtype),
+            CAPTIONS_MISSING.name: pa.array(missing, CAPTIONS_MISSING.dtype),
+            REASON.name: pa.array(reasons, pa.string()).cast(REASON_TYPE),
+        }
+    )
+
+
+def bits_of(batch: pa.Table, worker: Worker, purpose: str) -> NDArray[np.uint64]:
+    """(N,) 64 bits of each row for one purpose of the stage."""
+    return coin_hash(batch[UID.name], seed=worker.seed, stage=worker.stage, purpose=purpose)
+
+
+def seeds_of(batch: pa.Table, worker: Worker, prompt: str) -> list[int]:
+    """(N,) what a server draws each row's answer to a prompt by: 31 bits, as all servers take."""
+    return (bits_of(batch, worker, f"answer {prompt}") >> np.uint64(33)).tolist()
+
+
+async def all_of(waiting: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each comes to; where one fails, the others are cancelled."""
+    import asyncio
+
+    tasks = [asyncio.ensure_future(one) for one in waiting]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

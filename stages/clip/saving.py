@@ -1,0 +1,92 @@
+"""What a training stores: its state, and its model with README.md and open_clip_config.json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+
+from clipmill.pipeline.dataset import Checkpoints, Put
+from clipmill.stages.models.checkpoint import KIND
+from clipmill.stages.models.saved import WEIGHTS, put_model
+
+if TYPE_CHECKING:
+    from clipmill.stages.clip.loop import Trainer
+    from clipmill.stages.clip.towers import Towers
+
+LOADED = "model = open_clip.create_model"
+FOLDER = "FOLDER is this one; of one seed of several, a copy without `seed-N.` in its files' names"
+LABELS = {
+    "scale": "scale",
+    "seed": "seed",
+    "batch_size": "batch size",
+    "rows": "rows learnt from",
+    "data": "digest of the export",
+    "mask": "digest of the rows chosen",
+    "loss": "loss",
+}
+
+
+def save(model: "Towers", facts: Mapping[str, Any], put: Put, scratch: Path) -> None:
+    """Stores a model: its weights, then the card that rebuilds it."""
+    card = {**model.facts, **facts}
+    for name, text in beside(card).items():
+        path = scratch / name
+        path.write_text(text, encoding="utf-8")
+        put(name, path)
+    put_model(put, scratch, KIND, card, model.network.state_dict())
+
+
+def beside(card: Mapping[str, Any]) -> dict[str, str]:
+    """Texts by file; a network of open_clip's has its configuration too, for its own loader."""
+    files = {"README.md": _readme(card)}
+    if "open_clip" in card:
+        from clipmill.stages.clip.open_clip_towers import PIXELS
+
+        picture = dict(zip(("mean", "std"), PIXELS, strict=True))
+        config = {"model_cfg": card["open_clip"], "preprocess_cfg": picture}
+        files["open_clip_config.json"] = json.dumps(config, indent=1) + "\n"
+    return files
+
+
+def _readme(card: Mapping[str, Any]) -> str:
+    name = card.get("model", "nano")
+    rows = [(label, card[key]) for key, label in LABELS.items() if key in card]
+    rows += [(key.replace("_", " "), value) for key, value in card.get("plan", {}).items()]
+    if "replaced" in card:
+        count = sum(card["replaced"].values())
+        rows.append(("samples that another picture stood in for, as theirs does not decode", count))
+    table = "\n".join(f"| {label} | {value} |" for label, value in rows)
+    way = "open_clip has no such network; clipmill has."
+    if "open_clip" in card:
+        lines = ["import open_clip", "", f"# {FOLDER}", f'{LOADED}("local-dir:FOLDER")']
+        if not name.endswith(".json"):  # which open_clip knows by no name
+            lines.append(f'{LOADED}("{name}", pretrained="FOLDER/{WEIGHTS}")')
+        way = "\n".join(["```python", *lines, "```"])
+    return f"""# A CLIP model trained by clipmill: {name}
+
+| trained on, and how | |
+|---|---|
+{table}
+
+{way}
+
+In a recipe of clipmill: `model: "checkpoint:FOLDER"`.
+"""
+
+
+def store(trainer: "Trainer", checkpoints: Checkpoints, scratch: Path) -> None:
+    """Stores all that the next step depends on."""
+    path = scratch / "state.safetensors"
+    state = {name: value.detach().contiguous() for name, value in trainer.state().items()}
+    safetensors.torch.save_file(state, path)
+    checkpoints.put(trainer.step, path)
+
+
+def restore(trainer: "Trainer", checkpoints: Checkpoints) -> None:
+    """Moves the trainer to the newest whole state; leaves it alone where there is none."""
+    if (newest := checkpoints.newest()) is not None:
+        _, path = newest
+        trainer.restore(safetensors.torch.load_file(path))
+        path.unlink()

@@ -1,0 +1,26 @@
+"""Texts as they are compared: in lower case, with single spaces."""
+
+import polars as pl
+import pyarrow as pa
+
+# Python's white space, whose last four a regular expression's \s does not know.
+SPACE = r"[\s\x1C-\x1F]+"
+
+
+def plain(text: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Texts in lower case, with single spaces and none at the ends; null where nothing is left.
+
+    Punctuation and accents stay: another accent is another word.
+    """
+    return _plain(pl.DataFrame(pa.table({"text": text})).to_series().cast(pl.String))
+
+
+def caption_keys(texts: pa.ChunkedArray) -> pa.Array:
+    """The same of captions, in NFKC: what equal ones are equal in."""
+    column = pl.DataFrame(pa.table({"text": texts})).to_series().cast(pl.String)
+    return _plain(column.str.normalize("NFKC"))
+
+
+def _plain(column: pl.Series) -> pa.Array:
+    bare = column.str.to_lowercase().str.replace_all(SPACE, " ").str.strip_chars(" ")
+    return bare.replace("", None).to_arrow().cast(pa.large_string())

@@ -1,0 +1,102 @@
+"""The decoded image as a column that stages read; a plan imports no decoder for it."""
+
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import IMAGE, Derived
+from clipmill.pipeline.errors import ShardError
+
+# Shapes: N rows of a batch, H height, W width.
+
+UNDECODABLE = MappingProxyType(  # what to do where most rows are
+    {"undecodable": "open some of these pictures: is the column that is read one of images?"}
+)
+RGB = NDArray[np.uint8]  # (H, W, 3)
+# A batch of decoded images must fit in memory, whatever a pool holds: 64 of these are 200 MB.
+MAX_COLUMN_PIXELS = 1024 * 1024
+
+
+def decoded(images: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """PIXELS of a column of encoded images; null where there is none or it can't be decoded.
+
+    Images past MAX_COLUMN_PIXELS are shrunk to it, so that memory is bounded by the batch.
+    """
+    pixels = [_decoded(body) for body in images.to_pylist()]  # a decoder takes one at a time
+    size_N = np.array([0 if rgb is None else rgb.size for rgb in pixels], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(size_N)])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ShardError(
+            found=f"{len(pixels)} decoded images take {offsets[-1]:,} bytes, an array holds 2 GiB",
+            where="the pixels of one batch",
+            do="lower the `batch_rows` of the stage that reads pixels",
+        )
+    data = np.concatenate(
+        [np.empty(0, np.uint8), *(r.reshape(-1) for r in pixels if r is not None)]
+    )
+    rgb = pa.Array.from_buffers(
+        pa.binary(),
+        len(pixels),
+        [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)],
+    )
+    height, width = (
+        pa.array([0 if rgb is None else rgb.shape[axis] for rgb in pixels], pa.int32())
+        for axis in (0, 1)
+    )
+    missing = pa.array([rgb is None for rgb in pixels], pa.bool_())
+    return pa.StructArray.from_arrays([height, width, rgb], fields=list(PIXELS.dtype), mask=missing)
+
+
+def _decoded(body: bytes | None) -> RGB | None:
+    from clipmill.stages.ops.images.decode import (  # OpenCV, which a plan does without
+        ImageError,
+        decode,
+    )
+
+    if body is None:
+        return None
+    try:
+        return shrunk(decode(body))
+    except ImageError:
+        return None
+
+
+def shrunk(rgb: RGB) -> RGB:
+    """The picture as PIXELS has it: no larger than MAX_COLUMN_PIXELS."""
+    height, width = rgb.shape[:2]
+    scale = (MAX_COLUMN_PIXELS / (height * width)) ** 0.5
+    if scale >= 1:
+        return rgb
+    from clipmill.stages.ops.images.area import (
+        shrink,  # numba: 60 MB, which most workers do without
+    )
+
+    width, height = (min(max(1, int(it * scale)), MAX_COLUMN_PIXELS) for it in (width, height))
+    return shrink(rgb, width, height)
+
+
+def rows_of(pixels: pa.ChunkedArray | pa.Array) -> list[RGB | None]:
+    """(H, W, 3) of each row of a PIXELS column, read-only and without a copy; None where null."""
+    rows: list[RGB | None] = []
+    for chunk in pixels.chunks if isinstance(pixels, pa.ChunkedArray) else [pixels]:
+        height, width, rgb = chunk.flatten()  # nulls and offset of the struct reach its fields
+        _, offsets, data = rgb.buffers()
+        ends = np.frombuffer(offsets, np.int32)[rgb.offset : rgb.offset + len(rgb) + 1]
+        bytes_ = np.frombuffer(data or b"", np.uint8)
+        bytes_.flags.writeable = False  # other stages of the chain read the same decode
+        for row, (h, w) in enumerate(zip(height.to_pylist(), width.to_pylist(), strict=True)):
+            view = bytes_[ends[row] : ends[row + 1]]
+            rows.append(None if h is None else view.reshape(h, w, 3))
+    return rows
+
+
+PIXELS = Derived(
+    name="pixels",
+    dtype=pa.struct([("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.binary())]),
+    unit="8-bit RGB, row-major",
+    doc="The decoded image, shrunk to 2^20 pixels where larger.",
+    source=IMAGE,
+    derive=decoded,
+)

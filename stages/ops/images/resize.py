@@ -1,0 +1,113 @@
+"""Pictures resized and encoded: img2dataset's modes, sizes and pixels."""
+
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from clipmill.stages.ops.images.area import shrink
+from clipmill.stages.ops.images.decode import MAX_PIXELS, RGB, ImageError
+
+ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
+EncodeFormat = Literal["jpg", "png", "webp"]
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
+
+ENCODED: dict[EncodeFormat, tuple[str, int]] = {
+    "jpg": ("jpeg", cv2.IMWRITE_JPEG_QUALITY),
+    "png": ("png", cv2.IMWRITE_PNG_COMPRESSION),
+    "webp": ("webp", cv2.IMWRITE_WEBP_QUALITY),
+}
+# A picture that is decoded smaller has left, at least: times the size asked for; and pixels a side,
+# for sides are rounded.
+SPARE, LEAST = 1.5, 16
+INTERPOLATION: dict[Interpolation, int] = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+
+
+def resize(
+    rgb: RGB,
+    mode: ResizeMode,
+    size: int,
+    *,
+    only_if_bigger: bool = False,
+    upscale: Interpolation = "lanczos",
+    downscale: Interpolation = "area",
+    full: tuple[int, int] | None = None,
+) -> RGB:
+    """The picture in img2dataset's resize modes; the same object where nothing is to be done.
+
+    Sides: keep_ratio and center_crop take the shorter to `size`, the others the longer; border
+    pads to a square with white, center_crop cuts one out. `full` is the height and width of a
+    picture that was decoded smaller.
+    Source: img2dataset 1.47, Resizer; its sizes and pixels.
+    """
+    if mode == "no":
+        return rgb
+    height, width = full or rgb.shape[:2]
+    side = _side(mode, height, width)
+    if only_if_bigger and side <= size:
+        return rgb
+    scale = size / side
+    shape = max(1, round(height * scale)), max(1, round(width * scale))
+    if shape[0] * shape[1] > MAX_PIXELS:  # one pixel high and very long, asked to be `size` high
+        raise ImageError("too_many_pixels")
+    if shape != rgb.shape[:2]:
+        method = INTERPOLATION[downscale if side > size else upscale]
+        if method == cv2.INTER_AREA:
+            rgb = shrink(rgb, *shape[::-1])
+        else:
+            rgb = cv2.resize(rgb, shape[::-1], interpolation=method).astype(np.uint8, copy=False)
+    if mode == "border":
+        rgb = _in_white_square(rgb, size)
+    elif mode == "center_crop":
+        top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+        rgb = rgb[top : top + size, left : left + size]
+    return rgb
+
+
+def reduction(mode: ResizeMode, size: int, height: int, width: int) -> int:
+    """The factor, 1, 2, 4 or 8, by which a JPEG that will be resized may be decoded smaller.
+
+    Error: against a full decode and INTER_AREA, 47 dB up of 2 and 12 megapixels; of a 640 x 427
+    photo that is sharp to the pixel 33 dB.
+    """
+    if mode == "no":
+        return 1
+    most = min(_side(mode, height, width) / (SPARE * size), min(height, width) / LEAST)
+    return max((by for by in (2, 4, 8) if by <= most), default=1)
+
+
+def _side(mode: ResizeMode, height: int, width: int) -> int:
+    """The side that is brought to the size."""
+    return (min if mode in ("keep_ratio", "center_crop") else max)(height, width)
+
+
+def _in_white_square(rgb: RGB, size: int) -> RGB:
+    height, width = rgb.shape[:2]
+    square = np.full((size, size, 3), 255, np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = rgb
+    return square
+
+
+def square(rgb: RGB, size: int) -> RGB:
+    """(size, size, 3) the whole picture, its longer side at `size`, centred on white."""
+    return resize(rgb, "border", size, upscale="cubic")
+
+
+def encode(rgb: RGB, encode_format: EncodeFormat, quality: int) -> bytes:
+    """The picture in that format; quality 0 to 100, for PNG the compression, 0 to 9."""
+    _, option = ENCODED[encode_format]
+    bgr = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR)
+    try:
+        done, data = cv2.imencode(f".{encode_format}", bgr, [option, quality])
+    except cv2.error:
+        done = False
+    if not done:  # a side past what the format can hold: 65,535 pixels in JPEG, 16,383 in WebP
+        raise ImageError("too_many_pixels")
+    return data.tobytes()

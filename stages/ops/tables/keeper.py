@@ -1,0 +1,96 @@
+"""Which of several equal or similar rows stays: the order that all dedup stages share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import Column
+from clipmill.pipeline.stage import NonEmpty
+from clipmill.stages.ops.tables.rows import in_order
+
+# Shapes: N rows, K columns that decide.
+
+PREFERENCE = Column(
+    "preference",
+    pa.list_(pa.uint64()),
+    "0 up",
+    "By each column of `keep` in turn, the lowest stays; the last has no value.",
+)
+WORST = np.uint64(2**64 - 1)
+SIGN = np.uint64(2**63)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """A column of numbers or truth values; `desc` keeps its greatest. Null comes last."""
+
+    column: NonEmpty  # `name` or `stage.name`
+    order: Literal["asc", "desc"]  # desc keeps the greatest value, asc the least
+
+    @property
+    def reads(self) -> Column:
+        return Rankable(self.column, pa.float64(), "any", "`keep` ranks by numbers, or by truth.")
+
+
+class Rankable(Column):
+    """A column of numbers or truth values, of any width."""
+
+    def accepts(self, dtype: pa.DataType) -> bool:
+        kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
+        return any(is_kind(dtype) for is_kind in kinds)
+
+
+# Several in turn: where one leaves rows equal, the next decides. At last the least uid.
+Order = Keep | tuple[Keep, ...] | None
+
+
+def reads_of(order: Order) -> tuple[Column, ...]:
+    """The columns that decide."""
+    return tuple(keep.reads for keep in in_turn(order))
+
+
+def prefers(order: Order) -> tuple[tuple[str, str], ...]:
+    """The columns that decide, each with `asc` or `desc`, as a stage declares them."""
+    return tuple((keep.column, keep.order) for keep in in_turn(order))
+
+
+def in_turn(order: Order) -> tuple[Keep, ...]:
+    """The columns that decide, in turn; none where the uid decides."""
+    if order is None:
+        return ()
+    return order if isinstance(order, tuple) else (order,)
+
+
+def preference(order: Order, rows: pa.Table) -> pa.ListArray:
+    """A list of integers for each row, lowest first to stay. Exact: no value is rounded."""
+    keeps = in_turn(order)
+    rank_NK = np.empty((len(rows), len(keeps)), np.uint64)
+    for k, keep in enumerate(keeps):
+        rank_NK[:, k] = _ranks(keep, rows[keep.column].combine_chunks())
+    end_N = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * np.int32(len(keeps)))
+    return pa.ListArray.from_arrays(end_N, pa.array(rank_NK.reshape(-1)))
+
+
+def _ranks(keep: Keep, value: pa.Array) -> NDArray[np.uint64]:
+    if pa.types.is_floating(value.type):
+        value_N = value.cast(pa.float64()).fill_null(np.nan).to_numpy() + 0.0  # no -0.0
+        bits_N = value_N.view(np.uint64)
+        # Bits of IEEE numbers sort as integers, once those of negative ones are turned round.
+        rank_N = np.where(value_N < 0, ~bits_N, bits_N | SIGN)
+        missing_N = np.isnan(value_N)
+    elif value.type == pa.uint64():
+        rank_N, missing_N = value.fill_null(0).to_numpy(), value.is_null().to_numpy(False)
+    else:
+        signed_N = value.cast(pa.int64()).fill_null(0).to_numpy()
+        rank_N, missing_N = signed_N.view(np.uint64) ^ SIGN, value.is_null().to_numpy(False)
+    return np.where(missing_N, WORST, ~rank_N if keep.order == "desc" else rank_N)
+
+
+def best_first(rows: pa.Table) -> NDArray[np.int64]:
+    """(N,) row numbers, the row that stays first: by preference, uid, then place in the pool."""
+    rank = rows[PREFERENCE.name].combine_chunks().flatten().to_numpy()
+    rank_NK = rank.reshape(len(rows), len(rank) // max(1, len(rows)))
+    return in_order(rows, *rank_NK.T)

@@ -1,0 +1,242 @@
+"""Rows of Parquet files that others wrote: cut into shards, and each row group read once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipmill.metadata.globs import open_pool
+from clipmill.metadata.limits import limit
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.tables.pools import BATCH_ROWS, list_files
+
+READ_BYTES = 8 << 20  # of a column at a time: one row group may hold all images of a file
+TOGETHER = 8  # shards of small row groups that are read as one
+FEW_ROWS = 16  # at once, of columns whose values may be as large as their chunk
+LEAST = 64  # units of work, so that many workers have some: no more is read as one for less
+
+Source = dict[str, Any]
+
+
+def scan_parquet(
+    storage: Storage, file: Mapping[str, Any], shard_rows: int
+) -> tuple[list[list[Source]], pa.Schema | None]:
+    """Sources of `shard_rows` rows each, by the row group in which they start; the file's schema.
+
+    Where the file cannot be opened, one source without an end, and no schema. A file without rows
+    is a shard without rows, so that it keeps its place in the pool.
+    """
+    source = {"path": file["path"], "digest": file["digest"]}
+    try:
+        with storage.open(file["path"]) as opened, pq.ParquetFile(opened) as parquet:
+            sizes, schema = sizes_of_groups(parquet), parquet.schema_arrow
+    except (pa.ArrowException, OSError):
+        return [[{**source, "start": 0, "stop": None}]], None  # reading fails its shard alone
+    rows = sum(sizes)
+    start_S = np.arange(0, max(rows, 1), shard_rows)
+    stop_S = np.minimum(start_S + shard_rows, rows)
+    group_S = np.searchsorted(np.cumsum(sizes, dtype=np.int64), start_S, "right")
+    groups: dict[int, list[Source]] = {}
+    for group, start, stop in zip(*(it.tolist() for it in (group_S, start_S, stop_S)), strict=True):
+        bounds = {"start": start, "stop": stop, "rows": rows}
+        groups.setdefault(group, []).append(source | bounds)
+    return list(groups.values()), schema
+
+
+def parquet_counts(
+    path: str, suffixes: Sequence[str], shard_rows: int
+) -> Iterator[tuple[int, int]]:
+    """Rows and shards of each Parquet file, from its footer; an unreadable file has a shard."""
+    storage, _ = open_pool(path)
+    for file in list_files(path, suffixes, "pool"):
+        yield counted(storage, file, shard_rows)
+
+
+def counted(storage: Storage, file: Mapping[str, Any], shard_rows: int) -> tuple[int, int]:
+    """Rows and shards of a Parquet file."""
+    groups, _ = scan_parquet(storage, file, shard_rows)
+    return groups[0][0].get("rows", 0), sum(map(len, groups))
+
+
+def groups_in(scanned: Sequence[Mapping[str, Any]]) -> list[list[Source]]:
+    """The groups of sources in the answers of scans.
+
+    A run folder may keep answers from before there were groups: each source is alone there.
+    """
+    return [
+        group
+        for file in scanned
+        for group in file.get("groups") or [[source] for source in file["sources"]]
+    ]
+
+
+def joined(groups: Sequence[list[Source]]) -> list[list[Source]]:
+    """Small groups that follow one another in a file as one: what a unit costs is shared."""
+    most = min(TOGETHER, len(groups) // LEAST)
+    units: list[list[Source]] = []
+    for group in groups:
+        last = units[-1] if units else []
+        if last and last[0]["path"] == group[0]["path"] and len(last) + len(group) <= most:
+            units[-1] = last + group
+        else:
+            units.append(group)
+    return units
+
+
+def whole(rows: pa.Table) -> pa.Table:
+    """The rows as the file has them."""
+    return rows
+
+
+def parquet_rows(
+    storage: Storage,
+    sources: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    batch_rows: int = BATCH_ROWS,
+    at_once: int = 1,
+    made: Callable[[pa.Table], pa.Table] = whole,
+) -> Iterator[Iterator[pa.Table]]:
+    """The rows of each source in turn, of those columns that the file has, streamed.
+
+    The sources are of one file, in its order. Those that start in one row group read it once, from
+    its first row, for Parquet has no other way in. Of the next group, which the last of them may
+    reach into, so many rows are read as it has. Batches are cut from the group's start, so that a
+    source has the same ones whether it is read alone or with others. `at_once` of them are read
+    and `made` into what is given before they are cut: what that costs a call is shared.
+    """
+    path = sources[0]["path"]
+    with (
+        storage.open(path) as opened,
+        pq.ParquetFile(opened, buffer_size=READ_BYTES) as parquet,
+    ):
+        sizes = sizes_of_groups(parquet)
+        end_G = np.cumsum(sizes, dtype=np.int64)
+        there = [name for name in columns if name in parquet.schema_arrow.names]
+
+        def begins_in(source: Mapping[str, Any]) -> int:
+            return int(np.searchsorted(end_G, source["start"], "right"))
+
+        for first, beginning in groupby(sources, begins_in):
+            own = [
+                (it["start"], sum(sizes) if it["stop"] is None else it["stop"]) for it in beginning
+            ]
+            (start, _), (_, stop) = own[0], own[-1]
+            groups = np.flatnonzero((end_G > start) & (end_G - sizes < stop)).tolist()
+            read = bounded(parquet, groups, there, batch_rows * at_once, opened.size())
+            batches = Positioned(
+                map(made, read),
+                sum(sizes[:first]),
+                batch_rows,
+            )
+            for bounds in own:
+                yield batches.between(*bounds)
+
+
+def bounded(
+    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows: int, size: int
+) -> Iterator[pa.Table]:
+    """Tables of so many rows, of fewer where they would take more than MAX_BATCH_BYTES.
+
+    pa.ArrowInvalid where they are a bomb: all together MAX_PARQUET_RATIO times the `size` of the
+    file. Small files of a few words a column may be so: MAX_BATCH_BYTES are always allowed.
+    """
+    most = limit("MAX_BATCH_BYTES")
+    ratio = limit("MAX_PARQUET_RATIO")
+    at_once, seen = rows_at_once(parquet, groups, columns, rows, most), 0
+    held: list[pa.Table] = []
+    for batch in parquet.iter_batches(
+        at_once, row_groups=groups, columns=columns, use_threads=False
+    ):
+        seen += sum(map(bytes_of, batch.columns))
+        if seen > max(most, ratio * size):
+            found = f"its rows take {ratio:,} times its {size:,} bytes, and {most:,} bytes"
+            raise pa.ArrowInvalid(f"{found}: a bomb, or raise CLIPMILL_MAX_PARQUET_RATIO")
+        held.append(pa.Table.from_batches([batch]))
+        if (
+            sum(map(len, held)) == rows
+            or sum(bytes_of(it) for table in held for it in table.columns) >= most
+        ):
+            yield _as_one(held)
+            held = []
+    if held:
+        yield _as_one(held)
+
+
+def rows_at_once(
+    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows: int, most: int
+) -> int:
+    """So many rows, a part of them where they may take more than `most` bytes.
+
+    No value is larger than its column's chunk, and one in a dictionary may stand in every row.
+    """
+    chunks = (
+        parquet.metadata.row_group(group).column(column)
+        for group in groups
+        for column in range(parquet.metadata.num_columns)
+    )
+    wanted = set(columns)
+    worst = max(
+        (it.total_uncompressed_size for it in chunks if it.path_in_schema.split(".")[0] in wanted),
+        default=0,
+    )
+    if worst * rows <= most:
+        return rows
+    fewest = min(rows, max(FEW_ROWS, most // worst))
+    return next(few for few in range(fewest, 0, -1) if rows % few == 0)  # cut as they would be
+
+
+def bytes_of(column: pa.Array | pa.ChunkedArray) -> int:
+    """Bytes of a column's values; of a dictionary's as many times as they stand in rows."""
+    if isinstance(column, pa.ChunkedArray):
+        return sum(map(bytes_of, column.chunks))
+    if not pa.types.is_dictionary(column.type) or not _has_length(column.type.value_type):
+        return int(column.nbytes)
+    lengths = pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)
+    return pc.sum(lengths).as_py() or 0
+
+
+def _has_length(dtype: pa.DataType) -> bool:
+    tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_binary
+    return any(fits(dtype) for fits in tests)
+
+
+def _as_one(tables: Sequence[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
+
+
+class Positioned:
+    """Batches that follow one another from a row of a file on, given out by rising ranges.
+
+    They are cut where so many rows of one end.
+    """
+
+    def __init__(self, batches: Iterator[pa.Table], row: int, rows: int) -> None:
+        self.batches, self.rows = batches, rows
+        self.row = row  # of the file: the first of `batch`
+        self.batch: pa.Table | None = None
+
+    def between(self, start: int, stop: int) -> Iterator[pa.Table]:
+        """The rows start to stop; those before are passed over."""
+        while self.row < stop:
+            if self.batch is None and (batch := next(self.batches, None)) is not None:
+                self.batch = batch
+            if self.batch is None:
+                return
+            end = self.row + len(self.batch)
+            first, last = (min(max(row, self.row), end) - self.row for row in (start, stop))
+            while first < last:
+                after = min(last, first + self.rows - first % self.rows)
+                yield self.batch.slice(first, after - first)
+                first = after
+            if end > stop:
+                return  # the next range begins in this batch
+            self.row, self.batch = end, None
+
+
+def sizes_of_groups(parquet: pq.ParquetFile) -> list[int]:
+    """Rows of each row group."""
+    return [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]

@@ -1,0 +1,219 @@
+"""A pool's files: listed, and their values fitted to declared columns."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from math import isnan
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow.fs import FileType
+
+from clipmill.metadata.globs import files_of, open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.uid import from_hex, uid_of
+from clipmill.pipeline.errors import RetryableError, ShardError, StageError
+
+T = TypeVar("T")
+Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+BATCH_ROWS = 1024
+BATCH_BYTES = 32 << 20
+
+
+def list_files(path: str, suffixes: Sequence[str], stage: str) -> list[dict[str, Any]]:
+    """The pool's files with these suffixes, by name: path, digest and size of each.
+
+    The digest is name, size and time of change: reading all bytes would cost as much as the work.
+    Names that begin with a dot are passed over.
+    """
+    files = [
+        {"path": it.name, "digest": f"{it.name} {it.size} {it.mtime_ns}", "size": it.size}
+        for it in files_of(path)
+        if it.name.lower().endswith(tuple(suffixes))
+    ]
+    if not files:
+        storage, _ = open_pool(path)
+        is_there = storage.fs.get_file_info(storage.path).type != FileType.NotFound
+        ends = f"no file that ends in {', '.join(suffixes)}"
+        raise StageError(
+            found=ends if is_there else f"{ends}: nothing is there",
+            where=f"stage '{stage}', key `path`: {redacted(path)}",
+            do="give a file, a folder or a glob that holds the pool",
+        )
+    return files
+
+
+def sizes_of(files: list[dict[str, Any]]) -> dict[str, int]:
+    """Bytes of each file by name, out of a listing."""
+    return {file["path"]: file["size"] for file in files}
+
+
+@contextmanager
+def failing_its_shard(where: str, *also: type[Exception]) -> Iterator[None]:
+    """Turns an error in reading a file into a ShardError that names the file.
+
+    An OSError is tried again: a corrupt page and a store that does not answer both raise it.
+    """
+    try:
+        yield
+    except (pa.ArrowException, KeyError, EOFError, RecursionError, MemoryError, *also) as error:
+        said = str(error) or repr(error)  # a MemoryError has no words
+        raise ShardError(f"a file that cannot be read: {said}", where, _MEND) from error
+    except OSError as error:
+        raise RetryableError(f"a file that cannot be read: {error}", where, _MEND) from error
+
+
+_MEND = "put the whole file in its place and run again: only its shards are redone"
+
+
+def in_batches(items: Iterable[T], size_bytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """The items in lists of at most 1,024 items, cut after 32 MB."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += size_bytes(item)
+        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def fit(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """The values as this type, and which of them are unfit and null.
+
+    NaN in an integer column, which is how pandas writes a missing integer, is null and fits.
+    A vector fits that has the width of a fixed-size list of floats, and finite numbers only.
+    """
+    if pa.types.is_fixed_size_list(dtype) and pa.types.is_floating(dtype.value_type):
+        return _fit_vectors(values, dtype)
+    if not isinstance(values, list) and values.type in (pa.string(), pa.large_string()):
+        values = values.cast(pa.large_binary())  # nobody has looked whether it is UTF-8: _cast does
+    try:
+        array = _whole(pa.array(values) if isinstance(values, list) else values)
+        return _cast(array, dtype), pa.array(np.zeros(len(array), bool))
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        pass  # one value is bad, or all are: only a look at each can tell
+    python = values if isinstance(values, list) else values.to_pylist()
+    fitted = pa.array([_one(value, dtype) for value in python], dtype)
+    missing = [it is None or (isinstance(it, float) and isnan(it)) for it in python]
+    there = pc.invert(pa.array(missing, pa.bool_()))
+    return fitted, pc.and_(there, fitted.is_null())
+
+
+def uid_values(values: Values) -> pa.Array:
+    """Uids from 16 bytes or 32 hex digits; null where a value is neither."""
+    if not isinstance(values, list) and values.type == pa.binary(16):
+        return _whole(values)
+    return from_hex(fit(values, pa.string())[0])
+
+
+def uid_column(uid: pa.Array | None, url: pa.Array, text: pa.Array) -> pa.Array:
+    """The given uids; the hash of url and text where one is null."""
+    if uid is not None and not uid.null_count:
+        return uid
+    pairs = zip(url.to_pylist(), text.to_pylist(), strict=True)
+    hashed = pa.array([uid_of(*pair) for pair in pairs], pa.binary(16))  # one at a time
+    return hashed if uid is None else pc.coalesce(uid, hashed)
+
+
+def first_rows(tables: Iterable[pa.Table], rows: int) -> pa.Table:
+    """So many rows of the tables, which are read no further; at least one table is given."""
+    head: list[pa.Table] = []
+    for table in tables:
+        head.append(table)
+        if sum(map(len, head)) >= rows:
+            break
+    return pa.concat_tables(head).slice(0, rows).unify_dictionaries()
+
+
+def first_reason(masks: Mapping[str, pa.Array]) -> pa.Array:
+    """A reason column: the first code whose mask is true."""
+    if not any(mask.true_count for mask in masks.values()):  # most batches, and sooner found
+        none = pa.nulls(len(next(iter(masks.values()))), pa.int32())
+        return pa.DictionaryArray.from_arrays(none, pa.array([], pa.string()))
+    return pc.case_when(pc.make_struct(*masks.values()), *masks).dictionary_encode()
+
+
+def any_of(masks: Sequence[pa.Array], rows: int) -> pa.Array:
+    """Whether at least one of the masks is true."""
+    some = [np.asarray(mask) for mask in masks if mask.true_count]
+    return pa.array(np.logical_or.reduce([np.zeros(rows, bool), *some]))
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
+
+
+def _cast(array: pa.Array, dtype: pa.DataType) -> pa.Array:
+    if pa.types.is_floating(array.type) and pa.types.is_integer(dtype):
+        array = pc.if_else(pc.is_nan(array), None, array)
+    if array.type in (pa.binary(), pa.large_binary()) and not pa.types.is_binary(dtype):
+        array = array.cast(pa.string())  # checks UTF-8
+    return array.cast(dtype)
+
+
+def _fit_vectors(values: Values, dtype: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    array = _lists(values)
+    there_N = np.asarray(array.is_valid())
+    length_N = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
+    fits_N = length_N == dtype.list_size
+    flat = pc.list_flatten(array.filter(pa.array(fits_N))).cast(dtype.value_type, safe=False)
+    part_KD = flat.to_numpy(zero_copy_only=False).reshape(-1, dtype.list_size)  # null is NaN
+    finite_K = np.isfinite(part_KD).all(axis=1)
+    fits_N[fits_N] = finite_K
+    row_ND = np.zeros((len(array), dtype.list_size), part_KD.dtype)
+    row_ND[fits_N] = part_KD[finite_K]
+    fitted = pa.FixedSizeListArray.from_arrays(
+        pa.array(row_ND.reshape(-1), dtype.value_type), type=dtype, mask=pa.array(~fits_N)
+    )
+    return fitted, pa.array(there_N & ~fits_N)
+
+
+def _lists(values: Values) -> pa.Array:
+    """The values as lists of numbers; any other value as a list without one."""
+    if not isinstance(values, list):
+        array = _whole(values)
+        kind = array.type
+        holds = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if holds or pa.types.is_fixed_size_list(kind):
+            number = kind.value_type
+            if pa.types.is_floating(number) or pa.types.is_integer(number):
+                return array
+        values = [None if value is None else [] for value in array.to_pylist()]
+    numbers = (int, float)
+    every = [value if value is None or isinstance(value, list) else [] for value in values]
+    every = [
+        value if value is None or all(isinstance(it, numbers) for it in value) else []
+        for value in every
+    ]
+    return pa.array(every, pa.list_(pa.float64()))
+
+
+def _one(value: Any, dtype: pa.DataType) -> Any:
+    """The value as this type, also from a number written as text; None where it is unfit."""
+    errors = (pa.ArrowException, ValueError, TypeError, OverflowError)
+    with suppress(*errors):
+        if isinstance(value, bytes) and not pa.types.is_binary(dtype):
+            value = value.decode()
+        return pa.scalar(value).cast(dtype).as_py()
+    with suppress(*errors):
+        return pa.scalar(float(value)).cast(dtype).as_py()  # "512.0", as pandas writes integers
+    return None
+
+
+def json_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in these bytes; None where there is none."""
+    try:
+        it = json.loads(line)
+    except UNPARSED:
+        return None
+    return it if isinstance(it, dict) else None

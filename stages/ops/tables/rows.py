@@ -1,0 +1,53 @@
+"""What dataset stages do with rows: who was dropped, their order, sums of shards, files in out/."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import KEEP, POSITION, SHARD, UID
+from clipmill.metadata.uid import halves
+from clipmill.pipeline.dataset import State, Task
+
+# Shapes: N rows.
+
+DROPPED = "dropped_before"  # the reason of a row that an earlier select dropped: nobody's copy
+
+
+def dropped_before(rows: pa.Table) -> pa.Array:
+    """(N,) whether an earlier select dropped the row; false where there is no select."""
+    if KEEP.name not in rows.column_names:
+        return pa.array(np.zeros(len(rows), bool))
+    return pc.invert(rows[KEEP.name].combine_chunks().fill_null(False))
+
+
+def in_order(rows: pa.Table, *keys_N: NDArray) -> NDArray[np.int64]:
+    """(N,) row numbers by the keys, the first of them first; then by uid, and place in the pool."""
+    high_N, low_N = halves(rows[UID.name]).T
+    place = rows[POSITION.name].to_numpy(), rows[SHARD.name].to_numpy()
+    return np.lexsort((*place, low_N, high_N, *keys_N[::-1]))
+
+
+def added(one: State, other: State) -> State:
+    """The sum, array by array."""
+    return {name: np.add(one[name], other[name]) for name in one}
+
+
+def joined(one: State, other: State) -> State:
+    """The rows of both, array by array, in the order in which they came."""
+    return {name: np.concatenate([one[name], other[name]]) for name in one}
+
+
+def put_table(name: str, table: pa.Table, task: Task) -> None:
+    """Stores out/<name>, a Parquet file."""
+    path = task.worker.scratch / name
+    pq.write_table(table, path, write_page_checksum=task.page_checksums)
+    task.put_file(name, path)
+
+
+def put_text(name: str, text: str, task: Task) -> None:
+    """Stores out/<name>, in UTF-8."""
+    path = task.worker.scratch / name
+    path.write_text(text, encoding="utf-8")
+    task.put_file(name, path)

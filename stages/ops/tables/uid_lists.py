@@ -1,0 +1,112 @@
+"""A list of uids as shards of rows: DataComp's subset file, or text of one uid a line.
+
+A piece of the file is read at a time, so that a list may be as long as its pool.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.lib import format as npy
+
+from clipmill.metadata.globs import open_pool
+from clipmill.metadata.keys import redacted
+from clipmill.metadata.limits import UNPARSED
+from clipmill.metadata.schema import UID
+from clipmill.metadata.uid import from_halves, from_hex
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.tables.combined import Combined
+
+DTYPE = np.dtype("u8,u8")
+PIECE_BYTES = 16 << 20  # whole uids
+LINE_BYTES = 64  # of the longest line that may be one of 32 digits
+
+
+@dataclass(frozen=True)
+class UidList(Combined):
+    """The uids of each piece. Implements `Shards`."""
+
+    path: str
+    bounds: tuple[int, ...]  # bytes between which a piece lies
+    is_text: bool
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def uids(self) -> int:
+        """The number of uids; of a text file, the most that its bytes can hold."""
+        return (self.bounds[-1] - self.bounds[0]) // (33 if self.is_text else 16)
+
+    def table(self, index: int) -> pa.Table:
+        start, stop = self.bounds[index : index + 2]
+        storage, name = open_pool(self.path)
+        with storage.open(name) as file:
+            if self.is_text:
+                return pa.table({UID.name: _of_lines(file, start, stop, redacted(self.path))})
+            file.seek(start)
+            halves_N2 = np.frombuffer(file.read(stop - start), "<u8").reshape(-1, 2)
+        return pa.table({UID.name: from_halves(halves_N2)})
+
+
+def opened(path: str, where: str) -> UidList:
+    """The list in a file; StageError where there is none, or the file holds something else."""
+    where = f"{where}: {redacted(path)}"
+    storage, name = open_pool(path)
+    try:
+        with storage.open(name) as file:
+            if file.read(6) != b"\x93NUMPY":
+                return UidList(path, _bounds(0, file.size()), is_text=True)
+            file.seek(0)
+            begin, uids = _header(file)
+            there = (file.size() - begin) // DTYPE.itemsize
+    except (OSError, *UNPARSED) as error:
+        do = "give a .npy of dtype u8,u8, as export.uid_list writes it, or text of one uid a line"
+        raise StageError(f"no list of uids: {error}", where, do) from None
+    if there < uids:
+        raise StageError(f"{there:,} uids, and its head says {uids:,}", where, "copy it again")
+    return UidList(path, _bounds(begin, begin + uids * DTYPE.itemsize), is_text=False)
+
+
+def _header(file: pa.NativeFile) -> tuple[int, int]:
+    """Offset of the first uid, and the number of uids. Unpickles nothing."""
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype != DTYPE or len(shape) != 1:
+        raise ValueError(f"an array of {dtype}, shape {shape}")
+    return file.tell(), shape[0]
+
+
+def _bounds(start: int, stop: int) -> tuple[int, ...]:
+    return *range(start, stop, PIECE_BYTES), stop
+
+
+def _of_lines(file: pa.NativeFile, start: int, stop: int, where: str) -> pa.Array:
+    """The uids of the lines that begin between two offsets, blank lines left out."""
+    begin = max(0, start - 1)  # a line begins behind the end of another
+    file.seek(begin)
+    data = file.read(stop - begin + LINE_BYTES)
+    first = data.find(b"\n") + 1 if start else 0
+    last = data.find(b"\n", stop - begin - 1)
+    text = data[first : None if last < 0 else last].decode("latin-1")
+    lines = pc.split_pattern(pa.array([text]), "\n").flatten()
+    uid = from_hex(pc.utf8_trim_whitespace(lines))
+    is_bad = pc.and_(uid.is_null(), pc.not_equal(pc.utf8_trim_whitespace(lines), ""))
+    row = is_bad.index(True).as_py()
+    if row >= 0:
+        raise StageError(
+            found=f"{lines[row].as_py()[:40]!r} is no uid",
+            where=f"{where}, line {_newlines(file, begin + first) + row + 1}",
+            do="write 32 hex digits a line",
+        )
+    return uid.drop_null()
+
+
+def _newlines(file: pa.NativeFile, stop: int) -> int:
+    """Number of lines that end before an offset."""
+    file.seek(0)
+    ends = [*range(0, stop, PIECE_BYTES), stop]
+    return sum(file.read(b - a).count(b"\n") for a, b in pairwise(ends))

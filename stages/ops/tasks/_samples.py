@@ -1,0 +1,233 @@
+"""The samples of an evaluation task, read from its tars or its Parquet files.
+
+A tar of the webdataset layout: KEY.png beside KEY.cls, KEY.txt, KEY.npy. A Parquet file as the
+`datasets` library writes one: pictures are encoded bytes, alone or as {bytes, path}.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clipmill.metadata.limits import limit
+from clipmill.metadata.storage import Storage
+from clipmill.stages.ops.tables import tars
+from clipmill.stages.ops.tasks.listed import Listed
+
+CLASSNAMES = "classnames.txt"
+IMAGES = ("png", "jpg", "jpeg", "webp")
+PARQUET = ".parquet"
+CUE = "cue"  # a column that only a task of associations has
+OF_CUES = (CUE, "candidates", "candidate_images", "associations")
+OF_CAPTIONS = ("image", "caption")
+ROWS = 8  # of a Parquet file held at a time; one may hold a dozen pictures
+BROKEN = (OSError, tarfile.TarError, pa.ArrowException)  # of a file that cannot be read
+# What a KEY.npy can raise that is none.
+NO_NUMBER = (ArithmeticError, AttributeError, EOFError, IndexError, OSError, TypeError, ValueError)
+Kind = Literal["classification", "retrieval", "association", "unscored"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a task; a fatal one would make its figures wrong or missing."""
+
+    found: str
+    where: str
+    do: str
+    is_fatal: bool = True
+
+
+@dataclass(frozen=True)
+class TaskFolder:
+    """What a task's text files say."""
+
+    name: str
+    kind: Kind
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    shards: tuple[str, ...]
+    listed: Listed | None = None  # DataComp's task of this name and number of classes
+
+    @property
+    def is_retrieval(self) -> bool:
+        return self.kind == "retrieval"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, and its class or captions.
+
+    Of a task of associations: a candidate, its cue as the caption, label 1 where the two belong
+    together, and the instance's number as the group.
+    """
+
+    key: str
+    rgb: NDArray[np.uint8]
+    label: int = -1
+    captions: tuple[str, ...] = ()
+    group: int | None = None
+
+
+def samples(folder: Storage, task: TaskFolder) -> Iterator[Sample | Finding]:
+    """Every sample of a task's shards in order; a Finding in the place of a bad sample."""
+    instances = 0  # so far, of a task of associations
+    for shard in task.shards:
+        where = f"{task.name}/test/{shard}"
+        try:
+            if not shard.endswith(PARQUET):
+                for key, members in _of_tar(folder, where):
+                    yield _of_members(key, members, task, f"{where}, key {key}")
+            elif task.kind == "association":
+                for row in _of_parquet(folder, where, OF_CUES):
+                    yield from _candidates(row, instances, f"{where}, row {instances}")
+                    instances += 1
+            else:
+                for number, row in enumerate(_of_parquet(folder, where, OF_CAPTIONS)):
+                    place = f"{where}, row {number}"
+                    yield _captioned(f"{shard.removesuffix(PARQUET)}-{number}", row, place)
+        except BROKEN as error:
+            yield Finding(f"a shard that cannot be read: {error}", where, "copy it again")
+
+
+def columns(folder: Storage, file: str) -> list[str]:
+    """Names of a Parquet file's columns; ArrowException where it is none."""
+    with folder.open(file) as source:
+        return list(pq.read_schema(source).names)
+
+
+def _of_members(
+    key: str, members: dict[str, bytes] | None, task: TaskFolder, place: str
+) -> Sample | Finding:
+    """A sample of a tar."""
+    if members is None:
+        most = limit("MAX_TASK_SAMPLE_BYTES")
+        return Finding(f"a sample of more than {most:,} bytes", place, "replace it")
+    body = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+    truth = b"" if task.kind == "unscored" else members.get("txt" if task.is_retrieval else "cls")
+    if body is None or truth is None:
+        lacks = "picture" if body is None else "KEY.cls or KEY.txt"
+        return Finding(f"a sample without a {lacks}", place, "add it, or drop it")
+    label, captions, group = -1, (), None  # type: int, tuple[str, ...], int | Finding | None
+    if task.is_retrieval:
+        captions = _captions(text_of(truth))
+    elif task.kind == "classification":
+        try:
+            label = int(text_of(truth))
+        except ValueError:
+            return Finding(f"KEY.cls holds {truth[:20]!r}", place, "write a class number")
+        if not 0 <= label < len(task.classnames):
+            text = f"class {label}, and {CLASSNAMES} names {len(task.classnames)}"
+            return Finding(text, place, f"name class n in line n + 1 of {CLASSNAMES}")
+        group = _group(members.get("npy"), task, place)
+    rgb = _decoded(body, place)
+    if isinstance(group, Finding):
+        return group
+    return rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, captions, group)
+
+
+def _decoded(body: bytes | None, place: str) -> NDArray[np.uint8] | Finding:
+    from clipmill.stages.ops.images.decode import (  # not while a recipe is planned
+        ImageError,
+        decode,
+    )
+
+    try:
+        return decode(body or b"")
+    except ImageError as error:
+        return Finding(f"a picture that is {error.code}", place, "replace it")
+
+
+def _group(data: bytes | None, task: TaskFolder, place: str) -> int | Finding | None:
+    """The group that KEY.npy names: in the listed task's column, else the first."""
+    by = task.listed.by if task.listed else None
+    if task.listed and not by:
+        return None  # its numbers are no part of its rule
+    do = "save the picture's numbers with numpy.save, whole and from 0 up"
+    if data is None:
+        lacks = Finding("a sample without KEY.npy, which says its group", place, do)
+        return lacks if by else None
+    try:
+        number = np.load(BytesIO(data), allow_pickle=False).reshape(-1)[by.column if by else 0]
+        group = int(number)
+        if group < 0 or group != number:
+            raise ValueError
+    except (*NO_NUMBER, RecursionError, MemoryError):
+        return Finding("KEY.npy names no group", place, do)
+    return group
+
+
+def _captioned(key: str, row: dict[str, Any], place: str) -> Sample | Finding:
+    """A sample of a Parquet file of pictures and their captions."""
+    texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+    captions = tuple(text.strip() for text in texts if text and text.strip())
+    rgb = _decoded(row["image"], place)
+    return rgb if isinstance(rgb, Finding) else Sample(key, rgb, captions=captions)
+
+
+def _candidates(row: dict[str, Any], instance: int, place: str) -> Iterator[Sample | Finding]:
+    """The candidates of one instance; its cue is asked for as DataComp asks, `A cue`, `An isle`."""
+    candidates, right = row["candidates"] or [], set(row["associations"] or [])
+    cue = (row[CUE] or "").lower()
+    pictures = row["candidate_images"] or []
+    is_whole = bool(cue) and len(candidates) == len(pictures) > 1
+    if not is_whole or not 0 < sum(name in right for name in candidates) < len(candidates):
+        text = f"{len(candidates)} candidates, {len(pictures)} pictures, {len(right)} associations"
+        yield Finding(text, place, "give each a picture, and some of them as associations")
+        return
+    prompt = f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"
+    for name, body in zip(candidates, pictures, strict=True):
+        rgb = _decoded(body, f"{place}: {name}")
+        key, label = f"{instance}/{name}", int(name in right)
+        yield rgb if isinstance(rgb, Finding) else Sample(key, rgb, label, (prompt,), instance)
+
+
+def _of_tar(folder: Storage, shard: str) -> Iterator[tuple[str, dict[str, bytes] | None]]:
+    """The samples of a tar: neighbours of one key; a repeated suffix begins a new sample.
+
+    None in the place of the members where they are too large together.
+    """
+    key, members = "", {}  # type: str, dict[str, bytes]
+    left = most = limit("MAX_TASK_SAMPLE_BYTES")
+    with folder.open(shard) as source, tars.opened(source, "r:") as tar:
+        for member in tars.members(tar):
+            stem, _, suffix = member.name.rpartition("/")[2].partition(".")
+            if not member.isfile() or not stem:
+                continue
+            suffix = suffix.lower()
+            if members and (stem != key or suffix in members):
+                yield key, members if left >= 0 else None
+                members, left = {}, most
+            key, left = stem, left - member.size
+            file = tar.extractfile(member) if left >= 0 else None
+            members[suffix] = file.read() if file else b""
+    if members:
+        yield key, members if left >= 0 else None
+
+
+def _of_parquet(folder: Storage, file: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with these columns; pictures as bytes."""
+    with folder.open(file) as source:
+        for batch in pq.ParquetFile(source).iter_batches(ROWS, columns=list(names)):
+            for row in batch.to_pylist():
+                yield {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A picture's bytes of {bytes, path}; lists likewise."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value["bytes"] if isinstance(value, dict) and "bytes" in value else value
+
+
+def _captions(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.splitlines())))
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", "replace").strip("\ufeff\n\r ")

@@ -1,0 +1,239 @@
+"""The texts of a row, which rule each breaks first, and which of those that pass a mix keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill.metadata.schema import ORIGINAL, TEXT_CLIP_SCORE, TEXT_FIELDS, TEXT_IMAGES, TEXTS
+from clipmill.pipeline.errors import StageError
+from clipmill.stages.ops.texts.lists import flat_texts, text_list
+from clipmill.stages.select import _sql as sql
+
+# Shapes: T texts of a shard; N rows, T texts of all of them.
+
+WORDS = "words"  # what `where` calls the pieces between white space of a text
+GBC = MappingProxyType(  # DFN5B-H-378's cosines
+    {
+        **{"original": 0.2497, "short": 0.2311, "long": 0.1917, "detailed": 0.1917},
+        **{"relation": 0.1852, "composition": 0.1181, "short_composition": 0.1398},
+        **{"detailed_entity": 0.1533},
+    }
+)
+Bools = NDArray[np.bool_]
+
+
+class Broken:
+    """The first rule that each of T texts breaks."""
+
+    def __init__(self, texts: int) -> None:
+        self.passes_T = np.ones(texts, bool)
+        self.reason_T = np.full(texts, None, object)
+
+    def add(self, breaks_T: Bools, rule: str) -> None:
+        """A rule, which those that broke one before have no need of."""
+        self.reason_T[breaks_T & self.passes_T] = rule
+        self.passes_T = self.passes_T & ~breaks_T
+
+
+class Texts:
+    """The texts of a shard one after the other, and values beside them."""
+
+    def __init__(self, shard: pa.Table, captions: tuple[str, ...]) -> None:
+        if captions:
+            texts = flat_texts(shard, captions, has_own=True)
+            count_N = np.bincount(texts["row"].to_numpy(), minlength=len(shard))
+            lists = text_list(texts, count_N)
+        else:
+            lists = shard[TEXTS.name].combine_chunks()
+        self.shard = shard
+        self.count_N = pc.list_value_length(lists).fill_null(0).to_numpy()
+        self.row_T = np.repeat(np.arange(len(shard)), self.count_N)
+        self.values = pc.list_flatten(lists)
+        self.part = {name: pc.struct_field(self.values, name) for name in TEXT_FIELDS}
+        is_own = pc.equal(self.part["source"], ORIGINAL).fill_null(False).to_numpy(False)
+        self.original_T = is_own & self.part["text"].is_valid().to_numpy(False)
+
+    def beside(self, name: str) -> pa.Array:
+        """(T,) values of a list as long as the texts; null where a row has no such list."""
+        lists = self.shard[name].combine_chunks()
+        count_N = pc.list_value_length(lists).fill_null(0).to_numpy()
+        has_N = lists.is_valid().to_numpy(zero_copy_only=False)
+        if (count_N != self.count_N)[has_N].any():
+            raise StageError(
+                found=f"'{name}' has {count_N.sum()} values beside {self.count_N.sum()} texts",
+                where=f"columns `{TEXTS.name}` and `{name}`",
+                do="read the texts that it was made of: read: {texts: NAME.texts}",
+            )
+        start_N = np.cumsum(count_N) - count_N
+        place_T = np.arange(len(self.row_T)) - np.repeat(
+            np.cumsum(self.count_N) - self.count_N, self.count_N
+        )
+        at_T = pa.array(start_N[self.row_T] + place_T, mask=~has_N[self.row_T])
+        return pc.list_flatten(lists).take(at_T)
+
+    @property
+    def scores(self) -> pa.Array:
+        if TEXT_CLIP_SCORE.name not in self.shard.column_names:
+            return pa.nulls(len(self.row_T), pa.float32())
+        return self.beside(TEXT_CLIP_SCORE.name)
+
+
+def broken_rules(
+    texts: Texts,
+    *,
+    checked: Sequence[str],
+    conjuncts: Sequence[sql.Conjunct],
+    lists: Sequence[str],
+    cuts: Mapping[str, float] | Literal["gbc"] | None,
+    most_images: int | None,
+) -> Broken:
+    """The first rule that each text breaks."""
+    broken, made_T = Broken(len(texts.row_T)), ~texts.original_T
+    broken.add(texts.part["text"].is_null().to_numpy(False), "undefined:text")
+    there = {name: CUTS[name] for name in checked if name in texts.shard.column_names}
+    if there:
+        failed = first_failed({name: texts.beside(name) for name in there}, there)
+        for name in there:
+            broken.add(made_T & pc.equal(failed, name).fill_null(False).to_numpy(False), name)
+    if conjuncts:
+        ask(conjuncts, lists, texts, broken)
+    if cuts is not None:
+        compare(GBC if cuts == "gbc" else cuts, texts, broken)
+    if most_images:
+        images_T = texts.beside(TEXT_IMAGES.name).fill_null(0).to_numpy()
+        broken.add(made_T & (images_T > most_images), "most_images")
+    return broken
+
+
+def ask(
+    conjuncts: Sequence[sql.Conjunct], lists: Sequence[str], texts: Texts, broken: Broken
+) -> None:
+    """The conditions of `where`: false, or null for want of a value."""
+    words = pl.Series(texts.part["text"]).str.count_matches(r"\S+")
+    held = {**texts.part, WORDS: words.to_arrow()}
+    held |= {name: texts.beside(name) for name in lists}
+    frame = sql.as_frame(pa.table(held))
+    for rule in conjuncts:
+        truth = sql.truth(rule, frame)
+        broken.add((~truth).fill_null(False).to_numpy(), rule.text)
+        for column in rule.columns:
+            missing = truth.is_null() & frame[column].is_null()
+            broken.add(missing.to_numpy(), f"undefined:{column}")
+        broken.add(truth.is_null().to_numpy(), "undefined")
+
+
+def compare(cuts: Mapping[str, float], texts: Texts, broken: Broken) -> None:
+    """The score of each text with the cut of its source, else with that of its label."""
+    score_T = texts.scores.to_numpy(False).astype(np.float32)
+    has_cut_T = np.zeros(len(score_T), bool)
+    for part in ("source", "label"):
+        for name, least in cuts.items():
+            is_its_T = pc.equal(texts.part[part], name).fill_null(False).to_numpy(False)
+            is_its_T &= ~has_cut_T
+            broken.add(is_its_T & np.isnan(score_T), f"undefined:{TEXT_CLIP_SCORE.name}")
+            broken.add(is_its_T & (score_T < np.float32(least)), f"cut:{name}")
+            has_cut_T |= is_its_T
+
+
+Mix = Literal["blip2", "short-synthetic", "veclip", "laclip", "metaclip-1.2"]
+SHARES = MappingProxyType({"blip2": 0.3, "short-synthetic": 0.45, "metaclip-1.2": 0.15})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat:
+    """The texts of N rows one after the other."""
+
+    row_T: NDArray[np.int64]
+    original_T: Bools
+    made_T: Bools  # texts that a mix may take in the original's place
+    passes_T: Bools
+    score_T: NDArray[np.float32]  # NaN where there is none
+    rows: int
+
+    def first(self, mask_T: Bools) -> NDArray[np.int64]:
+        """(N,) the first of each row's texts in the mask; -1 where there is none."""
+        at_N = np.full(self.rows, -1)
+        at = np.flatnonzero(mask_T)[::-1]
+        at_N[self.row_T[at]] = at  # of several, what is written last stays: the first text
+        return at_N
+
+    def best(self, mask_T: Bools) -> NDArray[np.int64]:
+        """(N,) that with the highest score; of equal ones, and without a score, the first."""
+        at = np.flatnonzero(mask_T)
+        score = np.where(np.isnan(self.score_T[at]), -np.inf, self.score_T[at])
+        at = at[np.argsort(-score, kind="stable")]
+        at_N = np.full(self.rows, -1)
+        at_N[self.row_T[at[::-1]]] = at[::-1]
+        return at_N
+
+
+def mixed_texts(mix: Mix | None, flat: Flat, takes_made_N: Bools, least: float) -> Bools:
+    """(T,) which texts a mix keeps of those that pass.
+
+    `takes_made_N` says which rows take a text that was made, one of at least the score `least`; the
+    others take their own, or a made one where their own does not pass.
+    """
+    if mix in (None, "laclip"):
+        return flat.passes_T
+    own_N = flat.first(flat.passes_T & flat.original_T)
+    made_N = flat.best(flat.passes_T & flat.made_T)
+    kept_T = np.zeros(len(flat.row_T), bool)
+    if mix == "veclip":
+        chosen = np.concatenate([own_N, made_N])
+    else:
+        if least > -np.inf:
+            score_N = np.append(flat.score_T, np.float32(np.nan))[made_N]  # -1: of no text
+            made_N = np.where(score_N >= np.float32(least), made_N, -1)
+        chosen = np.where(takes_made_N, made_N, np.where(own_N >= 0, own_N, made_N))
+    kept_T[chosen[chosen >= 0]] = True
+    return kept_T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The least and the greatest value that passes."""
+
+    least: float = -inf
+    most: float = inf
+
+
+# By the value's column; verdicts count 0 and 1. In this order: what fails first is the reason.
+CUTS: Mapping[str, Cut] = MappingProxyType(
+    {
+        "text_words": Cut(least=1),
+        "text_is_refusal": Cut(most=0),
+        "text_garbled": Cut(most=0),
+        "text_repetition": Cut(most=0.1),
+        "text_prompt_leak": Cut(most=0.1),
+        "text_has_disclaimer": Cut(most=0),
+        "text_markup": Cut(most=0),
+        "text_foreign": Cut(most=0.5),
+        "text_copy_ratio": Cut(most=0.85),
+        "text_invented": Cut(most=0),
+        "text_is_cut": Cut(most=0),
+    }
+)
+
+
+def first_failed(values: Mapping[str, pa.Array], cuts: Mapping[str, Cut]) -> pa.Array:
+    """The column of the first cut that each text fails; null where it passes all.
+
+    `values` are flat, an item for each text; a cut whose column is not there is passed over.
+    """
+    named = [name for name in cuts if name in values]
+    failed = []
+    for name in named:
+        value = values[name]
+        if value.type != pa.float32():  # whose 0.1 is at a cut of 0.1, and not above it
+            value = value.cast(pa.float64())
+        value_N = value.to_numpy(zero_copy_only=False)  # a null is NaN, which fails nothing
+        failed.append(pa.array((value_N < cuts[name].least) | (value_N > cuts[name].most)))
+    return pc.case_when(pc.make_struct(*failed), *named)
