@@ -52,7 +52,7 @@ class Fuse(RowStage):
         the web caption in a long description. Departs: prompts and decoding of our own; they name
         none that could be read.
     Error: what the model makes up or loses: judge texts with score.caption.
-    Example: {model: reference}
+    Example: {after: [ingest.datacomp, caption.rewrite], model: reference}
     """
 
     # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, or reference, which

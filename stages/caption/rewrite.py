@@ -64,7 +64,7 @@ class Rewrite(RowStage):
         0.9, top-p 0.95, 77 new tokens, one line. Departs: pairs of our own; a caption that is too
         long is cut by words, as no tokenizer is at hand; one stage asks for all styles.
     Error: what the model makes up: judge rewrites with score.caption.
-    Example: {model: reference}
+    Example: {after: [ingest.datacomp], model: reference}
     """
 
     # a model by its scheme: openai:URL#MODEL, vllm:MODEL, gguf:FILE, smollm2, whose weights are in

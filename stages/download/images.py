@@ -42,6 +42,7 @@ class DownloadImages(RowStage):
     Error: what the web answered on that day; a corrupt image may still decode. Which rows of a
         host that hangs are host_down depends on what was asked with them. `decode: reduced` against
         `full`, as stored: 40 dB up from 2 and 12 megapixels, 32 dB from small, sharp ones.
+    Example: {after: [ingest.datacomp]}
     """
 
     # how an image meets `image_size`: border pads to a square, keep_ratio fits the shorter side,

@@ -80,6 +80,7 @@ class Img2dataset(RowStage):
         broken one are all undecodable or, decoded halfway, images; http_status is 200 for any
         answer with a body. EXIF orientation is ignored, grey stays grey, and `resize: no` encodes
         again what skip_reencode does not keep.
+    Example: {after: [ingest.datacomp]}
     """
 
     # how an image meets `image_size`: border pads to a square, keep_ratio fits the shorter side,

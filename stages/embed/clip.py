@@ -31,7 +31,7 @@ class ClipEmbedding(RowStage):
 
     Source: the two towers of CLIP (Radford et al. 2021); the recipe names the model.
     Error: none for `reference`, whose sums are of whole numbers; else float32's on one processor.
-    Example: {model: reference}
+    Example: {after: [ingest.image_folder], model: reference}
     """
 
     # open_clip:NAME/TAG, open_clip:NAME@FILE, checkpoint:URI, stage:NAME, or reference, which needs

@@ -60,6 +60,7 @@ class HuggingFace(DatasetStage):
 
     Source: the Parquet layout of the Hugging Face Hub, as `datasets` writes it.
     Error: `num_bytes` in the card is the size of the files, not of the decoded table.
+    Example: {after: [ingest.webdataset]}
     """
 
     rows_per_shard: OneUp = 10_000  # at most; a group of whole source shards seldom fills it

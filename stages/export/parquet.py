@@ -49,6 +49,7 @@ class Parquet(DatasetStage):
     the pool, the seed and the settings, never on the workers.
 
     Error: rows mix within a group of source shards, about one file's worth; a loader mixes groups.
+    Example: {after: [ingest.image_folder]}
     """
 
     rows_per_shard: OneUp = 10_000  # at most; a group of whole source shards seldom fills it

@@ -42,6 +42,7 @@ class Table(DatasetStage):
     Ids are hex digits. In CSV lists and structs are JSON; in JSON, NaN is null. No image is read.
 
     Error: float32 values are written with the fewest digits that give them back.
+    Example: {after: [ingest.webdataset]}
     """
 
     format: Literal["csv", "jsonl"] = "csv"  # of the file: comma-separated, or JSON Lines

@@ -60,6 +60,7 @@ class WebDataset(DatasetStage):
     Source: img2dataset's webdataset output. Departs: no times, so that equal rows are equal bytes.
     Copies are DataComp's resharder's, which numbers rows that stand once too (UID-0). A key a text
     is what open_clip's `--json-text-key "caption;caption_1"` reads, which skips lists.
+    Example: {after: [ingest.webdataset]}
     """
 
     rows_per_shard: Annotated[int, Meta(ge=1, le=SAMPLES)] = SAMPLES  # samples of a tar, at most
