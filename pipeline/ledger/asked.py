@@ -28,7 +28,7 @@ class Asked:
     stage: str
     bound: Mapping[str, Binding]
     names: tuple[str, ...]
-    condition: Any  # a stage `select.where`, or None
+    condition: Any  # a stage that asks it of rows, or None
     reasons: frozenset[str] | None
     used: tuple[str, ...]  # stages that are read, the root first
     is_large: bool

@@ -86,6 +86,7 @@ class Rewrite(RowStage):
 
     version = 1
     determinism = "recorded"
+    proofs = (("model", generator.proof),)
     streams = True
     asks = True
     batch_rows = 128

@@ -18,7 +18,7 @@ from clipmill.pipeline.stage import (
 )
 from clipmill.stages.embed._pair import ADVICE, NO_VECTOR, pair, vectors
 from clipmill.stages.embed._width import check_width, planned_width
-from clipmill.stages.models.image_text import ImageTextModel, load, look_for, width_of
+from clipmill.stages.models.image_text import ImageTextModel, load, look_for, proof, width_of
 from clipmill.stages.ops.pixels import PIXELS, rows_of
 
 
@@ -44,6 +44,7 @@ class ClipEmbedding(RowStage):
 
     version = 2
     determinism = "exact"
+    proofs = (("model", proof),)
     takes = ("rows", "model")
     reads = (PIXELS, TEXT)
     reasons = ("no_image", "no_text", NO_VECTOR)

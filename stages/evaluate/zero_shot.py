@@ -26,6 +26,7 @@ from clipmill.stages.ops.tasks import (
     look_at,
     names,
     none_at,
+    proof,
     refuse,
 )
 
@@ -57,6 +58,7 @@ class ZeroShot(DatasetStage):
 
     version = 4
     determinism = "exact"
+    proofs = (("tasks", proof),)
     takes = ("model",)
     gives = ("data",)
     artifacts = (("results", RESULTS),)

@@ -74,6 +74,7 @@ class HuggingFace(DatasetStage):
 
     version = 3
     determinism = "exact"
+    formats = ("huggingface",)
     takes = (("rows", "data"),)
     gives = ("data",)
     reasons = REASONS

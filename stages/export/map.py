@@ -78,6 +78,7 @@ class Map(DatasetStage):
 
     version = 1
     determinism = "exact"
+    formats = ("map",)
     gives = ("data",)
     reasons = ("not_kept", "no_embedding", "no_cluster", "beyond_rows")
 

@@ -64,6 +64,7 @@ class Parquet(DatasetStage):
 
     version = 4
     determinism = "exact"
+    formats = ("parquet",)
     takes = (("rows", "data"),)
     gives = ("data",)
     reasons = REASONS

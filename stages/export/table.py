@@ -51,6 +51,7 @@ class Table(DatasetStage):
 
     version = 1
     determinism = "exact"
+    formats = ("csv", "jsonl")
     gives = ("data",)
     reasons = ("not_kept", "other_rows")
 

@@ -41,6 +41,7 @@ class UidList(DatasetStage):
 
     version = 1
     determinism = "exact"
+    formats = ("uid_list",)
     gives = ("data",)
     reasons = REASONS
 

@@ -72,6 +72,7 @@ class WebDataset(DatasetStage):
 
     version = 4
     determinism = "exact"
+    formats = ("webdataset",)
     takes = (("rows", "data"),)
     gives = ("data",)
     reasons = REASONS

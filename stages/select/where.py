@@ -36,6 +36,7 @@ class Where(DatasetStage):
 
     version = 1
     determinism = "exact"
+    asked_in = "where"
     at_once = 8
     optional_reads = (KEEP, IMAGE_BYTES)
     writes = (KEEP,)
