@@ -21,19 +21,19 @@ from clipmill.metadata.storage import Storage
 from clipmill.pipeline.engine.dataset_job import DatasetJob
 from clipmill.pipeline.engine.repair import take_away
 from clipmill.pipeline.engine.running import Running
-from clipmill.pipeline.engine.telling import Telling
 from clipmill.pipeline.errors import RecipeError, StageError, did_you_mean
 from clipmill.pipeline.planning.bindings import columns_of
 from clipmill.pipeline.planning.plan import Plan, make_plan
 from clipmill.pipeline.planning.planned import Binding, PlannedStage
 from clipmill.pipeline.planning.settings import declaring, stage_class
 from clipmill.pipeline.run_folder import lock
+from clipmill.pipeline.run_folder.live import Telling
 from clipmill.pipeline.run_folder.state import RunState, StageState, summary
 from clipmill.pipeline.target import refuse_others
 
 if TYPE_CHECKING:
-    from clipmill.pipeline.engine.telling import Watcher
     from clipmill.pipeline.executors import Executor
+    from clipmill.pipeline.run_folder.live import Watcher
 
 TEXTS = ("parquet", "webdataset", "huggingface")  # with pictures, and every text of a row
 PICTURES = (*TEXTS, "map")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from clipmill.metadata.keys import without_keys
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress, ProgressColumn
 
 CONTROL = re.compile(  # C0 but for tab and line feed, DEL, C1, marks and overrides of direction
@@ -97,24 +98,32 @@ def bars(*columns: "ProgressColumn") -> Iterator["Progress"]:
 
 
 @contextmanager
-def drawing(
-    draw: Callable[[int, int], list[tuple[str, str]]], every_s: float, stream: Any = None
-) -> Iterator[None]:
-    """Lines with their styles, drawn anew, on standard error; what is printed stands above them.
+def drawing(draw: "Callable[[int], RenderableType]", every_s: float, stream: Any) -> Iterator[None]:
+    """What `draw` gives, in so many rows, drawn anew; what is printed stands above it.
 
-    `draw` gets columns and rows. Its text passes as `harmless`.
+    Its text must be `harmless`.
     """
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
-    stream = stream or sys.stderr
     console = Console(file=stream.stream if isinstance(stream, Guarded) else stream)
 
-    def lines() -> Text:
-        drawn = draw(console.width, console.height - 1)  # the cursor has a row of its own
-        return Text("\n").join(Text(harmless(text), style=style) for text, style in drawn)
+    def drawn() -> "RenderableType":
+        return draw(console.height - 1)  # the cursor has a row of its own
 
-    with Live(get_renderable=lines, console=console, refresh_per_second=1 / every_s):
+    with Live(get_renderable=drawn, console=console, refresh_per_second=1 / every_s):
         guard()  # for rich puts streams of its own in the place of ours
         yield
+
+
+def as_text(drawn: "RenderableType", width: int) -> str:
+    """The lines of what rich draws, in so many columns and no colour, without spaces at their ends.
+
+    The same wherever it is printed: a pipe gets what a terminal does.
+    """
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

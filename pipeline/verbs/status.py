@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line a stage, and why what failed did."""
-    from clipmill.pipeline.ledger.status import status
+    from clipmill.pipeline.run_folder.live import status
 
     live = status(options.run)
     if options.watch and live.works and sys.stdout.isatty() and not options.json:
@@ -58,13 +58,17 @@ def _print(live: "LiveRun", as_json: bool) -> None:
 
 def _drawn(live: "LiveRun", run: str) -> "LiveRun":
     """Draws the run as it goes, in one place of the terminal; as it ended."""
-    from clipmill.pipeline.ledger.status import status
-    from clipmill.pipeline.progress_lines import within
-    from clipmill.pipeline.terminal import drawing
+    from rich.console import Group
+    from rich.text import Text
 
-    def draw(width: int, height: int) -> list[tuple[str, str]]:
+    from clipmill.pipeline.progress import board
+    from clipmill.pipeline.run_folder.live import status
+    from clipmill.pipeline.terminal import drawing, harmless
+
+    def draw(height: int) -> Group:
         now = time.time()
-        return [(headline(live, now), "bold"), *within(live, now, width, height - 1)]
+        head = Text(harmless(headline(live, now)), "bold", no_wrap=True, overflow="ellipsis")
+        return Group(head, board(live, now, height - 1))
 
     with drawing(draw, 1.0, sys.stdout):
         while live.works:
@@ -83,13 +87,13 @@ def as_json(state: "RunState") -> dict[str, Any]:
 
 def text(live: "LiveRun", now: float) -> str:
     """Who works there, a line a stage, and what failed: what, where, what to do."""
-    from clipmill.pipeline.progress_lines import within
+    from clipmill.pipeline.progress import board
+    from clipmill.pipeline.terminal import as_text
 
     width = max(PAGE, shutil.get_terminal_size((PAGE, 24)).columns)
-    rows = len(live.stages) + 1
-    lines = [line for line, _ in within(live, now, width, rows, bars=False)]
+    lines = as_text(board(live, now, bars=False), width)
     notes = [f"note: {note}" for note in live.notes]
-    return "\n".join([headline(live, now), *notes, "", *lines, *_causes(live)])
+    return "\n".join([headline(live, now), *notes, "", lines, *_causes(live)])
 
 
 def headline(live: "LiveRun", now: float) -> str:
