@@ -8,9 +8,9 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from clipmill.metadata.keys import without_keys
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CONTROL = re.compile(  # C0 but for tab and line feed, DEL, C1, marks and overrides of direction
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
+LEAST = 12  # characters that a column keeps, however narrow the terminal
 LONGEST = 160  # characters of a condition or a value on a page
 
 
@@ -127,3 +128,44 @@ def as_text(drawn: "RenderableType", width: int) -> str:
     with console.capture() as captured:
         console.print(drawn)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def aligned(
+    rows: Sequence[Sequence[str]],
+    right: Collection[int] = (),
+    width: int | None = None,
+    indent: int = 0,
+) -> list[str]:
+    """The rows as lines, a column under the other, two spaces apart; numbers stand `right`.
+
+    In so many columns of the terminal the widest give way until all fit; without a width each
+    cell is whole, on a terminal as in a pipe.
+    """
+    from rich.cells import cell_len
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[harmless(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    if width is not None:
+        widths = _fitting(widths, width - indent - 2 * (len(widths) - 1))
+    drawn = Table.grid(padding=(0, 2, 0, 0))
+    for place, wide in enumerate(widths):
+        side: Literal["left", "right"] = "right" if place in right else "left"
+        drawn.add_column(justify=side, width=wide, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    room = indent + sum(widths) + 2 * len(widths)
+    return as_text(Padding(drawn, (0, 0, 0, indent)), room).splitlines() if cells else []
+
+
+def _fitting(wide: list[int], room: int) -> list[int]:
+    """Widths of columns that need so many characters: the widest give until all fit."""
+    widths = list(wide)
+    while sum(widths) > room and (most := max(widths)) > LEAST:
+        second = max([size for size in widths if size < most], default=LEAST)
+        many = widths.count(most)
+        less = max(LEAST, second, most - -(-(sum(widths) - room) // many))
+        widths = [less if size == most else size for size in widths]
+    return widths

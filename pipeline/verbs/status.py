@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmill.pipeline.verbs import DONE
 from clipmill.pipeline.verbs._options import add_json, add_run
@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
 def _print(live: "LiveRun", as_json: bool) -> None:
     from clipmill.pipeline.run_folder.live import as_json as json_of
 
-    said = json_of(live, time.time())
-    print(json.dumps(said, indent=1) if as_json else text(live, time.time()))
+    now = time.time()
+    print(json.dumps(json_of(live, now), indent=1) if as_json else text(live, now))
 
 
 def _drawn(live: "LiveRun", run: str) -> "LiveRun":
@@ -75,14 +75,6 @@ def _drawn(live: "LiveRun", run: str) -> "LiveRun":
             time.sleep(WATCH_S)
             live = status(run)
     return live
-
-
-def as_json(state: "RunState") -> dict[str, Any]:
-    """What lies in a run's folder: every stage with shards, rows, seconds, reasons, failures."""
-    from clipmill.pipeline.run_folder.live import as_json as json_of
-    from clipmill.pipeline.run_folder.live import live_run
-
-    return json_of(live_run(state, "complete"), time.time())
 
 
 def text(live: "LiveRun", now: float) -> str:

@@ -24,10 +24,9 @@ from clipmill.pipeline.ledger import heaps
 from clipmill.pipeline.ledger.causes import BEFORE, UNDEFINED, trace
 from clipmill.pipeline.ledger.funnel import funnel
 from clipmill.pipeline.ledger.work import work
-from clipmill.pipeline.run_folder.live import live_run
+from clipmill.pipeline.run_folder.live import as_json, live_run
 from clipmill.pipeline.run_folder.state import RunState
 from clipmill.pipeline.verbs.funnel import text
-from clipmill.pipeline.verbs.status import as_json
 from tests import numbered
 
 pytestmark = pytest.mark.usefixtures("own_stages")
@@ -323,7 +322,7 @@ def test_status_and_the_reports_table_of_work_open_no_data_file(numbered_copy, m
         file.unlink()  # the copy's link
         file.write_bytes(bytes(size))  # as large as recorded, and unreadable
     names = opened(monkeypatch)
-    said = as_json(RunState(state.plan, state.run))["stages"]
+    said = as_json(live_run(RunState(state.plan, state.run), "complete"), 0.0)["stages"]
     assert {stage["name"]: stage["rows"] for stage in said if stage["rows"]} == dict.fromkeys(
         ("pool", "one", "two", "first", "late", "last"), len(numbered.ROWS)
     )
